@@ -10,12 +10,12 @@ JOBS ?= 2
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
-STAGES := preview estimate precompute ingest teach verify show distill evaluate export sweep report share attach
+STAGES := $(filter-out __init__,$(notdir $(basename $(wildcard stages/*.py))))
 # Stages with a section cluster.
 CLUSTER_STAGES := preview estimate precompute ingest teach distill sweep attach
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
-.PHONY: help install demo submit render test test-all test-anywhere test-versions test-hub test-loggers test-hosts bench gpu docs lint format lock clean $(STAGES)
+.PHONY: help install demo submit test test-all test-anywhere test-versions test-hub test-loggers test-hosts bench gpu docs lint format lock clean $(STAGES)
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -66,13 +66,10 @@ attach: install ## join a shared pass to a store of the same images
 ingest share attach:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),--help)
 
-submit render: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)
+submit: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)
 submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/howto/cluster.md)
 	@$(dir $(PY))ray job submit --address $(ADDRESS) --working-dir . -- python -m stages.$(VERB) \
 		$(if $(filter $(CLUSTER_STAGES),$(VERB)),cluster=existing) $(ARGS)
-
-render: install ## print the KubeRay manifest of a job that runs VERB
-	@$(PY) -m stages.render verb=$(VERB) cluster=kuberay $(ARGS)
 
 test: install ## run the tests in JOBS=2 processes: about 4 minutes on 2 cores
 	@$(PYTEST) $(ARGS)

@@ -66,8 +66,8 @@ DOORS = (
     "permafrost.store.artifacts:Artifact",
     "permafrost.store.manifest:PassManifest",
     "permafrost.store.record_form:RecordForm",
-    "permafrost.reports.page:StoreSection",
-    "permafrost.reports.page:SectionPart",
+    "permafrost_report.page:StoreSection",
+    "permafrost_report.page:SectionPart",
 )
 """Classes that plug-ins and packages derive from, fill or call."""
 _SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example|Attributes):$", re.MULTILINE)

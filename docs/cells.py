@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from permafrost.reports.comparison import confidence_interval
+from permafrost_report.comparison import confidence_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

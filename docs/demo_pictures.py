@@ -19,9 +19,9 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
-from permafrost.reports.cases import CasePair, open_pair
-from permafrost.reports.pictures import overlays
-from permafrost.reports.student_results import load_results
+from permafrost_report.cases import CasePair, open_pair
+from permafrost_report.pictures import overlays
+from permafrost_report.student_results import load_results
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,10 +13,7 @@ Writes  runs/<run>/distill/: model.safetensors, model.json, checkpoint.pt, metri
 Rerun   the same command resumes from the last checkpoint, with any trainer.ranks, and does not change a finished run
 """
 
-from __future__ import annotations
-
 from permafrost.cli import stage_main
-from permafrost.training.distill import distill_student as run
 
 if __name__ == "__main__":
-    stage_main("distill", run, __doc__)
+    stage_main("distill")

@@ -19,19 +19,7 @@ Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensor
 Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 """
 
-from __future__ import annotations
-
 from permafrost.cli import stage_main
-from permafrost.config.verbs import EvaluateConfig
-from permafrost.evaluation.evaluate import EvaluateResult, evaluate_student
-from permafrost.evaluation.inputs import without_unknown_arms
-
-
-def run(config: EvaluateConfig) -> EvaluateResult:
-    """Run the missing evaluators, without comparing a single student with an arm that only its experiment names."""
-    config = without_unknown_arms(config, config.command)
-    return evaluate_student(config)
-
 
 if __name__ == "__main__":
-    stage_main("evaluate", run, __doc__)
+    stage_main("evaluate")

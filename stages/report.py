@@ -11,61 +11,7 @@ Writes  runs/<run>/report.html, report.json with its numbers, and report.csv wit
 Rerun   the same command writes the same files while options, store and runs are the same
 """
 
-from __future__ import annotations
-
-import json
-import logging
-from dataclasses import dataclass
-from datetime import UTC, datetime
-
 from permafrost.cli import stage_main
-from permafrost.config.verbs import ReportConfig
-from permafrost.runs.folder import run_folder
-from permafrost.storage.files import write_atomically
-
-logger = logging.getLogger("permafrost.report")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportResult:
-    """Files of the report, and its headline."""
-
-    html: str
-    json: str
-    csv: str
-    """Numbers of every student, empty if none was evaluated."""
-    paired_difference: str
-    summary: str
-    """Sentences at the top of the page."""
-    next: str
-    """Suggested next command: the evaluation of a student without results, or the one that the config names."""
-
-
-def run(config: ReportConfig) -> ReportResult:
-    """Write the files from finished runs, without training or evaluating anything."""
-    from permafrost.reports.main_table import student_csv  # these import torch and matplotlib
-    from permafrost.reports.page import render_page
-    from permafrost.reports.page_content import gather_page
-
-    page = gather_page(config)
-    values = page.values
-    contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
-    if page.paired:
-        contents["csv"] = student_csv(values["runs"], page.columns)
-    files = {kind: run_folder(config.run) / f"report.{kind}" for kind in contents}
-    for kind, content in contents.items():
-        # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
-        write_atomically(files[kind], content.encode(errors="backslashreplace"))
-    logger.info("%s written on %s UTC", files["html"], f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
-    return ReportResult(
-        html=str(files["html"]),
-        json=str(files["json"]),
-        csv=str(files.get("csv", "")),
-        paired_difference=page.headline,
-        summary=" ".join(values.get("summary", [])),
-        next=values.get("unevaluated", {}).get("command", config.report.next_command),
-    )
-
 
 if __name__ == "__main__":
-    stage_main("report", run, __doc__)
+    stage_main("report")

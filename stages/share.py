@@ -12,56 +12,7 @@ Writes  the new folder `to`, or with hf://<user>/<name> the folder <user>-<name>
 Rerun   the folder is written again, and appears once it is whole
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from shlex import quote
-
 from permafrost.cli import stage_main
-from permafrost.config.exchange import ShareConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShareResult:
-    """Folder or address of the shared pass."""
-
-    shared: str
-    records: int
-    files: int
-    bytes: int
-    next: str = ""
-
-
-def run(config: ShareConfig) -> ShareResult:
-    """Write a pass for others.
-
-    Raises:
-        UserError: If the pass, the folder or the licenses cannot be used.
-    """
-    from permafrost.exchange.hub import is_hub, repository_of, require_hub, upload_to_hub
-    from permafrost.exchange.share_writer import open_shared_pass, share_pass  # imports torch
-
-    config.require_complete()
-    store, opened = open_shared_pass(config)
-    folder = Path(config.to)
-    if is_hub(config.to):
-        require_hub()
-        folder = Path(repository_of(config.to).replace("/", "-"))
-    done = share_pass(config, store, opened, folder.resolve())
-    where = str(folder)
-    if is_hub(config.to):
-        where = upload_to_hub(done.folder, config.to, "dataset")
-    return ShareResult(
-        shared=where,
-        records=done.records,
-        files=done.files,
-        bytes=done.bytes,
-        next=f"permafrost attach {quote(f'from={folder}')} store.path=<another store of these images>"
-        if config.form == "webdataset"
-        else "",
-    )
-
 
 if __name__ == "__main__":
-    stage_main("share", run, __doc__)
+    stage_main("share")

@@ -9,40 +9,7 @@ Writes  the picture to `show.output=`, as PNG, SVG or PDF by its name
 Rerun   the same command writes the same picture
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from pathlib import Path
-
 from permafrost.cli import stage_main
-from permafrost.config.verbs import ShowConfig
-from permafrost.storage.files import write_atomically
-from permafrost.store.reader import Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowResult:
-    """Facts of the store and of its pass, and the file of the picture."""
-
-    facts: dict[str, str] = field(default_factory=dict)
-    picture: str = ""
-
-    def printed(self) -> dict[str, str]:
-        """Return the values for the terminal."""
-        return {**self.facts, "picture": self.picture}
-
-
-def run(config: ShowConfig) -> ShowResult:
-    """Draw the picture and write it."""
-    from permafrost.reports.store_sheet import draw_store
-
-    store = Store(config.store.folder)
-    passes = store.open_passes(config.store.teacher) if store.pass_folders() else []
-    sheet = draw_store(store, passes[0] if passes else None, config.show.split, config.show.records)
-    path = Path(config.show.output)
-    write_atomically(path, sheet.encoded(path.suffix[1:]))
-    return ShowResult(facts=sheet.facts, picture=str(path))
-
 
 if __name__ == "__main__":
-    stage_main("show", run, __doc__)
+    stage_main("show")

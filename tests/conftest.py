@@ -160,8 +160,8 @@ def tiny_teacher(tmp_path_factory) -> CifarModelConfig:
 def frozen(tmp_path_factory, tiny_teacher) -> Frozen:
     """Finished store with one Zarr pass, which tests must not change."""
     from permafrost.store.reader import Store
-    from stages import precompute
     from tests.support.stores import Frozen, precompute_config
+    from tests.support.verbs import precompute
 
     config = precompute_config(tmp_path_factory.mktemp("frozen") / "store", tiny_teacher)
     precompute.run(config)

@@ -367,7 +367,7 @@ VALUES = st.one_of(
 
 def option_words(verb: str) -> list[str]:
     """Names of the verb's options and sections, and of the options of some members."""
-    own = [option.name for option in options_of(VERBS[verb])]
+    own = [option.name for option in options_of(VERBS[verb].options)]
     return [
         *own,
         "experiment",

@@ -42,8 +42,8 @@ from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store
 from permafrost.store.zarr_fields import ZarrFields
 from permafrost.training.metric_log import read_metrics
-from stages import distill, evaluate, precompute
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, evaluate, precompute
 
 pytestmark = pytest.mark.usefixtures("records_drawn_anew")
 GOLDEN = Path(__file__).with_name("golden.json")

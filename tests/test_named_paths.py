@@ -8,23 +8,23 @@ import pytest
 from permafrost.config.compose import compose
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.options import resolve_implementation
-from permafrost.config.target_formats import (
+from permafrost.config.verbs import build_verb_config
+from permafrost.core.errors import ConfigError, FileError, UserError
+from permafrost.core.json_entries import stays_inside
+from permafrost.sources.source import build_source
+from permafrost.storage.files import named_file
+from permafrost.storage.untrusted import load_tensors
+from permafrost_exchange.format_options import (
     ArraysConfig,
     E2KDFilesConfig,
     EmbeddingsConfig,
     ListColumnsConfig,
     TinyViTConfig,
 )
-from permafrost.config.verbs import build_verb_config
-from permafrost.core.errors import ConfigError, FileError, UserError
-from permafrost.core.json_entries import stays_inside
-from permafrost.exchange.target_reader import reading
-from permafrost.sources.source import build_source
-from permafrost.storage.files import named_file
-from permafrost.storage.untrusted import load_tensors
-from stages import precompute
+from permafrost_exchange.target_reader import reading
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.paths import ROOT
+from tests.support.verbs import precompute
 
 CALLERS = {
     "stays_inside": {
@@ -33,22 +33,22 @@ CALLERS = {
         "storage/rooted_paths.py __truediv__",
     },
     "require_inside": {
-        "reports/student_results.py read_sweep",
+        "../permafrost_report/student_results.py read_sweep",
         "store/entries.py __post_init__",
         "store/manifest.py check_files",
         "store/shards.py __post_init__",
     },
     "named_file": {
-        "sources/huggingface_sets.py _read_file",
+        "../permafrost_sources/huggingface_sets.py _read_file",
         "../permafrost_papers/interpretability/concepts.py _read_file",
     },
 }
 """Functions that ask whether a path in a file stays in its folder. Below a store or a share a RootedPath asks."""
 OPENED = {
-    "exchange/datacompdr.py gzip.open": "bytes of a member",
-    "exchange/npy_files.py archive.open": "a member of an archive that is open",
-    "exchange/unpickling.py open": "/proc/self/status",
-    "sources/tar_members.py tarfile.open": "a file that is open",
+    "datacompdr.py gzip.open": "bytes of a member",
+    "npy_files.py archive.open": "a member of an archive that is open",
+    "unpickling.py open": "/proc/self/status",
+    "tar_members.py tarfile.open": "a file that is open",
 }
 """Calls in the readers of strangers' files that open something by other means than storage/files.py, and what it is."""
 
@@ -81,13 +81,13 @@ def test_the_callers_of_the_rule_are_known(name):
 def test_readers_open_files_through_functions_that_refuse_pipes_and_devices():
     """`open_regular` and the like do; `Path.open` waits for a pipe, and reads a device without end."""
     opened = set()
-    for folder in ("exchange", "sources"):
-        for path in (ROOT / "pipeline/permafrost" / folder).glob("*.py"):
+    for folder in ("permafrost/sources", "permafrost_sources", "permafrost_exchange"):
+        for path in (ROOT / "pipeline" / folder).rglob("*.py"):
             for _, call in functions_of(path):
                 text = ast.unparse(call.func)
                 last = text.rpartition(".")[2]
                 if last in ("open", "read_bytes", "read_text", "read_schema", "ParquetFile"):
-                    opened.add(f"{folder}/{path.name} {text}")
+                    opened.add(f"{path.name} {text}")
 
     assert opened == set(OPENED)
 

@@ -20,8 +20,8 @@ from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.store.index import INDEX_SCHEMA
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/reference/store-format.md").read_text()
 EXAMPLE, REBUILDING = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

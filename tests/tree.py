@@ -3,12 +3,13 @@
     python -m tests.tree                 this checkout
     python -m tests.tree 6a9defb HEAD    commits, side by side
 
-statements       of pipeline/ and stages/, neither docstrings nor imports; of the core without the papers' folders
+statements       of pipeline/ and stages/, neither docstrings nor imports; of the core (permafrost and stages), and of
+                 each package that enters by the plug-in door
 logic lines      of pipeline/ and stages/: neither blank, comment, docstring nor import
 reached          modules of the package that a stage imports, itself or through others, also inside functions, but not
                  for types alone
 buckets          files outside of storage/ that ask whether a path is in a bucket, or act on it
-shared names     names of modules that several modules have, except __init__
+shared names     names of modules that several modules have, except __init__, and without stages/
 double classes   public class names that several modules define
 climbs, returns  of the way of `config` through a stage: its functions are followed in the order of their calls, as long
                  as they are given `config` or a part of it. A climb goes back to a caller that then calls further; a
@@ -35,7 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WAYS = {"precompute": "config", "distill": "config", "evaluate": "config"}
-PAPERS = {"permafrost_papers", "ked", "unicam", "interpretability"}
+FUNCTIONS = {
+    "precompute": "permafrost.verbs.precompute:precompute_store",
+    "distill": "permafrost.training.distill:distill_student",
+    "evaluate": "permafrost.evaluation.evaluate:evaluate_student",
+}
+"""Functions of these verbs, which earlier trees have in stages/."""
+PAPERS = {"ked", "unicam", "interpretability"}
+"""Papers that earlier trees have in the package itself."""
 _OF_BUCKETS = {
     *("is_address", "is_in_bucket", "is_remote", "bucket_of", "cache_of", "fetch_file"),
     *("map_ahead", "listed_once", "collected_uploads"),
@@ -152,11 +160,17 @@ class Tree:
 
         yield from visit(module, function, parameter, 0)
 
+    def function_of(self, verb: str) -> tuple[str, ast.AST]:
+        """Return the module and the function of a verb."""
+        module, _, name = FUNCTIONS[verb].partition(":")
+        if name in self.names.get(module, {}) and "run" not in self.names[f"stages.{verb}"]:
+            return self.names[module][name]
+        of_stage = self.names[f"stages.{verb}"]
+        return of_stage["run" if "run" in of_stage else verb]
+
     def way(self, stage: str) -> tuple[int, int, int, int]:
         """Return the stops, files, climbs and returns of `config` from the function `run` of a stage."""
-        module, function = self.names[f"stages.{stage}"][
-            "run" if "run" in self.names[f"stages.{stage}"] else stage
-        ]
+        module, function = self.function_of(stage)
         stops = list(self.follow(module, function, WAYS[stage]))
         climbs = sum(later[0] <= earlier[0] for earlier, later in itertools.pairwise(stops))
         returns, left = 0, set()
@@ -237,7 +251,11 @@ def asks_for_buckets(tree: ast.AST) -> bool:
 def figures(root: Path) -> dict[str, int]:
     """Count a source tree."""
     tree = Tree(root)
-    of_papers = {name for name in tree.trees if PAPERS & {*name.split(".")[:2]}}
+    packages: dict[str, set[str]] = defaultdict(set)
+    for name in tree.trees:
+        top, _, rest = name.partition(".")
+        is_core = top in ("permafrost", "pipeline", "stages") and rest.split(".")[0] not in PAPERS
+        packages["core" if is_core else top].add(name)
     counts = {name: statements_of(module) for name, module in tree.trees.items()}
     logic, imports, longest = 0, 0, 0
     for name, path in tree.paths.items():
@@ -246,7 +264,11 @@ def figures(root: Path) -> dict[str, int]:
         logic += len(code_lines(text) - docstring_lines(tree.trees[name]) - imported)
         imports += len(imported)
         longest = max(longest, text.count("\n"))
-    stems = Counter(path.stem for path in tree.paths.values() if path.stem != "__init__")
+    stems = Counter(
+        path.stem
+        for name, path in tree.paths.items()
+        if path.stem != "__init__" and not name.startswith("stages.")
+    )
     classes: dict[str, set[str]] = defaultdict(set)
     for name, module in tree.trees.items():
         for node in module.body:
@@ -255,9 +277,9 @@ def figures(root: Path) -> dict[str, int]:
     tests = list((root / "tests").rglob("*.py"))
     values = {
         "files in pipeline/ and stages/": len(tree.paths),
-        "files of the core": len(tree.paths) - len(of_papers),
+        "files of the core": len(packages["core"]),
         "statements": sum(counts.values()),
-        "statements of the core": sum(n for name, n in counts.items() if name not in of_papers),
+        "statements of the core": sum(counts[name] for name in packages["core"]),
         "logic lines": logic,
         "import lines": imports,
         "lines of the longest file": longest,
@@ -270,8 +292,13 @@ def figures(root: Path) -> dict[str, int]:
         for name, module in tree.trees.items()
         if not name.startswith(("permafrost.storage", "permafrost.core"))
     )
+    for package, modules in packages.items():
+        values[f"{package}: statements"] = sum(counts[name] for name in modules)
+        values[f"{package}: files"] = len(modules)
+        texts = [tree.paths[name].read_text() for name in modules]
+        values[f"{package}: lines"] = sum(text.count("\n") for text in texts)
     for stage in WAYS:
-        values[f"{stage}: reached"] = len(reached(tree, f"stages.{stage}"))
+        values[f"{stage}: reached"] = len(reached(tree, tree.function_of(stage)[0]))
         for kind, count in zip(
             ("stops", "files", "climbs", "returns"), tree.way(stage), strict=True
         ):
@@ -293,9 +320,11 @@ def main() -> None:
         columns = {each: figures(extract(each, Path(folder) / each)) for each in commits}
     columns = columns or {"here": figures(ROOT)}
     print("| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
-    for name in next(iter(columns.values())):
+    for name in dict.fromkeys(name for values in columns.values() for name in values):
         print(
-            f"| {name} | " + " | ".join(f"{values[name]:,}" for values in columns.values()) + " |"
+            f"| {name} | "
+            + " | ".join(f"{values.get(name, 0):,}" for values in columns.values())
+            + " |"
         )
 
 

@@ -1,6 +1,7 @@
 """Run frozen teachers once, store their logits and explanations, and distill many students from the store.
 
-The names below are public and imported on first use. All others are internal and may change.
+The names below are public and imported on first use, and so are the verbs of packages, as in `permafrost.report(...)`.
+All others are internal and may change.
 """
 
 from __future__ import annotations
@@ -17,19 +18,14 @@ if TYPE_CHECKING:
     from permafrost.core.errors import UserError
     from permafrost.library import (
         OpenStore,
-        attach,
         augmentation,
         distill,
         evaluate,
         explain,
-        export,
-        ingest,
         load_student,
         open_store,
         precompute,
         preview,
-        report,
-        share,
         sweep,
         teach,
     )
@@ -65,31 +61,33 @@ __all__ = [
     "OpenStore",
     "RecordLoader",
     "UserError",
-    "attach",
     "augmentation",
     "distill",
     "evaluate",
     "explain",
-    "export",
-    "ingest",
     "kd_loss",
     "load_student",
     "map_cosine",
     "open_store",
     "precompute",
     "preview",
-    "report",
-    "share",
     "sweep",
     "teach",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'permafrost' has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "permafrost.library")), name)
+    if name in __all__:
+        return getattr(import_module(_MODULES.get(name, "permafrost.library")), name)
+    if not name.startswith("_"):
+        from permafrost.config.verbs import VERBS
+
+        if name in VERBS:  # of a package
+            return import_module("permafrost.library").verb_function(name)
+    raise AttributeError(f"module 'permafrost' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    from permafrost.config.verbs import VERBS
+
+    return [*globals(), *dict.fromkeys([*__all__, *VERBS])]

@@ -1,4 +1,4 @@
-"""Command line of the stages: parse the words, run the stage, and print its result or an error."""
+"""Command line of a verb: parse the words, run the verb, and print its result or an error."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import complete_words, compose
 from permafrost.config.environment import keep_freed_memory, open_closed_streams, ordinary_torch
-from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
 from permafrost.config.sections import section_names, section_of, sections_of_verb
-from permafrost.config.verbs import build_verb_config
+from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError, UserError, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.yaml_text import dump_yaml
@@ -40,21 +39,13 @@ class _OneLineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def stage_main(
-    verb: str,
-    run: Callable[[Any], Any],
-    doc: str | None,
-    configure: Callable[[Sequence[str]], Any] | None = None,
-) -> None:
-    """Run a stage from the command line.
+def stage_main(verb: str) -> None:
+    """Run a verb with the words of the command line.
 
     The exit code is 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
 
     Args:
-        verb: Name of the stage.
-        run: Function of the stage, of its config.
-        doc: Docstring of the stage, the first part of its help.
-        configure: Builds the config of a stage whose words are not all its own; None builds it from the verb's options.
+        verb: Name of the verb.
     """
     words = sys.argv[1:]
     open_closed_streams()
@@ -65,9 +56,7 @@ def stage_main(
     with catch_signals() as signals:
         try:
             with signals.raising():
-                code, message = _attempt(
-                    verb, lambda: _run_words(verb, run, doc or "", configure, words)
-                )
+                code, message = attempt(f"permafrost {verb}", lambda: _run_typed(verb, words))
         except BaseException as error:
             # A signal may end in any exception, as where it cuts an import.
             # Ray turns an exception raised inside its calls into a KeyboardInterrupt.
@@ -80,8 +69,8 @@ def stage_main(
         sys.exit(code)
 
 
-def _attempt(verb: str, run: Callable[[], None]) -> tuple[int, str]:
-    """Run the words of a command, and return its exit code and the line of an error that the user can fix."""
+def attempt(program: str, run: Callable[[], None]) -> tuple[int, str]:
+    """Run a part of a program, and return its exit code and the line of an error that the user can fix."""
     try:
         run()
     except ConfigError as error:
@@ -96,38 +85,22 @@ def _attempt(verb: str, run: Callable[[], None]) -> tuple[int, str]:
         code, reason = 1, printable(f"{place}{error.strerror or error}")
     else:
         return 0, ""
-    return code, f"permafrost {verb}: error: {reason}"
+    return code, f"{program}: error: {reason}"
 
 
-def _run_words(
-    verb: str,
-    run: Callable[[Any], Any],
-    doc: str,
-    configure: Callable[[Sequence[str]], Any] | None,
-    words: Sequence[str],
-) -> None:
-    """Show the help or the config if the words ask for it, otherwise run the stage and print its result."""
+def _run_typed(verb: str, words: Sequence[str]) -> None:
+    """Show the help or the config if the words ask for it, otherwise run the verb and print its result."""
     load_plugins(plugin_names(words))
     if {"-h", "--help"} & set(words):
         asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
-        print(_help(verb, doc, asked, is_brief="--help" not in words))
+        print(_help(verb, asked, is_brief="--help" not in words))
         return
     if "--cfg" in words:
-        shown = _without_cfg(words)
-        values = (
-            to_plain_dict(configure(shown))
-            if configure
-            else sections_of_verb(verb, compose(verb, shown))
-        )
+        values = sections_of_verb(verb, compose(verb, _without_cfg(words)))
         print(dump_yaml(values), end="")
         return
     started = time.monotonic()
-    if configure is not None:
-        result = run(configure(words))
-        check_interrupted()
-        _print_result(result)
-        return
-    result = run_words(verb, run, words)
+    result = run_words(verb, words)
     check_interrupted()
     _print_result(result, time.monotonic() - started, words)
 
@@ -142,36 +115,37 @@ def _without_cfg(words: Sequence[str]) -> list[str]:
     return [*words[:place], *words[place + 2 :]]
 
 
-def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any:
-    """Run a stage with the words of a command line, and return its result.
+def run_words(verb: str, words: Sequence[str]) -> Any:
+    """Run a verb with the words of a command line, and return its result.
 
     Args:
-        verb: Name of the stage.
-        run: Function of the stage, of its config.
+        verb: Name of the verb.
         words: Words of the command line.
 
     Raises:
         ConfigError: If the words do not fit the verb or its options.
-        UserError: Any other error that the user can fix, of the stage.
+        UserError: Any other error that the user can fix, of the verb.
     """
     load_plugins(plugin_names(words))
+    described = VERBS[verb]
+    function = resolve_name(described.function)
     complete = complete_words(verb, words)
     composed = compose(verb, complete) | {"command": [verb, *words]}
-    _check_live_words(verb, complete, composed)
     config = place_paths(build_verb_config(verb, composed))
-    _check_evaluate_words(verb, complete, composed, config)
+    if described.check_words is not None:
+        described.check_words(complete, composed, config)
     with ExitStack() as stack:
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if "run" in section_names(verb):
             stack.enter_context(leaving_no_preparation(composed["run"], composed["command"]))
-        if verb == "sweep":  # its students have locks of their own
+        if described.locks_run:
             stack.enter_context(lock_folder(run_folder(composed["run"]), "run"))
-        if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
+        if described.saves_options:
             path = run_folder(composed["run"]) / f"{verb}.yaml"
             save_options(path, sections_of_verb(verb, composed), composed["command"])
         _import_pandas()
-        return run(config)
+        return function(config, words) if described.swept else function(config)
 
 
 def _import_pandas() -> None:
@@ -182,45 +156,8 @@ def _import_pandas() -> None:
         pa.array([0])
 
 
-def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
-    """Raise ConfigError for typed teacher options that are not read; an experiment may set them."""
-    if verb != "distill" or composed["mode"] == "live":
-        return
-    for word in words:
-        require(
-            section_of(word) not in ("teacher", "explainer"),
-            f"distill reads {word} with mode=live only; frozen targets come from the store: "
-            "choose the pass with store.teacher=",
-        )
-
-
-def _check_evaluate_words(
-    verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
-) -> None:
-    """Raise ConfigError for a typed section that `evaluate` does not read."""
-    if verb != "evaluate":
-        return
-    reads_teacher = config.teacher.kind == composed["teacher"]["kind"]
-    asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
-    readers = [name for name, options in EVALUATORS.items() if options.reads_augment]
-    for word in words:
-        require(
-            section_of(word) != "student" or config.model == "network",
-            f"evaluate reads {word} with model=network only; the student of a run is named by run=",
-        )
-        require(
-            section_of(word) != "teacher" or reads_teacher,
-            f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
-            "the teacher's stored targets are chosen by store.teacher=",
-        )
-        require(
-            section_of(word) != "augment" or bool(set(readers) & set(config.requested_evaluators)),
-            f"evaluate reads {word} with evaluators=[{', '.join(readers)}] only",
-        )
-
-
-def _help(verb: str, doc: str, words: Sequence[str] = (), *, is_brief: bool = False) -> str:
-    """Return the help of a stage; `words` choose members of groups, whose options are then shown.
+def _help(verb: str, words: Sequence[str] = (), *, is_brief: bool = False) -> str:
+    """Return the help of a verb; `words` choose members of groups, whose options are then shown.
 
     A brief one lists the options with their values only.
     """
@@ -228,10 +165,10 @@ def _help(verb: str, doc: str, words: Sequence[str] = (), *, is_brief: bool = Fa
 
     composed = compose(verb, words)
     if is_brief:
-        return f"{doc.strip()}\n\n{list_verb(verb, composed)}\n\n--help says what they mean."
+        return f"{VERBS[verb].help}\n\n{list_verb(verb, composed)}\n\n--help says what they mean."
     options = describe_verb(verb, composed)
     return (
-        f"{doc.strip()}\n\n{options}\n\nAnother member of a group has other options: --help method=kd.\n"
+        f"{VERBS[verb].help}\n\n{options}\n\nAnother member of a group has other options: --help method=kd.\n"
         "--cfg job [key=value ...] prints the resolved config and does nothing."
     )
 
@@ -262,12 +199,11 @@ def next_command(command: str, words: Sequence[str]) -> str:
     if not experiment or not command.startswith("permafrost "):
         return command
     program, verb, *more = shlex.split(command)
-    typed = ("run=", "store.path=", "teacher.") if verb == "teach" else ("run=", "store.path=")
     # The command has found out which pass was made, or which network was trained.
-    prefixes = ["teacher", "store.teacher="] if verb == "precompute" else ["store.teacher="]
+    prefixes = [*VERBS[verb].suggested_words]
     if any(word.startswith("annotate.") for word in words):
         prefixes.append("method")  # the experiment's may read what this pass does not have
-    location_words = [word for word in words if word.startswith(typed)]
+    location_words = [word for word in words if word.startswith(VERBS[verb].typed_words)]
     return shlex.join(
         [
             program,

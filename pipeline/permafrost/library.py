@@ -1,7 +1,7 @@
 """The public functions: a store for a training loop of one's own, explanations, and a function for each verb.
 
 `permafrost` itself exports them, and imports them on first use. A function of a verb takes the words of its command
-line, as text or as keyword arguments, and runs the stage of the same name, so that both make the same files:
+line, as text or as keyword arguments, and runs it, so that both make the same files:
 
     permafrost.distill("experiment=demo", run="mine", method="e2kd", tau=4)
     permafrost distill experiment=demo run=mine method=e2kd method.tau=4
@@ -9,12 +9,10 @@ line, as text or as keyword arguments, and runs the stage of the same name, so t
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,9 +24,9 @@ from permafrost.cli import run_words
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_config
 from permafrost.config.compose import compose
-from permafrost.config.environment import TOP
 from permafrost.config.points import words_of_options
-from permafrost.config.store import SubsetOptions
+from permafrost.config.store import STORE_METHODS, SubsetOptions
+from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import NO_CLASS
 from permafrost.evaluation.evaluate import EvaluateResult
@@ -46,7 +44,6 @@ from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:
-    from permafrost.reports.store_sheet import StoreSheet
     from permafrost.sources.data_preview import Preview
     from permafrost.training.distill import DistillResult
 
@@ -182,23 +179,11 @@ class OpenStore(Store):
             )
         return pa.table(columns)
 
-    def show(
-        self, split: str | None = None, *, teacher: str | None = None, records: int = 24
-    ) -> StoreSheet:
-        """Draw records beside their maps, with facts and histograms; a notebook displays the picture.
-
-        Args:
-            split: Name of the split; None shows train, or the first split of a store without it.
-            teacher: Name of a pass; None shows the only one, or images alone if there is none.
-            records: Number of pictures.
-
-        Raises:
-            StoreMismatchError: If the store does not have such a pass, or several and none is named.
-        """
-        from permafrost.reports.store_sheet import draw_store
-
-        passes = self.open_passes([teacher] if teacher else ()) if self.pass_folders() else []
-        return draw_store(self, passes[0] if passes else None, split, records)
+    def __getattr__(self, name: str) -> Any:
+        """Return a method that a package adds, such as `show`."""
+        if name.startswith("_") or name not in STORE_METHODS:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return partial(resolve_name(STORE_METHODS[name]), self)
 
     def arrays(
         self,
@@ -435,21 +420,8 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
 # ---- verbs ---------------------------------------------------------------------------------------
 
 
-@cache
-def stage(verb: str) -> ModuleType:
-    """Import the stage of a verb, whose function `run` does the work."""
-    name = f"permafrost.stages.{verb}"
-    spec = importlib.util.spec_from_file_location(name, TOP / "stages" / f"{verb}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_verb(verb: str, *words: str, **options: Any) -> Any:
-    """Run the stage of a verb in this process, and return its result.
+    """Run a verb in this process, and return its result.
 
     Args:
         verb: Name of the verb.
@@ -459,7 +431,18 @@ def run_verb(verb: str, *words: str, **options: Any) -> Any:
     Raises:
         UserError: Where the command would end with an error.
     """
-    return run_words(verb, stage(verb).run, words_of_options(verb, words, options))
+    return run_words(verb, words_of_options(verb, words, options))
+
+
+def verb_function(verb: str) -> Callable[..., Any]:
+    """Return the function of a verb that a package adds, `permafrost.<verb>`, with the docstring that it states."""
+
+    def function(*words: str, **options: Any) -> Any:
+        return run_verb(verb, *words, **options)
+
+    function.__name__ = function.__qualname__ = verb
+    function.__doc__ = VERBS[verb].python or VERBS[verb].help.partition("\n")[0]
+    return function
 
 
 def preview(*words: str, **options: Any) -> Preview:
@@ -481,24 +464,6 @@ def precompute(*words: str, **options: Any) -> Any:
     return run_verb("precompute", *words, **options)
 
 
-def ingest(*words: str, **options: Any) -> Any:
-    """Make a pass of targets that another tool has written. The result has its name, and the number of `records`."""
-    return run_verb("ingest", *words, **options)
-
-
-def share(*words: str, **options: Any) -> Any:
-    """Write a pass for others, without images. The result has the folder or address, `shared`.
-
-    The word that names the pass is `pass=...`, which is no keyword argument in Python.
-    """
-    return run_verb("share", *words, **options)
-
-
-def attach(*words: str, **options: Any) -> Any:
-    """Join a shared pass, the folder `path`, to a store of the same images. The result has its name."""
-    return run_verb("attach", *words, **options)
-
-
 def teach(*words: str, **options: Any) -> Any:
     """Train a teacher on a store's labels. The result has the file of its `weights`, and `accuracy` by split."""
     return run_verb("teach", *words, **options)
@@ -516,17 +481,6 @@ def evaluate(*words: str, **options: Any) -> EvaluateResult:
     return result
 
 
-def export(*words: str, **options: Any) -> Any:
-    """Write a student as programs that run without this project. The result has the `files` by format."""
-    return run_verb("export", *words, **options)
-
-
 def sweep(*words: str, **options: Any) -> Any:
     """Train and evaluate the students of a sweep: arms, a grid of options, and seeds."""
-    base = words_of_options("sweep", words, options)  # the students have these options, too
-    return run_words("sweep", lambda config: stage("sweep").run(config, base), base)
-
-
-def report(*words: str, **options: Any) -> Any:
-    """Write the page of a run or a sweep. The result has the file `html`."""
-    return run_verb("report", *words, **options)
+    return run_verb("sweep", *words, **options)

@@ -15,13 +15,7 @@ from permafrost.annotation.feature_projections import ChannelMoments
 from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.teacher_fields import project_features, stage_fields
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.config.evaluation import EquivarianceOptions
-from permafrost.config.methods import (
-    FeaturesConfig,
-    ReviewKDConfig,
-    SeveralConfig,
-    TeacherTermOptions,
-)
+from permafrost.config.methods import FeaturesConfig, SeveralConfig, TeacherTermOptions
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp_covered
@@ -42,13 +36,15 @@ from permafrost.training.build import build_training
 from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import with_named_passes
+from permafrost_estimate.options import EquivarianceOptions
+from permafrost_papers.e2kd.options import ReviewKDConfig
 from permafrost_papers.interpretability.options import FTConfig
-from stages import distill, evaluate, precompute
 from tests.support.runs import distill_config, evaluation_of
 from tests.support.signing import file_entry, load, pass_folder, sign
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 from tests.support.tensors import gaussian
+from tests.support.verbs import distill, evaluate, precompute
 
 
 def store_of(path, teacher, backend="zarr", payloads=("logits", "features"), **features):

@@ -22,17 +22,17 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
-from permafrost.reports.passes import UsedPass
-from permafrost.reports.provenance import describe_teachers
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
-from stages import precompute
+from permafrost_report.passes import UsedPass
+from permafrost_report.provenance import describe_teachers
 from tests.support.batches import FLIP
 from tests.support.runs import PAD_CROP
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
 from tests.support.tensors import gaussian
+from tests.support.verbs import precompute
 
 
 def pass_of(path, teacher, **options):

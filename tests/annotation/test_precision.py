@@ -39,9 +39,9 @@ from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from permafrost_papers.bcos.provider import BcosClassifier
-from stages import precompute
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 NETWORK = BcosModelConfig(name="resnet8", width=4)
 

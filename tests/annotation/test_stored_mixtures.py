@@ -38,11 +38,11 @@ from permafrost.loading.transfer import pack_batch, unpack_batch
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import distill, precompute
 from tests.support.runs import TRAINER, distill_config
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import distill, precompute
 from tests.support.views import interrupt_second_shard_of_views
 
 RECIPE = AugmentOptions(

@@ -32,10 +32,10 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost_papers.interpretability.options import RotationsViewsConfig
 from permafrost_papers.interpretability.rotations import rotations
-from stages import distill, evaluate, precompute
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import distill, evaluate, precompute
 from tests.support.views import interrupt_second_shard_of_views
 
 VIEWS = RandomViewsConfig(count=3, seed=1)

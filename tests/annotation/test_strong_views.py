@@ -36,13 +36,13 @@ from permafrost.storage.rooted_paths import rooted
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import distill, precompute
 from tests.support.buckets import contents, files_below, memory_buckets
 from tests.support.geometry import frames_of_size, make_batch
 from tests.support.runs import TRAINER, distill_config
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import distill, precompute
 from tests.support.views import interrupt_second_shard_of_views
 
 STRONG = AugmentOptions(

@@ -29,9 +29,9 @@ from permafrost.core.records import NO_LABEL
 from permafrost.models.module import ModuleClassifier
 from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 NAMES = tuple(map(str, range(10)))
 

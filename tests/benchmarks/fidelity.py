@@ -28,7 +28,7 @@ from permafrost.core.tasks import SerialExecutor
 from permafrost.models.resolve import resolve_precompute
 from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
-from stages import precompute, teach
+from tests.support.verbs import precompute, teach
 
 logger = logging.getLogger("permafrost.bench")
 

@@ -17,9 +17,9 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import CifarModelConfig, NoModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.benchmarks.peer import MissingPeerError
 from tests.support.paths import SHARED_DATA
+from tests.support.verbs import precompute
 
 CLASSES = 10
 PHOTOGRAPHS = SHARED_DATA / "photos"

@@ -34,7 +34,7 @@ from permafrost.store.receipts import (
     write_receipt,
 )
 from permafrost.store.shards import SHARDS_NAME, PassShard, PassShardTable, pass_shard_row
-from stages import precompute
+from tests.support.verbs import precompute
 
 SHARD_RECORDS = 512
 TEACHER = CifarModelConfig(name="resnet8", width=4, weights="random")

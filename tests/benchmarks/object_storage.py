@@ -36,9 +36,9 @@ from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.subset import rows_of_split
 from permafrost.storage import buckets
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.networks import save_tiny_teacher
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 RESULTS = Path(__file__).with_name("object_storage.json")
 LATENCIES = (0.0, 0.02, 0.1)

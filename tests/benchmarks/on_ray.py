@@ -25,10 +25,10 @@ from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.tasks import SAMPLE, Executor, SerialExecutor, ShardResult
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.benchmarks.figures import Figure, figure
 from tests.benchmarks.inputs import CLASSES, SHARD_RECORDS, pack, precompute_config, write_tars
 from tests.benchmarks.stand_in import StandInConfig
+from tests.support.verbs import precompute
 
 TEACHER = CifarModelConfig(name="resnet20", classes=CLASSES, weights="random")
 ACTORS = (1, 2, 4, 8)

@@ -28,8 +28,8 @@ import torch
 from permafrost.config.compose import compose
 from permafrost.config.paths import place_paths
 from permafrost.config.verbs import build_verb_config
-from stages import distill, precompute, report, sweep, teach
 from tests.benchmarks.inputs import write_tars
+from tests.support.verbs import distill, precompute, report, sweep, teach
 
 RESULTS = Path(__file__).with_name("profiles.json")
 Part = tuple[str, str, str]
@@ -72,9 +72,9 @@ PACK: tuple[Part, ...] = (
     ("permafrost.store.pack:PackShard", "__call__", "writing"),
 )
 REPORT: tuple[Part, ...] = (
-    ("permafrost.reports.page", "render_page", "page and its figures"),
-    ("permafrost.reports.case_pictures", "show_cases", "networks on the cases"),
-    ("permafrost.reports.provenance", "network_rows", "sizes of the networks"),
+    ("permafrost_report.page", "render_page", "page and its figures"),
+    ("permafrost_report.case_pictures", "show_cases", "networks on the cases"),
+    ("permafrost_report.provenance", "network_rows", "sizes of the networks"),
 )
 EVALUATION: tuple[Part, ...] = (
     ("permafrost.evaluation.run", "run_evaluators", "evaluators"),

@@ -19,9 +19,9 @@ from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.frames import decode_frame
 from permafrost.store.reader import Store, TeacherPass
-from stages import precompute
 from tests.benchmarks.figures import Figure, exact, figure, in_turn
 from tests.benchmarks.inputs import precompute_config, write_tars
+from tests.support.verbs import precompute
 
 BATCH = 50
 ROUNDS = 7

@@ -14,11 +14,11 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store, TeacherPass
-from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars
 from tests.benchmarks.stand_in import StandInConfig
 from tests.benchmarks.steps import VIEWS
+from tests.support.verbs import precompute
 
 RECORDS = 4_000
 STORED = 4

@@ -13,13 +13,7 @@ from safetensors.torch import save_file
 
 from permafrost.config.augment import AugmentOptions, MixConfig, OperationConfig
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.config.methods import (
-    E2KDConfig,
-    KDConfig,
-    LabelsConfig,
-    MethodConfig,
-    ReviewKDConfig,
-)
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig, MethodConfig
 from permafrost.config.models import CifarModelConfig, ModelConfig, TorchvisionModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import Batch, Targets
@@ -38,9 +32,10 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import train_step
 from permafrost.training.targets import LiveTeacher, TargetSource
-from stages import precompute
+from permafrost_papers.e2kd.options import ReviewKDConfig
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, TINY, precompute_config, write_tars
+from tests.support.verbs import precompute
 
 SIZE = (32, 32)
 BATCH = 32

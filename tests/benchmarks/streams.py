@@ -30,7 +30,6 @@ from permafrost.store.frames import decode_frame
 from permafrost.store.image_decoding import decode_pixels
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.tars import ShardBytes
-from stages import precompute
 from tests.benchmarks.figures import (
     Figure,
     against_best,
@@ -43,6 +42,7 @@ from tests.benchmarks.inputs import CLASSES, precompute_config, write_photograph
 from tests.benchmarks.peer import BATCH, Batches, Sample
 from tests.benchmarks.peers import PEERS, require_peers
 from tests.benchmarks.stand_in import StandInConfig
+from tests.support.verbs import precompute
 
 OURS = "ours"
 AIMS = {"equal": ">= 1.0", "best": ">= 1.2"}

@@ -17,11 +17,11 @@ from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.recipes import PixelSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars
 from tests.benchmarks.stand_in import StandInConfig
 from tests.benchmarks.steps import VIEWS
+from tests.support.verbs import precompute
 
 RANDAUGMENT = PolicyConfig(kind="randaugment")
 IMAGES = {32: 512, 224: 64}

@@ -15,7 +15,6 @@ import torch
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.estimation.steps import SharedTargets
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.loader import TrainLoader
@@ -23,7 +22,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
 from permafrost.training.targets import LiveTeacher
-from stages import precompute
+from permafrost_estimate.steps import SharedTargets
 from tests.benchmarks.figures import Figure, figure, in_rounds
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
 from tests.benchmarks.precomputing import annotator
@@ -36,6 +35,7 @@ from tests.benchmarks.steps import (
     build_live_teacher,
     open_stream,
 )
+from tests.support.verbs import precompute
 
 STUDENTS = 10
 METHOD = E2KDConfig(lambda_map=5.0)

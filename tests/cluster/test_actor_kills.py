@@ -23,10 +23,10 @@ from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.tasks import ShardError, ShardResult
 from permafrost.store.deaths import DEATHS_SUFFIX
-from stages import precompute
 from tests.support.processes import descendants, title
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 KILLS = 60
 DATA = DemoDataConfig(

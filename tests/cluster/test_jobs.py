@@ -13,11 +13,11 @@ from obstore.store import from_url
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.models.saved import load_model
-from stages import precompute
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import ROOT
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 PRECOMPUTE = [
     "data=demo",

@@ -41,10 +41,6 @@ SERIAL = {
         *("ingest", "format=parquet", "path=table/data", "format.cache=copies"),
         *("format.frame=full", "store.path=stores/demo", "executor=serial"),
     ),
-    "render": (
-        *("render", "verb=verify", "cluster=kuberay", "cluster.image=x"),
-        *("cluster.volume_claim=shared", "store.path=/mnt/permafrost/stores/demo"),
-    ),
 }
 RAY = {
     "precompute": ("precompute", *MADE, "executor=ray", "store.path=stores/on_ray"),

@@ -15,13 +15,13 @@ from permafrost.core.tasks import ShardError, ShardResult
 from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
-from stages import distill, precompute, sweep
 from tests.support.images import write_tar
 from tests.support.runs import TWO_RANKS, TWO_RANKS_CLUSTER, distill_config, logged_lines
 from tests.support.stores import precompute_config
 from tests.support.sweeps import read_sweep, run_sweep, sweep_words
 from tests.support.tars import samples, tar_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import distill, precompute, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

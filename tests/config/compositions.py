@@ -76,7 +76,7 @@ WORDS = {
         [
             *("data=image_folder", "data.path=/x", "teacher=timm", "teacher.name=resnet18"),
             *("store=webdataset", "annotate.payloads=[logits,map]", "explainer=gradcam"),
-            *("cluster=kuberay", "executor=ray"),
+            *("cluster=existing", "executor=ray"),
         ],
     ),
     "options of evaluators": (

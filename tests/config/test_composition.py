@@ -112,9 +112,9 @@ def test_an_option_without_its_section_is_that_of_the_only_section_that_has_it()
     )
     with pytest.raises(
         ConfigError,
-        match=r"name is an option of student, teacher, cluster; write student\.name= or",
+        match=r"name is an option of student, teacher; write student\.name= or",
     ):
-        compose("distill", ["name=resnet8", "cluster=kuberay"])
+        compose("distill", ["name=resnet8"])
     with pytest.raises(
         ConfigError, match=r"takes no epochs= \(did you mean teaching\.trainer\.epochs="
     ):

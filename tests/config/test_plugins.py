@@ -32,11 +32,11 @@ from permafrost.models.saved import load_model, read_description
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
-from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.pages import blocks_of
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 from tests.support.processes import environment
+from tests.support.verbs import distill, evaluate, precompute, report, sweep, teach
 
 STAGES = {
     "precompute": precompute,

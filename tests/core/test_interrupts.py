@@ -8,13 +8,13 @@ import threading
 
 import pytest
 
-from permafrost.cli import stage_main
+from permafrost import cli
 from permafrost.core import interrupts
 from permafrost.core.errors import ConfigError
 from permafrost.core.interrupts import Interrupted, catch_signals, check_interrupted, keep_signals
 from permafrost.training import loop
-from stages import distill
 from tests.support.runs import distill_config
+from tests.support.verbs import distill
 
 ENDS = pytest.mark.parametrize(
     ("number", "code", "how"),
@@ -40,9 +40,10 @@ def swallow(number):
 
 def end_of(run, capsys, monkeypatch):
     """Exit code and standard error of a command that calls `run`."""
-    monkeypatch.setattr(sys, "argv", ["permafrost render"])
+    monkeypatch.setattr(sys, "argv", ["permafrost verify"])
+    monkeypatch.setattr(cli, "_run_typed", lambda verb, words: run())
     with pytest.raises(SystemExit) as end:
-        stage_main("render", lambda config: run(), "Doc.", configure=lambda words: None)
+        cli.stage_main("verify")
     return end.value.code, capsys.readouterr().err
 
 
@@ -65,7 +66,7 @@ def test_a_swallowed_signal_ends_a_command_as_any_other(
 
     assert (found, errors) == (
         code,
-        f"permafrost render: {how}; the same command resumes where it stopped\n",
+        f"permafrost verify: {how}; the same command resumes where it stopped\n",
     )
 
 

@@ -70,8 +70,6 @@ def test_the_commands_of_the_page_end_in_a_report_in_the_bucket(tmp_path):
         body = "".join(f"    {line}\n" for line in program.code.splitlines())
         script.write_text(f'if __name__ == "__main__":\n{body}')
         assert "torch.Size([32, 3, 32, 32])" in run(tmp_path, environment, str(script))
-    assert {"precompute", "teach", "verify", "distill", "evaluate", "report", "render"} <= {
-        *executed
-    }
+    assert {"precompute", "teach", "verify", "distill", "evaluate", "report"} <= {*executed}
     assert not list(tmp_path.glob("stores"))
     assert not list(tmp_path.glob("runs"))

@@ -12,7 +12,7 @@ import torch
 from permafrost.cli import stage_main
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
-from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, ShiftOptions
+from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun, build_verb_config
 from permafrost.core.errors import ConfigError
@@ -29,17 +29,18 @@ from permafrost.evaluation.evaluator import (
 )
 from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.models.providers import build_model
-from permafrost.reports.main_table import columns_of
-from permafrost.reports.student_results import load_results
 from permafrost.runs.folder import identity
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from stages import evaluate, precompute
+from permafrost_papers.e2kd.options import ShiftOptions
+from permafrost_report.main_table import columns_of
+from permafrost_report.student_results import load_results
 from tests.support.papers import needs_papers
 from tests.support.runs import evaluation_of, save_student
 from tests.support.stores import precompute_config
 from tests.support.sweeps import read_sweep, run_sweep
+from tests.support.verbs import precompute
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, studen
     assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
-        "permafrost.evaluation.shift.shift_curves",
+        "permafrost_papers.e2kd.shift.shift_curves",
         lambda *_, **__: pytest.fail("evaluated again"),
     )
     second = evaluation.evaluate_student(
@@ -228,7 +229,7 @@ def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(mon
     monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "teacher.weights=w.pth"])
 
     with pytest.raises(SystemExit) as ended:
-        stage_main("evaluate", evaluate.run, evaluate.__doc__)
+        stage_main("evaluate")
 
     assert ended.value.code == 2
     assert "reads teacher.weights=w.pth with model=teacher and for the evaluators distance" in (
@@ -240,7 +241,7 @@ def test_a_network_that_is_typed_without_model_network_is_refused(monkeypatch, c
     monkeypatch.setattr("sys.argv", ["evaluate", "student.weights=w.pth"])
 
     with pytest.raises(SystemExit):
-        stage_main("evaluate", evaluate.run, evaluate.__doc__)
+        stage_main("evaluate")
 
     assert "reads student.weights=w.pth with model=network only" in capsys.readouterr().err
 

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
-from permafrost.config.verbs import ReportConfig, build_verb_config
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_papers.unicam.options import DistanceCorrelationOptions, UnicamOptions
-from stages import distill, evaluate, report
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.composition import composed_of
 from tests.support.runs import distill_config, evaluation_of
+from tests.support.verbs import distill, evaluate, report
 
 FEATURES = ("distance_correlation", "unicam")
 SMALL = {

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
+from permafrost.config.evaluation import EvaluateOptions
 from permafrost.evaluation.forward import evaluate_model
 from permafrost.loading import dataset as dataset_module
 from permafrost.loading import transfer
@@ -16,9 +16,10 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.frames import InputMemory
-from stages import evaluate
+from permafrost_papers.e2kd.options import ShiftOptions
 from tests.support.papers import needs_papers
 from tests.support.runs import evaluation_of, save_student
+from tests.support.verbs import evaluate
 
 CPU = torch.device("cpu")
 

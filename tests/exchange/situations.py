@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from permafrost.exchange import passport
-from permafrost.exchange.target_reader import TargetError
+from permafrost_exchange import passport
+from permafrost_exchange.target_reader import TargetError
 from tests.support.exchange import run_ingest, run_precompute
 
 COUNTS = Path(__file__).parent / "situations.json"

@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from permafrost.exchange.class_orders import order_classes, reorder_classes
-from permafrost.exchange.target_reader import TargetError
 from permafrost.store.reader import Store
+from permafrost_exchange.class_orders import order_classes, reorder_classes
+from permafrost_exchange.target_reader import TargetError
 from tests.exchange.test_share import LICENSES, run_attach, run_share
 from tests.support.exchange import make_photographs, run_precompute, values_by_key
 

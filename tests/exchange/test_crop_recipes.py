@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from permafrost.exchange.compressed_recipes import convert_recipes, layout_of
+from permafrost_exchange.formats.compressed_recipes import convert_recipes, layout_of
 from tests.exchange.conformance import second_reader
 from tests.exchange.conformance.measure import corners_here, corners_there
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.exchange import ingest_shards, share_writer
-from permafrost.exchange.share_format import read_share
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost_exchange import ingest_shards, share_writer
+from permafrost_exchange.share_format import read_share
 from tests.exchange.test_share import LICENSES, pack, run_attach, run_share
 from tests.support.crashes import Stopped
 from tests.support.exchange import PHOTOS, make_photographs, run_precompute

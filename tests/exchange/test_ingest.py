@@ -17,13 +17,13 @@ import permafrost
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.exchange import ingest_shards, unpickling
-from permafrost.exchange.target_reader import TargetError
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from stages import distill, evaluate, report
+from permafrost_exchange import ingest_shards
+from permafrost_exchange.formats import unpickling
+from permafrost_exchange.target_reader import TargetError
 from tests.exchange.test_readers import CLASSES, VIEWS, crops_of, key_of, softmax
 from tests.support import target_files
 from tests.support.exchange import (
@@ -34,6 +34,7 @@ from tests.support.exchange import (
     values_by_key,
 )
 from tests.support.trees import tree_bytes
+from tests.support.verbs import distill, evaluate, report
 
 FULL = ("format.frame=full",)
 

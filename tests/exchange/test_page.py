@@ -10,7 +10,6 @@ import pytest
 from permafrost.cli import run_words
 from permafrost.config.plugins import load_plugins
 from permafrost.store.reader import Store
-from stages import attach, distill, ingest, precompute, share, verify
 from tests.exchange.test_readers import CLASSES, VIEWS, crops_of, softmax
 from tests.support import target_files
 from tests.support.commands import lines_of
@@ -19,14 +18,6 @@ from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "howto" / "exchange.md"
-STAGES = {
-    "precompute": precompute,
-    "ingest": ingest,
-    "distill": distill,
-    "verify": verify,
-    "share": share,
-    "attach": attach,
-}
 SMALL = {
     "precompute": ["store.image_size=32", "store.shard_size=7", "executor=serial"],
     "ingest": ["executor=serial"],
@@ -41,7 +32,7 @@ SMALL = {
 def run(command):
     program, verb, *words = shlex.split(command)
     assert program == "permafrost"
-    return run_words(verb, STAGES[verb].run, [*words, *SMALL[verb]])
+    return run_words(verb, [*words, *SMALL[verb]])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +97,6 @@ def test_the_commands_of_the_page_run_in_their_order(prepared, monkeypatch):
         if " attach " in command:
             run_words(
                 "precompute",
-                precompute.run,
                 [
                     *("data=image_folder", "data.path=photos", "store.path=stores/elsewhere"),
                     *("teacher=none", *SMALL["precompute"]),

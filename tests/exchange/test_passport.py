@@ -12,11 +12,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
-from permafrost.exchange.diagnosis import CLOSE_NATS, StoredOutputs, find_cause_of_outputs
-from permafrost.exchange.target_reader import TargetError
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.verification import verify_store
-from stages import verify
+from permafrost_exchange.diagnosis import CLOSE_NATS, StoredOutputs, find_cause_of_outputs
+from permafrost_exchange.target_reader import TargetError
 from tests.exchange.situations import (
     COUNTS,
     GROUPS,
@@ -38,6 +37,7 @@ from tests.support.exchange import (
     values_by_key,
 )
 from tests.support.slow import slow
+from tests.support.verbs import verify
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 

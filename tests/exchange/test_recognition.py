@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from permafrost.core.errors import ConfigError
-from permafrost.exchange.recognition import recognize, require_arrays
+from permafrost_exchange.recognition import recognize, require_arrays
 from tests.exchange.conformance.make_files import CLASSES, unpack
 from tests.support.exchange import make_photographs, run_ingest, run_precompute
 

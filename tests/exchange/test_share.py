@@ -16,12 +16,11 @@ from PIL import Image
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
-from permafrost.exchange.target_reader import TargetError
 from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import attach, share
+from permafrost_exchange.target_reader import TargetError
 from tests.exchange.test_ingest import run_distill
 from tests.exchange.test_readers import key_of
 from tests.support.exchange import (
@@ -32,6 +31,7 @@ from tests.support.exchange import (
     values_by_key,
 )
 from tests.support.trees import tree_bytes
+from tests.support.verbs import attach, share
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 LICENSES = "licenses={images: CC-BY-4.0, weights: MIT, targets: CC0-1.0}"

@@ -24,7 +24,6 @@ from permafrost.loading.transfer import move_batch
 from permafrost.models.compute import ComputeSettings
 from permafrost.training.state import Training
 from permafrost.training.step import train_step
-from stages import precompute
 from tests.gpu.budget import Budget, SkippedError
 from tests.gpu.inputs import logits_of, pack, precompute_config, write_images
 from tests.gpu.outcomes import CheckOutcome
@@ -33,6 +32,7 @@ from tests.gpu.scale import CLASSES, TINY, Scale
 from tests.support.batches import FRAME, random_batch
 from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.trainings import HostReads
+from tests.support.verbs import precompute
 
 Check = Callable[[torch.device, Scale], str]
 """Function that checks a device. It returns what it found, or raises SkippedError or AssertionError."""

@@ -17,8 +17,8 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.store.reader import Store, TeacherPass
-from stages import precompute
 from tests.gpu.scale import CLASSES, Scale
+from tests.support.verbs import precompute
 
 
 def jpeg(seed: int, side: int) -> bytes:

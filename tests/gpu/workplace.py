@@ -23,9 +23,9 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model
 from permafrost.store import frames
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.gpu.inputs import pack, pass_named, precompute_config, write_images
 from tests.gpu.scale import CLASSES, Scale
+from tests.support.verbs import precompute
 
 VIEWS = AugmentOptions(
     operations=(OperationConfig(kind="resized_crop"), OperationConfig(kind="horizontal_flip"))

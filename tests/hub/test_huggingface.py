@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from permafrost.config.data import HuggingFaceDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
-from permafrost.sources.huggingface_sets import HuggingFaceSource
 from permafrost.sources.image_files import SourceFileError
+from permafrost_sources.huggingface_sets import HuggingFaceSource
+from permafrost_sources.options import HuggingFaceDataConfig
 from tests.exchange.test_ingest import run_distill
 from tests.exchange.test_share import run_share
 from tests.support.exchange import (

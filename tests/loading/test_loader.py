@@ -26,9 +26,9 @@ from permafrost.loading.subset import (
 )
 from permafrost.runs.folder import identity
 from permafrost.store.reader import Store, TeacherPass
-from stages import precompute
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config
 from tests.support.synthetic import store_of_rows
+from tests.support.verbs import precompute
 
 FIRST_POSITIONS = np.arange(41) * 25  # 1,000 records in 40 shards of 25
 

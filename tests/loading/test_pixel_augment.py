@@ -28,7 +28,6 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
-from stages import distill, teach
 from tests.support.batches import (
     FLIP,
     FRAME,
@@ -44,6 +43,7 @@ from tests.support.mixtures import PAIRS, mixed, share_of
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.tensors import smooth_images
 from tests.support.trainings import build_training
+from tests.support.verbs import distill, teach
 
 MIXUP = MixConfig(kind="mixup")
 MIXED = AugmentOptions(mix=(MIXUP,))

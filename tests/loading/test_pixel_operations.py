@@ -18,7 +18,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
-from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig, TeachConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
@@ -37,12 +37,13 @@ from permafrost.runs.folder import identity, read_config, save_config
 from permafrost.storage.signed_files import DamagedFileError
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
-from stages import distill, teach
+from permafrost_papers.e2kd.options import GuidedTeachingConfig
 from tests.support.batches import FRAME, random_batch, tiny_model
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.tensors import smooth_images
 from tests.support.trainings import HostReads, build_training
+from tests.support.verbs import distill, teach
 
 JITTER = PixelOperationConfig(kind="color_jitter", p=1.0)
 GRAY = PixelOperationConfig(kind="grayscale", p=1.0)

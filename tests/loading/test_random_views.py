@@ -21,9 +21,9 @@ from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule
 from permafrost.store.frames import resize_frame
 from permafrost.store.reader import Store
 from permafrost.training.distill import student_inputs
-from stages import precompute
 from tests.support.runs import distill_config
 from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import precompute
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.25, 1.0))
 FIELDS_CROP = OperationConfig(kind="resized_crop")

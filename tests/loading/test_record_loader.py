@@ -21,9 +21,9 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch, _Message
 from permafrost.storage.fetch_ahead import FetchAhead
-from stages import precompute
 from tests.support.processes import environment, fork_server
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 @pytest.fixture(scope="module")

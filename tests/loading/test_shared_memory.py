@@ -26,11 +26,11 @@ from permafrost.loading.transfer import (
     iter_watched,
     pack_batch,
 )
-from stages import precompute
 from tests.support.batches import random_batch
 from tests.support.image_sets import image_bytes
 from tests.support.paths import ROOT
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 OPTION = "trainer.loader_processes"
 

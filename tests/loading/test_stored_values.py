@@ -18,8 +18,8 @@ from permafrost.loading.geometry import (
 from permafrost.loading.transfer import move_batch
 from permafrost.store.codecs import decode_unit, encode_maxabs
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 def targets_of(maps, **fields):

@@ -20,10 +20,10 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch, read_ahead
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
-from permafrost.training.targets import GuidanceSource
-from stages import precompute
+from permafrost_papers.e2kd.guided import GuidanceSource
 from tests.gpu.inputs import pack, precompute_config, write_images
 from tests.gpu.scale import TINY
+from tests.support.verbs import precompute
 
 META = torch.device("meta")  # nothing can be read back from it
 

@@ -18,10 +18,10 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.runs.trackers import TrackedRun, Tracker
 from permafrost.training.distill import distill_student
 from permafrost.training.metric_log import read_metrics
-from stages import teach
 from tests.support.run_files import read_signed
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_words
+from tests.support.verbs import teach
 
 KINDS = ["wandb", "mlflow", "trackio"]
 pytestmark = pytest.mark.skipif(

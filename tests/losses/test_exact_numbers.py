@@ -12,17 +12,14 @@ import torch
 import permafrost
 from permafrost.core.batches import TopLogits
 from permafrost.core.errors import ConfigError
-from permafrost.losses.feature_kd import (
-    attention_loss,
-    class_map_loss,
-    covered_mse,
-    hierarchical_context_loss,
-)
+from permafrost.losses.feature_kd import attention_loss, class_map_loss, covered_mse
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from permafrost.losses.logit_distances import kd_loss, mld_loss, softmax_mse_loss
-from permafrost.losses.map_distances import LOCALIZATIONS, map_cosine, upsampling_gram
+from permafrost.losses.map_distances import map_cosine, upsampling_gram
 from permafrost.losses.projected_features import covered_cosine
 from permafrost.store.codecs import cosines, decode_scaled, decode_unit, encode_maxabs
+from permafrost_papers.e2kd.guided import LOCALIZATIONS
+from permafrost_papers.e2kd.review_kd import hierarchical_context_loss
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 2), (3, 7), (2, 1), (1, 40))

@@ -8,20 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.annotation.teacher_fields import stage_fields
-from permafrost.config.methods import (
-    ATConfig,
-    ReviewKDConfig,
-)
+from permafrost.config.methods import ATConfig
 from permafrost.core.batches import Targets
 from permafrost.losses.base import build_loss
-from permafrost.losses.feature_kd import (
-    Fusion,
-    attention_loss,
-    class_map_loss,
-    hierarchical_context_loss,
-    review_levels,
-)
+from permafrost.losses.feature_kd import attention_loss, class_map_loss
 from permafrost.models.classifier import Stage, attention_map
+from permafrost_papers.e2kd.options import ReviewKDConfig
+from permafrost_papers.e2kd.review_kd import Fusion, hierarchical_context_loss, review_levels
 from tests.support.live_trainings import (
     gaussian_maps,
     training_with_live_teacher,

@@ -18,17 +18,13 @@ from permafrost.config.methods import (
     E2KDConfig,
     FeatureKDConfig,
     LabelsConfig,
-    ReviewKDConfig,
 )
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import StoredTargets, Targets
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.base import StudentOutput, build_loss
-from permafrost.losses.feature_kd import (
-    attention_loss,
-    review_levels,
-)
+from permafrost.losses.feature_kd import attention_loss
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import NO_INTERMEDIATES, attention_map
@@ -37,6 +33,8 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_papers.e2kd.options import ReviewKDConfig
+from permafrost_papers.e2kd.review_kd import review_levels
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch, random_frames
 from tests.support.live_trainings import (
     STUDENT,

@@ -9,7 +9,6 @@ import torch
 
 from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
-from permafrost.config.methods import ReviewKDConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
@@ -22,11 +21,7 @@ from permafrost.loading.geometry import (
 )
 from permafrost.loading.loader import TrainLoader
 from permafrost.losses.base import StudentOutput, build_loss
-from permafrost.losses.feature_kd import (
-    covered_mse,
-    covered_pool,
-    hierarchical_context_loss,
-)
+from permafrost.losses.feature_kd import covered_mse, covered_pool
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.runs.mirrors import RUNS
@@ -34,13 +29,15 @@ from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.metric_log import read_metrics
+from permafrost_papers.e2kd.options import ReviewKDConfig
+from permafrost_papers.e2kd.review_kd import hierarchical_context_loss
 from permafrost_papers.interpretability.ft import factor_loss, last_stage, last_stage_fields
 from permafrost_papers.interpretability.options import FTConfig
-from stages import distill, precompute
 from tests.support.batches import FLIP
 from tests.support.runs import distill_config
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
+from tests.support.verbs import distill, precompute
 
 STAGES = Intermediates(stages=True)
 GRIDS = {"features_1": (4, 16, 16), "features_2": (8, 8, 8), "features_3": (16, 4, 4)}

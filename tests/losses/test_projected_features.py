@@ -14,7 +14,6 @@ from permafrost.config.augment import AugmentOptions, OperationConfig, RandomVie
 from permafrost.config.methods import (
     EmbeddingConfig,
     FeaturesConfig,
-    ReviewKDConfig,
     SeveralConfig,
     TeacherTermOptions,
 )
@@ -40,7 +39,7 @@ from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.student_passes import doubt_moved_features
 from permafrost_papers.bcos.options import BcosModelConfig
-from stages import distill, precompute
+from permafrost_papers.e2kd.options import ReviewKDConfig
 from tests.support.batches import FRAME, live_batch
 from tests.support.live_trainings import training_with_live_teacher
 from tests.support.outputs import student_output
@@ -49,6 +48,7 @@ from tests.support.runs import TRAINER, distill_config
 from tests.support.slow import slow, slow_except
 from tests.support.stores import Frozen, precompute_config
 from tests.support.tensors import gaussian
+from tests.support.verbs import distill, precompute
 
 
 def stages_of(*shapes):

@@ -23,12 +23,13 @@ from permafrost.config.methods import (
     SeveralConfig,
     TeacherTermOptions,
 )
-from permafrost.config.teaching import GuidedTeachingConfig
-from permafrost.core.batches import Guidance, Targets
+from permafrost.core.batches import Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import build_loss
 from permafrost.models.classifier import ModelOutput, Stage
+from permafrost_papers.e2kd.guided import Guidance
+from permafrost_papers.e2kd.options import GuidedTeachingConfig
 from permafrost_papers.ked.options import KEDConfig
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 from tests.support.outputs import student_output

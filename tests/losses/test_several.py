@@ -18,14 +18,12 @@ from permafrost.config.methods import (
     FeaturesConfig,
     KDConfig,
     LabelsConfig,
-    ReviewKDConfig,
     SeveralConfig,
     TeacherTermOptions,
 )
 from permafrost.config.models import CifarModelConfig, NoModelConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
 from permafrost.models.saved import read_description
@@ -37,10 +35,12 @@ from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.student_passes import with_named_passes
-from stages import distill, evaluate, precompute, report
+from permafrost_papers.e2kd.options import ReviewKDConfig
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.papers import needs_papers
 from tests.support.runs import assert_equal_states, distill_config, weights_of
 from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import distill, evaluate, precompute, report
 
 CLASSIFIER = CifarModelConfig(name="resnet14", width=4, weights="random")
 TRUNK = CifarModelConfig(name="resnet8", width=6, weights="random")

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from permafrost import open_store
 from permafrost.annotation.payloads import split_logits
 from permafrost.config.methods import ATConfig, E2KDConfig, KDConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import ReportConfig
 from permafrost.core.batches import TopLogits, top_class
 from permafrost.core.errors import ConfigError
 from permafrost.core.json_entries import EntryError
@@ -29,10 +27,11 @@ from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.metric_log import read_metrics
-from stages import distill, evaluate, precompute, report
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
+from tests.support.verbs import distill, evaluate, precompute, report
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 

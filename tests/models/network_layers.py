@@ -27,7 +27,7 @@ from torch import nn
 from permafrost.core.errors import UserError
 from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier
-from permafrost.models.portable import (
+from permafrost_export.portable import (
     EvaluatedFrame,
     ImageProgram,
     check_program,

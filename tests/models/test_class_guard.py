@@ -12,17 +12,17 @@ import pytest
 
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.store import StoreOptions
-from permafrost.config.verbs import ExportConfig, ExportOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import published
 from permafrost.models.trained_weights import describe_other_classes, require_classes
 from permafrost.runs.mirrors import RUNS
-from stages import distill, evaluate, export, precompute
+from permafrost_export.options import ExportConfig, ExportOptions
 from tests.stages.test_right_teacher import save_teacher
 from tests.support.runs import distill_config, evaluate_config
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, evaluate, export, precompute
 
 ROOT = Path(__file__).parents[2]
 LOADERS = {"build_model": 1, "load_model": 1, "describe_teacher": 1, "TeacherAnnotator": 1}

@@ -9,12 +9,12 @@ from torch import nn
 import permafrost
 from permafrost.core.errors import ConfigError
 from permafrost.models.module import ModuleClassifier
-from permafrost.models.portable import trace
 from permafrost.models.record_independence import (
     DependentRecordsError,
     probe_positions,
     require_independent_records,
 )
+from permafrost_export.portable import trace
 
 
 class Network(nn.Module):

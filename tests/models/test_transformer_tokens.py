@@ -20,9 +20,9 @@ from permafrost.models.timm import TimmEva, TimmVit
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
-from stages import distill, precompute
 from tests.support.runs import distill_config
 from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import distill, precompute
 
 NAMES = (
     "vit_small_patch16_224.dino",

@@ -19,8 +19,8 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
-from stages import precompute, teach
 from tests.support.run_files import read_signed
+from tests.support.verbs import precompute, teach
 
 NETWORK = CifarModelConfig(name="resnet8", width=4)
 TRAINER = TrainerOptions(epochs=1, batch_size=16, num_threads=1)

@@ -1,6 +1,7 @@
 """The package of docs/howto/package.md, installed by pip into a fresh environment, through all verbs and Ray."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from tests.support.environments import make_environment
 from tests.support.paths import ROOT
 from tests.support.processes import environment
+from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 
 PAGE = (ROOT / "docs/howto/package.md").read_text()
 FILES = dict(re.findall(r"^```(?:python|toml|yaml)\n# (\S+)\n(.*?)^```", PAGE, re.M | re.S))
@@ -71,10 +73,50 @@ def test_an_installed_package_goes_through_all_verbs_and_ray(world):
     assert "How sure the networks are." in page
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_an_added_verb_is_shown_completed_called_and_run_as_any_other(world):
+    top, tools = world
+    store = "store.path=stores/verb"
+    packed = ("data=digits", "data.test_fraction=0.2", "store.shard_size=300", "executor=serial")
+    network = ("teacher=blocks", "teacher.weights=random", "annotate.payloads=[logits,tone]")
+    run(top, tools / "permafrost", "precompute", store, *packed, *network)
+    done = run(top, tools / "permafrost", "tones", store, "executor=serial")
+    helped = run(top, tools / "permafrost", "tones", "--help")
+    listed = run(top, tools / "permafrost", "--help")
+    completed = run(top, tools / "permafrost", "completion", "words", "tones", "tones.")
+    schema = json.loads(run(top, tools / "permafrost", "schema"))
+    page = run(top, tools / "python", "-m", "permafrost.config.reference")
+    script = f"import permafrost; print(permafrost.tones({store!r}).tones)"
+    called = run(top, tools / "python", "-c", script)
+    with ray_nodes(PATH=os.pathsep.join([str(tools), os.environ["PATH"]])) as nodes:
+        nodes.start_head("--num-cpus=2", dashboard=True)
+        job = (tools / "python", "-m", "permafrost", "tones", "cluster=existing", "executor=ray")
+        submit = (RAY, "job", "submit", "--address", nodes.dashboard, "--")
+        words = [*submit, *job, f"store.path={top / 'stores/verb'}"]
+        environment = node_environment()
+        submitted = subprocess.run(words, cwd=top, env=environment, capture_output=True, text=True)
+
+    order = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")][1:]
+    assert order[order.index("show") + 1] == "tones"
+    assert "Print the mean tones of a pass." in listed
+    assert helped.startswith("Print the mean tones of a pass.")
+    assert "tones.channels=3" in helped
+    assert completed.split() == ["tones.channels="]
+    assert "tones" in schema["properties"]
+    assert "## tones" in page
+    assert "| `tones.channels` | integer | `3` |" in page
+    (tones,) = re.findall(r"^tones: (.*)$", done, re.M)
+    assert len(tones.split()) == 3
+    assert called.strip() == tones
+    assert f"tones: {tones}" in submitted.stdout, submitted.stdout + submitted.stderr
+
+
 def test_the_page_has_every_door_of_its_table():
     doors = re.findall(r"^\|.*\| `([a-z_A-Z.]+)` \|$", PAGE, re.M)
 
-    assert len(doors) == 9
+    assert len(doors) == 10
     assert all(
         any(door in text or name.endswith(door) for name, text in FILES.items()) for door in doors
     )

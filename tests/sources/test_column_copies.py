@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from permafrost.config.target_formats import ListColumnsConfig
 from permafrost.core.errors import UserError
-from permafrost.exchange.list_columns import ListColumnReader
-from permafrost.exchange.target_reader import ReadRequest
 from permafrost.sources.column_copies import ColumnCopy, binary_cells
 from permafrost.sources.parquet_images import ParquetImages
+from permafrost_exchange.format_options import ListColumnsConfig
+from permafrost_exchange.formats.list_columns import ListColumnReader
+from permafrost_exchange.target_reader import ReadRequest
 
 ROWS = 150
 CELLS = [None if row % 7 == 3 else bytes([row]) * (row % 11) for row in range(ROWS)]

@@ -12,9 +12,9 @@ from permafrost.config.data import ImageTableDataConfig
 from permafrost.sources.data_preview import read_preview
 from permafrost.sources.equal_images import EqualImages, equal_images
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.image_sets import folder_config, image_bytes
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 def write_folder(root, seeds):

@@ -20,12 +20,12 @@ from permafrost.core.errors import ConfigError
 from permafrost.sources.data_preview import read_preview
 from permafrost.sources.findings import FINDINGS, DataError
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.images import png_16, write_tar
 from tests.support.previews import levels_of, message_of, preview_of
 from tests.support.stores import precompute_config
 from tests.support.tars import samples
+from tests.support.verbs import precompute
 
 NFC, NFD = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
 CASES = []

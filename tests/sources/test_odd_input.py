@@ -26,18 +26,18 @@ from permafrost.models.explanations import map_grid, require_places, warn_of_coa
 from permafrost.models.providers import build_model, name_weights
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.models.weights import load_weights, read_state_dict
-from permafrost.reports.figures import training_curves
-from permafrost.reports.pictures import PictureRow, picture_grid
 from permafrost.sources.source import build_source
 from permafrost.storage.files import sha256_file
 from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.image_decoding import ImageError, inspect_image
 from permafrost_papers.ked.data_options import TinyImageNetDataConfig
-from stages import distill, precompute
+from permafrost_report.figures import training_curves
+from permafrost_report.pictures import PictureRow, picture_grid
 from tests.support.images import write_tar
 from tests.support.processes import bare_environment
 from tests.support.runs import distill_config
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, precompute
 
 
 def wide_png(seed=0, size=(8, 8)):

@@ -16,10 +16,10 @@ from permafrost.sources.image_files import SourceFileError
 from permafrost.sources.parquet_images import ParquetImages
 from permafrost.sources.source import build_source
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.image_sets import image_bytes, pixels_of, write_images
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 NAMES = ["dog", "cat", "eel"]
 

@@ -10,12 +10,12 @@ from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.source import PartedSource, build_source, classes_of_source, list_source
 from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.images import write_tar
 from tests.support.listings import list_parts, listing_paths
 from tests.support.sources import fingerprint
 from tests.support.stores import precompute_config
 from tests.support.tars import samples, tar_config
+from tests.support.verbs import precompute
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_every_command_of_the_catalog_has_a_store_of_its_own(command):
 
 
 def test_the_catalog_names_every_source_and_every_set_of_torchvision():
-    from permafrost.sources.torchvision_sets import SETS
+    from permafrost_sources.torchvision_sets import SETS
 
     assert all(f"`{kind}`" in page_text() for kind in SOURCES)
     assert all(f"data.name={name} " in page_text() for name in SETS)

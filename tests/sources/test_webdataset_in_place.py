@@ -16,18 +16,18 @@ from PIL import Image
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
+from permafrost.sources.downloads import DownloadError, download
 from permafrost.sources.source import build_source
-from permafrost.sources.torchvision_sets import DownloadError, download
 from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.images import png, write_tar
 from tests.support.listings import list_parts
 from tests.support.paths import SHARED_DATA
 from tests.support.sources import fingerprint
 from tests.support.stores import precompute_config
 from tests.support.tars import samples, tar_config
+from tests.support.verbs import precompute
 
 CIFAR = SHARED_DATA / "cifar10"
 

@@ -19,12 +19,12 @@ from permafrost.sources.tar_members import expand_range, split_in_name
 from permafrost.sources.webdataset import PASSED_OVER_JSON
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.images import png, write_tar
 from tests.support.listings import plan_whole
 from tests.support.previews import message_of, preview_of
 from tests.support.stores import precompute_config
 from tests.support.tars import samples, tar_config
+from tests.support.verbs import precompute
 
 
 def mask_png(seed=0):

@@ -18,7 +18,6 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training import loop
-from stages import distill, evaluate, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import (
     PAD_CROP,
@@ -29,6 +28,7 @@ from tests.support.runs import (
 )
 from tests.support.stores import precompute_config
 from tests.support.sweeps import read_sweep, run_sweep, sweep_words
+from tests.support.verbs import distill, evaluate, precompute
 
 FIRST = CifarModelConfig(name="resnet14", width=4, weights="random")
 SECOND = CifarModelConfig(name="resnet8", width=4, weights="random")

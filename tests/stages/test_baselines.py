@@ -13,12 +13,7 @@ import yaml
 
 from permafrost.annotation.pass_identity import describe_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
-from permafrost.config.methods import (
-    ATConfig,
-    CatKDConfig,
-    LabelsConfig,
-    ReviewKDConfig,
-)
+from permafrost.config.methods import ATConfig, CatKDConfig, LabelsConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
@@ -43,11 +38,12 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
-from stages import distill, precompute
+from permafrost_papers.e2kd.options import ReviewKDConfig
 from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
+from tests.support.verbs import distill, precompute
 
 PASS = PassOptions(
     batch_size=8, payloads=("logits", "map", "attention", "class_maps"), class_map_size=4

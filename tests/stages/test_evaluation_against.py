@@ -13,21 +13,21 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import KDConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EvaluateConfig, ReportConfig, build_verb_config
+from permafrost.config.verbs import EvaluateConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
-from permafrost.reports.student_results import load_results, split_by_evaluation
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.sweeps.plan import plan_students
-from stages import distill, evaluate, precompute, report
+from permafrost_report.options import ReportConfig, ReportOptions
+from permafrost_report.student_results import load_results, split_by_evaluation
 from tests.support.composition import composed_of
 from tests.support.papers import needs_papers
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, evaluate, precompute, report
 
 ASSISTANT = CifarModelConfig(name="resnet8", width=4, weights="random")
 FIRST = CifarModelConfig(name="resnet14", width=4, weights="random")

@@ -10,16 +10,16 @@ import pytest
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
-from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.results import evaluations_beside
-from permafrost.reports.student_results import load_results, load_teacher
 from permafrost.runs.mirrors import RUNS
-from stages import distill, evaluate, report
+from permafrost_report.options import ReportConfig, ReportOptions
+from permafrost_report.student_results import load_results, load_teacher
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_words
+from tests.support.verbs import distill, evaluate, report
 
 ONE_ARM = "arms={kd: ['method=kd']}"
 

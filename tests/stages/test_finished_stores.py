@@ -8,8 +8,8 @@ import pytest
 from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 def test_a_finished_store_takes_a_named_pass_without_its_data(tmp_path, tiny_teacher):

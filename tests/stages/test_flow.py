@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
-from permafrost.cli import _print_result, stage_main
+from permafrost import cli
+from permafrost.cli import _print_result
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
-from permafrost.config.verbs import ReportConfig, SweepConfig, build_verb_config
+from permafrost.config.verbs import SweepConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.classifier import WeightsError
@@ -33,7 +33,7 @@ from permafrost.store.reader import Store
 from permafrost.training import loop
 from permafrost.training.build import worst_downscale
 from permafrost.training.metric_log import read_metrics
-from stages import distill, evaluate, precompute, report, sweep, teach
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.kills import killed_at
 from tests.support.runs import (
     PAD_CROP,
@@ -45,6 +45,7 @@ from tests.support.runs import (
 )
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import distill, evaluate, precompute, report, sweep, teach
 
 # ---- precompute ----------------------------------------------------------------------------------
 
@@ -503,12 +504,13 @@ def test_a_failing_student_does_not_stop_the_others(frozen):
 
 
 def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(config):
+    def interrupted(verb, words):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(cli, "run_words", interrupted)
     monkeypatch.setattr("sys.argv", ["distill"])
     with pytest.raises(SystemExit) as exit_:
-        stage_main("distill", interrupted, "doc")
+        cli.stage_main("distill")
 
     assert exit_.value.code == 130
     assert "the same command resumes" in capsys.readouterr().err

@@ -21,11 +21,10 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EvaluateConfig, ReportConfig, build_verb_config
+from permafrost.config.verbs import EvaluateConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.loading.dataset import StoreDataset
@@ -38,9 +37,10 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.targets import LiveTeacher
-from stages import distill, precompute, report, sweep, teach
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, precompute, report, sweep, teach
 
 SIDE, CELL = 24, 12
 CLASSES = ("blue", "green", "red", "yellow")

@@ -58,11 +58,8 @@ def demo_commands():
 
 
 def run_verb(verb, words):
-    stage = importlib.import_module(f"stages.{verb}")
     words = [*words, *SMALL.get(verb, []), *(SMALL["data"] if verb == "precompute" else [])]
-    if verb == "sweep":  # whose students have the words of the command line
-        return run_words(verb, lambda config: stage.run(config, words), words)
-    return run_words(verb, stage.run, words)
+    return run_words(verb, words)
 
 
 @contextmanager
@@ -112,7 +109,7 @@ def calls(tmp_path_factory):
         network = ["teacher=torchvision", "teacher.name=resnet18", "teacher.weights=random"]
         network += ["annotate.payloads=[logits]"]
         store = ["data=none", "store.path=stores/demo", "run=demo", "executor=serial"]
-        run_words("precompute", importlib.import_module("stages.precompute").run, store + network)
+        run_words("precompute", store + network)
     return calls
 
 
@@ -143,6 +140,6 @@ def test_ray_train_trains_on_two_ranks(tmp_path, monkeypatch):
             run_verb(verb, words)
         words = ["experiment=demo", "method.tau=4", "trainer.epochs=1", "trainer.batch_size=8"]
         ranks = ["trainer.ranks=2", "cluster.cpus_per_rank=1"]
-        run_words("distill", importlib.import_module("stages.distill").run, [*words, *ranks])
+        run_words("distill", [*words, *ranks])
 
     assert WORK["ray.train"][2] in calls["ray.train"]

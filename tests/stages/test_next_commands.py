@@ -15,10 +15,10 @@ from PIL import Image
 from permafrost.config.methods import METHODS, KDConfig
 from permafrost.config.store import PassOptions
 from permafrost.training.student_passes import served_methods
-from stages import precompute
 from tests.support.papers import needs_papers
 from tests.support.slow import slow
 from tests.support.stores import TINY_DATA, precompute_config
+from tests.support.verbs import precompute
 
 TEACHER = "teacher=cifar teacher.name=resnet8 teacher.width=4 teacher.weights=random"
 QUICK = ("trainer.epochs=1", "trainer.batch_size=8", "trainer.num_threads=1")

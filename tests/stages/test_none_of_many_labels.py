@@ -15,11 +15,11 @@ from permafrost.losses.labels import bce_loss
 from permafrost.sources.source import build_source
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.image_sets import by_key, image_bytes, write_images
 from tests.support.images import write_tar
 from tests.support.previews import message_of, preview_of
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 CELLS = ['["cat"]', '["cat", "dog"]', "[]", "", '["dog"]', "[]"] * 4
 """Cells of 24 records, of which eight have none, and four are unknown."""

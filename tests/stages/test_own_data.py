@@ -10,10 +10,10 @@ import pytest
 from permafrost.config.verbs import build_verb_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
-from stages import precompute, report, sweep, teach
 from tests.stages.test_recipes import commands
 from tests.support.composition import composed_of
 from tests.support.photo_table import write_photo_table
+from tests.support.verbs import precompute, report, sweep, teach
 
 SMALL = {
     "precompute": ["store.image_size=72", "store.shard_size=24", "executor=serial"],

@@ -20,17 +20,17 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Intermediates, WeightsError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze
-from permafrost.reports.store_sheet import draw_store
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.metric_log import read_metrics
-from stages import distill, evaluate, precompute
+from permafrost_report.store_sheet import draw_store
 from tests.support.batches import random_frames
 from tests.support.runs import distill_config, evaluate_config
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import distill, evaluate, precompute
 
 ALONE = PassOptions(batch_size=8, payloads=("pooled", "attention"))
 

@@ -13,18 +13,17 @@ from permafrost.annotation import annotator as annotate
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import ReportConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_maps
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.classifier import Classifier, GapLinear
 from permafrost.store.reader import Store
-from stages import precompute, report
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.paths import SHARED_DATA
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute, report
 
 PHOTOS = SHARED_DATA / "photos"
 SPOT = (-0.3, 0.4)

@@ -9,12 +9,12 @@ from permafrost.sources.findings import FINDINGS
 from permafrost.storage.files import read_regular
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.image_sets import folder_config, write_images
 from tests.support.images import write_tar
 from tests.support.previews import preview_of
 from tests.support.stores import precompute_config
 from tests.support.tars import samples, tar_config
+from tests.support.verbs import precompute
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_preview_beside_a_store_is_the_same_wherever_the_data_are(tmp_path):
 def test_nothing_is_previewed_where_nothing_is_packed(photos, tmp_path, monkeypatch):
     config = precompute_config(tmp_path / "store", data=folder_config(photos))
     precompute.run(config)
-    monkeypatch.setattr(precompute, "preview_source", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(precompute.module, "preview_source", lambda *_, **__: 1 / 0)
 
     assert precompute.run(config).packed_records == 0
 

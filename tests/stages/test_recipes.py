@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from permafrost.config.cluster import KubeRayClusterConfig
 from permafrost.config.data import (
     DataConfig,
     DemoDataConfig,
@@ -31,14 +30,14 @@ from permafrost.config.points import iter_points, knows_option, point_words
 from permafrost.config.sections import experiment_files
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.models.providers import build_model
-from permafrost.sources.torchvision_sets import SETS
 from permafrost.store.reader import Store
 from permafrost_papers.interpretability.concepts import DrawnConcepts
 from permafrost_papers.interpretability.options import CellsDataConfig, SSKDConfig
-from stages import distill, evaluate, precompute, teach
+from permafrost_sources.torchvision_sets import SETS
 from tests.support.broden import write_broden
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
+from tests.support.verbs import distill, evaluate, precompute, teach
 
 EVERY_RECIPE = sorted(experiment_files())
 RECIPES = [name.removeprefix("e2kd/") for name in EVERY_RECIPE if name.startswith("e2kd/")]
@@ -83,14 +82,10 @@ def test_every_command_of_a_recipe_composes(recipe):
 def test_a_recipe_builds_for_every_verb(recipe):
     composed = composed_of("sweep", f"experiment={recipe}")  # the same for every verb
 
-    for verb in set(VERBS) - {"render"}:
+    for verb in VERBS:
         if verb == "sweep" and not composed["arms"]:
             continue  # the recipe of a teacher has no students
         build_verb_config(verb, composed)
-    cluster = composed_of("render", "cluster=kuberay", *KubeRayClusterConfig.minimal)[
-        "cluster"
-    ]  # a section depends on no other
-    build_verb_config("render", composed | {"cluster": cluster})
 
 
 def test_a_recipe_writes_into_a_run_of_its_own(recipe):
@@ -424,7 +419,7 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
         )
         shift = evaluated.evaluate.shift
         shift = replace(shift, pixels=shift.pixels and 4)
-        options = replace(evaluated.evaluate, shift=shift)
+        options = replace(evaluated.evaluate, added=evaluated.evaluate.added | {"shift": shift})
         metrics = evaluate.run(replace(evaluated, evaluate=options)).splits[reported]
 
         assert result.trained_epochs == 1

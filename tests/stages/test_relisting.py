@@ -14,12 +14,12 @@ from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.image_sets import folder_config, write_images
 from tests.support.images import write_tar
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.tars import samples, tar_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 
 class ListedError(AssertionError):

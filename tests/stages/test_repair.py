@@ -22,11 +22,12 @@ from permafrost.storage.lock import LockedError, lock_folder
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute, verify
+from permafrost.verbs import verify
 from tests.support.slow import slow
 from tests.support.store_kinds import EVERY_PAYLOAD, build_store, read_everything, write_tars
 from tests.support.stores import precompute_config, table_of_shard
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 LOST = {
     "images/train-000000.tar": 16,
@@ -117,7 +118,7 @@ def test_nobody_is_told_to_delete_their_own_tar(referenced, tmp_path):
     tar.write_bytes(data)
 
     with pytest.raises(verify.DamagedStoreError) as error:
-        verify.run(VerifyConfig(store=StoreOptions(path=str(path))))
+        verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(path))))
 
     (line,) = [line for line in str(error.value).split("\n") if str(tar) in line]
     assert "restore it" in line

@@ -17,11 +17,11 @@ from permafrost.models.providers import build_model, published, with_preprocessi
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store import commit_pass
 from permafrost.store.reader import Store
-from stages import distill, evaluate, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import distill_config, evaluate_config
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, evaluate, precompute
 
 SMALL = CifarModelConfig(name="resnet8", width=4)
 

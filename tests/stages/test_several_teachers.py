@@ -30,8 +30,8 @@ from permafrost.store.reader import Store
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
-from stages import distill, evaluate, precompute
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, evaluate, precompute
 
 FIRST = CifarModelConfig(name="resnet8", width=4, weights="random")
 SECOND = CifarModelConfig(name="resnet14", width=4, weights="random")

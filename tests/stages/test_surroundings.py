@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.progress import progress
 from permafrost.storage import object_cache
 from permafrost.store.reader import Store
-from stages import precompute
+from permafrost.verbs.next_commands import distill_command, teach_command
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.paths import ROOT
 from tests.support.previews import preview_of
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 @pytest.mark.parametrize("name", [b"b\xe9b\xe9", b"\xb9\xb7"])

@@ -17,9 +17,9 @@ from permafrost.loading.subset import (
 )
 from permafrost.sources.source import build_source
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.image_sets import by_key, write_images
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 PATIENTS = 20
 IMAGES = 4

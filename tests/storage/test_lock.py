@@ -9,9 +9,9 @@ import pytest
 
 from permafrost.storage.lock import LOCK_NAME, LockedError, lock_folder
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.paths import PYTHONPATH
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 HOLD = """
     import sys, time

@@ -20,10 +20,10 @@ from permafrost.storage.rooted_paths import rooted
 from permafrost.store import deaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.buckets import contents, files_below, memory_buckets
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 ADDRESS = "s3://bucket/store"
 

@@ -15,11 +15,11 @@ from permafrost.core.errors import UserError
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.slow import slow
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
 from tests.support.stores import precompute_config
 from tests.support.trees import all_files
+from tests.support.verbs import precompute
 
 
 def damage(file: Path, others: list[Path], random: np.random.Generator) -> tuple[str, list[Path]]:

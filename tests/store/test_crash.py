@@ -13,10 +13,10 @@ from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.crashes import Stopped, StoppingOs
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 13])
 """Step between crash points. With 13, `make test` still covers every kind, as a commit has eight operations."""

@@ -18,10 +18,10 @@ from permafrost.store import deaths as deaths_module
 from permafrost.store.deaths import DEATHS_SUFFIX, PoisonRecordError, ShardDeaths, find_fatal
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.processes import fork_server
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 DEATH = 9
 SHARD = "train-000000"

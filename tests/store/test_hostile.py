@@ -24,7 +24,7 @@ from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.shards import PassShardTable, ShardTable
 from permafrost.store.verification import verify_store
-from stages import verify
+from permafrost.verbs import verify
 from tests.support.signing import load, load_shards, pass_folder, sign, sign_shards
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
 
@@ -95,7 +95,7 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
 
     assert_refused(store, "does not list the files of its fields")
     with pytest.raises(verify.DamagedStoreError):
-        verify.run(VerifyConfig(store=StoreOptions(path=str(store))))
+        verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(store))))
     assert not marker.exists()
     pickle.loads(payload)  # noqa: S301, control: unpickling the payload runs its code
     assert marker.exists()

@@ -24,9 +24,9 @@ from permafrost.store.image_decoding import (
     turn_mask,
 )
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.images import png_16
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 def encoded(pixels, kind="PNG", **options):

@@ -18,11 +18,12 @@ from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute, verify
+from permafrost.verbs import verify
 from tests.support.paths import ROOT
 from tests.support.store_kinds import read_everything
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_no_link_is_read_through_and_verify_names_it(store, outside, name, count
     assert str(error.value).startswith(f"{path} is a symbolic link")
     assert [str(path) in problem for problem in verify_store(store)] == [True]
     with pytest.raises(verify.DamagedStoreError, match="symbolic link"):
-        verify.run(VerifyConfig(store=StoreOptions(path=str(store))))
+        verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(store))))
     assert everything(outside) == before
     count_trials("a link at a place that training reads", {"refused": 1})
 
@@ -211,7 +212,7 @@ def test_the_links_of_an_own_store_may_be_allowed(store, outside, frozen):
 
     assert done.packed_records == 16
     assert (outside / "images/train-000000.tar").is_file()
-    assert verify.run(VerifyConfig(store=allowed)).verified_records == 72
+    assert verify.verify_bytes(VerifyConfig(store=allowed)).verified_records == 72
     opened = pickle.loads(pickle.dumps(Store(allowed.folder)))  # noqa: S301, as in a loader process
     assert opened.folder.allow_links
     assert len(opened.open_passes()[0].read_shard(opened.shards[0])["logits"]) == 12

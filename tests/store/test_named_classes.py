@@ -12,8 +12,8 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 

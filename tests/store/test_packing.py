@@ -28,10 +28,10 @@ from permafrost.store.image_decoding import ImageError, decode_rgb
 from permafrost.store.reader import Store
 from permafrost.store.tars import TarShard
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.listings import plan_whole
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 
 def smooth_image(height, width, channels=3, seed=0):

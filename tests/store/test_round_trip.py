@@ -22,7 +22,6 @@ from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store
 from permafrost.store.tars import ShardBytes
 from permafrost.store.zarr_fields import ZarrFields
-from stages import precompute
 from tests.support.paths import ROOT
 from tests.support.stores import (
     TINY_DATA,
@@ -33,6 +32,7 @@ from tests.support.stores import (
     table_of_shard,
 )
 from tests.support.trees import tree_bytes
+from tests.support.verbs import precompute
 
 
 def test_every_image_and_mask_comes_back_byte_for_byte(frozen):

@@ -37,10 +37,10 @@ from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 from permafrost.store.tars import ShardBytes
 from permafrost.store.verification import verify_store
-from stages import precompute
 from tests.support.crashes import Stopped, StoppingOs
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.trees import all_files, tree_bytes
+from tests.support.verbs import precompute
 
 DATA = replace(TINY_DATA, train_digits=10, test_digits=3, teacher_digits=3)
 TEACHERS = ("one", "two", "three")

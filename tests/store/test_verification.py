@@ -16,11 +16,12 @@ from permafrost.store.manifest import read_pass_manifest, read_store_manifest, w
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
 from permafrost.store.verification import verify_store
-from stages import distill, precompute, verify
+from permafrost.verbs import verify
 from tests.support.runs import distill_config
 from tests.support.slow import slow
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import all_files, tree_bytes
+from tests.support.verbs import distill, precompute
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def copy(frozen, tmp_path):
 
 
 def test_a_sound_store_has_no_problems(frozen):
-    result = verify.run(VerifyConfig(store=StoreOptions(path=str(frozen.store.path))))
+    result = verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(frozen.store.path))))
 
     assert (result.verified_records, result.verified_passes) == (72, 1)
 
@@ -120,7 +121,7 @@ def test_an_interrupted_pass_is_no_problem_and_both_ways_out_are_named(copy, cap
     (folder / "receipts" / "train-000000.parquet").write_bytes(b"of a shard that is finished")
 
     with caplog.at_level("WARNING"):
-        result = verify.run(VerifyConfig(store=StoreOptions(path=str(copy))))
+        result = verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(copy))))
 
     assert (result.verified_passes, result.unfinished_passes) == (1, folder.name)
     (note,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -158,7 +159,7 @@ def test_the_stage_fails_with_every_problem_listed(copy):
     (copy / "images" / "train-000000.tar").unlink()
 
     with pytest.raises(verify.DamagedStoreError) as error:
-        verify.run(VerifyConfig(store=StoreOptions(path=str(copy))))
+        verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(copy))))
 
     assert "index.arrow is missing" in str(error.value)
     assert "train-000000.tar is missing" in str(error.value)

@@ -27,13 +27,13 @@ from PIL import Image
 
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig, WebDatasetDataConfig
 from permafrost.config.options import resolve_implementation
-from permafrost.config.target_formats import ArraysConfig, EmbeddingsConfig, ListColumnsConfig
 from permafrost.core.errors import UserError
-from permafrost.exchange.target_reader import ReadRequest, reading
 from permafrost.sources.source import build_source
 from permafrost.store.image_shards import Packing, pack_image
 from permafrost.store.receipts import BOX
 from permafrost.store.shards import PassShardTable, ShardTable
+from permafrost_exchange.format_options import ArraysConfig, EmbeddingsConfig, ListColumnsConfig
+from permafrost_exchange.target_reader import ReadRequest, reading
 from tests.support.signing import (
     file_entry,
     index_columns,

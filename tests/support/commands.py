@@ -10,7 +10,6 @@ from itertools import product
 from permafrost.config.paths import place_paths
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, build_verb_config
-from stages import render
 from tests.support.composition import composed_of
 from tests.support.paths import ROOT
 
@@ -76,8 +75,6 @@ def resolve(verb: str, words: list[str]) -> object:
         return composed_of(verb, *(word for word in words if section_of(word) in names))
     if words[:1] == ["--cfg"]:
         return sections_of_verb(verb, composed_of(verb, *words[2:]))
-    if verb == "render":
-        return render.configure(words)
     words = without_saved_networks(words)
     return place_paths(build_verb_config(verb, composed_of(verb, *words)))
 

@@ -12,7 +12,7 @@ from PIL import Image
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.store.reader import Store
-from stages import ingest, precompute
+from tests.support.verbs import ingest, precompute
 
 CLASSES = 4
 PHOTOS = 24

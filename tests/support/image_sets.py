@@ -13,11 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from permafrost.config.data import (
-    ImageFolderDataConfig,
-    ImageTableDataConfig,
-    TorchvisionDataConfig,
-)
+from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
+from permafrost_sources.options import TorchvisionDataConfig
 
 
 def image_bytes(seed=0, size=(6, 4), kind="JPEG"):

@@ -98,7 +98,7 @@ class InterruptedAnnotation(AnnotateShard):
 def run():
     # Imported here, as a cluster's actors get the package without its YAML files, which a command line reads.
     from permafrost.cli import stage_main
-    from stages import precompute
+    from tests.support.verbs import precompute
 
     part, key, file = sys.argv[1:4]
     del sys.argv[1:4]
@@ -107,7 +107,7 @@ def run():
         precompute.build_source = partial(InterruptedSource, key=key, file=file)
     else:
         teacher_pass.AnnotateShard = partial(InterruptedAnnotation, key=key, file=file)
-    stage_main("precompute", precompute.run, precompute.__doc__)
+    stage_main("precompute")
 
 
 if __name__ == "__main__":

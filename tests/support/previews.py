@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.data import PreviewConfig, PreviewOptions
-from stages import preview
+from tests.support.verbs import preview
 
 
 def preview_of(data, executor="serial", **options):

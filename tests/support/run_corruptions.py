@@ -23,19 +23,18 @@ import numpy as np
 
 from permafrost.config.distillation import CurveOptions
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import UserError
 from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop
-from stages import distill, evaluate, precompute, report, teach
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.sweeps import TWO_ARMS, run_sweep, sweep_words
+from tests.support.verbs import distill, evaluate, precompute, report, teach
 
 _TRAINER = TrainerOptions(
     epochs=3, batch_size=8, num_threads=1, log_every_steps=2, checkpoint_every_epochs=1

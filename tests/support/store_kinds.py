@@ -24,8 +24,8 @@ from permafrost.loading.geometry import view_images
 from permafrost.loading.subset import rows_of_split
 from permafrost.sources.demo import DemoSource
 from permafrost.store.reader import Store
-from stages import precompute
 from tests.support.stores import TINY_DATA, precompute_config
+from tests.support.verbs import precompute
 
 EVERY_PAYLOAD = PassOptions(
     batch_size=8, payloads=("logits", "map", "attention", "class_maps", "pooled")

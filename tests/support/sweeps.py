@@ -7,7 +7,7 @@ import json
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.runs.mirrors import RUNS
-from stages import sweep
+from tests.support.verbs import sweep
 
 TINY = (
     *("student.name=resnet8", "student.width=4"),

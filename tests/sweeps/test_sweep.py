@@ -9,19 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
-from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps import student_task
 from permafrost.sweeps.plan import plan_students
-from stages import report, sweep
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
 from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_config, sweep_words
+from tests.support.verbs import report, sweep
 
 
 def planned(frozen, *more):
@@ -351,8 +350,8 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
 
 def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
     run_sweep(sweep_words(frozen, *SEARCH))
-    monkeypatch.setattr("permafrost.reports.page._metric_lines", lambda results: {})
-    monkeypatch.setattr("permafrost.reports.page.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost_report.page._metric_lines", lambda results: {})
+    monkeypatch.setattr("permafrost_report.page.training_curves", lambda lines, colors: [])
 
     values, html = sweep_report(frozen)
     named, _ = sweep_report(frozen, candidate="e2kd tau=5", baseline="kd tau=1")

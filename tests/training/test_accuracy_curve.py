@@ -9,9 +9,9 @@ from permafrost.config.methods import LabelsConfig
 from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop
 from permafrost.training.epoch_selection import read_curve
-from stages import distill, evaluate
 from tests.support.kills import killed_at
 from tests.support.runs import assert_equal_states, distill_config, evaluate_config, weights_of
+from tests.support.verbs import distill, evaluate
 
 SPLITS = ("test", "test_swapped")
 

@@ -26,7 +26,6 @@ from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.bcos.options import BcosModelConfig
-from stages import distill
 from tests.support.batches import (
     FRAME,
     NUM_CLASSES,
@@ -40,6 +39,7 @@ from tests.support.mixtures import mixed, share_of
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.slow import slow
 from tests.support.trainings import HostReads
+from tests.support.verbs import distill
 
 METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
 

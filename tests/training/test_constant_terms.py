@@ -9,9 +9,9 @@ from permafrost.config.methods import KDConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.losses.logit_distances import LOGIT_LOSSES, describe_flat_temperature
-from stages import distill, precompute
 from tests.support.runs import distill_config
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, precompute
 
 
 @pytest.mark.parametrize("mode", ["frozen", "live"])

@@ -10,9 +10,7 @@ import torch
 
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions, SubsetOptions
-from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.models.cifar import CifarResNet
@@ -20,9 +18,10 @@ from permafrost.models.classifier import Classifier
 from permafrost.runs.mirrors import RUNS
 from permafrost.training.epoch_selection import EPOCHS_NAME, EpochSelection
 from permafrost.training.metric_log import read_metrics
-from stages import distill, report
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.run_files import read_signed
 from tests.support.runs import PAD_CROP, TRAINER, distill_config, evaluate_config, weights_of
+from tests.support.verbs import distill, report
 
 HELD_OUT = SubsetOptions(holdout=1)
 

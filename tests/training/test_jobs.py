@@ -12,8 +12,8 @@ from permafrost.store import reader
 from permafrost.training.distill import Distillation
 from permafrost.training.job import OpenedInputs
 from permafrost.training.teach_job import Teaching
-from stages import distill, precompute, teach
 from tests.support.runs import TRAINER, distill_config
+from tests.support.verbs import distill, precompute, teach
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.bcos.options import BcosModelConfig
-from stages import distill, evaluate
 from tests.support.runs import TRAINER, distill_config, evaluate_config
+from tests.support.verbs import distill, evaluate
 
 SIZE = (16, 16)
 

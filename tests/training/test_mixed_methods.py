@@ -18,10 +18,10 @@ from permafrost.config.store import PassOptions
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.store.reader import Store
-from stages import distill, precompute
 from tests.support.runs import TRAINER, distill_config, weights_of
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import distill, precompute
 
 MIXES = {
     "mixup": (MixConfig(kind="mixup", alpha=0.4),),

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from permafrost.config.teaching import TeachConfig
 from permafrost.models.weights import read_state_dict
-from permafrost.reports.student_results import read_sweep
 from permafrost.runs.folder import read_config, read_cost
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import (
@@ -27,11 +26,12 @@ from permafrost.storage.signed_files import (
 )
 from permafrost.training import checkpoint, loop
 from permafrost.training.metric_log import METRIC_LOG_NAME, MetricWriter, read_metrics
-from stages import distill, evaluate
+from permafrost_report.student_results import read_sweep
 from tests.support import run_corruptions, run_files
 from tests.support.kills import killed_at
 from tests.support.run_corruptions import CASES, Runs, attempt, damage_file, trials
 from tests.support.runs import distill_config, evaluate_config
+from tests.support.verbs import distill, evaluate
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from permafrost.models.providers import build_model, measure_cost
 from permafrost.training import loop as module
 from permafrost.training.loop import step_threads
 from permafrost_papers.ked.options import AdditiveModelConfig
-from stages import distill
 from tests.support.paths import ROOT
 from tests.support.runs import distill_config
+from tests.support.verbs import distill
 
 _LIBRARIES = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
 LOAD_OPENMP = (
@@ -87,7 +87,7 @@ def test_threads_of_openmp_soon_sleep_unless_the_user_says_otherwise(theirs, pol
     code = (
         "import sys; sys.argv = ['x', 'nonsense=1']\n"
         "from permafrost.cli import stage_main\n"
-        "try: stage_main('verify', print, '')\n"
+        "try: stage_main('verify')\n"
         f"finally: {LOAD_OPENMP}"
     )
 

@@ -21,9 +21,9 @@ from permafrost.storage.local_files import NoSpaceError
 from permafrost.sweeps.plan import plan_students
 from permafrost.training.distill import distill_student
 from permafrost.training.metric_log import MetricWriter, read_metrics
-from stages import teach
 from tests.support.run_files import tracked_run, write_lines
 from tests.support.runs import TRAINER, distill_config, evaluate_config
+from tests.support.verbs import teach
 
 LINES = [{"total": 1.5, "lr": 0.1, "step": 4, "epoch": 0}, {"total": 0.5, "step": 8, "epoch": 1}]
 OTHERS = ["wandb", "mlflow", "trackio"]

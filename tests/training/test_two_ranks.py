@@ -24,11 +24,11 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
-from stages import precompute
 from tests.support.ranks import leave_group, run_on_ranks
 from tests.support.runs import PAD_CROP
 from tests.support.slow import slow
 from tests.support.stores import TINY_DATA, precompute_config
+from tests.support.verbs import precompute
 
 SIZE = (TINY_DATA.image_size, TINY_DATA.image_size)
 METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)

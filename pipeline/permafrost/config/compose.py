@@ -37,20 +37,20 @@ from permafrost.config.sections import (
     OF_CLASS,
     group_members,
     is_section,
+    option_paths,
     section_names,
     section_of,
     top_options,
     with_kinds,
 )
 from permafrost.config.suggestions import SHOWN, no_member, suggest, suggest_options
+from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 from permafrost.storage.files import read_regular
 from permafrost.storage.signed_files import DigestError, check_json
 
 _NETWORKS = ("teacher", "student", "black_box")
-_CHECKING_VERBS = ("ingest", "verify")
-"""Verbs that run a teacher only to check it, and only if it is typed: an experiment names it for other verbs."""
 
 
 def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     typed = [_typed(verb, word, words) for word in complete_words(verb, words)]
     experiment = next((each.text for each in reversed(typed) if each.path == "experiment"), None)
     files = () if experiment is None else read_experiment(experiment)
-    defaults = DEFAULT_MEMBERS
-    if verb in _CHECKING_VERBS:
+    defaults = dict(DEFAULT_MEMBERS)
+    if VERBS[verb].checks_teacher:
         defaults = defaults | {"teacher": "none"}
         files = tuple(
             file._replace(sections={n: v for n, v in file.sections.items() if n != "teacher"})
@@ -269,9 +269,18 @@ def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
     require(equals != "", f"cannot read {word!r}; options are written key=value, see --help")
     section = section_of(word)
     hint = suggest_options(verb, section) or suggest(section, names)
-    if verb == "teach" and section in GROUPS:
-        hint = f" (did you mean teaching.{section}?)"
+    nested = {
+        ".".join(parts[:2])
+        for parts in map(_split_path, option_paths(verb))
+        if section in parts[1:2]
+    }
+    if section in GROUPS and nested:
+        hint = f" (did you mean {min(nested)}?)"
     raise ConfigError(f"{verb} takes no {printable(path)}={hint}; it takes: {', '.join(names)}")
+
+
+def _split_path(path: str) -> list[str]:
+    return path.split(".")
 
 
 def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:

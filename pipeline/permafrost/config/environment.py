@@ -16,8 +16,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Folder of the package."""
-TOP = PACKAGE if (PACKAGE / "stages").is_dir() else PACKAGE.parents[1]
-"""Folder that holds stages/ and conf/: the package in a wheel, the repository in a checkout."""
+TOP = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
+"""Folder that holds conf/: the package in a wheel, the repository in a checkout."""
 CONF = TOP / "conf"
 """Folder of the YAML files."""
 

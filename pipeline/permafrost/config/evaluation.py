@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Lt
@@ -27,6 +27,11 @@ class EvaluatorOptions(Options):
     reads_outputs: ClassVar[bool] = True
     """False if it reads features only, so that the network's classes may be others than those of the data."""
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether its options alone have it run, without `evaluators`."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyOptions(EvaluatorOptions):
@@ -42,36 +47,6 @@ class LocalizationOptions(EvaluatorOptions):
 
     implementation: ClassVar[str] = "permafrost.evaluation.basic_evaluators:LOCALIZATION"
     is_flat: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShiftOptions(EvaluatorOptions):
-    """Shift-equivariance curve of the student's explanation (e2KD, Figure 5)."""
-
-    section: ClassVar[str] = "evaluate.shift"
-    implementation: ClassVar[str] = "permafrost.evaluation.shift:EVALUATOR"
-
-    pixels: Annotated[int | None, Ge(1)] = None
-    """Largest shift of the input in pixels (32 in the paper); null disables the curve. The frames must be
-    larger than the student's input by that many pixels."""
-    records: Annotated[int, Ge(1)] = 256
-    """Records per split; every shift is one forward pass of each of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EquivarianceOptions(EvaluatorOptions):
-    """Stored targets of views compared with the teacher's output, for each operation of `augment` and all together.
-
-    Each kind of augment.mix is measured, too: the targets that its rules give to mixtures of whole images.
-    """
-
-    section: ClassVar[str] = "evaluate.equivariance"
-    implementation: ClassVar[str] = "permafrost.evaluation.equivariance:EVALUATOR"
-    reads_augment: ClassVar[bool] = True
-
-    records: Annotated[int, Ge(1)] = 256
-    """Records per split; every operation is one forward pass of each of them. The spread of the mean probability needs
-    1,000 or more to tell recipes apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +108,6 @@ EVALUATORS: Family[type[EvaluatorOptions]] = Family(
     {
         "accuracy": AccuracyOptions,
         "localization": LocalizationOptions,
-        "shift": ShiftOptions,
-        "equivariance": EquivarianceOptions,
         "knn": KNNOptions,
         "linear_probe": LinearProbeOptions,
     }
@@ -158,7 +131,6 @@ class EvaluateOptions(OpenOptions):
 
     section: ClassVar[str] = "evaluate"
 
-    shift: Annotated[ShiftOptions, Role.OUTSIDE_IDENTITY] = field(default_factory=ShiftOptions)
     store: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
     """Another store to evaluate on, which must contain a pass of the same teacher. It serves data-free
     transfer: a student that learned its teacher's classes from other images is evaluated on the teacher's
@@ -193,11 +165,19 @@ class EvaluateOptions(OpenOptions):
 
     @classmethod
     def added_by(cls) -> tuple[tuple[str, type[Options]], ...]:
-        return tuple(
-            (name, options)
-            for name, options in EVALUATORS.items()
-            if name != "shift" and fields(options)
-        )
+        return tuple((name, options) for name, options in EVALUATORS.items() if fields(options))
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """Evaluators that their options alone have run."""
+        sections = {name: getattr(self, name) for name, _ in self.added_by()}
+        return tuple(name for name, section in sections.items() if section.is_requested)
+
+    def without_requests(self) -> EvaluateOptions:
+        """Return the options without those that have evaluators run."""
+        defaults = {name: options for name, options in self.added_by() if name in self.requested}
+        added = self.added | {name: options() for name, options in defaults.items()}
+        return replace(self, added=added)
 
     def of(self, evaluator: type[E]) -> E:
         """Return the section of an evaluator."""

@@ -13,7 +13,7 @@ from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, NoModelConfig
 from permafrost.config.options import Option, Options, classes_by_kind
-from permafrost.config.target_formats import TARGET_FORMATS
+from permafrost.config.plugins import Family
 from permafrost.config.teaching import TEACHINGS
 
 
@@ -22,18 +22,19 @@ def _or_none(members: Mapping[str, Any], none: type[Options]) -> Mapping[str, ty
     return ChainMap(cast("dict[str, type[Options]]", members), {"none": none})
 
 
-FAMILIES: dict[str, Mapping[str, type[Options]]] = {
-    "data": _or_none(SOURCES, NoDataConfig),
-    "teacher": _or_none(MODELS, NoModelConfig),
-    "black_box": _or_none(MODELS, NoModelConfig),
-    "student": MODELS,
-    "explainer": EXPLAINERS,
-    "views": VIEWS,
-    "teaching": TEACHINGS,
-    "method": METHODS,
-    "cluster": CLUSTERS,
-    "format": TARGET_FORMATS,
-}
+FAMILIES: Family[Mapping[str, type[Options]]] = Family(
+    {
+        "data": _or_none(SOURCES, NoDataConfig),
+        "teacher": _or_none(MODELS, NoModelConfig),
+        "black_box": _or_none(MODELS, NoModelConfig),
+        "student": MODELS,
+        "explainer": EXPLAINERS,
+        "views": VIEWS,
+        "teaching": TEACHINGS,
+        "method": METHODS,
+        "cluster": CLUSTERS,
+    }
+)
 """Sections whose class is chosen by `kind`: section -> kind -> class."""
 
 

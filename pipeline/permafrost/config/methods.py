@@ -287,39 +287,6 @@ class CatKDConfig(FeatureKDConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReviewKDConfig(FeatureKDConfig):
-    """ReviewKD (Chen et al. 2021): the teacher's features, predicted from the student's features fused across stages.
-
-    The features are those of a pass with the payload features, or of a live teacher.
-    """
-
-    implementation: ClassVar[str] = "permafrost.losses.feature_kd:ReviewKDLoss"
-    is_term: ClassVar[bool] = True
-    has_mix_rule: ClassVar[bool] = True
-
-    kind: Literal["review_kd"] = "review_kd"
-    lambda_review: Annotated[float, Ge(0)] = 1.0
-    """Weight of the review term; 0 disables it, and its trainable fusions are not created."""
-    stages: tuple[int, ...] = ()
-    """Stages to compare besides the average of the last one, counted from 1 at the finest, or from -1 at the deepest;
-    empty takes all."""
-    map_control: MapControl = "none"
-    """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
-    without the view's warp (unaugmented)."""
-
-    def check(self, setting: MethodSetting) -> None:
-        if self.lambda_review == 0:
-            return
-        check_map_control(self.map_control, setting)
-        trainer = setting.trainer
-        require(
-            trainer.batch_size > trainer.ranks,
-            f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, for "
-            "which the batch norms of method=review_kd have no variance; raise it",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(FeatureKDConfig):
     """Features of chosen stages, through a 1x1 convolution (FitNets, Romero et al. 2015), with any other term or alone.
 
@@ -503,7 +470,6 @@ METHODS: Family[type[MethodConfig]] = Family(
             E2KDConfig,
             ATConfig,
             CatKDConfig,
-            ReviewKDConfig,
             FeaturesConfig,
             EmbeddingConfig,
             SeveralConfig,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from permafrost.config.cluster import ExistingClusterConfig, KubeRayClusterConfig
+from permafrost.config.cluster import ExistingClusterConfig
 from permafrost.config.environment import in_submitted_job
 from permafrost.config.models import is_published
 from permafrost.config.options import Options, Role, options_of
@@ -17,39 +17,18 @@ from permafrost.storage.addresses import is_address
 C = TypeVar("C", bound=Options)
 
 _NO_FILES = ("", "random")
-_WRITTEN = ("store.path", "run")
 
 
-def require_shared_paths(config: Options, mount_path: str | None = None) -> None:
-    """Check that every path in a verb's config has the same meaning on all nodes.
-
-    Args:
-        config: Options of the verb.
-        mount_path: Folder shared by the nodes, if it is known; output paths must be inside it, or in a bucket. "" if
-            the nodes share none.
-
-    Raises:
-        ConfigError: If a path is relative, or if an output path is not shared.
-    """
+def _require_absolute_paths(config: Options) -> None:
+    """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes."""
     named = list(_paths(config))
     if hasattr(config, "run") and not is_address(config.run):
         named.append(("run", config.run))
     for option, path in named:
         require(
-            mount_path != "" or option not in _WRITTEN,
-            f"{option}={path} would be lost with its pod; set it to an address (s3://bucket/folder), or name a volume "
-            "that all nodes share with cluster.volume_claim",
-        )
-        require(
             PurePosixPath(path).is_absolute(),
             f"{option}={path} is relative, and a job runs in a temporary copy of the code on one node; "
             "set an absolute path on storage that all nodes share",
-        )
-        require(
-            not mount_path
-            or option not in _WRITTEN
-            or PurePosixPath(path).is_relative_to(mount_path),
-            f"{option}={path} would be lost with its pod; set a path below cluster.mount_path={mount_path}",
         )
 
 
@@ -96,7 +75,7 @@ def place_paths(config: C) -> C:
     Raises:
         ConfigError: If a path is relative in a submitted job, whose driver runs in a temporary folder.
     """
-    cluster = getattr(config, "cluster", None)
-    if in_submitted_job() or isinstance(cluster, KubeRayClusterConfig):
-        require_shared_paths(config, getattr(cluster, "shared_folder", None))
-    return with_absolute_paths(config) if isinstance(cluster, ExistingClusterConfig) else config
+    if in_submitted_job():
+        _require_absolute_paths(config)
+    is_joined = isinstance(getattr(config, "cluster", None), ExistingClusterConfig)
+    return with_absolute_paths(config) if is_joined else config

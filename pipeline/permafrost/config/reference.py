@@ -31,7 +31,7 @@ from permafrost.config.options import (
 from permafrost.config.sections import group_members, section_names
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import VERBS
+from permafrost.config.verbs import VERBS, option_classes, ordered_verbs
 
 _WIDTH = 100
 _INDENT = " " * 8
@@ -72,7 +72,7 @@ def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
     hint = f" (the options of a chosen member: --help {chosen})" if chosen else ""
     options = {
         option.name: (cls, option)
-        for cls in (VERBS[name] for name in (*(("distill", "evaluate") * (verb == "sweep")), verb))
+        for cls in reversed(option_classes(verb))
         for option in options_of(cls)
         if Role.SET_BY_STAGE not in option.roles
     }
@@ -134,11 +134,12 @@ def options_page() -> str:
         "# Options\n\nGenerated from the dataclasses of permafrost/config by `python -m permafrost.config.reference`. "
         "An option is written `section.option=value`; `null` means no value.\n"
     ]
-    for verb, cls in VERBS.items():
+    for verb in ordered_verbs():
+        cls = VERBS[verb].options
         parts.append(f"## {verb}\n\n{_first_line(cls)}\n\n{_table(cls, '')}")
     sections = dict(_SECTIONS)
-    for verb_class in VERBS.values():
-        for option in options_of(verb_class):
+    for verb in ordered_verbs():
+        for option in options_of(VERBS[verb].options):
             if isinstance(option.hint, type) and issubclass(option.hint, Options):
                 sections.setdefault(option.name, option.hint)
     for name, cls in sections.items():

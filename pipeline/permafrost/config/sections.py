@@ -12,10 +12,10 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.environment import CONF
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import Option, Options, Role, options_of
-from permafrost.config.plugins import experiment_folders
+from permafrost.config.plugins import Family, experiment_folders
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import VERBS
+from permafrost.config.verbs import VERBS, option_classes
 
 GROUPS: dict[str, type[Options]] = {
     "store": StoreOptions,
@@ -24,31 +24,36 @@ GROUPS: dict[str, type[Options]] = {
     "augment": AugmentOptions,
 }
 """Sections whose members are files of conf/ and share one class."""
-DEFAULT_MEMBERS = {
-    **{
-        "data": "none",
-        "store": "zarr",
-        "teacher": "cifar",
-        "black_box": "none",
-        "student": "cifar",
-    },
-    **{"explainer": "gradcam", "augment": "pad_crop", "views": "canonical", "teaching": "labels"},
-    **{"method": "e2kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
-    "format": "npz",
-}
+DEFAULT_MEMBERS: Family[str] = Family(
+    {
+        **{
+            "data": "none",
+            "store": "zarr",
+            "teacher": "cifar",
+            "black_box": "none",
+            "student": "cifar",
+        },
+        **{
+            "explainer": "gradcam",
+            "augment": "pad_crop",
+            "views": "canonical",
+            "teaching": "labels",
+        },
+        **{"method": "e2kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
+    }
+)
+"""Members that sections have unless one is chosen."""
 OF_CLASS = {"store": "zarr", "trainer": "default"}
 """Members that are the defaults of their class, and have no file."""
-_SWEPT_VERBS = ("distill", "evaluate")
 
 
 def section_names(verb: str) -> list[str]:
     """Return the names of the sections and options that a verb reads; for a sweep also those of its students."""
-    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
     return list(
         dict.fromkeys(
             option.name
-            for name in verbs
-            for option in options_of(VERBS[name])
+            for cls in option_classes(verb)
+            for option in options_of(cls)
             if Role.SET_BY_STAGE not in option.roles
         )
     )
@@ -105,7 +110,7 @@ def _experiment_folders() -> dict[str, Path]:
 def top_options() -> dict[str, Option]:
     """Return the options of all verbs by name: sections, and options outside sections."""
     plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
-    every = (option for cls in VERBS.values() for option in options_of(cls))
+    every = (option for verb in VERBS.values() for option in options_of(verb.options))
     named = {o.name: o for o in every if Role.SET_BY_STAGE not in o.roles}
     return {"plugins": plugins, **named}
 
@@ -125,9 +130,9 @@ def with_kinds(section: str, value: Any) -> Any:
 
 def option_paths(verb: str) -> list[str]:
     """Return the full names of all options of a verb, of every member of its families, and of a sweep's students."""
-    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
-    classes = [VERBS[name] for name in verbs]
-    return list(dict.fromkeys(place for cls in classes for place in _paths_in(cls, "")))
+    return list(
+        dict.fromkeys(place for cls in option_classes(verb) for place in _paths_in(cls, ""))
+    )
 
 
 def _paths_in(cls: type[Options], prefix: str) -> Iterator[str]:

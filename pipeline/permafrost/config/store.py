@@ -184,7 +184,7 @@ class PassOptions(OpenOptions):
     payloads: tuple[str, ...] = ("logits", "map")
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. features: outputs of whole stages,
-    for method=review_kd, ft and features. pooled: the pooled feature before the classifier, for method=embedding,
+    for method=features, review_kd and ft. pooled: the pooled feature before the classifier, for method=embedding,
     crd and sskd. A pass of attention, features and pooled needs no logits, and a teacher of it no last layer."""
     logits: Literal["all", "topk"] = "all"
     """Logits to store. all: those of all classes. topk: the k largest, and the sum of all others at each of the
@@ -355,3 +355,11 @@ class PrecomputeConfig(Options):
                 self.annotate.batch_size > 1,
                 "views.mix draws second records within batches of annotate.batch_size=1; raise it",
             )
+
+
+STORE_SECTIONS: Family[str] = Family({})
+"""Sections about a store that packages add to a report, by name: module:name of functions (store) -> StoreSection, or
+None without anything to show."""
+STORE_METHODS: Family[str] = Family({})
+"""Methods that packages add to an opened store (`permafrost.open_store`), by name: module:name of functions whose first
+argument is the store."""

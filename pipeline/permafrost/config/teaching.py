@@ -29,6 +29,14 @@ class LabelTeachingConfig(Options):
     preparation: ClassVar[str] = ""
     """`module:name` of a function (config of teach, folder of the run, ranks) that writes files which the training
     reads."""
+    target_source: ClassVar[str] = ""
+    """`module:name` of a function (teaching, number of classes, input size) -> function (batch, request) -> targets of
+    the step, for a loss that reads more than labels."""
+    after_epoch: ClassVar[str] = ""
+    """`module:name` of a function (config of teach, folder of the run, store, decode threads) -> function (network,
+    number of epochs done), which is called before their checkpoint, or None."""
+    reads_regions: ClassVar[bool] = False
+    """True if its targets are of the boxes and masks of images."""
 
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
@@ -74,35 +82,7 @@ class LabelTeachingConfig(Options):
         return teacher
 
 
-@dataclass(frozen=True, kw_only=True)
-class GuidedTeachingConfig(LabelTeachingConfig):
-    """Training on labels and on explanations that cover the object (Rao et al. 2023): guided teachers."""
-
-    implementation: ClassVar[str] = "permafrost.losses.guided:GuidedLoss"
-
-    kind: Literal["guided"] = "guided"  # type: ignore[assignment]
-    localization: Literal["energy", "l1", "rrr", "ppce"] = "energy"
-    """Localization loss on the attributions to one class of each record. energy: 1 - their share inside the
-    region. l1: distance from the region. rrr: squares outside. ppce: cross-entropy inside."""
-    lambda_localization: Annotated[float, Ge(0)] = 1e-3
-    """Weight of that loss, summed over the batch."""
-    region: Literal["boxes", "masks"] = "boxes"
-    """Region that explanations are guided onto."""
-    pareto_split: str | None = None
-    """Split to evaluate after every epoch for Pareto-optimal weights; null keeps the last epoch only. All
-    weights that are optimal in F1 (accuracy), EPG and IoU are kept in pareto/ of the run."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.augment.refuse_mix(
-            "teaching=guided guides explanations onto regions of one image; set teaching=labels",
-            "teaching.augment",
-        )
-
-
-TEACHINGS: Family[type[LabelTeachingConfig]] = Family(
-    {cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig)}
-)
+TEACHINGS: Family[type[LabelTeachingConfig]] = Family({"labels": LabelTeachingConfig})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,88 +1,34 @@
-"""Sections that each verb reads."""
+"""Verbs: the sections that each reads, and how it is shown."""
 
 from __future__ import annotations
 
+import ast
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, ClassVar, Literal
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_config
 from permafrost.config.cluster import (
     ClusterConfig,
     ExecutorName,
-    KubeRayClusterConfig,
 )
 from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, Frame
-from permafrost.config.exchange import AttachConfig, IngestConfig, PassportOptions, ShareConfig
-from permafrost.config.methods import MethodConfig, Mode
+from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
-from permafrost.config.options import Command, Options, Role, options_of
-from permafrost.config.page_options import ReportOptions
+from permafrost.config.options import Command, Options, options_of
+from permafrost.config.plugins import Family
 from permafrost.config.store import PrecomputeConfig, StoreOptions
 from permafrost.config.teaching import TeachConfig
-from permafrost.config.training import Logger, OptimizerOptions, TrainerOptions
+from permafrost.config.training import Logger
 from permafrost.core.errors import require, require_name
 
 DEFAULT_EVALUATORS = ("accuracy", "localization")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateOptions(Options):
-    """Size of the sample that an estimate measures, and the questions that it answers."""
-
-    section: ClassVar[str] = "estimate"
-
-    shards: Annotated[int, Ge(1)] = 3
-    """Number of shards to measure, drawn at random by store.seed; at least one is of `split`. If the data have
-    fewer, some are measured in parts of shard_records."""
-    shard_records: Annotated[int | None, Ge(1)] = 128
-    """Largest number of records to measure of each of these shards; null takes all. A slow teacher needs few."""
-    rounds: Annotated[int, Ge(1)] = 5
-    """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher and of
-    students with other options of the trainer. On a GPU each measurement takes several steps."""
-    students: Annotated[int, Ge(1)] = 10
-    """Number of students of the comparison with one job, in which they share batches, views and a live teacher."""
-    views: tuple[int, ...] = (0, 1, 4, 16, 50)
-    """Numbers of stored views of `augment` whose price is printed; 0 are frozen targets of the whole image."""
-    budget_bytes: Annotated[int | None, Ge(0)] = None
-    """Largest number of bytes of the targets, for which a setting is proposed; null for no limit."""
-    max_distance: Annotated[float | None, Ge(0)] = None
-    """Largest distance of the targets of a view to the teacher's answer to it, of every payload (KL in nats, or 1 -
-    cosine), for which a setting is proposed; null for no limit."""
-    records: Annotated[int | None, Ge(1)] = None
-    """Number of records to estimate for, such as those of a set that is not here; null takes those of the data."""
-    workers: tuple[int, ...] = (1, 4, 16)
-    """Numbers of workers for which hours are printed. A worker is an actor on a machine like this one."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            len(self.workers) > 0 and min(self.workers) >= 1,
-            f"estimate.workers={list(self.workers)} must list at least one number, each >= 1, as in "
-            "estimate.workers=[1,4,16]",
-        )
-        require(
-            len(self.views) > 0 and min(self.views) >= 0,
-            f"estimate.views={list(self.views)} must list at least one number, each >= 0, as in "
-            "estimate.views=[0,1,16]",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateConfig(PrecomputeConfig):
-    """Sections that `estimate` reads: those of precompute, and those of distill that describe a student."""
-
-    estimate: EstimateOptions = field(default_factory=EstimateOptions)
-    student: ModelConfig
-    method: MethodConfig
-    optimizer: OptimizerOptions
-    trainer: TrainerOptions
-    mode: Mode = "frozen"
-    """Origin of the student's targets, as in distill: frozen or replay. It is compared with mode=live."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,71 +36,6 @@ class VerifyConfig(Options):
     """Sections that `verify` reads."""
 
     store: StoreOptions
-    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """Network that is said to have made the passes of store.teacher, or the only one: it is run on a sample of their
-    views, and its agreement with them is written into their manifests."""
-    passport: PassportOptions = field(default_factory=PassportOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowOptions(Options):
-    """Content and file of the picture of a store."""
-
-    section: ClassVar[str] = "show"
-
-    split: str | None = None
-    """Split whose records are shown; null shows train, or the first split of a store without it."""
-    records: Annotated[int, Ge(1), Le(200)] = 24
-    """Number of records that are shown."""
-    output: str = "store.png"
-    """File of the picture: .png, .svg or .pdf."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.output.endswith((".png", ".svg", ".pdf")),
-            f"show.output={self.output} must end with .png, .svg or .pdf",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowConfig(Options):
-    """Sections that `show` reads."""
-
-    store: StoreOptions
-    show: ShowOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions(Options):
-    """Programs that `export` writes."""
-
-    section: ClassVar[str] = "export"
-
-    formats: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
-    """Formats of the programs. onnx: student.onnx, for ONNX runtimes. torch: student.pt2, for torch.export.load."""
-    output: Literal["logits", "pooled"] = "logits"
-    """Output of the programs. pooled: the features before the classifier, in embedding.onnx and embedding.pt2, for
-    students of embeddings."""
-    frame: Frame = "auto"
-    """Part of an image that the student receives, as evaluate.frame."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.formats) > 0, "export.formats is empty; name onnx, torch or both")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig(Options):
-    """Sections that `export` reads; the student is the one of `run`."""
-
-    store: StoreOptions
-    export: ExportOptions
-    to: str = ""
-    """hf://<user>/<name>, a repository of the Hugging Face hub that gets the folder with its card (needs
-    huggingface_hub and student.license); empty uploads nothing."""
-    run: str = "untitled"
-    """Folder below runs/ of the student to export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +52,11 @@ class EvaluationRun(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluationRun):
-    """Sections that `evaluate` reads; the student is the one of `run`. Only evaluators=equivariance reads `augment`."""
+    """Sections that `evaluate` reads; the student is the one of `run`. `augment` is read by some evaluators only."""
 
     evaluators: tuple[str, ...] | None = None
     """Evaluators to run; null is accuracy and, if there are regions or a teacher's maps, localization. Each is
-    a separate unit of work, so a later call may add one. evaluate.shift.pixels adds shift."""
+    a separate unit of work, so a later call may add one."""
     model: Literal["student", "teacher", "network"] = "student"
     """Network to evaluate: the run's student, the network of `teacher` (results in evaluate-teacher), or the
     given network of `student` and student.weights, which no run has trained (results in evaluate-network)."""
@@ -225,8 +106,7 @@ class EvaluateConfig(EvaluationRun):
     def requested_evaluators(self) -> tuple[str, ...]:
         """Evaluators that this call is to run."""
         evaluators = DEFAULT_EVALUATORS if self.evaluators is None else self.evaluators
-        wants_shift = self.evaluate.shift.pixels is not None and "shift" not in evaluators
-        return (*evaluators, "shift") if wants_shift else evaluators
+        return tuple(dict.fromkeys([*evaluators, *self.evaluate.requested]))
 
     @property
     def shared(self) -> EvaluationRun:
@@ -293,57 +173,152 @@ class SweepConfig(Options):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig(Options):
-    """Sections that `report` reads."""
-
-    store: StoreOptions
-    augment: AugmentOptions
-    report: ReportOptions
-    run: str = "untitled"
-    """Folder below runs/ of the sweep or student to report."""
+# ---- verbs -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenderConfig(Options):
-    """Sections that `render` reads; all other words are those of the verb that the job runs."""
+class Verb:
+    """A command: what it takes, what it runs, and how the command line, jobs and the Python interface show it.
 
-    cluster: KubeRayClusterConfig
-    verb: Literal[
-        "preview",
-        "estimate",
-        "precompute",
-        "teach",
-        "verify",
-        "distill",
-        "evaluate",
-        "sweep",
-        "report",
-    ] = "precompute"
-    """Stage that the job runs."""
-    words: Annotated[tuple[str, ...], Role.SET_BY_STAGE] = ()
-    """Words of the verb, as they were typed."""
-    output: str | None = None
-    """File to write; null prints the manifest."""
+    The docstring of the module of its function is its help: a sentence, commands, then what it `Reads` and `Writes`,
+    and what a `Rerun` does.
+    """
+
+    options: type[Options]
+    """Class of the sections that it reads. With a section `cluster` it runs on Ray, and a submitted job joins its
+    cluster; with an option `run` it works in a folder of runs/."""
+    function: str
+    """Function of the work, as module:name, which is imported when the command runs. It takes the options, and
+    returns a dataclass, whose values are printed."""
+    order: int = 100
+    """Place in lists of verbs: preview is 10, precompute 20, teach 30, verify 40, distill 50, evaluate 60, sweep 70."""
+    python: str = ""
+    """Docstring of `permafrost.<verb>()`; empty is the first sentence of the help."""
+    swept: tuple[str, ...] = ()
+    """Verbs whose options it takes, too, for each of the students that it trains. Its function then also takes the
+    words of the command."""
+    saves_options: bool = False
+    """True if its options are written to runs/<run>/<verb>.yaml."""
+    locks_run: bool = False
+    """True if no other process may work in its run. The folders of single trainings have locks of their own."""
+    checks_teacher: bool = False
+    """True if it runs a teacher only to check it, and only if it is typed: an experiment names it for other verbs."""
+    suggested_words: tuple[str, ...] = ("store.teacher=",)
+    """Beginnings of words that are kept where a verb suggests this one as the next command of its experiment."""
+    typed_words: tuple[str, ...] = ("run=", "store.path=")
+    """Beginnings of words of the earlier command that this one then takes over."""
+    check_words: Callable[[Sequence[str], dict[str, Any], Any], None] | None = None
+    """Function of the words, the composed values and the options. It raises ConfigError for a word that is not read."""
+
+    @property
+    def help(self) -> str:
+        """Docstring of the function's module, which is not imported, as that takes longer than its help."""
+        spec = find_spec(self.function.partition(":")[0])
+        source = getattr(spec.loader, "get_source", None) if spec is not None else None
+        text = source(spec.name) if source is not None and spec is not None else None
+        return ast.get_docstring(ast.parse(text or "")) or ""
 
 
-VERBS: dict[str, type[Any]] = {
-    "preview": PreviewConfig,
-    "estimate": EstimateConfig,
-    "precompute": PrecomputeConfig,
-    "ingest": IngestConfig,
-    "teach": TeachConfig,
-    "verify": VerifyConfig,
-    "show": ShowConfig,
-    "distill": DistillConfig,
-    "evaluate": EvaluateConfig,
-    "export": ExportConfig,
-    "sweep": SweepConfig,
-    "report": ReportConfig,
-    "share": ShareConfig,
-    "attach": AttachConfig,
-    "render": RenderConfig,
-}
+def _check_live_words(words: Sequence[str], composed: dict[str, Any], config: Any) -> None:
+    """Raise ConfigError for typed teacher options that `distill` does not read; an experiment may set them."""
+    if composed["mode"] == "live":
+        return
+    for word in words:
+        require(
+            not word.startswith(("teacher=", "teacher.", "explainer=", "explainer.")),
+            f"distill reads {word} with mode=live only; frozen targets come from the store: "
+            "choose the pass with store.teacher=",
+        )
+
+
+def _check_evaluate_words(words: Sequence[str], composed: dict[str, Any], config: Any) -> None:
+    """Raise ConfigError for a typed section that `evaluate` does not read."""
+    reads_teacher = config.teacher.kind == composed["teacher"]["kind"]
+    asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
+    readers = [name for name, options in EVALUATORS.items() if options.reads_augment]
+    for word in words:
+        section = word.split("=", 1)[0].split(".")[0]
+        require(
+            section != "student" or config.model == "network",
+            f"evaluate reads {word} with model=network only; the student of a run is named by run=",
+        )
+        require(
+            section != "teacher" or reads_teacher,
+            f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
+            "the teacher's stored targets are chosen by store.teacher=",
+        )
+        require(
+            section != "augment" or bool(set(readers) & set(config.requested_evaluators)),
+            f"evaluate reads {word} with evaluators=[{', '.join(readers)}] only",
+        )
+
+
+VERBS: Family[Verb] = Family(
+    {
+        "preview": Verb(
+            options=PreviewConfig, function="permafrost.verbs.preview:preview_data", order=10
+        ),
+        "precompute": Verb(
+            options=PrecomputeConfig,
+            function="permafrost.verbs.precompute:precompute_store",
+            order=20,
+            saves_options=True,
+            suggested_words=("teacher", "store.teacher="),
+        ),
+        "teach": Verb(
+            options=TeachConfig,
+            function="permafrost.verbs.teach:teach_network",
+            order=30,
+            typed_words=("run=", "store.path=", "teacher."),
+        ),
+        "verify": Verb(
+            options=VerifyConfig,
+            function="permafrost.verbs.verify:verify_bytes",
+            order=40,
+        ),
+        "distill": Verb(
+            options=DistillConfig,
+            function="permafrost.training.distill:distill_student",
+            order=50,
+            check_words=_check_live_words,
+        ),
+        "evaluate": Verb(
+            options=EvaluateConfig,
+            function="permafrost.evaluation.evaluate:evaluate_run",
+            order=60,
+            check_words=_check_evaluate_words,
+        ),
+        "sweep": Verb(
+            options=SweepConfig,
+            function="permafrost.verbs.sweep:sweep_students",
+            order=70,
+            swept=("distill", "evaluate"),
+            saves_options=True,
+            locks_run=True,
+        ),
+    }
+)
+"""Commands of `permafrost` by name. A package adds its own, or replaces one by a verb that does more."""
+
+
+SWEEP_SUMMARIES: Family[str] = Family({})
+"""Texts that packages have printed after a sweep, by name: module:name of functions (run) -> text."""
+
+
+def ordered_verbs() -> list[str]:
+    """Return the names of all verbs in the order in which they are used."""
+    return sorted(VERBS, key=lambda name: (VERBS[name].order, name))
+
+
+def report_command(store: str, run: str) -> str:
+    """Return the command that reports a run, empty if no package adds the verb."""
+    words = ["permafrost", "report", f"store.path={store}", f"run={run}"]
+    return shlex.join(words) if "report" in VERBS else ""
+
+
+def option_classes(verb: str) -> list[type[Options]]:
+    """Return the classes of the options that a verb takes: its own, then those of the students that it trains."""
+    return [VERBS[name].options for name in (verb, *VERBS[verb].swept)]
 
 
 def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
@@ -352,8 +327,8 @@ def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
     Raises:
         ConfigError: If an option is unknown or has no such value, or if `run` is no name of a folder.
     """
-    names = {option.name for option in options_of(VERBS[verb])}
-    config = build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
+    names = {option.name for option in options_of(VERBS[verb].options)}
+    config = build_config(VERBS[verb].options, {k: v for k, v in composed.items() if k in names})
     if hasattr(config, "run"):
         require_name("run", config.run, may_have_folders=True)
     return config

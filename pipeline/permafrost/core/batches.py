@@ -214,16 +214,6 @@ class Batch:
         return self.inputs.ndim == 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """Object region of one class per record, used in place of a teacher's targets."""
-
-    explained_class: Tensor
-    """Class of the region, i64 [B, 1]; NO_CLASS where a record has no label."""
-    regions: Tensor
-    """Object region in the record's view, bool [B, H, W]; all False where the region is unknown."""
-
-
 Logits: TypeAlias = "Tensor | TopLogits"
 """Logits of a teacher: f32 [B, K], or the largest ones."""
 

@@ -1,4 +1,23 @@
-"""The work of `evaluate`: one network, and the evaluators that are missing in its folder."""
+"""Evaluate a finished student, its teacher or a given network: accuracy, agreement with the teacher and localization.
+
+    permafrost evaluate experiment=demo
+    permafrost evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
+    permafrost evaluate experiment=demo evaluators=[accuracy,localization,shift] evaluate.shift.pixels=4
+    permafrost evaluate experiment=demo model=teacher
+    permafrost evaluate experiment=demo model=teacher evaluators=[equivariance] augment=pad_crop_flip
+    permafrost evaluate store.path=stores/demo run=pair model=network student=timm student.weights=pretrained
+    permafrost evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
+    permafrost evaluate store.path=stores/demo run=my-student evaluate.against=first-teacher
+
+Reads   runs/<run>/distill/ and <store.path>, including its teacher passes; the teacher's network (teacher=,
+        teacher.weights=) is needed only by some evaluators and with model=teacher. With model=network the network
+        of student= and student.weights= takes the place of runs/<run>/distill/
+Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensors, config.yaml; the results
+        of a teacher are in evaluate-teacher/, those of a given network in evaluate-network/, those against a named
+        pass in evaluate-against-<pass>/, those of further splits or frames in evaluate-on-<splits>[-<frame>]/.
+        Those of a student are also in the tracker's run of its training (logger=)
+Rerun   each evaluator is a unit of work, and finished evaluators are skipped
+"""
 
 from __future__ import annotations
 
@@ -7,7 +26,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from permafrost.config.verbs import EvaluateConfig
+from permafrost.config.verbs import EvaluateConfig, report_command
 from permafrost.evaluation.evaluator import align_columns, numbers_of
 from permafrost.evaluation.inputs import (
     EvaluationInputs,
@@ -16,6 +35,7 @@ from permafrost.evaluation.inputs import (
     open_student,
     open_teacher,
     with_baselines,
+    without_unknown_arms,
 )
 from permafrost.evaluation.results import (
     METRICS_NAME,
@@ -85,6 +105,11 @@ def _format_value(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
+def evaluate_run(config: EvaluateConfig) -> EvaluateResult:
+    """Run the missing evaluators, without comparing a single student with an arm that only its experiment names."""
+    return evaluate_student(without_unknown_arms(config, config.command))
+
+
 def evaluate_student(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
     """Run the missing evaluators for the student, its teacher or the given network, on each split.
 
@@ -136,7 +161,7 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
         results = read_results(folder)
     student = run_folder(config.run) / "distill"
     is_untrained = config.model == "student" and not trains_classifier(student)
-    after = f"permafrost report store.path={config.store.path} run={config.run}"
+    after = report_command(config.store.path, config.run)
     is_probed = bool({"knn", "linear_probe"} & results["evaluators"].keys())
     if is_untrained and not is_probed and inputs.store.manifest.classes:
         after = evaluate_command(config.run, inputs.store, student, config.evaluate.splits)

@@ -114,7 +114,7 @@ class Page(NamedTuple):
     """False for an evaluator whose numbers are the same for every split."""
     pictures: str = ""
     """`module:function` that draws its pictures from its files: (results, teacher, store) -> list of PictureFigure
-    (reports/evaluator_sections.py)."""
+    (permafrost_report/evaluator_sections.py)."""
 
 
 def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:

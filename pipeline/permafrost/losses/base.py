@@ -15,11 +15,9 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import MethodConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.core.batches import AnyLabels, Batch, Guidance, Targets
+from permafrost.core.batches import AnyLabels, Batch, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
-
-AnyTargets = Targets | Guidance
 
 
 class ProjectedField(Protocol):
@@ -78,7 +76,7 @@ class StepInputs:
     """Images f32 [B, 3, h, w], or rows of a table."""
     labels: AnyLabels
     """Labels in the form of Batch, of both records for mixtures."""
-    on_targets: tuple[Callable[[AnyTargets], AnyTargets], ...] = ()
+    on_targets: tuple[Callable[[Targets], Targets], ...] = ()
     """Functions applied to each teacher's targets in this order."""
 
 
@@ -230,7 +228,7 @@ class LossCallbacks:
             ConfigError: If student and teachers do not fit.
         """
 
-    def convert_targets(self, targets: tuple[AnyTargets, ...]) -> tuple[AnyTargets, ...]:
+    def convert_targets(self, targets: tuple[Targets, ...]) -> tuple[Targets, ...]:
         """Convert the targets of all teachers before each step, and before `build`."""
         return targets
 
@@ -288,7 +286,7 @@ class DistillationLoss(nn.Module, LossCallbacks):
         """Raise ConfigError if this loss does not support one label per record, or many if `many`."""
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
         """Return the terms in the order of their computation.
 
@@ -301,7 +299,7 @@ class DistillationLoss(nn.Module, LossCallbacks):
         raise NotImplementedError
 
     def forward(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> LossTerms:
         """Compute the weighted sum of the terms, whose arguments are those of `terms`.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from permafrost.config.methods import E2KDConfig
-from permafrost.core.batches import AnyLabels, Guidance, Targets
+from permafrost.core.batches import AnyLabels, Targets
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.feature_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
 from permafrost.losses.kd import KDLoss
@@ -53,9 +53,9 @@ class E2KDLoss(KDLoss):
             check_resolution(self.config.resolution, targets)
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
-        assert isinstance(targets, Targets)
+        assert targets is not None
         yield from super().terms(student, targets, labels)
         if (maps := student.maps) is not None:
             yield Term(

@@ -10,7 +10,6 @@ from permafrost.config.methods import KDConfig
 from permafrost.core.batches import (
     AnyLabels,
     AnyLogits,
-    Guidance,
     Targets,
     require_logits,
 )
@@ -39,9 +38,9 @@ class KDLoss(DistillationLoss):
         )
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
-        assert isinstance(targets, Targets)
+        assert targets is not None
         yield Term(
             "kd",
             self.config.lambda_kd,

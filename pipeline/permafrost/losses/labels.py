@@ -10,7 +10,7 @@ from torch import Tensor
 
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.core.batches import AnyLabels, Guidance, MixedLabels, Targets
+from permafrost.core.batches import AnyLabels, MixedLabels, Targets
 from permafrost.core.errors import require
 from permafrost.core.label_forms import has_many, known_mask, multi_hot
 from permafrost.core.records import NO_LABEL
@@ -141,7 +141,7 @@ class LabelsLoss(DistillationLoss):
         )
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
         logits, smoothing = student.logits, self.config.label_smoothing
         match self.config.loss:

@@ -1,4 +1,4 @@
-"""Distances of explanations as functions of tensors: of two maps, and of a map and the region of the object.
+"""Distance of two explanations as a function of tensors.
 
 e2KD compares bilinearly upsampled maps (eq. 3). Upsampling is linear, u(a) = U_h a U_w', so the inner product of two
 upsampled maps is <a, G_h b G_w> with the small Gram matrices G = U' U. No tensor of the input's size is created.
@@ -6,7 +6,6 @@ upsampled maps is <a, G_h b G_w> with the small Gram matrices G = U' U. No tenso
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -101,94 +100,5 @@ def _inner(a: Tensor, b: Tensor, grams: list[Tensor]) -> Tensor:
     return (a * weighted).sum(dim=(2, 3, 4))
 
 
-# ---- a map and a region -----------------------------------------------------------------------------
-
-
 MIN_ENERGY = 1e-7
 """Minimum positive mass of a map. The EPG of a map with less is 0."""
-
-
-def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Compute 1 - the fraction of positive attributions inside the region.
-
-    If the total of the positive attributions is ~0, it is 1 - their sum inside.
-
-    Args:
-        attributions: f32 [n, H, W], signed.
-        regions: Bool [n, H, W].
-
-    Returns:
-        [n].
-    """
-    require_same_shape("energy_loss", attributions, regions, 3)
-    attributions = to_float32(attributions)
-    positive = attributions.relu()
-    total, inside = positive.sum(dim=(1, 2)), (positive * regions).sum(dim=(1, 2))
-    weak = total < MIN_ENERGY
-    return 1 - torch.where(weak, inside, inside / torch.where(weak, 1.0, total))
-
-
-def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Compute the mean absolute difference of the positive attributions from the region's mask.
-
-    The attributions are scaled to a maximum of 1.
-
-    Args:
-        attributions: f32 [n, H, W], signed.
-        regions: Bool [n, H, W].
-
-    Returns:
-        [n].
-    """
-    require_same_shape("l1_loss", attributions, regions, 3)
-    attributions = to_float32(attributions)
-    return (_unit(attributions.relu()) - regions.float()).abs().mean(dim=(1, 2))
-
-
-def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Compute the sum of the squared attributions outside the region (RRR, Ross et al. 2017).
-
-    The attributions are divided by their largest absolute value.
-
-    Args:
-        attributions: f32 [n, H, W], signed.
-        regions: Bool [n, H, W].
-
-    Returns:
-        [n].
-    """
-    require_same_shape("rrr_loss", attributions, regions, 3)
-    attributions = to_float32(attributions)
-    return ((_unit(attributions) * ~regions) ** 2).sum(dim=(1, 2))
-
-
-def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Compute the mean cross-entropy to 1 of the positive attributions inside the region, 0 without a region.
-
-    The attributions are scaled to a maximum of 1.
-
-    Args:
-        attributions: f32 [n, H, W], signed.
-        regions: Bool [n, H, W].
-
-    Returns:
-        [n].
-    """
-    require_same_shape("ppce_loss", attributions, regions, 3)
-    attributions = to_float32(attributions)
-    positive = _unit(attributions.relu())
-    per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
-    return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)
-
-
-def _unit(attributions: Tensor) -> Tensor:
-    """Divide attributions by their largest absolute value."""
-    return attributions / attributions.abs().amax(dim=(1, 2), keepdim=True).clamp(min=_TINY)
-
-
-LOCALIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "energy": energy_loss,
-    "l1": l1_loss,
-    "rrr": rrr_loss,
-    "ppce": ppce_loss,
-}

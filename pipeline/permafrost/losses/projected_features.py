@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
-from permafrost.core.batches import AnyLabels, Guidance, Targets
+from permafrost.core.batches import AnyLabels, Targets
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.loading.geometry import coverage_on
@@ -217,9 +217,9 @@ class EmbeddingLoss(FeatureKDLoss):
             self.require_one_teacher(records)
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
-        assert isinstance(targets, Targets)
+        assert targets is not None
         yield from super().terms(student, targets, labels)
 
         def relation(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import SeveralConfig, TeacherTermOptions
-from permafrost.core.batches import AnyLabels, Guidance, Targets
+from permafrost.core.batches import AnyLabels, Targets
 from permafrost.core.errors import require
 from permafrost.losses.base import (
     DistillationLoss,
@@ -80,9 +80,9 @@ class SeveralLoss(DistillationLoss):
                 loss.build(student, _select_fields(targets, loss))
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
-        assert isinstance(targets, Targets)
+        assert targets is not None
         for number, (term, loss) in enumerate(self._parts(), start=1):
             if term.reads(targets.teacher):
                 loss.distributed = self.distributed  # the training sets it after this loss is built
@@ -105,7 +105,6 @@ def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
         placements={n: matrices for n, matrices in targets.placements.items() if is_read(n)},
     )
     (converted,) = loss.convert_targets((selected,))
-    assert isinstance(converted, Targets)
     return converted
 
 

@@ -15,7 +15,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
 from permafrost.config.models import AnyModelConfig, NoModelConfig, is_published, rows_of_table
 from permafrost.config.store import PAYLOADS, PrecomputeConfig
-from permafrost.config.teaching import GuidedTeachingConfig, TeachConfig
+from permafrost.config.teaching import TeachConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.trained_weights import check_weights
 
@@ -135,8 +135,8 @@ def _need_images_in_precompute(config: PrecomputeConfig) -> Iterator[tuple[str, 
 
 
 def _need_images_in_teach(config: TeachConfig) -> Iterator[tuple[str, str]]:
-    if isinstance(config.teaching, GuidedTeachingConfig):
-        yield "teaching=guided needs objects in images", "; set teaching=labels"
+    if config.teaching.reads_regions:
+        yield f"teaching={config.teaching.kind} needs objects in images", "; set teaching=labels"
     yield from _views(config.teaching.augment, "teaching.augment")
     yield from _channels_last(config.teaching.trainer.channels_last, "teaching.trainer")
 

@@ -34,6 +34,8 @@ STUDENTS = "students"
 PASSES_NAME = "passes.json"
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
+SWEEP_NAME = "sweep.json"
+"""File of a sweep that lists its students."""
 CHECKPOINT_NAME = "checkpoint.pt"
 CONTINUED = ", from its checkpoint"
 """Words of the first line of a training that was interrupted."""

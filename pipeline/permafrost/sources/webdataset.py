@@ -33,6 +33,7 @@ from permafrost.sources.classes import (
     load_class_names,
     to_number,
 )
+from permafrost.sources.downloads import check_download, download
 from permafrost.sources.image_files import image_suffix, is_image_suffix
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS, is_one_hot
 from permafrost.sources.splits import SPELLED_SPLITS, is_split_name, known_split
@@ -49,7 +50,6 @@ from permafrost.sources.tar_members import (
     split_in_name,
     tally_beside,
 )
-from permafrost.sources.torchvision_sets import check_download, download
 from permafrost.storage.addresses import is_address
 from permafrost.storage.files import file_size, file_stamp, is_file, open_regular
 from permafrost.storage.rooted_paths import AnyPath

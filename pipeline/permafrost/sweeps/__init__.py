@@ -1,5 +1,5 @@
 """The students of a sweep: planning, running and selecting them.
 
-The command itself is stages/sweep.py.
+The command itself is permafrost/verbs/sweep.py.
 Read first: plan.py.
 """

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluation import ShiftOptions
 from permafrost.config.points import Point
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.interrupts import check_interrupted
@@ -108,12 +107,11 @@ class Student:
         """
         options = self.evaluate.evaluate
         options = replace(
-            options,
+            options.without_requests(),
             against=None,
             splits=(split,),
             # Held-out records are in the store that the student is trained on, not in evaluate.store.
             store=None if split == HOLDOUT else options.store,
-            shift=ShiftOptions(),
             num_pictures=0,
         )
         return StudentRun(

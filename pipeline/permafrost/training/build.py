@@ -40,7 +40,7 @@ from permafrost.store.frames import ShardFrames
 from permafrost.training.optim import build_optimizer
 from permafrost.training.spec import TrainingSpec
 from permafrost.training.state import Training
-from permafrost.training.targets import GuidanceSource, LiveTeacher, TargetSource
+from permafrost.training.targets import LiveTeacher, TargetSource
 
 logger = logging.getLogger("permafrost.training")
 
@@ -73,8 +73,8 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
     targets: TargetSource = view_targets
     if spec.live_teacher is not None:
         targets = _build_live_teacher(spec, spec.live_teacher, device)
-    if spec.guided_by is not None:
-        targets = GuidanceSource(spec.guided_by, spec.num_classes, spec.input_size)
+    if spec.target_source is not None:
+        targets = spec.target_source(spec.num_classes, spec.input_size)
     if spec.loss.needs.maps_in(0):
         _check_map_grids(spec, trial, targets)
     if probes is not None:
@@ -94,7 +94,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
             fused=compute_settings.precision == torch.float16,
         ),
         explain=explainer_named(spec.explainer)
-        if spec.guided_by is None
+        if spec.target_source is None
         else attribution_named(model.explainer),
         targets=targets,
         teacher_weights=spec.teacher_weights,
@@ -173,7 +173,7 @@ def _warn_of_flat_temperature(spec: TrainingSpec, targets: TargetSource, batch: 
         return
     loss = getattr(config, "logits", "softmax")
     for teacher in targets(batch, TargetRequest((1, 1), with_maps=False)):
-        if isinstance(teacher, Targets) and teacher.logits is not None:
+        if teacher.logits is not None:
             doubt = describe_flat_temperature(loss, teacher.logits, tau)
             if doubt:
                 logger.warning("%s", doubt)
@@ -185,7 +185,9 @@ def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSourc
     require_places(
         student_grid,
         spec.input_size,
-        "the student's explanations" if spec.guided_by is None else "the network's explanations",
+        "the student's explanations"
+        if spec.target_source is None
+        else "the network's explanations",
         "raise augment.size or choose a network with a smaller stride",
     )
     teacher_grids = [

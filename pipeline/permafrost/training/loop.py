@@ -89,7 +89,6 @@ class _TeacherBatches:
             )
             read = training.targets(batch, TargetRequest((1, 1), with_maps=False))
             (targets,) = training.loss.convert_targets(read)
-            assert isinstance(targets, Targets)
             yield mix_targets(targets), batch.view_index
 
 

@@ -11,12 +11,12 @@ from permafrost.config.models import ModelConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.regions import RegionKind
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import DEFAULT_EXPLAINER
 from permafrost.models.trained_weights import DataClasses
 from permafrost.training.epoch_selection import EpochSelection
+from permafrost.training.targets import TargetSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,9 @@ class TrainingSpec:
     """Number of views of one record in a step: stored ones, or those that `expand_views` makes."""
     expand_views: Callable[[Batch], Batch] | None = None
     """Function that makes so many views of each new one, None to have that one alone."""
-    guided_by: RegionKind | None = None
-    """Kind of object regions that guide the training instead of a teacher."""
+    target_source: Callable[[int, tuple[int, int]], TargetSource] | None = None
+    """Function of the number of classes and the input size that makes the source of targets which take the place of a
+    teacher's. The network is then explained by its attributions."""
     after_epoch: Callable[[Classifier, int], bool | None] | None = None
     """Callback of the first rank with the network and the number of epochs done, before their checkpoint."""
     epoch_selection: EpochSelection | None = None

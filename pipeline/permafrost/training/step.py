@@ -98,15 +98,11 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         for change in inputs.on_targets:
             targets = change(targets)
         maps = None
-        teacher_needs = needs
-        if isinstance(targets, Targets):
-            teacher_needs = _needs_of_maps(training, targets) or Needs()
+        teacher_needs = _needs_of_maps(training, targets) or Needs()
         has_maps = teacher_needs.maps_in(training.global_step)
         if has_maps and teacher_needs.max_classes is not None:
-            assert isinstance(targets, Targets)
             targets = first_explained(targets, teacher_needs.max_classes)
-        if isinstance(targets, Targets):
-            targets = mix_targets(targets, second_maps=teacher_needs.second_maps)
+        targets = mix_targets(targets, second_maps=teacher_needs.second_maps)
         if has_maps:
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)

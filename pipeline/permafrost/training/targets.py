@@ -1,15 +1,12 @@
-"""Targets of a training that are not read from a pass: a live teacher's, and regions that guide explanations.
+"""Targets of a training that are not read from a pass: those of a live teacher.
 
 A live teacher (`mode=live`), the reference for frozen targets, receives the same view as the student and explains its
 classes there, by default the predicted class ("consistent teaching", Beyer et al. 2022; e2KD, Table 3). The cost is one
 forward pass of the teacher in every step.
-
-A guided teacher has one class per record, drawn uniformly, and the regions of that class.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -18,9 +15,7 @@ from torch import Tensor
 
 from permafrost.annotation.teacher_fields import fields_of_payloads
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.core.batches import Batch, Guidance, Targets
-from permafrost.core.label_forms import multi_hot
-from permafrost.core.records import NO_CLASS
+from permafrost.core.batches import Batch, Targets
 from permafrost.loading.geometry import (
     TargetRequest,
     neighbor_features,
@@ -29,8 +24,6 @@ from permafrost.loading.geometry import (
     view_images,
 )
 from permafrost.loading.pixel_changes import blank_maps
-from permafrost.loading.regions import RegionKind, regions_of
-from permafrost.loading.transfer import copy_to
 from permafrost.losses.base import Needs
 from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.models.compute import ComputeSettings
@@ -44,7 +37,7 @@ from permafrost.models.explanations import (
 class TargetSource(Protocol):
     """Source of the teachers' targets for a batch under its views, stored or computed live."""
 
-    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets | Guidance, ...]:
+    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
         """Return one set of targets per teacher.
 
         Args:
@@ -132,30 +125,3 @@ class LiveTeacher:
         if with_maps:
             return forward_to_explain(self.model, images, intermediates, self.compute_settings)
         return self.compute_settings.run(self.model, images, intermediates)
-
-
-# ---- guidance targets ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GuidanceSource:
-    """Target source with one uniformly drawn class per record and its regions, used instead of `view_targets`."""
-
-    kind: RegionKind
-    num_classes: int
-    input_size: tuple[int, int]
-    """(height, width) of the network's view."""
-
-    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Guidance, ...]:
-        """Draw one Guidance with torch's global generator of the host, where boxes are."""
-        classes = _draw(multi_hot(batch.labels_on_host, self.num_classes))
-        regions = regions_of(batch, classes, self.kind, self.input_size)
-        explained = copy_to(classes[:, None], batch.inputs.device)
-        return (Guidance(explained_class=explained, regions=regions),)
-
-
-def _draw(hot: Tensor) -> Tensor:
-    """Draw one of each record's classes uniformly: i64 [n], NO_CLASS if it has none."""
-    known = hot.any(dim=1)
-    drawn = torch.multinomial(torch.where(known[:, None], hot, 1.0), 1)[:, 0]
-    return torch.where(known, drawn, NO_CLASS)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.core.batches import AnyLabels, Guidance, Targets, require_all_logits
+from permafrost.core.batches import AnyLabels, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss
@@ -146,9 +146,9 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
         return F.cross_entropy(similarities, _records_of_turns(similarities))
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
-        assert isinstance(targets, Targets)
+        assert targets is not None
         assert isinstance(labels, Tensor)
         assert student.view_index is not None
         config, index = self.config, student.view_index

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.evaluation.results import load_written
-from permafrost.reports.evaluator_sections import PictureFigure
-from permafrost.reports.pictures import (
+from permafrost.store.reader import Store
+from permafrost_report.evaluator_sections import PictureFigure
+from permafrost_report.pictures import (
     PictureRow,
     class_names,
     draw_outline,
     picture_grid,
     readable_classes,
 )
-from permafrost.reports.student_results import StudentResult, select_first_seed
-from permafrost.store.reader import Store
+from permafrost_report.student_results import StudentResult, select_first_seed
 
 _DISSECTION = "dissection"
 _UNITS = 6

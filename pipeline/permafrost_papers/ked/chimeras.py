@@ -15,7 +15,7 @@ from torch import Tensor
 
 from permafrost.core.batches import Batch, Targets, require_all_logits
 from permafrost.core.records import NO_LABEL
-from permafrost.losses.base import AnyTargets, StepInputs
+from permafrost.losses.base import StepInputs
 from permafrost_papers.ked.subnets import LOGITS
 
 
@@ -102,7 +102,7 @@ class Chimeras:
         )
 
 
-def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
+def add_chimeras(targets: Targets, donors: Tensor) -> Targets:
     """Append the targets of chimeras to those of a batch. Their logits are the sum of those of their parts.
 
     Args:
@@ -112,7 +112,6 @@ def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
     Raises:
         ConfigError: If only the largest logits are stored.
     """
-    assert isinstance(targets, Targets)
     intermediates = {
         name: torch.cat([values, mix_rows(values, donors)])
         for name, values in targets.intermediates.items()

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.core.batches import AnyLabels, Guidance, Targets, require_logits
+from permafrost.core.batches import AnyLabels, Targets, require_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.base import (
-    AnyTargets,
     DistillationLoss,
     Needs,
     StoredTeacher,
@@ -92,14 +91,13 @@ def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
     return {**superfeature_fields(output), HIDDEN: output.extras[HIDDEN].detach()}
 
 
-def coarsen_targets(targets: AnyTargets, coarsening: Tensor) -> Targets:
+def coarsen_targets(targets: Targets, coarsening: Tensor) -> Targets:
     """Sum a teacher's superfeatures to the compared level.
 
     Args:
         targets: Targets with superfeature logits at the teacher's finest level.
         coarsening: i64 [finest M], the superfeature of the compared level for each of the teacher's.
     """
-    assert isinstance(targets, Targets)
     coarse = coarsen(targets.intermediates[LOGITS], coarsening, int(coarsening.max()) + 1)
     return replace(targets, intermediates=targets.intermediates | {LOGITS: coarse})
 
@@ -171,7 +169,7 @@ class KEDLoss(DistillationLoss):
                 ),
             )
 
-    def convert_targets(self, targets: tuple[AnyTargets, ...]) -> tuple[AnyTargets, ...]:
+    def convert_targets(self, targets: tuple[Targets, ...]) -> tuple[Targets, ...]:
         """Bring the superfeatures of every teacher to the level that is compared."""
         if not self.teacher_coarsenings:
             return targets
@@ -232,9 +230,9 @@ class KEDLoss(DistillationLoss):
         self.hint = nn.Linear(hidden[2], target[2])  # type: ignore[assignment]
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
-        assert isinstance(targets, Targets)
+        assert targets is not None
         teacher_logits, tau = targets.logits, self.config.tau
         yield label_term(student.logits, labels, self.label_weight)
         yield Term(
@@ -268,10 +266,10 @@ class ExplainingTeacherLoss(LabelsLoss):
         return Needs(labels=True, targets=self.config.lambda_kd > 0)
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
+        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
     ) -> Iterable[Term]:
         yield from super().terms(student, None, labels)
-        if isinstance(targets, Targets):
+        if targets is not None:
             teacher_logits, config = targets.logits, self.config
             yield Term(
                 "kd",

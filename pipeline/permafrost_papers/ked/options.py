@@ -23,8 +23,7 @@ from permafrost.config.models import (
     rows_of_table,
 )
 from permafrost.config.options import Options, Role
-from permafrost.config.page_options import STORE_SECTIONS
-from permafrost.config.store import PAYLOADS, PayloadInfo
+from permafrost.config.store import PAYLOADS, STORE_SECTIONS, PayloadInfo
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost_papers.ked.data_options import (

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.reports.page import SectionPart, StoreSection
-from permafrost.reports.pictures import PictureRow, TileRow, picture_grid
 from permafrost.storage.files import exists, list_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import ARTIFACTS_FOLDER
@@ -24,6 +22,8 @@ from permafrost.store.reader import Store
 from permafrost_papers.ked.dependency import symmetric
 from permafrost_papers.ked.partition import Partition
 from permafrost_papers.ked.search import load_partition
+from permafrost_report.page import SectionPart, StoreSection
+from permafrost_report.pictures import PictureRow, TileRow, picture_grid
 
 _GOLDEN = 0.618034
 """Fraction of the color circle between consecutive groups, so that few groups have distinct colors."""

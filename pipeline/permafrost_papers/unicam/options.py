@@ -16,7 +16,9 @@ Compared = Literal["teacher", "student", "baseline"]
 (baseline)."""
 
 
-def check_pairs(option: str, pairs: tuple[tuple[str, str], ...], baseline: str | None) -> None:
+def check_compared_pairs(
+    option: str, pairs: tuple[tuple[str, str], ...], baseline: str | None
+) -> None:
     """Raise ConfigError unless each pair [x, given] names two networks and a baseline is set if one is named."""
     for one, given in pairs:
         require(
@@ -89,7 +91,7 @@ class DistanceCorrelationOptions(EvaluatorOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         section = "evaluate.distance_correlation"
-        check_pairs(f"{section}.pairs", self.pairs, self.baseline)
+        check_compared_pairs(f"{section}.pairs", self.pairs, self.baseline)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ class UnicamOptions(EvaluatorOptions):
                 f"{section}.{name} must list at least one value, each once, got {list(values)}",
             )
         require(min(self.depths) >= 1, f"{section}.depths must be >= 1, got {list(self.depths)}")
-        check_pairs(f"{section}.pairs", self.pairs, self.baseline)
+        check_compared_pairs(f"{section}.pairs", self.pairs, self.baseline)
 
 
 EVALUATORS["distance_correlation"] = DistanceCorrelationOptions

@@ -23,19 +23,19 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.saved import load_model
-from permafrost.reports.evaluator_sections import PictureFigure
-from permafrost.reports.model_selection import read_evaluation
-from permafrost.reports.pictures import (
+from permafrost.storage.signed_files import damaged
+from permafrost.storage.untrusted import FormatError, load_tensors, tensor_metadata
+from permafrost.store.reader import Store
+from permafrost_report.evaluator_sections import PictureFigure
+from permafrost_report.model_selection import read_evaluation
+from permafrost_report.pictures import (
     PictureRow,
     class_names,
     overlays,
     picture_grid,
     readable_classes,
 )
-from permafrost.reports.student_results import StudentResult, select_first_seed
-from permafrost.storage.signed_files import damaged
-from permafrost.storage.untrusted import FormatError, load_tensors, tensor_metadata
-from permafrost.store.reader import Store
+from permafrost_report.student_results import StudentResult, select_first_seed
 
 EVALUATOR_NAME = "unicam"
 _PAIRS = {

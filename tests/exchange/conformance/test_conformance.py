@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from permafrost.exchange.target_reader import TargetError
-from permafrost.exchange.turned_photographs import turn_upright
+from permafrost_exchange.target_reader import TargetError
+from permafrost_exchange.turned_photographs import turn_upright
 from tests.exchange.conformance.make_files import CLASSES
 from tests.exchange.conformance.measure import MEASURED, TABLE, Workplace, summary
 from tests.support.exchange import run_ingest

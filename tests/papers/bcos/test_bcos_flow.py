@@ -17,11 +17,10 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PrecomputeConfig, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.forward import EvaluatedModel, attribution_of, maps_of
 from permafrost.loading.dataset import StoreDataset
@@ -30,9 +29,10 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
-from stages import distill, evaluate, precompute, report, teach
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.run_files import write_table
 from tests.support.stores import precompute_config
+from tests.support.verbs import distill, evaluate, precompute, report, teach
 
 BCOS = BcosModelConfig(name="resnet8", width=4)
 RECIPE = TrainerOptions(epochs=2, batch_size=8, num_threads=1, clip_norm=None, agc=0.01)

@@ -53,12 +53,12 @@ from permafrost_papers.interpretability.options import (
     SSKDConfig,
 )
 from permafrost_papers.interpretability.rotations import turn_views
-from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.outputs import student_output
 from tests.support.runs import assert_equal_states, distill_config, weights_of
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
+from tests.support.verbs import distill, precompute
 
 PASS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
 SIZE = (16, 16)

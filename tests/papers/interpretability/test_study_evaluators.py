@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.models.saved import load_model
-from permafrost.reports.student_results import StudentResult
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_papers.interpretability import class_similarity as cifar100_coarse
@@ -26,11 +25,12 @@ from permafrost_papers.interpretability.options import (
     GradientAlignmentOptions,
 )
 from permafrost_papers.interpretability.study_pictures import gradient_figures, gradient_images
-from stages import precompute
+from permafrost_report.student_results import StudentResult
 from tests.support.broden import write_broden
 from tests.support.run_files import change_signed
 from tests.support.runs import evaluation_of, save_student
 from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import precompute
 
 
 @pytest.fixture

@@ -57,10 +57,10 @@ from permafrost_papers.ked.partition import (
 )
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 from permafrost_papers.ked.superfeature_agreement import FidelitySums
-from stages import distill, evaluate, precompute, teach
 from tests.support.outputs import student_output
 from tests.support.runs import TRAINER
 from tests.support.stores import Frozen, precompute_config, train_dataset
+from tests.support.verbs import distill, evaluate, precompute, teach
 
 M = 4
 NETWORK = AdditiveModelConfig(name="conv", superfeatures=M, grid=(4, 4), width=3)

@@ -24,10 +24,10 @@ from permafrost_papers.ked.partition import (
     contiguous_partition,
     random_partition,
 )
-from stages import distill, evaluate, precompute
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
 from tests.support.unicauca import write_unicauca
+from tests.support.verbs import distill, evaluate, precompute
 
 EXPERIMENTS = experiment_folders()["ked"]
 RECIPES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))

@@ -16,11 +16,9 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DigitsDataConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import CifarModelConfig, NoModelConfig, whole_frame
-from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import ReportConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.models.saved import load_model
@@ -34,9 +32,10 @@ from permafrost_papers.ked.options import AdditiveModelConfig, KEDTeachingConfig
 from permafrost_papers.ked.partition import build_partition
 from permafrost_papers.ked.search import PartitionSearch, load_partition
 from permafrost_papers.probe_set import balanced_order
-from stages import precompute, report, teach
+from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config
+from tests.support.verbs import precompute, report, teach
 
 MLP = AdditiveModelConfig(name="mlp", grid=(8, 8), input_size=8, superfeatures=1, width=16, depth=2)
 EXPLAINING = replace(MLP, superfeatures=3, width=8)

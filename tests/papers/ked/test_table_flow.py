@@ -23,11 +23,11 @@ from permafrost.config.augment import (
 )
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
+from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig, TeachConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, build_verb_config
 from permafrost.core.errors import ConfigError
@@ -48,6 +48,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
+from permafrost_papers.e2kd.options import GuidedTeachingConfig, ShiftOptions
 from permafrost_papers.ked.chimeras import draw_donors
 from permafrost_papers.ked.data_options import SklearnTableDataConfig
 from permafrost_papers.ked.network import network_partition
@@ -60,10 +61,10 @@ from permafrost_papers.ked.partition import (
     pass_hierarchy,
 )
 from permafrost_papers.ked.subnets import LOGITS
-from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import TRAINER
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import distill, evaluate, precompute, report, sweep, teach
 
 M = 5
 DATA = SklearnTableDataConfig(name="breast_cancer")
@@ -463,7 +464,7 @@ def test_other_verbs_refuse_what_is_about_images(taught_table):
         evaluate.run(options)
     distill.run(student_config(taught_table))
     evaluated = EvaluateConfig(
-        store=store, evaluate=EvaluateOptions(shift=ShiftOptions(pixels=2)), run="one"
+        store=store, evaluate=EvaluateOptions(added={"shift": ShiftOptions(pixels=2)}), run="one"
     )
     with pytest.raises(ConfigError, match=r"evaluate.shift.pixels=2 needs images.*set it to null"):
         evaluate.run(evaluated)

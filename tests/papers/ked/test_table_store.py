@@ -23,10 +23,10 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost_papers.ked.data_options import SklearnTableDataConfig, TableDataConfig
 from permafrost_papers.ked.moments import Standardize, column_moments
-from stages import precompute
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
 from tests.support.unicauca import write_unicauca
+from tests.support.verbs import precompute
 
 WINE = SklearnTableDataConfig(name="wine")
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from permafrost.reports.student_results import load_results
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_papers.unicam.options import UnicamOptions
 from permafrost_papers.unicam.unicam_pictures import unicam_figures
-from stages import evaluate
+from permafrost_report.student_results import load_results
 from tests.support.run_files import write_config
 from tests.support.runs import evaluation_of, save_student
+from tests.support.verbs import evaluate
 
 
 @pytest.fixture

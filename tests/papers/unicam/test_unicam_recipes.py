@@ -26,10 +26,10 @@ from permafrost.evaluation.results import evaluation_folder
 from permafrost.models import torchvision as networks
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
-from stages import precompute
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
 from tests.support.sweeps import read_sweep, run_sweep
+from tests.support.verbs import precompute
 
 EXPERIMENTS = experiment_folders()["unicam"]
 RECIPES = sorted({path.stem for path in EXPERIMENTS.glob("*.yaml")} - {"cifar10_assistant"})

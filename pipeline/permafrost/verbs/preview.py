@@ -1,0 +1,119 @@
+"""Say what is understood of data before anything is packed: splits, classes, labels, files, and every doubt.
+
+    permafrost preview data=image_folder data.path=photos
+    permafrost preview data=webdataset data.path=tars preview.all=true executor=ray
+    permafrost preview data=image_table data.path=photos.csv data.label=species
+
+A doubt is a finding with a name and a level. `precompute` makes the same preview before it packs, and stops at an error
+unless data.accept=[name] says that the data are as you mean them.
+
+Reads   the names of all records, and the headers of preview.files of them
+Writes  nothing, except that images inside of Parquet files are copied to data.cache
+Rerun   the same command says the same
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.data import NoDataConfig, PreviewConfig
+from permafrost.core.errors import ConfigError, printable, require
+from permafrost.core.records import Source
+from permafrost.sources.data_preview import Finding, Preview, preview_source
+from permafrost.sources.findings import accept_hint, add_findings
+from permafrost.sources.source import (
+    build_source,
+    classes_of_source,
+    guess_records,
+    list_source,
+    named_repeats,
+)
+from permafrost.storage.files import make_folder
+from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.listing import Listing, listing_files
+from permafrost.store.shard_plan import check_keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewResult:
+    """Preview of the data, and its lines for the terminal."""
+
+    preview: Preview
+    lines: dict[str, str] = field(default_factory=dict)
+
+    def printed(self) -> dict[str, str]:
+        """Return the values for the terminal."""
+        return self.lines
+
+
+def preview_data(config: PreviewConfig) -> PreviewResult:
+    """List the records in a temporary folder, read headers, and find doubts.
+
+    Raises:
+        ConfigError: If no data are named, or if they cannot be listed.
+    """
+    require(
+        not isinstance(config.data, NoDataConfig),
+        "preview needs data=, as in data=image_folder data.path=photos",
+    )
+    source = build_source(config.data)
+    with (
+        _scratch(config.scratch) as folder,
+        listing_files(folder) as files,
+        ExecutorChoice(config.executor, config.cluster) as choice,
+    ):
+        listing, tally = list_source(source, files, 0, choice.for_records(guess_records(source)))
+        preview = preview_source(
+            config.data,
+            source,
+            classes_of_source(source, listing),
+            listing,
+            tally,
+            choice.for_records(listing.num_records if config.preview.all else 0),
+            files.folder,
+            files=config.preview.limit,
+        )
+        repeated = _find_repeated_keys(source, listing)
+    preview = add_findings(preview)
+    preview = replace(preview, findings=(*repeated, *preview.findings))
+    return PreviewResult(preview=preview, lines={**preview.lines(), "findings": _describe(preview)})
+
+
+def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
+    """Find records with the same key, which the plan of a store would refuse."""
+    if not listing.num_records:
+        return [
+            Finding(
+                name="no_records", level="error", message="there are no records; check data.path"
+            )
+        ]
+    try:
+        with named_repeats(source, listing):
+            check_keys(listing)
+    except ConfigError as error:
+        return [Finding(name="repeated_keys", level="error", message=str(error))]
+    return []
+
+
+@contextmanager
+def _scratch(folder: str | None) -> Iterator[RootedPath]:
+    if folder is not None:
+        make_folder(Path(folder).absolute())
+    with tempfile.TemporaryDirectory(prefix="permafrost-preview-", dir=folder) as created:
+        yield RootedPath.of(Path(created))
+
+
+def _describe(preview: Preview) -> str:
+    """List the findings, a line each."""
+    rows = [
+        f"  {finding.level:<8} {finding.name}: {printable(finding.message)}"
+        for finding in preview.findings
+    ]
+    if preview.with_level("error"):
+        rows.append(f"  precompute stops at errors{accept_hint(preview)}")
+    return "\n".join(["", *rows]) if rows else "none"

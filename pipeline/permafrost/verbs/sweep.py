@@ -1,0 +1,121 @@
+"""Distill and evaluate many students from one store: every arm with every seed, several in parallel.
+
+    permafrost sweep experiment=demo
+    permafrost sweep experiment=demo seeds=[5,6,7] parallel=4 cluster.gpus_per_student=0.25
+    permafrost sweep store.path=stores/demo run=taus executor=serial \\
+        "arms={t1: ['method.tau=1'], t4: ['method.tau=4']}"
+    permafrost sweep experiment=demo run=search subset.holdout=10 select=holdout.accuracy \\
+        "grid={method.tau: [1, 4], method.lambda_map: [1, 5, 10]}"
+
+An arm uses the options of `grid` that its method has. With `select`, all students are evaluated on that split, and
+only those of each arm's best point (by the mean over seeds) on evaluate.splits.
+
+Reads   <store.path>
+Writes  runs/<run>/students/<arm>-seed<n>-<id>/ in the form of distill and evaluate (with select/<split>/ next to
+        evaluate/), then runs/<run>/sweep.json
+Rerun   a run's id is the hash of its config and of its inputs, so finished runs are skipped
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
+
+from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.verbs import SWEEP_SUMMARIES, SweepConfig, report_command
+from permafrost.core.errors import UserError
+from permafrost.runs.folder import SWEEP_NAME, run_folder
+from permafrost.storage.signed_files import write_json
+from permafrost.sweeps.plan import baselines_first, plan_students
+from permafrost.sweeps.runner import StudentRunner
+from permafrost.sweeps.select import choose, split_and_metric
+from permafrost.sweeps.student_task import StudentTask
+
+logger = logging.getLogger("permafrost.sweep")
+
+
+class SweepError(UserError, RuntimeError):
+    """Error for students that could not be finished. The finished ones are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """Number of students, and numbers of those that this call has trained, and has trained or evaluated."""
+
+    students: int
+    trained_now: int
+    finished_now: int
+    table: str
+    summary: str
+    """Text table of mean and standard deviation over seeds."""
+    next: str = ""
+
+
+def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
+    """Finish every student for each arm, point and seed.
+
+    Args:
+        config: Options of the sweep.
+        base: Overrides from the command line, which all arms share.
+
+    Raises:
+        ConfigError: If arms, grid or options do not fit.
+        SweepError: If students could not be finished. The others are in sweep.json.
+    """
+    students = plan_students(config, base)
+    first = [student.final_run() for student in students]
+    if config.select is not None:
+        first = [student.selection_run(*split_and_metric(config.select)) for student in students]
+    missing = sum(not run.is_done for run in first)
+    values: dict[str, Any] = {}
+    reported = students
+    with ExecutorChoice(config.executor, config.cluster) as choice:
+        executor = choice.for_tasks(missing, config.parallel)
+        logger.info(
+            "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
+            len(students),
+            len(config.arms),
+            len(config.seeds),
+            students[0].distill.store.path,
+            len(students) - missing,
+            executor.name,
+            _reason(config.executor, executor.name),
+        )
+        runner = StudentRunner(executor, StudentTask, config.parallel)
+        if config.select is not None:
+            split, metric = split_and_metric(config.select)
+            runner.finish(
+                [student.selection_run(split, metric) for student in baselines_first(students)]
+            )
+            candidates, reported = choose(students, split, metric)
+            values = {"select": config.select, "candidates": candidates}
+        runner.finish([student.final_run() for student in baselines_first(reported)])
+    finished = [student for student in reported if student.final_run().is_done]
+    values["runs"] = [student.row for student in finished]
+    table = run_folder(config.run) / SWEEP_NAME
+    write_json(table, values)
+    if runner.errors:
+        raise SweepError(
+            f"{len(runner.errors)} of {len(students)} students failed ({table} lists the others): "
+            + " | ".join(runner.errors)
+        )
+    return SweepResult(
+        students=len(students),
+        trained_now=len(runner.trained),
+        finished_now=len(runner.done),
+        table=str(table),
+        summary="".join(
+            f"\n{table_of(config.run)}" for table_of in map(resolve_name, SWEEP_SUMMARIES.values())
+        ),
+        next=report_command(students[0].distill.store.path, config.run),
+    )
+
+
+def _reason(option: str, executor: str) -> str:
+    """Say why executor=auto is what it is."""
+    if option != "auto":
+        return ""
+    return " (several students at once)" if executor == "ray" else " (one student at a time)"

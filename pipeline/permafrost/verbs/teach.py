@@ -1,0 +1,166 @@
+"""Train a teacher on a store's labels.
+
+    permafrost teach experiment=demo
+    permafrost teach store.path=stores/demo run=my-teacher teacher=cifar teacher.name=resnet20 \\
+        teaching.split=train teaching.trainer.epochs=30
+
+Reads   <store.path> (packed, without a teacher pass)
+Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml,
+        tensorboard/; a teaching with a preparation also writes its result here, and as an artifact of the store
+Rerun   the same command resumes from the last checkpoint, and does not change a finished run
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.builder import to_plain_dict
+from permafrost.config.models import is_published
+from permafrost.config.options import plain_defaults
+from permafrost.config.paths import with_absolute_paths
+from permafrost.config.points import option_text
+from permafrost.config.teaching import TeachConfig
+from permafrost.core.progress import show_epochs
+from permafrost.evaluation.evaluator import numbers_of
+from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
+from permafrost.models.resolve import resolve_teach
+from permafrost.models.saved import is_finished, read_description
+from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
+from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
+from permafrost.runs.trackers import TrackedRun, check_logger
+from permafrost.storage.signed_files import write_json
+from permafrost.store.reader import Store
+from permafrost.training.job import OpenedInputs, TrainingProgress, run_training
+from permafrost.training.teach_job import Teaching, check_splits, teacher_inputs
+
+logger = logging.getLogger("permafrost.teach")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachResult:
+    """The trained teacher and its metrics."""
+
+    weights: str
+    accuracy: dict[str, float]
+    """Accuracy by split of evaluate.splits, empty if records have many labels."""
+    f1: dict[str, float]
+    """F1 by split of evaluate.splits, empty if records have one label."""
+    last_epoch: str = ""
+    """Mean loss and training accuracy of the last epoch, if this call trained."""
+    frame: str = ""
+    """Part of an image on which they were measured (evaluate.frame), empty for a table."""
+    records_per_second: str = ""
+    next: str = ""
+
+    def printed(self) -> dict[str, Any]:
+        """Return the values for the terminal, the measured ones with their frame, as a pass may be of another one."""
+        values = asdict(self)
+        frame = values.pop("frame")
+        of_frame = f" ({frame})" if frame else ""
+        return {
+            f"{name}{of_frame}" if name in ("accuracy", "f1") else name: value
+            for name, value in values.items()
+        }
+
+
+def teach_network(config: TeachConfig) -> TeachResult:
+    """Train, export and evaluate the teacher."""
+    check_logger(config.logger)
+    store = Store(config.store.folder)
+    # A weights file is the output of this stage, named for a later precompute. Published weights are initial weights.
+    if not is_published(config.teacher.weights):
+        config = replace(config, teacher=replace(config.teacher, weights=None))
+    config = resolve_teach(config, store)
+    inputs = teacher_inputs(config, store)
+    with open_run("teach", config.run, config, inputs) as folder:
+        return _train(config, store, folder)
+
+
+def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
+    """Train and evaluate the teacher in its folder, as far as it is not done."""
+    check_splits(config, store)
+    progress = TrainingProgress()
+    metrics_path = folder / METRICS_NAME
+    advice = "delete it, and the same command evaluates the teacher again"
+    if metrics_path.exists():
+        read_metrics_file(metrics_path, advice)
+    if not is_finished(folder):
+        _announce(config, store, folder)
+        job = Teaching(
+            config=with_absolute_paths(config), folder=folder.absolute(), opened=OpenedInputs(store)
+        )
+        with show_epochs("teach", config.teaching.trainer.epochs) as show:
+            progress = run_training(job, config.cluster, show)
+    else:
+        check_trained_weights(folder)
+        logger.info("%s is finished", folder)
+    if not metrics_path.exists():
+        from permafrost.evaluation.forward import evaluate_model  # imports torch
+
+        splits = evaluate_model(folder, store, config.evaluate)
+        write_json(metrics_path, {"splits": splits})
+        numbers = {split: numbers_of(metrics) for split, metrics in splits.items()}
+        TrackedRun(config.logger, config.run, folder.absolute()).add_results("evaluate", numbers)
+    splits = read_metrics_file(metrics_path, advice)["splits"]
+    accuracy, f1 = (
+        {split: metrics[name] for split, metrics in splits.items() if name in metrics}
+        for name in ("accuracy", "f1")
+    )
+    weights = str(folder / MODEL_NAME)
+    return TeachResult(
+        weights=weights,
+        accuracy=accuracy,
+        f1=f1,
+        frame=_evaluated_frame(config, store, folder),
+        last_epoch=progress.last_line,
+        records_per_second=progress.rate(folder),
+        next=_next_command(config, store, weights),
+    )
+
+
+def _evaluated_frame(config: TeachConfig, store: Store, folder: Path) -> str:
+    """Return what evaluate.frame means for the trained network."""
+    if not store.form.has_places:
+        return ""
+    if config.evaluate.frame != "auto":
+        return config.evaluate.frame
+    return "full" if read_description(folder).input_size == store.size else "center_crop"
+
+
+def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
+    """Log what this call will train, and on what."""
+    teaching = config.teaching
+    logger.info(
+        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
+        config.teacher.kind,
+        config.teacher.name,
+        teaching.kind,
+        teaching.start or config.teacher.weights or "random",
+        f"{store.num_records(teaching.split):,}",
+        teaching.split,
+        config.store.path,
+        teaching.trainer.epochs,
+        folder,
+        CONTINUED if (folder / CHECKPOINT_NAME).exists() else "",
+    )
+
+
+def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
+    chosen = replace(config.teacher, weights=weights, frame="auto")  # full for a network of a run
+    if config.teaching.augment.size is not None and chosen.input_size is None:
+        chosen = replace(chosen, input_size=config.teaching.augment.size)
+    defaults = plain_defaults(type(chosen))
+    words = [
+        shlex.quote(f"teacher.{name}={option_text(value)}")
+        for name, value in to_plain_dict(chosen).items()
+        if name != "kind" and (name == "name" or value != defaults[name])
+    ]
+    if not store.form.has_places:
+        words.append(f"annotate.payloads=[{','.join(chosen.table_payloads)}]")
+    return " ".join(
+        [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *words]
+    )

@@ -1,0 +1,99 @@
+"""Check every byte, count, key and value of a store against its manifests.
+
+    permafrost verify experiment=demo
+    permafrost verify store.path=stores/demo
+
+Reads   all of <store.path>
+Writes  nothing; prints a line for each problem, with exit code 1 if there is any
+Rerun   the same command reads everything again
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from permafrost.config.verbs import VerifyConfig
+from permafrost.core.errors import UserError
+from permafrost.storage.files import file_size, iter_files, listing
+from permafrost.storage.rooted_paths import LinkError, RootedPath
+from permafrost.store.reader import Store
+from permafrost.store.verification import unfinished_passes, verify_store
+
+logger = logging.getLogger("permafrost.verify")
+
+
+class DamagedStoreError(UserError):
+    """Error for a store that does not match its manifests, with a line for each problem."""
+
+    def __init__(self, store: RootedPath, problems: Sequence[str]) -> None:
+        self.lines = (
+            f"{len(problems)} problem(s) in {store}:",
+            *(f"  {problem}" for problem in problems),
+            "to repair a file of the store, delete it and run permafrost precompute again (for a folder of artifacts/, "
+            "the stage that made it); restore a file outside the store yourself",
+        )
+        super().__init__("\n".join(self.lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult:
+    """Numbers of verified records and passes."""
+
+    verified_records: int
+    verified_passes: int
+    verified_bytes: str
+    unfinished_passes: str = ""
+    """Names of passes that were begun and have no manifest yet, which readers ignore."""
+
+
+def verify_bytes(config: VerifyConfig) -> VerifyResult:
+    """Check the whole store.
+
+    Raises:
+        DamagedStoreError: If there are problems; it lists every one.
+    """
+    path = config.store.folder
+    size = _size(path)
+    logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))
+    problems = list(verify_store(path))
+    if problems:
+        raise DamagedStoreError(path, problems)
+    unfinished = unfinished_passes(path)
+    for folder in unfinished:
+        logger.warning(
+            "%s is an unfinished pass, which readers ignore: finish it with permafrost precompute store.path=%s and "
+            "the options of its teacher, or delete its folder",
+            folder,
+            config.store.path,
+        )
+    store = Store(path)
+    passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]
+    return VerifyResult(
+        verified_records=store.num_records(),
+        verified_passes=len(passes),
+        verified_bytes=_format_bytes(size[1]),
+        unfinished_passes=", ".join(folder.name for folder in unfinished),
+    )
+
+
+def _size(folder: RootedPath) -> tuple[int, int]:
+    """Return the number of files below a folder and their bytes, without links that may not be there."""
+    files = total = 0
+    with listing(folder):
+        for path in iter_files(folder):
+            with suppress(LinkError):
+                size = file_size(path)
+                files, total = files + (size is not None), total + (size or 0)
+    return files, total
+
+
+def _format_bytes(count: float) -> str:
+    """Format a number of bytes with a binary unit."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

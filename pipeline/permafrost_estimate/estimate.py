@@ -1,0 +1,102 @@
+"""Estimate the bytes and hours of a store before it is made, and when it pays, from a sample of its records.
+
+    permafrost estimate experiment=demo
+    permafrost estimate data=image_folder data.path=photos teacher=torchvision teacher.name=resnet50 \\
+        teacher.weights=resnet50.pth teacher.input_size=224 estimate.records=1281167 estimate.workers=[1,8,64]
+    permafrost estimate store.path=stores/demo teacher=none
+
+It takes the options of precompute. A few shards are packed, annotated and trained on in a temporary folder. Each
+range in parentheses is the lowest and the highest of what was measured.
+
+Reads   the data, or only the store at <store.path> if it is finished, and the teacher's weights
+Writes  runs/<run>/estimate.json; nothing to <store.path>
+Rerun   the same command measures again, on the same records
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from permafrost.config.data import NoDataConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.core.errors import require
+from permafrost.runs.folder import run_folder
+from permafrost.storage.files import exists, write_atomically
+from permafrost.store.manifest import MANIFEST_NAME
+from permafrost_estimate.measurement import Estimate, plain_values, printed_lines
+from permafrost_estimate.options import EstimateConfig
+
+logger = logging.getLogger("permafrost.estimate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateResult:
+    """The estimate, its lines for the terminal, and the file that has it as JSON."""
+
+    estimate: Estimate
+    lines: dict[str, str] = field(default_factory=dict)
+    file: str = ""
+
+    def printed(self) -> dict[str, str]:
+        """Return the values for the terminal."""
+        return {**self.lines, "file": self.file}
+
+
+def estimate_store(config: EstimateConfig) -> EstimateResult:
+    """Measure a sample in a temporary folder, which is removed, and write the estimate.
+
+    Raises:
+        ConfigError: If there are neither data nor a finished store.
+    """
+    finished = exists(config.store.folder / MANIFEST_NAME)
+    require(
+        finished or not isinstance(config.data, NoDataConfig),
+        f"store.path={config.store.path} holds no finished store; name the data to estimate with data=, as in "
+        "data=image_folder data.path=photos, or correct store.path",
+    )
+    _announce(config, finished)
+    from permafrost_estimate.measurement import measure  # imports torch
+
+    with tempfile.TemporaryDirectory(prefix="permafrost-estimate-") as folder, _quiet():
+        estimate = measure(config, Path(folder))
+    path = run_folder(config.run) / "estimate.json"
+    write_atomically(path, (json.dumps(plain_values(estimate), indent=1) + "\n").encode())
+    return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the parts of precompute from announcing their work, which is on a temporary store."""
+    precompute = logging.getLogger("permafrost.precompute")
+    before = precompute.level
+    precompute.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        precompute.setLevel(before)
+
+
+def _announce(config: EstimateConfig, finished: bool) -> None:
+    """Log what this call will measure, and on what."""
+    options = config.estimate
+    most = "all" if options.shard_records is None else f"at most {options.shard_records:,}"
+    teacher = "no teacher"
+    if not isinstance(config.teacher, NoModelConfig):
+        teacher = (
+            f"teacher {config.teacher.kind} {config.teacher.name} ({', '.join(config.annotate.payloads)}), then "
+            f"{options.rounds} steps of student {config.student.kind} {config.student.name}, "
+            f"method={config.method.kind}, with stored and with live targets"
+        )
+    logger.info(
+        "measuring %d shards, %s records of each, of %s; %s; in a temporary folder",
+        options.shards,
+        most,
+        f"the finished store {config.store.path}" if finished else f"data={config.data.kind}",
+        teacher,
+    )

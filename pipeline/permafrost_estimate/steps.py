@@ -1,0 +1,317 @@
+"""Seconds per record of what an estimate compares: steps of students, and a teacher's pass, with several options.
+
+All sides of a comparison take turns on the same records, so that a busy moment is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.pass_plan import plan_pass
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import Mode, SeveralConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.store import PassPrecision, PrecomputeConfig
+from permafrost.config.training import TrainerOptions
+from permafrost.core.batches import Batch, Targets
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.errors import require
+from permafrost.core.progress import progress
+from permafrost.loading.geometry import TargetRequest, view_images
+from permafrost.models.compute import torch_threads
+from permafrost.models.explanations import pass_precision
+from permafrost.models.resolve import resolve_distill
+from permafrost.store.frames import ShardFrames
+from permafrost.store.reader import Store
+from permafrost.training.build import build_loader, build_training
+from permafrost.training.distill import Distillation
+from permafrost.training.step import train_step
+from permafrost.training.targets import TargetSource
+from permafrost_estimate.options import EstimateConfig
+from permafrost_estimate.sample import Spread, spread_of
+
+_STEPS_ON_GPU = 4
+"""Steps that are counted together on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Seconds per record of a student's step."""
+
+    stored: Spread
+    """Step with the targets of the store's passes."""
+    live: Spread
+    """Step with a live teacher."""
+    further: Spread
+    """Step of each further student that shares batch, views and live teacher with the first, in one job."""
+    saved: Spread
+    """Difference of live and stored in each round, which may be negative."""
+    saved_shared: Spread
+    """Difference for estimate.students students at once: sharing a live teacher in one job, and with stored targets."""
+    otherwise: dict[str, Spread]
+    """Step with stored targets and another option of the trainer, by the option as it is typed."""
+
+
+def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
+    """Take steps of students in turn, with the targets of the store's passes and with a live teacher.
+
+    The batches are read from the store.
+
+    Raises:
+        ConfigError: If there is no such student, such as for a method of live teachers only, or too few records.
+        StoreMismatchError: If the store has no pass that fits.
+    """
+    require(
+        config.mode != "live",
+        "mode=live reads no stored targets; to compare a store with it, set mode=frozen or mode=replay",
+    )
+    require(
+        config.method.needs_teacher,
+        f"method={config.method.kind} uses no teacher, so there is nothing to store for it",
+    )
+    require(
+        not isinstance(config.method, SeveralConfig),
+        "method=several has no live teacher to compare a store with; estimate one of its terms",
+    )
+    wanted = config.trainer.batch_size // config.views.per_step
+    held = store.num_records(config.split)
+    require(
+        held >= wanted,
+        f"the sample has {held} records of split {config.split}, fewer than trainer.batch_size={wanted}; raise "
+        "estimate.shards or estimate.shard_records, or lower trainer.batch_size",
+    )
+    with torch_threads(config.cluster.threads_per_actor):
+        stored, live = _Steps(config, store, config.mode), _Steps(config, store, "live")
+        otherwise = {
+            word: _Steps(replace(config, trainer=trainer), store, config.mode)
+            for word, trainer in _other_trainers(config.trainer, stored).items()
+        }
+        sides: dict[str, Callable[[], float]] = {
+            "stored": stored.take,
+            "live": live.take,
+            "further": live.take_further,
+            **{word: steps.take for word, steps in otherwise.items()},
+        }
+        rounds = _in_turn(sides, config.estimate.rounds, "steps")
+    sharing = config.estimate.students
+    return StepTimes(
+        stored=spread_of(rounds["stored"]),
+        live=spread_of(rounds["live"]),
+        further=spread_of(rounds["further"]),
+        saved=spread_of([b - a for a, b in zip(rounds["stored"], rounds["live"], strict=True)]),
+        saved_shared=spread_of(
+            [
+                first + (sharing - 1) * further - sharing * stored_step
+                for stored_step, first, further in zip(
+                    rounds["stored"], rounds["live"], rounds["further"], strict=True
+                )
+            ]
+        ),
+        otherwise={word: spread_of(rounds[word]) for word in otherwise},
+    )
+
+
+def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> dict[str, Spread]:
+    """Annotate a batch of the sample in turn with the options of its pass and with others.
+
+    Compilation takes a minute or more and is not measured.
+
+    Args:
+        config: Options of the pass.
+        store: Store of the sample.
+        rounds: Number of measurements with each option.
+
+    Returns:
+        The seconds by which a view takes longer than with the options of the pass, which may be negative, by the other
+        option as it is typed.
+    """
+    plan = plan_pass(config, store)  # precision=auto is that of the pass
+    options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
+    other: PassPrecision = "bfloat16" if plan.precision == "float32" else "float32"
+    shard = max(store.shards, key=lambda entry: entry.records)
+    count = min(shard.records, options.batch_size)
+    keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
+    frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
+
+    def build(channels_last: bool | None) -> TeacherAnnotator:
+        changed = replace(options, channels_last=channels_last)
+        return TeacherAnnotator(plan.teacher, plan.classes, plan.explainer, changed, store.size)
+
+    with torch_threads(config.cluster.threads_per_actor):
+        base_annotator = build(options.channels_last)
+        annotators = {"": base_annotator}
+        if pass_precision(replace(options, precision=other), plan.explainer) == other:
+            annotators[f"annotate.precision={other}"] = base_annotator.with_precision(
+                getattr(torch, other)
+            )
+        if store.form.has_places:
+            turned = not base_annotator.settings.channels_last
+            annotators[f"annotate.channels_last={str(turned).lower()}"] = build(turned)
+
+        def side(annotator: TeacherAnnotator) -> Callable[[], float]:
+            def annotate() -> float:
+                started = perf_counter()
+                annotator.annotate([frames], keys)
+                return (perf_counter() - started) / count
+
+            return annotate
+
+        seconds = _in_turn({w: side(a) for w, a in annotators.items()}, rounds, "annotation")
+    base = seconds.pop("")
+    return {
+        word: spread_of([each - mine for each, mine in zip(times, base, strict=True)])
+        for word, times in seconds.items()
+    }
+
+
+def _in_turn(
+    sides: Mapping[str, Callable[[], float]], rounds: int, what: str
+) -> dict[str, list[float]]:
+    """Measure every side once in each round, in another order each time, after one that is not counted."""
+    names = list(sides)
+    for name in names:
+        sides[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with progress(what, total=rounds, unit="round") as bar:
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                seconds[name].append(sides[name]())
+            bar.update(1)
+    return seconds
+
+
+def _other_trainers(trainer: TrainerOptions, steps: _Steps) -> dict[str, TrainerOptions]:
+    """Return trainers with another precision and another memory format, by the option as it is typed."""
+    settings = steps.training.compute_settings
+    precision: PassPrecision = "float32" if settings.is_mixed else "bfloat16"
+    others = {f"trainer.precision={precision}": replace(trainer, precision=precision)}
+    if steps.spec.dataset.store.form.has_places:
+        turned = not settings.channels_last
+        word = f"trainer.channels_last={str(turned).lower()}"
+        others[word] = replace(trainer, channels_last=turned)
+    return others
+
+
+class _Steps:
+    """A student that takes its next step on the next batch of the store."""
+
+    def __init__(self, config: EstimateConfig, store: Store, mode: Mode) -> None:
+        options = _student(config, store, mode)
+        spec = Distillation(config=options, folder=Path(str(store.folder)) / "student").spec()
+        here = DistributedContext()
+        self.spec = spec
+        self.training = build_training(spec, here)
+        self.loader = build_loader(spec, here)
+        self.device = next(self.training.model.parameters()).device
+        self.batches = self._batches()
+        self.latest: Batch | None = None
+
+    def take(self) -> float:
+        """Take a step, or several on a GPU, and return their seconds per record, in which the batches are read."""
+        return seconds_per_record(self._step, self._synchronize, self.device.type)
+
+    def take_further(self) -> float:
+        """Take the step of another student on the latest batch, whose views and targets are there already."""
+        training, batch = self.training, self.latest
+        assert batch is not None
+        view = replace(batch, rendered=view_images(batch, self.spec.input_size))
+        source, training.targets = training.targets, SharedTargets(training.targets)
+        self._take(view)  # computes the targets, and is not counted
+        self._synchronize()
+        started = perf_counter()
+        self._take(view)
+        self._synchronize()
+        training.targets = source
+        return (perf_counter() - started) / len(batch.keys)
+
+    def _step(self) -> int:
+        """Take a step on the next batch and return its number of records."""
+        self.latest = next(self.batches)
+        return self._take(self.latest)
+
+    def _take(self, batch: Batch) -> int:
+        self.training.seed_step()
+        trainer = self.spec.trainer
+        train_step(self.training, batch, self.spec.input_size, trainer.clip_norm, trainer.agc)
+        self.training.step += 1
+        self.training.global_step += 1
+        return len(batch.keys)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            yield from self.loader.epoch(self.training.epoch, device=self.device)
+            self.training.epoch, self.training.step = self.training.epoch + 1, 0
+
+
+class SharedTargets:
+    """Target source that computes the targets of a batch once, for several students of one job."""
+
+    def __init__(self, source: TargetSource) -> None:
+        self.source = source
+        self.keys: tuple[str, ...] | None = None
+        self.targets: tuple[Targets, ...] = ()
+
+    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
+        if batch.keys is not self.keys:  # views of one batch share this tuple
+            self.targets = self.source(batch, request)
+            self.keys = batch.keys
+        return self.targets
+
+
+def seconds_per_record(
+    step: Callable[[], int], synchronize: Callable[[], None], device_type: str
+) -> float:
+    """Take steps and return their seconds per record.
+
+    A GPU's next batch is read during a step, so a single step would not contain the time in which a slower reading is
+    waited for. There the first step is not counted, as its batch was read during the other student's steps.
+
+    Args:
+        step: Takes a step and returns its number of records.
+        synchronize: Waits until the device has finished its work.
+        device_type: Type of the device, such as cuda.
+    """
+    uncounted, counted = (1, _STEPS_ON_GPU) if device_type == "cuda" else (0, 1)
+    for _ in range(uncounted):
+        step()
+        synchronize()
+    started = perf_counter()
+    records = sum(step() for _ in range(counted))
+    synchronize()
+    return (perf_counter() - started) / records
+
+
+def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:
+    """Return the options of a student on all records of the split that the sample has."""
+    live = mode == "live"
+    teacher = config.teacher
+    if live and not isinstance(teacher, NoModelConfig):
+        teacher = replace(teacher, frame="full")  # as many pixels as a center crop at its size
+    options = DistillConfig(
+        store=replace(config.store, path=str(store.path), teacher=()),
+        student=config.student,
+        method=config.method,
+        augment=config.augment,
+        optimizer=config.optimizer,
+        trainer=replace(config.trainer, ranks=1),
+        subset=type(config.subset)(),
+        mode=mode,
+        views=config.views,
+        teacher=teacher,
+        explainer=config.explainer,
+        split=config.split,
+        run=str(store.folder / "student"),
+    )
+    return resolve_distill(options, store)

@@ -1,0 +1,114 @@
+"""Reader of NumPy arrays with a row per record: .npz files, or .npy files with a list of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permafrost.config.explainers import EXPLAINERS
+from permafrost.core.errors import ConfigError, require
+from permafrost_exchange.formats.npy_files import map_npy, member_names, open_member
+from permafrost_exchange.target_reader import (
+    NAMES_AT_ONCE,
+    Arrays,
+    ListedTargets,
+    ReadRequest,
+    TargetError,
+    TargetForm,
+    TargetReader,
+    iter_lines,
+)
+
+_KINDS = re.compile(
+    r"logits|probabilities|pooled|map|explained_class|class_maps|attention_\d+|features_\d+|features_pooled"
+)
+_KEYS = "keys"
+
+
+class ArrayReader(TargetReader):
+    """Arrays of an .npz file, or of an .npy file with a list of names."""
+
+    def files(self) -> Iterator[Path]:
+        require(self.path.is_file(), f"path={self.path} is no file; name an .npz or .npy file")
+        yield self.path
+        if self.config.names is not None:
+            yield Path(self.config.names)
+
+    def listing(self) -> Iterator[ListedTargets]:
+        names: Any = self._keys() if self.config.names is None else None
+        if names is None:
+            names = np.array(list(iter_lines(Path(self.config.names))))
+        for name, array in self._arrays.items():
+            if len(array) != len(names):
+                raise TargetError(
+                    f"{self.path}: {name} has {len(array):,} rows, and there are {len(names):,} names"
+                )
+        for start in range(0, len(names), NAMES_AT_ONCE):
+            part = names[start : start + NAMES_AT_ONCE].astype(str).tolist()
+            yield ListedTargets(part, part)
+
+    def _keys(self) -> NDArray[Any]:
+        """Return the array of names, without unpickling it."""
+        if self.path.suffix != ".npz" or f"{_KEYS}.npy" not in member_names(self.path):
+            if self.config.join == "position":
+                return np.arange(len(next(iter(self._arrays.values()))))
+            raise ConfigError(
+                f"format.names is not set, and {self.path} has no array {_KEYS}; name a text file with the name of "
+                "each row, or set format.join=position if rows are in the order of sorted records"
+            )
+        keys = open_member(self.path, _KEYS)
+        if keys.ndim != 1 or keys.dtype.kind not in "SUiu":
+            raise TargetError(
+                f"{self.path}: {_KEYS} has values of type {keys.dtype}; save them as texts, as in numpy.array(names)"
+            )
+        return keys
+
+    def form(self) -> TargetForm:
+        has_map, kind = "map" in self._arrays, self.config.explainer
+        require(
+            not has_map or kind in EXPLAINERS,
+            f"format.explainer={kind} must say what made the array map, among {', '.join(EXPLAINERS)}: students are "
+            "explained in the same way",
+        )
+        if not has_map:
+            return TargetForm()
+        classes = "explained_class" in self._arrays
+        require(
+            classes or "logits" in self._arrays or "probabilities" in self._arrays,
+            f"{self.path} has maps, and neither explained_class nor logits, which say what they explain",
+        )
+        return TargetForm(explainer={"kind": kind, "explained_classes": "top1"})
+
+    def read(self, request: ReadRequest) -> Arrays:
+        order = np.argsort(request.numbers)
+        arrays = {}
+        for name, array in self._arrays.items():
+            rows = np.empty((len(order), *array.shape[1:]), array.dtype)
+            rows[order] = array[request.numbers[order]]
+            arrays[name] = rows[:, None]
+        if "map" in arrays and "explained_class" not in arrays:
+            scores = arrays.get("logits", arrays.get("probabilities"))
+            assert scores is not None
+            arrays["explained_class"] = scores.argmax(axis=2)[..., None].astype(np.int32)
+        return arrays
+
+    @cached_property
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays of the fields, mapped from their file."""
+        if self.path.suffix == ".npy":
+            return {next(iter(self.config.fields), "pooled"): map_npy(self.path)}
+        members = {Path(name).stem for name in member_names(self.path)}
+        fields = self.config.fields or {n: n for n in sorted(members) if _KINDS.fullmatch(n)}
+        absent = [name for name in fields.values() if name not in members]
+        if absent or not fields:
+            raise TargetError(
+                f"{self.path} has no array {', '.join(absent) or 'of targets'}, but {', '.join(sorted(members))}; "
+                "name one with format.fields={logits: its_name}"
+            )
+        return {kind: open_member(self.path, name) for kind, name in fields.items()}

@@ -1,0 +1,105 @@
+"""Reader of the frozen explanations of e2KD's published code (m-parchami/GoodTeachersExplain).
+
+    <number>.pt     {"output" or "ouptut": logits [K], "weight": B-cos weights [6, h, w]}
+                    {"output": logits [B, K], "grad_cam": maps [B, 1, h, w]} of B teachers
+
+The number counts the images of the original training set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permafrost.config.explainers import EXPLAINERS
+from permafrost_exchange.target_reader import (
+    Arrays,
+    FileReader,
+    ListedTargets,
+    ReadRequest,
+    TargetError,
+    TargetForm,
+    iter_lines,
+    load_pickled,
+)
+
+_LOGITS = ("output", "ouptut")
+_EXPLAINERS = {"weight": "bcos_weights", "grad_cam": "gradcam"}
+
+
+class E2KDReader(FileReader):
+    """Logits, and the map of the class with the largest one."""
+
+    suffix = ".pt"
+    turns_photographs = False
+
+    def files(self) -> Iterator[Path]:
+        yield from super().files()
+        if self.config.index_map is not None:
+            yield Path(self.config.index_map)
+
+    def record_files(self) -> Iterator[Path]:
+        return super().files()
+
+    def listing(self) -> Iterator[ListedTargets]:
+        positions = []
+        if self.config.index_map is not None:
+            positions = [
+                n for line in iter_lines(Path(self.config.index_map)) for n in line.split()
+            ]
+        for part in super().listing():
+            odd = [
+                n for n in part.names if not n.isdigit() or (positions and int(n) >= len(positions))
+            ]
+            if odd:
+                raise TargetError(
+                    f"{self.path}: {odd[0]}{self.suffix} is no number of an image; name the folder of one split, such "
+                    "as fit"
+                )
+            names = [positions[int(n)] for n in part.names] if positions else part.names
+            yield ListedTargets(names, part.places)
+
+    def form(self) -> TargetForm:
+        first = next(self.record_files())
+        content = load_pickled(first)
+        kind = next((k for k in _EXPLAINERS if isinstance(content, dict) and k in content), None)
+        if kind is None:
+            return TargetForm()
+        name = _EXPLAINERS[kind]
+        if name not in EXPLAINERS:
+            raise TargetError(
+                f"{first} has maps of explainer={name}, which needs the part of this project for B-cos networks"
+            )
+        return TargetForm(explainer={"kind": name, "explained_classes": "top1"})
+
+    def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
+        if not isinstance(content, dict):
+            raise ValueError("it has no mapping")
+        name = next((name for name in _LOGITS if name in content), None)
+        if name is None:
+            raise ValueError(f"it has {', '.join(content)}, and no output")
+        logits = self._one_teacher(np.atleast_2d(content[name]))
+        arrays = {"logits": logits[None]}
+        kind = next((kind for kind in _EXPLAINERS if kind in content), None)
+        if kind is not None:
+            maps = np.asarray(content[kind])
+            maps = maps if maps.ndim == 3 else self._one_teacher(maps)
+            arrays["map"] = maps[None, None]
+            arrays["explained_class"] = np.array([[logits.argmax()]], np.int32)
+        return arrays
+
+    def _one_teacher(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of one teacher."""
+        member = self.config.member
+        if len(values) > 1 and member is None:
+            raise ValueError(
+                f"it has those of {len(values)} teachers; set format.member= to the number of one, from 0"
+            )
+        if (member or 0) >= len(values):
+            raise ValueError(f"format.member={member}: it has those of {len(values)} teachers")
+        one: NDArray[Any] = values[member or 0]
+        return one

@@ -1,0 +1,194 @@
+"""Reader of Parquet files with columns of lists, as data sets of Hugging Face have them.
+
+The lists of a column are copied once to format.cache, where single rows can be read (sources/column_copies.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from permafrost.core.errors import require
+from permafrost.sources.column_copies import ColumnCopy
+from permafrost.storage.files import sha256_file
+from permafrost.storage.untrusted import MAX_NAMES_BYTES, iter_column, open_parquet_file
+from permafrost_exchange.target_reader import (
+    NAMES_AT_ONCE,
+    Arrays,
+    ListedTargets,
+    ReadRequest,
+    TargetError,
+    TargetForm,
+    TargetReader,
+    reading,
+    rows_of_parts,
+    walk,
+)
+
+_KINDS = ("logits", "probabilities", "pooled")
+_ROWS_AT_ONCE = 8192
+
+
+class _Lists:
+    """Lists of equal length of one file, as rows."""
+
+    def __init__(self, copy: ColumnCopy, dtype: np.dtype[Any]) -> None:
+        self._copy = copy
+        first = copy.peek(0)
+        assert first is not None  # which _rows_of refuses
+        self.dtype = dtype
+        self.shape = (copy.num_rows, len(first) // dtype.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return rows [n, length]."""
+        data = b"".join(self._copy.read(row) or b"" for row in rows.tolist())
+        return np.frombuffer(data, self.dtype).reshape(len(rows), self.shape[1])
+
+
+class ListColumnReader(TargetReader):
+    """Lists of equal length, of one or several Parquet files."""
+
+    def files(self) -> Iterator[Path]:
+        yield from [self.path] if self.path.is_file() else walk(self.path, ".parquet")
+
+    def sha256_of(self, path: Path) -> str:
+        copies = next(iter(self._copies.values()))
+        return copies[path].sha256 if path in copies else sha256_file(path)
+
+    def form(self) -> TargetForm:
+        return TargetForm()
+
+    def listing(self) -> Iterator[ListedTargets]:
+        for path in self._opened:
+            for names in iter_column(path, self.config.column, NAMES_AT_ONCE, MAX_NAMES_BYTES):
+                if names.null_count:
+                    raise TargetError(f"{path}: column {self.config.column} has empty cells")
+                texts = names.cast(pa.large_string()).to_pylist()
+                yield ListedTargets(texts, texts)
+            next(iter(self._copies.values()))[path].require_unchanged()
+
+    def read(self, request: ReadRequest) -> Arrays:
+        return {kind: rows_of_parts(parts, request.numbers) for kind, parts in self._parts.items()}
+
+    @cached_property
+    def _parts(self) -> dict[str, list[_Lists]]:
+        """Rows of each kind of target, in the order of the files."""
+        parts = {}
+        for kind, copies in self._copies.items():
+            parts[kind] = [
+                _Lists(copy, _dtype_of(self._opened[path], copy.column))
+                for path, copy in copies.items()
+            ]
+            forms = {(part.shape[1], part.dtype.str) for part in parts[kind]}
+            if len(forms) > 1:
+                raise TargetError(
+                    f"{self.path}: {kind} has rows of several forms: {', '.join(sorted(map(str, forms)))}"
+                )
+        return parts
+
+    @cached_property
+    def _copies(self) -> dict[str, dict[Path, ColumnCopy]]:
+        """Copy of the column of each kind of target, by file."""
+        cache = Path(self.config.cache)
+        return {
+            kind: {path: ColumnCopy(path, column, cache, _rows_of) for path in self._opened}
+            for kind, column in self._columns.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_copies": self._copies}
+
+    @cached_property
+    def _opened(self) -> dict[Path, pq.FileMetaData]:
+        """Footer of each file that has rows."""
+        opened = {}
+        for path in self.files():
+            try:
+                with open_parquet_file(path) as file:
+                    opened[path] = file.metadata
+            except (OSError, pa.ArrowException) as error:
+                raise TargetError(f"{path} cannot be read as Parquet: {error}") from error
+        found = {path: metadata for path, metadata in opened.items() if metadata.num_rows}
+        if not found:
+            raise TargetError(f"{self.path} has no rows; correct path=")
+        return found
+
+    def _columns_of(self, existing: list[str]) -> list[str]:
+        """Return the columns that are read, of those of the first file."""
+        fields = self.config.fields or {kind: kind for kind in _KINDS if kind in existing}
+        return [self.config.column, *fields.values()]
+
+    @cached_property
+    def _columns(self) -> dict[str, str]:
+        """Column of each kind of target."""
+        known = next(iter(self._opened.values())).schema.to_arrow_schema().names
+        for path, metadata in self._opened.items():
+            names = metadata.schema.to_arrow_schema().names
+            for name in known:
+                if names.count(name) != 1 and name in self._columns_of(known):
+                    raise TargetError(
+                        f"{path} has {names.count(name)} columns {name}; all files have one"
+                    )
+        columns = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
+        odd = [kind for kind in columns if kind not in _KINDS]
+        require(not odd, f"format.fields names {', '.join(odd)}; Parquet has {', '.join(_KINDS)}")
+        absent = [n for n in (self.config.column, *columns.values()) if n not in known]
+        require(
+            bool(columns) and not absent,
+            f"{self.path} has no column {', '.join(absent) or ' or '.join(_KINDS)}, but {', '.join(known)}; set "
+            "format.column= and format.fields={logits: a_column}",
+        )
+        return dict(columns)
+
+
+def _dtype_of(metadata: pq.FileMetaData, column: str) -> np.dtype[Any]:
+    """Return the type in which the numbers of a column are copied: their own if they are floats, else float32."""
+    kind = getattr(metadata.schema.to_arrow_schema().field(column).type, "value_type", None)
+    if kind is None:
+        return np.dtype(np.float32)  # which is refused when the column is copied
+    return np.dtype(kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float32)
+
+
+def _rows_of(path: Path, column: str) -> Iterator[pa.Array]:
+    """Iterate over the lists of a column as bytes; errors are those of reading, although it is copied."""
+    where, length = f"{path}: column {column}", None
+    with reading(where):
+        for cells in iter_column(path, column, _ROWS_AT_ONCE):
+            rows = _lists(cells, where)
+            length = rows.shape[1] if length is None else length
+            if not length:
+                raise TargetError(f"{where} has lists without a number")
+            if rows.shape[1] != length:
+                raise TargetError(f"{where} has rows of {length} and of {rows.shape[1]} numbers")
+            width = length * rows.dtype.itemsize
+            yield pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
+            ).cast(pa.large_binary())
+
+
+def _lists(column: pa.Array, where: str) -> NDArray[Any]:
+    """Return lists of numbers as [rows, length]."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    is_list = any(is_kind(column.type) for is_kind in kinds)
+    values = column.flatten() if is_list else column
+    is_number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
+    if not is_list or not is_number or column.null_count or values.null_count:
+        raise TargetError(f"{where} is {column.type} in place of a list of numbers in each row")
+    if not pa.types.is_fixed_size_list(column.type):
+        lengths = np.diff(column.offsets.to_numpy())
+        if len(lengths) and lengths.min() != lengths.max():
+            raise TargetError(f"{where} has lists of {lengths.min()} to {lengths.max()} numbers")
+    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    if numbers.dtype.kind != "f":
+        numbers = numbers.astype(np.float32)
+    return numbers.reshape(len(column), -1)

@@ -1,0 +1,90 @@
+"""Make a pass of targets that exist: logits, maps, features or embeddings that another tool has written.
+
+    permafrost ingest format=npz path=targets.npz store.path=stores/photos format.frame=center_crop
+    permafrost ingest format=fkd path=FKD_soft_label_500_crops store.path=stores/imagenet format.views=50
+    permafrost ingest format=e2kd path=frozen/fit store.path=stores/imagenet format.frame=center_crop \\
+        teacher=torchvision teacher.name=resnet34 teacher.weights=resnet34.pth
+
+Every record gets the target of its name, and the pass is as those of precompute. With teacher=, the network that made
+the targets is run on a sample of the same views, and what it says is compared with them before anything is stored.
+
+Reads   the files of `path`, and the index of <store.path>; images only with teacher=
+Writes  <store.path>/teachers/<name>-<fingerprint>/
+Rerun   the same command computes only what is missing
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.models import ModelConfig
+from permafrost.core.errors import require
+from permafrost.storage.lock import lock_folder
+from permafrost.store.manifest import CANONICAL_VIEW
+from permafrost.store.reader import Store
+from permafrost.verbs.next_commands import distill_command
+from permafrost_exchange.options import IngestConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestResult:
+    """The pass, and how much of it this call has made."""
+
+    ingested_pass: str
+    """Name of the pass, and its bytes per record."""
+    records: int
+    """Number of records with targets."""
+    ingested_records: int
+    """Number of those that this call has written; 0 if the pass was finished."""
+    targets_without_record: int
+    agreement: str = ""
+    """Agreement with `teacher=`, empty if none was named."""
+    next: str = ""
+
+
+def ingest_files(config: IngestConfig) -> IngestResult:
+    """Write a pass of the targets, or finish one.
+
+    Raises:
+        UserError: If the targets cannot be read, or do not fit the store. Finished shards are kept.
+    """
+    from permafrost.annotation.precision import describe_agreement
+    from permafrost_exchange.ingestion import ingest_targets  # imports torch
+
+    require(config.path != "", "path is empty; set it to the file or folder of the targets")
+    path = config.store.folder.absolute()
+    store = Store(path)
+    with (
+        lock_folder(path),
+        ExecutorChoice.for_store(config.executor, config.cluster, path) as choice,
+    ):
+        executor = choice.for_records(store.num_records())
+        check = None
+        if isinstance(config.teacher, ModelConfig):
+            from permafrost_exchange.passport import check_ingested
+
+            check = partial(check_ingested, config, executor)
+        done = ingest_targets(config, store, executor, check)
+        has_views = store.passes_named(done.name, stored_views=True)
+        opened = store.open_pass(done.name, stored_views=bool(has_views))
+        passport = done.passport
+        if isinstance(config.teacher, ModelConfig) and not done.written:  # of an earlier call
+            from permafrost_exchange.passport import check_pass
+
+            options = (config.passport, config.cluster, executor)
+            passport = check_pass(store, opened, config.teacher, *options)
+    typed = config.store.folder.root
+    return IngestResult(
+        ingested_pass=f"{done.name} ({opened.bytes_per_record:,.0f} bytes per record)",
+        records=done.records,
+        ingested_records=done.written,
+        targets_without_record=done.without_record,
+        agreement=""
+        if passport is None
+        else f"{passport.teacher}: {describe_agreement(passport.agreement)}",
+        next=distill_command(store, typed, "my-student", opened)
+        if opened.views["sampler"] == CANONICAL_VIEW
+        else "",
+    )

@@ -1,0 +1,112 @@
+"""Card of a shared pass: what others must know of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from permafrost.core.yaml_text import dump_yaml
+from permafrost.store.reader import Store, TeacherPass
+from permafrost_exchange.options import ShareConfig
+from permafrost_export.card import fact_table, license_id, plain_text
+
+
+def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
+    """Return the README.md of a shared pass.
+
+    Args:
+        store: Store of the pass.
+        shared: The pass.
+        config: Options of the command, with the licenses.
+    """
+    manifest = shared.manifest
+    teacher = manifest.teacher
+    described = teacher.get("architecture", {})
+    views = manifest.views
+    rows = {
+        "data set": f"{store.manifest.dataset.name}, {shared.shards.num_rows:,} records",
+        "teacher": f"{described.get('kind', '')} {described.get('name', '')}".strip(),
+        "weights": f"sha256 {teacher.get('weights_sha256')}",
+        "classes": str(teacher.get("classes")),
+        "part of the image": str(teacher.get("frame")),
+        "views": f"{shared.num_views} ({views['sampler']})",
+        "explainer": shared.explainer or "none",
+        "temperatures": ", ".join(map(str, manifest.temperatures)) or "all logits are stored",
+    }
+    if manifest.passport is not None:
+        agreement = manifest.passport.agreement
+        rows["compared with the teacher"] = (
+            f"{manifest.passport.teacher}, {agreement.records} records"
+            + ("" if agreement.top1 is None else f", same first class for {agreement.top1:.1%}")
+        )
+    fields = [
+        f"| `{spec.name}` | {spec.dtype} | {' x '.join(map(str, spec.shape)) or '1'} | {_fidelity(shared, spec.name)} |"
+        for spec in manifest.fields
+    ]
+    header: dict[str, Any] = {
+        "license": license_id(config.licenses["targets"]),
+        "tags": ["knowledge-distillation", "permafrost"],
+        "pretty_name": f"{store.manifest.dataset.name} targets of {described.get('name', shared.name)}",
+    }
+    if config.form == "huggingface":
+        splits = sorted(
+            {shard.split for shard in store.shards if shared.rows_of(shard).max(initial=-1) >= 0}
+        )
+        header |= {
+            "configs": [
+                {
+                    "config_name": "default",
+                    "data_files": [
+                        {"split": split, "path": f"data/{split}-*.parquet"} for split in splits
+                    ],
+                }
+            ]
+        }
+    return "\n".join(
+        [
+            "---",
+            dump_yaml(header).rstrip(),
+            "---",
+            "",
+            f"# Targets of {plain_text(str(described.get('name', shared.name)))} on "
+            f"{plain_text(store.manifest.dataset.name)}",
+            "",
+            "Outputs of a frozen teacher, one row per image"
+            + (" and view" if shared.num_views > 1 else "")
+            + (", with the images." if config.images else ", without the images."),
+            "",
+            *fact_table(rows),
+            "",
+            "| field | dtype | shape per view | lowest cosine to the teacher's values |",
+            "|---|---|---|---|",
+            *fields,
+            "",
+            "| what | license |",
+            "|---|---|",
+            *(f"| {name} | {plain_text(text)} |" for name, text in sorted(config.licenses.items())),
+            "",
+            *_usage(config, shared),
+            "",
+        ]
+    )
+
+
+def _fidelity(shared: TeacherPass, field: str) -> str:
+    cosine = shared.manifest.fidelity.get(field)
+    return "exact" if cosine is None else f"{cosine:.5f}"
+
+
+def _usage(config: ShareConfig, shared: TeacherPass) -> list[str]:
+    if config.form == "webdataset":
+        return [
+            "To join them to a store of the same images: `permafrost attach from=<this folder> store.path=<store>`.",
+            "Other readers find `<key>.<field>.npy` in `targets/*.tar`, and the keys and digests of the images in "
+            "`records.parquet`.",
+        ]
+    if config.form == "embeddings":
+        return [
+            "Row n of `img_emb/img_emb_<i>.npy` is of the image in row n of `metadata/metadata_<i>.parquet`."
+        ]
+    return [
+        'In Python: `datasets.load_dataset("<this folder>")`. Lists are flat; their shapes are in the table above, '
+        "with the views first."
+    ]

@@ -1,0 +1,303 @@
+"""Passport of targets that were made elsewhere: the teacher that they are said to be of, run on a sample of the views.
+
+What is stored and what the teacher says are compared: the class of the largest logit, the divergence
+KL(teacher || stored) in nats, and the cosine of each map, feature and embedding to the teacher's, of what is left when
+the mean over the records is taken away. If they differ, the cause is looked for among mistakes that others have made
+(diagnosis.py, other_inputs.py). A cause that explains the difference stops with its remedy, unless the options accept
+its kind; a difference that nothing explains is a warning, or stops where the targets hardly resemble the teacher's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from permafrost.annotation.precision import describe_agreement
+from permafrost.annotation.samples import select_sample
+from permafrost.config.cluster import ClusterConfig
+from permafrost.config.explainers import EXPLAINERS, GradCamConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import require
+from permafrost.core.json_entries import from_dict
+from permafrost.core.records import TOP_LOGITS, VIEW_FIELD, FieldSpec
+from permafrost.core.tasks import Executor
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import with_preprocessing
+from permafrost.models.resolve import resolve_network
+from permafrost.models.trained_weights import DataClasses
+from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.manifest import Agreement, Passport, write_manifest
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.shards import ShardEntry
+from permafrost_exchange.diagnosis import (
+    CLOSE_NATS,
+    Cause,
+)
+from permafrost_exchange.ingest_shards import IngestShard
+from permafrost_exchange.ingestion import IngestedTargets
+from permafrost_exchange.options import IngestConfig, PassportOptions
+from permafrost_exchange.target_comparison import CLOSE_COSINE, ComparePassport, TargetFacts
+from permafrost_exchange.target_reader import TargetError
+
+logger = logging.getLogger("permafrost.passport")
+
+_WRONG = 0.5
+"""Agreement below which targets without an explanation are refused."""
+_DOUBTFUL = 0.9
+"""Agreement below which a difference without an explanation is a warning."""
+_DOUBTFUL_NATS = 0.1
+"""Divergence above which it is."""
+_HALF = 0.5
+"""Fraction of the distance below which another reading of the same files is named."""
+
+
+def check_ingested(
+    config: IngestConfig,
+    executor: Executor,
+    task: IngestShard,
+    targets: IngestedTargets,
+    shards: Sequence[ShardEntry],
+) -> Passport:
+    """Compare targets with the teacher of the options before they are stored.
+
+    Raises:
+        TargetError: If another meaning of the targets fits much better than that of the options.
+    """
+    assert task.fields is not None
+    form = targets.form
+    logits = next((s.shape for s in task.fields.fields if s.name == "logits"), (0,))
+    operations = form.operations
+    if targets.views is not None:
+        operations = tuple(targets.views.describe()[0].get("operations", ()))
+    facts = TargetFacts(
+        fields=task.fields.fields,
+        classes=form.classes or logits[0],
+        frame=str(targets.config.frame),
+        crop_fraction=targets.config.crop_fraction,
+        explainer=form.explainer or {},
+        temperatures=form.temperatures,
+        operations=operations,
+    )
+    teacher = config.teacher
+    assert isinstance(teacher, ModelConfig)
+    options, cluster = config.passport, config.cluster
+    passport, causes = _compare(
+        task.store, teacher, facts, task, shards, options, cluster, executor
+    )
+    distance = _loss(passport.agreement)
+    if distance > CLOSE_NATS:
+        for option, reader in targets.reader.alternatives().items():
+            other = replace(task, targets=targets._replace(reader=reader))
+            alternative, _ = _compare(
+                task.store, teacher, facts, other, shards, options, cluster, executor
+            )
+            left = _loss(alternative.agreement)
+            if left < _HALF * distance:
+                text = f"they are closer with {option}"
+                causes = [Cause("preprocessing", text, f"set {option}", left)]
+    return _judged(passport, causes, options, facts, config.path)
+
+
+def check_pass(
+    store: Store,
+    teacher_pass: TeacherPass,
+    teacher: ModelConfig,
+    options: PassportOptions,
+    cluster: ClusterConfig,
+    executor: Executor,
+) -> Passport:
+    """Compare a pass with a teacher, and write the passport into its manifest.
+
+    Raises:
+        TargetError: If another meaning of its targets fits much better, or they are of another network.
+    """
+    manifest = teacher_pass.manifest
+    require(
+        not manifest.views.get("mix"),
+        f"store.teacher={teacher_pass.name}: its views are mixtures of two records, which a passport does not show to "
+        "the teacher; name another pass",
+    )
+    has_views = any(spec.name == VIEW_FIELD.name for spec in manifest.fields)
+    crops = [spec.crop_fraction for spec in manifest.fields if spec.crop_fraction is not None]
+    described = manifest.teacher.get("format", {})
+    facts = TargetFacts(
+        fields=manifest.fields,
+        classes=teacher_pass.num_classes,
+        frame=str(manifest.teacher.get("frame")),
+        crop_fraction=crops[0] if crops else described.get("crop_fraction"),
+        explainer=manifest.explainer,
+        temperatures=manifest.temperatures,
+        operations=tuple(manifest.views.get("operations", ())) if has_views else None,
+    )
+    covered = [shard for shard in store.shards if teacher_pass.shards.number_of(shard.name) >= 0]
+    passport, causes = _compare(
+        store, teacher, facts, teacher_pass.folder, covered, options, cluster, executor
+    )
+    where = f"pass {teacher_pass.name}, whose manifest is as it was"
+    passport = _judged(passport, causes, options, facts, where)
+    write_manifest(teacher_pass.folder, replace(manifest, passport=passport))
+    return passport
+
+
+def _judged(
+    passport: Passport,
+    causes: Sequence[Cause],
+    options: PassportOptions,
+    facts: TargetFacts,
+    where: str,
+) -> Passport:
+    """Return the passport of targets that are the teacher's, or whose differences are accepted.
+
+    Raises:
+        TargetError: If a cause explains that they differ, or they hardly resemble the teacher's.
+    """
+    agreement = passport.agreement
+    stated = f"(by the options: {describe_agreement(agreement)})"
+    nearest = "".join(f"; {cause.text}" for cause in causes if cause.kind == "unknown")
+    causes = [cause for cause in causes if cause.kind != "unknown"]
+    for cause in causes:
+        is_severe = cause.kind != "noise" or not _resembles(agreement, _DOUBTFUL, _DOUBTFUL_NATS)
+        if cause.kind not in options.accept and is_severe:
+            raise TargetError(
+                f"{where}: the targets differ from those of teacher={passport.teacher}: {cause.text}; {cause.left:.2g} "
+                f"{'nats' if facts.has_logits and cause.kind != 'maps' else 'of a cosine'} are left {stated}. "
+                f"{cause.advice[0].upper()}{cause.advice[1:]}, or set 'passport.accept=[{cause.kind}]' to take them as "
+                "they are"
+            )
+        logger.warning("teacher=%s: %s", passport.teacher, cause.text)
+    accepted: dict[str, str] = {cause.kind: cause.text for cause in causes}
+    rest = _unexplained(agreement, accepted.keys())
+    if facts.frame != "unknown" and not _resembles(rest, _WRONG, float("inf")):
+        if "unknown" not in options.accept:
+            raise TargetError(
+                f"{where}: the targets are not those of teacher={passport.teacher} {stated}, and no other meaning of "
+                f"them explains it{nearest}; name the network that made them, or set 'passport.accept=[unknown]' to "
+                "take them as they are"
+            )
+        accepted["unknown"] = "they differ, and the cause is unknown"
+    _announce(passport, rest, nearest)
+    return replace(passport, accepted=accepted)
+
+
+def _unexplained(agreement: Agreement, causes: Collection[str]) -> Agreement:
+    """Return the agreement without what causes of these kinds explain."""
+    if {"temperature", "classes", "rows", "preprocessing", "noise"} & set(causes):
+        agreement = replace(agreement, top1=None, kl_mean=None)
+    if {"maps", "rows", "preprocessing"} & set(causes):
+        agreement = replace(agreement, cosine_mean={})
+    return agreement
+
+
+def _compare(
+    store: Store,
+    teacher: ModelConfig,
+    facts: TargetFacts,
+    source: IngestShard | RootedPath,
+    shards: Sequence[ShardEntry],
+    options: PassportOptions,
+    cluster: ClusterConfig,
+    executor: Executor,
+) -> tuple[Passport, list[Cause]]:
+    """Run the teacher on a sample, compare, and look for the causes of differences."""
+    config = resolve_network(teacher, store, "teacher")
+    names = store.manifest.classes
+    outputs = facts.classes or len(names)
+    classes: DataClasses = names if outputs == len(names) else outputs
+    payloads = _payloads(facts.fields)
+    # The provider's input size and interpolation, and the part of the image that the targets say.
+    config = with_preprocessing(config, outputs)
+    described = describe_teacher(config, classes, reads_head="logits" in payloads)
+    require(
+        not facts.classes or described["classes"] == facts.classes,
+        f"teacher.classes: the targets are of {facts.classes} classes, and teacher={config.name} has "
+        f"{described['classes']}; name the network that made the targets",
+    )
+    kind = facts.explainer.get("kind")
+    explainer = (
+        GradCamConfig()
+        if kind is None
+        else EXPLAINERS[kind](
+            **{n: v for n, v in facts.explainer.items() if n not in ("kind", "seed")}
+        )
+    )
+    sizes = {spec.name: spec.shape for spec in facts.fields}
+    task = ComparePassport(
+        store_path=store.folder,
+        teacher=config,
+        classes=classes,
+        explainer=explainer,
+        config=PassOptions(
+            payloads=payloads,
+            class_map_size=sizes.get("class_maps", (0, 0, 2))[-1],
+            features_mirror=False,
+            features_dtype="float16",
+        ),
+        num_threads=cluster.threads_per_actor,
+        facts=facts,
+        source=source,
+        most_views=options.views,
+        class_names=names if outputs == len(names) else (),
+    )
+    count = sum(shard.records for shard in shards)
+    sample = [(shard, shard.records) for shard in shards]
+    if options.records is not None and options.records < count:
+        sample = list(select_sample(shards, options.records))
+    (result,) = executor.map_shards(task, [sample])
+    values = json.loads(result.report)
+    passport = Passport(
+        teacher=f"{config.kind} {config.name}, {config.interpolation or 'bilinear'}, "
+        f"{config.input_size or max(store.size)} pixels",
+        weights_sha256=described["weights_sha256"],
+        agreement=from_dict(Agreement, values["agreement"]),
+    )
+    return passport, [Cause(*each) for each in values["causes"]]
+
+
+def _payloads(fields: Sequence[FieldSpec]) -> tuple[str, ...]:
+    """Return the payloads whose fields a pass has."""
+    names = {spec.name for spec in fields}
+    kinds = {
+        "logits": {"logits", TOP_LOGITS},
+        "map": {"map"},
+        "class_maps": {"class_maps"},
+        "pooled": {"pooled"},
+        "attention": {name for name in names if name.startswith("attention_")},
+        "features": {name for name in names if name.startswith("features_")},
+    }
+    payloads = [kind for kind, having in kinds.items() if names & having]
+    needs_logits = {"map", "class_maps"} & set(payloads) and "logits" not in payloads
+    return (*(("logits",) if needs_logits else ()), *payloads)
+
+
+def _loss(agreement: Agreement) -> float:
+    """Return the distance of an agreement: nats, or 1 minus the mean cosine."""
+    if agreement.kl_mean is not None:
+        return agreement.kl_mean
+    means = list(agreement.cosine_mean.values())
+    return 1 - sum(means) / len(means) if means else 0.0
+
+
+def _resembles(agreement: Agreement, lowest: float, nats: float) -> bool:
+    """Return whether the largest logit and the cosines agree at least so far, and the divergence is at most this."""
+    top1 = 1.0 if agreement.top1 is None else agreement.top1
+    worst = min([top1, *agreement.cosine_mean.values()])
+    return worst >= lowest and (agreement.kl_mean or 0.0) <= nats
+
+
+def _announce(passport: Passport, rest: Agreement, nearest: str) -> None:
+    """Log the agreement, as a warning if what nothing explains is low."""
+    agreement = passport.agreement
+    worst = "" if agreement.kl_largest_key is None else f"; worst {agreement.kl_largest_key}"
+    is_doubtful = not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)
+    differs = is_doubtful or _loss(rest) > (CLOSE_NATS if rest.top1 is not None else CLOSE_COSINE)
+    logger.log(
+        logging.WARNING if is_doubtful else logging.INFO,
+        "teacher=%s: %s%s%s",
+        passport.teacher,
+        describe_agreement(agreement),
+        worst,
+        f"; they differ, cause unknown{nearest}" if differs else "",
+    )

@@ -1,0 +1,392 @@
+"""Interface of the readers of targets that another tool has made.
+
+A reader lists the names of its targets, and reads those of a few records as decoded arrays. Joining names with records,
+checks, encoding and storage are the same for all formats.
+
+Shape letters: n targets, V views (1 for targets of the canonical view).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from permafrost.core.errors import ConfigError, FileError, UserError, first_line
+from permafrost.storage.files import open_regular, read_regular, sha256_file
+from permafrost_exchange.format_options import TargetFrame
+from permafrost_exchange.formats.unpickling import UnpicklingError, unpickle
+
+Arrays = dict[str, "NDArray[Any]"]
+"""Decoded values by what they are, [n, V, ...] each: `logits`, `probabilities`, `top_logits` with `top_class` and
+`rest_logits`, `pooled`, `map` with `explained_class`, `class_maps`, `attention_<stage>`, `features_<stage>`,
+`features_pooled`, `canonical_from_view`, `pixel_values`."""
+NAMES_AT_ONCE = 65_536
+MAX_TARGET_BYTES = 2**27
+"""Largest size of the file of one record, 128 MB."""
+
+
+class TargetError(UserError, ValueError):
+    """Targets that are not what their format says. The message names the file and the way out."""
+
+
+_READ_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError),
+    *(RecursionError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, pa.ArrowException),
+)
+"""Errors of libraries that meet other bytes than they expect."""
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Raise errors of libraries in the block as a TargetError of one line.
+
+    Args:
+        where: File, and record or member where there are several.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except _READ_ERRORS as error:
+        raise TargetError(
+            f"{where} cannot be read ({first_line(error)}); fetch it again, or correct format="
+        ) from error
+
+
+class ListedTargets(NamedTuple):
+    """Some consecutive targets of a reader."""
+
+    names: Sequence[str]
+    """Their names, by which they are joined with records."""
+    places: Sequence[str]
+    """Texts by which the reader finds them again, such as a file."""
+
+
+class ReadRequest(NamedTuple):
+    """Targets to read, and facts about the records that they belong to."""
+
+    numbers: NDArray[np.int64]
+    """Places among the names of the reader, i64 [n]."""
+    names: Sequence[str]
+    """The n names."""
+    places: Sequence[str]
+    """The n places, as the reader has listed them."""
+    heights: NDArray[np.int64]
+    """Heights of the images in pixels, i64 [n], as the tool's loader opens them; `widths` likewise."""
+    widths: NDArray[np.int64]
+    orientations: NDArray[np.int8]
+    """EXIF orientations of the original images, i8 [n]."""
+    views: NDArray[np.float32] | None = None
+    """canonical_from_view f32 [n, V, 3, 3] of the views that are asked for; None for what the format stores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetForm:
+    """Facts about all targets of a path."""
+
+    frame: TargetFrame | None = None
+    """Part of an image that the teacher received, None where the format does not say it."""
+    classes: int | None = None
+    """Number of the teacher's classes, None where it is the length of the logits."""
+    operations: tuple[dict[str, Any], ...] | None = None
+    """Recipe of the stored views as a manifest describes it, None for targets of the canonical view."""
+    explainer: dict[str, Any] | None = None
+    """Entry of a manifest about the maps, None without maps."""
+    temperatures: tuple[float, ...] = ()
+    repeats: bool = False
+    """True if a name may be listed several times, of which the first target is taken."""
+    remarks: tuple[str, ...] = ()
+    """Sentences on what is not exact."""
+
+
+class TargetReader(ABC):
+    """Targets of one format at a path. Picklable; opens files on first use."""
+
+    crops_targets: ClassVar[bool] = False
+    """True if targets of any crop follow from what is stored (ReadRequest.views)."""
+    turns_photographs: ClassVar[bool | None] = None
+    """Whether the tool's loader turns photographs as their EXIF orientation says; None if that is unknown. Requests to
+    a reader of False, and its arrays, are of the pixels before they are turned."""
+
+    def __init__(self, config: Any, path: Path) -> None:
+        self.config: Any = config
+        self.path = path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "path": self.path}
+
+    @abstractmethod
+    def files(self) -> Iterator[Path]:
+        """Iterate over all files that the targets are read from, in a fixed order."""
+
+    def sha256_of(self, path: Path) -> str:
+        """Return the SHA-256 of one of the files."""
+        return sha256_file(path)
+
+    @abstractmethod
+    def listing(self) -> Iterator[ListedTargets]:
+        """Iterate over all targets in parts, in the order of their numbers."""
+
+    @abstractmethod
+    def form(self) -> TargetForm:
+        """Return the facts about all targets."""
+
+    @abstractmethod
+    def read(self, request: ReadRequest) -> Arrays:
+        """Read the targets of a request.
+
+        Raises:
+            TargetError: If a file is not what the format says.
+        """
+
+    def alternatives(self) -> dict[str, TargetReader]:
+        """Return readers of other meanings that the same files could have, by the option that chooses each."""
+        return {}
+
+
+class FileReader(TargetReader):
+    """Base of readers of torch files, one of each record."""
+
+    suffix: ClassVar[str]
+
+    def files(self) -> Iterator[Path]:
+        return walk(self.path, self.suffix)
+
+    def listing(self) -> Iterator[ListedTargets]:
+        stop = -len(self.suffix)
+        paths = (path.relative_to(self.path).as_posix()[:stop] for path in self.record_files())
+        for part in parts_of(paths):
+            yield ListedTargets(part, part)
+
+    def record_files(self) -> Iterator[Path]:
+        """Iterate over the files of records."""
+        return self.files()
+
+    def read(self, request: ReadRequest) -> Arrays:
+        records = [self._parse_at(request, row) for row in range(len(request.names))]
+        return stack_records(records, request.names[0], self.path)
+
+    def _parse_at(self, request: ReadRequest, row: int) -> Arrays:
+        path = self.path / f"{request.places[row]}{self.suffix}"
+        with reading(str(path)):
+            return self.parse(load_pickled(path), request, row)
+
+    @abstractmethod
+    def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
+        """Return the targets of one file, [V, ...] each.
+
+        Args:
+            content: Content of the file: lists, mappings, numbers, texts and arrays.
+            request: The request.
+            row: Place of the record in the request.
+
+        Raises:
+            ValueError: If the content is another. Its text says what is wrong, without the name of the file.
+        """
+
+
+def stack_records(records: Sequence[Arrays], name: str, path: Path) -> Arrays:
+    """Stack the targets of several records, [V, ...] each.
+
+    Args:
+        records: Targets of the records.
+        name: Name of the first record, for messages.
+        path: Path of the targets, for messages.
+
+    Raises:
+        TargetError: If they have different views, classes or cells.
+    """
+    if len({tuple((n, a.shape) for n, a in each.items()) for each in records}) > 1:
+        raise TargetError(
+            f"{path}: the targets of {name} and of others near it differ in their views, classes or cells; all records "
+            "of a pass have the same"
+        )
+    return {kind: np.stack([each[kind] for each in records]) for kind in records[0]}
+
+
+class RowsOfFile(Protocol):
+    """Rows of one file of several, such as an array [rows, ...]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]: ...
+
+
+def rows_of_parts(parts: Sequence[RowsOfFile], numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Read rows that are counted through all files, [n, 1, ...].
+
+    Args:
+        parts: Rows of each file, of one form.
+        numbers: Numbers of the rows, i64 [n].
+    """
+    starts = np.cumsum([0, *map(len, parts)])
+    files = np.searchsorted(starts, numbers, side="right") - 1
+    rows = np.empty((len(numbers), 1, *parts[0].shape[1:]), parts[0].dtype)
+    for file in np.unique(files).tolist():
+        here = np.flatnonzero(files == file)
+        rows[here, 0] = parts[file][numbers[here] - starts[file]]
+    return rows
+
+
+def load_pickled(path: Path) -> Any:
+    """Read a torch file of a stranger in a process of its own.
+
+    Raises:
+        TargetError: If it cannot be read in bounded memory and time without running code.
+    """
+    return unpickled(read_target(path), str(path))
+
+
+def unpickled(data: bytes, where: str) -> Any:
+    """Read the bytes of a torch file of a stranger in a process of its own. `where` names it in messages."""
+    try:
+        return unpickle(data)
+    except UnpicklingError as error:
+        raise TargetError(f"{where}: {error}") from error
+
+
+def iter_lines(path: Path) -> Iterator[str]:
+    """Iterate over the lines of a text file, without their ends."""
+    with io.TextIOWrapper(io.BufferedReader(open_regular(path)), encoding="utf-8") as file:
+        for line in file:
+            yield line.rstrip("\n")
+
+
+def read_target(path: Path, most: int = MAX_TARGET_BYTES) -> bytes:
+    """Read a file of targets, of limited size."""
+    try:
+        return read_regular(path, most)
+    except FileNotFoundError:
+        raise TargetError(
+            f"{path} was removed since it was listed; run the command again"
+        ) from None
+    except FileError as error:
+        raise TargetError(str(error)) from error
+
+
+def walk(folder: Path, suffix: str) -> Iterator[Path]:
+    """Iterate over the files below a folder that end in a suffix, folder by folder, sorted by name.
+
+    Raises:
+        ConfigError: If there is no such folder or no such file.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"path={folder} is no folder; name the folder of the targets")
+    count = 0
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.endswith(suffix):
+                count += 1
+                yield Path(root, name)
+    if not count:
+        raise ConfigError(
+            f"path={folder} has no file *{suffix}; name the folder of the targets, or another format="
+        )
+
+
+def parts_of(names: Iterator[str]) -> Iterator[Sequence[str]]:
+    """Divide names into parts of NAMES_AT_ONCE."""
+    part: list[str] = []
+    for name in names:
+        part.append(name)
+        if len(part) == NAMES_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def crop_matrices(
+    boxes: NDArray[np.float64], flips: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Compute canonical_from_view [..., 3, 3] of crops of the whole image.
+
+    A crop with the left edge x0, the width w (as fractions of the image's width) and no flip shows at x in [-1, 1] the
+    point w x + 2 x0 + w - 1. A flip after the crop replaces x by -x.
+
+    Args:
+        boxes: top, left, height and width as fractions of the image's sides, [..., 4].
+        flips: True where the crop is flipped horizontally, [...]; None for none.
+    """
+    top, left, height, width = np.moveaxis(boxes.astype(np.float64), -1, 0)
+    sign = np.ones_like(width) if flips is None else np.where(flips, -1.0, 1.0)
+    matrices = np.zeros((*boxes.shape[:-1], 3, 3))
+    matrices[..., 0, 0] = sign * width
+    matrices[..., 0, 2] = 2 * left + width - 1
+    matrices[..., 1, 1] = height
+    matrices[..., 1, 2] = 2 * top + height - 1
+    matrices[..., 2, 2] = 1
+    return matrices
+
+
+SMALLEST_PROBABILITY = 1e-7
+"""Probability in place of a stored 0, whose logarithm is not finite. float16 rounds half of it to 0."""
+
+
+def top_outcomes(
+    probabilities: NDArray[Any],
+    classes: NDArray[Any],
+    num_classes: int,
+    temperature: float = 1.0,
+    rest: NDArray[np.float64] | None = None,
+) -> Arrays:
+    """Return the largest logits of a softmax of which some probabilities are stored.
+
+    With p = softmax(z / T), the logits are z = T log p up to a constant, and the sum over all other classes at the
+    temperature T is log(1 - sum p), whatever its parts are.
+
+    Args:
+        probabilities: Probabilities of k classes, [..., k].
+        classes: Their classes, [..., k].
+        num_classes: Number K of classes.
+        temperature: Temperature T.
+        rest: Probability of all other classes, [...]; None is 1 - sum p.
+
+    Raises:
+        ValueError: If they are no probabilities of different classes.
+    """
+    values, numbers = probabilities.astype(np.float64), classes.astype(np.float64)
+    if (
+        not np.array_equal(numbers, np.rint(numbers))
+        or not ((numbers >= 0) & (numbers < num_classes)).all()
+    ):
+        raise ValueError(
+            f"it has class {numbers.max():g} of {num_classes}; format.classes= is the number of the teacher's classes"
+        )
+    total = values.sum(axis=-1)
+    if not np.isfinite(values).all() or values.min() < -1e-3 or total.max() > 1.02:
+        raise ValueError(f"its probabilities are no probabilities: their sum is {total.max():.3g}")
+    ordered = np.sort(numbers, axis=-1)
+    if (ordered[..., 1:] == ordered[..., :-1]).any():
+        raise ValueError("it lists a class twice for one view")
+    order = np.argsort(-values, axis=-1, kind="stable")
+    values = np.take_along_axis(values, order, -1)
+    remaining = 1 - total if rest is None else rest
+    has_others = values.shape[-1] < num_classes
+    floor = SMALLEST_PROBABILITY
+    tail = np.log(np.maximum(remaining, floor)) if has_others else np.zeros_like(total)
+    return {
+        "top_logits": (temperature * np.log(np.maximum(values, floor))).astype(np.float32),
+        "top_class": np.take_along_axis(numbers, order, -1).astype(np.int32),
+        "rest_logits": tail[..., None].astype(np.float32),
+    }

@@ -1,0 +1,86 @@
+"""Targets of photographs that EXIF turns, and that the tool's own loader does not.
+
+Stores hold upright images. A tool that opens photographs as Pillow does has shown its teacher the stored pixels, so its
+boxes, views and maps are those of the image before it is turned. They are turned with it: a view then shows a student
+the pixels that the teacher saw, and a map lies on what it explains.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permafrost.core.records import VIEW_FIELD
+from permafrost.store.image_decoding import STORED_FROM_UPRIGHT
+from permafrost_exchange.encoding import has_places
+from permafrost_exchange.target_reader import Arrays, ReadRequest
+
+_MATRICES = np.array([np.eye(2), *STORED_FROM_UPRIGHT.values()])
+"""Matrices by orientation, f64 [9, 2, 2]."""
+_FIRST_ON_ITS_SIDE = 5
+"""Orientation from which on height and width are exchanged."""
+
+
+def in_stored_pixels(request: ReadRequest) -> ReadRequest:
+    """Return a request whose sizes and views are those of the pixels before they are turned upright."""
+    orientations = request.orientations
+    if (orientations == 1).all():
+        return request
+    is_on_side = orientations >= _FIRST_ON_ITS_SIDE
+    views = request.views
+    if views is not None:
+        views = _turn_matrices(views, _MATRICES[orientations])
+    return request._replace(
+        heights=np.where(is_on_side, request.widths, request.heights),
+        widths=np.where(is_on_side, request.heights, request.widths),
+        views=views,
+    )
+
+
+def turn_upright(arrays: Arrays, orientations: NDArray[np.int8]) -> Arrays:
+    """Return targets of the upright images.
+
+    Args:
+        arrays: Targets of the pixels before they are turned, [n, V, ...] each.
+        orientations: EXIF orientation of each record, i8 [n].
+
+    Raises:
+        ValueError: If maps are not square, and some would have height and width exchanged.
+    """
+    if (orientations == 1).all():
+        return arrays
+    turned = dict(arrays)
+    if VIEW_FIELD.name in arrays:  # whose maps are those of the views
+        matrices = np.swapaxes(_MATRICES[orientations], 1, 2)
+        turned[VIEW_FIELD.name] = _turn_matrices(arrays[VIEW_FIELD.name], matrices)
+        return turned
+    for name, maps in arrays.items():
+        if has_places(name):
+            turned[name] = _turn_maps(name, maps, orientations)
+    return turned
+
+
+def _turn_matrices(views: NDArray[Any], turns: NDArray[np.float64]) -> NDArray[Any]:
+    """Turn canonical_from_view [n, V, 2 or 3, 3] by matrices [n, 2, 2]."""
+    result = views.copy()
+    result[:, :, :2] = np.einsum("nij,nvjk->nvik", turns, views[:, :, :2])
+    return result
+
+
+def _turn_maps(name: str, maps: NDArray[Any], orientations: NDArray[np.int8]) -> NDArray[Any]:
+    """Turn maps [n, V, ..., h, w] upright."""
+    if maps.shape[-1] != maps.shape[-2] and (orientations >= _FIRST_ON_ITS_SIDE).any():
+        raise ValueError(
+            f"{name} has {maps.shape[-2]}x{maps.shape[-1]} cells, and photographs that EXIF turns by 90 degrees would "
+            f"have {maps.shape[-1]}x{maps.shape[-2]}; leave them out of the files and set missing=missing.txt"
+        )
+    result = maps.copy()
+    for row in np.flatnonzero(orientations != 1):
+        (a, b), (c, d) = STORED_FROM_UPRIGHT[int(orientations[row])]
+        each, along_x, along_y = maps[row], a, d
+        if b:
+            each, along_x, along_y = np.swapaxes(each, -1, -2), c, b
+        result[row] = each[..., ::along_y, ::along_x]
+    return result

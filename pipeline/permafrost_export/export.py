@@ -1,0 +1,133 @@
+"""Export a student as programs that run without this project: torch.export and ONNX, with all preprocessing.
+
+    permafrost export experiment=demo run=my-student
+    permafrost export store.path=stores/photos run=photos export.formats=[torch]
+
+Each program takes the pixels of decoded images and returns logits, or with export.output=pooled the features before the
+classifier. It is run once, and must give the network's output up to 1e-4 of the largest one.
+
+Reads   runs/<run>/distill/ and evaluate/, and the size of the frames of <store.path>
+Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, and a card README.md
+        in runs/<run>/distill/export/, which to=hf://<user>/<name> uploads; a timm student is there in timm's form, too
+Rerun   the programs are written again
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.version import __version__
+from permafrost.core.errors import require
+from permafrost.evaluation.results import read_results
+from permafrost.models.saved import EXPORT_FOLDER, TrainedModel, load_model
+from permafrost.runs.folder import run_folder
+from permafrost.storage.files import write_atomically
+from permafrost.store.reader import Store
+from permafrost_export.card import card_of_student
+from permafrost_export.hub import repository_of, require_hub, upload_to_hub
+from permafrost_export.options import ExportConfig
+
+if TYPE_CHECKING:
+    from permafrost_export.portable import EvaluatedFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """Files of the programs by format, and how far their outputs are from the network's."""
+
+    files: dict[str, str]
+    largest_difference: float
+    card: str
+    """File of the card, README.md."""
+    uploaded: str = ""
+    """Address of the repository of the hub, empty without one."""
+
+    def printed(self) -> dict[str, str]:
+        """Return the values for the terminal."""
+        difference = f"{self.largest_difference:.1e}"
+        return {
+            **self.files,
+            "largest_difference": difference,
+            "card": self.card,
+            **({"uploaded": self.uploaded} if self.uploaded else {}),
+        }
+
+
+def export_student(config: ExportConfig) -> ExportResult:
+    """Trace the student, and write and check a program of each format."""
+    from permafrost_export import portable
+
+    if config.to:
+        require_hub()
+        repository_of(config.to)
+    student = run_folder(config.run) / "distill"
+    store = Store(config.store.folder)
+    network, trained = load_model(student, store.manifest.classes)
+    if "onnx" in config.export.formats:
+        portable.require_onnx()
+    program = (
+        portable.ImageProgram(
+            network, _frame(config, store, trained.input_size), config.export.output
+        )
+        if store.form.has_places
+        else portable.RowProgram(network, config.export.output)
+    )
+    inputs = portable.sample_inputs(program, store.size[1])
+    traced = portable.trace(program, inputs)
+    license_of_weights = getattr(trained.config, "license", None)
+    require(
+        not config.to or bool(license_of_weights),
+        f"to={config.to}: the student of run={config.run} names no license, which its card "
+        "must have; train it with student.license=",
+    )
+    facts = {
+        "classes": list(trained.classes),
+        "run": config.run,
+        "input": program.inputs,
+        "made_by": f"permafrost {__version__}",
+    } | ({"license": license_of_weights} if license_of_weights else {})
+    files: dict[str, str] = {}
+    differences = []
+    for file_format in config.export.formats:
+        data = portable.encode_model(
+            traced, file_format, portable.input_name(program), facts, config.export.output
+        )
+        differences.append(portable.check_program(data, file_format, program, inputs))
+        path = student / EXPORT_FOLDER / portable.file_name(file_format, config.export.output)
+        write_atomically(path, data)
+        files[file_format] = str(path)
+    card = student / EXPORT_FOLDER / "README.md"
+    write_atomically(card, card_of_student(_facts(config, trained)).encode())
+    hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")
+    return ExportResult(
+        files=files, largest_difference=max(differences), card=str(card), uploaded=hub
+    )
+
+
+def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
+    """Return what the card says of the student."""
+    folder = run_folder(config.run)
+    accuracies = {
+        split: metrics["accuracy"]
+        for split, metrics in read_results(folder / "evaluate")["splits"].items()
+        if isinstance(metrics.get("accuracy"), float)
+    }
+    return {
+        "name": f"{trained.config.name}, distilled",
+        "license": getattr(trained.config, "license", None),
+        "is_timm": trained.config.kind == "timm",
+        "network": f"{trained.config.kind} {trained.config.name}",
+        "classes": len(trained.classes) or trained.num_classes,
+        "input": " x ".join(map(str, trained.input_size)),
+        "teachers": ", ".join(trained.teachers),
+        "accuracy": ", ".join(f"{split} {value:.1%}" for split, value in accuracies.items()),
+        "made by": f"permafrost {__version__}",
+    }
+
+
+def _frame(config: ExportConfig, store: Store, size: tuple[int, int]) -> EvaluatedFrame:
+    from permafrost_export.portable import EvaluatedFrame
+
+    whole = config.export.frame == "full" or (config.export.frame == "auto" and store.size == size)
+    return EvaluatedFrame(canonical_size=store.size, input_size=size, is_cropped=not whole)

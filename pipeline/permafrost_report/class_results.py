@@ -1,0 +1,203 @@
+"""Accuracy by class and confusions of classes, from the tables of records that evaluations have written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from permafrost.evaluation.results import check_written
+from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
+from permafrost.store.arrow_files import read_table
+from permafrost_report.comparison import summarize
+from permafrost_report.figures import Plot, confusion_plot
+from permafrost_report.main_table import Column, passes_of_arms
+from permafrost_report.model_selection import read_evaluation
+from permafrost_report.student_results import StudentResult
+
+_MOST_CLASSES = 20
+"""Largest number of classes that are all shown; of more, the worst ones and the most frequent confusions."""
+_LARGEST = 2_000
+"""Largest number of classes whose confusions are counted, as a matrix has the square of it."""
+_SHOWN = 10
+_ACCURACY = Column(name="accuracy", source="test.accuracy")
+Counts = NDArray[np.int64]
+"""Records by class and by predicted class, [K, K + 1]; the last column is of predictions that are no class."""
+
+
+class ClassRow(NamedTuple):
+    """Accuracy by class of an arm, or of a teacher."""
+
+    name: str
+    is_arm: bool
+    cells: list[dict[str, Any] | None]
+    """Mean and `sd` over seeds for each shown class, None for a class without records."""
+
+
+class Confusion(NamedTuple):
+    """A class that is taken for another one."""
+
+    label: str
+    predicted: str
+    shares: list[float]
+    """Fractions of the records of the class, for each of the networks of the section."""
+
+
+class ClassSection(NamedTuple):
+    """Section of the page on single classes."""
+
+    split: str
+    total: int
+    """Number of classes that have records."""
+    classes: list[str]
+    """Names of the shown classes."""
+    rows: list[ClassRow]
+    networks: list[str]
+    """Arm and teacher whose confusions are shown."""
+    plots: list[Plot]
+    """Confusion matrices of the networks, empty for many classes."""
+    confusions: list[Confusion]
+    """Most frequent confusions, empty for few classes."""
+    values: dict[str, Any]
+    """Content of report.json."""
+    column: Column = _ACCURACY
+    """Format of the numbers."""
+
+
+def class_section(
+    results: Sequence[StudentResult], names: Sequence[str], arm: str
+) -> ClassSection | None:
+    """Build the section on the split of the main table, None without single labels or for very many classes.
+
+    Args:
+        results: Results of the students. Those with a last layer that was not trained, and those on other records than
+            the first, are left out.
+        names: Names of the classes.
+        arm: Arm whose confusions are shown, if it was evaluated; otherwise those of the most accurate arm are.
+    """
+    results = [r for r in results if r.trains_classifier and (r.evaluation / RECORDS_NAME).exists()]
+    stores = [read_evaluation(result).inputs["store"] for result in results]
+    results = [r for r, store in zip(results, stores, strict=True) if store == stores[0]]
+    metrics = [result.metrics or next(iter(result.against.values()), {}) for result in results]
+    splits = {split for of in metrics for split in of if "accuracy" in of[split]}
+    if not splits or not 0 < len(names) <= _LARGEST:
+        return None
+    split = min(splits, key=lambda name: (name != "test", name))
+    arms, teachers, teacher_names, of_arms = _count(results, split, len(names))
+    best = max(arms, key=lambda name: arms[name].trace() / arms[name].sum())
+    shown_arm = arm if arm in arms else best
+    networks = {shown_arm: arms[shown_arm]}
+    if teacher_names[shown_arm] in teachers:
+        networks[teacher_names[shown_arm]] = teachers[teacher_names[shown_arm]]
+    accuracies = {name: [_accuracies(counts)] for name, counts in teachers.items()} | of_arms
+    means = {name: np.mean(of, axis=0) for name, of in accuracies.items()}
+    present = np.flatnonzero(~np.isnan(means[shown_arm]))
+    places = present.tolist()
+    if len(names) > _MOST_CLASSES:
+        order = np.argsort(np.mean([means[name] for name in arms], axis=0)[present], kind="stable")
+        places = present[order][:_SHOWN].tolist()
+    rows = [
+        ClassRow(name, name in arms, [_cell([one[place] for one in of]) for place in places])
+        for name, of in accuracies.items()
+    ]
+    is_small = len(names) <= _MOST_CLASSES
+    values: dict[str, Any] = {
+        "split": split,
+        "classes": list(names),
+        "accuracy": {
+            name: [None if np.isnan(value) else float(value) for value in mean]
+            for name, mean in means.items()
+        },
+    }
+    if is_small:
+        values["confusions"] = {name: counts.tolist() for name, counts in networks.items()}
+    return ClassSection(
+        split=split,
+        total=len(present),
+        classes=[names[place] for place in places],
+        rows=rows,
+        networks=list(networks),
+        plots=[_plot(name, counts, names) for name, counts in networks.items()] if is_small else [],
+        confusions=[] if is_small else _frequent(networks, names),
+        values=values,
+    )
+
+
+def _count(
+    results: Sequence[StudentResult], split: str, size: int
+) -> tuple[
+    dict[str, Counts], dict[str, Counts], dict[str, str], dict[str, list[NDArray[np.float64]]]
+]:
+    """Count the predictions of every arm and of every teacher.
+
+    Returns:
+        Counts of each arm over its seeds, counts of each teacher, the teacher of each arm, and the accuracies by class
+        of the students of each arm.
+    """
+    several = len(passes_of_arms(results)) > 1
+    arms: dict[str, Counts] = {}
+    accuracies: dict[str, list[NDArray[np.float64]]] = {}
+    teachers: dict[str, Counts] = {}
+    teacher_names: dict[str, str] = {}
+    for result in results:
+        path = check_written(result.evaluation, RECORDS_NAME)
+        table = read_table(path, RECORDS_SCHEMA, most=None)
+        table = table.filter(pc.equal(table["split"], split))
+        if not len(table):
+            continue
+        counts = _confusions(table, "predictions", size)
+        arms[result.label] = arms.get(result.label, 0) + counts
+        accuracies.setdefault(result.label, []).append(_accuracies(counts))
+        teacher = f"teacher {result.compared_pass}" if several else "teacher"
+        teacher_names[result.label] = teacher
+        if teacher not in teachers and not table["teacher_predictions"].null_count:
+            teachers[teacher] = _confusions(table, "teacher_predictions", size)
+    return arms, teachers, teacher_names, accuracies
+
+
+def _confusions(table: pa.Table, name: str, size: int) -> Counts:
+    labels, predictions = (
+        pc.list_element(table[column], 0).to_numpy().astype(np.int64) for column in ("labels", name)
+    )
+    known = (labels >= 0) & (labels < size)
+    pairs = labels[known] * (size + 1) + np.minimum(predictions[known], size)
+    return np.bincount(pairs, minlength=size * (size + 1)).reshape(size, size + 1)
+
+
+def _shares(counts: Counts) -> NDArray[np.float64]:
+    """Fractions of the records of each class, nan for a class without records."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(counts / counts.sum(axis=1, keepdims=True))
+
+
+def _accuracies(counts: Counts) -> NDArray[np.float64]:
+    return np.diagonal(_shares(counts))
+
+
+def _cell(values: Sequence[float]) -> dict[str, Any] | None:
+    return None if np.isnan(values).any() else summarize([float(value) for value in values])
+
+
+def _plot(name: str, counts: Counts, names: Sequence[str]) -> Plot:
+    return Plot(
+        confusion_plot(names, 100 * _shares(counts)[:, :-1]),
+        f"Confusion matrix of {name}: per cent of the records of each class, by predicted class",
+        f"{name}: per cent of the records of each class (row), by predicted class (column)",
+    )
+
+
+def _frequent(networks: Mapping[str, Counts], names: Sequence[str]) -> list[Confusion]:
+    """Return the most frequent confusions of the first network, with the shares of all."""
+    counts = next(iter(networks.values()))[:, :-1].copy()
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:_SHOWN]
+    pairs = [divmod(int(place), len(names)) for place in order if counts.flat[place]]
+    shares = [_shares(of) for of in networks.values()]
+    return [
+        Confusion(names[label], names[predicted], [float(of[label, predicted]) for of in shares])
+        for label, predicted in pairs
+    ]

@@ -1,0 +1,154 @@
+"""Sections of the page for the evaluators' results: tables and figures for each evaluator that was run.
+
+A table has one row per arm (and one for the teacher, if it was evaluated) and one column for each number of a
+quantity of the evaluator, such as a value for each layer.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from permafrost.config.evaluation import EVALUATORS
+from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named, numbers_of
+from permafrost.store.reader import Store
+from permafrost_report.figures import Plot, bar_plot, line_plot
+from permafrost_report.main_table import Column, arm_summary, student_rows
+from permafrost_report.pictures import TileRow
+from permafrost_report.student_results import StudentResult
+
+
+class Table(NamedTuple):
+    """Table of one quantity on one split."""
+
+    caption: str
+    meaning: str
+    """One sentence about the numbers."""
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    is_main: bool = True
+
+
+class PictureFigure(NamedTuple):
+    """A grid of pictures."""
+
+    grid: list[TileRow]
+    caption: str
+
+
+class Section(NamedTuple):
+    """Section of one evaluator."""
+
+    anchor: str
+    short: str
+    title: str
+    introduction: str
+    tables: list[Table]
+    plots: list[Plot]
+    pictures: list[PictureFigure]
+
+
+def evaluator_sections(
+    results: list[StudentResult],
+    teacher: StudentResult | None,
+    store: Store,
+    colors: Mapping[str, str] = MappingProxyType({}),
+) -> list[Section]:
+    """Build the sections of evaluators with results for any network on any split.
+
+    Args:
+        results: Results of the students.
+        teacher: Results of the teacher, None if it was not evaluated.
+        store: Store of the records, for pictures.
+        colors: Colors of the networks in plots.
+    """
+    everyone = [*results, *([teacher] if teacher else [])]
+    splits = list(dict.fromkeys(split for result in everyone for split in result.metrics))
+    sections = []
+    for evaluator in EVALUATORS:
+        looked = [
+            split
+            for split in splits
+            if any(evaluator in r.metrics.get(split, {}) for r in everyone)
+        ]
+        page = evaluator_named(evaluator).page if looked else None
+        if page is not None:
+            looked = looked if page.per_split else looked[:1]
+            section = _section(evaluator, page, looked, results, teacher, colors)
+            if page.pictures:
+                draw = pkgutil.resolve_name(page.pictures)
+                section = section._replace(pictures=draw(results, teacher, store))
+            sections.append(section)
+    return sections
+
+
+def _section(
+    evaluator: str,
+    page: Page,
+    splits: Sequence[str],
+    results: list[StudentResult],
+    teacher: StudentResult | None,
+    colors: Mapping[str, str],
+) -> Section:
+    tables, plots = [], []
+    for split in splits:
+        for quantity in page.quantities:
+            columns = _columns(
+                split, evaluator, quantity, [*results, *([teacher] if teacher else [])]
+            )
+            if not columns:
+                continue
+            rows = arm_summary(student_rows(results, columns), columns)
+            if teacher is not None:
+                teacher_summary = arm_summary(student_rows([teacher], columns), columns)
+                rows = [row for row in teacher_summary if any(row[c.name] for c in columns)] + rows
+            caption = quantity.caption + (f"; split {split}" if page.per_split else "")
+            tables.append(Table(caption, quantity.meaning, columns, rows, quantity.is_main))
+            if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
+                plots.append(_plot(quantity, caption, columns, rows, colors))
+    return Section(evaluator, page.short, page.title, page.introduction, tables, plots, [])
+
+
+def _columns(
+    split: str, evaluator: str, quantity: Quantity, results: Sequence[StudentResult]
+) -> list[Column]:
+    """Build one column for each number of the quantity, in the order of their first occurrence."""
+    names: dict[str, None] = {}
+    for result in results:
+        value: Any = result.metrics.get(split, {}).get(evaluator, {})
+        for part in quantity.name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            names |= dict.fromkeys(numbers_of(value, f"{quantity.name}."))
+        elif value is not None:
+            names[quantity.name] = None
+    return [
+        Column(
+            name=name.removeprefix(f"{quantity.name}."),
+            source=f"{split}.{evaluator}.{name}",
+            known=quantity.metric,
+        )
+        for name in names
+    ]
+
+
+def _plot(
+    quantity: Quantity,
+    caption: str,
+    columns: list[Column],
+    rows: list[dict[str, Any]],
+    colors: Mapping[str, str],
+) -> Plot:
+    scale = quantity.metric.scale
+    values = {
+        row["method"]: [
+            scale * row[c.name]["mean"] if row[c.name] else float("nan") for c in columns
+        ]
+        for row in rows
+    }
+    plot = line_plot if quantity.plot == "line" else bar_plot
+    unit = "%" if scale == 100 else ""
+    source = plot([c.name for c in columns], values, unit, colors)
+    return Plot(source, f"{caption}, one color per method", caption)

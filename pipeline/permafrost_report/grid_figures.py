@@ -1,0 +1,175 @@
+"""Plots of a quantity over the options of a grid: one curve per arm, mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+
+from permafrost.config.points import point_label
+from permafrost_report.comparison import group_pairs
+from permafrost_report.figures import HEIGHT, WIDTH, Plot, finish, legend_name, new_axes, styled
+from permafrost_report.main_table import Column
+from permafrost_report.model_selection import Candidate, ModelSelection, over_the_grid
+from permafrost_report.student_results import StudentResult
+
+_WIDEST = 10
+"""Largest ratio of the values of an axis with a linear scale, if all are positive."""
+
+
+def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> list[Plot]:
+    """Plot each column over each numeric option of the grid, or over all points if none is numeric.
+
+    Arms without a value of the column are left out. The list is empty if every arm has a single point.
+    """
+    plots = []
+    for column in columns:
+        grid = over_the_grid(results, column.source)
+        if grid is None:
+            continue
+        options = numeric_options(grid.candidates)
+        plots += [_plot_over(option, grid, column) for option in options]
+        if not options:
+            plots.append(
+                Plot(
+                    selection_plot(grid),
+                    f"{column.words} over the points of the grid, one curve per arm",
+                    f"{column.title} over the points of the grid, mean and standard deviation over seeds",
+                )
+            )
+    return plots
+
+
+def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
+    """Return the options of the grid that have several values, all of which are numbers."""
+    values = group_pairs(pair for candidate in candidates for pair in candidate.point.items())
+    return [
+        option
+        for option, of in values.items()
+        if len({str(value) for value in of}) > 1
+        and all(type(value) in (int, float) for value in of)
+    ]
+
+
+def _plot_over(option: str, grid: ModelSelection, column: Column) -> Plot:
+    return Plot(
+        option_plot(grid, option, column.title),
+        f"{column.words} over {option}, one curve per arm",
+        f"{column.title} over {option}, mean and standard deviation over seeds",
+    )
+
+
+@styled
+def option_plot(grid: ModelSelection, option: str, ylabel: str) -> str:
+    """Plot the quantity over one numeric option, with one curve per arm and per point of the other options.
+
+    An arm without the option is a horizontal line.
+
+    Args:
+        grid: Candidates with their values.
+        option: Name of the option.
+        ylabel: Label of the y axis.
+
+    Returns:
+        The plot as a data URI.
+    """
+    curves: dict[tuple[str, bool], list[Candidate]] = {}
+    for candidate in grid.candidates:
+        others = {name: value for name, value in candidate.point.items() if name != option}
+        name = f"{candidate.arm} {_label_of(others, grid)}".strip()
+        curves.setdefault((name, option in candidate.point), []).append(candidate)
+    places = {float(c.point[option]) for c in grid.candidates if option in c.point}
+    figure, axis = new_axes(1.6 * WIDTH, 1.25 * HEIGHT)
+    for number, ((name, has_option), points) in enumerate(curves.items()):
+        at = [float(point.point[option]) for point in points] if has_option else []
+        _draw_curve(axis, name, points, at, grid.metric.scale, f"C{number % 10}")
+    _scale(axis, option, sorted(places))
+    axis.set_ylabel(ylabel)
+    return finish(figure, axis)
+
+
+def _label_of(point: Mapping[str, object], grid: ModelSelection) -> str:
+    """Label of the options in which candidates differ."""
+    varied = {
+        name: value
+        for name, value in point.items()
+        if any(c.point.get(name, value) != value for c in grid.candidates)
+    }
+    return point_label(varied)
+
+
+@styled
+def selection_plot(selection: ModelSelection) -> str:
+    """Plot the metric of every candidate over its points, with one curve per arm and standard deviations.
+
+    A single numeric option is the x axis. Otherwise each point has a separate position.
+
+    Returns:
+        The plot as a data URI.
+    """
+    candidates, scale = selection.candidates, selection.metric.scale
+    x_of, option = _axis_positions(candidates)
+    figure, axis = new_axes(max(1.6 * WIDTH, 0.5 * len(x_of)), 1.25 * HEIGHT)
+    for number, arm in enumerate(dict.fromkeys(candidate.arm for candidate in candidates)):
+        points = [candidate for candidate in candidates if candidate.arm == arm]
+        at = [x_of[label] for c in points if (label := point_label(c.point)) in x_of]
+        _draw_curve(axis, arm, points, at, scale, f"C{number % 10}")
+    if option is None:
+        names = list(map(legend_name, x_of))
+        axis.set_xticks(list(x_of.values()), names, rotation=30, ha="right")
+    else:
+        _scale(axis, option, sorted(x_of.values()))
+    axis.set_ylabel(selection.select + (", %" if scale == 100 else ""))
+    return finish(figure, axis)
+
+
+def _draw_curve(
+    axis: Axes,
+    name: str,
+    points: Sequence[Candidate],
+    positions: Sequence[float],
+    scale: float,
+    color: str,
+) -> None:
+    """Draw the points of one curve, circled where chosen, or without places a horizontal line."""
+    mean = [scale * candidate.summary["mean"] for candidate in points]
+    sd = [scale * (candidate.summary["sd"] or 0) for candidate in points]
+    name = legend_name(name)
+    if not positions:
+        axis.axhline(mean[0], label=name, color=color, ls="--", lw=1)
+        axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=color, alpha=0.12, lw=0)
+        return
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    axis.errorbar(
+        [positions[n] for n in order],
+        [mean[n] for n in order],
+        yerr=[sd[n] for n in order],
+        label=name,
+        color=color,
+        marker="o",
+        ms=4,
+        capsize=3,
+    )
+    for place, value, candidate in zip(positions, mean, points, strict=True):
+        if candidate.chosen:
+            axis.plot([place], [value], "o", ms=11, mfc="none", color=color)
+
+
+def _scale(axis: Axes, option: str, positions: Sequence[float]) -> None:
+    """Label the x axis with the values of an option, on a logarithmic scale if they are far apart."""
+    axis.set_xlabel(option)
+    if positions[0] > 0 and positions[-1] > _WIDEST * positions[0]:
+        axis.set_xscale("log")
+    axis.set_xticks(positions, [f"{place:g}" for place in positions])
+    axis.minorticks_off()
+
+
+def _axis_positions(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
+    """Position of each point on the x axis by its label, and the option of this axis, if it is a single one."""
+    points = {point_label(c.point): c.point for c in candidates if c.point}
+    options = {option for point in points.values() for option in point}
+    values = [value for point in points.values() for value in point.values()]
+    if len(options) == 1 and all(type(value) in (int, float) for value in values):
+        return {label: float(*p.values()) for label, p in points.items()}, options.pop()
+    names = points or {"": {}}
+    return {label: float(position) for position, label in enumerate(names)}, None

@@ -1,0 +1,161 @@
+"""Sentences of a report on the selection of grid points and epochs, and on the evaluated part of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from permafrost.config.builder import build_config
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.points import Point, point_label
+from permafrost.config.verbs import EvaluationRun
+from permafrost.core.errors import require
+from permafrost.evaluation.evaluator import Metric, metric_of
+from permafrost.evaluation.trained_student import epoch_metric
+from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, read_config, run_folder
+from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.reader import Store, TeacherPass
+from permafrost_report.comparison import group_pairs, summarize
+from permafrost_report.student_results import TEACHER, StudentResult, read_sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A point of the grid as a candidate of an arm."""
+
+    arm: str
+    point: Point
+    values: list[float]
+    """Values of the selection metric, one per seed."""
+    chosen: bool
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Mean and standard deviation over seeds."""
+        return summarize(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSelection:
+    """Selection of the point of each arm."""
+
+    select: str
+    """Selection metric <split>.<metric>."""
+    candidates: list[Candidate]
+
+    @property
+    def metric(self) -> Metric:
+        """Metric by which candidates are compared. The sweep has checked that it is known."""
+        return metric_of(self.select.partition(".")[2]) or Metric()
+
+
+def load_selection(run: str) -> ModelSelection | None:
+    """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection.
+
+    Raises:
+        DamagedFileError: If sweep.json is damaged.
+    """
+    sweep = read_sweep(run) if (run_folder(run) / SWEEP_NAME).exists() else {}
+    if "candidates" not in sweep:
+        return None
+    rows = sweep["candidates"]
+    members = group_pairs(
+        ((arm, point_label(row["point"])), row)
+        for arm in dict.fromkeys(row["arm"] for row in rows)
+        for row in rows
+        if row["arm"] == arm
+    )
+    candidates = [
+        Candidate(
+            arm=arm,
+            point=point_rows[0]["point"],
+            values=[row["value"] for row in point_rows],
+            chosen=point_rows[0]["chosen"],
+        )
+        for (arm, _), point_rows in members.items()
+    ]
+    return ModelSelection(select=sweep["select"], candidates=candidates)
+
+
+def curve_of(result: StudentResult) -> str:
+    """Return the name of an arm without its point, with the run if the label has it."""
+    return result.label.removesuffix(point_label(result.point)).strip() or result.arm
+
+
+def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
+    """Collect the values of every arm's points in the form of a selection, without a choice.
+
+    A point of which a student has no value is left out.
+
+    Args:
+        results: Results of the students.
+        source: Metric of the values, <split>.<metric>.
+
+    Returns:
+        The candidates; None if no arm has several points.
+    """
+    members = group_pairs(((curve_of(result), result.label), result) for result in results)
+    candidates = []
+    for (arm, _), same in members.items():
+        values = [value for result in same if (value := result.find(source)) is not None]
+        if len(values) == len(same):
+            point = same[0].point
+            candidates.append(Candidate(arm=arm, point=point, values=values, chosen=False))
+    if len(candidates) == len({candidate.arm for candidate in candidates}):
+        return None
+    return ModelSelection(select=source, candidates=candidates)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------
+
+
+class Evaluation(NamedTuple):
+    """Options of a finished evaluation, and the inputs that it read."""
+
+    options: EvaluateOptions
+    inputs: dict[str, str]
+    """Fingerprints by name of the store and of each pass, the latter named "teacher <pass>"."""
+
+    def open_store(self, store: RootedPath) -> Store:
+        """Open the store with the evaluated records: evaluate.store or, if it is null, the given one."""
+        return Store(replace(store, root=Path(self.options.store)) if self.options.store else store)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the passes that the network was compared with."""
+        return [name.removeprefix(TEACHER) for name in self.inputs if name.startswith(TEACHER)]
+
+    def open_passes(self, store: Store) -> list[TeacherPass]:
+        """Open those passes that the store still has."""
+        held = {folder.name for folder in store.pass_folders()}
+        return [store.open_pass(name) for name in self.teachers if name in held]
+
+
+def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
+    """Write one sentence for each metric on a reported split by which the epoch of students was chosen."""
+    arms: dict[str, dict[str, None]] = {}
+    for result in results:
+        if not (result.evaluation / CONFIG_NAME).exists():
+            continue
+        metric = epoch_metric(result.folder, read_evaluation(result).inputs["store"])
+        if metric is not None and metric.partition(".")[0] in result.numbers:
+            arms.setdefault(metric, {})[result.label] = None
+    return [
+        f"The epoch of {', '.join(labels)} was chosen by {metric}, so its values on {metric.partition('.')[0]} look "
+        "better than they are."
+        for metric, labels in arms.items()
+    ]
+
+
+def read_evaluation(result: StudentResult) -> Evaluation:
+    """Read how the results were evaluated.
+
+    Raises:
+        DamagedFileError: If the config of the evaluation is damaged.
+    """
+    values = read_config(result.evaluation / CONFIG_NAME, EvaluationRun, "inputs", "evaluate")
+    require("store" in values["inputs"], f"{result.evaluation / CONFIG_NAME} names no store")
+    inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
+    return Evaluation(build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs)

@@ -1,0 +1,360 @@
+"""The page: all sections of a report in one self-contained HTML file.
+
+Its content security policy loads nothing, and lets no script or style run but the page's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import pkgutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import jinja2
+
+from permafrost.config.store import STORE_SECTIONS
+from permafrost.config.version import __version__
+from permafrost.evaluation.results import load_written
+from permafrost.evaluation.saved_records import PICTURES_NAME
+from permafrost.models.saved import is_finished, read_description
+from permafrost.runs.folder import read_cost, run_folder
+from permafrost.sources.data_preview import read_preview
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.training.metric_log import read_metrics
+from permafrost_report.comparison import ONE_SEED, excludes_zero
+from permafrost_report.evaluator_sections import evaluator_sections
+from permafrost_report.figures import Plot, epoch_plots, shift_plots, training_curves
+from permafrost_report.grid_figures import grid_plots, selection_plot
+from permafrost_report.main_table import arm_summary, meanings, passes_of_arms
+from permafrost_report.model_selection import ModelSelection, optimistic_results
+from permafrost_report.options import ReportConfig
+from permafrost_report.page_content import PageContent
+from permafrost_report.pictures import (
+    TileRow,
+    contact_sheet,
+    map_rows,
+    readable_classes,
+    shown_name,
+)
+from permafrost_report.provenance import (
+    bytes_by_arm,
+    bytes_plot,
+    describe_teachers,
+)
+from permafrost_report.run_commands import commands_of
+from permafrost_report.student_results import StudentResult, split_by_evaluation
+from permafrost_report.training_facts import describe_arms, describe_data, training_facts
+
+
+def content_policy(style: str, script: str) -> str:
+    """Return the policy that allows exactly this style and this script, and pictures inside the page.
+
+    The page contains file names, class names and titles that others may have chosen.
+
+    Args:
+        style: Text of the style element.
+        script: Text of the script element.
+    """
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_source(style)}",
+            f"script-src {_source(script)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _source(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+# ---- page ------------------------------------------------------------------------------------------
+
+
+_MEAN_AND_SPREAD = (
+    "Mean and standard deviation over seeds. In each column with a conclusive difference, the arms that no other arm "
+    "beats conclusively are marked (green)."
+)
+_MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
+_VALUE = f"Values of a single seed ({ONE_SEED})."
+
+
+_SHOWN_CLASSES = 200
+"""Largest number of classes whose records are listed."""
+
+
+class SectionPart(NamedTuple):
+    """Paragraph and pictures of a section that a paper adds."""
+
+    name: str
+    facts: str
+    picture: list[TileRow]
+    caption: str
+
+
+class StoreSection(NamedTuple):
+    """Section about a store that a paper adds to the page."""
+
+    anchor: str
+    title: str
+    introduction: str
+    parts: list[SectionPart]
+
+
+def render_page(page: PageContent) -> str:
+    """Render the HTML page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+    )
+    environment.tests["conclusive"] = excludes_zero
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    style, script = (
+        environment.get_template(name).render() for name in ("style.css.j2", "script.js.j2")
+    )
+    return environment.get_template("page.html.j2").render(
+        title=page.options.title,
+        note=page.options.note,
+        run=page.config.run if page.results else "",
+        policy=content_policy(style, script),
+        style=style,
+        script=script,
+        **_store_sections(page),
+        **_evaluation_sections(page),
+        **(_student_sections(page) if page.results else {}),
+    )
+
+
+def _store_sections(page: PageContent) -> dict[str, Any]:
+    """Sections of the store and its passes."""
+    config, store = page.config, page.store
+    passes = _open_passes(config, store)
+    used = [one.teacher for one in page.used_passes]
+    sheet = None
+    pictures = store.form.pictures(page.options.contact_records)
+    if pictures:
+        sheet = contact_sheet(
+            store,
+            passes,
+            config.augment,
+            num_records=pictures,
+            num_views=page.options.contact_views,
+        )
+    return {
+        "store": config.store.path,
+        # When it is written is in the log, as the same inputs give the same page.
+        "written": f"by permafrost {__version__}",
+        "passes": page.values["passes"],
+        "data": _describe_data(store),
+        "contact_sheet": sheet,
+        "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
+        "store_sections": _added_sections(store),
+        "ledger": _ledger(config.run, store, used or passes, page.results),
+    }
+
+
+def _describe_data(store: Store) -> dict[str, Any]:
+    """Describe the data of a store as its preview understood them; empty for a store without one."""
+    preview = read_preview(store.folder)
+    if preview is None:
+        return {}
+    lines = {name: text for name, text in preview.lines.items() if "\n" not in text}
+    facts = {"source": preview.source, "classes": f"{preview.classes:,}", **lines}
+    names = readable_classes(store.manifest.classes)
+    rows = [
+        {
+            "class": name,
+            "records": [counts[label] for counts in preview.records_of_classes.values()],
+        }
+        for label, name in enumerate(names)
+        if all(len(counts) == len(names) for counts in preview.records_of_classes.values())
+    ]
+    return {
+        "facts": facts,
+        "splits": list(preview.records_of_classes),
+        "rows": rows if len(rows) <= _SHOWN_CLASSES else [],
+        "findings": preview.findings,
+    }
+
+
+def _added_sections(store: Store) -> list[StoreSection]:
+    """Sections that papers add about a store, without those that have nothing to show."""
+    sections = [pkgutil.resolve_name(function)(store) for function in STORE_SECTIONS.values()]
+    return [section for section in sections if section is not None]
+
+
+def _student_sections(page: PageContent) -> dict[str, Any]:
+    """Sections of the students, of which those with results are empty if none was evaluated."""
+    results, values = page.results, page.values
+    seeds = list(dict.fromkeys(result.seed for result in results))
+    pictures = _pictures([r for r in results if r.seed == seeds[0] and r.trains_classifier])
+    return {
+        **_setup(page),
+        "seeds": seeds,
+        "candidate": page.options.candidate,
+        "unevaluated": values.get("unevaluated"),
+        "conclusions": values.get("summary", []),
+        "networks": values["networks"],
+        "maps": map_rows(pictures, readable_classes(page.store.manifest.classes))
+        if pictures
+        else None,
+        "in_colors": any("colors" in tensors for tensors in pictures.values()),
+        "cases": page.cases,
+        "curves": training_curves(_metric_lines(results), page.colors),
+        "epochs": epoch_plots(values.get("curves", {}), page.colors),
+        "shifts": [
+            plot
+            for split, curves in _shift_curves(results).items()
+            for plot in shift_plots(split, curves, page.colors)
+        ],
+        **(_selection(page.selection, values) if page.selection else {}),
+    }
+
+
+def _evaluation_sections(page: PageContent) -> dict[str, Any]:
+    """Tables of results and sections of the evaluators, which a given network has without any student."""
+    evaluations = split_by_evaluation([*page.results, *([page.network] if page.network else [])])
+    return {
+        **_result_tables(page),
+        "classes": page.classes,
+        "evaluator_sections": evaluator_sections(
+            evaluations, page.teacher, page.store, page.colors
+        ),
+    }
+
+
+def _result_tables(page: PageContent) -> dict[str, Any]:
+    """Main table, its sentences and the plots below it."""
+    values = page.values
+    if page.paired is None:
+        return {}
+    summary = arm_summary(values["runs"], page.columns, passes_of_arms(page.results))
+    plotted = [c for c in page.columns if c.name in (page.options.plotted or [page.paired.name])]
+    plots = [
+        *grid_plots(page.results, plotted),
+        bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store), page.colors),
+    ]
+    return {
+        "paired": values.get("paired_difference"),
+        "differences": values["differences_by_column"],
+        "arms": describe_arms(page.results),
+        "paired_column": page.paired,
+        "baseline": page.options.baseline,
+        "baselines": page.options.baselines,
+        "columns": page.columns,
+        "meanings": meanings(page.columns, values["chance"], passes_of_arms(page.results)),
+        "optimistic": optimistic_results(page.results),
+        "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
+        "levels_of_teachers": values.get("teachers") or {"teacher": values["teacher"]},
+        "chance": values["chance"],
+        "remarks": values.get("remarks", {}),
+        "summary": summary,
+        "rows": values["runs"],
+        "result_plots": [plot for plot in plots if plot is not None],
+    }
+
+
+def _mean_caption(seeds: Sequence[int]) -> str:
+    """Say what the cells of the main table are, given the number of seeds of each arm."""
+    if max(seeds) == 1:
+        return _VALUE
+    return _MEAN_AND_SPREAD if min(seeds) > 1 else _MEAN
+
+
+def _setup(page: PageContent) -> dict[str, Any]:
+    """Section on what was trained on what."""
+    facts = training_facts(page.results, page.store)
+    return {
+        "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
+        "teachers": describe_teachers(page.used_passes),
+        "commands": commands_of(
+            page.config.run,
+            [used.teacher for used in page.used_passes],
+            page.options.runs,
+        ),
+    }
+
+
+def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "selection": values["selection"],
+        "selection_scale": selection.metric.scale,
+        "selection_plot": Plot(
+            selection_plot(selection),
+            "The selection metric over the points of the grid, one curve per arm",
+        ),
+    }
+
+
+def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
+    """Open the passes that store.teacher names, or all passes of the store."""
+    names = config.store.teacher or [folder.name for folder in store.pass_folders()]
+    return store.open_passes(names) if names else []
+
+
+def _pictures(results: list[StudentResult]) -> dict[str, Any]:
+    return {
+        result.label: load_written(result.evaluation, PICTURES_NAME)
+        for result in results
+        if (result.evaluation / PICTURES_NAME).exists()
+    }
+
+
+def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
+    lines = defaultdict(list)
+    for result in results:
+        folder = result.training_folder
+        steps = read_description(folder).steps if is_finished(folder) else None
+        lines[result.label].append(list(read_metrics(folder, steps)))
+    return lines
+
+
+def _shift_curves(
+    results: list[StudentResult],
+) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
+    """Shift curves: split -> kind of map -> arm -> one curve per student. Splits without curves are left out."""
+    curves: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for result in results:
+        for split, metrics in result.metrics.items():
+            for kind, curve in metrics.get("shift", {}).items():
+                arms = curves.setdefault(split, {}).setdefault(kind, {})
+                arms.setdefault(result.label, []).append(curve)
+    return curves
+
+
+def _ledger(
+    run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
+) -> dict[str, str]:
+    records = store.num_records()
+    inputs = store.shards.total_bytes
+    folders = [result.training_folder for result in results]
+    costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
+    noun, failed = store.form.noun, store.form.failed
+    ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} per record)"}
+    if store.manifest.skipped:
+        ledger[f"{noun.capitalize()} that could not be {failed}"] = (
+            f"{len(store.manifest.skipped):,}"
+        )
+    if costs:
+        seconds = mean(cost["seconds"] for cost in costs.values())
+        ledger["Mean seconds per student"] = f"{seconds:.1f}"
+    if passes:
+        stored = sum(teacher.shards.total_bytes for teacher in passes)
+        with_teacher = [folder for folder in costs if read_description(folder).teachers]
+        live = sum(costs[folder]["records"] for folder in with_teacher)
+        forwards = records * len(passes)
+        ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
+        ledger["Teacher forward passes, computed once"] = f"{forwards:,}"
+        ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"
+    if (pass_cost := read_cost(run_folder(run) / "precompute")) is not None:
+        ledger["Seconds of teacher annotation, summed over shards"] = f"{pass_cost['seconds']:.1f}"
+    return ledger

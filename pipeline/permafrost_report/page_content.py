@@ -1,0 +1,296 @@
+"""Content of a page: the students of a run, their teacher, a given network, and how they compare, read from disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from permafrost.config.points import point_label
+from permafrost.evaluation.trained_student import UNTRAINED, evaluate_command
+from permafrost.runs.folder import SWEEP_NAME, run_folder
+from permafrost.store.reader import Store
+from permafrost_report.case_pictures import SplitCases, show_cases
+from permafrost_report.cases import open_pair
+from permafrost_report.class_results import ClassSection, class_section
+from permafrost_report.comparison import (
+    ONE_SEED,
+    differences_by_column,
+    paired_difference,
+    seeds_in_words,
+)
+from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
+from permafrost_report.figures import arm_colors
+from permafrost_report.main_table import (
+    Column,
+    accuracy_limit,
+    chance_row,
+    columns_of,
+    paired_column,
+    student_rows,
+    teacher_rows,
+)
+from permafrost_report.model_selection import ModelSelection, curve_of, load_selection
+from permafrost_report.options import ReportConfig, ReportOptions
+from permafrost_report.passes import UsedPass, check_named_passes, describe_passes, used_passes
+from permafrost_report.pictures import readable_classes
+from permafrost_report.provenance import network_rows
+from permafrost_report.student_results import (
+    StudentResult,
+    epoch_curves,
+    load_network,
+    load_results,
+    load_teacher,
+    split_by_evaluation,
+)
+
+logger = logging.getLogger("permafrost.report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageContent:
+    """Content of a page."""
+
+    config: ReportConfig
+    store: Store
+    results: list[StudentResult]
+    """All students, also one that was not evaluated yet."""
+    values: dict[str, Any]
+    """Content of report.json."""
+    columns: Sequence[Column]
+    paired: Column | None
+    """Column by which arms are compared."""
+    teacher: StudentResult | None
+    network: StudentResult | None
+    """Given network that was evaluated in this run (evaluate model=network)."""
+    selection: ModelSelection | None
+    cases: list[SplitCases]
+    classes: ClassSection | None
+    """Accuracy by class and confusions, None without single labels."""
+    used_passes: list[UsedPass]
+    """Passes of the store that the students learned from or were compared with."""
+
+    @property
+    def options(self) -> ReportOptions:
+        """Section `report` of the config."""
+        return self.config.report
+
+    @property
+    def colors(self) -> dict[str, str]:
+        """Color of each network in the plots."""
+        networks = [*self.results, *([self.network] if self.network else [])]
+        labels = [result.label for result in [*networks, *split_by_evaluation(networks)]]
+        return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
+
+    @property
+    def headline(self) -> str:
+        """Paired difference in one line, empty if there is none."""
+        difference, column = self.values.get("paired_difference"), self.paired
+        if difference is None or column is None:
+            return ""
+        opening = (
+            f"{self.options.candidate} - {self.options.baseline} in {column.name}: "
+            f"{column.difference(difference['mean'])}"
+        )
+        if difference["interval"] is None:
+            return f"{opening} ({ONE_SEED})"
+        low, high = (column.difference(bound, unit=False) for bound in difference["interval"])
+        return (
+            f"{opening} (sd {column.text(difference['sd'])}, 95 % interval {low} to {high}, "
+            f"{seeds_in_words(len(difference['per_seed']))})"
+        )
+
+
+def gather_page(config: ReportConfig) -> PageContent:
+    """Gather what the page of a run shows, without training or evaluating anything.
+
+    Raises:
+        UnknownRunError: If the run does not exist.
+        ConfigError: If report.columns or store.teacher names what no student has.
+        DamagedFileError: If a file of a run is damaged.
+    """
+    results = load_results(config.run, config.report.runs)
+    students = [result for result in results if result.is_evaluated]
+    teacher, network = load_teacher(config.run), load_network(config.run)
+    logger.info(
+        "report of %s and of run %s: %d students, %d of them evaluated%s",
+        config.store.path,
+        config.run,
+        len(results),
+        len(students),
+        ", and a given network" if network else "",
+    )
+    evaluated = students or ([network] if network else [])
+    store = Store(config.store.folder)
+    used = used_passes(results, store)
+    check_named_passes(config.store.teacher, used, store)
+    selection = load_selection(config.run)
+    config = replace(config, report=_without_unknown_columns(config, evaluated))
+    options = _with_named_runs(config, results)
+    config = replace(config, report=options)
+    columns = columns_of(options.columns, evaluated) if evaluated else []
+    if evaluated:
+        options.check_names([column.name for column in columns])
+    paired = paired_column(options.paired_column, columns)
+    shows_cases = students and options.cases and store.form.has_places
+    pair = open_pair(config, [s for s in students if s.trains_classifier]) if shows_cases else None
+    cases = show_cases(pair, options) if pair else []
+    values: dict[str, Any] = {"passes": describe_passes(store)}
+    if results:
+        values |= _student_values(config.run, results, store)
+    if paired:
+        values |= _result_values(options, evaluated, columns, paired, teacher)
+    if untrained := list(dict.fromkeys(r.label for r in students if not r.trains_classifier)):
+        sentence = f"The last layer of {', '.join(untrained)} was {UNTRAINED}."
+        values["summary"] = [*values.get("summary", []), sentence]
+        remarks = dict.fromkeys(untrained, "last layer not trained")
+        values["remarks"] = {**values.get("remarks", {}), **remarks}
+    if network:
+        values["network"] = network.numbers
+    if cases:
+        values["cases"] = [case for split in cases for case in split.chosen]
+    names = readable_classes(store.manifest.classes)
+    if classes := class_section(evaluated, names, options.candidate):
+        values["classes"] = classes.values
+    if selection:
+        values["selection"] = _selection_values(selection)
+    return PageContent(
+        config=config,
+        store=store,
+        results=results,
+        values=values,
+        columns=columns,
+        paired=paired,
+        teacher=teacher,
+        network=network,
+        selection=selection,
+        cases=cases,
+        classes=classes,
+        used_passes=used,
+    )
+
+
+def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:
+    """Return the options without the columns that a student outside a sweep does not have.
+
+    An experiment names the columns of its sweep, whose evaluators a single student may not have been given.
+    """
+    options = config.report
+    if (run_folder(config.run) / SWEEP_NAME).exists() or len(results) != 1:
+        return options
+    missing = {n: s for n, s in options.columns.items() if results[0].find(s) is None}
+    if missing:
+        logger.info("without the columns %s, which were not evaluated", ", ".join(missing.values()))
+    return replace(
+        options,
+        columns={name: s for name, s in options.columns.items() if name not in missing},
+        paired_column=None if options.paired_column in missing else options.paired_column,
+        plotted=tuple(name for name in options.plotted if name not in missing),
+    )
+
+
+def _with_named_runs(config: ReportConfig, results: Sequence[StudentResult]) -> ReportOptions:
+    """Return the options with the arms of the run itself called as in the report, whose names may have their run's."""
+    labels = {result.label for result in results}
+
+    def full(arm: str) -> str:
+        prefixed = f"{config.run}: {arm}"
+        return prefixed if arm not in labels and prefixed in labels else arm
+
+    options = config.report
+    return replace(
+        options,
+        baseline=full(options.baseline),
+        candidate=full(options.candidate),
+        baselines={full(arm): full(other) for arm, other in options.baselines.items()},
+    )
+
+
+def _student_values(run: str, results: list[StudentResult], store: Store) -> dict[str, Any]:
+    """Networks of the students, their curves, and the command that evaluates one without results."""
+    values: dict[str, Any] = {"networks": network_rows(results)}
+    if curves := epoch_curves(results):
+        values["curves"] = curves
+    missing = next((result for result in results if not _has_results(result)), None)
+    if missing is not None:
+        command = evaluate_command(run, store, missing.training_folder)
+        logger.info("%s was not evaluated yet; run: %s", missing.folder, command)
+        values["unevaluated"] = {"label": missing.label, "command": command}
+    return values
+
+
+def _has_results(result: StudentResult) -> bool:
+    """Return whether a student was evaluated, one whose last layer was not trained by its features."""
+    if result.trains_classifier:
+        return result.is_evaluated
+    return any(name != "records" for metrics in result.numbers.values() for name in metrics)
+
+
+def _result_values(
+    options: ReportOptions,
+    results: list[StudentResult],
+    columns: list[Column],
+    paired: Column,
+    teacher: StudentResult | None,
+) -> dict[str, Any]:
+    """Rows of teacher, chance and students, and their comparison."""
+    rows = student_rows(results, columns)
+    teachers, chance = teacher_rows(results, columns, teacher), chance_row(results, columns)
+    values: dict[str, Any] = {
+        "teacher": next(iter(teachers.values()), {}),
+        **({"teachers": teachers} if len(teachers) > 1 else {}),
+        "chance": chance,
+        "runs": rows,
+    }
+    pair = (options.candidate, options.baseline)
+    if _has_a_pair(results, options):
+        values["paired_difference"] = paired_difference(rows, *pair, paired.name)
+    names = [column.name for column in columns]
+    differences = differences_by_column(rows, options.baseline, options.baselines, names)
+    has_others = len({row["method"] for row in rows}) > 2
+    values["differences"] = differences.get(paired.name, {}) if has_others else {}
+    values["differences_by_column"] = differences
+    is_trained = results[0].seed is not None  # a given network alone is no arm
+    values["summary"] = (
+        conclusions(rows, paired, pair, teachers=teachers, chance=chance) if is_trained else []
+    )
+    if is_trained and (limit := accuracy_limit(results, [paired, *columns])):
+        values["remarks"] = chance_remarks(rows, *limit)
+        values["summary"] += remarks_in_words(values["remarks"], limit[0])
+    return values
+
+
+def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
+    """Return whether candidate and baseline can be compared, because an arm with several points is not one method."""
+    labels = {result.label for result in results}
+    several = {curve_of(result) for result in results} - labels
+    pair = {options.candidate, options.baseline}
+    if not pair & several:
+        names = {arm.rpartition(": ")[2] for arm in pair}  # without the run's, see _with_named_runs
+        is_default = names == {ReportOptions.candidate, ReportOptions.baseline}
+        return not is_default or pair <= labels
+    logger.info(
+        "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
+        "point of each arm, as in report.candidate='%s'",
+        ", ".join(sorted(several)),
+        next(result.label for result in results if curve_of(result) != result.label),
+    )
+    return False
+
+
+def _selection_values(selection: ModelSelection) -> dict[str, Any]:
+    return {
+        "select": selection.select,
+        "candidates": [
+            {
+                "arm": candidate.arm,
+                "point": candidate.point,
+                "label": point_label(candidate.point),
+                "seeds": len(candidate.values),
+                "chosen": candidate.chosen,
+                **candidate.summary,
+            }
+            for candidate in selection.candidates
+        ],
+    }

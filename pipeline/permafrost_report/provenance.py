@@ -1,0 +1,174 @@
+"""Origin of a report: teachers, networks and their sizes, and stored bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from permafrost.annotation.moved_features import describe_moved_features
+from permafrost.annotation.precision import describe_agreement
+from permafrost.config.builder import build_config
+from permafrost.config.methods import METHODS
+from permafrost.core.errors import UserError
+from permafrost.losses.base import Needs, build_loss
+from permafrost.models.saved import is_finished
+from permafrost.models.trained_weights import ModelDescription, read_entries
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.zarr_fields import FIELDS_FOLDER
+from permafrost_report.figures import Measured, Plot, measured_plot
+from permafrost_report.main_table import Column
+from permafrost_report.passes import UsedPass
+from permafrost_report.student_results import StudentResult
+from permafrost_report.training_facts import network_text
+
+# ---- networks --------------------------------------------------------------------------------------
+
+
+def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
+    """Build one row per arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
+
+    It describes the first student of each arm whose weights exist, at its input size, as model.json has it.
+    """
+    first: dict[str, ModelDescription] = {}
+    for result in results:
+        if is_finished(result.training_folder):
+            first.setdefault(result.label, read_entries(result.training_folder))
+    return [
+        {
+            "method": label,
+            "architecture": f"{described.model['kind']} {described.model['name']}",
+            "parameters": described.parameters,
+            "macs": described.macs,
+        }
+        for label, described in first.items()
+    ]
+
+
+# ---- stored bytes ----------------------------------------------------------------------------------
+
+
+_OF_MAPS = ("map", "map_scale", "explained_class")
+
+
+def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
+    """Compute the bytes per record of the fields that each arm's loss needs; arms of other stores are left out."""
+    by_arm: dict[str, float] = {}
+    for result in results:
+        if result.label not in by_arm and (number := _bytes_of(result, store)) is not None:
+            by_arm[result.label] = number
+    return by_arm
+
+
+def bytes_plot(
+    summary: Sequence[Mapping[str, Any]],
+    column: Column,
+    needed: Mapping[str, float],
+    colors: Mapping[str, str] = MappingProxyType({}),
+) -> Plot | None:
+    """Plot a column's mean over the bytes per record, None if all arms need equally many.
+
+    Args:
+        summary: Rows of `main_table.arm_summary`.
+        column: The column.
+        needed: Result of `bytes_by_arm`.
+        colors: Colors of the arms.
+    """
+    scale = column.metric.scale
+    arms = {
+        row["method"]: Measured(
+            needed[row["method"]],
+            scale * row[column.name]["mean"],
+            None if row[column.name]["sd"] is None else scale * row[column.name]["sd"],
+        )
+        for row in summary
+        if row["method"] in needed and row[column.name]
+    }
+    if len({round(point.x, 3) for point in arms.values()}) < 2:
+        return None
+    source = measured_plot(arms, "stored targets, bytes per record", column.title, colors)
+    return Plot(
+        source,
+        f"{column.words} over the bytes of stored targets per record, one point per arm",
+        f"{column.title} against the bytes per record of the stored targets that an arm's loss uses",
+    )
+
+
+def _bytes_of(result: StudentResult, store: Store) -> float | None:
+    config = result.training
+    inputs = config.get("inputs", {})
+    if inputs.get("store") != store.manifest.fingerprint:
+        return None
+    names = [name.removeprefix("teacher ") for name in inputs if name.startswith("teacher ")]
+    stored_views = config.get("mode") == "replay"
+    try:
+        method = config["method"]
+        loss = build_loss(build_config(METHODS[method["kind"]], method, "method"))
+        passes = [store.open_pass(name, stored_views=stored_views) for name in names]
+    except (KeyError, UserError):  # options of another version, or a pass that was removed
+        return None
+    return sum(_bytes_needed(teacher, loss.needs_of(teacher.name)) for teacher in passes)
+
+
+def _bytes_needed(teacher: TeacherPass, terms: Sequence[Needs]) -> float:
+    names = {"logits"}
+    for needs in terms:
+        if needs.maps_every is not None:
+            names |= set(_OF_MAPS)
+        for payload in needs.payloads:
+            fields = teacher.fields_of(payload)
+            names |= {*fields, *(f"{name}_scale" for name in fields)}
+    return sum(
+        _bytes_of_field(teacher, spec.name, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
+        for spec in teacher.manifest.fields
+        if spec.name in names
+    )
+
+
+def _bytes_of_field(teacher: TeacherPass, name: str, value_bytes: int) -> float:
+    """Bytes per record of a field with all its views: on disk, or of its values if its file has other fields too."""
+    on_disk = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/")
+    if on_disk:
+        return on_disk / teacher.shards.num_rows
+    return float(teacher.num_views * value_bytes)
+
+
+# ---- provenance ------------------------------------------------------------------------------------
+
+
+def describe_teachers(passes: Sequence[UsedPass]) -> list[dict[str, str]]:
+    """Describe the network of every pass: its students, name, size, weights and explainer."""
+    return [_describe_teacher(*used) for used in passes]
+
+
+def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str, str]:
+    described = teacher.manifest.teacher
+    facts = {
+        "Pass": teacher.name,
+        "Students": ", ".join(learners) or "none learned from it, they are compared with it",
+        "Network": network_text(described.get("architecture", {})),
+    }
+    made_with = dict(teacher.manifest.made_with)
+    if parameters := made_with.pop("parameters", ""):
+        facts["Parameters"] = parameters
+    weights = [made_with.pop("weights", ""), f"sha256 {described.get('weights_sha256')}"]
+    facts["Weights"] = ", ".join(filter(None, weights))
+    if agreement := teacher.manifest.agreement:
+        facts["Precision"] = (
+            f"{agreement.precision}; against float32: {describe_agreement(agreement)}"
+        )
+    if projections := teacher.manifest.projections:
+        shares = (f"{name} {entry.kept:.1%}" for name, entry in projections.items())
+        facts["Variance that the stored components keep"] = ", ".join(shares)
+    if moved := teacher.manifest.moved_features:
+        facts["Variance that moved features miss"] = describe_moved_features(moved)
+    if teacher.explainer is not None:
+        explained = teacher.manifest.explainer.get("explained_classes")
+        facts["Maps"] = f"{teacher.explainer} of {explained}"
+    if made_with:
+        listed = (f"{name} {value}" for name, value in made_with.items())
+        facts["Computed with"] = ", ".join(listed)
+    return facts

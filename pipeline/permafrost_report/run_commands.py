@@ -1,0 +1,131 @@
+"""The commands that made a run."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.store import PrecomputeConfig
+from permafrost.config.verbs import VERBS, build_verb_config
+from permafrost.core.errors import UserError
+from permafrost.models.resolve import resolve_precompute
+from permafrost.models.saved import is_finished
+from permafrost.models.trained_weights import read_entries
+from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
+from permafrost.runs.mirrors import RUNS
+from permafrost.storage.signed_files import DamagedFileError
+from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from permafrost.store.reader import Store, TeacherPass
+
+logger = logging.getLogger("permafrost.verbs.next_commands")
+
+_VERBS = ("teach", "precompute", "sweep", "distill", "evaluate", "report")
+"""Verbs in the order in which a run uses them."""
+
+
+def commands_of(
+    run: str, passes: Sequence[TeacherPass] = (), other_runs: Sequence[str] = ()
+) -> list[str]:
+    """Return the commands that made a run, in the order of their use.
+
+    Besides one command per verb whose config the run has, these are the commands that made the store, the passes and
+    their teachers, in whichever run of this folder their configs are.
+
+    Args:
+        run: Name of the run, or its address in a bucket.
+        passes: Passes that the run's students used; without any, the run's own precompute is stated.
+        other_runs: Runs whose students are on the run's page, too.
+
+    Raises:
+        DamagedFileError: If a config of these runs is damaged.
+    """
+    calls = list(_precompute_calls(run, passes[0].store)) if passes else []
+    packing = [_command("precompute", path) for path, values in calls if _only_packs(values)][:1]
+    teaching, commands = _own_commands(run, ("teach",)), []
+    for teacher in passes:
+        path, values = next((call for call in calls if _makes(call[1], teacher)), (None, {}))
+        weights = values.get("teacher", teacher.manifest.made_with).get("weights")
+        teaching += _teaching_commands(teacher, Path(str(weights)).parent)
+        commands.append(
+            f"permafrost precompute  # pass {teacher.name}: {teacher.folder / MANIFEST_NAME}"
+            if path is None
+            else _command("precompute", path)
+        )
+    verbs = _VERBS[2:] if passes else _VERBS[1:]
+    for other in other_runs:
+        commands += _own_commands(other, [verb for verb in verbs if verb != "report"])
+    return list(dict.fromkeys([*packing, *teaching, *commands, *_own_commands(run, verbs)]))
+
+
+def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
+    """Return the commands whose options are in the run's folder or next to results in it."""
+    folder = run_folder(run)
+    paths = {verb: (folder / f"{verb}.yaml", folder / verb / CONFIG_NAME) for verb in verbs}
+    existing = {verb: [path for path in pair if path.exists()] for verb, pair in paths.items()}
+    return [
+        _command(verb, paths_of_verb[0])
+        for verb, paths_of_verb in existing.items()
+        if paths_of_verb
+    ]
+
+
+def _command(verb: str, path: Path) -> str:
+    """Return the command that a file of options records, or one that names the file."""
+    words = read_config(path, VERBS[verb].options).get("command")
+    return f"permafrost {shlex.join(words) if words else f'{verb}  # options: {path}'}"
+
+
+def _precompute_calls(run: str, store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Iterate over the options of precompute on a store that are below runs/, those of the run first.
+
+    A damaged file of another run is a warning; one of the run itself raises DamagedFileError.
+    """
+    paths = [*(run_folder(run)).glob("precompute*.yaml"), *RUNS.glob("*/precompute*.yaml")]
+    for path in dict.fromkeys(
+        sorted(paths, key=lambda path: (path.parent != run_folder(run), path))
+    ):
+        try:
+            values = read_config(path, PrecomputeConfig, "store", "data", "teacher")
+        except DamagedFileError as error:
+            if path.parent == run_folder(run):
+                raise
+            logger.warning("%s", error)
+            continue
+        if Path(values["store"].get("path", "")).absolute() == store.path.absolute():
+            yield path, values
+
+
+def _only_packs(values: dict[str, Any]) -> bool:
+    return bool(values["teacher"].get("kind", "none") == "none")
+
+
+def _makes(values: dict[str, Any], teacher: TeacherPass) -> bool:
+    """Return whether options of precompute are those of a pass, by the pass's fingerprint."""
+    from permafrost.annotation.pass_plan import plan_pass
+    from permafrost.annotation.stored_views import requested_views
+
+    if _only_packs(values):
+        return False
+    store, views = teacher.store, None
+    try:
+        config = resolve_precompute(build_verb_config("precompute", values), store)
+        if teacher.views["sampler"] != CANONICAL_VIEW:
+            views = requested_views(config, store)
+        return plan_pass(config, store, views).fingerprint == teacher.manifest.fingerprint
+    except UserError:  # options of another version, or weights that are gone
+        return False
+
+
+def _teaching_commands(teacher: TeacherPass, folder: Path) -> list[str]:
+    """Return the command that trained the teacher of a pass, none if it is not the network of a run's folder."""
+    described = teacher.manifest.teacher.get("weights_sha256")
+    path = folder / CONFIG_NAME
+    if folder.name not in _VERBS or not is_finished(folder) or not path.is_file():
+        return []
+    is_same = read_entries(folder).weights_sha256 == described
+    return [_command(folder.name, path)] if is_same else []

@@ -1,0 +1,43 @@
+"""Show a store and a pass in one picture: facts, records beside their maps, and two histograms.
+
+    permafrost show store.path=stores/demo
+    permafrost show store.path=stores/demo store.teacher=[resnet8] show.split=test_swapped \\
+        show.output=demo.png
+
+Reads   <store.path>, and one teacher pass in it if there is one (named by `store.teacher=` if there are several)
+Writes  the picture to `show.output=`, as PNG, SVG or PDF by its name
+Rerun   the same command writes the same picture
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from permafrost.storage.files import write_atomically
+from permafrost.store.reader import Store
+from permafrost_report.options import ShowConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowResult:
+    """Facts of the store and of its pass, and the file of the picture."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    picture: str = ""
+
+    def printed(self) -> dict[str, str]:
+        """Return the values for the terminal."""
+        return {**self.facts, "picture": self.picture}
+
+
+def show_store(config: ShowConfig) -> ShowResult:
+    """Draw the picture and write it."""
+    from permafrost_report.store_sheet import draw_store
+
+    store = Store(config.store.folder)
+    passes = store.open_passes(config.store.teacher) if store.pass_folders() else []
+    sheet = draw_store(store, passes[0] if passes else None, config.show.split, config.show.records)
+    path = Path(config.show.output)
+    write_atomically(path, sheet.encoded(path.suffix[1:]))
+    return ShowResult(facts=sheet.facts, picture=str(path))

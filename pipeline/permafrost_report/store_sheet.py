@@ -1,0 +1,274 @@
+"""One picture of a store and a pass: facts, records with their maps, and how confident and how wide the maps are."""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+from numpy.typing import NDArray
+
+from permafrost.core.batches import Logits, TopLogits, top_class
+from permafrost.core.label_forms import has_many
+from permafrost.core.records import NO_LABEL
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import decode_maps, view_images, view_maps
+from permafrost.losses.logit_distances import outcome_log_probs
+from permafrost.models.explanations import explainer_of_maps
+from permafrost.store.reader import Store, TeacherPass
+from permafrost_report.figures import styled
+from permafrost_report.passes import describe_passes
+from permafrost_report.pictures import overlays, readable_classes
+
+_SAMPLE = 1024
+"""Records of the histograms, spread evenly over the split."""
+_BATCH = 256
+_COLUMNS = 8
+"""Pairs of an image and its map in a row."""
+_SIDE = (112, 112)
+_TITLE_SIZE = 7
+_FILLED = 0.95
+"""Part of a picture's width that a title may have, as hinted letters are wider than their outlines."""
+_LONGEST_TITLE = 40
+"""Number of characters that are wider than a picture in any case, from which a title is shortened."""
+
+
+@dataclass(frozen=True)
+class StoreSheet:
+    """The picture, which a notebook displays, and its facts as text by name."""
+
+    figure: Figure
+    facts: dict[str, str]
+
+    def encoded(self, file_format: str, dpi: int = 150) -> bytes:
+        """Return the picture as a file; the same picture has the same bytes.
+
+        Args:
+            file_format: png, svg or pdf.
+            dpi: Pixels per inch of a png.
+        """
+        data = io.BytesIO()
+        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format, {})
+        self.figure.savefig(data, format=file_format, dpi=dpi, metadata=dates)
+        return data.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.encoded("png", dpi=80)
+
+
+class _Sample(NamedTuple):
+    confidence: NDArray[np.float32]
+    """Highest softmax probability of each record, [n]."""
+    coverage: NDArray[np.float32]
+    """Mean of |map| over its maximum of each record whose map is not zero, [m]."""
+
+
+def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
+    """Return what a store contains, and who made a pass of it, as text by name.
+
+    Args:
+        store: The store.
+        teacher: The pass; None describes the store alone.
+    """
+    manifest = store.manifest
+    records = ", ".join(f"{split} {count:,}" for split, count in manifest.records.items())
+    facts = {
+        "store": str(store.path),
+        "data": f"{manifest.dataset.name}, {len(manifest.classes)} classes",
+        "records": records,
+        "inputs": f"{store.form.noun} of {store.form.describe()}",
+    }
+    if teacher is None:
+        return facts
+    (pass_row,) = (entry for entry in describe_passes(store) if entry["name"] == teacher.name)
+    network = teacher.manifest.teacher
+    architecture = network.get("architecture", {})
+    facts |= {
+        "pass": teacher.name,
+        "teacher": f"{architecture.get('kind', '')} {architecture.get('name', '')}, weights "
+        f"{str(network.get('weights_sha256'))[:12]}, {network.get('dtype', '')}",
+        "explainer": teacher.explainer or "none",
+        "views": str(pass_row["views"]),
+        "maps": f"{pass_row['map']}, cosine to float32 {pass_row['fidelity']:.6f}"
+        if "map" in pass_row
+        else "none",
+        "bytes": f"{pass_row['bytes']:,.0f} per record, {pass_row['records']:,} records",
+    }
+    return facts
+
+
+@styled
+def show_records(
+    store: Store, split: str | None = None, *, teacher: str | None = None, records: int = 24
+) -> StoreSheet:
+    """Draw records beside their maps, with facts and histograms; a notebook displays the picture.
+
+    It is the method `show` of `permafrost.open_store(...)`.
+
+    Args:
+        store: The store.
+        split: Name of the split; None shows train, or the first split of a store without it.
+        teacher: Name of a pass; None shows the only one, or images alone if there is none.
+        records: Number of pictures.
+
+    Raises:
+        StoreMismatchError: If the store does not have such a pass, or several and none is named.
+    """
+    passes = store.open_passes([teacher] if teacher else ()) if store.pass_folders() else []
+    return draw_store(store, passes[0] if passes else None, split, records)
+
+
+def draw_store(
+    store: Store, teacher: TeacherPass | None = None, split: str | None = None, records: int = 24
+) -> StoreSheet:
+    """Draw records of a split, each beside its map, and histograms of a sample of the split.
+
+    Args:
+        store: The store.
+        teacher: Pass whose maps and logits are shown, None for images alone.
+        split: Split to draw; None is train, or the first split of a store without it.
+        records: Number of pictures.
+    """
+    facts = describe_store(store, teacher)
+    splits = store.manifest.records
+    chosen = split or ("train" if "train" in splits else next(iter(splits)))
+    rows = _spread(store, chosen, records)
+    facts["shown"] = f"{chosen}, {len(rows)} of {splits[chosen]:,} records"
+    passes = [] if teacher is None else [teacher]
+    lines = -(-store.form.pictures(len(rows)) // _COLUMNS)
+    # Inches: the facts, each line of records below its titles, and the histograms below theirs.
+    heights = [0.17 * len(facts) + 0.1, *[0.95] * lines, 0.45, 1.4 if teacher is not None else 0.01]
+    height = sum(heights) + 0.5
+    figure = Figure(figsize=(12, height))
+    grid = figure.add_gridspec(
+        *(len(heights), 2 * _COLUMNS),
+        height_ratios=heights,
+        wspace=0.05,
+        hspace=0,
+        left=0.02,
+        right=0.98,
+        bottom=0.35 / height,
+        top=1 - 0.15 / height,
+    )
+    text = figure.add_subplot(grid[0, :])
+    text.set_axis_off()
+    shown = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    text.text(0, 1, shown, va="top", family="monospace", fontsize=8)
+    if lines:
+        _draw_pairs(figure, grid, store, rows, passes)
+    if teacher is not None:
+        _draw_histograms(figure, grid, _measure(store, teacher, chosen))
+    return StoreSheet(figure, facts)
+
+
+def _spread(store: Store, split: str, count: int) -> NDArray[np.int64]:
+    """Return rows of a split, spread evenly."""
+    from permafrost.loading.subset import rows_of_split
+
+    rows = rows_of_split(store.index, split)
+    places = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))
+    return np.asarray(rows)[places] if not isinstance(rows, range) else places + rows.start
+
+
+def _draw_pairs(
+    figure: Figure, grid: object, store: Store, rows: NDArray[np.int64], passes: list[TeacherPass]
+) -> None:
+    batch = StoreDataset(store, rows, passes).__getitems__(list(range(len(rows))))
+    images = (view_images(batch, _SIDE) * 255).round().to(torch.uint8)
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    heats: Sequence[NDArray[np.float64]] = []
+    if passes and batch.targets[0].maps is not None:
+        maps = view_maps(batch, batch.targets[0], _SIDE)[:, 0]
+        is_sum = not explainer_of_maps(maps[:, None]).contribution
+        signed = maps.sum(dim=1) if is_sum else maps.abs().sum(dim=1)
+        heats = overlays(pixels, signed.numpy())
+    classes = readable_classes(store.manifest.classes)
+    logits = batch.targets[0].logits if passes else None
+    predicted = [] if logits is None else top_class(logits).tolist()
+    for number, picture in enumerate(pixels):
+        line, column = divmod(number, _COLUMNS)
+        left = _axis(figure, grid, line + 1, 2 * column)
+        left.imshow(picture)
+        _entitle(left, _caption(batch.labels[number], classes))
+        if len(heats):
+            right = _axis(figure, grid, line + 1, 2 * column + 1)
+            right.imshow(heats[number])
+            if not predicted:
+                continue
+            answer = predicted[number]
+            says = classes[answer] if passes[0].num_classes == len(classes) else f"class {answer}"
+            _entitle(right, f"says {says}")
+
+
+def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:
+    axis: Axes = figure.add_subplot(grid[line, column])  # type: ignore[index]
+    axis.set_axis_off()
+    axis.set_anchor("S")
+    return axis
+
+
+def _caption(label: torch.Tensor, classes: Sequence[str]) -> str:
+    if has_many(label[None]):
+        numbers = label.nonzero()[:, 0].tolist()
+    else:
+        numbers = [int(label)] if int(label) != NO_LABEL else []
+    return ", ".join(classes[number] for number in numbers[:2])
+
+
+def _entitle(axis: Axes, text: str) -> None:
+    """Write a title above a picture, with an ellipsis if it is wider than the picture's place."""
+    line = " ".join(text.split())
+    points = _FILLED * 72 * axis.get_position().width * axis.figure.get_figwidth()  # type: ignore[union-attr]
+
+    def width(text: str) -> float:
+        return float(TextPath((0, 0), text, size=_TITLE_SIZE).get_extents().width) if text else 0.0
+
+    def cut(length: int) -> str:
+        return f"{line[:length].rstrip()}…"
+
+    if len(line) > _LONGEST_TITLE or width(line) > points:
+        lengths = range(min(len(line), _LONGEST_TITLE))
+        line = cut(max(bisect_right(lengths, points, key=lambda n: width(cut(n))) - 1, 0))
+    axis.set_title(line, fontsize=_TITLE_SIZE, loc="left", pad=2)
+
+
+def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
+    """Measure confidence and coverage on a sample of a split, from the pass alone."""
+    rows = _spread(store, split, _SAMPLE)
+    dataset = StoreDataset(store, rows, [teacher])
+    confidence, coverage = [], []
+    for start in range(0, len(rows), _BATCH):
+        (stored,) = dataset.__getitems__(list(range(start, min(start + _BATCH, len(rows))))).targets
+        if stored.logits is not None:
+            confidence.append(_confidence(stored.logits).numpy())
+        if stored.maps is not None:
+            maps = decode_maps(stored)[:, 0].abs().flatten(1)
+            highest = maps.amax(dim=1)
+            coverage.append((maps.mean(dim=1) / highest)[highest > 0].numpy())
+    empty = np.empty(0, np.float32)
+    return _Sample(*(np.concatenate(v) if v else empty for v in (confidence, coverage)))
+
+
+def _confidence(logits: Logits) -> torch.Tensor:
+    """Probability of each record's largest logit, [n]."""
+    if isinstance(logits, TopLogits):
+        return outcome_log_probs(logits, logits, tau=1.0)[:, 0].exp()
+    return logits.softmax(dim=1).amax(dim=1)
+
+
+def _draw_histograms(figure: Figure, grid: object, sample: _Sample) -> None:
+    for column, values, title in (
+        (0, sample.confidence, "confidence: highest probability of the teacher"),
+        (_COLUMNS + 1, sample.coverage, "energy of the map: mean of |map| / max |map|"),
+    ):
+        axis = figure.add_subplot(grid[-1, column : column + _COLUMNS - 1])  # type: ignore[index]
+        axis.hist(values, bins=40, range=(0, 1))
+        axis.set_title(f"{title} ({len(values):,} records)", fontsize=8, loc="left")
+        axis.set_yticks([])

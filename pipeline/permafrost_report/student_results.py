@@ -1,0 +1,398 @@
+"""Results of the students of a report, read from their runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.points import Point, point_label
+from permafrost.config.verbs import EvaluationRun
+from permafrost.core.errors import UserError, require
+from permafrost.core.json_entries import EntryError, from_dict, require_inside
+from permafrost.evaluation.evaluator import numbers_of
+from permafrost.evaluation.results import (
+    METRICS_NAME,
+    NETWORK_EVALUATION,
+    TEACHER_EVALUATION,
+    evaluation_folder,
+    evaluations_against,
+    evaluations_beside,
+    read_results,
+    without_outputs,
+)
+from permafrost.evaluation.trained_student import trains_classifier
+from permafrost.models.saved import is_finished
+from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, read_config, run_folder
+from permafrost.runs.mirrors import RUNS
+from permafrost.storage.signed_files import damaged, read_json
+from permafrost_report.comparison import group_pairs
+from permafrost_report.options import ReportConfig
+
+logger = logging.getLogger("permafrost.report")
+
+_OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv")}
+"""Files of a run that the report itself writes."""
+_NAMED = 20
+"""Largest number of runs that a message names."""
+
+
+class UnknownRunError(UserError, ValueError):
+    """Report of a run that does not exist."""
+
+
+def check_run(run: str) -> None:
+    """Check that the run has any output, or is the default, for a report of the store alone.
+
+    Raises:
+        UnknownRunError: If it has none.
+    """
+    if run == ReportConfig.run or _has_output(run_folder(run)):
+        return
+    _remove_own(run_folder(run))
+    known = sorted(p.name for p in RUNS.glob("*") if _has_output(p))
+    named = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
+    raise UnknownRunError(
+        f"{run_folder(run)} does not exist; the runs in {Path.cwd()} are: {named or 'none'}; correct run=, or "
+        "leave it out for a report of the store alone"
+    )
+
+
+def _has_output(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name not in _OWN_FILES for path in folder.iterdir())
+
+
+def _remove_own(folder: Path) -> None:
+    """Remove what the command line has already written for a misspelled run."""
+    for name in _OWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir():
+        folder.rmdir()
+
+
+# ---- results ---------------------------------------------------------------------------------------
+
+
+TEACHER = "teacher "
+"""Beginning of the name of a pass among the recorded inputs of a run."""
+ALL_SPLITS = "all"
+"""Split name in a column's source for the mean over all splits, weighted by their records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentResult:
+    """Results of one finished student."""
+
+    arm: str
+    label: str
+    """Arm, followed by the point of the grid if the arm has several."""
+    point: Point = field(default_factory=dict)
+    seed: int | None
+    """None for a network that the run has not trained."""
+    folder: Path
+    metrics: dict[str, dict[str, Any]]
+    """Metrics by split, as written by evaluate; empty for a student that was not evaluated yet."""
+    against: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Metrics by split of each evaluation against a named pass (evaluate.against)."""
+    further: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Metrics of evaluations of other splits, and of another frame, by split or <split>-<frame>."""
+    evaluation_name: str = evaluation_folder(None)
+    """Name of the folder of the records and pictures to show, that of `metrics` if there are any."""
+
+    @property
+    def training_folder(self) -> Path:
+        """Folder of the training."""
+        return self.folder / "distill"
+
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        """Options and inputs of the training, empty if they are not recorded."""
+        path = self.training_folder / CONFIG_NAME
+        return read_config(path, DistillConfig) if path.exists() else {}
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the evaluation."""
+        return self.folder / self.evaluation_name
+
+    @property
+    def evaluations(self) -> list[str]:
+        """Names of the folders of all its evaluations."""
+        return [self.evaluation_name, *map(evaluation_folder, self.against)]
+
+    @property
+    def is_evaluated(self) -> bool:
+        """True if there is any evaluation."""
+        return bool(self.metrics or self.against)
+
+    @cached_property
+    def trains_classifier(self) -> bool:
+        """False for a student whose last layer was not trained, so that its logits and maps mean nothing."""
+        return self.seed is None or trains_classifier(self.training_folder)
+
+    @cached_property
+    def compared_pass(self) -> str | None:
+        """Name of the pass with which its evaluation compares it, None without one."""
+        path = self.evaluation / CONFIG_NAME
+        inputs = read_config(path, EvaluationRun).get("inputs", {}) if path.exists() else {}
+        named = [name.removeprefix(TEACHER) for name in inputs if name.startswith(TEACHER)]
+        return next(iter(named), None)
+
+    @cached_property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Numbers by split and metric, with nested metrics named <evaluator>.<metric>.
+
+        Those of an evaluation against a named pass are <metric>@<pass>. Those of a last layer that was not trained are
+        left out.
+        """
+        chosen = dict if self.trains_classifier else without_outputs
+        measured = {**self.metrics, **self.further}
+        numbers = {split: numbers_of(chosen(metrics)) for split, metrics in measured.items()}
+        for teacher, splits in self.against.items():
+            for split, metrics in splits.items():
+                pass_numbers = numbers_of(chosen(metrics))
+                numbers.setdefault(split, {"records": pass_numbers["records"]})
+                numbers[split] |= {
+                    f"{name}@{teacher}": value for name, value in pass_numbers.items()
+                }
+        return numbers
+
+    @property
+    def sources(self) -> list[str]:
+        """All sources that a column can name for this student."""
+        return sorted(
+            f"{split}.{name}" for split, metrics in self.numbers.items() for name in metrics
+        )
+
+    def find(self, source: str) -> float | None:
+        """Return the metric that `source` names, or None if it does not exist.
+
+        Args:
+            source: <split>.<metric> or all.<metric>. all is the mean over the splits of the evaluation, which for
+                <metric>@<pass> is the one against that pass.
+        """
+        split, _, name = source.partition(".")
+        splits: Iterable[str] = [split]
+        if split == ALL_SPLITS:
+            splits = self.against.get(name.partition("@")[2], self.metrics)
+        chosen = [self.numbers.get(split, {}) for split in splits]
+        if not chosen or any(name not in metrics for metrics in chosen):
+            return None
+        records = sum(metrics["records"] for metrics in chosen)
+        return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)
+
+
+def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult]:
+    """Load the students of a run in the order of its sweep, then those of other runs, or [] if there are none.
+
+    A student that was distilled without a sweep may not have been evaluated yet; then its metrics are empty.
+
+    Args:
+        run: Name of the run, or its address in a bucket.
+        other_runs: Sweeps, or runs of one student each. Arms of several runs that are called alike are all prefixed
+            with the names of their runs.
+
+    Raises:
+        UnknownRunError: If the run does not exist.
+        ConfigError: If another run has no students, or if a student of a sweep has no metrics.
+        DamagedFileError: If a file of a run is damaged.
+    """
+    results: list[StudentResult] = []
+    if (run_folder(run) / SWEEP_NAME).exists():
+        results = _read_run(run)
+    elif is_finished(run_folder(run) / "distill"):
+        results = [_load_student(run, must_be_evaluated=False)]
+    elif not (other_runs or load_network(run) or load_teacher(run)):
+        check_run(run)
+        logger.info(
+            "%s has neither a sweep nor a finished student, so the report shows only the store",
+            run_folder(run),
+        )
+    by_run = {run: results} | {other: _read_run(other) for other in other_runs}
+    runs_of = group_pairs(
+        (result.label, name) for name, members in by_run.items() for result in members
+    )
+    return [
+        replace(result, label=f"{name}: {result.label}")
+        if len(set(runs_of[result.label])) > 1
+        else result
+        for name, members in by_run.items()
+        for result in members
+    ]
+
+
+def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
+    """Split students that were evaluated several times into one result per evaluation, labeled by its pass."""
+    split = []
+    for result in results:
+        if result.metrics or not result.against:
+            metrics = {**result.metrics, **result.further}
+            split.append(replace(result, metrics=metrics, further={}, against={}))
+        for teacher, metrics in result.against.items():
+            split.append(
+                replace(
+                    result,
+                    label=f"{result.label} against {teacher}",
+                    metrics=metrics,
+                    against={},
+                    evaluation_name=evaluation_folder(teacher),
+                )
+            )
+    return split
+
+
+def select_first_seed(results: Sequence[StudentResult]) -> list[StudentResult]:
+    """Return the students of the first one's seed, and all networks that the run has not trained."""
+    return [result for result in results if result.seed in (None, results[0].seed)]
+
+
+def load_teacher(run: str) -> StudentResult | None:
+    """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none."""
+    return _load_untrained(run, "teacher", TEACHER_EVALUATION)
+
+
+def load_network(run: str) -> StudentResult | None:
+    """Load the results of runs/<run>/evaluate-network (evaluate model=network), or None if there are none."""
+    return _load_untrained(run, "given network", NETWORK_EVALUATION)
+
+
+def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult | None:
+    """Load the results of a network that the run has not trained."""
+    path = run_folder(run) / evaluation_name / METRICS_NAME
+    if not path.exists():
+        return None
+    return StudentResult(
+        arm=label,
+        label=label,
+        seed=None,
+        folder=run_folder(run),
+        metrics=_metrics(path),
+        further=evaluations_beside(run_folder(run), evaluation_name),
+        evaluation_name=evaluation_name,
+    )
+
+
+def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
+    """Load a student that was distilled without a sweep."""
+    seed = read_config(_config_of(run), DistillConfig).get("seed", DistillConfig.seed)
+    row = {"arm": run, "run": run, "seed": seed, "point": {}}
+    return _load_result(row, several=False, must_be_evaluated=must_be_evaluated)
+
+
+def _read_run(run: str) -> list[StudentResult]:
+    path = run_folder(run) / SWEEP_NAME
+    if not path.exists():
+        return [_load_student(run, must_be_evaluated=True)]
+    rows = read_sweep(run)["runs"]
+    points = group_pairs((row["arm"], point_label(row["point"])) for row in rows)
+    return [_load_result(row, several=len(set(points[row["arm"]])) > 1) for row in rows]
+
+
+def read_sweep(run: str) -> dict[str, Any]:
+    """Read sweep.json of a run.
+
+    Raises:
+        DamagedFileError: If the digest or the type of an entry is wrong.
+    """
+    path = run_folder(run) / SWEEP_NAME
+    advice = "delete it, and run the same permafrost sweep again, which keeps its students"
+    values = read_json(path, advice)
+    try:
+        checked = from_dict(_SweepFile, {"select": None, "candidates": None, **values})
+        for row in (*checked.runs, *(checked.candidates or ())):
+            require_inside(row.run)
+    except EntryError as error:
+        raise damaged(path, error, advice) from error
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SweepRow:
+    """Row of a student in sweep.json."""
+
+    arm: str
+    point: dict[str, Any]
+    seed: int
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CandidateRow(_SweepRow):
+    """Row of a student that was compared with others."""
+
+    value: float
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SweepFile:
+    """Entries of sweep.json."""
+
+    runs: tuple[_SweepRow, ...]
+    select: str | None
+    candidates: tuple[_CandidateRow, ...] | None
+
+
+def _config_of(run: str) -> Path:
+    path = run_folder(run) / "distill" / CONFIG_NAME
+    require(
+        path.exists(),
+        f"report.runs names {run}, but {run_folder(run)} contains neither a sweep nor a student; correct "
+        "report.runs",
+    )
+    return path
+
+
+def _load_result(
+    row: dict[str, Any], several: bool, *, must_be_evaluated: bool = True
+) -> StudentResult:
+    folder = run_folder(row["run"])
+    path = folder / evaluation_folder(None) / METRICS_NAME
+    against = {teacher: _metrics(file) for teacher, file in evaluations_against(folder).items()}
+    require(
+        not must_be_evaluated or bool(against) or path.exists(),
+        f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again",
+    )
+    shown = None if path.exists() else next(iter(against), None)
+    return StudentResult(
+        arm=row["arm"],
+        label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
+        point=row["point"],
+        seed=row["seed"],
+        folder=folder,
+        metrics=_metrics(path) if path.exists() else {},
+        further=evaluations_beside(folder, evaluation_folder(None)) if path.exists() else {},
+        against=against,
+        evaluation_name=evaluation_folder(shown),
+    )
+
+
+def _metrics(path: Path) -> dict[str, dict[str, Any]]:
+    splits: dict[str, dict[str, Any]] = read_results(path.parent)["splits"]
+    return splits
+
+
+def epoch_curves(
+    results: Sequence[StudentResult],
+) -> dict[str, dict[str, list[dict[int, float]]]]:
+    """Collect curves over the epochs of a training.
+
+    Returns:
+        By <split>.<metric> and arm, the value by epoch of each of its students.
+    """
+    from permafrost.training.epoch_selection import read_curve
+
+    curves: dict[str, dict[str, list[dict[int, float]]]] = {}
+    for result in results:
+        by_metric: dict[str, dict[int, float]] = {}
+        for point in read_curve(result.training_folder):
+            for split, metrics in point["splits"].items():
+                for metric, value in metrics.items():
+                    by_metric.setdefault(f"{split}.{metric}", {})[point["epoch"]] = value
+        for name, values in by_metric.items():
+            curves.setdefault(name, {}).setdefault(result.label, []).append(values)
+    return curves

@@ -1,0 +1,85 @@
+"""Data sets of Hugging Face and of torchvision: their options, and how they enter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Lt
+
+from permafrost.config.data import SOURCES, FileDataConfig, ImageFileDataConfig
+from permafrost.config.options import Role
+from permafrost.core.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceDataConfig(ImageFileDataConfig):
+    """Data set of Hugging Face, a folder or a name on the hub, read by the package `datasets`."""
+
+    implementation: ClassVar[str] = "permafrost_sources.huggingface_sets:HuggingFaceSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+
+    kind: Literal["huggingface"] = "huggingface"
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """Folder of data files, or one that `save_to_disk` has written."""
+    name: str = ""
+    """Name of a data set on the hub, in place of data.path."""
+    configuration: str | None = None
+    """Name of the configuration of the data set; null takes the default."""
+    revision: str | None = None
+    """Commit, branch or tag of the data set on the hub; null takes the newest. A commit always means the same data."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Mapping from the data set's splits to those of the store; others are left out. Empty takes all."""
+    image: str = "image"
+    """Column of the image."""
+    label: str | None = "label"
+    """Column of the class; null: no labels."""
+    labels: str | None = None
+    """Column of lists of classes."""
+    boxes: str | None = None
+    """Column of boxes: `bbox`, lists of four numbers in pixels, and optionally `category`."""
+    box_form: Literal["xywh", "xyxy"] = "xywh"
+    """Numbers of a box: its upper left corner, width and height, or two corners, of which the second is exclusive."""
+    key: str | None = None
+    """Column whose values are the records' keys; null numbers the rows of each split."""
+    cache: Annotated[str | None, Role.FILE, Role.CACHE, Role.OUTSIDE_DATASET] = None
+    """Folder of the files of `datasets`; null is that of `datasets` itself."""
+    root: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
+    """Folder in which the files are that cells name by their paths; null is data.path. Files elsewhere are not read,
+    except those in the caches of `datasets` and the hub."""
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            (self.path == "") != (self.name == ""),
+            "data=huggingface needs data.path=, a folder, or data.name=, a data set on the hub, and not both",
+        )
+        require(
+            self.label is None or self.labels is None,
+            f"data.label={self.label} and data.labels={self.labels} exclude each other; set one to null",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionDataConfig(FileDataConfig):
+    """Data set of torchvision, downloaded if torchvision offers a download."""
+
+    implementation: ClassVar[str] = "permafrost_sources.torchvision_sets:TorchvisionSource"
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Literal[
+        "cifar10", "cifar100", "mnist", "fashion_mnist", "voc2007", "voc2012", "sun397", "imagenet"
+    ] = "cifar10"
+    """Name of the data set."""
+    root: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
+    """Folder in which torchvision keeps its data sets."""
+    download: Annotated[bool, Role.OUTSIDE_DATASET] = True
+    """Download the data set if it is missing and torchvision can download it."""
+    test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
+    """Fraction of the records that becomes split test in a set without one, such as SUN397."""
+
+
+SOURCES["huggingface"] = HuggingFaceDataConfig
+SOURCES["torchvision"] = TorchvisionDataConfig

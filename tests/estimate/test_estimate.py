@@ -1,0 +1,359 @@
+"""Estimates next to the store that precompute then makes."""
+
+import json
+import math
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from permafrost.config.augment import RandomViewsConfig
+from permafrost.config.compose import compose
+from permafrost.config.data import DemoDataConfig, NoDataConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.sections import section_names
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import build_verb_config
+from permafrost.core.errors import ConfigError
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost_estimate import steps
+from permafrost_estimate.options import EstimateConfig, EstimateOptions
+from permafrost_papers.interpretability.options import CellsDataConfig
+from tests.support.images import write_tar
+from tests.support.runs import PAD_CROP
+from tests.support.stores import precompute_config
+from tests.support.tars import samples, tar_config
+from tests.support.verbs import estimate, precompute
+
+DATA = DemoDataConfig(
+    image_size=16,
+    min_digit_size=8,
+    max_digit_size=12,
+    test_digits=50,
+    train_digits=300,
+    teacher_digits=200,
+    teacher_placements=1,
+    test_placements=1,
+)
+"""Six hundred records in four splits, most of which end with a shard that is not full."""
+
+
+def names(config):
+    return [spec.name for spec in fields(config)]
+
+
+def estimate_config(precompute, **options):
+    """Options of an estimate with the options of a precompute."""
+    own = {
+        "estimate": EstimateOptions(shards=4, shard_records=40, rounds=2),
+        "student": replace(precompute.teacher, weights=None)
+        if not isinstance(precompute.teacher, NoModelConfig)
+        else None,
+        "method": E2KDConfig(),
+        "optimizer": OptimizerOptions(),
+        "trainer": TrainerOptions(epochs=2, batch_size=8, num_threads=1),
+    }
+    shared = {name: getattr(precompute, name) for name in names(precompute)}
+    return EstimateConfig(**{**shared, "augment": PAD_CROP, **own, **options})
+
+
+def bytes_of(folder):
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def held(folder):
+    """Files of a folder with their sizes and times."""
+    return {
+        path: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def own_temporary_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["zarr", pytest.param("webdataset", marks=pytest.mark.slow)])
+def made(request, tmp_path_factory, tiny_teacher):
+    """Config, estimate before the store was made, and the store."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = precompute_config(
+        folder / "store",
+        tiny_teacher,
+        data=DATA,
+        shard_size=64,
+        backend=request.param,
+        run=str(folder / "run"),
+        annotate=PassOptions(batch_size=32),
+    )
+    whole_shards = EstimateOptions(shards=4, shard_records=None, rounds=2)
+    before = estimate.run(estimate_config(config, estimate=whole_shards)).estimate
+    assert not (folder / "store").exists()
+    precompute.run(config)
+    return config, before, Store(folder / "store")
+
+
+def test_records_and_shards_are_those_of_the_store(made):
+    _, found, store = made
+
+    assert (found.records, found.shards) == (store.num_records(), len(store.manifest.shards))
+    assert (found.records, found.is_finished, found.is_scaled) == (600, False, False)
+    assert (found.sample_shards, found.sample_records) == (
+        4,
+        36 + 64 + 64 + 50,
+    )  # without the first 8
+
+
+def test_bytes_are_those_of_the_store_within_two_percent(made):
+    _, found, store = made
+    (teacher,) = store.open_passes()
+    parts = {part.name: part.bytes for part in found.parts}
+    images, whole_pass = bytes_of(store.path / "images"), bytes_of(Path(str(teacher.folder)))
+
+    assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.02)
+    assert parts["images"] == pytest.approx(images, rel=0.02)
+    assert parts["index"] == pytest.approx(bytes_of(store.path) - images - whole_pass, rel=0.04)
+    fields = sum(
+        size for name, size in parts.items() if name not in ("images", "index", "receipts")
+    )
+    assert fields == pytest.approx(teacher.bytes_per_record * 600, rel=0.02)
+
+
+def test_fields_have_their_bytes_on_disk_or_in_a_tar_those_of_their_values(made):
+    _, found, store = made
+    (teacher,) = store.open_passes()
+    parts = {part.name: part for part in found.parts}
+
+    for spec in teacher.manifest.fields:
+        values = 600 * math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        on_disk = bytes_of(Path(str(teacher.folder)) / "fields.zarr" / spec.name / "c")
+        assert parts[spec.name].bytes == (on_disk or values)
+    assert parts["map"].form == "float16 [1, 1, 4, 4]"
+
+
+def test_a_finished_store_is_measured_without_its_data(made, own_temporary_folder):
+    config, before, store = made
+    files = held(store.path)
+
+    result = estimate.run(estimate_config(replace(config, data=NoDataConfig(), run="after")))
+    found = result.estimate
+
+    assert found.is_finished
+    assert found.packing is None
+    assert "is finished" in result.printed()["packing"]
+    assert (found.records, found.shards) == (before.records, before.shards)
+    parts = {part.name: part.bytes for part in found.parts}
+    assert parts["images"] == bytes_of(store.path / "images")
+    assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.02)
+    assert held(store.path) == files
+    assert list(own_temporary_folder.iterdir()) == []
+
+
+def test_work_is_divided_among_workers_and_never_among_more_than_shards(made):
+    _, found, _ = made
+
+    for work in (found.packing, found.annotation):
+        assert work.seconds.median == pytest.approx(600 * work.seconds_per_record.median)
+        assert work.seconds.lowest <= work.seconds.median <= work.seconds.highest
+        assert work.hours[1] == pytest.approx(work.seconds.median / 3600)
+        assert work.hours[4] == pytest.approx(work.hours[1] / 4)
+        assert work.hours[16] == pytest.approx(work.hours[1] / found.shards)  # 12 shards
+
+
+def test_the_break_even_follows_from_what_was_measured(made):
+    _, found, store = made
+    training = found.training
+
+    assert (training.epochs, training.records) == (2, store.num_records("train"))
+    assert training.break_even_students.median == training.break_even_epochs.median / 2
+    times = training.steps
+    assert min(times.stored.lowest, times.live.lowest, times.further.lowest) > 0
+    assert training.students == 10
+    live = found.freezing[-1]
+    assert live.is_live
+    assert live.hours * 3600 == pytest.approx(times.saved_shared.median * 2 * training.records)
+
+
+def test_other_options_are_measured_beside_those_of_the_call(made):
+    _, found, _ = made
+
+    assert list(found.annotation.otherwise) == [
+        "annotate.precision=bfloat16",
+        "annotate.channels_last=true",
+    ]
+    assert list(found.training.steps.otherwise) == [
+        "trainer.precision=bfloat16",
+        "trainer.channels_last=true",
+    ]
+    assert all(step.lowest > 0 for step in found.training.steps.otherwise.values())
+
+
+def test_further_students_of_one_job_take_steps_of_their_own(frozen, monkeypatch):
+    """A further student computes the same loss from views and targets that are there already."""
+    config = estimate_config(frozen.config, method=E2KDConfig(lambda_map=5.0))
+    live = steps._Steps(config, frozen.store, "live")
+    live.take()
+    calls, source = [], live.training.targets
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return source(*arguments, **options)
+
+    monkeypatch.setattr(live.training, "targets", counted)
+    before = {name: value.clone() for name, value in live.training.model.state_dict().items()}
+
+    live.take_further()
+
+    assert len(calls) == 1  # of the step that is not counted
+    assert live.training.targets is counted
+    assert live.training.global_step == 3
+    after = live.training.model.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_only_the_estimate_is_left(tmp_path, tiny_teacher, own_temporary_folder):
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+    result = estimate.run(estimate_config(config, estimate=EstimateOptions(shards=1, rounds=1)))
+
+    assert not (tmp_path / "store").exists()
+    assert list(own_temporary_folder.iterdir()) == []
+    assert [path.name for path in Path("runs").rglob("*.*")] == ["estimate.json"]
+    values = json.loads(Path(result.file).read_text())
+    assert (values["records"], values["training"]["epochs"]) == (72, 2)
+
+
+def test_without_a_teacher_only_packing_is_estimated(tmp_path):
+    result = estimate.run(estimate_config(precompute_config(tmp_path / "store")))
+    found, lines = result.estimate, result.printed()
+
+    assert (found.annotation, found.training, found.no_training) == (None, None, "teacher=none")
+    assert [part.name for part in found.parts] == ["images", "index"]
+    assert lines["students"] == "not compared: teacher=none"
+    assert "annotation" not in lines
+
+
+@pytest.mark.slow
+def test_tars_that_stay_where_they_are_take_no_bytes_in_the_store(tmp_path, tiny_teacher):
+    tars = tmp_path / "tars"
+    write_tar(tars / "train-000000.tar", samples(400))
+    write_tar(tars / "test-000000.tar", samples(200, first=400))
+    teacher = replace(tiny_teacher, weights="random")
+    config = precompute_config(tmp_path / "store", teacher, data=tar_config(tars))
+
+    found = estimate.run(estimate_config(config)).estimate
+    precompute.run(config)
+    store = Store(tmp_path / "store")
+
+    assert found.in_place
+    assert (found.records, found.shards) == (600, 2)
+    assert found.parts[0].bytes == bytes_of(tars) == sum(s.bytes for s in store.manifest.shards)
+    assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.05)
+    (map_part,) = (part for part in found.parts if part.name == "map")
+    values = (
+        2 * 400 * 2 * 3 * 2
+    )  # both shards have the rows of the larger one, each a map of 2 by 3 in float16
+    assert map_part.bytes == pytest.approx(values, rel=0.01)
+
+
+def test_a_shard_is_measured_in_parts_if_there_are_too_few(tmp_path):
+    config = precompute_config(
+        tmp_path / "store", shard_size=512
+    )  # one shard for each of four splits
+    options = EstimateOptions(shards=6, shard_records=10)
+
+    found = estimate.run(estimate_config(config, estimate=options)).estimate
+
+    # train has 40 records, of which 8 are the warm-up; the test splits have 10 each and the teacher's 12
+    assert (found.shards, found.sample_shards) == (4, 6)
+    assert found.sample_records == 10 + 10 + 10 + 10 + 10 + 2
+
+
+def test_records_that_are_not_here_are_scaled_from_the_sample(made):
+    config, before, _ = made
+    options = EstimateOptions(shards=4, shard_records=40, rounds=1, records=1_000_000)
+    teacherless = replace(config, teacher=NoModelConfig(), store=replace(config.store, path="none"))
+    found = estimate.run(estimate_config(teacherless, estimate=options)).estimate
+
+    assert (found.records, found.shards, found.is_scaled) == (1_000_000, 15_625, True)
+    images = [next(p for p in e.parts if p.name == "images") for e in (before, found)]
+    assert images[1].bytes_per_record == pytest.approx(images[0].bytes_per_record, rel=0.05)
+    assert images[1].bytes == pytest.approx(images[1].bytes_per_record * 1_000_000)
+
+
+@pytest.mark.slow
+def test_stored_views_cover_the_split_and_are_replayed(tmp_path, tiny_teacher):
+    config = precompute_config(
+        tmp_path / "store",
+        tiny_teacher,
+        views=RandomViewsConfig(count=2),
+        augment=PAD_CROP,
+    )
+    found = estimate.run(estimate_config(config, mode="replay")).estimate
+    precompute.run(config)
+    store = Store(tmp_path / "store")
+    (views,) = store.open_passes(stored_views=True)
+    parts = {part.name: part for part in found.parts}
+
+    assert parts["views.logits"].form == "float16 [2, 10]"
+    assert parts["views.logits"].bytes_per_record == pytest.approx(2 * 10 * 2, rel=0.1)
+    assert found.training.records == store.num_records("train") == 40
+    assert set(parts) >= {f"views.{spec.name}" for spec in views.manifest.fields}
+
+
+def test_a_student_that_cannot_be_compared_leaves_the_rest(tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+    one = EstimateOptions(shards=1, rounds=1)
+
+    def reason(**options):
+        found = estimate.run(estimate_config(config, estimate=one, **options)).estimate
+        assert found.annotation is not None
+        return found.no_training
+
+    assert "method=labels uses no teacher" in reason(method=LabelsConfig())
+    assert "mode=live reads no stored targets" in reason(mode="live")
+    assert "fewer than trainer.batch_size=64" in reason(trainer=TrainerOptions())
+
+
+def test_without_data_a_store_must_be_finished(tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher, data=NoDataConfig())
+
+    with pytest.raises(ConfigError, match=r"holds no finished store; name the data .*data="):
+        estimate.run(estimate_config(config))
+
+
+def test_the_words_of_precompute_are_those_of_an_estimate():
+    words = (
+        *("data=webdataset", "data.path=tars", "store.format=jpeg95", "store.shard_size=1024"),
+        *("teacher=torchvision", "teacher.name=resnet50", "teacher.weights=w.pth", "views=random"),
+        *("annotate.map_dtype=int8", "cluster.actors=4", "executor=ray", "subset.shots=5"),
+    )
+    asked, made = (
+        build_verb_config(verb, compose(verb, words)) for verb in ("estimate", "precompute")
+    )
+
+    assert set(section_names("precompute")) <= set(section_names("estimate"))
+    assert all(getattr(asked, name) == getattr(made, name) for name in names(made))
+
+
+def test_a_finished_store_of_other_data_is_not_estimated_for_them(frozen):
+    other = replace(frozen.config, data=CellsDataConfig())
+
+    with pytest.raises(StoreMismatchError, match="finished store of demo, but data=cells; leave"):
+        estimate.run(estimate_config(other))
+
+
+@pytest.mark.parametrize("workers", ["[]", "[0]"])
+def test_numbers_of_workers_are_checked(workers):
+    with pytest.raises(ConfigError, match=r"estimate.workers=.* at least one number, each >= 1"):
+        build_verb_config("estimate", compose("estimate", [f"estimate.workers={workers}"]))

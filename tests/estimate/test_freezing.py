@@ -1,0 +1,167 @@
+"""The price of freezing: bytes and hours of stored views, distances to a live teacher, and a proposal."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    PixelOperationConfig,
+    PolicyConfig,
+    RandomViewsConfig,
+)
+from permafrost.config.methods import KDConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError
+from permafrost_estimate.equivariance import SPREAD_BLOCK, probability_spread, recipes_of
+from permafrost_estimate.freezing import FreezingRow, propose
+from permafrost_estimate.measurement import measure, printed_lines
+from permafrost_estimate.options import EstimateOptions
+from tests.estimate.test_estimate import DATA, estimate_config
+from tests.support.stores import precompute_config
+
+STRONG = AugmentOptions(
+    operations=(
+        OperationConfig(kind="horizontal_flip"),
+        PolicyConfig(kind="randaugment"),
+        PixelOperationConfig(kind="random_erasing", p=1.0),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def estimate(tmp_path_factory, tiny_teacher):
+    folder = tmp_path_factory.mktemp("price")
+    precompute = precompute_config(folder / "store", tiny_teacher, data=DATA)
+    options = EstimateOptions(shards=4, shard_records=40, rounds=1, views=(0, 1, 16))
+    config = estimate_config(precompute, augment=STRONG, estimate=options)
+    (folder / "work").mkdir()
+    return config, measure(config, folder / "work")
+
+
+def test_bytes_and_hours_grow_by_the_view(estimate):
+    config, found = estimate
+    frozen, one, many, live = found.freezing
+    trained = one.bytes - frozen.bytes
+
+    # Logits, a map with its scale and class, and 24 + 14 bytes of a view: randaugment 3 values, erasing 4.
+    per_view = 2 * 10 + 2 * 16 + 4 + 4 + 24 + 14
+    records = trained / per_view
+    assert records == int(records) == found.training.records
+    assert many.bytes - frozen.bytes == 16 * trained
+    assert many.hours - frozen.hours == pytest.approx(16 * (one.hours - frozen.hours))
+    assert one.hours > frozen.hours > 0
+    assert [row.views for row in found.freezing] == [0, 1, 16, 0]
+    assert (live.is_live, live.bytes, live.distance) == (True, 0, 0.0)
+    assert frozen.distances.keys() == {"logits", "map"}
+    assert frozen.distance > 100 * one.distance
+    sizes = one.bytes_by_payload
+    assert list(sizes) == ["logits", "map", "receipts", "views"]
+    assert sizes["views"] == records * 38
+    assert sum(sizes.values()) == one.bytes
+    lines = printed_lines(found, config)
+    assert "each view 0.125 times in trainer.epochs=2" in lines["price.views.count=16"]
+    assert "proposal" not in lines
+
+
+@pytest.mark.slow
+def test_a_pass_of_strong_views_has_the_estimated_bytes(tmp_path, tiny_teacher, estimate):
+    _, found = estimate
+    precompute = precompute_config(tmp_path / "store", tiny_teacher, data=DATA)
+    views = RandomViewsConfig(count=16)
+    config = estimate_config(precompute, augment=STRONG, views=views)
+    (tmp_path / "work").mkdir()
+
+    parts = measure(config, tmp_path / "work").parts
+
+    stored = sum(part.bytes for part in parts if part.name.startswith("views."))
+    stored -= next(part.bytes for part in parts if part.name == "views.receipts")
+    assert stored == pytest.approx(found.freezing[2].bytes - found.freezing[0].bytes, rel=0.01)
+
+
+ROWS = (
+    FreezingRow(views=0, bytes=100, hours=1, distances={"logits": 0.3, "map": 0.1}),
+    FreezingRow(views=1, bytes=300, hours=2, distances={"logits": 0.0, "map": 1e-6}),
+    FreezingRow(views=16, bytes=900, hours=9, distances={"logits": 0.0, "map": 1e-6}),
+    FreezingRow(views=0, bytes=0, hours=5, is_live=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"max_distance": 0.3}, "mode=frozen"),
+        ({"max_distance": 0.2}, "mode=replay views=random views.count=1"),
+        ({"budget_bytes": 899}, "mode=replay views=random views.count=1"),
+        ({"budget_bytes": 900}, "mode=replay views=random views.count=16"),
+        ({"budget_bytes": 200}, "mode=frozen"),
+        ({"budget_bytes": 200, "max_distance": 0.2}, "mode=live, as no stored targets"),
+        ({"budget_bytes": 10}, "mode=live, as no stored targets"),
+    ],
+)
+def test_the_cheapest_setting_within_the_limits_is_proposed(options, wanted):
+    assert propose(ROWS, EstimateOptions(**options)).startswith(wanted)
+
+
+def test_a_payload_that_was_not_measured_is_not_within_a_distance(tmp_path, tiny_teacher):
+    pooled = PassOptions(batch_size=8, payloads=("logits", "pooled"))
+    precompute = precompute_config(tmp_path / "store", tiny_teacher, data=DATA, annotate=pooled)
+    options = EstimateOptions(shards=2, shard_records=40, rounds=1, views=(0, 1))
+    (tmp_path / "work").mkdir()
+    config = estimate_config(precompute, augment=STRONG, estimate=options, method=KDConfig())
+
+    found = measure(config, tmp_path / "work")
+
+    frozen, one = found.freezing[:2]
+    assert frozen.distances["pooled"] == math.inf
+    assert frozen.distances["logits"] < 10
+    assert one.distance < 1e-6
+    line = printed_lines(found, config)["price.frozen"]
+    assert re.search(r"pooled [\d.]+ kB \(distance not measured\)", line)
+    largest = EstimateOptions(max_distance=100.0)
+    assert propose((frozen, one), largest) == "mode=replay views=random views.count=1"
+
+
+def test_without_a_live_teacher_there_may_be_no_setting():
+    assert propose(ROWS[:3], EstimateOptions(budget_bytes=1)) == "no setting is within the limits"
+
+
+def test_wrong_limits_are_one_line():
+    with pytest.raises(ConfigError, match=r"estimate\.views=\[-1\] must list"):
+        EstimateOptions(views=(-1,))
+    with pytest.raises(ConfigError, match=r"estimate\.max_distance must be >= 0"):
+        EstimateOptions(max_distance=-0.1)
+
+
+# ---- the teacher's mean probability ----------------------------------------------------------------
+
+
+def test_the_spread_of_the_mean_probability_by_hand():
+    order = torch.from_numpy(np.random.default_rng(0).permutation(70))
+    probabilities = torch.zeros(70, 2, dtype=torch.float64)
+    first, second = order[:SPREAD_BLOCK], order[SPREAD_BLOCK : 2 * SPREAD_BLOCK]
+    probabilities[first] = torch.tensor([0.8, 0.2]).double()
+    probabilities[second] = torch.tensor([0.5, 0.5]).double()
+
+    # Means 0.8 and 0.5, whose standard deviation is 0.3 / sqrt(2), for both classes.
+    assert probability_spread(probabilities) == pytest.approx(0.3 / 2**0.5)
+    assert probability_spread(probabilities[: 2 * SPREAD_BLOCK - 1]) is None
+
+
+def test_each_operation_is_measured_as_if_always_drawn_and_the_recipe_as_it_is():
+    twice = (*STRONG.operations, PolicyConfig(kind="randaugment", p=0.5))
+
+    recipes = recipes_of(twice)
+
+    assert list(recipes) == [
+        *("none", "horizontal_flip", "randaugment", "random_erasing", "randaugment_#2", "recipe")
+    ]
+    assert recipes["horizontal_flip"] == (replace(twice[0], p=1.0),)
+    assert recipes["randaugment_#2"] == (replace(twice[3], p=1.0),)
+    assert recipes["recipe"] == twice
+    assert list(recipes_of(twice[:1])) == ["none", "horizontal_flip"]

@@ -1,0 +1,194 @@
+"""Sentences at the top of a report: nothing is concluded from one seed or from an interval that contains 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from permafrost.core.errors import ConfigError
+from permafrost_report.comparison import (
+    confidence_interval,
+    differences_by_column,
+    excludes_zero,
+    paired_difference,
+    summarize,
+)
+from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
+from permafrost_report.main_table import ChanceLimit, Column, accuracy_limit
+from permafrost_report.student_results import StudentResult
+
+ACCURACY = Column(name="accuracy", source="test.accuracy")
+KL = Column(name="kl", source="test.kl_to_teacher")
+PAIR = ("e2kd", "kd")
+
+
+def rows_of(column="accuracy", **arms):
+    return [
+        {"method": arm, "seed": seed, column: value}
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def sentences(rows, column=ACCURACY, pair=PAIR, teacher=None, chance=None):
+    teachers = {"teacher": teacher} if teacher else {}
+    return conclusions(rows, column, pair, teachers=teachers, chance=chance or {})
+
+
+def test_the_interval_is_that_of_student_s_t():
+    low, high = confidence_interval([1.0, 2.0, 3.0])
+
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
+    assert confidence_interval([1.0]) is None
+    assert summarize([1.0]) == {"mean": 1.0, "sd": None}
+
+
+def test_a_lead_whose_interval_excludes_zero_is_stated_with_its_size():
+    rows = rows_of(labels=(0.20, 0.22, 0.21), kd=(0.50, 0.52, 0.51), e2kd=(0.60, 0.63, 0.61))
+
+    best, levels = sentences(rows, teacher={"accuracy": 0.9}, chance={"accuracy": 0.1})
+
+    assert best.startswith(
+        "e2kd has the highest mean accuracy, 61.3 %: +10.3 points on average (95 % interval "
+    )
+    assert (
+        "3 seeds) against kd, the second best. This interval does not account for the choice among 3 arms."
+        in best
+    )
+    assert levels == "The teacher has 90.0 % and chance is 10.0 %."
+
+
+def test_an_arm_that_is_not_clearly_better_than_chance_is_remarked_on():
+    rows = rows_of(kd=(0.03, 0.04), e2kd=(0.5, 0.6), at=(0.15, 0.2), fitnet=(0.125, 0.125))
+
+    remarks = chance_remarks(rows, ACCURACY, ChanceLimit(level=0.125, highest=0.18))
+
+    assert remarks == {
+        "kd": "below chance",
+        "at": "not clearly above chance",
+        "fitnet": "not clearly above chance",
+    }
+    below, near = remarks_in_words(remarks, ACCURACY)
+    assert below.startswith("The accuracy of kd is below chance, so look at what was trained")
+    assert near.startswith("The accuracy of at, fitnet is not clearly above chance, so look")
+
+
+def test_the_limit_of_chance_is_two_standard_errors_above_it():
+    metrics = {"test": {"records": 100, "accuracy": 0.15, "majority_accuracy": 0.1, "epg": 0.3}}
+    result = StudentResult(arm="kd", label="kd", seed=0, folder=Path("nowhere"), metrics=metrics)
+    epg = Column(name="epg", source="test.epg")
+
+    column, limit = accuracy_limit([result], [epg, ACCURACY])
+
+    assert column is ACCURACY
+    assert limit == pytest.approx((0.1, 0.1 + 2 * 0.03))
+    assert accuracy_limit([result], [epg]) is None
+
+
+def test_a_lead_within_the_noise_is_not_conclusive():
+    (best,) = sentences(rows_of(kd=(0.5, 0.6, 0.4), e2kd=(0.6, 0.5, 0.5)))
+
+    assert "its lead over kd is not conclusive: +3.3 points on average (95 % interval -" in best
+
+
+def test_one_seed_is_not_conclusive_however_large_the_lead():
+    (best,) = sentences(rows_of(kd=(0.1,), e2kd=(0.9,)))
+
+    opening, _, reason = best.partition(", before kd, ")
+    assert opening == "e2kd has the highest mean accuracy, 90.0 %"
+    assert reason == "but the order is not conclusive (1 seed: no spread known)."
+
+
+def test_equal_means_have_no_order():
+    (best,) = sentences(rows_of(kd=(0.5,), e2kd=(0.5,)))
+
+    assert best == "kd and e2kd have the same mean accuracy, 50.0 %."
+
+
+def test_an_arm_that_is_worse_on_every_shared_seed_is_not_called_the_best():
+    rows = rows_of(a=(0.50, 0.52, 0.90), b=(0.55, 0.572))
+
+    (best,) = sentences(rows, pair=("a", "b"))
+
+    assert best.startswith(
+        "a has the highest mean accuracy, 64.0 %, but the order is not conclusive (different seeds): on those that it "
+        "shares with b the difference is -5.1 points on average (95 % interval -6.4 to -3.8, 2 seeds)."
+    )
+
+
+def test_the_arm_with_the_best_mean_is_also_compared_with_arms_behind_the_second():
+    rows = rows_of(a=(0.50, 0.52, 0.90), b=(0.40, 0.45, 0.86), c=(0.55, 0.572))
+
+    best = sentences(rows, pair=("", ""))[0]
+
+    assert "the order is not conclusive (different seeds): on those that it shares with c" in best
+
+
+def test_equal_differences_are_a_spread_that_is_not_known():
+    kd, e2kd = (0.60, 0.61), (0.61, 0.62)
+
+    (best,) = sentences(rows_of(kd=kd, e2kd=e2kd))
+
+    assert not excludes_zero(confidence_interval([b - a for a, b in zip(kd, e2kd, strict=True)]))
+    assert not excludes_zero((0.01, 0.01))
+    assert excludes_zero((0.009, 0.011))
+    assert best == (
+        "e2kd has the highest mean accuracy, 61.5 %, but its lead over kd is not conclusive: +1.0 points for each of 2 "
+        "seeds, so no spread is known."
+    )
+
+
+def test_the_pair_has_its_own_sentence_if_it_is_not_the_two_best():
+    rows = rows_of(labels=(0.9, 0.9), kd=(0.5, 0.5), e2kd=(0.6, 0.7))
+
+    _, pair = sentences(rows)
+
+    assert "e2kd - kd in accuracy: +15.0 points on average" in pair
+    assert pair.endswith(", which is not conclusive.")
+
+
+def test_where_lower_is_better_the_lowest_is_best():
+    (best,) = sentences(rows_of("kl", kd=(0.5, 0.51, 0.5), e2kd=(0.2, 0.22, 0.2)), KL)
+
+    assert best.startswith("e2kd has the lowest mean kl, 0.207: -0.297 on average")
+
+
+def test_a_student_alone_is_compared_with_nobody():
+    (alone,) = sentences(rows_of(photos=(0.63,)))
+
+    assert (
+        alone
+        == "photos: accuracy 63.0 % (1 seed: no spread known), without another arm to compare it with."
+    )
+
+
+def test_a_paired_difference_of_one_seed_has_no_spread():
+    one = paired_difference(rows_of(kd=(0.1,), e2kd=(0.3,)), *PAIR, "accuracy")
+    two = paired_difference(rows_of(kd=(0.1, 0.1), e2kd=(0.3, 0.2)), *PAIR, "accuracy")
+
+    assert (one["sd"], one["interval"]) == (None, None)
+    assert two["interval"][0] < two["mean"] < two["interval"][1]
+
+
+def test_every_arm_is_compared_with_the_baseline_over_the_seeds_that_both_have():
+    rows = rows_of(kd=(0.5, 0.4), labels=(0.3, 0.3), e2kd=(0.6, 0.7), alone=(0.9,))
+
+    found = differences_by_column(rows, "kd", {}, ["accuracy"])["accuracy"]
+
+    assert set(found) == {"labels", "e2kd"}  # `alone` shares one seed with kd
+    assert found["e2kd"] == paired_difference(rows, "e2kd", "kd", "accuracy")
+    assert found["labels"]["mean"] == pytest.approx(-0.15)
+    assert differences_by_column(rows, "at", {}, ["accuracy"]) == {}
+
+
+def test_an_arm_may_have_a_baseline_of_its_own():
+    rows = rows_of(kd=(0.5, 0.4), e2kd=(0.6, 0.7), kd_200=(0.8, 0.8), e2kd_200=(0.7, 0.9))
+    own = {"e2kd_200": "kd_200", "kd_200": "kd_200"}
+
+    found = differences_by_column(rows, "kd", own, ["accuracy"])["accuracy"]
+
+    assert set(found) == {"e2kd", "e2kd_200"}
+    assert found["e2kd_200"] == paired_difference(rows, "e2kd_200", "kd_200", "accuracy")
+    with pytest.raises(ConfigError, match=r"report\.baselines=\{e2kd: gone\} names no arm"):
+        differences_by_column(rows, "kd", {"e2kd": "gone"}, ["accuracy"])

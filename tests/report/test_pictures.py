@@ -1,0 +1,137 @@
+"""Pictures of maps in the report."""
+
+import numpy as np
+import pytest
+import torch
+
+from permafrost_report.pictures import (
+    class_names,
+    composite_on_white,
+    contributions,
+    draw_outline,
+    map_rows,
+    overlays,
+    readable_classes,
+)
+
+
+def test_contributions_are_red_for_the_class_blue_against_it_and_white_where_silent():
+    maps = np.array([[[2.0, -2.0], [0.0, 1.0]]], np.float32)
+
+    (picture,) = contributions(maps)
+
+    assert picture[0, 0].tolist() == pytest.approx([1, 0, 0])
+    assert picture[0, 1].tolist() == pytest.approx([0, 0, 1])
+    assert picture[1, 0].tolist() == [1, 1, 1]
+    assert picture[1, 1].tolist() == pytest.approx([1, 0.5, 0.5])
+
+
+def test_one_strong_place_does_not_pale_the_others():
+    maps = np.ones((1, 32, 32), np.float32)
+    maps[0, 0, 0] = 1e6
+
+    (picture,) = contributions(maps)
+
+    assert picture[5, 5].tolist() == pytest.approx([1, 0, 0])
+
+
+def test_a_zero_map_is_white_and_a_zero_overlay_the_pale_image():
+    zero = np.zeros((1, 4, 4), np.float32)
+    image = np.full((1, 8, 8, 3), 255, np.uint8)
+
+    assert (contributions(zero)[0] == 1).all()
+    assert (overlays(image, zero)[0] == 1).all()
+
+
+def test_an_overlay_is_red_at_the_maps_highest_value_only():
+    maps = np.zeros((1, 8, 8), np.float32)
+    maps[0, 2, 5] = 7.0
+
+    (picture,) = overlays(np.full((1, 8, 8, 3), 255, np.uint8), maps)
+
+    assert picture[2, 5].tolist() == pytest.approx([0.88, 0.24, 0.28])
+    assert picture[6, 1].tolist() == [1, 1, 1]
+
+
+def test_a_transparent_color_is_the_page():
+    colors = np.array([[[[255, 0, 0, 0], [255, 0, 0, 255]]]], np.uint8)
+
+    (picture,) = composite_on_white(colors)
+
+    assert picture[0, 0].tolist() == [1, 1, 1]
+    assert picture[0, 1].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("colored", [False, True])
+def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "permafrost_report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
+    )
+    arm = {
+        "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1]),
+        "predictions": torch.tensor([0, 0]),
+        "maps": torch.rand(2, 8, 8),
+        "teacher_maps": torch.rand(2, 4, 4),
+        "teacher_predictions": torch.tensor([7, 0]),  # class 7 exists only for the teacher
+    }
+    if colored:
+        arm["colors"] = torch.zeros(2, 8, 8, 4, dtype=torch.uint8)
+
+    map_rows({"kd": arm}, ["cat", "dog"])
+
+    assert [row.title for row in shown] == ["image", "teacher", "kd"] + ["colors"] * colored
+    assert shown[1].captions == ["7", "0"]
+    assert shown[2].captions == ["cat", "cat"]
+    assert shown[2].wrong == [False, True]
+
+
+def test_records_are_called_by_their_label_or_by_all_of_them():
+    classes = ["cat", "dog", "owl"]
+
+    assert class_names(np.array([1, -1, 0]), classes) == ["dog", "", "cat"]
+    # Classes of a teacher that the data lacks.
+    assert class_names(np.array([1, 7]), classes) == ["1", "7"]
+    many = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
+    assert class_names(many, classes) == ["cat\nowl", ""]
+
+
+def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "permafrost_report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
+    )
+    arm = {
+        "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([[1.0, 1.0], [0.0, 1.0]]),
+        "predictions": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        "maps": torch.rand(2, 8, 8),
+    }
+
+    map_rows({"kd": arm}, ["cat", "dog"])
+
+    assert shown[0].captions == ["cat\ndog", "dog"]
+    assert (shown[1].captions, shown[1].wrong) == (["cat", "dog"], [True, False])
+
+
+def test_a_region_s_edge_is_drawn_on_its_own_pixels_at_the_picture_s_size():
+    region = np.zeros((8, 8), bool)
+    region[2:6, 1:8] = True
+    image = np.full((16, 16, 3), 51, np.uint8)
+
+    green = (draw_outline(image, region) == [0.0, 0.65, 0.2]).all(axis=2)
+
+    edge = np.zeros((16, 16), bool)
+    edge[4:12, 2:16] = True
+    edge[5:11, 3:15] = False
+    assert (green == edge).all()
+    assert np.allclose(draw_outline(image, region)[~edge], 0.2)
+    assert np.allclose(draw_outline(image, np.zeros((8, 8), bool)), 0.2)
+
+
+def test_a_wordnet_id_has_the_name_of_its_noun_and_other_classes_are_as_they_are():
+    named = readable_classes(["n01443537", "n02123045", "n99999999", "dog"])
+
+    assert named == ["goldfish (n01443537)", "tabby (n02123045)", "n99999999", "dog"]
+    assert readable_classes(["0", "1"]) == ["0", "1"]
