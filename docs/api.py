@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import permafrost
+from permafrost.config.verbs import VERBS, ordered_verbs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,8 @@ RETURNED = (
     "permafrost.loading.dataset:StoreDataset",
 )
 """Classes of what the functions of the package return."""
+METHODS = ("permafrost_report.store_sheet:show_records",)
+"""Functions that packages add to an opened store as methods."""
 DOORS = (
     "permafrost.losses.base:DistillationLoss",
     "permafrost.losses.base:LossCallbacks",
@@ -57,6 +60,12 @@ DOORS = (
     "permafrost.config.methods:KDConfig",
     "permafrost.config.evaluation:EvaluatorOptions",
     "permafrost.config.augment:ViewsConfig",
+    "permafrost.config.options:Options",
+    "permafrost.config.store:StoreOptions",
+    "permafrost.config.verbs:Verb",
+    "permafrost.core.tasks:ShardResult",
+    "permafrost.cluster.executors:ExecutorChoice",
+    "permafrost.storage.rooted_paths:RootedPath",
     "permafrost.config.explainers:ExplainerConfig",
     "permafrost.config.teaching:LabelTeachingConfig",
     "permafrost.evaluation.evaluator:Evaluator",
@@ -186,7 +195,14 @@ def names() -> Iterator[tuple[str, Any, str]]:
     """Yield the heading, the value and the module of all public names."""
     for name in permafrost.__all__:
         yield "Functions and classes of permafrost", getattr(permafrost, name), "permafrost"
-    for heading, group in (("What they return", RETURNED), ("For plug-ins and packages", DOORS)):
+    for verb in ordered_verbs():
+        if verb not in permafrost.__all__ and VERBS[verb].python:
+            yield "Verbs and methods of packages", getattr(permafrost, verb), "permafrost"
+    for heading, group in (
+        ("Verbs and methods of packages", METHODS),
+        ("What they return", RETURNED),
+        ("For plug-ins and packages", DOORS),
+    ):
         for place in group:
             module, _, name = place.partition(":")
             yield heading, getattr(import_module(module), name), module

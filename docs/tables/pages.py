@@ -14,6 +14,7 @@ from docs.claims.sections import claims_of, verdict_rows
 from docs.measured import ROOT
 from docs.tables import (
     benchmarks,
+    doors,
     e2kd,
     exchange,
     frozen_features,
@@ -55,6 +56,7 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         *overview.TABLES,
+        *doors.TABLES,
         *e2kd.TABLES,
         *exchange.TABLES,
         *frozen_features.TABLES,

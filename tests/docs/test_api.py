@@ -1,11 +1,15 @@
 """The page of the Python interface: complete, and that of the docstrings."""
 
+import ast
+import inspect
 import re
+from importlib import import_module
 
 import pytest
 
 import permafrost
 from docs import api
+from docs.tables import doors
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs/reference/api.md"
@@ -28,10 +32,35 @@ def test_what_the_code_of_a_page_imports_is_on_the_page(page):
     """Functions of losses, families and constants are not: pages name them where they are used."""
     text = (ROOT / f"docs/howto/{page}.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    imported = re.findall(r"^\s*from permafrost[\w.]* import (.*)$", code, re.MULTILINE)
-    classes = {name for line in imported for name in re.findall(r"\b[A-Z]\w*[a-z]\w*", line)}
+    imported = re.findall(r"^\s*from (permafrost[\w.]*) import (.*)$", code, re.MULTILINE)
+    classes = {
+        name
+        for module, line in imported
+        for name in line.split(", ")
+        if inspect.isclass(getattr(import_module(module), name))
+    }
 
     assert classes <= NAMES
+
+
+def test_what_packages_import_from_the_core_says_what_it_is():
+    """A name with arguments says what they are, as a stranger's package may call it."""
+    unsaid = []
+    for module, names in doors.imported_names().items():
+        known = {}
+        for name, text, node in doors.docstrings_of(module):
+            if not any(
+                "overload" in ast.unparse(each) for each in getattr(node, "decorator_list", ())
+            ):
+                known[name] = (text, node)
+        for name in names:
+            text, node = known[name]
+            arguments = node.args.args + node.args.kwonlyargs if hasattr(node, "args") else []
+            if not text or (len(arguments) > 2 and "Args:" not in text):
+                unsaid.append(f"{module}:{name}")
+
+    assert len(doors.imported_names()) > 100  # control
+    assert unsaid == []
 
 
 def test_a_docstring_becomes_lists_and_code():

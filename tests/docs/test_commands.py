@@ -107,7 +107,7 @@ def test_every_python_block_is_executed():
             "object-storage.md",
             "own-data.md",
             *["own-loop.md"] * 8,
-            *["package.md"] * 5,
+            *["package.md"] * 6,
             *["plug-ins.md"] * 4,
             *["store-format.md"] * 2,
         )

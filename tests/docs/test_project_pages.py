@@ -193,18 +193,23 @@ def test_every_module_that_a_page_runs_exists(page):
         ), module
 
 
-def test_the_layout_of_the_contributing_page_is_that_of_the_tree():
-    block = section_of("CONTRIBUTING.md", "```text", "Read these six files")
-    named = set(re.findall(r"(\w+)/(?:\s|$)", block)) - {"pipeline", "permafrost_papers"}
-    packages = ROOT / "pipeline"
+def test_the_tree_of_three_pages_is_one_and_that_of_the_repository():
+    pages = ("README.md", "CONTRIBUTING.md", "docs/development/architecture.md")
+    trees = [
+        re.search(r"```text\n(pipeline/.*?)```", (ROOT / page).read_text(), re.S)[1]
+        for page in pages
+    ]
+    named = set(re.findall(r"(\w+)/", trees[0]))
+    packages = {path.parent.name for path in ROOT.glob("pipeline/permafrost_*/__init__.py")}
     folders = {
-        path.parent.name
-        for package in ("permafrost", "permafrost_papers")
-        for path in (packages / package).glob("*/__init__.py")
+        *(path.parent.name for path in ROOT.glob("pipeline/permafrost/*/__init__.py")),
+        *(path.parent.name for path in ROOT.glob("pipeline/permafrost_papers/*/__init__.py")),
+        *(name.removeprefix("permafrost_") for name in packages),
     }
 
-    assert named >= folders
-    assert {name for name in named if not (ROOT / name).is_dir()} <= folders | {"permafrost"}
+    assert trees[0] == trees[1] == trees[2]
+    assert trees[0].count("\n") <= 13
+    assert named - {"pipeline", "permafrost"} == folders | {"stages", "conf", "tests", "docs"}
 
 
 def test_the_release_says_where_the_version_is():

@@ -86,6 +86,11 @@ class Annotation(NamedTuple):
 def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) -> Annotation:
     """Finish and commit the canonical pass and, if `views=` requests one, the pass of stored views.
 
+    Args:
+        config: Options of precompute, with what `resolve_precompute` derives from the store.
+        store: Finished store.
+        executor: Runs the shards.
+
     Raises:
         ConfigError: If teacher, explainer or views do not fit the store.
         TeacherError: If the teacher's outputs cannot be what the options say.

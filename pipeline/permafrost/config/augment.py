@@ -455,3 +455,4 @@ class RandomViewsConfig(ViewsConfig):
 VIEWS: Family[type[ViewsConfig]] = Family(
     {"canonical": CanonicalViewsConfig, "random": RandomViewsConfig}
 )
+"""Kinds of `views=` by name."""

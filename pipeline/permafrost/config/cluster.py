@@ -84,7 +84,9 @@ class ExistingClusterConfig(WorkConfig):
 
 
 ClusterConfig = LocalClusterConfig | ExistingClusterConfig
+"""Options of `cluster=`: a Ray of this command, or one that runs."""
 ExecutorName = Literal["auto", "ray", "serial"]
+"""Values of `executor=`: Ray, this process, or the choice by the size of the work."""
 SMALL_STORE = 10_000
 """Number of records up to which executor=auto does not start Ray for a pass, as Ray takes 10 to 60 s to start."""
 

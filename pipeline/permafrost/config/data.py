@@ -286,6 +286,7 @@ SOURCES: Family[type[DataConfig]] = Family(
         )
     }
 )
+"""Sources of records (`data=`) by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,7 @@ EVALUATORS: Family[type[EvaluatorOptions]] = Family(
 
 
 Frame = Literal["auto", "center_crop", "full"]
+"""Part of an image that a network receives: all of it, the standard crop, or the one that fits its input."""
 E = TypeVar("E", bound=EvaluatorOptions)
 
 

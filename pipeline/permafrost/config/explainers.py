@@ -64,3 +64,4 @@ class GradCamConfig(ExplainerConfig):
 
 
 EXPLAINERS: Family[type[ExplainerConfig]] = Family({"gradcam": GradCamConfig})
+"""Explainers (`explainer=`) by name."""

@@ -17,7 +17,9 @@ from permafrost.core.errors import require
 
 LabelLoss = Literal["ce", "bce", "bce_offlabel"]
 Mode = Literal["frozen", "replay", "live"]
+"""Origin of the targets of a student: stored ones of the whole image or of views, or a teacher in every step."""
 MapControl = Literal["none", "shuffled", "unaugmented"]
+"""Negative controls of maps and features: none, those of another record, or those without the warp of the view."""
 
 
 def check_label_loss(loss: str, label_smoothing: float) -> None:
@@ -476,3 +478,4 @@ METHODS: Family[type[MethodConfig]] = Family(
         )
     }
 )
+"""Methods of distillation (`method=`) by name."""

@@ -300,3 +300,4 @@ MODELS: Family[type[ModelConfig]] = Family(
         )
     }
 )
+"""Networks (`teacher=`, `student=`, `black_box=`) by name."""

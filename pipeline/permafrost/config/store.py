@@ -144,6 +144,7 @@ PAYLOADS: Family[PayloadInfo] = Family(
         "pooled": PayloadInfo(f"{_MODULE}:PooledPayload", False),
     }
 )
+"""Payloads of a pass (`annotate.payloads=`) by name."""
 
 
 PROJECTION_RECORDS = 1024
@@ -171,6 +172,7 @@ def require_stages(option: str, stages: tuple[int, ...]) -> None:
 
 LogitsDtype = Literal["auto", "float16", "float32"]
 PassPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+"""Precision of the forward pass of a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)

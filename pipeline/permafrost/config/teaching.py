@@ -83,6 +83,7 @@ class LabelTeachingConfig(Options):
 
 
 TEACHINGS: Family[type[LabelTeachingConfig]] = Family({"labels": LabelTeachingConfig})
+"""Kinds of training of a teacher (`teaching=`) by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,13 @@ class ProgressLines:
 
 @contextmanager
 def say_if_slow(logger: logging.Logger, text: str, seconds: float = 3.0) -> Iterator[None]:
-    """Log `text` if the block takes longer than `seconds`, so that no stage is silent for long."""
+    """Log `text` if the block takes longer than `seconds`, so that no verb is silent for long.
+
+    Args:
+        logger: Logger of the verb.
+        text: Line that says what takes long.
+        seconds: Time after which it is logged.
+    """
     timer = threading.Timer(seconds, logger.info, (text,))
     timer.daemon = True
     timer.start()

@@ -15,7 +15,9 @@ from permafrost.core.errors import ConfigError
 MAX_KEY_BYTES = 200
 """Largest length of a record's key in UTF-8."""
 NO_LABEL = -1
+"""Label of a record without one."""
 NO_GROUP = -1
+"""Group of a record without one."""
 MAX_GROUP = 2**31 - 1
 """Largest group number, because the index stores groups as int32."""
 NO_SIZE = -1

@@ -39,10 +39,15 @@ METRICS = {
 PLAIN = Metric(higher_is_better=None, scale=1.0)
 """A metric for which neither higher nor lower is better."""
 MORE = Metric(scale=1.0)
+"""A number of which higher is better."""
 LESS = Metric(higher_is_better=False, scale=1.0)
+"""A number of which lower is better."""
 PER_CENT = Metric()
+"""A fraction in per cent, of which higher is better."""
 LESS_PER_CENT = Metric(higher_is_better=False)
+"""A fraction in per cent, of which lower is better."""
 COUNT = Metric(scale=1.0, digits=0)
+"""A count."""
 
 
 def numbers_of(

@@ -263,7 +263,18 @@ def evaluate_training(
     *,
     localize: bool = True,
 ) -> dict[str, Any]:
-    """Run `evaluate_split` for a network in training, and leave the network as it was."""
+    """Run `evaluate_split` for a network in training, and leave the network as it was.
+
+    Args:
+        input_size: (height, width) of the network's input.
+        dataset: Records of a split.
+        options: Options of the evaluation.
+        model: The network.
+        localize: Whether its explanations are measured, too.
+
+    Returns:
+        The metrics of the split, as fractions in [0, 1].
+    """
     with eval_mode(model):
         subject = EvaluatedModel(network=model, input_size=input_size)
         return evaluate_split(subject, dataset, options, localize=localize)
@@ -400,7 +411,16 @@ def _teacher_epg(
 
 
 def maps_of(model: EvaluatedModel, output: ModelOutput, classes: Tensor) -> Tensor:
-    """Compute the maps [n, 1, A, h, w] of the given classes [n], or of the predicted class where it is negative."""
+    """Compute the maps of given classes.
+
+    Args:
+        model: The network.
+        output: Its output for n images.
+        classes: i64 [n]; a negative one stands for the predicted class.
+
+    Returns:
+        f32 [n, 1, A, h, w], on the network's own grid.
+    """
     top1 = output.logits.argmax(dim=1)
     return model.maps(output, torch.where(classes >= 0, classes, top1)[:, None])
 
@@ -430,7 +450,17 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
 def iter_views(
     model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
 ) -> Iterator[Tensor]:
-    """Iterate over images f32 [b, 3, H, W] of these positions in the model's evaluation view, on its device."""
+    """Iterate over images in the model's evaluation view, on its device.
+
+    Args:
+        model: Network that receives them.
+        dataset: Records of a split.
+        positions: Positions of the records in the data set.
+        options: Options of the evaluation, with the size of a batch.
+
+    Yields:
+        f32 [b, 3, H, W] in [0, 1], in the order of the positions.
+    """
     on_host = iter_batches(dataset, options.batch_size, positions)
     for _, batch in iter_on_device(on_host, model.device):
         batch = evaluation_view(batch, options.frame, model.input_size)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 METRICS_NAME = "metrics.json"
+"""File of the metrics of an evaluation."""
 TEACHER_EVALUATION = "evaluate-teacher"
 """Name of the folder of a teacher's evaluation."""
 NETWORK_EVALUATION = "evaluate-network"

@@ -30,6 +30,7 @@ from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import forward_to_explain, picture_of
 
 RECORDS_NAME = "records.parquet"
+"""File with a row for each evaluated record."""
 
 RECORDS_SCHEMA = pa.schema(
     {
@@ -47,6 +48,7 @@ RECORDS_SCHEMA = pa.schema(
         "map_cosine": pa.list_(pa.float32()),  # null where either map is zero
     }
 )
+"""Columns of that file."""
 
 
 def record_table(split: str, predictions: Predictions) -> pa.Table:
@@ -109,6 +111,7 @@ def _lists(values: Tensor, valid: Tensor) -> list[list[Any]]:
 
 
 PICTURES_NAME = "pictures.safetensors"
+"""File of the images and maps that an evaluation keeps for a report."""
 
 
 @torch.no_grad()

@@ -152,6 +152,11 @@ def covering_passes(
     """Return the passes that cover all of these rows of a store.
 
     Passes of precompute cover all records. Those of another tool's targets may be of some splits alone.
+
+    Args:
+        store: The store.
+        rows: Row numbers of records in its index.
+        passes: Passes of the store.
     """
     selected = SelectedRecords(store, rows)
     return [

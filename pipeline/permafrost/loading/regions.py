@@ -14,6 +14,7 @@ from permafrost.loading.geometry import canonical_from_view, warp
 from permafrost.loading.transfer import copy_to
 
 RegionKind = Literal["boxes", "masks"]
+"""Regions of objects: their boxes, or masks."""
 
 
 def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int, int]) -> Tensor:

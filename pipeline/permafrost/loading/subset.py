@@ -74,6 +74,11 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
 def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> int:
     """Return the number of rows of `select_training_rows`, without selecting them where the class sizes suffice.
 
+    Args:
+        index: Index of the store.
+        split: Name of the split.
+        subset: Options of the selection.
+
     Raises:
         ConfigError: As `select_training_rows`.
     """

@@ -32,6 +32,7 @@ class Intermediates(NamedTuple):
 
 
 NO_INTERMEDIATES = Intermediates()
+"""Request of nothing but logits and features."""
 
 
 class Stage(NamedTuple):
@@ -416,7 +417,16 @@ class ProbedClassifier(Classifier):
 
 
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
-    """Raise ConfigError unless the images [B, 3, H, W] have the network's only (height, width)."""
+    """Check the size of images for a network that takes one size only.
+
+    Args:
+        name: Name of the network, for the message.
+        images: [B, 3, H, W].
+        size: (height, width) that it takes.
+
+    Raises:
+        ConfigError: If the images have another size.
+    """
     actual = (images.shape[-2], images.shape[-1])
     if actual != size:
         raise ConfigError(

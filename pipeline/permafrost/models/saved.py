@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from permafrost.models.classifier import Classifier
 
 EXPORT_FOLDER = "export"
+"""Folder of the exported programs of a student, in its run."""
 
 
 @dataclass(frozen=True, kw_only=True)

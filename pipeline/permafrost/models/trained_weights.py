@@ -32,6 +32,7 @@ from permafrost.store.manifest import MAX_FRAME_PIXELS
 logger = logging.getLogger("permafrost.models")
 
 MODEL_NAME = "model.safetensors"
+"""File of the weights of a trained network."""
 DESCRIPTION_NAME = "model.json"
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".th")
 """Suffixes of files of weights in a folder."""

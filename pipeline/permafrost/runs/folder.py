@@ -34,6 +34,7 @@ STUDENTS = "students"
 PASSES_NAME = "passes.json"
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
+"""File of the options of a run."""
 SWEEP_NAME = "sweep.json"
 """File of a sweep that lists its students."""
 CHECKPOINT_NAME = "checkpoint.pt"

@@ -333,6 +333,11 @@ def classes_of_source(source: Source, listing: Listing) -> tuple[str, ...]:
 def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[ShardPlan]:
     """Plan the source's shards: its own tars if they can be used in place, new ones otherwise.
 
+    Args:
+        source: The source.
+        listing: Its records, as `list_source` has listed them.
+        config: Options of the store.
+
     Raises:
         ConfigError: If there are no records, if several have the same key, or if the tars cannot be used in place
             although the options ask for it.

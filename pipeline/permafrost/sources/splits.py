@@ -17,6 +17,7 @@ from permafrost.sources.tally import Tally
 SPELLED_SPLITS = "names taken for splits"
 """Topic of a tally: folders, cells and names of tars that spell a split in another way."""
 TRAIN = "train"
+"""Name of the split for training."""
 TEST = "test"
 
 

@@ -99,6 +99,7 @@ class RootedPath:
 
 
 AnyPath: TypeAlias = Path | RootedPath
+"""Path of a file of this machine, or of an object in a bucket."""
 
 
 def user_path(text: str, beside: RootedPath | None = None) -> AnyPath:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 ARTIFACTS_FOLDER = "artifacts"
+"""Folder of the artifacts of a store."""
 ARTIFACT_SCHEMA = 1
 _POLL_SECONDS = 0.05
 

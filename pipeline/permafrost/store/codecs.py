@@ -80,6 +80,7 @@ def _other_body(
 
 
 SUFFIX = "npy"
+"""Suffix of a row of numbers that is stored as a file."""
 _TYPE = np.dtype("<f4")
 
 

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 3
 """Schema of stores and passes, the only one that is read."""
 MANIFEST_NAME = "manifest.json"
+"""File of the manifest of a store, of a pass or of an artifact, which is written last."""
 TEACHERS_FOLDER = "teachers"
+"""Folder of the passes of a store."""
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
 _ADDED_BESIDE = ("hierarchy", "partition_sha256")

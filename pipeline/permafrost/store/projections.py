@@ -24,6 +24,7 @@ from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.manifest import PassManifest, ProjectionEntry
 
 PROJECTIONS_FOLDER = "projections"
+"""Folder of the projections of a pass."""
 _SUFFIX = ".npy"
 _MAX_BYTES = 2**26
 """Largest size of a file: 4,096 components of 4,096 channels."""
@@ -48,7 +49,13 @@ class Projection(NamedTuple):
 
 
 def write_projection(folder: RootedPath, field: str, projection: Projection) -> None:
-    """Write the projection of a field of a pass."""
+    """Write the projection of a field of a pass.
+
+    Args:
+        folder: Folder of the pass.
+        field: Name of the field.
+        projection: The projection.
+    """
     rows = np.concatenate([projection.mean[None], projection.components])
     ends = np.concatenate([[projection.total], projection.variances])
     data = encode_npy(np.concatenate([rows, ends[:, None]], axis=1).astype("<f4"))
@@ -75,6 +82,11 @@ def read_projection(path: RootedPath) -> Projection:
 
 def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> Projection:
     """Read the projection of a field.
+
+    Args:
+        folder: Folder of the pass.
+        manifest: Manifest of the pass, which says the digest of the file.
+        field: Name of the field.
 
     Raises:
         ManifestError: If the file is missing, a byte has changed, or it does not fit the field.

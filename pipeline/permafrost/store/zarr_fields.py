@@ -44,6 +44,7 @@ from permafrost.store.row_reader import (
 )
 
 FIELDS_FOLDER = "fields.zarr"
+"""Folder of the fields of a pass."""
 
 
 _MAX_CHUNK_BYTES = 64 * 2**20
