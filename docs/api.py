@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import permafrost
-from permafrost.config.verbs import VERBS, ordered_verbs
+from permafrost.config.verbs import VERBS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,7 +195,7 @@ def names() -> Iterator[tuple[str, Any, str]]:
     """Yield the heading, the value and the module of all public names."""
     for name in permafrost.__all__:
         yield "Functions and classes of permafrost", getattr(permafrost, name), "permafrost"
-    for verb in ordered_verbs():
+    for verb in VERBS:
         if verb not in permafrost.__all__ and VERBS[verb].python:
             yield "Verbs and methods of packages", getattr(permafrost, verb), "permafrost"
     for heading, group in (

@@ -52,12 +52,12 @@ def _run(verb: str, words: list[str]) -> None:
 
 def _require_verb(verb: str) -> None:
     from permafrost.config.suggestions import suggest
-    from permafrost.config.verbs import VERBS, ordered_verbs
+    from permafrost.config.verbs import VERBS
     from permafrost.core.errors import printable, require
 
     require(
         verb in VERBS,
-        f"there is no verb {printable(verb)}{suggest(verb, VERBS)}; choose one of: {', '.join(ordered_verbs())}",
+        f"there is no verb {printable(verb)}{suggest(verb, VERBS)}; choose one of: {', '.join(VERBS)}",
     )
 
 
@@ -86,9 +86,9 @@ def _print_completion(words: list[str]) -> None:
 
 def overview() -> str:
     """Return the help text: each verb with the first line of its help."""
-    from permafrost.config.verbs import VERBS, ordered_verbs
+    from permafrost.config.verbs import VERBS
 
-    lines = [f"  {verb:<11} {VERBS[verb].help.partition(chr(10))[0]}" for verb in ordered_verbs()]
+    lines = [f"  {verb:<11} {VERBS[verb].help.partition(chr(10))[0]}" for verb in VERBS]
     return "\n".join(
         [
             "Run the teachers once, distill many students.\n",

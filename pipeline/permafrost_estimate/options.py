@@ -81,6 +81,7 @@ class EquivarianceOptions(EvaluatorOptions):
 
     section: ClassVar[str] = "evaluate.equivariance"
     implementation: ClassVar[str] = "permafrost_estimate.equivariance:EVALUATOR"
+    order: ClassVar[int] = 40
     reads_augment: ClassVar[bool] = True
 
     records: Annotated[int, Ge(1)] = 256

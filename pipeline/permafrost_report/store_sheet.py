@@ -104,7 +104,6 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
     return facts
 
 
-@styled
 def show_records(
     store: Store, split: str | None = None, *, teacher: str | None = None, records: int = 24
 ) -> StoreSheet:
@@ -125,6 +124,7 @@ def show_records(
     return draw_store(store, passes[0] if passes else None, split, records)
 
 
+@styled
 def draw_store(
     store: Store, teacher: TeacherPass | None = None, split: str | None = None, records: int = 24
 ) -> StoreSheet:

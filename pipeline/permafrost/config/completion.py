@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_origin
 
 from permafrost.config.compose import value_type
 from permafrost.config.sections import group_members, option_paths, section_names
-from permafrost.config.verbs import VERBS, ordered_verbs
+from permafrost.config.verbs import VERBS
 from permafrost.core.errors import UserError
 
 SCRIPTS = {
@@ -51,7 +51,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     """
     *before, last = [word.strip() for word in words] or [""]
     if not before:
-        return [verb for verb in ordered_verbs() if verb.startswith(last)]
+        return [verb for verb in VERBS if verb.startswith(last)]
     verb = before[0]
     if verb not in VERBS:
         return []

@@ -16,6 +16,8 @@ from permafrost.core.errors import require
 class EvaluatorOptions(Options):
     """Base class of the options of an evaluator, also used for evaluators without options."""
 
+    order: ClassVar[int] = 100
+    """Place in a report: accuracy is 10, localization 20, knn 50, linear_probe 60."""
     is_flat: ClassVar[bool] = False
     """True if its metrics are stored next to `records` in metrics.json rather than below its name."""
     uses_teacher: ClassVar[bool] = False
@@ -38,6 +40,7 @@ class AccuracyOptions(EvaluatorOptions):
     """Accuracy, overall and by group, and agreement with the teacher."""
 
     implementation: ClassVar[str] = "permafrost.evaluation.basic_evaluators:ACCURACY"
+    order: ClassVar[int] = 10
     is_flat: ClassVar[bool] = True
 
 
@@ -46,6 +49,7 @@ class LocalizationOptions(EvaluatorOptions):
     """EPG and IoU of explanations, and their cosine with the teacher's stored maps."""
 
     implementation: ClassVar[str] = "permafrost.evaluation.basic_evaluators:LOCALIZATION"
+    order: ClassVar[int] = 20
     is_flat: ClassVar[bool] = True
 
 
@@ -71,6 +75,7 @@ class KNNOptions(FeatureProbeOptions):
 
     section: ClassVar[str] = "evaluate.knn"
     implementation: ClassVar[str] = "permafrost.evaluation.feature_probes:KNN"
+    order: ClassVar[int] = 50
 
     k: tuple[int, ...] = (1, 20)
     """Numbers of neighbors, each of which gives one accuracy."""
@@ -91,6 +96,7 @@ class LinearProbeOptions(FeatureProbeOptions):
 
     section: ClassVar[str] = "evaluate.linear_probe"
     implementation: ClassVar[str] = "permafrost.evaluation.feature_probes:LINEAR_PROBE"
+    order: ClassVar[int] = 60
 
     l2: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Weights of the squared norm, of which the best on a fifth of the training records is used. Features have
@@ -112,7 +118,7 @@ EVALUATORS: Family[type[EvaluatorOptions]] = Family(
         "linear_probe": LinearProbeOptions,
     }
 )
-"""Evaluators in the order in which the report shows them."""
+"""Evaluators in the order in which a report shows them."""
 
 
 # ---- evaluation ------------------------------------------------------------------------------------

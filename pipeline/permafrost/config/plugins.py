@@ -42,6 +42,10 @@ class Family(MutableMapping[str, T]):
     """All families, in which a plug-in may have members."""
 
     def __init__(self, members: Mapping[str, T]) -> None:
+        """Set the members that the core has.
+
+        They are listed by their `order`, a number of 100 unless a member states another, and then as they were added.
+        """
         self._members = dict(members)
         self.every.append(self)
 
@@ -57,7 +61,9 @@ class Family(MutableMapping[str, T]):
 
     def __iter__(self) -> Iterator[str]:
         load_installed()
-        return iter(self._members)
+        return iter(
+            sorted(self._members, key=lambda name: getattr(self._members[name], "order", 100))
+        )
 
     def __len__(self) -> int:
         load_installed()

@@ -31,7 +31,7 @@ from permafrost.config.options import (
 from permafrost.config.sections import group_members, section_names
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import VERBS, option_classes, ordered_verbs
+from permafrost.config.verbs import VERBS, option_classes
 
 _WIDTH = 100
 _INDENT = " " * 8
@@ -134,12 +134,12 @@ def options_page() -> str:
         "# Options\n\nGenerated from the dataclasses of permafrost/config by `python -m permafrost.config.reference`. "
         "An option is written `section.option=value`; `null` means no value.\n"
     ]
-    for verb in ordered_verbs():
-        cls = VERBS[verb].options
+    for verb, described in VERBS.items():
+        cls = described.options
         parts.append(f"## {verb}\n\n{_first_line(cls)}\n\n{_table(cls, '')}")
     sections = dict(_SECTIONS)
-    for verb in ordered_verbs():
-        for option in options_of(VERBS[verb].options):
+    for described in VERBS.values():
+        for option in options_of(described.options):
             if isinstance(option.hint, type) and issubclass(option.hint, Options):
                 sections.setdefault(option.name, option.hint)
     for name, cls in sections.items():

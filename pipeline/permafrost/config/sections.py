@@ -15,7 +15,7 @@ from permafrost.config.options import Option, Options, Role, options_of
 from permafrost.config.plugins import Family, experiment_folders
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import VERBS, option_classes, ordered_verbs
+from permafrost.config.verbs import VERBS, option_classes
 
 GROUPS: dict[str, type[Options]] = {
     "store": StoreOptions,
@@ -110,7 +110,7 @@ def _experiment_folders() -> dict[str, Path]:
 def top_options() -> dict[str, Option]:
     """Return the options of all verbs by name: sections, and options outside sections."""
     plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
-    every = (option for verb in ordered_verbs() for option in options_of(VERBS[verb].options))
+    every = (option for verb in VERBS.values() for option in options_of(verb.options))
     named = {o.name: o for o in every if Role.SET_BY_STAGE not in o.roles}
     return {"plugins": plugins, **named}
 

@@ -305,11 +305,6 @@ SWEEP_SUMMARIES: Family[str] = Family({})
 """Texts that packages have printed after a sweep, by name: module:name of functions (run) -> text."""
 
 
-def ordered_verbs() -> list[str]:
-    """Return the names of all verbs in the order in which they are used."""
-    return sorted(VERBS, key=lambda name: (VERBS[name].order, name))
-
-
 def report_command(store: str, run: str) -> str:
     """Return the command that reports a run, empty if no package adds the verb."""
     words = ["permafrost", "report", f"store.path={store}", f"run={run}"]

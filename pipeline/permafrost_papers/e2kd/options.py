@@ -25,6 +25,7 @@ class ShiftOptions(EvaluatorOptions):
 
     section: ClassVar[str] = "evaluate.shift"
     implementation: ClassVar[str] = "permafrost_papers.e2kd.shift:EVALUATOR"
+    order: ClassVar[int] = 30
 
     pixels: Annotated[int | None, Ge(1)] = None
     """Largest shift of the input in pixels (32 in the paper); null disables the curve. The frames must be
