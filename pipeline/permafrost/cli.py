@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from permafrost.config.compose import complete_words, compose
@@ -128,7 +127,7 @@ def run_words(verb: str, words: Sequence[str]) -> Any:
     """
     load_plugins(plugin_names(words))
     described = VERBS[verb]
-    function = resolve_name(described.function)
+    function = described.load()
     complete = complete_words(verb, words)
     composed = compose(verb, complete) | {"command": [verb, *words]}
     config = place_paths(build_verb_config(verb, composed))

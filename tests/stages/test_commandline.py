@@ -14,6 +14,7 @@ import yaml
 
 from permafrost.__main__ import main as console_main
 from permafrost.cli import next_command, stage_main
+from permafrost.config import plugins
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
@@ -504,6 +505,85 @@ def test_the_console_command_lists_every_verb_and_runs_it(console):
     ]
     assert code == 0
     assert yaml.safe_load(shown)["method"]["tau"] == 3
+
+
+MY_VERB = """'''Count the records of a store.
+
+    permafrost count plugins=[my_verbs.py]
+'''
+from dataclasses import dataclass
+
+from permafrost.config.options import Options
+from permafrost.config.verbs import VERBS, Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig(Options):
+    '''Sections that `count` reads.'''
+
+    number: int = 1
+
+
+@dataclass(frozen=True)
+class CountResult:
+    counted: int
+
+
+def count(config):
+    return CountResult(config.number + 1)
+
+
+VERBS["count"] = Verb(options=CountConfig, function="FUNCTION")
+"""
+
+
+@pytest.fixture
+def my_verbs(tmp_path, monkeypatch):
+    """Function that writes a plug-in with a verb of this function."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(function):
+        (tmp_path / "my_verbs.py").write_text(MY_VERB.replace("FUNCTION", function))
+
+    yield write
+    VERBS.pop("count", None)
+    sys.modules.pop("my_verbs", None)
+    plugins._PLACES.pop("my_verbs", None)
+
+
+def test_a_plug_in_in_one_file_adds_a_verb(console, my_verbs):
+    my_verbs("my_verbs:count")
+    word = "plugins=[my_verbs.py]"
+    code, printed, errors = console("count", word, "number=4")
+    _, helped, _ = console("count", word, "--help")
+    _, listed, _ = console("--help", word)
+    wrong, _, message = console("count", word, "numbr=4")
+
+    assert (code, errors) == (0, "")
+    assert printed.startswith("counted: 5\n")
+    assert helped.startswith("Count the records of a store.")
+    assert "  count       Count the records of a store." in listed.splitlines()
+    assert wrong == 2
+    assert "count takes no numbr= (did you mean number=?)" in message
+
+
+@pytest.mark.parametrize(
+    "function", ["my_verbs:cuont", "my_verbz:count", "my_verbs", "os.path:sep"]
+)
+def test_a_verb_without_its_function_is_one_line_and_hides_no_other(console, my_verbs, function):
+    my_verbs(function)
+    word = "plugins=[my_verbs.py]"
+    code, _, errors = console("count", word)
+    _, listed, _ = console("--help", word)
+
+    assert code == 2
+    assert errors == (
+        f"permafrost count: error: Verb(function={function!r}): there is no such function; write "
+        "<module>:<function>\n"
+    )
+    assert "  distill " in listed
+    assert "  count " in listed
 
 
 def test_a_verb_that_is_not_there_is_one_line_and_exit_code_2(console):

@@ -106,12 +106,16 @@ def _experiment_folders() -> dict[str, Path]:
     return {"": CONF / "experiment", **experiment_folders()}
 
 
-@cache
 def top_options() -> dict[str, Option]:
     """Return the options of all verbs by name: sections, and options outside sections."""
+    return _options_by_name(tuple(verb.options for verb in VERBS.values()))
+
+
+@cache  # by the classes, as a plug-in may add a verb later
+def _options_by_name(classes: tuple[type[Options], ...]) -> dict[str, Option]:
     plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
-    every = (option for verb in VERBS.values() for option in options_of(verb.options))
-    named = {o.name: o for o in every if Role.SET_BY_STAGE not in o.roles}
+    every = (option for cls in classes for option in options_of(cls))
+    named = {option.name: option for option in every if Role.SET_BY_STAGE not in option.roles}
     return {"plugins": plugins, **named}
 
 

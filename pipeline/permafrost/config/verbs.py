@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -26,7 +28,7 @@ from permafrost.config.plugins import Family
 from permafrost.config.store import PrecomputeConfig, StoreOptions
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import Logger
-from permafrost.core.errors import require, require_name
+from permafrost.core.errors import ConfigError, require, require_name
 
 DEFAULT_EVALUATORS = ("accuracy", "localization")
 
@@ -213,10 +215,31 @@ class Verb:
     @property
     def help(self) -> str:
         """Docstring of the function's module, which is not imported, as that takes longer than its help."""
-        spec = find_spec(self.function.partition(":")[0])
+        spec = None
+        with suppress(ModuleNotFoundError):  # `load` names it
+            spec = find_spec(self.function.partition(":")[0])
         source = getattr(spec.loader, "get_source", None) if spec is not None else None
         text = source(spec.name) if source is not None and spec is not None else None
         return ast.get_docstring(ast.parse(text or "")) or ""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function.
+
+        Raises:
+            ConfigError: If there is no such module, or no such function in it.
+        """
+        module, _, name = self.function.partition(":")
+        try:
+            function: Callable[..., Any] | None = getattr(import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # of a package that the module needs
+            function = None
+        if not callable(function):
+            raise ConfigError(
+                f"Verb(function={self.function!r}): there is no such function; write <module>:<function>"
+            )
+        return function
 
 
 def _check_live_words(words: Sequence[str], composed: dict[str, Any], config: Any) -> None:
