@@ -1,5 +1,6 @@
 """Passes that go out without their images, and come back into other stores."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -7,6 +8,7 @@ import sys
 import types
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -18,8 +20,11 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
+from permafrost.store.arrow_files import read_table
+from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost_exchange.share_format import _ROW_BYTES, SHARED_RECORDS_SCHEMA
 from permafrost_exchange.target_reader import TargetError
 from tests.exchange.test_ingest import run_distill
 from tests.exchange.test_readers import key_of
@@ -338,3 +343,33 @@ def test_a_store_in_a_bucket_takes_and_gives_passes(photographs, names, shared, 
     assert (result.attached_records, again.attached_records) == (PHOTOS, 0)
     for path in sorted((shared["whole"] / "targets").iterdir()):
         assert (tmp_path / "out" / "targets" / path.name).read_bytes() == path.read_bytes()
+
+
+def write_shared_records(path, records):
+    names = [f"folder/photograph-{number:06d}.jpg" for number in range(records)]
+    digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    columns = [names, ["train"] * records, [3] * records, [names[0]] * records, digests, digests]
+    arrays = [
+        pa.array(values, field.type)
+        for values, field in zip(columns, SHARED_RECORDS_SCHEMA, strict=True)
+    ]
+    table = pa.Table.from_arrays(arrays, schema=SHARED_RECORDS_SCHEMA)
+    pq.write_table(table, path)
+    return table
+
+
+@pytest.mark.parametrize("records", [40, 300, 3000, 30_000])
+def test_the_records_of_a_share_of_any_size_are_within_their_limit(tmp_path, records):
+    """A bound of texts grows with the square of their number, and must not be taken for their bytes."""
+    path = tmp_path / "records.parquet"
+    table = write_shared_records(path, records)
+
+    assert read_table(path, SHARED_RECORDS_SCHEMA, most=_ROW_BYTES * records).equals(table)
+
+
+def test_records_beyond_their_limit_are_not_read(tmp_path):
+    path = tmp_path / "records.parquet"
+    write_shared_records(path, 3000)
+
+    with pytest.raises(ManifestError, match="would have more than 480,000 bytes"):
+        read_table(path, SHARED_RECORDS_SCHEMA, most=160 * 3000)

@@ -128,8 +128,6 @@ def _require_plain(message: pa.ipc.Message) -> None:
 MAX_TABLE_BYTES = 2**26
 """Largest size of a table of a store, as a file and in memory. Receipts of 100,000 records and tables of 50,000 shards
 are smaller."""
-_FEW_BYTES = MAX_TABLE_BYTES // 16
-"""Bound of a column of texts up to which it is not looked at more closely."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8} | {
     "FIXED_LEN_BYTE_ARRAY": 32  # digests
 }
@@ -153,15 +151,16 @@ def open_parquet(data: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
     )
 
 
-def table_bytes(metadata: pq.FileMetaData, data: bytes) -> int:
+def table_bytes(metadata: pq.FileMetaData, data: bytes, limit: int = MAX_TABLE_BYTES) -> int:
     """Return an upper bound of the bytes of a table's values in memory, from its footer.
 
     A text that is repeated is stored once, so the bound of texts is their number times the bytes of all different ones.
-    If that is large, their lengths are added up, without the texts.
+    If that is more than a sixteenth of the limit, their lengths are added up, without the texts.
 
     Args:
         metadata: Footer of the file.
         data: The whole file.
+        limit: Number of bytes that the bound will be compared with.
 
     Raises:
         FormatError: If a column has no physical type.
@@ -177,7 +176,7 @@ def table_bytes(metadata: pq.FileMetaData, data: bytes) -> int:
             if size is None:
                 raise FormatError(f"column {column.path_in_schema} has no physical type")
             most = column.num_values * size
-            if is_text and most > _FEW_BYTES and column.num_values <= MAX_TABLE_BYTES:
+            if is_text and most > limit // 16 and column.num_values <= MAX_TABLE_BYTES:
                 most = _text_bytes(data, group, column.path_in_schema)
             total += most
     return max(stored, total)

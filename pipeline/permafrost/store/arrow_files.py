@@ -213,7 +213,7 @@ def read_table(
         file = open_parquet(data)
         if not file.schema_arrow.equals(schema, check_metadata=False):
             raise ManifestError(f"{path} does not have the columns of this version")
-        if most is not None and table_bytes(file.metadata, data) > most:
+        if most is not None and table_bytes(file.metadata, data, most) > most:
             raise ManifestError(
                 f"{path} would have more than {most:,} bytes in memory; {advice[1]}"
             )
