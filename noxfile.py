@@ -146,6 +146,7 @@ def run_tests(
     prefix: tuple[str, ...] = (),
     env: dict[str, str | None] | None = None,
     options: tuple[str, ...] = (),
+    selection: tuple[str, ...] = SELECTION,
     processes: int = 2,
     busy: int = 0,
     said: str = "",
@@ -162,7 +163,7 @@ def run_tests(
     if "--whole" in words:
         words = [word for word in words if word != "--whole"]
     else:
-        words = ["-m", "not slow and not ray", *(words or SELECTION)]
+        words = ["-m", "not slow and not ray", *(words or selection)]
     kept = ROOT / session.env_dir.parent / f"{condition}.xml"
     kept.parent.mkdir(exist_ok=True)
     kept.unlink(missing_ok=True)
@@ -255,8 +256,8 @@ def no_papers(session: nox.Session) -> None:
         python = make_environment(folder / "python")
         env: dict[str, str | None] = {"PYTHONPATH": str(Path.cwd() / "pipeline")}
         # The pages have results of the papers.
-        options = ("--ignore=tests/docs",)
-        run_tests(session, session.name, python=str(python), env=env, options=options)
+        paths = tuple(path for path in SELECTION if path != "tests/docs")
+        run_tests(session, session.name, python=str(python), env=env, selection=paths)
 
 
 @nox.session(name="core", venv_backend="none")

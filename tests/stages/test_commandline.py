@@ -177,11 +177,12 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
 @pytest.mark.parametrize(
     ("verb", "words", "asked", "recovery_hint"),
     [
-        (
+        pytest.param(
             "distill",
             ["method=ft", MIXUP],
             r"augment\.mix shows two records, and method=ft has no rule .* mode=live .*mode=frozen",
             r"augment\.mix=\[\]",
+            marks=needs_papers,
         ),
         (
             "distill",
@@ -201,11 +202,12 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
             r"map_control=shuffled gives each record the map of its neighbor",
             r"map_control=none, or augment\.mix=\[\]",
         ),
-        (
+        pytest.param(
             "teach",
             ["teaching=guided", f"teaching.{MIXUP}"],
             r"teaching\.augment\.mix \(mixup\): teaching=guided",
             r"teaching=labels, or teaching\.augment\.mix=\[\]",
+            marks=needs_papers,
         ),
         (
             "distill",
@@ -266,7 +268,7 @@ def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(
         ("distill", ["method=e2kd"], ""),
         ("distill", ["method=kd", "mode=replay"], ""),
         ("distill", ["method=e2kd", *LIVE], ""),
-        ("distill", ["method=review_kd", *LIVE], ""),
+        pytest.param("distill", ["method=review_kd", *LIVE], "", marks=needs_papers),
         ("teach", ["teaching=labels"], "teaching."),
         ("precompute", [], ""),  # precompute without views=random reads no augment option
     ],
@@ -284,7 +286,7 @@ def test_mixtures_are_an_option_of_every_mode(verb, words, section, augment):
         ("distill", ["method=e2kd"], ""),
         ("distill", ["method=kd", "mode=replay"], ""),
         ("distill", ["method=e2kd", *LIVE], ""),
-        ("teach", ["teaching=guided"], "teaching."),
+        pytest.param("teach", ["teaching=guided"], "teaching.", marks=needs_papers),
         ("precompute", ["views=random"], ""),
     ],
 )
@@ -295,6 +297,7 @@ def test_randaugment_is_an_option_of_every_mode(verb, words, section):
     assert [operation.kind for operation in built.on_pixels] == ["randaugment"]
 
 
+@needs_papers
 def test_a_mixture_that_no_rule_is_known_for_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "stages.distill", "method=ft", MIXUP],
