@@ -6,8 +6,8 @@
 statements       of pipeline/ and stages/, neither docstrings nor imports; of the core (permafrost and stages), and of
                  each package that enters by the plug-in door
 logic lines      of pipeline/ and stages/: neither blank, comment, docstring nor import
-reached          modules of the package that a stage imports, itself or through others, also inside functions, but not
-                 for types alone
+reached          modules that the module of a verb's function imports, itself or through others, also inside functions,
+                 but not for types alone
 buckets          files outside of storage/ that ask whether a path is in a bucket, or act on it
 shared names     names of modules that several modules have, except __init__, and without stages/
 double classes   public class names that several modules define

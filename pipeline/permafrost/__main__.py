@@ -29,15 +29,15 @@ def _run(verb: str, words: list[str]) -> None:
     from permafrost.config.experiments import plugin_names
     from permafrost.config.plugins import load_plugins
 
-    others = {"schema": _print_schema, "completion": _print_completion}
+    printers = {"schema": _print_schema, "completion": _print_completion}
     is_help = verb in ("-h", "--help", "help")
 
     def prepare() -> None:
         load_plugins(() if verb == "completion" else plugin_names(words))
         if is_help:
             print(overview())
-        elif verb in others:
-            others[verb](words)
+        elif verb in printers:
+            printers[verb](words)
         else:
             _require_verb(verb)
 
@@ -45,7 +45,7 @@ def _run(verb: str, words: list[str]) -> None:
     if code:
         print(message, file=sys.stderr)
         sys.exit(code)
-    if not is_help and verb not in others:
+    if not is_help and verb not in printers:
         sys.argv = [f"permafrost {verb}", *words]
         stage_main(verb)
 

@@ -191,7 +191,7 @@ def next_command(command: str, words: Sequence[str]) -> str:
     """Return the next command, with the options of the experiment of this one if there is one.
 
     Args:
-        command: Next command as a stage suggests it.
+        command: Next command as a verb suggests it.
         words: Words of this command.
     """
     experiment = [word for word in words if word.startswith("experiment=")]

@@ -269,18 +269,11 @@ def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
     require(equals != "", f"cannot read {word!r}; options are written key=value, see --help")
     section = section_of(word)
     hint = suggest_options(verb, section) or suggest(section, names)
-    nested = {
-        ".".join(parts[:2])
-        for parts in map(_split_path, option_paths(verb))
-        if section in parts[1:2]
-    }
+    paths = [option.split(".") for option in option_paths(verb)]
+    nested = {".".join(parts[:2]) for parts in paths if section in parts[1:2]}
     if section in GROUPS and nested:
         hint = f" (did you mean {min(nested)}?)"
     raise ConfigError(f"{verb} takes no {printable(path)}={hint}; it takes: {', '.join(names)}")
-
-
-def _split_path(path: str) -> list[str]:
-    return path.split(".")
 
 
 def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
