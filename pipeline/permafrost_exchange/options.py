@@ -146,11 +146,14 @@ VERBS["ingest"] = Verb(
     checks_teacher=True,
     python="Make a pass of targets of another tool. The result has its name, and the number of `records`.",
 )
-VERBS["verify"] = Verb(
-    options=VerifyTeacherConfig,
-    function="permafrost_exchange.verify_teacher:verify_teacher",
-    order=40,
-    checks_teacher=True,
+VERBS.replace(
+    "verify",
+    Verb(
+        options=VerifyTeacherConfig,
+        function="permafrost_exchange.verify_teacher:verify_teacher",
+        order=40,
+        checks_teacher=True,
+    ),
 )
 VERBS["share"] = Verb(
     options=ShareConfig,

@@ -63,7 +63,7 @@ def do_nothing(config):
 
 def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
     work = replace(VERBS["distill"], function=f"{__name__}:do_nothing")
-    monkeypatch.setitem(VERBS, "distill", work)
+    monkeypatch.setitem(VERBS._members, "distill", work)
 
     def error_message(*words):
         monkeypatch.setattr("sys.argv", ["distill", *words])
@@ -587,6 +587,17 @@ def test_a_verb_without_its_function_is_one_line_and_hides_no_other(console, my_
     )
     assert "  distill " in listed
     assert "  count " in listed
+
+
+def test_a_name_of_another_package_is_not_taken(console, my_verbs, tmp_path):
+    my_verbs("my_verbs:count")
+    path = tmp_path / "my_verbs.py"
+    path.write_text(path.read_text().replace('VERBS["count"]', 'VERBS["distill"]'))
+    code, _, errors = console("distill", "plugins=[my_verbs.py]", "--help")
+
+    assert code == 2
+    assert "distill is a name of two packages, my_verbs and permafrost, so one would hide" in errors
+    assert VERBS["distill"].function.startswith("permafrost.")
 
 
 def test_a_verb_that_is_not_there_is_one_line_and_exit_code_2(console):

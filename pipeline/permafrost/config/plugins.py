@@ -54,6 +54,21 @@ class Family(MutableMapping[str, T]):
         return self._members[name]
 
     def __setitem__(self, name: str, member: T) -> None:
+        """Add a member.
+
+        Raises:
+            ConfigError: If another package has a member of this name.
+        """
+        packages = {_package_of(each) for each in (self._members.get(name, member), member)}
+        require(
+            len(packages) == 1,
+            f"{name} is a name of two packages, {' and '.join(sorted(packages))}, so one would hide the other; rename "
+            "one, or uninstall its package",
+        )
+        self._members[name] = member
+
+    def replace(self, name: str, member: T) -> None:
+        """Put a member in the place of one that does less, whichever package that is from."""
         self._members[name] = member
 
     def __delitem__(self, name: str) -> None:
@@ -68,6 +83,13 @@ class Family(MutableMapping[str, T]):
     def __len__(self) -> int:
         load_installed()
         return len(self._members)
+
+
+def _package_of(member: Any) -> str:
+    """Return the top-level package of a class or a function, or of what a member names as module:name."""
+    named = getattr(member, "function", getattr(member, "implementation", member))
+    module = member.__module__ if isinstance(member, type) or callable(member) else str(named)
+    return str(module).partition(":")[0].partition(".")[0]
 
 
 # ---- installed packages ----------------------------------------------------------------------------

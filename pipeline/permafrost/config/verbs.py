@@ -321,7 +321,7 @@ VERBS: Family[Verb] = Family(
         ),
     }
 )
-"""Commands of `permafrost` by name. A package adds its own, or replaces one by a verb that does more."""
+"""Commands of `permafrost` by name. A package adds its own, or replaces one by a verb that does more (`replace`)."""
 
 
 SWEEP_SUMMARIES: Family[str] = Family({})
