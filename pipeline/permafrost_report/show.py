@@ -33,11 +33,12 @@ class ShowResult:
 
 def show_store(config: ShowConfig) -> ShowResult:
     """Draw the picture and write it."""
-    from permafrost_report.store_sheet import draw_store
+    from permafrost_report.store_sheet import show_records  # imports matplotlib
 
+    teacher = next(iter(config.store.teacher), None)
+    options = config.show
     store = Store(config.store.folder)
-    passes = store.open_passes(config.store.teacher) if store.pass_folders() else []
-    sheet = draw_store(store, passes[0] if passes else None, config.show.split, config.show.records)
+    sheet = show_records(store, options.split, teacher=teacher, records=options.records)
     path = Path(config.show.output)
     write_atomically(path, sheet.encoded(path.suffix[1:]))
     return ShowResult(facts=sheet.facts, picture=str(path))
