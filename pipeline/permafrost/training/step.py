@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -10,14 +11,8 @@ from permafrost.core.batches import Batch, MixedLabels, Targets, first_explained
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.mixtures import labels_of, mix_targets
-from permafrost.losses.base import (
-    LossTerms,
-    Needs,
-    StepInputs,
-    StudentOutput,
-    weighted_sum,
-)
-from permafrost.models.classifier import Intermediates, ModelOutput
+from permafrost.losses.base import LossTerms, Needs, StepInputs, StudentOutput, weighted_sum
+from permafrost.models.classifier import ModelOutput
 from permafrost.training.state import Training
 
 
@@ -71,45 +66,74 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         batch: Batch under its views, on the model's device.
         input_size: (height, width) of the student's input.
     """
-    needs = training.loss.needs
-    images = view_images(batch, input_size)
-    batch = replace(batch, rendered=images)
-    inputs = StepInputs(images=images, labels=labels_of(batch))
+    # 1. Views, pixels and mixtures of the images, and the labels that belong to them.
+    batch = replace(batch, rendered=view_images(batch, input_size))
+    inputs = _prepare(training, batch)
+    # 2. The student, whose grid the targets are warped to.
+    student = _run_student(training, batch, inputs, input_size)
+    # 3. The loss with each teacher's targets, where the student explains their classes, or with the labels alone.
+    if not training.loss.needs.targets:
+        total: LossTerms = training.loss(student, None, inputs.labels)
+    else:
+        terms = [
+            training.loss(*_explain(training, student, targets), inputs.labels)
+            for targets in _read_targets(training, batch, inputs, student)
+        ]
+        total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+    accuracy = _training_accuracy(training, student.output, inputs)
+    return replace(total, statistics=total.statistics | accuracy)
+
+
+def _prepare(training: Training, batch: Batch) -> StepInputs:
+    """Return the images and labels of a step, changed as the loss asks."""
+    assert batch.rendered is not None
+    inputs = StepInputs(images=batch.rendered, labels=labels_of(batch))
     for transform in training.loss.transforms:
         inputs = transform(inputs, batch)
-    output = _forward(training, inputs.images, needs.intermediates)
-    accuracy = _training_accuracy(training, output, inputs)
-    student = StudentOutput(
-        output=output,
+    return inputs
+
+
+def _run_student(
+    training: Training, batch: Batch, inputs: StepInputs, input_size: tuple[int, int]
+) -> StudentOutput:
+    """Run the wrapped model in the configured precision and memory format, with float32 logits."""
+    settings = training.compute_settings
+    output = settings.run(training.forward, inputs.images, training.loss.needs.intermediates)
+    return StudentOutput(
+        output=output._replace(logits=output.logits.float()) if settings.is_mixed else output,
         input_size=input_size,
         record_index=batch.record_index,
         view_index=batch.view_index,
     )
-    if not needs.targets:
-        supervised: LossTerms = training.loss(student, None, inputs.labels)
-        return replace(supervised, statistics=supervised.statistics | accuracy)
-    grid = (output.features.shape[-2], output.features.shape[-1])
-    needs_maps = needs.maps_in(training.global_step)
-    terms = []
-    teacher_targets = training.targets(
-        batch, TargetRequest(grid, needs.map_control, with_maps=needs_maps)
-    )
-    for targets in training.loss.convert_targets(teacher_targets):
+
+
+def _read_targets(
+    training: Training, batch: Batch, inputs: StepInputs, student: StudentOutput
+) -> Iterator[Targets]:
+    """Iterate over the targets of each teacher on the student's grid, changed as the images were."""
+    needs, features = training.loss.needs, student.output.features
+    grid = (features.shape[-2], features.shape[-1])
+    with_maps = needs.maps_in(training.global_step)
+    request = TargetRequest(grid, needs.map_control, with_maps=with_maps)
+    for targets in training.loss.convert_targets(training.targets(batch, request)):
         for change in inputs.on_targets:
             targets = change(targets)
-        maps = None
-        teacher_needs = _needs_of_maps(training, targets) or Needs()
-        has_maps = teacher_needs.maps_in(training.global_step)
-        if has_maps and teacher_needs.max_classes is not None:
-            targets = first_explained(targets, teacher_needs.max_classes)
-        targets = mix_targets(targets, second_maps=teacher_needs.second_maps)
-        if has_maps:
-            assert targets.explained_class is not None
-            maps = training.explain(training.model, output, targets.explained_class)
-        explained = replace(student, maps=maps)
-        terms.append(training.loss(explained, targets, inputs.labels))
-    total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
-    return replace(total, statistics=total.statistics | accuracy)
+        yield targets
+
+
+def _explain(
+    training: Training, student: StudentOutput, targets: Targets
+) -> tuple[StudentOutput, Targets]:
+    """Return the student with maps of the classes that these targets explain, if the loss reads them in this step."""
+    needs = _needs_of_maps(training, targets)
+    if needs is None:
+        return student, mix_targets(targets)
+    if needs.max_classes is not None:
+        targets = first_explained(targets, needs.max_classes)
+    targets = mix_targets(targets, second_maps=needs.second_maps)
+    assert targets.explained_class is not None
+    maps = training.explain(training.model, student.output, targets.explained_class)
+    return replace(student, maps=maps), targets
 
 
 def _needs_of_maps(training: Training, targets: Targets) -> Needs | None:
@@ -133,13 +157,6 @@ def _training_accuracy(
     known = labels != NO_LABEL
     right = (output.logits.detach().argmax(dim=1) == labels) & known
     return {"training_accuracy": right.sum() / known.sum().clamp(min=1)}
-
-
-def _forward(training: Training, images: Tensor, intermediates: Intermediates) -> ModelOutput:
-    """Run the wrapped model in the configured precision and memory format, and return float32 logits."""
-    compute_settings = training.compute_settings
-    output = compute_settings.run(training.forward, images, intermediates)
-    return output._replace(logits=output.logits.float()) if compute_settings.is_mixed else output
 
 
 def _parameters(training: Training) -> list[nn.Parameter]:
