@@ -2,7 +2,7 @@
 
 nox --list                    the conditions (https://nox.thea.codes)
 nox                           all but `lowest` and `highest`, one after the other
-nox -s core                   the core alone, from a wheel without the packages beside it
+nox -s core                   the core alone, from a wheel without the packages next to it
 nox -s umask user             some
 nox -s umask -- --whole       the whole suite instead of SELECTION: what depends on the machine, without slow tests
                               and without Ray
@@ -262,7 +262,7 @@ def no_papers(session: nox.Session) -> None:
 
 @nox.session(name="core", venv_backend="none")
 def core(session: nox.Session) -> None:
-    """Run seven verbs from a wheel without the packages beside the core, then add each package."""
+    """Run seven verbs from a wheel without the packages next to the core, then add each package."""
     command = (sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/test_core_alone.py")
     session.run(*command, *session.posargs)
 

@@ -1,4 +1,4 @@
-"""The core without the packages beside it: a wheel of it alone runs seven verbs, and each package adds its own."""
+"""The core without the packages next to it: a wheel of it alone runs seven verbs, and each package adds its own."""
 
 import re
 import shutil

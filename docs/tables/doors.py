@@ -1,4 +1,4 @@
-"""Table of the names of permafrost that the packages beside it import, which is all that a package needs."""
+"""Table of the names of permafrost that the packages next to it import, which is all that a package needs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def docstrings_of(module: str) -> Iterator[tuple[str, str, ast.stmt]]:
 
 
 def doors() -> str:
-    """Modules of permafrost, and the names that the packages beside it import from them."""
+    """Modules of permafrost, and the names that the packages next to it import from them."""
     rows = ["| module of `permafrost` | content | names |", "|---|---|---|"]
     for module, names in sorted(imported_names().items()):
         place = module.removeprefix("permafrost.").replace(".", "/")

@@ -161,7 +161,7 @@ VERBS["share"] = Verb(
     order=80,
     python="""Write a pass for others, without images. The result has the folder or address, `shared`.
 
-    The word that names the pass is `pass=...`, which is no keyword argument in Python.
+    The pass is named by the word `pass=...`, as `pass` cannot be a keyword argument in Python.
     """,
 )
 VERBS["attach"] = Verb(

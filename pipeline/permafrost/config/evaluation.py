@@ -182,9 +182,8 @@ class EvaluateOptions(OpenOptions):
 
     def without_requests(self) -> EvaluateOptions:
         """Return the options without those that have evaluators run."""
-        defaults = {name: options for name, options in self.added_by() if name in self.requested}
-        added = self.added | {name: options() for name, options in defaults.items()}
-        return replace(self, added=added)
+        defaults = {name: cls() for name, cls in self.added_by() if name in self.requested}
+        return replace(self, added=self.added | defaults)
 
     def of(self, evaluator: type[E]) -> E:
         """Return the section of an evaluator."""

@@ -5,7 +5,7 @@ A plug-in adds option classes to the dictionaries of their families when it is i
     METHODS["mine"] = MyConfig        # permafrost.config.methods; MyConfig.implementation = "my_module:MyLoss"
 
 `plugins=[my_losses.py, my_package.module]` names them, on the command line or in an experiment. An installed package
-names its modules as entry points of the group `permafrost`, as the packages beside this one do (permafrost_report, the
+names its modules as entry points of the group `permafrost`, as the packages next to this one do (permafrost_report, the
 papers, ...); they are imported when a family is first read. Nothing in a store or in a trained network names one.
 """
 
