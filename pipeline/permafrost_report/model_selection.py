@@ -14,11 +14,11 @@ from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.trained_student import epoch_metric
-from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, read_config, run_folder
+from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, passes_in, read_config, run_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_report.comparison import group_pairs, summarize
-from permafrost_report.student_results import TEACHER, StudentResult, read_sweep
+from permafrost_report.student_results import StudentResult, read_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class Evaluation(NamedTuple):
     @property
     def teachers(self) -> list[str]:
         """Names of the passes that the network was compared with."""
-        return [name.removeprefix(TEACHER) for name in self.inputs if name.startswith(TEACHER)]
+        return list(passes_in(self.inputs))
 
     def open_passes(self, store: Store) -> list[TeacherPass]:
         """Open those passes that the store still has."""

@@ -12,11 +12,11 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.core.records import VIEW_FIELDS
-from permafrost.runs.folder import CONFIG_NAME, read_config
+from permafrost.runs.folder import CONFIG_NAME, passes_in, read_config
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 from permafrost_report.comparison import group_pairs
-from permafrost_report.student_results import TEACHER, StudentResult
+from permafrost_report.student_results import StudentResult
 
 
 class UsedPass(NamedTuple):
@@ -79,9 +79,7 @@ def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
     path = folder / CONFIG_NAME
     cls = EvaluationRun if folder.name != "distill" else DistillConfig
     values = read_config(path, cls) if path.exists() else {}
-    for name, fingerprint in values.get("inputs", {}).items():
-        if name.startswith(TEACHER):
-            yield name.removeprefix(TEACHER), fingerprint
+    yield from passes_in(values.get("inputs", {})).items()
 
 
 _USUAL = {"logits", "map", "map_scale", "explained_class", *VIEW_FIELDS}

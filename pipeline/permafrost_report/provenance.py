@@ -17,6 +17,7 @@ from permafrost.core.errors import UserError
 from permafrost.losses.base import Needs, build_loss
 from permafrost.models.saved import is_finished
 from permafrost.models.trained_weights import ModelDescription, read_entries
+from permafrost.runs.folder import passes_in
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 from permafrost_report.figures import Measured, Plot, measured_plot
@@ -102,7 +103,7 @@ def _bytes_of(result: StudentResult, store: Store) -> float | None:
     inputs = config.get("inputs", {})
     if inputs.get("store") != store.manifest.fingerprint:
         return None
-    names = [name.removeprefix("teacher ") for name in inputs if name.startswith("teacher ")]
+    names = list(passes_in(inputs))
     stored_views = config.get("mode") == "replay"
     try:
         method = config["method"]

@@ -27,7 +27,7 @@ from permafrost.evaluation.results import (
 )
 from permafrost.evaluation.trained_student import trains_classifier
 from permafrost.models.saved import is_finished
-from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, read_config, run_folder
+from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, passes_in, read_config, run_folder
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
 from permafrost_report.comparison import group_pairs
@@ -77,8 +77,6 @@ def _remove_own(folder: Path) -> None:
 # ---- results ---------------------------------------------------------------------------------------
 
 
-TEACHER = "teacher "
-"""Beginning of the name of a pass among the recorded inputs of a run."""
 ALL_SPLITS = "all"
 """Split name in a column's source for the mean over all splits, weighted by their records."""
 
@@ -139,8 +137,7 @@ class StudentResult:
         """Name of the pass with which its evaluation compares it, None without one."""
         path = self.evaluation / CONFIG_NAME
         inputs = read_config(path, EvaluationRun).get("inputs", {}) if path.exists() else {}
-        named = [name.removeprefix(TEACHER) for name in inputs if name.startswith(TEACHER)]
-        return next(iter(named), None)
+        return next(iter(passes_in(inputs)), None)
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:

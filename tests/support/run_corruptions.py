@@ -65,12 +65,10 @@ _RESUMED = ("config.yaml", "checkpoint.pt", "cost.json", "metrics.jsonl")
 _NETWORK = ("model.json", "model.safetensors", "config.yaml")
 CASES = (
     *(Case("distill", "half", f"distill/{n}") for n in (*_RESUMED, "curve.json", "epochs.json")),
-    Case("distill", "half", "passes.json"),
     *(Case("distill", "one", f"distill/{name}") for name in _NETWORK),
     Case("distill", "chosen", "distill/selected-epoch-*.safetensors"),
     *(Case("evaluate", "one", f"distill/{name}") for name in _NETWORK),
     *(Case("evaluate", "one", f"evaluate/{name}") for name in ("config.yaml", "metrics.json")),
-    Case("evaluate", "one", "passes.json"),
     *(Case("teach", "taught-half", f"teach/{name}") for name in _RESUMED),
     *(Case("teach", "taught", f"teach/{name}") for name in (*_NETWORK, "metrics.json")),
     *(Case("precompute", "taught", f"teach/{name}") for name in _NETWORK[:2]),

@@ -103,7 +103,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
     assert "evaluate/metrics.json" in contents(bucket, "runs/one")
     move("fourth machine")
     run_verb("report", *words(frozen, RUN)[:2])
-    assert {"report.html", "report.json", "passes.json"} <= contents(bucket, "runs/one").keys()
+    assert {"report.html", "report.json"} <= contents(bucket, "runs/one").keys()
 
 
 def test_what_marks_work_as_done_is_uploaded_last(bucket, monkeypatch):

@@ -53,7 +53,7 @@ from permafrost.evaluation.trained_student import (
     evaluate_command,
     trains_classifier,
 )
-from permafrost.runs.folder import open_run, run_folder
+from permafrost.runs.folder import open_run, pass_inputs, run_folder
 from permafrost.runs.trackers import TrackedRun, check_logger
 
 logger = logging.getLogger("permafrost.evaluate")
@@ -134,7 +134,7 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
         config.model: inputs.fingerprint,
         "store": inputs.store.manifest.fingerprint,
         **inputs.others,
-        **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
+        **pass_inputs(inputs.passes),
     }
     if config.evaluate.against is None:
         folder_name = folder_of_evaluation(

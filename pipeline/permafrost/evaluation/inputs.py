@@ -6,23 +6,27 @@ The network is built when it is first needed, so a repeated command whose result
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
+from permafrost.evaluation.results import (
+    NETWORK_EVALUATION,
+    TEACHER_EVALUATION,
+    evaluation_folder,
+)
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
 from permafrost.models.trained_weights import check_trained_weights
-from permafrost.runs.folder import run_folder
-from permafrost.runs.run_passes import first_made_pass, logits_first, name_passes
+from permafrost.runs.folder import recorded_passes, run_folder, saved_options
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.reader import Store, TeacherPass, logits_first
 
 if TYPE_CHECKING:
     from permafrost.evaluation.forward import EvaluatedModel
@@ -111,10 +115,12 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
     student = run_folder(config.run) / "distill"
     trained = read_description(student)
     if config.evaluate.against is not None:
-        store, passes = open_against(config, config.evaluate.against, config.run)
+        folder = run_folder(config.run) / evaluation_folder(config.evaluate.against)
+        store, passes = open_against(config, config.evaluate.against, [saved_options(folder)])
     else:
         names = config.store.teacher or trained.teachers
-        store, passes = open_evaluation_store(config, names, config.run)
+        configs = map(saved_options, (student, run_folder(config.run) / "evaluate"))
+        store, passes = open_evaluation_store(config, names, configs)
         if not (config.store.teacher or trained.teachers):
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
     passes = logits_first(passes)
@@ -155,7 +161,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
 
 
 def open_evaluation_store(
-    config: EvaluateConfig, names: Sequence[str], run: str
+    config: EvaluateConfig, names: Sequence[str], configs: Iterable[Mapping[str, Any]]
 ) -> tuple[Store, list[TeacherPass]]:
     """Open the store that students are evaluated on, and its teacher passes.
 
@@ -166,14 +172,15 @@ def open_evaluation_store(
         names: The passes in store.path that the student was trained on, of stored views, too. If it is empty (a student
             trained on labels), the pass is used that the run was compared with before, otherwise the only pass of the
             store, if it has one.
-        run: Run of the student, or of its sweep.
+        configs: Configs of the run (`saved_options`), which keeps to the passes that they name.
 
     Raises:
         StoreMismatchError: If a name fits no pass or several.
     """
     training_store = Store(config.store.folder)
     names = [_canonical_name(training_store, name) for name in names]
-    passes = [training_store.open_pass(n) for n in name_passes(run, training_store, names)]
+    recorded = recorded_passes(configs, training_store.manifest.fingerprint)
+    passes = training_store.resolve_passes(names, recorded)
     if config.evaluate.store is None:
         return training_store, passes
     store = open_record_store(config)
@@ -202,20 +209,23 @@ def open_record_store(config: EvaluateConfig) -> Store:
     return Store(config.store.at(other))
 
 
-def open_against(config: EvaluateConfig, name: str, run: str) -> tuple[Store, list[TeacherPass]]:
+def open_against(
+    config: EvaluateConfig, name: str, configs: Iterable[Mapping[str, Any]]
+) -> tuple[Store, list[TeacherPass]]:
     """Open the store that students are evaluated on, and the pass of evaluate.against in it.
 
     Args:
         config: Options of the command.
         name: Value of evaluate.against.
-        run: Run of the student.
+        configs: As for `open_evaluation_store`.
 
     Raises:
         ConfigError: If the name is not that of one pass.
     """
     store = open_record_store(config)
     try:
-        return store, [store.open_pass(n) for n in name_passes(run, store, (name,))]
+        recorded = recorded_passes(configs, store.manifest.fingerprint)
+        return store, store.resolve_passes((name,), recorded)
     except StoreMismatchError:
         known = ", ".join(folder.name for folder in store.pass_folders()) or "none"
         raise ConfigError(
@@ -244,7 +254,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     teacher = resolve_network(teacher, store, "teacher")
     described = describe_teacher(teacher, store.manifest.classes, reads_head=_reads_head(config))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
-    passes = passes_of_teacher(config.run, teacher, store, named)
+    passes = passes_of_teacher(run_folder(config.run) / TEACHER_EVALUATION, teacher, store, named)
     num_classes = described["classes"]
     if not _reads_head(config):  # its features may predict the labels of other classes than its own
         num_classes = len(store.manifest.classes)
@@ -272,10 +282,11 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
             reads outputs for other classes.
         StoreMismatchError: If `teacher` did not make the pass that is named.
     """
-    from permafrost.evaluation.other_networks import check_made_pass
+    from permafrost.evaluation.other_networks import check_made_pass, first_made_pass
     from permafrost.models.fingerprint import describe_teacher
 
     student, teacher = config.student, config.teacher
+    folder = run_folder(config.run) / NETWORK_EVALUATION
     _refuse_holdout(config)
     if isinstance(student, NoModelConfig) or student.weights is None:
         raise ConfigError(
@@ -295,13 +306,15 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     )
     if isinstance(teacher, NoModelConfig) or teacher.weights is None:
         of_teacher = None
-        names = name_passes(config.run, store, config.store.teacher)
-        passes = [store.open_pass(name) for name in names]
+        passes = store.resolve_passes(
+            config.store.teacher,
+            recorded_passes([saved_options(folder)], store.manifest.fingerprint),
+        )
     else:
         named = store.open_passes(config.store.teacher) if config.store.teacher else []
         passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
         of_teacher = describe_teacher(teacher, store.manifest.classes)
-        teacher_passes = first_made_pass(config.run, store, of_teacher["weights_sha256"], passes)
+        teacher_passes = first_made_pass(folder, store, of_teacher["weights_sha256"], passes)
         check_made_pass(teacher, store, teacher_passes or named)
         passes = teacher_passes
     passes = [teacher_pass for teacher_pass in passes if teacher_pass.num_classes == num_classes]

@@ -22,8 +22,7 @@ from permafrost.models.providers import (
 )
 from permafrost.models.saved import is_finished, load_model
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
-from permafrost.runs.folder import run_folder
-from permafrost.runs.run_passes import first_made_pass
+from permafrost.runs.folder import recorded_passes, run_folder, saved_options
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
 
@@ -150,25 +149,44 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
             )
 
 
+def first_made_pass(
+    folder: Path, store: Store, weights_sha256: str, passes: Sequence[TeacherPass]
+) -> list[TeacherPass]:
+    """Find the pass that an evaluation reads of those made with the given weights: the recorded one, or the first.
+
+    Args:
+        folder: Folder of the evaluation, which keeps to the pass that it has read before.
+        store: Store of the passes.
+        weights_sha256: SHA-256 of the teacher's weights.
+        passes: Passes to choose from.
+
+    Returns:
+        A list of that pass; empty if none was made with these weights.
+    """
+    of_weights = [made for made in passes if made.manifest.teacher["weights_sha256"] == weights_sha256]
+    recorded = recorded_passes([saved_options(folder)], store.manifest.fingerprint)
+    return sorted(of_weights, key=lambda made: (made.name,) not in recorded)[:1]
+
+
 def passes_of_teacher(
-    run: str, teacher: ModelConfig, store: Store, pass_names: Sequence[TeacherPass]
+    folder: Path, teacher: ModelConfig, store: Store, candidates: Sequence[TeacherPass]
 ) -> list[TeacherPass]:
     """Return the pass that a teacher made, or [] if there is none to choose from.
 
     Args:
-        run: Run that keeps to one of several passes of the same weights.
+        folder: Folder of the evaluation, which keeps to one of several passes of the same weights.
         teacher: Options of the network.
         store: Store of the passes.
-        pass_names: Passes to choose from, empty for all passes of the store.
+        candidates: Passes to choose from, empty for all passes of the store.
 
     Raises:
         StoreMismatchError: If the network made none of these passes.
     """
-    passes = list(pass_names) or [store.open_pass(folder.name) for folder in store.pass_folders()]
+    passes = list(candidates) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
     described = describe_teacher(teacher, store.manifest.classes, reads_head=False)
-    teacher_passes = first_made_pass(run, store, described["weights_sha256"], passes)
+    teacher_passes = first_made_pass(folder, store, described["weights_sha256"], passes)
     check_made_pass(teacher, store, teacher_passes or passes)
     return teacher_passes
 

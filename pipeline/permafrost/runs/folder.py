@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.augment import with_one_list
 from permafrost.config.builder import check_values, to_plain_dict
@@ -18,7 +18,7 @@ from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.mirrors import files_of_run
-from permafrost.storage.files import remove_partial_files, write_atomically
+from permafrost.storage.files import remove_partial_files
 from permafrost.storage.lock import LOCK_NAME, LockedError, lock_folder
 from permafrost.storage.signed_files import (
     DamagedFileError,
@@ -29,9 +29,13 @@ from permafrost.storage.signed_files import (
     write_yaml,
 )
 
+if TYPE_CHECKING:
+    from permafrost.store.reader import TeacherPass
+
+_TEACHER = "teacher "
+"""Start of the names of passes among the inputs of a run."""
 STUDENTS = "students"
 """Folder of a sweep's students below that of its run."""
-PASSES_NAME = "passes.json"
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
 """File of the options of a run."""
@@ -85,8 +89,8 @@ def mirrored_run(run: str) -> Iterator[None]:
 def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
     """Remove what the block has prepared in a run's folder if it fails before anything was computed.
 
-    Preparations are configs, the options of a call, locks and the names of passes. A folder that existed stays as it
-    was, and if another process works on the run, everything stays.
+    Preparations are configs, the options of a call and locks. A folder that existed stays as it was, and if another
+    process works on the run, everything stays.
 
     Args:
         run: Name of the run, or its address in a bucket.
@@ -95,8 +99,6 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
     folder = run_folder(run)
     parents = [path for path in (folder, *folder.parents) if path.exists()]
     before = set(_files_of(folder))
-    passes = folder / PASSES_NAME
-    named = passes.read_bytes() if passes.exists() else None
     try:
         yield
     except LockedError:
@@ -107,8 +109,6 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
             _is_preparation(path, folder, command) for path in new_paths
         ):
             _remove_prepared(folder, new_paths, parents)
-            if named is not None and passes.read_bytes() != named:
-                write_atomically(passes, named)
         raise
 
 
@@ -125,7 +125,7 @@ def _is_preparation(path: Path, folder: Path, command: list[str]) -> bool:
     """Return whether a file was written before anything was computed, one of options by this command."""
     if path.parent == folder and path.suffix == ".yaml":
         return bool(read_yaml(path, "").get("command") == command)
-    return path.name in (CONFIG_NAME, LOCK_NAME, PASSES_NAME)
+    return path.name in (CONFIG_NAME, LOCK_NAME)
 
 
 def _remove_prepared(folder: Path, new_paths: Sequence[Path], existing: Sequence[Path]) -> None:
@@ -179,8 +179,7 @@ def run_identity(folder: Path) -> str | None:
     Raises:
         DamagedFileError: If the config is damaged.
     """
-    path = folder / CONFIG_NAME
-    entry = read_yaml(path, _advice(path)).get(_IDENTITY) if path.exists() else None
+    entry = saved_options(folder).get(_IDENTITY)
     return None if entry is None else str(entry)
 
 
@@ -252,6 +251,48 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
     except ConfigError as error:
         raise damaged(path, error, advice) from error
     return values
+
+
+def pass_inputs(passes: Iterable[TeacherPass]) -> dict[str, str]:
+    """Return the entries of passes among the inputs of a run, in their order."""
+    return {f"{_TEACHER}{teacher.name}": teacher.manifest.fingerprint for teacher in passes}
+
+
+def passes_in(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Return the fingerprints of the passes among the inputs of a run, by the names of the passes."""
+    return {
+        name.removeprefix(_TEACHER): fingerprint
+        for name, fingerprint in inputs.items()
+        if name.startswith(_TEACHER)
+    }
+
+
+def saved_options(folder: Path) -> dict[str, Any]:
+    """Return the config of a verb's folder as plain values, with its `inputs`; empty if there is none.
+
+    Raises:
+        DamagedFileError: If it is damaged.
+    """
+    path = folder / CONFIG_NAME
+    return read_yaml(path, _advice(path)) if path.exists() else {}
+
+
+def recorded_passes(
+    configs: Iterable[Mapping[str, Any]], store_fingerprint: str, *, replays: bool = False
+) -> list[tuple[str, ...]]:
+    """Return the names of the teacher passes that runs have read from a store, or were compared with.
+
+    Args:
+        configs: Configs of trainings and evaluations, from `saved_options`.
+        store_fingerprint: Fingerprint of the store.
+        replays: True for the passes of stored views of trainings with mode=replay; otherwise canonical ones.
+    """
+    groups: dict[tuple[str, ...], None] = {}
+    for values in configs:
+        inputs = values.get("inputs", {})
+        if inputs.get("store") == store_fingerprint and (values.get("mode") == "replay") == replays:
+            groups[tuple(passes_in(inputs)) or tuple(values["store"].get("teacher", ()))] = None
+    return [group for group in groups if group]
 
 
 def _advice(path: Path) -> str:

@@ -147,7 +147,7 @@ class Store:
             ManifestError: If it is damaged; FileError if it cannot be read.
         """
         for folder, error in self._committed_passes()[1].items():
-            if not names or any(_is_named(folder, name) for name in names):
+            if not names or any(_is_named(folder.name, name) for name in names):
                 raise error
 
     def hint_at_unfinished(self, *names: str) -> str:
@@ -160,7 +160,7 @@ class Store:
         unfinished = [
             str(folder / MANIFEST_NAME)
             for folder in folders
-            if (not names or any(_is_named(folder, name) for name in names))
+            if (not names or any(_is_named(folder.name, name) for name in names))
             and is_folder(folder)
             and not exists(folder / MANIFEST_NAME)
         ]
@@ -174,7 +174,7 @@ class Store:
             stored_views: Select passes of stored views, for replay, instead of passes of the canonical view.
         """
         folders = self.pass_folders(stored_views=stored_views)
-        return [folder for folder in folders if _is_named(folder, name)]
+        return [folder for folder in folders if _is_named(folder.name, name)]
 
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
         """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen.
@@ -229,12 +229,56 @@ class Store:
             self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]
         ]
 
+    def resolve_passes(
+        self,
+        names: Sequence[str],
+        recorded: Sequence[tuple[str, ...]] = (),
+        *,
+        stored_views: int | None = None,
+    ) -> list[TeacherPass]:
+        """Open the passes that a run reads: a run keeps to those that it has read, whatever the store gets later.
+
+        Args:
+            names: Names of the passes, as in `open_pass`. If it is empty, the recorded passes are opened, otherwise the
+                only pass of the store.
+            recorded: Full names of the passes that the run, or each student of a sweep, has read before.
+            stored_views: None for canonical passes; otherwise the number of views by which one of several passes of
+                stored views is selected.
+
+        Returns:
+            The passes; [] if none is named or recorded and the store has none or several.
+
+        Raises:
+            StoreMismatchError: If a name fits no pass or several, or if the store no longer has a recorded pass.
+        """
+        replayed = stored_views is not None
+        present = [folder.name for folder in self.pass_folders(stored_views=replayed)]
+        if not names and len(recorded) == 1:
+            missing = [name for name in recorded[0] if name not in present]
+            if missing:
+                raise StoreMismatchError(
+                    f"this run reads {', '.join(missing)}, which {self.path} no longer has"
+                    f"{self.hint_at_unfinished(*missing)}; run precompute with that teacher again, or choose another "
+                    "run= and name a pass with store.teacher="
+                )
+            names = recorded[0]
+        self.require_readable(names)
+        known = {name for group in recorded for name in group if name in present}
+        passes = []
+        for name in names or present:
+            fitting = [full for full in known if _is_named(full, name)]
+            chosen = fitting[0] if len(fitting) == 1 else name
+            passes.append(self.open_pass(chosen, stored_views=replayed))
+        if not names and len(passes) > 1 and replayed:
+            passes = [each for each in passes if each.num_views == stored_views]
+        return passes if names or len(passes) == 1 else []
+
     def _hints(self, stored_views: bool, *names: str) -> str:
         """Return hints at passes of the other views and at unfinished ones, for messages."""
         others = [
             folder.name
             for folder in self.pass_folders(stored_views=not stored_views)
-            if not names or any(_is_named(folder, name) for name in names)
+            if not names or any(_is_named(folder.name, name) for name in names)
         ]
         kind = "no stored views" if stored_views else "stored views, for mode=replay"
         verb = "has" if len(others) == 1 else "have"
@@ -280,15 +324,20 @@ class Store:
         return TeacherPass(self, (with_logits or list(same))[0])
 
 
+def logits_first(passes: Iterable[TeacherPass]) -> list[TeacherPass]:
+    """Order passes so that the first one, which a student is compared with, has logits if any of them has."""
+    return sorted(passes, key=lambda teacher: not teacher.manifest.has_logits)
+
+
 def is_ingested(teacher: TeacherPass) -> bool:
     """Return whether another tool has made the targets of a pass (`ingest`)."""
     architecture = teacher.manifest.teacher.get("architecture")
     return isinstance(architecture, dict) and architecture.get("kind") == INGESTED
 
 
-def _is_named(folder: RootedPath, name: str) -> bool:
+def _is_named(full_name: str, name: str) -> bool:
     """Return whether a pass has a name, in full, or before or after the last hyphen."""
-    return name in (folder.name, *folder.name.rsplit("-", 1))
+    return name in (full_name, *full_name.rsplit("-", 1))
 
 
 def _kind(stored_views: bool, noun: str = "pass") -> str:

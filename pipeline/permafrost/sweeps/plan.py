@@ -23,7 +23,7 @@ from permafrost.evaluation.inputs import (
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
-from permafrost.runs.folder import identity
+from permafrost.runs.folder import STUDENTS, identity, recorded_passes, run_folder, saved_options
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
@@ -45,6 +45,8 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
         ConfigError: If arms, grid or options do not fit.
     """
     shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
+    folders = sorted(run_folder(config.run).glob(f"{STUDENTS}/*/distill"))
+    configs = [saved_options(folder) for folder in folders]
     known: set[str] = set()
     planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []
     for arm, overrides in config.arms.items():
@@ -73,7 +75,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
-            trained, inputs = _with_inputs(trained, evaluate, config.run)
+            trained, inputs = _with_inputs(trained, evaluate, configs)
             planned.append((arm, point, trained, evaluate, inputs))
     for option in config.grid:
         require(
@@ -169,21 +171,26 @@ def _student(
 
 
 def _with_inputs(
-    trained: DistillConfig, evaluate: EvaluateConfig, sweep: str
+    trained: DistillConfig, evaluate: EvaluateConfig, configs: Sequence[Mapping[str, Any]]
 ) -> tuple[DistillConfig, list[str]]:
     """Return the options of a student with the names of the passes that it reads, and the fingerprints of its inputs.
 
-    The run `sweep` keeps to the passes that it has read before.
+    Args:
+        trained: Options of the training.
+        evaluate: Options of the evaluation.
+        configs: Configs of the sweep's students, which keeps to the passes that they have read.
     """
     store = Store(trained.store.folder)
-    trained = with_named_passes(trained, store, sweep)
+    replays = trained.mode == "replay"
+    recorded = recorded_passes(configs, store.manifest.fingerprint, replays=replays)
+    trained = with_named_passes(trained, store, recorded)
     resolved = resolve_distill(trained, store)
     passes = open_passes(resolved, store)
     against, other = evaluate.evaluate.against, evaluate.evaluate.store
     if against is not None:
-        _, passes = open_against(evaluate, against, sweep)
+        _, passes = open_against(evaluate, against, configs)
     if against is None or other is None:
-        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, sweep)
+        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, configs)
     inputs = student_inputs(resolved, store, passes)
     return trained, [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
 

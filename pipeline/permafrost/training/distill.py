@@ -34,7 +34,15 @@ from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import TrainedModel, is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights
-from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
+from permafrost.runs.folder import (
+    CHECKPOINT_NAME,
+    CONTINUED,
+    open_run,
+    pass_inputs,
+    recorded_passes,
+    run_folder,
+    saved_options,
+)
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.job import OpenedInputs, TrainingJob, run_training
@@ -44,7 +52,6 @@ from permafrost.training.student_passes import (
     explainer_of,
     live_teacher,
     open_passes,
-    record_named_passes,
     teacher_weights_of,
     with_named_passes,
 )
@@ -90,7 +97,12 @@ def distill_student(
     """
     check_logger(config.logger)
     store = Store(config.store.folder)
-    config = with_named_passes(resolve_distill(config, store), store, config.run)
+    recorded = recorded_passes(
+        [saved_options(run_folder(config.run) / "distill")],
+        store.manifest.fingerprint,
+        replays=config.mode == "replay",
+    )
+    config = with_named_passes(resolve_distill(config, store), store, recorded)
     opened = OpenedInputs(store, open_passes(config, store))
     inputs = student_inputs(config, *opened)
     with open_run("distill", config.run, config, inputs) as folder:
@@ -99,7 +111,6 @@ def distill_student(
             logger.info("%s is finished", folder)
             command = evaluate_command(config.run, store, folder)
             return DistillResult(student=str(folder), trained_epochs=0, next=command)
-        record_named_passes(config, store)
         job = Distillation(
             config=with_absolute_paths(config), folder=folder.absolute(), opened=opened
         )
@@ -152,7 +163,7 @@ def student_inputs(
 ) -> dict[str, str]:
     """Compute the fingerprints of all inputs of a student in addition to its config, by name."""
     inputs = {"store": store.manifest.fingerprint}
-    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
+    inputs |= pass_inputs(passes)
     if config.mode != "replay" and config.augment.shifts_of_originals:
         from permafrost.loading.selected_records import SelectedRecords
         from permafrost.loading.subset import select_training_rows

@@ -27,15 +27,16 @@ from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FEATURES
 from permafrost.loading.replayed_views import check_replayed
-from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.reader import Store, TeacherPass, logits_first
 
 if TYPE_CHECKING:
     from permafrost.losses.base import DistillationLoss, Needs
 
 
-def with_named_passes(config: DistillConfig, store: Store, run: str) -> DistillConfig:
+def with_named_passes(
+    config: DistillConfig, store: Store, recorded: Sequence[tuple[str, ...]]
+) -> DistillConfig:
     """Return the options with store.teacher set to the full names of the passes that a run reads.
 
     The terms of method=several name them in full, too.
@@ -43,24 +44,33 @@ def with_named_passes(config: DistillConfig, store: Store, run: str) -> DistillC
     Without stored targets (labels, or a live teacher), these are the passes that the student is compared with. If the
     run has not read any and the store has several, store.teacher stays empty.
 
+    Args:
+        config: Options of the command.
+        store: The store.
+        recorded: Passes that the run has read before, from `recorded_passes`.
+
     Raises:
         StoreMismatchError: If a name fits no pass or several.
     """
+    views = config.views.count if config.mode == "replay" else None
     method = config.method
-    if not isinstance(method, SeveralConfig):
-        names = name_passes(run, store, config.store.teacher, stored_views=_stored_views(config))
-        return replace(config, store=replace(config.store, teacher=names))
-    views = _stored_views(config)
-    full = {name: _full_name(name, store, run, views) for name in method.pass_names}
-    terms = tuple(replace(term, teacher=full[term.teacher]) for term in method.terms)
-    method = replace(method, terms=terms)
-    return replace(config, method=method, store=replace(config.store, teacher=method.pass_names))
+    if isinstance(method, SeveralConfig):
+        full = {name: _full_name(name, store, recorded, views) for name in method.pass_names}
+        terms = tuple(replace(term, teacher=full[term.teacher]) for term in method.terms)
+        method = replace(method, terms=terms)
+        names = method.pass_names
+    else:
+        passes = store.resolve_passes(config.store.teacher, recorded, stored_views=views)
+        names = tuple(teacher.name for teacher in passes)
+    return replace(config, method=method, store=replace(config.store, teacher=names))
 
 
-def _full_name(name: str, store: Store, run: str, stored_views: int | None) -> str:
+def _full_name(
+    name: str, store: Store, recorded: Sequence[tuple[str, ...]], stored_views: int | None
+) -> str:
     """Return the full name of the pass of a term. Raises StoreMismatchError if it fits no pass or several."""
     try:
-        return name_passes(run, store, (name,), stored_views=stored_views)[0]
+        return store.resolve_passes((name,), recorded, stored_views=stored_views)[0].name
     except StoreMismatchError as error:
         folders = store.pass_folders(stored_views=stored_views is not None)
         if name in {folder.name for folder in folders}:
@@ -70,13 +80,6 @@ def _full_name(name: str, store: Store, run: str, stored_views: int | None) -> s
             f"method.terms: teacher={name} is not one pass of {store.path}{store.hint_at_unfinished(name)}; choose "
             f"among: {known}"
         ) from error
-
-
-def record_named_passes(config: DistillConfig, store: Store) -> None:
-    """Record that the student's run reads the passes of store.teacher, also by commands that name none."""
-    if config.store.teacher:
-        request = pass_request(stored_views=_stored_views(config))
-        record_passes(config.run, store, request, config.store.teacher)
 
 
 def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
@@ -93,10 +96,6 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     if config.mode == "replay" and not names:
         _refuse_several_replayed(config, store)
     return store.open_passes(names, stored_views=config.mode == "replay")
-
-
-def _stored_views(config: DistillConfig) -> int | None:
-    return config.views.count if config.mode == "replay" else None
 
 
 def _refuse_several_replayed(config: DistillConfig, store: Store) -> None:
