@@ -289,7 +289,7 @@ def test_a_manifest_names_mixtures_and_their_fields_or_neither(tmp_path, mix, fi
 )
 def test_a_partner_of_another_shard_and_a_share_that_is_none_stop(mixed, row, values, monkeypatch):
     frozen, _ = mixed
-    dataset = replay_loader(frozen.store).loader.dataset
+    dataset = replay_loader(frozen.store).dataset
     gather = dataset._gather
 
     def damaged(*arguments):

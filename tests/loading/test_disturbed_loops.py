@@ -14,7 +14,8 @@ from torch.utils.data import BatchSampler, WeightedRandomSampler
 import permafrost
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeded import SeededDraws
-from permafrost.loading.record_loader import _BatchSampler, _Message
+from permafrost.loading.loader import BatchMessage
+from permafrost.loading.sampler import GlobalBatchSampler
 
 
 @pytest.fixture
@@ -258,14 +259,16 @@ def test_parts_of_a_loader_in_another_loader_are_one_sentence(records):
         loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn
     )
     message = next(iter(other))
-    assert isinstance(message, _Message)
+    assert isinstance(message, BatchMessage)
     for use in (lambda: message.images, lambda: hasattr(message, "to"), lambda: message.keys):
         with pytest.raises(ConfigError, match=r"leave it out of Accelerate's prepare\(\)"):
             use()
     assert pickled(message).batch.keys
 
     with pytest.raises(ConfigError, match="set use_distributed_sampler=False of Lightning"):
-        _BatchSampler(torch.utils.data.SequentialSampler(range(9)), batch_size=2, drop_last=False)
+        GlobalBatchSampler(
+            torch.utils.data.SequentialSampler(range(9)), batch_size=2, drop_last=False
+        )
 
 
 def test_a_program_from_a_pipe_is_told_what_it_is(frozen, tmp_path):

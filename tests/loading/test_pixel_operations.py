@@ -89,7 +89,7 @@ def assert_same_images(found, wanted):
 
 def test_ranks_batch_sizes_and_restarts_change_nothing(frozen):
     plain = TrainLoader(
-        frozen_loader(frozen).loader.dataset,
+        frozen_loader(frozen).dataset,
         ViewSchedule(PAD_CROP, frozen.store.size, 5),
         batch_size=8,
         seed=5,

@@ -17,9 +17,9 @@ from permafrost import RecordLoader, UserError, augmentation, open_store
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
-from permafrost.loading.loader import TrainLoader
+from permafrost.loading.loader import BatchMessage, TrainLoader
 from permafrost.loading.random_views import ViewSchedule
-from permafrost.loading.record_loader import ViewBatch, _Message
+from permafrost.loading.record_loader import ViewBatch
 from permafrost.storage.fetch_ahead import FetchAhead
 from tests.support.processes import environment, fork_server
 from tests.support.stores import precompute_config
@@ -198,7 +198,6 @@ def test_targets_of_no_pass_are_an_error_that_names_the_argument(store):
         ({"batch_size": 8, "num_workers": 1, "multiprocessing_context": "fork"}, "fork"),
         ({"teacher": "nobody"}, r"nobody.*\(in Python teacher=\)"),
         ({"augment": "pad_crop_flip"}, r"augment='pad_crop_flip' must be random views"),
-        ({"batchsize": 2}, r"take no batchsize=; they take records, .*batch_size, .*pin_memory"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(store, options, message):
@@ -256,7 +255,7 @@ def test_what_a_worker_sends_is_what_it_read(store):
     dataset = StoreDataset(store, records.rows, store.open_passes())
     batch = dataset.__getitems__([3, 1])
 
-    sent = copy.deepcopy(_Message.from_worker(batch)).unpack()
+    sent = copy.deepcopy(BatchMessage.from_worker(batch)).unpack()
 
     assert sent.keys == batch.keys
     assert torch.equal(sent.inputs, batch.inputs)

@@ -61,7 +61,7 @@ class StoreOptions(Options):
     overwritten may not be noticed."""
     teacher: Annotated[tuple[str, ...], Role.BY_FINGERPRINT] = ()
     """Teacher passes to read if the store holds several: folder names, or the name before or the 8 digits after the
-    last hyphen. A run that has read a pass keeps to it (its config.yaml has the name), whatever the store gets later."""
+    last hyphen. A run that has read a pass keeps to it, as its config.yaml has the name."""
 
     unknown_views: Annotated[bool, Role.IF_SET] = False
     """Accept passes of which nobody knows what part of an image the teacher received, as if it was the whole one."""

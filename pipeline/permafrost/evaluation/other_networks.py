@@ -163,7 +163,9 @@ def first_made_pass(
     Returns:
         A list of that pass; empty if none was made with these weights.
     """
-    of_weights = [made for made in passes if made.manifest.teacher["weights_sha256"] == weights_sha256]
+    of_weights = [
+        made for made in passes if made.manifest.teacher["weights_sha256"] == weights_sha256
+    ]
     recorded = recorded_passes([saved_options(folder)], store.manifest.fingerprint)
     return sorted(of_weights, key=lambda made: (made.name,) not in recorded)[:1]
 

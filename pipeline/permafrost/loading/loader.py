@@ -1,32 +1,45 @@
-"""The data loader of a training: batches in the order of a sampler (sampler.py), with their views."""
+"""The data loader of a training: a PyTorch DataLoader of an epoch's batches with their views, from any step on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from permafrost.core.batches import Batch, PixelAugment
+from permafrost.core.digests import derive_seed
+from permafrost.core.errors import ConfigError, require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
-from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from permafrost.loading.sampler import (
+    FOREIGN_LOADER,
+    EpochOrder,
+    GlobalBatchSampler,
+    ReplayBatchSampler,
+)
 from permafrost.loading.transfer import (
     check_shared_memory,
     copy_to,
     iter_on_device,
     iter_watched,
+    map_leaves,
     move_values,
     pack_batch,
     unpack_batch,
 )
 
 
-class TrainLoader:
+class TrainLoader(DataLoader[Any]):
     """Data loader of an epoch's batches with their views, starting at any step."""
+
+    workers_option = "trainer.loader_processes"
+    """Name of the option that is the number of worker processes, for messages."""
 
     def __init__(
         self,
@@ -61,35 +74,62 @@ class TrainLoader:
                 `views_per_step`, or batches do not fit into shared memory.
         """
         order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
-        ranks = {"rank": rank, "world_size": world_size}
-        self.batches = (
+        ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
+        batches = (
             GlobalBatchSampler(order, batch_size // views_per_step, **ranks)
             if views is not None
             else ReplayBatchSampler(
                 order, batch_size, dataset.passes[0].num_views, views_per_step, **ranks
             )
         )
-        self.views = views
-        self.views_per_step = views_per_step
-        self.expand = expand
-        self.pixel_augment = pixel_augment
-        rank_batch = -(-batch_size // world_size)
-        check_shared_memory(
-            dataset.record_bytes * rank_batch, loader_processes, "trainer.loader_processes"
-        )
-        self.loader: DataLoader[Batch] = DataLoader(
+        self.views_per_step, self.expand = views_per_step, expand
+        self._configure(
             dataset,
-            batch_sampler=cast("Any", self.batches),
-            collate_fn=cast("Any", pack_batch if loader_processes else _same),
+            batches,
+            views,
+            pixel_augment,
+            seed,
+            batch_bytes=dataset.record_bytes * -(-batch_size // world_size),
             num_workers=loader_processes,
+        )
+
+    def _configure(
+        self,
+        dataset: StoreDataset,
+        batches: GlobalBatchSampler | None,
+        views: ViewSchedule | None,
+        pixel_augment: PixelAugmentSchedule | None,
+        seed: int,
+        *,
+        batch_bytes: int,
+        num_workers: int,
+        **options: Any,
+    ) -> None:
+        """Set up the schedules and PyTorch's loader; `batches` is None if the options have a sampler."""
+        self.batches, self.views, self.pixel_augment = batches, views, pixel_augment
+        self._iteration: object = None
+        if num_workers:
+            context = options.setdefault("multiprocessing_context", "spawn")
+            name = context if isinstance(context, str) else context.get_start_method()
             # A forked process that inherits zarr's event loop may hang.
-            multiprocessing_context="spawn" if loader_processes else None,
-            persistent_workers=loader_processes > 0,
+            require(name != "fork", 'multiprocessing_context="fork" may hang; use "spawn"')
+            options.setdefault("persistent_workers", True)
+            check_shared_memory(batch_bytes, num_workers, self.workers_option)
+        # Torch draws the seed of worker processes from the global generator otherwise.
+        options.setdefault("generator", torch.Generator().manual_seed(derive_seed(seed, "workers")))
+        if batches is not None:
+            options["batch_sampler"] = batches
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            collate_fn=BatchMessage.from_worker if num_workers else BatchMessage,  # type: ignore[arg-type]
+            **options,
         )
 
     @property
     def num_steps(self) -> int:
         """Number of steps of an epoch, the same on every rank."""
+        assert self.batches is not None
         return self.batches.num_steps
 
     def epoch(
@@ -102,11 +142,21 @@ class TrainLoader:
             first_step: Step to start at.
             device: Device to which batches are copied, on a GPU one step ahead; None leaves them on the host.
         """
-        self.batches.set_position(epoch, first_step)
-        batches = self._from_processes() if self.loader.num_workers else iter(self.loader)
-        pairs = iter_on_device(batches, device or torch.device("cpu"))
+        if self.batches is not None:
+            self.batches.set_position(epoch, first_step)
+        read = self._read_batches(DataLoader.__iter__(self))
+        pairs = iter_on_device(read, device or torch.device("cpu"))
+        return self._with_views(pairs, epoch, first_step)
+
+    def _with_views(
+        self, pairs: Iterable[tuple[Batch, Batch]], epoch: int, first_step: int
+    ) -> Iterator[Batch]:
+        """Iterate over batches, given on the host and on the device, in their views."""
+        start = 0
         for step, (read, batch) in enumerate(pairs, start=first_step):
-            start = self.batches.first_position(step)
+            if self.batches is not None:
+                start = self.batches.first_position(step)
+            records = len(batch.keys)
             if self.views is not None:
                 drawn_views = self.views.views(epoch, start, read.aspects)
                 if drawn_views is not None:
@@ -118,14 +168,56 @@ class TrainLoader:
                 per_step = self.views_per_step
                 drawn = self.pixel_augment.draw(epoch, start * per_step, len(batch.keys), per_step)
                 if drawn is not None:
-                    batch = with_changes(batch, move_values(drawn, batch.inputs.device))
+                    batch = _with_changes(batch, move_values(drawn, batch.inputs.device))
+            start += records
             yield batch
 
-    def _from_processes(self) -> Iterator[Batch]:
-        yield from map(unpack_batch, iter_watched(iter(self.loader), "trainer.loader_processes"))
+    def _read_batches(self, messages: Any) -> Iterator[Batch]:
+        """Return the iterator over what PyTorch's iterator of an epoch reads."""
+        if not self.num_workers:
+            return (message.unpack() for message in messages)
+        self._iteration = token = object()
+        return self._from_workers(messages, token)
+
+    def _from_workers(self, messages: Any, token: object) -> Iterator[Batch]:
+        """Iterate over what the worker processes send, as long as no other iteration has taken them over."""
+        watched = iter_watched(messages, self.workers_option)
+        try:
+            while True:
+                require(
+                    self._iteration is token,
+                    f"another iteration of this {type(self).__name__} has begun, and the processes of "
+                    f"{self.workers_option}={self.num_workers} serve one at a time; use a loader for each, or "
+                    f"{self.workers_option}=0",
+                )
+                try:
+                    message = next(watched)
+                except StopIteration:
+                    return
+                yield message.unpack()
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise ConfigError(
+                f"a process of {self.workers_option}={self.num_workers} ended ({error}). "
+                f"{self._describe_program()}"
+            ) from error
+
+    def _describe_program(self) -> str:
+        """Say why the processes of a program may end at once, with the fix."""
+        path = getattr(sys.modules.get("__main__"), "__file__", None)
+        if path is None or not Path(path).exists():
+            return (
+                "Each imports the program that starts it, and one that is read from a pipe or typed has no file: write "
+                f"it to a file, or set {self.workers_option}=0"
+            )
+        return (
+            'Each imports the program that starts it: put its loop below `if __name__ == "__main__":`, or set '
+            f"{self.workers_option}=0"
+        )
 
 
-def with_changes(batch: Batch, augment: PixelAugment) -> Batch:
+def _with_changes(batch: Batch, augment: PixelAugment) -> Batch:
     """Return a batch whose pixels are changed or mixed, after the changes of its replayed views."""
     replayed = batch.pixel_augment or PixelAugment()
     assert replayed.mixture is None or augment.mixture is None
@@ -136,5 +228,31 @@ def with_changes(batch: Batch, augment: PixelAugment) -> Batch:
     return replace(batch, pixel_augment=both)
 
 
-def _same(batch: Batch) -> Batch:
-    return batch
+class BatchMessage:
+    """Batch on its way from a worker, which PyTorch pins if it is asked to."""
+
+    def __init__(self, batch: Batch, *, is_packed: bool = False) -> None:
+        self.batch = batch
+        self.is_packed = is_packed
+
+    @classmethod
+    def from_worker(cls, batch: Batch) -> BatchMessage:
+        """Pack a batch in a worker process."""
+        return cls(pack_batch(batch), is_packed=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of protocols, such as those of copies
+            raise AttributeError(name)
+        raise ConfigError(FOREIGN_LOADER)
+
+    def unpack(self) -> Batch:
+        """Return the batch."""
+        return unpack_batch(self.batch) if self.is_packed else self.batch
+
+    def pin_memory(self) -> BatchMessage:
+        """Return the batch in pinned memory."""
+        pinned = map_leaves(
+            self.unpack(),
+            lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf,
+        )
+        return BatchMessage(pinned)

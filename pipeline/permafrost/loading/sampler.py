@@ -8,6 +8,7 @@ affects other records in each epoch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,11 @@ from numpy.typing import NDArray
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 
+FOREIGN_LOADER = (
+    "another loader has been made of the parts of a RecordLoader, which has its own order and views: leave it out of "
+    "Accelerate's prepare(), set use_distributed_sampler=False of Lightning's Trainer, and give each process a seed= "
+    "of its own, or records of its own"
+)
 WINDOW_SHARDS = 16
 _DRAWN_AT_ONCE = 2**18
 
@@ -25,7 +31,7 @@ class EpochOrder:
     def __init__(
         self,
         first_positions: NDArray[np.int64],
-        seed: int,
+        seed: int | None,
         window: int = WINDOW_SHARDS,
         fetch: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> None:
@@ -33,7 +39,7 @@ class EpochOrder:
 
         Args:
             first_positions: Position at which the records of each shard begin, and the number of all: [shards + 1].
-            seed: Seed of the order of every epoch.
+            seed: Seed of the order of every epoch; None for the order of the store.
             window: Number of shards whose records are permuted together.
             fetch: Function that is told the numbers of the shards of a window before the window is drawn, and of the
                 next one.
@@ -44,7 +50,8 @@ class EpochOrder:
         self._sizes = sizes[sizes > 0]
         self._fetch = fetch
         self.num_records = int(sizes.sum())
-        self.seed = seed
+        self.seed = seed or 0
+        self.is_drawn = seed is not None
         self.window = window
 
     def windows(self, epoch: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
@@ -56,13 +63,14 @@ class EpochOrder:
                 takes time but no memory.
         """
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-        shards = generator.permutation(len(self._sizes))
+        permute = generator.permutation if self.is_drawn else np.arange
+        shards = permute(len(self._sizes))
         begin, fetched = 0, False
         for start in range(0, len(shards), self.window):
             members = shards[start : start + self.window]
             sizes = self._sizes[members]
             offsets = np.cumsum(sizes) - sizes
-            drawn = generator.permutation(int(sizes.sum()))
+            drawn = permute(int(sizes.sum()))
             end = begin + len(drawn)
             if end > first:
                 if self._fetch is not None:
@@ -79,7 +87,13 @@ class GlobalBatchSampler:
     """Batch sampler of one rank for the steps of an epoch, whose whole state is (epoch, first step)."""
 
     def __init__(
-        self, order: EpochOrder, batch_size: int, *, rank: int = 0, world_size: int = 1
+        self,
+        order: EpochOrder,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
     ) -> None:
         """Check that the batch size fits the ranks and the selection.
 
@@ -88,24 +102,28 @@ class GlobalBatchSampler:
             batch_size: Number of records of a global batch, of which each rank takes a contiguous slice.
             rank: Number of this rank.
             world_size: Number of ranks.
+            drop_last: False for a last batch that is smaller, of a single rank.
 
         Raises:
-            ConfigError: If the batch size is no multiple of the number of ranks, or the selection has fewer records.
+            ConfigError: If the batch size is no multiple of the number of ranks, the selection has fewer records, or
+                another library makes a sampler of this kind of a sampler of its own.
         """
+        require(isinstance(order, EpochOrder), FOREIGN_LOADER)
         num_records = order.num_records
         require(
             batch_size % world_size == 0,
             f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks",
         )
         require(
-            num_records >= batch_size,
+            num_records >= batch_size or not drop_last,
             f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
             "lower trainer.batch_size or select more records",
         )
         self.order = order
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size
-        self.num_steps = num_records // batch_size
+        self.drop_last = drop_last
+        self.num_steps = num_records // batch_size if drop_last else -(-num_records // batch_size)
         self.epoch = 0
         self.first_step = 0
 
@@ -129,6 +147,8 @@ class GlobalBatchSampler:
                 rank_positions = rest[self.rank * share : (self.rank + 1) * share]
                 yield rank_positions.tolist()
                 rest = rest[self.batch_size :]
+        if len(rest) and not self.drop_last:
+            yield rest.tolist()
 
     def first_position(self, step: int) -> int:
         """Return the start of this rank's slice of a step in the epoch's order."""
@@ -142,7 +162,7 @@ class ReplayBatchSampler(GlobalBatchSampler):
     """
 
     def __init__(
-        self, order: EpochOrder, batch_size: int, num_views: int, per_step: int, **ranks: int
+        self, order: EpochOrder, batch_size: int, num_views: int, per_step: int, **ranks: Any
     ) -> None:
         """Draw the first view of each record.
 
