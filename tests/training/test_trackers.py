@@ -4,11 +4,13 @@ import errno
 import itertools
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
@@ -45,12 +47,11 @@ def test_tensorboard_reads_the_numbers_of_each_line_at_its_step(tmp_path):
     assert scalars(tmp_path / "tensorboard") == {"total": [(4, 1.5), (8, 0.5)], "lr": [(4, 0.1)]}
 
 
-@pytest.mark.parametrize("before", [0, 8])
 def test_events_of_a_killed_run_are_replaced_from_the_step_at_which_it_goes_on(
-    tmp_path, monkeypatch, before
+    tmp_path, monkeypatch
 ):
-    """Also by the tenth file of a process, whose number has a digit more."""
-    monkeypatch.setattr(trackers, "_numbers", itertools.count(before))
+    clock = itertools.count(1_700_000_000)  # TensorBoard reads files in the order of their seconds
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     for first_step, line in ((1, LINES[0]), (5, LINES[1]), (5, {"total": 9.0, "step": 8})):
         tracker = Tracker(tracked_run(tmp_path), first_step)
         tracker.add(line)
@@ -79,25 +80,12 @@ def test_a_student_and_its_evaluation_are_one_run(frozen):
 # ---- trackers that cannot write --------------------------------------------------------------------
 
 
-@pytest.fixture
-def full_disk(monkeypatch):
-    """Function after which files whose names begin with a word are on a full disk."""
-    opened = Path.open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_training_goes_on_without_events_where_they_have_no_room(tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def fill(beginning):
-        monkeypatch.setattr(
-            Path,
-            "open",
-            lambda path, *words, **options: opened(
-                Path("/dev/full") if path.name.startswith(beginning) else path, *words, **options
-            ),
-        )
-
-    return fill
-
-
-def test_a_training_goes_on_without_events_where_they_have_no_room(tmp_path, full_disk, caplog):
-    full_disk("events.")
+    monkeypatch.setattr(RecordWriter, "write", full)
     with caplog.at_level(logging.WARNING, "permafrost"):
         write_lines(tmp_path, LINES)
     (warning,) = caplog.messages
@@ -113,8 +101,14 @@ def test_a_folder_that_cannot_be_created_is_one_warning_too(tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
-def test_metrics_that_have_no_room_name_their_file(tmp_path, full_disk):
-    full_disk("metrics.")
+def test_metrics_that_have_no_room_name_their_file(tmp_path, monkeypatch):
+    opened = Path.open
+
+    def open_full(path, *words, **options):
+        is_full = path.name.startswith("metrics.")
+        return opened(Path("/dev/full") if is_full else path, *words, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
     with (
         MetricWriter(tracked_run(tmp_path), 0) as writer,
         pytest.raises(NoSpaceError, match=r"no room to write .*metrics\.jsonl"),

@@ -10,11 +10,9 @@ without it.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
-import socket
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -36,7 +34,6 @@ logger = logging.getLogger("permafrost.trackers")
 
 _FINISH_SECONDS = 120.0
 """Longest time for which the end of a training waits for uploads to Weights & Biases."""
-_numbers = itertools.count()
 
 
 def check_logger(kind: Logger) -> None:
@@ -200,36 +197,20 @@ class _Client(ABC):
 
 
 class _TensorBoard(_Client):
-    """File of events in a folder, written without a thread, as TensorBoard's own writer ends with an error of its."""
+    """Events in a folder, of which those of a killed run from the first step on are not shown."""
 
     def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from torch.utils.tensorboard import SummaryWriter
 
-        # TensorBoard reads the files in the order of their names.
-        number = f"{next(_numbers):06d}"
-        words = (int(time.time()), socket.gethostname(), os.getpid(), number)
-        path = tracked.files / ("events.out.tfevents." + ".".join(map(str, words)))
-        self._file = path.open("wb")
-        self._write(file_version="brain.Event:2")
-        if first_step > 0:  # from which events of other files, of a killed run, are not shown
-            self._write(session_log=SessionLog(status=SessionLog.START), step=first_step)
+        self._writer: Any = SummaryWriter(str(tracked.files), purge_step=first_step or None)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
-        self._write(summary=Summary(value=values), step=step)
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def close(self, is_finished: bool) -> None:
-        with suppress(OSError):  # each event was flushed
-            self._file.close()
-
-    def _write(self, **event: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        RecordWriter(self._file).write(Event(wall_time=time.time(), **event).SerializeToString())
-        self._file.flush()
+        self._writer.close()
 
 
 class _WandB(_Client):
