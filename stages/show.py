@@ -1,4 +1,4 @@
-"""Show a store and a pass in one picture: facts, records beside their maps, and two histograms.
+"""Show a store and a pass in one picture: facts, records next to their maps, and two histograms.
 
     permafrost show store.path=stores/demo
     permafrost show store.path=stores/demo store.teacher=[resnet8] show.split=test_swapped \\

@@ -9,7 +9,7 @@ from permafrost.core.interrupts import catch_signals
 
 
 def main() -> None:
-    """Run the verb that the first word names. Exit codes are those of the verb, and 2 for an unknown one."""
+    """Run the verb that the first argument names. Exit codes are those of the verb, and 2 for an unknown one."""
     verb, *words = sys.argv[1:] or ["--help"]
     if verb == "--version":
         print(f"permafrost {__version__}")
@@ -71,7 +71,7 @@ def _print_schema(words: list[str]) -> None:
 
 
 def _print_completion(words: list[str]) -> None:
-    """Print the script of a shell, or what may follow the words of a command line."""
+    """Print the script of a shell, or the completions of a command line."""
     from permafrost.config.completion import SCRIPTS, candidates
     from permafrost.core.errors import require
 

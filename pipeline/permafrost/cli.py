@@ -1,4 +1,4 @@
-"""Command line of a verb: parse the words, run the verb, and print its result or an error."""
+"""Command line of a verb: parse the arguments, run the verb, and print its result or an error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _OneLineFormatter(logging.Formatter):
 
 
 def stage_main(verb: str) -> None:
-    """Run a verb with the words of the command line.
+    """Run a verb with the arguments of the command line.
 
     The exit code is 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
 
@@ -88,7 +88,7 @@ def attempt(program: str, run: Callable[[], None]) -> tuple[int, str]:
 
 
 def _run_typed(verb: str, words: Sequence[str]) -> None:
-    """Show the help or the config if the words ask for it, otherwise run the verb and print its result."""
+    """Show the help or the config if the arguments ask for it, otherwise run the verb and print its result."""
     load_plugins(plugin_names(words))
     if {"-h", "--help"} & set(words):
         asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
@@ -105,7 +105,7 @@ def _run_typed(verb: str, words: Sequence[str]) -> None:
 
 
 def _without_cfg(words: Sequence[str]) -> list[str]:
-    """Return the words besides --cfg job, which may be anywhere on the line."""
+    """Return the arguments besides --cfg job, which may be anywhere on the line."""
     place = words.index("--cfg")
     require(
         words[place + 1 : place + 2] == ["job"],
@@ -115,14 +115,14 @@ def _without_cfg(words: Sequence[str]) -> list[str]:
 
 
 def run_words(verb: str, words: Sequence[str]) -> Any:
-    """Run a verb with the words of a command line, and return its result.
+    """Run a verb with the arguments of a command line, and return its result.
 
     Args:
         verb: Name of the verb.
-        words: Words of the command line.
+        words: Arguments of the command line.
 
     Raises:
-        ConfigError: If the words do not fit the verb or its options.
+        ConfigError: If the arguments do not fit the verb or its options.
         UserError: Any other error that the user can fix, of the verb.
     """
     load_plugins(plugin_names(words))
@@ -164,7 +164,7 @@ def _help(verb: str, words: Sequence[str] = (), *, is_brief: bool = False) -> st
 
     composed = compose(verb, words)
     if is_brief:
-        return f"{VERBS[verb].help}\n\n{list_verb(verb, composed)}\n\n--help says what they mean."
+        return f"{VERBS[verb].help}\n\n{list_verb(verb, composed)}\n\n--help explains them."
     options = describe_verb(verb, composed)
     return (
         f"{VERBS[verb].help}\n\n{options}\n\nAnother member of a group has other options: --help method=kd.\n"
@@ -192,7 +192,7 @@ def next_command(command: str, words: Sequence[str]) -> str:
 
     Args:
         command: Next command as a verb suggests it.
-        words: Words of this command.
+        words: Arguments of this command.
     """
     experiment = [word for word in words if word.startswith("experiment=")]
     if not experiment or not command.startswith("permafrost "):

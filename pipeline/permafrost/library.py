@@ -1,6 +1,6 @@
 """The public functions: a store for a training loop of one's own, explanations, and a function for each verb.
 
-`permafrost` itself exports them, and imports them on first use. A function of a verb takes the words of its command
+`permafrost` itself exports them, and imports them on first use. A function of a verb takes the arguments of its command
 line, as text or as keyword arguments, and runs it, so that both make the same files:
 
     permafrost.distill("experiment=demo", run="mine", method="e2kd", tau=4)
@@ -246,7 +246,7 @@ def _rows_of_classes(store: Store, rows: RowNumbers, classes: Sequence[str]) -> 
 def _rows_of_keys(
     store: Store, rows: RowNumbers, keys: Iterable[str], split: str
 ) -> NDArray[np.int64]:
-    """Return those of these rows that have one of the keys, all of which must be there."""
+    """Return the rows that have one of the keys; all keys must be there."""
     wanted = set(keys)
     places = SelectedRecords(store, rows).positions_of(wanted)
     absent = sorted(wanted - places.keys())
@@ -425,7 +425,7 @@ def run_verb(verb: str, *words: str, **options: Any) -> Any:
 
     Args:
         verb: Name of the verb.
-        *words: Words of the command line, as text.
+        *words: Arguments of the command line, as text.
         **options: Options as keyword arguments (`permafrost.config.points.words_of_options`).
 
     Raises:

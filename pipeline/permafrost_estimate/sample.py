@@ -77,7 +77,7 @@ class ShardTimes(SerialExecutor):
 # ---- sample ----------------------------------------------------------------------------------------
 
 
-_FEW = 8
+_MAX_FIRST_RECORDS = 8
 """Largest number of records of the first shard of a sample."""
 
 
@@ -266,7 +266,7 @@ def _pieces(
         f"store.shard_size={config.store.shard_size} leaves a shard of one record, which shows no cost of a record "
         "apart from that of a shard; raise store.shard_size, or name more data",
     )
-    few = max(1, min(_FEW, size // 4))
+    few = max(1, min(_MAX_FIRST_RECORDS, size // 4))
     parts = []
     for number in [first, *others[: config.estimate.shards - 1]]:
         size = shards[number][1]

@@ -129,7 +129,7 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
         rounds: Number of measurements with each option.
 
     Returns:
-        The seconds by which a view takes longer than with the options of the pass, which may be negative, by the other
+        The additional seconds per view compared to the options of the pass, which may be negative, by the other
         option as it is typed.
     """
     plan = plan_pass(config, store)  # precision=auto is that of the pass

@@ -1,6 +1,6 @@
 """Bytes of a whole store by part: bytes per record of the sample's files, times the records of the whole.
 
-An index without records and a receipt have kilobytes of their own, which a sample of few records would multiply, so
+An empty index and an empty receipt take kilobytes, which a sample of few records would multiply, so
 they are counted apart. The tables of shards and the manifests are taken as they are, because they hardly grow.
 """
 
@@ -117,7 +117,7 @@ def _rest_bytes(
 ) -> float:
     """Return the bytes of some files, which do not grow, and of all receipts.
 
-    A receipt has some bytes for every record and some of its own, as the receipts of the given shards show.
+    A receipt has a fixed size plus some bytes per record, as the receipts of the given shards show.
     """
     counts = [[count, 1] for _, count in shards]
     sizes = [file_size(receipt_path(folder, name)) or 0 for name, _ in shards]

@@ -41,14 +41,14 @@ _CLEAR_FACTOR = 1.25
 _CLEAR_GAIN = 0.3
 """Smallest gain of the correlation by which a class is then exchanged."""
 _OWNER = 0.25
-"""Fraction of a row's error at which the outputs of another record explain it."""
+"""Maximum fraction of a row's error for another record's outputs to explain the row."""
 _LOWEST_LOG = -12.0
 """Log-probability below which small probabilities were rounded, or cut."""
-_FEWEST_ROWS = 16
+_MIN_ROWS = 16
 """Number of rows below which a permutation of classes could fit by chance."""
-_FEWEST_CENTERED = 8
+_MIN_CENTERED = 8
 """Number of rows below which their mean says nothing."""
-_LARGEST_TEMPERATURE = 50.0
+_MAX_TEMPERATURE = 50.0
 _SHOWN = 3
 
 
@@ -65,7 +65,7 @@ class Cause(NamedTuple):
 
 
 def explains(before: float, after: float) -> bool:
-    """Return whether a distance is so small beside another that its meaning is the right one."""
+    """Return whether a distance is so small compared to another that its meaning is the right one."""
     return after <= max(_LEFT * before, CLOSE_NATS)
 
 
@@ -118,7 +118,7 @@ class StoredOutputs:
         return np.asarray(np.maximum((np.exp(shares) * (shares - self.log_shares)).sum(axis=1), 0))
 
     def same_top(self, logits: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return of which views the largest logit is the same."""
+        """Return the views whose largest logit is the same."""
         top = self.log_shares.argmax(axis=1) if self.classes is None else self.classes[:, 0]
         return np.asarray(logits.argmax(axis=1) == top)
 
@@ -198,7 +198,7 @@ def fit_temperature(logits: NDArray[Any], stored: StoredOutputs) -> tuple[float,
     def distance(logarithm: float) -> float:
         return float(stored.divergence(logits / np.exp(logarithm)).mean())
 
-    end = np.log(_LARGEST_TEMPERATURE)
+    end = np.log(_MAX_TEMPERATURE)
     grid = np.linspace(-end, end, 33)
     best = grid[int(np.argmin([distance(each) for each in grid]))]
     step = grid[1] - grid[0]
@@ -235,7 +235,7 @@ def match_classes(
         before: Mean divergence in the order of the classes as they are.
 
     Returns:
-        The teacher's class of each stored one, i64 [K]; None if there is none, or it is the order as they are.
+        The teacher's class of each stored one, i64 [K]; None if there is none, or if it is the stored order.
     """
     count = len(logits)
     shift = _shifted_order(logits, stored)
@@ -243,7 +243,7 @@ def match_classes(
         stored, logits[:, shift], fit_temperature(logits[:, shift], stored)[1], before
     ):
         return shift
-    if count < _FEWEST_ROWS:
+    if count < _MIN_ROWS:
         return None
     halves = (np.arange(0, count, 2), np.arange(1, count, 2))
     for gain in (0.0, _CLEAR_GAIN):  # all that fits exactly, or what is clear
@@ -368,7 +368,7 @@ def find_noise(logits: NDArray[Any], stored: StoredOutputs) -> float | None:
 
     Noise has the same size for every view, and no correlation between classes or with the logits.
     """
-    if stored.classes is not None or len(logits) < 2 * _FEWEST_ROWS or logits.shape[1] < 3:
+    if stored.classes is not None or len(logits) < 2 * _MIN_ROWS or logits.shape[1] < 3:
         return None
     teacher = logits - logits.mean(axis=1, keepdims=True)
     values = stored.log_shares - stored.log_shares.mean(axis=1, keepdims=True)
@@ -418,7 +418,7 @@ def unit_rows(values: NDArray[Any]) -> NDArray[np.float64]:
 
 def center_of(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return the mean of the records' values of norm 1, [...]; zeros for few records."""
-    if len(values) < _FEWEST_CENTERED:
+    if len(values) < _MIN_CENTERED:
         return np.zeros(values.shape[1:])
     return np.asarray(unit_rows(values).mean(axis=0))
 

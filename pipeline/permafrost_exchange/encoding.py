@@ -22,13 +22,13 @@ from permafrost.core.records import (
 from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
 from permafrost_exchange.format_options import TargetFormatConfig
 from permafrost_exchange.target_reader import (
-    SMALLEST_PROBABILITY,
+    MIN_PROBABILITY,
     Arrays,
     TargetError,
     TargetForm,
 )
 
-_MOST_UINT16 = 2**16 - 1
+_MAX_UINT16 = 2**16 - 1
 
 
 class _Payload(NamedTuple):
@@ -37,7 +37,7 @@ class _Payload(NamedTuple):
     pattern: str
     axes: tuple[str, ...]
     scale_axes: int = 0
-    """Number of leading axes that have a scale of their own, 0 for values that are stored as they are. 0 axes of a
+    """Number of leading axes with separate scales, 0 for values that are stored as they are. 0 axes of a
     single map are written as -1."""
     when_moved: WhenMoved = "keep"
 
@@ -131,7 +131,7 @@ def encode_targets(
 def _logits_of(
     probabilities: NDArray[Any], names: Sequence[str], where: str
 ) -> NDArray[np.float32]:
-    """Return logits of which these are the softmax."""
+    """Return logits with this softmax."""
     _require_finite("probabilities", probabilities, names, where)
     values = probabilities.astype(np.float64)
     totals = values.sum(axis=-1)
@@ -142,7 +142,7 @@ def _logits_of(
             f"{where}: the probabilities of {names[row]} have the sum {totals[row].ravel()[0]:.3g}; if they are "
             "logits, name them logits"
         )
-    return np.log(np.maximum(values, SMALLEST_PROBABILITY)).astype(np.float32)
+    return np.log(np.maximum(values, MIN_PROBABILITY)).astype(np.float32)
 
 
 def _require_logits(logits: NDArray[Any], names: Sequence[str], where: str) -> None:
@@ -183,7 +183,7 @@ def _require_classes(
 def _plain_dtype(name: str, array: NDArray[Any], classes: int) -> str:
     """Return the storage dtype of values that are stored as they are."""
     if name == TOP_CLASS:
-        return "uint16" if classes <= _MOST_UINT16 else "int32"
+        return "uint16" if classes <= _MAX_UINT16 else "int32"
     if name == "explained_class":
         return "int32"
     if name == PIXEL_FIELD:

@@ -27,7 +27,7 @@ class TargetFormatConfig(Options):
     kind: str = ""
     frame: TargetFrame | None = None
     """Part of each image that the teacher received. full: the whole image. center_crop: the square of
-    format.crop_fraction in its middle. unknown: nobody knows, and students are trained on such targets only with
+    format.crop_fraction in its middle. unknown: not recorded; students are trained on such targets only with
     store.unknown_views=true. null: that of the format, and it must be stated for a format without one."""
     crop_fraction: Annotated[float, Gt(0), Le(1)] = CENTER_CROP_FRACTION
     """Side of the square of format.frame=center_crop, relative to the image's shorter side."""
@@ -91,7 +91,7 @@ class ArraysConfig(TargetFormatConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingsConfig(TargetFormatConfig):
-    """Embeddings of clip-retrieval: img_emb/img_emb_<n>.npy beside metadata/metadata_<n>.parquet."""
+    """Embeddings of clip-retrieval: img_emb/img_emb_<n>.npy next to metadata/metadata_<n>.parquet."""
 
     implementation: ClassVar[str] = "permafrost_exchange.formats.embeddings:EmbeddingReader"
 
@@ -146,7 +146,7 @@ class FKDConfig(_ViewTargetsConfig, _ClassTargetsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNetPlusConfig(_ViewTargetsConfig, _ClassTargetsConfig):
-    """Reinforced data sets of apple/ml-dr (ImageNet+ and its kin): <number>.pth.tar beside config.pth.tar."""
+    """Reinforced data sets of apple/ml-dr (ImageNet+ and its kin): <number>.pth.tar next to config.pth.tar."""
 
     implementation: ClassVar[str] = "permafrost_exchange.formats.reinforced:ReinforcedReader"
     joins: ClassVar[tuple[JoinKind, ...]] = ("position",)

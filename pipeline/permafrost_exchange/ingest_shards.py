@@ -1,6 +1,6 @@
 """Shards of a pass whose targets another tool has made: the task that writes one, and the publication of all.
 
-The targets of records are written beside the shards while the pass is made, and tasks read the part of their shard.
+The targets of records are written next to the shards while the pass is made, and each task reads its shard's part.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _write_join(folder: RootedPath, joined: JoinedTargets) -> None:
 
 @contextmanager
 def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
-    """Write the join beside the shards. An error of the block leaves nothing of a pass that was not begun.
+    """Write the join next to the shards. An error of the block leaves nothing of a pass that was not begun.
 
     Args:
         folder: Folder of the pass.
@@ -291,7 +291,7 @@ def store_targets(
         if isinstance(error, TargetError):
             raise
         raise TargetError(
-            f"{task.targets.path}: the logits of all records are the same; these are no targets of a trained teacher"
+            f"{task.targets.path}: the logits of all records are the same, so they are not targets of a trained teacher"
         ) from None
     return written
 

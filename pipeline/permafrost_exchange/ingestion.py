@@ -1,7 +1,7 @@
 """A pass of targets that another tool has made: identity, join with the records, shards and publication.
 
 The pass is like one that precompute has written, so all that reads passes reads it. Its fingerprint covers the bytes of
-the targets' files, the options of their format and the store. The names of the targets and the join are written beside
+the targets' files, the options of their format and the store. The names of the targets and the join are written next to
 the shards while the pass is made, and tasks read the part of their shard.
 """
 
@@ -309,7 +309,7 @@ def _covered(
 
 
 def expected_records(store: Store, joined: JoinedTargets) -> NDArray[np.bool_]:
-    """Return which records should have targets: those of splits of which any has one."""
+    """Return which records should have targets: those of splits with any target."""
     expected = np.zeros(len(joined.numbers), bool)
     for numbers in store.shards.splits.values():
         rows = np.concatenate([np.asarray(store.rows_of_shard(int(n))) for n in numbers])
@@ -333,7 +333,7 @@ def require_covered(
         expected: True for records that should have one, [records].
         missing: File to which the keys of records without targets are written, None to stop at them.
         how: Rule of the join, for messages.
-        advice: Way out, for messages.
+        advice: Fix, for messages.
 
     Raises:
         TargetError: If there are records without targets, and no file to list them.

@@ -108,7 +108,7 @@ _SUFFIXES = r"(?i)\.(jpe?g|png|bmp|gif|webp|tiff?|ppm|pgm|npy|npz|pt|pth|tar|jso
 
 
 def _without_suffix(paths: pa.Array) -> pa.Array:
-    """Return paths without the suffix of a file, composed: macOS writes an accent as a character of its own."""
+    """Return paths without the suffix of a file, composed: macOS writes an accent as a separate character."""
     paths = pc.utf8_normalize(paths, form="NFC")
     return pc.replace_substring_regex(paths, _SUFFIXES, "")
 

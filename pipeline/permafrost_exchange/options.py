@@ -82,7 +82,7 @@ class ShareConfig(Options):
     """New folder, or hf://<user>/<name> for a data set on the Hugging Face hub (needs huggingface_hub)."""
     form: Literal["webdataset", "embeddings", "huggingface"] = "webdataset"
     """Form of the files. webdataset: tars with all fields, which `attach` joins to another store bit for bit.
-    embeddings: the field `pooled` as npy beside Parquet, as clip-retrieval writes it. huggingface: Parquet with a
+    embeddings: the field `pooled` as npy next to Parquet, as clip-retrieval writes it. huggingface: Parquet with a
     column per field, and a card."""
     images: bool = False
     """Write the images, too."""
@@ -161,7 +161,7 @@ VERBS["share"] = Verb(
     order=80,
     python="""Write a pass for others, without images. The result has the folder or address, `shared`.
 
-    The pass is named by the word `pass=...`, as `pass` cannot be a keyword argument in Python.
+    The pass is named by the argument `pass=...`, as `pass` cannot be a keyword argument in Python.
     """,
 )
 VERBS["attach"] = Verb(

@@ -1,6 +1,6 @@
 """Ways in which others run the same teacher: another part of the image, size, direction, order or scale of its values.
 
-Each is a change of what the teacher receives. The one with which it says what the targets say is the cause of their
+Each is a change of what the teacher receives. The change that reproduces the targets is the cause of their
 difference.
 """
 

@@ -24,7 +24,7 @@ from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict
 from permafrost.core.records import TOP_LOGITS, VIEW_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import with_preprocessing
 from permafrost.models.resolve import resolve_network
 from permafrost.models.trained_weights import DataClasses
@@ -209,7 +209,7 @@ def _compare(
     payloads = _payloads(facts.fields)
     # The provider's input size and interpolation, and the part of the image that the targets say.
     config = with_preprocessing(config, outputs)
-    described = describe_teacher(config, classes, reads_head="logits" in payloads)
+    described = Network(config, classes).describe(reads_head="logits" in payloads)
     require(
         not facts.classes or described["classes"] == facts.classes,
         f"teacher.classes: the targets are of {facts.classes} classes, and teacher={config.name} has "

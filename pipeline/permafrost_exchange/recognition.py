@@ -1,6 +1,6 @@
 """Recognition of the format of targets by their files, for an ingest that names none.
 
-A few files are looked at, and one of them is read, as the reader of its format would read it.
+A few files are examined, and one of them is read as the reader of its format would read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from permafrost_exchange.share_format import SHARE_NAME
 from permafrost_exchange.target_reader import TargetError, iter_lines, load_pickled
 
 _LOOKED_AT = 2000
-"""Number of files of a folder that are looked at."""
+"""Number of files of a folder that are examined."""
 _TORCH_ZIP = b"PK\x03\x04"
 
 
@@ -34,7 +34,7 @@ class Recognition(NamedTuple):
     text: str
     """Description of the files, for a message."""
     options: tuple[str, ...] = ()
-    """Options that the files need beside format=."""
+    """Options that the files need in addition to format=."""
     lacks: tuple[str, ...] = ()
     """Missing parts."""
 
@@ -115,7 +115,7 @@ def _recognize_epoch(path: Path, first: Path) -> Recognition:
         lacks.append(f"the name of one epoch: set path={first.parent}")
     values = first.with_name(first.name.replace("-keys.txt", "-values.bin"))
     if not values.is_file():
-        lacks.append(f"{values.name} beside {first.name}")
+        lacks.append(f"{values.name} next to {first.name}")
     key = next(iter_lines(first), "")
     options = (*_CLASSES, *([_POSITION] if key.isdigit() else []))
     return Recognition("tinyvit", "logits of an epoch of TinyViT", options, tuple(lacks))

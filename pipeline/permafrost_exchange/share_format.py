@@ -1,4 +1,4 @@
-"""Form of a shared pass: share.json, what it must say, and a check of all that a stranger may have written into it.
+"""Form of a shared pass: share.json, its required entries, and a check of all of its untrusted content.
 
     share.json                 what the pass is, its fields, and the SHA-256 of every file
     records.parquet            key, split, label, shard, SHA-256 of the image's file and of its pixels
@@ -55,7 +55,7 @@ SHARED_RECORDS_SCHEMA = pa.schema(
     ]
 )
 """Columns of records.parquet; digests are hexadecimal, and pixels_sha256 is empty where it was not asked for."""
-_MOST_BYTES = 2**24
+_MAX_BYTES = 2**24
 _RECORD_BYTES = 1024
 """Bytes that a tar has for each record at least: a header and a block."""
 _ROW_BYTES = 1024
@@ -153,7 +153,7 @@ def read_share(folder: RootedPath) -> Share:
     """
     path = folder / SHARE_NAME
     try:
-        values = check_json(read_regular(path, _MOST_BYTES))
+        values = check_json(read_regular(path, _MAX_BYTES))
     except FileNotFoundError:
         raise ConfigError(
             f"from={folder} has no {SHARE_NAME}; name a folder that permafrost share has written whole"
@@ -189,7 +189,7 @@ def read_share(folder: RootedPath) -> Share:
                 raise TargetError(str(error)) from error
             if actual != digest:
                 raise TargetError(
-                    f"{folder / name} is damaged: it has another SHA-256 than {path} says"
+                    f"{folder / name} is damaged: its SHA-256 is not the one in {path}"
                 )
     return share
 

@@ -269,7 +269,7 @@ def _require_same(
 
 
 def _projection(path: RootedPath, spec: FieldSpec) -> Projection:
-    """Read the projection of a field of a share. Raises TargetError if it is none, or that of another field."""
+    """Read the projection of a field of a share. Raises TargetError if it is invalid, or of another field."""
     try:
         projection = read_projection(path)
     except ManifestError as error:

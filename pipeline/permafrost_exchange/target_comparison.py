@@ -61,7 +61,7 @@ logger = logging.getLogger("permafrost.passport")
 
 CLOSE_COSINE = 0.02
 """1 minus a mean cosine that rounding explains."""
-_MOST_DIAGNOSED = 512
+_MAX_DIAGNOSED = 512
 """Number of views that are kept to look for a cause."""
 _EXACT_INPUT = 0.01
 """Median error of the outputs, relative to their spread, that another implementation of the same input explains."""
@@ -255,7 +255,7 @@ class _Comparison:
 
     def add(self, stored: Values, teacher: Values, keys: Sequence[str]) -> None:
         """Compare the fields of some views, [n, 1, ...] each."""
-        if self._num_kept < _MOST_DIAGNOSED:
+        if self._num_kept < _MAX_DIAGNOSED:
             self._kept.append((stored, teacher, keys))
             self._num_kept += len(keys)
         if self.facts.has_logits:
@@ -377,7 +377,7 @@ class _Comparison:
 def _explains_same(
     stored: Values, teacher: Values, order: NDArray[np.int64] | None = None
 ) -> NDArray[np.bool_]:
-    """Return of which views both maps explain the same class, where the stored classes may have another order."""
+    """Return the views whose two maps explain the same class, where the stored classes may have another order."""
     classes = stored["explained_class"][:, 0]
     if order is not None:
         classes = np.where(classes >= 0, order[np.maximum(classes, 0)], classes)

@@ -38,7 +38,7 @@ MAX_TARGET_BYTES = 2**27
 
 
 class TargetError(UserError, ValueError):
-    """Targets that are not what their format says. The message names the file and the way out."""
+    """Error for targets that do not match their format. The message names the file and the fix."""
 
 
 _READ_ERRORS = (
@@ -194,7 +194,7 @@ class FileReader(TargetReader):
             row: Place of the record in the request.
 
         Raises:
-            ValueError: If the content is another. Its text says what is wrong, without the name of the file.
+            ValueError: If the content differs. The message describes the problem, without the file name.
         """
 
 
@@ -248,7 +248,7 @@ def rows_of_parts(parts: Sequence[RowsOfFile], numbers: NDArray[np.int64]) -> ND
 
 
 def load_pickled(path: Path) -> Any:
-    """Read a torch file of a stranger in a process of its own.
+    """Read an untrusted torch file in a separate process.
 
     Raises:
         TargetError: If it cannot be read in bounded memory and time without running code.
@@ -257,7 +257,7 @@ def load_pickled(path: Path) -> Any:
 
 
 def unpickled(data: bytes, where: str) -> Any:
-    """Read the bytes of a torch file of a stranger in a process of its own. `where` names it in messages."""
+    """Read the bytes of an untrusted torch file in a separate process. `where` names it in messages."""
     try:
         return unpickle(data)
     except UnpicklingError as error:
@@ -290,7 +290,7 @@ def walk(folder: Path, suffix: str) -> Iterator[Path]:
         ConfigError: If there is no such folder or no such file.
     """
     if not folder.is_dir():
-        raise ConfigError(f"path={folder} is no folder; name the folder of the targets")
+        raise ConfigError(f"path={folder} is not a folder; name the folder of the targets")
     count = 0
     for root, folders, names in os.walk(folder):
         folders.sort()
@@ -339,7 +339,7 @@ def crop_matrices(
     return matrices
 
 
-SMALLEST_PROBABILITY = 1e-7
+MIN_PROBABILITY = 1e-7
 """Probability in place of a stored 0, whose logarithm is not finite. float16 rounds half of it to 0."""
 
 
@@ -350,7 +350,7 @@ def top_outcomes(
     temperature: float = 1.0,
     rest: NDArray[np.float64] | None = None,
 ) -> Arrays:
-    """Return the largest logits of a softmax of which some probabilities are stored.
+    """Return the largest logits of a partly stored softmax.
 
     With p = softmax(z / T), the logits are z = T log p up to a constant, and the sum over all other classes at the
     temperature T is log(1 - sum p), whatever its parts are.
@@ -363,7 +363,7 @@ def top_outcomes(
         rest: Probability of all other classes, [...]; None is 1 - sum p.
 
     Raises:
-        ValueError: If they are no probabilities of different classes.
+        ValueError: If they are not probabilities of different classes.
     """
     values, numbers = probabilities.astype(np.float64), classes.astype(np.float64)
     if (
@@ -375,7 +375,7 @@ def top_outcomes(
         )
     total = values.sum(axis=-1)
     if not np.isfinite(values).all() or values.min() < -1e-3 or total.max() > 1.02:
-        raise ValueError(f"its probabilities are no probabilities: their sum is {total.max():.3g}")
+        raise ValueError(f"its probabilities are invalid: their sum is {total.max():.3g}")
     ordered = np.sort(numbers, axis=-1)
     if (ordered[..., 1:] == ordered[..., :-1]).any():
         raise ValueError("it lists a class twice for one view")
@@ -383,7 +383,7 @@ def top_outcomes(
     values = np.take_along_axis(values, order, -1)
     remaining = 1 - total if rest is None else rest
     has_others = values.shape[-1] < num_classes
-    floor = SMALLEST_PROBABILITY
+    floor = MIN_PROBABILITY
     tail = np.log(np.maximum(remaining, floor)) if has_others else np.zeros_like(total)
     return {
         "top_logits": (temperature * np.log(np.maximum(values, floor))).astype(np.float32),

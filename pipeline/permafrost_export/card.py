@@ -1,4 +1,4 @@
-"""Cards, in Hugging Face's form: texts of strangers as Markdown, and the card of an exported student."""
+"""Cards, in Hugging Face's form: untrusted texts as Markdown, and the card of an exported student."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def license_id(name: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Return a text of a stranger as Markdown shows it: without links, tags, cells of a table or control characters."""
+    """Return an untrusted text as plain Markdown: without links, tags, table cells or control characters."""
     return _MARKS.sub(r"\\\g<0>", printable(text))
 
 
 def fact_table(rows: Mapping[str, str]) -> list[str]:
-    """Return the lines of a Markdown table of names and texts of a stranger."""
+    """Return the lines of a Markdown table of names and untrusted texts."""
     return [
         "| | |",
         "|---|---|",

@@ -17,7 +17,7 @@ _WRITTEN = [
     "*.parquet",
     "share.json",
 ]
-"""Files of a share, of which those that a new one does not have are removed from the repository."""
+"""Files of a share; those that a new share does not have are removed from the repository."""
 
 
 def is_hub(to: str) -> bool:

@@ -27,12 +27,12 @@ ProgramOutput = Literal["logits", "pooled"]
 _ENDINGS: Mapping[Format, str] = {"onnx": "onnx", "torch": "pt2"}
 TOLERANCE = 1e-4
 """Largest difference of a program's output from the network's, relative to the largest value if that is above 1."""
-_LARGEST_SIDE = 16384
+_MAX_SIDE = 16384
 """Pixels of the longest side that a program takes."""
 
 
 class WrongProgramError(UserError):
-    """Error for a program whose output is not that of the network."""
+    """Error for a program whose output differs from the network's."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Program(nn.Module):
     """A network and the output that a program returns."""
 
     inputs: ClassVar[str]
-    """Type and shape of the inputs, in words."""
+    """Type and shape of the inputs, as text."""
 
     def __init__(self, network: Classifier, output: ProgramOutput = "logits") -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def input_name(program: nn.Module) -> str:
 
 
 def sample_inputs(program: nn.Module, columns: int) -> Tensor:
-    """Return inputs with which a program is traced and checked: frames of noise, or rows of `columns` numbers."""
+    """Return inputs to trace and check a program: frames of noise, or rows of `columns` numbers."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(program, RowProgram):
         return torch.randn(PROBED_RECORDS + 1, columns, generator=generator)
@@ -149,8 +149,8 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
     sizes: dict[int, Any] = {0: dim("batch", min=1)}
     if inputs.ndim == 4:
         sizes |= {
-            2: dim("height", min=1, max=_LARGEST_SIDE),
-            3: dim("width", min=1, max=_LARGEST_SIDE),
+            2: dim("height", min=1, max=_MAX_SIDE),
+            3: dim("width", min=1, max=_MAX_SIDE),
         }
     with torch.no_grad():
         # A network of one's own is examined in its first pass, which is not traced.

@@ -59,7 +59,7 @@ class CaseKind(NamedTuple):
 
     title: str
     found: int
-    """Number of such cases in the split, of which `cases` are the first."""
+    """Number of such cases in the split; `cases` has the first ones."""
     cases: list[Case]
 
 
@@ -160,7 +160,7 @@ def _kind(
 ) -> CaseKind:
     """Order cases and take the first.
 
-    A `sign` of 1 starts with the largest lead of the candidate, -1 with that of the baseline, 0 with that of either.
+    A `sign` of 1 starts with the candidate's largest lead, -1 with the baseline's, 0 with either's.
     """
 
     def order(case: Case) -> tuple[bool, float]:

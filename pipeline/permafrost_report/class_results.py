@@ -19,14 +19,14 @@ from permafrost_report.main_table import Column, passes_of_arms
 from permafrost_report.model_selection import read_evaluation
 from permafrost_report.student_results import StudentResult
 
-_MOST_CLASSES = 20
+_MAX_CLASSES = 20
 """Largest number of classes that are all shown; of more, the worst ones and the most frequent confusions."""
-_LARGEST = 2_000
+_MAX_COUNTED_CLASSES = 2_000
 """Largest number of classes whose confusions are counted, as a matrix has the square of it."""
 _SHOWN = 10
 _ACCURACY = Column(name="accuracy", source="test.accuracy")
 Counts = NDArray[np.int64]
-"""Records by class and by predicted class, [K, K + 1]; the last column is of predictions that are no class."""
+"""Records by class and by predicted class, [K, K + 1]; the last column counts predictions that are not a class."""
 
 
 class ClassRow(NamedTuple):
@@ -84,7 +84,7 @@ def class_section(
     results = [r for r, store in zip(results, stores, strict=True) if store == stores[0]]
     metrics = [result.metrics or next(iter(result.against.values()), {}) for result in results]
     splits = {split for of in metrics for split in of if "accuracy" in of[split]}
-    if not splits or not 0 < len(names) <= _LARGEST:
+    if not splits or not 0 < len(names) <= _MAX_COUNTED_CLASSES:
         return None
     split = min(splits, key=lambda name: (name != "test", name))
     arms, teachers, teacher_names, of_arms = _count(results, split, len(names))
@@ -97,14 +97,14 @@ def class_section(
     means = {name: np.mean(of, axis=0) for name, of in accuracies.items()}
     present = np.flatnonzero(~np.isnan(means[shown_arm]))
     places = present.tolist()
-    if len(names) > _MOST_CLASSES:
+    if len(names) > _MAX_CLASSES:
         order = np.argsort(np.mean([means[name] for name in arms], axis=0)[present], kind="stable")
         places = present[order][:_SHOWN].tolist()
     rows = [
         ClassRow(name, name in arms, [_cell([one[place] for one in of]) for place in places])
         for name, of in accuracies.items()
     ]
-    is_small = len(names) <= _MOST_CLASSES
+    is_small = len(names) <= _MAX_CLASSES
     values: dict[str, Any] = {
         "split": split,
         "classes": list(names),

@@ -81,7 +81,7 @@ def paired_difference(
         for one seed), and `per_seed`, the difference by seed.
 
     Raises:
-        ConfigError: If one of them is no arm, or if they share no seed.
+        ConfigError: If one of them is not an arm, or if they share no seed.
     """
     arms = {str(row["method"]) for row in rows}
     known = ", ".join(sorted(arms))
@@ -188,7 +188,7 @@ def seeds_in_words(number: int) -> str:
 
 
 def means_by_arm(rows: Sequence[StudentRow], column: str) -> dict[str, float]:
-    """Compute the mean of each arm of which every student has a value."""
+    """Compute the mean of each arm whose students all have a value."""
     values: dict[str, list[float | None]] = group_pairs(
         (row["method"], row[column]) for row in rows
     )

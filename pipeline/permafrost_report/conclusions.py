@@ -165,5 +165,5 @@ def remarks_in_words(remarks: Mapping[str, str], column: Column) -> list[str]:
 
 
 def _chance_of(column: Column) -> str:
-    """Words for the chance level; that of a map's measure is no lower limit of maps that mark a part of an object."""
+    """Words for the chance level. For measures of maps it is not a lower limit: maps may mark a part of an object."""
     return "a uniform map has" if column.measure in ("epg", "iou") else "chance is"

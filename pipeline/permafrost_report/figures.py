@@ -29,10 +29,10 @@ _STYLE = {
 }
 _TERMS = ("total", "kd", "map", "ce", "bce")
 """Terms of a loss that are plotted."""
-_MOST_POINTS = 300
+_MAX_POINTS = 300
 """Largest number of points of a curve; of a longer one, evenly spaced points are drawn."""
-_LONGEST_NAME = 40
-_LONGEST_CLASS = 14
+_MAX_NAME = 40
+_MAX_CLASS = 14
 _GRAY = "0.45"
 _NO_COLORS: Mapping[str, str] = MappingProxyType({})
 P = ParamSpec("P")
@@ -97,7 +97,7 @@ def _loss_curve(
         runs = [run for run in runs if run]
         if runs:
             length = min(map(len, runs))
-            kept = np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).astype(int))
+            kept = np.unique(np.linspace(0, length - 1, min(length, _MAX_POINTS)).astype(int))
             values = np.array([[value for _, value in run[:length]] for run in runs])
             steps = np.array([step for step, _ in runs[0][:length]])
             axis.plot(
@@ -282,7 +282,7 @@ def measured_plot(
 
 @styled
 def confusion_plot(names: Sequence[str], shares: NDArray[np.float64]) -> str:
-    """Plot a confusion matrix as a heat map with its numbers, of which those below 0.5 are left out.
+    """Plot a confusion matrix as a heat map with its numbers, leaving out those below 0.5.
 
     Args:
         names: Names of the classes.
@@ -298,7 +298,7 @@ def confusion_plot(names: Sequence[str], shares: NDArray[np.float64]) -> str:
         if share >= 0.5:
             color = "white" if share > 60 else "black"
             axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, size=7.5)
-    labels = [legend_name(name, _LONGEST_CLASS) for name in names]
+    labels = [legend_name(name, _MAX_CLASS) for name in names]
     axis.set_xticks(range(len(names)), labels, rotation=90)
     axis.set_yticks(range(len(names)), labels)
     axis.set(xlabel="predicted class", ylabel="class")
@@ -309,7 +309,7 @@ def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
     return any(name in line for students in lines.values() for run in students for line in run)
 
 
-def legend_name(name: str, longest: int = _LONGEST_NAME) -> str:
+def legend_name(name: str, longest: int = _MAX_NAME) -> str:
     """Shorten a name to one line of a legend, which would leave out a name with a leading underscore."""
     line = " ".join(name.split())
     line = line if len(line) <= longest else f"{line[: longest - 2]}.."

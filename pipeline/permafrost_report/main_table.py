@@ -54,7 +54,7 @@ class Column:
 
     @property
     def words(self) -> str:
-        """Name in words."""
+        """Name as text."""
         return self.name.replace("_", " ")
 
     @property

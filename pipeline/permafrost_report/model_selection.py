@@ -87,7 +87,7 @@ def curve_of(result: StudentResult) -> str:
 def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
     """Collect the values of every arm's points in the form of a selection, without a choice.
 
-    A point of which a student has no value is left out.
+    A point is left out if a student has no value.
 
     Args:
         results: Results of the students.
@@ -134,7 +134,7 @@ class Evaluation(NamedTuple):
 
 
 def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
-    """Write one sentence for each metric on a reported split by which the epoch of students was chosen."""
+    """Write one sentence for each metric on a reported split that chose the epoch of students."""
     arms: dict[str, dict[str, None]] = {}
     for result in results:
         if not (result.evaluation / CONFIG_NAME).exists():

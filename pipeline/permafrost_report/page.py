@@ -193,7 +193,7 @@ def _added_sections(store: Store) -> list[StoreSection]:
 
 
 def _student_sections(page: PageContent) -> dict[str, Any]:
-    """Sections of the students, of which those with results are empty if none was evaluated."""
+    """Sections of the students; those with results are empty if none was evaluated."""
     results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
     pictures = _pictures([r for r in results if r.seed == seeds[0] and r.trains_classifier])

@@ -251,7 +251,7 @@ def _result_values(
     has_others = len({row["method"] for row in rows}) > 2
     values["differences"] = differences.get(paired.name, {}) if has_others else {}
     values["differences_by_column"] = differences
-    is_trained = results[0].seed is not None  # a given network alone is no arm
+    is_trained = results[0].seed is not None  # a given network alone is not an arm
     values["summary"] = (
         conclusions(rows, paired, pair, teachers=teachers, chance=chance) if is_trained else []
     )

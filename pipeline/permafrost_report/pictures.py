@@ -32,7 +32,7 @@ from permafrost.store.reader import Store, TeacherPass
 
 DISPLAYED_PIXELS = 176
 """Largest width of a tile on the page (style.css.j2)."""
-_MOST_PIXELS = 256
+_MAX_PIXELS = 256
 """Longest side of a tile's picture; larger ones are reduced."""
 _LOSSLESS_PIXELS = 48
 """Longest side up to which a picture is small without loss."""
@@ -126,14 +126,14 @@ def _image(picture: NDArray[Any], aspect: float | None) -> Image.Image:
         pixels = (picture.clip(0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if aspect is not None:
-        side = min(max(*image.size, DISPLAYED_PIXELS), _MOST_PIXELS)
+        side = min(max(*image.size, DISPLAYED_PIXELS), _MAX_PIXELS)
         size = (side, max(1, round(side / aspect)))
         if aspect < 1:
             size = (max(1, round(side * aspect)), side)
         shrinks = size[0] <= image.width and size[1] <= image.height
         return image.resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST)
-    if max(image.size) > _MOST_PIXELS:
-        image.thumbnail((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.LANCZOS)
+    if max(image.size) > _MAX_PIXELS:
+        image.thumbnail((_MAX_PIXELS, _MAX_PIXELS), Image.Resampling.LANCZOS)
     return image
 
 

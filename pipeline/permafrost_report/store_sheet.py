@@ -36,7 +36,7 @@ _SIDE = (112, 112)
 _TITLE_SIZE = 7
 _FILLED = 0.95
 """Part of a picture's width that a title may have, as hinted letters are wider than their outlines."""
-_LONGEST_TITLE = 40
+_MAX_TITLE = 40
 """Number of characters that are wider than a picture in any case, from which a title is shortened."""
 
 
@@ -107,7 +107,7 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
 def show_records(
     store: Store, split: str | None = None, *, teacher: str | None = None, records: int = 24
 ) -> StoreSheet:
-    """Draw records beside their maps, with facts and histograms; a notebook displays the picture.
+    """Draw records next to their maps, with facts and histograms; a notebook displays the picture.
 
     It is the method `show` of `permafrost.open_store(...)`.
 
@@ -128,7 +128,7 @@ def show_records(
 def draw_store(
     store: Store, teacher: TeacherPass | None = None, split: str | None = None, records: int = 24
 ) -> StoreSheet:
-    """Draw records of a split, each beside its map, and histograms of a sample of the split.
+    """Draw records of a split, each next to its map, and histograms of a sample of the split.
 
     Args:
         store: The store.
@@ -233,8 +233,8 @@ def _entitle(axis: Axes, text: str) -> None:
     def cut(length: int) -> str:
         return f"{line[:length].rstrip()}…"
 
-    if len(line) > _LONGEST_TITLE or width(line) > points:
-        lengths = range(min(len(line), _LONGEST_TITLE))
+    if len(line) > _MAX_TITLE or width(line) > points:
+        lengths = range(min(len(line), _MAX_TITLE))
         line = cut(max(bisect_right(lengths, points, key=lambda n: width(cut(n))) - 1, 0))
     axis.set_title(line, fontsize=_TITLE_SIZE, loc="left", pad=2)
 

@@ -53,7 +53,7 @@ class ArmOptions(NamedTuple):
 
 
 class DescribedArm(NamedTuple):
-    """An arm in words."""
+    """An arm as text."""
 
     name: str
     method: str

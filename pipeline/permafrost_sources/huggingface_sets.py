@@ -65,7 +65,7 @@ class HuggingFaceSource:
                 opened = datasets.load_dataset(
                     where, config.configuration, revision=config.revision, cache_dir=config.cache
                 )
-        except Exception as error:  # of a stranger's files, the network or the hub
+        except Exception as error:  # of untrusted files, the network or the hub
             raise ConfigError(
                 f"data={config.kind}: {where} cannot be read by datasets ({first_line(error)}); correct data.path or "
                 "data.name"
@@ -139,7 +139,9 @@ class HuggingFaceSource:
             return NO_LABEL
         label = self._classes.label(text)
         if label is None:
-            raise ConfigError(f"{where}: {quote(value)} is none of the {len(self.classes)} classes")
+            raise ConfigError(
+                f"{where}: {quote(value)} is not one of the {len(self.classes)} classes"
+            )
         return label
 
     # ---- records ---------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_the_number_of_channels_and_the_split_are_part_of_the_identity(projected
     prints = [fingerprint(), fingerprint(features_channels=2), fingerprint(split="test")]
     assert len({*prints, whole.fingerprint}) == 4
     assert not {"projection", "features_channels"} & whole.description.keys()
-    with pytest.raises(ConfigError, match=r"records of split=val, of which the store has none"):
+    with pytest.raises(ConfigError, match=r"records of split=val, but the store has none"):
         precompute.run(replace(config, split="val"))
 
 
@@ -291,7 +291,7 @@ def hostile_projections(data):
     np.savez(zipped, values)
     with_nan = values.copy()
     with_nan[2, 3] = np.nan
-    yield data.replace(b"(4, 9)", b"(99999999999999999999, 9)"), "is no projection"
+    yield data.replace(b"(4, 9)", b"(99999999999999999999, 9)"), "is not a projection"
     yield zipped.getvalue(), "it holds several arrays"
     yield encode_npy(values.T), r"its shape is \(9, 4\)"
     yield encode_npy(values[:, :-1]), r"its shape is \(4, 8\)"

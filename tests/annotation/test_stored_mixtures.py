@@ -301,7 +301,7 @@ def test_a_partner_of_another_shard_and_a_share_that_is_none_stop(mixed, row, va
 
     monkeypatch.setattr(dataset, "_gather", damaged)
 
-    with pytest.raises(StoreMismatchError, match="shares that are none; run permafrost verify"):
+    with pytest.raises(StoreMismatchError, match="mixtures with invalid shares or with records"):
         dataset.__getitems__([(0, 0), (1, 1)])
 
 

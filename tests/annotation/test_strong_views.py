@@ -318,7 +318,7 @@ def test_replayed_views_are_mixed_after_their_changes(strong):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda operations: None, "no list of operations"),
+        (lambda operations: None, "not a list of operations"),
         (lambda operations: [{"kind": "warp_drive"}], "must be one of"),
         (lambda operations: [{**operations[2], "speed": 9}], "have no"),
         (lambda operations: operations[:2], "have 0 values"),

@@ -206,7 +206,7 @@ def test_accuracy_below_chance_is_doubtful(caplog):
     [
         ((7, 7), 0, None),
         ((7, 7), 199, None),
-        ((7, 7), 200, "all 200 maps of a sample have one value everywhere"),
+        ((7, 7), 200, "all 200 maps of a sample are constant on their grid"),
         ((2, 768), 0, "2x768 cells for images of 224x224 pixels"),
         ((14, 7), 0, "14x7 cells"),
         ((225, 225), 0, "225x225 cells"),
@@ -317,7 +317,7 @@ def test_an_offset_of_the_logits_is_not_lost(passes, offset, caplog):
 
 
 def test_equal_logits_are_an_error_only_if_they_are_equal(passes):
-    with pytest.raises(ConstantLogitsError, match=r"with annotate\.logits_dtype=float16 store"):
+    with pytest.raises(ConstantLogitsError, match=r"set annotate\.logits_dtype=float32"):
         passes(offset=1500.0, scale=0.1, logits_dtype="float16")
 
 

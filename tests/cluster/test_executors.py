@@ -114,14 +114,16 @@ def test_auto_goes_on_in_this_process_if_a_local_ray_does_not_start(
     assert [outcome.name for outcome in found] == ["a", "b"]
     assert lines == [("a", "done"), ("b", "done")]
     assert len(broken_ray) == 4  # two attempts of each, and none for the second work
-    found = [r.getMessage() for r in caplog.records if "goes on in this process" in r.getMessage()]
+    found = [
+        r.getMessage() for r in caplog.records if "continues in this process" in r.getMessage()
+    ]
     assert len(found) == 2
     assert all("Ray did not start in 2 attempts" in line and "\n" not in line for line in found)
 
 
 def test_ray_is_not_replaced_where_it_is_named(broken_ray):
     with ExecutorChoice("ray", LocalClusterConfig()) as choice:
-        with pytest.raises(ClusterError, match="without Ray: executor=serial") as error:
+        with pytest.raises(ClusterError, match="avoid Ray with executor=serial") as error:
             list(choice.for_records(1).map_shards(double, [1]))
         assert "\n" not in str(error.value)
 

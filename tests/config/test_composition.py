@@ -172,8 +172,8 @@ def test_experiments_that_are_based_on_each_other_end(tmp_path):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ("", "run= is no name"),
-        (".", r"run=\. is no name"),
+        ("", "run= is not a name"),
+        (".", r"run=\. is not a name"),
         ("../../evil", r"run=\.\./\.\./evil leaves its folder"),
         ("a/../../b", "leaves its folder"),
         ("a\0b", r"run=a\\x00b has control characters"),

@@ -133,9 +133,7 @@ def test_a_copied_plugin_that_still_names_another_module_is_refused(tmp_path, na
     for name, module in (("first_loss", "first_loss"), ("copied_loss", named)):
         code = LOSS.replace("IMPLEMENTATION", f"{module}:Loss").replace("KIND", name)
         (tmp_path / f"{name}.py").write_text(code)
-    message = (
-        rf"copied_loss\.py: copied_loss has implementation='{named}:Loss', but {named} is no file"
-    )
+    message = rf"copied_loss\.py: copied_loss has implementation='{named}:Loss', but {named} is not a file"
     try:
         for _ in range(2):  # the second time, too
             with pytest.raises(ConfigError, match=message):
@@ -156,7 +154,7 @@ def test_a_payload_that_another_module_implements_is_refused(tmp_path):
         "from permafrost.config.store import PAYLOADS, PayloadInfo\n"
         "PAYLOADS['mine'] = PayloadInfo('json:JSONDecoder', False)\n"
     )
-    message = r"PAYLOADS\['mine'\] has implementation='json:JSONDecoder', but json is no file of"
+    message = r"PAYLOADS\['mine'\] has implementation='json:JSONDecoder', but json is not a file of"
     try:
         with pytest.raises(ConfigError, match=message):
             load_plugins(["my_payload.py"])
@@ -296,7 +294,7 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
         ("no_such_file.py", r"plugins=no_such_file\.py: there is no such file"),
         ("broken.py", r"plug-in broken .*ZeroDivisionError"),
         ("json.py", r"plugins=json\.py: another module is called json .*rename"),
-        ("not a name.py", r"no name of a module"),
+        ("not a name.py", r"is not a module name"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_named(named, message, tmp_path, monkeypatch):

@@ -139,7 +139,8 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
     with monkeypatch.context() as patch:
         patch.setattr(EvaluationContext, "has_regions", False)
         with pytest.raises(
-            ConfigError, match=r"evaluators=localization, but test has no boxes and no teacher maps"
+            ConfigError,
+            match=r"evaluators=localization, but test has no boxes \(evaluate\.region\) and no",
         ):
             evaluation.evaluate_student(evaluation_of(bare, ("localization",)), "again")
         metrics = evaluation.evaluate_student(evaluation_of(bare), "again").splits["test"]

@@ -280,7 +280,7 @@ def test_lists_of_lists_that_grow_without_end_are_cut(tmp_path, monkeypatch):
         ("part_0", lambda c: c[:, :3], r"its coordinates are \[3, 3\]"),
         ("part_0", lambda c: c + 0.9, "a crop reaches beyond the image"),
         ("part_1", lambda f: f[:-1], r"its flips \[2\]"),
-        ("part_2", lambda p: p[:, 0], "are no probabilities"),
+        ("part_2", lambda p: p[:, 0], "probabilities are invalid"),
         ("part_2", lambda p: p + 10, "it has class 1"),
         ("part_2", lambda p: p * np.nan, "class nan"),
         ("part_2", lambda p: p * 0, "lists a class twice"),

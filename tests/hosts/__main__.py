@@ -24,7 +24,7 @@ from tests.hosts.trials import HANGS, TRIALS, Outcome
 from tests.reliability import PAGE, merge_rows, rows_of
 from tests.support.paths import ROOT
 
-_MOST_WORDS = 110
+_MAX_WORDS = 110
 
 
 def run_trial(name: str, folder: Path) -> Outcome:
@@ -44,7 +44,7 @@ def row_of(outcome: Outcome) -> str:
     codes = ", ".join("none (hangs)" if code == HANGS else str(code) for code in outcome.codes)
     same = outcome.compared - len(outcome.differing)
     said = outcome.said[-1].replace("|", "/") if outcome.said else ""
-    said = said if len(said) <= _MOST_WORDS else f"{said[:_MOST_WORDS]} ..."
+    said = said if len(said) <= _MAX_WORDS else f"{said[:_MAX_WORDS]} ..."
     return (
         f"| {TRIALS[outcome.trial].says} | {codes} | {outcome.seconds:.0f} "
         f"| {same} of {outcome.compared} | {said} |\n"

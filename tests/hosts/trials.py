@@ -32,7 +32,7 @@ from tests.support.buckets import KEYS, contents, names_of
 LIMIT_SECONDS = 900
 """Time after which a command counts as one that hangs."""
 HANGS = 124
-_MOST_REPETITIONS = 3
+_MAX_REPETITIONS = 3
 _STUDENT = ["student=cifar", "student.name=resnet8", "trainer.batch_size=16"]
 
 
@@ -190,7 +190,7 @@ def run_trial(name: str, trial: Trial, world: World) -> Outcome:
     outcome.seconds = ended[0] - started
     if outcome.codes[-1] and trial.before_repetition is not None:
         trial.before_repetition(world)
-    while outcome.codes[-1] and len(outcome.codes) <= _MOST_REPETITIONS:
+    while outcome.codes[-1] and len(outcome.codes) <= _MAX_REPETITIONS:
         outcome.codes.append(world.run(words, other))
     return outcome
 

@@ -214,7 +214,7 @@ def test_a_text_as_classes_is_refused(frozen):
     [
         ({"sampler": WeightedRandomSampler([1.0] * 5, 5)}, "batch_size=8, but 5 records"),
         ({"sampler": []}, "batch_size=8, but 0 records"),
-        ({"sampler": [-1] * 8}, "position -1 of a batch is no whole number from 0 to"),
+        ({"sampler": [-1] * 8}, "position -1 of a batch is not an integer from 0 to"),
         ({"sampler": [10**6] * 8}, "position 1000000 of a batch"),
         ({"sampler": [1.5] * 8}, "position 1.5 of a batch"),
         ({"batch_sampler": [[0, -3]]}, "position -3 of a batch"),

@@ -577,5 +577,5 @@ def test_a_loader_of_a_loop_of_ones_own_says_what_is_mixed(frozen):
         with pytest.raises(ConfigError, match=rf"ViewBatch\.{name} are those of one record"):
             getattr(batch, name)
     whole = next(iter(RecordLoader(records, batch_size=8)))
-    with pytest.raises(ConfigError, match="no mixtures; read labels"):
+    with pytest.raises(ConfigError, match="not mixtures; read labels"):
         whole.mixed_labels  # noqa: B018

@@ -147,7 +147,7 @@ class _NoBatches:
 
 
 def test_a_batch_that_never_comes_is_not_waited_for_forever(monkeypatch):
-    monkeypatch.setattr(transfer, "LONGEST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(transfer, "MAX_WAIT_SECONDS", 0.05)
 
     with pytest.raises(UserError, match=r"no batch came from the loader processes for 0\.05 s"):
         next(iter_watched(_NoBatches(), OPTION))

@@ -255,8 +255,8 @@ def test_a_term_is_written_as_a_mapping_or_as_the_name_of_its_method():
             [{"teacher": "a", "method": {"kind": "kd", "tua": 1}}],
             r"unknown option method\.terms\[0\]\.method\.tua",
         ),
-        ([{"teacher": "a", "method": "crd"}], r"method\.terms\[0\]\.method=crd is no term of"),
-        ([{"teacher": "a", "method": "several"}], r"method\.terms\[0\]\.method=several is no"),
+        ([{"teacher": "a", "method": "crd"}], r"method\.terms\[0\]\.method=crd cannot be a term"),
+        ([{"teacher": "a", "method": "several"}], r"method\.terms\[0\]\.method=several cannot be"),
         ([{"teacher": "a", "method": "kd", "weight": 0}], r"terms\[0\]\.weight must be > 0"),
         (
             [{"teacher": "a", "method": {"kind": "e2kd", "map_control": "shuffled"}}],

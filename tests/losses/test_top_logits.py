@@ -277,7 +277,7 @@ def test_a_student_of_three_classes_is_trained_evaluated_and_reported(frozen):
 @pytest.mark.parametrize(
     ("method", "text"),
     [
-        (E2KDConfig(tau=3.0), r"method.tau=3: .*temperatures 1, 2, 4; choose one"),
+        (E2KDConfig(tau=3.0), r"method.tau=3: .*temperatures 1, 2, 4 only; choose one"),
         (KDConfig(logits="mld"), r"method.logits=mld needs the logits of all classes"),
         (KDConfig(logits="softmax_mse"), r"method.logits=softmax_mse needs the logits of all"),
     ],

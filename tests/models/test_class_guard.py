@@ -14,7 +14,7 @@ from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import published
 from permafrost.models.trained_weights import describe_other_classes, require_classes
 from permafrost.runs.mirrors import RUNS
@@ -25,7 +25,7 @@ from tests.support.stores import precompute_config
 from tests.support.verbs import distill, evaluate, export, precompute
 
 ROOT = Path(__file__).parents[2]
-LOADERS = {"build_model": 1, "load_model": 1, "describe_teacher": 1, "TeacherAnnotator": 1}
+LOADERS = {"build_model": 1, "load_model": 1, "Network": 1, "TeacherAnnotator": 1}
 """Functions that load or identify weights, and the place of their argument with the classes."""
 COUNT = re.compile(r"^\d+$|num_classes$|^len\(|^outputs$")
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -65,7 +65,7 @@ def test_every_caller_that_loads_weights_beside_a_store_gives_its_classes():
     assert not without
     assert counts["build_model"] >= 8  # the search finds them
     assert counts["load_model"] >= 6
-    assert counts["describe_teacher"] >= 7
+    assert counts["Network"] >= 7
 
 
 def test_weights_are_read_by_the_guarded_functions_only():
@@ -131,7 +131,7 @@ def test_imagenet_folders_with_readable_names_are_not_in_torchvisions_order():
     unique = [f"{name} {n}" if labels.count(name) > 1 else name for n, name in enumerate(labels)]
 
     with pytest.raises(ConfigError, match="trained on the same classes in another order"):
-        describe_teacher(config, sorted(unique))
+        Network(config, sorted(unique)).describe()
 
 
 # ---- the doors -----------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ WRITERS = {
     "TensorFlow Lite": (lambda path, _: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(40)), "TensorFlow Lite"),
     "gzip": (compressed, "a compressed file; decompress it"),
     "tar": (archive_of_tar, "a tar archive; unpack it"),
-    "index": (lambda path, _: path.write_text('{"metadata": {}, "weight_map": {}}'), "in several files is no"),
+    "index": (lambda path, _: path.write_text('{"metadata": {}, "weight_map": {}}'), "in several files, join"),
     "Git LFS": (lambda path, _: path.write_text("version https://git-lfs.github.com/spec"), "git lfs pull"),
     "a web page": (lambda path, _: path.write_text("<!DOCTYPE html><html>"), "a web page"),
     "nothing": (lambda path, _: path.write_bytes(b""), "empty"),
@@ -231,7 +231,7 @@ def test_a_last_layer_of_several_layers_is_refused_by_their_names(tmp_path, netw
     head = nn.Sequential(nn.Linear(16, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 7))
     torch.save(with_head(network, head), tmp_path / "w.pth")
 
-    with pytest.raises(WeightsError, match=r"Its last layer is several, 'linear\.0', 'linear\.1'"):
+    with pytest.raises(WeightsError, match=r"It has several last layers, 'linear\.0', 'linear\.1'"):
         load(tmp_path / "w.pth")
 
 

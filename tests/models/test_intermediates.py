@@ -179,7 +179,7 @@ def test_class_maps_are_float32_in_a_half_precision_pass():
             TorchvisionModelConfig(name="mobilenet_v2"),
             32,
             STAGES,
-            r"MobileNetV2 has no known stages.*ResNet.* a ViT of timm",
+            r"MobileNetV2 has no known stages.*ResNet.* a timm ViT",
         ),
         (TorchvisionModelConfig(name="convnext_tiny"), 32, CLASS_MAPS, r"ConvNeXt has no class"),
         (

@@ -275,7 +275,7 @@ UNSOUND = {
     "an alias": (
         Network(changed_in_another_place, conv=conv(), identity=nn.Identity()),
         "layers.identity",
-        "changes the tensor that this layer returns in another place",
+        "changes this tensor elsewhere",
     ),
     "heads": (
         Tokens(),

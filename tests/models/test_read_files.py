@@ -7,7 +7,7 @@ import pytest
 
 import permafrost
 from permafrost.config.models import CifarModelConfig, ModuleConfig
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads, recorded_reads
 
 NETWORK = """
@@ -61,14 +61,14 @@ def test_only_files_that_are_read_are_collected(tmp_path):
 
 
 def test_settings_are_part_of_a_networks_identity(config, tmp_path):
-    before = describe_teacher(config, 10)
+    before = Network(config, 10).describe()
     assert "file settings.json" in before
     assert "file log.txt" not in before
-    assert describe_teacher(config, 10) == before
+    assert Network(config, 10).describe() == before
 
     (tmp_path / "settings.json").write_text('{"width": 8, "stride": 4}')
 
-    assert describe_teacher(config, 10)["file settings.json"] != before["file settings.json"]
+    assert Network(config, 10).describe()["file settings.json"] != before["file settings.json"]
 
 
 def test_files_of_one_name_in_two_folders_both_count(config, tmp_path):

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from permafrost.core.errors import UserError
-from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.trained_weights import weights_file
+from permafrost.models.network import Network
+from permafrost.models.trained_weights import WeightsFile
 from permafrost.storage import buckets
 
 
@@ -101,17 +101,17 @@ def test_weights_at_an_address_are_those_of_the_file(served, tiny_teacher, monke
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
     remote = replace(tiny_teacher, weights=addresses[scheme])
 
-    assert describe_teacher(remote, 10) == describe_teacher(tiny_teacher, 10)
-    assert weights_file(remote.weights).read_bytes() == Path(tiny_teacher.weights).read_bytes()
+    assert Network(remote, 10).describe() == Network(tiny_teacher, 10).describe()
+    assert WeightsFile(remote.weights).path.read_bytes() == Path(tiny_teacher.weights).read_bytes()
     with pytest.raises(UserError, match=r"weights-none does not exist; correct the address$"):
-        weights_file(addresses[scheme].rpartition("/")[0] + "/weights-none")
+        WeightsFile(addresses[scheme].rpartition("/")[0] + "/weights-none")
 
 
 def test_a_certificate_of_an_unknown_authority_is_one_line_at_once(served):
     with pytest.raises(
         UserError, match="certificate is not accepted, UnknownIssuer; SSL_CERT_FILE"
     ):
-        weights_file(f"{served[0]['https']}-of-another-name")
+        WeightsFile(f"{served[0]['https']}-of-another-name")
 
 
 @pytest.mark.parametrize(
@@ -127,4 +127,4 @@ def test_a_server_that_cannot_be_reached_is_one_line(monkeypatch, address, reaso
     monkeypatch.setenv("PERMAFROST_SERVER_WAIT", "0")
 
     with pytest.raises(UserError, match=rf"^{address} cannot be read \({reason}"):
-        weights_file(address)
+        WeightsFile(address)

@@ -23,7 +23,7 @@ from permafrost.config.models import CifarModelConfig, TimmModelConfig, Torchvis
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.explanations import gradcam
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import (
     build_model,
     freeze,
@@ -301,9 +301,9 @@ def test_a_teacher_is_described_by_its_numbers_and_not_by_where_they_lie(tmp_pat
     save_file(build_model(random, NUM_CLASSES).network.state_dict(), path)
     from_file = timm_config("resnet10t", weights=str(path))
 
-    description = describe_teacher(random, NUM_CLASSES, "bfloat16")
+    description = Network(random, NUM_CLASSES).describe("bfloat16")
 
-    assert description == describe_teacher(random, NUM_CLASSES, "bfloat16")
+    assert description == Network(random, NUM_CLASSES).describe("bfloat16")
     assert description["architecture"] == {"kind": "timm", "name": "resnet10t"}
     assert description["classes"] == NUM_CLASSES
     assert description["frame"] == "center_crop"
@@ -311,19 +311,19 @@ def test_a_teacher_is_described_by_its_numbers_and_not_by_where_they_lie(tmp_pat
     mean, std = model_normalization(random)
     assert description["preprocessing"] == {"mean": mean, "std": std, "input_size": 48}
     assert len(description["weights_sha256"]) == 64
-    assert description["weights_sha256"] != describe_teacher(random, 8)["weights_sha256"]
-    assert describe_teacher(from_file, NUM_CLASSES)["weights_sha256"] == sha256_file(path)
-    assert describe_teacher(from_file, NUM_CLASSES)["preprocessing"]["input_size"] is None
+    assert description["weights_sha256"] != Network(random, 8).describe()["weights_sha256"]
+    assert Network(from_file, NUM_CLASSES).describe()["weights_sha256"] == sha256_file(path)
+    assert Network(from_file, NUM_CLASSES).describe()["preprocessing"]["input_size"] is None
 
 
 def test_an_untrained_teacher_must_be_asked_for():
     with pytest.raises(ConfigError, match=r"teacher\.weights is not set.*teacher\.weights=random"):
-        describe_teacher(TorchvisionModelConfig(), NUM_CLASSES)
+        Network(TorchvisionModelConfig(), NUM_CLASSES).describe()
 
 
 def test_a_published_teacher_of_other_classes_is_refused():
     with pytest.raises(ConfigError, match=r"has 1000 outputs, but 7 .*teacher\.classes=1000"):
-        describe_teacher(TorchvisionModelConfig(weights="pretrained"), NUM_CLASSES)
+        Network(TorchvisionModelConfig(weights="pretrained"), NUM_CLASSES).describe()
 
 
 # ---- real weights --------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 from permafrost.config.models import CifarModelConfig, TimmModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
-from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.module import ModuleClassifier
+from permafrost.models.network import Network
 from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
 from permafrost.storage.files import sha256_file
@@ -183,19 +183,20 @@ def test_a_file_with_a_single_set_keeps_its_identity_and_one_with_several_has_a_
     of_one, of_two = (replace(SMALL, weights=str(path)) for path in (single, several))
     random = torch.get_rng_state()
 
-    described = describe_teacher(of_two, 7)
+    described = Network(of_two, 7).describe()
 
     assert torch.equal(random, torch.get_rng_state())
-    assert "weights_key" not in describe_teacher(of_one, 7)
-    assert describe_teacher(replace(of_one, weights_key="state_dict"), 7) == describe_teacher(
-        of_one, 7
+    assert "weights_key" not in Network(of_one, 7).describe()
+    assert (
+        Network(replace(of_one, weights_key="state_dict"), 7).describe()
+        == Network(of_one, 7).describe()
     )
     assert described["weights_key"] == "state_dict_ema"
     assert described["weights_sha256"] == sha256_file(several)
-    other = describe_teacher(replace(of_two, weights_key="state_dict"), 7)
+    other = Network(replace(of_two, weights_key="state_dict"), 7).describe()
     assert other == described | {"weights_key": "state_dict"}
-    assert identify_weights(of_one, 7) == sha256_file(single)
-    assert identify_weights(of_two, 7) == f"{sha256_file(several)} state_dict_ema"
+    assert Network(of_one, 7).identify_start("weights") == sha256_file(single)
+    assert Network(of_two, 7).identify_start("weights") == f"{sha256_file(several)} state_dict_ema"
 
 
 def test_the_identity_does_not_depend_on_the_last_layer_being_read(tmp_path, good):
@@ -203,8 +204,8 @@ def test_the_identity_does_not_depend_on_the_last_layer_being_read(tmp_path, goo
     torch.save(content, tmp_path / "w.pth")
     config = replace(SMALL, weights=str(tmp_path / "w.pth"))
 
-    assert "weights_key" not in describe_teacher(config, 7)
-    assert "weights_key" not in describe_teacher(config, 7, reads_head=False)
+    assert "weights_key" not in Network(config, 7).describe()
+    assert "weights_key" not in Network(config, 7).describe(reads_head=False)
     assert_equal_states(build_model(config, 7, may_replace_head=True).network.state_dict(), good)
 
 
@@ -441,7 +442,10 @@ def factored(parametrize):
         (with_weight(torch.ones(7, 16, dtype=torch.complex64)), "Its numbers are complex"),
         (with_weight(torch.empty(7, 16, device="meta")), "shapes without values"),
         (with_weight(torch.empty(0)), "join them with its zero_to_fp32"),
-        (lambda s: s | {"layer1.0.lora_A": torch.ones(2)}, "It has adapters beside the weights"),
+        (
+            lambda s: s | {"layer1.0.lora_A": torch.ones(2)},
+            "It has adapters in addition to the weights",
+        ),
         (factored(lambda m: prune.l1_unstructured(m, "weight", 0.5)), r"prune\.remove"),
         (factored(parametrizations.weight_norm), r"remove_parametrizations"),
         (factored(nn.utils.spectral_norm), r"remove_parametrizations"),
@@ -517,7 +521,7 @@ def test_the_only_weights_in_a_folder_are_read_and_said(tmp_path, good, names, c
 
     assert f"weights={folder} is a folder; reading {names[0]} in it" in caplog.text
     named_file = replace(config, weights=str(folder / names[0]))
-    assert describe_teacher(config, 7) == describe_teacher(named_file, 7)
+    assert Network(config, 7).describe() == Network(named_file, 7).describe()
 
 
 def test_a_folder_with_several_files_of_weights_lists_them(tmp_path, good):
@@ -543,4 +547,4 @@ def test_a_folder_of_a_run_is_its_network(frozen, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     config = replace(frozen.config.teacher, weights=str(tmp_path))
 
-    assert describe_teacher(config, 10) == describe_teacher(frozen.config.teacher, 10)
+    assert Network(config, 10).describe() == Network(frozen.config.teacher, 10).describe()

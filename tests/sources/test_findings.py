@@ -1178,8 +1178,14 @@ def folders_and_meanings(root):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda root: listed_classes(root, ["cat", "dog"], "1 cat", "2 dog"), "number beside each"),
-        (lambda root: listed_classes(root, ["cat", "dog"], "cat,0", "dog,1"), "number beside each"),
+        (
+            lambda root: listed_classes(root, ["cat", "dog"], "1 cat", "2 dog"),
+            "number next to each",
+        ),
+        (
+            lambda root: listed_classes(root, ["cat", "dog"], "cat,0", "dog,1"),
+            "number next to each",
+        ),
         (lambda root: listed_classes(root, ["1", "2"], "cat", "dog"), "count from 1"),
         (
             lambda root: listed_classes(root, ["n014", "n015"], "n014 tench", "n015 eel"),

@@ -166,7 +166,7 @@ def test_a_class_to_keep_that_the_data_lack_is_named(image_folder):
         ("cat\n", "lacks the class folder 'dog'"),
         ("cat\ndog\ncat\n", "lists the class 'cat' 2 times"),
         ('{"0": ["n1", "cat"],\n"1": ["n2", "dog"]}', "is JSON; write one class name per line"),
-        ("0 cat\n1 dog\n", "has a number beside each name"),
+        ("0 cat\n1 dog\n", "has a number next to each name"),
         ("- cat\n- dog\n", "is YAML"),
         ("\n", "is empty"),
         (None, "cannot be read"),
@@ -213,7 +213,11 @@ def test_splits_can_be_named_and_folders_left_out(tmp_path):
     ("paths", "options", "message"),
     [
         (["1.jpg", "cat/1.jpg"], {}, "outside of any class folder, such as 1.jpg"),
-        (["train/1.jpg", "test/cat/1.jpg"], {}, "such as train/1.jpg; .*data.splits"),
+        (
+            ["train/1.jpg", "test/cat/1.jpg"],
+            {},
+            "such as train/1.jpg; move them .*data=image_table",
+        ),
         (["train/cat/1.jpg", "1.jpg"], {}, "such as 1.jpg"),
         (["readme.txt"], {}, "has no class folders in it; expected <path>/<class>"),
         (["train/readme.txt"], {}, "has no class folders in train"),

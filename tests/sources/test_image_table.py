@@ -403,12 +403,12 @@ def test_a_list_in_a_column_of_single_labels_is_refused(tmp_path):
     write_images(tmp_path, "a.jpg")
     write_table(tmp_path / "t.parquet", {"path": ["a.jpg"], "label": [["cat", "dog"]]})
 
-    with pytest.raises(ConfigError, match=r"no single label.*data\.labels=label"):
+    with pytest.raises(ConfigError, match=r"not a single label.*data\.labels=label"):
         list(build_source(image_table_config(tmp_path / "t.parquet")).records())
 
 
 def test_a_split_that_is_unknown_is_refused(make_table):
-    with pytest.raises(ConfigError, match="'NA' is no split"):
+    with pytest.raises(ConfigError, match="'NA' is not a split"):
         list(make_table({"part": ["train", "NA", "test"]}, split="part").records())
 
 

@@ -18,7 +18,7 @@ from permafrost.config.models import TimmModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Intermediates, WeightsError
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
@@ -187,7 +187,7 @@ def test_logits_of_a_trunk_without_a_last_layer_are_refused(tmp_path, tiny_teach
     [
         (
             {"payloads": ("map",)},
-            r"must contain logits beside map; only attention, features, pooled",
+            r"must contain logits in addition to map; only attention, features, pooled",
         ),
         ({"payloads": ()}, r"annotate\.payloads=\[\] stores nothing"),
     ],
@@ -264,8 +264,8 @@ def test_published_weights_of_other_classes_are_described_by_their_own_head(
 
     described = []
     for _ in range(2):
-        monkeypatch.setattr("permafrost.models.fingerprint._BUILT", {})
-        described.append(describe_teacher(config, 10, reads_head=False))
+        monkeypatch.setattr("permafrost.models.network._BUILT", {})
+        described.append(Network(config, 10).describe(reads_head=False))
 
     assert described[0] == described[1]
     assert described[0]["classes"] == 10
@@ -273,4 +273,4 @@ def test_published_weights_of_other_classes_are_described_by_their_own_head(
     with pytest.raises(
         ConfigError, match=rf"has {outputs} outputs, but 10 are needed.*payloads=\[pooled\]"
     ):
-        describe_teacher(config, 10)
+        Network(config, 10).describe()

@@ -100,7 +100,7 @@ def test_a_damaged_preview_is_named_and_harms_nothing(photos, tmp_path, caplog, 
     assert "preview.json is damaged" in caplog.text
     (problem,) = verify_store(tmp_path / "store")
     assert "preview.json is damaged" in problem
-    assert "no part of the store" in problem
+    assert "not part of the store" in problem
 
 
 def test_a_store_without_a_preview_is_whole(photos, tmp_path):

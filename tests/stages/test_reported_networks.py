@@ -93,11 +93,11 @@ REFUSED = {
     # pytorch/pytorch#156051: BatchNorm1d without running statistics, and a batch of one
     "norm_of_one": "a batch of one",
     # facebookresearch/mixup-cifar10 and others: mixing that stays in the forward pass
-    "mixup": "computes other outputs for the same record",
+    "mixup": "computes different outputs for the same record",
     # a schedule by the number of calls
     "counts": "counts its passes",
     # a softmax over dim=0, a common slip (pytorch/pytorch#1020)
-    "batch_softmax": "computes other outputs for the same record",
+    "batch_softmax": "computes different outputs for the same record",
     # open-edge-platform/anomalib#3129: a center crop inside of the model
     "center_crop": "crops its images",
     # jacobgil/pytorch-grad-cam#189: images are padded to a square first
@@ -188,7 +188,7 @@ def test_a_student_whose_evaluation_would_depend_on_its_batches_is_refused(
     monkeypatch.chdir(folder)
     teacher = f"store.teacher=[{plain_pass()}]"
 
-    with pytest.raises(permafrost.UserError, match="other outputs for the same record"):
+    with pytest.raises(permafrost.UserError, match="different outputs for the same record"):
         permafrost.distill(teacher, *student_of(kind, f"student-{kind}"))
 
 

@@ -12,7 +12,7 @@ from permafrost.annotation import shard_tasks
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import build_model, published, with_preprocessing
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store import commit_pass
@@ -54,7 +54,7 @@ def test_weights_that_were_trained_with_other_options_are_refused(tmp_path, trai
 
     with pytest.raises(ConfigError, match="were trained with other options than") as error:
         precompute.run(precompute_config(tmp_path / "store", other))
-    assert f"set {words}, as model.json" in str(error.value)
+    assert f"set {words}, as in model.json" in str(error.value)
     assert precompute.run(precompute_config(tmp_path / "store", teacher)).teacher_records == 72
 
 
@@ -185,7 +185,7 @@ def test_a_network_that_was_trained_here_receives_whole_frames(tmp_path):
 
 
 def test_a_pass_without_a_crop_keeps_its_fingerprint(tiny_teacher):
-    description = describe_teacher(tiny_teacher, 10)
+    description = Network(tiny_teacher, 10).describe()
 
     assert description["frame"] == "full"
     assert set(description["preprocessing"]) == {"mean", "std", "input_size"}

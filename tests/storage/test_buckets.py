@@ -67,7 +67,7 @@ def sha256(data):
     ("text", "reason"),
     [
         ("ftp://bucket/x", "write s3://"),
-        ("s3://", "no address"),
+        ("s3://", "not the address"),
         ("s3://key:secret@bucket/x", "contains credentials"),
         ("s3://bucket/../x", "an empty name"),
         ("s3://bucket//x", "an empty name"),

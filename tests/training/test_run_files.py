@@ -254,7 +254,7 @@ def test_the_network_is_exported_again_from_its_checkpoint(interrupted):
     sound = weights.read_bytes(), described.read_bytes()
     weights.write_bytes(sound[0][:-1])
     with pytest.raises(
-        DamagedFileError, match=r"delete .*model\.json, and the command that trained"
+        DamagedFileError, match=r"delete .*model\.json and run the command that trained"
     ):
         interrupted.verb("distill", "one")
 

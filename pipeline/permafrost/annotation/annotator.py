@@ -442,7 +442,7 @@ def _require_whole_cells(
             raise ConfigError(
                 f"annotate.features_margin={margin:g} is not whole cells of {inner.name}, whose grid is "
                 f"{inner.shape[-2]}x{inner.shape[-1]}; set it to 0 or to a multiple of {1 / coarsest:.6f} "
-                f"(1/{coarsest}), or leave coarse stages out with annotate.features_stages"
+                f"(1/{coarsest})"
             )
 
 
@@ -454,5 +454,5 @@ def _refuse_compilation(error: Exception) -> None:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"annotate.compile=true: torch.compile cannot compile this teacher here ({reason}); set "
-            "annotate.compile=false, or install a C++ compiler if that is what is missing"
+            "annotate.compile=false"
         ) from error

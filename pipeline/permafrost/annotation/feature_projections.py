@@ -33,7 +33,7 @@ def fit_projections(
     Args:
         executor: Executor that runs the task.
         task: Task that fits the projections.
-        shards: Shards of the store, of which those of the split are sampled.
+        shards: Shards of the store; those of the split are sampled.
         split: Split that students are trained on.
 
     Raises:
@@ -42,14 +42,14 @@ def fit_projections(
     sample = select_sample([s for s in shards if s.split == split], PROJECTION_RECORDS)
     require(
         len(sample) > 0,
-        f"annotate.features_channels is fitted on records of split={split}, of which the store has none; set split= "
-        "to the split that students are trained on",
+        f"annotate.features_channels is fitted on records of split={split}, but the store has none; set split= to the "
+        "split that students are trained on",
     )
     list(executor.map_shards(task, [sample]))
 
 
 class ChannelMoments:
-    """Sums over cells of the channels of one stage, from which their mean and covariance are computed."""
+    """Sums over the cells of one stage, for the mean and covariance of its channels."""
 
     def __init__(self, channels: int) -> None:
         self.cells = 0

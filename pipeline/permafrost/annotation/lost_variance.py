@@ -18,7 +18,7 @@ from permafrost.store.projections import Projection
 
 @dataclass
 class LostVariance:
-    """Sums over the covered cells of one stage, from which the fraction of the variance that is lost is computed."""
+    """Sums over the covered cells of one stage, for the fraction of the variance that is lost."""
 
     error: float = 0.0
     squares: float = 0.0
@@ -67,7 +67,7 @@ def add_lost_variance(
     """Add a batch to the sums of each stage that the pass stores.
 
     Args:
-        sums: Sums by field, to which those of new fields are added.
+        sums: Sums by field; new fields are added.
         targets: Stored features, warped to a view.
         output: Teacher's output of that view, with its stages.
         projections: Projections of the fields of the pass, in whose components these are compared.

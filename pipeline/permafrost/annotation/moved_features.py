@@ -33,7 +33,7 @@ from permafrost.store.shards import ShardEntry
 
 MOVED_RECORDS = 128
 """Number of records that are measured, or all if there are fewer."""
-LARGEST_SHIFT = 1 / 8
+MAX_SHIFT = 1 / 8
 """Largest shift in units of the frame's shorter side, rounded down to whole pixels. That of augment=pad_crop_flip is 4
 pixels: as large for images of 32 pixels, and smaller for larger ones."""
 _DIGITS = 6
@@ -81,7 +81,7 @@ def sample_views(count: int, size: tuple[int, int], first: int = 0) -> dict[str,
         size: (height, width) of the frame.
         first: Number of the first of the records in the sample.
     """
-    largest = max(1, int(LARGEST_SHIFT * min(size)))
+    largest = max(1, int(MAX_SHIFT * min(size)))
     pixels = np.random.default_rng(0).integers(-largest, largest + 1, (first + count, 2))[first:]
     shift, flip = torch.eye(3).repeat(count, 1, 1), torch.eye(3).repeat(count, 1, 1)
     shift[:, :2, 2] = torch.from_numpy(2 * pixels / (size[1], size[0])).float()
@@ -152,7 +152,7 @@ def _stored_targets(
 
 
 def _batch_of(frames: FrameBatch, keys: Sequence[str], targets: StoredTargets) -> Batch:
-    """Return a batch of annotated records, of which only the targets are read."""
+    """Return a batch of annotated records; only their targets are read."""
     numbers = torch.arange(len(keys))
     return Batch(
         keys=tuple(keys),

@@ -84,7 +84,7 @@ def fingerprint_pass(description: dict[str, Any]) -> str:
 def describe_network(
     payloads: Sequence[str], teacher: ModelConfig, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what payloads say about the teacher.
+    """Return the entries that payloads add about the teacher.
 
     Raises:
         ConfigError: If the teacher cannot produce one of them.

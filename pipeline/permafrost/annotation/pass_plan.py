@@ -21,7 +21,7 @@ from permafrost.core.digests import SHORT
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, escape_key
 from permafrost.models.explanations import pass_precision, resolve_explainer
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.storage.files import exists, list_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
@@ -48,7 +48,7 @@ class PassPlan:
     description: dict[str, Any]
     """Description in the pass's manifest, covered by the fingerprint."""
     added: dict[str, Any]
-    """Part of the description that payloads say of the teacher."""
+    """Part of the description that payloads add about the teacher."""
     fingerprint: str
     folder: RootedPath
     shards: Sequence[ShardEntry]
@@ -128,12 +128,11 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     num_classes = len(store.manifest.classes)
     require(
         bool(config.teacher.classes or num_classes) or not config.annotate.reads_head,
-        f"the records of {store.path} have no classes; set teacher.classes to the number of the teacher's outputs, or "
-        "store what needs none, as in annotate.payloads=[pooled]",
+        f"the records of {store.path} have no classes; set teacher.classes to the number of the teacher's outputs",
     )
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
-    teacher = describe_teacher(
-        config.teacher, store.manifest.classes, reads_head=config.annotate.reads_head
+    teacher = Network(config.teacher, store.manifest.classes).describe(
+        reads_head=config.annotate.reads_head
     )
     network = describe_network(config.annotate.payloads, config.teacher, store.manifest.classes)
     name = escape_key(config.annotate.name or config.teacher.name)

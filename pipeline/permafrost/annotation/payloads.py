@@ -61,7 +61,7 @@ class Framing:
     margin: float = 0.0
     """FieldSpec.margin of the fields."""
     mirrored: bool = False
-    """True if the teacher receives the horizontal flips, too, for which fields get a first axis of two."""
+    """True if the teacher also receives horizontal flips, so that fields get a first axis of two."""
 
 
 class Payload(Protocol):
@@ -91,7 +91,7 @@ class Payload(Protocol):
 # ---- logits ----------------------------------------------------------------------------------------
 
 
-_MOST_UINT16 = 2**16 - 1
+_MAX_UINT16 = 2**16 - 1
 """Number of classes that u16 can number, without 65,535, which is padding."""
 
 
@@ -121,7 +121,7 @@ class LogitsPayload:
             FieldSpec(
                 name=TOP_CLASS,
                 shape=(count,),
-                dtype="uint16" if classes <= _MOST_UINT16 else "int32",
+                dtype="uint16" if classes <= _MAX_UINT16 else "int32",
                 axes=("rank",),
             ),
             FieldSpec(

@@ -38,7 +38,7 @@ LOWEST_COSINE = 0.995
 
 
 class PrecisionError(UserError, ValueError):
-    """Error for a precision in which a teacher's outputs are too far from those of float32."""
+    """Error for a precision whose outputs of the teacher differ too much from float32."""
 
 
 def describe_shortfall(agreement: Agreement) -> str:

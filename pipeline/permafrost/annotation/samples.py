@@ -1,4 +1,4 @@
-"""Samples of a pass's records, for measurements with the teacher beside its shards."""
+"""Samples of a pass's records, for measurements with the teacher apart from its shards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SAMPLE_SHARDS = 8
 
 
 def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
-    """Select shards at equal distances that are not empty, with about this number of records in all.
+    """Select shards at equal distances that are not empty, with about this number of records in total.
 
     At most 8 shards are selected.
     """

@@ -144,7 +144,7 @@ class AnnotateShard:
 
 
 class Correct(NamedTuple):
-    """Number of labeled records, and of those of them whose largest logit is that of their label."""
+    """Number of labeled records, and of those among them that the teacher classifies correctly."""
 
     labeled: int
     correct: int
@@ -153,12 +153,12 @@ class Correct(NamedTuple):
 def count_correct(
     store: Store, shard: ShardEntry, values: Mapping[str, NDArray[np.generic]], classes: int
 ) -> Correct:
-    """Count the labeled records of a shard, and those of them whose largest logit is that of their label.
+    """Count the labeled records of a shard, and those among them that the teacher classifies correctly.
 
     Args:
         store: Store of the shard.
         shard: The shard, all of whose records the values cover.
-        values: Fields of the pass, of which logits [n, V, K] or top_class [n, V, k] are read.
+        values: Fields of the pass; only logits [n, V, K] or top_class [n, V, k] are read.
         classes: Number of the teacher's classes.
 
     Returns:

@@ -170,7 +170,7 @@ class StoredViews:
         return Recipe(self.augment.operations if self.config.kind == "random" else ())
 
     def fields(self) -> list[FieldSpec]:
-        """Return the fields that say what the views are: matrices, and values of changes of pixels."""
+        """Return the fields that describe the views: matrices, and values of changes of pixels."""
         return fields_of_views(self.recipe, mixed=bool(self.mix))
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
@@ -205,7 +205,7 @@ class StoredViews:
 
 
 def fields_of_views(recipe: Recipe, *, mixed: bool) -> list[FieldSpec]:
-    """Return the fields that say what stored views are: matrices, values of changes of pixels, and mixtures.
+    """Return the fields that describe stored views: matrices, values of changes of pixels, and mixtures.
 
     Args:
         recipe: Recipe of the changes of pixels.

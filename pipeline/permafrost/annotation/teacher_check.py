@@ -1,4 +1,4 @@
-"""A look at a teacher before its pass begins: its outputs and maps for a sample of records.
+"""Check of a teacher before its pass begins: its outputs and maps for a sample of records.
 
 A pass of days is not worth its time if the outputs are probabilities, if rounding to float16 loses what tells the
 classes apart, if the labels are those of another order of classes, or if the maps are constant.
@@ -35,23 +35,23 @@ from permafrost.store.shards import ShardEntry
 logger = logging.getLogger("permafrost.precompute")
 
 CHECKED_RECORDS = (64, 256)
-"""Fewest and most records that are looked at, or all if there are fewer; in between a twentieth of the records."""
+"""Minimum and maximum sample size, or all records if there are fewer; in between a twentieth of the records."""
 _SAMPLE_SHARE = 20
 COARSEST_SPACING = 0.02
 """Largest spacing of float16 at the largest logit of a record, in standard deviations of its logits."""
 HIGHEST_ROUNDING_KL = 2e-4
 """Highest mean divergence in nats of the softmax of logits rounded to float16."""
 SIGNIFICANCE = 1e-6
-"""Largest p-value at which labels are called those of another order of classes, or accuracy below chance."""
+"""Maximum p-value to report labels as permuted, or accuracy as below chance."""
 _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-6
-_FEWEST_RECORDS = 8
-"""Number of records from which all of them having a property is no accident."""
-_MOST_NAMED = 3
+_MIN_RECORDS = 8
+"""Minimum number of records for a property that all of them share not to be a coincidence."""
+_MAX_NAMED = 3
 
 
 class TeacherError(UserError, ValueError):
-    """Error for a teacher whose outputs cannot be what the options say."""
+    """Error for a teacher whose outputs contradict the options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def check_teacher(
     """
     fewest, most = CHECKED_RECORDS
     count = sum(shard.records for shard in shards) // _SAMPLE_SHARE
-    if not task.config.reads_head:  # only that is looked at on which features depend
+    if not task.config.reads_head:  # only what features depend on is checked
         most = fewest
     sample = select_sample(shards, min(max(count, fewest), most))
     if not sample:
@@ -186,7 +186,7 @@ class _ProbedBatch(NamedTuple):
 
 
 def outputs_of(output: ModelOutput) -> list[Tensor]:
-    """Return the tensors of a forward pass that are stored, or from which what is stored is computed."""
+    """Return the tensors of a forward pass that are stored or used to compute stored fields."""
     pooled = [] if output.pooled is None else [output.pooled]
     return [output.logits, output.features, *pooled]
 
@@ -227,7 +227,7 @@ def describe_outputs(
 
 
 def _form(logits: NDArray[np.float64]) -> str:
-    if logits.shape[1] > 1 and len(logits) >= _FEWEST_RECORDS:
+    if logits.shape[1] > 1 and len(logits) >= _MIN_RECORDS:
         if (logits >= 0).all() and (np.abs(logits.sum(axis=1) - 1) < _SUM_TOLERANCE).all():
             return "probabilities"
         if (logits <= 0).all():
@@ -258,7 +258,7 @@ def needs_float32(check: TeacherCheck) -> str:
 
 
 def require_sound(check: TeacherCheck, classes: Sequence[str]) -> None:
-    """Log what is doubtful in a teacher's outputs, and refuse what is wrong.
+    """Log warnings about a teacher's outputs, and refuse wrong ones.
 
     Args:
         check: Description of a sample.
@@ -269,11 +269,11 @@ def require_sound(check: TeacherCheck, classes: Sequence[str]) -> None:
         TeacherError: If the outputs are not what teacher.outputs says, the labels are those of another order of
             classes, or all maps are constant.
     """
-    if check.is_constant and check.records >= _FEWEST_RECORDS:
+    if check.is_constant and check.records >= _MIN_RECORDS:
         raise ConstantLogitsError(CONSTANT_LOGITS)
     for message in _errors(check, classes):
         raise TeacherError(message)
-    if check.is_within_unit and check.form == "logits" and check.records >= _FEWEST_RECORDS:
+    if check.is_within_unit and check.form == "logits" and check.records >= _MIN_RECORDS:
         logger.warning(
             "all outputs of the teacher are between 0 and 1, which logits rarely are: remove the sigmoid at its end, "
             "if it has one"
@@ -292,21 +292,16 @@ def _errors(check: TeacherCheck, classes: Sequence[str]) -> Iterator[str]:
             f"of a sample; remove the {layer} at its end, or for a network of your own and a pass without maps set "
             f"teacher.outputs={check.form}"
         )
-    if (
-        outputs != "logits"
-        and check.form != "log_probabilities"
-        and check.records >= _FEWEST_RECORDS
-    ):
+    if outputs != "logits" and check.form != "log_probabilities" and check.records >= _MIN_RECORDS:
         rows = "rows" if outputs == "probabilities" else "exponentials of the rows"
         yield (
             f"teacher.outputs={outputs}, but the {rows} that the teacher returns do not sum to 1; leave the option "
             "out if they are logits, and remove the sigmoid if they are probabilities of single classes"
         )
-    if check.maps >= _FEWEST_RECORDS and check.constant_maps == check.maps:
+    if check.maps >= _MIN_RECORDS and check.constant_maps == check.maps:
         yield (
-            f"all {check.maps} maps of a sample have one value everywhere, so they explain nothing: a grid of "
-            f"{'x'.join(map(str, check.grid or ()))} cells; name another layer= or a larger teacher.input_size, or "
-            "store no map (annotate.payloads=[logits])"
+            f"all {check.maps} maps of a sample are constant on their grid of {'x'.join(map(str, check.grid or ()))} "
+            "cells; name another layer= or a larger teacher.input_size"
         )
     if check.grid and check.input_size and not has_proportions(check.grid, check.input_size):
         yield (
@@ -341,7 +336,7 @@ def _below_chance(check: TeacherCheck) -> str:
 def _other_order(
     labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str]
 ) -> str:
-    """Say which order of the classes fits the labels where theirs does not, nothing if there is none.
+    """Describe another class order that fits the labels better, empty if there is none.
 
     Orders that are tried are that of numbers in the names, those shifted by one, and the best assignment of labels to
     predictions in every other record. The latter is tested on the other records.
@@ -377,7 +372,7 @@ def _other_order(
 
 
 def _numeric_order(classes: Sequence[str]) -> NDArray[np.int64] | None:
-    """Return the place of each class among the numbers that name them, None if names are no numbers."""
+    """Return the place of each class among the numbers that name them, None if names are not numbers."""
     if not all(name.isascii() and name.isdigit() for name in classes):
         return None
     order = sorted(range(len(classes)), key=lambda number: int(classes[number]))
@@ -405,10 +400,10 @@ def _describe_order(
 ) -> str:
     moved = [n for n in np.unique(labels).tolist() if order[n] != n]
     taken = [f"{classes[n]} is taken for output {order[n]} ({classes[order[n]]})" for n in moved]
-    more = f" (+{len(taken) - _MOST_NAMED} more)" if len(taken) > _MOST_NAMED else ""
+    more = f" (+{len(taken) - _MAX_NAMED} more)" if len(taken) > _MAX_NAMED else ""
     before, after = ((each == predicted).mean() for each in (labels, order[labels]))
     return (
-        f"{reason}: class {', '.join(taken[:_MOST_NAMED])}{more}; in a sample of {len(labels)} records "
+        f"{reason}: class {', '.join(taken[:_MAX_NAMED])}{more}; in a sample of {len(labels)} records "
         f"the teacher is right for {before:.0%}, and would be for {after:.0%}. List the classes in the order of its "
         "outputs (data.classes=, a text file with a class a line) and pack the data again"
     )

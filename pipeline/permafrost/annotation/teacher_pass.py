@@ -93,7 +93,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
 
     Raises:
         ConfigError: If teacher, explainer or views do not fit the store.
-        TeacherError: If the teacher's outputs cannot be what the options say.
+        TeacherError: If the teacher's outputs contradict the options.
         PrecisionError: If a sample in the precision of the options is too far from float32.
     """
     requested: list[StoredViews | None] = [None]
@@ -126,7 +126,7 @@ def _settle_logits(
         plan: Plan of the pass; if logits_dtype=auto, with the dtype of what exists of it.
 
     Raises:
-        TeacherError: If the outputs cannot be what the options say.
+        TeacherError: If the outputs contradict the options.
     """
     dtype = config.annotate.logits_dtype
     if plan.is_begun:
@@ -338,7 +338,7 @@ def _fit_projections(plan: PassPlan, config: PrecomputeConfig, executor: Executo
 def _measure_moved_features(
     plan: PassPlan, config: PrecomputeConfig, executor: Executor
 ) -> MovedFeatures | None:
-    """Measure the error of warped features, None if the pass has none that are warped."""
+    """Measure the error of warped features, None if the pass warps none."""
     if FEATURES not in config.annotate.payloads or plan.views is not None:
         return None
     task = _sample_task(MeasureMovedFeatures, plan, config, folder=plan.folder)

@@ -1,8 +1,8 @@
 """Executor on Ray: one call of an actor for each shard of a pass, and one task of Ray for each student.
 
 Actors write data directly to disk and return only ShardResults. An error of a shard or a student is returned as well,
-so the others go on. Where a process dies, a shard is given to a new actor, and Ray starts a task again, in both cases
-at most `cluster.max_restarts` times.
+so the others continue. Where a process dies, a shard is given to a new actor, and Ray starts a task again, in both
+cases at most `cluster.max_restarts` times.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RayExecutor:
 
         Args:
             config: Options of `cluster=`.
-            uploads: Whether shards are written into a bucket, beside the work on the next one.
+            uploads: Whether shards are uploaded to a bucket while the next one is processed.
             fallback: Executor of the work if Ray cannot be started; None makes that an error.
         """
         self._config = config
@@ -82,7 +82,7 @@ class RayExecutor:
             except ClusterError as error:
                 if self._fallback is None:
                     raise
-                logger.warning("executor=auto goes on in this process, without Ray: %s", error)
+                logger.warning("executor=auto continues in this process, without Ray: %s", error)
                 self._instead = self._fallback
         return self._instead
 
@@ -194,7 +194,7 @@ class _ShardActor:
 
 
 class _ActorPool:
-    """Actors for one task, of which a new one is started where one dies. No shard waits for an actor to be started."""
+    """Actors for one task; one that dies is replaced. No shard waits for an actor to be started."""
 
     def __init__(
         self, config: ClusterConfig, task: ShardTask, calls: int, shards: Sequence[Any]
@@ -287,7 +287,7 @@ def _outcomes(
     on_report: Callable[[str, str], None],
     limit: int,
 ) -> Iterator[TaskOutcome]:
-    """Iterate over the outcomes of the tasks on a Ray that runs, of which at most `limit` are parallel."""
+    """Iterate over the outcomes of tasks on a running Ray, at most `limit` of them in parallel."""
     import ray
 
     reports = open_queue()

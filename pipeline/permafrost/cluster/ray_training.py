@@ -41,7 +41,7 @@ _STATE_FOLDER = ".ray_train"
 """Name of Ray Train's temporary folder in the run's folder."""
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
-"""Time without room for all ranks after which the driver says so."""
+"""Time without room for all ranks after which the driver reports it."""
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -96,7 +96,7 @@ class _RankLoop:
     epochs: Queue
     """Progress of the first rank."""
     failure: Queue
-    """The first failure of any rank, for which alone it has room."""
+    """The first failure of any rank; later ones are not kept."""
 
     def __call__(self) -> None:
         import ray.train
@@ -246,8 +246,8 @@ def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:
     advice = "run the same command again to resume from the last checkpoint"
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
         return (
-            f"cluster.max_wait_seconds={cluster.max_wait_seconds:g} went by without room for {room}; "
-            f"add hosts or lower cluster.cpus_per_rank or trainer.ranks, and {advice}"
+            f"cluster.max_wait_seconds={cluster.max_wait_seconds:g} passed without room for {room}; add hosts or lower "
+            f"cluster.cpus_per_rank or trainer.ranks, and {advice}"
         )
     if isinstance(error, RayError):  # such as its controller, where the memory ran out
         return f"Ray ended the training ({first_line(error).rstrip('.')}); {advice}"

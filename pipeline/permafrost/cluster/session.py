@@ -142,8 +142,8 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
             "in it: set TMPDIR to a shorter one, as in TMPDIR=/tmp"
         )
     raise ClusterError(
-        f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. {advice}, or without Ray: "
-        "executor=serial for precompute and sweep, trainer.ranks=1 for teach and distill"
+        f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. {advice}, or avoid Ray with "
+        "executor=serial (precompute, sweep) or trainer.ranks=1 (teach, distill)"
     ) from failure
 
 

@@ -103,8 +103,8 @@ class OperationConfig(_Operation):
         )
 
 
-LARGEST_FACTOR = 100.0
-_SMALLEST_SIGMA = 1e-4
+MAX_FACTOR = 100.0
+_MIN_SIGMA = 1e-4
 """Stored views have these values in float16."""
 
 
@@ -125,11 +125,11 @@ class PixelOperationConfig(_Operation):
     ]
     p: Annotated[float, Ge(0), Le(1)] = 0.5
     """Probability, drawn separately for each record."""
-    brightness: Annotated[float, Ge(0), Le(LARGEST_FACTOR)] = 0.4
+    brightness: Annotated[float, Ge(0), Le(MAX_FACTOR)] = 0.4
     """color_jitter: largest deviation of the factor of brightness from 1; 0 leaves the brightness as it is."""
-    contrast: Annotated[float, Ge(0), Le(LARGEST_FACTOR)] = 0.4
+    contrast: Annotated[float, Ge(0), Le(MAX_FACTOR)] = 0.4
     """color_jitter: the same for contrast, the distance from the mean gray."""
-    saturation: Annotated[float, Ge(0), Le(LARGEST_FACTOR)] = 0.4
+    saturation: Annotated[float, Ge(0), Le(MAX_FACTOR)] = 0.4
     """color_jitter: the same for saturation, the distance from each pixel's gray."""
     hue: Annotated[float, Ge(0), Le(0.5)] = 0.1
     """color_jitter: largest shift of the hue in either direction, as a fraction of the color circle."""
@@ -149,7 +149,7 @@ class PixelOperationConfig(_Operation):
     """solarize: values from this one on are inverted, from 0 (black) to 1 (white)."""
     bits: Annotated[int, Ge(1), Le(8), Role.IF_SET] = 4
     """posterize: number of bits that are left of each value."""
-    factor: Annotated[float, Ge(0), Le(LARGEST_FACTOR), Role.IF_SET] = 2.0
+    factor: Annotated[float, Ge(0), Le(MAX_FACTOR), Role.IF_SET] = 2.0
     """sharpness: 0 is a smoothed image, 1 the image, 2 doubles its details."""
 
     @property
@@ -166,13 +166,13 @@ class PixelOperationConfig(_Operation):
                 f"augment {self.kind}: {name} must be 0 < low <= high{limit}, got {(low, high)}",
             )
         require(
-            self.sigma[0] >= _SMALLEST_SIGMA,
-            f"augment {self.kind}: sigma must be >= {_SMALLEST_SIGMA:g}, got {self.sigma}; for no blur leave it out",
+            self.sigma[0] >= _MIN_SIGMA,
+            f"augment {self.kind}: sigma must be >= {_MIN_SIGMA:g}, got {self.sigma}; for no blur leave it out",
         )
 
 
-LARGEST_MAGNITUDE = 30
-"""Magnitude at which each operation of a policy is strongest."""
+MAX_MAGNITUDE = 30
+"""Magnitude of the strongest form of each operation of a policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +186,9 @@ class PolicyConfig(_Operation):
     kind: Literal["randaugment", "trivialaugment"]
     count: Annotated[int, Ge(1), Le(4)] = 2
     """randaugment: number of operations per record, drawn with replacement."""
-    magnitude: Annotated[float, Ge(0), Le(LARGEST_MAGNITUDE)] = 9.0
+    magnitude: Annotated[float, Ge(0), Le(MAX_MAGNITUDE)] = 9.0
     """randaugment: strength of all operations, from 0 to 30, in the units of torchvision's 31 bins."""
-    spread: Annotated[float, Ge(0), Le(LARGEST_MAGNITUDE)] = 0.0
+    spread: Annotated[float, Ge(0), Le(MAX_MAGNITUDE)] = 0.0
     """randaugment: standard deviation of the magnitude, drawn for each operation and cut to [0, 30]."""
     p: Annotated[float, Ge(0), Le(1)] = 1.0
     """Probability of each drawn operation. Without it, the record keeps what the other operations make of it."""
@@ -232,12 +232,12 @@ AnyOperation: TypeAlias = OperationConfig | PixelOperationConfig | PolicyConfig
 
 
 def describe_mix(mix: Sequence[MixConfig]) -> list[dict[str, Any]]:
-    """Return what determines mixtures, as a pass says it."""
+    """Return what determines mixtures, as a pass records it."""
     return [identifying_values(each) for each in mix if each.p > 0]
 
 
 def describe_operations(operations: Sequence[AnyOperation]) -> list[dict[str, Any]]:
-    """Return what determines the views of operations, as a pass says it.
+    """Return what determines the views of operations, as a pass records it.
 
     Operations that move pixels come before those that only change them, as they apply. `maps` of an erasing is left
     out, since it is an option of the student.
@@ -287,7 +287,7 @@ class MixConfig(Options):
     section: ClassVar[str] = "augment.mix"
 
     kind: Literal["mixup", "cutmix"]
-    alpha: Annotated[float, Gt(0), Le(LARGEST_FACTOR)] = 1.0
+    alpha: Annotated[float, Gt(0), Le(MAX_FACTOR)] = 1.0
     """lambda is drawn from Beta(alpha, alpha), that of cutmix before its box is cut at the edges of the image."""
     p: Annotated[float, Ge(0), Le(1)] = 1.0
     """Probability, drawn separately for each record."""
@@ -357,7 +357,7 @@ class AugmentOptions(Options):
         """Refuse mixtures of records.
 
         Args:
-            why: Reason and one way out; the other way out, leaving them out, is appended.
+            why: Reason and one fix; the other fix, leaving them out, is appended.
             section: Section of these options, for the message.
 
         Raises:

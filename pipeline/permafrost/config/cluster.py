@@ -46,7 +46,7 @@ class WorkConfig(Options):
     max_restarts: Annotated[int, Ge(0)] = 3
     """Times that a shard, the ranks of a training or a student are started again after a process died."""
     max_wait_seconds: Annotated[float, Gt(0)] = 3600.0
-    """Seconds for which ranks (trainer.ranks) may wait, in all, for hosts with room for all of them."""
+    """Total seconds for which ranks (trainer.ranks) may wait for hosts with room for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ ClusterConfig = LocalClusterConfig | ExistingClusterConfig
 ExecutorName = Literal["auto", "ray", "serial"]
 """Values of `executor=`: Ray, this process, or the choice by the size of the work."""
 SMALL_STORE = 10_000
-"""Number of records up to which executor=auto does not start Ray for a pass, as Ray takes 10 to 60 s to start."""
+"""Maximum number of records of a pass that executor=auto runs without Ray, which takes 10 to 60 s to start."""
 
 CLUSTERS: dict[str, type[WorkConfig]] = {
     cls.kind: cls for cls in (LocalClusterConfig, ExistingClusterConfig)

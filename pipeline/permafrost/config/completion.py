@@ -44,10 +44,10 @@ compdef _permafrost permafrost
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """Return what the last of the words after `permafrost` may become.
+    """Return completions of the last of the arguments after `permafrost`.
 
     Args:
-        words: The words, of which the last one may be incomplete; empty for none.
+        words: The arguments, the last of which may be incomplete; empty for none.
     """
     *before, last = [word.strip() for word in words] or [""]
     if not before:

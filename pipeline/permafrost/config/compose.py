@@ -1,8 +1,8 @@
-"""Composition of plain values: defaults, the members that sections choose, an experiment, and the words of a command.
+"""Composition of plain values: defaults, members that sections choose, an experiment, and a command's arguments.
 
 A section that has members, such as `method`, chooses one by its `kind`: `method=kd` on a command line, `method: kd` or
 `method: {kind: kd, tau: 4}` in an experiment. The options of the member take their defaults, then the values of the
-experiment and those that it is based on (`bases`), then those of the words in their order. A word may set only what
+experiment and those that it is based on (`bases`), then the arguments in their order. An argument may set only what
 its verb reads, an experiment any section.
 
 A text option keeps the characters that were typed, so that `run=010` is a run called 010. All other values are YAML.
@@ -58,10 +58,10 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
 
     Args:
         verb: Command that reads them.
-        words: Words of the command line, section.option=text.
+        words: Arguments of the command line, section.option=text.
 
     Raises:
-        ConfigError: If words do not fit the verb or their sections.
+        ConfigError: If arguments do not fit the verb or their sections.
     """
     typed = [_typed(verb, word, words) for word in complete_words(verb, words)]
     experiment = next((each.text for each in reversed(typed) if each.path == "experiment"), None)
@@ -87,7 +87,7 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def complete_words(verb: str, words: Sequence[str]) -> list[str]:
-    """Return the words with the section of each option that is named without one, such as `lr=0.1`.
+    """Return the arguments, with the section added to options that are named without one, such as `lr=0.1`.
 
     Raises:
         ConfigError: If several sections of the verb and its members have the option.
@@ -119,11 +119,11 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
 
 
 _SYNONYMS = {("share", "pass"): "store.teacher", ("attach", "from"): "path"}
-"""Options that are words of Python, which no field can be called, by verb and word."""
+"""Options named like Python keywords, which cannot be field names, by verb and keyword."""
 
 
 def _without_synonym(verb: str, word: str) -> str:
-    """Return a word with the name of its option."""
+    """Return an argument with the name of its option."""
     path, equals, text = word.partition("=")
     option = _SYNONYMS.get((verb, path)) if equals else None
     if option is None:
@@ -163,7 +163,7 @@ def _value_at(values: Mapping[str, Any], path: str) -> Any:
 def _with_members(
     files: Iterable[ExperimentFile], typed: list[_Typed], defaults: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[_Typed]]:
-    """Return the defaults of all sections with the members that files and words choose, and the other words."""
+    """Return the defaults of all sections with the members that files and arguments choose, and the other arguments."""
     chosen: dict[str, str] = {}
     for file in files:
         for section, value in file.sections.items():
@@ -238,7 +238,7 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -
     """Merge the values of an experiment into those of all sections. Lists and scalars are replaced."""
     for name, change in changes.items():
         if name == "kind" and (path in FAMILIES or path in GROUPS):
-            continue  # the member is chosen, perhaps by a word
+            continue  # the member is chosen, perhaps by an argument
         value = values.get(name)
         if isinstance(value, dict) and isinstance(change, dict):
             _merge(value, change, name)
@@ -250,21 +250,21 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -
 
 
 class _Typed(NamedTuple):
-    """Word of a command, section.option=text."""
+    """Argument of a command, section.option=text."""
 
     path: str
     text: str
 
 
 def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
-    """Divide a word. Raises ConfigError if it sets nothing that the verb reads."""
+    """Divide an argument. Raises ConfigError if it sets nothing that the verb reads."""
     path, equals, text = word.partition("=")
     names = [*section_names(verb), "experiment", "plugins"]
     if equals and section_of(word) in names:
         return _Typed(path, text)
     if split := _split_by_the_shell(words):
         raise ConfigError(
-            f"cannot read {word!r}, as the shell divides words at spaces; quote the whole word: {shlex.quote(split)}"
+            f"cannot read {word!r}, as the shell splits arguments at spaces; quote it as a whole: {shlex.quote(split)}"
         )
     require(equals != "", f"cannot read {word!r}; options are written key=value, see --help")
     section = section_of(word)
@@ -277,7 +277,7 @@ def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
 
 
 def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
-    """Set the value of a word. A mapping replaces that of an option, and is merged with the options of a section."""
+    """Set the value of an argument. A mapping replaces an option's mapping, and is merged with a section's options."""
     node, hint_of_node, hint = _locate(values, typed.path)
     last = typed.path.rpartition(".")[2]
     if not isinstance(node, dict) or not (last in node or _is_mapping(hint_of_node)):
@@ -298,10 +298,10 @@ def value_type(verb: str, path: str, words: Sequence[str]) -> Any:
     Args:
         verb: Command of the composition.
         path: Full name of the option.
-        words: Words of the command line.
+        words: Arguments of the command line.
 
     Raises:
-        ConfigError: If the words cannot be composed.
+        ConfigError: If the arguments cannot be composed.
     """
     return _locate(compose(verb, words), path)[2]
 
@@ -341,7 +341,7 @@ _TIGHT_COLON = re.compile(r"\w:[^\s/\\]")
 
 
 def _value_of(typed: _Typed, hint: Any) -> Any:
-    """Read the value of a word: text as it was typed for a text option, YAML for others."""
+    """Read the value of an argument: text as it was typed for a text option, YAML for others."""
     text = typed.text
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if not is_quoted and (_is_text(hint) or text[:1] not in ("[", "{")):
@@ -433,7 +433,7 @@ def _options_of_run(section: str, values: Any) -> Any:
     except (OSError, DigestError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{section}=saved needs {section}.weights=, the folder of a network that teach or distill has finished, "
-            f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is none ({error})"
+            f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is not one ({error})"
         ) from error
     require_named(options.get("factory"), folder / _DESCRIPTION)
     if options.get("input_size") is None and len(sides) == 1:
@@ -442,7 +442,7 @@ def _options_of_run(section: str, values: Any) -> Any:
 
 
 def _split_by_the_shell(words: Sequence[str]) -> str:
-    """Return the list or mapping that a shell has divided at its spaces, empty if all words are whole."""
+    """Return the list or mapping that a shell has split at its spaces, empty if all arguments are whole."""
     start = next((place for place, word in enumerate(words) if _is_open(word)), len(words))
     ends = range(start + 2, len(words) + 1)
     joined = (" ".join(words[start:end]) for end in ends)
@@ -450,5 +450,5 @@ def _split_by_the_shell(words: Sequence[str]) -> str:
 
 
 def _is_open(word: str) -> bool:
-    """Return whether a bracket or brace of a word is not closed in it."""
+    """Return whether a bracket or brace of an argument is not closed in it."""
     return any(word.count(first) > word.count(last) for first, last in ("[]", "{}"))

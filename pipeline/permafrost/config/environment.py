@@ -46,7 +46,7 @@ that sleep at once are woken at every operation: two of them train a small netwo
 
 
 _KEPT_BYTES = 2**30
-"""Size up to which blocks are taken from memory that is kept, and of free memory that is kept."""
+"""Maximum size of blocks taken from kept memory, and maximum amount of free memory that is kept."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt (malloc.h)."""
 ALLOCATOR_ENVIRONMENT = {

@@ -78,7 +78,7 @@ class KNNOptions(FeatureProbeOptions):
     order: ClassVar[int] = 50
 
     k: tuple[int, ...] = (1, 20)
-    """Numbers of neighbors, each of which gives one accuracy."""
+    """Numbers of neighbors; each gives one accuracy."""
     tau: Annotated[float, Gt(0)] = 0.07
     """Temperature of a neighbor's vote exp(cosine / tau)."""
 

@@ -16,10 +16,10 @@ from permafrost.storage.files import read_regular
 
 BASES = "bases"
 """Entry of an experiment that lists those that it is based on."""
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 """Size of the largest file of an experiment."""
-_MOST_BASES = 8
-"""Largest number of experiments of which each is based on the next, and of those that one is based on."""
+_MAX_BASES = 8
+"""Maximum depth of a chain of experiments, and maximum number of bases of one experiment."""
 
 
 class ExperimentFile(NamedTuple):
@@ -31,17 +31,17 @@ class ExperimentFile(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the bases of an experiment and its sections, of which each member is in the form {kind: ...}."""
+    """Return the bases of an experiment and its sections, with each member in the form {kind: ...}."""
     try:
         values = parse_yaml(text)
     except YamlError as error:
         raise ConfigError(f"experiment={name}: {error}") from error
     require(isinstance(values, dict), f"experiment={name} must be a mapping of sections to options")
     bases = values.pop(BASES, [])
-    is_list = isinstance(bases, list) and len(bases) <= _MOST_BASES
+    is_list = isinstance(bases, list) and len(bases) <= _MAX_BASES
     require(
         is_list and all(isinstance(base, str) for base in bases),
-        f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]",
+        f"experiment={name}: {BASES} must be a list of at most {_MAX_BASES} experiments, as in [demo]",
     )
     for section, value in values.items():
         if section not in top_options():
@@ -72,7 +72,7 @@ def _add_experiment(name: str, files: dict[str, ExperimentFile], based: tuple[st
 
     `based` has the names of those that are based on it.
     """
-    if name in based or len(based) > _MOST_BASES:
+    if name in based or len(based) > _MAX_BASES:
         chain = " <- ".join([*based, name][-4:])
         raise ConfigError(
             f"experiment={based[0]} is based on itself or on too many others: {chain}"
@@ -92,12 +92,12 @@ def _experiment_text(name: str) -> str:
         if path is None:
             require(
                 not os.path.isfile(name),  # noqa: PTH113, as the name may be none of a file
-                f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]",
+                f"experiment={name} is not a .yaml file; a Python file is named with plugins=[{name}]",
             )
             raise no_member("experiment", name)
         return path.read_text(encoding="utf-8")
     try:
-        return read_regular(Path(name), _MOST_BYTES).decode()
+        return read_regular(Path(name), _MAX_BYTES).decode()
     except OSError as error:
         raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -105,12 +105,12 @@ def _experiment_text(name: str) -> str:
 
 
 def plugin_names(words: Sequence[str]) -> list[str]:
-    """Return the plug-ins that `plugins=` names in these words, or else in their experiment.
+    """Return the plug-ins that `plugins=` names in these arguments, or else in their experiment.
 
-    They are read before everything else is composed, because a word may name a member of theirs.
+    They are read before everything else is composed, because an argument may name a member of theirs.
 
     Raises:
-        ConfigError: If the option is no list of names, or if the experiment cannot be read.
+        ConfigError: If the option is not a list of names, or if the experiment cannot be read.
     """
     typed = dict(word.partition("=")[::2] for word in words)
     names: Any = []

@@ -86,9 +86,8 @@ class MethodConfig(Options):
         """
         require(
             type(self).__dict__.get("has_mix_rule", False),  # of this class itself
-            f"augment.mix shows two records, and method={self.kind} has no rule for the stored targets of both: set "
-            f"mode=live with teacher= and teacher.weights= in place of mode={mode}, replay views that a teacher saw "
-            "mixed (views.mix of precompute), or set augment.mix=[]",
+            f"augment.mix shows two records, and method={self.kind} has no rule for the stored targets of both; set "
+            f"augment.mix=[], or mode=live with teacher= in place of mode={mode}",
         )
 
 
@@ -376,8 +375,8 @@ class EmbeddingConfig(FeatureKDConfig):
         for option in ("lambda_distance", "lambda_angle"):
             require(
                 getattr(self, option) == 0,
-                f"method.{option} compares relations of records, and a mixture of two has none that follow from "
-                f"theirs; set it to 0, mode=live in place of mode={mode}, or augment.mix=[]",
+                f"method.{option} compares relations of records, which are unknown for mixtures in mode={mode}; set it "
+                "to 0, or augment.mix=[]",
             )
 
 
@@ -432,8 +431,7 @@ class SeveralConfig(MethodConfig):
             allowed = ", ".join(kind for kind, cls in METHODS.items() if cls.is_term)
             require(
                 method.is_term,
-                f"{where}.method={method.kind} is no term of several; choose among {allowed}, or train a student with "
-                "that method alone",
+                f"{where}.method={method.kind} cannot be a term of method=several; choose among {allowed}",
             )
             require(
                 getattr(method, "map_control", "none") == "none",

@@ -15,6 +15,8 @@ from permafrost.core.errors import ConfigError, require
 
 CENTER_CROP_FRACTION = 0.875
 """Fraction of the shorter side in the usual evaluation crop of classifiers, 224 of 256 pixels."""
+RANDOM = "random"
+"""Value of `weights` for an untrained network, which is the same in every process."""
 PRETRAINED = "pretrained"
 """Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
 

@@ -57,7 +57,7 @@ class Role(Enum):
 
 
 Command = Annotated[tuple[str, ...], Role.SET_BY_STAGE, Role.OUTSIDE_IDENTITY]
-"""Verb and words of the command that made a run, as they were typed; empty if it was not made by a command."""
+"""Verb and arguments of the command that made a run, as typed; empty if it was not made by a command."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class OpenOptions(Options):
         defaults = {o.name: o.default for o in options_of(type(self)) if o.name not in field_names}
         for name in self.added:
             if name not in defaults:
-                raise OptionError(self.section, name, "is no option that a member has added")
+                raise OptionError(self.section, name, "is not an option that a member has added")
         for name, value in (defaults | self.added).items():
             is_section = isinstance(value, type)
             object.__setattr__(self, name, value() if is_section else value)
@@ -261,7 +261,7 @@ def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         cls: Class of the options.
-        values: Values by the names of options, of which some may be missing.
+        values: Values by option name; some may be missing.
 
     Raises:
         OptionError: For the first value of another type or outside of its limits.
@@ -280,7 +280,7 @@ def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _validator(cls: Hashable, _: tuple[tuple[str, type[Options]], ...]) -> tuple[Any, type[Any]]:
-    """Return the validator of the options of a class, each of which may be left out, and the type of its errors."""
+    """Return the validator of a class's options, all of them optional, and the type of its errors."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
     from typing_extensions import TypedDict
 
@@ -355,7 +355,7 @@ def _literals(hint: Any) -> list[Any]:
 
 
 def describe_limits(limits: tuple[Any, ...]) -> str:
-    """Describe the limits in words: `> 0`, `>= 1`, `in [0, 1)`."""
+    """Describe the limits as text: `> 0`, `>= 1`, `in [0, 1)`."""
     low = next((limit for limit in limits if isinstance(limit, (Gt, Ge))), None)
     high = next((limit for limit in limits if isinstance(limit, (Lt, Le))), None)
     if low is not None and high is not None:

@@ -145,7 +145,7 @@ def entry_places() -> list[Path]:
 
 
 def experiment_folders() -> dict[str, Path]:
-    """Return the folder `experiments` beside the module of each entry point, by the name of the entry point.
+    """Return the folder `experiments` next to the module of each entry point, by the name of the entry point.
 
     Raises:
         ConfigError: If a module of an entry point cannot be imported.
@@ -189,7 +189,7 @@ def load_plugins(names: Sequence[str] = ()) -> None:
 
 
 def _check_implementations(installed: set[str]) -> None:
-    """Raise ConfigError for a member of a plug-in that is implemented by a module that is none.
+    """Raise ConfigError if a plug-in's member is implemented by a module that is not a plug-in.
 
     Such as the file of which the plug-in is a copy, whose code would run instead, and outside the run's identity. The
     plug-ins are those that were named, and the top-level modules `installed`.
@@ -205,8 +205,8 @@ def _check_implementations(installed: set[str]) -> None:
                 continue
             place = f"{sys.modules[defined].__file__}: {kind}" if defined else f"PAYLOADS[{kind!r}]"
             raise ConfigError(
-                f"{place} has implementation={member.implementation!r}, but {module} is no file of plugins=; write "
-                f"{defined or '<name of the file>'}:<name>, or name its file in plugins=, too"
+                f"{place} has implementation={member.implementation!r}, but {module} is not a file of plugins=; write "
+                f"{defined or '<name of the file>'}:<name>"
             )
 
 
@@ -265,7 +265,7 @@ def _import_own(location: str, option: str) -> Any:
     path = Path(location).absolute() if location.endswith(".py") else None
     require(
         all(part.isidentifier() for part in name.split(".")),
-        f"{option}={location}: {name} is no name of a module; name a Python file or a module",
+        f"{option}={location}: {name} is not a module name; name a Python file or a module",
     )
     if path is not None:
         require(path.is_file(), f"{option}={location}: there is no such file; correct the path")

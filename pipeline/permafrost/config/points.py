@@ -1,4 +1,4 @@
-"""Words of a command line from values of Python, and the points of a grid of options with their words and labels."""
+"""Command-line arguments from Python values, and the points of a grid of options with their arguments and labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from permafrost.config.compose import complete_words
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*", re.ASCII)
-"""Texts that need no quotes as the value of a word, unless they are a constant."""
+"""Texts that need no quotes as the value of an argument, unless they are a constant."""
 _CONSTANTS = ("true", "false", "null", "nan", "inf")
 
 Point = dict[str, Any]
@@ -33,7 +33,7 @@ def knows_option(composed: Any, option: str) -> bool:
 
 
 def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Return the words of a command line: `words` and those of the keyword arguments.
+    """Return the arguments of a command line: `words` and those from the keyword arguments.
 
     An argument is named like an option, with a dot or two underscores before its last part (`trainer__epochs=30`). A
     name without a section is that of the only section that has it (`tau=4` is `method.tau=4`). The member of a family
@@ -41,8 +41,8 @@ def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]
     the folder of a store.
 
     Args:
-        verb: Command of the words.
-        words: Words, section.option=text.
+        verb: Command of the arguments.
+        words: Arguments, section.option=text.
         options: Values of keyword arguments by name.
 
     Raises:
@@ -63,7 +63,7 @@ def point_words(point: Point) -> list[str]:
 
 
 def option_text(value: Any) -> str:
-    """Format a value as a word or experiment has it: JSON, except that plain texts have no quotes."""
+    """Format a value for an argument or experiment: JSON, except that plain texts have no quotes."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _CONSTANTS:

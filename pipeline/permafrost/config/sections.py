@@ -65,7 +65,7 @@ def sections_of_verb(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
 
 
 def section_of(word: str) -> str:
-    """Return the name of the section that a word changes."""
+    """Return the name of the section that an argument changes."""
     return word.split("=", 1)[0].split(".")[0]
 
 

@@ -27,8 +27,7 @@ from permafrost.storage.rooted_paths import RootedPath
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions(Options):
-    """Location and format of a store. Readers of an existing store use only `path`, `allow_links` and
-    `teacher`."""
+    """Location and format of a store. Readers use only `path`, `allow_links` and `teacher`."""
 
     section: ClassVar[str] = "store"
 
@@ -64,7 +63,7 @@ class StoreOptions(Options):
     last hyphen. A run that has read a pass keeps to it, as its config.yaml has the name."""
 
     unknown_views: Annotated[bool, Role.IF_SET] = False
-    """Accept passes of which nobody knows what part of an image the teacher received, as if it was the whole one."""
+    """Accept passes that do not record which part of an image the teacher received, as if it was the whole image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +150,7 @@ PROJECTION_RECORDS = 1024
 """Number of records on which annotate.features_channels is fitted, or all of the split if it has fewer."""
 
 WITHOUT_HEAD = ("attention", "features", "pooled")
-"""Payloads of which a pass may consist without logits. They do not read the teacher's last layer."""
+"""Payloads that a pass may have without logits. They do not read the teacher's last layer."""
 
 
 def require_stages(option: str, stages: tuple[int, ...]) -> None:
@@ -192,7 +191,7 @@ class PassOptions(OpenOptions):
     """Logits to store. all: those of all classes. topk: the k largest, and the sum of all others at each of the
     temperatures, which suits thousands of classes (method.logits=softmax only)."""
     k: Annotated[int, Ge(1)] = 100
-    """Number of stored logits of a record, at most that of the classes."""
+    """Number of stored logits of a record, at most the number of classes."""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Temperatures (method.tau) at which the sum over the other classes is stored. 1 is among them, for agreement and
     divergence from the teacher."""
@@ -268,8 +267,8 @@ class PassOptions(OpenOptions):
         others = [name for name in self.payloads if name not in WITHOUT_HEAD]
         require(
             self.reads_head or not others,
-            f"annotate.payloads must contain logits beside {', '.join(others)}; only {', '.join(WITHOUT_HEAD)} are "
-            "stored without",
+            f"annotate.payloads must contain logits in addition to {', '.join(others)}; only {', '.join(WITHOUT_HEAD)} "
+            "are stored without",
         )
         require(
             1.0 in self.temperatures and min(self.temperatures) > 0,

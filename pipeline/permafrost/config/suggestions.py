@@ -12,7 +12,7 @@ SHOWN = 200
 """Characters of a value that an error shows."""
 _LISTED = 40
 """Number of names that an error lists."""
-_MOST_PLACES = 3
+_MAX_PLACES = 3
 """Largest number of options that a message suggests."""
 
 
@@ -22,13 +22,13 @@ def suggest_options(verb: str, name: str) -> str:
     names = {name, *difflib.get_close_matches(name, sorted(set(every.values())), n=1, cutoff=0.65)}
     last = name if name in every.values() else min(names - {name}, default=name)
     places = [place for place, last_part in every.items() if last_part == last]
-    if not 0 < len(places) <= _MOST_PLACES:
+    if not 0 < len(places) <= _MAX_PLACES:
         return ""
     return f" (did you mean {' or '.join(f'{place}=' for place in places)}?)"
 
 
 def choices(word: str, allowed: Sequence[str]) -> str:
-    """List what is allowed, or what resembles the word if that is more than anyone reads.
+    """List what is allowed, or what resembles the word if the list is too long to read.
 
     Args:
         word: Word that was typed.

@@ -31,8 +31,8 @@ def check_pairs(augment: AugmentOptions, trainer: TrainerOptions, per_step: int 
     require(
         not augment.mixes or trainer.batch_size % (pair * ranks) == 0,
         f"augment.mix mixes pairs of records, and trainer.batch_size={trainer.batch_size} leaves {ranks} rank"
-        f"{'' if ranks == 1 else 's'} {trainer.batch_size / ranks:g} rows each, which are no pairs; make it a multiple "
-        f"of {pair * ranks}",
+        f"{'' if ranks == 1 else 's'} {trainer.batch_size / ranks:g} rows each, which cannot be paired; make it a "
+        f"multiple of {pair * ranks}",
     )
 
 

@@ -202,15 +202,15 @@ class Verb:
     saves_options: bool = False
     """True if its options are written to runs/<run>/<verb>.yaml."""
     locks_run: bool = False
-    """True if no other process may work in its run. The folders of single trainings have locks of their own."""
+    """True if no other process may work in its run. The folders of single trainings have separate locks."""
     checks_teacher: bool = False
     """True if it runs a teacher only to check it, and only if it is typed: an experiment names it for other verbs."""
     suggested_words: tuple[str, ...] = ("store.teacher=",)
-    """Beginnings of words that are kept where a verb suggests this one as the next command of its experiment."""
+    """Prefixes of arguments that are kept where a verb suggests this one as the next command of its experiment."""
     typed_words: tuple[str, ...] = ("run=", "store.path=")
-    """Beginnings of words of the earlier command that this one then takes over."""
+    """Prefixes of arguments of the earlier command that this one then takes over."""
     check_words: Callable[[Sequence[str], dict[str, Any], Any], None] | None = None
-    """Function of the words, the composed values and the options. It raises ConfigError for a word that is not read."""
+    """Function of the arguments, composed values and options. Raises ConfigError for an argument that is not read."""
 
     @property
     def help(self) -> str:
@@ -343,7 +343,7 @@ def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
     """Build the verb's dataclass from a composed dict of all sections, ignoring sections that it does not read.
 
     Raises:
-        ConfigError: If an option is unknown or has no such value, or if `run` is no name of a folder.
+        ConfigError: If an option is unknown or has no such value, or if `run` is not a folder name.
     """
     names = {option.name for option in options_of(VERBS[verb].options)}
     config = build_config(VERBS[verb].options, {k: v for k, v in composed.items() if k in names})

@@ -25,7 +25,7 @@ class TopLogits:
     classes: Tensor
     """Their classes, i64 [B, k]."""
     rest: Tensor
-    """log sum exp(logit / tau) over the other K - k classes at each temperature, f32 [B, T]; of no meaning if k = K."""
+    """log sum exp(logit / tau) over the other K - k classes at each temperature, f32 [B, T]; undefined if k = K."""
     temperatures: tuple[float, ...]
     """The T temperatures."""
     num_classes: int
@@ -55,7 +55,7 @@ class StoredTargets:
     """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
     values."""
     specs: dict[str, FieldSpec] = field(default_factory=dict)
-    """Description of each of the intermediates, which says how it is warped with a view."""
+    """Description of each of the intermediates, including how it is warped with a view."""
     map_from_canonical: Tensor | None = None
     """Matrices f32 [B, 3, 3] that place all these grids in the canonical frame. None where the grids are those of
     the batch's own view, because the teacher was run on that view (replay)."""
@@ -150,7 +150,7 @@ class PixelAugment:
     """Pixel augmentation of a batch after the warp, for all networks that read the batch."""
 
     changes: tuple[PixelChange, ...] = ()
-    """Drawn or replayed operations of `augment.operations` that change pixels, in the order in which they apply."""
+    """Drawn or replayed operations of `augment.operations` that change pixels, in order of application."""
     mixture: Mixture | None = None
     """Second image of each record, and its place, after these operations; None mixes none."""
 

@@ -108,7 +108,7 @@ class DistributedContext:
 
         Args:
             values: Values of this rank.
-            message: Text of the error, to which the values of all ranks are added.
+            message: Text of the error; the values of all ranks are added.
 
         Raises:
             RanksDisagreeError: If they differ.

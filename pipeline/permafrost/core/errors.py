@@ -26,9 +26,9 @@ class ConfigError(UserError, ValueError):
 
 
 def printable(text: str) -> str:
-    """Return a text in which control characters, such as line feeds and ESC, are written as escapes.
+    """Return a text with control characters, such as line feeds and ESC, written as escapes.
 
-    Names of files and records come from strangers, and a terminal obeys what they contain.
+    Names of files and records are untrusted, and a terminal executes control sequences in them.
     """
     if text.isprintable():
         return text
@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 
 def quote(value: object, most: int = 80) -> str:
-    """Return a value of a stranger's file in quotes for a message, cut to `most` characters."""
+    """Return a value of an untrusted file in quotes for a message, cut to `most` characters."""
     text = repr(value if isinstance(value, str) else str(value))
     return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
 
@@ -65,7 +65,7 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-MOST_NAME_BYTES = 200
+MAX_NAME_BYTES = 200
 """Bytes of a name, so that with what a run adds to it no file system refuses it (255)."""
 
 
@@ -82,12 +82,14 @@ def require_name(option: str, name: str, *, may_have_folders: bool = False) -> N
     """
     parts = name.rstrip("/").split("/") if may_have_folders else [name]
     shown = f"{option}={printable(name)[:80]}"
-    require(name != "" and name.strip("/.") != "", f"{shown} is no name; write one such as my-run")
+    require(
+        name != "" and name.strip("/.") != "", f"{shown} is not a name; write one such as my-run"
+    )
     require(".." not in parts, f"{shown} leaves its folder; write a name without ..")
     require(printable(name) == name, f"{shown} has control characters; leave them out")
     require(may_have_folders or "/" not in name, f"{shown} is a path; write a name without slashes")
     longest = max(len(part.encode(errors="replace")) for part in parts)
     require(
-        longest <= MOST_NAME_BYTES,
-        f"{shown}... has {longest} bytes of at most {MOST_NAME_BYTES}; shorten it",
+        longest <= MAX_NAME_BYTES,
+        f"{shown}... has {longest} bytes of at most {MAX_NAME_BYTES}; shorten it",
     )

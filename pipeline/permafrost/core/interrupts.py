@@ -33,7 +33,7 @@ class Signals:
         return 128 + (self.received[0] if self.received else signal.SIGINT)
 
     def describe(self, verb: str) -> str:
-        """Return the line that tells how the command ended."""
+        """Return the line that states how the command ended."""
         how = "terminated" if self.exit_code == 128 + signal.SIGTERM else "interrupted"
         return f"permafrost {verb}: {how}; the same command resumes where it stopped"
 

@@ -51,7 +51,7 @@ def require_digest(digest: str) -> None:
 
 T = TypeVar("T")
 _SHOWN_CHARACTERS = 80
-_LARGEST = sys.float_info.max
+_MAX_NUMBER = sys.float_info.max
 
 
 class EntryError(ValueError):
@@ -115,7 +115,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, where)
     is_number = hint is float and type(value) in (int, float)
-    if (type(value) is not hint and not is_number) or (is_number and not abs(value) <= _LARGEST):
+    if (type(value) is not hint and not is_number) or (is_number and not abs(value) <= _MAX_NUMBER):
         raise EntryError(f"{where} must be {_WORDS.get(hint, hint)}, got {_show(value)}")
     return float(value) if is_number else value
 

@@ -44,7 +44,7 @@ def multi_hot_of_lists(
     """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K].
 
     Args:
-        classes: The lists, one after another. An empty list is unknown, and that of NO_CLASS alone has none.
+        classes: The lists, one after another. An empty list is unknown; a list of NO_CLASS alone has no label.
         lengths: Length of each list, [B].
         num_classes: Number K of classes.
     """

@@ -46,7 +46,7 @@ class ProgressLines:
         self._first = self._first or (now, self.done)
 
     def _time_left(self, now: float) -> str:
-        """Estimate the time that the remaining units take, in words, from all updates but the first."""
+        """Estimate the time that the remaining units take, as text, from all updates but the first."""
         if self._first is None or self.done <= self._first[1]:
             return ""
         rate = (now - self._first[0]) / (self.done - self._first[1])
@@ -67,7 +67,7 @@ def say_if_slow(logger: logging.Logger, text: str, seconds: float = 3.0) -> Iter
 
     Args:
         logger: Logger of the verb.
-        text: Line that says what takes long.
+        text: Line that names the slow step.
         seconds: Time after which it is logged.
     """
     timer = threading.Timer(seconds, logger.info, (text,))
@@ -80,7 +80,7 @@ def say_if_slow(logger: logging.Logger, text: str, seconds: float = 3.0) -> Iter
 
 
 def _is_terminal(stream: Any) -> bool:
-    """Return whether a stream is a terminal: None, a closed one, and an object that only writes are none."""
+    """Return whether a stream is a terminal. None, a closed stream, and an object that only writes are not."""
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError):

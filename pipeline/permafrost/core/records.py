@@ -30,7 +30,7 @@ NONE = (NO_CLASS,)
 WhenMoved = Literal["warp", "warp_covered", "keep", "refuse"]
 """Treatment of a field under a view other than the stored one. warp: warped with the view, with zeros outside of the
 frame. warp_covered: warped with the view, and cells outside of the frame are left out of the loss. keep: the same in
-every view. refuse: of no meaning in another view."""
+every view. refuse: undefined in another view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ second one (loading/mixtures.py)."""
 PARTNER_FIELD = FieldSpec(name="partner_row", shape=(1,), dtype="int32", axes=("record",))
 """Field of a pass of stored mixtures: row of the second record in the shard. Its view is that of the same number."""
 VIEW_FIELDS = (VIEW_FIELD.name, PIXEL_FIELD, MIXTURE_FIELD.name, PARTNER_FIELD.name)
-"""Fields that say what a stored view is."""
+"""Fields that describe a stored view."""
 
 
 FEATURES = "features"
@@ -152,7 +152,7 @@ class Source(Protocol):
         """Yield all records once, in any order, without a list of all of them. Planning orders them by key.
 
         Raises:
-            ConfigError: If the data are not as the options say.
+            ConfigError: If the data contradict the options.
         """
 
     def read(self, record: Record) -> Content:

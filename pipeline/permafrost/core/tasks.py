@@ -44,7 +44,7 @@ class ShardResult:
     labeled: int = 0
     """Records with a label of the teacher's classes."""
     correct: int = 0
-    """Labeled records whose largest logit is that of their label."""
+    """Labeled records that are classified correctly."""
     report: str = ""
     """Other values as JSON, for a task that reports any."""
 
@@ -120,7 +120,7 @@ class Executor(Protocol):
         """Iterate over the outcomes of the tasks, as they end.
 
         Args:
-            tasks: Tasks, of which each comes after those that it waits for.
+            tasks: Tasks, each after those that it waits for.
             on_report: Receives the name of a task and its line of progress.
             at_once: Maximum number of parallel tasks, None to limit it only by their resources.
         """
@@ -134,7 +134,7 @@ class SerialExecutor:
     def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
         """Iterate over results in the order of `shards`. An error stops immediately, with its traceback.
 
-        What a shard writes into a bucket is uploaded beside the work on the next one, and its result follows.
+        What a shard writes into a bucket is uploaded during the work on the next one, and its result follows.
         """
         with ThreadPoolExecutor(1) as uploader:
             uploading: Future[ShardResult] | None = None

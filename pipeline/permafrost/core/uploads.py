@@ -1,4 +1,4 @@
-"""Uploads that are put off, so that they are sent beside the work on what comes next."""
+"""Deferred uploads, which are sent while the next work is done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 
 class Uploads:
-    """Files of this machine that are still to be uploaded, in the order in which they were written."""
+    """Local files that are still to be uploaded, in the order in which they were written."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Callable[[], None], ExitStack]] = []

@@ -1,4 +1,4 @@
-"""YAML that a user or a stranger has written, experiments and values of words, and that of configs of runs.
+"""YAML from users and untrusted sources, such as experiments and values of arguments, and YAML of runs' configs.
 
 A text has mappings with unique names, lists and scalars, no aliases, anchors or tags, and is bounded in size and
 depth, so that reading takes time in proportion to its size. What a scalar without quotes means depends on the option
@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 """Size of the largest text; a config of a run has a few kilobytes."""
-_MOST_LEVELS = 24
+_MAX_LEVELS = 24
 """Largest number of mappings and lists within each other."""
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -30,7 +30,7 @@ _CONSTANTS = {
 
 
 class YamlError(ValueError):
-    """Text that is no YAML of this kind; the reader of the file or word adds its name."""
+    """Error for text that is not YAML of this kind; the reader of the file or argument adds its name."""
 
 
 class Plain(str):
@@ -43,13 +43,13 @@ class Plain(str):
         """Value by YAML 1.2: null, true, false, a number, or else the text. Numbers have no leading zeros."""
         if self in _CONSTANTS:
             return _CONSTANTS[self]
-        if _WHOLE.fullmatch(self) and len(self) <= _MOST_DIGITS:
+        if _WHOLE.fullmatch(self) and len(self) <= _MAX_DIGITS:
             return int(self)
         number = float(self) if _NUMBER.fullmatch(self) else math.inf
         return number if math.isfinite(number) else str(self)
 
 
-_MOST_DIGITS = 1000
+_MAX_DIGITS = 1000
 """Number of digits of the longest whole number that is read."""
 
 
@@ -57,10 +57,10 @@ def parse_yaml(text: str | bytes) -> Any:
     """Return the mappings, lists and scalars of a text, which are `Plain` or, if quoted, `str`; None of an empty one.
 
     Raises:
-        YamlError: If it is no such YAML, with one line.
+        YamlError: If it is not such YAML, with a message of one line.
     """
-    if len(text) > _MOST_BYTES:
-        raise YamlError(f"it has {len(text):,} bytes, of at most {_MOST_BYTES:,}")
+    if len(text) > _MAX_BYTES:
+        raise YamlError(f"it has {len(text):,} bytes, of at most {_MAX_BYTES:,}")
     try:
         return _build(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except yaml.MarkedYAMLError as error:
@@ -75,7 +75,7 @@ def read_values(text: str | bytes) -> Any:
     """Return the values of a text by YAML 1.2.
 
     Raises:
-        YamlError: If it is no such YAML, with one line.
+        YamlError: If it is not such YAML, with a message of one line.
     """
     return values_of(parse_yaml(text))
 
@@ -146,8 +146,8 @@ def _build(events: Any) -> Any:
             parent[names[-1]] = node
             names[-1] = None
         if isinstance(node, (dict, list)):
-            if len(open_nodes) > _MOST_LEVELS:
-                raise YamlError(f"it has more than {_MOST_LEVELS} levels")
+            if len(open_nodes) > _MAX_LEVELS:
+                raise YamlError(f"it has more than {_MAX_LEVELS} levels")
             open_nodes.append(node)
             names.append(None)
     return root[0] if root else None

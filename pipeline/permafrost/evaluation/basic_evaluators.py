@@ -44,8 +44,8 @@ def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
     if context.has_regions or context.has_maps:
         return {}
     needs = (
-        f"{context.split} has no {context.options.region} and no teacher maps to compare with; localization needs "
-        "boxes or masks from the data (evaluate.region), or a pass with annotate.payloads=[logits,map]"
+        f"{context.split} has no {context.options.region} (evaluate.region) and no teacher maps; localization needs "
+        "one of them, such as a pass with annotate.payloads=[logits,map]"
     )
     if context.config.evaluators is not None:
         raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")

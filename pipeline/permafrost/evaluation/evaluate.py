@@ -74,7 +74,7 @@ class EvaluateResult:
         """Numbers of the table, by split. Long lists, and those of a last layer that was not trained, are left out."""
         return {
             split: numbers_of(
-                without_outputs(metrics) if self.classifier else metrics, most=_MOST_PRINTED
+                without_outputs(metrics) if self.classifier else metrics, most=_MAX_PRINTED
             )
             for split, metrics in self.splits.items()
         }
@@ -95,7 +95,7 @@ class EvaluateResult:
         }
 
 
-_MOST_PRINTED = 10
+_MAX_PRINTED = 10
 """Largest number of entries of a mapping that is printed, such as the accuracies of k neighbors, and not a curve."""
 
 
@@ -180,7 +180,7 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
 
 
 def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:
-    """Warn of results on the split by which the student's epoch was chosen."""
+    """Warn of results on the split that chose the student's epoch."""
     metric = epoch_metric(run_folder(config.run), inputs.store.manifest.fingerprint)
     split = (metric or "").partition(".")[0]
     if split in config.evaluate.splits:

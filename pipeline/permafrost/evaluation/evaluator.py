@@ -39,13 +39,13 @@ METRICS = {
 PLAIN = Metric(higher_is_better=None, scale=1.0)
 """A metric for which neither higher nor lower is better."""
 MORE = Metric(scale=1.0)
-"""A number of which higher is better."""
+"""A number; higher is better."""
 LESS = Metric(higher_is_better=False, scale=1.0)
-"""A number of which lower is better."""
+"""A number; lower is better."""
 PER_CENT = Metric()
-"""A fraction in per cent, of which higher is better."""
+"""A fraction in percent; higher is better."""
 LESS_PER_CENT = Metric(higher_is_better=False)
-"""A fraction in per cent, of which lower is better."""
+"""A fraction in percent; lower is better."""
 COUNT = Metric(scale=1.0, digits=0)
 """A count."""
 
@@ -100,7 +100,7 @@ class Quantity(NamedTuple):
     """Name <quantity> or <quantity>.<part> of a number, or of a mapping from names to numbers."""
     caption: str
     meaning: str
-    """One sentence that says what the numbers are, for the report."""
+    """One sentence that explains the numbers, for the report."""
     metric: Metric = PLAIN
     plot: str = ""
     """Kind of plot: "line" (one curve per arm over the names of the numbers), "bar" (arms side by side) or none."""
@@ -123,7 +123,7 @@ class Page(NamedTuple):
 
 
 def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:
-    """Return the files that an evaluator without requirements reads, which are none."""
+    """Return the files that the evaluator reads; none by default."""
     return {}
 
 

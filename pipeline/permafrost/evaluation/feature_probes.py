@@ -32,7 +32,7 @@ from permafrost.models.resolve import require_images
 from permafrost.store.index import RowNumbers
 
 _HELD_OUT = 0.2
-"""Fraction of the training records on which the regularization of the linear probe is chosen."""
+"""Fraction of the training records used to choose the regularization of the linear probe."""
 _MAX_STEPS = 500
 """Maximum number of steps of L-BFGS."""
 _QUERIES = 256

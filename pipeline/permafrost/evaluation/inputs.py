@@ -73,7 +73,7 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
 
     Args:
         config: Options of the command.
-        typed: Words of the command line.
+        typed: Arguments of the command line.
     """
     if any(".baseline=" in word for word in typed):
         return config
@@ -229,8 +229,8 @@ def open_against(
     except StoreMismatchError:
         known = ", ".join(folder.name for folder in store.pass_folders()) or "none"
         raise ConfigError(
-            f"evaluate.against={name} is not one pass of {store.path}, which has: {known}; name one of them, or null "
-            "for the pass that the student was trained on"
+            f"evaluate.against={name} is not one pass of {store.path}, which has: {known}; name one of them (null: the "
+            "student's own pass)"
         ) from None
 
 
@@ -242,7 +242,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         StoreMismatchError: If the network did not make the passes that are named.
     """
     from permafrost.evaluation.other_networks import passes_of_teacher
-    from permafrost.models.fingerprint import describe_teacher
+    from permafrost.models.network import Network
 
     teacher = config.teacher
     _refuse_holdout(config)
@@ -252,7 +252,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = open_record_store(config)
     teacher = resolve_network(teacher, store, "teacher")
-    described = describe_teacher(teacher, store.manifest.classes, reads_head=_reads_head(config))
+    described = Network(teacher, store.manifest.classes).describe(reads_head=_reads_head(config))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(run_folder(config.run) / TEACHER_EVALUATION, teacher, store, named)
     num_classes = described["classes"]
@@ -283,7 +283,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         StoreMismatchError: If `teacher` did not make the pass that is named.
     """
     from permafrost.evaluation.other_networks import check_made_pass, first_made_pass
-    from permafrost.models.fingerprint import describe_teacher
+    from permafrost.models.network import Network
 
     student, teacher = config.student, config.teacher
     folder = run_folder(config.run) / NETWORK_EVALUATION
@@ -295,7 +295,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     store = open_record_store(config)
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
-    described = describe_teacher(student, store.manifest.classes, section="student")
+    described = Network(student, store.manifest.classes, "student").describe()
     of_features = [name for name in EVALUATORS if not EVALUATORS[name].reads_outputs]
     reading = [name for name in config.requested_evaluators if EVALUATORS[name].reads_outputs]
     require(
@@ -313,7 +313,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     else:
         named = store.open_passes(config.store.teacher) if config.store.teacher else []
         passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
-        of_teacher = describe_teacher(teacher, store.manifest.classes)
+        of_teacher = Network(teacher, store.manifest.classes).describe()
         teacher_passes = first_made_pass(folder, store, of_teacher["weights_sha256"], passes)
         check_made_pass(teacher, store, teacher_passes or named)
         passes = teacher_passes

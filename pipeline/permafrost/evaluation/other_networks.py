@@ -12,7 +12,7 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import (
     build_model,
     freeze,
@@ -60,7 +60,7 @@ class Networks:
         if self.passes:
             return self.passes[0].manifest.teacher
         teacher = _name_network(self.config)
-        return {} if teacher is None else describe_teacher(teacher, self.store.manifest.classes)
+        return {} if teacher is None else Network(teacher, self.store.manifest.classes).describe()
 
     @cached_property
     def teacher(self) -> EvaluatedModel:
@@ -83,8 +83,7 @@ class Networks:
         folder = _student_folder(run)
         require(
             is_finished(folder),
-            f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}, "
-            "or name another run",
+            f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}",
         )
         return {str(folder / MODEL_NAME): check_trained_weights(folder)}
 
@@ -128,7 +127,7 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
     """Raise StoreMismatchError unless the network made the first of the passes, if there are any."""
     if not passes:
         return
-    asked = describe_teacher(teacher, store.manifest.classes, reads_head=False)
+    asked = Network(teacher, store.manifest.classes).describe(reads_head=False)
     entry = passes[0].manifest.teacher
     if teacher.frame == "auto":  # whatever it was for the pass
         asked["frame"] = entry["frame"]
@@ -187,7 +186,7 @@ def passes_of_teacher(
     passes = list(candidates) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
-    described = describe_teacher(teacher, store.manifest.classes, reads_head=False)
+    described = Network(teacher, store.manifest.classes).describe(reads_head=False)
     teacher_passes = first_made_pass(folder, store, described["weights_sha256"], passes)
     check_made_pass(teacher, store, teacher_passes or passes)
     return teacher_passes

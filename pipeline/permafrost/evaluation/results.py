@@ -6,7 +6,7 @@
 
 The metrics of a flat evaluator are direct entries of the split, those of the others are nested under the evaluator's
 name. Each evaluator is a unit of work: a call that adds one does not change the results of the others. The file carries
-its own digest, and covers the tables and pictures beside it, which are written before it.
+its own digest, and covers the tables and pictures next to it, which are written before it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def folder_of_evaluation(
     """Return the name of the folder of an evaluation of some splits and a frame, within its run's folder.
 
     It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or of
-    another frame, are beside it, in <main>-on-<splits>[-<frame>].
+    another frame, are next to it, in <main>-on-<splits>[-<frame>].
 
     Args:
         run: Folder of the run.
@@ -83,7 +83,7 @@ def folder_of_evaluation(
 
 
 def evaluations_beside(run: Path, main: str) -> dict[str, dict[str, Any]]:
-    """Read the metrics of evaluations beside that in `main`, by split, or by <split>-<frame> for another frame.
+    """Read the metrics of evaluations next to `main`, by split, or by <split>-<frame> for another frame.
 
     A split that `main`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of
     another network or against other passes.
@@ -153,11 +153,11 @@ def without_outputs(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
-    """Read a metrics.json, of which that of a teacher (teach) has splits only.
+    """Read a metrics.json; a teacher's (teach) has splits only.
 
     Args:
         path: The file.
-        advice: Way out for the message of an error.
+        advice: Fix, for the error message.
 
     Raises:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
@@ -293,7 +293,7 @@ def add_result(
         options: Options of the evaluator, from `evaluator_options`.
         files: SHA-256 of the files it read in addition to the model, its store and its passes, by path.
         records: Number of records of each split.
-        written: SHA-256 of the files that were written beside metrics.json, by name.
+        written: SHA-256 of the files that were written next to metrics.json, by name.
     """
     findings = read_results(folder)
     for split, metrics in splits.items():

@@ -175,7 +175,7 @@ def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTar
 
     Args:
         stored: Targets with the maps of E classes per record.
-        classes: i64 [n]. The map is that of the record's class if the teacher explains it, the first one otherwise.
+        classes: i64 [n]. The map explains the record's class if the teacher has it; otherwise it is the first one.
     """
     assert stored.maps is not None
     assert stored.explained_class is not None

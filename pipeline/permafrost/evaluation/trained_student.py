@@ -1,4 +1,4 @@
-"""Facts that the folder of a trained student says, and the command that evaluates it."""
+"""Facts in the folder of a trained student, and the command that evaluates it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def labeled_splits(store: Store) -> set[str]:
 
 
 def split_words(splits: set[str]) -> list[str]:
-    """Return the words that choose a split to evaluate, none for the default."""
+    """Return the arguments that choose a split to evaluate, none for the default."""
     return _words_of_splits([named_like(splits, EVALUATED_SPLITS) or min(splits)])
 
 

@@ -68,8 +68,8 @@ _ALWAYS_READ = (
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
 _SECOND_FIELDS = (VIEW_FIELD.name, PIXEL_FIELD)
 """Fields of the second record of a stored mixture."""
-_FEW_RECORDS = 0.25
-"""Fraction of a shard's records up to which those of a selection that is read once are requests of their own."""
+_MAX_SEPARATE_SHARE = 0.25
+"""Maximum fraction of a shard's records for which a selection that is read once requests each separately."""
 _SMALL_FILE = 4096
 """Mean size of a batch's files in bytes below which they are decoded in the calling thread. For images of 32 pixels,
 of 1 kB, threads would mostly wait for Python's lock: two are not faster than one."""
@@ -167,7 +167,7 @@ def covering_passes(
 
 
 class StoreDataset(SelectedRecords, Dataset[Batch]):
-    """A selection of a store's records, from which a list of positions is read and collated at once.
+    """Selection of a store's records that reads and collates a list of positions at once.
 
     Files are opened on first use, so each loader process opens its own.
     """
@@ -197,7 +197,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 payloads to read of each pass; others are not read.
             decode_threads: Number of threads that decode a batch, in each process that loads batches.
             blanks_maps: True if maps of replayed views are 0 where an erasing has set the pixels.
-            keep_bytes: Size of all decoded inputs in bytes up to which each is decoded once and kept in memory.
+            keep_bytes: Maximum total bytes of decoded inputs to decode each once and keep it in memory.
 
         Raises:
             StoreMismatchError: If a pass does not cover every record of the selection.
@@ -294,7 +294,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 stored view to replay.
 
         Raises:
-            ConfigError: If there is no position, or one is no whole number from 0 to the number of records.
+            ConfigError: If there is no position, or one is not an integer from 0 to the number of records.
         """
         pairs = self._checked(positions)
         return self._load(pairs[:, 0], pairs[:, 1] if pairs.shape[1] == 2 else None)
@@ -309,7 +309,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         wrong = at[(at < 0) | (at >= count)] if is_whole else at
         require(
             not len(wrong),
-            f"position {wrong[:1].tolist()[0] if len(wrong) else ''} of a batch is no whole number from 0 to "
+            f"position {wrong[:1].tolist()[0] if len(wrong) else ''} of a batch is not an integer from 0 to "
             f"{count - 1}, the positions of the selected records; correct the sampler",
         )
         return pairs
@@ -372,7 +372,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Return the positions of the second records of stored mixtures.
 
         Raises:
-            StoreMismatchError: If one is no record of the shard and the selection, or a share or a box is none.
+            StoreMismatchError: If one is not a selected record of the shard, or a share or box is invalid.
         """
         starts, partners = self.store.shards.starts, values[PARTNER_FIELD.name][:, 0]
         rows = starts[columns["shard"]] + partners
@@ -380,8 +380,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         in_shard = (partners >= 0) & (rows < starts[columns["shard"] + 1])
         if not (in_shard & (at >= 0) & are_mixtures(values[MIXTURE_FIELD.name])).all():
             raise StoreMismatchError(
-                f"{self.passes[0].folder} has mixtures with records that the selection does not have, or shares that "
-                "are none; run permafrost verify"
+                f"{self.passes[0].folder} has mixtures with invalid shares or with records outside of the selection; "
+                "run permafrost verify"
             )
         return at
 
@@ -541,7 +541,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         if self._kept is None or self._ahead is None:
             return False
         records = self.store.rows_of_shard(shard)
-        return len(self.rows_in_shard(shard)) <= _FEW_RECORDS * len(records)
+        return len(self.rows_in_shard(shard)) <= _MAX_SEPARATE_SHARE * len(records)
 
     def _fetch_shards(self, shards: NDArray[np.int64]) -> None:
         """Have the files of shards downloaded to the node's cache in the background."""
@@ -657,6 +657,6 @@ def _check_room(store: Store, passes: Sequence[TeacherPass]) -> None:
     require(
         limit >= needed,
         f"store.cache_bytes={limit} must be >= {needed}: an epoch reads {WINDOW_SHARDS} shards at once and fetches "
-        f"the next {WINDOW_SHARDS}, of up to {largest:,} bytes each, beside the index of {index:,} bytes. Raise it, "
-        "or pack smaller shards (store.shard_size)",
+        f"the next {WINDOW_SHARDS}, of up to {largest:,} bytes each, in addition to the index of {index:,} bytes; "
+        "raise it",
     )

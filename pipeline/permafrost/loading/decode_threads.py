@@ -13,7 +13,7 @@ import torch
 from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
 
-_MOST = 8
+_MAX_THREADS = 8
 """Maximum number of threads that are started without being asked for."""
 _PARTS = 4
 """Parts of a batch per thread, so that no thread waits long for a slower one."""
@@ -28,7 +28,7 @@ def resolve_decode_threads(option: int | None, processes: int = 1) -> int:
     """
     if option is not None:
         return option
-    return min(max(len(os.sched_getaffinity(0)) // processes, 1), _MOST)
+    return min(max(len(os.sched_getaffinity(0)) // processes, 1), _MAX_THREADS)
 
 
 def decode_threads_of(trainer: TrainerOptions, distributed: DistributedContext | None) -> int:
@@ -78,7 +78,7 @@ class DecodeThreads:
 
 
 def start_pool(count: int, name: str) -> ThreadPoolExecutor:
-    """Start threads in each of which torch computes without threads of its own; other threads keep their number."""
+    """Start threads in which torch computes single-threaded; other threads keep their number of threads."""
     pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     all_started = Barrier(count)
 

@@ -63,7 +63,7 @@ def _unsqueeze_like(scale: Tensor, values: Tensor) -> Tensor:
 
 
 _FINE_GRID = 56
-"""Minimum resolution at which coverage is measured, because cells of a 7x7 grid may be partly outside."""
+"""Minimum resolution for measuring coverage, because cells of a 7x7 grid may be partly outside."""
 
 
 # ---- warping -------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ class TargetRequest:
     """Request of a step for the teachers' targets of its batch."""
 
     grid: tuple[int, int]
-    """(h, w) of the maps, which is that of the student's."""
+    """(h, w) of the maps, the same as the student's."""
     map_control: str = "none"
     """Negative control: "shuffled" assigns to each record the map of its neighbor in the batch, "unaugmented" does not
     transform a stored map with the image. Features are treated alike, and class maps and attention are not changed."""

@@ -70,8 +70,8 @@ class TrainLoader(DataLoader[Any]):
             world_size: Number of ranks.
 
         Raises:
-            ConfigError: If the batch size does not fit the ranks or the selection, the stored views are no multiple of
-                `views_per_step`, or batches do not fit into shared memory.
+            ConfigError: If the batch size does not fit the ranks or the selection, the stored views are not a multiple
+                of `views_per_step`, or batches do not fit into shared memory.
         """
         order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
@@ -140,7 +140,7 @@ class TrainLoader(DataLoader[Any]):
         Args:
             epoch: Number of the epoch.
             first_step: Step to start at.
-            device: Device to which batches are copied, on a GPU one step ahead; None leaves them on the host.
+            device: Target device of the batches, copied one step ahead on a GPU; None leaves them on the host.
         """
         if self.batches is not None:
             self.batches.set_position(epoch, first_step)

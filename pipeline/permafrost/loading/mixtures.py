@@ -204,7 +204,7 @@ def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
     the share of its record. Other fields are mixed cell by cell, those without cells by the share.
 
     Args:
-        targets: Targets of a batch in its views, returned unchanged if they are no targets of images that are mixed.
+        targets: Targets of a batch in its views, returned unchanged if their images are not mixed.
         second_maps: False leaves out the classes of the second record, whose share then counts for nothing.
 
     Raises:

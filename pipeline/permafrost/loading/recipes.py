@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from permafrost.config.augment import (
-    LARGEST_MAGNITUDE,
+    MAX_MAGNITUDE,
     AnyOperation,
     AugmentOptions,
     PixelOperationConfig,
@@ -117,11 +117,11 @@ def draw_policy(
     ).unbind(dim=2)
     kinds = (chosen * len(SPACE)).long()
     if operation.kind == "trivialaugment":
-        magnitudes = (first * (LARGEST_MAGNITUDE + 1)).floor()
+        magnitudes = (first * (MAX_MAGNITUDE + 1)).floor()
     else:
         noise = (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()  # Box-Muller
-        magnitudes = (operation.magnitude + operation.spread * noise).clamp(0, LARGEST_MAGNITUDE)
-    strengths = _strengths(operation.kind, kinds, magnitudes / LARGEST_MAGNITUDE, negative < 0.5)
+        magnitudes = (operation.magnitude + operation.spread * noise).clamp(0, MAX_MAGNITUDE)
+    strengths = _strengths(operation.kind, kinds, magnitudes / MAX_MAGNITUDE, negative < 0.5)
     kinds = kinds.where(drawn < operation.p, torch.zeros_like(kinds))
     return kinds, strengths.where(kinds > 0, torch.zeros_like(strengths))
 
@@ -192,7 +192,7 @@ class Recipe:
         """Number C of columns."""
 
     def changes(self, rows: Tensor, *, blanks_maps: bool = False) -> tuple[PixelChange, ...]:
-        """Return the changes of rows of values, in the order in which they apply.
+        """Return the changes of rows of values, in order of application.
 
         Args:
             rows: [n, C], of any floating dtype.
@@ -299,7 +299,7 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
     described = teacher.manifest.views.get("operations")
     path = teacher.folder / MANIFEST_NAME
     if not isinstance(described, list) or not all(isinstance(each, dict) for each in described):
-        raise ManifestError(f"{path}: views.operations is no list of operations")
+        raise ManifestError(f"{path}: views.operations is not a list of operations")
     try:
         recipe = recipe_from(described)
     except ConfigError as error:
@@ -342,7 +342,7 @@ class PixelSchedule:
         return _from_blocks(self._block, epoch, start, count)
 
     def draw(self, epoch: int, start: int, count: int) -> tuple[PixelChange, ...]:
-        """Draw the changes of consecutive positions of an epoch's order, in the order in which they apply.
+        """Draw the changes of consecutive positions of an epoch's order, in order of application.
 
         Args:
             epoch: Number of the epoch.

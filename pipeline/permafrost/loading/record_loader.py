@@ -89,12 +89,12 @@ class ViewBatch:
         """Labels of both records of each mixture, with their shares.
 
         Raises:
-            ConfigError: If the images are no mixtures.
+            ConfigError: If the images are not mixtures.
         """
         labels = labels_of(self.stored)
         if isinstance(labels, MixedLabels):
             return labels
-        raise ConfigError("the images are no mixtures; read labels")
+        raise ConfigError("the images are not mixtures; read labels")
 
     def _require_one_record(self, name: str, way_out: str) -> None:
         require(
@@ -117,7 +117,7 @@ class ViewBatch:
             grid: (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored.
 
         Raises:
-            ConfigError: If the store has several passes, and the loader was told none.
+            ConfigError: If the store has several passes, and the loader was given none.
         """
         require(
             not self.unread,
@@ -282,7 +282,7 @@ class RecordLoader(TrainLoader):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the number of the next epoch, as after a restart; a sampler with a `set_epoch` is told, too."""
+        """Set the number of the next epoch, as after a restart; a sampler with a `set_epoch` is set, too."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[ViewBatch]:  # type: ignore[override]

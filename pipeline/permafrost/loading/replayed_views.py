@@ -34,7 +34,6 @@ def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
             kinds = ", ".join(str(each.get("kind")) for each in stored)
             raise StoreMismatchError(
                 f"augment.operations has {operation}, which the stored views of {teacher.name} do not have in this "
-                f"order ({kinds or 'they change no pixels'}). A replayed view has the pixels that its teacher saw: "
-                "leave the operation out, or name a pass that permafrost precompute made with views=random and this "
-                "augment"
+                f"order ({kinds or 'they change no pixels'}). Replayed views have the pixels that the teacher saw, so "
+                "leave the operation out"
             )

@@ -99,13 +99,13 @@ class GlobalBatchSampler:
 
         Args:
             order: Order of each epoch.
-            batch_size: Number of records of a global batch, of which each rank takes a contiguous slice.
+            batch_size: Number of records of a global batch; each rank takes a contiguous slice.
             rank: Number of this rank.
             world_size: Number of ranks.
             drop_last: False for a last batch that is smaller, of a single rank.
 
         Raises:
-            ConfigError: If the batch size is no multiple of the number of ranks, the selection has fewer records, or
+            ConfigError: If the batch size is not a multiple of the number of ranks, the selection has fewer records, or
                 another library makes a sampler of this kind of a sampler of its own.
         """
         require(isinstance(order, EpochOrder), FOREIGN_LOADER)

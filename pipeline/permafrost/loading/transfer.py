@@ -34,10 +34,10 @@ from permafrost.core.errors import UserError, require
 from permafrost.loading.decode_threads import start_pool
 
 _SMALL = 64 * 2**10
-"""Size in bytes up to which a tensor is sent in the message."""
+"""Maximum bytes of a tensor that is sent in the message."""
 
 
-LONGEST_WAIT_SECONDS = 600
+MAX_WAIT_SECONDS = 600
 """Longest wait for a batch of a loader process, which reading never takes. Without a limit, a lost batch would be
 waited for forever."""
 _PREFETCHED = 2
@@ -52,7 +52,7 @@ class SharedMemoryError(UserError, RuntimeError):
 def pack_batch(batch: Batch) -> Batch:
     """Make a batch of a loader process ready to be sent: small tensors become arrays, which are pickled as bytes.
 
-    Others are moved to shared memory here. Torch would do that in a thread, whose error loses the batch without a word.
+    Others are moved to shared memory here. Torch would do that in a thread, where an error silently loses the batch.
 
     Raises:
         SharedMemoryError: If shared memory has no room.
@@ -104,12 +104,12 @@ def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:
         needed <= free,
         f"{option}={processes} needs {needed / 1e6:,.1f} MB of shared memory for batches of "
         f"{batch_bytes / 1e6:,.1f} MB, but {_SHARED_MEMORY} has {free / 1e6:,.1f} MB; enlarge it (docker run "
-        f"--shm-size=8g), lower the batch size, or set {option}=0",
+        f"--shm-size=8g) or set {option}=0",
     )
 
 
 def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
-    """Iterate over what loader processes send; name the cause and the way out if a process or a batch is lost.
+    """Iterate over what loader processes send; name the cause and the fix if a process or a batch is lost.
 
     A wait is bounded by ending the processes, which torch then notices. Its own limit would keep it from looking after
     them meanwhile.
@@ -119,7 +119,7 @@ def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
         option: Option that sets their number, for messages.
 
     Raises:
-        UserError: If a process was killed, shared memory is full, or no batch came for LONGEST_WAIT_SECONDS.
+        UserError: If a process was killed, shared memory is full, or no batch came for MAX_WAIT_SECONDS.
     """
     watch = _Watch(getattr(batches, "_workers", ()))
     try:
@@ -132,14 +132,14 @@ def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
             yield batch
     except SharedMemoryError as error:
         raise SharedMemoryError(
-            f"a batch of a loader process does not fit into {_SHARED_MEMORY}, which is full: enlarge it (docker run "
-            f"--shm-size=8g), lower the batch size, or set {option}=0"
+            f"a batch of a loader process does not fit into {_SHARED_MEMORY}, which is full; enlarge it (docker run "
+            f"--shm-size=8g) or set {option}=0"
         ) from error
     except RuntimeError as error:
         text = " ".join(f"{error} {error.__cause__ or ''}".split())
         if watch.has_ended_them:
             raise UserError(
-                f"no batch came from the loader processes for {LONGEST_WAIT_SECONDS} s; look at what they print, or "
+                f"no batch came from the loader processes for {MAX_WAIT_SECONDS} s; look at what they print, or "
                 f"set {option}=0 to read in this process"
             ) from error
         if "killed by signal" in text:
@@ -173,9 +173,9 @@ class _Watch:
         self._stopped.set()
 
     def _work(self) -> None:
-        while not self._stopped.wait(min(5.0, LONGEST_WAIT_SECONDS)):
+        while not self._stopped.wait(min(5.0, MAX_WAIT_SECONDS)):
             since = self._since
-            if since is not None and time.monotonic() - since > LONGEST_WAIT_SECONDS:
+            if since is not None and time.monotonic() - since > MAX_WAIT_SECONDS:
                 self.has_ended_them = True
                 for process in self._processes:
                     process.kill()

@@ -41,7 +41,7 @@ class StoredTeacher(Protocol):
 
     @property
     def views(self) -> Mapping[str, Any]:
-        """Views of which outputs are stored, and the way they were drawn."""
+        """Views whose outputs are stored, and the way they were drawn."""
 
     @property
     def projections(self) -> Mapping[str, ProjectedField]:

@@ -22,7 +22,7 @@ class E2KDLoss(KDLoss):
     Pairs in which either map is zero contribute 0. The authors' code counts 1 for each of them, a constant, so its
     logged value is higher by 1 / N per record with a zero map, with the same gradient.
 
-    The term of a record is the mean over its E_n classes, and that of the batch is the mean over its N records, so the
+    A record's term is the mean over its E_n classes, and a batch's term is the mean over its N records, so the
     weight of a record does not depend on its number of classes:
 
         1 / N sum_n 1 / E_n sum_e (1 - cosine)    over valid pairs

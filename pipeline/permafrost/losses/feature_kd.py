@@ -181,8 +181,8 @@ class ATLoss(FeatureKDLoss):
             both = list(range(-min(student_count, teacher_count), 0))
             require(
                 student_count == teacher_count,
-                f"method=at: {have}; name the stages to compare, counted from the deepest as in method.stages={both} "
-                "or from the finest, or choose other networks",
+                f"method=at: {have}; name the stages to compare, as in method.stages={both} (-1 is the deepest, 1 the "
+                "finest)",
             )
         require(
             max(map(abs, self.config.stages), default=1) <= min(student_count, teacher_count),
@@ -239,8 +239,8 @@ def check_resolution(resolution: int, targets: Targets) -> None:
     h, w = targets.intermediates["class_maps"].shape[-2:]
     require(
         resolution <= min(h, w),
-        f"method.resolution={resolution} is finer than the teacher's class maps of {h}x{w} cells; lower it or, if the "
-        "teacher's features are finer, store finer maps with annotate.class_map_size",
+        f"method.resolution={resolution} is finer than the teacher's class maps of {h}x{w} cells; lower it, or store "
+        "finer maps with annotate.class_map_size",
     )
 
 

@@ -33,7 +33,7 @@ from permafrost.models.classifier import to_float32
 _FARTHEST = 60.0
 """Largest -c whose exponential is computed; beyond it, logarithms of probabilities are compared."""
 _SERIES = {torch.float32: 3e-3, torch.float64: 1e-2}
-"""Largest |c| for which g is computed as a series, by dtype."""
+"""Maximum |c| for computing g as a series, by dtype."""
 
 
 def _excess(c: Tensor, grown: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: flo
 
 
 _LEAST_PULL = 1e-3
-"""Least gradient of a record's term, in units of that at tau = 1, at which the term teaches anything."""
+"""Minimum gradient of a record's term, relative to tau = 1, for the term to teach anything."""
 
 
 def describe_flat_temperature(loss: str, logits: AnyLogits, tau: float) -> str:

@@ -29,7 +29,7 @@ def restore_features(projected: Tensor, mean: Tensor, components: Tensor) -> Ten
 class RestoredFeatures(nn.Module):
     """Conversion of projected targets to the teacher's channels, for methods that compare these.
 
-    The projections are read from the passes, and are no part of a checkpoint.
+    The projections are read from the passes, and are not part of a checkpoint.
     """
 
     def __init__(self, passes: Sequence[StoredTeacher]) -> None:

@@ -1,4 +1,4 @@
-"""Shapes of the tensors that losses compare, as broadcasting would pair others without a word."""
+"""Shapes of the tensors that losses compare, as broadcasting would silently pair others."""
 
 from __future__ import annotations
 

@@ -47,13 +47,13 @@ def limited_construction(weights: Path) -> Iterator[None]:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"the network of {weights} cannot be built as its description says ({first_line(error)}); correct "
-            "model.json beside it, or use the version of permafrost and of the packages that wrote it"
+            f"the network of {weights} cannot be built from its description ({first_line(error)}); use the versions of "
+            "permafrost and its packages that wrote it"
         ) from error
 
 
 class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Mode in which tensors beyond a number, or of too many numbers in all, are not created."""
+    """Mode that creates no tensors beyond a number of them, or with too many numbers in total."""
 
     def __init__(self, weights: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -83,6 +83,6 @@ class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if min(self._numbers, self._tensors) < 0:
             shape = f", of which one is {lengths}" if self._tensors >= 0 else ""
             raise WeightsError(
-                f"{self._weights} does not fit its network: the file has {self._stored:,} numbers, and the sizes in "
-                f"model.json beside it are those of many more{shape}. Restore both files of the run"
+                f"{self._weights} does not fit its network: the file has {self._stored:,} numbers, but the sizes in "
+                f"model.json next to it need many more{shape}; restore both files of the run"
             )

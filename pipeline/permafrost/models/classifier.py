@@ -316,8 +316,8 @@ class Classifier(nn.Module, ABC):
         """
         raise ConfigError(
             f"{type(self.network).__name__} has no known stages, which method=at, method=review_kd and the payload "
-            "attention need; choose a ResNet, RegNet, ConvNeXt or DenseNet (of kind cifar, torchvision, timm or "
-            "bcos), a VGG of torchvision, a ViT of timm, or another method"
+            "attention need; choose a ResNet, RegNet, ConvNeXt or DenseNet (kind cifar, torchvision, timm or bcos), a "
+            "torchvision VGG or a timm ViT"
         )
 
     def class_maps(self, features: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ class Classifier(nn.Module, ABC):
         raise ConfigError(
             f"{type(self.network).__name__} has no class maps, which method=cat_kd and the payload class_maps need, "
             "because its classifier is not linear on the average of its features (or has an active dropout in "
-            "training); choose a ResNet, DenseNet or RegNet, or another method"
+            "training); choose a ResNet, DenseNet or RegNet"
         )
 
     def learn_moments(self, frames: Callable[[], Iterator[Tensor]]) -> None:
@@ -358,9 +358,8 @@ class Classifier(nn.Module, ABC):
         """
         require(
             self.pools_by_average,
-            f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on "
-            "them need; choose a network whose classifier is applied to the average of its features (a ResNet, "
-            "DenseNet, RegNet or ConvNeXt), or another method or payload",
+            f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on them need; "
+            "choose a network that classifies the average of its features (ResNet, DenseNet, RegNet or ConvNeXt)",
         )
         return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))
 
@@ -430,8 +429,8 @@ def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
     actual = (images.shape[-2], images.shape[-1])
     if actual != size:
         raise ConfigError(
-            f"{name} takes images of {size[0]}x{size[1]} pixels, got {actual[0]}x{actual[1]}; set "
-            "teacher.input_size or augment.size to its size, or input_size of the model to build it for another size"
+            f"{name} takes images of {size[0]}x{size[1]} pixels, got {actual[0]}x{actual[1]}; set teacher.input_size "
+            "or augment.size to its size"
         )
 
 

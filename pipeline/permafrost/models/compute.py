@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 _AMPERE = (8, 0)
-"""Compute capability from which a GPU of NVIDIA multiplies matrices of bfloat16 in tensor cores."""
+"""Minimum compute capability for bfloat16 matrix products in an NVIDIA GPU's tensor cores."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -
 Grid = tuple[int, int]
 """(rows, columns)."""
 
-_MOST_TIMES_COARSER = 4
+_MAX_TIMES_COARSER = 4
 
 
 @torch.no_grad()
@@ -156,8 +156,8 @@ def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str)
     """
     require(
         max(grid) > 1,
-        f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
-        f"cannot localize anything; {recovery_hint}, or disable explanations with method.lambda_map=0",
+        f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, which cannot localize "
+        f"anything; {recovery_hint}, or set method.lambda_map=0",
     )
 
 
@@ -170,16 +170,16 @@ def require_image_places(model: Classifier, what: str) -> None:
     """
     require(
         not model.misplacement,
-        f"{type(model.network).__name__}: {what} would be of other places than the image has, because "
-        f"{model.misplacement}; take this out of the network (teacher.frame, teacher.crop_fraction and "
-        "teacher.input_size crop and resize before it), or store what has no places (annotate.payloads=[logits])",
+        f"{type(model.network).__name__}: {what} would not match the image, because {model.misplacement}; remove this "
+        "from the network and set teacher.frame, teacher.crop_fraction and teacher.input_size, which crop and resize "
+        "before it",
     )
 
 
 def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
     """Log a warning if one grid is more than four times coarser than the other."""
     ratios = [a / b for a, b in zip(student, teacher, strict=True)]
-    if max(*ratios, *(1 / ratio for ratio in ratios)) > _MOST_TIMES_COARSER:
+    if max(*ratios, *(1 / ratio for ratio in ratios)) > _MAX_TIMES_COARSER:
         logger.warning(
             "explanations of the student have a grid of %dx%d cells, those of the teacher %dx%d; the coarser grid "
             "limits how much the student can learn from them, see augment.size and the networks' strides",
@@ -306,7 +306,7 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
     require(
         model.outputs == "logits",
         f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
-        "no maps; remove the softmax at its end, or store no map (annotate.payloads=[logits])",
+        "no maps; remove the softmax at its end",
     )
     require_image_places(model, "its maps")
     with torch.autocast(output.features.device.type, enabled=False):

@@ -10,7 +10,7 @@ from pathlib import Path
 from permafrost.storage.files import open_regular
 
 _HEAD = 512
-_LARGEST_HEADER = 2**30
+_MAX_HEADER = 2**30
 """Largest header of a safetensors file, in bytes."""
 _PART = re.compile(r"-0*(\d+)-of-0*(\d+)\.\w+$")
 """Numbers in the name of a part of a network, as transformers writes them."""
@@ -46,8 +46,7 @@ _BEGINNINGS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
             head[:1] == b"\x08"
             and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x42")
         ),
-        "an ONNX program, whose weights have no names of a PyTorch network; use the file that it was exported from, "
-        "or convert it with onnx2torch and use it as kind=module",
+        "an ONNX program, whose weights do not have PyTorch names; use the file that it was exported from",
     ),
     (
         lambda head: head[:1] in (b"\x81", b"\x82", b"\x83", b"\xde") and b"params" in head[:64],
@@ -64,11 +63,11 @@ _BEGINNINGS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     ),
     (
         lambda head: bool(re.match(rb'\s*\{\s*"', head)),
-        "a JSON file; an index of a network in several files is no file of weights: join them (load the network with "
-        "the library that saved it, " + _SAVE + ")",
+        "a JSON file; if it is the index of a network in several files, join them (load the network with the library "
+        "that saved it, " + _SAVE + ")",
     ),
 )
-"""Conditions on the first bytes, and what such a file is with the way out."""
+"""Conditions on the first bytes, and what such a file is, with the fix."""
 
 _MEMBERS: tuple[tuple[str, str], ...] = (
     (
@@ -86,7 +85,7 @@ _MEMBERS: tuple[tuple[str, str], ...] = (
         "torch.save",
     ),
 )
-"""Patterns of the members of a zip archive, and what it is with the way out."""
+"""Patterns of the members of a zip archive, and what it is, with the fix."""
 
 _FOLDERS: tuple[tuple[str, str], ...] = (
     (
@@ -106,7 +105,7 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
     ("manifest.ocdbt", "a checkpoint of Orbax (Flax); use the PyTorch network's own file"),
     (
         "adapter_config.json",
-        "an adapter beside a network; merge it (merge_and_unload of peft) and save that network",
+        "an adapter of a network; merge it (merge_and_unload of peft) and save that network",
     ),
     (
         "*.index.json",
@@ -118,14 +117,14 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
         "an unpacked file of torch; pack it again (zip -0 -r weights.pt <folder>, from the folder above)",
     ),
 )
-"""Members of a folder, and what such a folder is with the way out."""
+"""Members of a folder, and what such a folder is, with the fix."""
 
 
 def is_safetensors(path: Path) -> bool:
     """Return whether a file begins as one of safetensors does, whatever its name is."""
     head = _head(path)
     size = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and 2 <= size < _LARGEST_HEADER
+    return head[8:9] == b"{" and 2 <= size < _MAX_HEADER
 
 
 def describe_foreign_file(path: Path) -> str:

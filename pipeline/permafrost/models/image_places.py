@@ -1,8 +1,8 @@
 """Places of a layer's cells in the image, and changes that a network makes to its images before it looks at them.
 
-Two measurements, with eight images in all. Quarters of an image are replaced, one corner at a time, and the cells that
-change most show where its pixels went. And constants and ramps of coordinates are followed to the first convolution,
-whose input then tells how the network has scaled, cropped, padded or turned its images.
+Two measurements, with eight images in total. Quarters of an image are replaced, one corner at a time, and the cells
+that change most show where its pixels went. And constants and ramps of coordinates are followed to the first
+convolution, whose input then tells how the network has scaled, cropped, padded or turned its images.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _SHARPNESS = 4
-"""Power of the changes by which a place is averaged, so that a wide receptive field does not pull it to the center."""
+"""Exponent of the changes when places are averaged, so that a wide receptive field does not center them."""
 _CLEAR_DISTANCE = 0.25
-"""Distance of the places of opposite corners, in sides, from which a grid clearly has an order."""
-_FEWEST_CELLS = 4
-"""Cells of a side from which the place of a corner is looked at."""
+"""Minimum distance of the places of opposite corners, in sides, for a grid to clearly have an order."""
+_MIN_CELLS = 4
+"""Minimum cells per side for the places of corners to be checked."""
 _SAME_PLACE = 0.02
 """Largest error of a place in sides: a layer whose strides do not divide the image has as much."""
 _SAME_PIXELS = 1.8
 """Largest error of a place in pixels: padding to an even size, or to that of a stride, has one."""
 _SAME_VALUE = 0.01
-"""Largest factor or summand that is none; conversion to bytes has half of it."""
+"""Tolerance of factors and summands; the conversion to bytes changes values by half of it."""
 _RIM = 32
 """Widths of the rim in a side."""
 _LOW, _HIGH = 64.1 / 255, 192.1 / 255
@@ -92,7 +92,7 @@ def describe_wrong_places(output: Tensor) -> str:
         return ""
     if torch.equal(output[5], output[0]):
         return "it does not depend on the rim of the image, so it crops it"
-    if min(output.shape[2:]) < _FEWEST_CELLS:  # a wide receptive field decides
+    if min(output.shape[2:]) < _MIN_CELLS:  # a wide receptive field decides
         return ""
     if places.isnan().any():
         corner = _CORNERS[int(places.isnan().any(dim=1).nonzero()[0])]
@@ -172,7 +172,7 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
 
     Args:
         run: Function that runs the network.
-        images: [n, 3, H, W], of which only shape, dtype and device are used.
+        images: [n, 3, H, W]; only shape, dtype and device are used.
 
     Returns:
         None if there is no convolution of three channels, if one image is not one there, or if what happens is not
@@ -189,7 +189,7 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
     if first.images is None or len(first.images) != 4 or min(first.images.shape[2:]) < 8:
         return None
     low, high, *ramps = first.images.double().cpu()
-    # What is no image, such as zeros around it, does not change with the images.
+    # Anything outside of the image, such as zero padding, does not change with the images.
     changes = (high - low).flatten(1) / (_HIGH - _LOW)
     most = changes.abs().argmax(dim=1, keepdim=True)
     scale = changes.gather(1, most)[:, 0]

@@ -1,7 +1,7 @@
 """Networks of one's own: any module from images to logits, explained at a layer that is named.
 
 A forward hook reads the layer's output, so the network needs no base class and no division into trunk and head. The
-network goes on with a copy of what was read, so operations in place, before or after, do not change the features.
+network continues with a copy of what was read, so operations in place, before or after, do not change the features.
 
 The axes of the layer's output that are the rows and columns of the image are measured: they are those that grow with
 it. If the network takes images of one size only, or pools them to one, the proportions of the axes decide, and where
@@ -57,7 +57,7 @@ from permafrost.models.record_independence import (
 
 logger = logging.getLogger("permafrost.models")
 
-_SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
+_MIN_PROBABILITY = torch.finfo(torch.float32).tiny
 """Floor of probabilities, 1.2e-38: the logit of an impossible class is -87.3."""
 _SAME_LOGITS = 1e-3
 """Largest difference of two passes of the same images, in units of the largest logit."""
@@ -94,7 +94,7 @@ class ModuleClassifier(ProbedClassifier):
             network: Module from images to logits [B, K].
             layer: Name of the module that is explained, as in network.named_modules().
             normalize: Normalization of the images, None for none.
-            outputs: What the network returns, of which this module returns the logits.
+            outputs: What the network returns; this module returns the logits in it.
             may_initialize: Whether its first batch may initialize it, as that of a training may.
 
         Raises:
@@ -186,7 +186,7 @@ class ModuleClassifier(ProbedClassifier):
             f"{_described(outputs)}. Wrap it in a module that returns them",
         )
         if self.outputs == "probabilities":
-            return to_float32(outputs).clamp(min=_SMALLEST_PROBABILITY).log()
+            return to_float32(outputs).clamp(min=_MIN_PROBABILITY).log()
         return to_float32(outputs)  # of a network with autocast inside
 
     def _to_grid(self, output: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class ModuleClassifier(ProbedClassifier):
         """Determine the layout of the layer's output, and the closed form of what follows the layer.
 
         Args:
-            images: [B, 3, H, W], of which only shape, dtype and device are used.
+            images: [B, 3, H, W]; only shape, dtype and device are used.
 
         Raises:
             ConfigError: If the network cannot be run or differentiated, or the output is not a grid of the image.
@@ -236,8 +236,7 @@ class ModuleClassifier(ProbedClassifier):
                 require(
                     self._is_copied(probes, logits) or not logits.isfinite().all(),
                     f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
-                    "is random in eval mode, counts its passes, or changes the tensor that this layer returns in "
-                    "another place; name another layer, or let it compute the same each time",
+                    "is random in eval mode, counts its passes, or changes this tensor elsewhere; name another layer",
                 )
                 records = [len(probes) - 1, 1, 0]
                 require_independent_records(
@@ -254,8 +253,8 @@ class ModuleClassifier(ProbedClassifier):
         except Exception as error:  # a network of somebody's own may raise anything
             raise ConfigError(
                 f"{type(self.inner).__name__} cannot be run on images {str(images.dtype).removeprefix('torch.')} "
-                f"{[*images.shape]} and explained at layer {self.layer} ({first_line(error)}); "
-                "correct the network, or the size and the channels of the images"
+                f"{[*images.shape]} and explained at layer {self.layer} ({first_line(error)}); correct the size and "
+                "channels of the images"
             ) from error
         self._is_probed = True
         self.has_dropout = any(
@@ -318,8 +317,7 @@ class ModuleClassifier(ProbedClassifier):
         name = f"layer {self.layer} of {type(self.inner).__name__}"
         require(
             len(outputs) > 0,
-            f"{name} does not run in a forward pass: the network does not use it, or calls its parts itself, or is "
-            "compiled; name another",
+            f"{name} does not run in a forward pass: it is unused, compiled, or called only in parts; name another",
         )
         require(
             len(outputs) == 1, f"{name} runs {len(outputs)} times in a forward pass; name another"
@@ -421,7 +419,7 @@ def _head_of(head: Head, network: nn.Module, other: nn.Module) -> Head:
 
 @cache
 def _warn(message: str) -> None:
-    """Log a doubt about a network, of which a process may build several."""
+    """Log a warning about a network once, as a process may build it several times."""
     logger.warning("%s", message)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from permafrost.config.models import PRETRAINED, ModelConfig, is_published
+from permafrost.config.models import PRETRAINED, RANDOM, ModelConfig, is_published
 from permafrost.config.options import resolve_implementation
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
@@ -22,12 +22,8 @@ from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import AnyModule, Classifier, PretrainedInfo, Provider, eval_mode
 from permafrost.models.trained_weights import (
     DataClasses,
-    check_trained_classes,
+    WeightsFile,
     count_classes,
-    is_of_a_run,
-    sha256_weights,
-    trained_here,
-    weights_file,
 )
 from permafrost.models.weights import load_weights
 
@@ -87,9 +83,6 @@ def measure_cost(model: Classifier, record: Tensor) -> Cost:
 # ---- providers -------------------------------------------------------------------------------------
 
 
-RANDOM = "random"
-"""Value of `weights` for an untrained network, which is the same in every process."""
-
 AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")
 
 
@@ -106,7 +99,7 @@ def build_model(
 
     Args:
         config: Options of the network.
-        classes: Classes of the data, whose number is that of the outputs unless the config sets `classes`; none give
+        classes: Classes of the data, as many as the outputs unless the config sets `classes`; none give
             one output.
         may_replace_head: For a network that will be trained, or whose logits are not read: if the last layer of a
             weights file has other classes or is missing, the network keeps its newly initialized one.
@@ -127,33 +120,34 @@ def build_model(
     if config.weights == RANDOM:
         with SeededDraws(derive_seed(0, "random weights", config.name)):
             return _without_blank_layers(build(config, outputs))
-    path = weights_file(config.weights) if config.weights is not None and in_file else None
-    check_trained_classes(config, classes, is_start=may_replace_head)
-    is_described = path is not None and path.is_file() and is_of_a_run(path)
+    file = WeightsFile.of(config)
+    if file is not None:
+        file.check_classes(config, classes, is_start=may_replace_head)
+    is_described = file is not None and file.description is not None
     with ExitStack() as stack:
-        if path and is_described:
-            stack.enter_context(limited_construction(path))
+        if file is not None and is_described:
+            stack.enter_context(limited_construction(file.path))
         if config.weights is not None and not may_replace_head:
             stack.enter_context(SeededDraws(0))  # initial weights that are not used
         model = build(config, outputs)
-    if path is not None:
-        if path.is_file() and (is_described or config.sha256 is not None):
-            sha256_weights(path, config.sha256)
+    if file is not None:
+        if file.path.is_file() and (is_described or config.sha256 is not None):
+            file.sha256(config.sha256)
         load_weights(
             model,
-            path,
+            file.path,
             outputs=outputs,
             may_replace_head=may_replace_head,
             key=None if is_described else config.weights_key,
         )
         if not is_described and config.kind != "module":
-            _announce_assumptions(path, f"{config.kind} {config.name}")
+            _announce_assumptions(file.path, f"{config.kind} {config.name}")
     return model
 
 
 @cache
 def _announce_assumptions(path: Path, name: str) -> None:
-    """Log what a file of weights cannot tell, of which a process may build several networks."""
+    """Log once what a file of weights does not contain, as a process may build several networks of it."""
     logger.info(
         "%s has tensors only: strides, dilations, pooling, activations and normalization are assumed to be those of %s "
         "(as where a network for small images has no pooling after its first layer); the accuracy on labeled records "
@@ -205,7 +199,11 @@ def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
     """
     if config.frame != "auto":
         return config
-    source = published(config) if _may_be_published(config) else None
+    file = WeightsFile.of(config)
+    may_be_published = (
+        config.weights not in (None, RANDOM) if file is None else file.description is None
+    )
+    source = published(config) if may_be_published else None
     if (
         source is None
         or source.crop_fraction is None
@@ -219,13 +217,6 @@ def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
         crop_fraction=config.crop_fraction or source.crop_fraction,
         interpolation=config.interpolation or source.interpolation,
     )
-
-
-def _may_be_published(config: ModelConfig) -> bool:
-    """Return whether the weights may be a provider's: published ones, or a file that no run has trained."""
-    if config.weights in (None, RANDOM):
-        return False
-    return is_published(config.weights) or not trained_here(config)
 
 
 def teacher_input_size(config: ModelConfig) -> int | None:

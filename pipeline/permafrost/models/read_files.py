@@ -1,6 +1,6 @@
 """Files that the function of a network of one's own reads as it builds: settings, weights, lists of classes.
 
-They are part of what the network is, so a pass or a run of it must not go on with other ones.
+They are part of what the network is, so a pass or a run of it must not continue with other ones.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def require_independent_records(
     reason = _describe_difference(run, records, neighbors, expected)
     if reason:
         raise DependentRecordsError(
-            f"{subject} computes other outputs for the same record {reason}{_cause(network)}. Let it compute each "
-            "record from this record alone in eval mode"
+            f"{subject} computes different outputs for the same record {reason}{_cause(network)}; use a network whose "
+            "outputs in eval mode depend on one record only"
         )
 
 
@@ -73,7 +73,7 @@ def require_no_memory(
 ) -> None:
     """Run copies of a network on different batches, and require that they are still the same network.
 
-    What a network keeps of the size of a batch, or counts, is no memory of its records.
+    The size of a batch, or a counter, that a network keeps does not count as memory of its records.
 
     Args:
         subject: Name of the network, for the message.
@@ -113,8 +113,7 @@ def require_no_memory(
         what = f", {shorten(list(changed), 3)}" if changed else ""
         raise DependentRecordsError(
             f"{subject} keeps something of the records that it runs on in eval mode{what}, so its outputs depend on "
-            f"the first ones ({next(filter(None, differences))}); load weights in which this is learned, and let it "
-            "keep nothing in eval mode"
+            f"the first ones ({next(filter(None, differences))}); use a network that keeps nothing in eval mode"
         )
 
 
@@ -168,7 +167,7 @@ def _describe_difference(
     except Exception as error:  # a network of somebody's own may raise anything
         return f"or none in a batch of one ({first_line(error)})"
     alone = [torch.cat(part) for part in zip(*parts, strict=True)]
-    # What compares records is seen best beside one that is nearly the same, and what scales them beside a stark one.
+    # A comparison of records shows best next to a nearly equal one, a scaling of them next to an extreme one.
     similar = (0.9 * records[:1].double() + 0.1 * neighbors[:1].double()).to(records.dtype)
     neighbors = torch.cat([neighbors, similar, _stark(records[:1])])
     among = run(torch.cat([neighbors, records[:1]]))

@@ -1,4 +1,4 @@
-"""Resolution of options against a store: fill in what only the store knows, and reject what its records do not support.
+"""Resolution of options against a store: fill in what depends on the store, and reject what its records do not support.
 
 Rows of a table go through the same stages as images. They have no views and no spatial positions, so augmentation and
 explanation maps do not apply to them.
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, cast
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
-from permafrost.config.models import AnyModelConfig, NoModelConfig, is_published, rows_of_table
+from permafrost.config.models import AnyModelConfig, NoModelConfig, rows_of_table
 from permafrost.config.store import PAYLOADS, PrecomputeConfig
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.errors import ConfigError, require
-from permafrost.models.trained_weights import check_weights
+from permafrost.models.network import Network
 
 if TYPE_CHECKING:
     from permafrost.store.reader import Store
@@ -38,8 +38,8 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
     takes_graph = config.explainer.needs_graph and "map" in config.annotate.payloads
     require(
         not (config.annotate.compile and takes_graph),
-        f"annotate.compile=true: maps of explainer={config.explainer.kind} are gradients through the whole network, "
-        "which a compiled forward pass does not have; set annotate.compile=false",
+        f"annotate.compile=true: maps of explainer={config.explainer.kind} need gradients of the whole network, which "
+        "a compiled forward pass lacks; set annotate.compile=false",
     )
     return replace(config, teacher=resolve_network(config.teacher, store, "teacher"))
 
@@ -88,13 +88,10 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
     """
     if isinstance(config, NoModelConfig):
         return config
-    check_weights(config, option, len(store.manifest.classes))
-    if is_published(config.weights):
-        from permafrost.models.providers import name_weights
-
-        config = name_weights(config)
+    network = Network(config, store.manifest.classes, option)
+    network.check(reads_head=False)
     columns = store.form.num_columns
-    return cast("AnyModelConfig", config.resolve(option, str(store.path), columns))
+    return cast("AnyModelConfig", network.config.resolve(option, str(store.path), columns))
 
 
 # ---- options that need images --------------------------------------------------------------------
@@ -106,13 +103,13 @@ def require_images(store: Store, option: str, recovery_hint: str) -> None:
     Args:
         store: Store of the records.
         option: Option that needs images, for the message.
-        recovery_hint: Way out, for the message.
+        recovery_hint: Fix, for the message.
     """
     _check_form(store, [(f"{option} needs images", f"; {recovery_hint}")])
 
 
 def _check_form(store: Store, need_images: Iterable[tuple[str, str]]) -> None:
-    """Raise ConfigError for the first option that needs images, with the way out, if the store has rows of numbers."""
+    """Raise ConfigError for the first option that needs images, with the fix, if the store has rows of numbers."""
     columns = store.form.num_columns
     if columns is None:
         return

@@ -160,7 +160,7 @@ def save_for_hub(folder: Path, model: Classifier, trained: TrainedModel) -> None
         "mean": tuple(model.normalize.mean.flatten().tolist()),
         "std": tuple(model.normalize.std.flatten().tolist()),
     }
-    # safetensors takes no weights in channels-last format, in which the run goes on.
+    # safetensors takes no weights in channels-last format, which the run keeps.
     network = deepcopy(model.network).to(memory_format=torch.contiguous_format)
     try:
         timm.models.save_for_hf(

@@ -1,4 +1,4 @@
-"""Weights files of networks that runs have trained, checked against the description beside them.
+"""Weights files of networks that runs have trained, checked against the description next to them.
 
 model.json is the manifest of a trained network: it carries its own digest, lists that of model.safetensors, and is
 written last.
@@ -12,12 +12,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.models import ModelConfig, is_published
+from permafrost.config.models import RANDOM, ModelConfig, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.core.errors import ConfigError, FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
@@ -37,12 +37,12 @@ DESCRIPTION_NAME = "model.json"
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".th")
 """Suffixes of files of weights in a folder."""
 _ADVICE = (
-    "delete {path}, and the command that trained this network writes both files again from its checkpoint; restore "
-    "them if there is none"
+    "delete {path} and run the command that trained this network again, which writes both files from its checkpoint; "
+    "without one, restore them"
 )
 
 DataClasses = Sequence[str] | int
-"""Names of the data's classes in their order, or only their number, with which nothing is compared."""
+"""Names of the data's classes in their order, or only their number, which is not compared."""
 
 _NOT_TRAINED = (
     *("weights", "weights_key", "sha256", "classes"),
@@ -117,102 +117,158 @@ def check_trained_weights(folder: Path) -> str:
     if actual != listed:
         raise damaged(
             path,
-            f"it has sha256 {actual[:12]}, but {DESCRIPTION_NAME} beside it lists {listed[:12]}",
+            f"it has sha256 {actual[:12]}, but {DESCRIPTION_NAME} next to it lists {listed[:12]}",
             _ADVICE.format(path=folder / DESCRIPTION_NAME),
         )
     return actual
 
 
-def trained_here(config: ModelConfig) -> bool:
-    """Return whether the weights of a network are a file that a run has trained, described by model.json beside it."""
-    return _description_of_weights(config) is not None
+class WeightsFile:
+    """File of a network's weights, with the description that a run has written next to it."""
 
+    def __init__(self, weights: str) -> None:
+        """Find the file that the option `weights` names, or its only one in a folder.
 
-def check_weights(config: ModelConfig, section: str, classes: DataClasses) -> None:
-    """Check that the options of a network are those that a run has trained its weights with, on these classes.
+        Of an address it is a copy, with the model.json next to it.
 
-    Args:
-        config: Options of the network.
-        section: Section of the options, for messages.
-        classes: Classes of the data. A number of classes in the options that is not theirs declares others.
+        Raises:
+            ConfigError: If there are several files in a folder, or none.
+            FileError: If there is nothing at an address.
+        """
+        path = local_file(weights, DESCRIPTION_NAME)
+        path = _file_in(path) if path.is_dir() else path
+        # A link to the weights of a run has no model.json next to it.
+        linked = path.resolve() if path.is_symlink() else path
+        self.path = linked if _is_of_a_run(linked) else path
 
-    Raises:
-        ConfigError: If a run has trained the weights with other options, or on other classes.
-        DamagedFileError: If model.json beside the weights is damaged.
-    """
-    described = _description_of_weights(config)
-    if described is None:
-        return
-    trained = described.model
-    require(
-        trained["kind"] == config.kind,
-        f"{section}.weights={config.weights} are those of a network of kind {trained['kind']}; set "
-        f"{section}={trained['kind']} {section}.name={trained['name']}",
-    )
-    options = to_plain_dict(config)
-    other = {
-        option.name: trained[option.name]
-        for option in options_of(type(config))
-        if option.name in trained
-        and option.name not in _NOT_TRAINED
-        and not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
-        and trained[option.name] != options[option.name]
-        and not (option.name in _INFERRED and None in (trained[option.name], options[option.name]))
-    }
-    if other:
-        words = " ".join(f"{section}.{name}={_word(value)}" for name, value in other.items())
-        values = ", ".join(f"{section}.{name}={_word(options[name])}" for name in other)
-        raise ConfigError(
-            f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as "
-            f"{DESCRIPTION_NAME} beside them says"
+    @classmethod
+    def of(cls, config: ModelConfig) -> WeightsFile | None:
+        """Return the file that the options of a network name, None for random and published weights and for none."""
+        weights = config.weights
+        is_file = weights is not None and weights != RANDOM and not is_published(weights)
+        return cls(str(weights)) if is_file else None
+
+    @cached_property
+    def description(self) -> ModelDescription | None:
+        """Description of the network, None if no run has trained the weights.
+
+        Raises:
+            DamagedFileError: If it is damaged.
+        """
+        return read_entries(self.path.parent) if _is_of_a_run(self.path) else None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of outputs that timm or transformers has written next to the weights, empty if there are none."""
+        path = self.path.parent / "config.json"
+        try:
+            values = json.loads(read_regular(path)) if path.exists() else {}
+            names = values.get("label_names") or values.get("id2label") or ()
+            if isinstance(names, dict):
+                names = [names[key] for key in sorted(names, key=int)]
+            return tuple(map(str, names))
+        except (ValueError, AttributeError, RecursionError, FileError):  # of another program
+            return ()
+
+    def sha256(self, expected: str | None = None) -> str:
+        """Return the SHA-256 of the file.
+
+        Args:
+            expected: Value of the option `sha256`.
+
+        Raises:
+            WeightsError: If the option names another digest.
+            DamagedFileError: If a run has written other weights to it.
+        """
+        actual = self._digest
+        if expected is not None and actual != expected.lower():
+            from permafrost.models.classifier import WeightsError  # imports torch
+
+            raise WeightsError(
+                f"{self.path} has sha256 {actual}, but the option sha256 is {expected}; fetch the file again or "
+                "correct the option"
+            )
+        return actual
+
+    @cached_property
+    def _digest(self) -> str:
+        if self.description is not None:
+            return check_trained_weights(self.path.parent)
+        return sha256_file(self.path)
+
+    def check_options(self, config: ModelConfig, section: str) -> None:
+        """Check that the options of a network are those that a run has trained these weights with.
+
+        Args:
+            config: Options of the network.
+            section: Section of the options, for messages.
+
+        Raises:
+            ConfigError: If a run has trained the weights with other options.
+            DamagedFileError: If the description is damaged.
+        """
+        if self.description is None:
+            return
+        trained = self.description.model
+        require(
+            trained["kind"] == config.kind,
+            f"{section}.weights={config.weights} are those of a network of kind {trained['kind']}; set "
+            f"{section}={trained['kind']} {section}.name={trained['name']}",
         )
-    check_trained_classes(config, classes, section)
+        options = to_plain_dict(config)
+        other = {
+            option.name: trained[option.name]
+            for option in options_of(type(config))
+            if option.name in trained
+            and option.name not in _NOT_TRAINED
+            and not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
+            and trained[option.name] != options[option.name]
+            and not (
+                option.name in _INFERRED and None in (trained[option.name], options[option.name])
+            )
+        }
+        if other:
+            words = " ".join(f"{section}.{name}={_word(value)}" for name, value in other.items())
+            values = ", ".join(f"{section}.{name}={_word(options[name])}" for name in other)
+            raise ConfigError(
+                f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as in "
+                f"{DESCRIPTION_NAME} next to them"
+            )
 
+    def check_classes(
+        self,
+        config: ModelConfig,
+        classes: DataClasses,
+        section: str = "",
+        *,
+        is_start: bool = False,
+    ) -> None:
+        """Check that a run has trained the weights on the classes of the data, if it has trained them.
 
-def check_trained_classes(
-    config: ModelConfig, classes: DataClasses, section: str = "", *, is_start: bool = False
-) -> None:
-    """Check that a run has trained the weights of a network on the classes of the data, if it has trained them.
+        Args:
+            config: Options of the network. A number of classes that is not that of the data declares other ones.
+            classes: Classes of the data.
+            section: Section of the options, for messages.
+            is_start: True for the start of a training, which learns its classes; other ones are then logged.
 
-    Args:
-        config: Options of the network.
-        classes: As for `check_weights`.
-        section: Section of the options, for messages.
-        is_start: True for the start of a training, which learns its classes; other ones are then logged.
-
-    Raises:
-        ConfigError: If the names or their order differ.
-    """
-    if config.classes not in (None, count_classes(classes)):
-        return
-    described = _description_of_weights(config)
-    trained = _label_names(config) if described is None else described.classes
-    option = f"{section}." if section else ""
-    subject = f"{option}weights={config.weights} were"
-    # Names of other libraries may be spelled in another way than those of the data.
-    is_foreign = described is None
-    if not is_start:
-        own_outputs = f", or set {option}classes={len(trained)} for outputs of its own classes"
-        require_classes(trained, classes, subject, own_outputs, are_published=is_foreign)
-    elif reason := describe_other_classes(trained, classes, are_published=is_foreign):
-        logger.warning(
-            "%s trained on %s; the training begins with a last layer for them", subject, reason
-        )
-
-
-def _label_names(config: ModelConfig) -> tuple[str, ...]:
-    """Return the names of outputs that timm or transformers has written beside weights, empty if there are none."""
-    if config.weights is None or is_published(config.weights):
-        return ()
-    path = weights_file(config.weights).parent / "config.json"
-    try:
-        values = json.loads(read_regular(path)) if path.exists() else {}
-        names = values.get("label_names") or values.get("id2label") or ()
-        if isinstance(names, dict):
-            names = [names[key] for key in sorted(names, key=int)]
-        return tuple(map(str, names))
-    except (ValueError, AttributeError, RecursionError, FileError):  # of another program
-        return ()
+        Raises:
+            ConfigError: If the names or their order differ.
+        """
+        if config.classes not in (None, count_classes(classes)):
+            return
+        # Names of other libraries may be spelled in another way than those of the data.
+        is_foreign = self.description is None
+        trained = self.label_names if self.description is None else self.description.classes
+        subject = f"{section}.weights" if section else "weights"
+        subject = f"{subject}={config.weights} were"
+        if not is_start:
+            option = f"{section}.classes" if section else "classes"
+            own_outputs = f", or set {option}={len(trained)} for outputs of its own classes"
+            require_classes(trained, classes, subject, own_outputs, are_published=is_foreign)
+        elif reason := describe_other_classes(trained, classes, are_published=is_foreign):
+            logger.warning(
+                "%s trained on %s; the training begins with a last layer for them", subject, reason
+            )
 
 
 def count_classes(classes: DataClasses) -> int:
@@ -245,8 +301,8 @@ def describe_other_classes(
             return ""
         return (
             f"the same classes in another order than the store has: output {output} is {trained[output]}, and class "
-            f"{output} of the store is {classes[output]}; list the classes in the order of the outputs "
-            "(data.classes=, a text file with a class a line) and pack the data again"
+            f"{output} of the store is {classes[output]}; list the classes in the order of the outputs in "
+            "data.classes= (a text file, one class per line) and pack the data again"
         )
     return (
         f"the classes {shorten(trained, 5)}, but the store has {shorten(classes, 5)}; name weights, or a store, of the "
@@ -268,7 +324,7 @@ def require_classes(
         trained: As for `describe_other_classes`.
         classes: Classes of the data.
         subject: Words before "trained on", for the message.
-        way_out: Another way out if their number differs, for the message.
+        way_out: Another fix if their number differs, for the message.
         are_published: As for `describe_other_classes`.
 
     Raises:
@@ -296,22 +352,6 @@ def _word(value: Any) -> str:
     return "null" if value is None else json.dumps(value).replace(" ", "").strip('"')
 
 
-def weights_file(weights: str) -> Path:
-    """Return the file that the option `weights` names, or its only one in a folder.
-
-    Of an address it is a copy, with the model.json beside it.
-
-    Raises:
-        ConfigError: If there are several files in a folder, or none.
-        FileError: If there is nothing at an address.
-    """
-    path = local_file(weights, DESCRIPTION_NAME)
-    path = _file_in(path) if path.is_dir() else path
-    # A link to the weights of a run has no model.json beside it.
-    linked = path.resolve() if path.is_symlink() else path
-    return linked if is_of_a_run(linked) else path
-
-
 def _file_in(folder: Path) -> Path:
     """Return the file of weights in a folder: model.safetensors, or the only one. Raises ConfigError."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)
@@ -331,38 +371,8 @@ def _announce_file(folder: Path, name: str) -> None:
     logger.info("weights=%s is a folder; reading %s in it", folder, name)
 
 
-def sha256_weights(path: Path, expected: str | None = None) -> str:
-    """Return the SHA-256 of a file of weights.
-
-    Args:
-        path: The file.
-        expected: Value of the option `sha256`.
-
-    Raises:
-        WeightsError: If the option names another digest.
-        DamagedFileError: If a run has written other weights to it.
-    """
-    actual = check_trained_weights(path.parent) if is_of_a_run(path) else sha256_file(path)
-    if expected is not None and actual != expected.lower():
-        from permafrost.models.classifier import WeightsError  # imports torch
-
-        raise WeightsError(
-            f"{path} has sha256 {actual}, but the option sha256 is {expected}; fetch the file again or correct "
-            "the option"
-        )
-    return actual
-
-
-def _description_of_weights(config: ModelConfig) -> ModelDescription | None:
-    """Read model.json beside the weights of a network, or return None if they are no file of a run."""
-    if config.weights is None or is_published(config.weights):
-        return None
-    path = weights_file(config.weights)
-    return read_entries(path.parent) if is_of_a_run(path) else None
-
-
-def is_of_a_run(path: Path) -> bool:
-    """Return whether weights have a model.json beside them, unless it has no entry by which those of runs are known."""
+def _is_of_a_run(path: Path) -> bool:
+    """Return whether weights have a model.json of a run next to them. Those without a run's entries do not count."""
     beside = path.parent / DESCRIPTION_NAME
     if path.name != MODEL_NAME or not beside.exists():
         return False

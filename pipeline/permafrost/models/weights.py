@@ -36,7 +36,7 @@ _OPTIONS: list[Any] = [
     *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
     *((pathlib.PosixPath, f"pathlib.{module}PosixPath") for module in ("", "_local.")),
 ]
-"""Plain values that trainings write beside tensors, whose construction runs nothing else."""
+"""Plain values that trainings write in addition to tensors; constructing them runs no other code."""
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def load_weights(
 
     Args:
         model: The network.
-        path: The file. It may have other tensors beside the weights, and nest them at any key.
+        path: The file. It may have other tensors besides the weights, and nest them at any key.
         outputs: Number of outputs of the network, None if its last layer is loaded as all others are.
         may_replace_head: Whether the network keeps its last layer if that of the file differs in the number of outputs
             only, or is missing.
@@ -87,9 +87,8 @@ def _refuse_layers_beside(
     if names:
         name = type(model.network).__name__
         raise WeightsError(
-            f"{path} has {name} at {_name_of(fits[0])} and layers before or after it, {shorten(names, 3)}, so what it "
-            f"computes is not what {name} alone does; name the whole network (kind=module, factory=), or save the "
-            "network alone if it was trained without them"
+            f"{path} has {name} at {_name_of(fits[0])} and layers before or after it, {shorten(names, 3)}, so {name} "
+            "alone computes something else; name the whole network (kind=module, factory=)"
         )
 
 
@@ -173,7 +172,7 @@ def _announce(
 
 @cache
 def _log_once(level: int, message: str) -> None:
-    """Log a fact about a file, of which a process may build several networks."""
+    """Log a fact about a file once, as a process may build several networks of it."""
     logger.log(level, "%s", message)
 
 
@@ -191,8 +190,8 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
     broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
     if broken:
         raise WeightsError(
-            f"{path} contains values that are not finite, in {', '.join(broken[:3])}; the training that wrote it "
-            "diverged or the file is damaged, so use another file"
+            f"{path} contains values that are not finite, in {', '.join(broken[:3])}; its training diverged or it is "
+            "damaged, so use another file"
         )
     if floating and not any(tensor.any() for tensor in floating.values()):
         raise WeightsError(f"{path} contains only zeros; use the weights of a trained network")
@@ -203,7 +202,8 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
 _HINTS = (
     (
         r"lora_[AB]|lora_(up|down)|\.adapter",
-        "it has adapters beside the weights; merge them into the network (merge_and_unload of peft) and save that",
+        "it has adapters in addition to the weights; merge them into the network (merge_and_unload of peft) and save "
+        "that",
     ),
     (
         r"\.parametrizations\.|(weight|bias)_(orig|mask|g|u|v)( |$)",
@@ -268,12 +268,9 @@ def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
     name, head = next(iter(fit.head.items()))
     if head is None and fit.below_head:
         layers = shorten(sorted({name.rpartition(".")[0] for name in fit.below_head}), 5)
-        return (
-            f"Its last layer is several, {layers}: name the whole network (kind=module, factory=), {fine_tune}, or "
-            "store what needs none, as in annotate.payloads=[pooled]"
-        )
+        return f"It has several last layers, {layers}: name the whole network (kind=module, factory=) or {fine_tune}"
     if head is None:
-        return f"It has no last layer: {fine_tune}, or store what needs none, as in annotate.payloads=[pooled]"
+        return f"It has no last layer: {fine_tune}, or set annotate.payloads=[pooled]"
     return (
         f"It has {head.shape[0]:,} classes, the data {expected[name].shape[0]:,}: {fine_tune}, or, if the folders are "
         "classes of the weights, name all of these in data.classes="
@@ -297,10 +294,7 @@ def _advise(path: Path, misfits: str, fit: Fit, expected: dict[str, Tensor]) -> 
         channels = re.search(r"\((\d+), (\d), (\d+, \d+)\) instead of \(\1, 3, \3\)", misfits)
         if channels:
             return f"It takes images of {channels[2]} channels, and those of a store have 3"
-    return (
-        "Correct weights=, or name= and the other options of the network (a model.json beside the weights lists "
-        "them)"
-    )
+    return "Correct weights=, or name= and the other options of the network, which a model.json next to the weights lists"
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -324,8 +318,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         loaded = load_tensors(path) if is_safetensors(path) else _load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a torch file or contains more than tensors{_classes_in(path)}, and its code is not run; if "
-            "you trust it, load it yourself and save its state_dict() as .safetensors"
+            f"{path} is not a torch file or contains more than tensors{_classes_in(path)}, and its code is not run; "
+            "load it yourself and save its state_dict() as .safetensors"
         ) from error
     except Exception as error:  # parsers raise many kinds of errors on damaged bytes
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__

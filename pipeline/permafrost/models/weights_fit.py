@@ -30,7 +30,7 @@ _FIRST_KEYS = ("state_dict", "model")
 
 
 class Fit(NamedTuple):
-    """A set of tensors beside a network."""
+    """A set of tensors next to a network."""
 
     key: str
     """Prefix of the set, without its last dot; empty for the top of the file."""
@@ -97,7 +97,7 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
 
 
 def passed_over(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -> list[str]:
-    """Return where a file has tensors outside of all sets, which a training leaves beside weights, such as a loss.
+    """Return where a file has tensors outside of all sets, which a training leaves next to weights, such as a loss.
 
     Args:
         tensors: Tensors of the file by dotted path.

@@ -43,7 +43,7 @@ SWEEP_NAME = "sweep.json"
 """File of a sweep that lists its students."""
 CHECKPOINT_NAME = "checkpoint.pt"
 CONTINUED = ", from its checkpoint"
-"""Words of the first line of a training that was interrupted."""
+"""Beginning of the first line of a training that was interrupted."""
 COST_NAME = "cost.json"
 _IDENTITY = "identity"
 """Entry of a run's config that its other files repeat, so that they are not taken for those of another run."""
@@ -76,7 +76,7 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> It
 
 @contextmanager
 def mirrored_run(run: str) -> Iterator[None]:
-    """Fetch a run in a bucket before the block, and upload afterwards what the block has written beside its verbs."""
+    """Fetch a run in a bucket before the block, and upload afterwards what the block itself has written."""
     files = files_of_run(run)
     files.fetch()
     try:
@@ -94,7 +94,7 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
 
     Args:
         run: Name of the run, or its address in a bucket.
-        command: Words of the block's command, as its options are saved with it.
+        command: Arguments of the block's command, which is saved with its options.
     """
     folder = run_folder(run)
     parents = [path for path in (folder, *folder.parents) if path.exists()]
@@ -312,7 +312,7 @@ def save_options(path: Path, values: dict[str, Any], command: list[str]) -> None
     Args:
         path: File of the first call.
         values: Resolved options as plain values.
-        command: Words of the command.
+        command: Arguments of the command.
     """
     saved, numbers = path, count(2)
     while saved.exists():

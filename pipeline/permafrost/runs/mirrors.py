@@ -1,4 +1,4 @@
-"""Runs in a bucket: folders of this machine in which a run is worked on, and their copies in the bucket.
+"""Runs in a bucket: local working folders of runs, and their copies in the bucket.
 
 A run writes many small files, appends to some and replaces others, which no bucket offers. So a run whose name is an
 address has a folder of this machine, its mirror, whose path follows from the address. Files that another machine has
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from permafrost.core.errors import MOST_NAME_BYTES, FileError, quote
+from permafrost.core.errors import MAX_NAME_BYTES, FileError, quote
 from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.files import sha256_file, write_atomically
@@ -111,7 +111,7 @@ def fetch_folder(address: str, *, exactly: bool = False) -> None:
 
     Args:
         address: Address of the folder.
-        exactly: Remove what is not in the bucket, and replace what differs, for a folder that nobody is working on.
+        exactly: Remove what is not in the bucket, and replace what differs, for a folder that is not in use.
             Else files that were changed here stay.
 
     Raises:
@@ -192,7 +192,7 @@ def _entries(address: str) -> Iterator[tuple[str, tuple[int, str]]]:
         folder = folders.pop()
         for entry in buckets.list_entries(f"{address}/{folder}".rstrip("/")):
             name = f"{folder}{entry.name}"
-            if len(os.fsencode(entry.name)) > MOST_NAME_BYTES:
+            if len(os.fsencode(entry.name)) > MAX_NAME_BYTES:
                 logger.warning(
                     "%s has an object %s whose name is too long for a file of a run; it is left out",
                     address,

@@ -4,7 +4,7 @@ A training and the evaluations of its network are one run of the tracker, in a p
 run's name. The tracker's name of that run is in <folder of the training>/<tracker>/run.json, so that a training that is
 resumed, or evaluated later, continues it.
 
-Trackers are output only: metrics.jsonl is the source of truth, and where a tracker cannot write, the work goes on
+Trackers are output only: metrics.jsonl is the source of truth, and where a tracker cannot write, the work continues
 without it.
 """
 
@@ -33,7 +33,7 @@ from permafrost.storage.signed_files import read_json, read_yaml, write_json
 logger = logging.getLogger("permafrost.trackers")
 
 _FINISH_SECONDS = 120.0
-"""Longest time for which the end of a training waits for uploads to Weights & Biases."""
+"""Maximum time to wait for uploads to Weights & Biases at the end of a training."""
 
 
 def check_logger(kind: Logger) -> None:
@@ -45,8 +45,7 @@ def check_logger(kind: Logger) -> None:
     spec = find_spec(kind)
     require(
         spec is not None and spec.origin is not None,  # a folder of that name has no origin
-        f"logger={kind} needs the package {kind}, which is not installed; pip install 'permafrost-kd[{kind}]', or set "
-        "logger=tensorboard",
+        f"logger={kind} needs the package {kind}, which is not installed; run pip install 'permafrost-kd[{kind}]'",
     )
 
 
@@ -170,7 +169,7 @@ class Tracker:
         except Exception as error:  # each tracker has errors of its own
             self._client = None
             logger.warning(
-                "logger=%s cannot write the run in %s (%s); the work goes on without it",
+                "logger=%s cannot write the run in %s (%s); the work continues without it",
                 self.tracked.kind,
                 self.tracked.files,
                 first_line(error),
@@ -178,7 +177,7 @@ class Tracker:
 
 
 class _Client(ABC):
-    """Client of one tracker, any error of which is caught by `Tracker`."""
+    """Client of one tracker; `Tracker` catches its errors."""
 
     last_step = 0
     """Last step whose numbers the tracker keeps."""

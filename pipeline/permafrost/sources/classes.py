@@ -32,7 +32,7 @@ _UNKNOWN = frozenset(
         *("NA", "NULL", "None", "n/a", "null"),
     }
 )
-"""Words for an unknown label, those of pandas.read_csv; NaN in any case of its letters is another one."""
+"""Words for an unknown label, those of pandas.read_csv; NaN in any letter case is another one."""
 
 
 _INDEXED = re.compile(r"(\d+)\s*[,:;\s]\s*\S.*|\S.*[,;\t]\s*(\d+)")
@@ -65,7 +65,7 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def composed(name: str) -> str:
-    """Return a name without surrounding blanks, with composed letters (NFC): the form in which names are compared."""
+    """Return a name without surrounding blanks, with composed letters (NFC): the form for comparing names."""
     return unicodedata.normalize("NFC", name.strip())
 
 
@@ -103,7 +103,7 @@ class ClassIndex:
         return number if number is not None and 0 <= number < len(self.names) else None
 
     def line_of(self, text: str) -> str | None:
-        """Return the name of which a text is the first word, as lists of folders and their meanings have it."""
+        """Return the name whose first word is a text, as in lists of folders and their meanings."""
         return next((name for name in self.names if re.split(r"[\s,:;]", name)[0] == text), None)
 
 
@@ -187,7 +187,7 @@ def load_class_names(path: str) -> tuple[str, ...]:
     counted = [list(range(first, first + len(names))) for first in (0, 1)]
     require(
         len(names) == 1 or sorted(indices) not in counted,
-        f"data.classes={path} has a number beside each name, such as {quote(names[0])}; write the names alone, in "
+        f"data.classes={path} has a number next to each name, such as {quote(names[0])}; write the names alone, in "
         "the order of their numbers",
     )
     is_list = len(names) > 1 and all(name.startswith("- ") for name in names)

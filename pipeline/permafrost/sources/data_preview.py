@@ -1,7 +1,7 @@
 """Preview of data: summary of what was understood of them before anything is packed.
 
 It is made from the listing (splits, classes, labels, files that were left out) and from the headers of some files, or
-of all (`preview.all=true`). Every doubt is a finding, which findings.py adds. A store keeps the preview of its data as
+of all (`preview.all=true`). The findings are those of findings.py. A store keeps the preview of its data as
 preview.json, signed and without anything of the machine.
 """
 
@@ -39,22 +39,22 @@ logger = logging.getLogger("permafrost.preview")
 
 Level = Literal["error", "warning", "note"]
 Doubt: TypeAlias = tuple[Level, str]
-"""Level and message of what a rule has to say (findings.py)."""
+"""Level and message of a finding (findings.py)."""
 _TASK_RECORDS = 2048
 """Records of a task that reads headers."""
 _MEDIAN_FILES = 16_384
-"""Largest number of files of which medians are taken."""
+"""Maximum number of files to compute medians from."""
 _NAMED_DAMAGES = 50
 """Largest number of damaged files that are named; the others are counted."""
 _TABLE_CLASSES = 20
 """Largest number of classes whose counts are printed."""
 _STORED_CLASSES = 10_000
-"""Largest number of classes whose counts are kept beside a store."""
+"""Maximum number of classes whose counts are kept next to a store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Doubt about the data, or something that was understood in one of several ways."""
+    """Problem with the data, or a note on something that can be understood in several ways."""
 
     name: str
     level: Level
@@ -67,7 +67,7 @@ DIM = 32
 _READ_CHANNELS = 4
 """Largest number of channels that are all read."""
 _DECODED_FILES = 500
-"""Largest number of files whose pixels are looked at."""
+"""Maximum number of files whose pixels are examined."""
 _DECODED_SIDE = 256
 _DECODED_PIXELS = 400_000_000
 """Pixels after which a task looks at no further ones: some five seconds."""
@@ -93,7 +93,7 @@ class ImageSample:
     largest_values: list[int] = field(default_factory=list)
     """Largest value of each file of 16 bits, of many files of the first ones."""
     decoded: int = 0
-    """Number of files whose pixels were looked at, among the first ones of the sample."""
+    """Number of files whose pixels were examined, among the first ones of the sample."""
     blank: dict[str, str] = field(default_factory=dict)
     """Files whose pixels all have one value, which is the text, for the first ones."""
     num_blank: int = 0
@@ -189,7 +189,7 @@ class ImageSample:
                 _keep_first(self.mask_values, record, str(largest))
 
     def _add_sides(self, sides: Iterable[tuple[int, int]]) -> None:
-        """Add the width and height of images to the extremes, and to those of which medians are taken."""
+        """Add the width and height of images to the extremes and to the medians' values."""
         for width, height in sides:
             low, high = self.smallest or (width, height), self.largest or (width, height)
             self.smallest = min(low[0], width), min(low[1], height)
@@ -379,7 +379,7 @@ class Preview:
         return lines
 
     def stored(self) -> StoredPreview:
-        """Return what is kept beside a store, which is the same on every machine."""
+        """Return what is kept next to a store, which is the same on every machine."""
         splits = sorted(self.counts.records) if len(self.classes) <= _STORED_CLASSES else []
         return StoredPreview(
             source=self.source,
@@ -457,7 +457,7 @@ class ReadHeaders:
     """Folder in which a death of the process is noted, so that the next command finds the file that causes it."""
     regions: RegionOptions
     decoded: frozenset[int]
-    """Rows whose pixels are looked at."""
+    """Rows whose pixels are examined."""
 
     def __call__(self, part: tuple[int, Sequence[int]]) -> ShardResult:
         started = time.monotonic()
@@ -479,7 +479,7 @@ class ReadHeaders:
         )
 
     def _add(self, sample: ImageSample, record: Record, *, is_decoded: bool) -> int:
-        """Add the header of a record's file, or its damage; return the number of pixels that were looked at."""
+        """Add the header of a record's file, or its damage; return the number of pixels that were examined."""
         try:
             content = self.source.read(record)
         except (UserError, OSError) as error:
@@ -529,7 +529,7 @@ def preview_source(
         source: The source of the records.
         classes: Class names in label order.
         listing: All records, with their counts.
-        tally: What the source met beside them.
+        tally: What the source met besides them.
         executor: Executor of the tasks that read headers.
         folder: Folder of the store, or another one for the tasks.
         files: Number of files whose headers are read, drawn at random; None reads all.
@@ -581,12 +581,12 @@ def _sampled_rows(listing: Listing, files: int | None) -> Any:
 
 
 def write_preview(store: RootedPath, preview: Preview) -> None:
-    """Write the preview beside the store, where it replaces that of an earlier command."""
+    """Write the preview next to the store, where it replaces that of an earlier command."""
     write_atomically(store / PREVIEW_NAME, sign_json(asdict(preview.stored())))
 
 
 def read_preview(store: RootedPath) -> StoredPreview | None:
-    """Return the preview beside a store; None if there is none, or if it is damaged, which is logged."""
+    """Return the preview next to a store; None if it is missing, or if it is damaged, which is logged."""
     path = store / PREVIEW_NAME
     if not exists(path):
         return None

@@ -1,4 +1,4 @@
-"""Findings about a packed store: images with equal bytes, and what that says about classes, splits and counts.
+"""Findings about a packed store: images with equal bytes, and what that means for classes, splits and counts.
 
     EQUAL_IMAGES["equal_in_splits"](pairs)      # yields (level, message), as the rules of findings.py do
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _BLOCK_ROWS = 65_536
 _NAMED = 3
 _COPIES, _MOSTLY_COPIES = 0.01, 0.5
-"""Fractions of all records from which copies are a note and a warning."""
-_FEW = 0.001
+"""Minimum fractions of all records for a note and a warning about copies."""
+_MIN_WARNING_SHARE = 0.001
 """Fraction of the records of a split, or of all, below which pairs are a note."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualImages:
-    """Rows of a store whose images have equal bytes, beside each other in the order of their digests.
+    """Rows of a store whose images have equal bytes, next to each other in the order of their digests.
 
     Some 24 bytes a row are held while rows are sorted, and then those rows only that have a copy.
     """
@@ -113,7 +113,7 @@ def find_equal_in_splits(equal: EqualImages) -> Iterator[Doubt]:
     smallest = min(sizes[names[code]] for code in affected)
     examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
-        "warning" if pairs.num_images > _FEW * smallest else "note",
+        "warning" if pairs.num_images > _MIN_WARNING_SHARE * smallest else "note",
         f"images are in more than one split, byte for byte ({pairs.num_images:,}; {examples}), so that a result on one "
         "split is partly about images of another; keep each image in one of them",
     )
@@ -133,7 +133,7 @@ def find_equal_in_classes(equal: EqualImages) -> Iterator[Doubt]:
         equal.store, pairs, lambda row: quote(classes[index.values("label", row)[0]])
     )
     yield (
-        "warning" if pairs.num_images > _FEW * index.num_rows else "note",
+        "warning" if pairs.num_images > _MIN_WARNING_SHARE * index.num_rows else "note",
         f"images have several classes, byte for byte ({pairs.num_images:,}; {examples}), of which one record has one; "
         "correct the labels, or list all classes of an image in one record (data.labels)",
     )

@@ -1,9 +1,9 @@
-"""Findings of a preview: a family of rules, each of which looks for one kind of doubt.
+"""Findings of a preview: a family of rules, each of which looks for one kind of problem.
 
     FINDINGS["watermarks"] = find_watermarks        # of a plug-in: a function of a Preview that yields (level, message)
 
-A message says what was understood, with an example, and the way out. An error stops `precompute` unless data.accept
-names the finding. Messages are kept beside stores, so they name no absolute path.
+A message states what was understood, with an example, and the fix. An error stops `precompute` unless data.accept
+names the finding. Messages are kept next to stores, so they name no absolute path.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def add_findings(preview: Preview) -> Preview:
 
 
 class DataError(UserError):
-    """Data of which a finding says that they were probably misunderstood."""
+    """Error for data that were probably misunderstood, according to a finding."""
 
 
 def check_findings(preview: Preview) -> None:
@@ -136,7 +136,7 @@ def check_findings(preview: Preview) -> None:
 
 
 def accept_hint(preview: Preview) -> str:
-    """Return what to add to a message so that the user can say that errors are meant; empty if that would not help."""
+    """Return what to add to a message so that the user can accept its errors; empty if that would not help."""
     names = list(dict.fromkeys(finding.name for finding in preview.with_level("error")))
     names = [name for name in names if name in FINDINGS and name != _DAMAGED]
     return f"; if the data are as you mean them: data.accept=[{','.join(names)}]" if names else ""

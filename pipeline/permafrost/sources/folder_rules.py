@@ -26,15 +26,15 @@ _OTHER_THINGS_INSIDE = re.compile(
 )
 """Such names inside of a class folder, where none of them is a class."""
 _IMAGES = re.compile("images?|imgs?|jpegimages|pictures?|photos?|rgb|frames")
-"""Names of folders of the images themselves, beside which others are masks."""
+"""Names of image folders, next to which other folders are masks."""
 _SPLIT_OR_IMAGES = re.compile(
     rf"({_IMAGES.pattern}|(train|training|val|valid|validation|test|testing|unlabell?ed|all|dummy)(images?|set|data)?)"
     r"\d*"
 )
-_MANY_PICTURES, _FEW_FILES = 0.1, 3
-"""Fraction and number of the pictures that are left out from which that is an error."""
+_MIN_LEFT_OUT_SHARE, _MIN_LEFT_OUT = 0.1, 3
+"""Minimum fraction and number of left-out pictures for an error."""
 _REPEATING = 0.5
-"""Fraction of the folders inside of class folders that repeat from which their structure is doubtful."""
+"""Minimum fraction of repeating folders inside of class folders for a warning about their structure."""
 _NAMED_SPLITS = 10
 _NAMED_FILES = 50
 """Largest number of damaged files that are named."""
@@ -51,7 +51,7 @@ def _inner_folders(
 
 
 def _repeating(inner: Mapping[str, tuple[int, str]], classes: int, only: int) -> list[str]:
-    """Return the names of folders inside of class folders if most of them repeat and no class has images beside."""
+    """Return the names of folders inside of class folders if most of them repeat and no class has images itself."""
     names = sorted(name for name, (count, _) in inner.items() if count > 1 and name != REST)
     repeats = sum(inner[name][0] for name in names)
     total = sum(count for count, _ in inner.values())
@@ -88,7 +88,7 @@ def find_splits_in_classes(preview: Preview) -> Iterator[Doubt]:
                 "error",
                 f"class folders{_in_folder(folder)} contain folders named like splits ({shorten(names, 4)}, such as "
                 f"{quote(inner[names[0]][1])}), whose images are all in one split here; move them to "
-                "<path>/<split>/<class>, or list them in a table with a column of splits (data=image_table)",
+                "<path>/<split>/<class>",
             )
 
 
@@ -162,7 +162,7 @@ def find_other_things(preview: Preview) -> Iterator[Doubt]:
     if beside and len(preview.classes) > len(beside) and preview.tally[image_folder.CLASS_FOLDERS]:
         yield (
             "error",
-            f"the folders {shorten(beside, 5)} stand beside class folders and were therefore taken as classes; move "
+            f"the folders {shorten(beside, 5)} are next to class folders and were therefore taken as classes; move "
             "them away, or choose classes with data.only_classes",
         )
     companions = preview.tally[image_files.COMPANIONS]
@@ -210,13 +210,14 @@ def find_members_left_out(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
-    """Find files that are no images, are hidden, or were left by a program."""
+    """Find files that are not images, are hidden, or were left by a program."""
     folders = preview.tally[tar_members.FOLDERS_BESIDE]
     if folders:
         first, (_, example) = next(iter(folders.items()))
         yield (
             "warning",
-            f"folders beside the files that are read have further ones, which are left out: {describe_items(folders)}; "
+            "folders next to the files that are read have further ones, which are left out: "
+            f"{describe_items(folders)}; "
             f"name all folders: 'data.path=<folder>/{{.,{first}}}/*.{example.rpartition('.')[2]}'",
         )
     for topic in (
@@ -244,7 +245,7 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
         else ""
     )
     yield (
-        "error" if share >= _MANY_PICTURES and count >= _FEW_FILES else "warning",
+        "error" if share >= _MIN_LEFT_OUT_SHARE and count >= _MIN_LEFT_OUT else "warning",
         f"pictures and videos of kinds that are not read are left out, {100 * share:.1f} % of all: "
         f"{describe_items(pictures)}; convert or rename them{decoder}",
     )

@@ -1,6 +1,6 @@
 """Images in folders named after their classes: `<path>/<class>/...` or `<path>/<split>/<class>/...`.
 
-Top-level folders are splits if all of them spell one (train, Testing, val_set). What was left out or looks doubtful is
+Top-level folders are splits if all of them spell one (train, Testing, val_set). What was left out or looks wrong is
 counted while the records are listed (`tally`), and becomes findings of a preview.
 
 A record's key is its escaped path below data.path. A store of the folder therefore names every image permanently, and
@@ -222,6 +222,6 @@ class ImageFolderSource(FilesBelowRoot):
         if image is not None:
             raise ConfigError(
                 f"data.path={self.config.path} has images outside of any class folder, such as "
-                f"{join_path(folder, image)}; move them into a folder named after their class, leave their "
-                "folder out with data.splits, or list them in a table and use data=image_table"
+                f"{join_path(folder, image)}; move them into a folder named after their class, or list them in a table "
+                "(data=image_table)"
             )

@@ -368,8 +368,8 @@ class ImageTableSource:
         if isinstance(row.cells[self.config.label], (list, dict)):
             raise row.error(
                 self.config.label,
-                f"{quote(row.cells[self.config.label])} is no single label; read a list of labels with data.label=null "
-                f"data.labels={self.config.label}",
+                f"{quote(row.cells[self.config.label])} is not a single label; read a list of labels with "
+                f"data.label=null data.labels={self.config.label}",
             )
         text = to_label(row.cells[self.config.label], self._class_list)
         return None if text is None or to_number(text) == NO_LABEL else text

@@ -82,11 +82,11 @@ def parse_list(text: str) -> list[Any]:
         try:
             values = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
-            raise ValueError("it is no list in JSON or of Python") from error
+            raise ValueError("it is not a JSON or Python list") from error
     if isinstance(values, (tuple, set)):
         values = sorted(values, key=str) if isinstance(values, set) else list(values)
     if not isinstance(values, list) or not all(isinstance(v, (str, int, float)) for v in values):
-        raise ValueError("it is no list of names or numbers")
+        raise ValueError("it is not a list of names or numbers")
     # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].
     if len(_QUOTED.findall(text)) > len(values):
         raise ValueError("its names have no commas between them")

@@ -27,16 +27,16 @@ _UNKNOWN_CLASSES = re.compile(
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 _SPLIT_WORD = re.compile("train(ing)?|test(ing)?|valid(ation)?|val")
 _NO_OBJECTS = re.compile(r"\d*(background(google|noise)?|clutter|distractors?|junk|silence)")
-"""Names of classes, in lower case without separators, that collect whatever is none of the others."""
-_IDENTIFIERS, _FEW_PER_CLASS = 20, 1.5
+"""Names of catch-all classes, in lower case without separators."""
+_MIN_IDENTIFIERS, _MIN_PER_CLASS = 20, 1.5
 """Least number of classes, and of labeled records per class, below which labels are taken for identifiers."""
-_MANY_GROUPS, _SMALL_GROUP = 8, 50
+_MIN_GROUPS, _MAX_SMALL_GROUP = 8, 50
 """Least number of groups, and largest number of records of a group, that are taken for patients or videos."""
 _FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
 _SIGNED = 0.1
-"""Fraction of the records labeled -1 from which it is not taken as an unknown label beside the only label 1."""
+"""Minimum fraction of records labeled -1 for it not to be taken as unknown if the only other label is 1."""
 _ONE_HOT = 0.9
-"""Fraction of the lists of labels that have a 0 or a 1 for each class from which they are no class numbers."""
+"""Minimum fraction of label lists with a 0 or 1 for each class to take them for one-hot rows."""
 # ---- classes ---------------------------------------------------------------------------------------
 
 
@@ -209,15 +209,15 @@ def find_background_classes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_identifiers(preview: Preview) -> Iterator[Doubt]:
-    """Find labels of which nearly every record has its own, such as identifiers, dates and measurements."""
+    """Find labels that differ for nearly every record, such as identifiers, dates and measurements."""
     if preview.source == "image_folder":  # somebody has made a folder for each
         return
     records = preview.counts.labeled.total()
     names = [name for label, name in enumerate(preview.classes) if preview.has_records(label)]
-    if len(names) >= _IDENTIFIERS and records < _FEW_PER_CLASS * len(names):
+    if len(names) >= _MIN_IDENTIFIERS and records < _MIN_PER_CLASS * len(names):
         yield (
             "warning",
-            f"nearly every record has a class of its own ({len(names):,} classes of {records:,} records, such as "
+            f"nearly every record has its own class ({len(names):,} classes of {records:,} records, such as "
             f"{shorten(names, 3)}), as identifiers, dates and measurements have; if they are not classes, name another "
             "column, or none (data.label=null)",
         )
@@ -294,13 +294,13 @@ def find_unusual_splits(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_shared_groups(preview: Preview) -> Iterator[Doubt]:
-    """Find many small groups, as those of patients are, of which some are in several splits."""
+    """Find many small groups, such as patients, some of which are in several splits."""
     groups = preview.groups
-    if groups is None or not groups.shared or groups.groups < _MANY_GROUPS:
+    if groups is None or not groups.shared or groups.groups < _MIN_GROUPS:
         return
     columns = getattr(preview.data, "group", ())
     is_of_classes = len(columns) > 1 or getattr(preview.data, "label", None) in columns
-    if is_of_classes or groups.records > _SMALL_GROUP * groups.groups:
+    if is_of_classes or groups.records > _MAX_SMALL_GROUP * groups.groups:
         return
     drawn = getattr(preview.data, "test_fraction", 0)
     way_out = "keep them whole with data.keep_groups=true" if drawn else "correct data.split"
@@ -454,7 +454,7 @@ def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
     if items:
         yield (
             "warning",
-            "a .json beside a .cls was passed over, because it has no boxes, labels and group of the form that is "
+            "a .json next to a .cls was skipped, because it has no boxes, labels and group of the form that is "
             f"read: {describe_items(items)}",
         )
 
@@ -471,7 +471,7 @@ def find_one_hot_columns(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_category_order(preview: Preview) -> Iterator[Doubt]:
-    """Find categories whose order in the file is not that of the labels."""
+    """Find categories whose order in the file differs from the order of the labels."""
     for order in preview.tally[image_table.CATEGORIES]:
         yield (
             "warning",

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _FULL_RANGE = 65_535
 """Largest value of 16 bits."""
-_MOST, _FEW = 0.9, 0.05
+_MIN_SHARE_OF_MOST, _MAX_SHARE_OF_FEW = 0.9, 0.05
 """Fractions of a sample that count as nearly all and as nearly none."""
-_ENOUGH = 8
-"""Smallest number of files of a class, or of a split, from which a trait of all of them is no accident."""
-_SOME = 4
-"""Smallest number of files of which all may be an error."""
+_MIN_FILES = 8
+"""Minimum number of files of a class or split for a trait that all of them share not to be a coincidence."""
+_MIN_FILES_OF_ALL = 4
+"""Minimum number of files for an error that affects all of them."""
 _NAMED = 3
 _WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits", "size": "size"}
 
@@ -36,12 +36,14 @@ def find_blank_images(preview: Preview) -> Iterator[Doubt]:
     if sample is None or not sample.num_blank:
         return
     share = sample.num_blank / sample.decoded
-    if share < _FEW and sample.num_blank < _ENOUGH:
+    if share < _MAX_SHARE_OF_FEW and sample.num_blank < _MIN_FILES:
         return
     values = Counter(sample.blank.values()).most_common(1)[0][0]
     alpha = "; transparency is blended onto white" if values == "255" else ""
     yield (
-        "error" if share >= _MOST and sample.decoded >= _SOME else "warning",
+        "error"
+        if share >= _MIN_SHARE_OF_MOST and sample.decoded >= _MIN_FILES_OF_ALL
+        else "warning",
         f"images have one value everywhere ({sample.num_blank:,} of {sample.decoded:,} that were decoded), mostly "
         f"{values}, such as {shorten(list(sample.blank), _NAMED)}, so there is no picture in them{alpha}",
     )
@@ -50,7 +52,7 @@ def find_blank_images(preview: Preview) -> Iterator[Doubt]:
 def find_dim_images(preview: Preview) -> Iterator[Doubt]:
     """Find images of 8 bits that are nearly black, as label maps are."""
     sample = preview.sample
-    if sample is None or sample.dim < max(_ENOUGH, _MOST * sample.decoded):
+    if sample is None or sample.dim < max(_MIN_FILES, _MIN_SHARE_OF_MOST * sample.decoded):
         return
     yield (
         "warning",
@@ -61,7 +63,7 @@ def find_dim_images(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_dropped_channels(preview: Preview) -> Iterator[Doubt]:
-    """Find files of which a part is read: the first channels, or the first picture."""
+    """Find files that are only partly read: the first channels, or the first picture."""
     sample = preview.sample
     if sample is None:
         return
@@ -144,8 +146,7 @@ def find_regions_outside(preview: Preview) -> Iterator[Doubt]:
     yield (
         "warning" if getattr(preview.data, "on_error", "") == "skip" else "error",
         f"boxes or masks do not fit their images ({sample.num_regions:,} of {sample.files:,} that were read): {text}. "
-        "Boxes are x0, y0, x1, y1 in pixels of the image as it is stored here; correct them, or leave such records out "
-        "with data.on_error=skip",
+        "Boxes are x0, y0, x1, y1 in pixels of the image as it is stored here; correct them or set data.on_error=skip",
     )
 
 
@@ -186,8 +187,9 @@ def _telling_values(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
         (value, count) = values.most_common(1)[0]
         others = sum(totals.values()) - totals[item]
         elsewhere = sum(each[value] for name, each in counts.items() if name != item)
-        if min(totals[item], others) >= _ENOUGH and (
-            count >= (1 - _FEW) * totals[item] and elsewhere <= _FEW * others
+        if min(totals[item], others) >= _MIN_FILES and (
+            count >= (1 - _MAX_SHARE_OF_FEW) * totals[item]
+            and elsewhere <= _MAX_SHARE_OF_FEW * others
         ):
             telling[item] = value
     return telling

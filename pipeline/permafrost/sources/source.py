@@ -63,10 +63,10 @@ class PartedSource(Protocol):
 
 @runtime_checkable
 class FolderedSource(Protocol):
-    """Source of the files of one kind in a folder, which may have others beside them."""
+    """Source of the files of one kind in a folder, which may also have others."""
 
     def tally_beside(self, tally: Tally) -> None:
-        """Count what is beside the files that are read."""
+        """Count what is there besides the files that are read."""
 
 
 # ---- origin ----------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def list_source(
         executor: Executor of a source in parts.
 
     Returns:
-        The listing with its counts, and what the source met beside its records.
+        The listing with its counts, and what the source met besides its records.
 
     Raises:
         ConfigError: If the source cannot be listed, or if a key is malformed.
@@ -318,7 +318,7 @@ def list_source(
 
 
 def tally_of(source: Source | PartedSource) -> Tally:
-    """Return the counts that a source keeps of what it meets beside its records; empty if it keeps none."""
+    """Return the counts that a source keeps of what it meets besides its records; empty if it keeps none."""
     tally = getattr(source, "tally", None)
     return tally if isinstance(tally, Tally) else Tally()
 

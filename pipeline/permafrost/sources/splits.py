@@ -34,7 +34,7 @@ _SPLIT_OF = {spelling: split for split, spellings in _SPLITS.items() for spellin
 _GENERIC = frozenset(
     {"", "set", "data", "dataset", "images", "image", "imgs", "img", "split", "seg"}
 )
-"""Words beside that of the split in names such as train_set, test-images and seg_train."""
+"""Words other than the split in names such as train_set, test-images and seg_train."""
 
 
 def is_split_name(name: str) -> bool:
@@ -72,7 +72,7 @@ def split_of(
         ConfigError: If the cell denotes no split, or one that files cannot be named after.
     """
     if value not in names and is_unknown(value):
-        raise error(f"{quote(value)} is no split")
+        raise error(f"{quote(value)} is not a split")
     if names and value not in names:
         raise error(f"data.split_names has no {quote(value)}; it has: {', '.join(names)}")
     split = names[value] if names else known_split(value) or value

@@ -82,7 +82,7 @@ def find_files(path: Path, suffix: str) -> list[Path]:
 
 
 def tally_beside(path: Path, suffix: str, tally: Tally, expected: Container[str] = ()) -> None:
-    """Count what a folder has beside the files of a suffix that are read: other files, and folders with more of them.
+    """Count what a folder has besides the files of a suffix that are read: other files, and folders with more of them.
 
     Args:
         path: Folder; nothing is counted for a glob or a range, which name what they mean.

@@ -142,7 +142,7 @@ class WebDatasetSource:
         return next(iter(self.tars.values())).parent / "classes.txt"
 
     def tally_beside(self, tally: Tally) -> None:
-        """Count what the folder of the tars has beside them."""
+        """Count what the folder of the tars has besides them."""
         if not is_address(self.config.path):
             tally_beside(Path(self.config.path), ".tar", tally, {self._beside.name})
 
@@ -264,7 +264,7 @@ class WebDatasetSource:
         )
 
     def _tally_unlabeled(self, sample: str, members: dict[str, Member], image: str) -> None:
-        """Count the other members of a sample without a label, so that it can be said what was there."""
+        """Count the other members of a sample without a label, so that a message can name them."""
         rest = [suffix for suffix in members if suffix not in (image, MASK_SUFFIX)]
         for suffix in rest:
             self.tally.add(UNLABELED_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
@@ -272,7 +272,7 @@ class WebDatasetSource:
     def _labeled(
         self, record: Record, members: dict[str, Member], file: io.FileIO, where: str
     ) -> Record:
-        """Add what a sample's .cls and .json say. Raises ConfigError if their labels differ."""
+        """Add what a sample's .cls and .json contain. Raises ConfigError if their labels differ."""
         if "cls" not in members:
             if "json" not in members:
                 return record
@@ -291,7 +291,7 @@ class WebDatasetSource:
         )
 
     def _beside_cls(self, record: Record, member: Member, file: io.FileIO, where: str) -> Record:
-        """Add what a .json beside a .cls says. One of another form is passed over and counted."""
+        """Add what a .json next to a .cls contains. One of another form is skipped and counted."""
         try:
             values = self._read_json(member, file, where)
         except (ConfigError, ImageError) as error:
@@ -412,7 +412,7 @@ class WebDatasetSource:
                 "each, or write the names"
             )
             if self._are_numbers:
-                classes = "; the class names are numbers themselves, and it is none of them"
+                classes = "; the class names are numbers themselves, and it is not one of them"
             raise ConfigError(f"{where} has label {number}, which is not a label{classes}")
         if number == NO_LABEL:
             self.tally.add(UNLABELED_CELLS, "-1", where.rpartition("/")[2])

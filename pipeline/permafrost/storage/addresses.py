@@ -55,14 +55,14 @@ def parse_bucket(option: str, text: str, *, writable: bool = True) -> str:
         writable: Whether the folder is written to; addresses of https and http are read-only.
 
     Raises:
-        ConfigError: If it is no address of a bucket, or has credentials or an empty name, . or .. in it.
+        ConfigError: If it is not a bucket address, or has credentials or an empty name, . or .. in it.
     """
     match = ADDRESS.fullmatch(text)
     schemes = SCHEMES if writable else (*SCHEMES, *READ_ONLY_SCHEMES)
     if match is None or match[1] not in schemes:
         raise ConfigError(
-            f"{option}={text} is no address of a bucket; write {', '.join(f'{s}://' for s in schemes)} and its name, "
-            "or a local folder"
+            f"{option}={text} is not the address of a bucket; write {', '.join(f'{s}://' for s in schemes)} and its "
+            "name, or a local folder"
         )
     require(
         "@" not in match[2],

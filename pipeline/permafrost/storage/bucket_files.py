@@ -2,7 +2,7 @@
 
 A file is written to this machine first and is then uploaded whole (buckets.py). It is read from a copy in the node's
 cache (object_cache.py), so that its readers seek in it and map it as they do with any file, or by ranges. There are no
-folders beside the names of objects, and no links.
+folders other than the names of objects, and no links.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class UploadedFile(io.BufferedRandom):
 
 
 class RangedFile(NamedTuple):
-    """File of a bucket of which ranges are read as they are asked for, without a copy in the cache."""
+    """File in a bucket, read range by range on request, without a copy in the cache."""
 
     address: str
     size: int
@@ -84,7 +84,7 @@ class RangedFile(NamedTuple):
 
 
 class BucketFiles:
-    """Files of buckets. What the methods do is said in files.py."""
+    """Files of buckets. The methods are documented in files.py."""
 
     def __init__(self) -> None:
         self._listed: dict[str, dict[str, int]] = {}

@@ -42,7 +42,7 @@ _TRIES = 5
 _PAUSE_SECONDS = 0.1
 """Time before such a request is repeated, doubled each time."""
 WAIT_VARIABLE = "PERMAFROST_SERVER_WAIT"
-"""Environment variable of the seconds for which a server that nobody reaches is waited for."""
+"""Environment variable of the seconds to wait for an unreachable server."""
 _RETRIES = {
     "max_retries": 10,
     "retry_timeout": timedelta(minutes=3),
@@ -142,7 +142,7 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
     """Return the answer to a request that may be repeated.
 
     obstore repeats what fails before an answer begins. An answer that breaks off is asked for again here, and so is a
-    server that nobody reaches, for the time of `wait_seconds`.
+    server that is unreachable, for the time of `wait_seconds`.
 
     Args:
         address: Address of the object, for messages.
@@ -190,10 +190,10 @@ _unreached: dict[str, float] = {}
 
 
 def wait_seconds() -> float:
-    """Return the time in seconds for which a server that nobody reaches is waited for.
+    """Return the time in seconds to wait for an unreachable server.
 
     Raises:
-        ConfigError: If the environment variable is no such number.
+        ConfigError: If the environment variable is not such a number.
     """
     text = os.environ.get(WAIT_VARIABLE, "180")
     try:
@@ -213,7 +213,7 @@ def _wait_for_server(address: str, verb: str, error: Exception) -> None:
     if since is None:
         since = _unreached[container] = now
         logger.warning(
-            "%s cannot be %s (%s); its server is asked again for %g s (%s)",
+            "%s cannot be %s (%s); retrying for %g s (%s)",
             address,
             verb,
             _reason(error),
@@ -477,7 +477,7 @@ def iter_objects(address: str) -> Iterator[tuple[str, int]]:
 
     def next_block() -> Any:
         nonlocal blocks
-        # The first one, or one after an error, which goes on from the last object.
+        # The first one, or one after an error, which continues from the last object.
         if blocks is None:
             blocks = iter(obstore.list(client, key or None, offset=last, chunk_size=1000))
         try:
@@ -639,7 +639,7 @@ def refuse_unconditional(address: str) -> FileError:
     """Return the error to raise for an endpoint that does not support conditional writes."""
     return FileError(
         f"{address} cannot be written: the endpoint does not support conditional puts (If-None-Match), without which "
-        "two writers could mix their files. Use another endpoint, or a local folder"
+        "two writers could mix their files; use a local folder or another endpoint"
     )
 
 

@@ -28,7 +28,7 @@ class KnownFile(NamedTuple):
 
 
 class FetchAhead:
-    """Threads that download files in the order in which they are asked for. Errors are those of their readers.
+    """Threads that download files in the order of the requests. Errors are raised to the files' readers.
 
     They refer to the queue only, and end with the object.
     """
@@ -64,7 +64,7 @@ def _fetch(files: queue.SimpleQueue[KnownFile | None]) -> None:
 
 
 def _end(files: queue.SimpleQueue[KnownFile | None]) -> None:
-    """Forget the files that nobody reads any more, and end the threads."""
+    """Forget the files that are no longer read, and end the threads."""
     with suppress(queue.Empty):
         while True:
             files.get_nowait()

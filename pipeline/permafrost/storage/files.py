@@ -1,6 +1,6 @@
 """Files and folders of any kind: what can be asked of one, atomic writes, and bounded reads.
 
-A plain `Path` is the user's own, and links in it are followed. What is inside a store may come from a stranger; its
+A plain `Path` is the user's own, and links in it are followed. What is inside a store may be untrusted; its
 paths are `RootedPath`s (rooted_paths.py), of this machine (local_files.py) or of a bucket (bucket_files.py). Every
 function here takes all of these, and nothing else opens a RootedPath.
 """
@@ -103,7 +103,7 @@ def is_writable(folder: AnyPath) -> bool:
 
 
 def named_file(name: str, folder: Path, *caches: Path) -> Path:
-    """Return the path of a file that a file of a stranger names, where it and its links lead to a folder of the data.
+    """Return the path of a file that an untrusted file names, if it and its links stay within a folder of the data.
 
     Args:
         name: Path, relative to the first folder or absolute.
@@ -111,7 +111,7 @@ def named_file(name: str, folder: Path, *caches: Path) -> Path:
         *caches: Further folders in which their files may be.
 
     Raises:
-        FileError: If it leads elsewhere, or is no path.
+        FileError: If it leads elsewhere, or is not a path.
     """
     try:
         path = (folder / name).resolve()
@@ -179,7 +179,7 @@ def iter_files(folder: AnyPath, ignored: Container[str] = ()) -> Iterator[Rooted
 
 
 def find_links(folder: RootedPath) -> Iterator[RootedPath]:
-    """Iterate over the links below a folder, none if they are allowed. A bucket has none."""
+    """Iterate over the links below a folder; yield none if links are allowed or it is in a bucket."""
     return _kind(folder).links(folder)
 
 
@@ -219,7 +219,7 @@ def write_atomically(path: AnyPath, data: bytes) -> str:
 def commit_file(path: AnyPath, data: bytes) -> None:
     """Write a file that makes others valid.
 
-    In a bucket, where no lock is certain, it is written only if there is none yet or if it is still the one that this
+    In a bucket, where no lock is certain, it is written only if it does not exist yet or is still the one that this
     process has read; the same bytes by another writer are a success.
 
     Raises:
@@ -317,7 +317,7 @@ def open_regular(path: AnyPath, sha256: str | None = None) -> io.FileIO:
 
 
 def open_ranges(path: AnyPath) -> io.FileIO | RangedFile:
-    """Open a regular file of which few bytes are read (`read_at`).
+    """Open a regular file to read few bytes of it (`read_at`).
 
     Of a file in a bucket there is no copy, but a request for each read.
 

@@ -41,7 +41,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that do not support fsync of a folder, such as some network mounts."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-"""Flags with which opening a pipe or a terminal has no effect, so that its kind can be looked at."""
+"""Flags with which opening a pipe or a terminal has no effect, so that its kind can be checked."""
 
 
 class NoSpaceError(FileError):
@@ -284,7 +284,7 @@ class HashingFile:
 
 
 class LocalFiles:
-    """Files of this machine. What the methods do is said in files.py."""
+    """Files of this machine. The methods are documented in files.py."""
 
     def exists(self, path: AnyPath) -> bool:
         return _status(path) is not None

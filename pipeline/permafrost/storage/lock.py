@@ -154,7 +154,7 @@ EXPIRY_SECONDS = 60.0
 
 
 class Lease:
-    """Object that tells other writers that this process writes to a folder.
+    """Object that shows other writers that this process writes to a folder.
 
     It is renewed in a thread. Correctness does not rest on it, because objects are deterministic and manifests are
     written conditionally: it turns a second writer away before it has done the work again.

@@ -1,6 +1,6 @@
 """Copies of objects in a folder of the node, which all its processes share.
 
-A copy is named by the digest of its content or, where nobody knows that before it arrives, by its address and ETag, so
+A copy is named by the digest of its content or, where that is unknown before it arrives, by its address and ETag, so
 that an object that was replaced is another copy. A copy appears by a rename after it arrived whole. One process
 downloads an object, and the others wait for it. All of this rests on locks of the kernel (flock), which end with their
 process: on the file in the making, so that there is one download, and on each copy in use, so that it is not evicted.
@@ -47,7 +47,7 @@ _TRIES = 3
 
 
 class CacheError(FileError):
-    """Cache folder in which an object has no room, or for which another process is waited for in vain."""
+    """Error for a cache folder without room for an object, or where waiting for another process timed out."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ObjectCache:
             logger.warning("the copy of %s in the cache was cut; it is downloaded again", address)
 
     def remove_damaged(self, address: str, sha256: str) -> bool:
-        """Remove the copy of an object if it is no longer the object.
+        """Remove the copy of an object if it no longer matches the object.
 
         A copy is compared when it arrives, and readers compare what they read of it. They ask here where that differs,
         because the object itself may be sound.
@@ -109,7 +109,7 @@ class ObjectCache:
         self.open(address, sha256).close()
 
     def _copy_of(self, address: str, sha256: str | None) -> tuple[Path, int | None]:
-        """Return the path of an object's copy, and its size where nobody knows its digest."""
+        """Return the path of an object's copy, and its size where its digest is unknown."""
         size = None
         if sha256 is None:
             facts = existing_facts(address)
@@ -178,7 +178,7 @@ class ObjectCache:
         )
 
     def _evict(self, size: int) -> int:
-        """Remove the copies used longest ago, none of which is in use; return the bytes that are then missing."""
+        """Remove the least recently used copies that are not in use; return the bytes that are then missing."""
         if self.limit is None:
             return 0
         files = _files_with_status(self.folder)

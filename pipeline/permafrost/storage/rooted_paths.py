@@ -17,8 +17,7 @@ class LinkError(FileError):
     def __init__(self, path: RootedPath) -> None:
         super().__init__(
             f"{path} is a symbolic link, and {path.root} may not contain any, because a link can lead to other files "
-            "of this machine. Replace it by what it links to, or allow the links of a store of your own with "
-            "store.allow_links=true"
+            "of this machine; replace it by its target, or set store.allow_links=true for your own store"
         )
 
 
@@ -145,5 +144,5 @@ def refuses_links(path: AnyPath) -> TypeGuard[RootedPath]:
 
 
 def cache_limit(path: RootedPath) -> int | None:
-    """Return the most bytes that the cache may have for copies of files; None for any, and if there are none."""
+    """Return the limit of the cache of copies in bytes; None if it is unlimited or there is no cache."""
     return path.root.cache_bytes if isinstance(path.root, Bucket) else None

@@ -60,7 +60,7 @@ def check_json(raw: bytes) -> dict[str, Any]:
     """Return the mapping of a JSON text without its digest.
 
     Raises:
-        DigestError: If the digest is missing or wrong, or the text is no JSON mapping.
+        DigestError: If the digest is missing or wrong, or the text is not a JSON mapping.
     """
     before, _, after = raw.partition(b"\n" + _JSON_START)
     claim, _, rest = after.partition(b"\n")
@@ -82,10 +82,10 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        advice: Way out for the message of an error.
+        advice: Fix, for the error message.
 
     Raises:
-        DamagedFileError: If the digest is missing or wrong, or the content is no mapping.
+        DamagedFileError: If the digest is missing or wrong, or the content is not a mapping.
         FileNotFoundError: If the file is missing.
         FileError: If it cannot be read.
     """
@@ -111,10 +111,10 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        advice: Way out for the message of an error.
+        advice: Fix, for the error message.
 
     Raises:
-        DamagedFileError: If the digest is missing or wrong, or the content is no mapping.
+        DamagedFileError: If the digest is missing or wrong, or the content is not a mapping.
         FileNotFoundError: If the file is missing.
         FileError: If it cannot be read.
     """
@@ -140,7 +140,7 @@ def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:
     Args:
         path: The file.
         reason: What is wrong with it.
-        advice: Way out, for the end of the message.
+        advice: Fix, for the end of the message.
     """
     return DamagedFileError(f"{path} is damaged: {reason}; {advice}")
 

@@ -1,4 +1,4 @@
-"""Files of strangers: what their headers claim is compared with limits before anything of that size is allocated.
+"""Untrusted files: sizes in their headers are compared with limits before anything is allocated.
 
 Arrow, Parquet, Blosc, npy and safetensors. The libraries that read them trust these headers. An error says what is
 wrong, and the reader of the file adds its name.
@@ -38,8 +38,8 @@ _ANY_BYTES = 2**28
 _CELLS_AT_ONCE = 64
 _PART_BYTES = 2**26
 """Bytes that are decompressed at once."""
-_MOST_COMPRESSION = 100
-"""Bytes that larger data may take for each of their own. Names and one-hot rows compress tenfold to fiftyfold."""
+_MAX_COMPRESSION = 100
+"""Maximum ratio of uncompressed to stored bytes of larger data. Names and one-hot rows compress by 10 to 50."""
 
 
 def require_plausible(size: int, stored: int, noun: str, any_bytes: int = _ANY_BYTES) -> None:
@@ -54,7 +54,7 @@ def require_plausible(size: int, stored: int, noun: str, any_bytes: int = _ANY_B
     Raises:
         FormatError: If they do.
     """
-    if size > max(any_bytes, _MOST_COMPRESSION * stored):
+    if size > max(any_bytes, _MAX_COMPRESSION * stored):
         raise FormatError(
             f"{noun} would take {size:,} bytes or more, from {stored:,} compressed ones; if that is right, save it "
             "without compression, in Parquet also with use_dictionary=False"
@@ -132,7 +132,7 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8} | {
     "FIXED_LEN_BYTE_ARRAY": 32  # digests
 }
 """Bytes of a value by its type in the file."""
-_MOST_PARTS = 10_000
+_MAX_PARTS = 10_000
 """Largest number of any list in the footer of a table."""
 
 
@@ -147,7 +147,7 @@ def open_parquet(data: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
         pa.BufferReader(data),
         pre_buffer=False,
         read_dictionary=texts,
-        thrift_container_size_limit=_MOST_PARTS,
+        thrift_container_size_limit=_MAX_PARTS,
     )
 
 
@@ -252,7 +252,7 @@ def _written_out(array: pa.Array) -> int:
 
 
 def _parts_of(array: pa.Array) -> Iterator[pa.Array]:
-    """Iterate over parts of an array, in which texts are written out."""
+    """Iterate over parts of an array, with texts written out."""
     if not pa.types.is_dictionary(array.type):
         yield array
         return
@@ -358,7 +358,7 @@ def read_npy_header(data: bytes, size: int | None = None) -> NpyHeader:
         size: Bytes of the whole file; None if `data` is all of it.
 
     Raises:
-        FormatError: If it is no npy file, or its shape is larger than the file.
+        FormatError: If it is not an npy file, or its shape is larger than the file.
     """
     file = io.BytesIO(data)
     try:
@@ -417,7 +417,7 @@ def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray
 
 
 _LENGTH_BYTES = 8
-_MOST_HEADER_BYTES = 2**22
+_MAX_HEADER_BYTES = 2**22
 """Bytes of the header of some 20,000 tensors with long names, which are parsed in seconds."""
 _METADATA = "__metadata__"
 
@@ -427,7 +427,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises:
         OSError: If the file cannot be read.
-        FormatError: If it is no safetensors file.
+        FormatError: If it is not a safetensors file.
     """
     header = _parse_tensor_header(path)
     try:
@@ -441,11 +441,11 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_metadata(path: Path) -> dict[str, str]:
-    """Return the texts of a safetensors file beside its tensors.
+    """Return the metadata texts of a safetensors file.
 
     Raises:
         OSError: If the file cannot be read.
-        FormatError: If it is no safetensors file.
+        FormatError: If it is not a safetensors file.
     """
     texts = _parse_tensor_header(path).get(_METADATA, {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
@@ -469,7 +469,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         OSError: If the file cannot be read.
-        FormatError: If it is no safetensors file.
+        FormatError: If it is not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -486,8 +486,8 @@ def _tensor_header(path: Path) -> bytes:
     """Return the header of a file. Raises OSError or FormatError."""
     with open_regular(path) as file:
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size > _MOST_HEADER_BYTES:
+        if size > _MAX_HEADER_BYTES:
             raise FormatError(
-                f"its header has {size:,} bytes, more than the {_MOST_HEADER_BYTES:,} of any network"
+                f"its header has {size:,} bytes, more than the {_MAX_HEADER_BYTES:,} of any network"
             )
         return file.read(size)

@@ -4,7 +4,7 @@ A file that a committed store or pass has lost also counts as missing. It is wri
 bytes are the same.
 
 The origin is a digest of all that determined the records. With the same digest and every file in place, a repeated
-command need not list the data. The file is no part of the store: without it, the data are listed and compared.
+command need not list the data. The file is not part of the store: without it, the data are listed and compared.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MAX_PREVIEW_BYTES = 2**26
 PREVIEW_NAME = "preview.json"
 """File of what was understood of the data before they were packed (permafrost/sources/data_preview.py). It is no part
 of the store."""
-_MOST_BYTES = 4096
+_MAX_BYTES = 4096
 
 
 def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
@@ -113,7 +113,7 @@ def _text(digest: str, fingerprint: str) -> bytes:
 
 def _read(store: RootedPath) -> bytes | None:
     try:
-        return read_regular(store / ORIGIN_NAME, _MOST_BYTES)
+        return read_regular(store / ORIGIN_NAME, _MAX_BYTES)
     except LinkError:
         raise
     except (FileError, FileNotFoundError):
@@ -296,7 +296,7 @@ def _check_skipped(
     if skipped > max_skipped:
         raise packing.record_form.failure(
             f"{skipped} {names} cannot be {packing.record_form.failed}, more than data.max_skipped={max_skipped}; "
-            f"the first: {writer.first_reason}. Repair them and delete {store}, or raise data.max_skipped"
+            f"the first: {writer.first_reason}. Raise data.max_skipped, or repair them and delete {store}"
         )
     if writer.num_records == 0:
         singular = names.removesuffix("s")
@@ -379,10 +379,7 @@ def _some_sizes(sizes: set[tuple[int, int]], rows: pa.Table) -> set[tuple[int, i
     return sizes | {(int(height), int(width)) for height, width in np.unique(pairs, axis=0)[:2]}
 
 
-_OTHER_DATA = (
-    "leave out data= to run a teacher on the store's own records, restore the data options, or choose another "
-    "store.path"
-)
+_OTHER_DATA = "leave out data= to use the store's own records, or choose another store.path"
 
 
 def _check_committed(
@@ -418,7 +415,7 @@ def _check_committed(
         names = [", ".join(columns or ()) for columns in (manifest.columns, packing.columns)]
         raise StoreMismatchError(
             f"{store} contains the columns {names[0]}, but the config describes {names[1]}: restore data.features, "
-            "data.exclude and data.categorical, or choose another store.path"
+            "data.exclude and data.categorical"
         )
     canonical = manifest.canonical
     if canonical is None:
@@ -441,8 +438,8 @@ def _has_receipt(
     described = [metadata.get(n) for n in ("dataset_fingerprint", "planned_keys_sha256", "packing")]
     if described != [dataset.fingerprint, plan.keys_sha256, packing.describe()]:
         raise StoreMismatchError(
-            f"{path} belongs to an unfinished store with other data, another plan or another format; "
-            "finish it with its own options, choose another store.path, or delete the folder"
+            f"{path} belongs to an unfinished store with other data, another plan or another format; choose another "
+            "store.path or delete the folder"
         )
     entry = _receipt_entry(path, metadata)
     return has_size(entry.file(store), entry.bytes)

@@ -51,13 +51,13 @@ from permafrost.store.shards import (
     pass_shard_row,
 )
 
-_FEWEST_THAT_DIFFER = 8
-"""Number of records from which equal logits are an error; fewer may be copies of one picture."""
+_MIN_THAT_DIFFER = 8
+"""Minimum number of records for equal logits to be an error; fewer may be copies of one picture."""
 
 
 CONSTANT_LOGITS = (
     "the teacher's logits are the same for every record, as far as they are stored: check teacher.weights, "
-    "teacher.mean and teacher.std, and with annotate.logits_dtype=float16 store them in float32"
+    "teacher.mean and teacher.std, and set annotate.logits_dtype=float32"
 )
 
 
@@ -110,7 +110,7 @@ def _is_annotated(folder: RootedPath, origin: str, shard: ShardEntry) -> bool:
     if begun_by != origin:
         raise StoreMismatchError(
             f"{folder} is not finished, and its shards come from {begun_by or 'a teacher that ran here'} and not from "
-            f"{origin or 'this command'}; finish it with the command that began it, or delete the folder"
+            f"{origin or 'this command'}; finish it with the command that began it or delete it"
         )
     return all(has_size(folder / entry.path, entry.bytes) for entry in _files_of(path, metadata))
 
@@ -254,7 +254,7 @@ def commit_pass(
             )
             num_rows += entry.rows
             table.append(**pass_shard_row(entry, digest))
-        if len(same_logits) == 1 and None not in same_logits and num_rows >= _FEWEST_THAT_DIFFER:
+        if len(same_logits) == 1 and None not in same_logits and num_rows >= _MIN_THAT_DIFFER:
             raise ConstantLogitsError(CONSTANT_LOGITS)
     remove_leftovers(folder)
     known = {spec.name for spec in fields(PassManifest)}

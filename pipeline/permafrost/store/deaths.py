@@ -1,11 +1,11 @@
-"""Deaths of processes at a shard: their number, in a file beside the receipts, and the record that caused them.
+"""Deaths of processes at a shard: their number, in a file next to the receipts, and the record that caused them.
 
 A death without an exception (a segmentation fault, the kernel's out-of-memory killer, kill -9) leaves the shard's file
 behind. One may come from outside, so the next process at the shard works on it as if there was none. After a second
 one, a child process works on the shard's records one after the other. If the child dies, another one is alone with the
-record at which it died. If that one dies too, the record ends the run. Otherwise somebody killed a process, and the
-work goes on, however often that happens. A process that ends by itself, successfully or with an exception, removes the
-file.
+record at which it died. If that one dies too, the record ends the run. Otherwise the process was killed, and the
+work continues, however often that happens. A process that ends by itself, successfully or with an exception, removes
+the file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.receipts import RECEIPTS_FOLDER
 
 DEATHS_SUFFIX = ".deaths"
-_MOST_BYTES = 64
+_MAX_BYTES = 64
 _DEATHS_TO_TRY = 2
 """Number of deaths at a shard after which its records are tried alone, as one death may come from outside."""
 _START_METHOD = "spawn"
 """Way to start the child: a new interpreter, as a fork has neither this process's threads nor its GPU."""
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that no work of its own sends to a process."""
+"""Signals that a process does not receive from its own work."""
 
 logger = logging.getLogger("permafrost.store")
 
@@ -60,7 +60,7 @@ class ShardDeaths:
     ) -> None:
         try:
             remove_file(self.path)
-        except OSError as problem:  # the work is done, or has an error of its own
+        except OSError as problem:  # the work is done, or raises its own error
             logger.warning("%s could not be removed: %s", self.path, problem)
 
     def find_cause(self, keys: Sequence[str], work_on: Callable[[str], object]) -> None:
@@ -76,29 +76,29 @@ class ShardDeaths:
         if self.count < _DEATHS_TO_TRY:
             return
         logger.warning(
-            "%d processes died at shard %s; its records are tried one by one in a process of their own",
+            "%d processes died at shard %s; its records are tried one by one in a separate process",
             self.count,
             self.shard,
         )
         key = find_fatal(keys, work_on)
         if key is not None and find_fatal([key], work_on) is not None:
             raise PoisonRecordError(
-                f"record {key} (shard {self.shard}) ended {self.count + 2} processes that worked on it, the last of "
-                "which had nothing else to do; check that image and the memory it needs, or remove it from the data"
+                f"record {key} (shard {self.shard}) ended {self.count + 2} processes, the last of which worked on "
+                "nothing else; check that image and the memory it needs"
             )
 
     def _read(self) -> int:
         """Read the number of deaths. A process may die before it writes it."""
-        digits = read_regular(self.path, _MOST_BYTES).strip()
+        digits = read_regular(self.path, _MAX_BYTES).strip()
         return int(digits) if digits.isdigit() else 1
 
 
 def find_fatal(keys: Sequence[str], work_on: Callable[[str], object]) -> str | None:
-    """Find the record at which a process dies that does nothing but this work.
+    """Find the record that kills a process that works on nothing else.
 
     Args:
         keys: Keys of the records to try, in this order, in one child process.
-        work_on: Picklable function of a key. Its exceptions are no deaths.
+        work_on: Picklable function of a key. Its exceptions do not count as deaths.
 
     Returns:
         The key of that record; None if the process comes to its end or is stopped from outside.

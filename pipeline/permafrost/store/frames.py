@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class InputMemory:
-    """Memory of inputs, into which records are decoded one by one, from any thread."""
+    """Memory for inputs; records are decoded into it one by one, from any thread."""
 
     def __init__(self, form: RecordForm, records: int) -> None:
         self._form = form

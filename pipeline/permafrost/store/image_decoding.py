@@ -44,7 +44,7 @@ MAX_PIXELS = 89_478_485
 """Largest number of pixels of an image, a quarter of a GiB as RGB. Larger files are treated as decompression
 bombs."""
 MAX_IMAGE_BYTES = 3 * MAX_PIXELS + 2**12
-"""Largest size of an image's file: that of the largest image without compression."""
+"""Maximum size of an image file: the largest image without compression."""
 
 _TOO_MANY_PIXELS = (
     f"it claims more than {MAX_PIXELS:,} pixels: a decompression bomb, or an image to make smaller"
@@ -57,13 +57,13 @@ _JPEG = b"\xff\xd8\xff"
 _NUMBERS_AS_TEXT = (b"P1", b"P2", b"P3")
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
-"""Second bytes of what is no segment: a stuffed FF, and markers that stand alone."""
+"""Second bytes that do not start a segment: a stuffed FF, and markers that stand alone."""
 _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 _NPY = b"\x93NUMPY"
 _SIXTEEN_TO_EIGHT_BITS = 257
 _JPEG_QUALITY = 95
 _END_BYTES = 64
-"""Bytes at the end of a file among which its end mark is; others are looked at more closely."""
+"""Bytes at the end of a file among which its end mark is; others are examined more closely."""
 _PNG_DEPTH = 24
 """Position of the bits of a channel in a PNG."""
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"adobe.xmp")
@@ -122,7 +122,7 @@ class ImageError(RecordError):
 
 
 def picture_suffix(head: bytes) -> str | None:
-    """Return the suffix of the format that a file's first 16 bytes announce, None if it is none that is known."""
+    """Return the suffix of the format that a file's first 16 bytes announce, None if it is unknown."""
     if head[4:8] == b"ftyp":
         if head[8:12] in (b"avif", b"avis"):
             return "avif"
@@ -306,7 +306,7 @@ def read_pixels(data: bytes, side: int) -> PictureFacts:
 
     Args:
         data: Bytes of its file.
-        side: Side in pixels down to which a JPEG is decoded at a fraction of its size.
+        side: Minimum side in pixels when decoding a JPEG at a fraction of its size.
 
     Raises:
         ImageError: If it cannot be decoded.
@@ -377,7 +377,7 @@ def _may_have_orientation(jpeg: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 for an image that is upright or has none of the known ones."""
+    """Return the EXIF orientation, 1 for an image that is upright or has no known one."""
     orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in _UPRIGHT_BY else 1
 
@@ -404,7 +404,7 @@ class ImageFacts:
     is_animated: bool = False
     """True if the file has several pictures, of which the first one is read."""
     largest: int | None = None
-    """Largest value of a file with 16 bits beside alpha; of kinds of which only the high bytes are read, rounded up."""
+    """Largest value of a 16-bit file, without alpha; rounded up for kinds whose high bytes alone are read."""
 
     @property
     def is_turned(self) -> bool:
@@ -480,7 +480,7 @@ def _channels_of(image: Image.Image, data: bytes) -> Literal["gray", "color", "p
 
 
 def _largest_of(image: Image.Image, data: bytes) -> int:
-    """Return the largest value beside alpha."""
+    """Return the largest value, without alpha."""
     try:
         values = _values_of(image, data)
     except (ImageError, RuntimeError):  # of some files only the high bytes are read

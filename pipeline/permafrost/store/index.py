@@ -5,8 +5,8 @@ of a single record batch. Every column is therefore one contiguous piece of the 
 NumPy array without a copy: opening takes no time, a process holds no private memory for the rows, and it reads from
 disk only what it uses. Files of many small batches lose all three (docs/development/decisions.md has the figures).
 
-Nothing reads the whole file before its first use, so a digest of the file is no protection. The table of shards has a
-CRC-32C for each shard and column, and a digest of each shard's keys. They are compared when rows of the shard are
+Nothing reads the whole file before its first use, so a digest of the file would not protect it. The table of shards has
+a CRC-32C for each shard and column, and a digest of each shard's keys. They are compared when rows of the shard are
 first read. `permafrost verify` compares the digests of both files as well.
 """
 

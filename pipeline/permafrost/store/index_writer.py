@@ -78,7 +78,7 @@ class IndexWriter:
 
     def __exit__(self, *error: object) -> None:
         for file in self._files.values():
-            with suppress(OSError):  # it writes what is left in memory, which nobody reads
+            with suppress(OSError):  # it writes what is left in memory, which is never read
                 file.close()
 
     def append(self, name: str, split: str, receipt: pa.Table) -> list[int]:

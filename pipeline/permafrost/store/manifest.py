@@ -41,7 +41,7 @@ TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
 _ADDED_BESIDE = ("hierarchy", "partition_sha256")
-"""Added entries that a manifest of this schema has beside the others, null where no payload adds them."""
+"""Added entries that a manifest of this schema has besides the others, null where no payload adds them."""
 INGESTED = "ingested"
 """Kind of the network of a pass whose targets another tool has made."""
 ROWS_DIGEST = "rows_sha256"
@@ -53,7 +53,7 @@ MAX_FIELD_BYTES = 2**26
 MAX_RECORD_BYTES = 2**28
 """Largest size of all views of a record in all fields of a pass."""
 _MAX_MANIFEST_BYTES = 2**24
-_MOST_BRACKETS = 100_000
+_MAX_BRACKETS = 100_000
 """Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
 _DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "uint16": 2, "int32": 4}
 M = TypeVar("M")
@@ -62,7 +62,7 @@ D = TypeVar("D", bound="DataclassInstance")
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalFrame:
-    """Single size in which teachers and students receive images."""
+    """Size of all images that teachers and students receive."""
 
     height: int
     width: int
@@ -166,7 +166,7 @@ class Passport:
     weights_sha256: str
     agreement: Agreement
     accepted: dict[str, str] = field(default_factory=dict)
-    """Differences that the options accept (passport.accept), by their kind, in words."""
+    """Differences that the options accept (passport.accept), by their kind, as text."""
 
     def __post_init__(self) -> None:
         require_digest(self.weights_sha256)
@@ -227,7 +227,7 @@ class PassManifest:
     """Error of the features after they are warped to a view; None for a pass without features, and for one of stored
     views. It is measured when the pass is written, and not covered by the fingerprint."""
     passport: Passport | None = None
-    """Agreement with the teacher; None for targets that nobody has compared with one, and for all that precompute has
+    """Agreement with the teacher; None for targets that were not compared with one, and for all that precompute has
     written. It is not covered by the fingerprint."""
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""
@@ -285,7 +285,7 @@ class PassManifest:
             cls: Dataclass whose fields have the names of the entries.
 
         Returns:
-            The entries as that dataclass; None if the pass has none of them.
+            The entries as that dataclass; None if the pass does not have them.
 
         Raises:
             ManifestError: If one is missing or has another type than the dataclass says.
@@ -542,10 +542,8 @@ def read_checked(
         raise ManifestError(
             f"{path} does not exist; run {made_by} to create or finish it"
         ) from None
-    if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
-        raise ManifestError(
-            f"{path} has more than {_MOST_BRACKETS:,} lists and mappings; {REWRITE}"
-        )
+    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS:
+        raise ManifestError(f"{path} has more than {_MAX_BRACKETS:,} lists and mappings; {REWRITE}")
     try:
         values = check_json(raw)
     except DigestError as error:

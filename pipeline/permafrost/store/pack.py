@@ -235,9 +235,8 @@ def _check_damages(plan: PackPlan, damages: list[dict[str, Any]]) -> None:
     more = f"; and {count - len(first):,} more" if count > len(first) else ""
     raise plan.packing.record_form.failure(
         f"{count:,} {plan.packing.record_form.noun} cannot be {plan.packing.record_form.failed}: "
-        f"{'; '.join(first)}{more}. Skip such records "
-        f"with data.on_error=skip, which goes on with the shards that are packed; or repair or remove them and delete "
-        f"{plan.path}, or choose another store.path, as other data make other shards"
+        f"{'; '.join(first)}{more}. Skip such records with data.on_error=skip, which keeps the packed shards, or "
+        f"repair them and delete {plan.path}"
     )
 
 

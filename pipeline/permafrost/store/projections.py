@@ -96,7 +96,7 @@ def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> P
     spec = next((spec for spec in manifest.fields if spec.name == field), None)
     if spec is None or len(spec.shape) != 3 + spec.mirrored:
         raise ManifestError(
-            f"{path} is the projection of {field}, which is no field of cells; {REWRITE}"
+            f"{path} is the projection of {field}, which is not a field of cells; {REWRITE}"
         )
     components = spec.shape[int(spec.mirrored)]
     try:
@@ -147,14 +147,16 @@ def _parse(path: RootedPath, data: bytes, shape: tuple[int | None, int | None]) 
     """Return the projection of a file of a shape, in which None is any length.
 
     Raises:
-        ManifestError: If the file is no such projection.
+        ManifestError: If the file is not such a projection.
     """
     try:
         values = parse_npy(data, "f", shape).copy()
     except FormatError as error:
-        raise ManifestError(f"{path} is no projection of its field: {error}; {REWRITE}") from error
+        raise ManifestError(
+            f"{path} is not a projection of its field: {error}; {REWRITE}"
+        ) from error
     if values.dtype != np.float32 or min(values.shape) < 2:
         raise ManifestError(
-            f"{path} is no projection of its field: it is {values.dtype} {values.shape}; {REWRITE}"
+            f"{path} is not a projection of its field: it is {values.dtype} {values.shape}; {REWRITE}"
         )
     return Projection(values[0, :-1], values[1:, :-1], values[1:, -1], float(values[0, -1]))

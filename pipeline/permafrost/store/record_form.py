@@ -67,7 +67,7 @@ class RecordForm(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Describe the size in words."""
+        """Describe the size as text."""
 
     @abstractmethod
     def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:

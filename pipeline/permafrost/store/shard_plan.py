@@ -54,7 +54,7 @@ class ShardPlan:
     stop: int
     listing: RootedPath
     order: RootedPath | None = None
-    """File of row numbers, of which those from `start` to `stop` are the records; None takes the rows themselves."""
+    """File of row numbers; those from `start` to `stop` are the records. None takes the rows themselves."""
     reference: str | None = None
     """Path of an external tar that already contains the records and is indexed in place."""
 

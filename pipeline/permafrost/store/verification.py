@@ -116,7 +116,7 @@ def _verify_preview(path: AnyPath) -> Iterator[str]:
     try:
         check_json(read_regular(path, MAX_PREVIEW_BYTES))
     except (DigestError, FileError) as error:
-        yield f"{path} is damaged: {error}; delete it, as it is no part of the store"
+        yield f"{path} is damaged: {error}; delete it, as it is not part of the store"
 
 
 # ---- unique keys -----------------------------------------------------------------------------------

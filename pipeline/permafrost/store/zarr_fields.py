@@ -55,7 +55,7 @@ _INNER_CHUNK_BYTES = 64 * 2**10
 
 
 _COMPRESSED_RECORD_BYTES = 4 * 2**10
-"""Size per record from which fields are compressed; smaller fields are small as a whole and read in whole
+"""Minimum size per record of compressed fields; smaller fields are small as a whole and read in whole
 chunks."""
 
 

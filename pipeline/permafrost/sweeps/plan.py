@@ -63,7 +63,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             require(
                 trained.trainer.ranks == 1 or config.executor == "serial",
                 f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for resources of other "
-                "students; set executor=serial to train one student after the other, or trainer.ranks=1",
+                "students; set executor=serial or trainer.ranks=1",
             )
             require(
                 evaluate.model == "student",
@@ -213,7 +213,7 @@ def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str
     ]
     require(
         len(matches) == 1,
-        f"baseline={arm} names an arm with {len(matches)} students that match one point of another arm; choose an "
-        "arm without separate options in grid, or name a run",
+        f"baseline={arm} names an arm with {len(matches)} students that match one point of another arm; name an arm "
+        "without separate options in grid",
     )
     return matches[0]

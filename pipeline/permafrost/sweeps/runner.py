@@ -99,7 +99,7 @@ class Student:
         return StudentRun(distill=self.distill, evaluate=self.evaluate, metrics_folder=folder)
 
     def selection_run(self, split: str, metric: str) -> StudentRun:
-        """Return the run that computes only the metric by which points are selected.
+        """Return the run that computes only the metric for selecting points.
 
         Args:
             split: Split of the metric; HOLDOUT is the records held out of training.

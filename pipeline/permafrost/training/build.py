@@ -127,8 +127,8 @@ def _check_labels(spec: TrainingSpec) -> None:
     """Raise ConfigError unless the loss and the network support the labels of the data."""
     require(
         not spec.loss.needs.labels or spec.dataset.has_labels,
-        "none of the records has a label of the network's classes, but the loss needs labels; choose a "
-        "method without labels (method.lambda_ce=0) or data with labels",
+        "the loss needs labels, but none of the records has a label of the network's classes; set method.lambda_ce=0 "
+        "or use labeled data",
     )
     many = spec.dataset.has_many_labels
     spec.loss.check_labels(many=many)
@@ -136,9 +136,8 @@ def _check_labels(spec: TrainingSpec) -> None:
     reads_outputs = spec.loss.needs.labels or (spec.loss.needs.targets and spec.loss.needs.logits)
     require(
         many or outputs != 1 or not reads_outputs,
-        "the network has one output, and a softmax over one class is 1 for every record, so nothing would be learned "
-        "from labels or logits; a teacher of two classes with one logit z has the logits [0, z]: let its network "
-        "return these",
+        "the network has one output, whose softmax is always 1, so nothing would be learned; for two classes and one "
+        "logit z, let the network return [0, z]",
     )
     require(
         not many or spec.model.classes in (None, spec.num_classes),
@@ -299,7 +298,7 @@ def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: T
     """Compute the largest number of canonical pixels per pixel of a view, over one view per record.
 
     Args:
-        views: Schedule, of which the first views of epoch 0 are drawn.
+        views: Schedule; the first views of epoch 0 are drawn.
         input_size: (height, width) of a view.
         aspects: [n], width / height of the originals.
     """

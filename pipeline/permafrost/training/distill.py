@@ -29,7 +29,7 @@ from permafrost.config.training import TrainerOptions
 from permafrost.core.digests import sha256_json
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.trained_student import evaluate_command
-from permafrost.models.fingerprint import describe_teacher, identify_start
+from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import TrainedModel, is_finished, load_model
@@ -174,17 +174,15 @@ def student_inputs(
     if (live := live_teacher(config)) is not None:
         from permafrost.losses.base import build_loss
 
-        described = describe_teacher(
-            live, store.manifest.classes, reads_head=build_loss(config.method).needs.logits
-        )
+        reads_head = build_loss(config.method).needs.logits
+        described = Network(live, store.manifest.classes).describe(reads_head=reads_head)
         inputs["live teacher"] = sha256_json(described)
     files = config.student.fingerprint_files()
     files |= digests_of_reads(config.student, len(store.manifest.classes) or 1)
     inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
     if config.student.weights is not None:
-        inputs["student.weights"] = identify_start(
-            config.student, "student.weights", len(store.manifest.classes)
-        )
+        student = Network(config.student, store.manifest.classes, "student")
+        inputs["student.weights"] = student.identify_start("student.weights")
     return inputs
 
 

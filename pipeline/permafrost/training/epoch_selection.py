@@ -236,9 +236,8 @@ class EpochSelection:
             )
         require(
             not math.isnan(value),
-            f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split has "
-            f"none or the training diverged; choose one of {known or 'another split'}, lower optimizer.lr, or set "
-            "select_epoch=null",
+            f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split lacks "
+            f"it or the training diverged; choose one of {known or 'another split'} or lower optimizer.lr",
         )
         return float(value)
 
@@ -285,9 +284,8 @@ def select_epochs(
     compared = compared_passes(config, store, passes, num_classes)
     require(
         bool(compared) or metric not in _OF_TEACHER,
-        f"select_epoch={config.select_epoch} compares the student with a pass, and none is named; name one of "
-        f"{', '.join(f.name for f in store.pass_folders()) or 'the passes (there are none)'} with store.teacher=, or "
-        f"choose {split}.accuracy",
+        f"select_epoch={config.select_epoch} compares the student with a pass; name one of "
+        f"{', '.join(f.name for f in store.pass_folders()) or 'the passes (there are none)'} with store.teacher=",
     )
     evaluate = split_evaluator(
         config,

@@ -1,4 +1,4 @@
-"""Epochs that a run lists in a file, and the weights of some of them beside it."""
+"""Epochs that a run lists in a file, and the weights of some of them next to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_listed(
         path: File with a digest.
         section: Name of the list in the file.
         check: Function that raises EntryError for wrong types and ranges.
-        advice: Way out for the message of an error.
+        advice: Fix, for the error message.
 
     Raises:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.

@@ -48,7 +48,7 @@ from permafrost.training.targets import LiveTeacher
 logger = logging.getLogger("permafrost.training")
 
 _MACS_PER_THREAD = 250 * 10**6
-"""Multiply-accumulates of a step's forward passes for each of which a thread is used (docs/results/benchmarks.md)."""
+"""Multiply-accumulates of a step's forward passes per thread (docs/results/benchmarks.md)."""
 
 
 def step_threads(

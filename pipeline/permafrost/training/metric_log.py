@@ -160,7 +160,7 @@ class MetricWriter:
                         continue
                     kept, self._digest, last = raw[: line.end], line.digest, line.values["step"]
                     problem = f"it ends at step {last:g}"
-            except DigestError as error:  # beyond the checkpoint it is of no importance
+            except DigestError as error:  # beyond the checkpoint it does not matter
                 problem = str(error)
             if last != global_step:
                 reason = f"{problem}, but the checkpoint is of step {global_step}"

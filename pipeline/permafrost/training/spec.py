@@ -53,7 +53,7 @@ class TrainingSpec:
     """Explainer options of the live teacher, which select the target classes."""
 
     doubt: str = ""
-    """Doubts about the options, which the first rank logs before the training."""
+    """Warnings about the options, which the first rank logs before the training."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -72,9 +72,8 @@ class Training:
     def _refuse_double_backward(self) -> None:
         require(
             not self.loss.needs.maps_in(0) or self.model.train().head is not None,
-            "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
-            "compiled forward pass cannot be differentiated twice; set trainer.compile=false, or choose a "
-            "student whose head is linear on the average of its features",
+            "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a compiled "
+            "forward pass cannot be differentiated twice; set trainer.compile=false",
         )
 
     def state(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
 
 
 def _refuse_several_replayed(config: DistillConfig, store: Store) -> None:
-    """Raise StoreMismatchError if the store has several passes of stored views, of which none is named."""
+    """Raise StoreMismatchError if the store has several passes of stored views and none is named."""
     folders = store.pass_folders(stored_views=True)
     if len(folders) > 1:
         passes = [store.open_pass(folder.name, stored_views=True) for folder in folders]
@@ -129,8 +129,8 @@ def check_passes(
     for teacher in passes:
         if teacher.manifest.teacher.get("frame") == "unknown" and not config.store.unknown_views:
             raise StoreMismatchError(
-                f"{teacher.name}: nobody knows what part of each image the teacher received, so its targets may be of "
-                "another view than the student's; set store.unknown_views=true to take them as those of whole images"
+                f"{teacher.name}: the part of each image that the teacher received is unknown; set "
+                "store.unknown_views=true to use the targets as those of whole images"
             )
         readers = _methods_of(config.method, teacher)
         for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
@@ -192,7 +192,7 @@ def _check_mixtures(config: DistillConfig, teacher: TeacherPass) -> None:
 def served_methods(teacher: TeacherPass) -> list[str]:
     """Return the methods of this project whose default options a pass can serve.
 
-    Methods with views of their own are left out, because they read stored views, too. Those of others may not be built
+    Methods with their own views are left out, because they read stored views, too. Those of others may not be built
     without options, and a suggestion must not fail.
     """
     from permafrost.losses.base import build_loss  # imports torch
@@ -246,9 +246,8 @@ def _check_contents(
         )
     if lack == "logits":
         raise StoreMismatchError(
-            f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0 "
-            "if the method compares something else, too, or run permafrost precompute with logits among "
-            f"annotate.payloads and name its pass with {option}"
+            f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
+            f"permafrost precompute with logits in annotate.payloads and name its pass with {option}"
         )
     payloads = ",".join(("logits", "map", *needs.payloads))
     raise StoreMismatchError(
@@ -300,7 +299,7 @@ def doubt_moved_features(
     the other operations are.
 
     Returns:
-        The doubts in one line, "" if there are none.
+        The warnings in one line, "" if there are none.
     """
     if config.mode != "frozen":
         return ""
@@ -315,8 +314,8 @@ def doubt_moved_features(
         return ""
     return (
         f"{'; '.join(dict.fromkeys(doubts))}. Measure it with permafrost evaluate model=teacher "
-        "evaluators=[equivariance]: at features_lost=1 a constant would be as close. The way out are stored views "
-        "(precompute with views=random, mode=replay), a milder augmentation or other stages"
+        "evaluators=[equivariance]: at features_lost=1 a constant would be as close. To avoid it, replay stored views "
+        "(precompute with views=random, mode=replay) or use a milder augmentation"
     )
 
 
@@ -340,7 +339,7 @@ def _moved_fields(teacher: TeacherPass, method: MethodConfig) -> dict[str, int]:
 def _doubts(
     teacher: TeacherPass, fields: Mapping[str, int], augment: AugmentOptions
 ) -> Iterator[str]:
-    """Iterate over what is doubtful about fields, with their number of cells, in views of an augmentation."""
+    """Iterate over warnings about fields, with their number of cells, in views of an augmentation."""
     drawn = {operation.kind: operation for operation in augment.operations if operation.is_drawn}
     measured = teacher.manifest.moved_features
     lost = {} if measured is None else measured.lost
@@ -369,7 +368,7 @@ def _doubts(
 
 
 _MEASURED = {"pad_crop": "shift", "horizontal_flip": "flip"}
-"""Operations of which a pass measures the view of this name."""
+"""Operations whose view a pass measures under this name."""
 _STRONG = {
     "vertical_flip": "vertical flips",
     "rotation": "rotations",
@@ -390,15 +389,14 @@ def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
         return
     if isinstance(method, KDConfig) and method.logits != "softmax":
         raise StoreMismatchError(
-            f"method.logits={method.logits} needs the logits of all classes, but {teacher.folder} holds the largest "
-            "ones; set method.logits=softmax, or run permafrost precompute with annotate.logits=all and name its pass "
-            "with store.teacher="
+            f"method.logits={method.logits} needs the logits of all classes, but {teacher.folder} holds only the "
+            "largest ones; set method.logits=softmax, or make a pass with annotate.logits=all"
         )
     if method.tau not in known:
         raise StoreMismatchError(
-            f"method.tau={method.tau:g}: {teacher.folder} holds the largest logits and the sum over all other classes "
-            f"at the temperatures {', '.join(f'{each:g}' for each in known)}; choose one of them, or run permafrost "
-            "precompute with annotate.temperatures and name its pass with store.teacher="
+            f"method.tau={method.tau:g}: {teacher.folder} holds the sum over all but the largest logits at the "
+            f"temperatures {', '.join(f'{each:g}' for each in known)} only; choose one of them, or make a pass with "
+            "annotate.temperatures"
         )
 
 

@@ -13,7 +13,7 @@ from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
-from permafrost.models.fingerprint import describe_teacher, identify_start
+from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.saved import TrainedModel
 from permafrost.store.reader import Store
@@ -134,16 +134,15 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         shifts = SelectedRecords(store, rows_of_split(store.index, split)).identify_shifts(augment)
         inputs |= {"shifts": shifts} if shifts is not None else {}
     if config.teaching.start is not None:
-        from permafrost.models.providers import name_weights
-
-        network = name_weights(replace(config.teacher, weights=config.teaching.start))
-        inputs["start"] = identify_start(network, "teaching.start", len(store.manifest.classes))
+        start = replace(config.teacher, weights=config.teaching.start)
+        network = Network(start, store.manifest.classes)
+        inputs["start"] = network.identify_start("teaching.start")
     files = config.teacher.fingerprint_files()
     files |= digests_of_reads(config.teacher, len(store.manifest.classes) or 1)
     inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}
     if config.teaching.uses_black_box(config.teacher) and not isinstance(
         config.black_box, NoModelConfig
     ):
-        asked = describe_teacher(config.black_box, store.manifest.classes, section="black_box")
-        inputs["black_box"] = sha256_json(asked)
+        black_box = Network(config.black_box, store.manifest.classes, "black_box")
+        inputs["black_box"] = sha256_json(black_box.describe())
     return inputs

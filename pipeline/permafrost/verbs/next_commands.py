@@ -65,7 +65,7 @@ def distill_command(store: Store, path: Path | Bucket, run: str, teacher: Teache
 
 
 def _method_words(store: Store, teacher: TeacherPass, split: str) -> list[str]:
-    """Return words that choose a method for a pass over images, and what it needs besides; none if the default does."""
+    """Return arguments that choose a method for a pass over images, and its other options; none if the default does."""
     from permafrost.loading.selected_records import SelectedRecords  # imports torch
 
     served = served_methods(teacher)

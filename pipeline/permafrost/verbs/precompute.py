@@ -52,9 +52,9 @@ from permafrost.verbs.next_commands import distill_command, teach_command
 logger = logging.getLogger("permafrost.precompute")
 
 _MEASURED_SIZES = 10_000
-"""Records whose sizes are looked at before frames are suggested."""
-_MANY_TIMES = 2
-"""Pixels of an image per pixel of its frame, from which frames are suggested."""
+"""Records whose sizes are checked before frames are suggested."""
+_MIN_TIMES_LARGER = 2
+"""Minimum ratio of an image's pixels to its frame's pixels to suggest storing frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _suggest_frames(store: Store) -> None:
     sizes = store.index.take(("height", "width"), rows)
     pixels = float((sizes["height"].astype(np.int64) * sizes["width"]).mean())
     height, width = store.size
-    if pixels >= _MANY_TIMES * height * width:
+    if pixels >= _MIN_TIMES_LARGER * height * width:
         logger.info(
             "images have %.1f times the pixels of their frames of %dx%d, and every epoch of a student decodes all of "
             "them; store.format=jpeg95 in a new store.path would pack and decode the frames only",
@@ -178,11 +178,11 @@ def _suggest_frames(store: Store) -> None:
 
 
 def _warn_of_aliasing(config: PrecomputeConfig, store: Store) -> None:
-    """Warn of a teacher whose images are much smaller than their frames, of which it then sees some pixels only."""
+    """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
     from permafrost.models.providers import teacher_input_size  # imports torch
 
     side = None if isinstance(config.teacher, NoModelConfig) else teacher_input_size(config.teacher)
-    if not store.form.has_places or side is None or max(store.size) <= _MANY_TIMES * side:
+    if not store.form.has_places or side is None or max(store.size) <= _MIN_TIMES_LARGER * side:
         return
     logger.warning(
         "the teacher receives frames of %dx%d at %dx%d, resized bilinearly and without antialiasing; if its accuracy "
@@ -210,7 +210,7 @@ def _is_finished(config: PrecomputeConfig, path: RootedPath, digest: str) -> boo
     logger.info(
         "the data were not listed again: the options are those of the finished store, and so are sizes and times of "
         "the files that they name, and the times at which their folders last got or lost an entry. Nothing else was "
-        "looked at; store.relist=true compares the names, sizes and labels of all records"
+        "checked; store.relist=true compares the names, sizes and labels of all records"
     )
     return True
 
@@ -253,7 +253,7 @@ def _preview(
 
 
 def _compare_images(path: RootedPath, preview: Preview) -> None:
-    """Log what equal bytes of packed images say, and add it to the preview of the store."""
+    """Log findings about packed images with equal bytes, and add them to the preview of the store."""
     findings = find_equal_images(Store(path))
     if findings:
         check_findings(replace(preview, findings=findings))

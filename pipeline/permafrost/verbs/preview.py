@@ -1,15 +1,15 @@
-"""Say what is understood of data before anything is packed: splits, classes, labels, files, and every doubt.
+"""Show how data are understood before anything is packed: splits, classes, labels, files, and all findings.
 
     permafrost preview data=image_folder data.path=photos
     permafrost preview data=webdataset data.path=tars preview.all=true executor=ray
     permafrost preview data=image_table data.path=photos.csv data.label=species
 
-A doubt is a finding with a name and a level. `precompute` makes the same preview before it packs, and stops at an error
+A finding has a name and a level. `precompute` makes the same preview before it packs, and stops at an error
 unless data.accept=[name] says that the data are as you mean them.
 
 Reads   the names of all records, and the headers of preview.files of them
 Writes  nothing, except that images inside of Parquet files are copied to data.cache
-Rerun   the same command says the same
+Rerun   the same command shows the same
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PreviewResult:
 
 
 def preview_data(config: PreviewConfig) -> PreviewResult:
-    """List the records in a temporary folder, read headers, and find doubts.
+    """List the records in a temporary folder, read headers, and find problems.
 
     Raises:
         ConfigError: If no data are named, or if they cannot be listed.

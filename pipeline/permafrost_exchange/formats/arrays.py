@@ -35,7 +35,7 @@ class ArrayReader(TargetReader):
     """Arrays of an .npz file, or of an .npy file with a list of names."""
 
     def files(self) -> Iterator[Path]:
-        require(self.path.is_file(), f"path={self.path} is no file; name an .npz or .npy file")
+        require(self.path.is_file(), f"path={self.path} is not a file; name an .npz or .npy file")
         yield self.path
         if self.config.names is not None:
             yield Path(self.config.names)

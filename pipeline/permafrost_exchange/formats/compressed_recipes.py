@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from permafrost.loading.recipes import SPACE, policy_matrices
 from permafrost_exchange.target_reader import crop_matrices
 
-_MOST_OPERATIONS = 4
+_MAX_OPERATIONS = 4
 RECIPE_REMARK = (
     "views have the recipes of the files; where a shear, translation or rotation reaches beyond the crop, students see "
     "the image there, and the teacher saw black"
@@ -112,8 +112,8 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
     if len(crops) > 1 or any(not isinstance(active[name].get("size"), int) for name in crops):
         raise ValueError("its views are not made by one crop of a size")
     count = int(active["rand_augment"].get("num_ops", 2)) if "rand_augment" in active else 0
-    if count > _MOST_OPERATIONS:
-        raise ValueError(f"its RandAugment has {count} operations, more than {_MOST_OPERATIONS}")
+    if count > _MAX_OPERATIONS:
+        raise ValueError(f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}")
     crop = active[crops[0]] if crops else {}
     return RecipeLayout(
         names=tuple(name for name in _WITH_VALUES if name in active),

@@ -96,9 +96,9 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise TargetError(f"{where} is no JSON: {error}") from error
+        raise TargetError(f"{where} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise TargetError(f"{where} is no mapping")
+        raise TargetError(f"{where} is not a mapping")
     return values
 
 

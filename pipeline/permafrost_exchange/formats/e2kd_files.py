@@ -57,8 +57,8 @@ class E2KDReader(FileReader):
             ]
             if odd:
                 raise TargetError(
-                    f"{self.path}: {odd[0]}{self.suffix} is no number of an image; name the folder of one split, such "
-                    "as fit"
+                    f"{self.path}: {odd[0]}{self.suffix} is not the number of an image; name the folder of one split, "
+                    "such as fit"
                 )
             names = [positions[int(n)] for n in part.names] if positions else part.names
             yield ListedTargets(names, part.places)

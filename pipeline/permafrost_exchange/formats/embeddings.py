@@ -30,7 +30,7 @@ from permafrost_exchange.target_reader import (
 
 
 class EmbeddingReader(TargetReader):
-    """Parts of embeddings [n, d], each beside a Parquet file whose column names the rows."""
+    """Parts of embeddings [n, d], each next to a Parquet file whose column names the rows."""
 
     turns_photographs = False
 

@@ -65,7 +65,7 @@ class FKDReader(FileReader):
         boxes = coordinates[:count].astype(np.float64)
         ends = boxes[:, :2] + boxes[:, 2:]
         if boxes.min() < -1e-3 or boxes[:, 2:].min() <= 0 or ends.max() > 1.01:
-            raise ValueError("a crop reaches beyond the image; these are no coordinates of FKD")
+            raise ValueError("a crop reaches beyond the image; these are not coordinates of FKD")
         probabilities, classes = self._outcomes(labels[:count])
         if labels.dtype == np.float16 and self.config.classes > _EXACT_HALVES:
             raise ValueError(

@@ -56,7 +56,7 @@ def _checked_header(head: bytes, size: int, where: str) -> NpyHeader:
     try:
         header = read_npy_header(head, size)
     except FormatError as error:
-        raise TargetError(f"{where} is no array of NumPy: {error}") from error
+        raise TargetError(f"{where} is not a NumPy array: {error}") from error
     if header.dtype.hasobject:
         raise TargetError(
             f"{where} holds Python objects, which are not unpickled; save numbers or texts"

@@ -26,7 +26,7 @@ from permafrost_exchange.target_reader import (
     TargetReader,
 )
 
-_MOST_LOGITS = 100
+_MAX_LOGITS = 100
 """Largest number of logits that are stored of a crop, of the classes that its cells list."""
 
 
@@ -96,8 +96,8 @@ def _pool(maps: NDArray[np.float32], views: NDArray[np.float32] | None) -> NDArr
 def _largest(
     pooled: NDArray[np.float64], listed: NDArray[np.int64], num_classes: int, temperature: float
 ) -> Arrays:
-    """Return the largest logits of scores in which all classes that are not listed have 0, a fixed number of them."""
-    count = min(_MOST_LOGITS, num_classes)
+    """Return a fixed number of the largest logits of scores, with 0 for classes that are not listed."""
+    count = min(_MAX_LOGITS, num_classes)
     others = np.setdiff1d(np.arange(min(num_classes, count + len(listed))), listed)
     others = others[: max(0, count - len(listed))]
     classes = np.concatenate([listed, others])

@@ -26,7 +26,7 @@ from permafrost_exchange.target_reader import (
     walk,
 )
 
-_MOST_MEMBER_BYTES = 2**27
+_MAX_MEMBER_BYTES = 2**27
 _OPEN_TARS = 32
 
 
@@ -96,7 +96,7 @@ class TarReader(TargetReader):
             where: Tar and name, for messages.
 
         Raises:
-            ValueError: If they are no such targets. The text says what is wrong, without the name of the file.
+            ValueError: If they are not such targets. The message describes the problem, without the file name.
         """
 
 
@@ -126,6 +126,6 @@ def member_bytes(path: AnyPath, member: Member, name: str) -> bytes:
     """
     file = _opened(path, *file_stamp(path))
     try:
-        return read_member(file, member, f"{path}: {name}", _MOST_MEMBER_BYTES)
+        return read_member(file, member, f"{path}: {name}", _MAX_MEMBER_BYTES)
     except UserError as error:
         raise TargetError(str(error)) from error

@@ -35,7 +35,7 @@ _SEED_BYTES, _OUTCOME_BYTES = 4, 4
 
 
 class TinyViTReader(TargetReader):
-    """The largest logits of one view of each record, which nobody knows."""
+    """The largest logits of one view of each record. The views are not recorded."""
 
     turns_photographs = False
 
@@ -55,7 +55,7 @@ class TinyViTReader(TargetReader):
         ]
         for _, values in pairs:
             if not values.is_file():
-                raise TargetError(f"{values} is missing beside its keys")
+                raise TargetError(f"{values} is missing next to its keys")
         return pairs
 
     def listing(self) -> Iterator[ListedTargets]:
@@ -83,7 +83,7 @@ class TinyViTReader(TargetReader):
             outcomes, odd = divmod(size - _SEED_BYTES * count, _OUTCOME_BYTES * max(count, 1))
             if odd or outcomes < 1:
                 raise TargetError(
-                    f"{values} has {size:,} bytes, which are no records of equal size for {count:,} keys"
+                    f"{values} has {size:,} bytes, which do not divide into {count:,} records of equal size"
                 )
             dtype = np.dtype(
                 [("seed", "<i4"), ("classes", "<i2", (outcomes,)), ("values", "<f2", (outcomes,))]

@@ -1,9 +1,9 @@
-"""Torch files of strangers, unpickled in a process of their own.
+"""Untrusted torch files, unpickled in a separate process.
 
 The process reads with `weights_only` and a list of what may be built, so that no code of a file runs. Files of a
 protocol that `weights_only` does not read are unpickled as lists and numbers, of Python and NumPy, alone. The process
-may allocate a limited amount of memory beside its libraries, and is ended if a file takes too long. What it returns are
-JSON values and arrays. The same file is the program of that process, which knows nothing of this project.
+may allocate a limited amount of memory besides its libraries, and is ended if a file takes too long. What it returns
+are JSON values and arrays. The same file is the program of that process, which knows nothing of this project.
 
     request   8 bytes of length, then the bytes of the torch file
     answer    8 bytes of length, then JSON: {"error": text}, or {"content": ..., "arrays": [[dtype, shape], ...]}
@@ -29,12 +29,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 MEMORY_BYTES = 2**30
-"""Memory that a file may take beside the libraries."""
+"""Memory that a file may take in addition to the libraries."""
 SECONDS = 60.0
 """Seconds that a file may take."""
 _START_SECONDS = 300.0
-_MOST_ANSWER = 2**29
-_MOST_DEPTH = 12
+_MAX_ANSWER = 2**29
+_MAX_DEPTH = 12
 _ARRAY = "__array__"
 _DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 
@@ -87,7 +87,7 @@ class _Worker:
     def _receive(self, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
         size = int.from_bytes(self._read(8, deadline, seconds), "little")
-        if size > _MOST_ANSWER:
+        if size > _MAX_ANSWER:
             raise _EndedError(f"it holds {size:,} bytes, more than any target")
         return self._read(size, deadline, seconds)
 
@@ -164,8 +164,8 @@ def _plain(value: Any, arrays: list[Any], depth: int = 0) -> Any:
     """Return JSON values in which arrays are numbers of a list."""
     import torch
 
-    if depth > _MOST_DEPTH:
-        raise ValueError(f"it nests more than {_MOST_DEPTH} lists")
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"it nests more than {_MAX_DEPTH} lists")
     if isinstance(value, torch.Tensor):
         value = value.detach()
         value = (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
@@ -257,7 +257,7 @@ def _serve(memory: int) -> None:
 
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not part of the answer
     kinds = ("Float16", "Float32", "Float64", "Int64", "Int32", "Int16", "Int8", "UInt8", "Bool")
     torch.serialization.add_safe_globals(
         [

@@ -136,7 +136,7 @@ def _align(out: Tensor, norm: Tensor, shared: BcosSettings) -> Tensor:
     """Compute |cos|^(B - 1) * out, where cos = out / norm is the cosine of a unit weight and the input (section 3.1).
 
     Args:
-        out: w_hat x, of any floating dtype, which is also that of the result.
+        out: w_hat x, of any floating dtype, which the result also has.
         norm: ||x||, float32 or wider, broadcastable to `out`.
     """
     if shared.b == 1:

@@ -222,7 +222,7 @@ def read_similarity(path: Path, classes: int) -> Tensor:
             matrix = parse_npy(read_regular(path), "biuf", (classes, classes))
         except FormatError as error:
             raise ConfigError(
-                f"{_OPTION}={path} is no matrix of numbers of shape ({classes}, {classes}): {error}; save one with "
+                f"{_OPTION}={path} is not a matrix of numbers of shape ({classes}, {classes}): {error}; save one with "
                 "numpy.save"
             ) from error
         return torch.from_numpy(matrix.astype(np.float64))

@@ -16,7 +16,7 @@ A folder of Broden has
 
 All splits are read. A label in several categories is assigned to the one in which its coverage is highest.
 
-Shape letters: L label images of one picture, s t their height and width, C labels of the set (0 is none).
+Shape letters: L label images of one picture, s t their height and width, C labels of the set (0: no label).
 """
 
 from __future__ import annotations

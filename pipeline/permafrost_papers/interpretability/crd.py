@@ -47,7 +47,7 @@ def nce_loss(probabilities: Tensor, num_records: int) -> Tensor:
     -log(p_0 / (p_0 + m Pn + eps)) - sum_i log(m Pn / (p_i + m Pn + eps)), with Pn = 1 / num_records
 
     Args:
-        probabilities: [B, 1 + m], scores divided by their normalizer, that of the record itself first.
+        probabilities: [B, 1 + m], scores divided by their normalizer, the record's own score first.
         num_records: Number of records of the bank.
     """
     noise = (probabilities.shape[1] - 1) / num_records  # m Pn

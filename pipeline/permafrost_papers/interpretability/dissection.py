@@ -265,7 +265,7 @@ def _blank(model: EvaluatedModel, options: DissectionOptions) -> Tensor:
 def _legacy_normalization(
     model: EvaluatedModel, images: Tensor, options: DissectionOptions
 ) -> Tensor:
-    """Transform images so that the network's own normalization becomes that of the published code (legacy_norm)."""
+    """Transform images so that the network's own normalization matches the published code (legacy_norm)."""
     if not options.legacy_norm:
         return images
     normalizations = [module for module in model.network.modules() if isinstance(module, Normalize)]

@@ -141,7 +141,7 @@ def feature_scales(batches: Iterable[Tensor], probes: Probes) -> Tensor:
     return places.sort(dim=0).values.std(dim=0, correction=0)
 
 
-Network = Callable[[Tensor], Tensor]
+LogitFunction = Callable[[Tensor], Tensor]
 """Inputs [B, *shape] -> logits [B, K], not probabilities. The logits of a record depend on that record only."""
 
 PIECEWISE_LINEAR = (
@@ -180,7 +180,7 @@ _PIECEWISE_LINEAR_STEPS = (
 
 
 def squared_curvature(
-    network: Network,
+    network: LogitFunction,
     record: Tensor,
     probes: Probes,
     signs: Tensor,
@@ -224,7 +224,7 @@ def _displace(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) 
 
 
 def _differences(
-    network: Network, record: Tensor, directions: Tensor, weights: Tensor, step: float
+    network: LogitFunction, record: Tensor, directions: Tensor, weights: Tensor, step: float
 ) -> Tensor:
     """Central differences of the gradient of each row's weighted logits: [n, *shape]."""
     ends = torch.cat([record + step * directions, record - step * directions]).requires_grad_()
@@ -234,7 +234,9 @@ def _differences(
     return (ahead - behind) / (2 * step)
 
 
-def _hessian_rows(network: Network, record: Tensor, directions: Tensor, weights: Tensor) -> Tensor:
+def _hessian_rows(
+    network: LogitFunction, record: Tensor, directions: Tensor, weights: Tensor
+) -> Tensor:
     """Exact derivatives of the gradient of each row's weighted logits along its direction: [n, *shape].
 
     They are computed by a second backward pass. PyTorch takes ten seconds to compile its forward-over-reverse rules,
@@ -251,7 +253,7 @@ def _hessian_rows(network: Network, record: Tensor, directions: Tensor, weights:
 
 
 def squared_ablations(
-    network: Network,
+    network: LogitFunction,
     record: Tensor,
     probes: Probes,
     *,
@@ -299,7 +301,7 @@ def squared_ablations(
 
 
 def refuse_piecewise_linear(
-    network: Network, record: Tensor, modules: nn.Module | None = None
+    network: LogitFunction, record: Tensor, modules: nn.Module | None = None
 ) -> None:
     """Raise ConfigError if a part of the network is piecewise linear, with zero or undefined second derivatives.
 

@@ -21,7 +21,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import to_float32
 from permafrost_papers.ked.curvature import (
-    Network,
+    LogitFunction,
     Probes,
     refuse_piecewise_linear,
     squared_ablations,
@@ -98,7 +98,7 @@ class DependencySums:
 
 
 def measure_dependency(
-    network: Network,
+    network: LogitFunction,
     batches: Batches,
     probes: Probes,
     *,
@@ -178,7 +178,7 @@ def symmetric(dependency: Tensor) -> Tensor:
     return both - both.diag().diag()
 
 
-def _num_classes(network: Network, record: Tensor, centered: bool) -> int:
+def _num_classes(network: LogitFunction, record: Tensor, centered: bool) -> int:
     """Number K of classes."""
     with torch.no_grad():
         num_classes = network(record[None]).shape[1]

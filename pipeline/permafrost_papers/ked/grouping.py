@@ -27,7 +27,7 @@ _STARTS = 5
 """Number of runs of Louvain's algorithm, of which the best is used."""
 _FINER = 1.25
 """Factor by which the resolution is raised while there are too few communities."""
-_FEWEST_NEIGHBORS = 4
+_MIN_NEIGHBORS = 4
 _DECIMALS = 12
 """Decimals of normalized weights and gains, so that the summation order does not break ties."""
 
@@ -91,7 +91,7 @@ def group_features(
         raise ValueError(f"levels={most} must be >= number={number}")
     if grid is not None and grid[0] * grid[1] != len(weights):
         raise ValueError(f"the grid {grid} does not have the {len(weights)} features of the matrix")
-    k = max(_FEWEST_NEIGHBORS, len(live) // 8) if neighbors is None else neighbors
+    k = max(_MIN_NEIGHBORS, len(live) // 8) if neighbors is None else neighbors
     graph = sparsify((weights / weights.max())[np.ix_(live, live)].round(_DECIMALS), k)
     communities, found_at = _communities(graph, number, seed, resolution)
     nested = _mergers(graph, communities)[:number]

@@ -34,7 +34,7 @@ from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
 from permafrost.models.compute import torch_threads
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.storage.files import read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
@@ -205,9 +205,9 @@ class PartitionSearch:
         return {
             "store": self.store.manifest.fingerprint,
             "split": self.teaching.split,
-            "black_box": describe_teacher(
-                self.black_box, self.store.manifest.classes, section="black_box"
-            ),
+            "black_box": Network(
+                self.black_box, self.store.manifest.classes, "black_box"
+            ).describe(),
             "frame": self.teacher.frame,
             "input_size": list(self._probed_size()),
         }

@@ -24,8 +24,7 @@ from permafrost_papers.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
 
 
 class SuperfeaturePayload:
-    """Fields superfeature_logits [M, K], class-centered with maximum absolute value 1 over classes, and
-    superfeature_logits_scale f32 [M].
+    """Fields superfeature_logits [M, K], centered over classes with maximum 1, and superfeature_logits_scale f32 [M].
 
     They have no spatial position, so they cannot be transformed with a view.
     """

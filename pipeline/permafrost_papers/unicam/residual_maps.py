@@ -68,7 +68,7 @@ def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) ->
         num_classes: Number K of classes.
 
     Raises:
-        ConfigError: If the file does not exist, or is no matrix with a row for each class.
+        ConfigError: If the file does not exist, or is not a matrix with a row for each class.
     """
     if path is None:
         return None
@@ -81,7 +81,7 @@ def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) ->
         values = parse_npy(read_regular(Path(path)), "fiu", (num_classes, None))
     except FormatError as error:
         raise ConfigError(
-            f"{option} is no matrix of numbers with a row for each of the {num_classes} classes, in order: {error}; "
+            f"{option} is not a matrix of numbers with a row for each of the {num_classes} classes, in order: {error}; "
             "write it with numpy.save"
         ) from error
     return torch.from_numpy(values.astype(np.float64))

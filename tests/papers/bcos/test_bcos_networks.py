@@ -11,7 +11,7 @@ import torchvision
 
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze, teacher_input_size
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
@@ -240,7 +240,7 @@ def test_a_vit_says_which_images_it_takes():
 def test_a_teacher_is_described_without_normalization(tmp_path):
     config = BcosModelConfig(name="resnet8", width=4, weights="random")
 
-    description = describe_teacher(config, 3)
+    description = Network(config, 3).describe()
 
     assert description["preprocessing"] == {
         "mean": (0.0, 0.0, 0.0),

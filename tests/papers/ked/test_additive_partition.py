@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from permafrost.config.models import CifarModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.explanations import explainer_named
-from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.network import Network
 from permafrost.models.providers import build_model, count_parameters, freeze, measure_cost
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
@@ -117,8 +117,8 @@ def test_where_a_partition_came_from_is_not_part_of_a_teachers_fingerprint(tmp_p
     named = replace(MLP, weights=str(weights))
     elsewhere = replace(named, partition="gone", partition_control="random", partition_seed=2)
 
-    assert describe_teacher(named, NUM_CLASSES) == describe_teacher(elsewhere, NUM_CLASSES)
-    assert describe_teacher(named, NUM_CLASSES)["architecture"]["superfeatures"] == M
+    assert Network(named, NUM_CLASSES).describe() == Network(elsewhere, NUM_CLASSES).describe()
+    assert Network(named, NUM_CLASSES).describe()["architecture"]["superfeatures"] == M
 
 
 # ---- explanations and cost -----------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_pat
     assert (drawn["classes"], embedded["classes"]) == (6, 10)  # 24 records, 4 of a class if drawn
     with pytest.raises(
         ConfigError,
-        match=r"unicam\.embeddings=.*short\.npy is no .* for each of the 10 .*: its shape is \(9, 9\)",
+        match=r"unicam\.embeddings=.*short\.npy is not a .* for each of the 10 .*: its shape is \(9, 9\)",
     ):
         unicam_maps(own, name="d", embeddings=str(tmp_path / "short.npy"))
     with pytest.raises(ConfigError, match=r"gaps\.npy .*: some of its values are not finite"):
