@@ -406,11 +406,11 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     """
     from permafrost.config.plugins import load_plugins
     from permafrost.models.saved import is_finished, load_model
-    from permafrost.runs.folder import run_folder
+    from permafrost.runs.folder import RunFolder
     from permafrost.runs.mirrors import RUNS
 
     load_plugins(plugins)
-    candidates = [Path(run), *(run_folder(str(run)) / verb for verb in ("distill", "teach"))]
+    candidates = [Path(run), *(RunFolder(str(run)).path / verb for verb in ("distill", "teach"))]
     folder = next((path for path in candidates if is_finished(path)), None)
     if folder is None:
         raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.config.augment import AnyOperation, AugmentOptions, MixConfig
-from permafrost.core.batches import Batch, StoredTargets, Targets, top_class
+from permafrost.core.batches import Batch, MixedMapTargets, StoredTargets, top_class
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.evaluation.context import EvaluationContext
@@ -236,16 +236,16 @@ def compare_mixtures(
             pair = stored.logits, stored.logits[mixture.partners]
             first, second = (each.log_softmax(dim=1) for each in pair)
             weights = shares[:, None]
-            rule = torch.logaddexp(first + weights.log(), second + (1 - weights).log())
+            by_rule = torch.logaddexp(first + weights.log(), second + (1 - weights).log())
             answer = output.logits.detach().float().log_softmax(dim=1)
-            kl = F.kl_div(rule, answer, reduction="none", log_target=True).sum(dim=1)
-            agrees = rule.argmax(dim=1) == answer.argmax(dim=1)
+            kl = F.kl_div(by_rule, answer, reduction="none", log_target=True).sum(dim=1)
+            agrees = by_rule.argmax(dim=1) == answer.argmax(dim=1)
             for metric, each in (("mix_kl", kl), ("mix_agreement", agrees.double())):
                 values.setdefault(metric, []).append((shares[paired], each[paired]))
         if explainer is not None:
-            counted, cosine = _compare_maps(
-                model, explainer_named(explainer), mix_targets(stored), output
-            )
+            rule = mix_targets(stored)
+            assert isinstance(rule, MixedMapTargets)
+            counted, cosine = _compare_maps(model, explainer_named(explainer), rule, output)
             by_class = torch.cat([shares[:, None], 1 - shares[:, None]], dim=1)
             by_class = by_class.repeat_interleave(cosine.shape[1] // 2, dim=1)
             counted = counted & paired[:, None]
@@ -259,13 +259,9 @@ def _without_fields(batch: Batch) -> tuple[StoredTargets, ...]:
 
 
 def _compare_maps(
-    model: EvaluatedModel, explain: Explainer, rule: Targets, output: ModelOutput
+    model: EvaluatedModel, explain: Explainer, rule: MixedMapTargets, output: ModelOutput
 ) -> tuple[Tensor, Tensor]:
     """Compare stored maps of both records on their cells with those of the mixture: validity and cosine [B, 2E]."""
-    assert rule.explained_class is not None
-    assert rule.maps is not None
-    assert rule.map_valid is not None
-    assert rule.cell_weights is not None
     recomputed = explain(model.network, output, rule.explained_class)
     pair = (rule.maps * rule.cell_weights, recomputed * rule.cell_weights)
     cosine, valid = map_cosine(*pair, model.input_size)

@@ -26,7 +26,7 @@ from pathlib import Path
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import require
-from permafrost.runs.folder import run_folder
+from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import exists, write_atomically
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost_estimate.measurement import Estimate, plain_values, printed_lines
@@ -65,7 +65,7 @@ def estimate_store(config: EstimateConfig) -> EstimateResult:
 
     with tempfile.TemporaryDirectory(prefix="permafrost-estimate-") as folder, _quiet():
         estimate = measure(config, Path(folder))
-    path = run_folder(config.run) / "estimate.json"
+    path = RunFolder(config.run).path / "estimate.json"
     write_atomically(path, (json.dumps(plain_values(estimate), indent=1) + "\n").encode())
     return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))
 

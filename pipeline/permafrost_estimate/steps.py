@@ -31,7 +31,7 @@ from permafrost.models.resolve import resolve_distill
 from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
 from permafrost.training.build import build_loader, build_training
-from permafrost.training.distill import Distillation
+from permafrost.training.distill import StudentPlan
 from permafrost.training.step import train_step
 from permafrost.training.targets import TargetSource
 from permafrost_estimate.options import EstimateConfig
@@ -205,7 +205,7 @@ class _Steps:
 
     def __init__(self, config: EstimateConfig, store: Store, mode: Mode) -> None:
         options = _student(config, store, mode)
-        spec = Distillation(config=options, folder=Path(str(store.folder)) / "student").spec()
+        spec = StudentPlan(options, Path(str(store.folder)) / "student").spec()
         here = DistributedContext()
         self.spec = spec
         self.training = build_training(spec, here)

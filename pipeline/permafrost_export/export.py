@@ -21,7 +21,7 @@ from permafrost.config.version import __version__
 from permafrost.core.errors import require
 from permafrost.evaluation.results import read_results
 from permafrost.models.saved import EXPORT_FOLDER, TrainedModel, load_model
-from permafrost.runs.folder import run_folder
+from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
@@ -61,7 +61,7 @@ def export_student(config: ExportConfig) -> ExportResult:
     if config.to:
         require_hub()
         repository_of(config.to)
-    student = run_folder(config.run) / "distill"
+    student = RunFolder(config.run).path / "distill"
     store = Store(config.store.folder)
     network, trained = load_model(student, store.manifest.classes)
     if "onnx" in config.export.formats:
@@ -107,7 +107,7 @@ def export_student(config: ExportConfig) -> ExportResult:
 
 def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
     """Return what the card says of the student."""
-    folder = run_folder(config.run)
+    folder = RunFolder(config.run).path
     accuracies = {
         split: metrics["accuracy"]
         for split, metrics in read_results(folder / "evaluate")["splits"].items()

@@ -14,7 +14,7 @@ from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.trained_student import epoch_metric
-from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, passes_in, read_config, run_folder
+from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in, read_config
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_report.comparison import group_pairs, summarize
@@ -57,7 +57,7 @@ def load_selection(run: str) -> ModelSelection | None:
     Raises:
         DamagedFileError: If sweep.json is damaged.
     """
-    sweep = read_sweep(run) if (run_folder(run) / SWEEP_NAME).exists() else {}
+    sweep = read_sweep(run) if (RunFolder(run).path / SWEEP_NAME).exists() else {}
     if "candidates" not in sweep:
         return None
     rows = sweep["candidates"]

@@ -21,7 +21,7 @@ from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
 from permafrost.evaluation.saved_records import PICTURES_NAME
 from permafrost.models.saved import is_finished, read_description
-from permafrost.runs.folder import read_cost, run_folder
+from permafrost.runs.folder import RunFolder, read_cost
 from permafrost.sources.data_preview import read_preview
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
@@ -355,6 +355,6 @@ def _ledger(
         ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
         ledger["Teacher forward passes, computed once"] = f"{forwards:,}"
         ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"
-    if (pass_cost := read_cost(run_folder(run) / "precompute")) is not None:
+    if (pass_cost := read_cost(RunFolder(run).path / "precompute")) is not None:
         ledger["Seconds of teacher annotation, summed over shards"] = f"{pass_cost['seconds']:.1f}"
     return ledger

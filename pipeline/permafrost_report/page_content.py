@@ -9,7 +9,7 @@ from typing import Any
 
 from permafrost.config.points import point_label
 from permafrost.evaluation.trained_student import UNTRAINED, evaluate_command
-from permafrost.runs.folder import SWEEP_NAME, run_folder
+from permafrost.runs.folder import SWEEP_NAME, RunFolder
 from permafrost.store.reader import Store
 from permafrost_report.case_pictures import SplitCases, show_cases
 from permafrost_report.cases import open_pair
@@ -177,7 +177,7 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     An experiment names the columns of its sweep, whose evaluators a single student may not have been given.
     """
     options = config.report
-    if (run_folder(config.run) / SWEEP_NAME).exists() or len(results) != 1:
+    if (RunFolder(config.run).path / SWEEP_NAME).exists() or len(results) != 1:
         return options
     missing = {n: s for n, s in options.columns.items() if results[0].find(s) is None}
     if missing:

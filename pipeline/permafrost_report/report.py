@@ -18,7 +18,7 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from permafrost.runs.folder import run_folder
+from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import write_atomically
 from permafrost_report.options import ReportConfig
 
@@ -51,7 +51,7 @@ def report_run(config: ReportConfig) -> ReportResult:
     contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
     if page.paired:
         contents["csv"] = student_csv(values["runs"], page.columns)
-    files = {kind: run_folder(config.run) / f"report.{kind}" for kind in contents}
+    files = {kind: RunFolder(config.run).path / f"report.{kind}" for kind in contents}
     for kind, content in contents.items():
         # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
         write_atomically(files[kind], content.encode(errors="backslashreplace"))

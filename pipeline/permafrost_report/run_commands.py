@@ -14,7 +14,7 @@ from permafrost.core.errors import UserError
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import is_finished
 from permafrost.models.trained_weights import read_entries
-from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
+from permafrost.runs.folder import CONFIG_NAME, RunFolder, read_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import DamagedFileError
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
@@ -64,7 +64,7 @@ def commands_of(
 
 def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
     """Return the commands whose options are in the run's folder or next to results in it."""
-    folder = run_folder(run)
+    folder = RunFolder(run).path
     paths = {verb: (folder / f"{verb}.yaml", folder / verb / CONFIG_NAME) for verb in verbs}
     existing = {verb: [path for path in pair if path.exists()] for verb, pair in paths.items()}
     return [
@@ -85,14 +85,14 @@ def _precompute_calls(run: str, store: Store) -> Iterator[tuple[Path, dict[str, 
 
     A damaged file of another run is a warning; one of the run itself raises DamagedFileError.
     """
-    paths = [*(run_folder(run)).glob("precompute*.yaml"), *RUNS.glob("*/precompute*.yaml")]
+    paths = [*(RunFolder(run).path).glob("precompute*.yaml"), *RUNS.glob("*/precompute*.yaml")]
     for path in dict.fromkeys(
-        sorted(paths, key=lambda path: (path.parent != run_folder(run), path))
+        sorted(paths, key=lambda path: (path.parent != RunFolder(run).path, path))
     ):
         try:
             values = read_config(path, PrecomputeConfig, "store", "data", "teacher")
         except DamagedFileError as error:
-            if path.parent == run_folder(run):
+            if path.parent == RunFolder(run).path:
                 raise
             logger.warning("%s", error)
             continue

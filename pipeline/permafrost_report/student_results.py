@@ -27,7 +27,7 @@ from permafrost.evaluation.results import (
 )
 from permafrost.evaluation.trained_student import trains_classifier
 from permafrost.models.saved import is_finished
-from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, passes_in, read_config, run_folder
+from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in, read_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
 from permafrost_report.comparison import group_pairs
@@ -51,13 +51,13 @@ def check_run(run: str) -> None:
     Raises:
         UnknownRunError: If it has none.
     """
-    if run == ReportConfig.run or _has_output(run_folder(run)):
+    if run == ReportConfig.run or _has_output(RunFolder(run).path):
         return
-    _remove_own(run_folder(run))
+    _remove_own(RunFolder(run).path)
     known = sorted(p.name for p in RUNS.glob("*") if _has_output(p))
     named = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
     raise UnknownRunError(
-        f"{run_folder(run)} does not exist; the runs in {Path.cwd()} are: {named or 'none'}; correct run=, or "
+        f"{RunFolder(run).path} does not exist; the runs in {Path.cwd()} are: {named or 'none'}; correct run=, or "
         "leave it out for a report of the store alone"
     )
 
@@ -199,15 +199,15 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
         DamagedFileError: If a file of a run is damaged.
     """
     results: list[StudentResult] = []
-    if (run_folder(run) / SWEEP_NAME).exists():
+    if (RunFolder(run).path / SWEEP_NAME).exists():
         results = _read_run(run)
-    elif is_finished(run_folder(run) / "distill"):
+    elif is_finished(RunFolder(run).path / "distill"):
         results = [_load_student(run, must_be_evaluated=False)]
     elif not (other_runs or load_network(run) or load_teacher(run)):
         check_run(run)
         logger.info(
             "%s has neither a sweep nor a finished student, so the report shows only the store",
-            run_folder(run),
+            RunFolder(run).path,
         )
     by_run = {run: results} | {other: _read_run(other) for other in other_runs}
     runs_of = group_pairs(
@@ -259,16 +259,16 @@ def load_network(run: str) -> StudentResult | None:
 
 def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult | None:
     """Load the results of a network that the run has not trained."""
-    path = run_folder(run) / evaluation_name / METRICS_NAME
+    path = RunFolder(run).path / evaluation_name / METRICS_NAME
     if not path.exists():
         return None
     return StudentResult(
         arm=label,
         label=label,
         seed=None,
-        folder=run_folder(run),
+        folder=RunFolder(run).path,
         metrics=_metrics(path),
-        further=evaluations_beside(run_folder(run), evaluation_name),
+        further=evaluations_beside(RunFolder(run).path, evaluation_name),
         evaluation_name=evaluation_name,
     )
 
@@ -281,7 +281,7 @@ def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
 
 
 def _read_run(run: str) -> list[StudentResult]:
-    path = run_folder(run) / SWEEP_NAME
+    path = RunFolder(run).path / SWEEP_NAME
     if not path.exists():
         return [_load_student(run, must_be_evaluated=True)]
     rows = read_sweep(run)["runs"]
@@ -295,7 +295,7 @@ def read_sweep(run: str) -> dict[str, Any]:
     Raises:
         DamagedFileError: If the digest or the type of an entry is wrong.
     """
-    path = run_folder(run) / SWEEP_NAME
+    path = RunFolder(run).path / SWEEP_NAME
     advice = "delete it, and run the same permafrost sweep again, which keeps its students"
     values = read_json(path, advice)
     try:
@@ -335,10 +335,10 @@ class _SweepFile:
 
 
 def _config_of(run: str) -> Path:
-    path = run_folder(run) / "distill" / CONFIG_NAME
+    path = RunFolder(run).path / "distill" / CONFIG_NAME
     require(
         path.exists(),
-        f"report.runs names {run}, but {run_folder(run)} contains neither a sweep nor a student; correct "
+        f"report.runs names {run}, but {RunFolder(run).path} contains neither a sweep nor a student; correct "
         "report.runs",
     )
     return path
@@ -347,7 +347,7 @@ def _config_of(run: str) -> Path:
 def _load_result(
     row: dict[str, Any], several: bool, *, must_be_evaluated: bool = True
 ) -> StudentResult:
-    folder = run_folder(row["run"])
+    folder = RunFolder(row["run"]).path
     path = folder / evaluation_folder(None) / METRICS_NAME
     against = {teacher: _metrics(file) for teacher, file in evaluations_against(folder).items()}
     require(

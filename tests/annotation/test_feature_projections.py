@@ -33,7 +33,7 @@ from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.build import build_training
-from permafrost.training.distill import Distillation
+from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import with_named_passes
 from permafrost_estimate.options import EquivarianceOptions
@@ -255,7 +255,7 @@ def test_restored_features_are_moved_alike(projected):
 )
 def test_students_learn_from_components_or_from_restored_channels(projected, method, channels):
     config = with_named_passes(distill_config(projected, method=method), projected.store, "one")
-    spec = Distillation(config=config, folder=RUNS / "one" / "distill").spec()
+    spec = StudentPlan(config, RUNS / "one" / "distill").spec()
     loss = build_training(spec, spec.loss.distributed).loss
     distill.run(distill_config(projected, method=method))
 

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -25,7 +26,7 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import UserError
 from permafrost.losses.e2kd import E2KDLoss
 from permafrost.runs.mirrors import RUNS
-from permafrost.training.distill import Distillation
+from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
 from tests.support.paths import PYTHONPATH
 from tests.support.processes import alive, descendants, title, wait_until
@@ -56,11 +57,21 @@ class DeadlyLoss(E2KDLoss):
         return super().forward(student, targets, labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class KilledOnce(Distillation):
-    """Distillation in which one rank is killed once."""
+class DisturbedPlan(StudentPlan):
+    """Plan with further attributes, which the ranks receive, too."""
 
-    marker: Path
+    def __init__(self, options, folder, store=None, **attributes):
+        super().__init__(options, folder, store)
+        self.attributes = attributes
+        self.__dict__.update(attributes)
+
+    def __reduce__(self):
+        kind, arguments = super().__reduce__()
+        return partial(kind, **self.attributes), arguments
+
+
+class KilledOnce(DisturbedPlan):
+    """Plan of a training in which one rank is killed once."""
 
     def spec(self, distributed=None):
         spec = super().spec(distributed)
@@ -75,10 +86,8 @@ def test_a_rank_knows_how_many_ranks_share_its_machine(frozen, monkeypatch):
     found = []
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray, "get", lambda asked: "")
-    monkeypatch.setattr(Distillation, "train", lambda job, on_epoch, ranks: found.append(ranks))
-    job = Distillation(
-        config=distill_config(frozen, trainer=replace(TWO_RANKS, device="cpu")), folder=Path()
-    )
+    monkeypatch.setattr(StudentPlan, "train", lambda job, on_epoch, ranks: found.append(ranks))
+    job = StudentPlan(distill_config(frozen, trainer=replace(TWO_RANKS, device="cpu")), Path())
 
     _RankLoop(job, MagicMock(), SimpleNamespace(full=lambda: False))()
 
@@ -95,20 +104,19 @@ class RefusingLoss(E2KDLoss):
         return super().forward(student, targets, labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refused(Distillation):
-    """Distillation in which one rank fails."""
+class Refused(StudentPlan):
+    """Plan of a training in which one rank fails."""
 
     def spec(self, distributed=None):
         spec = super().spec(distributed)
         return replace(spec, loss=RefusingLoss(spec.loss.config))
 
 
-def job(frozen, run, kind=Distillation, **options):
+def job(frozen, run, kind=StudentPlan, **options):
     config = distill_config(frozen, run=run, trainer=TWO_RANKS)
     folder = (RUNS / run / "distill").absolute()
     folder.mkdir(parents=True)
-    return kind(config=config, folder=folder, **options)
+    return kind(config, folder, **options)
 
 
 @pytest.mark.ray
@@ -163,13 +171,8 @@ class HelperDeadlyLoss(E2KDLoss):
         return super().forward(student, targets, labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HelperKilled(Distillation):
-    """Distillation during which actors of the driver are killed."""
-
-    driver: int
-    actor: str
-    marker: Path
+class HelperKilled(DisturbedPlan):
+    """Plan of a training during which actors of the driver are killed."""
 
     def spec(self, distributed=None):
         spec = super().spec(distributed)

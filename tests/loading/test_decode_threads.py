@@ -25,7 +25,7 @@ from permafrost.store.entries import ManifestError
 from permafrost.store.frames import InputMemory
 from permafrost.store.reader import Store
 from permafrost.store.tars import ShardBytes
-from permafrost.training.distill import Distillation
+from permafrost.training.distill import StudentPlan
 from tests.support.runs import TWO_RANKS, distill_config
 from tests.support.stores import keys_of_shard, table_of_shard
 
@@ -219,7 +219,7 @@ def test_only_the_ranks_of_one_machine_share_its_cores(monkeypatch, options, dis
 def test_a_students_plan_has_the_threads_of_its_rank(frozen, monkeypatch, processes):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     trainer = replace(TWO_RANKS, loader_processes=processes)
-    job = Distillation(config=distill_config(frozen, trainer=trainer), folder=Path())
+    job = StudentPlan(distill_config(frozen, trainer=trainer), Path())
     alone, other = DistributedContext(1, 2, local_world_size=1), DistributedContext(1, 2)
 
     threads = [job.spec(ranks).dataset.decode_threads.count for ranks in (alone, other)]

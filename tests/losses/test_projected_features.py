@@ -37,7 +37,7 @@ from permafrost.store.manifest import MovedFeatures
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
-from permafrost.training.student_passes import doubt_moved_features
+from permafrost.training.student_passes import describe_moved_features_risk
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.e2kd.options import ReviewKDConfig
 from tests.support.batches import FRAME, live_batch
@@ -460,7 +460,7 @@ def doubt_of(store, *operations, lost=None, **options):
         teacher.manifest = replace(teacher.manifest, moved_features=measured)
     options = {"method": FeaturesConfig(), **options}
     config = distill_config(store, augment=AugmentOptions(operations=operations), **options)
-    return doubt_moved_features(config, [teacher], build_loss(config.method))
+    return describe_moved_features_risk(config, [teacher], build_loss(config.method))
 
 
 def test_moved_features_that_are_worse_than_a_constant_are_named_with_their_number(store):

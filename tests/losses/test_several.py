@@ -31,7 +31,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training.build import build_training
-from permafrost.training.distill import Distillation
+from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.student_passes import with_named_passes
@@ -88,7 +88,7 @@ def terms_of(store, method, state=None, teacher=()):
     named = StoreOptions(path=str(store.store.path), teacher=teacher)
     config = distill_config(store, method=method, store=named)
     config = with_named_passes(config, store.store, "one")
-    spec = Distillation(config=config, folder=RUNS / "one" / "distill").spec()
+    spec = StudentPlan(config, RUNS / "one" / "distill").spec()
     training = build_training(spec, spec.loss.distributed)
     if state is not None:
         training.loss.load_state_dict(state)

@@ -9,7 +9,7 @@ import pytest
 from permafrost.core.errors import UserError
 from permafrost.library import run_verb
 from permafrost.runs import mirrors
-from permafrost.runs.folder import open_run, run_folder
+from permafrost.runs.folder import RunFolder
 from permafrost.storage import buckets, lock
 from permafrost.storage.lock import LockedError
 from permafrost.training import loop
@@ -107,7 +107,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
 
 
 def test_what_marks_work_as_done_is_uploaded_last(bucket, monkeypatch):
-    mirror = run_folder(RUN) / "distill"
+    mirror = RunFolder(RUN).path / "distill"
     mirror.mkdir(parents=True)
     for name in ("model.json", "checkpoint.pt", "a", "z", "metrics.json", ".lock", ".x.partial"):
         (mirror / name).write_text(name)
@@ -131,7 +131,7 @@ def test_a_folder_is_fetched_as_it_is_in_the_bucket_and_work_in_progress_stays(b
     for name in ("one", "deep/two"):
         obstore.put(bucket, f"runs/one/{name}", name.encode())
     mirrors.fetch_folder(RUN)
-    mirror = run_folder(RUN)
+    mirror = RunFolder(RUN).path
     assert (mirror / "deep/two").read_text() == "deep/two"
     (mirror / "one").write_text("changed here")
     (mirror / "new").write_text("made here")
@@ -149,12 +149,12 @@ def test_a_run_that_is_worked_on_elsewhere_is_refused(bucket, frozen, monkeypatc
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 5.0)
     monkeypatch.setattr(lock, "RENEWAL_SECONDS", 0.05)
     config = frozen.config
-    with open_run("teach", RUN, config, {}) as folder:
-        assert folder == run_folder(RUN) / "teach"
+    with RunFolder(RUN).open("teach", config, {}) as folder:
+        assert folder == RunFolder(RUN).path / "teach"
         (folder / "result").write_text("1")
         with (
             pytest.raises((LockedError, UserError), match="writing to"),
-            open_run("teach", RUN, config, {}),
+            RunFolder(RUN).open("teach", config, {}),
         ):
             pass
     assert contents(bucket, "runs/one")["teach/result"] == b"1"

@@ -19,7 +19,7 @@ from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.training.build import build_training
-from permafrost.training.distill import Distillation
+from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import StepLog
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
@@ -312,7 +312,7 @@ def test_the_memory_format_of_null_is_that_of_the_kind_of_network(frozen):
         trainer = replace(TRAINER, channels_last=value)
         config = distill_config(frozen, trainer=trainer, method=KDConfig())
         config = replace(config, student=kind)
-        spec = Distillation(config=config, folder=RUNS / "one" / "distill").spec()
+        spec = StudentPlan(config, RUNS / "one" / "distill").spec()
 
         training = build_training(spec, DistributedContext())
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.store import reader
-from permafrost.training.distill import Distillation
-from permafrost.training.job import OpenedInputs
-from permafrost.training.teach_job import Teaching
+from permafrost.training.distill import StudentPlan
+from permafrost.training.teach_job import TeacherPlan
 from tests.support.runs import TRAINER, distill_config
 from tests.support.verbs import distill, precompute, teach
 
@@ -35,6 +35,16 @@ def opened(monkeypatch):
     return names
 
 
+def teach_config(frozen):
+    return TeachConfig(
+        store=frozen.config.store,
+        teacher=replace(frozen.config.teacher, weights=None),
+        teaching=LabelTeachingConfig(split="train", trainer=replace(TRAINER, epochs=1)),
+        evaluate=EvaluateOptions(splits=("test",)),
+        run="one-teacher",
+    )
+
+
 def test_a_student_is_trained_from_a_store_and_passes_that_are_opened_once(frozen, opened):
     (teacher,) = [folder.name for folder in frozen.store.pass_folders()]
     config = distill_config(frozen, trainer=replace(TRAINER, epochs=1))
@@ -46,18 +56,7 @@ def test_a_student_is_trained_from_a_store_and_passes_that_are_opened_once(froze
 
 
 def test_a_teacher_is_trained_from_a_store_that_is_opened_once(frozen, opened):
-    teaching = LabelTeachingConfig(split="train", trainer=replace(TRAINER, epochs=1))
-    network = replace(frozen.config.teacher, weights=None)
-
-    teach.run(
-        TeachConfig(
-            store=frozen.config.store,
-            teacher=network,
-            teaching=teaching,
-            evaluate=EvaluateOptions(splits=("test",)),
-            run="one-teacher",
-        )
-    )
+    teach.run(teach_config(frozen))
 
     assert opened == ["store"]
 
@@ -68,12 +67,14 @@ def test_a_finished_store_is_opened_once_to_find_its_passes_finished(own, opened
     assert opened.count("store") == 1
 
 
-@pytest.mark.parametrize("kind", [Distillation, Teaching])
+@pytest.mark.parametrize("kind", [StudentPlan, TeacherPlan])
 def test_another_process_opens_the_inputs_of_a_job_itself(frozen, kind):
-    job = kind(config=distill_config(frozen), folder=Path("one"), opened=OpenedInputs(frozen.store))
+    options = distill_config(frozen) if kind is StudentPlan else teach_config(frozen)
+    job = kind(options, Path("one"), frozen.store)
 
     sent = pickle.loads(pickle.dumps(job))  # noqa: S301
 
-    assert job.moved_to(Path("two")).opened is job.opened is not None
-    assert sent == job
-    assert sent.opened is None
+    assert job.moved_to(Path("two")).store is job.store is frozen.store
+    assert sent.store is not job.store
+    assert sent.options == with_absolute_paths(options)
+    assert sent.folder == Path("one").absolute()

@@ -45,7 +45,7 @@ from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import count_parameters
-from permafrost.runs.folder import run_folder, save_cost
+from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import exists, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
 from permafrost.store.commit_pass import commit_pass
@@ -292,7 +292,7 @@ def annotate_pass(
         counts[result.name] = Correct(result.labeled, result.correct)
 
     annotated, seconds = run_shards("teacher", executor, task, plan.missing, count)
-    save_cost(run_folder(config.run) / "precompute", seconds, annotated)
+    save_cost(RunFolder(config.run).path / "precompute", seconds, annotated)
     moved_features = _measure_moved_features(plan, config, executor)
     commit_pass(
         plan.folder,

@@ -57,7 +57,7 @@ class RankedJob(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Absolute path of the run's folder."""
+        """Folder of the training in that of its run."""
 
     @property
     def run(self) -> str:
@@ -189,7 +189,7 @@ def _trainer(loop: _RankLoop, cluster: ClusterConfig, resources: dict[str, float
         run_config=ray.train.RunConfig(
             # A new name each time keeps Ray from restoring, because the state is in checkpoint.pt.
             name=uuid4().hex,
-            storage_path=str(loop.job.folder / _STATE_FOLDER),
+            storage_path=str(loop.job.folder.absolute() / _STATE_FOLDER),
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_restarts, controller_failure_limit=cluster.max_restarts
             ),

@@ -63,22 +63,11 @@ class StoredTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Targets of one teacher pass in the form that the loss requires: in the student's view and on its grid."""
+    """Targets of one teacher in the form that the loss requires: in the student's view and on its grid."""
 
     teacher: str
     logits: AnyLogits | None
     """Logits f32 [B, K], the largest ones, those of both records of mixtures, or None for a pass without logits."""
-    explained_class: Tensor | None = None
-    """Target classes, i64 [B, E]."""
-    maps: Tensor | None = None
-    """Explanation maps, f32 [B, E, A, h, w], after the warp."""
-    map_valid: Tensor | None = None
-    """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
-    class_weights: Tensor | None = None
-    """Weight of each explained class in the sum over those of its record, f32 [B, E], 0 for padding; None for the
-    mean."""
-    cell_weights: Tensor | None = None
-    """Weight of each cell of the maps of both networks, f32 [B, E, 1, h, w]; None weights all alike."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
     attention_<stage> [B, h, w], class_maps [B, K, h, w], features_<stage> [B, C, h, w]. Fields without spatial axes:
@@ -94,6 +83,53 @@ class Targets:
     None for targets of the very images that the student is shown."""
     specs: dict[str, FieldSpec] = field(default_factory=dict)
     """Description of the intermediates that come from a pass."""
+
+
+NO_TARGETS = Targets(teacher="", logits=None)
+"""Targets of a loss that reads labels only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedTargets(Targets):
+    """Targets of certain classes, which the student explains."""
+
+    explained_class: Tensor
+    """Target classes, i64 [B, E]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapTargets(ExplainedTargets):
+    """Targets with explanation maps."""
+
+    maps: Tensor
+    """Explanation maps, f32 [B, E, A, h, w], after the warp."""
+    map_valid: Tensor
+    """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
+
+    @classmethod
+    def of(cls, targets: Targets, explained_class: Tensor, maps: Tensor) -> MapTargets:
+        """Add the maps of these classes to targets."""
+        valid = maps.flatten(2).any(dim=2) & (explained_class >= 0)
+        return cls(**vars(targets), explained_class=explained_class, maps=maps, map_valid=valid)
+
+    def first_explained(self, count: int) -> MapTargets:
+        """Return the targets with the maps of the first `count` target classes of each record only."""
+        return replace(
+            self,
+            explained_class=self.explained_class[:, :count],
+            maps=self.maps[:, :count],
+            map_valid=self.map_valid[:, :count],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedMapTargets(MapTargets):
+    """Targets with the maps of both records of each mixture."""
+
+    class_weights: Tensor
+    """Weight of each explained class in the sum over those of its record, f32 [B, E], 0 for padding."""
+    cell_weights: Tensor
+    """Weight of each cell of the maps of both networks, f32 [B, E, 1, h, w]."""
 
 
 PixelChangeName: TypeAlias = Literal[
@@ -299,14 +335,24 @@ def require_all_logits(logits: AnyLogits | None, what: str) -> Tensor:
     return logits
 
 
-def first_explained(targets: Targets, count: int) -> Targets:
-    """Return a teacher's targets with the maps of the first `count` target classes of each record only."""
-    assert targets.explained_class is not None
-    assert targets.maps is not None
-    assert targets.map_valid is not None
-    return replace(
-        targets,
-        explained_class=targets.explained_class[:, :count],
-        maps=targets.maps[:, :count],
-        map_valid=targets.map_valid[:, :count],
-    )
+def require_explained(targets: Targets) -> ExplainedTargets:
+    """Return targets of certain classes, which a pass without maps lacks.
+
+    Raises:
+        ConfigError: If they are of none.
+    """
+    return targets if isinstance(targets, ExplainedTargets) else require_maps(targets)
+
+
+def require_maps(targets: Targets) -> MapTargets:
+    """Return targets with maps, which a pass may lack.
+
+    Raises:
+        ConfigError: If it stores none.
+    """
+    if not isinstance(targets, MapTargets):
+        raise ConfigError(
+            f"{targets.teacher} stores no maps; make a pass with map among annotate.payloads, or choose a method "
+            "without them"
+        )
+    return targets

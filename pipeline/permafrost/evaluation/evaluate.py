@@ -53,7 +53,7 @@ from permafrost.evaluation.trained_student import (
     evaluate_command,
     trains_classifier,
 )
-from permafrost.runs.folder import open_run, pass_inputs, run_folder
+from permafrost.runs.folder import RunFolder, pass_inputs
 from permafrost.runs.trackers import TrackedRun, check_logger
 
 logger = logging.getLogger("permafrost.evaluate")
@@ -138,9 +138,9 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
     }
     if config.evaluate.against is None:
         folder_name = folder_of_evaluation(
-            run_folder(config.run), folder_name, config.evaluate, fingerprints
+            RunFolder(config.run).path, folder_name, config.evaluate, fingerprints
         )
-    with open_run(name or folder_name, config.run, config.shared, fingerprints) as folder:
+    with RunFolder(config.run).open(name or folder_name, config.shared, fingerprints) as folder:
         missing = missing_evaluators(folder, config)
         if name in (None, folder_name):  # not one of a sweep's selections
             logger.info(
@@ -159,7 +159,7 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
 
             run_evaluators(config, inputs, folder, missing)
         results = read_results(folder)
-    student = run_folder(config.run) / "distill"
+    student = RunFolder(config.run).path / "distill"
     is_untrained = config.model == "student" and not trains_classifier(student)
     after = report_command(config.store.path, config.run)
     is_probed = bool({"knn", "linear_probe"} & results["evaluators"].keys())
@@ -175,13 +175,15 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
         tracked = TrackedRun(
             config.logger, config.run, (student if config.model == "student" else folder).absolute()
         )
-        tracked.add_results(folder.relative_to(run_folder(config.run)).as_posix(), result.numbers)
+        tracked.add_results(
+            folder.relative_to(RunFolder(config.run).path).as_posix(), result.numbers
+        )
     return result
 
 
 def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:
     """Warn of results on the split that chose the student's epoch."""
-    metric = epoch_metric(run_folder(config.run), inputs.store.manifest.fingerprint)
+    metric = epoch_metric(RunFolder(config.run).path, inputs.store.manifest.fingerprint)
     split = (metric or "").partition(".")[0]
     if split in config.evaluate.splits:
         logger.warning(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.core.batches import Batch, Logits, StoredTargets, Targets, TopLogits
+from permafrost.core.batches import Batch, Logits, MapTargets, StoredTargets, Targets, TopLogits
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.label_forms import classes_of, has_many
 from permafrost.core.records import NO_CLASS
@@ -437,7 +437,7 @@ def images_at(maps: Tensor, batch: Batch) -> Callable[[], Tensor]:
 
 def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> Tensor | None:
     """Cosine [n, P] of the model's maps with the stored ones, nan where invalid, None if they are not comparable."""
-    if targets.maps is None or targets.explained_class is None or targets.map_valid is None:
+    if not isinstance(targets, MapTargets):
         return None
     maps = model.maps(output, targets.explained_class)
     if maps.shape[2] != targets.maps.shape[2]:

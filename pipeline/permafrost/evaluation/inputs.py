@@ -24,7 +24,7 @@ from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
 from permafrost.models.trained_weights import check_trained_weights
-from permafrost.runs.folder import recorded_passes, run_folder, saved_options
+from permafrost.runs.folder import RunFolder, recorded_passes, saved_options
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
 
@@ -78,7 +78,9 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
     if any(".baseline=" in word for word in typed):
         return config
     arms = {
-        name for name in named_baselines(config) if not is_finished(run_folder(name) / "distill")
+        name
+        for name in named_baselines(config)
+        if not is_finished(RunFolder(name).path / "distill")
     }
     for arm in sorted(arms):
         logger.info(
@@ -112,14 +114,14 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         DamagedFileError: If the student's files are not those that its training wrote.
         StoreMismatchError: If a pass of the student is missing in the store.
     """
-    student = run_folder(config.run) / "distill"
+    student = RunFolder(config.run).path / "distill"
     trained = read_description(student)
     if config.evaluate.against is not None:
-        folder = run_folder(config.run) / evaluation_folder(config.evaluate.against)
+        folder = RunFolder(config.run).path / evaluation_folder(config.evaluate.against)
         store, passes = open_against(config, config.evaluate.against, [saved_options(folder)])
     else:
         names = config.store.teacher or trained.teachers
-        configs = map(saved_options, (student, run_folder(config.run) / "evaluate"))
+        configs = map(saved_options, (student, RunFolder(config.run).path / "evaluate"))
         store, passes = open_evaluation_store(config, names, configs)
         if not (config.store.teacher or trained.teachers):
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
@@ -254,7 +256,9 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     teacher = resolve_network(teacher, store, "teacher")
     described = Network(teacher, store.manifest.classes).describe(reads_head=_reads_head(config))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
-    passes = passes_of_teacher(run_folder(config.run) / TEACHER_EVALUATION, teacher, store, named)
+    passes = passes_of_teacher(
+        RunFolder(config.run).path / TEACHER_EVALUATION, teacher, store, named
+    )
     num_classes = described["classes"]
     if not _reads_head(config):  # its features may predict the labels of other classes than its own
         num_classes = len(store.manifest.classes)
@@ -286,7 +290,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     from permafrost.models.network import Network
 
     student, teacher = config.student, config.teacher
-    folder = run_folder(config.run) / NETWORK_EVALUATION
+    folder = RunFolder(config.run).path / NETWORK_EVALUATION
     _refuse_holdout(config)
     if isinstance(student, NoModelConfig) or student.weights is None:
         raise ConfigError(

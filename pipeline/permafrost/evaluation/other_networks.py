@@ -22,7 +22,7 @@ from permafrost.models.providers import (
 )
 from permafrost.models.saved import is_finished, load_model
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
-from permafrost.runs.folder import recorded_passes, run_folder, saved_options
+from permafrost.runs.folder import RunFolder, recorded_passes, saved_options
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
 
@@ -198,7 +198,7 @@ def _name_network(config: EvaluateConfig) -> ModelConfig | None:
 
 
 def _student_folder(run: str) -> Path:
-    return run_folder(run) / "distill"
+    return RunFolder(run).path / "distill"
 
 
 def _short(value: object) -> str:

@@ -74,7 +74,7 @@ def folder_of_evaluation(
     if _view_of(first) == (list(options.splits), options.frame):
         return main
     if inputs is not None and _inputs_of(first) != dict(inputs):
-        return main  # which is an error of open_run
+        return main  # which is an error of RunFolder.open
     frame = [] if options.frame == EvaluateOptions.frame else [options.frame]
     name = "-".join(["-and-".join(options.splits), *frame])
     if not re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.models import CENTER_CROP_FRACTION
-from permafrost.core.batches import Batch, StoredTargets, Targets
+from permafrost.core.batches import Batch, MapTargets, StoredTargets, Targets
 from permafrost.core.records import FEATURES, FieldSpec
 from permafrost.loading.mixtures import mix_images, mixture_of_targets, own_weights
 from permafrost.loading.pixel_changes import blank_maps, change_rows
@@ -306,31 +306,32 @@ def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
         targets = Targets(
             teacher=stored.teacher,
             logits=stored.logits,
-            explained_class=stored.explained_class,
             intermediates=intermediates,
             coverage=coverage,
             placements=placements,
             mixture=mixture_of_targets(batch),
             specs=stored.specs,
         )
-        if request.with_maps and stored.maps is not None:
-            targets = _with_maps(targets, batch, stored, request)
+        if request.with_maps and stored.maps is not None and stored.explained_class is not None:
+            targets = _with_maps(targets, batch, stored, stored.explained_class, request)
         viewed.append(targets)
     return tuple(viewed)
 
 
 def _with_maps(
-    targets: Targets, batch: Batch, stored: StoredTargets, request: TargetRequest
-) -> Targets:
-    assert stored.explained_class is not None
+    targets: Targets,
+    batch: Batch,
+    stored: StoredTargets,
+    explained_class: Tensor,
+    request: TargetRequest,
+) -> MapTargets:
     is_warped = request.map_control != "unaugmented"
     maps = view_maps(batch, stored, request.grid, is_warped=is_warped)
     if is_warped:
         maps = blank_maps(maps, batch.pixel_augment)
     if request.map_control == "shuffled":
-        maps = neighbor_maps(maps, stored.explained_class)
-    valid = maps.flatten(2).any(dim=2) & (stored.explained_class >= 0)
-    return replace(targets, maps=maps, map_valid=valid)
+        maps = neighbor_maps(maps, explained_class)
+    return MapTargets.of(targets, explained_class, maps)
 
 
 def _view_intermediates(

@@ -22,8 +22,10 @@ from permafrost.core.batches import (
     AnyLabels,
     Batch,
     Logits,
+    MapTargets,
     MixedLabels,
     MixedLogits,
+    MixedMapTargets,
     Mixture,
     Targets,
     TopLogits,
@@ -222,7 +224,9 @@ def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
         mixed = replace(
             mixed, logits=MixedLogits(first=first, second=second, shares=mixture.shares)
         )
-    return mixed if targets.maps is None else _mix_maps(mixed, mixture, second_maps=second_maps)
+    if not isinstance(mixed, MapTargets):
+        return mixed
+    return _mix_maps(mixed, mixture, second_maps=second_maps)
 
 
 def _rows_of(logits: Logits, rows: Tensor) -> Logits:
@@ -265,11 +269,8 @@ def _mix_fields(targets: Targets, mixture: Mixture) -> tuple[dict[str, Tensor], 
     return fields, coverage
 
 
-def _mix_maps(targets: Targets, mixture: Mixture, *, second_maps: bool) -> Targets:
+def _mix_maps(targets: MapTargets, mixture: Mixture, *, second_maps: bool) -> MixedMapTargets:
     """Append the explained classes of each record's partner, and weight the classes and cells of both."""
-    assert targets.explained_class is not None
-    assert targets.maps is not None
-    assert targets.map_valid is not None
     partners, grid = mixture.partners, (targets.maps.shape[-2], targets.maps.shape[-1])
     own = own_weights(mixture, grid)
     pasted = (mixture.boxes[:, 2:] > mixture.boxes[:, :2]).all(dim=1)[:, None, None, None]
@@ -287,11 +288,13 @@ def _mix_maps(targets: Targets, mixture: Mixture, *, second_maps: bool) -> Targe
         weights.append(shares[:, None] * counted / counted.sum(dim=1, keepdim=True).clamp(min=1))
         cell = torch.where(pasted, cell_shares, 1.0)
         cells.append(cell[:, None].expand(-1, explained.shape[1], -1, -1, -1))
-    return replace(
-        targets,
-        explained_class=torch.cat(classes, dim=1),
-        maps=torch.cat(maps, dim=1),
-        map_valid=torch.cat(valid, dim=1),
+    mixed = {
+        "explained_class": torch.cat(classes, dim=1),
+        "maps": torch.cat(maps, dim=1),
+        "map_valid": torch.cat(valid, dim=1),
+    }
+    return MixedMapTargets(
+        **(vars(targets) | mixed),
         class_weights=torch.cat(weights, dim=1),
         cell_weights=torch.cat(cells, dim=1),
     )

@@ -19,6 +19,7 @@ from permafrost.core.batches import (
     Mixture,
     Targets,
     require_all_logits,
+    require_maps,
 )
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.dataset import StoreDataset
@@ -159,12 +160,7 @@ class ViewBatch:
         self._require_one_record(
             "maps", "targets()[0].maps with its class_weights and cell_weights"
         )
-        maps = self._first.maps
-        if maps is None:
-            raise ConfigError(
-                f"the pass {self._first.teacher} has no maps; add map to annotate.payloads of precompute"
-            )
-        return maps
+        return require_maps(self._first).maps
 
     def to(self, device: torch.device | str) -> ViewBatch:
         """Return the batch on `device`. The copy is asynchronous if the loader pins memory (pin_memory=True).

@@ -79,6 +79,12 @@ class StepInputs:
     on_targets: tuple[Callable[[Targets], Targets], ...] = ()
     """Functions applied to each teacher's targets in this order."""
 
+    def change_targets(self, targets: Targets) -> Targets:
+        """Return a teacher's targets, changed as the images were."""
+        for change in self.on_targets:
+            targets = change(targets)
+        return targets
+
 
 class BatchTransform(Protocol):
     """A change to the records of a step, with random draws from torch's global generator."""
@@ -285,22 +291,18 @@ class DistillationLoss(nn.Module, LossCallbacks):
     def check_labels(self, *, many: bool) -> None:
         """Raise ConfigError if this loss does not support one label per record, or many if `many`."""
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         """Return the terms in the order of their computation.
 
         Args:
             student: Outputs of the student, through which gradients flow.
-            targets: Targets of one teacher, regions for a guided teacher, None for a loss on labels only.
+            targets: Targets of one teacher, or regions of a guided teacher; NO_TARGETS for a loss on labels only.
             labels: Labels in the form of Batch: i64 [B], or f32 [B, K] for many labels per record; those of both
                 records for mixtures.
         """
         raise NotImplementedError
 
-    def forward(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> LossTerms:
+    def forward(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> LossTerms:
         """Compute the weighted sum of the terms, whose arguments are those of `terms`.
 
         A term with weight 0 is not computed.

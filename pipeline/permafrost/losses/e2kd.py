@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from permafrost.config.methods import E2KDConfig
-from permafrost.core.batches import AnyLabels, Targets
+from permafrost.core.batches import AnyLabels, MapTargets, MixedMapTargets, Targets, require_maps
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.feature_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
 from permafrost.losses.kd import KDLoss
@@ -52,16 +52,13 @@ class E2KDLoss(KDLoss):
         if self.config.lambda_cat > 0:
             check_resolution(self.config.resolution, targets)
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        assert targets is not None
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         yield from super().terms(student, targets, labels)
         if (maps := student.maps) is not None:
             yield Term(
                 "map",
                 self.config.lambda_map,
-                lambda: self._map_distance(maps, targets, student.input_size),
+                lambda: self._map_distance(maps, require_maps(targets), student.input_size),
             )
         yield Term(
             "cat", self.config.lambda_cat, lambda: self._class_map_distance(student, targets)
@@ -76,18 +73,15 @@ class E2KDLoss(KDLoss):
         )
 
     def _map_distance(
-        self, maps: Tensor, targets: Targets, input_size: tuple[int, int]
+        self, maps: Tensor, targets: MapTargets, input_size: tuple[int, int]
     ) -> TermValue:
-        assert targets.explained_class is not None
-        assert targets.maps is not None
-        assert targets.map_valid is not None
-        cells = targets.cell_weights
-        pair = (maps, targets.maps) if cells is None else (maps * cells, targets.maps * cells)
-        cosine, nonzero = map_cosine(*pair, input_size)
-        explained = targets.explained_class >= 0
-        weights = targets.class_weights
-        if weights is None:
+        pair, explained = (maps, targets.maps), targets.explained_class >= 0
+        if isinstance(targets, MixedMapTargets):
+            cells, weights = targets.cell_weights, targets.class_weights
+            pair = (maps * cells, targets.maps * cells)
+        else:
             weights = explained / explained.sum(dim=1, keepdim=True).clamp(min=1)
+        cosine, nonzero = map_cosine(*pair, input_size)
         valid = nonzero & targets.map_valid
         of_records = (weights * torch.where(valid, 1 - cosine, 0.0)).sum(dim=1)  # [B]
         count = torch.tensor(len(valid))

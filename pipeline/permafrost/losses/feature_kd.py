@@ -105,10 +105,7 @@ class FeatureKDLoss(DistillationLoss):
             "this store have many labels; set it to 0, or set method=kd method.logits=mld",
         )
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        assert targets is not None
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         yield from self.logit_terms(student.logits, targets.logits, labels)
         yield Term(self.term, self.weight, lambda: self.compare(student, targets))
 

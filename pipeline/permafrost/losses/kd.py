@@ -37,10 +37,7 @@ class KDLoss(DistillationLoss):
             "labels; set method.logits=mld",
         )
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        assert targets is not None
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         yield Term(
             "kd",
             self.config.lambda_kd,

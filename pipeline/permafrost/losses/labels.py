@@ -140,9 +140,7 @@ class LabelsLoss(DistillationLoss):
             "(teaching.loss=bce for permafrost teach)",
         )
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         logits, smoothing = student.logits, self.config.label_smoothing
         match self.config.loss:
             case "ce":

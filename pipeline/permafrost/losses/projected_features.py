@@ -216,10 +216,7 @@ class EmbeddingLoss(FeatureKDLoss):
         if self.weight > 0:
             self.require_one_teacher(records)
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        assert targets is not None
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         yield from super().terms(student, targets, labels)
 
         def relation(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:

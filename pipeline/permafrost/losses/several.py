@@ -79,10 +79,7 @@ class SeveralLoss(DistillationLoss):
             if term.reads(targets.teacher) and loss.needs.payloads:
                 loss.build(student, _select_fields(targets, loss))
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        assert targets is not None
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         for number, (term, loss) in enumerate(self._parts(), start=1):
             if term.reads(targets.teacher):
                 loss.distributed = self.distributed  # the training sets it after this loss is built

@@ -294,7 +294,7 @@ def _advise(path: Path, misfits: str, fit: Fit, expected: dict[str, Tensor]) -> 
         channels = re.search(r"\((\d+), (\d), (\d+, \d+)\) instead of \(\1, 3, \3\)", misfits)
         if channels:
             return f"It takes images of {channels[2]} channels, and those of a store have 3"
-    return "Correct weights=, or name= and the other options of the network, which a model.json next to the weights lists"
+    return "Correct weights=, or name= and the other options of the network (listed in a model.json next to the file)"
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -42,8 +42,6 @@ CONFIG_NAME = "config.yaml"
 SWEEP_NAME = "sweep.json"
 """File of a sweep that lists its students."""
 CHECKPOINT_NAME = "checkpoint.pt"
-CONTINUED = ", from its checkpoint"
-"""Beginning of the first line of a training that was interrupted."""
 COST_NAME = "cost.json"
 _IDENTITY = "identity"
 """Entry of a run's config that its other files repeat, so that they are not taken for those of another run."""
@@ -51,27 +49,38 @@ _OUTSIDE_IDENTITY = {Role.OUTSIDE_IDENTITY, Role.BY_FINGERPRINT}
 """Roles of options that an identity leaves out; `inputs` has the fingerprints."""
 
 
-@contextmanager
-def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Iterator[Path]:
-    """Provide the folder runs/<run>/<verb> with its config, which no other process writes to in the block.
+class RunFolder:
+    """Folder of a run, which contains a folder for each verb."""
 
-    It may already contain part of the same run.
+    def __init__(self, run: str) -> None:
+        """Name the run.
 
-    Args:
-        verb: Command of the work, which names the folder.
-        run: Name of the run, or its address in a bucket.
-        config: Options of the command.
-        inputs: Fingerprints of the inputs, so that a changed store makes a different run.
+        Args:
+            run: Path below runs/, or the address of a bucket's folder.
+        """
+        self.files = files_of_run(run)
+        self.path = self.files.folder
+        """The folder; of a run in a bucket its mirror on this machine."""
 
-    Raises:
-        ConfigError: If the folder holds results of other options.
-        LockedError: If another process writes to it.
-    """
-    files = files_of_run(run)
-    folder = files.folder / verb
-    with lock_folder(folder, "run"), files.opened(verb):
-        _claim(folder, verb, config, inputs | plugin_digests(config))
-        yield folder
+    @contextmanager
+    def open(self, verb: str, config: Options, inputs: dict[str, str]) -> Iterator[Path]:
+        """Provide the folder of a verb with its config, which no other process writes to in the block.
+
+        It may already contain part of the same run.
+
+        Args:
+            verb: Command of the work, which names the folder.
+            config: Options of the command.
+            inputs: Fingerprints of the inputs, so that a changed store makes a different run.
+
+        Raises:
+            ConfigError: If the folder holds results of other options.
+            LockedError: If another process writes to it.
+        """
+        folder = self.path / verb
+        with lock_folder(folder, "run"), self.files.opened(verb):
+            _claim(folder, verb, config, inputs | plugin_digests(config))
+            yield folder
 
 
 @contextmanager
@@ -96,7 +105,7 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
         run: Name of the run, or its address in a bucket.
         command: Arguments of the block's command, which is saved with its options.
     """
-    folder = run_folder(run)
+    folder = RunFolder(run).path
     parents = [path for path in (folder, *folder.parents) if path.exists()]
     before = set(_files_of(folder))
     try:
@@ -140,11 +149,6 @@ def _remove_prepared(folder: Path, new_paths: Sequence[Path], existing: Sequence
         for path in (*(holders - {folder}), folder, *folder.parents):
             if path not in existing and path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-
-
-def run_folder(run: str) -> Path:
-    """Return the folder of a run; of one in a bucket its mirror on this machine."""
-    return files_of_run(run).folder
 
 
 def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:

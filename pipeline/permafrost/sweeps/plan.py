@@ -23,7 +23,7 @@ from permafrost.evaluation.inputs import (
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
-from permafrost.runs.folder import STUDENTS, identity, recorded_passes, run_folder, saved_options
+from permafrost.runs.folder import STUDENTS, RunFolder, identity, recorded_passes, saved_options
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
@@ -45,7 +45,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
         ConfigError: If arms, grid or options do not fit.
     """
     shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
-    folders = sorted(run_folder(config.run).glob(f"{STUDENTS}/*/distill"))
+    folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
     configs = [saved_options(folder) for folder in folders]
     known: set[str] = set()
     planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []

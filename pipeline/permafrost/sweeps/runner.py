@@ -24,7 +24,7 @@ from permafrost.evaluation.results import (
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import is_finished
-from permafrost.runs.folder import run_folder
+from permafrost.runs.folder import RunFolder
 from permafrost.runs.mirrors import files_of_run
 
 logger = logging.getLogger("permafrost.sweep")
@@ -52,7 +52,7 @@ class StudentRun:
     @property
     def metrics(self) -> Path:
         """File with the metrics by split, as written by evaluate."""
-        return run_folder(self.name) / self.metrics_folder / METRICS_NAME
+        return RunFolder(self.name).path / self.metrics_folder / METRICS_NAME
 
     @property
     def is_done(self) -> bool:
@@ -66,7 +66,9 @@ class StudentRun:
     @property
     def epochs(self) -> int:
         """Maximum number of epochs that remain to be trained."""
-        return 0 if is_finished(run_folder(self.name) / "distill") else self.distill.trainer.epochs
+        return (
+            0 if is_finished(RunFolder(self.name).path / "distill") else self.distill.trainer.epochs
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class Student:
         options = self.evaluate.evaluate
         folder = evaluation_folder(options.against)
         if options.against is None:
-            folder = folder_of_evaluation(run_folder(self.name), folder, options)
+            folder = folder_of_evaluation(RunFolder(self.name).path, folder, options)
         return StudentRun(distill=self.distill, evaluate=self.evaluate, metrics_folder=folder)
 
     def selection_run(self, split: str, metric: str) -> StudentRun:

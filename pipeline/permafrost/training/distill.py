@@ -32,23 +32,19 @@ from permafrost.evaluation.trained_student import evaluate_command
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
-from permafrost.models.saved import TrainedModel, is_finished, load_model
-from permafrost.models.trained_weights import check_trained_weights
+from permafrost.models.saved import TrainedModel, load_model
 from permafrost.runs.folder import (
-    CHECKPOINT_NAME,
-    CONTINUED,
-    open_run,
+    RunFolder,
     pass_inputs,
     recorded_passes,
-    run_folder,
     saved_options,
 )
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.job import OpenedInputs, TrainingJob, run_training
+from permafrost.training.job import TrainingJob
 from permafrost.training.student_passes import (
     check_passes,
-    doubt_moved_features,
+    describe_moved_features_risk,
     explainer_of,
     live_teacher,
     open_passes,
@@ -95,67 +91,181 @@ def distill_student(
         ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
         StoreMismatchError: If a pass does not have what the method reads.
     """
+    plan = plan_student(config)
+    folder = str(plan.folder)
+    with plan.open_folder():
+        if plan.is_finished:
+            logger.info("%s is finished", plan.folder)
+            return DistillResult(student=folder, trained_epochs=0, next=plan.next_command())
+        if on_epoch is not None:  # a student of a sweep, which has its own progress
+            epochs = plan.finish(on_epoch).epochs
+            return DistillResult(student=folder, trained_epochs=epochs)
+        logger.info(
+            "student %(student)s, method=%(method)s, %(targets)s: %(records)s, trainer.epochs=%(epochs)s, into "
+            "%(folder)s",
+            plan.describe_work(),
+        )
+        with show_epochs("distill", plan.trainer.epochs) as show:
+            progress = plan.finish(show)
+        return DistillResult(
+            student=folder,
+            trained_epochs=progress.epochs,
+            last_epoch=progress.last_line,
+            records_per_second=progress.rate(plan.folder),
+            next=plan.next_command(),
+        )
+
+
+def plan_student(config: DistillConfig) -> StudentPlan:
+    """Resolve the options of a student, and open what it is trained on.
+
+    Raises:
+        ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
+        StoreMismatchError: If a name fits no pass or several.
+    """
     check_logger(config.logger)
     store = Store(config.store.folder)
+    folder = RunFolder(config.run)
     recorded = recorded_passes(
-        [saved_options(run_folder(config.run) / "distill")],
+        [saved_options(folder.path / "distill")],
         store.manifest.fingerprint,
         replays=config.mode == "replay",
     )
-    config = with_named_passes(resolve_distill(config, store), store, recorded)
-    opened = OpenedInputs(store, open_passes(config, store))
-    inputs = student_inputs(config, *opened)
-    with open_run("distill", config.run, config, inputs) as folder:
-        if is_finished(folder):
-            check_trained_weights(folder)
-            logger.info("%s is finished", folder)
-            command = evaluate_command(config.run, store, folder)
-            return DistillResult(student=str(folder), trained_epochs=0, next=command)
-        job = Distillation(
-            config=with_absolute_paths(config), folder=folder.absolute(), opened=opened
-        )
-        if on_epoch is not None:  # a student of a sweep, which has its own progress
-            epochs = run_training(job, config.cluster, on_epoch).epochs
-            return DistillResult(student=str(folder), trained_epochs=epochs)
-        _announce(config, opened, folder)
-        with show_epochs("distill", config.trainer.epochs) as show:
-            progress = run_training(job, config.cluster, show)
-        return DistillResult(
-            student=str(folder),
-            trained_epochs=progress.epochs,
-            last_epoch=progress.last_line,
-            records_per_second=progress.rate(folder),
-            next=evaluate_command(config.run, store, folder),
-        )
+    resolved = with_named_passes(resolve_distill(config, store), store, recorded)
+    return StudentPlan(resolved, folder.path / "distill", store)
 
 
-def _announce(config: DistillConfig, opened: OpenedInputs, folder: Path) -> None:
-    """Log what this call will train, and on what."""
-    if config.mode == "live":
-        teacher = f"live teacher {config.teacher.name}"
-    else:
-        teacher = f"{config.mode} targets of {', '.join(p.name for p in opened.passes)}"
+class StudentPlan(TrainingJob):
+    """The training of one student: its resolved options, its store and its passes."""
+
+    options: DistillConfig
+
+    def __init__(self, options: DistillConfig, folder: Path, store: Store | None = None) -> None:
+        """Open the passes.
+
+        Args:
+            options: Options of the command, resolved for the store.
+            folder: Folder of the training in that of its run.
+            store: The store, None to open it.
+
+        Raises:
+            StoreMismatchError: If no pass is named and the store has several of stored views, or a name fits none.
+        """
+        super().__init__(options, folder, Store(options.store.folder) if store is None else store)
+        self.passes = open_passes(options, self.store)
+
+    @property
+    def trainer(self) -> TrainerOptions:
+        return self.options.trainer
+
+    def inputs(self) -> dict[str, str]:
+        return student_inputs(self.options, self.store, self.passes)
+
+    def next_command(self) -> str:
+        """Return the command that evaluates the student."""
+        return evaluate_command(self.run, self.store, self.folder)
+
+    def describe_work(self) -> dict[str, str]:
+        options = self.options
+        teacher = "no teacher"
+        if options.method.needs_teacher and options.mode == "live":
+            teacher = f"live teacher {options.teacher.name}"
+        elif options.method.needs_teacher:
+            teacher = f"{options.mode} targets of {', '.join(each.name for each in self.passes)}"
+        if options.mode == "replay":
+            visits = options.trainer.epochs * options.views.per_step / self.passes[0].num_views
+            teacher += f" ({self.passes[0].num_views} stored views, each used {visits:.3g} times)"
+        subset, default = to_plain_dict(options.subset), to_plain_dict(type(options.subset)())
+        changed = "".join(
+            f", subset.{name}={value}"
+            for name, value in subset.items()
+            if value != default[name] and name != "seed"
+        )
+        return {
+            "student": f"{options.student.kind} {options.student.name}",
+            "method": options.method.kind,
+            "targets": teacher,
+            "records": f"{self.store.num_records(options.split):,} records of split {options.split}{changed} "
+            f"in {options.store.path}",
+            "epochs": str(options.trainer.epochs),
+            "folder": self.describe_folder(),
+        }
+
+    def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
+        from permafrost.loading.dataset import StoreDataset, rows_with_targets
+        from permafrost.loading.decode_threads import decode_threads_of
+        from permafrost.loading.subset import select_training_rows
+        from permafrost.losses.base import build_loss
+        from permafrost.models.explanations import DEFAULT_EXPLAINER, resolve_explainer
+        from permafrost.training.epoch_selection import plan_curve, select_epochs
+        from permafrost.training.spec import TrainingSpec
+
+        config, store, passes = with_absolute_paths(self.options), self.store, self.passes
+        rows = select_training_rows(store.index, config.split, config.subset)
+        loss = build_loss(config.method)
+        if passes:
+            check_passes(config, passes, loss)
+            rows = rows_with_targets(store, rows, passes)
         if config.mode == "replay":
-            count = opened.passes[0].num_views
-            visits = config.trainer.epochs * config.views.per_step / count
-            teacher += f" ({count} stored views, each seen {visits:.3g} times)"
-    default = to_plain_dict(type(config.subset)())
-    subset = {
-        k: v for k, v in to_plain_dict(config.subset).items() if v != default[k] and k != "seed"
-    }
-    logger.info(
-        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
-        config.student.kind,
-        config.student.name,
-        config.method.kind,
-        teacher if config.method.needs_teacher else "no teacher",
-        f"{opened.store.num_records(config.split):,}",
-        config.split + "".join(f", subset.{name}={value}" for name, value in subset.items()),
-        config.store.path,
-        config.trainer.epochs,
-        folder,
-        CONTINUED if (folder / CHECKPOINT_NAME).exists() else "",
-    )
+            store.compared_with(passes)  # refused now and not after the last epoch
+        with_logits = (teacher.num_classes for teacher in passes if teacher.manifest.has_logits)
+        # Without logits and labels the last layer is not trained, and has one output.
+        num_classes = next(with_logits, max(1, len(store.manifest.classes)))
+        live, live_explainer = live_teacher(config), config.explainer
+        if live is not None:
+            num_classes = live.classes or num_classes
+            live_explainer = resolve_explainer(config.explainer, store, num_classes)
+        loss.plan(config, passes, num_classes)
+        expansion = config.views.expansion if config.mode == "live" else ""
+        return TrainingSpec(
+            dataset=StoreDataset(
+                store,
+                rows,
+                passes,
+                num_classes=num_classes,
+                payload=[loss.payloads_of(teacher.name) for teacher in passes],
+                decode_threads=decode_threads_of(config.trainer, distributed),
+                blanks_maps=config.augment.blanks_maps,
+            ),
+            model=config.student,
+            num_classes=num_classes,
+            loss=loss,
+            augment=config.augment,
+            optimizer=config.optimizer,
+            trainer=config.trainer,
+            seed=config.seed,
+            explainer=explainer_of(passes, loss) or DEFAULT_EXPLAINER
+            if live is None
+            else live_explainer.kind,
+            teacher_weights=teacher_weights_of(config, passes),
+            replays=config.mode == "replay",
+            views_per_step=config.views.per_step,
+            expand_views=pkgutil.resolve_name(expansion) if expansion else None,
+            live_teacher=live,
+            live_explainer=live_explainer,
+            after_epoch=plan_curve(config, self.folder, store, passes, num_classes),
+            epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
+            warning=describe_moved_features_risk(config, passes, loss),
+        )
+
+    def describe(self, spec: TrainingSpec) -> TrainedModel:
+        from permafrost.models.saved import TrainedModel
+
+        return TrainedModel(
+            config=with_absolute_paths(self.options).student,
+            num_classes=spec.num_classes,
+            classes=spec.class_names,
+            input_size=spec.input_size,
+            teachers=tuple(each.name for each in _evaluation_passes(spec)),
+            split=self.options.split,
+            subset=self.options.subset,
+        )
+
+
+def _evaluation_passes(spec: TrainingSpec) -> Sequence[TeacherPass]:
+    """Return the passes that an evaluation compares the student with."""
+    passes = spec.dataset.passes
+    return spec.dataset.store.compared_with(passes) if spec.replays else passes
 
 
 def student_inputs(
@@ -184,102 +294,3 @@ def student_inputs(
         student = Network(config.student, store.manifest.classes, "student")
         inputs["student.weights"] = student.identify_start("student.weights")
     return inputs
-
-
-# ---- job -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distillation(TrainingJob):
-    """The training of one student."""
-
-    config: DistillConfig
-
-    @property
-    def trainer(self) -> TrainerOptions:
-        return self.config.trainer
-
-    def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
-        from permafrost.loading.dataset import StoreDataset, rows_with_targets
-        from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.loading.subset import select_training_rows
-        from permafrost.losses.base import build_loss
-        from permafrost.models.explanations import DEFAULT_EXPLAINER, resolve_explainer
-        from permafrost.training.epoch_selection import plan_curve, select_epochs
-        from permafrost.training.spec import TrainingSpec
-
-        config = self.config
-        store, passes = self.opened or _open_inputs(config)
-        rows = select_training_rows(store.index, config.split, config.subset)
-        loss = build_loss(config.method)
-        if passes:
-            check_passes(config, passes, loss)
-            rows = rows_with_targets(store, rows, passes)
-        if config.mode == "replay":
-            store.compared_with(passes)  # refused now and not after the last epoch
-        # Without logits and labels the last layer is not trained, and has one output.
-        num_classes = max(1, len(store.manifest.classes))
-        with_logits = [teacher for teacher in passes if teacher.manifest.has_logits]
-        if with_logits:
-            num_classes = with_logits[0].num_classes
-        explainer = explainer_of(passes, loss)
-        live = live_teacher(config)
-        live_explainer = config.explainer
-        if live is not None:
-            num_classes = live.classes or num_classes
-            live_explainer = resolve_explainer(config.explainer, store, num_classes)
-            explainer = live_explainer.kind
-        loss.plan(config, passes, num_classes)
-        expansion = config.views.expansion if config.mode == "live" else ""
-        return TrainingSpec(
-            dataset=StoreDataset(
-                store,
-                rows,
-                passes,
-                num_classes=num_classes,
-                payload=[loss.payloads_of(teacher.name) for teacher in passes],
-                decode_threads=decode_threads_of(config.trainer, distributed),
-                blanks_maps=config.augment.blanks_maps,
-            ),
-            model=config.student,
-            num_classes=num_classes,
-            loss=loss,
-            augment=config.augment,
-            optimizer=config.optimizer,
-            trainer=config.trainer,
-            seed=config.seed,
-            explainer=explainer or DEFAULT_EXPLAINER,
-            teacher_weights=teacher_weights_of(config, passes),
-            replays=config.mode == "replay",
-            views_per_step=config.views.per_step,
-            expand_views=pkgutil.resolve_name(expansion) if expansion else None,
-            live_teacher=live,
-            live_explainer=live_explainer,
-            after_epoch=plan_curve(config, self.folder, store, passes, num_classes),
-            epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
-            doubt=doubt_moved_features(config, passes, loss),
-        )
-
-    def describe(self, spec: TrainingSpec) -> TrainedModel:
-        from permafrost.models.saved import TrainedModel
-
-        return TrainedModel(
-            config=self.config.student,
-            num_classes=spec.num_classes,
-            classes=spec.class_names,
-            input_size=spec.input_size,
-            teachers=tuple(each.name for each in _evaluation_passes(spec)),
-            split=self.config.split,
-            subset=self.config.subset,
-        )
-
-
-def _open_inputs(config: DistillConfig) -> OpenedInputs:
-    store = Store(config.store.folder)
-    return OpenedInputs(store, open_passes(config, store))
-
-
-def _evaluation_passes(spec: TrainingSpec) -> Sequence[TeacherPass]:
-    """Return the passes that an evaluation compares the student with."""
-    passes = spec.dataset.passes
-    return spec.dataset.store.compared_with(passes) if spec.replays else passes

@@ -8,62 +8,113 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from permafrost.config.cluster import ClusterConfig
 from permafrost.config.distillation import DistillConfig
+from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.runs.folder import read_cost, save_cost
+from permafrost.models.saved import is_finished
+from permafrost.models.trained_weights import check_trained_weights
+from permafrost.runs.folder import CHECKPOINT_NAME, RunFolder, read_cost, save_cost
 from permafrost.runs.mirrors import upload_mirror
 from permafrost.runs.trackers import TrackedRun
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
     from permafrost.models.saved import TrainedModel
-    from permafrost.store.reader import Store, TeacherPass
+    from permafrost.store.reader import Store
     from permafrost.training.spec import TrainingSpec
 
 logger = logging.getLogger("permafrost.training")
 
 
-class OpenedInputs(NamedTuple):
-    """The store and the passes of a training, as one process has opened them."""
+@dataclass(kw_only=True)
+class TrainingProgress:
+    """Progress of one call of a training."""
 
-    store: Store
-    passes: Sequence[TeacherPass] = ()
+    epochs: int = 0
+    """Number of epochs trained by this call."""
+    last_line: str = ""
+    """Line of progress of the last epoch."""
+
+    def rate(self, folder: Path) -> str:
+        """Return the records per second over all calls of the run, empty if this call did nothing."""
+        cost = read_cost(folder) if self.epochs else None
+        return f"{cost['records'] / cost['seconds']:,.0f}" if cost and cost["seconds"] else ""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingJob(ABC):
-    """A training that a stage requests. It is picklable."""
+    """A training that any process can finish, alone or with others. Another process opens its inputs itself."""
 
-    config: DistillConfig | TeachConfig
-    folder: Path
-    """Absolute path of the run's folder, for the checkpoint and the network."""
-    opened: OpenedInputs | None = field(default=None, compare=False, repr=False)
-    """Inputs that this process has opened, None to open them when they are needed."""
+    def __init__(self, options: DistillConfig | TeachConfig, folder: Path, store: Store) -> None:
+        """Describe the training.
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process opens the inputs itself.
-        return self.__dict__ | {"opened": None}
+        Args:
+            options: Options of the command, resolved for the store.
+            folder: Folder of the training in that of its run, for the checkpoint and the network.
+            store: The store.
+        """
+        self.options = options
+        self.folder = folder
+        self.store = store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (with_absolute_paths(self.options), self.folder.absolute())
+
+    @contextmanager
+    def open_folder(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder in the block, and save the options in it.
+
+        Raises:
+            ConfigError: If the folder has results of other options.
+            LockedError: If another process writes to it.
+        """
+        with RunFolder(self.run).open(self.folder.name, self.options, self.inputs()):
+            yield
 
     @property
     def run(self) -> str:
         """Name of the run, or its address in a bucket."""
-        return self.config.run
+        return self.options.run
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the network was trained; its weights are checked.
+
+        Raises:
+            DamagedFileError: If they are not those that the training wrote.
+        """
+        if not is_finished(self.folder):
+            return False
+        check_trained_weights(self.folder)
+        return True
 
     @property
     @abstractmethod
     def trainer(self) -> TrainerOptions:
         """Trainer options, such as epochs and number of ranks."""
 
+    @abstractmethod
+    def describe_work(self) -> dict[str, str]:
+        """Return what the training reads, computes and writes, by name."""
+
+    def describe_folder(self) -> str:
+        """Return the folder, and whether a checkpoint in it is continued."""
+        is_begun = (self.folder / CHECKPOINT_NAME).exists()
+        return f"{self.folder}{', from its checkpoint' if is_begun else ''}"
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Compute the fingerprints of all inputs in addition to the options, by name."""
+
     def moved_to(self, folder: Path) -> Self:
         """Return the same job with the run's folder on another machine."""
-        return replace(self, folder=folder)
+        return type(self)(self.options, folder, self.store)
 
     def prepare(self, distributed: DistributedContext) -> None:  # noqa: B027, most jobs need none
         """Create the files that the training reads in addition to the store, on all ranks, unless they exist."""
@@ -102,8 +153,8 @@ class TrainingJob(ABC):
         distributed = distributed or DistributedContext()
         self.prepare(distributed)
         spec = self.spec(distributed)
-        if spec.doubt and distributed.is_first:
-            logger.warning("%s", spec.doubt)
+        if spec.warning and distributed.is_first:
+            logger.warning("%s", spec.warning)
         at_once = spec.trainer.batch_size // spec.views_per_step
         records = len(spec.dataset) // at_once * spec.trainer.batch_size
         started = time.monotonic()
@@ -116,7 +167,7 @@ class TrainingJob(ABC):
             on_epoch(epoch, line)
 
         read_cost(self.folder)  # a damaged file is an error before the training, not after an epoch
-        tracked = TrackedRun(self.config.logger, self.run, self.folder)
+        tracked = TrackedRun(self.options.logger, self.run, self.folder.absolute())
         training = train_to_end(spec, tracked, count_cost, distributed)
         if distributed.is_first:
             trained = replace(
@@ -127,49 +178,26 @@ class TrainingJob(ABC):
             save_model(self.folder, training.model, trained)
             upload_mirror(self.folder)  # this process may be on another machine than the command
 
+    def finish(self, on_epoch: Callable[[int, str], None]) -> TrainingProgress:
+        """Finish the training in this process, or on `trainer.ranks` of Ray Train.
 
-# ---- one call of it ------------------------------------------------------------------------------
+        Args:
+            on_epoch: Function that receives the number of each epoch and its line of progress.
 
+        Returns:
+            The progress of this call.
+        """
+        progress = TrainingProgress()
 
-@dataclass(kw_only=True)
-class TrainingProgress:
-    """Progress of one call of a training."""
+        def count(epoch: int, line: str) -> None:
+            progress.epochs += 1
+            progress.last_line = line
+            on_epoch(epoch, line)
 
-    epochs: int = 0
-    """Number of epochs trained by this call."""
-    last_line: str = ""
-    """Line of progress of the last epoch."""
+        if self.trainer.ranks == 1:
+            self.train(count)
+        else:
+            from permafrost.cluster.ray_training import train_on_ranks
 
-    def rate(self, folder: Path) -> str:
-        """Return the records per second over all calls of the run, empty if this call did nothing."""
-        cost = read_cost(folder) if self.epochs else None
-        return f"{cost['records'] / cost['seconds']:,.0f}" if cost and cost["seconds"] else ""
-
-
-def run_training(
-    job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
-) -> TrainingProgress:
-    """Finish a training in this process, or on `trainer.ranks` of Ray Train.
-
-    Args:
-        job: The training.
-        cluster: Cluster on which ranks run.
-        on_epoch: Function that receives the number of each epoch and its line of progress.
-
-    Returns:
-        The progress of this call.
-    """
-    progress = TrainingProgress()
-
-    def count(epoch: int, line: str) -> None:
-        progress.epochs += 1
-        progress.last_line = line
-        on_epoch(epoch, line)
-
-    if job.trainer.ranks == 1:
-        job.train(count)
-    else:
-        from permafrost.cluster.ray_training import train_on_ranks
-
-        train_on_ranks(job, cluster, count)
-    return progress
+            train_on_ranks(self, self.options.cluster, count)
+        return progress

@@ -87,8 +87,8 @@ class _TeacherBatches:
                 ),
                 device,
             )
-            read = training.targets(batch, TargetRequest((1, 1), with_maps=False))
-            (targets,) = training.loss.convert_targets(read)
+            request = TargetRequest((1, 1), with_maps=False)
+            (targets,) = training.read_targets(batch, request)
             yield mix_targets(targets), batch.view_index
 
 

@@ -52,8 +52,8 @@ class TrainingSpec:
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
     """Explainer options of the live teacher, which select the target classes."""
 
-    doubt: str = ""
-    """Warnings about the options, which the first rank logs before the training."""
+    warning: str = ""
+    """Warning about the options, which the first rank logs before the training."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from permafrost.core.batches import NO_TARGETS, Batch, Targets
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
-from permafrost.loading.geometry import view_targets
-from permafrost.losses.base import DistillationLoss
+from permafrost.loading.geometry import TargetRequest, view_targets
+from permafrost.loading.mixtures import labels_of
+from permafrost.losses.base import BatchTransform, DistillationLoss, LossCallbacks, StepInputs
 from permafrost.models.classifier import Classifier
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import DEFAULT_EXPLAINER, Explainer, explainer_named
@@ -31,6 +35,29 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
+def plain_inputs(batch: Batch, images: Tensor) -> StepInputs:
+    """Return the images of a batch in their views, and the labels that belong to them."""
+    return StepInputs(images=images, labels=labels_of(batch))
+
+
+def _transformed(transforms: Sequence[BatchTransform], batch: Batch, images: Tensor) -> StepInputs:
+    inputs = plain_inputs(batch, images)
+    for transform in transforms:
+        inputs = transform(inputs, batch)
+    return inputs
+
+
+def without_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
+    """Return the targets of a loss that reads labels only."""
+    return (NO_TARGETS,)
+
+
+def _converted(
+    loss: DistillationLoss, source: TargetSource, batch: Batch, request: TargetRequest
+) -> tuple[Targets, ...]:
+    return loss.convert_targets(source(batch, request))
+
+
 @dataclass(kw_only=True)
 class Training:
     """A model in training and its position. All mutable state is stored in its checkpoints."""
@@ -41,6 +68,7 @@ class Training:
     explain: Explainer = field(default_factory=lambda: explainer_named(DEFAULT_EXPLAINER))
     """Explainer of the teacher, so that equal maps mean equal explanations. It is not part of a checkpoint."""
     targets: TargetSource = view_targets
+    """Source of the teachers' targets, before what the loss changes of them."""
     teacher_weights: tuple[float, ...] = ()
     """Weights of the teachers' losses, summing to 1, or empty for equal weights."""
     seed: int = 0
@@ -56,11 +84,20 @@ class Training:
     global_step: int = 0
     forward: nn.Module = field(init=False)
     """The callable model: wrapped to average gradients over ranks, compiled, or the model itself."""
+    prepare: Callable[[Batch, Tensor], StepInputs] = field(init=False)
+    """Function from a batch and its images in their views to the images and labels of a step."""
+    read_targets: TargetSource = field(init=False)
+    """Source of the targets that the loss reads."""
     scaler: torch.amp.GradScaler = field(init=False)
     """Gradient scaler for float16, disabled in other precisions."""
 
     def __post_init__(self) -> None:
-        self.loss.distributed = self.distributed
+        loss = self.loss
+        loss.distributed = self.distributed
+        self.prepare = partial(_transformed, loss.transforms) if loss.transforms else plain_inputs
+        self.read_targets = self.targets if loss.needs.targets else without_targets
+        if loss.needs.targets and type(loss).convert_targets is not LossCallbacks.convert_targets:
+            self.read_targets = partial(_converted, loss, self.targets)
         self.compute_settings.set_memory_format(self.model)
         self.forward = self.distributed.wrap(self.model, self.model.device)
         if self.compute_settings.compile:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from permafrost.core.batches import Batch, MixedLabels, Targets, first_explained
+from permafrost.core.batches import Batch, MixedLabels, Targets, require_explained, require_maps
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
-from permafrost.loading.mixtures import labels_of, mix_targets
+from permafrost.loading.mixtures import mix_targets
 from permafrost.losses.base import LossTerms, Needs, StepInputs, StudentOutput, weighted_sum
 from permafrost.models.classifier import ModelOutput
 from permafrost.training.state import Training
@@ -66,39 +65,28 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         batch: Batch under its views, on the model's device.
         input_size: (height, width) of the student's input.
     """
-    # 1. Views, pixels and mixtures of the images, and the labels that belong to them.
-    batch = replace(batch, rendered=view_images(batch, input_size))
-    inputs = _prepare(training, batch)
-    # 2. The student, whose grid the targets are warped to.
-    student = _run_student(training, batch, inputs, input_size)
-    # 3. The loss with each teacher's targets, where the student explains their classes, or with the labels alone.
-    if not training.loss.needs.targets:
-        total: LossTerms = training.loss(student, None, inputs.labels)
-    else:
-        terms = [
-            training.loss(*_explain(training, student, targets), inputs.labels)
-            for targets in _read_targets(training, batch, inputs, student)
-        ]
-        total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+    # 1. The images in their views, and the labels that belong to them.
+    images = view_images(batch, input_size)
+    batch = replace(batch, rendered=images)
+    inputs = training.prepare(batch, images)
+    # 2. The student.
+    student = run_student(training, batch, inputs.images, input_size)
+    # 3. Each teacher's targets on the student's grid, and its maps of the classes that they explain.
+    teachers = training.read_targets(batch, target_request(training, student))
+    pairs = [explain(training, student, inputs.change_targets(each)) for each in teachers]
+    # 4. The loss with each teacher.
+    terms = [training.loss(output, targets, inputs.labels) for output, targets in pairs]
+    total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
     accuracy = _training_accuracy(training, student.output, inputs)
     return replace(total, statistics=total.statistics | accuracy)
 
 
-def _prepare(training: Training, batch: Batch) -> StepInputs:
-    """Return the images and labels of a step, changed as the loss asks."""
-    assert batch.rendered is not None
-    inputs = StepInputs(images=batch.rendered, labels=labels_of(batch))
-    for transform in training.loss.transforms:
-        inputs = transform(inputs, batch)
-    return inputs
-
-
-def _run_student(
-    training: Training, batch: Batch, inputs: StepInputs, input_size: tuple[int, int]
+def run_student(
+    training: Training, batch: Batch, images: Tensor, input_size: tuple[int, int]
 ) -> StudentOutput:
     """Run the wrapped model in the configured precision and memory format, with float32 logits."""
     settings = training.compute_settings
-    output = settings.run(training.forward, inputs.images, training.loss.needs.intermediates)
+    output = settings.run(training.forward, images, training.loss.needs.intermediates)
     return StudentOutput(
         output=output._replace(logits=output.logits.float()) if settings.is_mixed else output,
         input_size=input_size,
@@ -107,21 +95,15 @@ def _run_student(
     )
 
 
-def _read_targets(
-    training: Training, batch: Batch, inputs: StepInputs, student: StudentOutput
-) -> Iterator[Targets]:
-    """Iterate over the targets of each teacher on the student's grid, changed as the images were."""
+def target_request(training: Training, student: StudentOutput) -> TargetRequest:
+    """Request targets on the student's grid, with maps if the loss reads them in the next step."""
     needs, features = training.loss.needs, student.output.features
     grid = (features.shape[-2], features.shape[-1])
     with_maps = needs.maps_in(training.global_step)
-    request = TargetRequest(grid, needs.map_control, with_maps=with_maps)
-    for targets in training.loss.convert_targets(training.targets(batch, request)):
-        for change in inputs.on_targets:
-            targets = change(targets)
-        yield targets
+    return TargetRequest(grid, needs.map_control, with_maps=with_maps)
 
 
-def _explain(
+def explain(
     training: Training, student: StudentOutput, targets: Targets
 ) -> tuple[StudentOutput, Targets]:
     """Return the student with maps of the classes that these targets explain, if the loss reads them in this step."""
@@ -129,10 +111,10 @@ def _explain(
     if needs is None:
         return student, mix_targets(targets)
     if needs.max_classes is not None:
-        targets = first_explained(targets, needs.max_classes)
+        targets = require_maps(targets).first_explained(needs.max_classes)
     targets = mix_targets(targets, second_maps=needs.second_maps)
-    assert targets.explained_class is not None
-    maps = training.explain(training.model, student.output, targets.explained_class)
+    classes = require_explained(targets).explained_class
+    maps = training.explain(training.model, student.output, classes)
     return replace(student, maps=maps), targets
 
 

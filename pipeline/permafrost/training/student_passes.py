@@ -290,7 +290,7 @@ def _methods_of(method: MethodConfig, teacher: TeacherPass) -> list[MethodConfig
 # ---- moved features --------------------------------------------------------------------------------
 
 
-def doubt_moved_features(
+def describe_moved_features_risk(
     config: DistillConfig, passes: Sequence[TeacherPass], loss: DistillationLoss
 ) -> str:
     """Say where frozen features of the student's views are worse than a constant, or were not measured.

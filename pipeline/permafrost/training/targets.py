@@ -15,7 +15,7 @@ from torch import Tensor
 
 from permafrost.annotation.teacher_fields import fields_of_payloads
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.core.batches import Batch, Targets
+from permafrost.core.batches import Batch, MapTargets, Targets
 from permafrost.loading.geometry import (
     TargetRequest,
     neighbor_features,
@@ -95,30 +95,14 @@ class LiveTeacher:
         intermediates = fields(output)
         if request.map_control == "shuffled":
             intermediates = neighbor_features(intermediates)
+        targets = Targets(teacher=self.name, logits=logits, intermediates=intermediates)
         if not request.with_maps:
-            return (
-                Targets(
-                    teacher=self.name,
-                    logits=logits,
-                    explained_class=classes,
-                    intermediates=intermediates,
-                ),
-            )
+            return (targets,)
         maps = place_on_grid(self.explain(self.model, output, classes), request.grid)
         maps = blank_maps(maps, batch.pixel_augment)
         if request.map_control == "shuffled":
             maps = neighbor_maps(maps, classes)
-        valid = maps.flatten(2).any(dim=2) & (classes >= 0)
-        return (
-            Targets(
-                teacher=self.name,
-                logits=logits,
-                explained_class=classes,
-                maps=maps,
-                map_valid=valid,
-                intermediates=intermediates,
-            ),
-        )
+        return (MapTargets.of(targets, classes, maps),)
 
     def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
         intermediates = self.needs.intermediates

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.models import ModelConfig, NoModelConfig, is_published
+from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
+from permafrost.models.resolve import resolve_teach
 from permafrost.models.saved import TrainedModel
+from permafrost.runs.folder import RunFolder
+from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob
 
@@ -26,15 +31,54 @@ if TYPE_CHECKING:
     from permafrost.training.targets import TargetSource
 
 
-@dataclass(frozen=True, kw_only=True)
-class Teaching(TrainingJob):
-    """The training of one teacher."""
+def plan_teacher(config: TeachConfig) -> TeacherPlan:
+    """Resolve the options of a teacher's training, and open its store.
 
-    config: TeachConfig
+    Raises:
+        ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
+    """
+    check_logger(config.logger)
+    store = Store(config.store.folder)
+    # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
+    if not is_published(config.teacher.weights):
+        config = replace(config, teacher=replace(config.teacher, weights=None))
+    return TeacherPlan(resolve_teach(config, store), RunFolder(config.run).path / "teach", store)
+
+
+class TeacherPlan(TrainingJob):
+    """The training of one teacher: its resolved options and its store."""
+
+    options: TeachConfig
+
+    def __init__(self, options: TeachConfig, folder: Path, store: Store | None = None) -> None:
+        """Describe the training.
+
+        Args:
+            options: Options of the command, resolved for the store.
+            folder: Folder of the training in that of its run.
+            store: The store, None to open it.
+        """
+        super().__init__(options, folder, Store(options.store.folder) if store is None else store)
+        self.config = with_absolute_paths(options)
 
     @property
     def trainer(self) -> TrainerOptions:
-        return self.config.teaching.trainer
+        return self.options.teaching.trainer
+
+    def inputs(self) -> dict[str, str]:
+        return teacher_inputs(self.options, self.store)
+
+    def describe_work(self) -> dict[str, str]:
+        teacher, teaching = self.options.teacher, self.options.teaching
+        return {
+            "teacher": f"{teacher.kind} {teacher.name}",
+            "teaching": teaching.kind,
+            "weights": teaching.start or teacher.weights or "random",
+            "records": f"{self.store.num_records(teaching.split):,} records of split {teaching.split} in "
+            f"{self.options.store.path}",
+            "epochs": str(teaching.trainer.epochs),
+            "folder": self.describe_folder(),
+        }
 
     def prepare(self, distributed: DistributedContext) -> None:
         teaching = self.config.teaching
@@ -49,7 +93,7 @@ class Teaching(TrainingJob):
         from permafrost.training.spec import TrainingSpec
 
         teaching = self.config.teaching
-        store = Store(self.config.store.folder) if self.opened is None else self.opened.store
+        store = self.store
         threads = decode_threads_of(teaching.trainer, distributed)
         return TrainingSpec(
             dataset=StoreDataset(
@@ -99,8 +143,6 @@ class Teaching(TrainingJob):
         return callback
 
     def describe(self, spec: TrainingSpec) -> TrainedModel:
-        from permafrost.models.saved import TrainedModel
-
         return TrainedModel(
             config=self.config.teacher,
             num_classes=spec.num_classes,

@@ -27,7 +27,7 @@ from typing import Any
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.verbs import SWEEP_SUMMARIES, SweepConfig, report_command
 from permafrost.core.errors import UserError
-from permafrost.runs.folder import SWEEP_NAME, run_folder
+from permafrost.runs.folder import SWEEP_NAME, RunFolder
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
 from permafrost.sweeps.runner import StudentRunner
@@ -95,7 +95,7 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         runner.finish([student.final_run() for student in baselines_first(reported)])
     finished = [student for student in reported if student.final_run().is_done]
     values["runs"] = [student.row for student in finished]
-    table = run_folder(config.run) / SWEEP_NAME
+    table = RunFolder(config.run).path / SWEEP_NAME
     write_json(table, values)
     if runner.errors:
         raise SweepError(

@@ -19,23 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
-from permafrost.config.paths import with_absolute_paths
 from permafrost.config.points import option_text
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
-from permafrost.models.resolve import resolve_teach
-from permafrost.models.saved import is_finished, read_description
-from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
-from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
-from permafrost.runs.trackers import TrackedRun, check_logger
+from permafrost.models.saved import read_description
+from permafrost.models.trained_weights import MODEL_NAME
+from permafrost.runs.trackers import TrackedRun
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
-from permafrost.training.job import OpenedInputs, TrainingProgress, run_training
-from permafrost.training.teach_job import Teaching, check_splits, teacher_inputs
+from permafrost.training.job import TrainingProgress
+from permafrost.training.teach_job import TeacherPlan, check_splits, plan_teacher
 
 logger = logging.getLogger("permafrost.teach")
 
@@ -69,35 +65,30 @@ class TeachResult:
 
 def teach_network(config: TeachConfig) -> TeachResult:
     """Train, export and evaluate the teacher."""
-    check_logger(config.logger)
-    store = Store(config.store.folder)
-    # A weights file is the output of this stage, named for a later precompute. Published weights are initial weights.
-    if not is_published(config.teacher.weights):
-        config = replace(config, teacher=replace(config.teacher, weights=None))
-    config = resolve_teach(config, store)
-    inputs = teacher_inputs(config, store)
-    with open_run("teach", config.run, config, inputs) as folder:
-        return _train(config, store, folder)
+    plan = plan_teacher(config)
+    with plan.open_folder():
+        return _train(plan)
 
 
-def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
+def _train(plan: TeacherPlan) -> TeachResult:
     """Train and evaluate the teacher in its folder, as far as it is not done."""
+    config, store, folder = plan.options, plan.store, plan.folder
     check_splits(config, store)
     progress = TrainingProgress()
     metrics_path = folder / METRICS_NAME
     advice = "delete it, and the same command evaluates the teacher again"
     if metrics_path.exists():
         read_metrics_file(metrics_path, advice)
-    if not is_finished(folder):
-        _announce(config, store, folder)
-        job = Teaching(
-            config=with_absolute_paths(config), folder=folder.absolute(), opened=OpenedInputs(store)
-        )
-        with show_epochs("teach", config.teaching.trainer.epochs) as show:
-            progress = run_training(job, config.cluster, show)
-    else:
-        check_trained_weights(folder)
+    if plan.is_finished:
         logger.info("%s is finished", folder)
+    else:
+        logger.info(
+            "teacher %(teacher)s, teaching=%(teaching)s, from %(weights)s weights: %(records)s, "
+            "trainer.epochs=%(epochs)s, into %(folder)s",
+            plan.describe_work(),
+        )
+        with show_epochs("teach", plan.trainer.epochs) as show:
+            progress = plan.finish(show)
     if not metrics_path.exists():
         from permafrost.evaluation.forward import evaluate_model  # imports torch
 
@@ -129,24 +120,6 @@ def _evaluated_frame(config: TeachConfig, store: Store, folder: Path) -> str:
     if config.evaluate.frame != "auto":
         return config.evaluate.frame
     return "full" if read_description(folder).input_size == store.size else "center_crop"
-
-
-def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
-    """Log what this call will train, and on what."""
-    teaching = config.teaching
-    logger.info(
-        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
-        config.teacher.kind,
-        config.teacher.name,
-        teaching.kind,
-        teaching.start or config.teacher.weights or "random",
-        f"{store.num_records(teaching.split):,}",
-        teaching.split,
-        config.store.path,
-        teaching.trainer.epochs,
-        folder,
-        CONTINUED if (folder / CHECKPOINT_NAME).exists() else "",
-    )
 
 
 def _next_command(config: TeachConfig, store: Store, weights: str) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.batches import AnyLabels, AnyLogits, Batch, Targets
+from permafrost.core.batches import AnyLabels, AnyLogits, Batch, ExplainedTargets, Targets
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS
 from permafrost.loading.geometry import TargetRequest
@@ -121,7 +121,7 @@ LOCALIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance(Targets):
+class Guidance(ExplainedTargets):
     """Object region of one class per record, in place of a teacher's outputs."""
 
     teacher: str = ""
@@ -178,10 +178,8 @@ class GuidedLoss(LabelsLoss):
         maps_every = 1 if self.config.lambda_localization > 0 else None
         return Needs(labels=True, maps_every=maps_every)
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        yield from super().terms(student, None, labels)
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
+        yield from super().terms(student, targets, labels)
         if (maps := student.maps) is not None:
             assert isinstance(targets, Guidance)
             yield Term(

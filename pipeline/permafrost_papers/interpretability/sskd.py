@@ -145,10 +145,7 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
         )
         return F.cross_entropy(similarities, _records_of_turns(similarities))
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        assert targets is not None
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         assert isinstance(labels, Tensor)
         assert student.view_index is not None
         config, index = self.config, student.view_index

@@ -229,10 +229,7 @@ class KEDLoss(DistillationLoss):
             )
         self.hint = nn.Linear(hidden[2], target[2])  # type: ignore[assignment]
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        assert targets is not None
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         teacher_logits, tau = targets.logits, self.config.tau
         yield label_term(student.logits, labels, self.label_weight)
         yield Term(
@@ -265,11 +262,9 @@ class ExplainingTeacherLoss(LabelsLoss):
     def needs(self) -> Needs:
         return Needs(labels=True, targets=self.config.lambda_kd > 0)
 
-    def terms(
-        self, student: StudentOutput, targets: Targets | None, labels: AnyLabels
-    ) -> Iterable[Term]:
-        yield from super().terms(student, None, labels)
-        if targets is not None:
+    def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
+        yield from super().terms(student, targets, labels)
+        if self.needs.targets:
             teacher_logits, config = targets.logits, self.config
             yield Term(
                 "kd",

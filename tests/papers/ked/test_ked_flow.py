@@ -38,7 +38,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.distill import Distillation, student_inputs
+from permafrost.training.distill import StudentPlan, student_inputs
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import open_passes
 from permafrost.training.targets import LiveTeacher
@@ -288,7 +288,7 @@ def test_students_of_every_kind_train(ked_store, name, options):
 
 def test_a_stored_hint_is_that_of_a_live_teacher(ked_store):
     config = still(ked_store, method=KEDConfig(lambda_hint=1.0))
-    spec = Distillation(config=config, folder=Path()).spec()
+    spec = StudentPlan(config, Path()).spec()
     batch = spec.dataset.__getitems__(range(8))
     images = batch.inputs / 255
     teacher = freeze(build_model(ked_store.config.teacher, 10))
@@ -318,7 +318,7 @@ def test_a_hint_of_several_teachers_is_refused(ked_store):
 
 
 def test_levels_are_those_of_the_teachers_own_partition(ked_store):
-    job = Distillation(config=still(ked_store, method=KEDConfig(superfeatures=2)), folder=Path())
+    job = StudentPlan(still(ked_store, method=KEDConfig(superfeatures=2)), Path())
     spec = job.spec()
     batch = spec.dataset.__getitems__([0, 1])
 

@@ -46,7 +46,7 @@ from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.distill import Distillation
+from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
 from permafrost_papers.e2kd.options import GuidedTeachingConfig, ShiftOptions
 from permafrost_papers.ked.chimeras import draw_donors
@@ -214,7 +214,7 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught_table):
 
 def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
     config = student_config(taught_table, method=KEDConfig(chimera_fraction=0.5))
-    spec = Distillation(config=resolve_distill(config, taught_table.store), folder=RUNS).spec()
+    spec = StudentPlan(resolve_distill(config, taught_table.store), RUNS).spec()
     batch = spec.dataset.__getitems__(list(range(64)))
     model = teacher_model(taught_table).double()
     inputs = StepInputs(images=batch.inputs, labels=batch.labels)
