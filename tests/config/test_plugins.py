@@ -22,7 +22,7 @@ from permafrost.config.plugins import load_plugins
 from permafrost.config.reference import describe_verb
 from permafrost.config.store import PAYLOADS
 from permafrost.config.verbs import build_verb_config
-from permafrost.core.batches import Targets
+from permafrost.core.batches import MapTargets
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import GapNormLinear
 from permafrost.models.explanations import gradcam
@@ -337,7 +337,10 @@ def test_the_loss_of_maps_on_the_page_is_their_distance(plugin, frozen):
     loss = sys.modules["my_losses"].MapDistance(METHODS["map_distance"]())
     maps = torch.rand(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     valid = torch.tensor([[True, True, False], [True, False, False]])
-    targets = Targets(teacher="t", logits=torch.zeros(2, 5), maps=maps, map_valid=valid)
+    classes = torch.zeros(2, 3, dtype=torch.long)
+    targets = MapTargets(
+        teacher="t", logits=None, explained_class=classes, maps=maps, map_valid=valid
+    )
     corner = torch.zeros(2, 3, 1, 4, 4)
     corner[..., 0, 0] = 1
 

@@ -12,7 +12,7 @@ from permafrost.config.augment import AugmentOptions, MixConfig
 from permafrost.config.methods import (
     E2KDConfig,
 )
-from permafrost.core.batches import MixedLogits, Targets, TopLogits
+from permafrost.core.batches import MapTargets, MixedLogits, Targets, TopLogits
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.library import open_store
@@ -301,7 +301,7 @@ def random_maps(seed, classes=1):
 
 def explained_targets(classes=1):
     explained = torch.arange(4 * classes).reshape(4, classes) % NUM_CLASSES
-    return Targets(
+    return MapTargets(
         teacher="teacher",
         logits=None,
         explained_class=explained,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.core.batches import Batch, StoredTargets, Targets
+from permafrost.core.batches import Batch, MapTargets, StoredTargets
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import DistillationLoss, LossTerms, build_loss
 from permafrost.losses.e2kd import E2KDLoss
@@ -58,7 +58,7 @@ def map_terms(
     """Terms of the e2KD loss where both networks have the same logits and only their maps differ."""
     records, explained = student_maps.shape[:2]
     logits = torch.zeros(records, 2, dtype=student_maps.dtype)
-    targets = Targets(
+    targets = MapTargets(
         teacher="teacher",
         logits=logits,
         explained_class=torch.zeros(records, explained, dtype=torch.long),
@@ -273,7 +273,7 @@ def test_every_record_weighs_the_same_however_many_classes_it_has(normalize_by, 
         for side in (0, 1)
     )
     explained_class = torch.tensor([[0, 1], [1, -1], [0, -1]])
-    targets = Targets(
+    targets = MapTargets(
         teacher="teacher",
         logits=torch.zeros(3, 2).double(),
         explained_class=explained_class,

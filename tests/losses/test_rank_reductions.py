@@ -23,7 +23,7 @@ from permafrost.config.methods import (
     SeveralConfig,
     TeacherTermOptions,
 )
-from permafrost.core.batches import Targets
+from permafrost.core.batches import MapTargets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import build_loss
@@ -73,7 +73,7 @@ def reduction_batch(unknown=()):
         "ft": normal(7, B, 9, 2, 2),
     }
     intermediates |= {"superfeature_hidden": normal(8, B, M, 7)}
-    targets = Targets(
+    targets = MapTargets(
         teacher="t",
         logits=normal(9, B, K),
         explained_class=torch.zeros(B, 2, dtype=torch.int64),

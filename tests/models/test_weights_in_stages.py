@@ -19,6 +19,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
+from permafrost.training.teach_job import TeacherPlan
 from tests.support.run_files import read_signed
 from tests.support.verbs import precompute, teach
 
@@ -73,13 +74,12 @@ def test_a_training_with_another_key_is_another_run(frozen, checkpoint):
         teach.run(teach_config(frozen, checkpoint[0], weights_key="state_dict"))
 
 
-def test_the_start_of_a_training_comes_before_published_weights_in_the_log(frozen, caplog):
-    caplog.set_level(logging.INFO)
+def test_the_start_of_a_training_comes_before_published_weights_in_the_plan(frozen):
     config = teach_config(frozen, "mine.pth", weights="pretrained:IMAGENET1K_V1")
 
-    teach._announce(config, frozen.store, Path("runs/teacher/teach"))
+    plan = TeacherPlan(config, Path("runs/teacher/teach"), frozen.store)
 
-    assert "from mine.pth weights: " in caplog.text
+    assert plan.describe_work()["weights"] == "mine.pth"
 
 
 def test_a_taught_network_is_read_whatever_key_its_start_had(frozen, own, checkpoint):

@@ -174,7 +174,7 @@ class StudentPlan(TrainingJob):
             teacher = f"{options.mode} targets of {', '.join(each.name for each in self.passes)}"
         if options.mode == "replay":
             visits = options.trainer.epochs * options.views.per_step / self.passes[0].num_views
-            teacher += f" ({self.passes[0].num_views} stored views, each used {visits:.3g} times)"
+            teacher += f" ({self.passes[0].num_views} stored views, each seen {visits:.3g} times)"
         subset, default = to_plain_dict(options.subset), to_plain_dict(type(options.subset)())
         changed = "".join(
             f", subset.{name}={value}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +14,7 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
 from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.loading.mixtures import labels_of
-from permafrost.losses.base import BatchTransform, DistillationLoss, LossCallbacks, StepInputs
+from permafrost.losses.base import DistillationLoss, StepInputs
 from permafrost.models.classifier import Classifier
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import DEFAULT_EXPLAINER, Explainer, explainer_named
@@ -33,29 +31,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
-
-
-def plain_inputs(batch: Batch, images: Tensor) -> StepInputs:
-    """Return the images of a batch in their views, and the labels that belong to them."""
-    return StepInputs(images=images, labels=labels_of(batch))
-
-
-def _transformed(transforms: Sequence[BatchTransform], batch: Batch, images: Tensor) -> StepInputs:
-    inputs = plain_inputs(batch, images)
-    for transform in transforms:
-        inputs = transform(inputs, batch)
-    return inputs
-
-
-def without_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
-    """Return the targets of a loss that reads labels only."""
-    return (NO_TARGETS,)
-
-
-def _converted(
-    loss: DistillationLoss, source: TargetSource, batch: Batch, request: TargetRequest
-) -> tuple[Targets, ...]:
-    return loss.convert_targets(source(batch, request))
 
 
 @dataclass(kw_only=True)
@@ -84,20 +59,11 @@ class Training:
     global_step: int = 0
     forward: nn.Module = field(init=False)
     """The callable model: wrapped to average gradients over ranks, compiled, or the model itself."""
-    prepare: Callable[[Batch, Tensor], StepInputs] = field(init=False)
-    """Function from a batch and its images in their views to the images and labels of a step."""
-    read_targets: TargetSource = field(init=False)
-    """Source of the targets that the loss reads."""
     scaler: torch.amp.GradScaler = field(init=False)
     """Gradient scaler for float16, disabled in other precisions."""
 
     def __post_init__(self) -> None:
-        loss = self.loss
-        loss.distributed = self.distributed
-        self.prepare = partial(_transformed, loss.transforms) if loss.transforms else plain_inputs
-        self.read_targets = self.targets if loss.needs.targets else without_targets
-        if loss.needs.targets and type(loss).convert_targets is not LossCallbacks.convert_targets:
-            self.read_targets = partial(_converted, loss, self.targets)
+        self.loss.distributed = self.distributed
         self.compute_settings.set_memory_format(self.model)
         self.forward = self.distributed.wrap(self.model, self.model.device)
         if self.compute_settings.compile:
@@ -112,6 +78,19 @@ class Training:
             "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a compiled "
             "forward pass cannot be differentiated twice; set trainer.compile=false",
         )
+
+    def prepare(self, batch: Batch, images: Tensor) -> StepInputs:
+        """Return the images of a batch in their views and the labels that belong to them, changed as the loss asks."""
+        inputs = StepInputs(images=images, labels=labels_of(batch))
+        for transform in self.loss.transforms:
+            inputs = transform(inputs, batch)
+        return inputs
+
+    def read_targets(self, batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
+        """Return the targets of each teacher in the form that the loss reads; NO_TARGETS if it reads labels only."""
+        if not self.loss.needs.targets:
+            return (NO_TARGETS,)
+        return self.loss.convert_targets(self.targets(batch, request))
 
     def state(self) -> dict[str, Any]:
         """Return the state for `load_state`. Its tensors are not copied, so save or copy it before the next step."""

@@ -73,7 +73,7 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     student = run_student(training, batch, inputs.images, input_size)
     # 3. Each teacher's targets on the student's grid, and its maps of the classes that they explain.
     teachers = training.read_targets(batch, target_request(training, student))
-    pairs = [explain(training, student, inputs.change_targets(each)) for each in teachers]
+    pairs = [explain_targets(training, student, inputs.change_targets(each)) for each in teachers]
     # 4. The loss with each teacher.
     terms = [training.loss(output, targets, inputs.labels) for output, targets in pairs]
     total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
@@ -103,7 +103,7 @@ def target_request(training: Training, student: StudentOutput) -> TargetRequest:
     return TargetRequest(grid, needs.map_control, with_maps=with_maps)
 
 
-def explain(
+def explain_targets(
     training: Training, student: StudentOutput, targets: Targets
 ) -> tuple[StudentOutput, Targets]:
     """Return the student with maps of the classes that these targets explain, if the loss reads them in this step."""
