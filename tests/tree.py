@@ -12,8 +12,9 @@ buckets          files outside of storage/ that ask whether a path is in a bucke
 shared names     names of modules that several modules have, except __init__, and without stages/
 double classes   public class names that several modules define
 climbs, returns  of the way of `config` through a stage: its functions are followed in the order of their calls, as long
-                 as they are given `config` or a part of it. A climb goes back to a caller that then calls further; a
-                 return enters a file that was left before.
+                 as they are given `config`, a part of it, or what was made of it, such as a plan. Methods of a plan are
+                 followed, too, as functions that are given its options. A climb goes back to a caller that then calls
+                 further; a return enters a file that was left before.
 """
 
 from __future__ import annotations
@@ -106,6 +107,18 @@ class Tree:
         }
         self.trees = {name: ast.parse(path.read_text()) for name, path in self.paths.items()}
         self.names = {name: dict(self._names_of(name)) for name in self.trees}
+        self.classes = {
+            node.name: (name, node)
+            for name, tree in self.trees.items()
+            for node in tree.body
+            if isinstance(node, ast.ClassDef)
+        }
+        self.owners = {
+            id(method): place
+            for place in self.classes.values()
+            for method in place[1].body
+            if isinstance(method, _FUNCTIONS)
+        }
 
     def _names_of(self, module: str) -> Iterator[tuple[str, tuple[str, ast.AST]]]:
         """Yield the functions and classes that a module defines, and those that it imports, by their name there."""
@@ -144,10 +157,16 @@ class Tree:
             ):  # names to which it is assigned, as in config = resolve(config)
                 if isinstance(node, ast.Assign) and _carries(node.value, carriers):
                     carriers |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+            plans = dict(self._plans_in(module, function))
             calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
             for call in sorted(
                 calls, key=lambda call: (call.end_lineno or 0, call.end_col_offset or 0)
             ):
+                if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+                    plan = plans.get(call.func.value.id)
+                    method = plan and self._method_of(*plan, call.func.attr)
+                    if method:
+                        yield from visit(*method, "self.options", depth + 1)
                 name = call.func.id if isinstance(call.func, ast.Name) else None
                 if name not in self.names[module]:
                     continue
@@ -159,6 +178,35 @@ class Tree:
                     yield from visit(place, target, given, depth + 1)
 
         yield from visit(module, function, parameter, 0)
+
+    def _plans_in(
+        self, module: str, function: ast.AST
+    ) -> Iterator[tuple[str, tuple[str, ast.ClassDef]]]:
+        """Yield the names in a function that are plans, by their annotation or by that of the function that made them."""
+        named = [(argument.arg, argument.annotation) for argument in function.args.args]  # type: ignore[attr-defined]
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                made_by = self.names[module].get(getattr(node.value.func, "id", ""))
+                if made_by and isinstance(made_by[1], _FUNCTIONS):
+                    named += [
+                        (t.id, made_by[1].returns) for t in node.targets if isinstance(t, ast.Name)
+                    ]
+        for name, hint in named:
+            cls = getattr(hint, "id", None) or str(getattr(hint, "value", ""))
+            if cls.endswith(("Plan", "Job")) and (place := self.classes.get(cls)):
+                yield name, place
+        if cls := self.owners.get(id(function)):
+            yield "self", cls
+
+    def _method_of(self, module: str, cls: ast.ClassDef, name: str) -> tuple[str, ast.AST] | None:
+        """Return the module and the definition of a method, of the class or of one that it is derived from."""
+        for node in cls.body:
+            if isinstance(node, _FUNCTIONS) and node.name == name:
+                return module, node
+        bases = (self.classes.get(getattr(base, "id", "")) for base in cls.bases)
+        return next(
+            (method for base in bases if base and (method := self._method_of(*base, name))), None
+        )
 
     def function_of(self, verb: str) -> tuple[str, ast.AST]:
         """Return the module and the function of a verb."""
@@ -182,16 +230,20 @@ class Tree:
 
 
 def _carries(value: ast.AST, carriers: set[str]) -> bool:
-    return any(isinstance(node, ast.Name) and node.id in carriers for node in ast.walk(value))
+    return any(_is_carrier(node, carriers) for node in ast.walk(value))
+
+
+def _is_carrier(node: ast.AST, carriers: set[str]) -> bool:
+    return isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in carriers
 
 
 def _parameter_given(function: ast.AST, call: ast.Call, carriers: set[str]) -> str | None:
     """Return the parameter to which a call passes one of the carriers or an attribute of it, None if to none."""
 
     def is_part(value: ast.AST) -> bool:
-        while isinstance(value, ast.Attribute):
+        while isinstance(value, ast.Attribute) and not _is_carrier(value, carriers):
             value = value.value
-        return isinstance(value, ast.Name) and value.id in carriers
+        return _is_carrier(value, carriers)
 
     arguments = function.args  # type: ignore[attr-defined]
     positional = [each.arg for each in (*arguments.posonlyargs, *arguments.args)]

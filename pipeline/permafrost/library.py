@@ -405,16 +405,16 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
         torch.Size([4, 10])
     """
     from permafrost.config.plugins import load_plugins
-    from permafrost.models.saved import is_finished, load_model
+    from permafrost.models.saved import SavedNetwork
     from permafrost.runs.folder import RunFolder
     from permafrost.runs.mirrors import RUNS
 
     load_plugins(plugins)
     candidates = [Path(run), *(RunFolder(str(run)).path / verb for verb in ("distill", "teach"))]
-    folder = next((path for path in candidates if is_finished(path)), None)
+    folder = next((path for path in candidates if SavedNetwork(path).is_finished), None)
     if folder is None:
         raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")
-    return load_model(folder)[0]
+    return SavedNetwork(folder).load()[0]
 
 
 # ---- verbs ---------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.version import __version__
 from permafrost.core.errors import require
 from permafrost.evaluation.results import read_results
-from permafrost.models.saved import EXPORT_FOLDER, TrainedModel, load_model
+from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
@@ -63,7 +63,7 @@ def export_student(config: ExportConfig) -> ExportResult:
         repository_of(config.to)
     student = RunFolder(config.run).path / "distill"
     store = Store(config.store.folder)
-    network, trained = load_model(student, store.manifest.classes)
+    network, trained = SavedNetwork(student).load(store.manifest.classes)
     if "onnx" in config.export.formats:
         portable.require_onnx()
     program = (

@@ -13,7 +13,7 @@ from permafrost.evaluation.forward import EvaluatedModel, open_split
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.loading.dataset import StoreDataset
-from permafrost.models.saved import load_model, read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.store.arrow_files import read_table
 from permafrost_report.comparison import group_pairs
@@ -240,7 +240,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
             store.path,
         )
         return None
-    trained = read_description(pair[1].training_folder)
+    trained = SavedNetwork(pair[1].training_folder).describe()
     datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
     baseline, candidate = (_open(result, store.manifest.classes) for result in pair)
     return CasePair(
@@ -280,7 +280,7 @@ def _is_there(result: StudentResult) -> bool:
 
 def _open(result: StudentResult, classes: Sequence[str]) -> Arm:
     assert result.seed is not None  # cases are of students
-    network, trained = load_model(result.training_folder, classes)
+    network, trained = SavedNetwork(result.training_folder).load(classes)
     table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
     rows = group_pairs((row["split"], row) for row in table.to_pylist())
     model = EvaluatedModel(network=network, input_size=trained.input_size)

@@ -20,7 +20,7 @@ from permafrost.config.store import STORE_SECTIONS
 from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
 from permafrost.evaluation.saved_records import PICTURES_NAME
-from permafrost.models.saved import is_finished, read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import RunFolder, read_cost
 from permafrost.sources.data_preview import read_preview
 from permafrost.store.reader import Store, TeacherPass
@@ -313,7 +313,7 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
     lines = defaultdict(list)
     for result in results:
         folder = result.training_folder
-        steps = read_description(folder).steps if is_finished(folder) else None
+        steps = SavedNetwork(folder).describe().steps if SavedNetwork(folder).is_finished else None
         lines[result.label].append(list(read_metrics(folder, steps)))
     return lines
 
@@ -349,7 +349,7 @@ def _ledger(
         ledger["Mean seconds per student"] = f"{seconds:.1f}"
     if passes:
         stored = sum(teacher.shards.total_bytes for teacher in passes)
-        with_teacher = [folder for folder in costs if read_description(folder).teachers]
+        with_teacher = [folder for folder in costs if SavedNetwork(folder).describe().teachers]
         live = sum(costs[folder]["records"] for folder in with_teacher)
         forwards = records * len(passes)
         ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"

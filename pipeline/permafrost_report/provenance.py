@@ -15,7 +15,7 @@ from permafrost.config.builder import build_config
 from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
 from permafrost.losses.base import Needs, build_loss
-from permafrost.models.saved import is_finished
+from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import ModelDescription, read_entries
 from permafrost.runs.folder import passes_in
 from permafrost.store.reader import Store, TeacherPass
@@ -36,7 +36,7 @@ def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
     """
     first: dict[str, ModelDescription] = {}
     for result in results:
-        if is_finished(result.training_folder):
+        if SavedNetwork(result.training_folder).is_finished:
             first.setdefault(result.label, read_entries(result.training_folder))
     return [
         {

@@ -12,7 +12,7 @@ from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import UserError
 from permafrost.models.resolve import resolve_precompute
-from permafrost.models.saved import is_finished
+from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import read_entries
 from permafrost.runs.folder import CONFIG_NAME, RunFolder, read_config
 from permafrost.runs.mirrors import RUNS
@@ -125,7 +125,7 @@ def _teaching_commands(teacher: TeacherPass, folder: Path) -> list[str]:
     """Return the command that trained the teacher of a pass, none if it is not the network of a run's folder."""
     described = teacher.manifest.teacher.get("weights_sha256")
     path = folder / CONFIG_NAME
-    if folder.name not in _VERBS or not is_finished(folder) or not path.is_file():
+    if folder.name not in _VERBS or not SavedNetwork(folder).is_finished or not path.is_file():
         return []
     is_same = read_entries(folder).weights_sha256 == described
     return [_command(folder.name, path)] if is_same else []

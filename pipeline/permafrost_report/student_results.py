@@ -26,7 +26,7 @@ from permafrost.evaluation.results import (
     without_outputs,
 )
 from permafrost.evaluation.trained_student import trains_classifier
-from permafrost.models.saved import is_finished
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in, read_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
@@ -201,7 +201,7 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
     results: list[StudentResult] = []
     if (RunFolder(run).path / SWEEP_NAME).exists():
         results = _read_run(run)
-    elif is_finished(RunFolder(run).path / "distill"):
+    elif SavedNetwork(RunFolder(run).path / "distill").is_finished:
         results = [_load_student(run, must_be_evaluated=False)]
     elif not (other_runs or load_network(run) or load_teacher(run)):
         check_run(run)

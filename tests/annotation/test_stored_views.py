@@ -25,7 +25,7 @@ from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.subset import rows_of_split, select_training_rows
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -264,7 +264,7 @@ def test_a_student_of_stored_views_resumes_and_is_evaluated_by_the_canonical_pas
 
     distill.run(distill_config(frozen, run="replay", **options))
 
-    _, trained = load_model(RUNS / "replay" / "distill")
+    _, trained = SavedNetwork(RUNS / "replay" / "distill").load()
     assert trained.teachers == (Store(store).open_passes()[0].name,)
     metrics = evaluate.run(evaluate_config(frozen, run="replay")).splits
     assert 0 <= metrics["test"]["agreement"] <= 1

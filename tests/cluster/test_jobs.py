@@ -12,7 +12,7 @@ from obstore.store import from_url
 
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import ROOT
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes
@@ -78,7 +78,7 @@ def test_a_submitted_job_writes_what_a_serial_run_writes_and_a_student_learns_fr
     done = submit(head, tmp_path, "distill", "cluster=existing", *paths, *options, *ranks)
 
     assert done.returncode == 0, done.stdout
-    _, trained = load_model(tmp_path / "run" / "distill")
+    _, trained = SavedNetwork(tmp_path / "run" / "distill").load()
     assert trained.config.width == 4
 
 

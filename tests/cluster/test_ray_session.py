@@ -12,7 +12,7 @@ import ray
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.core.tasks import ShardError, ShardResult
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from tests.support.images import write_tar
@@ -141,7 +141,7 @@ def test_two_ranks_train_a_student_and_leave_a_finished_run(frozen, monkeypatch)
 
     assert result.trained_epochs == 3
     assert [line["step"] for line in logged_lines("both")] == [2, 3, 5, 6, 8, 9, 10, 12, 14, 15]
-    assert load_model(RUNS / "both" / "distill")[1].teachers == (
+    assert SavedNetwork(RUNS / "both" / "distill").load()[1].teachers == (
         frozen.store.pass_folders()[0].name,
     )
     # A finished run is detected without starting a rank.

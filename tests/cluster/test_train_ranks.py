@@ -113,7 +113,7 @@ class Refused(StudentPlan):
 
 
 def job(frozen, run, kind=StudentPlan, **options):
-    config = distill_config(frozen, run=run, trainer=TWO_RANKS)
+    config = distill_config(frozen, run=run, trainer=TWO_RANKS, cluster=TWO_RANKS_CLUSTER)
     folder = (RUNS / run / "distill").absolute()
     folder.mkdir(parents=True)
     return kind(config, folder, **options)
@@ -123,14 +123,10 @@ def job(frozen, run, kind=StudentPlan, **options):
 @pytest.mark.slow
 def test_a_killed_rank_changes_nothing(frozen, tmp_path):
     epochs = []
-    train_on_ranks(
-        job(frozen, "whole"), TWO_RANKS_CLUSTER, lambda epoch, line: epochs.append(epoch)
-    )
+    train_on_ranks(job(frozen, "whole"), lambda epoch, line: epochs.append(epoch))
     marker = tmp_path / "killed"
 
-    train_on_ranks(
-        job(frozen, "killed", KilledOnce, marker=marker), TWO_RANKS_CLUSTER, lambda *_: None
-    )
+    train_on_ranks(job(frozen, "killed", KilledOnce, marker=marker), lambda *_: None)
 
     assert epochs == [1, 2, 3]
     killed = int(marker.read_text())  # the rank was killed
@@ -148,7 +144,7 @@ def test_a_killed_rank_changes_nothing(frozen, tmp_path):
 @pytest.mark.slow
 def test_an_error_of_one_rank_is_one_line_and_is_not_tried_again(frozen):
     with pytest.raises(RanksError, match=r"^this record is not what it was$"):
-        train_on_ranks(job(frozen, "refused", Refused), TWO_RANKS_CLUSTER, lambda *_: None)
+        train_on_ranks(job(frozen, "refused", Refused), lambda *_: None)
 
 
 class HelperDeadlyLoss(E2KDLoss):
@@ -191,8 +187,8 @@ def test_a_training_goes_on_without_the_actors_that_receive_its_progress(frozen,
     epochs = []
     killed = job_that_kills(frozen, "helper", "_QueueActor", tmp_path / "helper")
 
-    train_on_ranks(killed, TWO_RANKS_CLUSTER, lambda epoch, line: epochs.append(epoch))
-    train_on_ranks(job(frozen, "calm"), TWO_RANKS_CLUSTER, lambda *_: None)
+    train_on_ranks(killed, lambda epoch, line: epochs.append(epoch))
+    train_on_ranks(job(frozen, "calm"), lambda *_: None)
 
     helpers = (tmp_path / "helper").read_text().split()
     assert len(helpers) == 2
@@ -210,7 +206,7 @@ def test_the_death_of_the_controller_is_one_line_and_loses_nothing(frozen, tmp_p
     with pytest.raises(
         RanksError, match=r"^Ray ended the training \(ActorDiedError: .* same command"
     ):
-        train_on_ranks(killed, TWO_RANKS_CLUSTER, lambda *_: None)
+        train_on_ranks(killed, lambda *_: None)
 
     assert (RUNS / "headless" / "distill" / "checkpoint.pt").exists()
 

@@ -28,7 +28,7 @@ from permafrost.models.classifier import GapNormLinear
 from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, published
-from permafrost.models.saved import load_model, read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
@@ -208,7 +208,7 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     assert 0 <= judged.splits["test"]["accuracy"] <= 1
     assert judged.splits["test"]["confidence"] == {"confident": 1}
     for row in json.loads((RUNS / "plugged" / "sweep.json").read_text())["runs"]:
-        assert read_description(RUNS / row["run"] / "distill").config.kind == "three_layers"
+        assert SavedNetwork(RUNS / row["run"] / "distill").describe().config.kind == "three_layers"
     (teacher_pass,) = Store(Path("store")).open_passes()
     assert "margin" in [field.name for field in teacher_pass.manifest.fields]
     page = (RUNS / "plugged" / "report.html").read_text()
@@ -227,7 +227,7 @@ def test_superfeatures_are_found_in_a_network_of_a_plugin(plugin):
 
     run_stage("teach", *words, *epoch, *black_box, *additive, "teacher.input_size=16", *search)
 
-    assert read_description(RUNS / "grouped" / "teach").config.kind == "additive"
+    assert SavedNetwork(RUNS / "grouped" / "teach").describe().config.kind == "additive"
 
 
 def test_a_network_whose_plugin_is_not_named_is_an_error_that_says_so(plugin, frozen):
@@ -236,7 +236,7 @@ def test_a_network_whose_plugin_is_not_named_is_an_error_that_says_so(plugin, fr
     del MODELS["three_layers"]
 
     with pytest.raises(ConfigError, match=r"kind three_layers.*plugins="):
-        read_description(RUNS / "plugged" / "distill")
+        SavedNetwork(RUNS / "plugged" / "distill").describe()
 
 
 def test_a_network_registered_with_timm_needs_no_published_weights(tmp_path, monkeypatch):
@@ -377,7 +377,7 @@ def test_any_network_is_teacher_and_student(plugin):
     )
     run_stage("distill", *words, *own_network("student"), *EPOCH, "method=e2kd")
     judged = run_stage("evaluate", *words, "evaluate.splits=[test]")
-    model, described = load_model(RUNS / "own/distill")
+    model, described = SavedNetwork(RUNS / "own/distill").load()
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     output = model(images)
     classes = torch.tensor([[0, 1], [1, 0]])
@@ -386,7 +386,7 @@ def test_any_network_is_teacher_and_student(plugin):
     assert "teacher.arguments={width: 8}" in shlex.split(taught.next)
     assert 0 <= judged.splits["test"]["agreement"] <= 1
     assert described.config.factory == "my_networks.py:build"
-    assert read_description(RUNS / "own/teach").split == "train"
+    assert SavedNetwork(RUNS / "own/teach").describe().split == "train"
     assert isinstance(model.head, GapNormLinear)
     torch.testing.assert_close(
         gradcam(model, output, classes), definition_of_gradcam(model, images, classes)
@@ -462,4 +462,4 @@ def test_a_network_on_disk_does_not_choose_the_code_that_builds_it(plugin, monke
     monkeypatch.setattr("permafrost.config.plugins._PLACES", {})
 
     with pytest.raises(ConfigError, match=r"name its file or module, plugins=\[my_networks\.py\]"):
-        load_model(RUNS / "own/distill")
+        SavedNetwork(RUNS / "own/distill").load()

@@ -16,7 +16,7 @@ from permafrost.evaluation.feature_probes import fit_linear, linear_logits, neig
 from permafrost.evaluation.results import read_results
 from permafrost.loading.subset import select_training_rows
 from permafrost.models.providers import build_model
-from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost_papers.bcos.options import BcosModelConfig
 from tests.support.runs import evaluation_of, save_student
 from tests.support.tensors import gaussian
@@ -145,7 +145,7 @@ SUBSET = SubsetOptions(shots=1, seed=3)
 
 def trained_on(student, split="train", subset=SUBSET):
     """Describe the student as one of a subset."""
-    model, trained = load_model(student)
+    model, trained = SavedNetwork(student).load()
     save_model(student, model, replace(trained, split=split, subset=subset))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.arrow_files import read_table
 from permafrost.store.entries import ManifestError
@@ -165,7 +165,8 @@ def test_a_student_of_an_attached_pass_is_that_of_the_original(
     run_distill(tmp_path / "store", "attached", *words)
 
     one, other = (
-        load_model(RUNS / run / "distill")[0].state_dict() for run in ("original", "attached")
+        SavedNetwork(RUNS / run / "distill").load()[0].state_dict()
+        for run in ("original", "attached")
     )
     assert all((one[name] == other[name]).all() for name in one)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from permafrost.core.errors import ConfigError
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.sources.image_files import SourceFileError
 from permafrost_sources.huggingface_sets import HuggingFaceSource
@@ -181,7 +181,9 @@ def test_a_shared_pass_is_a_data_set_and_teaches_the_same_student(photographs, t
     options = ["method=kd", "augment=pad_crop_flip"]
     run_distill(photographs.store, "original", *options, f"store.teacher=[{name}]")
     run_distill(photographs.store, "loaded", *options, f"store.teacher=[{other.partition(' ')[0]}]")
-    one, same = (load_model(RUNS / r / "distill")[0].state_dict() for r in ("original", "loaded"))
+    one, same = (
+        SavedNetwork(RUNS / r / "distill").load()[0].state_dict() for r in ("original", "loaded")
+    )
     assert all((one[name] == same[name]).all() for name in one)
 
 

@@ -26,7 +26,7 @@ from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
-from permafrost.models.saved import read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -157,7 +157,7 @@ def test_a_student_of_two_kinds_of_teachers_is_trained_evaluated_and_reported(st
     distill.run(config)
     assert distill.run(config).trained_epochs == 0
 
-    names = read_description(RUNS / "one" / "distill").teachers
+    names = SavedNetwork(RUNS / "one" / "distill").describe().teachers
     results = evaluate.run(
         EvaluateConfig(
             store=StoreOptions(path=str(store.store.path)),
@@ -221,7 +221,7 @@ def test_replayed_views_of_both_teachers_are_the_same(tmp_path):
 
     losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
     assert losses[-1] < losses[0]
-    described = read_description(RUNS / "one" / "distill").teachers
+    described = SavedNetwork(RUNS / "one" / "distill").describe().teachers
     assert {name.split("-")[0] for name in described} == {"trunk", "classifier"}
 
 

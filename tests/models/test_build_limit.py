@@ -13,7 +13,7 @@ from permafrost.models import build_limit
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model
-from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.storage.signed_files import read_json, write_json
 from permafrost_papers.bcos.options import BcosModelConfig
 
@@ -68,7 +68,7 @@ def test_sizes_that_the_weights_do_not_have_are_one_line_and_take_no_memory(
 ):
     sign(folder, values)
     with Created() as created, pytest.raises(UserError, match=message):
-        load_model(folder)
+        SavedNetwork(folder).load()
     assert created.largest <= build_limit._MORE_NUMBERS + 10**5
 
 

@@ -30,7 +30,7 @@ from permafrost.models.providers import (
     model_normalization,
     published,
 )
-from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost.storage.files import sha256_file
 from permafrost_papers.bcos.options import BcosModelConfig
@@ -252,7 +252,7 @@ def test_a_torchvision_students_file_loads_with_plain_torchvision(tmp_path):
 
     plain = torchvision.models.resnet18(num_classes=NUM_CLASSES).eval()
     plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    again, _ = load_model(tmp_path)
+    again, _ = SavedNetwork(tmp_path).load()
     images = random_images(64)
     with torch.no_grad():
         assert torch.equal(plain(model.normalize(images)), model(images).logits)
@@ -281,7 +281,7 @@ def test_a_timm_student_is_exported_as_timms_hub_has_it(tmp_path, config, layout
     loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
     settings = loaded.pretrained_cfg
     mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
-    again, _ = load_model(tmp_path)
+    again, _ = SavedNetwork(tmp_path).load()
     with torch.no_grad():
         expected = model(images).logits
         assert torch.allclose(loaded((images - mean) / std), expected, atol=1e-5)

@@ -12,7 +12,7 @@ from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.models.saved import read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -102,7 +102,7 @@ def test_an_interrupted_student_goes_on_with_the_pass_that_it_began_with(one_pas
 
     assert distill.run(distill_config(one_pass)).trained_epochs > 0
     assert_equal_states(weights_of("one"), weights_of("undisturbed"))
-    assert read_description(RUNS / "one" / "distill").teachers == (first,)
+    assert SavedNetwork(RUNS / "one" / "distill").describe().teachers == (first,)
 
 
 def test_a_student_of_labels_is_compared_with_the_same_pass(one_pass):
@@ -280,7 +280,7 @@ def test_an_interrupted_sweep_is_finished_with_the_pass_that_it_began_with(one_p
         assert metrics[0] == metrics[1]
         assert "agreement" in metrics[0]["splits"]["test"]
         if arm != "labels":
-            assert read_description(RUNS / run / "distill").teachers == (first,)
+            assert SavedNetwork(RUNS / run / "distill").describe().teachers == (first,)
 
 
 def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
@@ -289,5 +289,5 @@ def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
     run_sweep(sweep_words(one_pass, "arms={kd: ['method=kd']}", f"grid={{store.teacher: {names}}}"))
 
     runs = [row["run"] for row in read_sweep()["runs"]]
-    teachers = [read_description(RUNS / run / "distill").teachers for run in runs]
+    teachers = [SavedNetwork(RUNS / run / "distill").describe().teachers for run in runs]
     assert teachers == [(name,) for name in names]

@@ -25,7 +25,7 @@ from permafrost.losses.base import build_loss
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -292,7 +292,7 @@ def test_students_train_on_frozen_replayed_and_live_targets(inner, method, mode)
     term = build_loss(method).term
     assert all(line[term] > 0 and line["ce"] > 0 for line in lines)
     assert ("kd" in lines[0]) == (method.lambda_kd > 0)
-    assert load_model(RUNS / "one" / "distill")[1].num_classes == 10
+    assert SavedNetwork(RUNS / "one" / "distill").load()[1].num_classes == 10
 
 
 def test_a_pass_without_the_payload_is_refused_with_the_way_out(frozen):
@@ -346,7 +346,7 @@ def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_
     assert_equal_states(killed["loss"], whole["loss"])
     assert any(name.startswith("fusions.0.mix") for name in whole["loss"])
     trained = len(whole["optimizer"]["param_groups"][0]["params"])
-    student, _ = load_model(RUNS / "whole" / "distill")
+    student, _ = SavedNetwork(RUNS / "whole" / "distill").load()
     fusions = sum(
         not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
         for name in whole["loss"]

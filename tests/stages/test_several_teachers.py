@@ -23,7 +23,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import rows_of_split, select_holdout_rows
 from permafrost.losses.base import build_loss
 from permafrost.models.providers import build_model
-from permafrost.models.saved import read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -99,7 +99,7 @@ def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(two_teachers)
 
     distill.run(student_of_teachers(two_teachers, names, method=method))
 
-    assert read_description(RUNS / "student" / "distill").teachers == names
+    assert SavedNetwork(RUNS / "student" / "distill").describe().teachers == names
     evaluated = evaluate.run(
         EvaluateConfig(
             store=StoreOptions(path=str(two_teachers.path)),

@@ -17,7 +17,7 @@ from permafrost.config.verbs import (
     EvaluateConfig,
 )
 from permafrost.models.providers import build_model
-from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.training.metric_log import read_metrics
 
@@ -56,7 +56,7 @@ def evaluate_config(frozen, run="one", **options):
 
 
 def weights_of(run):
-    return load_model(RUNS / run / "distill")[0].state_dict()
+    return SavedNetwork(RUNS / run / "distill").load()[0].state_dict()
 
 
 def assert_equal_states(one, other):

@@ -16,7 +16,7 @@ from permafrost.losses.base import build_loss
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.training.build import build_training
 from permafrost.training.distill import StudentPlan
@@ -293,13 +293,13 @@ def test_auto_is_the_fastest_precision_of_the_device_and_stays_that_of_the_check
 
     assert choices == []
     assert_equal_states(weights_of("auto"), weights_of("explicit"))
-    assert load_model(RUNS / "auto" / "distill")[1].precision == fastest
+    assert SavedNetwork(RUNS / "auto" / "distill").load()[1].precision == fastest
     # Another device, on which the other precision is faster, exports the network again and goes on.
     (RUNS / "auto" / "distill" / "model.json").unlink()
     choices.append({"bfloat16": "float32", "float32": "bfloat16"}[fastest])
     distill.run(distill_config(frozen, trainer=auto, run="auto"))
     assert choices == []
-    assert load_model(RUNS / "auto" / "distill")[1].precision == fastest
+    assert SavedNetwork(RUNS / "auto" / "distill").load()[1].precision == fastest
 
 
 def test_the_memory_format_of_null_is_that_of_the_kind_of_network(frozen):

@@ -26,7 +26,7 @@ from permafrost.models.classifier import Intermediates
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.optim import build_optimizer
@@ -196,7 +196,7 @@ def test_a_live_student_needs_no_pass_and_is_not_the_frozen_one(frozen, monkeypa
         distill.run(distill_config(frozen, run="live", **options))
 
     folder = (RUNS / "live" / "distill").absolute()
-    assert load_model(folder)[1].teachers == ()
+    assert SavedNetwork(folder).load()[1].teachers == ()
     inputs = (folder / "config.yaml").read_text()
     assert "live teacher:" in inputs
 

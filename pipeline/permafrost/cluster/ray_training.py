@@ -64,6 +64,10 @@ class RankedJob(Protocol):
         """Name of the run, or its address in a bucket."""
 
     @property
+    def cluster(self) -> ClusterConfig:
+        """Cluster on which ranks run."""
+
+    @property
     def trainer(self) -> TrainerOptions:
         """Trainer options, such as the number of ranks."""
 
@@ -131,14 +135,11 @@ def _at_home(job: RankedJob) -> RankedJob:
     return job.moved_to(files.folder / verb) if files.is_mirrored else job
 
 
-def train_on_ranks(
-    job: RankedJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
-) -> None:
+def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None:
     """Finish the job on its `trainer.ranks`.
 
     Args:
         job: The training.
-        cluster: Options of `cluster=`.
         on_epoch: Receives the number and a summary line of each finished epoch, on the driver.
 
     Raises:
@@ -147,7 +148,7 @@ def train_on_ranks(
         RanksError: If the ranks cannot finish the job.
     """
     job.spec()  # rejects options that do not fit the store before any rank is started
-    ranks = job.trainer.ranks
+    ranks, cluster = job.trainer.ranks, job.cluster
     with ray_session(cluster, ranks * cluster.cpus_per_rank):
         import ray
         import ray.train

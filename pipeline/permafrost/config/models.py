@@ -216,7 +216,7 @@ class TimmModelConfig(ModelConfig):
 class SavedModelConfig(ModelConfig):
     """Network of a finished run, with all options that the run had. Others that are set take precedence."""
 
-    implementation: ClassVar[str] = "permafrost.models.saved:read_description"
+    implementation: ClassVar[str] = "permafrost.models.saved:SavedNetwork"
 
     kind: Literal["saved"] = "saved"
     weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None

@@ -16,8 +16,9 @@ from permafrost.core.errors import require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records
 from permafrost.evaluation.other_networks import Networks
+from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import evaluation_view
+from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import write_atomically
@@ -68,16 +69,36 @@ class EvaluationContext:
         """Results of the one forward pass that accuracy, localization and the table of records share."""
         return predict_records(self.model, self.dataset, self.options, localize=self.localize)
 
-    def iter_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
+    def iter_batches(
+        self, positions: Sequence[int] | None = None, dataset: StoreDataset | None = None
+    ) -> Iterator[Batch]:
         """Iterate over the split in batches in the evaluation view on the model's device.
 
         Args:
             positions: Positions to read, in this order; None reads all.
+            dataset: Records to read; None for those of the split.
         """
-        on_host = iter_batches(self.dataset, self.options.batch_size, positions)
+        records = self.dataset if dataset is None else dataset
+        on_host = iter_batches(records, self.options.batch_size, positions)
         for _, batch in iter_on_device(on_host, self.model.device):
             check_interrupted()
             yield evaluation_view(batch, self.options.frame, self.model.input_size)
+
+    def iter_views(
+        self, positions: Sequence[int], dataset: StoreDataset | None = None
+    ) -> Iterator[Tensor]:
+        """Iterate over images in the evaluation view, f32 [b, 3, H, W] in [0, 1], on the model's device.
+
+        Args:
+            positions: Positions to read, in this order.
+            dataset: Records to read; None for those of the split.
+        """
+        for batch in self.iter_batches(positions, dataset):
+            yield view_images(batch, self.model.input_size)
+
+    def picture_maps(self, positions: list[int]) -> dict[str, Tensor]:
+        """Return `picture_maps` of records of the split in the evaluation view."""
+        return picture_maps(self.model, self.dataset, positions, self.options.frame)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the evaluation, whose digest metrics.json will list."""

@@ -24,7 +24,6 @@ from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import PLAIN, Evaluator, Metric, Page, Quantity
-from permafrost.evaluation.forward import iter_views
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.classifier import Intermediates, to_float32
@@ -117,7 +116,7 @@ def _compute_features(context: EvaluationContext, dataset: StoreDataset) -> tupl
     """Compute pooled features f32 [n, d] and labels i64 [n] of the labeled records, both on the CPU."""
     positions = _labeled(dataset)
     parts = []
-    for images in iter_views(context.model, dataset, positions.tolist(), context.options):
+    for images in context.iter_views(positions.tolist(), dataset):
         check_interrupted()
         pooled = context.model.network(images, Intermediates(pooled=True)).pooled
         assert pooled is not None

@@ -6,7 +6,7 @@ Shape letters: n records, K classes, E classes of the record that has most, P cl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ from permafrost.models.explanations import (
     forward_to_explain,
 )
 from permafrost.models.providers import resolve_device
-from permafrost.models.saved import TrainedModel, load_model
+from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 
@@ -284,7 +284,7 @@ def evaluate_model(
     folder: Path, store: Store, options: EvaluateOptions
 ) -> dict[str, dict[str, Any]]:
     """Run `evaluate_split` for the trained network in a run's folder on each split of `evaluate.splits`."""
-    network, trained = load_model(folder, store.manifest.classes)
+    network, trained = SavedNetwork(folder).load(store.manifest.classes)
     device = resolve_device("evaluate.device", options.device)
     model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
     return {
@@ -445,23 +445,3 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
     cosine, nonzero = map_cosine(maps, targets.maps, model.input_size)
     valid = nonzero & targets.map_valid
     return torch.where(valid, cosine, float("nan")).cpu()
-
-
-def iter_views(
-    model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
-) -> Iterator[Tensor]:
-    """Iterate over images in the model's evaluation view, on its device.
-
-    Args:
-        model: Network that receives them.
-        dataset: Records of a split.
-        positions: Positions of the records in the data set.
-        options: Options of the evaluation, with the size of a batch.
-
-    Yields:
-        f32 [b, 3, H, W] in [0, 1], in the order of the positions.
-    """
-    on_host = iter_batches(dataset, options.batch_size, positions)
-    for _, batch in iter_on_device(on_host, model.device):
-        batch = evaluation_view(batch, options.frame, model.input_size)
-        yield view_images(batch, model.input_size)

@@ -22,8 +22,7 @@ from permafrost.evaluation.results import (
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
-from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
-from permafrost.models.trained_weights import check_trained_weights
+from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder, recorded_passes, saved_options
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
@@ -80,7 +79,7 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
     arms = {
         name
         for name in named_baselines(config)
-        if not is_finished(RunFolder(name).path / "distill")
+        if not SavedNetwork(RunFolder(name).path / "distill").is_finished
     }
     for arm in sorted(arms):
         logger.info(
@@ -115,7 +114,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         StoreMismatchError: If a pass of the student is missing in the store.
     """
     student = RunFolder(config.run).path / "distill"
-    trained = read_description(student)
+    trained = SavedNetwork(student).describe()
     if config.evaluate.against is not None:
         folder = RunFolder(config.run).path / evaluation_folder(config.evaluate.against)
         store, passes = open_against(config, config.evaluate.against, [saved_options(folder)])
@@ -148,7 +147,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         from permafrost.models.providers import resolve_device
 
         resolve_network(trained.config, store, "student")
-        model, described = load_model(student, store.manifest.classes)
+        model, described = SavedNetwork(student).load(store.manifest.classes)
         compares = passes and passes[0].manifest.has_logits
         if compares and passes[0].num_classes != described.num_classes:
             raise StoreMismatchError(
@@ -158,7 +157,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         device = resolve_device("evaluate.device", config.evaluate.device)
         return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 
-    fingerprint = check_trained_weights(student)
+    fingerprint = SavedNetwork(student).check()
     return EvaluationInputs(store=store, passes=passes, fingerprint=fingerprint, build=build)
 
 

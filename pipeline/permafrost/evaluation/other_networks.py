@@ -20,8 +20,8 @@ from permafrost.models.providers import (
     teacher_input_size,
     with_preprocessing,
 )
-from permafrost.models.saved import is_finished, load_model
-from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
+from permafrost.models.saved import SavedNetwork
+from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.runs.folder import RunFolder, recorded_passes, saved_options
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
@@ -82,15 +82,15 @@ class Networks:
         """
         folder = _student_folder(run)
         require(
-            is_finished(folder),
+            SavedNetwork(folder).is_finished,
             f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}",
         )
-        return {str(folder / MODEL_NAME): check_trained_weights(folder)}
+        return {str(folder / MODEL_NAME): SavedNetwork(folder).check()}
 
     def student(self, run: str) -> EvaluatedModel:
         """Load the student of another run. Call `check_student` first."""
         if run not in self._students:
-            model, trained = load_model(_student_folder(run), self.store.manifest.classes)
+            model, trained = SavedNetwork(_student_folder(run)).load(self.store.manifest.classes)
             device = resolve_device("evaluate.device", self.config.evaluate.device)
             self._students[run] = EvaluatedModel(
                 network=model.to(device), input_size=trained.input_size

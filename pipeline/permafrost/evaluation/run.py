@@ -14,14 +14,13 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
-from permafrost.evaluation.forward import iter_views, open_split
+from permafrost.evaluation.forward import open_split
 from permafrost.evaluation.inputs import EvaluationInputs
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.results import add_result, evaluator_options, read_results
 from permafrost.evaluation.saved_records import (
     PICTURES_NAME,
     RECORDS_NAME,
-    picture_maps,
     record_table,
 )
 from permafrost.loading.decode_threads import resolve_decode_threads
@@ -64,7 +63,7 @@ def run_evaluators(
     ]
     positions = probe_positions(len(contexts[0].dataset))
     if positions:
-        views = list(iter_views(model, contexts[0].dataset, positions, config.evaluate))
+        views = list(contexts[0].iter_views(positions))
         require_independent_network(trial_copy(model.network), torch.cat(views))
     evaluators = {evaluator: evaluator_named(evaluator) for evaluator in missing}
     files = {
@@ -99,7 +98,7 @@ def _write_records(contexts: Sequence[EvaluationContext]) -> None:
         tables.append(record_table(context.split, context.predictions))
         positions = list(range(min(per_split, len(context.dataset))))
         if positions:
-            shown.append(picture_maps(context.model, context.dataset, positions, options.frame))
+            shown.append(context.picture_maps(positions))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
         contexts[0].write(PICTURES_NAME, save(tensors))

@@ -14,7 +14,7 @@ from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.subset import HOLDOUT, rows_of_split
-from permafrost.models.saved import read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CONFIG_NAME, read_config
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str]
         splits: Splits to evaluate; empty chooses one.
     """
     known = labeled_splits(store)
-    trained = read_description(folder)
+    trained = SavedNetwork(folder).describe()
     if trained.subset.holdout:
         known.add(HOLDOUT)
     chosen = _words_of_splits(splits) if splits else split_words(known)

@@ -55,11 +55,6 @@ class TrainedModel:
     """Precision of the forward passes of its training, None if it was not trained by a run."""
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether the folder contains a trained model, whose description is written last."""
-    return (folder / DESCRIPTION_NAME).exists()
-
-
 def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     """Write the weights, then the description that marks the run as finished.
 
@@ -99,67 +94,85 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     write_json(folder / DESCRIPTION_NAME, description)
 
 
-def load_model(folder: Path, classes: Sequence[str] = ()) -> tuple[Classifier, TrainedModel]:
-    """Load the trained network of a finished run, frozen, and its description.
+class SavedNetwork:
+    """Trained network in the folder of a run."""
 
-    Args:
-        folder: Folder of the network.
-        classes: Names of the classes of the records that it will run on, empty away from any data.
+    def __init__(self, folder: Path) -> None:
+        """Name the folder, which may not have a network yet."""
+        self.folder = folder
 
-    Raises:
-        ConfigError: If the run is not finished, or was trained on other classes.
-        DamagedFileError: If its files are not the ones that it wrote.
-        WeightsError: If the weights do not fit the network of the description.
-    """
-    from permafrost.core.seeded import SeededDraws
-    from permafrost.models.build_limit import limited_construction
-    from permafrost.models.providers import build_model, freeze
-    from permafrost.models.weights import load_weights
+    @property
+    def is_finished(self) -> bool:
+        """True if the folder contains a trained model, whose description is written last."""
+        return (self.folder / DESCRIPTION_NAME).exists()
 
-    trained = read_description(folder)
-    require_classes(trained.classes, classes, f"the network in {folder} was")
-    check_trained_weights(folder)
-    # The initial weights are not used.
-    with limited_construction(folder / MODEL_NAME), SeededDraws(0):
-        model = build_model(trained.config, trained.num_classes)
-    load_weights(model, folder / MODEL_NAME)
-    return freeze(model), trained
+    def check(self) -> str:
+        """Return the SHA-256 of model.safetensors.
 
+        Raises:
+            DamagedFileError: If it is not the one that model.json lists.
+        """
+        return check_trained_weights(self.folder)
 
-def read_description(folder: Path) -> TrainedModel:
-    """Read model.json of a finished run.
+    def load(self, classes: Sequence[str] = ()) -> tuple[Classifier, TrainedModel]:
+        """Load the network, frozen, and its description.
 
-    Raises:
-        ConfigError: If the run is not finished, or its network is of a plug-in that is not named.
-        DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
-    """
-    require(
-        is_finished(folder),
-        f"{folder} holds no finished model; run its stage first, or correct run=",
-    )
-    values, path = read_entries(folder), folder / DESCRIPTION_NAME
-    kind = values.model["kind"]
-    require(
-        kind in MODELS,
-        f"{path} names a network of kind {kind}, which is not among "
-        f"{', '.join(MODELS)}; name the plug-in that adds it, plugins=[my_networks.py]",
-    )
-    require_named(values.model.get("factory"), path)
-    # The weights, with all that is part of them, are next to the description, so the original files are not needed.
-    files = {
-        option.name
-        for option in options_of(MODELS[kind])
-        if option.name in ("weights", "sha256") or {Role.FILE, Role.IN_WEIGHTS} <= option.roles
-    }
-    options = values.model | dict.fromkeys(files & values.model.keys())
-    return TrainedModel(
-        config=build_config(MODELS[kind], options, str(path)),
-        num_classes=values.num_classes,
-        classes=values.classes,
-        input_size=values.input_size,
-        teachers=values.teachers,
-        split=values.split,
-        subset=build_config(SubsetOptions, values.subset, f"{path}: subset"),
-        steps=values.steps,
-        precision=values.precision,
-    )
+        Args:
+            classes: Names of the classes of the records that it will run on, empty away from any data.
+
+        Raises:
+            ConfigError: If the run is not finished, or was trained on other classes.
+            DamagedFileError: If its files are not the ones that it wrote.
+            WeightsError: If the weights do not fit the network of the description.
+        """
+        from permafrost.core.seeded import SeededDraws
+        from permafrost.models.build_limit import limited_construction
+        from permafrost.models.providers import build_model, freeze
+        from permafrost.models.weights import load_weights
+
+        trained = self.describe()
+        require_classes(trained.classes, classes, f"the network in {self.folder} was")
+        self.check()
+        # The initial weights are not used.
+        with limited_construction(self.folder / MODEL_NAME), SeededDraws(0):
+            model = build_model(trained.config, trained.num_classes)
+        load_weights(model, self.folder / MODEL_NAME)
+        return freeze(model), trained
+
+    def describe(self) -> TrainedModel:
+        """Read model.json.
+
+        Raises:
+            ConfigError: If the run is not finished, or its network is of a plug-in that is not named.
+            DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
+        """
+        require(
+            self.is_finished,
+            f"{self.folder} holds no finished model; run its stage first, or correct run=",
+        )
+        values, path = read_entries(self.folder), self.folder / DESCRIPTION_NAME
+        kind = values.model["kind"]
+        require(
+            kind in MODELS,
+            f"{path} names a network of kind {kind}, which is not among "
+            f"{', '.join(MODELS)}; name the plug-in that adds it, plugins=[my_networks.py]",
+        )
+        require_named(values.model.get("factory"), path)
+        # The weights, with all that is part of them, are next to the description, so the original files are not needed.
+        files = {
+            option.name
+            for option in options_of(MODELS[kind])
+            if option.name in ("weights", "sha256") or {Role.FILE, Role.IN_WEIGHTS} <= option.roles
+        }
+        options = values.model | dict.fromkeys(files & values.model.keys())
+        return TrainedModel(
+            config=build_config(MODELS[kind], options, str(path)),
+            num_classes=values.num_classes,
+            classes=values.classes,
+            input_size=values.input_size,
+            teachers=values.teachers,
+            split=values.split,
+            subset=build_config(SubsetOptions, values.subset, f"{path}: subset"),
+            steps=values.steps,
+            precision=values.precision,
+        )

@@ -23,7 +23,7 @@ from permafrost.evaluation.results import (
     missing_evaluators,
 )
 from permafrost.loading.subset import HOLDOUT
-from permafrost.models.saved import is_finished
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import RunFolder
 from permafrost.runs.mirrors import files_of_run
 
@@ -67,7 +67,9 @@ class StudentRun:
     def epochs(self) -> int:
         """Maximum number of epochs that remain to be trained."""
         return (
-            0 if is_finished(RunFolder(self.name).path / "distill") else self.distill.trainer.epochs
+            0
+            if SavedNetwork(RunFolder(self.name).path / "distill").is_finished
+            else self.distill.trainer.epochs
         )
 
 

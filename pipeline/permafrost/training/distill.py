@@ -32,7 +32,7 @@ from permafrost.evaluation.trained_student import evaluate_command
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
-from permafrost.models.saved import TrainedModel, load_model
+from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.runs.folder import (
     RunFolder,
     pass_inputs,
@@ -74,7 +74,7 @@ class DistillResult:
     @property
     def model(self) -> Classifier:
         """The student's frozen network, loaded from its folder, from images in [0, 1] to `ModelOutput`."""
-        return load_model(Path(self.student))[0]
+        return SavedNetwork(Path(self.student)).load()[0]
 
 
 def distill_student(

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from permafrost.config.cluster import ClusterConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.models.saved import is_finished
-from permafrost.models.trained_weights import check_trained_weights
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CHECKPOINT_NAME, RunFolder, read_cost, save_cost
 from permafrost.runs.mirrors import upload_mirror
 from permafrost.runs.trackers import TrackedRun
@@ -83,15 +83,25 @@ class TrainingJob(ABC):
         return self.options.run
 
     @property
+    def cluster(self) -> ClusterConfig:
+        """Cluster on which ranks run."""
+        return self.options.cluster
+
+    @property
+    def tracked(self) -> TrackedRun:
+        """Run of the tracker."""
+        return TrackedRun(self.options.logger, self.run, self.folder.absolute())
+
+    @property
     def is_finished(self) -> bool:
         """True if the network was trained; its weights are checked.
 
         Raises:
             DamagedFileError: If they are not those that the training wrote.
         """
-        if not is_finished(self.folder):
+        if not SavedNetwork(self.folder).is_finished:
             return False
-        check_trained_weights(self.folder)
+        SavedNetwork(self.folder).check()
         return True
 
     @property
@@ -167,8 +177,7 @@ class TrainingJob(ABC):
             on_epoch(epoch, line)
 
         read_cost(self.folder)  # a damaged file is an error before the training, not after an epoch
-        tracked = TrackedRun(self.options.logger, self.run, self.folder.absolute())
-        training = train_to_end(spec, tracked, count_cost, distributed)
+        training = train_to_end(spec, self.tracked, count_cost, distributed)
         if distributed.is_first:
             trained = replace(
                 self.describe(spec),
@@ -199,5 +208,5 @@ class TrainingJob(ABC):
         else:
             from permafrost.cluster.ray_training import train_on_ranks
 
-            train_on_ranks(self, self.options.cluster, count)
+            train_on_ranks(self, count)
         return progress

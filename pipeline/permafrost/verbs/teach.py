@@ -25,9 +25,8 @@ from permafrost.config.teaching import TeachConfig
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
-from permafrost.models.saved import read_description
+from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
-from permafrost.runs.trackers import TrackedRun
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingProgress
@@ -95,7 +94,7 @@ def _train(plan: TeacherPlan) -> TeachResult:
         splits = evaluate_model(folder, store, config.evaluate)
         write_json(metrics_path, {"splits": splits})
         numbers = {split: numbers_of(metrics) for split, metrics in splits.items()}
-        TrackedRun(config.logger, config.run, folder.absolute()).add_results("evaluate", numbers)
+        plan.tracked.add_results("evaluate", numbers)
     splits = read_metrics_file(metrics_path, advice)["splits"]
     accuracy, f1 = (
         {split: metrics[name] for split, metrics in splits.items() if name in metrics}
@@ -119,7 +118,7 @@ def _evaluated_frame(config: TeachConfig, store: Store, folder: Path) -> str:
         return ""
     if config.evaluate.frame != "auto":
         return config.evaluate.frame
-    return "full" if read_description(folder).input_size == store.size else "center_crop"
+    return "full" if SavedNetwork(folder).describe().input_size == store.size else "center_crop"
 
 
 def _next_command(config: TeachConfig, store: Store, weights: str) -> str:

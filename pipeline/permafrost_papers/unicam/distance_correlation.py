@@ -20,6 +20,7 @@ record divided by their norm), with a separate artifact each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
-from permafrost.evaluation.forward import EvaluatedModel, iter_views
+from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.storage.files import sha256_file
 from permafrost.store.artifacts import Artifact
 from permafrost_papers.probe_set import (
@@ -78,7 +79,7 @@ def network_distances(
     distances_by_form: dict[Form, Distances] = {form: {} for form in forms}
     for block in probes.blocks:
         parts: dict[str, list[Tensor]] = {}
-        for images in iter_views(model, context.dataset, block.tolist(), context.options):
+        for images in replace(context, model=model).iter_views(block.tolist()):
             for layer, values in layer_features(activations(model.network, images)).items():
                 parts.setdefault(layer, []).append(values.cpu())
         for layer in list(parts):

@@ -20,7 +20,7 @@ Shape letters: n records, r of them explained, m records of the bank, p values o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ from torch import Tensor
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.forward import EvaluatedModel, iter_views
+from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.store.artifacts import Artifact
 from permafrost_papers.probe_set import POOLED, activations, layer_features, layer_names, pool
 from permafrost_papers.unicam.estimators import (
@@ -124,9 +124,7 @@ def collect_activations(
     features: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     grids: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     done = 0
-    for images in iter_views(
-        model, context.dataset, probe_split.positions.tolist(), context.options
-    ):
+    for images in replace(context, model=model).iter_views(probe_split.positions.tolist()):
         layers = activations(model.network, images)
         by_layer = list(layer_features(layers).values())
         shown = [

@@ -22,7 +22,7 @@ from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.subset import rows_of_split
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.storage.signed_files import damaged
 from permafrost.storage.untrusted import FormatError, load_tensors, tensor_metadata
 from permafrost.store.reader import Store
@@ -176,7 +176,7 @@ def _explained(
     store = evaluation.open_store(store.folder)
     if result.seed is None:
         return _frames(split, store, header)
-    network, trained = load_model(result.folder / "distill", store.manifest.classes)
+    network, trained = SavedNetwork(result.folder / "distill").load(store.manifest.classes)
     dataset = open_split(store, evaluation.open_passes(store), split, trained)
     place = dataset.positions_of(header["keys"])
     positions = [place[key] for key in header["keys"]]

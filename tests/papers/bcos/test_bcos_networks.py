@@ -13,7 +13,7 @@ from permafrost.config.models import TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze, teacher_input_size
-from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.bcos.provider import build_bcos
@@ -258,7 +258,7 @@ def test_a_trained_network_is_read_back(tmp_path):
 
     save_model(tmp_path, model, TrainedModel(config=config, num_classes=3, input_size=(16, 16)))
 
-    again, trained = load_model(tmp_path)
+    again, trained = SavedNetwork(tmp_path).load()
     assert trained.config == config
     assert torch.equal(again(images).logits, model(images).logits)
 

@@ -33,7 +33,7 @@ from permafrost.losses.base import build_loss
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -157,7 +157,7 @@ def test_students_train_and_leave_what_the_loss_brings_behind(rotated, method, t
     distill.run(arm_config(rotated, method))
 
     lines = list(read_metrics(RUNS / "one" / "distill"))
-    student, _ = load_model(RUNS / "one" / "distill")
+    student, _ = SavedNetwork(RUNS / "one" / "distill").load()
     assert all(line[term] > 0 for line in lines for term in terms)
     assert not {"ce", "kd", "ft", "crd", "ss", "tf"} - terms & set(lines[0])
     assert (

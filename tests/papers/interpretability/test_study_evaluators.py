@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_papers.interpretability import class_similarity as cifar100_coarse
@@ -75,7 +75,7 @@ def test_pictures_are_the_loss_gradients_of_the_same_records_for_every_network(
         load_file(RUNS / "one" / folder / "gradient_alignment-test.safetensors")
         for folder in ("evaluate", "evaluate-teacher")
     )
-    network, _ = load_model(RUNS / "one" / "distill")
+    network, _ = SavedNetwork(RUNS / "one" / "distill").load()
     images = (own["frames"].float() / 255).requires_grad_()
     loss = F.cross_entropy(network.eval()(images).logits, own["labels"], reduction="sum")
     (wanted,) = torch.autograd.grad(loss, images)

@@ -14,7 +14,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.explanations import explainer_named
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model, count_parameters, freeze, measure_cost
-from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost_papers.ked.network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig
@@ -90,7 +90,7 @@ def test_a_saved_run_is_rebuilt_without_the_partitions_file(name, tmp_path):
     )
     (path / PARTITION_NAME).unlink()
 
-    loaded, _ = load_model(tmp_path)
+    loaded, _ = SavedNetwork(tmp_path).load()
 
     assert torch.equal(network_partition(loaded).assignments, scattered(config))
     assert torch.equal(loaded(inputs_of(config)).logits, model(inputs_of(config)).logits)

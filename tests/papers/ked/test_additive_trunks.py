@@ -13,7 +13,7 @@ from permafrost.config.models import TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.explanations import explainer_named
 from permafrost.models.providers import build_model, count_parameters, measure_cost
-from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost_papers.ked.network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig
@@ -130,7 +130,7 @@ def test_saved_channels_come_back_with_their_groups(tmp_path):
     )
     other = additive_model(replace(CHANNELS, partition_control="none"), seed=1)
 
-    loaded, _ = load_model(tmp_path)
+    loaded, _ = SavedNetwork(tmp_path).load()
     load_weights(other, tmp_path / "model.safetensors")
 
     assert torch.equal(loaded(images).logits, model(images).logits)
@@ -210,7 +210,7 @@ def test_a_trunk_is_saved_and_read_again(name, tmp_path):
         ),
     )
 
-    loaded, _ = load_model(tmp_path)
+    loaded, _ = SavedNetwork(tmp_path).load()
 
     images = foreign_images()
     assert torch.equal(loaded(images).logits, model(images).logits)

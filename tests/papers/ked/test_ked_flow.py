@@ -33,7 +33,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.losses.base import build_loss
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -246,7 +246,7 @@ def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(ked_store)
     weights = load_file(RUNS / "one" / "distill" / "model.safetensors")
     artifact = load_file(Path(config.student.partition) / PARTITION_NAME)
     assert torch.equal(weights["assignments"], artifact["assignments"])
-    model, trained = load_model(RUNS / "one" / "distill")
+    model, trained = SavedNetwork(RUNS / "one" / "distill").load()
     assert trained.config.partition is None
     assert torch.equal(network_partition(model).assignments, artifact["assignments"])
     assert result is not None

@@ -21,7 +21,7 @@ from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.files import exists, remove_file
 from permafrost.store.reader import Store
@@ -96,7 +96,7 @@ def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(
     result = teach.run(config)
 
     saved = load_partition(search_of(digits_folder).folder)
-    model, _ = load_model(Path(result.weights).parent)
+    model, _ = SavedNetwork(Path(result.weights).parent).load()
     assert saved.partition.most == 5
     assert torch.equal(network_partition(model).assignments, saved.partition.assignments[:3])
     assert saved.facts.records == 20
@@ -122,7 +122,7 @@ def test_random_superfeatures_have_the_sizes_of_those_found(digits_folder, monke
     control = replace(EXPLAINING, partition_control="random", partition_seed=1)
     result = teach.run(explaining(digits_folder, monkeypatch, tmp_path, teacher=control))
 
-    model, _ = load_model(Path(result.weights).parent)
+    model, _ = SavedNetwork(Path(result.weights).parent).load()
     found = load_partition(search_of(digits_folder).folder).partition.assignments[:3]
     drawn = network_partition(model).assignments
     assert torch.equal(drawn[-1].bincount().sort().values, found[-1].bincount().sort().values)

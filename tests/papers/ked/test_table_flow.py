@@ -42,7 +42,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import StepInputs
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.resolve import resolve_distill, resolve_network
-from permafrost.models.saved import load_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
@@ -285,7 +285,7 @@ def test_students_of_every_kind_train_and_are_evaluated(taught_table, name, opti
     table = pq.read_table(RUNS / name / "evaluate" / "records.parquet")
     assert table.num_rows == sum(s["records"] for s in result.splits.values())
     assert not (RUNS / name / "evaluate" / "pictures.safetensors").exists()
-    model, trained = load_model(RUNS / name / "distill")
+    model, trained = SavedNetwork(RUNS / name / "distill").load()
     assert (trained.config.columns, trained.input_size) == (30, (1, 30))
     taught_by = load_file(taught_table.config.teacher.weights)
     # The moments are those of the whole training split, not of the shots.
@@ -306,7 +306,9 @@ def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught_table):
 
     distill.run(replace(half, trainer=replace(SHORT, schedule="constant")))
 
-    one, other = (load_model(RUNS / run / "distill")[0].state_dict() for run in ("whole", "half"))
+    one, other = (
+        SavedNetwork(RUNS / run / "distill").load()[0].state_dict() for run in ("whole", "half")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
