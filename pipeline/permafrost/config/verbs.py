@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -109,6 +109,37 @@ class EvaluateConfig(EvaluationRun):
         """Evaluators that this call is to run."""
         evaluators = DEFAULT_EVALUATORS if self.evaluators is None else self.evaluators
         return tuple(dict.fromkeys([*evaluators, *self.evaluate.requested]))
+
+    @property
+    def reads_outputs(self) -> bool:
+        """True if a requested evaluator reads the network's classes, and not only its features."""
+        return any(EVALUATORS[evaluator].reads_outputs for evaluator in self.requested_evaluators)
+
+    @property
+    def baselines(self) -> set[str]:
+        """Baselines that the requested evaluators name."""
+        named = {
+            getattr(self.evaluate, evaluator).baseline
+            for evaluator in self.requested_evaluators
+            if EVALUATORS[evaluator].compares
+        }
+        return named - {None}
+
+    def with_baselines(self, runs: Mapping[str, str | None]) -> EvaluateConfig:
+        """Return the config with each baseline that is a key of `runs` replaced by its run, or by None.
+
+        Args:
+            runs: Run of the student of each arm, None for the arm that is being evaluated.
+        """
+        comparing = [name for name, options in EVALUATORS.items() if options.compares]
+        options = {name: getattr(self.evaluate, name) for name in comparing}
+        changed = {
+            name: replace(section, baseline=runs[section.baseline])
+            for name, section in options.items()
+            if section.baseline in runs
+        }
+        evaluate = replace(self.evaluate, added=self.evaluate.added | changed)
+        return replace(self, evaluate=evaluate)
 
     @property
     def shared(self) -> EvaluationRun:

@@ -24,25 +24,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from permafrost.config.verbs import EvaluateConfig, report_command
 from permafrost.evaluation.evaluator import align_columns, numbers_of
-from permafrost.evaluation.inputs import (
-    EvaluationInputs,
-    named_baselines,
-    open_network,
-    open_student,
-    open_teacher,
-    with_baselines,
-    without_unknown_arms,
-)
+from permafrost.evaluation.inputs import EvaluationPlan, plan_evaluation, without_unknown_arms
 from permafrost.evaluation.results import (
     METRICS_NAME,
-    NETWORK_EVALUATION,
-    TEACHER_EVALUATION,
-    evaluation_folder,
-    folder_of_evaluation,
     missing_evaluators,
     read_results,
     without_outputs,
@@ -53,8 +42,7 @@ from permafrost.evaluation.trained_student import (
     evaluate_command,
     trains_classifier,
 )
-from permafrost.runs.folder import RunFolder, pass_inputs
-from permafrost.runs.trackers import TrackedRun, check_logger
+from permafrost.runs.trackers import TrackedRun
 
 logger = logging.getLogger("permafrost.evaluate")
 
@@ -122,70 +110,53 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
             evaluator was run with other options.
         StoreMismatchError: If a pass does not fit the network.
     """
-    check_logger(config.logger)
-    if config.model == "teacher":  # a teacher is not compared with another student
-        config = with_baselines(config, dict.fromkeys(named_baselines(config)))
-        inputs, folder_name = open_teacher(config), TEACHER_EVALUATION
-    elif config.model == "network":
-        inputs, folder_name = open_network(config), NETWORK_EVALUATION
-    else:
-        inputs, folder_name = open_student(config), evaluation_folder(config.evaluate.against)
-    fingerprints = {
-        config.model: inputs.fingerprint,
-        "store": inputs.store.manifest.fingerprint,
-        **inputs.others,
-        **pass_inputs(inputs.passes),
-    }
-    if config.evaluate.against is None:
-        folder_name = folder_of_evaluation(
-            RunFolder(config.run).path, folder_name, config.evaluate, fingerprints
-        )
-    with RunFolder(config.run).open(name or folder_name, config.shared, fingerprints) as folder:
-        missing = missing_evaluators(folder, config)
+    plan = plan_evaluation(config)
+    folder_name = plan.folder_name
+    with plan.run.open(name or folder_name, plan.config.shared, plan.inputs) as folder:
+        missing = missing_evaluators(folder, plan.config)
         if name in (None, folder_name):  # not one of a sweep's selections
             logger.info(
-                "%s of run %s on split %s of %s: %s; %s",
-                config.model,
-                config.run,
-                ", ".join(config.evaluate.splits),
-                config.evaluate.store or config.store.path,
-                f"runs {', '.join(missing)}" if missing else "nothing to run",
-                f"into {folder}",
+                "%(network)s on %(records)s: %(evaluators)s; into %(folder)s", plan.describe_work()
             )
             if config.model == "student":
-                _warn_of_chosen_epoch(config, inputs)
+                _warn_of_chosen_epoch(plan)
         if missing:
             from permafrost.evaluation.run import run_evaluators  # imports torch
 
-            run_evaluators(config, inputs, folder, missing)
+            run_evaluators(plan, folder, missing)
         results = read_results(folder)
-    student = RunFolder(config.run).path / "distill"
+    result = _describe_results(plan, folder, results)
+    if missing:
+        training = plan.run.path / "distill" if config.model == "student" else folder
+        tracked = TrackedRun(config.logger, config.run, training.absolute())
+        tracked.add_results(folder.relative_to(plan.run.path).as_posix(), result.numbers)
+    return result
+
+
+def _describe_results(
+    plan: EvaluationPlan, folder: Path, results: dict[str, Any]
+) -> EvaluateResult:
+    """Return the results with the command to run next."""
+    config, store = plan.config, plan.store
+    student = plan.run.path / "distill"
     is_untrained = config.model == "student" and not trains_classifier(student)
     after = report_command(config.store.path, config.run)
     is_probed = bool({"knn", "linear_probe"} & results["evaluators"].keys())
-    if is_untrained and not is_probed and inputs.store.manifest.classes:
-        after = evaluate_command(config.run, inputs.store, student, config.evaluate.splits)
-    result = EvaluateResult(
+    if is_untrained and not is_probed and store.manifest.classes:
+        after = evaluate_command(config.run, store, student, config.evaluate.splits)
+    return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
         splits=results["splits"],
         classifier=UNTRAINED if is_untrained else "",
         next=after,
     )
-    if missing:
-        tracked = TrackedRun(
-            config.logger, config.run, (student if config.model == "student" else folder).absolute()
-        )
-        tracked.add_results(
-            folder.relative_to(RunFolder(config.run).path).as_posix(), result.numbers
-        )
-    return result
 
 
-def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:
-    """Warn of results on the split that chose the student's epoch."""
-    metric = epoch_metric(RunFolder(config.run).path, inputs.store.manifest.fingerprint)
+def _warn_of_chosen_epoch(plan: EvaluationPlan) -> None:
+    """Warn of results on the split by which the student's epoch was chosen."""
+    metric = epoch_metric(plan.run.path, plan.store.manifest.fingerprint)
     split = (metric or "").partition(".")[0]
-    if split in config.evaluate.splits:
+    if split in plan.config.evaluate.splits:
         logger.warning(
             "the epoch of this student was chosen by %s (select_epoch), so its results on %s look better than they "
             "are; report another split",

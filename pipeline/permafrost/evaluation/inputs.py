@@ -6,9 +6,9 @@ The network is built when it is first needed, so a repeated command whose result
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import ModelConfig, NoModelConfig
@@ -19,11 +19,14 @@ from permafrost.evaluation.results import (
     NETWORK_EVALUATION,
     TEACHER_EVALUATION,
     evaluation_folder,
+    folder_of_evaluation,
+    missing_evaluators,
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork, TrainedModel
-from permafrost.runs.folder import RunFolder, recorded_passes, saved_options
+from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
+from permafrost.runs.trackers import check_logger
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
 
@@ -32,36 +35,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("permafrost.evaluate")
-
-
-def _comparing() -> list[str]:
-    return [name for name, options in EVALUATORS.items() if options.compares]
-
-
-def named_baselines(config: EvaluateConfig) -> set[str]:
-    """Return the baselines that the requested evaluators name."""
-    options = [
-        getattr(config.evaluate, evaluator)
-        for evaluator in _comparing()
-        if evaluator in config.requested_evaluators
-    ]
-    return {option.baseline for option in options if option.baseline is not None}
-
-
-def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> EvaluateConfig:
-    """Return the config with each baseline that is a key of `runs` replaced by its run, or by None.
-
-    Args:
-        config: Options of the command.
-        runs: Run of the student of each arm, None for the arm that is being evaluated.
-    """
-    changed = {}
-    for evaluator in _comparing():
-        options = getattr(config.evaluate, evaluator)
-        if options.baseline in runs:
-            changed[evaluator] = replace(options, baseline=runs[options.baseline])
-    added = config.evaluate.added | changed
-    return replace(config, evaluate=replace(config.evaluate, added=added))
 
 
 def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> EvaluateConfig:
@@ -78,7 +51,7 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
         return config
     arms = {
         name
-        for name in named_baselines(config)
+        for name in config.baselines
         if not SavedNetwork(RunFolder(name).path / "distill").is_finished
     }
     for arm in sorted(arms):
@@ -87,16 +60,19 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
             "sweep only); name a run with evaluate.<evaluator>.baseline=",
             arm,
         )
-    return with_baselines(config, dict.fromkeys(arms))
+    return config.with_baselines(dict.fromkeys(arms))
 
 
 # ---- inputs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationInputs:
-    """A model to evaluate, not built yet, with its store and its teacher passes."""
+class EvaluationPlan:
+    """An evaluation: its options, the network, which is not built yet, its store and its teacher passes."""
 
+    config: EvaluateConfig
+    main: str
+    """Folder of the first evaluation of this network in its run."""
     store: Store
     passes: list[TeacherPass]
     fingerprint: str
@@ -104,8 +80,58 @@ class EvaluationInputs:
     others: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of other networks that the results depend on, by name, besides those of the passes."""
 
+    @property
+    def run(self) -> RunFolder:
+        """The run."""
+        return RunFolder(self.config.run)
 
-def open_student(config: EvaluateConfig) -> EvaluationInputs:
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of all inputs, by name."""
+        return {
+            self.config.model: self.fingerprint,
+            "store": self.store.manifest.fingerprint,
+            **self.others,
+            **pass_inputs(self.passes),
+        }
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder of the evaluation in that of its run."""
+        options = self.config.evaluate
+        if options.against is not None:
+            return self.main
+        return folder_of_evaluation(self.run.path, self.main, options, self.inputs)
+
+    def describe_work(self) -> dict[str, str]:
+        """Return what the evaluation reads, computes and writes, by name."""
+        folder = self.run.path / self.folder_name
+        missing = missing_evaluators(folder, self.config)
+        return {
+            "network": f"{self.config.model} of run {self.config.run}",
+            "records": f"split {', '.join(self.config.evaluate.splits)} of {self.store.path}",
+            "passes": ", ".join(teacher.name for teacher in self.passes) or "none",
+            "evaluators": f"runs {', '.join(missing)}" if missing else "nothing to run",
+            "folder": str(folder),
+        }
+
+
+def plan_evaluation(config: EvaluateConfig) -> EvaluationPlan:
+    """Resolve the options of an evaluation, and open what it reads.
+
+    Raises:
+        ConfigError: If a network, a pass or the package of `logger` is missing.
+        StoreMismatchError: If a pass does not fit the network.
+    """
+    check_logger(config.logger)
+    if config.model == "network":
+        return open_network(config)
+    if config.model == "teacher":  # a teacher is not compared with another student
+        return open_teacher(config.with_baselines(dict.fromkeys(config.baselines)))
+    return open_student(config)
+
+
+def open_student(config: EvaluateConfig) -> EvaluationPlan:
     """Open the student of the run and the passes that it is compared with, by default those it was trained on.
 
     Raises:
@@ -113,16 +139,17 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         DamagedFileError: If the student's files are not those that its training wrote.
         StoreMismatchError: If a pass of the student is missing in the store.
     """
-    student = RunFolder(config.run).path / "distill"
+    run = RunFolder(config.run).path
+    student = run / "distill"
     trained = SavedNetwork(student).describe()
     if config.evaluate.against is not None:
-        folder = RunFolder(config.run).path / evaluation_folder(config.evaluate.against)
-        store, passes = open_against(config, config.evaluate.against, [saved_options(folder)])
+        records = PassRecords([run / evaluation_folder(config.evaluate.against)])
+        store, passes = open_against(config, config.evaluate.against, records)
     else:
         names = config.store.teacher or trained.teachers
-        configs = map(saved_options, (student, RunFolder(config.run).path / "evaluate"))
-        store, passes = open_evaluation_store(config, names, configs)
-        if not (config.store.teacher or trained.teachers):
+        records = PassRecords([student, run / "evaluate"])
+        store, passes = open_evaluation_store(config, names, records)
+        if not names:
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
     passes = logits_first(passes)
     if len(passes) > 1:
@@ -158,11 +185,19 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 
     fingerprint = SavedNetwork(student).check()
-    return EvaluationInputs(store=store, passes=passes, fingerprint=fingerprint, build=build)
+    main = evaluation_folder(config.evaluate.against)
+    return EvaluationPlan(
+        config=config,
+        main=main,
+        store=store,
+        passes=passes,
+        fingerprint=fingerprint,
+        build=build,
+    )
 
 
 def open_evaluation_store(
-    config: EvaluateConfig, names: Sequence[str], configs: Iterable[Mapping[str, Any]]
+    config: EvaluateConfig, names: Sequence[str], records: PassRecords
 ) -> tuple[Store, list[TeacherPass]]:
     """Open the store that students are evaluated on, and its teacher passes.
 
@@ -173,15 +208,15 @@ def open_evaluation_store(
         names: The passes in store.path that the student was trained on, of stored views, too. If it is empty (a student
             trained on labels), the pass is used that the run was compared with before, otherwise the only pass of the
             store, if it has one.
-        configs: Configs of the run (`saved_options`), which keeps to the passes that they name.
+        records: Passes that the run has read, to which it keeps.
 
     Raises:
         StoreMismatchError: If a name fits no pass or several.
     """
     training_store = Store(config.store.folder)
     names = [_canonical_name(training_store, name) for name in names]
-    recorded = recorded_passes(configs, training_store.manifest.fingerprint)
-    passes = training_store.resolve_passes(names, recorded)
+    fingerprint = training_store.manifest.fingerprint
+    passes = training_store.resolve_passes(names, records.in_store(fingerprint))
     if config.evaluate.store is None:
         return training_store, passes
     store = open_record_store(config)
@@ -199,9 +234,15 @@ def open_record_store(config: EvaluateConfig) -> Store:
     """Open the store with the records to evaluate: evaluate.store or, if it is null, store.path.
 
     Raises:
-        ConfigError: If the held-out records of one store would be selected in the other.
+        ConfigError: If the held-out records of one store would be selected in the other, or for another network than
+            the student.
     """
     other = config.evaluate.store
+    require(
+        config.model == "student" or HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
+        f"for model={config.model}",
+    )
     require(
         other is None or HOLDOUT not in config.evaluate.splits,
         f"evaluate.splits={HOLDOUT} selects records of the store that the student was trained on, but "
@@ -211,21 +252,21 @@ def open_record_store(config: EvaluateConfig) -> Store:
 
 
 def open_against(
-    config: EvaluateConfig, name: str, configs: Iterable[Mapping[str, Any]]
+    config: EvaluateConfig, name: str, records: PassRecords
 ) -> tuple[Store, list[TeacherPass]]:
     """Open the store that students are evaluated on, and the pass of evaluate.against in it.
 
     Args:
         config: Options of the command.
         name: Value of evaluate.against.
-        configs: As for `open_evaluation_store`.
+        records: As for `open_evaluation_store`.
 
     Raises:
         ConfigError: If the name is not that of one pass.
     """
     store = open_record_store(config)
     try:
-        recorded = recorded_passes(configs, store.manifest.fingerprint)
+        recorded = records.in_store(store.manifest.fingerprint)
         return store, store.resolve_passes((name,), recorded)
     except StoreMismatchError:
         known = ", ".join(folder.name for folder in store.pass_folders()) or "none"
@@ -235,7 +276,7 @@ def open_against(
         ) from None
 
 
-def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
+def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
     """Open the network of `teacher`, with its own pass if the store has one.
 
     Raises:
@@ -246,27 +287,31 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     from permafrost.models.network import Network
 
     teacher = config.teacher
-    _refuse_holdout(config)
     if isinstance(teacher, NoModelConfig) or teacher.weights is None:
         raise ConfigError(
             "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
         )
     store = open_record_store(config)
     teacher = resolve_network(teacher, store, "teacher")
-    described = Network(teacher, store.manifest.classes).describe(reads_head=_reads_head(config))
+    network = Network(teacher, store.manifest.classes)
+    described = network.describe(reads_head=config.reads_outputs)
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(
         RunFolder(config.run).path / TEACHER_EVALUATION, teacher, store, named
     )
     num_classes = described["classes"]
-    if not _reads_head(config):  # its features may predict the labels of other classes than its own
+    if (
+        not config.reads_outputs
+    ):  # its features may predict the labels of other classes than its own
         num_classes = len(store.manifest.classes)
         passes = [
             teacher_pass
             for teacher_pass in passes
             if teacher_pass.num_classes == num_classes or not teacher_pass.manifest.has_logits
         ]
-    return EvaluationInputs(
+    return EvaluationPlan(
+        config=config,
+        main=TEACHER_EVALUATION,
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
@@ -274,7 +319,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     )
 
 
-def open_network(config: EvaluateConfig) -> EvaluationInputs:
+def open_network(config: EvaluateConfig) -> EvaluationPlan:
     """Open the given network of `student`, with the pass of `teacher`, or the only pass, if the store has one.
 
     A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
@@ -290,7 +335,6 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
 
     student, teacher = config.student, config.teacher
     folder = RunFolder(config.run).path / NETWORK_EVALUATION
-    _refuse_holdout(config)
     if isinstance(student, NoModelConfig) or student.weights is None:
         raise ConfigError(
             "model=network needs the network to evaluate; name it with student= and student.weights="
@@ -300,7 +344,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     num_classes = len(store.manifest.classes)
     described = Network(student, store.manifest.classes, "student").describe()
     of_features = [name for name in EVALUATORS if not EVALUATORS[name].reads_outputs]
-    reading = [name for name in config.requested_evaluators if EVALUATORS[name].reads_outputs]
+    reading = [name for name in config.requested_evaluators if name not in of_features]
     require(
         described["classes"] == num_classes or not reading,
         f"student.classes={described['classes']} are not the {num_classes} classes of {store.path}, and "
@@ -311,7 +355,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         of_teacher = None
         passes = store.resolve_passes(
             config.store.teacher,
-            recorded_passes([saved_options(folder)], store.manifest.fingerprint),
+            PassRecords([folder]).in_store(store.manifest.fingerprint),
         )
     else:
         named = store.open_passes(config.store.teacher) if config.store.teacher else []
@@ -322,7 +366,9 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         passes = teacher_passes
     passes = [teacher_pass for teacher_pass in passes if teacher_pass.num_classes == num_classes]
     alone = of_teacher is not None and not passes
-    return EvaluationInputs(
+    return EvaluationPlan(
+        config=config,
+        main=NETWORK_EVALUATION,
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
@@ -346,7 +392,7 @@ def _building(
             network,
             store,
             config.evaluate.device,
-            reads_head=_reads_head(config),
+            reads_head=config.reads_outputs,
         )
         return model, TrainedModel(
             config=network,
@@ -355,16 +401,3 @@ def _building(
         )
 
     return build
-
-
-def _reads_head(config: EvaluateConfig) -> bool:
-    return any(EVALUATORS[name].reads_outputs for name in config.requested_evaluators)
-
-
-def _refuse_holdout(config: EvaluateConfig) -> None:
-    """Raise ConfigError for the split that only a student of this store has."""
-    require(
-        HOLDOUT not in config.evaluate.splits,
-        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
-        f"for model={config.model}",
-    )

@@ -22,7 +22,7 @@ from permafrost.models.providers import (
 )
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
-from permafrost.runs.folder import RunFolder, recorded_passes, saved_options
+from permafrost.runs.folder import PassRecords, RunFolder
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
 
@@ -165,7 +165,7 @@ def first_made_pass(
     of_weights = [
         made for made in passes if made.manifest.teacher["weights_sha256"] == weights_sha256
     ]
-    recorded = recorded_passes([saved_options(folder)], store.manifest.fingerprint)
+    recorded = PassRecords([folder]).in_store(store.manifest.fingerprint)
     return sorted(of_weights, key=lambda made: (made.name,) not in recorded)[:1]
 
 

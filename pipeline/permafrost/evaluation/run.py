@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import save
 
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
 from permafrost.evaluation.forward import open_split
-from permafrost.evaluation.inputs import EvaluationInputs
+from permafrost.evaluation.inputs import EvaluationPlan
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.results import add_result, evaluator_options, read_results
 from permafrost.evaluation.saved_records import (
@@ -29,34 +28,32 @@ from permafrost.models.record_independence import probe_positions, require_indep
 from permafrost.store.arrow_files import write_table
 
 
-def run_evaluators(
-    config: EvaluateConfig, inputs: EvaluationInputs, folder: Path, missing: Sequence[str]
-) -> None:
+def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -> None:
     """Run each missing evaluator and add its results, after the checks of all of them have passed.
 
     Args:
-        config: Options of the command.
-        inputs: Model, store and passes.
+        plan: The evaluation.
         folder: Folder of the evaluation.
         missing: Names of the evaluators to run.
 
     Raises:
         ConfigError: If a requirement of an evaluator is missing.
     """
-    model, trained = inputs.build()
-    networks = Networks(config, inputs.store, inputs.passes)
+    config = plan.config
+    model, trained = plan.build()
+    networks = Networks(config, plan.store, plan.passes)
     wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
     threads = resolve_decode_threads(config.evaluate.decode_threads)
     contexts = [
         EvaluationContext(
             split=split,
             model=model,
-            dataset=open_split(inputs.store, inputs.passes, split, trained, threads),
+            dataset=open_split(plan.store, plan.passes, split, trained, threads),
             config=config,
             networks=networks,
             folder=folder,
             trained=trained if config.model == "student" else None,
-            fingerprint=inputs.fingerprint,
+            fingerprint=plan.fingerprint,
             localize="localization" in wanted,
         )
         for split in config.evaluate.splits

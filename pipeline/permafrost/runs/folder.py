@@ -281,22 +281,33 @@ def saved_options(folder: Path) -> dict[str, Any]:
     return read_yaml(path, _advice(path)) if path.exists() else {}
 
 
-def recorded_passes(
-    configs: Iterable[Mapping[str, Any]], store_fingerprint: str, *, replays: bool = False
-) -> list[tuple[str, ...]]:
-    """Return the names of the teacher passes that runs have read from a store, or were compared with.
+class PassRecords:
+    """Teacher passes that runs have read, or were compared with, as their configs name them."""
 
-    Args:
-        configs: Configs of trainings and evaluations, from `saved_options`.
-        store_fingerprint: Fingerprint of the store.
-        replays: True for the passes of stored views of trainings with mode=replay; otherwise canonical ones.
-    """
-    groups: dict[tuple[str, ...], None] = {}
-    for values in configs:
-        inputs = values.get("inputs", {})
-        if inputs.get("store") == store_fingerprint and (values.get("mode") == "replay") == replays:
-            groups[tuple(passes_in(inputs)) or tuple(values["store"].get("teacher", ()))] = None
-    return [group for group in groups if group]
+    def __init__(self, folders: Iterable[Path]) -> None:
+        """Read the configs.
+
+        Args:
+            folders: Folders of trainings and evaluations; those without a config are left out.
+
+        Raises:
+            DamagedFileError: If a config is damaged.
+        """
+        self._configs = [saved_options(folder) for folder in folders]
+
+    def in_store(self, fingerprint: str, *, replays: bool = False) -> list[tuple[str, ...]]:
+        """Return the names of the passes of each run, each group once.
+
+        Args:
+            fingerprint: Fingerprint of the store.
+            replays: True for the passes of stored views of trainings with mode=replay; otherwise canonical ones.
+        """
+        groups: dict[tuple[str, ...], None] = {}
+        for values in self._configs:
+            inputs = values.get("inputs", {})
+            if inputs.get("store") == fingerprint and (values.get("mode") == "replay") == replays:
+                groups[tuple(passes_in(inputs)) or tuple(values["store"].get("teacher", ()))] = None
+        return [group for group in groups if group]
 
 
 def _advice(path: Path) -> str:

@@ -16,14 +16,12 @@ from permafrost.config.verbs import EvaluateConfig, SweepConfig, build_verb_conf
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.evaluation.inputs import (
-    named_baselines,
     open_against,
     open_evaluation_store,
-    with_baselines,
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
-from permafrost.runs.folder import STUDENTS, RunFolder, identity, recorded_passes, saved_options
+from permafrost.runs.folder import STUDENTS, PassRecords, RunFolder, identity
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
@@ -46,7 +44,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     """
     shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
     folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
-    configs = [saved_options(folder) for folder in folders]
+    records = PassRecords(folders)
     known: set[str] = set()
     planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []
     for arm, overrides in config.arms.items():
@@ -75,7 +73,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
-            trained, inputs = _with_inputs(trained, evaluate, configs)
+            trained, inputs = _with_inputs(trained, evaluate, records)
             planned.append((arm, point, trained, evaluate, inputs))
     for option in config.grid:
         require(
@@ -126,15 +124,15 @@ def _check_splits(evaluate: EvaluateConfig) -> None:
 def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
     """Replace evaluator baselines that are arms by that arm's student with the same seed, or None for its own arm."""
     runs: dict[str, str | None] = {}
-    for arm in named_baselines(student.evaluate) & {other.arm for other in students}:
+    for arm in student.evaluate.baselines & {other.arm for other in students}:
         of_arm = {o.name: o.point for o in students if (o.arm, o.seed) == (arm, student.seed)}
         runs[arm] = None if arm == student.arm else matching_run(arm, student.point, of_arm)
-    return replace(student, evaluate=with_baselines(student.evaluate, runs)) if runs else student
+    return replace(student, evaluate=student.evaluate.with_baselines(runs)) if runs else student
 
 
 def baselines_first(students: Sequence[Student]) -> list[Student]:
     """Order students so that those that are baselines of others come first."""
-    compared = {name for student in students for name in named_baselines(student.evaluate)}
+    compared = {name for student in students for name in student.evaluate.baselines}
     return sorted(students, key=lambda student: student.name not in compared)
 
 
@@ -171,26 +169,26 @@ def _student(
 
 
 def _with_inputs(
-    trained: DistillConfig, evaluate: EvaluateConfig, configs: Sequence[Mapping[str, Any]]
+    trained: DistillConfig, evaluate: EvaluateConfig, records: PassRecords
 ) -> tuple[DistillConfig, list[str]]:
     """Return the options of a student with the names of the passes that it reads, and the fingerprints of its inputs.
 
     Args:
         trained: Options of the training.
         evaluate: Options of the evaluation.
-        configs: Configs of the sweep's students, which keeps to the passes that they have read.
+        records: Passes that the sweep's students have read, to which it keeps.
     """
     store = Store(trained.store.folder)
     replays = trained.mode == "replay"
-    recorded = recorded_passes(configs, store.manifest.fingerprint, replays=replays)
+    recorded = records.in_store(store.manifest.fingerprint, replays=replays)
     trained = with_named_passes(trained, store, recorded)
     resolved = resolve_distill(trained, store)
     passes = open_passes(resolved, store)
     against, other = evaluate.evaluate.against, evaluate.evaluate.store
     if against is not None:
-        _, passes = open_against(evaluate, against, configs)
+        _, passes = open_against(evaluate, against, records)
     if against is None or other is None:
-        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, configs)
+        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, records)
     inputs = student_inputs(resolved, store, passes)
     return trained, [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
 

@@ -15,7 +15,6 @@ from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.core.tasks import Executor, Task
 from permafrost.evaluation.evaluator import evaluators_of
-from permafrost.evaluation.inputs import named_baselines
 from permafrost.evaluation.results import (
     METRICS_NAME,
     evaluation_folder,
@@ -47,7 +46,7 @@ class StudentRun:
     @property
     def baselines(self) -> tuple[str, ...]:
         """Names of the runs with which the evaluators compare this one."""
-        return tuple(sorted(named_baselines(self.evaluate)))
+        return tuple(sorted(self.evaluate.baselines))
 
     @property
     def metrics(self) -> Path:

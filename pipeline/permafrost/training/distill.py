@@ -33,12 +33,7 @@ from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import SavedNetwork, TrainedModel
-from permafrost.runs.folder import (
-    RunFolder,
-    pass_inputs,
-    recorded_passes,
-    saved_options,
-)
+from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.job import TrainingJob
@@ -125,14 +120,11 @@ def plan_student(config: DistillConfig) -> StudentPlan:
     """
     check_logger(config.logger)
     store = Store(config.store.folder)
-    folder = RunFolder(config.run)
-    recorded = recorded_passes(
-        [saved_options(folder.path / "distill")],
-        store.manifest.fingerprint,
-        replays=config.mode == "replay",
-    )
+    folder = RunFolder(config.run).path / "distill"
+    replays = config.mode == "replay"
+    recorded = PassRecords([folder]).in_store(store.manifest.fingerprint, replays=replays)
     resolved = with_named_passes(resolve_distill(config, store), store, recorded)
-    return StudentPlan(resolved, folder.path / "distill", store)
+    return StudentPlan(resolved, folder, store)
 
 
 class StudentPlan(TrainingJob):

@@ -47,7 +47,7 @@ def with_named_passes(
     Args:
         config: Options of the command.
         store: The store.
-        recorded: Passes that the run has read before, from `recorded_passes`.
+        recorded: Passes that the run has read before, from `PassRecords`.
 
     Raises:
         StoreMismatchError: If a name fits no pass or several.
