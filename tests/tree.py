@@ -182,7 +182,7 @@ class Tree:
     def _plans_in(
         self, module: str, function: ast.AST
     ) -> Iterator[tuple[str, tuple[str, ast.ClassDef]]]:
-        """Yield the names in a function that are plans, by their annotation or by that of the function that made them."""
+        """Yield the names of plans in a function, by their annotation or that of the function that made them."""
         named = [(argument.arg, argument.annotation) for argument in function.args.args]  # type: ignore[attr-defined]
         for node in ast.walk(function):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):

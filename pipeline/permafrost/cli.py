@@ -91,7 +91,7 @@ def _run_typed(verb: str, words: Sequence[str]) -> None:
     """Show the help or the config if the arguments ask for it, otherwise run the verb and print its result."""
     load_plugins(plugin_names(words))
     if {"-h", "--help"} & set(words):
-        asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
+        asked = [word for word in words if section_of(word) in (*section_names(verb), "experiment")]
         print(_help(verb, asked, is_brief="--help" not in words))
         return
     if "--cfg" in words:
@@ -209,14 +209,19 @@ def next_command(command: str, words: Sequence[str]) -> str:
             verb,
             *experiment,
             *location_words,
-            *(w for w in more if w.startswith(tuple(prefixes))),
+            *(word for word in more if word.startswith(tuple(prefixes))),
         ]
     )
 
 
 def _in_line(values: dict[str, Any]) -> str:
     """Format numbers by name as JSON with four digits."""
-    return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+    return json.dumps(
+        {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def _printable(value: Any) -> str:

@@ -123,7 +123,9 @@ class OpenStore(Store):
         if split is not None and split not in self.shards.splits:
             self.select(split)  # raises
         splits = list(self.shards.splits) if split is None else [split]
-        numbers = np.concatenate([self.shards.splits.get(s, np.empty(0, np.int64)) for s in splits])
+        numbers = np.concatenate(
+            [self.shards.splits.get(name, np.empty(0, np.int64)) for name in splits]
+        )
         reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
         parts = [self._shard_table(int(number), reader, fields) for number in np.sort(numbers)]
         return pa.concat_tables(parts)
@@ -200,7 +202,9 @@ class OpenStore(Store):
         if fields:
             table = table.filter(pa.compute.is_valid(table[fields[0]]))
         reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
-        shapes = {} if reader is None else {s.name: s.shape for s in reader.manifest.fields}
+        shapes = (
+            {} if reader is None else {spec.name: spec.shape for spec in reader.manifest.fields}
+        )
         return {
             name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, *shapes[name])
             if name in fields
@@ -342,7 +346,10 @@ def explain(
     assert isinstance(model, Classifier)
     batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    weights = next((t for t in model.parameters() if t.is_floating_point()), torch.empty(0))
+    weights = next(
+        (parameter for parameter in model.parameters() if parameter.is_floating_point()),
+        torch.empty(0),
+    )
     start = 0
     with eval_mode(model), torch.no_grad():
         for batch in batches:

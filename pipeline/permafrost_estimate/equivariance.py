@@ -165,7 +165,7 @@ def compare_views(
                 output = model.network(images, Intermediates(stages=True))
                 add_lost_variance(errors[name], targets, output, teacher.projections)
         start += len(batch.keys)
-    metrics: dict[str, dict[str, float]] = {q.name: {} for q in _PAGE.quantities}
+    metrics: dict[str, dict[str, float]] = {quantity.name: {} for quantity in _PAGE.quantities}
     for name, parts in compared.items():
         cosine, kl, agrees, probabilities = (
             torch.cat(values).double() for values in zip(*parts, strict=True)

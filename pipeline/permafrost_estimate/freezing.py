@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.pass_plan import options_for, plan_pass
+from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.stored_views import StoredViews, fields_of_views, requested_views
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.store import PrecomputeConfig, SubsetOptions
@@ -98,8 +98,7 @@ def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCo
     changed = replace(config, views=one_view, subset=SubsetOptions())
     views = requested_views(changed, store)
     plan = plan_pass(changed, store, views)
-    options = replace(options_for(changed, views).annotate, compile=False, min_fidelity=0.0)
-    options = replace(options, precision=plan.precision)
+    options = replace(plan.options, precision=plan.precision, compile=False, min_fidelity=0.0)
     with torch_threads(config.cluster.threads_per_actor):
         annotator = TeacherAnnotator(
             plan.teacher, plan.classes, plan.explainer, options, store.size

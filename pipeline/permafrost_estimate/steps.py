@@ -105,7 +105,12 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
         stored=spread_of(rounds["stored"]),
         live=spread_of(rounds["live"]),
         further=spread_of(rounds["further"]),
-        saved=spread_of([b - a for a, b in zip(rounds["stored"], rounds["live"], strict=True)]),
+        saved=spread_of(
+            [
+                live_step - stored_step
+                for stored_step, live_step in zip(rounds["stored"], rounds["live"], strict=True)
+            ]
+        ),
         saved_shared=spread_of(
             [
                 first + (sharing - 1) * further - sharing * stored_step
@@ -163,7 +168,9 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
 
             return annotate
 
-        seconds = _in_turn({w: side(a) for w, a in annotators.items()}, rounds, "annotation")
+        seconds = _in_turn(
+            {word: side(annotator) for word, annotator in annotators.items()}, rounds, "annotation"
+        )
     base = seconds.pop("")
     return {
         word: spread_of([each - mine for each, mine in zip(times, base, strict=True)])

@@ -75,9 +75,9 @@ def order_classes(
             pairs.shape[1],
         )
     moved = [
-        f"class {n} ({shared_names[n]}) is class {order[n]} here ({store_names[order[n]]})"
-        for n in range(count)
-        if n != order[n] or shared_names[n] != store_names[order[n]]
+        f"class {number} ({shared_names[number]}) is class {order[number]} here ({store_names[order[number]]})"
+        for number in range(count)
+        if number != order[number] or shared_names[number] != store_names[order[number]]
     ]
     if moved:
         logger.warning("classes are matched by %s: %s", reason, shorten(moved, 3))
@@ -153,7 +153,7 @@ def _refusal(
             f"{names}, and no joined record has a label in both, so a column of the targets may mean another class; "
             "pack the store with data.classes=FILE, which lists them in that order"
         )
-    lacking = [shared_names[n] for n in np.flatnonzero(frequent_labels < 0).tolist()]
+    lacking = [shared_names[number] for number in np.flatnonzero(frequent_labels < 0).tolist()]
     if not lacking or (shares[frequent_labels >= 0] < _SURE).any():
         differing = int((pairs[0] != pairs[1]).sum())
         return (

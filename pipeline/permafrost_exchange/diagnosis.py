@@ -306,7 +306,9 @@ def _describe_order(
     def name(number: int) -> str:
         return f"{number} ({names[number]})" if len(names) == count else str(number)
 
-    pairs = [f"class {name(int(n))} is the teacher's {name(int(order[n]))}" for n in moved]
+    pairs = [
+        f"class {name(int(number))} is the teacher's {name(int(order[number]))}" for number in moved
+    ]
     more = f", and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
     return f"they have another order of the classes: {', '.join(pairs[:_SHOWN])}{more}"
 
@@ -454,7 +456,7 @@ def find_cause_of_maps(
     stated = 1 - float(centered_cosines(teacher, stored, center_of(teacher)).mean())
     left, text = min(
         (1 - float(centered_cosines(each, stored, center_of(each)).mean()), text)
-        for text, each in ((t, function(teacher)) for t, function in _PLACES.items())
+        for text, each in ((way, function(teacher)) for way, function in _PLACES.items())
         if each.shape == stored.shape
     )
     if left < max(1 - _EXACT_COSINE, _OWNER * min(stated, 0.6)):

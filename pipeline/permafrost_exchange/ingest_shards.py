@@ -100,10 +100,11 @@ class IngestShard:
         ]
         if any(part.fields != self.fields.fields for part in parts):
             odd = next(part for part in parts if part.fields != self.fields.fields)
-            shown = [f"{s.name} {s.dtype} {list(s.shape)}" for s in odd.fields]
+            shown = [f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in odd.fields]
             raise TargetError(
                 f"{self.targets.path}: the targets of shard {shard.name} have {', '.join(shown)}, others "
-                f"{', '.join(f'{s.name} {s.dtype} {list(s.shape)}' for s in self.fields.fields)}; all have the same"
+                f"{', '.join(f'{spec.name} {spec.dtype} {list(spec.shape)}' for spec in self.fields.fields)}; "
+                "all have the same"
             )
         names = [spec.name for spec in self.fields.fields]
         values = {name: np.concatenate([part.values[name] for part in parts]) for name in names}

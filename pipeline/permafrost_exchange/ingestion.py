@@ -312,7 +312,7 @@ def expected_records(store: Store, joined: JoinedTargets) -> NDArray[np.bool_]:
     """Return which records should have targets: those of splits with any target."""
     expected = np.zeros(len(joined.numbers), bool)
     for numbers in store.shards.splits.values():
-        rows = np.concatenate([np.asarray(store.rows_of_shard(int(n))) for n in numbers])
+        rows = np.concatenate([np.asarray(store.rows_of_shard(int(number))) for number in numbers])
         expected[rows] = bool((joined.numbers[rows] >= 0).any())
     return expected
 

@@ -153,7 +153,7 @@ def _normalizations(
         if stated != (mean, std):
             yield f"mean and standard deviation {name}", mean, std
     for name, (mean, std) in {"the teacher's": stated, **_NORMALIZATIONS}.items():
-        scaled = tuple(m / 255 for m in mean), tuple(s / 255 for s in std)
+        scaled = tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
         yield f"mean and standard deviation {name}, of values from 0 to 255", *scaled
 
 

@@ -68,7 +68,7 @@ def check_ingested(
     """
     assert task.fields is not None
     form = targets.form
-    logits = next((s.shape for s in task.fields.fields if s.name == "logits"), (0,))
+    logits = next((spec.shape for spec in task.fields.fields if spec.name == "logits"), (0,))
     operations = form.operations
     if targets.views is not None:
         operations = tuple(targets.views.describe()[0].get("operations", ()))
@@ -220,7 +220,11 @@ def _compare(
         GradCamConfig()
         if kind is None
         else EXPLAINERS[kind](
-            **{n: v for n, v in facts.explainer.items() if n not in ("kind", "seed")}
+            **{
+                name: value
+                for name, value in facts.explainer.items()
+                if name not in ("kind", "seed")
+            }
         )
     )
     sizes = {spec.name: spec.shape for spec in facts.fields}

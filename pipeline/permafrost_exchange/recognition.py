@@ -72,7 +72,9 @@ def recognize(path: Path) -> Recognition:
     if (path / SHARE_NAME).is_file():
         text = "a folder that permafrost share has written; type permafrost attach from=<folder>"
         return Recognition("", text)
-    lacks = tuple(f"the folder {n}" for n in ("img_emb", "metadata") if not (path / n).is_dir())
+    lacks = tuple(
+        f"the folder {name}" for name in ("img_emb", "metadata") if not (path / name).is_dir()
+    )
     if len(lacks) < 2:
         return Recognition("embeddings", "embeddings of clip-retrieval", _FRAME, lacks)
     files = list(islice(_files(path), _LOOKED_AT))

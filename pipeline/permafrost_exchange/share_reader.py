@@ -203,7 +203,7 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         "backend": config.store.backend,
     }
     is_same = same_store and shared.backend == config.store.backend and order is None
-    covered = {"attached": shared.fingerprint, **{n: description[n] for n in _OF_STORE}}
+    covered = {"attached": shared.fingerprint, **{name: description[name] for name in _OF_STORE}}
     if order is not None:
         covered["classes"] = order.tolist()
     fingerprint = shared.fingerprint if is_same else sha256_json(covered)

@@ -123,7 +123,9 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
                 count += shard
             card = card_of_pass(store, shared, config)
             write_atomically(staging / "README.md", card.encode())
-            paths = sorted(p for p in staging.rglob("*") if p.is_file() and p.name != LOCK_NAME)
+            paths = sorted(
+                path for path in staging.rglob("*") if path.is_file() and path.name != LOCK_NAME
+            )
             files = {path.relative_to(staging).as_posix(): sha256_file(path) for path in paths}
             size = sum(path.stat().st_size for path in paths)
             described = _describe(config, store, shared, files)
@@ -283,7 +285,7 @@ def _iter_shards(config: ShareConfig, store: Store, shared: TeacherPass) -> Iter
             continue
         number = store.shards.number_of(entry.name)
         first = store.rows_of_shard(number).start
-        values = {name: v[places[rows]] for name, v in shared.read_shard(entry).items()}
+        values = {name: array[places[rows]] for name, array in shared.read_shard(entry).items()}
         digests = store.index.image_sha256(number)
         labels = (
             np.full(len(rows), NO_LABEL)

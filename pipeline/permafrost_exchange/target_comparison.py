@@ -220,8 +220,12 @@ def _same_field(spec: FieldSpec, teacher: Values) -> str | None:
     prefix, _, number = spec.name.rpartition("_")
     names = [spec.name]
     if number.isdigit():
-        names = sorted((n for n in teacher if n.rpartition("_")[0] == prefix), reverse=True)
-    return next((n for n in names if n in teacher and teacher[n].shape[2:] == spec.shape), None)
+        names = sorted(
+            (name for name in teacher if name.rpartition("_")[0] == prefix), reverse=True
+        )
+    return next(
+        (name for name in names if name in teacher and teacher[name].shape[2:] == spec.shape), None
+    )
 
 
 def _flat(values: Values) -> Values:
@@ -300,8 +304,8 @@ class _Comparison:
         return Agreement(
             precision="float32",
             records=records,
-            cosine_mean={name: float(c.mean()) for name, c in columns.items()},
-            cosine_lowest={name: float(c.min()) for name, c in columns.items()},
+            cosine_mean={name: float(column.mean()) for name, column in columns.items()},
+            cosine_lowest={name: float(column.min()) for name, column in columns.items()},
             **of_logits,
         )
 

@@ -209,7 +209,7 @@ def stack_records(records: Sequence[Arrays], name: str, path: Path) -> Arrays:
     Raises:
         TargetError: If they have different views, classes or cells.
     """
-    if len({tuple((n, a.shape) for n, a in each.items()) for each in records}) > 1:
+    if len({tuple((kind, array.shape) for kind, array in each.items()) for each in records}) > 1:
         raise TargetError(
             f"{path}: the targets of {name} and of others near it differ in their views, classes or cells; all records "
             "of a pass have the same"

@@ -130,7 +130,11 @@ class _Seen:
     def teacher_arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays of the teacher, without their prefix, empty if it has no maps."""
         prefix = "teacher_"
-        return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): array
+            for name, array in self.arrays.items()
+            if name.startswith(prefix)
+        }
 
 
 def _predict_with(pair: CasePair, arm: Arm, batch: Batch, labels: Tensor) -> _Seen:

@@ -120,10 +120,10 @@ def choose_cases(
 
 def _choose_by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
     measure = _measure(pairs, ("map_cosine", "epg"))
-    better = [c for c in pairs if c.candidate["correct"] and not c.baseline["correct"]]
-    worse = [c for c in pairs if c.baseline["correct"] and not c.candidate["correct"]]
-    same = [c for c in pairs if c.baseline["predictions"] == c.candidate["predictions"]]
-    same = [c for c in same if measure is not None and c.margin(measure) is not None]
+    better = [case for case in pairs if case.candidate["correct"] and not case.baseline["correct"]]
+    worse = [case for case in pairs if case.baseline["correct"] and not case.candidate["correct"]]
+    same = [case for case in pairs if case.baseline["predictions"] == case.candidate["predictions"]]
+    same = [case for case in same if measure is not None and case.margin(measure) is not None]
     num_worse, num_same = (num_cases + 2) // 4, num_cases // 4
     baseline, candidate = names
     kinds = [
@@ -152,7 +152,10 @@ def _choose_by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -
 
 def _measure(pairs: Sequence[Case], choices: tuple[Measure, ...]) -> Measure | None:
     """Return the first measure for which any case has a value."""
-    return next((m for m in choices if any(case.margin(m) is not None for case in pairs)), None)
+    return next(
+        (measure for measure in choices if any(case.margin(measure) is not None for case in pairs)),
+        None,
+    )
 
 
 def _kind(

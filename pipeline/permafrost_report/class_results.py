@@ -79,11 +79,15 @@ def class_section(
         names: Names of the classes.
         arm: Arm whose confusions are shown, if it was evaluated; otherwise those of the most accurate arm are.
     """
-    results = [r for r in results if r.trains_classifier and (r.evaluation / RECORDS_NAME).exists()]
+    results = [
+        result
+        for result in results
+        if result.trains_classifier and (result.evaluation / RECORDS_NAME).exists()
+    ]
     stores = [read_evaluation(result).inputs["store"] for result in results]
-    results = [r for r, store in zip(results, stores, strict=True) if store == stores[0]]
+    results = [result for result, store in zip(results, stores, strict=True) if store == stores[0]]
     metrics = [result.metrics or next(iter(result.against.values()), {}) for result in results]
-    splits = {split for of in metrics for split in of if "accuracy" in of[split]}
+    splits = {split for by_split in metrics for split in by_split if "accuracy" in by_split[split]}
     if not splits or not 0 < len(names) <= _MAX_COUNTED_CLASSES:
         return None
     split = min(splits, key=lambda name: (name != "test", name))
@@ -94,15 +98,15 @@ def class_section(
     if teacher_names[shown_arm] in teachers:
         networks[teacher_names[shown_arm]] = teachers[teacher_names[shown_arm]]
     accuracies = {name: [_accuracies(counts)] for name, counts in teachers.items()} | of_arms
-    means = {name: np.mean(of, axis=0) for name, of in accuracies.items()}
+    means = {name: np.mean(by_seed, axis=0) for name, by_seed in accuracies.items()}
     present = np.flatnonzero(~np.isnan(means[shown_arm]))
     places = present.tolist()
     if len(names) > _MAX_CLASSES:
         order = np.argsort(np.mean([means[name] for name in arms], axis=0)[present], kind="stable")
         places = present[order][:_SHOWN].tolist()
     rows = [
-        ClassRow(name, name in arms, [_cell([one[place] for one in of]) for place in places])
-        for name, of in accuracies.items()
+        ClassRow(name, name in arms, [_cell([one[place] for one in by_seed]) for place in places])
+        for name, by_seed in accuracies.items()
     ]
     is_small = len(names) <= _MAX_CLASSES
     values: dict[str, Any] = {
@@ -196,8 +200,10 @@ def _frequent(networks: Mapping[str, Counts], names: Sequence[str]) -> list[Conf
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:_SHOWN]
     pairs = [divmod(int(place), len(names)) for place in order if counts.flat[place]]
-    shares = [_shares(of) for of in networks.values()]
+    shares = [_shares(matrix) for matrix in networks.values()]
     return [
-        Confusion(names[label], names[predicted], [float(of[label, predicted]) for of in shares])
+        Confusion(
+            names[label], names[predicted], [float(share[label, predicted]) for share in shares]
+        )
         for label, predicted in pairs
     ]

@@ -193,5 +193,7 @@ def means_by_arm(rows: Sequence[StudentRow], column: str) -> dict[str, float]:
         (row["method"], row[column]) for row in rows
     )
     return {
-        arm: mean(v for v in of if v is not None) for arm, of in values.items() if None not in of
+        arm: mean(number for number in numbers if number is not None)
+        for arm, numbers in values.items()
+        if None not in numbers
     }

@@ -71,7 +71,7 @@ def evaluator_sections(
         looked = [
             split
             for split in splits
-            if any(evaluator in r.metrics.get(split, {}) for r in everyone)
+            if any(evaluator in result.metrics.get(split, {}) for result in everyone)
         ]
         page = evaluator_named(evaluator).page if looked else None
         if page is not None:
@@ -103,7 +103,9 @@ def _section(
             rows = arm_summary(student_rows(results, columns), columns)
             if teacher is not None:
                 teacher_summary = arm_summary(student_rows([teacher], columns), columns)
-                rows = [row for row in teacher_summary if any(row[c.name] for c in columns)] + rows
+                rows = [
+                    row for row in teacher_summary if any(row[column.name] for column in columns)
+                ] + rows
             caption = quantity.caption + (f"; split {split}" if page.per_split else "")
             tables.append(Table(caption, quantity.meaning, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
@@ -144,11 +146,12 @@ def _plot(
     scale = quantity.metric.scale
     values = {
         row["method"]: [
-            scale * row[c.name]["mean"] if row[c.name] else float("nan") for c in columns
+            scale * row[column.name]["mean"] if row[column.name] else float("nan")
+            for column in columns
         ]
         for row in rows
     }
     plot = line_plot if quantity.plot == "line" else bar_plot
     unit = "%" if scale == 100 else ""
-    source = plot([c.name for c in columns], values, unit, colors)
+    source = plot([column.name for column in columns], values, unit, colors)
     return Plot(source, f"{caption}, one color per method", caption)

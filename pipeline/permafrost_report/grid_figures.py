@@ -45,9 +45,9 @@ def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
     values = group_pairs(pair for candidate in candidates for pair in candidate.point.items())
     return [
         option
-        for option, of in values.items()
-        if len({str(value) for value in of}) > 1
-        and all(type(value) in (int, float) for value in of)
+        for option, choices in values.items()
+        if len({str(value) for value in choices}) > 1
+        and all(type(value) in (int, float) for value in choices)
     ]
 
 
@@ -78,7 +78,9 @@ def option_plot(grid: ModelSelection, option: str, ylabel: str) -> str:
         others = {name: value for name, value in candidate.point.items() if name != option}
         name = f"{candidate.arm} {_label_of(others, grid)}".strip()
         curves.setdefault((name, option in candidate.point), []).append(candidate)
-    places = {float(c.point[option]) for c in grid.candidates if option in c.point}
+    places = {
+        float(candidate.point[option]) for candidate in grid.candidates if option in candidate.point
+    }
     figure, axis = new_axes(1.6 * WIDTH, 1.25 * HEIGHT)
     for number, ((name, has_option), points) in enumerate(curves.items()):
         at = [float(point.point[option]) for point in points] if has_option else []
@@ -93,7 +95,7 @@ def _label_of(point: Mapping[str, object], grid: ModelSelection) -> str:
     varied = {
         name: value
         for name, value in point.items()
-        if any(c.point.get(name, value) != value for c in grid.candidates)
+        if any(candidate.point.get(name, value) != value for candidate in grid.candidates)
     }
     return point_label(varied)
 
@@ -112,7 +114,9 @@ def selection_plot(selection: ModelSelection) -> str:
     figure, axis = new_axes(max(1.6 * WIDTH, 0.5 * len(x_of)), 1.25 * HEIGHT)
     for number, arm in enumerate(dict.fromkeys(candidate.arm for candidate in candidates)):
         points = [candidate for candidate in candidates if candidate.arm == arm]
-        at = [x_of[label] for c in points if (label := point_label(c.point)) in x_of]
+        at = [
+            x_of[label] for candidate in points if (label := point_label(candidate.point)) in x_of
+        ]
         _draw_curve(axis, arm, points, at, scale, f"C{number % 10}")
     if option is None:
         names = list(map(legend_name, x_of))
@@ -141,9 +145,9 @@ def _draw_curve(
         return
     order = sorted(range(len(positions)), key=positions.__getitem__)
     axis.errorbar(
-        [positions[n] for n in order],
-        [mean[n] for n in order],
-        yerr=[sd[n] for n in order],
+        [positions[number] for number in order],
+        [mean[number] for number in order],
+        yerr=[sd[number] for number in order],
         label=name,
         color=color,
         marker="o",
@@ -166,10 +170,12 @@ def _scale(axis: Axes, option: str, positions: Sequence[float]) -> None:
 
 def _axis_positions(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
     """Position of each point on the x axis by its label, and the option of this axis, if it is a single one."""
-    points = {point_label(c.point): c.point for c in candidates if c.point}
+    points = {
+        point_label(candidate.point): candidate.point for candidate in candidates if candidate.point
+    }
     options = {option for point in points.values() for option in point}
     values = [value for point in points.values() for value in point.values()]
     if len(options) == 1 and all(type(value) in (int, float) for value in values):
-        return {label: float(*p.values()) for label, p in points.items()}, options.pop()
+        return {label: float(*point.values()) for label, point in points.items()}, options.pop()
     names = points or {"": {}}
     return {label: float(position) for position, label in enumerate(names)}, None

@@ -166,8 +166,9 @@ def student_rows(
 ) -> list[dict[str, Any]]:
     """Build one row per student: method, seed and the columns, None if it has no value."""
     return [
-        {"method": r.label, "seed": r.seed} | {c.name: r.find(c.source) for c in columns}
-        for r in results
+        {"method": result.label, "seed": result.seed}
+        | {column.name: result.find(column.source) for column in columns}
+        for result in results
     ]
 
 
@@ -373,7 +374,9 @@ def _agreement_sentence(metric: str, passes: Mapping[str, Sequence[str]]) -> str
 def _sentence(metric: str, columns: Sequence[Column], chance: Mapping[str, float]) -> str:
     if metric not in _MEANINGS:
         return _evaluator_sentence(metric, columns[0])
-    levels = dict.fromkeys(columns[0].value(chance[c.name]) for c in columns if c.name in chance)
+    levels = dict.fromkeys(
+        columns[0].value(chance[column.name]) for column in columns if column.name in chance
+    )
     if metric not in CHANCE or not levels:
         return f"{_MEANINGS[metric]}."
     sentence = f"{_MEANINGS[metric]}; {_CONSTANT[metric]} would have {' or '.join(levels)}."
@@ -409,10 +412,16 @@ def student_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) ->
 def summary_table(run: str) -> str:
     """Format one row per arm (and point), mean +- standard deviation over seeds in per cent, and the chance levels."""
     results = load_results(run)
-    columns = [Column(name=c.source, source=c.source) for c in default_columns(results)]
+    columns = [
+        Column(name=column.source, source=column.source) for column in default_columns(results)
+    ]
     points = {result.label: result.arm for result in results}
     selection = load_selection(run)
-    chosen = {c.arm: c for c in selection.candidates if c.chosen} if selection else {}
+    chosen = (
+        {candidate.arm: candidate for candidate in selection.candidates if candidate.chosen}
+        if selection
+        else {}
+    )
     selected = [selection.select] if selection else []
     table = [["arm", "seeds", *selected, *(column.name for column in columns)]]
     arms = arm_summary(student_rows(results, columns), columns)
@@ -423,7 +432,10 @@ def summary_table(run: str) -> str:
             row[0] = f"{row[0]} {point_label(candidate.point)}".strip()
             known = Column(name="", source=f"all.{selection.select}", known=selection.metric)
             row.append(_spread(known, summarize(candidate.values)))
-        row += ["-" if arm[c.name] is None else _spread(c, arm[c.name]) for c in columns]
+        row += [
+            "-" if arm[column.name] is None else _spread(column, arm[column.name])
+            for column in columns
+        ]
         table.append(row)
     chance = chance_row(results, columns)
     if chance:

@@ -196,7 +196,9 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the students; those with results are empty if none was evaluated."""
     results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
-    pictures = _pictures([r for r in results if r.seed == seeds[0] and r.trains_classifier])
+    pictures = _pictures(
+        [result for result in results if result.seed == seeds[0] and result.trains_classifier]
+    )
     return {
         **_setup(page),
         "seeds": seeds,
@@ -238,7 +240,11 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
     if page.paired is None:
         return {}
     summary = arm_summary(values["runs"], page.columns, passes_of_arms(page.results))
-    plotted = [c for c in page.columns if c.name in (page.options.plotted or [page.paired.name])]
+    plotted = [
+        column
+        for column in page.columns
+        if column.name in (page.options.plotted or [page.paired.name])
+    ]
     plots = [
         *grid_plots(page.results, plotted),
         bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store), page.colors),

@@ -134,14 +134,20 @@ def gather_page(config: ReportConfig) -> PageContent:
         options.check_names([column.name for column in columns])
     paired = paired_column(options.paired_column, columns)
     shows_cases = students and options.cases and store.form.has_places
-    pair = open_pair(config, [s for s in students if s.trains_classifier]) if shows_cases else None
+    pair = (
+        open_pair(config, [student for student in students if student.trains_classifier])
+        if shows_cases
+        else None
+    )
     cases = show_cases(pair, options) if pair else []
     values: dict[str, Any] = {"passes": describe_passes(store)}
     if results:
         values |= _student_values(config.run, results, store)
     if paired:
         values |= _result_values(options, evaluated, columns, paired, teacher)
-    if untrained := list(dict.fromkeys(r.label for r in students if not r.trains_classifier)):
+    if untrained := list(
+        dict.fromkeys(student.label for student in students if not student.trains_classifier)
+    ):
         sentence = f"The last layer of {', '.join(untrained)} was {UNTRAINED}."
         values["summary"] = [*values.get("summary", []), sentence]
         remarks = dict.fromkeys(untrained, "last layer not trained")
@@ -179,12 +185,14 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     options = config.report
     if (RunFolder(config.run).path / SWEEP_NAME).exists() or len(results) != 1:
         return options
-    missing = {n: s for n, s in options.columns.items() if results[0].find(s) is None}
+    missing = {
+        name: source for name, source in options.columns.items() if results[0].find(source) is None
+    }
     if missing:
         logger.info("without the columns %s, which were not evaluated", ", ".join(missing.values()))
     return replace(
         options,
-        columns={name: s for name, s in options.columns.items() if name not in missing},
+        columns={name: source for name, source in options.columns.items() if name not in missing},
         paired_column=None if options.paired_column in missing else options.paired_column,
         plotted=tuple(name for name in options.plotted if name not in missing),
     )

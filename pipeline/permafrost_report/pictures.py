@@ -193,7 +193,11 @@ def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
     frames = first["frames"].transpose(0, 2, 3, 1)
     rows = [PictureRow("image", list(frames), class_names(labels, classes))]
     if "teacher_maps" in first:
-        teacher = {n.removeprefix("teacher_"): a for n, a in first.items() if "teacher_" in n}
+        teacher = {
+            name.removeprefix("teacher_"): array
+            for name, array in first.items()
+            if "teacher_" in name
+        }
         rows += explained_rows("teacher", frames, teacher, labels, classes)
     for arm, tensors in pictures.items():
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -322,7 +326,8 @@ def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np
     height, width = picture.shape[:2]
     shown = picture / 255 if picture.dtype == np.uint8 else picture.astype(np.float64)
     rows, columns = (
-        np.arange(n) * full // n for n, full in zip((height, width), region.shape, strict=True)
+        np.arange(length) * full // length
+        for length, full in zip((height, width), region.shape, strict=True)
     )
     inside = region[np.ix_(rows, columns)]
     core = inside.copy()

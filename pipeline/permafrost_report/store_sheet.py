@@ -235,7 +235,7 @@ def _entitle(axis: Axes, text: str) -> None:
 
     if len(line) > _MAX_TITLE or width(line) > points:
         lengths = range(min(len(line), _MAX_TITLE))
-        line = cut(max(bisect_right(lengths, points, key=lambda n: width(cut(n))) - 1, 0))
+        line = cut(max(bisect_right(lengths, points, key=lambda length: width(cut(length))) - 1, 0))
     axis.set_title(line, fontsize=_TITLE_SIZE, loc="left", pad=2)
 
 
@@ -253,7 +253,7 @@ def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
             highest = maps.amax(dim=1)
             coverage.append((maps.mean(dim=1) / highest)[highest > 0].numpy())
     empty = np.empty(0, np.float32)
-    return _Sample(*(np.concatenate(v) if v else empty for v in (confidence, coverage)))
+    return _Sample(*(np.concatenate(parts) if parts else empty for parts in (confidence, coverage)))
 
 
 def _confidence(logits: Logits) -> torch.Tensor:

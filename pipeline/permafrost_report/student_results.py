@@ -54,7 +54,7 @@ def check_run(run: str) -> None:
     if run == ReportConfig.run or _has_output(RunFolder(run).path):
         return
     _remove_own(RunFolder(run).path)
-    known = sorted(p.name for p in RUNS.glob("*") if _has_output(p))
+    known = sorted(path.name for path in RUNS.glob("*") if _has_output(path))
     named = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
     raise UnknownRunError(
         f"{RunFolder(run).path} does not exist; the runs in {Path.cwd()} are: {named or 'none'}; correct run=, or "

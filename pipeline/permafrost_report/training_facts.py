@@ -80,12 +80,14 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
     counts: dict[str, str] = {}
     options = {label: _options(result, store, counts) for label, result in first.items()}
     names = [
-        n for n in dict.fromkeys(n for o in options.values() for n in o) if _is_set(n, options)
+        name
+        for name in dict.fromkeys(name for of_arm in options.values() for name in of_arm)
+        if _is_set(name, options)
     ]
     differing = [name for name in names if _differs(name, options)]
-    columns = [n for n in differing if n.startswith("method.")]
-    columns += [n for n in names if n.startswith("method.") and n not in columns]
-    columns += [n for n in differing if n not in columns]
+    columns = [name for name in differing if name.startswith("method.")]
+    columns += [name for name in names if name.startswith("method.") and name not in columns]
+    columns += [name for name in differing if name not in columns]
     shared = {
         title: next(iter(options.values()))[name]
         for name, title in _SHARED.items()
@@ -166,7 +168,9 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
             counts[key] = _training_records(store, str(values.get("split")), subset)
         options[_RECORDS] = counts[key]
     if values.get("mode") != "live":  # unread
-        values = {n: v for n, v in values.items() if n not in ("teacher", "explainer")}
+        values = {
+            name: value for name, value in values.items() if name not in ("teacher", "explainer")
+        }
     for section, describe in (
         ("student", network_text),
         ("teacher", network_text),
@@ -174,9 +178,9 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     ):
         if section in values:
             options[section] = describe(values.pop(section))
-    others = {n: v for n, v in values.items() if n not in ("subset", "split")}
+    others = {name: value for name, value in values.items() if name not in ("subset", "split")}
     flat = {name: _text(value) for name, value in flatten_options(others).items()}
-    return options | {n: v for n, v in flat.items() if n not in _UNUSED}
+    return options | {name: value for name, value in flat.items() if name not in _UNUSED}
 
 
 def _training_records(store: Store, split: str, subset: Mapping[str, Any]) -> str:
@@ -214,11 +218,11 @@ def describe_augmentation(config: Mapping[str, Any]) -> str:
     operations = [
         " ".join(
             [
-                str(o.get("kind")).replace("_", " "),
-                *_describe_options(o, READ_BY.get(str(o.get("kind")), ())),
+                str(operation.get("kind")).replace("_", " "),
+                *_describe_options(operation, READ_BY.get(str(operation.get("kind")), ())),
             ]
         )
-        for o in [*(config.get("operations") or []), *(config.get("mix") or [])]
+        for operation in [*(config.get("operations") or []), *(config.get("mix") or [])]
     ]
     lists = ("operations", "mix")
     others = _describe_options(config, [name for name in config if name not in lists])
@@ -246,7 +250,9 @@ def _text(value: Any) -> str:
         return "[" + ", ".join(map(_text, value)) + "]"
     if isinstance(value, Mapping):
         return (
-            "{" + ", ".join(f"{n} {_text(each)}" for n, each in _set_options(value).items()) + "}"
+            "{"
+            + ", ".join(f"{name} {_text(each)}" for name, each in _set_options(value).items())
+            + "}"
         )
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]

@@ -155,7 +155,7 @@ class HuggingFaceSource:
             split = self.config.splits.get(name, known_split(name) or name)
             if self.config.splits and name not in self.config.splits:
                 continue
-            columns = [c for option, c in self._column_names.items() if option != "image"]
+            columns = [column for option, column in self._column_names.items() if option != "image"]
             number = 0
             if not columns:
                 for number in range(len(rows)):
@@ -175,7 +175,7 @@ class HuggingFaceSource:
         labels: tuple[int, ...] = ()
         if config.labels is not None:
             cell = cells[config.labels]
-            labels = tuple(sorted({self._label(v, where) for v in cell or ()} - {NO_LABEL}))
+            labels = tuple(sorted({self._label(value, where) for value in cell or ()} - {NO_LABEL}))
             labels = NONE if cell == [] else labels
         boxes = () if config.boxes is None else self._boxes(cells[config.boxes], label, where)
         key = f"{name}/{number:08d}" if config.key is None else str(cells[config.key])
@@ -197,18 +197,20 @@ class HuggingFaceSource:
             if isinstance(cell, Mapping):
                 corners = list(cell["bbox"])
                 kinds = list(
-                    next((cell[n] for n in _CATEGORIES if n in cell), [None] * len(corners))
+                    next(
+                        (cell[name] for name in _CATEGORIES if name in cell), [None] * len(corners)
+                    )
                 )
             else:
                 corners = [each["bbox"] if isinstance(each, Mapping) else each for each in cell]
                 kinds = [
-                    next((each[n] for n in _CATEGORIES if n in each), None)
+                    next((each[name] for name in _CATEGORIES if name in each), None)
                     if isinstance(each, Mapping)
                     else None
                     for each in cell
                 ]
             return tuple(
-                self._box([float(v) for v in box], label if kind is None else kind, where)
+                self._box([float(number) for number in box], label if kind is None else kind, where)
                 for box, kind in zip(corners, kinds, strict=True)
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -33,6 +33,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.models.compute import fastest_precision
 from permafrost.models.explanations import pass_precision
+from permafrost.models.network import Network
 from permafrost.models.providers import build_model
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import Agreement
@@ -360,23 +361,26 @@ def test_auto_is_the_fastest_precision_and_later_the_precision_of_the_pass_that_
 
 
 @pytest.mark.parametrize(
-    ("asked", "fastest", "plans"),
-    [("float32", "float32", 1), slow("bfloat16", "float32", 1), slow("auto", "float32", 1), ("auto", "bfloat16", 2)],
+    ("asked", "fastest"),
+    [("float32", "float32"), slow("bfloat16", "float32"), slow("auto", "float32"), ("auto", "bfloat16")],
 )  # fmt: skip
-def test_a_pass_is_planned_again_only_if_auto_changes_its_identity(
-    tmp_path, fast_hardware, monkeypatch, asked, fastest, plans
+def test_a_teacher_is_described_once_whatever_its_precision(
+    tmp_path, fast_hardware, monkeypatch, asked, fastest
 ):
-    """A plan hashes the weights of the teacher."""
+    """A description hashes its weights."""
     fast_hardware(fastest)
-    planned = []
-    monkeypatch.setattr(
-        "permafrost.annotation.teacher_pass.plan_pass",
-        lambda *options: planned.append(plan_pass(*options)) or planned[-1],
-    )
+    described = []
+    describe = Network.describe
+
+    def count(network, **options):
+        described.append(network)
+        return describe(network, **options)
+
+    monkeypatch.setattr(Network, "describe", count)
 
     precompute.run(gradcam_config(tmp_path, precision=asked))
 
-    assert len(planned) == plans
+    assert len(described) == 1
 
 
 def test_auto_goes_on_with_a_pass_that_was_begun(tmp_path, fast_hardware):

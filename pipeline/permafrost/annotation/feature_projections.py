@@ -39,7 +39,7 @@ def fit_projections(
     Raises:
         ConfigError: If the split has no records.
     """
-    sample = select_sample([s for s in shards if s.split == split], PROJECTION_RECORDS)
+    sample = select_sample([shard for shard in shards if shard.split == split], PROJECTION_RECORDS)
     require(
         len(sample) > 0,
         f"annotate.features_channels is fitted on records of split={split}, but the store has none; set split= to the "

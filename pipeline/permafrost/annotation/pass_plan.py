@@ -42,6 +42,10 @@ _AUTOMATIC: tuple[PassPrecision, ...] = ("float32", "bfloat16")
 class PassPlan:
     """The plan of a pass: its identity, its folder, the shards that it covers and those that are missing."""
 
+    config: PrecomputeConfig
+    """Options of the command."""
+    options: PassOptions
+    """Options of the pass, of which none is `auto`."""
     store: Store
     teacher: ModelConfig
     explainer: ExplainerConfig
@@ -65,11 +69,6 @@ class PassPlan:
     def logits_dtype(self) -> LogitsDtype:
         """Storage dtype of the logits."""
         return cast("LogitsDtype", self.description.get("logits_dtype", "float16"))
-
-    @property
-    def is_begun(self) -> bool:
-        """True if a shard was finished in an earlier call."""
-        return len(self.missing) < len(self.shards) or not needs_commit(self.folder)
 
     @property
     def is_unfinished(self) -> bool:
@@ -100,12 +99,102 @@ class PassPlan:
         return max(map(len, rows))
 
 
-def options_for(config: PrecomputeConfig, views: StoredViews | None) -> PrecomputeConfig:
-    """Return the options of the pass of these views. Stored views need no border and no horizontal flips."""
-    if views is None:
-        return config
-    return replace(
-        config, annotate=replace(config.annotate, features_mirror=False, features_margin=0.0)
+@dataclass(frozen=True, kw_only=True)
+class PassRequest:
+    """The passes of a teacher over a store that options ask for, in any of the precisions that `auto` allows."""
+
+    config: PrecomputeConfig
+    """Options of the command."""
+    store: Store
+    teacher: ModelConfig
+    explainer: ExplainerConfig
+    described: dict[str, Any]
+    """Description of the teacher."""
+    added: dict[str, Any]
+    """Part of the description of a pass that payloads state of the teacher."""
+
+    def existing_options(self) -> PassOptions | None:
+        """Return the options of the canonical pass of which a shard was finished in an earlier call, None without one.
+
+        If the store has several, that of the first of `auto`'s alternatives is returned.
+        """
+        # A call that failed before its first shard may have left a folder of another alternative.
+        alternatives = (self.plan(options) for options in _alternatives(self.config.annotate))
+        return next((plan.options for plan in alternatives if _has_shards(plan.folder)), None)
+
+    def plan(self, options: PassOptions, views: StoredViews | None = None) -> PassPlan:
+        """Plan a pass.
+
+        Args:
+            options: Options of the pass, of which none is `auto`.
+            views: Stored views, None for the canonical view of every record.
+        """
+        if views is not None:  # which need no border and no horizontal flips
+            options = replace(options, features_mirror=False, features_margin=0.0)
+        store, config = self.store, self.config
+        description = describe_pass(
+            store.manifest,
+            self.described | {"dtype": pass_precision(options, self.explainer)},
+            self.explainer,
+            options,
+            config.store.backend,
+            views,
+            self.added,
+        )
+        if FEATURES in options.payloads and options.features_channels is not None:
+            description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
+        fingerprint = fingerprint_pass(description)
+        # A pass keeps the name that it was given when it was begun.
+        folders = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
+        name = escape_key(config.annotate.name or config.teacher.name)
+        new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
+        folder = folders[0] if folders else new
+        shards = (
+            store.shards
+            if views is None
+            else [store.shards[number] for number in views.shards.tolist()]
+        )
+        return PassPlan(
+            config=config,
+            options=options,
+            store=store,
+            teacher=self.teacher,
+            explainer=self.explainer,
+            description=description,
+            added=self.added,
+            fingerprint=fingerprint,
+            folder=folder,
+            shards=shards,
+            missing=missing_pass_shards(folder, shards),
+            views=views,
+        )
+
+
+def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
+    """Resolve the teacher and the explainer of passes.
+
+    Args:
+        config: Options of the command.
+        store: Store whose records are annotated.
+
+    Raises:
+        ConfigError: If teacher or explainer do not fit the store.
+    """
+    teacher = config.teacher
+    assert not isinstance(teacher, NoModelConfig)
+    classes = store.manifest.classes
+    require(
+        bool(teacher.classes or classes) or not config.annotate.reads_head,
+        f"the records of {store.path} have no classes; set teacher.classes to the number of the teacher's outputs, or "
+        "store what needs none, as in annotate.payloads=[pooled]",
+    )
+    return PassRequest(
+        config=config,
+        store=store,
+        teacher=teacher,
+        explainer=resolve_explainer(config.explainer, store, teacher.classes or len(classes)),
+        described=Network(teacher, classes).describe(reads_head=config.annotate.reads_head),
+        added=describe_network(config.annotate.payloads, teacher, classes),
     )
 
 
@@ -123,54 +212,8 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     Raises:
         ConfigError: If teacher or explainer do not fit the store.
     """
-    config = options_for(config, views)
-    assert not isinstance(config.teacher, NoModelConfig)
-    num_classes = len(store.manifest.classes)
-    require(
-        bool(config.teacher.classes or num_classes) or not config.annotate.reads_head,
-        f"the records of {store.path} have no classes; set teacher.classes to the number of the teacher's outputs",
-    )
-    explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
-    teacher = Network(config.teacher, store.manifest.classes).describe(
-        reads_head=config.annotate.reads_head
-    )
-    network = describe_network(config.annotate.payloads, config.teacher, store.manifest.classes)
-    name = escape_key(config.annotate.name or config.teacher.name)
-    plans = []
-    for options in _alternatives(config.annotate):
-        described = describe_pass(
-            store.manifest,
-            teacher | {"dtype": pass_precision(options, explainer)},
-            explainer,
-            options,
-            config.store.backend,
-            views,
-            network,
-        )
-        if FEATURES in options.payloads and options.features_channels is not None:
-            described["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
-        fingerprint = fingerprint_pass(described)
-        # A pass keeps the name that it was given when it was begun.
-        folders = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
-        plans.append((described, fingerprint, folders))
-    # A call that failed before its first shard may have left a folder of another alternative.
-    begun = (plan for plan in plans if plan[2] and _has_shards(plan[2][0]))
-    description, fingerprint, folders = next(begun, plans[0])
-    new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
-    folder = folders[0] if folders else new
-    shards = store.shards if views is None else [store.shards[n] for n in views.shards.tolist()]
-    return PassPlan(
-        store=store,
-        teacher=config.teacher,
-        explainer=explainer,
-        description=description,
-        added=network,
-        fingerprint=fingerprint,
-        folder=folder,
-        shards=shards,
-        missing=missing_pass_shards(folder, shards),
-        views=views,
-    )
+    request = request_passes(config, store)
+    return request.plan(request.existing_options() or next(_alternatives(config.annotate)), views)
 
 
 def _alternatives(options: PassOptions) -> Iterator[PassOptions]:

@@ -127,8 +127,12 @@ class ComparePrecision(SampleTask):
         return Agreement(
             precision=precision,
             records=len(keys),
-            cosine_mean={name: float(c.mean()) for name, c in columns.items() if len(c)},
-            cosine_lowest={name: float(c.min()) for name, c in columns.items() if len(c)},
+            cosine_mean={
+                name: float(column.mean()) for name, column in columns.items() if len(column)
+            },
+            cosine_lowest={
+                name: float(column.min()) for name, column in columns.items() if len(column)
+            },
             **of_logits,
         )
 

@@ -228,7 +228,7 @@ def draw_random(
     """Draw canonical_from_view of all records of a shard from `augment.operations`, f32 [n, V, 3, 3]."""
     here = store.rows_of_shard(store.shards.number_of(shard.name))
     sizes = store.index.take(("height", "width"), here)
-    heights, widths = (torch.tensor(sizes[n].tolist()) for n in ("height", "width"))
+    heights, widths = (torch.tensor(sizes[name].tolist()) for name in ("height", "width"))
     aspects = widths / heights
     height, width = store.size
     schedule = ViewSchedule(
@@ -239,7 +239,7 @@ def draw_random(
     )
     drawn = [schedule.views(view, 0, aspects) for view in range(config.count)]
     whole = torch.eye(3).expand(len(aspects), 3, 3)
-    return torch.stack([whole if v is None else v for v in drawn], dim=1)
+    return torch.stack([whole if matrices is None else matrices for matrices in drawn], dim=1)
 
 
 def requested_views(config: PrecomputeConfig, store: Store) -> StoredViews:

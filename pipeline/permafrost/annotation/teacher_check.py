@@ -398,8 +398,11 @@ def _describe_order(
     order: NDArray[np.int64],
     classes: Sequence[str],
 ) -> str:
-    moved = [n for n in np.unique(labels).tolist() if order[n] != n]
-    taken = [f"{classes[n]} is taken for output {order[n]} ({classes[order[n]]})" for n in moved]
+    moved = [label for label in np.unique(labels).tolist() if order[label] != label]
+    taken = [
+        f"{classes[label]} is taken for output {order[label]} ({classes[order[label]]})"
+        for label in moved
+    ]
     more = f" (+{len(taken) - _MAX_NAMED} more)" if len(taken) > _MAX_NAMED else ""
     before, after = ((each == predicted).mean() for each in (labels, order[labels]))
     return (

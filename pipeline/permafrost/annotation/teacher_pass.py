@@ -18,7 +18,7 @@ from permafrost.annotation.moved_features import (
     describe_moved_features,
     measure_moved_features,
 )
-from permafrost.annotation.pass_plan import PassPlan, options_for, plan_pass
+from permafrost.annotation.pass_plan import PassPlan, PassRequest, request_passes
 from permafrost.annotation.precision import (
     ComparePrecision,
     PrecisionError,
@@ -28,17 +28,14 @@ from permafrost.annotation.precision import (
 )
 from permafrost.annotation.samples import SampleTask
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
-from permafrost.annotation.stored_views import StoredViews, requested_views
+from permafrost.annotation.stored_views import requested_views
 from permafrost.annotation.teacher_check import (
     CheckTeacher,
     check_teacher,
     needs_float32,
     require_sound,
 )
-from permafrost.config.store import (
-    PassPrecision,
-    PrecomputeConfig,
-)
+from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, TOP_CLASS
@@ -49,6 +46,7 @@ from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import exists, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
 from permafrost.store.commit_pass import commit_pass
+from permafrost.store.fields import PassFields
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     Agreement,
@@ -96,19 +94,23 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         TeacherError: If the teacher's outputs contradict the options.
         PrecisionError: If a sample in the precision of the options is too far from float32.
     """
-    requested: list[StoredViews | None] = [None]
+    # 1. What is asked for, and what of it exists.
+    request = request_passes(config, store)
+    options = begun = request.existing_options()
+    # 2. What `auto` means, measured on a sample before a new pass.
+    agreement = None
+    if options is None:
+        options = _choose_logits(request, executor)
+        options, agreement = _choose_precision(request, options, executor)
+    elif config.annotate.precision == "auto":
+        logger.info("annotate.precision=auto: %s, as in the pass that was begun", options.precision)
+    # 3. The passes.
+    plans = [request.plan(options)]
     if config.views.kind != "canonical":
-        requested.append(requested_views(config, store))
-    plans = [plan_pass(config, store, views) for views in requested]
-    agreement, is_auto = None, config.annotate.precision == "auto"
-    if any(plan.is_unfinished for plan in plans):
-        config = _settle_logits(config, plans[0], executor)
-        config, agreement = _settle_precision(config, plans[0], executor)
-        if config.annotate.logits_dtype != plans[0].logits_dtype or (
-            is_auto and config.annotate.precision != plans[0].precision
-        ):
-            plans = [plan_pass(config, store, views) for views in requested]
-    results = [annotate_pass(plan, config, executor, agreement) for plan in plans]
+        plans.append(request.plan(options, requested_views(config, store)))
+    if begun is not None and any(plan.is_unfinished for plan in plans):
+        _, agreement = _choose_precision(request, begun, executor)
+    results = [annotate_pass(plan, executor, agreement) for plan in plans]
     return Annotation(
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
@@ -117,161 +119,111 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     )
 
 
-def _settle_logits(
-    config: PrecomputeConfig, plan: PassPlan, executor: Executor
-) -> PrecomputeConfig:
+def _choose_logits(request: PassRequest, executor: Executor) -> PassOptions:
     """Look at the teacher before a new pass, and return the options with the dtype of its logits.
-
-    Args:
-        plan: Plan of the pass; if logits_dtype=auto, with the dtype of what exists of it.
 
     Raises:
         TeacherError: If the outputs contradict the options.
     """
-    dtype = config.annotate.logits_dtype
-    if plan.is_begun:
-        dtype = plan.logits_dtype if dtype == "auto" else dtype
-    else:
-        check = check_teacher(executor, _sample_task(CheckTeacher, plan, config), plan.shards)
-        reason = ""
-        if check is not None and config.annotate.reads_head:
-            require_sound(check, plan.store.manifest.classes)
-            reason = needs_float32(check)
-        if reason and dtype == "auto":
-            logger.info("annotate.logits_dtype=auto: float32, because %s", reason)
-            dtype = "float32"
-        elif reason and dtype == "float16":
-            logger.warning(
-                "annotate.logits_dtype=float16: %s; float32 stores them as they are", reason
-            )
-    settled = "float16" if dtype == "auto" else dtype
-    return replace(config, annotate=replace(config.annotate, logits_dtype=settled))
+    options, reason = request.config.annotate, ""
+    task = _sample_task(CheckTeacher, request, options)
+    check = check_teacher(executor, task, request.store.shards)
+    if check is not None and options.reads_head:
+        require_sound(check, request.store.manifest.classes)
+        reason = needs_float32(check)
+    dtype = options.logits_dtype
+    if reason and dtype == "auto":
+        logger.info("annotate.logits_dtype=auto: float32, because %s", reason)
+        dtype = "float32"
+    elif reason and dtype == "float16":
+        logger.warning("annotate.logits_dtype=float16: %s; float32 stores them as they are", reason)
+    return replace(options, logits_dtype="float16" if dtype == "auto" else dtype)
 
 
-def _settle_precision(
-    config: PrecomputeConfig, plan: PassPlan, executor: Executor
-) -> tuple[PrecomputeConfig, Agreement | None]:
+def _choose_precision(
+    request: PassRequest, options: PassOptions, executor: Executor
+) -> tuple[PassOptions, Agreement | None]:
     """Return the options with the precision of a pass that is not finished, and its agreement with float32.
 
     The agreement is None if it was not measured.
 
     Args:
-        plan: Plan of the pass; if precision=auto, with the precision of what exists of it.
+        request: What is asked for.
+        options: Options of the pass; with precision=auto of a new one.
 
     Raises:
         PrecisionError: If the options name a precision in which a sample of the records is too far from float32.
     """
-    asked = config.annotate.precision
-    precision = asked
-    if asked == "auto" and plan.is_begun:
-        precision = plan.precision
-        logger.info("annotate.precision=auto: %s, as in pass %s", precision, plan.folder.name)
-    lower = replace(config.annotate, precision="bfloat16")
-    if precision == "float32" or pass_precision(lower, plan.explainer) == "float32":
-        precision = "float32" if precision == "auto" else precision
-        return _with_precision(config, precision), None
-    task = _sample_task(ComparePrecision, plan, _with_precision(config, precision))
-    sample_precision, agreement = compare_precision(executor, task, plan.shards)
+    asked = options.precision
+    float32 = replace(options, precision="float32")
+    lower = replace(options, precision="bfloat16")
+    if asked == "float32" or pass_precision(lower, request.explainer) == "float32":
+        return float32 if asked == "auto" else options, None
+    task = _sample_task(ComparePrecision, request, options)
+    precision, agreement = compare_precision(executor, task, request.store.shards)
+    measured = replace(options, precision=precision)
     if agreement is None:
-        return _with_precision(config, sample_precision), None
+        return measured, None
     shortfall = describe_shortfall(agreement)
     if not shortfall:
         logger.info(
-            "annotate.precision=%s against float32: %s",
-            sample_precision,
-            describe_agreement(agreement),
+            "annotate.precision=%s against float32: %s", precision, describe_agreement(agreement)
         )
-        return _with_precision(config, sample_precision), agreement
-    if precision == "auto":
-        logger.info(
-            "annotate.precision=auto: float32, because with %s %s", sample_precision, shortfall
-        )
-        return _with_precision(config, "float32"), None
+        return measured, agreement
+    if asked == "auto":
+        logger.info("annotate.precision=auto: float32, because with %s %s", precision, shortfall)
+        return float32, None
     raise PrecisionError(
-        f"annotate.precision={precision}: in a sample of {agreement.records} records {shortfall}; set "
+        f"annotate.precision={asked}: in a sample of {agreement.records} records {shortfall}; set "
         "annotate.precision=float32"
     )
 
 
-def _with_precision(config: PrecomputeConfig, precision: PassPrecision) -> PrecomputeConfig:
-    return replace(config, annotate=replace(config.annotate, precision=precision))
-
-
 def _sample_task(
-    kind: type[_SampleTask], plan: PassPlan, config: PrecomputeConfig, **attributes: Any
+    kind: type[_SampleTask],
+    subject: PassRequest | PassPlan,
+    options: PassOptions,
+    **attributes: Any,
 ) -> _SampleTask:
     """Build a task that measures a sample of the pass's records."""
     return kind(
-        store_path=plan.store.folder,
-        teacher=plan.teacher,
-        classes=plan.classes,
-        explainer=plan.explainer,
-        config=config.annotate,
-        num_threads=config.cluster.threads_per_actor,
+        store_path=subject.store.folder,
+        teacher=subject.teacher,
+        classes=subject.store.manifest.classes,
+        explainer=subject.explainer,
+        config=options,
+        num_threads=subject.config.cluster.threads_per_actor,
         **attributes,
     )
 
 
 def annotate_pass(
-    plan: PassPlan,
-    config: PrecomputeConfig,
-    executor: Executor,
-    agreement: Agreement | None = None,
+    plan: PassPlan, executor: Executor, agreement: Agreement | None = None
 ) -> tuple[int, dict[str, float]]:
     """Write the missing shards of a pass, and commit it.
 
     Args:
         plan: Plan of the pass.
-        config: Options with the precision of the pass.
         executor: Executor that runs the tasks.
-        agreement: Agreement of that precision with float32, None if it was not measured.
+        agreement: Agreement of its precision with float32, None if it was not measured.
 
     Returns:
         The number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
         records that it cannot be computed on, (0, {}).
     """
     if not plan.is_unfinished:
-        agreement = read_pass_manifest(plan.folder).agreement
-        lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
-        logger.info(
-            "pass %s is complete%s, by the digests of the weights and of the network's own files, and by the options",
-            plan.folder.name,
-            lower,
-        )
+        _announce_finished(plan)
         return 0, {}
-    config = options_for(config, plan.views)
-    if plan.precision != config.annotate.precision:
-        logger.info(
-            "annotate.precision=%s: maps of explainer=%s are gradients through the whole network in %s, so the logits "
-            "are taken from that pass too",
-            config.annotate.precision,
-            plan.explainer.kind,
-            plan.precision,
-        )
+    _fit_projections(plan, executor)
     # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
-    eager = replace(config.annotate, compile=False)
-    _fit_projections(plan, config, executor)
     annotator = TeacherAnnotator(
-        plan.teacher, plan.classes, plan.explainer, eager, plan.store.size
+        plan.teacher,
+        plan.classes,
+        plan.explainer,
+        replace(plan.options, compile=False),
+        plan.store.size,
     ).with_projections(read_projections(plan.folder))
-    specs = [*annotator.fields(), *(plan.views.fields() if plan.views is not None else ())]
-    logger.info(
-        "teacher %s: %s of %d shards, %s already done, into pass %s",
-        plan.teacher.name,
-        ", ".join(spec.name for spec in specs),
-        len(plan.shards),
-        len(plan.shards) - len(plan.missing),
-        plan.folder.name,
-    )
-    remove_partial_files(plan.folder)
-    fields = BACKENDS[config.store.backend](
-        plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
-    )
-    excess = describe_excess(specs, plan.num_views)
-    require(
-        excess is None,
-        f"a pass cannot have values of this size: {excess}; store fewer views, or smaller maps or features",
-    )
+    fields = _fields_of(plan, annotator)
     shared_files = fields.create()
     task = AnnotateShard(
         store_path=plan.store.folder,
@@ -281,9 +233,9 @@ def annotate_pass(
         teacher=plan.teacher,
         classes=plan.classes,
         explainer=plan.explainer,
-        config=config.annotate,
-        num_threads=config.cluster.threads_per_actor,
-        decode_threads=config.cluster.decode_threads,
+        config=plan.options,
+        num_threads=plan.config.cluster.threads_per_actor,
+        decode_threads=plan.config.cluster.decode_threads,
         views=plan.views,
     )
     counts: dict[str, Correct] = {}
@@ -292,16 +244,16 @@ def annotate_pass(
         counts[result.name] = Correct(result.labeled, result.correct)
 
     annotated, seconds = run_shards("teacher", executor, task, plan.missing, count)
-    save_cost(RunFolder(config.run).path / "precompute", seconds, annotated)
-    moved_features = _measure_moved_features(plan, config, executor)
+    save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
+    moved_features = _measure_moved_features(plan, executor)
     commit_pass(
         plan.folder,
         plan.shards,
         plan.description,
         plan.fingerprint,
-        specs,
+        fields.fields,
         shared_files,
-        _made_with(plan, annotator, compiled=config.annotate.compile),
+        _made_with(plan, annotator),
         plan.added,
         agreement,
         moved_features,
@@ -309,7 +261,52 @@ def annotate_pass(
     return annotated * plan.num_views, _accuracy(plan, counts)
 
 
-def _fit_projections(plan: PassPlan, config: PrecomputeConfig, executor: Executor) -> None:
+def _announce_finished(plan: PassPlan) -> None:
+    """Log that a pass is complete, and how its precision was chosen."""
+    agreement = read_pass_manifest(plan.folder).agreement
+    lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
+    logger.info(
+        "pass %s is complete%s, by the digests of the weights and of the network's own files, and by the options",
+        plan.folder.name,
+        lower,
+    )
+
+
+def _fields_of(plan: PassPlan, annotator: TeacherAnnotator) -> PassFields:
+    """Return the backend of the fields of a pass that is about to be written, and log what they are.
+
+    Raises:
+        ConfigError: If a value is too large.
+    """
+    if plan.precision != plan.options.precision:
+        logger.info(
+            "annotate.precision=%s: maps of explainer=%s are gradients through the whole network in %s, so the logits "
+            "are taken from that pass too",
+            plan.options.precision,
+            plan.explainer.kind,
+            plan.precision,
+        )
+    specs = [*annotator.fields(), *(plan.views.fields() if plan.views is not None else ())]
+    logger.info(
+        "teacher %s: %s of %d shards, %s already done, into pass %s",
+        plan.teacher.name,
+        ", ".join(spec.name for spec in specs),
+        len(plan.shards),
+        len(plan.shards) - len(plan.missing),
+        plan.folder.name,
+    )
+    excess = describe_excess(specs, plan.num_views)
+    require(
+        excess is None,
+        f"a pass cannot have values of this size: {excess}; store fewer views, or smaller maps or features",
+    )
+    remove_partial_files(plan.folder)
+    return BACKENDS[plan.config.store.backend](
+        plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
+    )
+
+
+def _fit_projections(plan: PassPlan, executor: Executor) -> None:
     """Write the projections of the features, if the options ask for any that do not exist.
 
     Raises ManifestError if they are not those of a committed pass.
@@ -322,26 +319,24 @@ def _fit_projections(plan: PassPlan, config: PrecomputeConfig, executor: Executo
     is_begun = committed or len(plan.missing) < len(plan.shards)
     if is_begun and read_projections(plan.folder).keys() >= listed.keys():
         return
-    task = _sample_task(FitProjections, plan, config, folder=plan.folder)
-    fit_projections(executor, task, plan.store.shards, config.split)
+    task = _sample_task(FitProjections, plan, plan.options, folder=plan.folder)
+    fit_projections(executor, task, plan.store.shards, plan.config.split)
     check_projections(plan.folder, listed)
     for field, entry in describe_projections(plan.folder).items():
         logger.info(
             "%s: %d components of %d channels keep %.1f%% of their variance",
             field,
-            config.annotate.features_channels,
+            plan.options.features_channels,
             entry.channels,
             100 * entry.kept,
         )
 
 
-def _measure_moved_features(
-    plan: PassPlan, config: PrecomputeConfig, executor: Executor
-) -> MovedFeatures | None:
+def _measure_moved_features(plan: PassPlan, executor: Executor) -> MovedFeatures | None:
     """Measure the error of warped features, None if the pass warps none."""
-    if FEATURES not in config.annotate.payloads or plan.views is not None:
+    if FEATURES not in plan.options.payloads or plan.views is not None:
         return None
-    task = _sample_task(MeasureMovedFeatures, plan, config, folder=plan.folder)
+    task = _sample_task(MeasureMovedFeatures, plan, plan.options, folder=plan.folder)
     moved = measure_moved_features(executor, task, plan.shards)
     if moved is not None:
         logger.info(
@@ -382,10 +377,10 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
             )
         before = sums.get(shard.split, Correct(0, 0))
         sums[shard.split] = Correct(*map(sum, zip(before, shard_counts, strict=True)))
-    return {split: c.correct / c.labeled for split, c in sums.items() if c.labeled}
+    return {split: total.correct / total.labeled for split, total in sums.items() if total.labeled}
 
 
-def _made_with(plan: PassPlan, annotator: TeacherAnnotator, *, compiled: bool) -> dict[str, str]:
+def _made_with(plan: PassPlan, annotator: TeacherAnnotator) -> dict[str, str]:
     """Versions, device, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
     path = Path(str(plan.teacher.weights))
     weights = path.name if is_absolute(str(plan.teacher.weights)) else path.as_posix()
@@ -397,5 +392,5 @@ def _made_with(plan: PassPlan, annotator: TeacherAnnotator, *, compiled: bool) -
         "weights": weights,
         "parameters": f"{count_parameters(annotator.model.network):,}",
         **({"memory_format": "channels_last"} if annotator.settings.channels_last else {}),
-        **({"compiler": "torch.compile"} if compiled else {}),
+        **({"compiler": "torch.compile"} if plan.options.compile else {}),
     }

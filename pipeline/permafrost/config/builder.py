@@ -48,7 +48,9 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
             name in values or option.default is not MISSING,
             f"option {_join(path, name)} is missing",
         )
-    built = {n: _built(known[n].hint, value, _join(path, n)) for n, value in values.items()}
+    built = {
+        name: _built(known[name].hint, value, _join(path, name)) for name, value in values.items()
+    }
     try:
         return cls.from_values(built)
     except OptionError as error:
@@ -88,14 +90,23 @@ def _built(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, (dict, NoneType)):
             return value
-        return {str(k): _built(members[1], v, f"{where}.{k}") for k, v in (value or {}).items()}
+        return {
+            str(key): _built(members[1], element, f"{where}.{key}")
+            for key, element in (value or {}).items()
+        }
     if origin is tuple and isinstance(value, str) and members[0] is str:
         return (value,)  # a single name is a list of one
-    classes = [c for c in members or (hint,) if isinstance(c, type) and issubclass(c, Options)]
+    classes = [
+        member
+        for member in members or (hint,)
+        if isinstance(member, type) and issubclass(member, Options)
+    ]
     is_section = origin is not tuple and bool(classes) and value is not None
     if isinstance(value, (list, tuple)) and not is_section:
         each = members[0] if origin is tuple else Any
-        return tuple(_built(each, element, f"{where}[{i}]") for i, element in enumerate(value))
+        return tuple(
+            _built(each, element, f"{where}[{position}]") for position, element in enumerate(value)
+        )
     if not is_section:
         return value
     family = where if where in FAMILIES else classes[0].section

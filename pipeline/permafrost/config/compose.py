@@ -70,7 +70,11 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     if VERBS[verb].checks_teacher:
         defaults = defaults | {"teacher": "none"}
         files = tuple(
-            file._replace(sections={n: v for n, v in file.sections.items() if n != "teacher"})
+            file._replace(
+                sections={
+                    name: section for name, section in file.sections.items() if name != "teacher"
+                }
+            )
             for file in files
         )
     others = [each for each in typed if each.path != "experiment"]
@@ -103,7 +107,11 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
         return list(words)
     composed = compose(verb, [word for word in words if word not in short])
     places = {
-        name: [s for s in names if isinstance(composed.get(s), dict) and name in composed[s]]
+        name: [
+            section
+            for section in names
+            if isinstance(composed.get(section), dict) and name in composed[section]
+        ]
         for name in map(section_of, short)
     }
     for name, having in places.items():
@@ -142,7 +150,7 @@ def _interpolated(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_interpolated(member, values) for member in value]
     return (
-        _REFERENCE.sub(lambda m: str(_value_at(values, m[1])), value)
+        _REFERENCE.sub(lambda match: str(_value_at(values, match[1])), value)
         if isinstance(value, str)
         else value
     )
@@ -366,17 +374,20 @@ def _resolve(value: Any, hint: Any, name: str = "") -> Any:
         cls = class_of(hint, name, value)
         if cls is None:
             member = get_args(hint)[1] if _is_mapping(hint) else Any
-            return {n: _resolve(member_value, member) for n, member_value in value.items()}
+            return {key: _resolve(member_value, member) for key, member_value in value.items()}
         hints = {option.name: option.hint for option in options_of(cls)}
         return {
-            n: _resolve(member_value, hints.get(n, Any), n) for n, member_value in value.items()
+            key: _resolve(member_value, hints.get(key, Any), key)
+            for key, member_value in value.items()
         }
     if isinstance(value, list):
         members = get_args(without_null(hint))
         is_fixed = len(members) > 1 and members[-1] is not Ellipsis
         each = members if is_fixed else [members[0] if members else Any] * len(value)
         padded = [*each, *[Any] * max(0, len(value) - len(each))]
-        return [_resolve(member_value, padded[i]) for i, member_value in enumerate(value)]
+        return [
+            _resolve(member_value, padded[position]) for position, member_value in enumerate(value)
+        ]
     return value
 
 

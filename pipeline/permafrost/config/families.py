@@ -61,7 +61,9 @@ def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
     if name in FAMILIES:
         return FAMILIES[name].get(str(values.get("kind")))
     members = get_args(hint) or (hint,)
-    classes = [c for c in members if isinstance(c, type) and issubclass(c, Options)]
+    classes = [
+        member for member in members if isinstance(member, type) and issubclass(member, Options)
+    ]
     if len(classes) > 1 and values.get("kind"):
         return classes_by_kind(tuple(classes)).get(str(values["kind"]))
     return next(iter(classes), None)

@@ -101,8 +101,8 @@ class Options:
     def __post_init__(self) -> None:
         every = {option.name: getattr(self, option.name) for option in options_of(type(self))}
         given = {
-            n: tuple(option_value) if isinstance(option_value, list) else option_value
-            for n, option_value in every.items()
+            name: tuple(option_value) if isinstance(option_value, list) else option_value
+            for name, option_value in every.items()
         }
         for name, value in validated(type(self), given).items():
             object.__setattr__(self, name, value)
@@ -126,7 +126,11 @@ class OpenOptions(Options):
 
     def __post_init__(self) -> None:
         field_names = {spec.name for spec in fields(self)}
-        defaults = {o.name: o.default for o in options_of(type(self)) if o.name not in field_names}
+        defaults = {
+            option.name: option.default
+            for option in options_of(type(self))
+            if option.name not in field_names
+        }
         for name in self.added:
             if name not in defaults:
                 raise OptionError(self.section, name, "is not an option that a member has added")
@@ -273,7 +277,9 @@ def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
         first = error.errors(include_url=False)[0]
         name, *inner = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
         option = next(each for each in options_of(cls) if each.name == name)
-        path = str(name) + "".join(f"[{i}]" if isinstance(i, int) else f".{i}" for i in inner)
+        path = str(name) + "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner
+        )
         raise OptionError(cls.section, path, _reason(first, option)) from None
     return checked
 
@@ -285,7 +291,7 @@ def _validator(cls: Hashable, _: tuple[tuple[str, type[Options]], ...]) -> tuple
     from typing_extensions import TypedDict
 
     declaring = cast("type[Options]", cls)
-    hints = {o.name: _checked_hint(o) for o in options_of(declaring)}
+    hints = {option.name: _checked_hint(option) for option in options_of(declaring)}
     typed_dict: Any = TypedDict(declaring.__name__, hints, total=False)  # type: ignore[misc]
     return TypeAdapter(with_config(ConfigDict(strict=True))(typed_dict)), ValidationError
 
@@ -345,7 +351,9 @@ def _reason(error: Mapping[str, Any], option: Option) -> str:
 def without_null(hint: Any) -> Any:
     """Return the type of an option without null."""
     is_union = get_origin(hint) in (Union, UnionType)
-    return next(m for m in get_args(hint) if m is not type(None)) if is_union else hint
+    return (
+        next(member for member in get_args(hint) if member is not type(None)) if is_union else hint
+    )
 
 
 def _literals(hint: Any) -> list[Any]:

@@ -140,7 +140,8 @@ def entry_places() -> list[Path]:
     """
     load_installed()
     return [
-        _place_of(top) for top in sorted({m.partition(".")[0] for m in entry_modules().values()})
+        _place_of(top)
+        for top in sorted({module.partition(".")[0] for module in entry_modules().values()})
     ]
 
 

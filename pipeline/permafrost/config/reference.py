@@ -212,7 +212,7 @@ def _type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{member}`" for member in members)
     if origin is Union or (members and type(None) in members):
-        return " or ".join("null" if m is type(None) else _type(m) for m in members)
+        return " or ".join("null" if member is type(None) else _type(member) for member in members)
     if origin is tuple:
         types = [member for member in members if member is not Ellipsis]
         return (

@@ -128,7 +128,10 @@ def with_kinds(section: str, value: Any) -> Any:
     if isinstance(value, str) and (section in FAMILIES or section in GROUPS):
         return {"kind": value}
     if isinstance(value, dict) and section in FAMILIES:
-        return {n: with_kinds(n, inner) if n in GROUPS else inner for n, inner in value.items()}
+        return {
+            name: with_kinds(name, inner) if name in GROUPS else inner
+            for name, inner in value.items()
+        }
     return value
 
 

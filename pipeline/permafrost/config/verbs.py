@@ -194,14 +194,18 @@ class SweepConfig(Options):
 
     def _check_axis(self, option: str, values: tuple[Any, ...]) -> None:
         excluded_options = ("seed", "run", "cluster", "command")
-        known = [s.name for s in fields(DistillConfig) if s.name not in excluded_options]
+        known = [
+            section.name
+            for section in fields(DistillConfig)
+            if section.name not in excluded_options
+        ]
         require(
             option.split(".")[0] in known,
             f"grid: {option} is not an option of a student; it may name those of {', '.join(known)}",
         )
         require(len(values) > 0, f"grid.{option} is empty; set at least one value")
         require(
-            all(value not in values[:i] for i, value in enumerate(values)),
+            all(value not in values[:position] for position, value in enumerate(values)),
             f"grid.{option} lists a value twice: {list(values)}",
         )
 
@@ -377,7 +381,9 @@ def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
         ConfigError: If an option is unknown or has no such value, or if `run` is not a folder name.
     """
     names = {option.name for option in options_of(VERBS[verb].options)}
-    config = build_config(VERBS[verb].options, {k: v for k, v in composed.items() if k in names})
+    config = build_config(
+        VERBS[verb].options, {name: value for name, value in composed.items() if name in names}
+    )
     if hasattr(config, "run"):
         require_name("run", config.run, may_have_folders=True)
     return config

@@ -100,7 +100,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any or (value is None and NoneType in members):
         return value
     if origin in (Union, UnionType):
-        return _convert(next(m for m in members if m is not NoneType), value, where)
+        return _convert(next(member for member in members if member is not NoneType), value, where)
     if origin is Literal:
         if not any(type(value) is type(member) and value == member for member in members):
             allowed = ", ".join(map(str, members))
@@ -111,7 +111,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise EntryError(f"{where} must be a mapping, got {_show(value)}")
-        return {str(k): _convert(members[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {
+            str(key): _convert(members[1], element, f"{where}.{key}")
+            for key, element in value.items()
+        }
     if is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, where)
     is_number = hint is float and type(value) in (int, float)
@@ -130,7 +133,7 @@ def _elements(members: tuple[Any, ...], value: Any, where: str) -> list[Any]:
         )
     hints = [members[0]] * len(value) if has_any_length else members
     pairs = enumerate(zip(hints, value, strict=True))
-    return [_convert(hint, each, f"{where}[{i}]") for i, (hint, each) in pairs]
+    return [_convert(hint, each, f"{where}[{position}]") for position, (hint, each) in pairs]
 
 
 def _show(value: Any) -> str:

@@ -157,19 +157,30 @@ def metric_of(name: str) -> Metric | None:
     if evaluator not in EVALUATORS:
         return None
     known = comparable_quantities(evaluator)
-    return next((m for of, m in known.items() if f"{quantity}.".startswith(f"{of}.")), None)
+    return next(
+        (metric for prefix, metric in known.items() if f"{quantity}.".startswith(f"{prefix}.")),
+        None,
+    )
 
 
 def comparable_quantities(evaluator: str) -> dict[str, Metric]:
     """Return the quantities of an evaluator for which higher or lower is better."""
     page = evaluator_named(evaluator).page
     quantities = () if page is None else page.quantities
-    return {q.name: q.metric for q in quantities if q.metric.higher_is_better is not None}
+    return {
+        quantity.name: quantity.metric
+        for quantity in quantities
+        if quantity.metric.higher_is_better is not None
+    }
 
 
 def comparable_metrics() -> list[str]:
     """Return all names that `metric_of` accepts, without parts."""
-    names = [f"{e}.{q}" for e in EVALUATORS for q in comparable_quantities(e)]
+    names = [
+        f"{evaluator}.{quantity}"
+        for evaluator in EVALUATORS
+        for quantity in comparable_quantities(evaluator)
+    ]
     return [*METRICS, *names]
 
 

@@ -44,7 +44,9 @@ def group_scores(
     """
     present = torch.unique(groups[groups != NO_GROUP]).tolist()
     shares = {group: _share(hits[groups == group]) for group in present}
-    scores: dict[str, Any] = {f"group_{name}": {str(g): share for g, share in shares.items()}}
+    scores: dict[str, Any] = {
+        f"group_{name}": {str(group): share for group, share in shares.items()}
+    }
     for set_name, members in group_sets.items():
         known_groups = [group for group in members if group in shares]
         if known_groups:

@@ -82,7 +82,9 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
             options=evaluator_options(evaluator, config),
             files=files[evaluator],
             records={context.split: len(context.dataset) for context in contexts},
-            written={n: digest for context in contexts for n, digest in context.written.items()},
+            written={
+                name: digest for context in contexts for name, digest in context.written.items()
+            },
         )
 
 

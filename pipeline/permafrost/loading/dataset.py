@@ -123,7 +123,7 @@ def rows_with_targets(store: Store, rows: RowNumbers, passes: Sequence[TeacherPa
     Raises:
         StoreMismatchError: If no row has targets.
     """
-    partial = [p for p in passes if ROWS_DIGEST in (p.manifest.selection or {})]
+    partial = [teacher for teacher in passes if ROWS_DIGEST in (teacher.manifest.selection or {})]
     if not partial:
         return rows
     selected = SelectedRecords(store, rows)
@@ -203,7 +203,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             StoreMismatchError: If a pass does not cover every record of the selection.
             ConfigError: If the cache of a bucket is too small for the shards that an epoch needs at once.
         """
-        classes = {t.num_classes for t in passes if t.manifest.has_logits}
+        classes = {teacher.num_classes for teacher in passes if teacher.manifest.has_logits}
         classes |= {num_classes} if num_classes else set()
         super().__init__(store, rows, labels_apply=not classes - {len(store.manifest.classes)})
         self.passes = tuple(passes)
@@ -560,7 +560,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             files = () if position < 0 else teacher.shards[position].files
             names = teacher.fields.files_of_fields(wanted, position, entry.name)
             yield from (
-                KnownFile(teacher.folder / f.path, f.sha256) for f in files if f.path in names
+                KnownFile(teacher.folder / stored.path, stored.sha256)
+                for stored in files
+                if stored.path in names
             )
 
     def _wanted_fields(self, number: int) -> set[str]:
@@ -600,7 +602,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             "_ahead",
             "label_numbers",
         )
-        return {k: v for k, v in self.__dict__.items() if k not in opened}
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

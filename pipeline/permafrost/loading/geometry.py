@@ -86,8 +86,9 @@ def fetch_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tenso
 def _axis_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Compute the coordinates of `fetch_points`, for upright views as [B, 1, width] and [B, height, 1]."""
     y, x = (
-        (2 * torch.arange(n, device=source_from_view.device).to(source_from_view) + 1) / n - 1
-        for n in size
+        (2 * torch.arange(length, device=source_from_view.device).to(source_from_view) + 1) / length
+        - 1
+        for length in size
     )
     h = source_from_view[:, :, :, None, None]
     if _are_upright(source_from_view):

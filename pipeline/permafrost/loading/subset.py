@@ -38,7 +38,7 @@ def rows_of_split(index: RecordIndex, split: str) -> RowNumbers:
         raise ConfigError(f"the store has no split {split!r}; its splits are: {known}; {hint}")
     if numbers[-1] - numbers[0] == len(numbers) - 1:
         return range(int(starts[numbers[0]]), int(starts[numbers[-1] + 1]))
-    return np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers])
+    return np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])
 
 
 def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> RowNumbers:

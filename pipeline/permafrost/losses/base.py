@@ -192,7 +192,11 @@ def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTe
         names = dict.fromkeys(name for each in values for name in each)
         return {
             name: torch.stack(
-                [w * each[name] for w, each in zip(weights, values, strict=True) if name in each]
+                [
+                    weight * each[name]
+                    for weight, each in zip(weights, values, strict=True)
+                    if name in each
+                ]
             ).sum()
             for name in names
         }
@@ -286,7 +290,9 @@ class DistillationLoss(nn.Module, LossCallbacks):
 
     def payloads_of(self, teacher: str) -> tuple[str, ...]:
         """Payloads that the loss reads of one pass besides logits and maps."""
-        return tuple(dict.fromkeys(name for n in self.needs_of(teacher) for name in n.payloads))
+        return tuple(
+            dict.fromkeys(name for need in self.needs_of(teacher) for name in need.payloads)
+        )
 
     def check_labels(self, *, many: bool) -> None:
         """Raise ConfigError if this loss does not support one label per record, or many if `many`."""

@@ -220,7 +220,9 @@ def class_map_loss(
         for maps in (student_maps, teacher_maps.detach())
     )
     if normalize:
-        student, teacher = (F.normalize(unit_scale(x, (2,)), dim=2) for x in (student, teacher))
+        student, teacher = (
+            F.normalize(unit_scale(maps, (2,)), dim=2) for maps in (student, teacher)
+        )
     return F.mse_loss(student, teacher)
 
 

@@ -144,7 +144,8 @@ def outcome_log_probs(logits: Logits, reference: Logits, tau: float) -> Tensor:
         raise ConfigError(
             f"tau={tau:g}: the sum over the classes that are not stored is known at "
             f"{', '.join(f'{each:g}' for each in reference.temperatures)} only; choose one of these, or make a pass "
-            f"with annotate.temperatures=[{','.join(f'{t:g}' for t in sorted({*reference.temperatures, tau}))}]"
+            "with annotate.temperatures="
+            f"[{','.join(f'{temperature:g}' for temperature in sorted({*reference.temperatures, tau}))}]"
         )
     has_rest = reference.classes.shape[1] < reference.num_classes
     if isinstance(logits, TopLogits):

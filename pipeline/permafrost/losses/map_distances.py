@@ -52,8 +52,8 @@ def map_cosine(
     grams = []
     if (h, w) != size:  # maps at the input's resolution are compared as they are
         grams = [
-            _gram_on_device(n, full, student.device, student.dtype)
-            for n, full in ((h, size[0]), (w, size[1]))
+            _gram_on_device(length, full, student.device, student.dtype)
+            for length, full in ((h, size[0]), (w, size[1]))
         ]
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)

@@ -42,7 +42,9 @@ def covered_cosine(student: Tensor, teacher: Tensor, coverage: Tensor | None) ->
         coverage: [B, 1, h, w] in [0, 1], or None to weight all cells alike.
     """
     require_same_shape("covered_cosine", student, teacher, 4)
-    student, teacher = (F.normalize(unit_scale(x, (1,)), dim=1) for x in (student, teacher))
+    student, teacher = (
+        F.normalize(unit_scale(features, (1,)), dim=1) for features in (student, teacher)
+    )
     distance = 1 - (student * teacher).sum(dim=1, keepdim=True)
     return distance.mean() if coverage is None else weighted_mean(distance, coverage)
 
@@ -118,7 +120,7 @@ class FeaturesLoss(FeatureKDLoss):
 
 def _numbers(option: str, numbers: tuple[int, ...], stages: list[int], have: str) -> list[int]:
     """Resolve numbers counted from -1 at the deepest of `stages`. Raises ConfigError for a missing stage."""
-    resolved = [stages[n] if -len(stages) <= n < 0 else n for n in numbers]
+    resolved = [stages[number] if -len(stages) <= number < 0 else number for number in numbers]
     require(
         set(resolved) <= set(stages),
         f"method.{option}={list(numbers)}: {have} stages {', '.join(map(str, stages))}; name some of these, or count "

@@ -97,9 +97,13 @@ def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
 
     selected = replace(
         targets,
-        intermediates={n: values for n, values in targets.intermediates.items() if is_read(n)},
-        coverage={n: values for n, values in targets.coverage.items() if is_read(n)},
-        placements={n: matrices for n, matrices in targets.placements.items() if is_read(n)},
+        intermediates={
+            name: values for name, values in targets.intermediates.items() if is_read(name)
+        },
+        coverage={name: values for name, values in targets.coverage.items() if is_read(name)},
+        placements={
+            name: matrices for name, matrices in targets.placements.items() if is_read(name)
+        },
     )
     (converted,) = loss.convert_targets((selected,))
     return converted

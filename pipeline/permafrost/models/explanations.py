@@ -178,7 +178,9 @@ def require_image_places(model: Classifier, what: str) -> None:
 
 def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
     """Log a warning if one grid is more than four times coarser than the other."""
-    ratios = [a / b for a, b in zip(student, teacher, strict=True)]
+    ratios = [
+        length / teacher_length for length, teacher_length in zip(student, teacher, strict=True)
+    ]
     if max(*ratios, *(1 / ratio for ratio in ratios)) > _MAX_TIMES_COARSER:
         logger.warning(
             "explanations of the student have a grid of %dx%d cells, those of the teacher %dx%d; the coarser grid "

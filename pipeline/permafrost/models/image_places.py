@@ -161,8 +161,10 @@ class InputReading(NamedTuple):
     def _place_at(self, down: float, across: float) -> tuple[float, float]:
         """Return the place of the image at a place of what is convolved."""
         row, column = (
-            origin + down * d + across * a
-            for origin, d, a in zip(self.origin, self.down, self.across, strict=True)
+            origin + down * down_change + across * across_change
+            for origin, down_change, across_change in zip(
+                self.origin, self.down, self.across, strict=True
+            )
         )
         return row, column
 

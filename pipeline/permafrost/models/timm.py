@@ -261,7 +261,7 @@ class TimmClassifier(_TimmNetwork):
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__(name, normalize, network)
         self.channels_last = vars(network).get("output_fmt") == "NHWC"
-        pools = [m for m in network.modules() if isinstance(m, SelectAdaptivePool2d)]
+        pools = [module for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]
         if any(pool.pool_type == "avg" for pool in pools):
             self.closed_form, self.has_dropout = _probe_head(network, self._to_native)
 

@@ -140,12 +140,14 @@ def _load_published(network: nn.Module, config: TorchvisionModelConfig) -> None:
         ) from error
     state = network.state_dict()
     classes = len(wanted.meta["categories"])
-    misfits = [n for n, tensor in state.items() if weights[n].shape != tensor.shape]
-    if not all(len(weights[n]) == classes for n in misfits):
+    misfits = [key for key, tensor in state.items() if weights[key].shape != tensor.shape]
+    if not all(len(weights[key]) == classes for key in misfits):
         raise WeightsError(
             f"torchvision's published weights of {name} are for another image size; set input_size to null"
         )
-    state.update({n: tensor for n, tensor in weights.items() if n in state and n not in misfits})
+    state.update(
+        {key: tensor for key, tensor in weights.items() if key in state and key not in misfits}
+    )
     network.load_state_dict(state)
 
 
@@ -187,7 +189,9 @@ class TorchvisionClassifier(Classifier):
     @property
     def pools_by_average(self) -> bool:
         layers = self.split.head_layers(self.inner)
-        return match_head([la for la in layers if not isinstance(la, nn.Dropout)]) is not None
+        return (
+            match_head([layer for layer in layers if not isinstance(layer, nn.Dropout)]) is not None
+        )
 
     def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute logits and pooled features.
@@ -329,14 +333,16 @@ NETWORK_SPLITS: dict[type[nn.Module], Split] = {
     models.AlexNet: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
     models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier], _convnext_stages),
     models.DenseNet: Split(
-        lambda net, x: F.relu(net.features(x)), _pooled("classifier"), _densenet_stages
+        lambda net, images: F.relu(net.features(images)), _pooled("classifier"), _densenet_stages
     ),
     models.EfficientNet: Split(_features, _pooled("classifier")),
     models.GoogLeNet: Split(
-        lambda net, x: _googlenet_layers(net, net._transform_input(x)), _pooled("dropout", "fc")
+        lambda net, images: _googlenet_layers(net, net._transform_input(images)),
+        _pooled("dropout", "fc"),
     ),
     models.Inception3: Split(
-        lambda net, x: _inception_layers(net, net._transform_input(x)), _pooled("dropout", "fc")
+        lambda net, images: _inception_layers(net, net._transform_input(images)),
+        _pooled("dropout", "fc"),
     ),
     models.MaxVit: Split(_maxvit_trunk, lambda net: [*net.classifier]),
     models.MNASNet: Split(_in_turn("layers"), _pooled("classifier")),
@@ -346,7 +352,7 @@ NETWORK_SPLITS: dict[type[nn.Module], Split] = {
         _in_turn("stem", "trunk_output"),
         _pooled("fc"),
         _residual_stages(
-            *(f"trunk_output.block{n}" for n in range(1, 5)),
+            *(f"trunk_output.block{number}" for number in range(1, 5)),
             stem=("stem",),
         ),
     ),

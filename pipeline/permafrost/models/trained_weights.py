@@ -295,7 +295,11 @@ def describe_other_classes(
     if are_published and (len(trained) != len(classes) or 2 * len(common) <= len(classes)):
         return ""
     if are_published or sorted(trained) == sorted(classes):
-        moved = (n for n, name in enumerate(trained) if name in common and name != classes[n])
+        moved = (
+            number
+            for number, name in enumerate(trained)
+            if name in common and name != classes[number]
+        )
         output = next(moved, None)
         if output is None:
             return ""

@@ -150,7 +150,9 @@ def _announce(
         _log_once(logging.WARNING, f"{path}: passed over {shorten(left, 5)}, no part of {name}")
     resized = [
         f"{name} {tuple(raw.shape)} to {tuple(fit.state[name].shape)}"
-        for name, raw in ((n, tensors.get(f"{fit.key}.{n}" if fit.key else n)) for n in fit.state)
+        for name, raw in (
+            (entry, tensors.get(f"{fit.key}.{entry}" if fit.key else entry)) for entry in fit.state
+        )
         if raw is not None and raw.shape != fit.state[name].shape
     ]
     if resized:
@@ -186,7 +188,9 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
         raise WeightsError(
             f"{path} contains shapes without values (meta tensors); save the network once it is on a device"
         )
-    floating = {n: _dense(t).float() for n, t in state.items() if t.is_floating_point()}
+    floating = {
+        name: _dense(tensor).float() for name, tensor in state.items() if tensor.is_floating_point()
+    }
     broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
     if broken:
         raise WeightsError(
@@ -287,7 +291,7 @@ def _advise(path: Path, misfits: str, fit: Fit, expected: dict[str, Tensor]) -> 
             return f"{remedy[0].upper()}{remedy[1:]}"
     if not (fit.missing or fit.unexpected):
         sizes = re.search(r"pos_embed\w* \(1, (\d+), (\d+)\) instead of \(1, (\d+),", misfits)
-        patch = next((t.shape[-1] for t in expected.values() if t.ndim == 4), None)
+        patch = next((tensor.shape[-1] for tensor in expected.values() if tensor.ndim == 4), None)
         if sizes and patch:
             side = int(int(sizes[1]) ** 0.5) * patch
             return f"It is for images of {side} pixels; set input_size={side}"

@@ -77,17 +77,19 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
     whole = _compare("", tensors, expected, outputs)
     if whole.is_exact:
         return [whole]
-    weights = {name: t for name, t in tensors.items() if not _TRAINING_STATE.search(name)}
+    weights = {name: tensor for name, tensor in tensors.items() if not _TRAINING_STATE.search(name)}
     sizes = Counter(name[: dot.end()] for name in weights for dot in re.finditer(r"^|\.", name))
     fits: list[Fit] = []
     large = [prefix for prefix, size in sizes.items() if 2 * size >= len(expected)]
     for prefix in sorted(large, key=len, reverse=True):
         inside = tuple(f"{fit.key}." for fit in fits if fit.is_complete)
         below = {
-            n: t for n, t in weights.items() if n.startswith(prefix) and not n.startswith(inside)
+            name: tensor
+            for name, tensor in weights.items()
+            if name.startswith(prefix) and not name.startswith(inside)
         }
         if 2 * len(below) >= len(expected):
-            names = {n.removeprefix(prefix): t for n, t in below.items()}
+            names = {name.removeprefix(prefix): tensor for name, tensor in below.items()}
             fits.append(_fit(prefix.removesuffix("."), names, model, expected, outputs))
     complete = [fit for fit in fits if fit.is_complete]
     if not complete:
@@ -163,7 +165,12 @@ def _branch(name: str, prefix: str) -> str:
     """Return the shortest part of a name, from its start to a dot, that is not one of the prefix."""
     parts, prefix_parts = name.split("."), prefix.split(".")
     same = next(
-        (i for i, part in enumerate(parts) if part not in prefix_parts[i : i + 1]), len(parts) - 1
+        (
+            position
+            for position, part in enumerate(parts)
+            if part not in prefix_parts[position : position + 1]
+        ),
+        len(parts) - 1,
     )
     return ".".join(parts[: same + 1])
 
@@ -319,5 +326,5 @@ def _other_head(
     }
     missing = [name for name in expected if name not in state and not _is_computed(name)]
     layers = {name.rpartition(".")[0] for name in missing}
-    is_head = len(layers) == 1 and all(expected[n].shape[:1] == (outputs,) for n in missing)
+    is_head = len(layers) == 1 and all(expected[name].shape[:1] == (outputs,) for name in missing)
     return other | dict.fromkeys(missing if is_head else ())

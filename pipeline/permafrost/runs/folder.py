@@ -206,8 +206,8 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
         elif option is not None and isinstance(value, list):
             classes = [element_class(option, each) for each in value]
             value = [
-                each if of is None else identity(each, of)
-                for each, of in zip(value, classes, strict=True)
+                each if element_type is None else identity(each, element_type)
+                for each, element_type in zip(value, classes, strict=True)
             ]
         kept[name] = value
     return kept
@@ -251,7 +251,10 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
         )
         missing = [name for name in required if not isinstance(values.get(name), dict)]
         require(not missing, f"it lacks {', '.join(missing)}")
-        check_values(cls, {n: v for n, v in values.items() if n not in ("inputs", "command")})
+        check_values(
+            cls,
+            {name: value for name, value in values.items() if name not in ("inputs", "command")},
+        )
     except ConfigError as error:
         raise damaged(path, error, advice) from error
     return values

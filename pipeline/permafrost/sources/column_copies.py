@@ -167,7 +167,7 @@ def _places_of(values: pa.LargeBinaryArray, offset: int) -> NDArray[Any]:
     valid = values.is_valid().to_numpy(zero_copy_only=False)
     places["size"] = np.where(valid, np.diff(ends), -1)
     places["crc32c"] = [
-        _checksum(memoryview(c.as_buffer()) if c.is_valid else None) for c in values
+        _checksum(memoryview(cell.as_buffer()) if cell.is_valid else None) for cell in values
     ]
     return places
 

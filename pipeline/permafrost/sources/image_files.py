@@ -186,7 +186,9 @@ def _suffix(name: str) -> str:
 def sub_folders(folder: AnyPath) -> list[str]:
     """Return the sorted names of the folders in `folder` that are neither hidden nor leftovers."""
     return sorted(
-        e.name for e in _iter_entries(folder) if e.is_dir() and not _is_passed_over(e.name)
+        entry.name
+        for entry in _iter_entries(folder)
+        if entry.is_dir() and not _is_passed_over(entry.name)
     )
 
 
@@ -212,7 +214,11 @@ def _is_passed_over(name: str) -> bool:
 
 def first_image(folder: AnyPath) -> str | None:
     """Return the name of the first image directly in `folder`, in the order of names, or None."""
-    images = (e.name for e in _iter_entries(folder) if is_image_name(e.name) and e.is_file())
+    images = (
+        entry.name
+        for entry in _iter_entries(folder)
+        if is_image_name(entry.name) and entry.is_file()
+    )
     return min(images, default=None)
 
 

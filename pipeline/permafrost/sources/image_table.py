@@ -549,7 +549,9 @@ def _group_column(column: str, rows: Iterable[ListedRow]) -> GroupColumn:
     numbers = {text: number for text in texts if (number := to_number(text)) is not None}
     if len(numbers) == len(texts) and min(numbers.values(), default=0) >= 0:
         return GroupColumn(column, numbers, max(numbers.values(), default=0) + 1)
-    return GroupColumn(column, {t: i for i, t in enumerate(sorted(texts))}, len(texts))
+    return GroupColumn(
+        column, {text: number for number, text in enumerate(sorted(texts))}, len(texts)
+    )
 
 
 def _group(row: ListedRow, groups: list[GroupColumn]) -> int:

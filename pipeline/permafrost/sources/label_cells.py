@@ -41,7 +41,9 @@ def find_separator(cells: Set[str], names: Set[str] = frozenset()) -> str:
     Returns:
         The first of SEPARATORS that fits, empty if none does.
     """
-    return next((s for s in SEPARATORS if _pieces_recombine(cells, names, s)), "")
+    return next(
+        (separator for separator in SEPARATORS if _pieces_recombine(cells, names, separator)), ""
+    )
 
 
 def _pieces_recombine(cells: Iterable[str], names: Set[str], separator: str) -> bool:
@@ -85,7 +87,9 @@ def parse_list(text: str) -> list[Any]:
             raise ValueError("it is not a JSON or Python list") from error
     if isinstance(values, (tuple, set)):
         values = sorted(values, key=str) if isinstance(values, set) else list(values)
-    if not isinstance(values, list) or not all(isinstance(v, (str, int, float)) for v in values):
+    if not isinstance(values, list) or not all(
+        isinstance(value, (str, int, float)) for value in values
+    ):
         raise ValueError("it is not a list of names or numbers")
     # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].
     if len(_QUOTED.findall(text)) > len(values):

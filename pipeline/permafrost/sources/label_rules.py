@@ -83,7 +83,7 @@ def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
         )
     elif is_of_folders and list(names) != sorted(names):
         by_text = sorted(names)
-        place = next(i for i, name in enumerate(names) if by_text[i] != name)
+        place = next(position for position, name in enumerate(names) if by_text[position] != name)
         yield (
             "warning",
             f"class folders are whole numbers, in the order of their values (label {place} is {names[place]!r}); "
@@ -118,14 +118,16 @@ def _spelling(name: str) -> str:
     if number is not None:
         return f"#{number}"
     text = unicodedata.normalize("NFKC", name).casefold()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc"))
+    text = "".join(
+        character for character in text if unicodedata.category(character) not in ("Cf", "Cc")
+    )
     text = re.sub(r"[\s_-]*(\(\d+\)|\bcopy|\bkopie)$|^copy of ", "", text)
     return re.sub(r"(?<=\w)[\s_.-]+(?=\w)|_", " ", text).strip() or name
 
 
 def _are_in_other_splits(preview: Preview, labels: list[int]) -> bool:
     splits = [
-        {s for s in preview.counts.records if (s, label) in preview.counts.labeled}
+        {split for split in preview.counts.records if (split, label) in preview.counts.labeled}
         for label in labels
     ]
     return all(splits) and not set.intersection(*splits)

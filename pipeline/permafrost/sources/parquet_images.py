@@ -29,7 +29,7 @@ def holds_images(path: Path, column: str) -> bool:
         return False
     kind = schema.field(column).type
     if pa.types.is_struct(kind):
-        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+        return any(kind.field(position).name == "bytes" for position in range(kind.num_fields))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

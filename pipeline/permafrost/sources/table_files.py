@@ -254,7 +254,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 def _flags(column: pa.Array) -> NDArray[np.int64] | None:
     """Return the values of a column of 0 and 1, also as text or with fractions; None for any other column."""
-    values = [int(v) if isinstance(v, bool) else v for v in column.to_pylist()]
+    values = [int(value) if isinstance(value, bool) else value for value in column.to_pylist()]
     numbers = [to_number(to_text(value) or "") for value in values]
     if not numbers or any(number not in (0, 1) for number in numbers):
         return None
@@ -296,7 +296,11 @@ def require_columns(path: Path, columns: dict[str, str], existing: list[str]) ->
     """
     only = existing[0] if len(existing) == 1 else ""
     hint = next(
-        (f"; its columns are separated by {s!r}, save it with commas" for s in "\t;|" if s in only),
+        (
+            f"; its columns are separated by {separator!r}, save it with commas"
+            for separator in "\t;|"
+            if separator in only
+        ),
         "",
     )
     if any(map(_PICTURE_NAME.search, existing)):

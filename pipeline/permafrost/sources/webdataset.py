@@ -226,7 +226,7 @@ class WebDatasetSource:
         }
         file = self._open(name)
         for sample, members in list_samples(self.tars[name], self.tally):
-            images = [s for s in members if is_image_suffix(s)]
+            images = [suffix for suffix in members if is_image_suffix(suffix)]
             if len(images) != 1:
                 raise ConfigError(self._describe_sample(name, sample, members, len(images)))
             mask = members.get(MASK_SUFFIX)

@@ -61,8 +61,8 @@ def parse_bucket(option: str, text: str, *, writable: bool = True) -> str:
     schemes = SCHEMES if writable else (*SCHEMES, *READ_ONLY_SCHEMES)
     if match is None or match[1] not in schemes:
         raise ConfigError(
-            f"{option}={text} is not the address of a bucket; write {', '.join(f'{s}://' for s in schemes)} and its "
-            "name, or a local folder"
+            f"{option}={text} is not the address of a bucket; write "
+            f"{', '.join(f'{scheme}://' for scheme in schemes)} and its name, or a local folder"
         )
     require(
         "@" not in match[2],

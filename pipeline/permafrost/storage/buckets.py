@@ -512,7 +512,7 @@ def _without_markers(address: str, client: Any, block: Sequence[Any]) -> list[An
         return list(block)
     with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
         answers = pool.map(is_object, [block[number] for number in empty])
-        markers = {n for n, answer in zip(empty, answers, strict=True) if not answer}
+        markers = {number for number, answer in zip(empty, answers, strict=True) if not answer}
     return [meta for number, meta in enumerate(block) if number not in markers]
 
 

@@ -146,7 +146,9 @@ def list_files(folder: RootedPath) -> frozenset[str]:
         LinkError: If the folder has a link, or is reached through one, where none is allowed.
     """
     entries = _kind(folder).entries(folder)
-    if not folder.allow_links and (link := next((n for n, kind in entries if kind == "link"), "")):
+    if not folder.allow_links and (
+        link := next((name for name, kind in entries if kind == "link"), "")
+    ):
         raise LinkError(folder / link)
     return frozenset(name for name, kind in entries if kind != "folder")
 

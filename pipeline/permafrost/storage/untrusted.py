@@ -234,7 +234,9 @@ def iter_cells(path: Path, column: str) -> Iterator[pa.Array]:
     stored = path.stat().st_size
     with open_parquet_file(path) as file:
         groups = range(file.metadata.num_row_groups)
-        largest = max((file.metadata.row_group(n).total_byte_size for n in groups), default=1)
+        largest = max(
+            (file.metadata.row_group(group).total_byte_size for group in groups), default=1
+        )
         rows = max(1, min(_CELLS_AT_ONCE, _PART_BYTES // 4 // max(largest, 1)))
         total = 0
         for batch in file.iter_batches(rows, columns=[column], use_threads=False):
@@ -285,7 +287,9 @@ def _bytes_of_column(metadata: pq.FileMetaData, column: str) -> int:
         if leaf.path == column or leaf.path.startswith(f"{column}."):
             width = leaf.length if leaf.length > 0 else _WIDTHS.get(leaf.physical_type, 1)
             groups = range(metadata.num_row_groups)
-            total += width * sum(metadata.row_group(n).column(place).num_values for n in groups)
+            total += width * sum(
+                metadata.row_group(group).column(place).num_values for group in groups
+            )
     return total
 
 

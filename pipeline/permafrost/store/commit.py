@@ -435,7 +435,9 @@ def _has_receipt(
     metadata = read_metadata(path, RECEIPT_SCHEMA)
     if metadata is None:
         return False
-    described = [metadata.get(n) for n in ("dataset_fingerprint", "planned_keys_sha256", "packing")]
+    described = [
+        metadata.get(name) for name in ("dataset_fingerprint", "planned_keys_sha256", "packing")
+    ]
     if described != [dataset.fingerprint, plan.keys_sha256, packing.describe()]:
         raise StoreMismatchError(
             f"{path} belongs to an unfinished store with other data, another plan or another format; choose another "

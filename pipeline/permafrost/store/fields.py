@@ -275,7 +275,9 @@ def _list_members(data: bytes, path: RootedPath) -> dict[str, tuple[int, int]]:
     """Return offset and size of the members of a tar, by name."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            return {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
+            return {
+                member.name: (member.offset_data, member.size) for member in tar if member.isreg()
+            }
     except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
         raise ManifestError(
             f"{path} cannot be read as a tar ({error}); run permafrost verify"

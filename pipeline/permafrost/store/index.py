@@ -338,7 +338,7 @@ class RecordIndex:
                 raise ValueError("its texts are too long")
             data = text[ends[0] : ends[-1]].to_pybytes()
             bounds = (ends - ends[0]).tolist()
-            keys = [data[a:b].decode() for a, b in pairwise(bounds)]
+            keys = [data[begin:end].decode() for begin, end in pairwise(bounds)]
         except ValueError as error:
             raise self._damaged(self._keys_path, "key", number) from error
         if sha256_keys(keys) != self.shards.keys_sha256(number):

@@ -358,7 +358,7 @@ class Listing:
         """Counts of the records, in the process that had them listed."""
         with open_listed(path) as file:
             reader = map_arrow(file)
-        self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self.batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self._stops = np.cumsum([batch.num_rows for batch in self.batches], dtype=np.int64)
 
     @property
@@ -403,7 +403,7 @@ class Listing:
     def split_codes(self) -> tuple[list[str], NDArray[np.unsignedinteger[Any]]]:
         """Return the sorted names of the splits, and the position of each record's split in them."""
         names = sorted(
-            {name for b in self.batches for name in b.column("split").unique().to_pylist()}
+            {name for batch in self.batches for name in batch.column("split").unique().to_pylist()}
         )
         codes = np.empty(self.num_records, np.min_scalar_type(len(names)))
         for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):

@@ -203,7 +203,9 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         source=plan.source,
         packing=plan.packing,
         dataset_fingerprint=plan.dataset.fingerprint,
-        committed={} if committed is None else {s.name: s.sha256 for s in committed.shards},
+        committed={}
+        if committed is None
+        else {shard.name: shard.sha256 for shard in committed.shards},
     )
     results: list[ShardResult] = []
     packed, _ = run_shards("pack", executor, task, plan.missing, results.append)

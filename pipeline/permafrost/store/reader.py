@@ -304,7 +304,11 @@ class Store:
         """Return the canonical passes of the teacher of a pass."""
         expected = (replayed.manifest.teacher, replayed.manifest.explainer)
         manifests = {folder: read_pass_manifest(folder) for folder in self.pass_folders()}
-        return {f: m for f, m in manifests.items() if (m.teacher, m.explainer) == expected}
+        return {
+            folder: manifest
+            for folder, manifest in manifests.items()
+            if (manifest.teacher, manifest.explainer) == expected
+        }
 
     def canonical_of(self, replayed: TeacherPass) -> TeacherPass:
         """Open the canonical pass of the teacher of a pass of stored views, with logits if there is one.

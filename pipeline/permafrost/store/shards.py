@@ -321,7 +321,9 @@ class PassShardTable(NamedShards[PassShard]):
         """Return whether it has the records of all the given shards, in their order."""
         rows, others = self.table, shards.table
         pairs = [("name", "name"), ("rows", "records"), ("keys_sha256", "keys_sha256")]
-        return len(self) == len(shards) and all(rows[a].equals(others[b]) for a, b in pairs)
+        return len(self) == len(shards) and all(
+            rows[column].equals(others[shard_column]) for column, shard_column in pairs
+        )
 
 
 class SkippedTable(TableFile[dict[str, str]]):

@@ -188,7 +188,9 @@ class ZarrFields(PassFields):
         if row_bytes > _INNER_CHUNK_BYTES:
             return 1, 1
         most = min(_INNER_CHUNK_BYTES // row_bytes, self.rows_per_shard)
-        return max(n for n in range(1, most + 1) if self.rows_per_shard % n == 0), self.num_views
+        return max(
+            rows for rows in range(1, most + 1) if self.rows_per_shard % rows == 0
+        ), self.num_views
 
     def _shared_contents(self) -> dict[str, dict[str, Any]]:
         """Build every zarr.json (zarr-specs, v3), the same with every version of Zarr, which readers do not need."""

@@ -125,7 +125,11 @@ def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
     """Replace evaluator baselines that are arms by that arm's student with the same seed, or None for its own arm."""
     runs: dict[str, str | None] = {}
     for arm in student.evaluate.baselines & {other.arm for other in students}:
-        of_arm = {o.name: o.point for o in students if (o.arm, o.seed) == (arm, student.seed)}
+        of_arm = {
+            other.name: other.point
+            for other in students
+            if (other.arm, other.seed) == (arm, student.seed)
+        }
         runs[arm] = None if arm == student.arm else matching_run(arm, student.point, of_arm)
     return replace(student, evaluate=student.evaluate.with_baselines(runs)) if runs else student
 
@@ -144,7 +148,11 @@ def _points(words: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Poin
     choices = {option: values for option, values in grid.items() if "." not in option}
     for choice in iter_points(choices):
         composed = compose("sweep", [*words, *point_words(choice)])
-        options = {o: v for o, v in grid.items() if o not in choices and knows_option(composed, o)}
+        options = {
+            option: values
+            for option, values in grid.items()
+            if option not in choices and knows_option(composed, option)
+        }
         yield from ({**choice, **point} for point in iter_points(options))
 
 

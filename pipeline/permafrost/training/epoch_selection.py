@@ -228,7 +228,9 @@ class EpochSelection:
 
     def _value(self, metrics: Mapping[str, Any], epoch: int) -> float:
         value = metrics.get(self.metric)
-        known = ", ".join(m for m in METRICS if not math.isnan(metrics.get(m, math.nan)))
+        known = ", ".join(
+            metric for metric in METRICS if not math.isnan(metrics.get(metric, math.nan))
+        )
         if value is None:
             raise ConfigError(
                 f"select_epoch={self.select}, but the split has no {self.metric}; choose one of {known}, or null for "
@@ -285,7 +287,8 @@ def select_epochs(
     require(
         bool(compared) or metric not in _OF_TEACHER,
         f"select_epoch={config.select_epoch} compares the student with a pass; name one of "
-        f"{', '.join(f.name for f in store.pass_folders()) or 'the passes (there are none)'} with store.teacher=",
+        f"{', '.join(teacher.name for teacher in store.pass_folders()) or 'the passes (there are none)'} "
+        "with store.teacher=",
     )
     evaluate = split_evaluator(
         config,

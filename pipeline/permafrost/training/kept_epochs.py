@@ -74,7 +74,10 @@ class KeptEpochs:
 
         if epoch in kept_numbers:
             (entry,) = (each for each in entries if each["epoch"] == epoch)
-            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
+            state = {
+                name: tensor.contiguous().cpu()
+                for name, tensor in model.network.state_dict().items()
+            }
             entry["sha256"] = write_atomically(self.weights(epoch), save(state))
         write_json(self.path, {self.section: entries})
         wanted = {self.weights(number) for number in kept_numbers}

@@ -103,8 +103,8 @@ def _refuse_several_replayed(config: DistillConfig, store: Store) -> None:
     folders = store.pass_folders(stored_views=True)
     if len(folders) > 1:
         passes = [store.open_pass(folder.name, stored_views=True) for folder in folders]
-        matching = sum(p.num_views == config.views.count for p in passes)
-        held = ", ".join(f"{p.name} ({p.num_views} views)" for p in passes)
+        matching = sum(teacher.num_views == config.views.count for teacher in passes)
+        held = ", ".join(f"{teacher.name} ({teacher.num_views} views)" for teacher in passes)
         raise StoreMismatchError(
             f"{store.path} contains {matching} passes with views.count={config.views.count} stored views; "
             f"choose one with views=random views.count= or store.teacher= from: {held}"

@@ -104,7 +104,9 @@ class ArrayReader(TargetReader):
         if self.path.suffix == ".npy":
             return {next(iter(self.config.fields), "pooled"): map_npy(self.path)}
         members = {Path(name).stem for name in member_names(self.path)}
-        fields = self.config.fields or {n: n for n in sorted(members) if _KINDS.fullmatch(n)}
+        fields = self.config.fields or {
+            name: name for name in sorted(members) if _KINDS.fullmatch(name)
+        }
         absent = [name for name in fields.values() if name not in members]
         if absent or not fields:
             raise TargetError(

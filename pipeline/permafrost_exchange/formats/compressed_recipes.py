@@ -104,7 +104,7 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
     odd = [name for name in _OTHERS if name in active]
     crops = [name for name in _CROPS if name in active]
     for name in crops:
-        odd += [f"{name}.{n}" for n in active[name].keys() - _CROPS[name] - {"enable"}]
+        odd += [f"{name}.{option}" for option in active[name].keys() - _CROPS[name] - {"enable"}]
     if odd:
         raise ValueError(
             f"its views are made by {', '.join(odd)}, which views of this project cannot show"

@@ -49,24 +49,30 @@ class E2KDReader(FileReader):
         positions = []
         if self.config.index_map is not None:
             positions = [
-                n for line in iter_lines(Path(self.config.index_map)) for n in line.split()
+                position
+                for line in iter_lines(Path(self.config.index_map))
+                for position in line.split()
             ]
         for part in super().listing():
             odd = [
-                n for n in part.names if not n.isdigit() or (positions and int(n) >= len(positions))
+                name
+                for name in part.names
+                if not name.isdigit() or (positions and int(name) >= len(positions))
             ]
             if odd:
                 raise TargetError(
                     f"{self.path}: {odd[0]}{self.suffix} is not the number of an image; name the folder of one split, "
                     "such as fit"
                 )
-            names = [positions[int(n)] for n in part.names] if positions else part.names
+            names = [positions[int(name)] for name in part.names] if positions else part.names
             yield ListedTargets(names, part.places)
 
     def form(self) -> TargetForm:
         first = next(self.record_files())
         content = load_pickled(first)
-        kind = next((k for k in _EXPLAINERS if isinstance(content, dict) and k in content), None)
+        kind = next(
+            (key for key in _EXPLAINERS if isinstance(content, dict) and key in content), None
+        )
         if kind is None:
             return TargetForm()
         name = _EXPLAINERS[kind]

@@ -142,7 +142,9 @@ class ListColumnReader(TargetReader):
         columns = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
         odd = [kind for kind in columns if kind not in _KINDS]
         require(not odd, f"format.fields names {', '.join(odd)}; Parquet has {', '.join(_KINDS)}")
-        absent = [n for n in (self.config.column, *columns.values()) if n not in known]
+        absent = [
+            column for column in (self.config.column, *columns.values()) if column not in known
+        ]
         require(
             bool(columns) and not absent,
             f"{self.path} has no column {', '.join(absent) or ' or '.join(_KINDS)}, but {', '.join(known)}; set "

@@ -45,12 +45,24 @@ class TarReader(TargetReader):
         for path in self.files():
             tar = path.relative_to(self.path).as_posix()
             for key, members in _samples(path):
-                chosen = {n: m for n, m in members.items() if f".{n}".endswith(self._endings)}
+                chosen = {
+                    suffix: member
+                    for suffix, member in members.items()
+                    if f".{suffix}".endswith(self._endings)
+                }
                 if not chosen:
                     continue
                 names.append(self.name_of(path, key, chosen))
                 places.append(
-                    json.dumps([tar, *([n, m.offset, m.size] for n, m in chosen.items())])
+                    json.dumps(
+                        [
+                            tar,
+                            *(
+                                [suffix, member.offset, member.size]
+                                for suffix, member in chosen.items()
+                            ),
+                        ]
+                    )
                 )
                 if len(names) == NAMES_AT_ONCE:
                     yield ListedTargets(names, places)
@@ -79,7 +91,10 @@ class TarReader(TargetReader):
     def _parse_at(self, request: ReadRequest, row: int) -> Arrays:
         tar, *found = json.loads(request.places[row])
         path, name = self.path / tar, request.names[row]
-        members = {n: member_bytes(path, Member(*at), f"{name}.{n}") for n, *at in found}
+        members = {
+            suffix: member_bytes(path, Member(*place), f"{name}.{suffix}")
+            for suffix, *place in found
+        }
         with reading(f"{path}: {name}"):
             return self.parse(members, request, row, f"{path}: {name}")
 

@@ -33,7 +33,10 @@ class TheiaReader(TarReader):
         self, members: dict[str, bytes], request: ReadRequest, row: int, where: str
     ) -> Arrays:
         try:
-            tensors = {n: t.float().numpy() for n, t in load(next(iter(members.values()))).items()}
+            tensors = {
+                name: tensor.float().numpy()
+                for name, tensor in load(next(iter(members.values()))).items()
+            }
         except SafetensorError as error:
             raise ValueError(str(error)) from error
         embedding = tensors.get("embedding")

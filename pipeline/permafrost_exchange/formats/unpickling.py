@@ -286,7 +286,10 @@ def _serve(memory: int) -> None:
         try:
             content = _plain(_load(data), arrays)
             text = json.dumps(
-                {"content": content, "arrays": [[a.dtype.name, a.shape] for a in arrays]}
+                {
+                    "content": content,
+                    "arrays": [[array.dtype.name, array.shape] for array in arrays],
+                }
             )
             body = b"".join(array.tobytes() for array in arrays)
         except MemoryError:

@@ -45,7 +45,9 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
         raise RuntimeError(
             "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()"
         )
-    trained = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
+    trained = torch.is_grad_enabled() and any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
     with torch.enable_grad():
         if not (features.requires_grad and logits.requires_grad):
             # No graph was recorded (a frozen teacher, an evaluation), so run again in the parameters' precision.

@@ -75,11 +75,11 @@ class ParetoFront:
         metrics = self.evaluator(model)
         right = next(name for name in _RIGHT if name in metrics)
         point = {name: float(metrics[name]) for name in (right, *_REASONS) if name in metrics}
-        others = [c for c in self.members() if c["epoch"] != epoch]
+        others = [member for member in self.members() if member["epoch"] != epoch]
         candidates: list[dict[str, Any]] = [*others, {"epoch": epoch, **point}]
-        best = pareto_front([[c[name] for name in point] for c in candidates])
+        best = pareto_front([[candidate[name] for name in point] for candidate in candidates])
         front = [candidates[position] for position in best]
-        self.files.write(model, epoch, front, {c["epoch"] for c in front})
+        self.files.write(model, epoch, front, {member["epoch"] for member in front})
 
     def members(self) -> list[dict[str, Any]]:
         """Read the members of the front so far, with epoch, metrics and the digest of their weights.

@@ -147,7 +147,7 @@ class ReviewKDLoss(FeatureKDLoss):
             max(map(abs, self.config.stages), default=1) <= count,
             f"method.stages={list(self.config.stages)}: {have}; name stages that both have",
         )
-        wanted = sorted(stage_index(n, count) + 1 for n in self.config.stages) or stages
+        wanted = sorted(stage_index(number, count) + 1 for number in self.config.stages) or stages
         require(
             set(wanted) <= set(stages),
             f"method.stages={list(self.config.stages)}: the targets have stages {', '.join(map(str, stages))}; choose "

@@ -82,7 +82,9 @@ def coarse_similarity(classes: Sequence[str], option: str) -> Tensor:
         f"{option}: the store's {len(classes)} classes belong to {len(set(coarse))} coarse classes, so all pairs are "
         "equally similar; set it to null, or keep more classes with data.only_classes=",
     )
-    return torch.tensor([[float(a == b) for b in coarse] for a in coarse], dtype=torch.float64)
+    return torch.tensor(
+        [[float(one == other) for other in coarse] for one in coarse], dtype=torch.float64
+    )
 
 
 # ---- class similarity ------------------------------------------------------------------------------
@@ -239,7 +241,9 @@ def read_similarity(path: Path, classes: int) -> Tensor:
         f"{_OPTION}={path} has {len(lines)} lines ({lines.count('')} of them empty), but {classes} classes need one "
         "superclass each, in label order; correct the file, or name a .npy matrix",
     )
-    return torch.tensor([[float(a == b) for b in lines] for a in lines], dtype=torch.float64)
+    return torch.tensor(
+        [[float(one == other) for other in lines] for one in lines], dtype=torch.float64
+    )
 
 
 EVALUATOR = Evaluator(

@@ -115,7 +115,11 @@ class DrawnConcepts:
     def __init__(self, count: int, side: int, seed: int = 0) -> None:
         """Configure the set; `side` must be even."""
         self.count, self.side, self.seed = count, side, seed
-        named = [(name, place) for place, c in enumerate(_BY_CATEGORY) for name in _BY_CATEGORY[c]]
+        named = [
+            (name, place)
+            for place, category in enumerate(_BY_CATEGORY)
+            for name in _BY_CATEGORY[category]
+        ]
         self.labels = Labels(
             names=("", *(name for name, _ in named)),
             categories=tuple(_BY_CATEGORY),
@@ -157,7 +161,8 @@ class DrawnConcepts:
         picture[inside] = paint[inside]
         coarse = inside[::2, ::2]
         return [
-            np.where(coarse, self._label(n), 0).astype(np.int32) for n in (color, shape, texture)
+            np.where(coarse, self._label(name), 0).astype(np.int32)
+            for name in (color, shape, texture)
         ]
 
     def _label(self, name: str) -> int:

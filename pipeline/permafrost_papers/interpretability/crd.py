@@ -177,7 +177,8 @@ class CRDLoss(FeatureKDLoss):
             self._seen = (records, student_embeddings.detach(), teacher_embeddings.detach())
         num_records = len(self.teacher_bank)
         losses = [
-            nce_loss(each / z, num_records) for each, z in zip(scores, normalizer, strict=True)
+            nce_loss(each / constant, num_records)
+            for each, constant in zip(scores, normalizer, strict=True)
         ]
         return torch.stack(losses).sum()
 

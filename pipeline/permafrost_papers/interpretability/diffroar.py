@@ -350,7 +350,9 @@ def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages
     done = 0
     for batch in replace(context, dataset=context.open_rows(rows)).iter_batches():
         view = view_images(batch, model.input_size)
-        gradient = input_gradient(view, lambda x: model.network(x).logits.max(dim=1).values)
+        gradient = input_gradient(
+            view, lambda pixels: model.network(pixels).logits.max(dim=1).values
+        )
         if context.options.of(DiffroarOptions).unit == "pixel":
             gradient = gradient.abs().sum(dim=1, keepdim=True)
         here = slice(done, done + len(view))

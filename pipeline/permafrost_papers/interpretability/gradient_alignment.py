@@ -82,7 +82,7 @@ def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tens
     model, size = context.model, context.model.input_size
     images = view_images(batch, size)
     score, labels = model.network, batch.labels
-    margins = input_gradient(images, lambda x: margin(score(x).logits))
+    margins = input_gradient(images, lambda pixels: margin(score(pixels).logits))
     values = {"margin_alignment": margin_alignment(images, margins)}
     gradients = _loss_gradients(context, images, labels)
     unknown = ~known_mask(labels)
@@ -104,7 +104,7 @@ def _loss_gradients(context: EvaluationContext, images: Tensor, labels: Tensor) 
     """Gradients of the cross-entropy of labels [B], of class 0 where unknown, with respect to images [B, 3, H, W]."""
     score, targets = context.model.network, labels.clamp(min=0)
     return input_gradient(
-        images, lambda x: F.cross_entropy(score(x).logits, targets, reduction="none")
+        images, lambda pixels: F.cross_entropy(score(pixels).logits, targets, reduction="none")
     )
 
 

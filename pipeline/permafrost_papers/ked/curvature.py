@@ -100,7 +100,9 @@ def pixel_probes(size: tuple[int, int], grid: tuple[int, int], channels: int = 3
         raise ValueError(
             f"an image of {size} pixels cannot be divided into {grid} blocks; choose at most one block per pixel"
         )
-    row, column = (torch.arange(n) * blocks // n for n, blocks in zip(size, grid, strict=True))
+    row, column = (
+        torch.arange(length) * blocks // length for length, blocks in zip(size, grid, strict=True)
+    )
     feature_of = (row[:, None] * grid[1] + column).expand(channels, *size).contiguous()
     num_values = torch.bincount(feature_of.flatten())
     return Probes(
@@ -283,9 +285,12 @@ def squared_ablations(
         """Logits [n, K] after one step back along the n-th feature of each argument."""
         answers = []
         for rows in zip(
-            *(f.chunk(_passes(len(f), directions_per_pass)) for f in features), strict=True
+            *(numbers.chunk(_passes(len(numbers), directions_per_pass)) for numbers in features),
+            strict=True,
         ):
-            back = torch.stack([_displace(probes, steps, members, f) for f in rows]).sum(dim=0)
+            back = torch.stack(
+                [_displace(probes, steps, members, numbers) for numbers in rows]
+            ).sum(dim=0)
             answers.append(network(record - step * back).double().cpu())
         return torch.cat(answers)
 

@@ -173,7 +173,8 @@ def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArra
     nodes = networkx.Graph()
     nodes.add_nodes_from(range(len(graph)))
     nodes.add_weighted_edges_from(
-        (int(a), int(b), float(graph[a, b])) for a, b in np.argwhere(np.triu(graph)).tolist()
+        (int(row), int(column), float(graph[row, column]))
+        for row, column in np.argwhere(np.triu(graph)).tolist()
     )
     communities = [
         networkx.community.louvain_communities(
@@ -186,7 +187,10 @@ def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArra
     ]
     assignments = [_assignment(sets, len(graph)) for sets in communities]
     # Of equally good ones, max returns the first.
-    return max(assignments, key=lambda a: round(_modularity(graph, a, resolution), _DECIMALS))
+    return max(
+        assignments,
+        key=lambda assignment: round(_modularity(graph, assignment, resolution), _DECIMALS),
+    )
 
 
 def _splits(

@@ -114,7 +114,7 @@ def contiguous_partition(
         largest = max(blocks, key=torch.numel)
         side = int(largest.shape[1] >= largest.shape[0])
         near, far = largest.tensor_split(2, dim=side)
-        blocks = [b for b in blocks if b is not largest] + [near, far]
+        blocks = [block for block in blocks if block is not largest] + [near, far]
         blocks.sort(key=lambda block: int(block[0, 0]))
         for group, block in enumerate(blocks):
             assignments[level, block.flatten()] = group

@@ -80,10 +80,12 @@ def superfeature_figure(
         image: [H, W, 3], u8 or float in [0, 1], such as the mean of some records.
     """
     if numbers is None:
-        numbers = sorted({n for n in _SHOWN if n < partition.most} | {partition.most})
+        numbers = sorted(
+            {number for number in _SHOWN if number < partition.most} | {partition.most}
+        )
     assignments = [partition.assignment(number).numpy() for number in numbers]
-    groups = [group_picture(a, partition.grid, image) for a in assignments]
-    matrices = [dependency_picture(dependency, a) for a in assignments]
+    groups = [group_picture(assignment, partition.grid, image) for assignment in assignments]
+    matrices = [dependency_picture(dependency, assignment) for assignment in assignments]
     captions = [f"{number} superfeature{'s' if number > 1 else ''}" for number in numbers]
     aspect = 4.0 if partition.grid is None else groups[0].shape[1] / groups[0].shape[0]
     return picture_grid(

@@ -299,7 +299,10 @@ class PartitionSearch:
     def _correlation(self) -> Tensor:
         """Correlation of a table's columns over the first records: f64 [d, d]."""
         order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
-        rows = [v for _, v in self._inputs(order[: self.teaching.records], torch.device("cpu"))]
+        rows = [
+            inputs
+            for _, inputs in self._inputs(order[: self.teaching.records], torch.device("cpu"))
+        ]
         return torch.corrcoef(torch.cat(rows).double().T)
 
     def _group(self, measured: DependencySums) -> None:

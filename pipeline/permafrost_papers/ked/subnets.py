@@ -130,7 +130,9 @@ class GroupedFeatures(nn.Module):
 
     def assign(self, assignment: Tensor) -> None:
         """Compute the feature indices of each group: places i64 [M, largest group], taken bool of the same shape."""
-        groups = [(assignment == m).nonzero()[:, 0] for m in range(int(assignment.max()) + 1)]
+        groups = [
+            (assignment == group).nonzero()[:, 0] for group in range(int(assignment.max()) + 1)
+        ]
         self.places = nn.utils.rnn.pad_sequence(groups, batch_first=True)
         sizes = torch.tensor([len(group) for group in groups], device=self.places.device)
         self.taken = torch.arange(self.places.shape[1], device=sizes.device) < sizes[:, None]

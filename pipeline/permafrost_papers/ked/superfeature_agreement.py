@@ -68,7 +68,7 @@ class FidelitySums:
             "number": len(kl),
             "kl": float(kl.mean()),
             "agreement": float(agreement.mean()),
-            "kl_by_superfeature": {str(m): float(value) for m, value in enumerate(kl)},
+            "kl_by_superfeature": {str(number): float(value) for number, value in enumerate(kl)},
         }
 
 

@@ -160,7 +160,10 @@ class TableSource:
         config = self.config
         named = {"label": config.label, "split": config.split, "key": config.key}
         for option in ("features", "exclude", "categorical"):
-            named |= {f"{option}[{i}]": name for i, name in enumerate(getattr(config, option))}
+            named |= {
+                f"{option}[{position}]": name
+                for position, name in enumerate(getattr(config, option))
+            }
         return {option: column for option, column in named.items() if column is not None}
 
     def _keys(self, table: TableColumns) -> Iterator[str]:

@@ -211,8 +211,8 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     }
     if "teacher" in main:
         pairs = {
-            layer_name: (f"teacher.{of['teacher']}", f"student.{layer_name}")
-            for layer_name, of in layers.items()
+            layer_name: (f"teacher.{layer_of['teacher']}", f"student.{layer_name}")
+            for layer_name, layer_of in layers.items()
         }
         fss = {layer_name: table.correlation(*pair) for layer_name, pair in pairs.items()}
         numbers["fss"] = {layer_name: float(value) for layer_name, value in fss.items()}
@@ -220,7 +220,9 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
         if options.biased:
             unit = {name: by_form["unit"] for name, by_form in distances_by_network.items()}
             biased = _table(unit, [])
-            numbers["fss_biased"] = {o: float(biased.correlation(*p)) for o, p in pairs.items()}
+            numbers["fss_biased"] = {
+                layer_name: float(biased.correlation(*pair)) for layer_name, pair in pairs.items()
+            }
     for name, distances in main.items():
         title = "" if name == "student" else f"{name}_"
         deepest = f"{name}.{list(distances)[-1]}"
@@ -246,18 +248,19 @@ def _residuals(
     for x, given in wanted_pairs(options.pairs, options.baseline):
         name = f"{x}_given_{given}"
         names = {
-            layer_name: (f"{x}.{of[x]}", f"{given}.{of[given]}", _LABELS)
-            for layer_name, of in layers.items()
+            layer_name: (f"{x}.{layer_of[x]}", f"{given}.{layer_of[given]}", _LABELS)
+            for layer_name, layer_of in layers.items()
         }
         numbers["rs"][name] = {
-            layer_name: float(table.semi_partial(*of)) for layer_name, of in names.items()
+            layer_name: float(table.semi_partial(*compared))
+            for layer_name, compared in names.items()
         }
         numbers["rs_p"][name] = {
             layer_name: table.residual_p(x_layer, given_layer)
             for layer_name, (x_layer, given_layer, _) in names.items()
         }
         numbers["pdcor"][name] = {
-            layer_name: float(table.partial(*of)) for layer_name, of in names.items()
+            layer_name: float(table.partial(*compared)) for layer_name, compared in names.items()
         }
     return numbers
 
@@ -319,7 +322,9 @@ def _paired(
         paired = dict(explicit) if name == "teacher" and explicit else None
         paired = paired or pair_layers(student_layers, list(distances))
         layers = {
-            layer: of | {name: paired[layer]} for layer, of in layers.items() if layer in paired
+            layer: layer_of | {name: paired[layer]}
+            for layer, layer_of in layers.items()
+            if layer in paired
         }
     return layers
 

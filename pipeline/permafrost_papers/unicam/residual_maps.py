@@ -235,7 +235,9 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
     if blocks is not None:  # all banks and the explained records use the same classes
         labels = dataset.label_numbers
         drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
-        explained, order = (o[np.isin(labels[o], drawn_labels)] for o in (explained, order))
+        explained, order = (
+            chosen[np.isin(labels[chosen], drawn_labels)] for chosen in (explained, order)
+        )
         size = min(options.bank_records, len(order) // options.banks)
     if size < MIN_RECORDS:
         raise ConfigError(
