@@ -24,20 +24,17 @@ def main() -> None:
 
 
 def _run(verb: str, words: list[str]) -> None:
-    """Run a verb, or print what is not one: the overview, the schema of experiments, or the script of a shell."""
+    """Run a verb, or print the overview."""
     from permafrost.cli import attempt, stage_main
     from permafrost.config.experiments import plugin_names
     from permafrost.config.plugins import load_plugins
 
-    printers = {"schema": _print_schema, "completion": _print_completion}
     is_help = verb in ("-h", "--help", "help")
 
     def prepare() -> None:
-        load_plugins(() if verb == "completion" else plugin_names(words))
+        load_plugins(plugin_names(words))
         if is_help:
             print(overview())
-        elif verb in printers:
-            printers[verb](words)
         else:
             _require_verb(verb)
 
@@ -45,7 +42,7 @@ def _run(verb: str, words: list[str]) -> None:
     if code:
         print(message, file=sys.stderr)
         sys.exit(code)
-    if not is_help and verb not in printers:
+    if not is_help:
         sys.argv = [f"permafrost {verb}", *words]
         stage_main(verb)
 
@@ -59,29 +56,6 @@ def _require_verb(verb: str) -> None:
         verb in VERBS,
         f"there is no verb {printable(verb)}{suggest(verb, VERBS)}; choose one of: {', '.join(VERBS)}",
     )
-
-
-def _print_schema(words: list[str]) -> None:
-    """Print the JSON Schema of experiments, with the members of the plug-ins that `plugins=` names."""
-    import json
-
-    from permafrost.config.schema import experiment_schema
-
-    print(json.dumps(experiment_schema(), indent=1))
-
-
-def _print_completion(words: list[str]) -> None:
-    """Print the script of a shell, or the completions of a command line."""
-    from permafrost.config.completion import SCRIPTS, candidates
-    from permafrost.core.errors import require
-
-    if words[:1] == ["words"]:
-        print(*candidates(words[1:]), sep="\n")
-        return
-    require(
-        words in [[shell] for shell in SCRIPTS], "name a shell: permafrost completion bash|zsh|fish"
-    )
-    print(SCRIPTS[words[0]], end="")
 
 
 def overview() -> str:

@@ -1,13 +1,13 @@
-"""Verb `estimate` and evaluator `equivariance`: their options, and how they enter."""
+"""Verb `estimate`, evaluators `equivariance`, `knn` and `linear_probe`: their options, and how they enter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
-from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
+from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions, FeatureProbeOptions
 from permafrost.config.methods import MethodConfig, Mode
 from permafrost.config.models import ModelConfig
 from permafrost.config.options import Options
@@ -89,6 +89,47 @@ class EquivarianceOptions(EvaluatorOptions):
     1,000 or more to tell recipes apart."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class KNNOptions(FeatureProbeOptions):
+    """Accuracy of the nearest training records by the cosine of pooled features."""
+
+    section: ClassVar[str] = "evaluate.knn"
+    implementation: ClassVar[str] = "permafrost_estimate.feature_probes:KNN"
+    order: ClassVar[int] = 50
+
+    k: tuple[int, ...] = (1, 20)
+    """Numbers of neighbors; each gives one accuracy."""
+    tau: Annotated[float, Gt(0)] = 0.07
+    """Temperature of a neighbor's vote exp(cosine / tau)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.k) > 0 and min(self.k) >= 1 and len(set(self.k)) == len(self.k),
+            f"evaluate.knn.k must list numbers of at least 1, each once, got {list(self.k)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeOptions(FeatureProbeOptions):
+    """Accuracy of a logistic regression on pooled features."""
+
+    section: ClassVar[str] = "evaluate.linear_probe"
+    implementation: ClassVar[str] = "permafrost_estimate.feature_probes:LINEAR_PROBE"
+    order: ClassVar[int] = 60
+
+    l2: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    """Weights of the squared norm, of which the best on a fifth of the training records is used. Features have
+    variance 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.l2) > 0 and min(self.l2) > 0,
+            f"evaluate.linear_probe.l2 must list numbers above 0, got {list(self.l2)}",
+        )
+
+
 VERBS["estimate"] = Verb(
     options=EstimateConfig,
     function="permafrost_estimate.estimate:estimate_store",
@@ -96,3 +137,5 @@ VERBS["estimate"] = Verb(
     saves_options=True,
 )
 EVALUATORS["equivariance"] = EquivarianceOptions
+EVALUATORS["knn"] = KNNOptions
+EVALUATORS["linear_probe"] = LinearProbeOptions

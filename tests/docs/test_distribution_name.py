@@ -67,7 +67,7 @@ def test_the_distribution_has_a_name_of_its_own_and_the_command_does_not_change(
     requirements = [r for extra in project["optional-dependencies"].values() for r in extra]
 
     assert project["name"] == "permafrost-kd"
-    assert project["scripts"] == {"permafrost": "permafrost.__main__:main"}
+    assert project["scripts"]["permafrost"] == "permafrost.__main__:main"
     assert [r for r in requirements if r.startswith("permafrost")] == [
         "permafrost-kd[cloud,heic,onnx]"
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, ClassVar, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 
 from permafrost.config.options import OpenOptions, Options, Role
 from permafrost.config.plugins import Family
@@ -69,56 +69,17 @@ class FeatureProbeOptions(EvaluatorOptions):
     are kept in memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class KNNOptions(FeatureProbeOptions):
-    """Accuracy of the nearest training records by the cosine of pooled features."""
-
-    section: ClassVar[str] = "evaluate.knn"
-    implementation: ClassVar[str] = "permafrost.evaluation.feature_probes:KNN"
-    order: ClassVar[int] = 50
-
-    k: tuple[int, ...] = (1, 20)
-    """Numbers of neighbors; each gives one accuracy."""
-    tau: Annotated[float, Gt(0)] = 0.07
-    """Temperature of a neighbor's vote exp(cosine / tau)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            len(self.k) > 0 and min(self.k) >= 1 and len(set(self.k)) == len(self.k),
-            f"evaluate.knn.k must list numbers of at least 1, each once, got {list(self.k)}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearProbeOptions(FeatureProbeOptions):
-    """Accuracy of a logistic regression on pooled features."""
-
-    section: ClassVar[str] = "evaluate.linear_probe"
-    implementation: ClassVar[str] = "permafrost.evaluation.feature_probes:LINEAR_PROBE"
-    order: ClassVar[int] = 60
-
-    l2: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    """Weights of the squared norm, of which the best on a fifth of the training records is used. Features have
-    variance 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            len(self.l2) > 0 and min(self.l2) > 0,
-            f"evaluate.linear_probe.l2 must list numbers above 0, got {list(self.l2)}",
-        )
-
-
 EVALUATORS: Family[type[EvaluatorOptions]] = Family(
-    {
-        "accuracy": AccuracyOptions,
-        "localization": LocalizationOptions,
-        "knn": KNNOptions,
-        "linear_probe": LinearProbeOptions,
-    }
+    {"accuracy": AccuracyOptions, "localization": LocalizationOptions}
 )
 """Evaluators in the order in which a report shows them."""
+
+
+def feature_probes() -> list[str]:
+    """Return the evaluators that learn labels from features, as far as their packages are installed."""
+    return [
+        name for name, options in EVALUATORS.items() if issubclass(options, FeatureProbeOptions)
+    ]
 
 
 # ---- evaluation ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from permafrost.config.evaluation import feature_probes
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator
@@ -23,9 +24,10 @@ def _accuracy(context: EvaluationContext) -> dict[str, Any]:
                 f"the network has {outputs} outputs, and the labels are of {len(classes)} classes"
             )
         logger.warning(
-            "%s: accuracy is not measured, because %s; evaluators=[knn,linear_probe] measure features on labels",
+            "%s: accuracy is not measured, because %s; evaluators=[%s] measure features on labels",
             context.split,
             reason,
+            ",".join(feature_probes()),
         )
     return label_metrics(context.predictions, context.options.group_sets)
 

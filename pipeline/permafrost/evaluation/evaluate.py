@@ -27,6 +27,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from permafrost.config.evaluation import feature_probes
 from permafrost.config.verbs import EvaluateConfig, report_command
 from permafrost.evaluation.evaluator import align_columns, numbers_of
 from permafrost.evaluation.inputs import EvaluationPlan, plan_evaluation, without_unknown_arms
@@ -141,7 +142,7 @@ def _describe_results(
     student = plan.run.path / "distill"
     is_untrained = config.model == "student" and not trains_classifier(student)
     after = report_command(config.store.path, config.run)
-    is_probed = bool({"knn", "linear_probe"} & results["evaluators"].keys())
+    is_probed = bool(results["evaluators"].keys() & feature_probes())
     if is_untrained and not is_probed and store.manifest.classes:
         after = evaluate_command(config.run, store, student, config.evaluate.splits)
     return EvaluateResult(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.builder import build_config
 from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import feature_probes
 from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
 from permafrost.core.records import NO_LABEL
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
 """Splits on which a student may be evaluated, in order of preference."""
-_PROBES = "evaluators=[knn,linear_probe]"
 
 
 def epoch_metric(run: Path, store: str) -> str | None:
@@ -41,10 +41,7 @@ def epoch_metric(run: Path, store: str) -> str | None:
     return chosen if values.get("inputs", {}).get("store") == store else None
 
 
-UNTRAINED = (
-    "not trained, as the method compares features only, so accuracy and maps mean nothing; what counts is knn and "
-    "linear_probe"
-)
+UNTRAINED = "not trained, as the method compares features only, so accuracy and maps mean nothing; evaluate its features"
 """Words about a student whose last layer no term of its method has reached."""
 
 
@@ -78,12 +75,11 @@ def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str]
         known.add(HOLDOUT)
     chosen = _words_of_splits(splits) if splits else split_words(known)
     words = [f"store.path={store.path}", f"run={run}", *chosen]
-    if store.manifest.classes and not trains_classifier(folder):
-        words.append(_PROBES)
+    probes = feature_probes()
+    if probes and store.manifest.classes and not trains_classifier(folder):
+        words.append(f"evaluators=[{','.join(probes)}]")
         if trained.split != "train":
-            words += [
-                f"evaluate.{probe}.train_split={trained.split}" for probe in ("knn", "linear_probe")
-            ]
+            words += [f"evaluate.{probe}.train_split={trained.split}" for probe in probes]
     return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
 
 

@@ -50,6 +50,11 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
     `seed` and of the method. A record with many labels belongs to each of its classes. If one class holds it out, it is
     held out for all, and a class may have more records than its shots because of records selected for other classes.
 
+    Args:
+        index: Index of the store.
+        split: Name of the split.
+        subset: Options of the selection.
+
     Raises:
         ConfigError: If there is no such split, a class has too few records, or a record has no label where shots or a
             holdout need one.

@@ -1,4 +1,4 @@
-"""JSON Schema of experiments, by which editors complete and check them: `permafrost schema > experiment.schema.json`.
+"""JSON Schema of experiments, by which editors complete and check them: `permafrost-shell schema > experiments.json`.
 
 An experiment names it in its first line: `# yaml-language-server: $schema=experiment.schema.json`.
 """

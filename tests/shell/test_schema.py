@@ -9,11 +9,11 @@ import sys
 import jsonschema
 import pytest
 
-from permafrost.config.completion import SCRIPTS, candidates
 from permafrost.config.plugins import load_plugins
-from permafrost.config.schema import experiment_schema
 from permafrost.config.sections import experiment_files
 from permafrost.core.yaml_text import read_values
+from permafrost_shell.completion import SCRIPTS, candidates
+from permafrost_shell.schema import experiment_schema
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 
@@ -102,14 +102,14 @@ def test_candidates_are_members_options_and_values(words, expected):
 
 
 BASH = """
-source <(permafrost completion bash)
+source <(permafrost-shell completion bash)
 complete_line() { COMP_LINE="$1"; COMP_POINT=${#1}; _permafrost; printf '%s\\n' "${COMPREPLY[@]}"; }
 complete_line "permafrost distill method=k"
 complete_line "permafrost distill trainer.prec"
 complete_line "permafrost dis"
 """
 FISH = """
-permafrost completion fish | source
+permafrost-shell completion fish | source
 complete -C "permafrost distill method=k"
 complete -C "permafrost distill trainer.prec"
 complete -C "permafrost dis"
@@ -125,8 +125,8 @@ EXPECTED = {
 def test_a_shell_completes_a_line(tmp_path, shell, script):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    command = tmp_path / "permafrost"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m permafrost "$@"\n')
+    command = tmp_path / "permafrost-shell"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m permafrost_shell "$@"\n')
     command.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
 
@@ -144,4 +144,4 @@ def test_a_shell_completes_a_line(tmp_path, shell, script):
 
 def test_each_shell_has_a_script_that_names_the_command():
     assert set(SCRIPTS) == {"bash", "zsh", "fish"}
-    assert all("permafrost completion words" in script for script in SCRIPTS.values())
+    assert all("permafrost-shell completion words" in script for script in SCRIPTS.values())

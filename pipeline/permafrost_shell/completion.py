@@ -1,6 +1,6 @@
-"""Completion of command lines in bash, zsh and fish: `source <(permafrost completion bash)`.
+"""Completion of command lines in bash, zsh and fish: `source <(permafrost-shell completion bash)`.
 
-The shells call `permafrost completion words <the words so far>`, which prints what may follow, so that members of
+The shells call `permafrost-shell completion words <the words so far>`, which prints what may follow, so that members of
 families, their options and experiments are those of the installed version.
 """
 
@@ -25,20 +25,20 @@ SCRIPTS = {
     COMPREPLY=()
     while IFS= read -r each; do
         [[ -n $each ]] && COMPREPLY+=("${each#"$before"}")
-    done < <(permafrost completion words "${words[@]:1}" 2>/dev/null)
+    done < <(permafrost-shell completion words "${words[@]:1}" 2>/dev/null)
 }
 complete -o default -o nospace -F _permafrost permafrost
 """,
     "zsh": r"""#compdef permafrost
 _permafrost() {
     local -a found
-    found=("${(@f)$(permafrost completion words "${(@)words[2,$CURRENT]}" 2>/dev/null)}")
+    found=("${(@f)$(permafrost-shell completion words "${(@)words[2,$CURRENT]}" 2>/dev/null)}")
     compadd -Q -S '' -- $found
 }
 compdef _permafrost permafrost
 """,
     "fish": r"""complete -c permafrost -f -a \
-    '(permafrost completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+    '(permafrost-shell completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
 """,
 }
 
