@@ -118,7 +118,7 @@ def forked_children():
 @pytest.fixture(scope="session", autouse=True)
 def records_drawn_once():
     """Draw a record of the demo set once: drawing takes most of the time of packing, and tests pack the same few."""
-    from permafrost.sources.demo import DemoSource
+    from permafrost_sources.demo import DemoSource
 
     draw, drawn = DemoSource.read, {}
 
@@ -137,7 +137,7 @@ def records_drawn_once():
 @pytest.fixture
 def records_drawn_anew(monkeypatch):
     """Draw every record of the demo set, for tests of how it is drawn."""
-    from permafrost.sources.demo import DemoSource
+    from permafrost_sources.demo import DemoSource
 
     monkeypatch.setattr(DemoSource, "read", DemoSource.read.__wrapped__)
 

@@ -18,11 +18,17 @@ ADDED = {
     "sources": set(),
 }
 """Verbs of the packages, in an order in which they can be installed."""
-DATA = (
-    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1"),
-)
+DATA = ("data=image_folder", "data.path=photos")
+PHOTOS = """
+from pathlib import Path
+import numpy as np
+from PIL import Image
+generator = np.random.default_rng(0)
+for number in range(72):
+    path = Path("photos", "train" if number < 56 else "test", "ab"[number % 2], f"{number}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+"""
 TEACHER = ("teacher.name=resnet8", "teacher.width=4")
 STUDENT = ("student.name=resnet8", "student.width=4", "trainer.epochs=1", "trainer.batch_size=8")
 PROJECT = """
@@ -51,7 +57,7 @@ def copied(folder):
     for name in ("README.md", "LICENSE", "NOTICE", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder / name)
     text = (ROOT / "pyproject.toml").read_text()
-    text = re.sub(r'^(\w+ = )?\s*"(pipeline/)?permafrost_.*\n', "", text, flags=re.MULTILINE)
+    text = re.sub(r'^([\w-]+ = )?\s*"(pipeline/)?permafrost_.*\n', "", text, flags=re.MULTILINE)
     (folder / "pyproject.toml").write_text(text)
     return folder
 
@@ -70,6 +76,7 @@ def install_core(top):
     tools = make_environment(top / "env", with_pip=True).parent
     pip = (tools / "python", "-m", "pip", "install", "-q", "--no-deps")
     installed(pip, copied(top / "project"))
+    run(top, tools / "python", "-c", PHOTOS)
     return top, tools, pip
 
 
@@ -103,11 +110,12 @@ def test_seven_verbs_run_without_the_packages(world, backend):
     ]
     assert verbs_of(top, tools) == CORE
     assert "records" in verb("preview", *DATA)
-    verb("precompute", *DATA, *store, "teacher=none", "executor=serial")
+    packing = (*DATA, "store.image_size=16")
+    verb("precompute", *packing, *store, "teacher=none", "executor=serial")
     run_words = (store[0], f"run={backend}")
     training = ("teaching.trainer.epochs=1", "teaching.trainer.batch_size=8")
     verb("teach", *run_words, *TEACHER, *training)
-    verb("precompute", *DATA, *store, *TEACHER, weights, "executor=serial")
+    verb("precompute", *packing, *store, *TEACHER, weights, "executor=serial")
     assert "verified_passes: 1" in verb("verify", store[0])
     verb("distill", *run_words, "method=e2kd", *STUDENT)
     assert "accuracy" in verb("evaluate", *run_words, "evaluate.splits=[test]")

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face and of torchvision: their options, and how they enter."""
+"""Data sets of Hugging Face and of torchvision, the demo and digits: their options, and how they enter."""
 
 from __future__ import annotations
 
@@ -7,9 +7,63 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from permafrost.config.data import SOURCES, FileDataConfig, ImageFileDataConfig
+from permafrost.config.data import SOURCES, DataConfig, FileDataConfig, ImageFileDataConfig
 from permafrost.config.options import Role
 from permafrost.core.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoDataConfig(DataConfig):
+    """Embedded demo set (permafrost_sources/demo.py)."""
+
+    implementation: ClassVar[str] = "permafrost_sources.demo:DemoSource"
+
+    kind: Literal["demo"] = "demo"
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the splits and of the drawn images."""
+    image_size: int = 32
+    """Side of an image in pixels."""
+    test_digits: Annotated[int, Ge(1)] = 350
+    """Digits in the test splits."""
+    train_digits: Annotated[int, Ge(1)] = 700
+    """Digits in split train, taken from those that are in no test split."""
+    teacher_digits: Annotated[int | None, Ge(1)] = None
+    """Digits that the teacher is trained on, taken from those that are in no test split; null takes all of
+    them."""
+    teacher_placements: Annotated[int, Ge(1)] = 3
+    """Number of times that each digit is pasted into an image for the teacher's training split."""
+    train_placements: Annotated[int, Ge(1)] = 1
+    """Number of images per digit in split train."""
+    test_placements: Annotated[int, Ge(1)] = 2
+    """Number of images per digit in each test split."""
+    min_digit_size: int = 12
+    """Smallest side of a pasted digit in pixels."""
+    max_digit_size: int = 20
+    """Largest side of a pasted digit in pixels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.test_digits + max(self.train_digits, self.teacher_digits or 1) <= 1797,
+            "data.test_digits leaves too few of the 1797 digits for data.train_digits or "
+            f"data.teacher_digits: {self.test_digits}, {self.train_digits}, {self.teacher_digits}",
+        )
+        require(
+            8 <= self.min_digit_size <= self.max_digit_size <= self.image_size <= 80,
+            "data needs 8 <= min_digit_size <= max_digit_size <= image_size <= 80, got "
+            f"{self.min_digit_size}, {self.max_digit_size}, {self.image_size}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsDataConfig(DataConfig):
+    """Handwritten 8x8 digits of scikit-learn (permafrost_sources/demo.py)."""
+
+    implementation: ClassVar[str] = "permafrost_sources.demo:DigitsSource"
+
+    kind: Literal["digits"] = "digits"
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.4
+    """Fraction of the 1,797 digits that form split test, chosen by a hash of the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +135,7 @@ class TorchvisionDataConfig(FileDataConfig):
     """Fraction of the records that becomes split test in a set without one, such as SUN397."""
 
 
+SOURCES["demo"] = DemoDataConfig
+SOURCES["digits"] = DigitsDataConfig
 SOURCES["huggingface"] = HuggingFaceDataConfig
 SOURCES["torchvision"] = TorchvisionDataConfig

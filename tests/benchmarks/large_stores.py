@@ -15,7 +15,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.data import DigitsDataConfig
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
@@ -34,6 +33,7 @@ from permafrost.store.receipts import (
     write_receipt,
 )
 from permafrost.store.shards import SHARDS_NAME, PassShard, PassShardTable, pass_shard_row
+from permafrost_sources.options import DigitsDataConfig
 from tests.support.verbs import precompute
 
 SHARD_RECORDS = 512

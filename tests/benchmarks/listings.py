@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.records import Content, Record
 from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.source import list_source, plan_source
 from permafrost.store.listing import listing_files
 from permafrost.store.pack import fingerprint_dataset
+from permafrost_sources.options import DemoDataConfig
 from tests.benchmarks.probe import PeakMemory
 
 _CLASSES = 1000

@@ -25,7 +25,6 @@ from typing import Any
 from unittest.mock import patch
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.uploads import collected_uploads
 from permafrost.library import run_verb
@@ -36,6 +35,7 @@ from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.subset import rows_of_split
 from permafrost.storage import buckets
 from permafrost.store.reader import Store
+from permafrost_sources.options import DemoDataConfig
 from tests.support.networks import save_tiny_teacher
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute

@@ -66,8 +66,8 @@ PRECOMPUTE: tuple[Part, ...] = (
     ("permafrost.annotation.annotator", "build_model", "building the teacher"),
 )
 PACK: tuple[Part, ...] = (
-    ("permafrost.sources.demo:DemoSource", "read", "drawing"),
-    ("permafrost.sources.demo:DemoSource", "records", "listing"),
+    ("permafrost_sources.demo:DemoSource", "read", "drawing"),
+    ("permafrost_sources.demo:DemoSource", "records", "listing"),
     ("permafrost.store.image_shards", "inspect_image", "checking the images"),
     ("permafrost.store.pack:PackShard", "__call__", "writing"),
 )

@@ -19,10 +19,10 @@ from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.cluster.session import ClusterError, ray_session
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.tasks import ShardError, ShardResult
 from permafrost.store.deaths import DEATHS_SUFFIX
+from permafrost_sources.options import DemoDataConfig
 from tests.support.processes import descendants, title
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes

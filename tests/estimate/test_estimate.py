@@ -12,7 +12,7 @@ import torch
 
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.compose import compose
-from permafrost.config.data import DemoDataConfig, NoDataConfig
+from permafrost.config.data import NoDataConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.sections import section_names
@@ -25,6 +25,7 @@ from permafrost.store.reader import Store
 from permafrost_estimate import steps
 from permafrost_estimate.options import EstimateConfig, EstimateOptions
 from permafrost_papers.interpretability.options import CellsDataConfig
+from permafrost_sources.options import DemoDataConfig
 from tests.support.images import write_tar
 from tests.support.runs import PAD_CROP
 from tests.support.stores import precompute_config

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from permafrost.config.data import DemoDataConfig
-from permafrost.sources.demo import DemoSource, load_digit_images
+from permafrost_sources.demo import DemoSource, load_digit_images
+from permafrost_sources.options import DemoDataConfig
 from tests.support.images import decoded
 
 pytestmark = pytest.mark.usefixtures("records_drawn_anew")

@@ -10,12 +10,10 @@ import pytest
 from PIL import Image
 
 from permafrost.config.compose import compose
-from permafrost.config.data import (
-    SOURCES,
-    DemoDataConfig,
-)
+from permafrost.config.data import SOURCES
 from permafrost.core.records import Box
 from permafrost.sources.source import build_source
+from permafrost_sources.options import DemoDataConfig
 from tests.support.image_sets import (
     WATERBIRDS,
     WATERBIRDS_OPTIONS,

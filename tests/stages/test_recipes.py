@@ -19,12 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from permafrost.config.data import (
-    DataConfig,
-    DemoDataConfig,
-    ImageFolderDataConfig,
-    ImageTableDataConfig,
-)
+from permafrost.config.data import DataConfig, ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.points import iter_points, knows_option, point_words
 from permafrost.config.sections import experiment_files
@@ -33,6 +28,7 @@ from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
 from permafrost_papers.interpretability.concepts import DrawnConcepts
 from permafrost_papers.interpretability.options import CellsDataConfig, SSKDConfig
+from permafrost_sources.options import DemoDataConfig
 from permafrost_sources.torchvision_sets import SETS
 from tests.support.broden import write_broden
 from tests.support.composition import composed_of

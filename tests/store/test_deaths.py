@@ -219,7 +219,7 @@ def run_poisoned(store, poison, times, weights="", kills="each"):
 
 def send_ends(sending, store, poison, times, weights, kills):
     from permafrost.annotation.annotator import TeacherAnnotator
-    from permafrost.sources.demo import DemoSource
+    from permafrost_sources.demo import DemoSource
 
     deaths_module._START_METHOD = "fork"  # the child has what is replaced here
     read, annotate = DemoSource.read, TeacherAnnotator._annotate_batch

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from permafrost.config.data import DemoDataConfig
 from permafrost.core.digests import canonical_json, sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Box, Record
@@ -31,6 +30,7 @@ from permafrost.store.listing import (
     record_json,
     write_listing,
 )
+from permafrost_sources.options import DemoDataConfig
 from tests.support.listings import (
     fingerprint_records,
     list_records,

@@ -17,11 +17,11 @@ from zarr.core.buffer import default_buffer_prototype
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.store import PassOptions
 from permafrost.core.records import FieldSpec
-from permafrost.sources.demo import DemoSource
 from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store
 from permafrost.store.tars import ShardBytes
 from permafrost.store.zarr_fields import ZarrFields
+from permafrost_sources.demo import DemoSource
 from tests.support.paths import ROOT
 from tests.support.stores import (
     TINY_DATA,

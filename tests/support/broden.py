@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.sources.demo import encode_png
 from permafrost.storage.files import make_folder
 from permafrost_papers.interpretability.concepts import (
     CATEGORIES,
@@ -22,6 +21,7 @@ from permafrost_papers.interpretability.concepts import (
     Labels,
     encode_labels,
 )
+from permafrost_sources.demo import encode_png
 
 
 def write_broden(concepts: DrawnConcepts, folder: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.data import DemoDataConfig
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
@@ -17,6 +16,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.store.fields import StoredShard
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store
+from permafrost_sources.options import DemoDataConfig
 
 TINY_DATA = DemoDataConfig(
     image_size=16,

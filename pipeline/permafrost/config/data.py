@@ -96,60 +96,6 @@ class ImageFileDataConfig(FileDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoDataConfig(DataConfig):
-    """Embedded demo set (permafrost/sources/demo.py)."""
-
-    implementation: ClassVar[str] = "permafrost.sources.demo:DemoSource"
-
-    kind: Literal["demo"] = "demo"
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of the splits and of the drawn images."""
-    image_size: int = 32
-    """Side of an image in pixels."""
-    test_digits: Annotated[int, Ge(1)] = 350
-    """Digits in the test splits."""
-    train_digits: Annotated[int, Ge(1)] = 700
-    """Digits in split train, taken from those that are in no test split."""
-    teacher_digits: Annotated[int | None, Ge(1)] = None
-    """Digits that the teacher is trained on, taken from those that are in no test split; null takes all of
-    them."""
-    teacher_placements: Annotated[int, Ge(1)] = 3
-    """Number of times that each digit is pasted into an image for the teacher's training split."""
-    train_placements: Annotated[int, Ge(1)] = 1
-    """Number of images per digit in split train."""
-    test_placements: Annotated[int, Ge(1)] = 2
-    """Number of images per digit in each test split."""
-    min_digit_size: int = 12
-    """Smallest side of a pasted digit in pixels."""
-    max_digit_size: int = 20
-    """Largest side of a pasted digit in pixels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.test_digits + max(self.train_digits, self.teacher_digits or 1) <= 1797,
-            "data.test_digits leaves too few of the 1797 digits for data.train_digits or "
-            f"data.teacher_digits: {self.test_digits}, {self.train_digits}, {self.teacher_digits}",
-        )
-        require(
-            8 <= self.min_digit_size <= self.max_digit_size <= self.image_size <= 80,
-            "data needs 8 <= min_digit_size <= max_digit_size <= image_size <= 80, got "
-            f"{self.min_digit_size}, {self.max_digit_size}, {self.image_size}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitsDataConfig(DataConfig):
-    """Handwritten 8x8 digits of scikit-learn (permafrost/sources/demo.py)."""
-
-    implementation: ClassVar[str] = "permafrost.sources.demo:DigitsSource"
-
-    kind: Literal["digits"] = "digits"
-    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.4
-    """Fraction of the 1,797 digits that form split test, chosen by a hash of the key."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageFolderDataConfig(ImageFileDataConfig):
     """Folder of images: <path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
 
@@ -278,8 +224,6 @@ SOURCES: Family[type[DataConfig]] = Family(
     {
         cls.kind: cls
         for cls in (
-            DemoDataConfig,
-            DigitsDataConfig,
             ImageFolderDataConfig,
             ImageTableDataConfig,
             WebDatasetDataConfig,

@@ -41,7 +41,7 @@ def epoch_metric(run: Path, store: str) -> str | None:
     return chosen if values.get("inputs", {}).get("store") == store else None
 
 
-UNTRAINED = "not trained, as the method compares features only, so accuracy and maps mean nothing; evaluate its features"
+UNTRAINED = "not trained, as the method compares features only: accuracy and maps mean nothing, its features do"
 """Words about a student whose last layer no term of its method has reached."""
 
 

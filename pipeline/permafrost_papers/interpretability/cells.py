@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.records import Box, Content, Record
-from permafrost.sources.demo import encode_png
+from permafrost_sources.demo import encode_png
 
 if TYPE_CHECKING:
     from permafrost_papers.interpretability.options import CellsDataConfig

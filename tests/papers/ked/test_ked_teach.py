@@ -13,7 +13,6 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.data import DigitsDataConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import CifarModelConfig, NoModelConfig, whole_frame
 from permafrost.config.store import StoreOptions
@@ -33,6 +32,7 @@ from permafrost_papers.ked.partition import build_partition
 from permafrost_papers.ked.search import PartitionSearch, load_partition
 from permafrost_papers.probe_set import balanced_order
 from permafrost_report.options import ReportConfig, ReportOptions
+from permafrost_sources.options import DigitsDataConfig
 from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute, report, teach

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from permafrost.config.data import DemoDataConfig, DigitsDataConfig
 from permafrost.core.records import Box, Content, Record
 from permafrost.sources.splits import TRAIN, split_off_test
 from permafrost.store.image_decoding import png_of
+from permafrost_sources.options import DemoDataConfig, DigitsDataConfig
 
 _SIDE = 8
 _LEVELS = 16
