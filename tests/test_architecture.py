@@ -79,7 +79,14 @@ ORDER = (
     {"sweeps"},
     {"verbs"},
     {"library"},
-    {"permafrost_sources", "permafrost_estimate", "permafrost_export", "permafrost_shell", "e2kd"},
+    {
+        "permafrost_sources",
+        "permafrost_estimate",
+        "permafrost_export",
+        "permafrost_shell",
+        "permafrost_trackers",
+        "e2kd",
+    },
     {"permafrost_exchange", "permafrost_report"},
     {"probe_set"},  # shared by papers
     PAPERS - {"e2kd"},

@@ -16,6 +16,7 @@ ADDED = {
     "exchange": {"ingest", "share", "attach"},
     "report": {"report", "show"},
     "sources": set(),
+    "trackers": set(),
 }
 """Verbs of the packages, in an order in which they can be installed."""
 DATA = ("data=image_folder", "data.path=photos")

@@ -9,9 +9,12 @@ from annotated_types import Ge, Gt, Lt
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
-Logger = Annotated[Literal["tensorboard", "wandb", "mlflow", "trackio"], Role.OUTSIDE_IDENTITY]
+TRACKERS: Family[str] = Family({"tensorboard": "permafrost.runs.trackers:TensorBoard"})
+"""Trackers (`logger=`) by the name of their package: module:name of a TrackerClient (permafrost/runs/trackers.py)."""
+Logger = Annotated[str, Role.OUTSIDE_IDENTITY]
 """Tracker that shows the numbers of a training and of its evaluations."""
 
 

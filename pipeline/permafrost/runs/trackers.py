@@ -1,4 +1,4 @@
-"""Trackers of trainings (`logger=`): TensorBoard, Weights & Biases, MLflow and Trackio.
+"""Trackers of trainings (`logger=`): TensorBoard, and those of plug-ins.
 
 A training and the evaluations of its network are one run of the tracker, in a project named after the first part of the
 run's name. The tracker's name of that run is in <folder of the training>/<tracker>/run.json, so that a training that is
@@ -11,20 +11,18 @@ without it.
 from __future__ import annotations
 
 import logging
-import os
-import re
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from permafrost.config.builder import flatten_options
-from permafrost.config.training import Logger
+from permafrost.config.training import TRACKERS
 from permafrost.core.errors import first_line, require
 from permafrost.runs.folder import CONFIG_NAME, STUDENTS
 from permafrost.runs.mirrors import upload_mirror
@@ -32,16 +30,17 @@ from permafrost.storage.signed_files import read_json, read_yaml, write_json
 
 logger = logging.getLogger("permafrost.trackers")
 
-_FINISH_SECONDS = 120.0
-"""Maximum time to wait for uploads to Weights & Biases at the end of a training."""
 
-
-def check_logger(kind: Logger) -> None:
+def check_logger(kind: str) -> None:
     """Check that the package of a tracker is installed.
 
     Raises:
         ConfigError: If it is not.
     """
+    require(
+        kind in TRACKERS,
+        f"logger={kind} is not a tracker; choose one of {', '.join(TRACKERS)}, or name the plug-in that adds it",
+    )
     spec = find_spec(kind)
     require(
         spec is not None and spec.origin is not None,  # a folder of that name has no origin
@@ -53,7 +52,7 @@ def check_logger(kind: Logger) -> None:
 class TrackedRun:
     """Run of a tracker, which shows a training and the evaluations of its network."""
 
-    kind: Logger
+    kind: str
     run: str
     """Name of the run, or its address in a bucket."""
     folder: Path
@@ -135,10 +134,10 @@ class Tracker:
             last_step: Last step that a killed call has written; the tracker keeps its numbers.
         """
         self.tracked = tracked
-        self._client: _Client | None = None
+        self._client: TrackerClient | None = None
         with self._giving_up():
             tracked.files.mkdir(parents=True, exist_ok=True)
-            self._client = _CLIENTS[tracked.kind](tracked, first_step, last_step)
+            self._client = resolve_name(TRACKERS[tracked.kind])(tracked, first_step, last_step)
 
     def add(self, line: Mapping[str, float]) -> None:
         """Add the numbers of a line of metrics, at its step."""
@@ -176,26 +175,30 @@ class Tracker:
             )
 
 
-class _Client(ABC):
+class TrackerClient(ABC):
     """Client of one tracker; `Tracker` catches its errors."""
 
     last_step = 0
     """Last step whose numbers the tracker keeps."""
 
     @abstractmethod
-    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None: ...
+    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
+        """Begin or continue a tracked run. The arguments are those of `Tracker`."""
 
     @abstractmethod
-    def log(self, numbers: Mapping[str, float], step: int) -> None: ...
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Add numbers at a step."""
 
     def log_results(self, numbers: Mapping[str, float]) -> None:
+        """Add the numbers of an evaluation."""
         self.log(numbers, 0)  # a training has no step 0
 
     @abstractmethod
-    def close(self, is_finished: bool) -> None: ...
+    def close(self, is_finished: bool) -> None:
+        """End the run, as finished or as failed."""
 
 
-class _TensorBoard(_Client):
+class TensorBoard(TrackerClient):
     """Events in a folder, of which those of a killed run from the first step on are not shown."""
 
     def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
@@ -210,127 +213,3 @@ class _TensorBoard(_Client):
 
     def close(self, is_finished: bool) -> None:
         self._writer.close()
-
-
-class _WandB(_Client):
-    """Run of Weights & Biases, on this machine with WANDB_MODE=offline, where a kill loses up to 15 seconds of it."""
-
-    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
-        import wandb
-
-        run_id, self.last_step = tracked.read_state(last_step)
-        self._run = wandb.init(
-            project=tracked.project,
-            name=tracked.name,
-            id=run_id,
-            config=tracked.read_options(),
-            allow_val_change=True,  # as trainer.epochs of a training that is continued
-            resume="allow",
-            dir=tracked.folder,  # in which it writes to wandb/
-            reinit="create_new",
-            settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
-        )
-        tracked.save_state(self._run.id, self.last_step)
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def log_results(self, numbers: Mapping[str, float]) -> None:
-        self._run.summary.update(dict(numbers))
-
-    def close(self, is_finished: bool) -> None:
-        self._run.finish(exit_code=0 if is_finished else 1)
-
-
-class _MLflow(_Client):
-    """Run of MLflow, on the server of MLFLOW_TRACKING_URI or in a database in the folder of the training."""
-
-    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
-        from mlflow import MlflowClient
-
-        local = f"sqlite:///{tracked.files}/mlflow.db"
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
-        run_id, _ = tracked.read_state()
-        if run_id is None:
-            run_id = self._create(tracked)
-            tracked.save_state(run_id, 0)
-        else:
-            self._client.update_run(run_id, status="RUNNING")
-            history = self._client.get_metric_history(run_id, "total")
-            self.last_step = max((metric.step for metric in history), default=0)
-        self._id = run_id
-
-    def _create(self, tracked: TrackedRun) -> str:
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
-
-        experiment = self._client.get_experiment_by_name(tracked.project)
-        if experiment is None:
-            with suppress(MlflowException):  # another student may create it at the same time
-                self._client.create_experiment(tracked.project)
-            experiment = self._client.get_experiment_by_name(tracked.project)
-        created = self._client.create_run(experiment.experiment_id, run_name=tracked.name)
-        run_id = str(created.info.run_id)
-        params = [
-            Param(_mlflow_name(name), str(value)[:_MLFLOW_CHARACTERS])
-            for name, value in tracked.read_options().items()
-        ]
-        for start in range(0, len(params), _MLFLOW_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + _MLFLOW_PARAMS])
-        return run_id
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._client.log_batch(
-            self._id,
-            metrics=[
-                Metric(_mlflow_name(name), value, now, step) for name, value in numbers.items()
-            ],
-        )
-
-    def close(self, is_finished: bool) -> None:
-        self._client.set_terminated(self._id, "FINISHED" if is_finished else "FAILED")
-
-
-_MLFLOW_PARAMS, _MLFLOW_CHARACTERS = 100, 6000
-"""Largest number of options in a request to MLflow, and of characters of one."""
-
-
-def _mlflow_name(name: str) -> str:
-    """Replace characters that MLflow does not take in a name."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
-
-
-class _Trackio(_Client):
-    """Run of Trackio, in the folder TRACKIO_DIR of this machine unless its variables name a server."""
-
-    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
-        import trackio
-
-        run_id, self.last_step = tracked.read_state(last_step)
-        self._run = trackio.init(
-            project=tracked.project,
-            name=tracked.name,
-            resume="never" if run_id is None else "allow",
-            config=tracked.read_options(),
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-        tracked.save_state(self._run.id, self.last_step)
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def close(self, is_finished: bool) -> None:
-        self._run.finish()
-
-
-_CLIENTS: dict[Logger, type[_Client]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _WandB,
-    "mlflow": _MLflow,
-    "trackio": _Trackio,
-}

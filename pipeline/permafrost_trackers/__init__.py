@@ -1,0 +1,4 @@
+"""Trackers of trainings besides TensorBoard: Weights & Biases, MLflow and Trackio (`logger=`).
+
+Read first: clients.py.
+"""
