@@ -26,7 +26,7 @@ from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError, UserError, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.yaml_text import dump_yaml
-from permafrost.runs.folder import RunFolder, leaving_no_preparation, mirrored_run, save_options
+from permafrost.runs.folder import RunFolder, mirrored_run, save_options
 from permafrost.storage.lock import lock_folder
 
 
@@ -136,15 +136,14 @@ def run_words(verb: str, words: Sequence[str]) -> Any:
     with ExitStack() as stack:
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
-        if "run" in section_names(verb):
-            stack.enter_context(leaving_no_preparation(composed["run"], composed["command"]))
         if described.locks_run:
             stack.enter_context(lock_folder(RunFolder(composed["run"]).path, "run"))
+        _import_pandas()
+        result = function(config, words) if described.swept else function(config)
         if described.saves_options:
             path = RunFolder(composed["run"]).path / f"{verb}.yaml"
             save_options(path, sections_of_verb(verb, composed), composed["command"])
-        _import_pandas()
-        return function(config, words) if described.swept else function(config)
+        return result
 
 
 def _import_pandas() -> None:

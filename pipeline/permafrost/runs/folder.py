@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from permafrost.config.families import element_class, section_class
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, UserError, require
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.mirrors import files_of_run
 from permafrost.storage.files import remove_partial_files
-from permafrost.storage.lock import LOCK_NAME, LockedError, lock_folder
+from permafrost.storage.lock import lock_folder
 from permafrost.storage.signed_files import (
     DamagedFileError,
     damaged,
@@ -92,63 +92,6 @@ def mirrored_run(run: str) -> Iterator[None]:
         yield
     finally:
         files.upload_top()
-
-
-@contextmanager
-def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
-    """Remove what the block has prepared in a run's folder if it fails before anything was computed.
-
-    Preparations are configs, the options of a call and locks. A folder that existed stays as it was, and if another
-    process works on the run, everything stays.
-
-    Args:
-        run: Name of the run, or its address in a bucket.
-        command: Arguments of the block's command, which is saved with its options.
-    """
-    folder = RunFolder(run).path
-    parents = [path for path in (folder, *folder.parents) if path.exists()]
-    before = set(_files_of(folder))
-    try:
-        yield
-    except LockedError:
-        raise
-    except UserError:
-        new_paths = [path for path in _files_of(folder) if path not in before]
-        if not files_of_run(run).is_mirrored and all(
-            _is_preparation(path, folder, command) for path in new_paths
-        ):
-            _remove_prepared(folder, new_paths, parents)
-        raise
-
-
-def _files_of(folder: Path) -> Iterator[Path]:
-    """Iterate over what is in a run and in its verbs, without a sweep's students."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir() and path.name != STUDENTS:
-            yield from sorted(path.iterdir())
-        else:
-            yield path
-
-
-def _is_preparation(path: Path, folder: Path, command: list[str]) -> bool:
-    """Return whether a file was written before anything was computed, one of options by this command."""
-    if path.parent == folder and path.suffix == ".yaml":
-        return bool(read_yaml(path, "").get("command") == command)
-    return path.name in (CONFIG_NAME, LOCK_NAME)
-
-
-def _remove_prepared(folder: Path, new_paths: Sequence[Path], existing: Sequence[Path]) -> None:
-    """Remove these files, unless another process holds a lock next to one, and the folders that they leave."""
-    holders = {path.parent for path in new_paths}
-    with suppress(LockedError), ExitStack() as stack:
-        for holder in holders:
-            if (holder / LOCK_NAME).exists():
-                stack.enter_context(lock_folder(holder, "run"))
-        for path in new_paths:
-            path.unlink(missing_ok=True)
-        for path in (*(holders - {folder}), folder, *folder.parents):
-            if path not in existing and path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
 
 
 def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:

@@ -31,7 +31,7 @@ from permafrost.storage.rooted_paths import AnyPath, RootedPath
 logger = logging.getLogger("permafrost.lock")
 
 LOCK_NAME = ".lock"
-"""Empty file; the process that holds its lock may write, and may remove it with the folder of a run."""
+"""Empty file; the process that holds its lock may write."""
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -64,21 +64,18 @@ def lock_folder(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
             yield
         return
     _forget_in_children()
-    while True:
-        make_folder(folder)
-        file = _open_lock(folder, option)
-        if file is None:
-            yield
-            return
-        _files.add(file)
-        try:
-            _take(file, folder, option)
-            if os.fstat(file.fileno()).st_nlink > 0:
-                yield
-                return
-        finally:  # another process has removed the file since it was opened
-            _files.discard(file)
-            file.close()  # a forked child has closed it
+    make_folder(folder)
+    file = _open_lock(folder, option)
+    if file is None:
+        yield
+        return
+    _files.add(file)
+    try:
+        _take(file, folder, option)
+        yield
+    finally:
+        _files.discard(file)
+        file.close()  # a forked child has closed it
 
 
 def _take(file: io.FileIO, folder: AnyPath, option: str) -> None:
