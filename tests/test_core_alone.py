@@ -15,6 +15,7 @@ ADDED = {
     "export": {"export"},
     "exchange": {"ingest", "share", "attach"},
     "report": {"report", "show"},
+    "findings": set(),
     "sources": set(),
     "trackers": set(),
 }

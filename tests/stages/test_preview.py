@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from permafrost.config.data import FINDINGS
 from permafrost.sources.data_preview import read_preview
-from permafrost.sources.findings import FINDINGS
 from permafrost.storage.files import read_regular
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

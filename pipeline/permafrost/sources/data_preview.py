@@ -38,6 +38,7 @@ from permafrost.store.listing import Listing, RecordCounts, open_listing
 logger = logging.getLogger("permafrost.preview")
 
 Level = Literal["error", "warning", "note"]
+"""Level of a finding: an error stops `precompute`."""
 Doubt: TypeAlias = tuple[Level, str]
 """Level and message of a finding (findings.py)."""
 _TASK_RECORDS = 2048

@@ -9,76 +9,18 @@ names the finding. Messages are kept next to stores, so they name no absolute pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TypeAlias
+from pkgutil import resolve_name
 
-from permafrost.config.data import FileDataConfig
-from permafrost.config.plugins import Family
+from permafrost.config.data import FINDINGS, FileDataConfig
 from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
-from permafrost.sources import folder_rules, label_rules, picture_rules
-from permafrost.sources.data_preview import Doubt, Finding, Preview
+from permafrost.sources.data_preview import Finding, Preview
 
 logger = logging.getLogger("permafrost.precompute")
 
-Rule: TypeAlias = Callable[[Preview], Iterable[Doubt]]
-
 _DAMAGED = "damaged_files"
 """Finding of files that cannot be packed, whatever the user means."""
-
-
-FINDINGS: Family[Rule] = Family(
-    {
-        "class_folders_repeat": folder_rules.find_repeating_folders,
-        "folders_too_deep": folder_rules.find_folders_too_deep,
-        "splits_in_classes": folder_rules.find_splits_in_classes,
-        "single_folder": folder_rules.find_single_folder,
-        "nested_class_folders": folder_rules.find_nested_folders,
-        "other_things": folder_rules.find_other_things,
-        "same_names": folder_rules.find_same_names,
-        "members_left_out": folder_rules.find_members_left_out,
-        "files_left_out": folder_rules.find_files_left_out,
-        "pictures_left_out": folder_rules.find_pictures_left_out,
-        _DAMAGED: folder_rules.find_damaged_files,
-        "split_spellings": folder_rules.find_split_spellings,
-        "classes_without_names": label_rules.find_classes_without_names,
-        "classes_like_splits": label_rules.find_classes_like_splits,
-        "unusual_splits": label_rules.find_unusual_splits,
-        "empty_classes": label_rules.find_empty_classes,
-        "numbered_folders": label_rules.find_numbered_folders,
-        "class_spellings": label_rules.find_other_spellings,
-        "classes_of_one_split": label_rules.find_classes_of_one_split,
-        "unknown_classes": label_rules.find_unknown_classes,
-        "background_classes": label_rules.find_background_classes,
-        "class_per_record": label_rules.find_identifiers,
-        "category_order": label_rules.find_category_order,
-        "quoted_classes": label_rules.find_quoted_classes,
-        "mixed_numbers": label_rules.find_mixed_numbers,
-        "groups_across_splits": label_rules.find_shared_groups,
-        "label_gaps": label_rules.find_label_gaps,
-        "signed_labels": label_rules.find_signed_labels,
-        "missing_labels": label_rules.find_missing_labels,
-        "joined_labels": label_rules.find_joined_labels,
-        "label_separator": label_rules.find_separators,
-        "unknown_cells": label_rules.find_unknown_cells,
-        "fractions": label_rules.find_fractions,
-        "one_hot_labels": label_rules.find_one_hot_labels,
-        "one_hot_columns": label_rules.find_one_hot_columns,
-        "normalized_boxes": label_rules.find_normalized_boxes,
-        "json_beside_cls": label_rules.find_json_beside_cls,
-        "dark_images": picture_rules.find_dark_images,
-        "turned_regions": picture_rules.find_turned_regions,
-        "regions_outside": picture_rules.find_regions_outside,
-        "mask_values": picture_rules.find_mask_values,
-        "blank_images": picture_rules.find_blank_images,
-        "dim_images": picture_rules.find_dim_images,
-        "dropped_channels": picture_rules.find_dropped_channels,
-        "traits_of_classes": picture_rules.find_traits_of_classes,
-        "traits_of_splits": picture_rules.find_traits_of_splits,
-    }
-)
-"""Rules by the name of their findings."""
 
 
 def add_findings(preview: Preview) -> Preview:
@@ -103,7 +45,7 @@ def add_findings(preview: Preview) -> Preview:
             message=message,
         )
         for name, rule in FINDINGS.items()
-        for level, message in rule(preview)
+        for level, message in (resolve_name(rule) if isinstance(rule, str) else rule)(preview)
     ]
     levels = ("error", "warning", "note")
     findings.sort(key=lambda finding: levels.index(finding.level))

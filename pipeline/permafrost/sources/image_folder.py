@@ -41,6 +41,7 @@ from permafrost.storage.rooted_paths import user_path
 
 # Topics of the tally of a folder. A topic of one split's folder has its path after a colon.
 EMPTY_FOLDERS = "class folders without images"
+"""Topic of a tally: class folders that have no image."""
 CLASS_FOLDERS = "class folders"
 FOLDERS_ONLY = "class folders whose images are all in folders"
 NESTED_FOLDERS = "folders in class folders"

@@ -86,10 +86,15 @@ _OF_SEVERAL = re.compile(r"-\d+-of-\d+$")
 
 # Topics of the tally of a table.
 SEPARATED = "label cells separated at"
+"""Topic of a tally: cells of labels by the separator at which they were divided."""
 JOINED = "label cells that may hold several labels"
+"""Topic of a tally: cells of labels by a separator that they contain."""
 NUMBERED = "labels that are numbers"
+"""Topic of a tally: labels that are numbers."""
 ONE_HOT_COLUMNS = "columns of 0 and 1 beside the label's"
+"""Topic of a tally: columns of 0 and 1 next to the column of labels."""
 CATEGORIES = "ordered categories"
+"""Topic of a tally: orders of the categories that a file declares."""
 
 
 @dataclass(frozen=True)

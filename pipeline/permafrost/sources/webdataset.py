@@ -63,11 +63,16 @@ _MAX_LABEL_BYTES = 2**22
 
 # Topics of the tally of tars.
 NUMBERED_TARS = "tars whose labels are numbers"
+"""Topic of a tally: tars whose labels are numbers."""
 OTHER_MEMBERS = "members of tars that are not read"
 UNLABELED_MEMBERS = "members of samples without a label"
+"""Topic of a tally: members of samples that have no label."""
 JSON_KEYS = "keys in the .json of samples without a label"
+"""Topic of a tally: keys in the .json of samples that have no label."""
 UNKNOWN_LABELS = "labels of samples taken as unknown"
+"""Topic of a tally: texts that were taken for an unknown label."""
 PASSED_OVER_JSON = ".json beside a .cls that was passed over"
+"""Topic of a tally: samples with a .cls, whose .json was not read."""
 
 
 class WebDatasetSource:

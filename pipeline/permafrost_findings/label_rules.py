@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 
 from permafrost.core.errors import quote, shorten
 from permafrost.core.records import are_numbers
-from permafrost.sources import image_folder, image_table, table_files, webdataset
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
+from permafrost.sources.image_folder import EMPTY_FOLDERS
+from permafrost.sources.image_table import CATEGORIES, JOINED, NUMBERED, ONE_HOT_COLUMNS, SEPARATED
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
 from permafrost.sources.splits import TRAIN, known_split
+from permafrost.sources.table_files import UNKNOWN_CELLS
 from permafrost.sources.tally import BOXES, REST, describe_items
+from permafrost.sources.webdataset import (
+    JSON_KEYS,
+    NUMBERED_TARS,
+    PASSED_OVER_JSON,
+    UNKNOWN_LABELS,
+    UNLABELED_MEMBERS,
+)
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Doubt, Level, Preview
@@ -42,12 +51,12 @@ _ONE_HOT = 0.9
 
 def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
     """Find classes without images or records."""
-    empty = preview.tally[image_folder.EMPTY_FOLDERS]
+    empty = preview.tally[EMPTY_FOLDERS]
     if empty:
         yield (
             "warning",
             "class folders without images are left out "
-            f"({preview.tally.total(image_folder.EMPTY_FOLDERS):,}): {shorten(sorted(empty), 5)}; "
+            f"({preview.tally.total(EMPTY_FOLDERS):,}): {shorten(sorted(empty), 5)}; "
             "data.classes=<file> would keep their classes",
         )
     names = [name for label, name in enumerate(preview.classes) if not preview.has_records(label)]
@@ -320,7 +329,7 @@ def find_shared_groups(preview: Preview) -> Iterator[Doubt]:
 def _have_no_names(preview: Preview) -> bool:
     """Return whether the classes are the numbers up to the largest label, because nothing names them."""
     tally = preview.tally
-    return bool(tally[image_table.NUMBERED] or tally[webdataset.NUMBERED_TARS])
+    return bool(tally[NUMBERED] or tally[NUMBERED_TARS])
 
 
 def find_label_gaps(preview: Preview) -> Iterator[Doubt]:
@@ -360,12 +369,10 @@ def find_missing_labels(preview: Preview) -> Iterator[Doubt]:
     hints = []
     if preview.tally[UNLABELED_CELLS]:
         hints.append(f"their cells are {describe_items(preview.tally[UNLABELED_CELLS])}")
-    if preview.tally[webdataset.UNLABELED_MEMBERS]:
-        hints.append(
-            f"their other members are {describe_items(preview.tally[webdataset.UNLABELED_MEMBERS])}"
-        )
-    if preview.tally[webdataset.JSON_KEYS]:
-        keys = [key for key in preview.tally[webdataset.JSON_KEYS] if key != REST]
+    if preview.tally[UNLABELED_MEMBERS]:
+        hints.append(f"their other members are {describe_items(preview.tally[UNLABELED_MEMBERS])}")
+    if preview.tally[JSON_KEYS]:
+        keys = [key for key in preview.tally[JSON_KEYS] if key != REST]
         hints.append(f"keys of their .json are {shorten(keys, 10)} (data.label_key chooses one)")
     there = f"; {'; '.join(hints)}" if hints else ""
     if preview.source == "webdataset":
@@ -393,7 +400,7 @@ def _expects_labels(preview: Preview) -> bool:
 def find_joined_labels(preview: Preview) -> Iterator[Doubt]:
     """Find cells that look like several labels in one."""
     several = getattr(preview.data, "labels", None) is not None
-    for separator, (count, example) in preview.tally[image_table.JOINED].items():
+    for separator, (count, example) in preview.tally[JOINED].items():
         if not several:
             column = getattr(preview.data, "label", "")
             yield (
@@ -418,7 +425,7 @@ def find_joined_labels(preview: Preview) -> Iterator[Doubt]:
 
 def find_separators(preview: Preview) -> Iterator[Doubt]:
     """Find the separator that was chosen for cells of several labels."""
-    for separator, (count, example) in preview.tally[image_table.SEPARATED].items():
+    for separator, (count, example) in preview.tally[SEPARATED].items():
         yield (
             "note",
             f"cells of labels are separated at {separator!r} ({count:,} different ones, such as {quote(example)}); "
@@ -428,7 +435,7 @@ def find_separators(preview: Preview) -> Iterator[Doubt]:
 
 def find_unknown_cells(preview: Preview) -> Iterator[Doubt]:
     """Find words that were read as an unknown label."""
-    words = {**preview.tally[table_files.UNKNOWN_CELLS], **preview.tally[webdataset.UNKNOWN_LABELS]}
+    words = {**preview.tally[UNKNOWN_CELLS], **preview.tally[UNKNOWN_LABELS]}
     if words:
         yield (
             "warning",
@@ -452,7 +459,7 @@ def find_fractions(preview: Preview) -> Iterator[Doubt]:
 
 def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
     """Find .json members that were passed over because the record has a .cls."""
-    items = preview.tally[webdataset.PASSED_OVER_JSON]
+    items = preview.tally[PASSED_OVER_JSON]
     if items:
         yield (
             "warning",
@@ -463,7 +470,7 @@ def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
 
 def find_one_hot_columns(preview: Preview) -> Iterator[Doubt]:
     """Find a column of labels that is one of several with a 1 in one of them."""
-    for column, (count, columns) in preview.tally[image_table.ONE_HOT_COLUMNS].items():
+    for column, (count, columns) in preview.tally[ONE_HOT_COLUMNS].items():
         yield (
             "error",
             f"column {column} is 0 or 1, and one of {count:,} columns of which each row has a 1 in one ({columns}), as "
@@ -474,7 +481,7 @@ def find_one_hot_columns(preview: Preview) -> Iterator[Doubt]:
 
 def find_category_order(preview: Preview) -> Iterator[Doubt]:
     """Find categories whose order in the file differs from the order of the labels."""
-    for order in preview.tally[image_table.CATEGORIES]:
+    for order in preview.tally[CATEGORIES]:
         yield (
             "warning",
             f"categories of the label column are ordered in the file ({order}), and labels here are in the order of "
