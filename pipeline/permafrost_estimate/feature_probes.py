@@ -119,8 +119,7 @@ def _compute_features(context: EvaluationContext, dataset: StoreDataset) -> tupl
     parts = []
     for images in context.iter_views(positions.tolist(), dataset):
         check_interrupted()
-        pooled = context.model.network(images, Intermediates(pooled=True)).pooled
-        assert pooled is not None
+        pooled = context.model.network(images, Intermediates(pooled=True)).require("pooled")
         parts.append(to_float32(pooled).cpu())
     labels = torch.from_numpy(dataset.label_numbers[positions].astype(np.int64))
     return torch.cat(parts), labels

@@ -394,10 +394,12 @@ class PooledPayload:
         pass
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
-        assert output.pooled is not None
         return [
             FieldSpec(
-                name="pooled", shape=(output.pooled.shape[1],), dtype="float16", axes=("feature",)
+                name="pooled",
+                shape=(output.require("pooled").shape[1],),
+                dtype="float16",
+                axes=("feature",),
             )
         ]
 

@@ -29,14 +29,12 @@ def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
 
 def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
     """Return the field class_maps [B, K, h, w], on the features' grid."""
-    assert output.class_maps is not None
-    return {"class_maps": output.class_maps.detach()}
+    return {"class_maps": output.require("class_maps").detach()}
 
 
 def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
     """Return the field pooled [B, d]: the pooled feature before the classifier."""
-    assert output.pooled is not None
-    return {"pooled": output.pooled.detach()}
+    return {"pooled": output.require("pooled").detach()}
 
 
 def stage_fields(

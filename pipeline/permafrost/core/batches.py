@@ -60,6 +60,18 @@ class StoredTargets:
     """Matrices f32 [B, 3, 3] that place all these grids in the canonical frame. None where the grids are those of
     the batch's own view, because the teacher was run on that view (replay)."""
 
+    def require_maps(self) -> tuple[Tensor, Tensor]:
+        """Return the target classes and the maps, which a pass may lack.
+
+        Raises:
+            ConfigError: If it stores none.
+        """
+        if self.maps is None or self.explained_class is None:
+            raise ConfigError(
+                f"{self.teacher} stores no maps; make a pass with map among annotate.payloads"
+            )
+        return self.explained_class, self.maps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:

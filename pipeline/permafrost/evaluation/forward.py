@@ -392,8 +392,7 @@ def _teacher_epg(
     batch: Batch, stored: StoredTargets, kind: RegionKind, size: tuple[int, int]
 ) -> Tensor:
     """EPG of the stored maps as defined for `Predictions.teacher_epg`: [n, P]."""
-    assert stored.explained_class is not None
-    explained = stored.explained_class
+    explained, _ = stored.require_maps()
     of_region = batch.labels[:, None]
     if has_many(batch.labels):
         own = batch.labels.gather(1, explained.clamp(min=0)) > 0

@@ -177,21 +177,20 @@ def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTar
         stored: Targets with the maps of E classes per record.
         classes: i64 [n]. The map explains the record's class if the teacher has it; otherwise it is the first one.
     """
-    assert stored.maps is not None
-    assert stored.explained_class is not None
-    place = (stored.explained_class == classes[:, None]).int().argmax(dim=1, keepdim=True)
+    explained, maps = stored.require_maps()
+    place = (explained == classes[:, None]).int().argmax(dim=1, keepdim=True)
     one = replace(
         stored,
-        maps=stored.maps.take_along_dim(place[:, :, None, None, None], dim=1),
-        explained_class=stored.explained_class.gather(1, place),
+        maps=maps.take_along_dim(place[:, :, None, None, None], dim=1),
+        explained_class=explained.gather(1, place),
     )
-    return one, stored.explained_class.gather(1, place)[:, 0]
+    return one, explained.gather(1, place)[:, 0]
 
 
 def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
     """Warp the stored maps to the batch's view, on their own grid: f32 [B, E, A, h, w]."""
-    assert stored.maps is not None
-    return view_maps(batch, stored, (stored.maps.shape[-2], stored.maps.shape[-1]))
+    _, maps = stored.require_maps()
+    return view_maps(batch, stored, (maps.shape[-2], maps.shape[-1]))
 
 
 def _picture_maps(maps: Tensor, batch: Batch) -> dict[str, Tensor]:

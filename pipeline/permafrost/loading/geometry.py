@@ -31,8 +31,7 @@ from permafrost.store.codecs import INT8_STEPS
 
 def decode_maps(stored: StoredTargets) -> Tensor:
     """Decode maps to f32 [B, E, A, h, w] with max-abs 1 (or all zero)."""
-    assert stored.maps is not None
-    return _decode_unit(stored.maps)
+    return _decode_unit(stored.require_maps()[1])
 
 
 def decode_intermediates(stored: StoredTargets) -> dict[str, Tensor]:

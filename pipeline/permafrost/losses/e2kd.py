@@ -65,9 +65,8 @@ class E2KDLoss(KDLoss):
         )
 
     def _class_map_distance(self, student: StudentOutput, targets: Targets) -> Tensor:
-        assert student.output.class_maps is not None
         return class_map_loss(
-            student.output.class_maps,
+            student.output.require("class_maps"),
             targets.intermediates["class_maps"],
             self.config.resolution,
         )

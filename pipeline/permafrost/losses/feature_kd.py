@@ -254,9 +254,8 @@ class CatKDLoss(FeatureKDLoss):
         check_resolution(self.config.resolution, targets)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        assert student.output.class_maps is not None
         return class_map_loss(
-            student.output.class_maps,
+            student.output.require("class_maps"),
             targets.intermediates["class_maps"],
             self.config.resolution,
             normalize=self.config.normalize,

@@ -239,6 +239,5 @@ class EmbeddingLoss(FeatureKDLoss):
 
 def _embeddings(student: StudentOutput, targets: Targets) -> tuple[Tensor, Tensor]:
     """Return both networks' pooled features, f32 [B, d] each, the teacher's constant."""
-    assert student.output.pooled is not None
-    pooled = to_float32(student.output.pooled)
+    pooled = to_float32(student.output.require("pooled"))
     return pooled, targets.intermediates["pooled"].detach().to(pooled)

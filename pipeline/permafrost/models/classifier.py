@@ -91,6 +91,17 @@ class ModelOutput(NamedTuple):
     extras: Mapping[str, Tensor] = _NONE
     """Tensors by name that only this kind of network computes."""
 
+    def require(self, name: Literal["class_maps", "pooled"]) -> Tensor:
+        """Return an intermediate that the forward pass was asked for.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        tensor: Tensor | None = getattr(self, name)
+        if tensor is None:
+            raise ValueError(f"this forward pass was not asked for {name} (Intermediates)")
+        return tensor
+
     def first(self, count: int) -> ModelOutput:
         """Return the output for the first images of the batch."""
 

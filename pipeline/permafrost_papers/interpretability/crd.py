@@ -119,9 +119,8 @@ class CRDLoss(FeatureKDLoss):
         """Records and both embeddings of the current step."""
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        assert student.output.pooled is not None
         size = self.config.embedding_size
-        self.embed_student = nn.Linear(student.output.pooled.shape[1], size)
+        self.embed_student = nn.Linear(student.output.require("pooled").shape[1], size)
         self.embed_teacher = nn.Linear(targets.intermediates["pooled"].shape[1], size)
 
     def on_train_start(self, records: TrainingRecords) -> None:
@@ -161,10 +160,9 @@ class CRDLoss(FeatureKDLoss):
             self.teacher_bank[at] = _embed(self.embed_teacher, intermediates["pooled"])
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        assert student.output.pooled is not None
         assert student.record_index is not None
         records = student.record_index
-        student_embeddings = _embed(self.embed_student, student.output.pooled)
+        student_embeddings = _embed(self.embed_student, student.output.require("pooled"))
         teacher_embeddings = _embed(self.embed_teacher, targets.intermediates["pooled"].detach())
         count = min(self.config.negatives, self.negatives.fewest)
         chosen = torch.cat([records[:, None], self.negatives.draw(records, count)], dim=1)

@@ -104,8 +104,7 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
         )
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        assert student.output.pooled is not None
-        self.student_head = _head(student.output.pooled.shape[1])
+        self.student_head = _head(student.output.require("pooled").shape[1])
         self.teacher_head = _head(targets.intermediates["pooled"].shape[1])
 
     def on_train_start(self, records: TrainingRecords) -> None:
@@ -167,10 +166,9 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         """Compute the term on similarities."""
-        assert student.output.pooled is not None
         assert student.view_index is not None
         student_similarities = self._similarities(
-            self.student_head, student.output.pooled, student.view_index
+            self.student_head, student.output.require("pooled"), student.view_index
         )
         with torch.no_grad():
             teacher_similarities = self._similarities(
