@@ -27,7 +27,7 @@ from permafrost.core.errors import ConfigError, UserError, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import RunFolder, mirrored_run, save_options
-from permafrost.storage.lock import lock_folder
+from permafrost.storage.lock import FolderLock
 
 
 class _OneLineFormatter(logging.Formatter):
@@ -137,7 +137,7 @@ def run_words(verb: str, words: Sequence[str]) -> Any:
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if described.locks_run:
-            stack.enter_context(lock_folder(RunFolder(composed["run"]).path, "run"))
+            stack.enter_context(FolderLock(RunFolder(composed["run"]).path, "run"))
         _import_pandas()
         result = function(config, words) if described.swept else function(config)
         if described.saves_options:

@@ -23,7 +23,7 @@ from permafrost.core.errors import require
 from permafrost.core.tasks import SerialExecutor, ShardResult, ShardTask
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
-from permafrost.sources.source import build_source, classes_of_source, list_source, plan_source
+from permafrost.sources.source import build_source, list_data
 from permafrost.storage.files import sha256_file
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import StoreMismatchError
@@ -180,17 +180,13 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
         DataError: If the data were probably misunderstood.
         ConfigError: If the source cannot be listed, or a shard has a single record.
     """
-    source, times = build_source(config.data), ShardTimes()
+    times = ShardTimes()
     with listing_files(folder) as files:
-        listing, tally = list_source(source, files, config.store.seed, times)
-        plans = plan_source(source, listing, config.store)
-        classes = classes_of_source(source, listing)
+        listed = list_data(config.data, files, config.store.seed, lambda _: times)
+        plans = listed.plan_shards(config.store)
         preview = preview_source(
             config.data,
-            source,
-            classes,
-            listing,
-            tally,
+            listed,
             times,
             folder,
             files=config.preview.limit,
@@ -202,7 +198,8 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
             _part_of(plans[number], position, start, stop)
             for position, (number, start, stop) in enumerate(pieces)
         ]
-        pack(plan_pack(config, folder, source, classes, listing, parts), config, times)
+        plan = plan_pack(config, folder, listed.source, listed.classes, listed.listing, parts)
+        pack(plan, config, times)
     seconds = [
         _seconds_of_a_record(result, plans[number])
         for result, (number, _, _) in zip(times.results[-1], pieces, strict=True)
@@ -216,7 +213,7 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
     store = Store(folder)
     return RecordSample(
         store=store,
-        whole=_whole_numbers(config, sizes, len(classes), rows),
+        whole=_whole_numbers(config, sizes, len(listed.classes), rows),
         in_place=bool(images),
         images=images or tuple((shard.records, shard.bytes) for shard in store.shards[1:]),
         packing=spread_of(seconds[1:]),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.core.errors import require
-from permafrost.storage.lock import lock_folder
+from permafrost.storage.lock import FolderLock
 from permafrost.store.reader import Store
 from permafrost_exchange.options import AttachConfig
 
@@ -48,7 +48,7 @@ def attach_targets(config: AttachConfig) -> AttachResult:
     path = config.store.folder.absolute()
     store = Store(path)
     with (
-        lock_folder(path),
+        FolderLock(path),
         ExecutorChoice.for_store(config.executor, config.cluster, path) as choice,
     ):
         done = attach_pass(config, store, choice.for_records(store.num_records()))

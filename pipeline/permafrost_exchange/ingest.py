@@ -21,10 +21,10 @@ from functools import partial
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.models import ModelConfig
 from permafrost.core.errors import require
-from permafrost.storage.lock import lock_folder
+from permafrost.storage.lock import FolderLock
 from permafrost.store.manifest import CANONICAL_VIEW
 from permafrost.store.reader import Store
-from permafrost.verbs.next_commands import distill_command
+from permafrost.verbs.next_commands import NextCommands
 from permafrost_exchange.options import IngestConfig
 
 
@@ -57,7 +57,7 @@ def ingest_files(config: IngestConfig) -> IngestResult:
     path = config.store.folder.absolute()
     store = Store(path)
     with (
-        lock_folder(path),
+        FolderLock(path),
         ExecutorChoice.for_store(config.executor, config.cluster, path) as choice,
     ):
         executor = choice.for_records(store.num_records())
@@ -84,7 +84,7 @@ def ingest_files(config: IngestConfig) -> IngestResult:
         agreement=""
         if passport is None
         else f"{passport.teacher}: {describe_agreement(passport.agreement)}",
-        next=distill_command(store, typed, "my-student", opened)
+        next=NextCommands(store, typed).distill("my-student", opened)
         if opened.views["sampler"] == CANONICAL_VIEW
         else "",
     )

@@ -42,7 +42,7 @@ from permafrost.storage.files import (
     sha256_file,
     write_atomically,
 )
-from permafrost.storage.lock import LOCK_NAME, lock_folder
+from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
@@ -115,7 +115,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         staging.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"to={folder} cannot be written ({error.strerror})") from error
-    with lock_folder(staging, "to"):
+    with FolderLock(staging, "to"):
         _remove_interrupted(staging, folder)
         try:
             count = 0

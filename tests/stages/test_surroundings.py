@@ -13,7 +13,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.progress import progress
 from permafrost.storage import object_cache
 from permafrost.store.reader import Store
-from permafrost.verbs.next_commands import distill_command, teach_command
+from permafrost.verbs.next_commands import NextCommands
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.paths import ROOT
 from tests.support.previews import preview_of
@@ -100,7 +100,7 @@ def store_of_splits(root, splits):
 def test_the_next_commands_name_splits_that_they_can_use(tmp_path, splits, trained, evaluated):
     store = store_of_splits(tmp_path, splits)
 
-    command = teach_command(store, tmp_path, "r")
+    command = NextCommands(store, tmp_path).teach("r")
 
     assert ("teaching.split=" in command) == (trained is not None)
     assert trained is None or f"teaching.split={trained}" in command
@@ -113,7 +113,9 @@ def test_names_of_passes_are_names(frozen):
 
     assert result.passes == tuple(folder.name for folder in frozen.store.pass_folders())
     assert result.printed()["passes"].startswith(f"{result.passes[0]} (")
-    assert distill_command(frozen.store, Path("x"), "r", frozen.store.open_pass(result.passes[0]))
+    assert NextCommands(frozen.store, Path("x")).distill(
+        "r", frozen.store.open_pass(result.passes[0])
+    )
     assert np.isfinite(result.bytes_per_record).all()
 
 

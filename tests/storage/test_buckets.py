@@ -19,7 +19,7 @@ from permafrost.storage import buckets, files, lock, object_cache
 from permafrost.storage.addresses import Bucket, parse_bucket
 from permafrost.storage.buckets import ReplacedError, create_object
 from permafrost.storage.files import exists, file_size, is_folder, iter_files, list_folder, listing
-from permafrost.storage.lock import Lease, LockedError, lock_folder
+from permafrost.storage.lock import FolderLock, Lease, LockedError
 from permafrost.storage.object_cache import CacheError, ObjectCache
 from permafrost.storage.rooted_paths import RootedPath, rooted
 from tests.support.buckets import (
@@ -193,12 +193,12 @@ def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_bloc
     stores, short_lease
 ):
     with (
-        lock_folder(FOLDER),
+        FolderLock(FOLDER),
         pytest.raises(LockedError, match=f"process {os.getpid()} on .* is writing"),
-        lock_folder(FOLDER),
+        FolderLock(FOLDER),
     ):
         pass
-    with lock_folder(FOLDER):
+    with FolderLock(FOLDER):
         assert exists(FOLDER / ".lock")
     assert not exists(FOLDER / ".lock")
 
@@ -206,7 +206,7 @@ def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_bloc
 def test_the_lease_of_a_process_that_died_is_taken_over(store, short_lease):
     create_object("s3://bucket/folder/.lock", b'{"holder": "process 1 on gone", "token": "t"}')
     started = time.monotonic()
-    with lock_folder(FOLDER):
+    with FolderLock(FOLDER):
         pass
     assert time.monotonic() - started >= lock.EXPIRY_SECONDS
 
@@ -230,7 +230,7 @@ def test_an_endpoint_that_ignores_conditions_is_refused_at_the_first_write(store
     monkeypatch.setattr(obstore, "put", lambda *words, mode=None, **options: put(*words, **options))
     with (
         pytest.raises(FileError, match="does not support conditional puts"),
-        lock_folder(FOLDER),
+        FolderLock(FOLDER),
     ):
         pass
     assert not exists(FOLDER / ".lock")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -34,6 +35,10 @@ from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.shards import ShardEntry
 
+logger = logging.getLogger("permafrost.precompute")
+
+_MIN_TIMES_LARGER = 2
+"""Pixels of a frame's side per pixel of a teacher's input, above which pixels are missed."""
 _AUTOMATIC: tuple[PassPrecision, ...] = ("float32", "bfloat16")
 """Precisions of precision=auto; a pass of the first is preferred if the store has both."""
 
@@ -112,6 +117,21 @@ class PassRequest:
     """Description of the teacher."""
     added: dict[str, Any]
     """Part of the description of a pass that payloads state of the teacher."""
+
+    def warn_of_aliasing(self) -> None:
+        """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
+        side = Network(self.teacher, self.store.manifest.classes).input_size
+        size = self.store.size
+        if not self.store.form.has_places or side is None or max(size) <= _MIN_TIMES_LARGER * side:
+            return
+        logger.warning(
+            "the teacher receives frames of %dx%d at %dx%d, resized bilinearly and without antialiasing; if its "
+            "accuracy is lower than expected, pack a store with store.image_size=%d",
+            *size,
+            side,
+            side,
+            side,
+        )
 
     def existing_options(self) -> PassOptions | None:
         """Return the options of the canonical pass of which a shard was finished in an earlier call, None without one.

@@ -18,7 +18,7 @@ from permafrost.annotation.moved_features import (
     describe_moved_features,
     measure_moved_features,
 )
-from permafrost.annotation.pass_plan import PassPlan, PassRequest, request_passes
+from permafrost.annotation.pass_plan import PassPlan, PassRequest, plan_pass, request_passes
 from permafrost.annotation.precision import (
     ComparePrecision,
     PrecisionError,
@@ -96,6 +96,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     """
     # 1. What is asked for, and what of it exists.
     request = request_passes(config, store)
+    request.warn_of_aliasing()
     options = begun = request.existing_options()
     # 2. What `auto` means, measured on a sample before a new pass.
     agreement = None
@@ -117,6 +118,22 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         passes={plan.folder.name: plan.bytes_per_record() for plan in plans},
         accuracy=results[0][1],
     )
+
+
+def plan_passes(config: PrecomputeConfig, store: Store) -> list[PassPlan]:
+    """Plan the passes that the options ask for, without measuring what `auto` means.
+
+    Args:
+        config: Options of precompute, with what `resolve_precompute` derives from the store.
+        store: Finished store.
+
+    Raises:
+        ConfigError: If teacher, explainer or views do not fit the store.
+    """
+    plans = [plan_pass(config, store)]
+    if config.views.kind != "canonical":
+        plans.append(plan_pass(config, store, requested_views(config, store)))
+    return plans
 
 
 def _choose_logits(request: PassRequest, executor: Executor) -> PassOptions:

@@ -58,6 +58,13 @@ class Network:
         """Number of outputs."""
         return self.config.classes or count_classes(self.classes)
 
+    @property
+    def input_size(self) -> int | None:
+        """Side of the input images in pixels; None for the frame of the store."""
+        from permafrost.models.providers import teacher_input_size
+
+        return teacher_input_size(self.config)
+
     def check(self, *, reads_head: bool = True) -> None:
         """Check that the options are those that a run has trained the weights with, on the classes of the data.
 

@@ -19,7 +19,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.mirrors import files_of_run
 from permafrost.storage.files import remove_partial_files
-from permafrost.storage.lock import lock_folder
+from permafrost.storage.lock import FolderLock
 from permafrost.storage.signed_files import (
     DamagedFileError,
     damaged,
@@ -78,7 +78,7 @@ class RunFolder:
             LockedError: If another process writes to it.
         """
         folder = self.path / verb
-        with lock_folder(folder, "run"), self.files.opened(verb):
+        with FolderLock(folder, "run"), self.files.opened(verb):
             _claim(folder, verb, config, inputs | plugin_digests(config))
             yield folder
 

@@ -21,7 +21,7 @@ from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.files import sha256_file, write_atomically
 from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
-from permafrost.storage.lock import LOCK_NAME, lock_folder
+from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.object_cache import scratch_folder_of
 from permafrost.storage.rooted_paths import rooted
 
@@ -76,7 +76,7 @@ class MirroredRun:
     def opened(self, verb: str) -> Iterator[None]:
         """Keep other writers out of the folder of a verb, fetch it before the block and upload it afterwards."""
         address = f"{self.run}/{verb}"
-        with lock_folder(rooted(address), "run"):
+        with FolderLock(rooted(address), "run"):
             fetch_folder(address, exactly=True)
             try:
                 yield

@@ -25,6 +25,7 @@ from permafrost.core.errors import FileError, UserError, printable, shorten
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import NO_GROUP, Content, Record, Source, are_numbers
 from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.sources.source import ListedData
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import exists, read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
@@ -379,6 +380,10 @@ class Preview:
             lines["images"] = self.sample.describe(self.num_records)
         return lines
 
+    def write(self, store: RootedPath) -> None:
+        """Write the preview next to the store, where it replaces that of an earlier command."""
+        write_atomically(store / PREVIEW_NAME, sign_json(asdict(self.stored())))
+
     def stored(self) -> StoredPreview:
         """Return what is kept next to a store, which is the same on every machine."""
         splits = sorted(self.counts.records) if len(self.classes) <= _STORED_CLASSES else []
@@ -514,10 +519,7 @@ def _read_alone(source: Source, records: Mapping[str, Record], key: str) -> None
 
 def preview_source(
     data: DataConfig,
-    source: Source,
-    classes: tuple[str, ...],
-    listing: Listing,
-    tally: Tally,
+    listed: ListedData,
     executor: Executor,
     folder: RootedPath,
     *,
@@ -527,10 +529,7 @@ def preview_source(
 
     Args:
         data: Options of the source.
-        source: The source of the records.
-        classes: Class names in label order.
-        listing: All records, with their counts.
-        tally: What the source met besides them.
+        listed: The records.
         executor: Executor of the tasks that read headers.
         folder: Folder of the store, or another one for the tasks.
         files: Number of files whose headers are read, drawn at random; None reads all.
@@ -538,7 +537,7 @@ def preview_source(
     Returns:
         The preview, still without findings.
     """
-    sample = None
+    source, listing, sample = listed.source, listed.listing, None
     if source.columns is None:
         sample = ImageSample()
         rows = _sampled_rows(listing, files)
@@ -551,7 +550,7 @@ def preview_source(
             listing=listing.path,
             folder=folder,
             regions=RegionOptions(
-                boxes_of=getattr(data, "boxes_of", "upright"), classes=len(classes)
+                boxes_of=getattr(data, "boxes_of", "upright"), classes=len(listed.classes)
             ),
             decoded=frozenset(map(int, _sampled_rows(listing, _DECODED_FILES))),
         )
@@ -562,9 +561,9 @@ def preview_source(
             sample.merge(json.loads(result.report))
     return Preview(
         source=data.kind,
-        classes=classes,
+        classes=listed.classes,
         counts=listing.counts,
-        tally=tally,
+        tally=listed.tally,
         sample=sample,
         data=data,
         groups=count_groups(listing) if listing.counts.others["groups"] else None,
@@ -579,11 +578,6 @@ def _sampled_rows(listing: Listing, files: int | None) -> Any:
 
 
 # ---- file ------------------------------------------------------------------------------------------
-
-
-def write_preview(store: RootedPath, preview: Preview) -> None:
-    """Write the preview next to the store, where it replaces that of an earlier command."""
-    write_atomically(store / PREVIEW_NAME, sign_json(asdict(preview.stored())))
 
 
 def read_preview(store: RootedPath) -> StoredPreview | None:

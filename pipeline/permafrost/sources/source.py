@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -350,6 +350,43 @@ def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[
             return plan_shards(listing, config.shard_size)
         check_keys(listing)
         return in_place
+
+
+@dataclass(frozen=True)
+class ListedData:
+    """Records of data that were listed, and what was met besides them."""
+
+    source: Source
+    listing: Listing
+    tally: Tally
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in label order."""
+        return classes_of_source(self.source, self.listing)
+
+    def plan_shards(self, options: StoreOptions) -> list[ShardPlan]:
+        """Return `plan_source` of the records."""
+        return plan_source(self.source, self.listing, options)
+
+
+def list_data(
+    config: DataConfig, files: ListingFiles, seed: int, choose: Callable[[int], Executor]
+) -> ListedData:
+    """Build the source that `data=` names, and list its records.
+
+    Args:
+        config: Options of the data.
+        files: Paths of the listing.
+        seed: Value of store.seed, which determines the order of the records in shards.
+        choose: Function of a guessed number of records that returns the executor of a source in parts.
+
+    Raises:
+        ConfigError: If the source cannot be listed, or if a key is malformed.
+    """
+    source = build_source(config)
+    listing, tally = list_source(source, files, seed, choose(guess_records(source)))
+    return ListedData(source, listing, tally)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.core.digests import SHORT, sha256_json
 from permafrost.storage.files import exists, is_file, make_folder, read_regular, write_atomically
-from permafrost.storage.lock import LockedError, lock_folder
+from permafrost.storage.lock import FolderLock, LockedError
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
@@ -104,7 +104,7 @@ class Artifact:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         make_folder(self.folder)
         try:
-            with lock_folder(self.folder):
+            with FolderLock(self.folder):
                 digest = write_atomically(self.folder / name, save(contiguous))
                 manifest = ArtifactManifest(
                     kind=self.kind,

@@ -24,44 +24,43 @@ _STUDENT_STAGES = 3
 """Number of stages of the default student."""
 
 
-def teach_command(store: Store, path: Path | Bucket, run: str) -> str:
-    """Return a command that trains a teacher on a store: its kind of records, labels and splits.
+class NextCommands:
+    """Commands to run on a store next."""
 
-    Args:
-        store: The store.
-        path: Its folder or address, as its user named it.
-        run: Run of the command.
-    """
-    words = [f"store.path={path}", f"run={run}"]
-    if not store.form.has_places:
-        words += [*table_words("teacher"), "teaching.augment=none"]
-    if store.manifest.multi_label:
-        words.append("teaching.loss=bce")
-    split = _training_split(store)
-    words += [] if split == "train" else [f"teaching.split={split}"]
-    words += split_words(labeled_splits(store))
-    return " ".join(["permafrost teach", *map(shlex.quote, words)])
+    def __init__(self, store: Store, path: Path | Bucket) -> None:
+        """Name the store.
 
+        Args:
+            store: The store.
+            path: Its folder or address, as its user named it.
+        """
+        self.store = store
+        self.path = path
 
-def distill_command(store: Store, path: Path | Bucket, run: str, teacher: TeacherPass) -> str:
-    """Return a command that trains a student on a pass of a store, by a method that the pass can serve.
+    def teach(self, run: str) -> str:
+        """Return a command that trains a teacher on the store's kind of records, labels and splits."""
+        words = [f"store.path={self.path}", f"run={run}"]
+        if not self.store.form.has_places:
+            words += [*table_words("teacher"), "teaching.augment=none"]
+        if self.store.manifest.multi_label:
+            words.append("teaching.loss=bce")
+        split = _training_split(self.store)
+        words += [] if split == "train" else [f"teaching.split={split}"]
+        words += split_words(labeled_splits(self.store))
+        return " ".join(["permafrost teach", *map(shlex.quote, words)])
 
-    Args:
-        store: The store.
-        path: Its folder or address, as its user named it.
-        run: Run of the command.
-        teacher: The pass.
-    """
-    words = [f"store.path={path}", f"run={run}"]
-    split = _training_split(store)
-    words += [] if split == "train" else [f"split={split}"]
-    if store.form.has_places:
-        words += _method_words(store, teacher, split)
-    else:
-        words += ["method=kd", *table_words("student"), "augment=none"]
-    if len(store.pass_folders()) > 1:
-        words.append(f"store.teacher={teacher.name}")
-    return " ".join(["permafrost distill", *map(shlex.quote, words)])
+    def distill(self, run: str, teacher: TeacherPass) -> str:
+        """Return a command that trains a student on a pass, by a method that the pass can serve."""
+        words = [f"store.path={self.path}", f"run={run}"]
+        split = _training_split(self.store)
+        words += [] if split == "train" else [f"split={split}"]
+        if self.store.form.has_places:
+            words += _method_words(self.store, teacher, split)
+        else:
+            words += ["method=kd", *table_words("student"), "augment=none"]
+        if len(self.store.pass_folders()) > 1:
+            words.append(f"store.teacher={teacher.name}")
+        return " ".join(["permafrost distill", *map(shlex.quote, words)])
 
 
 def _method_words(store: Store, teacher: TeacherPass, split: str) -> list[str]:

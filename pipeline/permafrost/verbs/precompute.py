@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,27 +30,22 @@ from permafrost.core.errors import require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
 from permafrost.models.resolve import resolve_precompute
-from permafrost.sources.data_preview import Preview, preview_source, write_preview
+from permafrost.sources.data_preview import preview_source
 from permafrost.sources.equal_images import find_equal_images
 from permafrost.sources.findings import add_findings, check_findings
-from permafrost.sources.source import (
-    build_source,
-    classes_of_source,
-    digest_origin,
-    guess_records,
-    list_source,
-    plan_source,
-)
-from permafrost.sources.tally import Tally
+from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import exists
-from permafrost.storage.lock import lock_folder
+from permafrost.storage.lock import FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
-from permafrost.store.listing import Listing, ListingFiles, listing_files
+from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
 from permafrost.store.reader import Store
-from permafrost.verbs.next_commands import distill_command, teach_command
+from permafrost.verbs.next_commands import NextCommands
+
+if TYPE_CHECKING:
+    from permafrost.annotation.teacher_pass import Annotation
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -103,53 +101,187 @@ def precompute_store(config: PrecomputeConfig) -> PrecomputeResult:
     Raises:
         UserError: If the options, the data or the store cannot be used. Finished shards are kept.
     """
+    plan = plan_precompute(config)
+    return plan.run()
+
+
+def plan_precompute(config: PrecomputeConfig) -> PrecomputePlan:
+    """Check that the options or a finished store provide records.
+
+    Raises:
+        ConfigError: If neither does.
+    """
     path = config.store.folder.absolute()
-    _check_has_records(config, path)
-    started = time.monotonic()
-    with lock_folder(path):
-        packed = 0
-        annotation = None
-        with ExecutorChoice.for_store(config.executor, config.cluster, path) as choice:
-            digest = (
-                None
-                if isinstance(config.data, NoDataConfig)
-                else digest_origin(config.data, config.store)
-            )
-            if digest is None or _is_finished(config, path, digest):
-                store = Store(path)
-                records = store.num_records()
-                _announce(config, f"{records:,} records, finished", choice.for_records(records))
-            else:
-                packed, records = _pack(config, path, digest, choice)
-                store = Store(path)
-            if not isinstance(config.teacher, NoModelConfig):
+    require(
+        not isinstance(config.data, NoDataConfig) or exists(path / MANIFEST_NAME),
+        f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
+        "data=image_folder data.path=photos, or correct store.path",
+    )
+    return PrecomputePlan(config, path)
+
+
+class PrecomputePlan:
+    """One call of precompute: its options, and the store that it completes."""
+
+    def __init__(self, options: PrecomputeConfig, path: RootedPath) -> None:
+        """Name the work.
+
+        Args:
+            options: Options of the command.
+            path: Absolute folder of the store.
+        """
+        self.options = options
+        self.path = path
+
+    def run(self) -> PrecomputeResult:
+        """Do what is missing."""
+        options, started, packed = self.options, time.monotonic(), 0
+        annotation: Annotation | None = None
+        with (
+            FolderLock(self.path),
+            ExecutorChoice.for_store(options.executor, options.cluster, self.path) as choice,
+        ):
+            if not self.is_packed:
+                packed = self.pack(choice)
+            store = Store(self.path)
+            executor = choice.for_records(store.num_records())
+            if self.is_packed:
+                self._announce(f"{store.num_records():,} records, finished", executor)
+            if not isinstance(options.teacher, NoModelConfig):
                 from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
-                resolved = resolve_precompute(config, store)
-                _warn_of_aliasing(resolved, store)
-                annotation = annotate_passes(resolved, store, choice.for_records(records))
-    annotated = 0 if annotation is None else annotation.forward_passes
-    done = packed + annotated
-    if packed:
-        _suggest_frames(store)
-    typed = config.store.folder.root
-    return PrecomputeResult(
-        store=config.store.path,
-        frame=store.form.describe(),
-        records=_records(store),
-        packed_records=packed,
-        teacher_records=annotated,
-        passes=() if annotation is None else tuple(annotation.passes),
-        bytes_per_record=() if annotation is None else tuple(annotation.passes.values()),
-        teacher_accuracy={} if annotation is None else annotation.accuracy,
-        teacher_frame=""
-        if annotation is None or not store.form.has_places
-        else str(store.open_pass(annotation.canonical).manifest.teacher["frame"]),
-        records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
-        next=teach_command(store, typed, "my-teacher")
-        if annotation is None
-        else distill_command(store, typed, "my-student", store.open_pass(annotation.canonical)),
-    )
+                annotation = annotate_passes(resolve_precompute(options, store), store, executor)
+        if packed:
+            _suggest_frames(store)
+        return self._result(store, packed, annotation, time.monotonic() - started)
+
+    @cached_property
+    def _digest(self) -> str | None:
+        """Digest of the data's origin, None for a finished store whose data are not named."""
+        data = self.options.data
+        return None if isinstance(data, NoDataConfig) else digest_origin(data, self.options.store)
+
+    @cached_property
+    def is_packed(self) -> bool:
+        """True if the store is finished, whole and made of the same data, as far as that shows without listing."""
+        if self._digest is None:
+            return True
+        if self.options.store.relist or find_finished(self.path, self._digest) is None:
+            return False
+        logger.info(
+            "the data were not listed again: the options are those of the finished store, and so are sizes and times "
+            "of the files that they name, and the times at which their folders last got or lost an entry. Nothing else "
+            "was looked at; store.relist=true compares the names, sizes and labels of all records"
+        )
+        return True
+
+    def pack(self, choice: ExecutorChoice) -> int:
+        """List the data, pack the missing shards and commit; return the number of packed records."""
+        options, preview = self.options, None
+        with self._listed(choice) as (plan, listed):
+            executor = choice.for_records(plan.num_records)
+            self._announce(plan.describe(), executor)
+            if plan.missing:
+                files = options.preview.limit
+                preview = preview_source(options.data, listed, executor, self.path, files=files)
+                preview = add_findings(preview)
+                check_findings(preview)
+                preview.write(self.path)
+            packed = pack(plan, options, executor)
+        if preview is not None and (equal := find_equal_images(Store(self.path))):
+            check_findings(replace(preview, findings=equal))
+            replace(preview, findings=(*preview.findings, *equal)).write(self.path)
+        write_origin(self.path, str(self._digest), plan.dataset.fingerprint)
+        return packed
+
+    @contextmanager
+    def _listed(self, choice: ExecutorChoice) -> Iterator[tuple[PackPlan, ListedData]]:
+        """Provide the listed records and the shards of the store, of which some are missing."""
+        options = self.options
+        with listing_files(self.path) as files:
+            with say_if_slow(logger, f"listing the records of data={options.data.kind} ..."):
+                listed = list_data(options.data, files, options.store.seed, choice.for_records)
+                shards = listed.plan_shards(options.store)
+            source, classes = listed.source, listed.classes
+            plan = plan_pack(options, self.path, source, classes, listed.listing, shards)
+            yield plan, listed
+
+    def describe_work(self) -> dict[str, str]:
+        """Return what the call reads, computes and writes, by name. Nothing is written but a listing, for a while."""
+        options = self.options
+        described = {"store": options.store.path}
+        if not self.is_packed:
+            with (
+                ExecutorChoice.for_store(options.executor, options.cluster, self.path) as choice,
+                self._listed(choice) as (plan, _),
+            ):
+                described["records"] = plan.describe()
+                described["packs"] = f"{len(plan.missing):,} shards"
+        if isinstance(options.teacher, NoModelConfig):
+            return described | {"teacher": "no teacher"}
+        described["teacher"] = self._describe_teacher()
+        if not self.is_packed:
+            return described | {"pass": "named by the store, once it is packed"}
+        from permafrost.annotation.teacher_pass import plan_passes  # imports torch
+
+        store = Store(self.path)
+        passes = plan_passes(resolve_precompute(options, store), store)
+        return described | {
+            f"pass {each.folder.name}": f"{len(each.missing):,} of {len(each.shards):,} shards are missing"
+            for each in passes
+        }
+
+    def _describe_teacher(self) -> str:
+        teacher = self.options.teacher
+        if isinstance(teacher, NoModelConfig):
+            return "no teacher"
+        return (
+            f"teacher {teacher.kind} {teacher.name} ({', '.join(self.options.annotate.payloads)})"
+        )
+
+    def _announce(self, records: str, executor: Executor) -> None:
+        """Log what this call will do, and on what."""
+        reason = ""
+        if self.options.executor == "auto":
+            is_serial = executor.name == "serial"
+            reason = " (a small store needs no Ray)" if is_serial else " (on Ray)"
+        logger.info(
+            "store %s: %s; %s; executor=%s%s",
+            self.options.store.path,
+            records,
+            self._describe_teacher(),
+            executor.name,
+            reason,
+        )
+
+    def _result(
+        self, store: Store, packed: int, annotation: Annotation | None, seconds: float
+    ) -> PrecomputeResult:
+        """Return the result, with the command to run next."""
+        commands = NextCommands(store, self.options.store.folder.root)
+        result = PrecomputeResult(
+            store=self.options.store.path,
+            frame=store.form.describe(),
+            records=_records(store),
+            packed_records=packed,
+            teacher_records=0,
+            records_per_second=f"{packed / seconds:,.0f}" if packed else "",
+            next=commands.teach("my-teacher"),
+        )
+        if annotation is None:
+            return result
+        done = packed + annotation.forward_passes
+        canonical = store.open_pass(annotation.canonical)
+        return replace(
+            result,
+            teacher_records=annotation.forward_passes,
+            passes=tuple(annotation.passes),
+            bytes_per_record=tuple(annotation.passes.values()),
+            teacher_accuracy=annotation.accuracy,
+            teacher_frame=str(canonical.manifest.teacher["frame"]) if store.form.has_places else "",
+            records_per_second=f"{done / seconds:,.0f}" if done else "",
+            next=commands.distill("my-student", canonical),
+        )
 
 
 def _records(store: Store) -> str:
@@ -175,116 +307,3 @@ def _suggest_frames(store: Store) -> None:
             width,
             height,
         )
-
-
-def _warn_of_aliasing(config: PrecomputeConfig, store: Store) -> None:
-    """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
-    from permafrost.models.providers import teacher_input_size  # imports torch
-
-    side = None if isinstance(config.teacher, NoModelConfig) else teacher_input_size(config.teacher)
-    if not store.form.has_places or side is None or max(store.size) <= _MIN_TIMES_LARGER * side:
-        return
-    logger.warning(
-        "the teacher receives frames of %dx%d at %dx%d, resized bilinearly and without antialiasing; if its accuracy "
-        "is lower than you know it, pack a store with store.image_size=%d",
-        *store.size,
-        side,
-        side,
-        side,
-    )
-
-
-def _check_has_records(config: PrecomputeConfig, path: RootedPath) -> None:
-    """Raise ConfigError if neither the options nor a finished store provide records."""
-    require(
-        not isinstance(config.data, NoDataConfig) or exists(path / MANIFEST_NAME),
-        f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
-        "data=image_folder data.path=photos, or correct store.path",
-    )
-
-
-def _is_finished(config: PrecomputeConfig, path: RootedPath, digest: str) -> bool:
-    """Return whether the store is finished, whole and made of the same data, as far as that shows without listing."""
-    if config.store.relist or find_finished(path, digest) is None:
-        return False
-    logger.info(
-        "the data were not listed again: the options are those of the finished store, and so are sizes and times of "
-        "the files that they name, and the times at which their folders last got or lost an entry. Nothing else was "
-        "checked; store.relist=true compares the names, sizes and labels of all records"
-    )
-    return True
-
-
-def _pack(
-    config: PrecomputeConfig, path: RootedPath, digest: str, choice: ExecutorChoice
-) -> tuple[int, int]:
-    """List the data, pack the missing shards and commit; return the numbers of packed and of all records."""
-    with listing_files(path) as files:
-        with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
-            plan, listing, tally = _plan_pack(config, path, files, choice)
-        executor = choice.for_records(plan.num_records)
-        _announce(config, plan.describe(), executor)
-        preview = _preview(config, plan, listing, tally, executor) if plan.missing else None
-        packed = pack(plan, config, executor)
-    if preview is not None:
-        _compare_images(path, preview)
-    write_origin(path, digest, plan.dataset.fingerprint)
-    return packed, plan.num_records
-
-
-def _preview(
-    config: PrecomputeConfig, plan: PackPlan, listing: Listing, tally: Tally, executor: Executor
-) -> Preview:
-    """Look at the data that are about to be packed. Raises DataError if they were probably misunderstood."""
-    preview = preview_source(
-        config.data,
-        plan.source,
-        plan.classes,
-        listing,
-        tally,
-        executor,
-        plan.path,
-        files=config.preview.limit,
-    )
-    preview = add_findings(preview)
-    check_findings(preview)
-    write_preview(plan.path, preview)
-    return preview
-
-
-def _compare_images(path: RootedPath, preview: Preview) -> None:
-    """Log findings about packed images with equal bytes, and add them to the preview of the store."""
-    findings = find_equal_images(Store(path))
-    if findings:
-        check_findings(replace(preview, findings=findings))
-        write_preview(path, replace(preview, findings=(*preview.findings, *findings)))
-
-
-def _plan_pack(
-    config: PrecomputeConfig, path: RootedPath, files: ListingFiles, choice: ExecutorChoice
-) -> tuple[PackPlan, Listing, Tally]:
-    source = build_source(config.data)
-    guess = guess_records(source)
-    listing, tally = list_source(source, files, config.store.seed, choice.for_records(guess))
-    plans = plan_source(source, listing, config.store)
-    plan = plan_pack(config, path, source, classes_of_source(source, listing), listing, plans)
-    return plan, listing, tally
-
-
-def _announce(config: PrecomputeConfig, records: str, executor: Executor) -> None:
-    """Log what this call will do, and on what."""
-    teacher = "no teacher"
-    if not isinstance(config.teacher, NoModelConfig):
-        payloads = ", ".join(config.annotate.payloads)
-        teacher = f"teacher {config.teacher.kind} {config.teacher.name} ({payloads})"
-    reason = ""
-    if config.executor == "auto":
-        reason = " (a small store needs no Ray)" if executor.name == "serial" else " (on Ray)"
-    logger.info(
-        "store %s: %s; %s; executor=%s%s",
-        config.store.path,
-        records,
-        teacher,
-        executor.name,
-        reason,
-    )

@@ -26,13 +26,7 @@ from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.records import Source
 from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
-from permafrost.sources.source import (
-    build_source,
-    classes_of_source,
-    guess_records,
-    list_source,
-    named_repeats,
-)
+from permafrost.sources.source import list_data, named_repeats
 from permafrost.storage.files import make_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import Listing, listing_files
@@ -61,24 +55,20 @@ def preview_data(config: PreviewConfig) -> PreviewResult:
         not isinstance(config.data, NoDataConfig),
         "preview needs data=, as in data=image_folder data.path=photos",
     )
-    source = build_source(config.data)
     with (
         _scratch(config.scratch) as folder,
         listing_files(folder) as files,
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
-        listing, tally = list_source(source, files, 0, choice.for_records(guess_records(source)))
+        listed = list_data(config.data, files, 0, choice.for_records)
         preview = preview_source(
             config.data,
-            source,
-            classes_of_source(source, listing),
-            listing,
-            tally,
-            choice.for_records(listing.num_records if config.preview.all else 0),
+            listed,
+            choice.for_records(listed.listing.num_records if config.preview.all else 0),
             files.folder,
             files=config.preview.limit,
         )
-        repeated = _find_repeated_keys(source, listing)
+        repeated = _find_repeated_keys(listed.source, listed.listing)
     preview = add_findings(preview)
     preview = replace(preview, findings=(*repeated, *preview.findings))
     return PreviewResult(preview=preview, lines={**preview.lines(), "findings": _describe(preview)})
