@@ -156,7 +156,12 @@ class Tree:
                 function
             ):  # names to which it is assigned, as in config = resolve(config)
                 if isinstance(node, ast.Assign) and _carries(node.value, carriers):
-                    carriers |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+                    carriers |= {
+                        name.id
+                        for target in node.targets
+                        for name in ast.walk(target)
+                        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+                    }
             plans = dict(self._plans_in(module, function))
             calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
             for call in sorted(

@@ -13,7 +13,7 @@ from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.evaluation.evaluator import Metric, metric_of
-from permafrost.evaluation.trained_student import epoch_metric
+from permafrost.evaluation.trained_student import TrainedStudent
 from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in, read_config
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.reader import Store, TeacherPass
@@ -139,7 +139,9 @@ def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
     for result in results:
         if not (result.evaluation / CONFIG_NAME).exists():
             continue
-        metric = epoch_metric(result.folder, read_evaluation(result).inputs["store"])
+        metric = TrainedStudent(result.folder / "distill").epoch_metric(
+            read_evaluation(result).inputs["store"]
+        )
         if metric is not None and metric.partition(".")[0] in result.numbers:
             arms.setdefault(metric, {})[result.label] = None
     return [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from permafrost.config.points import point_label
-from permafrost.evaluation.trained_student import UNTRAINED, evaluate_command
+from permafrost.evaluation.trained_student import UNTRAINED, TrainedStudent
 from permafrost.runs.folder import SWEEP_NAME, RunFolder
 from permafrost.store.reader import Store
 from permafrost_report.case_pictures import SplitCases, show_cases
@@ -222,7 +222,7 @@ def _student_values(run: str, results: list[StudentResult], store: Store) -> dic
         values["curves"] = curves
     missing = next((result for result in results if not _has_results(result)), None)
     if missing is not None:
-        command = evaluate_command(run, store, missing.training_folder)
+        command = TrainedStudent(missing.training_folder).evaluate_command(run, store)
         logger.info("%s was not evaluated yet; run: %s", missing.folder, command)
         values["unevaluated"] = {"label": missing.label, "command": command}
     return values

@@ -25,7 +25,7 @@ from permafrost.evaluation.results import (
     read_results,
     without_outputs,
 )
-from permafrost.evaluation.trained_student import trains_classifier
+from permafrost.evaluation.trained_student import TrainedStudent
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in, read_config
 from permafrost.runs.mirrors import RUNS
@@ -130,7 +130,7 @@ class StudentResult:
     @cached_property
     def trains_classifier(self) -> bool:
         """False for a student whose last layer was not trained, so that its logits and maps mean nothing."""
-        return self.seed is None or trains_classifier(self.training_folder)
+        return self.seed is None or TrainedStudent(self.training_folder).trains_classifier
 
     @cached_property
     def compared_pass(self) -> str | None:

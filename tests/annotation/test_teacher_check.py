@@ -18,8 +18,6 @@ from permafrost.annotation.teacher_check import (
     TeacherError,
     _other_order,
     describe_outputs,
-    needs_float32,
-    require_sound,
 )
 from permafrost.config.models import ModuleConfig
 from permafrost.config.plugins import load_plugins
@@ -46,7 +44,7 @@ def checked(logits, labels=None, classes=NAMES, outputs="logits", **others):
         labels = np.full(len(logits), NO_LABEL)
     described = describe_outputs(np.asarray(logits, float), torch.as_tensor(labels), len(classes))
     check = TeacherCheck(**described, outputs=outputs, **others)
-    require_sound(check, classes)
+    check.require_sound(classes)
     return check
 
 
@@ -113,8 +111,8 @@ def test_a_teacher_of_one_output_is_not_called_a_softmax():
 )
 def test_logits_are_stored_in_float32_where_float16_loses_them(logits, reason):
     check = checked(logits, classes=tuple(map(str, range(logits.shape[1]))))
-    assert needs_float32(check).find(reason) >= 0
-    assert bool(needs_float32(check)) == bool(reason)
+    assert check.needs_float32().find(reason) >= 0
+    assert bool(check.needs_float32()) == bool(reason)
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -345,7 +343,7 @@ def test_classes_in_another_order_are_refused(tmp_path, frozen, tiny_teacher):
     values = {**report, "labels": moved["predicted"], "grid": (4, 4), "input_size": (16, 16)}
     if len(set(report["predicted"])) > 1:
         with pytest.raises(TeacherError, match=r"shifted by -1"):
-            require_sound(TeacherCheck(**values), NAMES)
+            TeacherCheck(**values).require_sound(NAMES)
 
 
 # ---- other records ---------------------------------------------------------------------------------

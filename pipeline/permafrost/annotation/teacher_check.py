@@ -84,6 +84,92 @@ class TeacherCheck:
     input_size: tuple[int, int] | None = None
     """(height, width) of the images that the teacher received."""
 
+    def needs_float32(self) -> str:
+        """Say why float16 loses too much of the logits, nothing if it does not."""
+        if self.rounding_kl is None:
+            return f"some are beyond the {np.finfo(np.float16).max:,.0f} of float16"
+        if self.spacing > COARSEST_SPACING:
+            return f"float16 has steps of {self.spacing:.1%} of the standard deviation of a record's logits"
+        if self.rounding_kl > HIGHEST_ROUNDING_KL:
+            return f"rounded to float16 they diverge by {self.rounding_kl:.2g} nats"
+        return ""
+
+    def require_sound(self, classes: Sequence[str]) -> None:
+        """Log warnings about a teacher's outputs, and refuse wrong ones.
+
+        Args:
+            classes: Names of the data's classes.
+
+        Raises:
+            ConstantLogitsError: If the outputs are the same for all records.
+            TeacherError: If the outputs are not what teacher.outputs says, the labels are those of another order of
+                classes, or all maps are constant.
+        """
+        if self.is_constant and self.records >= _MIN_RECORDS:
+            raise ConstantLogitsError(CONSTANT_LOGITS)
+        for message in self._errors(classes):
+            raise TeacherError(message)
+        if self.is_within_unit and self.form == "logits" and self.records >= _MIN_RECORDS:
+            logger.warning(
+                "all outputs of the teacher are between 0 and 1, which logits rarely are: remove the sigmoid at its "
+                "end, if it has one"
+            )
+        below = self._below_chance()
+        if below:
+            logger.warning("%s", below)
+
+    def _errors(self, classes: Sequence[str]) -> Iterator[str]:
+        outputs = self.outputs
+        if outputs == "logits" and self.form != "logits":
+            layer = "softmax" if self.form == "probabilities" else "log_softmax"
+            yield (
+                f"the teacher's outputs are {self.form.replace('_', '-')} and not logits, for all {self.records} "
+                f"records of a sample; remove the {layer} at its end, or for your own network and a pass without maps "
+                f"set teacher.outputs={self.form}"
+            )
+        if (
+            outputs != "logits"
+            and self.form != "log_probabilities"
+            and self.records >= _MIN_RECORDS
+        ):
+            rows = "rows" if outputs == "probabilities" else "exponentials of the rows"
+            yield (
+                f"teacher.outputs={outputs}, but the {rows} that the teacher returns do not sum to 1; leave the option "
+                "out if they are logits, and remove the sigmoid if they are probabilities of single classes"
+            )
+        if self.maps >= _MIN_RECORDS and self.constant_maps == self.maps:
+            yield (
+                f"all {self.maps} maps of a sample are constant on their grid of {'x'.join(map(str, self.grid or ()))} "
+                "cells; name another layer= or a larger teacher.input_size"
+            )
+        if self.grid and self.input_size and not has_proportions(self.grid, self.input_size):
+            yield (
+                f"the teacher's maps have {self.grid[0]}x{self.grid[1]} cells for images of "
+                f"{self.input_size[0]}x{self.input_size[1]} pixels, which cannot be their rows and columns; correct "
+                "the network's features"
+            )
+        moved = _other_order(np.array(self.labels), np.array(self.predicted), classes)
+        if moved:
+            yield moved
+
+    def _below_chance(self) -> str:
+        """Say that accuracy is below that of guessing with the same frequencies, nothing if it is not."""
+        if not self.labels:
+            return ""
+        size = 1 + max(*self.labels, *self.predicted)
+        shares = [
+            np.bincount(each, minlength=size) / len(each) for each in (self.labels, self.predicted)
+        ]
+        chance = float(shares[0] @ shares[1])
+        correct = int(np.equal(self.labels, self.predicted).sum())
+        p_value = float(bdtr(correct, len(self.labels), chance))  # of a binomial test
+        if not p_value < SIGNIFICANCE:
+            return ""
+        return (
+            f"the teacher is right for {correct} of {len(self.labels)} records of a sample, and guessing would be for "
+            f"{chance * len(self.labels):.0f} (p = {p_value:.1g}): look at the labels and the order of the classes"
+        )
+
 
 def check_teacher(
     executor: Executor, task: CheckTeacher, shards: Sequence[ShardEntry]
@@ -244,93 +330,6 @@ def _mean_divergence(logits: NDArray[np.float64], rounded: NDArray[np.float64]) 
 
 
 # ---- what follows from it --------------------------------------------------------------------------
-
-
-def needs_float32(check: TeacherCheck) -> str:
-    """Say why float16 loses too much of the logits, nothing if it does not."""
-    if check.rounding_kl is None:
-        return f"some are beyond the {np.finfo(np.float16).max:,.0f} of float16"
-    if check.spacing > COARSEST_SPACING:
-        return f"float16 has steps of {check.spacing:.1%} of the standard deviation of a record's logits"
-    if check.rounding_kl > HIGHEST_ROUNDING_KL:
-        return f"rounded to float16 they diverge by {check.rounding_kl:.2g} nats"
-    return ""
-
-
-def require_sound(check: TeacherCheck, classes: Sequence[str]) -> None:
-    """Log warnings about a teacher's outputs, and refuse wrong ones.
-
-    Args:
-        check: Description of a sample.
-        classes: Names of the data's classes.
-
-    Raises:
-        ConstantLogitsError: If the outputs are the same for all records.
-        TeacherError: If the outputs are not what teacher.outputs says, the labels are those of another order of
-            classes, or all maps are constant.
-    """
-    if check.is_constant and check.records >= _MIN_RECORDS:
-        raise ConstantLogitsError(CONSTANT_LOGITS)
-    for message in _errors(check, classes):
-        raise TeacherError(message)
-    if check.is_within_unit and check.form == "logits" and check.records >= _MIN_RECORDS:
-        logger.warning(
-            "all outputs of the teacher are between 0 and 1, which logits rarely are: remove the sigmoid at its end, "
-            "if it has one"
-        )
-    below = _below_chance(check)
-    if below:
-        logger.warning("%s", below)
-
-
-def _errors(check: TeacherCheck, classes: Sequence[str]) -> Iterator[str]:
-    outputs = check.outputs
-    if outputs == "logits" and check.form != "logits":
-        layer = "softmax" if check.form == "probabilities" else "log_softmax"
-        yield (
-            f"the teacher's outputs are {check.form.replace('_', '-')} and not logits, for all {check.records} records "
-            f"of a sample; remove the {layer} at its end, or for a network of your own and a pass without maps set "
-            f"teacher.outputs={check.form}"
-        )
-    if outputs != "logits" and check.form != "log_probabilities" and check.records >= _MIN_RECORDS:
-        rows = "rows" if outputs == "probabilities" else "exponentials of the rows"
-        yield (
-            f"teacher.outputs={outputs}, but the {rows} that the teacher returns do not sum to 1; leave the option "
-            "out if they are logits, and remove the sigmoid if they are probabilities of single classes"
-        )
-    if check.maps >= _MIN_RECORDS and check.constant_maps == check.maps:
-        yield (
-            f"all {check.maps} maps of a sample are constant on their grid of {'x'.join(map(str, check.grid or ()))} "
-            "cells; name another layer= or a larger teacher.input_size"
-        )
-    if check.grid and check.input_size and not has_proportions(check.grid, check.input_size):
-        yield (
-            f"the teacher's maps have {check.grid[0]}x{check.grid[1]} cells for images of "
-            f"{check.input_size[0]}x{check.input_size[1]} pixels, which cannot be their rows and columns; correct the "
-            "network's features"
-        )
-    moved = _other_order(np.array(check.labels), np.array(check.predicted), classes)
-    if moved:
-        yield moved
-
-
-def _below_chance(check: TeacherCheck) -> str:
-    """Say that accuracy is below that of guessing with the same frequencies, nothing if it is not."""
-    if not check.labels:
-        return ""
-    size = 1 + max(*check.labels, *check.predicted)
-    shares = [
-        np.bincount(each, minlength=size) / len(each) for each in (check.labels, check.predicted)
-    ]
-    chance = float(shares[0] @ shares[1])
-    correct = int(np.equal(check.labels, check.predicted).sum())
-    p_value = float(bdtr(correct, len(check.labels), chance))  # of a binomial test
-    if not p_value < SIGNIFICANCE:
-        return ""
-    return (
-        f"the teacher is right for {correct} of {len(check.labels)} records of a sample, and guessing would be for "
-        f"{chance * len(check.labels):.0f} (p = {p_value:.1g}): look at the labels and the order of the classes"
-    )
 
 
 def _other_order(

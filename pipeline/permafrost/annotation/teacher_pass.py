@@ -32,8 +32,6 @@ from permafrost.annotation.stored_views import requested_views
 from permafrost.annotation.teacher_check import (
     CheckTeacher,
     check_teacher,
-    needs_float32,
-    require_sound,
 )
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
@@ -146,8 +144,8 @@ def _choose_logits(request: PassRequest, executor: Executor) -> PassOptions:
     task = _sample_task(CheckTeacher, request, options)
     check = check_teacher(executor, task, request.store.shards)
     if check is not None and options.reads_head:
-        require_sound(check, request.store.manifest.classes)
-        reason = needs_float32(check)
+        check.require_sound(request.store.manifest.classes)
+        reason = check.needs_float32()
     dtype = options.logits_dtype
     if reason and dtype == "auto":
         logger.info("annotate.logits_dtype=auto: float32, because %s", reason)

@@ -37,12 +37,7 @@ from permafrost.evaluation.results import (
     read_results,
     without_outputs,
 )
-from permafrost.evaluation.trained_student import (
-    UNTRAINED,
-    epoch_metric,
-    evaluate_command,
-    trains_classifier,
-)
+from permafrost.evaluation.trained_student import UNTRAINED, TrainedStudent
 from permafrost.runs.trackers import TrackedRun
 
 logger = logging.getLogger("permafrost.evaluate")
@@ -139,12 +134,12 @@ def _describe_results(
 ) -> EvaluateResult:
     """Return the results with the command to run next."""
     config, store = plan.config, plan.store
-    student = plan.run.path / "distill"
-    is_untrained = config.model == "student" and not trains_classifier(student)
+    student = TrainedStudent(plan.run.path / "distill")
+    is_untrained = config.model == "student" and not student.trains_classifier
     after = report_command(config.store.path, config.run)
     is_probed = bool(results["evaluators"].keys() & feature_probes())
     if is_untrained and not is_probed and store.manifest.classes:
-        after = evaluate_command(config.run, store, student, config.evaluate.splits)
+        after = student.evaluate_command(config.run, store, config.evaluate.splits)
     return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
         splits=results["splits"],
@@ -155,7 +150,8 @@ def _describe_results(
 
 def _warn_of_chosen_epoch(plan: EvaluationPlan) -> None:
     """Warn of results on the split by which the student's epoch was chosen."""
-    metric = epoch_metric(plan.run.path, plan.store.manifest.fingerprint)
+    student = TrainedStudent(plan.run.path / "distill")
+    metric = student.epoch_metric(plan.store.manifest.fingerprint)
     split = (metric or "").partition(".")[0]
     if split in plan.config.evaluate.splits:
         logger.warning(

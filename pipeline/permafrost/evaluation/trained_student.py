@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_config
 from permafrost.config.distillation import DistillConfig
@@ -25,62 +25,67 @@ EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
 """Splits on which a student may be evaluated, in order of preference."""
 
 
-def epoch_metric(run: Path, store: str) -> str | None:
-    """Return the metric by which a student's epoch was chosen, if it was, on records of a store.
-
-    Args:
-        run: Folder of the student, with distill/.
-        store: Fingerprint of the store.
-
-    Returns:
-        The metric as <split>.<metric>, None if the last epoch was kept or the records were those of another store.
-    """
-    path = run / "distill" / CONFIG_NAME
-    values = read_config(path, DistillConfig) if path.exists() else {}
-    chosen: str | None = values.get("select_epoch")
-    return chosen if values.get("inputs", {}).get("store") == store else None
-
-
 UNTRAINED = "not trained, as the method compares features only: accuracy and maps mean nothing, its features do"
-"""Words about a student whose last layer no term of its method has reached."""
+"""Description of the last layer of a student that no term of its method has reached."""
 
 
-def trains_classifier(folder: Path) -> bool:
-    """Return whether the training in a student's folder has reached its last layer, as far as its options are known."""
-    path = folder / CONFIG_NAME
-    method = read_config(path, DistillConfig).get("method") if path.exists() else None
-    try:
-        return (
-            method is None
-            or build_config(METHODS[method["kind"]], method, "method").trains_classifier
-        )
-    except (KeyError, UserError):  # of another version, or of a plug-in that was not named
-        return True
+class TrainedStudent:
+    """Facts about a student that its folder records."""
 
+    def __init__(self, folder: Path) -> None:
+        """Name the folder of the training, runs/<run>/distill."""
+        self.folder = folder
 
-def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str] = ()) -> str:
-    """Return the command that evaluates a student.
+    @property
+    def _config(self) -> dict[str, Any]:
+        path = self.folder / CONFIG_NAME
+        return read_config(path, DistillConfig) if path.exists() else {}
 
-    A student whose last layer was not trained is evaluated by its features, if their records have labels.
+    def epoch_metric(self, store: str) -> str | None:
+        """Return the metric by which the epoch was chosen, if it was, on records of a store.
 
-    Args:
-        run: Name of the run.
-        store: Store of the records.
-        folder: Folder of the trained student.
-        splits: Splits to evaluate; empty chooses one.
-    """
-    known = labeled_splits(store)
-    trained = SavedNetwork(folder).describe()
-    if trained.subset.holdout:
-        known.add(HOLDOUT)
-    chosen = _words_of_splits(splits) if splits else split_words(known)
-    words = [f"store.path={store.path}", f"run={run}", *chosen]
-    probes = feature_probes()
-    if probes and store.manifest.classes and not trains_classifier(folder):
-        words.append(f"evaluators=[{','.join(probes)}]")
-        if trained.split != "train":
-            words += [f"evaluate.{probe}.train_split={trained.split}" for probe in probes]
-    return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
+        Args:
+            store: Fingerprint of the store.
+
+        Returns:
+            The metric as <split>.<metric>, None if the last epoch was kept or the records were those of another store.
+        """
+        values = self._config
+        chosen: str | None = values.get("select_epoch")
+        return chosen if values.get("inputs", {}).get("store") == store else None
+
+    @property
+    def trains_classifier(self) -> bool:
+        """True if the training has reached the last layer, as far as its options are known."""
+        method = self._config.get("method")
+        try:
+            return (
+                method is None
+                or build_config(METHODS[method["kind"]], method, "method").trains_classifier
+            )
+        except (KeyError, UserError):  # of another version, or of a plug-in that was not named
+            return True
+
+    def evaluate_command(self, run: str, store: Store, splits: Sequence[str] = ()) -> str:
+        """Return the command that evaluates the student.
+
+        A student whose last layer was not trained is evaluated by its features, if their records have labels.
+
+        Args:
+            run: Name of the run.
+            store: Store of the records.
+            splits: Splits to evaluate; empty chooses one.
+        """
+        trained = SavedNetwork(self.folder).describe()
+        candidates = labeled_splits(store) | ({HOLDOUT} if trained.subset.holdout else set())
+        chosen = _words_of_splits(splits) if splits else split_words(candidates)
+        words = [f"store.path={store.path}", f"run={run}", *chosen]
+        probes = feature_probes()
+        if probes and store.manifest.classes and not self.trains_classifier:
+            words.append(f"evaluators=[{','.join(probes)}]")
+            if trained.split != "train":
+                words += [f"evaluate.{probe}.train_split={trained.split}" for probe in probes]
+        return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
 
 
 def labeled_splits(store: Store) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.config.options import Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.trained_weights import (
@@ -124,6 +125,10 @@ class Network:
             **plugin_digests(config),
             **digests_of_reads(config, self.num_classes or 1),
         }
+
+    def digest(self, *, reads_head: bool = True) -> str:
+        """Return the SHA-256 of `describe`. The argument and the errors are those of it."""
+        return sha256_json(self.describe(reads_head=reads_head))
 
     def _check_published(self) -> None:
         """Raise ConfigError unless the outputs of published weights are the classes of the data."""

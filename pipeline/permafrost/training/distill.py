@@ -26,9 +26,8 @@ from permafrost.config.builder import to_plain_dict
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.training import TrainerOptions
-from permafrost.core.digests import sha256_json
 from permafrost.core.progress import show_epochs
-from permafrost.evaluation.trained_student import evaluate_command
+from permafrost.evaluation.trained_student import TrainedStudent
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
@@ -155,7 +154,7 @@ class StudentPlan(TrainingJob):
 
     def next_command(self) -> str:
         """Return the command that evaluates the student."""
-        return evaluate_command(self.run, self.store, self.folder)
+        return TrainedStudent(self.folder).evaluate_command(self.run, self.store)
 
     def describe_work(self) -> dict[str, str]:
         options = self.options
@@ -277,8 +276,7 @@ def student_inputs(
         from permafrost.losses.base import build_loss
 
         reads_head = build_loss(config.method).needs.logits
-        described = Network(live, store.manifest.classes).describe(reads_head=reads_head)
-        inputs["live teacher"] = sha256_json(described)
+        inputs["live teacher"] = Network(live, store.manifest.classes).digest(reads_head=reads_head)
     files = config.student.fingerprint_files()
     files |= digests_of_reads(config.student, len(store.manifest.classes) or 1)
     inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}

@@ -13,7 +13,6 @@ from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
@@ -186,5 +185,5 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         config.black_box, NoModelConfig
     ):
         black_box = Network(config.black_box, store.manifest.classes, "black_box")
-        inputs["black_box"] = sha256_json(black_box.describe())
+        inputs["black_box"] = black_box.digest()
     return inputs

@@ -135,7 +135,8 @@ class PrecomputePlan:
 
     def run(self) -> PrecomputeResult:
         """Do what is missing."""
-        options, started, packed = self.options, time.monotonic(), 0
+        options, started = self.options, time.monotonic()
+        packed = 0
         annotation: Annotation | None = None
         with (
             FolderLock(self.path),
@@ -150,7 +151,8 @@ class PrecomputePlan:
             if not isinstance(options.teacher, NoModelConfig):
                 from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
-                annotation = annotate_passes(resolve_precompute(options, store), store, executor)
+                resolved = resolve_precompute(options, store)
+                annotation = annotate_passes(resolved, store, executor)
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - started)
@@ -177,7 +179,8 @@ class PrecomputePlan:
 
     def pack(self, choice: ExecutorChoice) -> int:
         """List the data, pack the missing shards and commit; return the number of packed records."""
-        options, preview = self.options, None
+        options = self.options
+        preview = None
         with self._listed(choice) as (plan, listed):
             executor = choice.for_records(plan.num_records)
             self._announce(plan.describe(), executor)
