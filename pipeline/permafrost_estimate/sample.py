@@ -20,7 +20,7 @@ import pyarrow as pa
 from permafrost.config.data import NoDataConfig
 from permafrost.core.digests import derive_seed, sha256_keys
 from permafrost.core.errors import require
-from permafrost.core.tasks import SerialExecutor, ShardResult, ShardTask
+from permafrost.core.tasks import Report, SerialExecutor, ShardResult, ShardTask
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import build_source, list_data
@@ -65,9 +65,11 @@ class ShardTimes(SerialExecutor):
     """Executor in this process that keeps the results of each of its calls, shard by shard."""
 
     def __init__(self) -> None:
-        self.results: list[list[ShardResult]] = []
+        self.results: list[list[ShardResult[Any]]] = []
 
-    def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+    def map_shards(
+        self, task: ShardTask[Report], shards: Sequence[Any]
+    ) -> Iterator[ShardResult[Report]]:
         self.results.append([])
         for result in super().map_shards(task, shards):
             self.results[-1].append(result)
@@ -227,7 +229,7 @@ def _part_of(plan: ShardPlan, position: int, start: int, stop: int) -> ShardPlan
     return replace(plan, position=position, name=name, start=start, stop=stop)
 
 
-def _seconds_of_a_record(result: ShardResult, plan: ShardPlan) -> float:
+def _seconds_of_a_record(result: ShardResult[Any], plan: ShardPlan) -> float:
     """Divide the seconds of a shard's part among its records; an external tar is read whole for its digest."""
     records = max(1, result.records)
     if plan.reference is None:

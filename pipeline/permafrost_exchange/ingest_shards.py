@@ -88,7 +88,7 @@ class IngestShard:
     origin: str = ""
     """Origin of the values, as in `write_pass_shard`."""
 
-    def __call__(self, shard: ShardEntry) -> ShardResult:
+    def __call__(self, shard: ShardEntry) -> ShardResult[None]:
         started = monotonic()
         assert self.fields is not None
         assert self.numbers is not None
@@ -125,7 +125,9 @@ class IngestShard:
             self.fingerprint,
             self.origin,
         )
-        return ShardResult(name=shard.name, records=len(keys), seconds=monotonic() - started)
+        return ShardResult(
+            name=shard.name, records=len(keys), seconds=monotonic() - started, report=None
+        )
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
         """Return the rows of a shard that have targets, counted from its beginning."""

@@ -9,7 +9,6 @@ its kind; a difference that nothing explains is a warning, or stops where the ta
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -21,7 +20,6 @@ from permafrost.config.explainers import EXPLAINERS, GradCamConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import require
-from permafrost.core.json_entries import from_dict
 from permafrost.core.records import TOP_LOGITS, VIEW_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
 from permafrost.models.network import Network
@@ -250,14 +248,14 @@ def _compare(
     if options.records is not None and options.records < count:
         sample = list(select_sample(shards, options.records))
     (result,) = executor.map_shards(task, [sample])
-    values = json.loads(result.report)
+    agreement, causes = result.report
     passport = Passport(
         teacher=f"{config.kind} {config.name}, {config.interpolation or 'bilinear'}, "
         f"{config.input_size or max(store.size)} pixels",
         weights_sha256=described["weights_sha256"],
-        agreement=from_dict(Agreement, values["agreement"]),
+        agreement=agreement,
     )
-    return passport, [Cause(*each) for each in values["causes"]]
+    return passport, [Cause(*cause) for cause in causes]
 
 
 def _payloads(fields: Sequence[FieldSpec]) -> tuple[str, ...]:

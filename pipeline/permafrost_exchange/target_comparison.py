@@ -7,10 +7,9 @@ kept to look for a cause: in the values themselves (diagnosis.py), and in other 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -112,7 +111,7 @@ class _Batch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparePassport(SampleTask):
+class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
     """Task that compares a sample of stored targets with the outputs of a teacher, and writes nothing."""
 
     facts: TargetFacts
@@ -122,7 +121,7 @@ class ComparePassport(SampleTask):
     class_names: tuple[str, ...]
     """Names of the teacher's classes, empty if they are not those of the data."""
 
-    def measure(self, sample: Sample) -> tuple[int, str]:
+    def measure(self, sample: Sample) -> tuple[int, tuple[Agreement, list[Any]]]:
         annotator = self.build_annotator()
         if self.facts.operations is None:
             is_crop = self.facts.frame == "center_crop"
@@ -148,8 +147,7 @@ class ComparePassport(SampleTask):
                 causes = comparison.causes(
                     self.class_names, lambda: _other_input(annotator, tried, self.facts)
                 )
-        values = {"agreement": asdict(agreement), "causes": causes}
-        return count, json.dumps(values)
+        return count, (agreement, causes)
 
     def _batches(self, sample: Sample) -> Iterator[_Batch]:
         for shard, records in sample:

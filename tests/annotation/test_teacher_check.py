@@ -1,9 +1,8 @@
 """A look at a teacher before its pass: probabilities, rounding, the order of classes, constant maps."""
 
-import json
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -328,9 +327,9 @@ def test_classes_in_another_order_are_refused(tmp_path, frozen, tiny_teacher):
         explainer=config.explainer, config=config.annotate, num_threads=1,
     )  # fmt: skip
     sample = [(shard, shard.records) for shard in frozen.store.shards]
-    report = json.loads(task(sample).report)
+    report = asdict(task(sample).report)
     assert report["records"] == len(report["labels"]) == 72
-    assert report["grid"] == [4, 4]
+    assert report["grid"] == (4, 4)
 
     state["linear.weight"] = state["linear.weight"].roll(1, 0)
     state["linear.bias"] = state["linear.bias"].roll(1, 0)
@@ -338,7 +337,7 @@ def test_classes_in_another_order_are_refused(tmp_path, frozen, tiny_teacher):
     rolled = replace(
         task, teacher=replace(tiny_teacher, weights=str(tmp_path / "rolled.safetensors"))
     )
-    moved = json.loads(rolled(sample).report)
+    moved = asdict(rolled(sample).report)
     assert moved["predicted"] == [(label + 1) % 10 for label in report["predicted"]]
     values = {**report, "labels": moved["predicted"], "grid": (4, 4), "input_size": (16, 16)}
     if len(set(report["predicted"])) > 1:

@@ -135,7 +135,7 @@ class DieAtOdd:
             with (self.folder / str(shard)).open("a") as file:
                 file.write("died\n")
             os._exit(1)
-        return ShardResult(name=str(shard), records=1, seconds=0.0)
+        return ShardResult(name=str(shard), records=1, seconds=0.0, report=None)
 
 
 @dataclass

@@ -208,7 +208,7 @@ class WriteTwoFiles:
         self.written.append(shard)
         if shard == 2:
             self.second.set()
-        return ShardResult(name=str(shard), records=shard, seconds=0.0)
+        return ShardResult(name=str(shard), records=shard, seconds=0.0, report=None)
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_a_task_that_fails_uploads_nothing_of_its_shard_and_what_came_before_it(
         write_atomically(rooted("s3://bucket/store") / f"data-{shard}", b"x")
         if shard == 2:
             raise RecordError("a record")
-        return ShardResult(name=str(shard), records=1, seconds=0.0)
+        return ShardResult(name=str(shard), records=1, seconds=0.0, report=None)
 
     with pytest.raises(RecordError):
         list(SerialExecutor().map_shards(task, [1, 2]))

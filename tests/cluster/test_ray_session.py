@@ -72,7 +72,7 @@ class FailOnOdd:
             raise ValueError(f"shard {shard} is odd")
         if shard == 3:
             raise SystemExit(1)
-        return ShardResult(name=str(shard), records=shard, seconds=0.0)
+        return ShardResult(name=str(shard), records=shard, seconds=0.0, report=None)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ class Count:
     needs_gpu = False
 
     def __call__(self, shard):
-        return ShardResult(name=str(shard), records=shard, seconds=0.0)
+        return ShardResult(name=str(shard), records=shard, seconds=0.0, report=None)
 
 
 @pytest.mark.slow

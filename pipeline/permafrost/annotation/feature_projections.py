@@ -94,7 +94,7 @@ class _MomentsPayload(FeaturesPayload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitProjections(SampleTask):
+class FitProjections(SampleTask[None]):
     """Task that fits the projections on a sample and writes them, unless they exist.
 
     A stage of no more channels than annotate.features_channels gets none.
@@ -104,7 +104,7 @@ class FitProjections(SampleTask):
     """Folder of the pass."""
 
     @torch.no_grad()
-    def measure(self, sample: Sample) -> tuple[int, str]:
+    def measure(self, sample: Sample) -> tuple[int, None]:
         count = self.config.features_channels
         assert count is not None
         annotator = self.build_annotator()
@@ -118,4 +118,4 @@ class FitProjections(SampleTask):
         for field, moments in payload.moments.items():
             if len(moments.sums) > count and field not in existing:
                 write_projection(self.folder, field, moments.fit(count))
-        return records, ""
+        return records, None

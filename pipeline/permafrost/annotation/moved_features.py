@@ -7,7 +7,6 @@ of that view (1 - R^2) depends on the network, so it stands in the manifest for 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,7 +56,7 @@ def measure_moved_features(
     if not sample:
         return None
     (result,) = executor.map_shards(task, [sample])
-    return MovedFeatures(**json.loads(result.report))
+    return result.report
 
 
 def describe_moved_features(measured: MovedFeatures) -> str:
@@ -90,14 +89,14 @@ def sample_views(count: int, size: tuple[int, int], first: int = 0) -> dict[str,
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureMovedFeatures(SampleTask):
+class MeasureMovedFeatures(SampleTask[MovedFeatures]):
     """Task that annotates a sample, warps its features to each view and compares them with the teacher's there."""
 
     folder: RootedPath
     """Folder of the pass, with the projections of its features."""
 
     @torch.no_grad()
-    def measure(self, sample: Sample) -> tuple[int, str]:
+    def measure(self, sample: Sample) -> tuple[int, MovedFeatures]:
         projections = read_projections(self.folder)
         annotator = self.build_annotator().with_payloads(FeaturesPayload)
         annotator = annotator.with_projections(projections)
@@ -121,7 +120,7 @@ class MeasureMovedFeatures(SampleTask):
             field: {name: round(sums[name][field].share(), _DIGITS) for name in sums}
             for field in fields
         }
-        return done, json.dumps({"records": done, "lost": lost})
+        return done, MovedFeatures(records=done, lost=lost)
 
 
 def _stored_targets(

@@ -27,10 +27,7 @@ from permafrost.storage.files import exists, list_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
-from permafrost.store.manifest import (
-    MANIFEST_NAME,
-    TEACHERS_FOLDER,
-)
+from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER, Agreement
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.shards import ShardEntry
@@ -64,6 +61,8 @@ class PassPlan:
     missing: list[ShardEntry]
     views: StoredViews | None
     """Stored views, None for the canonical view of every record."""
+    agreement: Agreement | None = None
+    """Agreement of its precision with float32, None if it was not measured."""
 
     @property
     def precision(self) -> PassPrecision:

@@ -7,9 +7,8 @@ every stored map or feature, in the network's units. Maps are compared for class
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,27 +80,24 @@ def compare_precision(
         The precision and its agreement with float32, None for float32 itself.
     """
     (result,) = executor.map_shards(task, [select_sample(shards, PRECISION_RECORDS)])
-    values = json.loads(result.report)
-    agreement = values["agreement"]
-    return values["precision"], None if agreement is None else Agreement(**agreement)
+    return result.report
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparePrecision(SampleTask):
+class ComparePrecision(SampleTask[tuple[PassPrecision, Agreement | None]]):
     """Task that annotates a sample in the precision of the options and in float32, and writes nothing.
 
     With precision=auto it takes that of `fastest_precision` on its device, and compares nothing if that is float32.
     """
 
-    def measure(self, sample: Sample) -> tuple[int, str]:
+    def measure(self, sample: Sample) -> tuple[int, tuple[PassPrecision, Agreement | None]]:
         precision: PassPrecision = self.config.precision
         if precision == "auto":
             precision = fastest_precision(resolve_device("annotate.precision", "auto"))
         if precision == "float32":
-            return 0, json.dumps({"precision": precision, "agreement": None})
+            return 0, (precision, None)
         agreement = self._compare(precision, sample)
-        report = json.dumps({"precision": precision, "agreement": asdict(agreement)})
-        return agreement.records, report
+        return agreement.records, (precision, agreement)
 
     def _compare(self, precision: str, sample: Sample) -> Agreement:
         exact = self.build_annotator(precision="float32", logits="all")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.core.tasks import SAMPLE, ShardResult
+from permafrost.core.tasks import SAMPLE, Report, ShardResult
 from permafrost.models.compute import torch_threads
 from permafrost.models.trained_weights import DataClasses
 from permafrost.storage.rooted_paths import RootedPath
@@ -42,7 +42,7 @@ def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleTask(ABC):
+class SampleTask(ABC, Generic[Report]):
     """Base of tasks that measure something with the teacher of a pass on a sample of its records."""
 
     needs_gpu: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class SampleTask(ABC):
     config: PassOptions
     num_threads: int
 
-    def __call__(self, sample: Sample) -> ShardResult:
+    def __call__(self, sample: Sample) -> ShardResult[Report]:
         started = monotonic()
         with torch_threads(self.num_threads):
             records, report = self.measure(sample)
@@ -61,11 +61,11 @@ class SampleTask(ABC):
         return ShardResult(name=SAMPLE, records=records, seconds=seconds, report=report)
 
     @abstractmethod
-    def measure(self, sample: Sample) -> tuple[int, str]:
+    def measure(self, sample: Sample) -> tuple[int, Report]:
         """Measure the sample.
 
         Returns:
-            The number of records that the teacher has run on, and the values as JSON.
+            The number of records that the teacher has run on, and what was measured.
         """
 
     def build_annotator(self, **changes: Any) -> TeacherAnnotator:

@@ -54,7 +54,7 @@ class AnnotateShard:
     views: StoredViews | None = None
     """Stored views and their records, None for the canonical view of all records."""
 
-    def __call__(self, shard: ShardEntry) -> ShardResult:
+    def __call__(self, shard: ShardEntry) -> ShardResult[Correct]:
         started = time.monotonic()
         number = self._store.shards.number_of(shard.name)
         keys, views = self._store.index.shard_keys(number), None
@@ -76,15 +76,14 @@ class AnnotateShard:
                 fidelity,
                 self.fingerprint,
             )
-        labeled, correct = count_correct(
+        correct = count_correct(
             self._store, shard, values, self.teacher.classes or len(self.classes)
         )
         return ShardResult(
             name=shard.name,
             records=len(keys),
             seconds=time.monotonic() - started,
-            labeled=labeled,
-            correct=correct,
+            report=correct,
         )
 
     def _batches(self, shard: ShardEntry) -> Iterator[FrameBatch]:

@@ -6,10 +6,9 @@ classes apart, if the labels are those of another order of classes, or if the ma
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,16 +194,14 @@ def check_teacher(
     if not sample:
         return None
     (result,) = executor.map_shards(task, [sample])
-    values = json.loads(result.report)
-    pairs = {name: tuple(values[name]) for name in ("grid", "input_size") if values[name]}
-    return TeacherCheck(**values | pairs)
+    return result.report
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckTeacher(SampleTask):
+class CheckTeacher(SampleTask[TeacherCheck]):
     """Task that runs the teacher on a sample and describes its outputs, and writes nothing."""
 
-    def measure(self, sample: Sample) -> tuple[int, str]:
+    def measure(self, sample: Sample) -> tuple[int, TeacherCheck]:
         annotator = self.build_annotator(precision="float32")
         maps = [payload for payload in annotator.payloads if isinstance(payload, MapPayload)]
         name = f"teacher={self.teacher.name}: {type(annotator.model.network).__name__}"
@@ -238,7 +235,7 @@ class CheckTeacher(SampleTask):
             grid=grid,
             input_size=annotator.input_size,
         )
-        return check.records, json.dumps(asdict(check))
+        return check.records, check
 
     def _require_independence(
         self, name: str, annotator: TeacherAnnotator, batches: Sequence[_ProbedBatch]

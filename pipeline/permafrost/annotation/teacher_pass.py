@@ -59,7 +59,7 @@ from permafrost.store.projections import (
 )
 from permafrost.store.reader import BACKENDS, Store
 
-_SampleTask = TypeVar("_SampleTask", bound=SampleTask)
+_SampleTask = TypeVar("_SampleTask", bound="SampleTask[Any]")
 
 
 logger = logging.getLogger("permafrost.precompute")
@@ -109,7 +109,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         plans.append(request.plan(options, requested_views(config, store)))
     if begun is not None and any(plan.is_unfinished for plan in plans):
         _, agreement = _choose_precision(request, begun, executor)
-    results = [annotate_pass(plan, executor, agreement) for plan in plans]
+    results = [annotate_pass(replace(plan, agreement=agreement), executor) for plan in plans]
     return Annotation(
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
@@ -212,15 +212,12 @@ def _sample_task(
     )
 
 
-def annotate_pass(
-    plan: PassPlan, executor: Executor, agreement: Agreement | None = None
-) -> tuple[int, dict[str, float]]:
+def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, float]]:
     """Write the missing shards of a pass, and commit it.
 
     Args:
         plan: Plan of the pass.
         executor: Executor that runs the tasks.
-        agreement: Agreement of its precision with float32, None if it was not measured.
 
     Returns:
         The number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
@@ -255,8 +252,8 @@ def annotate_pass(
     )
     counts: dict[str, Correct] = {}
 
-    def count(result: ShardResult) -> None:
-        counts[result.name] = Correct(result.labeled, result.correct)
+    def count(result: ShardResult[Correct]) -> None:
+        counts[result.name] = result.report
 
     annotated, seconds = run_shards("teacher", executor, task, plan.missing, count)
     save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
@@ -270,7 +267,7 @@ def annotate_pass(
         shared_files,
         _made_with(plan, annotator),
         plan.added,
-        agreement,
+        plan.agreement,
         moved_features,
     )
     return annotated * plan.num_views, _accuracy(plan, counts)

@@ -31,6 +31,7 @@ from permafrost.config.cluster import ClusterConfig
 from permafrost.core.errors import UserError, require
 from permafrost.core.tasks import (
     Executor,
+    Report,
     ShardError,
     ShardResult,
     ShardTask,
@@ -88,7 +89,9 @@ class RayExecutor:
 
     # ---- shards --------------------------------------------------------------------------------------
 
-    def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+    def map_shards(
+        self, task: ShardTask[Report], shards: Sequence[Any]
+    ) -> Iterator[ShardResult[Report]]:
         """Iterate over results as they finish.
 
         Raises:
@@ -118,7 +121,9 @@ class RayExecutor:
                 "run the same command again to finish them"
             )
 
-    def _results(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult | str]:
+    def _results(
+        self, task: ShardTask[Report], shards: Sequence[Any]
+    ) -> Iterator[ShardResult[Report] | str]:
         """Iterate over results and errors, without those of shards at which too many actors died."""
         waiting, unfinished = deque(range(len(shards))), len(shards)
         deaths: Counter[int | None] = Counter()
@@ -177,11 +182,11 @@ class _ShardActor:
     Of two calls at once, the other one uploads what its shard has written.
     """
 
-    def __init__(self, task: ShardTask) -> None:
+    def __init__(self, task: ShardTask[Any]) -> None:
         self._task = task
         self._work = threading.Lock()
 
-    def run(self, shard: Any) -> ShardResult | str:
+    def run(self, shard: Any) -> ShardResult[Any] | str:
         try:
             with self._work, collected_uploads() as uploads:
                 result = self._task(shard)
@@ -197,7 +202,7 @@ class _ActorPool:
     """Actors for one task; one that dies is replaced. No shard waits for an actor to be started."""
 
     def __init__(
-        self, config: ClusterConfig, task: ShardTask, calls: int, shards: Sequence[Any]
+        self, config: ClusterConfig, task: ShardTask[Any], calls: int, shards: Sequence[Any]
     ) -> None:
         import ray
 

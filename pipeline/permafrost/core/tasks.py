@@ -12,21 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.core.uploads import Uploads, collected_uploads
 
+Report = TypeVar("Report", covariant=True)
+"""Type of the report of a task to the driver, which is picklable."""
 
-class ShardTask(Protocol):
+
+class ShardTask(Protocol[Report]):
     """Picklable operation on one shard."""
 
     needs_gpu: ClassVar[bool]
     """True if an actor that runs the task reserves its share of the GPUs."""
 
-    def __call__(self, shard: Any, /) -> ShardResult:
+    def __call__(self, shard: Any, /) -> ShardResult[Report]:
         """Process one shard and commit its result to disk."""
 
 
@@ -35,18 +38,14 @@ SAMPLE = "sample"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardResult:
-    """Report of a task to the driver. The shard itself is already on disk."""
+class ShardResult(Generic[Report]):
+    """Result of a task for the driver. The shard itself is already on disk."""
 
     name: str
     records: int
     seconds: float
-    labeled: int = 0
-    """Records with a label of the teacher's classes."""
-    correct: int = 0
-    """Labeled records that are classified correctly."""
-    report: str = ""
-    """Other values as JSON, for a task that reports any."""
+    report: Report
+    """Report of the task, None for one without any."""
 
 
 class Task(Protocol):
@@ -104,7 +103,9 @@ class Executor(Protocol):
     name: ClassVar[str]
     """Value of `executor=` that names it."""
 
-    def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+    def map_shards(
+        self, task: ShardTask[Report], shards: Sequence[Any]
+    ) -> Iterator[ShardResult[Report]]:
         """Iterate over the results of the task on each shard, as they finish.
 
         Raises:
@@ -131,13 +132,15 @@ class SerialExecutor:
 
     name: ClassVar[str] = "serial"
 
-    def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+    def map_shards(
+        self, task: ShardTask[Report], shards: Sequence[Any]
+    ) -> Iterator[ShardResult[Report]]:
         """Iterate over results in the order of `shards`. An error stops immediately, with its traceback.
 
         What a shard writes into a bucket is uploaded during the work on the next one, and its result follows.
         """
         with ThreadPoolExecutor(1) as uploader:
-            uploading: Future[ShardResult] | None = None
+            uploading: Future[ShardResult[Report]] | None = None
             for shard in shards:
                 with collected_uploads() as uploads:
                     result = task(shard)
@@ -160,7 +163,7 @@ class SerialExecutor:
             yield run_task(task, partial(on_report, task.name))
 
 
-def _send(uploads: Uploads, result: ShardResult) -> ShardResult:
+def _send(uploads: Uploads, result: ShardResult[Report]) -> ShardResult[Report]:
     uploads.send()
     return result
 
@@ -168,9 +171,9 @@ def _send(uploads: Uploads, result: ShardResult) -> ShardResult:
 def run_shards(
     title: str,
     executor: Executor,
-    task: Any,
+    task: ShardTask[Report],
     shards: Sequence[Any],
-    on_result: Callable[[ShardResult], None],
+    on_result: Callable[[ShardResult[Report]], object],
 ) -> tuple[int, float]:
     """Run a task on all shards, with a progress display.
 

@@ -204,25 +204,25 @@ class ImageSample:
         self.num_damaged += 1
         _keep_first(self.damaged, record, reason)
 
-    def merge(self, values: Mapping[str, Any]) -> None:
-        """Add the JSON values of another sample."""
-        self.files += values["files"]
-        self.formats.update(values["formats"])
-        self.kinds.update(values["kinds"])
-        self._add_sides((width, height) for width, height in values["sides"])
-        if values["smallest"] is not None:  # extremes of more images than those of its list
-            low, high = values["smallest"], values["largest"]
+    def merge(self, sample: ImageSample) -> None:
+        """Add another sample."""
+        self.files += sample.files
+        self.formats.update(sample.formats)
+        self.kinds.update(sample.kinds)
+        self._add_sides((width, height) for width, height in sample.sides)
+        if sample.smallest is not None and sample.largest is not None:
+            # Extremes of more images than those of its list.
             room = len(self.sides)
-            self._add_sides([(low[0], low[1]), (high[0], high[1])])
+            self._add_sides([sample.smallest, sample.largest])
             del self.sides[room:]
         room = _MEDIAN_FILES - len(self.largest_values)
-        self.largest_values += values["largest_values"][:room]
-        self.traits.update(values["traits"])
+        self.largest_values += sample.largest_values[:room]
+        self.traits.update(sample.traits)
         for name in ("decoded", "dim", *(f"num_{topic}" for topic in _NAMED)):
-            setattr(self, name, getattr(self, name) + values[name])
+            setattr(self, name, getattr(self, name) + getattr(sample, name))
         for topic in _NAMED:
             reasons: dict[str, str] = getattr(self, topic)
-            for name, reason in values[topic].items():
+            for name, reason in getattr(sample, topic).items():
                 if len(reasons) < _NAMED_DAMAGES:
                     reasons[name] = reason
 
@@ -465,7 +465,7 @@ class ReadHeaders:
     decoded: frozenset[int]
     """Rows whose pixels are examined."""
 
-    def __call__(self, part: tuple[int, Sequence[int]]) -> ShardResult:
+    def __call__(self, part: tuple[int, Sequence[int]]) -> ShardResult[ImageSample]:
         started = time.monotonic()
         number, rows = part
         records = open_listing(self.listing).records(np.asarray(rows, np.int64))
@@ -481,7 +481,7 @@ class ReadHeaders:
             name=f"preview-{number:06d}",
             records=len(rows),
             seconds=time.monotonic() - started,
-            report=json.dumps(vars(sample)),  # asdict would break the counters
+            report=sample,
         )
 
     def _add(self, sample: ImageSample, record: Record, *, is_decoded: bool) -> int:
@@ -554,11 +554,11 @@ def preview_source(
             ),
             decoded=frozenset(map(int, _sampled_rows(listing, _DECODED_FILES))),
         )
-        results: list[ShardResult] = []
+        results: list[ShardResult[ImageSample]] = []
         run_shards("preview", executor, task, parts, results.append)
         # in the order of the records, whichever ended first
         for result in sorted(results, key=lambda result: result.name):
-            sample.merge(json.loads(result.report))
+            sample.merge(result.report)
     return Preview(
         source=data.kind,
         classes=listed.classes,

@@ -9,7 +9,6 @@ change, such as an image that is overwritten; store.relist=true then compares th
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -251,7 +250,7 @@ class ListPart:
     files: ListingFiles
     seed: int
 
-    def __call__(self, part: tuple[int, str]) -> ShardResult:
+    def __call__(self, part: tuple[int, str]) -> ShardResult[tuple[RecordCounts, Tally]]:
         started = time.monotonic()
         number, name = part
         path = self.files.part(number)
@@ -265,7 +264,7 @@ class ListPart:
             name=name,
             records=counts.records.total(),
             seconds=time.monotonic() - started,
-            report=json.dumps({"counts": counts.to_json(), "tally": tally.topics}),
+            report=(counts, tally),
         )
 
 
@@ -302,14 +301,14 @@ def list_source(
         return listing, tally
     task = ListPart(source=source, files=files, seed=seed)
     parts = list(enumerate(source.parts()))
-    results: list[ShardResult] = []
+    results: list[ShardResult[tuple[RecordCounts, Tally]]] = []
     run_shards("list", executor, task, parts, results.append)
     reports = {result.name: result.report for result in results}
     tally, counts = Tally(), RecordCounts()
     for _, name in parts:  # in their order, whichever ended first
-        values = json.loads(reports[name])
-        counts.merge(values["counts"])
-        tally.merge(values["tally"])
+        part_counts, part_tally = reports[name]
+        counts.merge(part_counts)
+        tally.merge(part_tally)
     if isinstance(source, FolderedSource):
         source.tally_beside(tally)
     listing = join_listings((files.part(number) for number, _ in parts), files.records)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from permafrost.core.errors import quote
 
@@ -52,9 +51,9 @@ class Tally:
         """Forget everything, before the records are listed again."""
         self.topics.clear()
 
-    def merge(self, topics: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add the topics of another tally, as JSON has them."""
-        for topic, items in topics.items():
+    def merge(self, tally: Tally) -> None:
+        """Add the topics of another tally."""
+        for topic, items in tally.topics.items():
             for item, (count, example) in items.items():
                 self.add(topic, item, example, count)
 

@@ -11,7 +11,7 @@ import io
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -229,22 +229,12 @@ class RecordCounts:
         if record.group != NO_GROUP:
             self.others["groups"] += 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values, for the driver of the process that counted."""
-        labeled = [[split, label, count] for (split, label), count in self.labeled.items()]
-        return {
-            "records": self.records,
-            "labeled": labeled,
-            "unlabeled": self.unlabeled,
-            "others": self.others,
-        }
-
-    def merge(self, values: Mapping[str, Any]) -> None:
-        """Add the JSON values of other counts."""
-        self.records.update(values["records"])
-        self.labeled.update({(split, label): count for split, label, count in values["labeled"]})
-        self.unlabeled.update(values["unlabeled"])
-        self.others.update(values["others"])
+    def merge(self, counts: RecordCounts) -> None:
+        """Add other counts."""
+        self.records.update(counts.records)
+        self.labeled.update(counts.labeled)
+        self.unlabeled.update(counts.unlabeled)
+        self.others.update(counts.others)
 
 
 def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> RecordCounts:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 from permafrost.config.data import DataConfig, FileDataConfig, ImageFileDataConfig
 from permafrost.config.store import PrecomputeConfig
@@ -40,6 +39,14 @@ from permafrost.store.shard_plan import ShardPlan
 logger = logging.getLogger("permafrost.precompute")
 
 
+class Damages(NamedTuple):
+    """Records of a shard that cannot be packed."""
+
+    number: int
+    reasons: Sequence[str]
+    """Why the first ones cannot."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackShard:
     """Task that packs one shard: ShardPlan -> its tar and its receipt.
@@ -55,7 +62,7 @@ class PackShard:
     committed: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each shard's file if the store was committed before; the shard must have it again."""
 
-    def __call__(self, plan: ShardPlan) -> ShardResult:
+    def __call__(self, plan: ShardPlan) -> ShardResult[Damages | None]:
         started = time.monotonic()
         try:
             entry = write_image_shard(
@@ -71,10 +78,13 @@ class PackShard:
                 name=plan.name,
                 records=0,
                 seconds=time.monotonic() - started,
-                report=json.dumps({"count": error.count, "reasons": error.reasons}),
+                report=Damages(error.count, error.reasons),
             )
         return ShardResult(
-            name=entry.name, records=entry.records, seconds=time.monotonic() - started
+            name=entry.name,
+            records=entry.records,
+            seconds=time.monotonic() - started,
+            report=None,
         )
 
 
@@ -207,9 +217,9 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         if committed is None
         else {shard.name: shard.sha256 for shard in committed.shards},
     )
-    results: list[ShardResult] = []
+    results: list[ShardResult[Damages | None]] = []
     packed, _ = run_shards("pack", executor, task, plan.missing, results.append)
-    _check_damages(plan, [json.loads(result.report) for result in results if result.report])
+    _check_damages(plan, [result.report for result in results if result.report is not None])
     in_place = any(shard.reference for shard in plan.shards)
     manifest = commit_store(
         path,
@@ -228,12 +238,12 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     return packed
 
 
-def _check_damages(plan: PackPlan, damages: list[dict[str, Any]]) -> None:
+def _check_damages(plan: PackPlan, damages: list[Damages]) -> None:
     """Raise ImageError, or RowError for a table, that names the records of all shards that cannot be packed."""
     if not damages:
         return
-    count = sum(damage["count"] for damage in damages)
-    first = sorted(reason for damage in damages for reason in damage["reasons"])[:NAMED_REASONS]
+    count = sum(damage.number for damage in damages)
+    first = sorted(reason for damage in damages for reason in damage.reasons)[:NAMED_REASONS]
     more = f"; and {count - len(first):,} more" if count > len(first) else ""
     raise plan.packing.record_form.failure(
         f"{count:,} {plan.packing.record_form.noun} cannot be {plan.packing.record_form.failed}: "
