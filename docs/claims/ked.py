@@ -162,10 +162,12 @@ CLAIMS = (
         reported="not seen by us (whether the teachers of its sweep over M were trained anew or summed).",
         recipes=("ked/digits_retrained",),
         here=tuple(
-            _ked(
+            Difference(
+                f"KED minus KD, digits, teachers and students of M = {n}, accuracy",
                 "ked/digits_retrained",
-                f"superfeatures={n}",
-                f"digits, teachers and students of M = {n}",
+                f"ked_m{n}",
+                f"kd_m{n}",
+                paper=0,
             )
             for n in (1, 2, 4, 8)
         ),

@@ -23,18 +23,24 @@ class Grid:
     option: str
     arms: Mapping[str, str]
     """Labels by arm."""
+    single_arms: tuple[str, ...] = ()
+    """Values where each is an arm of its own, <arm>_m<value>, in place of points of a grid."""
 
     @property
     def values(self) -> list[str]:
-        return measured_values(self.experiment, self.option, next(iter(self.arms)))
+        points = measured_values(self.experiment, self.option, next(iter(self.arms)))
+        return list(self.single_arms) or points
 
     def runs(self, arm: str, value: str) -> list[Run]:
-        return runs_of(self.experiment, f"{arm} {self.option}={value}")
+        point = f"{arm}_m{value}" if self.single_arms else f"{arm} {self.option}={value}"
+        return runs_of(self.experiment, point)
 
     def rows(self) -> Rows:
         return [
             (label, [spread(self.runs(arm, value), "accuracy") for value in self.values])
-            for arm, label in measured_arms(self.experiment, self.arms).items()
+            for arm, label in (
+                self.arms if self.single_arms else measured_arms(self.experiment, self.arms)
+            ).items()
         ]
 
     def with_best(self) -> Rows:
@@ -137,8 +143,8 @@ def ked_breast_cancer() -> str:
     return _by_shots("ked/breast_cancer", COLUMN_ARMS, "rows")
 
 
-def _by_superfeatures(experiment: str) -> str:
-    grid = Grid(experiment, "superfeatures", KD_AND_KED)
+def _by_superfeatures(experiment: str, single_arms: tuple[str, ...] = ()) -> str:
+    grid = Grid(experiment, "superfeatures", KD_AND_KED, single_arms)
     header = (f"{ACCURACY} (superfeatures)", *grid.values)
     return table(header, [*grid.rows(), *grid.ked_over_kd()])
 
@@ -169,7 +175,7 @@ def ked_cifar10_groups() -> str:
 
 def ked_digits_retrained() -> str:
     """Students of M superfeatures whose teacher was trained with M of them."""
-    return _by_superfeatures("ked/digits_retrained")
+    return _by_superfeatures("ked/digits_retrained", ("1", "2", "4", "8"))
 
 
 def ked_digits_hint() -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from permafrost.config.compose import complete_words, compose
@@ -98,6 +99,10 @@ def _run_typed(verb: str, words: Sequence[str]) -> None:
         values = sections_of_verb(verb, compose(verb, _without_cfg(words)))
         print(dump_yaml(values), end="")
         return
+    if "--plan" in words:
+        for name, value in describe_plan(verb, [w for w in words if w != "--plan"]).items():
+            print(f"{name}: {printable(value)}")
+        return
     started = time.monotonic()
     result = run_words(verb, words)
     check_interrupted()
@@ -128,11 +133,7 @@ def run_words(verb: str, words: Sequence[str]) -> Any:
     load_plugins(plugin_names(words))
     described = VERBS[verb]
     function = described.load()
-    complete = complete_words(verb, words)
-    composed = compose(verb, complete) | {"command": [verb, *words]}
-    config = place_paths(build_verb_config(verb, composed))
-    if described.check_words is not None:
-        described.check_words(complete, composed, config)
+    config, composed = _configure(verb, words)
     with ExitStack() as stack:
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
@@ -144,6 +145,36 @@ def run_words(verb: str, words: Sequence[str]) -> Any:
             path = RunFolder(composed["run"]).path / f"{verb}.yaml"
             save_options(path, sections_of_verb(verb, composed), composed["command"])
         return result
+
+
+def describe_plan(verb: str, words: Sequence[str]) -> dict[str, str]:
+    """Return what a command would read, compute and write, by name.
+
+    Args:
+        verb: Name of the verb.
+        words: Arguments of the command line.
+
+    Raises:
+        ConfigError: If the arguments do not fit the verb or its options, or the verb has no plan.
+        UserError: Any other error that the user can fix, of the verb.
+    """
+    load_plugins(plugin_names(words))
+    require(VERBS[verb].plan != "", f"{verb} has no plan to print; leave out --plan")
+    config, composed = _configure(verb, words)
+    with ordinary_torch(), mirrored_run(composed.get("run", "")):
+        described: dict[str, str] = resolve_name(VERBS[verb].plan)(config).describe_work()
+        return described
+
+
+def _configure(verb: str, words: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """Return the options of a command, and all sections as plain values."""
+    complete = complete_words(verb, words)
+    composed = compose(verb, complete) | {"command": [verb, *words]}
+    config = place_paths(build_verb_config(verb, composed))
+    check_words = VERBS[verb].check_words
+    if check_words is not None:
+        check_words(complete, composed, config)
+    return config, composed
 
 
 def _import_pandas() -> None:
@@ -167,7 +198,8 @@ def _help(verb: str, words: Sequence[str] = (), *, is_brief: bool = False) -> st
     options = describe_verb(verb, composed)
     return (
         f"{VERBS[verb].help}\n\n{options}\n\nAnother member of a group has other options: --help method=kd.\n"
-        "--cfg job [key=value ...] prints the resolved config and does nothing."
+        "--cfg job [key=value ...] prints the resolved config and does nothing.\n"
+        "--plan [key=value ...] prints what would be read, computed and written, and does nothing."
     )
 
 

@@ -121,13 +121,6 @@ def test_an_option_without_its_section_is_that_of_the_only_section_that_has_it()
         compose("teach", ["epochs=5"])
 
 
-@needs_papers
-def test_a_reference_is_the_value_of_the_words():
-    words = ["experiment=ked/digits_retrained", "student=additive", "student.superfeatures=7"]
-
-    assert compose("distill", words)["store"]["path"] == "stores/digits_m7"
-
-
 def test_an_experiment_is_refused_in_one_line(tmp_path):
     path = tmp_path / "own.yaml"
     for text, message in {
@@ -144,7 +137,6 @@ def test_an_experiment_is_refused_in_one_line(tmp_path):
         "run: !!python/object:os.system x": "it has the tag",
         "seeds: " + "[" * 300: "it has more than 24 levels",
         "seeds: " + "[" * 3000: _TOO_DEEP,
-        "run: ${store.pfad}": r"\$\{store\.pfad\} of the experiment names no option",
         "a: b: c": r"mapping values are not allowed in this context \(line 1, column 5\)",
     }.items():
         path.write_text(text)

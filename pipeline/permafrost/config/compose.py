@@ -85,8 +85,6 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
         _assign(verb, values, each)
     hints = {name: option.hint for name, option in top_options().items()}
     resolved = {name: _resolve(value, hints[name], name) for name, value in values.items()}
-    if any("${" in file.text for file in files):
-        resolved = _interpolated(resolved, resolved)
     return {name: _options_of_run(name, value) for name, value in resolved.items()}
 
 
@@ -138,31 +136,6 @@ def _without_synonym(verb: str, word: str) -> str:
         return word
     is_list = option == "store.teacher" and not text.startswith("[")
     return f"{option}=[{text}]" if is_list else f"{option}={text}"
-
-
-_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
-
-
-def _interpolated(value: Any, values: Mapping[str, Any]) -> Any:
-    """Replace `${section.option}` in texts by the value of that option."""
-    if isinstance(value, dict):
-        return {name: _interpolated(member, values) for name, member in value.items()}
-    if isinstance(value, list):
-        return [_interpolated(member, values) for member in value]
-    return (
-        _REFERENCE.sub(lambda match: str(_value_at(values, match[1])), value)
-        if isinstance(value, str)
-        else value
-    )
-
-
-def _value_at(values: Mapping[str, Any], path: str) -> Any:
-    node: Any = values
-    for name in path.split("."):
-        if not isinstance(node, dict) or name not in node:
-            raise ConfigError(f"${{{path}}} of the experiment names no option")
-        node = node[name]
-    return node
 
 
 # ---- members ---------------------------------------------------------------------------------------

@@ -227,6 +227,9 @@ class Verb:
     function: str
     """Function of the work, as module:name, which is imported when the command runs. It takes the options, and
     returns a dataclass, whose values are printed."""
+    plan: str = ""
+    """Function that turns the options into the plan of the work, as module:name, for --plan. A plan's `describe_work`
+    returns what would be read, computed and written, by name. Empty for a verb without one."""
     order: int = 100
     """Place in lists of verbs: preview is 10, precompute 20, teach 30, verify 40, distill 50, evaluate 60, sweep 70."""
     python: str = ""
@@ -319,6 +322,7 @@ VERBS: Family[Verb] = Family(
         "precompute": Verb(
             options=PrecomputeConfig,
             function="permafrost.verbs.precompute:precompute_store",
+            plan="permafrost.verbs.precompute:plan_precompute",
             order=20,
             saves_options=True,
             suggested_words=("teacher", "store.teacher="),
@@ -326,6 +330,7 @@ VERBS: Family[Verb] = Family(
         "teach": Verb(
             options=TeachConfig,
             function="permafrost.verbs.teach:teach_network",
+            plan="permafrost.training.teach_job:plan_teacher",
             order=30,
             typed_words=("run=", "store.path=", "teacher."),
         ),
@@ -337,12 +342,14 @@ VERBS: Family[Verb] = Family(
         "distill": Verb(
             options=DistillConfig,
             function="permafrost.training.distill:distill_student",
+            plan="permafrost.training.distill:plan_student",
             order=50,
             check_words=_check_live_words,
         ),
         "evaluate": Verb(
             options=EvaluateConfig,
             function="permafrost.evaluation.evaluate:evaluate_run",
+            plan="permafrost.evaluation.inputs:plan_evaluation",
             order=60,
             check_words=_check_evaluate_words,
         ),

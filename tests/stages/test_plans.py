@@ -1,0 +1,79 @@
+"""--plan: what a command would read, compute and write. The command then does that, and a plan writes nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from permafrost.cli import describe_plan, run_words
+from permafrost.core.errors import ConfigError
+from permafrost.store.entries import StoreMismatchError
+
+DATA = (
+    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
+    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
+    *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
+)
+TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random")
+STUDENT = ("student=cifar", "student.name=resnet8", "student.width=4", "trainer.epochs=1")
+
+
+def files():
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def plan(verb, *words):
+    """Describe a plan, after a check that it has written nothing."""
+    before = files()
+    described = describe_plan(verb, [f"store.path={Path('store')}", *words])
+    assert files() == before
+    return described
+
+
+def run(verb, *words):
+    return run_words(verb, ["store.path=store", *words])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_plan_of_precompute_names_the_shards_and_the_passes_that_are_then_made(here):
+    unpacked = plan("precompute", *DATA, *TEACHER)
+    assert unpacked["packs"] == "6 shards"
+    assert "72 records" in unpacked["records"]
+    run("precompute", *DATA, "teacher=none", "executor=serial")
+
+    (name,) = [each for each in plan("precompute", *TEACHER) if each.startswith("pass ")]
+    assert plan("precompute", *TEACHER)[name] == "6 of 6 shards are missing"
+    result = run("precompute", *TEACHER, "executor=serial")
+
+    assert name == f"pass {result.passes[0]}"
+    assert plan("precompute", *TEACHER)[name] == "0 of 6 shards are missing"
+
+
+def test_plans_of_a_student_and_its_evaluation_are_what_is_done(here):
+    run("precompute", *DATA, *TEACHER, "executor=serial")
+    words = ("run=one", "method=kd", "trainer.batch_size=8", *STUDENT)
+    described = plan("distill", *words)
+    assert described["folder"] == "runs/one/distill"
+    assert "40 records of split train" in described["records"]
+    with pytest.raises(ConfigError, match="holds no finished model"):
+        plan("evaluate", "run=one")
+    run("distill", *words)
+
+    before = plan("evaluate", "run=one")
+    run("evaluate", "run=one")
+
+    assert before["evaluators"] == "runs accuracy, localization"
+    assert plan("evaluate", "run=one")["evaluators"] == "nothing to run"
+
+
+def test_a_plan_refuses_what_the_command_would_refuse(here):
+    with pytest.raises(ConfigError, match="holds no finished store"):
+        plan("precompute", *TEACHER)
+    run("precompute", *DATA, "teacher=none", "executor=serial")
+    with pytest.raises(StoreMismatchError, match="has no teacher pass"):
+        plan("distill", "method=kd", "run=one", *STUDENT)
+    with pytest.raises(ConfigError, match="verify has no plan"):
+        plan("verify")
