@@ -62,15 +62,14 @@ class ProgressLines:
 
 
 @contextmanager
-def say_if_slow(logger: logging.Logger, text: str, seconds: float = 3.0) -> Iterator[None]:
-    """Log `text` if the block takes longer than `seconds`, so that no verb is silent for long.
+def say_if_slow(logger: logging.Logger, text: str) -> Iterator[None]:
+    """Log `text` if the block takes longer than 3 s, so that no verb is silent for long.
 
     Args:
         logger: Logger of the verb.
         text: Line that names the slow step.
-        seconds: Time after which it is logged.
     """
-    timer = threading.Timer(seconds, logger.info, (text,))
+    timer = threading.Timer(3.0, logger.info, (text,))
     timer.daemon = True
     timer.start()
     try:

@@ -193,8 +193,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             passes: Teacher passes whose stored targets are read with the records.
             with_regions: Also read masks and boxes, for evaluation. It has no effect on a table.
             num_classes: Number of outputs of the network that uses the labels, None for the classes of the data.
-            payload: Payload (such as attention, class_maps or pooled) to read in addition to logits and maps, or the
-                payloads to read of each pass; others are not read.
+            payload: Payload, or those of each pass, to read besides logits and maps (attention, class_maps, pooled).
             decode_threads: Number of threads that decode a batch, in each process that loads batches.
             blanks_maps: True if maps of replayed views are 0 where an erasing has set the pixels.
             keep_bytes: Maximum total bytes of decoded inputs to decode each once and keep it in memory.
@@ -334,12 +333,13 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             for number in range(1 if is_second else len(self.passes))
         ]
         inputs = self._inputs(at, columns, keys)
+        sizes = np.stack([columns["height"], columns["width"]], axis=1)
         canonical_from_view, pixel_augment, second = None, None, None
         if views is not None:  # all passes of a run have the same views
             canonical_from_view = complete_matrices(torch.from_numpy(values[0][VIEW_FIELD.name]))
             if self._recipe is not None:
-                rows_of_pixels = torch.from_numpy(values[0][PIXEL_FIELD])
-                changes = self._recipe.changes(rows_of_pixels, blanks_maps=self._blanks_maps)
+                pixels = torch.from_numpy(values[0][PIXEL_FIELD])
+                changes = self._recipe.changes(pixels, blanks_maps=self._blanks_maps)
                 pixel_augment = PixelAugment(changes=changes)
             if self._is_mixed and not is_second:
                 second = self._load(self._partners(values[0], columns), views, is_second=True)
@@ -353,18 +353,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             pixel_augment=pixel_augment,
             second=second,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
-            original_size=torch.from_numpy(
-                np.stack([columns["height"], columns["width"]], axis=1)
-            ).float(),
+            original_size=torch.from_numpy(sizes).float(),
             labels=self.labels_at(at),
             groups=torch.from_numpy(columns["group"].astype(np.int64)),
             masks=self._masks(columns, keys) if self.with_regions else None,
             boxes=self._boxes(rows) if self.with_regions else (),
-            targets=()
-            if is_second
-            else tuple(
+            targets=tuple(
                 self._targets(number, of_teacher, columns, replayed=views is not None)
-                for number, of_teacher in enumerate(values)
+                for number, of_teacher in enumerate([] if is_second else values)
             ),
         )
 

@@ -70,8 +70,7 @@ class TrainLoader(DataLoader[Any]):
             world_size: Number of ranks.
 
         Raises:
-            ConfigError: If the batch size does not fit the ranks or the selection, the stored views are not a multiple
-                of `views_per_step`, or batches do not fit into shared memory.
+            ConfigError: If the batch size, `views_per_step` or the shared memory do not fit data, ranks and views.
         """
         order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}

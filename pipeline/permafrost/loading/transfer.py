@@ -187,9 +187,6 @@ class _Watch:
 
 Copied = TypeVar("Copied")
 
-_AHEAD = ("cuda",)
-"""Types of devices to which batches are copied ahead."""
-
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to `device`, or return it if it is there."""
@@ -250,7 +247,7 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple
 
 def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
     """Iterate over batches and their copies on `device`, which are made one batch ahead on a GPU."""
-    if device.type in _AHEAD:
+    if device.type == "cuda":
         yield from copy_ahead(batches, device)
     else:
         for batch in batches:

@@ -227,27 +227,7 @@ class ModuleClassifier(ProbedClassifier):
                 torch.no_grad(),
                 torch.autocast(images.device.type, enabled=False),
             ):
-                # The first and the last of these differ from both others in every pixel, or in the rim only.
-                probes = torch.cat([replaced_parts(examples), examples[1:2]])
-                native, logits = self._read(probes)
-                self._is_channels_last = self._layout(native[:-1], examples) == "last"
-                grids = self._to_grid(native)
-                self._examine_input(examples, grids[:-1])
-                require(
-                    self._is_copied(probes, logits) or not logits.isfinite().all(),
-                    f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
-                    "is random in eval mode, counts its passes, or changes this tensor elsewhere; name another layer",
-                )
-                records = [len(probes) - 1, 1, 0]
-                require_independent_records(
-                    type(self.inner).__name__,
-                    self.inner,
-                    self._run,
-                    probes[records],
-                    probes[5:6],
-                    (grids[records], logits[records]),
-                )
-                self._match_head(examples[:1].clone())
+                self._probe_with(examples)
         except UserError:
             raise
         except Exception as error:  # a network of somebody's own may raise anything
@@ -261,6 +241,27 @@ class ModuleClassifier(ProbedClassifier):
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.inner.modules()
         )
+
+    def _probe_with(self, examples: Tensor) -> None:
+        """Run the network on variants of two images, and compare what it gives."""
+        # The first and the last of these differ from both others in every pixel, or in the rim only.
+        probes = torch.cat([replaced_parts(examples), examples[1:2]])
+        native, logits = self._read(probes)
+        self._is_channels_last = self._layout(native[:-1], examples) == "last"
+        grids = self._to_grid(native)
+        self._examine_input(examples, grids[:-1])
+        name = type(self.inner).__name__
+        require(
+            self._is_copied(probes, logits) or not logits.isfinite().all(),
+            f"{name} gives other logits if the output of layer {self.layer} is copied: it is random in eval mode, "
+            "counts its passes, or changes this tensor elsewhere; name another layer",
+        )
+        records = [len(probes) - 1, 1, 0]
+        outputs = (grids[records], logits[records])
+        require_independent_records(
+            name, self.inner, self._run, probes[records], probes[5:6], outputs
+        )
+        self._match_head(examples[:1].clone())
 
     @contextlib.contextmanager
     def _on_copy(self, examples: Tensor) -> Iterator[None]:

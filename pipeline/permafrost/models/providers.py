@@ -99,8 +99,7 @@ def build_model(
 
     Args:
         config: Options of the network.
-        classes: Classes of the data, as many as the outputs unless the config sets `classes`; none give
-            one output.
+        classes: Classes of the data, as many as the outputs unless the config sets `classes`; none give one output.
         may_replace_head: For a network that will be trained, or whose logits are not read: if the last layer of a
             weights file has other classes or is missing, the network keeps its newly initialized one.
 

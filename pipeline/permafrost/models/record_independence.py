@@ -85,17 +85,12 @@ def require_no_memory(
     Raises:
         DependentRecordsError: If outputs of the copies differ afterwards.
     """
-    if any(
-        is_lazy(tensor) for tensor in _tensors(network).values()
-    ):  # whose weights are new in each copy
+    if any(map(is_lazy, _tensors(network).values())):  # whose weights are new in each copy
         return
     changed: dict[str, None] = {}
     outputs = []
-    for batch in (
-        records[:2],
-        _stark(records[:2]),
-    ):  # one copy after the other, as a teacher may be large
-        trial = trial_copy(network)
+    for batch in (records[:2], _stark(records[:2])):
+        trial = trial_copy(network)  # one after the other, as a teacher may be large
         if trial is network:
             return
         run(trial, batch)

@@ -541,10 +541,8 @@ def preview_source(
     if source.columns is None:
         sample = ImageSample()
         rows = _sampled_rows(listing, files)
-        parts = [
-            (number, rows[start : start + _TASK_RECORDS])
-            for number, start in enumerate(range(0, len(rows), _TASK_RECORDS))
-        ]
+        starts = range(0, len(rows), _TASK_RECORDS)
+        parts = [(at, rows[start : start + _TASK_RECORDS]) for at, start in enumerate(starts)]
         task = ReadHeaders(
             source=source,
             listing=listing.path,
@@ -556,8 +554,7 @@ def preview_source(
         )
         results: list[ShardResult[ImageSample]] = []
         run_shards("preview", executor, task, parts, results.append)
-        # in the order of the records, whichever ended first
-        for result in sorted(results, key=lambda result: result.name):
+        for result in sorted(results, key=lambda result: result.name):  # by their first records
             sample.merge(result.report)
     return Preview(
         source=data.kind,

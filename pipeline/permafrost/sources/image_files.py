@@ -259,8 +259,7 @@ def iter_images(
         The path relative to `root`, and its bytes.
 
     Raises:
-        ConfigError: If a folder cannot be read, if links lead in a circle, or, without a tally, if a link leads to a
-            missing file.
+        ConfigError: If a folder cannot be read, links lead in a circle, or (without a tally) a link to a missing file.
     """
     stems: dict[str, str] = {}
     for entry in _sorted_entries(root / folder):

@@ -492,10 +492,8 @@ class WebDatasetSource:
         for split, name, start, end in sorted(rows):
             shard = f"{split}-{numbers[split]:06d}"
             numbers[split] += 1
-            path = str(self.tars[name])
-            plans.append(
-                ShardPlan(len(plans), shard, split, start, end, listing.path, reference=path)
-            )
+            at, path = len(plans), str(self.tars[name])
+            plans.append(ShardPlan(at, shard, split, start, end, listing.path, reference=path))
         unmixed = find_unmixed_shard(plans)
         if unmixed is None:
             return plans

@@ -35,9 +35,9 @@ class DigestError(ValueError):
     """Text that is not the one that its digest was computed from; the reader of the file adds its name."""
 
 
-def write_json(path: Path, values: Mapping[str, Any], *, sort_keys: bool = False) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as JSON with its digest, atomically."""
-    write_atomically(path, sign_json(values, sort_keys=sort_keys))
+    write_atomically(path, sign_json(values))
 
 
 def sign_json(

@@ -6,7 +6,7 @@ A shard is a tar of the store's own, or an external tar that is indexed in place
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -116,11 +116,10 @@ def write_image_shard(
         StoreMismatchError: If the shard's file would differ from the committed one. Nothing is replaced then.
     """
     skipped: list[dict[str, str]] = []
-    records = plan.records
+    records = {record.key: record for record in plan.records}
     with ShardDeaths(store, plan.name) as deaths:
-        by_key = {record.key: record for record in records}
-        deaths.find_cause(list(by_key), partial(_pack_alone, source, by_key, packing))
-        images = _packed_images(records, source, packing, skipped)
+        deaths.find_cause(list(records), partial(_pack_alone, source, records, packing))
+        images = _packed_images(records.values(), source, packing, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
         rows, file = index(store, plan, images, committed)
         entry = ShardEntry(
@@ -136,7 +135,7 @@ def write_image_shard(
             receipt_table(rows),
             {
                 "entry": asdict(entry),
-                "planned_keys_sha256": sha256_keys([record.key for record in records]),
+                "planned_keys_sha256": sha256_keys(list(records)),
                 "packing": packing.describe(),
                 "dataset_fingerprint": dataset_fingerprint,
                 "skipped": skipped,
@@ -248,7 +247,7 @@ class DamagedRecordsError(RecordError):
 
 
 def _packed_images(
-    records: tuple[Record, ...],
+    records: Iterable[Record],
     source: Source,
     packing: Packing,
     skipped: list[dict[str, str]],

@@ -59,8 +59,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         ConfigError: If data, loss and network do not fit.
     """
     _check_labels(spec)
-    trainer = spec.trainer
-    device = distributed.device or resolve_device("trainer.device", trainer.device)
+    device = distributed.device or resolve_device("trainer.device", spec.trainer.device)
     torch.manual_seed(derive_seed(spec.seed, "initialisation"))
     model = build_model(spec.model, spec.data_classes, may_replace_head=True)
     if spec.model.weights is None:
@@ -84,7 +83,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         _build_loss_parameters(spec, trial, targets, device)
     spec.loss.on_train_start(spec.dataset)
     loss = spec.loss.to(device)
-    compute_settings = _compute_settings(trainer, spec.model, device)
+    compute_settings = _compute_settings(spec.trainer, spec.model, device)
     return Training(
         model=model,
         loss=loss,
