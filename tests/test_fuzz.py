@@ -365,7 +365,7 @@ VALUES = st.one_of(
 )
 
 
-def option_words(verb: str) -> list[str]:
+def option_arguments(verb: str) -> list[str]:
     """Names of the verb's options and sections, and of the options of some members."""
     own = [option.name for option in options_of(VERBS[verb].options)]
     return [
@@ -384,7 +384,7 @@ def option_words(verb: str) -> list[str]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("verb", ["precompute", "distill", "sweep"])
 def test_a_command_line_is_read_or_refused(examples, verb, count_trials):
-    names = st.sampled_from(option_words(verb))
+    names = st.sampled_from(option_arguments(verb))
     words = st.one_of(
         st.tuples(names, VALUES).map("=".join),
         st.tuples(st.sampled_from(["+", "~", "++", "a.", "."]), names).map("".join),
@@ -392,9 +392,9 @@ def test_a_command_line_is_read_or_refused(examples, verb, count_trials):
     )
     refusals = []
 
-    def check(given_words):
+    def check(given_arguments):
         refusals.append(
-            reads_or_refuses(lambda: build_verb_config(verb, compose(verb, given_words)))
+            reads_or_refuses(lambda: build_verb_config(verb, compose(verb, given_arguments)))
         )
 
     fuzz(examples, st.lists(words, min_size=1, max_size=2), check)

@@ -13,7 +13,7 @@ from torch import nn
 
 import permafrost
 from permafrost.config.compose import compose
-from permafrost.config.points import words_of_options
+from permafrost.config.points import arguments_of_options
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.explanations import gradcam
@@ -160,13 +160,13 @@ def test_explain_gives_gradcam_of_a_network_in_batches(tiny_teacher):
     ],
 )
 def test_keyword_arguments_are_words_of_the_command_line(options, words):
-    assert words_of_options("distill", [], options) == words
+    assert arguments_of_options("distill", [], options) == words
 
 
 def test_a_mapping_that_is_a_value_stays_whole():
     options = {"arms": {"kd": ["method=kd"]}, "grid": {"method.tau": [1, 4]}}
 
-    words = words_of_options("sweep", [], options)
+    words = arguments_of_options("sweep", [], options)
 
     assert words == ['arms={kd: ["method=kd"]}', "grid={method.tau: [1, 4]}"]
 
@@ -189,11 +189,11 @@ def test_a_name_that_no_section_or_several_have_is_an_error_that_says_so():
         ConfigError,
         match=r"distill takes no temperature= \(did you mean student\.logit_temperature= or",
     ):
-        compose("distill", words_of_options("distill", [], {"temperature": 4}))
+        compose("distill", arguments_of_options("distill", [], {"temperature": 4}))
     with pytest.raises(ConfigError, match=r"distill takes no tua= \(did you mean method\.tau=\?\)"):
-        compose("distill", words_of_options("distill", [], {"tua": 4}))
+        compose("distill", arguments_of_options("distill", [], {"tua": 4}))
     with pytest.raises(ConfigError, match=r"write student\.width= or teacher\.width="):
-        words_of_options("distill", ["mode=live", "teacher=cifar"], {"width": 4})
+        arguments_of_options("distill", ["mode=live", "teacher=cifar"], {"width": 4})
 
 
 # ---- verbs ---------------------------------------------------------------------------------------

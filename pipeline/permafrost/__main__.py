@@ -10,20 +10,20 @@ from permafrost.core.interrupts import catch_signals
 
 def main() -> None:
     """Run the verb that the first argument names. Exit codes are those of the verb, and 2 for an unknown one."""
-    verb, *words = sys.argv[1:] or ["--help"]
+    verb, *arguments = sys.argv[1:] or ["--help"]
     if verb == "--version":
         print(f"permafrost {__version__}")
         return
     with catch_signals() as signals:
         try:
             with signals.raising():
-                _run(verb, words)
+                _run(verb, arguments)
         except KeyboardInterrupt:  # while modules are imported; later a verb ends by itself
             print(signals.describe(verb), file=sys.stderr)
             sys.exit(signals.exit_code)
 
 
-def _run(verb: str, words: list[str]) -> None:
+def _run(verb: str, arguments: list[str]) -> None:
     """Run a verb, or print the overview."""
     from permafrost.cli import attempt, stage_main
     from permafrost.config.experiments import plugin_names
@@ -32,7 +32,7 @@ def _run(verb: str, words: list[str]) -> None:
     is_help = verb in ("-h", "--help", "help")
 
     def prepare() -> None:
-        load_plugins(plugin_names(words))
+        load_plugins(plugin_names(arguments))
         if is_help:
             print(overview())
         else:
@@ -43,7 +43,7 @@ def _run(verb: str, words: list[str]) -> None:
         print(message, file=sys.stderr)
         sys.exit(code)
     if not is_help:
-        sys.argv = [f"permafrost {verb}", *words]
+        sys.argv = [f"permafrost {verb}", *arguments]
         stage_main(verb)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from permafrost.config.compose import complete_words, compose
+from permafrost.config.compose import complete_arguments, compose
 from permafrost.config.environment import keep_freed_memory, open_closed_streams, ordinary_torch
 from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
@@ -47,7 +47,7 @@ def stage_main(verb: str) -> None:
     Args:
         verb: Name of the verb.
     """
-    words = sys.argv[1:]
+    arguments = sys.argv[1:]
     open_closed_streams()
     keep_freed_memory()
     handler = logging.StreamHandler()
@@ -56,7 +56,7 @@ def stage_main(verb: str) -> None:
     with catch_signals() as signals:
         try:
             with signals.raising():
-                code, message = attempt(f"permafrost {verb}", lambda: _run_typed(verb, words))
+                code, message = attempt(f"permafrost {verb}", lambda: _run_typed(verb, arguments))
         except BaseException as error:
             # A signal may end in any exception, as where it cuts an import.
             # Ray turns an exception raised inside its calls into a KeyboardInterrupt.
@@ -88,92 +88,96 @@ def attempt(program: str, run: Callable[[], None]) -> tuple[int, str]:
     return code, f"{program}: error: {reason}"
 
 
-def _run_typed(verb: str, words: Sequence[str]) -> None:
+def _run_typed(verb: str, arguments: Sequence[str]) -> None:
     """Show the help or the config if the arguments ask for it, otherwise run the verb and print its result."""
-    load_plugins(plugin_names(words))
-    if {"-h", "--help"} & set(words):
-        asked = [word for word in words if section_of(word) in (*section_names(verb), "experiment")]
-        print(_help(verb, asked, is_brief="--help" not in words))
+    load_plugins(plugin_names(arguments))
+    if {"-h", "--help"} & set(arguments):
+        asked = [
+            argument
+            for argument in arguments
+            if section_of(argument) in (*section_names(verb), "experiment")
+        ]
+        print(_help(verb, asked, is_brief="--help" not in arguments))
         return
-    if "--cfg" in words:
-        values = sections_of_verb(verb, compose(verb, _without_cfg(words)))
+    if "--cfg" in arguments:
+        values = sections_of_verb(verb, compose(verb, _without_cfg(arguments)))
         print(dump_yaml(values), end="")
         return
-    if "--plan" in words:
-        for name, value in describe_plan(verb, [w for w in words if w != "--plan"]).items():
+    if "--plan" in arguments:
+        for name, value in describe_plan(verb, [w for w in arguments if w != "--plan"]).items():
             print(f"{name}: {printable(value)}")
         return
     started = time.monotonic()
-    result = run_words(verb, words)
+    result = run_typed_command(verb, arguments)
     check_interrupted()
-    _print_result(result, time.monotonic() - started, words)
+    _print_result(result, time.monotonic() - started, arguments)
 
 
-def _without_cfg(words: Sequence[str]) -> list[str]:
+def _without_cfg(arguments: Sequence[str]) -> list[str]:
     """Return the arguments besides --cfg job, which may be anywhere on the line."""
-    place = words.index("--cfg")
+    place = arguments.index("--cfg")
     require(
-        words[place + 1 : place + 2] == ["job"],
+        arguments[place + 1 : place + 2] == ["job"],
         "--cfg prints the options of the job; write --cfg job",
     )
-    return [*words[:place], *words[place + 2 :]]
+    return [*arguments[:place], *arguments[place + 2 :]]
 
 
-def run_words(verb: str, words: Sequence[str]) -> Any:
+def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
     """Run a verb with the arguments of a command line, and return its result.
 
     Args:
         verb: Name of the verb.
-        words: Arguments of the command line.
+        arguments: Arguments of the command line.
 
     Raises:
         ConfigError: If the arguments do not fit the verb or its options.
         UserError: Any other error that the user can fix, of the verb.
     """
-    load_plugins(plugin_names(words))
+    load_plugins(plugin_names(arguments))
     described = VERBS[verb]
     function = described.load()
-    config, composed = _configure(verb, words)
+    config, composed = _configure(verb, arguments)
     with ExitStack() as stack:
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if described.locks_run:
             stack.enter_context(FolderLock(RunFolder(composed["run"]).path, "run"))
         _import_pandas()
-        result = function(config, words) if described.swept else function(config)
+        result = function(config, arguments) if described.swept else function(config)
         if described.saves_options:
             path = RunFolder(composed["run"]).path / f"{verb}.yaml"
             save_options(path, sections_of_verb(verb, composed), composed["command"])
         return result
 
 
-def describe_plan(verb: str, words: Sequence[str]) -> dict[str, str]:
+def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
     """Return what a command would read, compute and write, by name.
 
     Args:
         verb: Name of the verb.
-        words: Arguments of the command line.
+        arguments: Arguments of the command line.
 
     Raises:
         ConfigError: If the arguments do not fit the verb or its options, or the verb has no plan.
         UserError: Any other error that the user can fix, of the verb.
     """
-    load_plugins(plugin_names(words))
+    load_plugins(plugin_names(arguments))
     require(VERBS[verb].plan != "", f"{verb} has no plan to print; leave out --plan")
-    config, composed = _configure(verb, words)
+    config, composed = _configure(verb, arguments)
     with ordinary_torch(), mirrored_run(composed.get("run", "")):
         described: dict[str, str] = resolve_name(VERBS[verb].plan)(config).describe_work()
         return described
 
 
-def _configure(verb: str, words: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+def _configure(verb: str, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """Return the options of a command, and all sections as plain values."""
-    complete = complete_words(verb, words)
-    composed = compose(verb, complete) | {"command": [verb, *words]}
+    complete = complete_arguments(verb, arguments)
+    composed = compose(verb, complete) | {"command": [verb, *arguments]}
     config = place_paths(build_verb_config(verb, composed))
-    check_words = VERBS[verb].check_words
-    if check_words is not None:
-        check_words(complete, composed, config)
+    check_arguments = VERBS[verb].check_arguments
+    if check_arguments is not None:
+        check_arguments(complete, composed, config)
     return config, composed
 
 
@@ -185,14 +189,14 @@ def _import_pandas() -> None:
         pa.array([0])
 
 
-def _help(verb: str, words: Sequence[str] = (), *, is_brief: bool = False) -> str:
-    """Return the help of a verb; `words` choose members of groups, whose options are then shown.
+def _help(verb: str, arguments: Sequence[str] = (), *, is_brief: bool = False) -> str:
+    """Return the help of a verb; `arguments` choose members of groups, whose options are then shown.
 
     A brief one lists the options with their values only.
     """
     from permafrost.config.reference import describe_verb, list_verb
 
-    composed = compose(verb, words)
+    composed = compose(verb, arguments)
     if is_brief:
         return f"{VERBS[verb].help}\n\n{list_verb(verb, composed)}\n\n--help explains them."
     options = describe_verb(verb, composed)
@@ -203,44 +207,46 @@ def _help(verb: str, words: Sequence[str] = (), *, is_brief: bool = False) -> st
     )
 
 
-def _print_result(result: Any, seconds: float | None = None, words: Sequence[str] = ()) -> None:
+def _print_result(result: Any, seconds: float | None = None, arguments: Sequence[str] = ()) -> None:
     """Print a line per value of the result, then the time, if it was measured, and the next command.
 
-    `words` are those of this command; the next one is of the same experiment.
+    `arguments` are those of this command; the next one is of the same experiment.
     """
     if not is_dataclass(result) or isinstance(result, type):
         return
     values = result.printed() if hasattr(result, "printed") else asdict(result)
-    after = next_command(values.pop("next", ""), words)
+    after = next_command(values.pop("next", ""), arguments)
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
             print(f"{name}: {_in_line(value) if isinstance(value, dict) else _printable(value)}")
 
 
-def next_command(command: str, words: Sequence[str]) -> str:
+def next_command(command: str, arguments: Sequence[str]) -> str:
     """Return the next command, with the options of the experiment of this one if there is one.
 
     Args:
         command: Next command as a verb suggests it.
-        words: Arguments of this command.
+        arguments: Arguments of this command.
     """
-    experiment = [word for word in words if word.startswith("experiment=")]
+    experiment = [argument for argument in arguments if argument.startswith("experiment=")]
     if not experiment or not command.startswith("permafrost "):
         return command
     program, verb, *more = shlex.split(command)
     # The command has found out which pass was made, or which network was trained.
-    prefixes = [*VERBS[verb].suggested_words]
-    if any(word.startswith("annotate.") for word in words):
+    prefixes = [*VERBS[verb].suggested_arguments]
+    if any(argument.startswith("annotate.") for argument in arguments):
         prefixes.append("method")  # the experiment's may read what this pass does not have
-    location_words = [word for word in words if word.startswith(VERBS[verb].typed_words)]
+    location_arguments = [
+        argument for argument in arguments if argument.startswith(VERBS[verb].typed_arguments)
+    ]
     return shlex.join(
         [
             program,
             verb,
             *experiment,
-            *location_words,
-            *(word for word in more if word.startswith(tuple(prefixes))),
+            *location_arguments,
+            *(argument for argument in more if argument.startswith(tuple(prefixes))),
         ]
     )
 

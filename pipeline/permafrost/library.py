@@ -20,11 +20,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from permafrost.cli import run_words
+from permafrost.cli import run_typed_command
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_config
 from permafrost.config.compose import compose
-from permafrost.config.points import words_of_options
+from permafrost.config.points import arguments_of_options
 from permafrost.config.store import STORE_METHODS, SubsetOptions
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, require
@@ -427,67 +427,67 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
 # ---- verbs ---------------------------------------------------------------------------------------
 
 
-def run_verb(verb: str, *words: str, **options: Any) -> Any:
+def run_verb(verb: str, *arguments: str, **options: Any) -> Any:
     """Run a verb in this process, and return its result.
 
     Args:
         verb: Name of the verb.
-        *words: Arguments of the command line, as text.
-        **options: Options as keyword arguments (`permafrost.config.points.words_of_options`).
+        *arguments: Arguments of the command line, as text.
+        **options: Options as keyword arguments (`permafrost.config.points.arguments_of_options`).
 
     Raises:
         UserError: Where the command would end with an error.
     """
-    return run_words(verb, words_of_options(verb, words, options))
+    return run_typed_command(verb, arguments_of_options(verb, arguments, options))
 
 
 def verb_function(verb: str) -> Callable[..., Any]:
     """Return the function of a verb that a package adds, `permafrost.<verb>`, with the docstring that it states."""
 
-    def function(*words: str, **options: Any) -> Any:
-        return run_verb(verb, *words, **options)
+    def function(*arguments: str, **options: Any) -> Any:
+        return run_verb(verb, *arguments, **options)
 
     function.__name__ = function.__qualname__ = verb
     function.__doc__ = VERBS[verb].python or VERBS[verb].help.partition("\n")[0]
     return function
 
 
-def preview(*words: str, **options: Any) -> Preview:
+def preview(*arguments: str, **options: Any) -> Preview:
     """Preview what is understood of data before anything is packed. The result has `classes`, `counts` and `findings`.
 
     Example:
         >>> preview(data="digits").counts.records["train"]
         1046
     """
-    result: Preview = run_verb("preview", *words, **options).preview
+    result: Preview = run_verb("preview", *arguments, **options).preview
     return result
 
 
-def precompute(*words: str, **options: Any) -> Any:
+def precompute(*arguments: str, **options: Any) -> Any:
     """Pack inputs into a store, and store the logits and explanations of a frozen teacher once.
 
     The result has the folder `store`, the names of the `passes`, and the `teacher_accuracy` by split.
     """
-    return run_verb("precompute", *words, **options)
+    return run_verb("precompute", *arguments, **options)
 
 
-def teach(*words: str, **options: Any) -> Any:
+def teach(*arguments: str, **options: Any) -> Any:
     """Train a teacher on a store's labels. The result has the file of its `weights`, and `accuracy` by split."""
-    return run_verb("teach", *words, **options)
+    return run_verb("teach", *arguments, **options)
 
 
-def distill(*words: str, **options: Any) -> DistillResult:
+def distill(*arguments: str, **options: Any) -> DistillResult:
     """Train one student from a store. The result has its folder `student`, and its network `model`."""
-    result: DistillResult = run_verb("distill", *words, **options)
+    result: DistillResult = run_verb("distill", *arguments, **options)
     return result
 
 
-def evaluate(*words: str, **options: Any) -> EvaluateResult:
+def evaluate(*arguments: str, **options: Any) -> EvaluateResult:
     """Evaluate a finished student, its teacher or a network. The result has the metrics by split, `splits`."""
-    result: EvaluateResult = run_verb("evaluate", *words, **options)
+    result: EvaluateResult = run_verb("evaluate", *arguments, **options)
     return result
 
 
-def sweep(*words: str, **options: Any) -> Any:
+def sweep(*arguments: str, **options: Any) -> Any:
     """Train and evaluate the students of a sweep: arms, a grid of options, and seeds."""
-    return run_verb("sweep", *words, **options)
+    return run_verb("sweep", *arguments, **options)

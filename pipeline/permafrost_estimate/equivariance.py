@@ -174,8 +174,8 @@ def compare_views(
             metrics["map_cosine"][name] = float(cosine.nanmean())
         if errors[name]:
             sums = errors[name].values()
-            metrics["features_lost"][name] = mean(each.share() for each in sums)
-            metrics["features_cosine"][name] = mean(each.cosine() for each in sums)
+            metrics["features_lost"][name] = mean(total.share() for total in sums)
+            metrics["features_cosine"][name] = mean(total.cosine() for total in sums)
         if not kl.isnan().all():
             metrics["logits_kl"][name] = float(kl.mean())
             metrics["top1_agreement"][name] = float(agrees.mean())
@@ -234,7 +234,7 @@ def compare_mixtures(
         shares = mixture.shares
         if isinstance(stored.logits, Tensor):
             pair = stored.logits, stored.logits[mixture.partners]
-            first, second = (each.log_softmax(dim=1) for each in pair)
+            first, second = (outputs.log_softmax(dim=1) for outputs in pair)
             weights = shares[:, None]
             by_rule = torch.logaddexp(first + weights.log(), second + (1 - weights).log())
             answer = output.logits.detach().float().log_softmax(dim=1)
@@ -255,7 +255,7 @@ def compare_mixtures(
 
 def _without_fields(batch: Batch) -> tuple[StoredTargets, ...]:
     """Return a batch's targets with logits and maps alone."""
-    return tuple(replace(each, intermediates={}, scales={}) for each in batch.targets)
+    return tuple(replace(targets, intermediates={}, scales={}) for targets in batch.targets)
 
 
 def _compare_maps(
@@ -270,7 +270,7 @@ def _compare_maps(
 
 def _means_of_shares(name: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the mean of values in each range of shares that has any, and the mean of all."""
-    shares, values = (torch.cat(each).double().cpu() for each in zip(*parts, strict=True))
+    shares, values = (torch.cat(columns).double().cpu() for columns in zip(*parts, strict=True))
     means = {name: float(values.mean())} if len(values) else {}
     for low, high in pairwise(SHARES):
         inside = (shares >= low) & ((shares < high) | (high == SHARES[-1]))
@@ -345,7 +345,7 @@ def _compare(model: EvaluatedModel, explain: Explainer | None, batch: Batch) -> 
         unknown = torch.full((len(images),), float("nan"))
         return _Compared(cosine.flatten().cpu(), unknown, unknown, probabilities)
     before, after = (
-        outcome_log_probs(each, stored.logits, tau=1.0) for each in (stored.logits, logits)
+        outcome_log_probs(outputs, stored.logits, tau=1.0) for outputs in (stored.logits, logits)
     )
     kl = F.kl_div(before, after, reduction="none", log_target=True).sum(dim=1)
     agrees = top_class(stored.logits) == logits.argmax(dim=1)

@@ -162,7 +162,9 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         parts += [part for teacher in passes for part in pass_parts(teacher, whole)]
         calls = [results for results in times.results if results[0].name != SAMPLE]
         seconds = [
-            spread_of([each.seconds / each.records * size for each in results[1:] if each.records])
+            spread_of(
+                [result.seconds / result.records * size for result in results[1:] if result.records]
+            )
             for results, size in zip(calls, (whole.records, whole.trained), strict=False)
         ]
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])

@@ -163,11 +163,11 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
 def _check_same_data(config: EstimateConfig, store: Store) -> None:
     if isinstance(config.data, NoDataConfig):
         return
-    name, held = build_source(config.data).name, store.manifest.dataset.name
-    if name != held:
+    name, stored = build_source(config.data).name, store.manifest.dataset.name
+    if name != stored:
         raise StoreMismatchError(
-            f"store.path={config.store.path} holds a finished store of {held}, but data={config.data.kind}; leave out "
-            "data= to estimate for its own records, or choose another store.path"
+            f"store.path={config.store.path} holds a finished store of {stored}, but data={config.data.kind}; leave "
+            "out data= to estimate for its own records, or choose another store.path"
         )
 
 

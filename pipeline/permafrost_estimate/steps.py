@@ -80,11 +80,11 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
         not isinstance(config.method, SeveralConfig),
         "method=several has no live teacher to compare a store with; estimate one of its terms",
     )
-    wanted = config.trainer.batch_size // config.views.per_step
-    held = store.num_records(config.split)
+    needed = config.trainer.batch_size // config.views.per_step
+    available = store.num_records(config.split)
     require(
-        held >= wanted,
-        f"the sample has {held} records of split {config.split}, fewer than trainer.batch_size={wanted}; raise "
+        available >= needed,
+        f"the sample has {available} records of split {config.split}, fewer than the {needed} of a step; raise "
         "estimate.shards or estimate.shard_records, or lower trainer.batch_size",
     )
     with torch_threads(config.cluster.threads_per_actor):

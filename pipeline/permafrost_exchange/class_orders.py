@@ -48,7 +48,7 @@ def order_classes(
     """
     count = len(shared_names)
     usable = (np.minimum(*labels) >= 0) & (np.maximum(*labels) < count)
-    pairs = np.stack([each[usable].astype(np.int64) for each in labels])
+    pairs = np.stack([column[usable].astype(np.int64) for column in labels])
     frequent_labels, shares = _majority(pairs, count)
     order, reason = _order_of_names(shared_names, store_names), "their names"
     if order is None or _agreement(order, pairs) < _MOSTLY:

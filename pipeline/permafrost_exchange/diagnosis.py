@@ -130,7 +130,9 @@ class StoredOutputs:
         total = np.maximum(counts.sum(axis=1), 1)
         difference = np.where(counts, shares - stored, 0.0)
         spread = np.where(counts, shares, 0.0)
-        error, scale = (np.sqrt((each**2).sum(axis=1) / total) for each in (difference, spread))
+        error, scale = (
+            np.sqrt((deviation**2).sum(axis=1) / total) for deviation in (difference, spread)
+        )
         return np.asarray(error / (1 + scale))
 
     def dense(self, num_classes: int) -> NDArray[np.float64]:
@@ -200,7 +202,7 @@ def fit_temperature(logits: NDArray[Any], stored: StoredOutputs) -> tuple[float,
 
     end = np.log(_MAX_TEMPERATURE)
     grid = np.linspace(-end, end, 33)
-    best = grid[int(np.argmin([distance(each) for each in grid]))]
+    best = grid[int(np.argmin([distance(point) for point in grid]))]
     step = grid[1] - grid[0]
     result = minimize_scalar(
         distance, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-6}
@@ -483,8 +485,8 @@ def find_other_rows(
     one = (unit_rows(teacher) - center).reshape(len(teacher), -1)
     other = (unit_rows(stored) - center).reshape(len(stored), -1)
     one, other = (
-        each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12)
-        for each in (one, other)
+        vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        for vectors in (one, other)
     )
     alike = one @ other.T
     exact = alike.diagonal() > _EXACT_COSINE

@@ -61,7 +61,7 @@ _PAYLOADS = (
 
 def has_places(name: str) -> bool:
     """Return whether targets of a name lie in the image, as maps and dense features do."""
-    return any(re.fullmatch(each.pattern, name) and each.axes[-1] == "x" for each in _PAYLOADS)
+    return any(re.fullmatch(kind.pattern, name) and kind.axes[-1] == "x" for kind in _PAYLOADS)
 
 
 class EncodedTargets(NamedTuple):
@@ -99,7 +99,7 @@ def encode_targets(
     values: dict[str, NDArray[np.generic]] = {}
     fidelity: dict[str, float] = {}
     for name, array in arrays.items():
-        payload = next((each for each in _PAYLOADS if re.fullmatch(each.pattern, name)), None)
+        payload = next((kind for kind in _PAYLOADS if re.fullmatch(kind.pattern, name)), None)
         if payload is None:
             raise TargetError(f"{where}: there is no kind of target called {name!r}")
         if array.ndim != 2 + len(payload.axes):

@@ -218,13 +218,13 @@ def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
         folder: Folder of the pass.
         joined: Targets of the records.
     """
-    is_begun = bool(list_folder(folder))
+    has_started = bool(list_folder(folder))
     remove_partial_files(folder)
     _write_join(folder, joined)
     try:
         yield
     except BaseException:
-        if not is_begun:
+        if not has_started:
             _remove_begun(folder)
         raise
 

@@ -139,7 +139,7 @@ def _views(config: IngestConfig, store: Store, reader: TargetReader) -> StoredVi
         "nothing of others; leave views= out",
     )
     augment = config.augment
-    kinds = [each.kind for each in augment.operations if each.is_drawn]
+    kinds = [operation.kind for operation in augment.operations if operation.is_drawn]
     odd = [kind for kind in kinds if kind not in ("pad_crop", "resized_crop", "horizontal_flip")]
     require(
         not odd,

@@ -124,7 +124,7 @@ def _comparable(store: Store, names: pa.Array, kind: JoinKind) -> tuple[pa.Array
     depth = 1
     if kind == "path":
         depth = 1 + min(
-            pc.min(pc.count_substring(each, "/")).as_py() or 0 for each in (records, targets)
+            pc.min(pc.count_substring(column, "/")).as_py() or 0 for column in (records, targets)
         )
     return _tail(records, depth), _tail(targets, depth)
 

@@ -78,16 +78,16 @@ def recognize(path: Path) -> Recognition:
     if len(lacks) < 2:
         return Recognition("embeddings", "embeddings of clip-retrieval", _FRAME, lacks)
     files = list(islice(_files(path), _LOOKED_AT))
-    first = next((each for each in files if re.fullmatch(r"rank\d+-keys\.txt", each.name)), None)
+    first = next((file for file in files if re.fullmatch(r"rank\d+-keys\.txt", file.name)), None)
     if first is not None:
         return _recognize_epoch(path, first)
-    names = {each.name for each in files}
+    names = {file.name for file in files}
     if any(name.endswith(".pth.tar") for name in names):
         is_whole = (path / RECIPES_CONFIG).is_file()
         lacks = () if is_whole else (f"{RECIPES_CONFIG}, which says what recipes mean",)
         return Recognition("imagenet_plus", "reinforced data of ml-dr", _CLASSES, lacks)
     for suffix in (".tar", ".pt", ".parquet", ".npz", ".npy"):
-        first = next((each for each in files if each.name.endswith(suffix)), None)
+        first = next((file for file in files if file.name.endswith(suffix)), None)
         if first is not None:
             return _recognize_file(first)
     shown = ", ".join(sorted(names)[:3])

@@ -380,7 +380,7 @@ def _write_embeddings(
     part = 0
     for shard in _iter_shards(config, store, shared):
         waiting.append(shard)
-        if sum(len(each.rows) for each in waiting) >= _PARTS_ROWS:
+        if sum(len(part.rows) for part in waiting) >= _PARTS_ROWS:
             _write_part(folder, part, waiting)
             waiting, part = [], part + 1
         yield len(shard.rows)

@@ -189,7 +189,7 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
         views = np.arange(min(self.most_views, self._pass.num_views))
         names = [spec.name for spec in self.facts.fields]
         opened = self._pass.open_shard(shard, names)
-        at_rows, at_views = (each.ravel() for each in np.meshgrid(places, views, indexing="ij"))
+        at_rows, at_views = (axis.ravel() for axis in np.meshgrid(places, views, indexing="ij"))
         return {
             name: np.asarray(each[at_rows, at_views]).reshape(
                 len(places), len(views), *each.shape[2:]
@@ -440,7 +440,7 @@ class _Search:
         """Records on which most of what explains nothing is left out."""
         stated = OtherInput("", "", annotator, as_they_are)
         self.before, self.before_few = (
-            self._compare(stated, each).distance() for each in (self.batches, self.few)
+            self._compare(stated, batches).distance() for batches in (self.batches, self.few)
         )
         self.causes: list[Cause] = []
         self.nearest: list[tuple[float, str]] = []
@@ -503,15 +503,15 @@ class _Search:
 
 
 def _first_of(batches: Sequence[_Batch], count: int) -> list[_Batch]:
-    """Return the first records of batches, at most so many."""
+    """Return the first `count` records of batches, or all of them."""
     taken: list[_Batch] = []
     for batch in batches:
-        rows = slice(0, count - sum(len(each.keys) for each in taken))
+        rows = slice(0, count - sum(len(batch.keys) for batch in taken))
         if rows.stop <= 0:
             break
         taken.append(
             _Batch(
-                FrameBatch(*(each[rows] for each in batch.frames)),
+                FrameBatch(*(column[rows] for column in batch.frames)),
                 batch.keys[rows],
                 {name: values[rows] for name, values in batch.stored.items()},
                 None if batch.views is None else batch.views.select(rows),
@@ -530,7 +530,11 @@ def _compared_with(way: OtherInput, batches: Sequence[_Batch], facts: TargetFact
             if batch.views is None
             else way.annotator.inputs_of_views(batch.frames, batch.views)
         )
-        answers = [way.annotator.annotate_inputs(way.change(each), info).values for each in inputs]
-        teacher = {name: np.stack([each[name] for each in answers], axis=1) for name in answers[0]}
+        answers = [
+            way.annotator.annotate_inputs(way.change(frames), info).values for frames in inputs
+        ]
+        teacher = {
+            name: np.stack([answer[name] for answer in answers], axis=1) for name in answers[0]
+        }
         comparison.add(_flat(batch.stored), _flat(teacher), _keys_of_views(batch))
     return comparison

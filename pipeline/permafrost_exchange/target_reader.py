@@ -209,12 +209,15 @@ def stack_records(records: Sequence[Arrays], name: str, path: Path) -> Arrays:
     Raises:
         TargetError: If they have different views, classes or cells.
     """
-    if len({tuple((kind, array.shape) for kind, array in each.items()) for each in records}) > 1:
+    if (
+        len({tuple((kind, array.shape) for kind, array in record.items()) for record in records})
+        > 1
+    ):
         raise TargetError(
             f"{path}: the targets of {name} and of others near it differ in their views, classes or cells; all records "
             "of a pass have the same"
         )
-    return {kind: np.stack([each[kind] for each in records]) for kind in records[0]}
+    return {kind: np.stack([record[kind] for record in records]) for kind in records[0]}
 
 
 class RowsOfFile(Protocol):

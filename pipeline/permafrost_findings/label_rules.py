@@ -18,15 +18,15 @@ from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.table_files import UNKNOWN_CELLS
 from permafrost.sources.tally import BOXES, REST, describe_items
 from permafrost.sources.webdataset import (
+    IGNORED_JSON,
     JSON_KEYS,
     NUMBERED_TARS,
-    PASSED_OVER_JSON,
     UNKNOWN_LABELS,
     UNLABELED_MEMBERS,
 )
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Doubt, Level, Preview
+    from permafrost.sources.data_preview import Level, Preview, Remark
 
 _UNKNOWN_CLASSES = re.compile(
     r"\?+|-+|none|null|nil|unknown|undefined|missing|unlabell?ed|n\.a\.|na|not available|tbd|todo|no ?label|"
@@ -49,7 +49,7 @@ _ONE_HOT = 0.9
 # ---- classes ---------------------------------------------------------------------------------------
 
 
-def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
+def find_empty_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes without images or records."""
     empty = preview.tally[EMPTY_FOLDERS]
     if empty:
@@ -75,7 +75,7 @@ def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
         yield "warning", f"all labels are of one class, {quote(preview.classes[0])}"
 
 
-def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
+def find_numbered_folders(preview: Preview) -> Iterator[Remark]:
     """Find class folders that are numbers, whose order others may read differently."""
     is_of_folders = preview.source == "image_folder"
     if not (is_of_folders or preview.source == "webdataset") or preview.data_classes is not None:
@@ -101,7 +101,7 @@ def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_other_spellings(preview: Preview) -> Iterator[Doubt]:
+def find_other_spellings(preview: Preview) -> Iterator[Remark]:
     """Find classes whose names differ by accident only."""
     groups = defaultdict(list)
     for label, name in enumerate(preview.classes):
@@ -142,7 +142,7 @@ def _are_in_other_splits(preview: Preview, labels: list[int]) -> bool:
     return all(splits) and not set.intersection(*splits)
 
 
-def find_classes_without_names(preview: Preview) -> Iterator[Doubt]:
+def find_classes_without_names(preview: Preview) -> Iterator[Remark]:
     """Find classes of tars or a table that are numbers alone."""
     takes_list = hasattr(preview.data, "classes") and preview.data.kind != "image_folder"
     if takes_list and preview.data_classes is None and are_numbers(preview.classes):
@@ -154,7 +154,7 @@ def find_classes_without_names(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:
+def find_classes_of_one_split(preview: Preview) -> Iterator[Remark]:
     """Find classes that only one of the splits has."""
     splits = [split for split in preview.counts.records if preview.labels_of(split)]
     if TRAIN not in splits:
@@ -182,7 +182,7 @@ def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:
             )
 
 
-def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
+def find_unknown_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes whose names may mean that the label is unknown."""
     has_list = preview.data_classes is not None
     words = [name for name in preview.classes if is_unknown(name.strip()) or name.strip() == "-1"]
@@ -204,7 +204,7 @@ def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_background_classes(preview: Preview) -> Iterator[Doubt]:
+def find_background_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes that do not stand for objects, such as BACKGROUND_Google of Caltech 101."""
     names = [
         name
@@ -219,7 +219,7 @@ def find_background_classes(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_identifiers(preview: Preview) -> Iterator[Doubt]:
+def find_identifiers(preview: Preview) -> Iterator[Remark]:
     """Find labels that differ for nearly every record, such as identifiers, dates and measurements."""
     if preview.source == "image_folder":  # somebody has made a folder for each
         return
@@ -234,7 +234,7 @@ def find_identifiers(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_quoted_classes(preview: Preview) -> Iterator[Doubt]:
+def find_quoted_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes whose names are in quotes."""
     names = [
         name
@@ -249,7 +249,7 @@ def find_quoted_classes(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_mixed_numbers(preview: Preview) -> Iterator[Doubt]:
+def find_mixed_numbers(preview: Preview) -> Iterator[Remark]:
     """Find the few names among classes that are numbers."""
     words = [name for name in preview.classes if to_number(name) is None]
     if words and len(preview.classes) >= 5 * len(words) and preview.data_classes is None:
@@ -260,7 +260,7 @@ def find_mixed_numbers(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_classes_like_splits(preview: Preview) -> Iterator[Doubt]:
+def find_classes_like_splits(preview: Preview) -> Iterator[Remark]:
     """Find classes that are named like splits."""
     tokens = defaultdict(set)
     for name in preview.classes:
@@ -283,7 +283,7 @@ def find_classes_like_splits(preview: Preview) -> Iterator[Doubt]:
             )
 
 
-def find_unusual_splits(preview: Preview) -> Iterator[Doubt]:
+def find_unusual_splits(preview: Preview) -> Iterator[Remark]:
     """Find a missing training split, and several spellings of the validation split."""
     splits = sorted(preview.counts.records)
     if splits and all(split.lower() in _FLAGS for split in splits):
@@ -304,7 +304,7 @@ def find_unusual_splits(preview: Preview) -> Iterator[Doubt]:
         yield "warning", f"the splits {shorten(twins, 4)} are different ones here"
 
 
-def find_shared_groups(preview: Preview) -> Iterator[Doubt]:
+def find_shared_groups(preview: Preview) -> Iterator[Remark]:
     """Find many small groups, such as patients, some of which are in several splits."""
     groups = preview.groups
     if groups is None or not groups.shared or groups.groups < _MIN_GROUPS:
@@ -314,12 +314,12 @@ def find_shared_groups(preview: Preview) -> Iterator[Doubt]:
     if is_of_classes or groups.records > _MAX_SMALL_GROUP * groups.groups:
         return
     drawn = getattr(preview.data, "test_fraction", 0)
-    way_out = "keep them whole with data.keep_groups=true" if drawn else "correct data.split"
+    remedy = "keep them whole with data.keep_groups=true" if drawn else "correct data.split"
     yield (
         "warning",
         f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "
         f"{shorten(groups.examples, 3)}); if a group is a patient, a video or a burst, results on one split are partly "
-        f"about pictures of another: {way_out}",
+        f"about pictures of another: {remedy}",
     )
 
 
@@ -332,7 +332,7 @@ def _have_no_names(preview: Preview) -> bool:
     return bool(tally[NUMBERED] or tally[NUMBERED_TARS])
 
 
-def find_label_gaps(preview: Preview) -> Iterator[Doubt]:
+def find_label_gaps(preview: Preview) -> Iterator[Remark]:
     """Find numbers without records below the largest label."""
     if not _have_no_names(preview):
         return
@@ -349,7 +349,7 @@ def find_label_gaps(preview: Preview) -> Iterator[Doubt]:
     )
 
 
-def find_signed_labels(preview: Preview) -> Iterator[Doubt]:
+def find_signed_labels(preview: Preview) -> Iterator[Remark]:
     """Find a negative class that is written as -1, which means an unknown label here."""
     negative, example = preview.tally[UNLABELED_CELLS].get("-1", (0, ""))
     labels = {label for _, label in preview.counts.labeled}
@@ -361,7 +361,7 @@ def find_signed_labels(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_missing_labels(preview: Preview) -> Iterator[Doubt]:
+def find_missing_labels(preview: Preview) -> Iterator[Remark]:
     """Find records without a label."""
     unlabeled = preview.counts.unlabeled.total()
     if not unlabeled or not preview.num_records:
@@ -397,7 +397,7 @@ def _expects_labels(preview: Preview) -> bool:
     return any(option is not None for option in options)
 
 
-def find_joined_labels(preview: Preview) -> Iterator[Doubt]:
+def find_joined_labels(preview: Preview) -> Iterator[Remark]:
     """Find cells that look like several labels in one."""
     several = getattr(preview.data, "labels", None) is not None
     for separator, (count, example) in preview.tally[JOINED].items():
@@ -423,7 +423,7 @@ def find_joined_labels(preview: Preview) -> Iterator[Doubt]:
             )
 
 
-def find_separators(preview: Preview) -> Iterator[Doubt]:
+def find_separators(preview: Preview) -> Iterator[Remark]:
     """Find the separator that was chosen for cells of several labels."""
     for separator, (count, example) in preview.tally[SEPARATED].items():
         yield (
@@ -433,7 +433,7 @@ def find_separators(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_unknown_cells(preview: Preview) -> Iterator[Doubt]:
+def find_unknown_cells(preview: Preview) -> Iterator[Remark]:
     """Find words that were read as an unknown label."""
     words = {**preview.tally[UNKNOWN_CELLS], **preview.tally[UNKNOWN_LABELS]}
     if words:
@@ -443,7 +443,7 @@ def find_unknown_cells(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_fractions(preview: Preview) -> Iterator[Doubt]:
+def find_fractions(preview: Preview) -> Iterator[Remark]:
     """Find labels that are measurements rather than classes."""
     names = preview.classes
     if not names or not all(map(_NUMBER.fullmatch, names)):
@@ -457,9 +457,9 @@ def find_fractions(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
+def find_json_next_to_cls(preview: Preview) -> Iterator[Remark]:
     """Find .json members that were passed over because the record has a .cls."""
-    items = preview.tally[PASSED_OVER_JSON]
+    items = preview.tally[IGNORED_JSON]
     if items:
         yield (
             "warning",
@@ -468,7 +468,7 @@ def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_one_hot_columns(preview: Preview) -> Iterator[Doubt]:
+def find_one_hot_columns(preview: Preview) -> Iterator[Remark]:
     """Find a column of labels that is one of several with a 1 in one of them."""
     for column, (count, columns) in preview.tally[ONE_HOT_COLUMNS].items():
         yield (
@@ -479,7 +479,7 @@ def find_one_hot_columns(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_category_order(preview: Preview) -> Iterator[Doubt]:
+def find_category_order(preview: Preview) -> Iterator[Remark]:
     """Find categories whose order in the file differs from the order of the labels."""
     for order in preview.tally[CATEGORIES]:
         yield (
@@ -489,7 +489,7 @@ def find_category_order(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_one_hot_labels(preview: Preview) -> Iterator[Doubt]:
+def find_one_hot_labels(preview: Preview) -> Iterator[Remark]:
     """Find lists of labels that have a 0 or a 1 for each class."""
     lists = preview.tally[LABEL_LISTS]
     one_hot, example = lists.get("0 and 1", (0, ""))
@@ -501,7 +501,7 @@ def find_one_hot_labels(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_normalized_boxes(preview: Preview) -> Iterator[Doubt]:
+def find_normalized_boxes(preview: Preview) -> Iterator[Remark]:
     """Find boxes in fractions of the image instead of pixels."""
     boxes = preview.tally[BOXES]
     if list(boxes) == ["within 0 to 1"]:

@@ -13,7 +13,7 @@ from permafrost.core.records import NO_LABEL
 from permafrost.sources.splits import TRAIN
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Doubt, Preview
+    from permafrost.sources.data_preview import Preview, Remark
 
 _FULL_RANGE = 65_535
 """Largest value of 16 bits."""
@@ -30,7 +30,7 @@ _WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits"
 # ---- is there a picture --------------------------------------------------------------------------
 
 
-def find_blank_images(preview: Preview) -> Iterator[Doubt]:
+def find_blank_images(preview: Preview) -> Iterator[Remark]:
     """Find images whose pixels all have one value, such as drawings on transparency."""
     sample = preview.sample
     if sample is None or not sample.num_blank:
@@ -49,7 +49,7 @@ def find_blank_images(preview: Preview) -> Iterator[Doubt]:
     )
 
 
-def find_dim_images(preview: Preview) -> Iterator[Doubt]:
+def find_dim_images(preview: Preview) -> Iterator[Remark]:
     """Find images of 8 bits that are nearly black, as label maps are."""
     sample = preview.sample
     if sample is None or sample.dim < max(_MIN_FILES, _MIN_SHARE_OF_MOST * sample.decoded):
@@ -62,7 +62,7 @@ def find_dim_images(preview: Preview) -> Iterator[Doubt]:
     )
 
 
-def find_dropped_channels(preview: Preview) -> Iterator[Doubt]:
+def find_dropped_channels(preview: Preview) -> Iterator[Remark]:
     """Find files that are only partly read: the first channels, or the first picture."""
     sample = preview.sample
     if sample is None:
@@ -81,7 +81,7 @@ def find_dropped_channels(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_dark_images(preview: Preview) -> Iterator[Doubt]:
+def find_dark_images(preview: Preview) -> Iterator[Remark]:
     """Find images of 16 bits that use a small part of their range."""
     sample = preview.sample
     if sample is None or not isinstance(preview.data, ImageFileDataConfig):
@@ -118,7 +118,7 @@ def find_dark_images(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_turned_regions(preview: Preview) -> Iterator[Doubt]:
+def find_turned_regions(preview: Preview) -> Iterator[Remark]:
     """Find boxes and masks of images that EXIF turns."""
     sample = preview.sample
     if (
@@ -136,7 +136,7 @@ def find_turned_regions(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_regions_outside(preview: Preview) -> Iterator[Doubt]:
+def find_regions_outside(preview: Preview) -> Iterator[Remark]:
     """Find boxes and masks that do not fit their images."""
     sample = preview.sample
     if sample is None or not sample.num_regions:
@@ -150,7 +150,7 @@ def find_regions_outside(preview: Preview) -> Iterator[Doubt]:
     )
 
 
-def find_mask_values(preview: Preview) -> Iterator[Doubt]:
+def find_mask_values(preview: Preview) -> Iterator[Remark]:
     """Find masks of several classes with values above the number of classes."""
     sample = preview.sample
     if sample is None or not sample.num_mask_values:
@@ -195,7 +195,7 @@ def _telling_values(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
     return telling
 
 
-def find_traits_of_classes(preview: Preview) -> Iterator[Doubt]:
+def find_traits_of_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes that their files' format, color, bits or size tell, and not only the subject."""
     by_trait: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for trait, value, _, label, count in _counts_of_traits(preview):
@@ -217,7 +217,7 @@ def find_traits_of_classes(preview: Preview) -> Iterator[Doubt]:
             )
 
 
-def find_traits_of_splits(preview: Preview) -> Iterator[Doubt]:
+def find_traits_of_splits(preview: Preview) -> Iterator[Remark]:
     """Find splits whose files have another format, color, depth or size than those of the training split."""
     by_trait: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for trait, value, split, _, count in _counts_of_traits(preview):

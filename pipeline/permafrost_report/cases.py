@@ -105,11 +105,11 @@ def choose_cases(
         num_cases: Largest number of cases of each kind.
         many: Records have many labels, so better and worse are by EPG instead of correctness.
     """
-    theirs = {row["key"]: row for row in baseline}
+    baseline_rows = {row["key"]: row for row in baseline}
     pairs = [
-        Case(label=label, baseline=theirs[row["key"]], candidate=row)
+        Case(label=label, baseline=baseline_rows[row["key"]], candidate=row)
         for row in candidate
-        if row["key"] in theirs and row["correct"] is not None
+        if row["key"] in baseline_rows and row["correct"] is not None
         for label in row["labels"]
     ]
     pairs.sort(key=lambda case: (case.key, case.label))

@@ -230,7 +230,7 @@ def teacher_row(
         value = None if teacher_result is None else teacher_result.find(column.source)
         if value is None:
             candidates = (result.find(f"{split}.teacher_{metric}") for result in results)
-            value = next((each for each in candidates if each is not None), None)
+            value = next((candidate for candidate in candidates if candidate is not None), None)
         if value is not None:
             row[column.name] = value
     return row

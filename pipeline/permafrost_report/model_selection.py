@@ -129,8 +129,8 @@ class Evaluation(NamedTuple):
 
     def open_passes(self, store: Store) -> list[TeacherPass]:
         """Open those passes that the store still has."""
-        held = {folder.name for folder in store.pass_folders()}
-        return [store.open_pass(name) for name in self.teachers if name in held]
+        stored = {folder.name for folder in store.pass_folders()}
+        return [store.open_pass(name) for name in self.teachers if name in stored]
 
 
 def optimistic_results(results: Sequence[StudentResult]) -> list[str]:

@@ -21,7 +21,7 @@ from permafrost.evaluation.results import (
     TEACHER_EVALUATION,
     evaluation_folder,
     evaluations_against,
-    evaluations_beside,
+    further_evaluations,
     read_results,
     without_outputs,
 )
@@ -268,7 +268,7 @@ def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult
         seed=None,
         folder=RunFolder(run).path,
         metrics=_metrics(path),
-        further=evaluations_beside(RunFolder(run).path, evaluation_name),
+        further=further_evaluations(RunFolder(run).path, evaluation_name),
         evaluation_name=evaluation_name,
     )
 
@@ -362,7 +362,7 @@ def _load_result(
         seed=row["seed"],
         folder=folder,
         metrics=_metrics(path) if path.exists() else {},
-        further=evaluations_beside(folder, evaluation_folder(None)) if path.exists() else {},
+        further=further_evaluations(folder, evaluation_folder(None)) if path.exists() else {},
         against=against,
         evaluation_name=evaluation_folder(shown),
     )

@@ -22,13 +22,13 @@ def run_script() -> None:
 
 def _print(arguments: list[str]) -> None:
     match arguments:
-        case ["completion", "words", *words]:
+        case ["completion", "words", *arguments]:
             load_plugins(())
-            print(*candidates(words), sep="\n")
+            print(*candidates(arguments), sep="\n")
         case ["completion", shell] if shell in SCRIPTS:
             print(SCRIPTS[shell], end="")
-        case ["schema", *words]:
-            load_plugins(plugin_names(words))
+        case ["schema", *arguments]:
+            load_plugins(plugin_names(arguments))
             print(json.dumps(experiment_schema(), indent=1))
         case _:
             raise ConfigError(

@@ -57,10 +57,16 @@ def candidates(words: Sequence[str]) -> list[str]:
         return []
     name, equals, value = last.partition("=")
     if equals:
-        return [f"{name}={each}" for each in _values(verb, name, before) if each.startswith(value)]
-    members = [each for each in (*section_names(verb), "experiment") if group_members(each)]
+        return [
+            f"{name}={candidate}"
+            for candidate in _values(verb, name, before)
+            if candidate.startswith(value)
+        ]
+    members = [
+        section for section in (*section_names(verb), "experiment") if group_members(section)
+    ]
     names = [*members, "plugins", *option_paths(verb)]
-    return sorted({f"{each}=" for each in names if each.startswith(name)})
+    return sorted({f"{option}=" for option in names if option.startswith(name)})
 
 
 def _values(verb: str, name: str, before: Sequence[str]) -> list[str]:
@@ -82,4 +88,4 @@ def _listed(hint: object) -> list[str]:
     if get_origin(hint) is Literal:
         return [str(member) for member in get_args(hint)]
     is_list = get_origin(hint) in (tuple, dict)
-    return [] if is_list else [each for member in get_args(hint) for each in _listed(member)]
+    return [] if is_list else [value for member in get_args(hint) for value in _listed(member)]

@@ -115,7 +115,7 @@ class HuggingFaceSource:
         names = [_names_of(rows.features[column]) for rows in self._sets.values()]
         if names[0] is not None:
             require(
-                all(each == names[0] for each in names),
+                all(other == names[0] for other in names),
                 f"data.label={column}: the splits give the labels other names, so their numbers mean other classes",
             )
             return ClassIndex(tuple(names[0]), True)
@@ -202,12 +202,12 @@ class HuggingFaceSource:
                     )
                 )
             else:
-                corners = [each["bbox"] if isinstance(each, Mapping) else each for each in cell]
+                corners = [entry["bbox"] if isinstance(entry, Mapping) else entry for entry in cell]
                 kinds = [
-                    next((each[name] for name in _CATEGORIES if name in each), None)
-                    if isinstance(each, Mapping)
+                    next((entry[name] for name in _CATEGORIES if name in entry), None)
+                    if isinstance(entry, Mapping)
                     else None
-                    for each in cell
+                    for entry in cell
                 ]
             return tuple(
                 self._box([float(number) for number in box], label if kind is None else kind, where)

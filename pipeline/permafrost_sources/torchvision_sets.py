@@ -246,7 +246,7 @@ def load_voc_boxes(path: Path) -> tuple[Box, ...]:
     """Read the objects of a VOC annotation, in pixels; parts of objects (heads, hands) are left out.
 
     Raises:
-        MissingDatasetError: If the file is no VOC annotation.
+        MissingDatasetError: If the file is not a VOC annotation.
     """
     try:
         objects = ElementTree.parse(path).getroot().findall("object")

@@ -47,7 +47,7 @@ STEP: tuple[Part, ...] = (
     *READING,
     ("permafrost.training.step", "view_images", "warp of the images"),
     ("permafrost.loading.geometry", "_with_maps", "warp of the maps"),
-    ("permafrost.training.step", "_run_student", "forward pass"),
+    ("permafrost.training.step", "run_student", "forward pass"),
     ("torch.autograd", "_engine_run_backward", "backward pass"),
     ("permafrost.losses.base:DistillationLoss", "forward", "loss"),
     ("torch.nn.utils", "clip_grad_norm_", "clipping"),

@@ -18,7 +18,7 @@ from permafrost.store.reader import Store
 from tests.support.images import write_tar
 from tests.support.runs import TWO_RANKS, TWO_RANKS_CLUSTER, distill_config, logged_lines
 from tests.support.stores import precompute_config
-from tests.support.sweeps import read_sweep, run_sweep, sweep_words
+from tests.support.sweeps import read_sweep, run_sweep, sweep_arguments
 from tests.support.tars import samples, tar_config
 from tests.support.trees import tree_bytes
 from tests.support.verbs import distill, precompute, sweep
@@ -120,7 +120,7 @@ def test_ray_trains_the_same_students_and_finishes_those_that_do_not_fail(frozen
     arms = "arms={kd: ['method=kd'], bad: ['method=kd', 'trainer.batch_size=4096'], e2kd: []}"
     messages = []
     for executor in ("serial", "ray"):
-        base = sweep_words(
+        base = sweep_arguments(
             frozen, arms, f"executor={executor}", "cluster.cpus_per_student=0.5", run=executor
         )
         with pytest.raises(sweep.SweepError) as error:

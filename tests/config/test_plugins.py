@@ -185,7 +185,7 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     weights = "runs/plugged/teach/model.safetensors"
     taught = [f"teaching.{word}" for word in EPOCH]
     arms = "arms={mine: [method=squared_error, method.scale=0.5], e2kd: [method=e2kd]}"
-    sweep_words = [
+    sweep_arguments = [
         *(*words, *EPOCH, "student=three_layers", "student.width=4", "seeds=[0]", arms),
         *("evaluate.splits=[test]", "evaluate.num_pictures=2", "executor=serial"),
     ]
@@ -195,7 +195,9 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     measured = ["explainer=energy", "annotate.payloads=[logits,map,margin]"]
     taught_pass = [*words, *teacher, f"teacher.weights={weights}", *measured]
     run_stage("precompute", *taught_pass, "executor=serial")
-    swept = sweep.run(build_verb_config("sweep", compose("sweep", sweep_words)), sweep_words)
+    swept = sweep.run(
+        build_verb_config("sweep", compose("sweep", sweep_arguments)), sweep_arguments
+    )
     judged = run_stage(
         *("evaluate", *words, *teacher, f"teacher.weights={weights}", "model=teacher"),
         *("evaluate.splits=[test]", "evaluators=[accuracy,localization,confidence]"),

@@ -3,7 +3,7 @@
 import pytest
 
 from permafrost.config.compose import compose
-from permafrost.config.points import iter_points, knows_option, point_label, point_words
+from permafrost.config.points import iter_points, knows_option, point_arguments, point_label
 from permafrost.evaluation.evaluator import METRICS, best_position
 
 
@@ -27,7 +27,7 @@ def test_every_kind_of_value_comes_through_a_word_as_it_was():
         "augment.operations": [{"kind": "pad_crop", "padding": 3}],
     }
 
-    composed = compose("distill", point_words(point))
+    composed = compose("distill", point_arguments(point))
 
     assert composed["student"]["weights"] == 'a b/"c"=d,{e}.pt'
     assert composed["optimizer"]["kind"] == "sgd"

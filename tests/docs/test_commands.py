@@ -20,7 +20,7 @@ from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.sections import section_names, section_of
 from permafrost.models.providers import build_model
 from permafrost_papers.unicam.residual_maps import load_class_embeddings
-from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
+from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_arguments
 from tests.support.image_sets import write_images
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT
@@ -171,7 +171,7 @@ def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path, monkeypatch):
     command = block_with("docs/howto/own-loop.md", "student.weights=student.pt").code
     (line,) = lines_of(command.replace("stores/demo", str(frozen.store.path)))
     monkeypatch.chdir(tmp_path)
-    _, words = verb_and_words(line)
+    _, words = verb_and_arguments(line)
     result = permafrost.evaluate(*words, "evaluate.splits=[test]")
     assert 0 <= result.splits["test"]["accuracy"] <= 1
 
@@ -278,7 +278,7 @@ def run_block(monkeypatch, capsys):
 
     def run(block, *small):
         for command in lines_of(block.code):
-            verb, words = verb_and_words(command)
+            verb, words = verb_and_arguments(command)
             names = section_names(verb)
             words += [word for word in small if section_of(word) in names and _is_read(verb, word)]
             monkeypatch.setattr("sys.argv", [verb, *words])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.buckets import KEYS, moto_server
-from tests.support.commands import lines_of, verb_and_words
+from tests.support.commands import lines_of, verb_and_arguments
 from tests.support.pages import blocks_of
 from tests.support.paths import PYTHONPATH, ROOT
 
@@ -57,7 +57,7 @@ def test_the_commands_of_the_page_end_in_a_report_in_the_bucket(tmp_path):
             if block.needs not in (None, "a bucket"):
                 continue  # another server than that of this test
             for command in lines_of(block.code):
-                found = verb_and_words(command)
+                found = verb_and_arguments(command)
                 assert found is not None, command
                 verb, words = found
                 words = [

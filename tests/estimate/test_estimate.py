@@ -323,7 +323,7 @@ def test_a_student_that_cannot_be_compared_leaves_the_rest(tmp_path, tiny_teache
 
     assert "method=labels uses no teacher" in reason(method=LabelsConfig())
     assert "mode=live reads no stored targets" in reason(mode="live")
-    assert "fewer than trainer.batch_size=64" in reason(trainer=TrainerOptions())
+    assert "fewer than the 64 of a step" in reason(trainer=TrainerOptions())
 
 
 def test_without_data_a_store_must_be_finished(tmp_path, tiny_teacher):

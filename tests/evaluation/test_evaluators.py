@@ -247,7 +247,7 @@ def test_a_network_that_is_typed_without_model_network_is_refused(monkeypatch, c
     assert "reads student.weights=w.pth with model=network only" in capsys.readouterr().err
 
 
-def many_student_words(frozen, store):
+def many_student_arguments(frozen, store):
     return [
         f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher.name=resnet8",
         "teacher.width=4", f"teacher.weights={frozen.config.teacher.weights}", "augment.operations=[]",
@@ -275,7 +275,7 @@ def test_a_single_student_is_not_compared_with_an_arm_of_its_experiments_sweep(c
 def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tmp_path):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     words = [
-        *many_student_words(frozen, store), "arms={kd: ['method=kd'], labels: ['method=labels']}",
+        *many_student_arguments(frozen, store), "arms={kd: ['method=kd'], labels: ['method=labels']}",
         "seeds=[0,1]", "evaluators=[distance_correlation]", "evaluate.distance_correlation.baseline=labels",
     ]  # fmt: skip
 
@@ -296,7 +296,7 @@ def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tm
 @needs_papers
 def test_one_more_evaluator_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
-    words = many_student_words(frozen, store)
+    words = many_student_arguments(frozen, store)
     one = run_sweep(words)
     students = [row["run"] for row in read_sweep("many")["runs"]]
     more = [*words, "evaluators=[accuracy,distance_correlation]"]

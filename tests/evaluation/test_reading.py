@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.evaluation import context, forward
 from permafrost.evaluation.forward import evaluate_model
 from permafrost.loading import dataset as dataset_module
-from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
@@ -48,8 +48,10 @@ def ahead(monkeypatch):
         copied.append(threading.current_thread().name)
         return move_batch(batch, CPU)
 
-    monkeypatch.setattr(transfer, "_AHEAD", ("cpu",))
-    monkeypatch.setattr(transfer, "copy_ahead", lambda batches, device: read_ahead(batches, copy))
+    for reader in (forward, context):
+        monkeypatch.setattr(
+            reader, "iter_on_device", lambda batches, device: read_ahead(batches, copy)
+        )
     return copied
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from permafrost.cli import run_words
+from permafrost.cli import run_typed_command
 from permafrost.config.plugins import load_plugins
 from permafrost.store.reader import Store
 from tests.exchange.test_readers import CLASSES, VIEWS, crops_of, softmax
@@ -32,7 +32,7 @@ SMALL = {
 def run(command):
     program, verb, *words = shlex.split(command)
     assert program == "permafrost"
-    return run_words(verb, [*words, *SMALL[verb]])
+    return run_typed_command(verb, [*words, *SMALL[verb]])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_commands_of_the_page_run_in_their_order(prepared, monkeypatch):
         if "plugins=" in command:
             load_plugins(["my_format.py"])
         if " attach " in command:
-            run_words(
+            run_typed_command(
                 "precompute",
                 [
                     *("data=image_folder", "data.path=photos", "store.path=stores/elsewhere"),

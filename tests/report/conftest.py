@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sweeps import TWO_ARMS, run_sweep, sweep_words
+from tests.support.sweeps import TWO_ARMS, run_sweep, sweep_arguments
 
 SPLITS = ["test", "test_swapped"]
 
@@ -17,5 +17,5 @@ def swept(frozen, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_sweep(sweep_words(frozen, TWO_ARMS, f"evaluate.splits=[{','.join(SPLITS)}]"))
+        run_sweep(sweep_arguments(frozen, TWO_ARMS, f"evaluate.splits=[{','.join(SPLITS)}]"))
     return folder

@@ -26,7 +26,7 @@ from permafrost_report.student_results import UnknownRunError, load_results
 from permafrost_report.training_facts import describe_augmentation, describe_data, training_facts
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.stores import Frozen
-from tests.support.sweeps import read_sweep, sweep_words
+from tests.support.sweeps import read_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, report
 
 
@@ -242,7 +242,7 @@ def test_a_training_with_other_words_is_the_same_run_and_keeps_those_of_its_firs
 
 def test_a_sweep_and_its_students_have_its_command_with_its_experiment_and_its_quotes(frozen):
     Path("my own.yaml").write_text("run: quoted\nmode: frozen\n")
-    words = [word for word in sweep_words(frozen) if not word.startswith("run=")]
+    words = [word for word in sweep_arguments(frozen) if not word.startswith("run=")]
     arms = "arms={tau 4: ['method=kd', 'method.tau=4']}"
 
     command = run_command("sweep", "experiment=my own.yaml", *words, arms)

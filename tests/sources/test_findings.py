@@ -774,7 +774,7 @@ def cells_with_a_separator_that_is_set(root):
 
 
 @case("unknown_cells", "warning")
-def words_for_nothing(root):
+def arguments_for_nothing(root):
     return table(root, {"label": ["cat", "NA", "null", "dog"]})
 
 
@@ -793,13 +793,13 @@ def numbers_that_pandas_made_floats(root):
     return table(root, {"label": ["0.0", "1.0", ""]})
 
 
-@case("json_beside_cls", "warning")
+@case("json_next_to_cls", "warning")
 def a_json_of_another_form(root):
     json_text = json.dumps({"boxes": [[1, 2, 3, 4]]})
     return tars(root, {"a.jpg": image_bytes(1), "a.cls": "0", "a.json": json_text})
 
 
-@case("json_beside_cls", None)
+@case("json_next_to_cls", None)
 def a_json_with_boxes(root):
     box = {"x0": 0, "y0": 0, "x1": 2, "y1": 2}
     json_text = json.dumps({"boxes": [box], "label": 0})

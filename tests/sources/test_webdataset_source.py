@@ -16,7 +16,7 @@ from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
 from permafrost.sources.tar_members import expand_range, split_in_name
-from permafrost.sources.webdataset import PASSED_OVER_JSON
+from permafrost.sources.webdataset import IGNORED_JSON
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.reader import Store
 from tests.support.images import png, write_tar
@@ -440,7 +440,7 @@ def test_a_json_of_anything_beside_a_cls_is_passed_over_and_counted(tmp_path):
     source, record = list_one(write_tar(tmp_path / "a.tar", members))
 
     assert record.label == 2
-    assert source.tally.total(PASSED_OVER_JSON) == 1
+    assert source.tally.total(IGNORED_JSON) == 1
 
 
 @pytest.mark.parametrize("text", ["", "nan", "NA", "-1"])
@@ -504,7 +504,7 @@ def test_a_large_json_beside_a_cls_is_passed_over(tmp_path):
     source, record = list_one(write_tar(tmp_path / "a.tar", members))
 
     assert record.label == 0
-    assert source.tally.total(PASSED_OVER_JSON) == 1
+    assert source.tally.total(IGNORED_JSON) == 1
 
 
 def test_keys_of_tars_keep_the_part_before_the_number(tmp_path):

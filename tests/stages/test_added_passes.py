@@ -26,7 +26,7 @@ from tests.support.runs import (
     weights_of,
 )
 from tests.support.stores import precompute_config
-from tests.support.sweeps import read_sweep, run_sweep, sweep_words
+from tests.support.sweeps import read_sweep, run_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, precompute
 
 FIRST = CifarModelConfig(name="resnet14", width=4, weights="random")
@@ -251,7 +251,7 @@ def names_of(sweep):
 @pytest.mark.slow
 def test_a_finished_sweep_trains_nothing_again(one_pass):
     first = one_pass.first
-    words = sweep_words(one_pass, THREE_ARMS)
+    words = sweep_arguments(one_pass, THREE_ARMS)
     run_sweep(words)
     before = names_of(read_sweep())
     one_pass.add_passes()
@@ -264,8 +264,8 @@ def test_a_finished_sweep_trains_nothing_again(one_pass):
 @pytest.mark.slow
 def test_an_interrupted_sweep_is_finished_with_the_pass_that_it_began_with(one_pass):
     first = one_pass.first
-    words = sweep_words(one_pass, THREE_ARMS)
-    run_sweep(sweep_words(one_pass, THREE_ARMS, run="undisturbed"))
+    words = sweep_arguments(one_pass, THREE_ARMS)
+    run_sweep(sweep_arguments(one_pass, THREE_ARMS, run="undisturbed"))
     with killed_at(loop, "train_step", 2):  # in the first student, of labels
         run_sweep(words)
     one_pass.add_passes()
@@ -286,7 +286,9 @@ def test_an_interrupted_sweep_is_finished_with_the_pass_that_it_began_with(one_p
 def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
     one_pass.add_passes()
     names = names_in(one_pass.store)
-    run_sweep(sweep_words(one_pass, "arms={kd: ['method=kd']}", f"grid={{store.teacher: {names}}}"))
+    run_sweep(
+        sweep_arguments(one_pass, "arms={kd: ['method=kd']}", f"grid={{store.teacher: {names}}}")
+    )
 
     runs = [row["run"] for row in read_sweep()["runs"]]
     teachers = [SavedNetwork(RUNS / run / "distill").describe().teachers for run in runs]

@@ -13,12 +13,12 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.results import evaluations_beside
+from permafrost.evaluation.results import further_evaluations
 from permafrost.runs.mirrors import RUNS
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results, load_teacher
 from tests.support.runs import TRAINER, distill_config, evaluate_config
-from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_words
+from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, report
 
 ONE_ARM = "arms={kd: ['method=kd']}"
@@ -116,15 +116,15 @@ def test_an_evaluation_of_another_network_is_not_read_as_one_beside(own):
     evaluated(own, splits=("train",))
     evaluated(own, "two", splits=("train",))
     folder = RUNS / "one" / "evaluate-on-train"
-    assert set(evaluations_beside(RUNS / "one", "evaluate")) == {"train"}
+    assert set(further_evaluations(RUNS / "one", "evaluate")) == {"train"}
 
     (RUNS / "two" / "evaluate" / "config.yaml").replace(folder / "config.yaml")
 
-    assert evaluations_beside(RUNS / "one", "evaluate") == {}
+    assert further_evaluations(RUNS / "one", "evaluate") == {}
 
 
 def test_a_sweep_reads_its_splits_of_a_student_that_was_evaluated_on_others_before(frozen):
-    words = sweep_words(frozen, ONE_ARM, "evaluate.splits=[test]")
+    words = sweep_arguments(frozen, ONE_ARM, "evaluate.splits=[test]")
     run_sweep(words)
     (row,) = read_sweep()["runs"]
     of_sweep = metrics_of(row["run"], "evaluate")["splits"]
@@ -142,7 +142,9 @@ def test_a_sweep_reads_its_splits_of_a_student_that_was_evaluated_on_others_befo
 
 @pytest.mark.slow
 def test_a_selection_is_of_its_own_split_after_other_evaluations(frozen):
-    words = sweep_words(frozen, TWO_ARMS, "evaluate.splits=[test]", "select=test_swapped.accuracy")
+    words = sweep_arguments(
+        frozen, TWO_ARMS, "evaluate.splits=[test]", "select=test_swapped.accuracy"
+    )
     run_sweep(words)
     before = read_sweep()
     evaluate.run(evaluate_config(frozen, before["runs"][0]["run"], splits=("test_swapped",)))

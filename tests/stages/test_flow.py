@@ -507,7 +507,7 @@ def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(verb, words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_words", interrupted)
+    monkeypatch.setattr(cli, "run_typed_command", interrupted)
     monkeypatch.setattr("sys.argv", ["distill"])
     with pytest.raises(SystemExit) as exit_:
         cli.stage_main("distill")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cli import run_words
+from permafrost.cli import run_typed_command
 from tests.support.paths import ROOT
 
 PACKAGE = str(ROOT / "pipeline" / "permafrost")
@@ -59,7 +59,7 @@ def demo_commands():
 
 def run_verb(verb, words):
     words = [*words, *SMALL.get(verb, []), *(SMALL["data"] if verb == "precompute" else [])]
-    return run_words(verb, words)
+    return run_typed_command(verb, words)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def calls(tmp_path_factory):
         network = ["teacher=torchvision", "teacher.name=resnet18", "teacher.weights=random"]
         network += ["annotate.payloads=[logits]"]
         store = ["data=none", "store.path=stores/demo", "run=demo", "executor=serial"]
-        run_words("precompute", store + network)
+        run_typed_command("precompute", store + network)
     return calls
 
 
@@ -140,6 +140,6 @@ def test_ray_train_trains_on_two_ranks(tmp_path, monkeypatch):
             run_verb(verb, words)
         words = ["experiment=demo", "method.tau=4", "trainer.epochs=1", "trainer.batch_size=8"]
         ranks = ["trainer.ranks=2", "cluster.cpus_per_rank=1"]
-        run_words("distill", [*words, *ranks])
+        run_typed_command("distill", [*words, *ranks])
 
     assert WORK["ray.train"][2] in calls["ray.train"]

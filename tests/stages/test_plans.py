@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cli import describe_plan, run_words
+from permafrost.cli import describe_plan, run_typed_command
 from permafrost.core.errors import ConfigError
 from permafrost.store.entries import StoreMismatchError
 
@@ -30,7 +30,7 @@ def plan(verb, *words):
 
 
 def run(verb, *words):
-    return run_words(verb, ["store.path=store", *words])
+    return run_typed_command(verb, ["store.path=store", *words])
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def published_weights(monkeypatch):
 # ---- words that reduce sizes ---------------------------------------------------------------------
 
 
-def reducing_words(verb: str, words: list[str]) -> list[str]:
+def reducing_arguments(verb: str, words: list[str]) -> list[str]:
     """Words that keep everything but sizes and durations."""
     composed = composed_of(verb, *words)
     recipe = next((w.removeprefix("experiment=") for w in words if w.startswith("experiment=")), "")
@@ -193,7 +193,7 @@ def test_every_command_of_a_recipe_runs_as_printed(
         printed += commands(f"{recipe}_full")
 
     for verb, *words in printed:
-        run_command(verb, *words, *reducing_words(verb, words))
+        run_command(verb, *words, *reducing_arguments(verb, words))
 
     sweeps = [
         json.loads(path.read_text()) for path in tmp_path.glob(f"runs/{recipe}*/**/sweep.json")
@@ -216,10 +216,10 @@ def test_the_commands_of_the_assistant_run_as_printed(
     *printed, last = commands("unicam/assistant")
 
     for verb, *words in (*first, *printed):
-        run_command(verb, *words, *reducing_words(verb, words))
+        run_command(verb, *words, *reducing_arguments(verb, words))
     (student,) = (tmp_path / "runs/unicam/assistant/students").glob("*assistant*")
     verb, *words = [word.replace("<student>", student.name) for word in last]
-    run_command(verb, *words, *reducing_words(verb, words))
+    run_command(verb, *words, *reducing_arguments(verb, words))
 
     results = json.loads((student / "evaluate/metrics.json").read_text())
     assert np.isfinite(results["splits"]["test"]["agreement"])

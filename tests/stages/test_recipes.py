@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from permafrost.config.data import DataConfig, ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.config.methods import LabelsConfig
-from permafrost.config.points import iter_points, knows_option, point_words
+from permafrost.config.points import iter_points, knows_option, point_arguments
 from permafrost.config.sections import experiment_files
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.models.providers import build_model
@@ -383,14 +383,16 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
     sweep = build_verb_config("sweep", composed_of("sweep", *words))
 
     for arm, overrides in sweep.arms.items():
-        arm_words = [*words, *overrides]
-        known = composed_of("sweep", *arm_words)
+        arm_arguments = [*words, *overrides]
+        known = composed_of("sweep", *arm_arguments)
         points = [
             point
             for point in iter_points({o: v[-1:] for o, v in sweep.grid.items()})
             if all(knows_option(known, option) for option in point)
         ]
-        composed = composed_of("sweep", *arm_words, *point_words(points[0] if points else {}))
+        composed = composed_of(
+            "sweep", *arm_arguments, *point_arguments(points[0] if points else {})
+        )
         student = build_verb_config("distill", composed)
         assert (student.mode == "live") == (student.teacher.kind != "none")
         trainer = replace(

@@ -37,7 +37,7 @@ def lines_of(code: str) -> Iterator[str]:
             yield part.replace(f"${name}", value)
 
 
-def verb_and_words(command: str) -> tuple[str, list[str]] | None:
+def verb_and_arguments(command: str) -> tuple[str, list[str]] | None:
     """Verb and options of a command that runs a stage, None for another command."""
     words = shlex.split(command.partition(" > ")[0])
     if words[0] == "permafrost" and len(words) > 1:
@@ -49,7 +49,7 @@ def verb_and_words(command: str) -> tuple[str, list[str]] | None:
 
 def check(command: str) -> None:
     """Resolve a command up to the first byte of work. Raises an error if it could not begin."""
-    staged = verb_and_words(command)
+    staged = verb_and_arguments(command)
     if staged is not None:
         resolve(*staged)
         return

@@ -18,7 +18,7 @@ TINY = (
 TWO_ARMS = "arms={kd: ['method=kd'], e2kd: ['method=e2kd']}"
 
 
-def sweep_words(frozen, *more, run="grid"):
+def sweep_arguments(frozen, *more, run="grid"):
     return [f"store.path={frozen.store.path}", f"run={run}", *TINY, "executor=serial", *more]
 
 

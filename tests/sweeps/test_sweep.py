@@ -19,12 +19,12 @@ from permafrost.sweeps.plan import plan_students
 from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
-from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_config, sweep_words
+from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_arguments, sweep_config
 from tests.support.verbs import report, sweep
 
 
 def planned(frozen, *more):
-    base = sweep_words(frozen, *more)
+    base = sweep_arguments(frozen, *more)
     return [(s.arm, s.point) for s in plan_students(sweep_config(base), base)]
 
 
@@ -95,7 +95,7 @@ def test_a_choice_of_group_decides_which_options_are_known(frozen):
 
 
 def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
-    base = sweep_words(
+    base = sweep_arguments(
         frozen,
         "arms={kd: ['method=kd', 'method.tau=9']}",
         "grid={method.tau: [1, 5]}",
@@ -122,7 +122,7 @@ def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
     ],
 )
 def test_students_that_run_at_once_decode_on_their_own_cores(frozen, words, threads, evaluating):
-    base = sweep_words(frozen, "arms={kd: ['method=kd']}", *words)
+    base = sweep_arguments(frozen, "arms={kd: ['method=kd']}", *words)
 
     (student,) = plan_students(sweep_config(base), base)
 
@@ -135,8 +135,8 @@ def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):
     plain, chosen = (
         plan_students(sweep_config(base), base)
         for base in (
-            sweep_words(frozen, TWO_ARMS, "subset.holdout=1"),
-            sweep_words(
+            sweep_arguments(frozen, TWO_ARMS, "subset.holdout=1"),
+            sweep_arguments(
                 frozen, TWO_ARMS, "subset.holdout=1", "select=holdout.accuracy", "parallel=7"
             ),
         )
@@ -181,7 +181,7 @@ SEARCH = (TWO_ARMS, "grid={method.tau: [1, 5]}", "subset.holdout=1", "seeds=[0,1
 
 
 def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(frozen, evaluations):
-    result = run_sweep(sweep_words(frozen, *SEARCH, "select=holdout.accuracy"))
+    result = run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy"))
 
     table = read_sweep()
     assert [(row["arm"], row["seed"], row["point"]) for row in table["runs"]] == [
@@ -204,7 +204,7 @@ def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(fro
 
 
 def test_where_lower_is_better_the_lowest_is_chosen(frozen, evaluations):
-    run_sweep(sweep_words(frozen, *SEARCH, "select=holdout.kl_to_teacher"))
+    run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.kl_to_teacher"))
 
     assert {row["point"]["method.tau"] for row in read_sweep()["runs"]} == {5}
 
@@ -212,7 +212,7 @@ def test_where_lower_is_better_the_lowest_is_chosen(frozen, evaluations):
 def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
     frozen, evaluations, monkeypatch, caplog
 ):
-    base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
+    base = sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy")
     evaluator, left = student_task.evaluate_student, [3]
 
     def interrupted(config, name):
@@ -251,7 +251,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
         train(config, on_epoch)
 
     monkeypatch.setattr(student_task, "distill_student", failing)
-    base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
+    base = sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy")
 
     with pytest.raises(sweep.SweepError, match=r"1 of 8 students failed.*e2kd-seed1.*out of luck"):
         run_sweep(base)
@@ -291,7 +291,7 @@ def test_a_selection_that_cannot_be_is_refused_before_anything_is_trained(
     frozen, evaluations, options, message
 ):
     with pytest.raises(ConfigError, match=message):
-        run_sweep(sweep_words(frozen, TWO_ARMS, *options))
+        run_sweep(sweep_arguments(frozen, TWO_ARMS, *options))
     assert not evaluations
 
 
@@ -299,7 +299,7 @@ def test_a_metric_that_the_evaluation_does_not_have_is_named(frozen, evaluations
     with pytest.raises(
         ConfigError, match=r"has no agreement; choose one of accuracy, kl_to_teacher"
     ):
-        run_sweep(sweep_words(frozen, *SEARCH, "select=holdout.agreement"))
+        run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.agreement"))
 
 
 # ---- real students -------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def sweep_report(frozen, run="grid", **options):
 
 
 def test_students_are_searched_chosen_evaluated_and_reported(frozen):
-    base = sweep_words(
+    base = sweep_arguments(
         frozen, TWO_ARMS, "grid={method.lambda_map: [1, 20]}", "subset.holdout=1",
         "select=holdout.accuracy", "evaluate.splits=[test]",
     )  # fmt: skip
@@ -349,7 +349,7 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
 
 
 def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
-    run_sweep(sweep_words(frozen, *SEARCH))
+    run_sweep(sweep_arguments(frozen, *SEARCH))
     monkeypatch.setattr("permafrost_report.page._metric_lines", lambda results: {})
     monkeypatch.setattr("permafrost_report.page.training_curves", lambda lines, colors: [])
 
@@ -389,7 +389,9 @@ def students_of(driver):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp_path):
-    base = sweep_words(frozen, "arms={e2kd: []}", "trainer.epochs=40", "trainer.log_every_steps=1")
+    base = sweep_arguments(
+        frozen, "arms={e2kd: []}", "trainer.epochs=40", "trainer.log_every_steps=1"
+    )
     run_sweep(base)
     expected = RUNS / read_sweep()["runs"][0]["run"] / "distill"
     folder = tmp_path / "disturbed" / expected

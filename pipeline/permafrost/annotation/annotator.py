@@ -1,4 +1,7 @@
-"""The annotator: computes stored fields from canonical frames with a frozen teacher, without Ray or disk access."""
+"""The annotator: computes stored fields from canonical frames with a frozen teacher, without Ray or disk access.
+
+Not here: averages over views of a record (test-time augmentation) or over teachers. Each teacher is a pass of its own.
+"""
 
 from __future__ import annotations
 
@@ -247,7 +250,7 @@ class TeacherAnnotator:
                     parts = self._annotate_inputs(images, records, payloads)
                     for number, part in zip(numbers, parts, strict=True):
                         encoded[number].append(part)
-        return _joined([_stack_fields(each) if len(each) > 1 else each[0] for each in encoded])
+        return _joined([_stack_fields(part) if len(part) > 1 else part[0] for part in encoded])
 
     def inputs_of(self, batch: FrameBatch) -> Tensor:
         """Return the teacher's inputs f32 [n, 3, height, width] in [0, 1] for the canonical view of each record."""

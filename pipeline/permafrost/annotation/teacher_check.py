@@ -157,7 +157,8 @@ class TeacherCheck:
             return ""
         size = 1 + max(*self.labels, *self.predicted)
         shares = [
-            np.bincount(each, minlength=size) / len(each) for each in (self.labels, self.predicted)
+            np.bincount(column, minlength=size) / len(column)
+            for column in (self.labels, self.predicted)
         ]
         chance = float(shares[0] @ shares[1])
         correct = int(np.equal(self.labels, self.predicted).sum())
@@ -265,7 +266,7 @@ class _ProbedBatch(NamedTuple):
     @classmethod
     def of(cls, inputs: Tensor, output: ModelOutput) -> _ProbedBatch:
         rows = [0, min(1, len(inputs) - 1), len(inputs) - 1]
-        return cls(len(inputs), inputs[rows], [each[rows] for each in outputs_of(output)])
+        return cls(len(inputs), inputs[rows], [tensor[rows] for tensor in outputs_of(output)])
 
 
 def outputs_of(output: ModelOutput) -> list[Tensor]:
@@ -400,7 +401,7 @@ def _describe_order(
         for label in moved
     ]
     more = f" (+{len(taken) - _MAX_NAMED} more)" if len(taken) > _MAX_NAMED else ""
-    before, after = ((each == predicted).mean() for each in (labels, order[labels]))
+    before, after = ((column == predicted).mean() for column in (labels, order[labels]))
     return (
         f"{reason}: class {', '.join(taken[:_MAX_NAMED])}{more}; in a sample of {len(labels)} records "
         f"the teacher is right for {before:.0%}, and would be for {after:.0%}. List the classes in the order of its "

@@ -328,8 +328,8 @@ def _fit_projections(plan: PassPlan, executor: Executor) -> None:
     committed = exists(plan.folder / MANIFEST_NAME)
     listed = read_pass_manifest(plan.folder).projections if committed else {}
     # All of them are written before the first shard.
-    is_begun = committed or len(plan.missing) < len(plan.shards)
-    if is_begun and read_projections(plan.folder).keys() >= listed.keys():
+    has_started = committed or len(plan.missing) < len(plan.shards)
+    if has_started and read_projections(plan.folder).keys() >= listed.keys():
         return
     task = _sample_task(FitProjections, plan, plan.options, folder=plan.folder)
     fit_projections(executor, task, plan.store.shards, plan.config.split)

@@ -48,11 +48,11 @@ class ExecutorChoice:
         self._ray.close()
 
     def for_records(self, records: int) -> Executor:
-        """Return the executor of shards with so many records in total."""
+        """Return the executor of shards with this many records in total."""
         return self._choose(is_small=self._cluster.actors == 1 and records <= SMALL_STORE)
 
     def for_tasks(self, tasks: int, at_once: int | None) -> Executor:
-        """Return the executor of so many independent tasks, at most `at_once` of them in parallel."""
+        """Return the executor of this many independent tasks, at most `at_once` of them in parallel."""
         return self._choose(is_small=tasks <= 1 or at_once == 1 or os.cpu_count() == 1)
 
     def _choose(self, *, is_small: bool) -> Executor:

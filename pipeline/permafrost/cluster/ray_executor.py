@@ -246,7 +246,7 @@ class _ActorPool:
         else:
             ray.kill(actor)  # on a host that is not reached, it may still work
             self._actors.remove(actor)
-            self.free = deque(each for each in self.free if each != actor)
+            self.free = deque(free_actor for free_actor in self.free if free_actor != actor)
             self._add_actor()
         return number, answer
 

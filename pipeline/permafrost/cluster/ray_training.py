@@ -233,7 +233,7 @@ def interface_of(address: str) -> str:
         (
             str(name)
             for name, addresses in interfaces
-            if any(each.address == address for each in addresses)
+            if any(known_address.address == address for known_address in addresses)
         ),
         "",
     )

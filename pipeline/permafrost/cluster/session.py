@@ -255,9 +255,9 @@ def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
         return {"env_vars": ours, **code}
     # Ray rejects what is also in the job's environment, and the user's value takes precedence.
     job = json.loads(os.environ[_JOB_VARIABLE]).get("runtime_env") or {}
-    theirs = job.get("env_vars") or {}
+    job_variables = job.get("env_vars") or {}
     code = {} if code.keys() & job.keys() else code
-    return {"env_vars": {name: ours[name] for name in ours if name not in theirs}, **code}
+    return {"env_vars": {name: ours[name] for name in ours if name not in job_variables}, **code}
 
 
 def _actor_environment(config: ClusterConfig) -> dict[str, str]:

@@ -233,7 +233,7 @@ AnyOperation: TypeAlias = OperationConfig | PixelOperationConfig | PolicyConfig
 
 def describe_mix(mix: Sequence[MixConfig]) -> list[dict[str, Any]]:
     """Return what determines mixtures, as a pass records it."""
-    return [identifying_values(each) for each in mix if each.p > 0]
+    return [identifying_values(mixture) for mixture in mix if mixture.p > 0]
 
 
 def describe_operations(operations: Sequence[AnyOperation]) -> list[dict[str, Any]]:
@@ -318,12 +318,18 @@ class AugmentOptions(Options):
     @property
     def moving(self) -> tuple[OperationConfig | PolicyConfig, ...]:
         """Operations that move pixels."""
-        return tuple(each for each in self.operations if not isinstance(each, PixelOperationConfig))
+        return tuple(
+            operation
+            for operation in self.operations
+            if not isinstance(operation, PixelOperationConfig)
+        )
 
     @property
     def on_pixels(self) -> tuple[PixelOperationConfig | PolicyConfig, ...]:
         """Operations that change the pixels of a view."""
-        return tuple(each for each in self.operations if not isinstance(each, OperationConfig))
+        return tuple(
+            operation for operation in self.operations if not isinstance(operation, OperationConfig)
+        )
 
     @property
     def shifts_of_originals(self) -> tuple[AnyOperation, ...]:
@@ -335,9 +341,9 @@ class AugmentOptions(Options):
     def blanks_maps(self) -> bool:
         """True if an erasing sets the maps of targets to 0."""
         return any(
-            isinstance(each, PixelOperationConfig)
-            and (each.kind, each.maps) == ("random_erasing", "blank")
-            for each in self.operations
+            isinstance(operation, PixelOperationConfig)
+            and (operation.kind, operation.maps) == ("random_erasing", "blank")
+            for operation in self.operations
         )
 
     def __post_init__(self) -> None:
@@ -351,7 +357,7 @@ class AugmentOptions(Options):
     @property
     def mixes(self) -> bool:
         """True if any record may be mixed with another."""
-        return any(each.p > 0 for each in self.mix)
+        return any(mixture.p > 0 for mixture in self.mix)
 
     def refuse_mix(self, why: str, section: str = "augment") -> None:
         """Refuse mixtures of records.
@@ -363,7 +369,7 @@ class AugmentOptions(Options):
         Raises:
             ConfigError: If there are any.
         """
-        kinds = ", ".join(each.kind for each in self.mix)
+        kinds = ", ".join(mixture.kind for mixture in self.mix)
         require(not self.mixes, f"{section}.mix ({kinds}): {why}, or {section}.mix=[]")
 
 
@@ -449,7 +455,7 @@ class RandomViewsConfig(ViewsConfig):
     @property
     def mixes(self) -> bool:
         """True if any view may be a mixture."""
-        return any(each.p > 0 for each in self.mix)
+        return any(mixture.p > 0 for mixture in self.mix)
 
 
 VIEWS: Family[type[ViewsConfig]] = Family(

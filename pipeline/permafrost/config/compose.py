@@ -6,6 +6,8 @@ experiment and those that it is based on (`bases`), then the arguments in their 
 its verb reads, an experiment any section.
 
 A text option keeps the characters that were typed, so that `run=010` is a run called 010. All other values are YAML.
+
+Not here: references between options (`${...}`), environment variables and Python in values.
 """
 
 from __future__ import annotations
@@ -53,18 +55,20 @@ from permafrost.storage.signed_files import DigestError, check_json
 _NETWORKS = ("teacher", "student", "black_box")
 
 
-def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
+def compose(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Compose all sections as plain values.
 
     Args:
         verb: Command that reads them.
-        words: Arguments of the command line, section.option=text.
+        arguments: Arguments of the command line, section.option=text.
 
     Raises:
         ConfigError: If arguments do not fit the verb or their sections.
     """
-    typed = [_typed(verb, word, words) for word in complete_words(verb, words)]
-    experiment = next((each.text for each in reversed(typed) if each.path == "experiment"), None)
+    typed = [_typed(verb, argument, arguments) for argument in complete_arguments(verb, arguments)]
+    experiment = next(
+        (argument.text for argument in reversed(typed) if argument.path == "experiment"), None
+    )
     files = () if experiment is None else read_experiment(experiment)
     defaults = dict(DEFAULT_MEMBERS)
     if VERBS[verb].checks_teacher:
@@ -77,7 +81,7 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
             )
             for file in files
         )
-    others = [each for each in typed if each.path != "experiment"]
+    others = [argument for argument in typed if argument.path != "experiment"]
     values, typed = _with_members(files, others, defaults)
     for file in files:
         _merge(values, file.sections)
@@ -88,22 +92,24 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     return {name: _options_of_run(name, value) for name, value in resolved.items()}
 
 
-def complete_words(verb: str, words: Sequence[str]) -> list[str]:
+def complete_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments, with the section added to options that are named without one, such as `lr=0.1`.
 
     Raises:
         ConfigError: If several sections of the verb and its members have the option.
     """
-    words = [_without_synonym(verb, word) for word in words]
+    arguments = [_without_synonym(verb, argument) for argument in arguments]
     names = [*section_names(verb), "experiment", "plugins"]
     short = {
-        word
-        for word in words
-        if "=" in word and word.partition("=")[0].isidentifier() and section_of(word) not in names
+        argument
+        for argument in arguments
+        if "=" in argument
+        and argument.partition("=")[0].isidentifier()
+        and section_of(argument) not in names
     }
     if not short:
-        return list(words)
-    composed = compose(verb, [word for word in words if word not in short])
+        return list(arguments)
+    composed = compose(verb, [argument for argument in arguments if argument not in short])
     places = {
         name: [
             section
@@ -117,10 +123,10 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
             ways = " or ".join(f"{section}.{name}=" for section in having)
             raise ConfigError(f"{name} is an option of {', '.join(having)}; write {ways}")
     return [
-        f"{places[section_of(word)][0]}.{word}"
-        if word in short and places[section_of(word)]
-        else word
-        for word in words
+        f"{places[section_of(argument)][0]}.{argument}"
+        if argument in short and places[section_of(argument)]
+        else argument
+        for argument in arguments
     ]
 
 
@@ -128,12 +134,12 @@ _SYNONYMS = {("share", "pass"): "store.teacher", ("attach", "from"): "path"}
 """Options named like Python keywords, which cannot be field names, by verb and keyword."""
 
 
-def _without_synonym(verb: str, word: str) -> str:
+def _without_synonym(verb: str, argument: str) -> str:
     """Return an argument with the name of its option."""
-    path, equals, text = word.partition("=")
+    path, equals, text = argument.partition("=")
     option = _SYNONYMS.get((verb, path)) if equals else None
     if option is None:
-        return word
+        return argument
     is_list = option == "store.teacher" and not text.startswith("[")
     return f"{option}=[{text}]" if is_list else f"{option}={text}"
 
@@ -227,7 +233,7 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -
             values[name] = copy.deepcopy(change)
 
 
-# ---- words -----------------------------------------------------------------------------------------
+# ---- arguments -------------------------------------------------------------------------------------
 
 
 class _Typed(NamedTuple):
@@ -237,18 +243,19 @@ class _Typed(NamedTuple):
     text: str
 
 
-def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
+def _typed(verb: str, argument: str, arguments: Sequence[str]) -> _Typed:
     """Divide an argument. Raises ConfigError if it sets nothing that the verb reads."""
-    path, equals, text = word.partition("=")
+    path, equals, text = argument.partition("=")
     names = [*section_names(verb), "experiment", "plugins"]
-    if equals and section_of(word) in names:
+    if equals and section_of(argument) in names:
         return _Typed(path, text)
-    if split := _split_by_the_shell(words):
+    if split := _split_by_the_shell(arguments):
         raise ConfigError(
-            f"cannot read {word!r}, as the shell splits arguments at spaces; quote it as a whole: {shlex.quote(split)}"
+            f"cannot read {argument!r}, as the shell splits arguments at spaces; quote it as a whole: "
+            f"{shlex.quote(split)}"
         )
-    require(equals != "", f"cannot read {word!r}; options are written key=value, see --help")
-    section = section_of(word)
+    require(equals != "", f"cannot read {argument!r}; options are written key=value, see --help")
+    section = section_of(argument)
     hint = suggest_options(verb, section) or suggest(section, names)
     paths = [option.split(".") for option in option_paths(verb)]
     nested = {".".join(parts[:2]) for parts in paths if section in parts[1:2]}
@@ -273,18 +280,18 @@ def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
         node[last] = value
 
 
-def value_type(verb: str, path: str, words: Sequence[str]) -> Any:
+def value_type(verb: str, path: str, arguments: Sequence[str]) -> Any:
     """Return the type of an option of a composition, Any if there is none.
 
     Args:
         verb: Command of the composition.
         path: Full name of the option.
-        words: Arguments of the command line.
+        arguments: Arguments of the command line.
 
     Raises:
         ConfigError: If the arguments cannot be composed.
     """
-    return _locate(compose(verb, words), path)[2]
+    return _locate(compose(verb, arguments), path)[2]
 
 
 def _locate(values: dict[str, Any], path: str) -> tuple[Any, Any, Any]:
@@ -333,9 +340,9 @@ def _value_of(typed: _Typed, hint: Any) -> Any:
         if is_quoted:
             return text
         is_tight = _TIGHT_COLON.search(text) and "space" not in str(error)
-        way_out = "; write a space after each colon" if is_tight else ""
+        remedy = "; write a space after each colon" if is_tight else ""
         shown = printable(text)[:SHOWN]
-        raise ConfigError(f"cannot read {typed.path}={shown}: {error}{way_out}") from error
+        raise ConfigError(f"cannot read {typed.path}={shown}: {error}{remedy}") from error
     return text if is_quoted and not isinstance(value, str) else value
 
 
@@ -385,7 +392,7 @@ def _alternatives(hint: Any) -> list[Any]:
     """Return the types that a hint allows, str for literal texts."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
-        return [each for member in get_args(hint) for each in _alternatives(member)]
+        return [alternative for member in get_args(hint) for alternative in _alternatives(member)]
     if origin is Literal:
         return [type(member) for member in get_args(hint)]
     return [hint]
@@ -425,14 +432,16 @@ def _options_of_run(section: str, values: Any) -> Any:
     return options | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | typed
 
 
-def _split_by_the_shell(words: Sequence[str]) -> str:
+def _split_by_the_shell(arguments: Sequence[str]) -> str:
     """Return the list or mapping that a shell has split at its spaces, empty if all arguments are whole."""
-    start = next((place for place, word in enumerate(words) if _is_open(word)), len(words))
-    ends = range(start + 2, len(words) + 1)
-    joined = (" ".join(words[start:end]) for end in ends)
+    start = next(
+        (place for place, argument in enumerate(arguments) if _is_open(argument)), len(arguments)
+    )
+    ends = range(start + 2, len(arguments) + 1)
+    joined = (" ".join(arguments[start:end]) for end in ends)
     return next((text for text in joined if not _is_open(text)), "")
 
 
-def _is_open(word: str) -> bool:
+def _is_open(argument: str) -> bool:
     """Return whether a bracket or brace of an argument is not closed in it."""
-    return any(word.count(first) > word.count(last) for first, last in ("[]", "{}"))
+    return any(argument.count(first) > argument.count(last) for first, last in ("[]", "{}"))

@@ -91,7 +91,7 @@ def _experiment_text(name: str) -> str:
         path = experiment_file(name)
         if path is None:
             require(
-                not os.path.isfile(name),  # noqa: PTH113, as the name may be none of a file
+                not os.path.isfile(name),  # noqa: PTH113, as the name may not be a valid path
                 f"experiment={name} is not a .yaml file; a Python file is named with plugins=[{name}]",
             )
             raise no_member("experiment", name)
@@ -104,7 +104,7 @@ def _experiment_text(name: str) -> str:
         raise ConfigError(f"experiment={name}: {error}") from error
 
 
-def plugin_names(words: Sequence[str]) -> list[str]:
+def plugin_names(arguments: Sequence[str]) -> list[str]:
     """Return the plug-ins that `plugins=` names in these arguments, or else in their experiment.
 
     They are read before everything else is composed, because an argument may name a member of theirs.
@@ -112,7 +112,7 @@ def plugin_names(words: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: If the option is not a list of names, or if the experiment cannot be read.
     """
-    typed = dict(word.partition("=")[::2] for word in words)
+    typed = dict(argument.partition("=")[::2] for argument in arguments)
     names: Any = []
     if "experiment" in typed:
         names = _plugins_of_experiment(typed["experiment"])

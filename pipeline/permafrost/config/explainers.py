@@ -25,7 +25,7 @@ class ExplainerConfig(Options):
     heat map."""
     channels: ClassVar[int] = 1
     """Number A of channels of its maps, by which stored ones are told from those of others."""
-    student_words: ClassVar[tuple[str, ...]] = ()
+    student_arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments that choose a student with such maps, if the default one has none."""
     needs_graph: ClassVar[bool] = False
     """True if its maps are gradients through the whole network, which need the graph of its pass."""

@@ -60,7 +60,7 @@ class MethodConfig(Options):
     has that view alone."""
     has_mix_rule: ClassVar[bool] = False
     """True if the targets of a mixture follow from the stored ones of its records (docs/concepts/one-geometry.md).
-    Each class says so itself, since a loss of its own must read them."""
+    Each class states this itself, since a loss of its own must read them."""
     is_term: ClassVar[bool] = False
     """True if method=several may combine it with others: its loss keeps no state besides its parameters."""
 

@@ -143,10 +143,10 @@ class ModelConfig(Options):
         Raises:
             ConfigError: Always.
         """
-        words = " ".join(table_words(option))
+        arguments = " ".join(table_arguments(option))
         raise ConfigError(
             f"{option}={self.kind} {option}.name={self.name} takes images, but {rows_of_table(store, columns)}; "
-            + (f"set {words}" if words else "choose a store of images")
+            + (f"set {arguments}" if arguments else "choose a store of images")
         )
 
     def fingerprint_files(self) -> dict[str, str]:
@@ -268,7 +268,7 @@ def rows_of_table(store: str, columns: int) -> str:
     return f"{store} holds rows of a table with {columns} columns"
 
 
-def table_words(option: str) -> list[str]:
+def table_arguments(option: str) -> list[str]:
     """Return overrides that choose a network for rows of a table, none if no kind takes them.
 
     Args:
@@ -276,7 +276,7 @@ def table_words(option: str) -> list[str]:
     """
     for kind, cls in MODELS.items():
         if cls.table_options:
-            return [f"{option}={kind}", *(f"{option}.{word}" for word in cls.table_options)]
+            return [f"{option}={kind}", *(f"{option}.{text}" for text in cls.table_options)]
     return []
 
 

@@ -231,7 +231,7 @@ def identifying_values(options: Options) -> dict[str, Any]:
 @cache
 def classes_by_kind(classes: tuple[type[Any], ...]) -> dict[str, type[Any]]:
     """Return classes of options by the values that their option `kind` may have."""
-    return {each: cls for cls in classes for each in _literals(get_type_hints(cls)["kind"])}
+    return {kind: cls for cls in classes for kind in _literals(get_type_hints(cls)["kind"])}
 
 
 def class_of_kind(hint: Any, kind: Any, where: str) -> type[Any]:
@@ -276,7 +276,7 @@ def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     except validation_error as error:
         first = error.errors(include_url=False)[0]
         name, *inner = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
-        option = next(each for each in options_of(cls) if each.name == name)
+        option = next(field for field in options_of(cls) if field.name == name)
         path = str(name) + "".join(
             f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner
         )
@@ -359,7 +359,7 @@ def without_null(hint: Any) -> Any:
 def _literals(hint: Any) -> list[Any]:
     if get_origin(hint) is Literal:
         return list(get_args(hint))
-    return [each for member in get_args(hint) for each in _literals(member)]
+    return [literal for member in get_args(hint) for literal in _literals(member)]
 
 
 def describe_limits(limits: tuple[Any, ...]) -> str:

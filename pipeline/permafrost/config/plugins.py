@@ -59,7 +59,7 @@ class Family(MutableMapping[str, T]):
         Raises:
             ConfigError: If another package has a member of this name.
         """
-        packages = {_package_of(each) for each in (self._members.get(name, member), member)}
+        packages = {_package_of(known) for known in (self._members.get(name, member), member)}
         require(
             len(packages) == 1,
             f"{name} is a name of two packages, {' and '.join(sorted(packages))}, so one would hide the other; rename "

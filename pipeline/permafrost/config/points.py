@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from permafrost.config.compose import complete_words
+from permafrost.config.compose import complete_arguments
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*", re.ASCII)
 """Texts that need no quotes as the value of an argument, unless they are a constant."""
@@ -32,8 +32,10 @@ def knows_option(composed: Any, option: str) -> bool:
     return is_known and (not inner or knows_option(composed[name], inner))
 
 
-def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of a command line: `words` and those from the keyword arguments.
+def arguments_of_options(
+    verb: str, arguments: Sequence[str], options: Mapping[str, Any]
+) -> list[str]:
+    """Return the arguments of a command line: `arguments` and those from the keyword arguments.
 
     An argument is named like an option, with a dot or two underscores before its last part (`trainer__epochs=30`). A
     name without a section is that of the only section that has it (`tau=4` is `method.tau=4`). The member of a family
@@ -42,22 +44,22 @@ def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]
 
     Args:
         verb: Command of the arguments.
-        words: Arguments, section.option=text.
+        arguments: Arguments, section.option=text.
         options: Values of keyword arguments by name.
 
     Raises:
         ConfigError: If several sections have an option that is named without one.
     """
-    chosen = [*words]
+    chosen = [*arguments]
     for argument, value in options.items():
         name = argument.replace("__", ".")
         if name == "store" and isinstance(value, (str, os.PathLike)):
             name = "store.path"
         chosen.append(f"{name}={option_text(value)}")
-    return complete_words(verb, chosen)
+    return complete_arguments(verb, chosen)
 
 
-def point_words(point: Point) -> list[str]:
+def point_arguments(point: Point) -> list[str]:
     """Return the point as overrides."""
     return [f"{option}={option_text(value)}" for option, value in point.items()]
 

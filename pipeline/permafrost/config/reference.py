@@ -46,9 +46,9 @@ def list_verb(verb: str, composed: Mapping[str, Any]) -> str:
     for name in section_names(verb):
         value = composed.get(name)
         if isinstance(value, dict) and value:
-            words = [f"{key}={_format_default(each)}" for key, each in value.items()]
+            arguments = [f"{key}={_format_default(each)}" for key, each in value.items()]
             filled = textwrap.fill(
-                f"{name}.  {'  '.join(words)}", _WIDTH, subsequent_indent=_INDENT
+                f"{name}.  {'  '.join(arguments)}", _WIDTH, subsequent_indent=_INDENT
             )
             lines.append(textwrap.indent(filled, "  "))
         else:

@@ -64,9 +64,9 @@ def sections_of_verb(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in composed.items() if name in section_names(verb)}
 
 
-def section_of(word: str) -> str:
+def section_of(argument: str) -> str:
     """Return the name of the section that an argument changes."""
-    return word.split("=", 1)[0].split(".")[0]
+    return argument.split("=", 1)[0].split(".")[0]
 
 
 def group_members(section: str) -> list[str]:

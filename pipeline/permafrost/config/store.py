@@ -115,7 +115,7 @@ class PayloadInfo(NamedTuple):
     @property
     def read_options(self) -> tuple[str, ...]:
         """Names of the options of `annotate` that it reads."""
-        added = () if self.adds is None else tuple(each.name for each in options_of(self.adds))
+        added = () if self.adds is None else tuple(option.name for option in options_of(self.adds))
         return (*self.options, *added)
 
 
@@ -245,7 +245,9 @@ class PassOptions(OpenOptions):
 
     @classmethod
     def added_by(cls) -> tuple[tuple[str, type[Options]], ...]:
-        return tuple(("", each.adds) for each in PAYLOADS.values() if each.adds is not None)
+        return tuple(
+            ("", payload.adds) for payload in PAYLOADS.values() if payload.adds is not None
+        )
 
     def read_by(self, payload: str) -> tuple[str, ...]:
         """Return the names of the options that a payload reads."""

@@ -236,18 +236,18 @@ class Verb:
     """Docstring of `permafrost.<verb>()`; empty is the first sentence of the help."""
     swept: tuple[str, ...] = ()
     """Verbs whose options it takes, too, for each of the students that it trains. Its function then also takes the
-    words of the command."""
+    arguments of the command."""
     saves_options: bool = False
     """True if its options are written to runs/<run>/<verb>.yaml."""
     locks_run: bool = False
     """True if no other process may work in its run. The folders of single trainings have separate locks."""
     checks_teacher: bool = False
     """True if it runs a teacher only to check it, and only if it is typed: an experiment names it for other verbs."""
-    suggested_words: tuple[str, ...] = ("store.teacher=",)
+    suggested_arguments: tuple[str, ...] = ("store.teacher=",)
     """Prefixes of arguments that are kept where a verb suggests this one as the next command of its experiment."""
-    typed_words: tuple[str, ...] = ("run=", "store.path=")
+    typed_arguments: tuple[str, ...] = ("run=", "store.path=")
     """Prefixes of arguments of the earlier command that this one then takes over."""
-    check_words: Callable[[Sequence[str], dict[str, Any], Any], None] | None = None
+    check_arguments: Callable[[Sequence[str], dict[str, Any], Any], None] | None = None
     """Function of the arguments, composed values and options. Raises ConfigError for an argument that is not read."""
 
     @property
@@ -280,37 +280,39 @@ class Verb:
         return function
 
 
-def _check_live_words(words: Sequence[str], composed: dict[str, Any], config: Any) -> None:
+def _check_live_arguments(arguments: Sequence[str], composed: dict[str, Any], config: Any) -> None:
     """Raise ConfigError for typed teacher options that `distill` does not read; an experiment may set them."""
     if composed["mode"] == "live":
         return
-    for word in words:
+    for argument in arguments:
         require(
-            not word.startswith(("teacher=", "teacher.", "explainer=", "explainer.")),
-            f"distill reads {word} with mode=live only; frozen targets come from the store: "
+            not argument.startswith(("teacher=", "teacher.", "explainer=", "explainer.")),
+            f"distill reads {argument} with mode=live only; frozen targets come from the store: "
             "choose the pass with store.teacher=",
         )
 
 
-def _check_evaluate_words(words: Sequence[str], composed: dict[str, Any], config: Any) -> None:
+def _check_evaluate_arguments(
+    arguments: Sequence[str], composed: dict[str, Any], config: Any
+) -> None:
     """Raise ConfigError for a typed section that `evaluate` does not read."""
     reads_teacher = config.teacher.kind == composed["teacher"]["kind"]
     asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
     readers = [name for name, options in EVALUATORS.items() if options.reads_augment]
-    for word in words:
-        section = word.split("=", 1)[0].split(".")[0]
+    for argument in arguments:
+        section = argument.split("=", 1)[0].split(".")[0]
         require(
             section != "student" or config.model == "network",
-            f"evaluate reads {word} with model=network only; the student of a run is named by run=",
+            f"evaluate reads {argument} with model=network only; the student of a run is named by run=",
         )
         require(
             section != "teacher" or reads_teacher,
-            f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
+            f"evaluate reads {argument} with model=teacher and for the evaluators {', '.join(asking)} only; "
             "the teacher's stored targets are chosen by store.teacher=",
         )
         require(
             section != "augment" or bool(set(readers) & set(config.requested_evaluators)),
-            f"evaluate reads {word} with evaluators=[{', '.join(readers)}] only",
+            f"evaluate reads {argument} with evaluators=[{', '.join(readers)}] only",
         )
 
 
@@ -325,14 +327,14 @@ VERBS: Family[Verb] = Family(
             plan="permafrost.verbs.precompute:plan_precompute",
             order=20,
             saves_options=True,
-            suggested_words=("teacher", "store.teacher="),
+            suggested_arguments=("teacher", "store.teacher="),
         ),
         "teach": Verb(
             options=TeachConfig,
             function="permafrost.verbs.teach:teach_network",
             plan="permafrost.training.teach_job:plan_teacher",
             order=30,
-            typed_words=("run=", "store.path=", "teacher."),
+            typed_arguments=("run=", "store.path=", "teacher."),
         ),
         "verify": Verb(
             options=VerifyConfig,
@@ -344,14 +346,14 @@ VERBS: Family[Verb] = Family(
             function="permafrost.training.distill:distill_student",
             plan="permafrost.training.distill:plan_student",
             order=50,
-            check_words=_check_live_words,
+            check_arguments=_check_live_arguments,
         ),
         "evaluate": Verb(
             options=EvaluateConfig,
             function="permafrost.evaluation.evaluate:evaluate_run",
             plan="permafrost.evaluation.inputs:plan_evaluation",
             order=60,
-            check_words=_check_evaluate_words,
+            check_arguments=_check_evaluate_arguments,
         ),
         "sweep": Verb(
             options=SweepConfig,
@@ -372,8 +374,8 @@ SWEEP_SUMMARIES: Family[str] = Family({})
 
 def report_command(store: str, run: str) -> str:
     """Return the command that reports a run, empty if no package adds the verb."""
-    words = ["permafrost", "report", f"store.path={store}", f"run={run}"]
-    return shlex.join(words) if "report" in VERBS else ""
+    arguments = ["permafrost", "report", f"store.path={store}", f"run={run}"]
+    return shlex.join(arguments) if "report" in VERBS else ""
 
 
 def option_classes(verb: str) -> list[type[Options]]:

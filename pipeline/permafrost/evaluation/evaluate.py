@@ -69,7 +69,10 @@ class EvaluateResult:
         names = dict.fromkeys(chain.from_iterable(numbers))
         rows = [
             ["", *self.splits],
-            *([name, *(_format_value(each.get(name)) for each in numbers)] for name in names),
+            *(
+                [name, *(_format_value(run_numbers.get(name)) for run_numbers in numbers)]
+                for name in names
+            ),
         ]
         return {
             "metrics": self.metrics,

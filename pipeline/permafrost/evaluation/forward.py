@@ -395,8 +395,8 @@ def _teacher_epg(
     explained, _ = stored.require_maps()
     of_region = batch.labels[:, None]
     if has_many(batch.labels):
-        own = batch.labels.gather(1, explained.clamp(min=0)) > 0
-        of_region = explained.where(own, NO_CLASS)
+        is_of_record = batch.labels.gather(1, explained.clamp(min=0)) > 0
+        of_region = explained.where(is_of_record, NO_CLASS)
     placed = [regions_of(batch, classes, kind, size) for classes in of_region.T]
     scores = torch.full(explained.shape, float("nan"), device=explained.device)
     if not any(regions.any() for regions in placed):  # no map is needed

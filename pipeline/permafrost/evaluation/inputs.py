@@ -47,7 +47,7 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
         config: Options of the command.
         typed: Arguments of the command line.
     """
-    if any(".baseline=" in word for word in typed):
+    if any(".baseline=" in argument for argument in typed):
         return config
     arms = {
         name

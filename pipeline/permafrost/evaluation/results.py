@@ -2,7 +2,7 @@
 
     {"evaluators": {<evaluator>: {"options": those it reads, "files": {path: sha256 of a file it read}}},
      "splits": {<split>: {"records": N, <metric>: ..., <evaluator>: {...}}},
-     "written": {<file beside metrics.json>: sha256}}
+     "written": {<file next to metrics.json>: sha256}}
 
 The metrics of a flat evaluator are direct entries of the split, those of the others are nested under the evaluator's
 name. Each evaluator is a unit of work: a call that adds one does not change the results of the others. The file carries
@@ -82,7 +82,7 @@ def folder_of_evaluation(
     return f"{main}{_ON}{name}"
 
 
-def evaluations_beside(run: Path, main: str) -> dict[str, dict[str, Any]]:
+def further_evaluations(run: Path, main: str) -> dict[str, dict[str, Any]]:
     """Read the metrics of evaluations next to `main`, by split, or by <split>-<frame> for another frame.
 
     A split that `main`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of

@@ -42,7 +42,7 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
     config = plan.config
     model, trained = plan.build()
     networks = Networks(config, plan.store, plan.passes)
-    wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
+    requested = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
     threads = resolve_decode_threads(config.evaluate.decode_threads)
     contexts = [
         EvaluationContext(
@@ -54,7 +54,7 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
             folder=folder,
             trained=trained if config.model == "student" else None,
             fingerprint=plan.fingerprint,
-            localize="localization" in wanted,
+            localize="localization" in requested,
         )
         for split in config.evaluate.splits
     ]

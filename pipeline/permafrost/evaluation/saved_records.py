@@ -56,16 +56,16 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
     many = has_many(predictions.labels)
     label_classes = classes_of(predictions.labels)
     present = label_classes >= 0 if many else label_classes == label_classes
-    said = predict_labels(predictions.logits, many=many)
+    predicted = predict_labels(predictions.logits, many=many)
     right = (
-        (said == predictions.labels).all(dim=1) if many else said == predictions.labels
+        (predicted == predictions.labels).all(dim=1) if many else predicted == predictions.labels
     ).tolist()
     columns: dict[str, list[Any]] = {
         "split": [split] * len(predictions.keys),
         "key": list(predictions.keys),
         "group": predictions.groups.tolist(),
         "labels": _lists(label_classes, present),
-        "predictions": _classes(classes_of(said)),
+        "predictions": _classes(classes_of(predicted)),
         "correct": [
             value if told else None
             for value, told in zip(right, known_mask(predictions.labels).tolist(), strict=True)

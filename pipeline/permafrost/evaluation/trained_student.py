@@ -78,14 +78,14 @@ class TrainedStudent:
         """
         trained = SavedNetwork(self.folder).describe()
         candidates = labeled_splits(store) | ({HOLDOUT} if trained.subset.holdout else set())
-        chosen = _words_of_splits(splits) if splits else split_words(candidates)
-        words = [f"store.path={store.path}", f"run={run}", *chosen]
+        chosen = _arguments_of_splits(splits) if splits else split_arguments(candidates)
+        arguments = [f"store.path={store.path}", f"run={run}", *chosen]
         probes = feature_probes()
         if probes and store.manifest.classes and not self.trains_classifier:
-            words.append(f"evaluators=[{','.join(probes)}]")
+            arguments.append(f"evaluators=[{','.join(probes)}]")
             if trained.split != "train":
-                words += [f"evaluate.{probe}.train_split={trained.split}" for probe in probes]
-        return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
+                arguments += [f"evaluate.{probe}.train_split={trained.split}" for probe in probes]
+        return " ".join(["permafrost evaluate", *map(shlex.quote, arguments)])
 
 
 def labeled_splits(store: Store) -> set[str]:
@@ -102,12 +102,12 @@ def labeled_splits(store: Store) -> set[str]:
     return labeled or set(store.manifest.records)
 
 
-def split_words(splits: set[str]) -> list[str]:
+def split_arguments(splits: set[str]) -> list[str]:
     """Return the arguments that choose a split to evaluate, none for the default."""
-    return _words_of_splits([named_like(splits, EVALUATED_SPLITS) or min(splits)])
+    return _arguments_of_splits([named_like(splits, EVALUATED_SPLITS) or min(splits)])
 
 
-def _words_of_splits(splits: Sequence[str]) -> list[str]:
+def _arguments_of_splits(splits: Sequence[str]) -> list[str]:
     return [] if list(splits) == ["test"] else [f"evaluate.splits=[{','.join(splits)}]"]
 
 

@@ -212,7 +212,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         if payload is None or isinstance(payload, str):
             payload = [(payload,) if payload else ()] * len(self.passes)
         self.intermediate_fields = [
-            [name for each in names for name in teacher.fields_of(each)]
+            [name for payload_name in names for name in teacher.fields_of(payload_name)]
             for teacher, names in zip(self.passes, payload, strict=True)
         ]
         for teacher in self.passes:
@@ -551,10 +551,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         if not self._reads_ranges(shard):
             yield KnownFile(file, entry.sha256)
         for number, teacher in enumerate(self.passes):
-            wanted = self._wanted_fields(number)
+            requested = self._wanted_fields(number)
             position = teacher.shards.number_of(entry.name)
             files = () if position < 0 else teacher.shards[position].files
-            names = teacher.fields.files_of_fields(wanted, position, entry.name)
+            names = teacher.fields.files_of_fields(requested, position, entry.name)
             yield from (
                 KnownFile(teacher.folder / stored.path, stored.sha256)
                 for stored in files
@@ -568,8 +568,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """Open a shard's fields: large ones stay on disk, of the others only this selection's rows are kept."""
-        wanted = self._wanted_fields(number)
-        fields = self.passes[number].open_shard(self.store.shards[shard], wanted)
+        requested = self._wanted_fields(number)
+        fields = self.passes[number].open_shard(self.store.shards[shard], requested)
         stored, needed = self._stored_rows(number, shard), self.rows_in_shard(shard)
         if stored is not None:
             needed = np.unique(stored[needed])

@@ -65,7 +65,7 @@ class TrainLoader(DataLoader[Any]):
             seed: Seed of the order of epochs, and of the first stored view of each record.
             loader_processes: Number of processes that load batches, 0 to load them in this one.
             views_per_step: Number of views of one record per step: stored ones, or those that `expand` makes.
-            expand: Function that makes so many views of each new one, None to have that one alone.
+            expand: Function that expands each new view into `views_per_step` views; None keeps the single view.
             rank: Number of this rank.
             world_size: Number of ranks.
 

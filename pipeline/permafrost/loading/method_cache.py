@@ -29,14 +29,14 @@ class MethodCache(Generic[T]):
         owner, function = self._owner, bound.__func__
 
         @lru_cache(maxsize=most)
-        def call(*words: int) -> T:
-            result: T = function(owner(), *words)
+        def call(*arguments: int) -> T:
+            result: T = function(owner(), *arguments)
             return result
 
         self._call = call
 
-    def __call__(self, *words: int) -> T:
-        return self._call(*words)
+    def __call__(self, *arguments: int) -> T:
+        return self._call(*arguments)
 
     def cache_clear(self) -> None:
         """Forget all results."""

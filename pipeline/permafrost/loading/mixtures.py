@@ -4,6 +4,8 @@ Rows 2i and 2i + 1 of a batch are each other's second image. Pairs stay together
 and since the order of an epoch is random, so are the pairs. Each record has a share and a box of its own.
 
 Shape letters: B batch, E target classes, A map channels, K classes, C channels, h w cells at any resolution.
+
+Not here: mixtures of more than two images, and partners that are chosen by their classes.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def draw_mixtures(
     have lambda = 1 and a box without area.
     """
     drawn = np.tile(np.array(UNMIXED), (count, 1))
-    for each in (each for each in mix if each.p > 0):
+    for each in (mixture for mixture in mix if mixture.p > 0):
         is_drawn = generator.random(count) < each.p
         shares = generator.beta(each.alpha, each.alpha, count)
         centers = generator.random((count, 2))
@@ -272,14 +274,17 @@ def _mix_fields(targets: Targets, mixture: Mixture) -> tuple[dict[str, Tensor], 
 def _mix_maps(targets: MapTargets, mixture: Mixture, *, second_maps: bool) -> MixedMapTargets:
     """Append the explained classes of each record's partner, and weight the classes and cells of both."""
     partners, grid = mixture.partners, (targets.maps.shape[-2], targets.maps.shape[-1])
-    own = own_weights(mixture, grid)
+    shares_of_cells = own_weights(mixture, grid)
     pasted = (mixture.boxes[:, 2:] > mixture.boxes[:, :2]).all(dim=1)[:, None, None, None]
     classes, maps, valid, weights, cells = [], [], [], [], []
-    parts = [(None, mixture.shares, own), (partners, 1 - mixture.shares, 1 - own)]
+    parts = [
+        (None, mixture.shares, shares_of_cells),
+        (partners, 1 - mixture.shares, 1 - shares_of_cells),
+    ]
     for rows, shares, cell_shares in parts if second_maps else parts[:1]:
         explained, grids, is_valid = (
-            each if rows is None else each[rows]
-            for each in (targets.explained_class, targets.maps, targets.map_valid)
+            tensor if rows is None else tensor[rows]
+            for tensor in (targets.explained_class, targets.maps, targets.map_valid)
         )
         counted = (explained >= 0) & (shares > 0)[:, None]
         classes.append(explained.where(counted, torch.full_like(explained, NO_CLASS)))

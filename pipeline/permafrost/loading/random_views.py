@@ -278,7 +278,9 @@ class ViewSchedule:
 
     def _draw_policies(self, epoch: int, block: int) -> Iterator[Tensor]:
         """Iterate over what each policy draws for a block: kinds and strengths, f64 [VIEW_BLOCK, n, 2]."""
-        policies = [each for each in self.config.moving if isinstance(each, PolicyConfig)]
+        policies = [
+            operation for operation in self.config.moving if isinstance(operation, PolicyConfig)
+        ]
         for number, operation in enumerate(policies):
             kinds, strengths = draw_policy(operation, number, self.seed, epoch, block)
             yield torch.stack([kinds.double(), strengths], dim=2)

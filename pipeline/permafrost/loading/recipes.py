@@ -19,6 +19,8 @@ factor from 1; posterize, bits; solarize, threshold. With two operations of a po
 has 12 numbers, 24 bytes in float16.
 
 Draws are pure functions of (seed, epoch, position in the epoch's order). Each block of positions is drawn at once.
+
+Not here: operations that move pixels, which are part of the view's matrix (random_views.py).
 """
 
 from __future__ import annotations
@@ -183,7 +185,9 @@ class Recipe:
 
     def __init__(self, operations: Sequence[AnyOperation]) -> None:
         self.operations = tuple(
-            each for each in operations if isinstance(each, (PixelOperationConfig, PolicyConfig))
+            operation
+            for operation in operations
+            if isinstance(operation, (PixelOperationConfig, PolicyConfig))
         )
         widths = [_width(operation) for operation in self.operations]
         stops = np.cumsum([0, *widths]).tolist()
@@ -298,7 +302,9 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
         return None
     described = teacher.manifest.views.get("operations")
     path = teacher.folder / MANIFEST_NAME
-    if not isinstance(described, list) or not all(isinstance(each, dict) for each in described):
+    if not isinstance(described, list) or not all(
+        isinstance(operation, dict) for operation in described
+    ):
         raise ManifestError(f"{path}: views.operations is not a list of operations")
     try:
         recipe = recipe_from(described)
@@ -354,7 +360,11 @@ class PixelSchedule:
     def _draw_block(self, epoch: int, block: int) -> Tensor:
         """Draw the rows of a block, f64 [BLOCK_SIZE, C]."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "pixels", epoch, block))
-        on_pixels = [each for each in self.recipe.operations if not isinstance(each, PolicyConfig)]
+        on_pixels = [
+            operation
+            for operation in self.recipe.operations
+            if not isinstance(operation, PolicyConfig)
+        ]
         size = (len(on_pixels), BLOCK_SIZE, _NUMBERS)
         numbers = iter(torch.rand(size, generator=generator, dtype=torch.float64))
         columns, policies = [torch.empty(BLOCK_SIZE, 0, dtype=torch.float64)], 0

@@ -97,10 +97,10 @@ class ViewBatch:
             return labels
         raise ConfigError("the images are not mixtures; read labels")
 
-    def _require_one_record(self, name: str, way_out: str) -> None:
+    def _require_one_record(self, name: str, remedy: str) -> None:
         require(
             mixture_of_targets(self.stored) is None,
-            f"ViewBatch.{name} are those of one record, and augment.mix shows two; read {way_out}",
+            f"ViewBatch.{name} are those of one record, and augment.mix shows two; read {remedy}",
         )
 
     @cached_property

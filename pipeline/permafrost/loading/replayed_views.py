@@ -26,12 +26,16 @@ def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
                 f"the stored views of {teacher.name} are mixtures, which {reason}, or name a pass without views.mix"
             )
     stored = [
-        each for each in teacher.manifest.views.get("operations", []) if isinstance(each, dict)
+        operation
+        for operation in teacher.manifest.views.get("operations", [])
+        if isinstance(operation, dict)
     ]
     rest = iter(stored)
-    for operation in describe_operations([each for each in augment.on_pixels if each.is_drawn]):
+    for operation in describe_operations(
+        [operation for operation in augment.on_pixels if operation.is_drawn]
+    ):
         if operation not in rest:  # which takes what comes before it
-            kinds = ", ".join(str(each.get("kind")) for each in stored)
+            kinds = ", ".join(str(operation.get("kind")) for operation in stored)
             raise StoreMismatchError(
                 f"augment.operations has {operation}, which the stored views of {teacher.name} do not have in this "
                 f"order ({kinds or 'they change no pixels'}). Replayed views have the pixels that the teacher saw, so "

@@ -159,12 +159,12 @@ class SelectedRecords:
 
     def positions_of(self, keys: Iterable[str]) -> dict[str, int]:
         """Find the positions of the given keys; keys that no selected record has are left out."""
-        wanted = set(keys)
+        requested = set(keys)
         rows = self.rows
         if isinstance(rows, range):
-            rows_by_key = self.store.index.rows_of_keys(wanted, rows)
+            rows_by_key = self.store.index.rows_of_keys(requested, rows)
             return {key: row - rows.start for key, row in rows_by_key.items()}
-        return {key: place for place, key in enumerate(self.keys_at()) if key in wanted}
+        return {key: place for place, key in enumerate(self.keys_at()) if key in requested}
 
     @property
     def has_masks(self) -> bool:

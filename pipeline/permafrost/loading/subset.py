@@ -44,8 +44,8 @@ def rows_of_split(index: RecordIndex, split: str) -> RowNumbers:
 def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> RowNumbers:
     """Select the rows of a split that `subset` describes, ascending.
 
-    Each class is ordered by subset.rule. The first `holdout` records are held out, with all of their groups where
-    subset.keep_groups says so, and the next `shots` are selected.
+    Each class is ordered by subset.rule. The first `holdout` records are held out, with all of their groups if
+    subset.keep_groups is set, and the next `shots` are selected.
     Selections with more shots therefore contain those with fewer, and the selection is independent of
     `seed` and of the method. A record with many labels belongs to each of its classes. If one class holds it out, it is
     held out for all, and a class may have more records than its shots because of records selected for other classes.

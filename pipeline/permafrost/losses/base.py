@@ -1,4 +1,7 @@
-"""The interface of a loss: its needs, its weighted terms, and the callbacks that it receives during a training."""
+"""The interface of a loss: its needs, its weighted terms, and the callbacks that it receives during a training.
+
+Not here: weights of terms that change during a training, and losses of more than one batch.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +192,7 @@ def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTe
         return parts[0]
 
     def total(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        names = dict.fromkeys(name for each in values for name in each)
+        names = dict.fromkeys(name for mapping in values for name in mapping)
         return {
             name: torch.stack(
                 [

@@ -141,11 +141,13 @@ def outcome_log_probs(logits: Logits, reference: Logits, tau: float) -> Tensor:
     if not isinstance(reference, TopLogits):
         return F.log_softmax(require_all_logits(logits, "this comparison") / tau, dim=1)
     if tau not in reference.temperatures:
+        known, more = (
+            ",".join(f"{temperature:g}" for temperature in temperatures)
+            for temperatures in (reference.temperatures, sorted({*reference.temperatures, tau}))
+        )
         raise ConfigError(
-            f"tau={tau:g}: the sum over the classes that are not stored is known at "
-            f"{', '.join(f'{each:g}' for each in reference.temperatures)} only; choose one of these, or make a pass "
-            "with annotate.temperatures="
-            f"[{','.join(f'{temperature:g}' for temperature in sorted({*reference.temperatures, tau}))}]"
+            f"tau={tau:g}: the sum over the classes that are not stored is known at {known} only; choose one of these, "
+            f"or make a pass with annotate.temperatures=[{more}]"
         )
     has_rest = reference.classes.shape[1] < reference.num_classes
     if isinstance(logits, TopLogits):
@@ -221,7 +223,8 @@ def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> T
         every = require_all_logits(logits, "method.logits=mld")
         require_same_shape("mld_loss", student_logits, every, 2)
         student, teacher = (
-            torch.stack([each, torch.zeros_like(each)], dim=2) for each in (student_logits, every)
+            torch.stack([logits, torch.zeros_like(logits)], dim=2)
+            for logits in (student_logits, every)
         )
         return divergence(student, teacher, tau).sum(dim=1)
 

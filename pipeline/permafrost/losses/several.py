@@ -93,7 +93,9 @@ def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
     """Return targets with the intermediates of the loss's payloads alone, converted for it alone."""
 
     def is_read(name: str) -> bool:
-        return any(name == each or name.startswith(f"{each}_") for each in loss.needs.payloads)
+        return any(
+            name == payload or name.startswith(f"{payload}_") for payload in loss.needs.payloads
+        )
 
     selected = replace(
         targets,

@@ -13,6 +13,9 @@ If the head depends on A only through its average g, dz_c / dA is h_c(g) / (h w)
 needs no second backward pass: h is W[c] for a linear head, and a function of g if a layer norm precedes it. Every
 other head is differentiated by autograd. Only the head is differentiated, so the trunk's graph is used only for the
 gradients of a student.
+
+Not here: explanations that need several passes of the network (SmoothGrad, RISE, occlusion), and those of B-cos
+networks (permafrost_papers/bcos).
 """
 
 from __future__ import annotations
@@ -72,8 +75,8 @@ def _topk(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequenc
 
 
 def _all_gt(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    own = multi_hot(labels, logits.shape[1]) > 0
-    scores = logits.masked_fill(~own, -torch.inf)
+    is_label = multi_hot(labels, logits.shape[1]) > 0
+    scores = logits.masked_fill(~is_label, -torch.inf)
     highest, classes = scores.sort(dim=1, descending=True, stable=True)
     return classes.masked_fill(highest == -torch.inf, NO_CLASS)[:, : config.max_classes]
 
@@ -81,13 +84,13 @@ def _all_gt(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Seque
 def _sample_gt(
     config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]
 ) -> Tensor:
-    own = multi_hot(labels, logits.shape[1]) > 0
-    count = own.sum(dim=1)
+    is_label = multi_hot(labels, logits.shape[1]) > 0
+    count = is_label.sum(dim=1)
     seeds = torch.tensor([derive_seed(config.seed, "explained class", key) for key in keys])
     if logits.is_cuda:
         seeds = seeds.pin_memory()  # a copy from pageable memory would synchronize with the device
     drawn = seeds.to(logits.device, non_blocking=True) % count.clamp(min=1)
-    chosen = own & (own.cumsum(dim=1) == drawn[:, None] + 1)
+    chosen = is_label & (is_label.cumsum(dim=1) == drawn[:, None] + 1)
     return torch.where(count > 0, chosen.byte().argmax(dim=1), NO_CLASS)[:, None]
 
 

@@ -228,14 +228,14 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
         [fit[0] + fit[1] * down + fit[2] * across for fit in fits]
         for down, across in ((top, left), (bottom, left), (top, right))
     ]
-    (row, column), (row_below, column_below), (row_beside, column_beside) = corners
+    (row, column), (row_below, column_below), (row_right, column_right) = corners
     is_scaled = len(scale) == 3 and not first.is_learned
     return InputReading(
         scale.tolist() if is_scaled else [1.0] * 3,
         shift.tolist() if is_scaled else [0.0] * 3,
         (row, column),
         (row_below - row, column_below - column),
-        (row_beside - row, column_beside - column),
+        (row_right - row, column_right - column),
         (height, width),
     )
 
@@ -278,7 +278,7 @@ def _extents(args: Any) -> tuple[tuple[float, float], tuple[float, float]] | Non
     for axis in (0, 1):
         side, kernel = images.shape[2 + axis], weight.shape[2 + axis]
         stride, padding, dilation = (
-            each[axis % len(each)] for each in (strides, paddings, dilations)
+            sizes[axis % len(sizes)] for sizes in (strides, paddings, dilations)
         )
         reach = dilation * (kernel - 1)
         count = (side + 2 * padding - reach - 1) // stride + 1

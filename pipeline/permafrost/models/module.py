@@ -352,7 +352,7 @@ class ModuleClassifier(ProbedClassifier):
         return layout
 
     def _shape_for(self, images: Tensor, rows: int, columns: int) -> _Shape | None:
-        """Return the shape of the layer's output for images of so many times the size, None if they do not fit."""
+        """Return the shape of the layer's output for images of that many times the size, None if they do not fit."""
         shapes: list[_Shape] = []
 
         def stop(output: Any) -> None:

@@ -113,8 +113,8 @@ def _check_form(store: Store, need_images: Iterable[tuple[str, str]]) -> None:
     columns = store.form.num_columns
     if columns is None:
         return
-    for need, way_out in need_images:
-        raise ConfigError(f"{need}, but {rows_of_table(str(store.path), columns)}{way_out}")
+    for need, remedy in need_images:
+        raise ConfigError(f"{need}, but {rows_of_table(str(store.path), columns)}{remedy}")
 
 
 def _need_images_in_precompute(config: PrecomputeConfig) -> Iterator[tuple[str, str]]:
@@ -151,7 +151,7 @@ def _need_images_in_distill(config: DistillConfig) -> Iterator[tuple[str, str]]:
 def _views(augment: AugmentOptions, section: str) -> Iterator[tuple[str, str]]:
     options: dict[str, object] = {"size": augment.size}
     if augment.mixes:
-        options["mix"] = [each.kind for each in augment.mix]
+        options["mix"] = [mixture.kind for mixture in augment.mix]
     if augment.operations:
         options["operations"] = [operation.kind for operation in augment.operations]
     named = [f"{section}.{name}={value}" for name, value in options.items() if value is not None]

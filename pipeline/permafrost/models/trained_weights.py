@@ -228,11 +228,13 @@ class WeightsFile:
             )
         }
         if other:
-            words = " ".join(f"{section}.{name}={_word(value)}" for name, value in other.items())
-            values = ", ".join(f"{section}.{name}={_word(options[name])}" for name in other)
+            arguments = " ".join(
+                f"{section}.{name}={_text_of(value)}" for name, value in other.items()
+            )
+            values = ", ".join(f"{section}.{name}={_text_of(options[name])}" for name in other)
             raise ConfigError(
-                f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as in "
-                f"{DESCRIPTION_NAME} next to them"
+                f"{section}.weights={config.weights} were trained with other options than {values}; "
+                f"set {arguments}, as in {DESCRIPTION_NAME} next to them"
             )
 
     def check_classes(
@@ -318,7 +320,7 @@ def require_classes(
     trained: Sequence[str],
     classes: DataClasses,
     subject: str,
-    way_out: str = "",
+    remedy: str = "",
     *,
     are_published: bool = False,
 ) -> None:
@@ -328,7 +330,7 @@ def require_classes(
         trained: As for `describe_other_classes`.
         classes: Classes of the data.
         subject: Words before "trained on", for the message.
-        way_out: Another fix if their number differs, for the message.
+        remedy: Another fix if their number differs, for the message.
         are_published: As for `describe_other_classes`.
 
     Raises:
@@ -348,10 +350,10 @@ def require_classes(
             shorten(classes, 3),
         )
     other_number = len(trained) != count_classes(classes)
-    require(not reason, f"{subject} trained on {reason}{way_out if other_number else ''}")
+    require(not reason, f"{subject} trained on {reason}{remedy if other_number else ''}")
 
 
-def _word(value: Any) -> str:
+def _text_of(value: Any) -> str:
     """Format a value as in an override."""
     return "null" if value is None else json.dumps(value).replace(" ", "").strip('"')
 
@@ -377,11 +379,11 @@ def _announce_file(folder: Path, name: str) -> None:
 
 def _is_of_a_run(path: Path) -> bool:
     """Return whether weights have a model.json of a run next to them. Those without a run's entries do not count."""
-    beside = path.parent / DESCRIPTION_NAME
-    if path.name != MODEL_NAME or not beside.exists():
+    described = path.parent / DESCRIPTION_NAME
+    if path.name != MODEL_NAME or not described.exists():
         return False
     try:
-        values = json.loads(read_regular(beside))
+        values = json.loads(read_regular(described))
     except (ValueError, RecursionError):  # a damaged file, which its reader names
         return True
     return not isinstance(values, dict) or bool({"model", SIGNATURE} & values.keys())

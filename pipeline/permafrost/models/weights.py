@@ -21,7 +21,7 @@ from torch import Tensor
 from permafrost.core.errors import require, shorten
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.file_kinds import describe_foreign_file, describe_part, is_safetensors
-from permafrost.models.weights_fit import Fit, layers_beside, passed_over, rank_fits
+from permafrost.models.weights_fit import Fit, rank_fits, unexpected_layers, unused_tensors
 from permafrost.storage.files import open_regular
 from permafrost.storage.untrusted import load_tensors
 
@@ -72,18 +72,18 @@ def load_weights(
         raise WeightsError(_explain_misfit(model, path, fit, expected))
     _require_values(path, fit.state)
     if outputs is not None:
-        _refuse_layers_beside(model, path, tensors, [fit, *others], outputs)
+        _refuse_unexpected_layers(model, path, tensors, [fit, *others], outputs)
     _announce(model, path, tensors, fit, others, key)
     # Updating keeps the layout versions in the metadata of the network's own state dict.
     expected.update({name: _dense(tensor) for name, tensor in fit.state.items()})
     model.network.load_state_dict(expected)
 
 
-def _refuse_layers_beside(
+def _refuse_unexpected_layers(
     model: Classifier, path: Path, tensors: dict[str, Tensor], fits: list[Fit], outputs: int
 ) -> None:
     """Raise WeightsError if a file has layers before or after the network, which change what it computes."""
-    names = layers_beside(tensors, fits, outputs)
+    names = unexpected_layers(tensors, fits, outputs)
     if names:
         name = type(model.network).__name__
         raise WeightsError(
@@ -137,14 +137,14 @@ def _announce(
     """Log which tensors of the file became the network, and which did not."""
     if alternatives:
         names = ", ".join(_name_of(one) for one in (fit, *alternatives))
-        way_out = "" if key else ", and weights_key= chooses another"
+        remedy = "" if key else ", and weights_key= chooses another"
         level = logging.INFO if key else logging.WARNING
         _log_once(
-            level, f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{way_out}"
+            level, f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{remedy}"
         )
     elif fit.key:
         _log_once(logging.INFO, f"{path}: the weights are those named {fit.key}.*")
-    left = passed_over(tensors, fit, alternatives)
+    left = unused_tensors(tensors, fit, alternatives)
     if left:
         name = type(model.network).__name__
         _log_once(logging.WARNING, f"{path}: passed over {shorten(left, 5)}, no part of {name}")

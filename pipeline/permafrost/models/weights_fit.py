@@ -98,7 +98,7 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
     return sorted(best, key=lambda fit: (*_preference(fit), large.index(_prefix_of(fit))))
 
 
-def passed_over(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -> list[str]:
+def unused_tensors(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -> list[str]:
     """Return where a file has tensors outside of all sets, which a training leaves next to weights, such as a loss.
 
     Args:
@@ -119,7 +119,7 @@ def passed_over(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -
     )
 
 
-_BESIDE_NETWORKS = re.compile(
+_NOT_OF_NETWORKS = re.compile(
     r"(^|[._])(criterion\w*|loss\w*|metrics?|\w*acc\w*|\w*auroc\w*|objective)([._]|$)"
 )
 """Modules of a training that are not part of what the network computes."""
@@ -128,7 +128,7 @@ _CALIBRATION = re.compile(
 )
 
 
-def layers_beside(tensors: dict[str, Tensor], fits: list[Fit], outputs: int) -> list[str]:
+def unexpected_layers(tensors: dict[str, Tensor], fits: list[Fit], outputs: int) -> list[str]:
     """Return the tensors of a file that belong to layers before or after the network.
 
     These are the members of a Sequential that has the network as one of them, convolutions from images to images,
@@ -144,8 +144,8 @@ def layers_beside(tensors: dict[str, Tensor], fits: list[Fit], outputs: int) -> 
     before = f"{parent}." if parent else ""
     names = []
     for name, tensor in tensors.items():
-        is_beside = name.startswith(sets) or _is_computed(name) or _BESIDE_NETWORKS.search(name)
-        if is_beside or _TRAINING_STATE.search(f"{name}.") or not tensor.is_floating_point():
+        is_expected = name.startswith(sets) or _is_computed(name) or _NOT_OF_NETWORKS.search(name)
+        if is_expected or _TRAINING_STATE.search(f"{name}.") or not tensor.is_floating_point():
             continue
         sibling = name.removeprefix(before).partition(".")[0] if name.startswith(before) else ""
         is_member = place.isdigit() and sibling.isdigit() and tensor.numel() > 1

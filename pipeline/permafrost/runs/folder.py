@@ -104,9 +104,9 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
         wanted = identity(values, type(config))
         order = [", ".join(one["inputs"]) for one in (existing, wanted)]
         if existing != wanted or order[0] != order[1]:
-            way_out = "choose another run=, or delete that folder"
+            remedy = "choose another run=, or delete that folder"
             if verb.startswith("evaluate") and not verb.endswith("-network"):
-                way_out = (
+                remedy = (
                     "delete that folder to evaluate again (the student is in another one and stays)"
                 )
             difference = (
@@ -114,7 +114,7 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
                 if existing == wanted
                 else _first_difference(existing, wanted)
             )
-            raise ConfigError(f"{folder} contains a run with {difference}; {way_out}")
+            raise ConfigError(f"{folder} contains a run with {difference}; {remedy}")
     else:
         identity_values = identity(values, type(config)) | {"run": None, "verb": verb}
         save_config(path, values | {_IDENTITY: sha256_json(identity_values)[:32]})
@@ -147,7 +147,7 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
         if section is not None:
             value = identity(value, section)
         elif option is not None and isinstance(value, list):
-            classes = [element_class(option, each) for each in value]
+            classes = [element_class(option, item) for item in value]
             value = [
                 each if element_type is None else identity(each, element_type)
                 for each, element_type in zip(value, classes, strict=True)
@@ -189,8 +189,8 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
         )
         command = values.get("command", [])
         require(
-            isinstance(command, list) and all(isinstance(word, str) for word in command),
-            "command is not a list of words",
+            isinstance(command, list) and all(isinstance(argument, str) for argument in command),
+            "command is not a list of arguments",
         )
         missing = [name for name in required if not isinstance(values.get(name), dict)]
         require(not missing, f"it lacks {', '.join(missing)}")

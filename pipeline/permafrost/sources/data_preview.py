@@ -40,7 +40,7 @@ logger = logging.getLogger("permafrost.preview")
 
 Level = Literal["error", "warning", "note"]
 """Level of a finding: an error stops `precompute`."""
-Doubt: TypeAlias = tuple[Level, str]
+Remark: TypeAlias = tuple[Level, str]
 """Level and message of a finding (findings.py)."""
 _TASK_RECORDS = 2048
 """Records of a task that reads headers."""

@@ -20,7 +20,7 @@ from permafrost.core.records import NO_LABEL
 from permafrost.sources.data_preview import Finding
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Doubt
+    from permafrost.sources.data_preview import Remark
     from permafrost.store.reader import Store
 
 _BLOCK_ROWS = 65_536
@@ -101,7 +101,7 @@ def equal_images(store: Store) -> EqualImages:
 # ---- rules -----------------------------------------------------------------------------------------
 
 
-def find_equal_in_splits(equal: EqualImages) -> Iterator[Doubt]:
+def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are in two splits."""
     names = list(equal.store.manifest.records)
     splits = _splits_of(equal.store, equal.rows)
@@ -119,7 +119,7 @@ def find_equal_in_splits(equal: EqualImages) -> Iterator[Doubt]:
     )
 
 
-def find_equal_in_classes(equal: EqualImages) -> Iterator[Doubt]:
+def find_equal_in_classes(equal: EqualImages) -> Iterator[Remark]:
     """Find images that have two classes in a store with one label for each record."""
     index = equal.store.index
     if index.has_many_labels:
@@ -139,7 +139,7 @@ def find_equal_in_classes(equal: EqualImages) -> Iterator[Doubt]:
     )
 
 
-def find_copies(equal: EqualImages) -> Iterator[Doubt]:
+def find_copies(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are stored several times, if there are many."""
     copies, total = equal.num_copies, equal.store.index.num_rows
     if copies < _COPIES * total or copies < _NAMED:
@@ -153,7 +153,7 @@ def find_copies(equal: EqualImages) -> Iterator[Doubt]:
     )
 
 
-EQUAL_IMAGES: dict[str, Callable[[EqualImages], Iterator[Doubt]]] = {
+EQUAL_IMAGES: dict[str, Callable[[EqualImages], Iterator[Remark]]] = {
     "equal_in_splits": find_equal_in_splits,
     "equal_in_classes": find_equal_in_classes,
     "equal_images": find_copies,

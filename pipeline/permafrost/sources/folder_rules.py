@@ -13,7 +13,7 @@ from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST, describe_items
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Doubt, Level, Preview
+    from permafrost.sources.data_preview import Level, Preview, Remark
 
 _OTHER_THINGS = re.compile(
     "(image|seg)?masks|.*segmentation.*|.*annotations?|annotations?.*|.*groundtruth.*|gt|labels|thumbnails|thumbs|"
@@ -58,28 +58,28 @@ def _repeating(inner: Mapping[str, tuple[int, str]], classes: int, only: int) ->
     return names if classes > 1 and only == classes and repeats >= _REPEATING * total else []
 
 
-def find_repeating_folders(preview: Preview) -> Iterator[Doubt]:
+def find_repeating_folders(preview: Preview) -> Iterator[Remark]:
     """Find class folders that contain only folders of the same names."""
     for folder, inner, classes, only in _inner_folders(preview):
         names = _repeating(inner, classes, only)
         if not names or all(known_split(name) for name in names):
             continue
-        way_out = ""
+        remedy = ""
         if not folder:  # then the class folders are the top-level ones
             splits = ", ".join(f"{name}: ..." for name in preview.classes[:_NAMED_SPLITS])
             more = ", ..." if len(preview.classes) > _NAMED_SPLITS else ""
-            way_out = (
+            remedy = (
                 f" If they are splits or folds, name all of them: 'data.splits={{{splits}{more}}}'."
             )
         yield (
             "error",
             f"the {classes:,} class folders{_in_folder(folder)} contain no images but folders that repeat in them: "
-            f"{shorten(names, 5)}.{way_out} If the folders inside are views or masks of the same images, list them "
+            f"{shorten(names, 5)}.{remedy} If the folders inside are views or masks of the same images, list them "
             "in a table (data=image_table)",
         )
 
 
-def find_splits_in_classes(preview: Preview) -> Iterator[Doubt]:
+def find_splits_in_classes(preview: Preview) -> Iterator[Remark]:
     """Find folders named like splits inside of class folders."""
     for folder, inner, _, _ in _inner_folders(preview):
         names = sorted(name for name in inner if known_split(name) is not None)
@@ -92,7 +92,7 @@ def find_splits_in_classes(preview: Preview) -> Iterator[Doubt]:
             )
 
 
-def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
+def find_folders_too_deep(preview: Preview) -> Iterator[Remark]:
     """Find a single folder around the class folders."""
     wrappers = {}
     for folder, inner, classes, only in _inner_folders(preview):
@@ -113,7 +113,7 @@ def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_single_folder(preview: Preview) -> Iterator[Doubt]:
+def find_single_folder(preview: Preview) -> Iterator[Remark]:
     """Find a single class folder that is named like a split or like images, as in sets with a list of labels."""
     if preview.source != "image_folder" or len(preview.classes) != 1:
         return
@@ -126,7 +126,7 @@ def find_single_folder(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
+def find_nested_folders(preview: Preview) -> Iterator[Remark]:
     """Find class folders whose images are all in folders of different names."""
     for folder, inner, classes, only in _inner_folders(preview):
         is_nested = classes > 1 and only == classes and len(inner) > classes
@@ -140,7 +140,7 @@ def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
             )
 
 
-def find_other_things(preview: Preview) -> Iterator[Doubt]:
+def find_other_things(preview: Preview) -> Iterator[Remark]:
     """Find masks, thumbnails and the like among classes and images."""
     inside = {
         path: count
@@ -158,11 +158,11 @@ def find_other_things(preview: Preview) -> Iterator[Doubt]:
         )
     has_images = any(_IMAGES.fullmatch(_plain(name)) for name in preview.classes)
     pattern = _OTHER_THINGS_INSIDE if has_images else _OTHER_THINGS
-    beside = [name for name in preview.classes if pattern.fullmatch(_plain(name))]
-    if beside and len(preview.classes) > len(beside) and preview.tally[image_folder.CLASS_FOLDERS]:
+    folders = [name for name in preview.classes if pattern.fullmatch(_plain(name))]
+    if 0 < len(folders) < len(preview.classes) and preview.tally[image_folder.CLASS_FOLDERS]:
         yield (
             "error",
-            f"the folders {shorten(beside, 5)} are next to class folders and were therefore taken as classes; move "
+            f"the folders {shorten(folders, 5)} are next to class folders and were therefore taken as classes; move "
             "them away, or choose classes with data.only_classes",
         )
     companions = preview.tally[image_files.COMPANIONS]
@@ -180,7 +180,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.lower())
 
 
-def find_same_names(preview: Preview) -> Iterator[Doubt]:
+def find_same_names(preview: Preview) -> Iterator[Remark]:
     """Find images that differ from another one in their suffix only."""
     same = preview.tally[image_files.SAME_STEMS]
     if same:
@@ -192,7 +192,7 @@ def find_same_names(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_members_left_out(preview: Preview) -> Iterator[Doubt]:
+def find_members_left_out(preview: Preview) -> Iterator[Remark]:
     """Find members of tars that belong to no sample."""
     members = preview.tally[tar_members.PASSED_OVER_MEMBERS]
     if not members:
@@ -209,9 +209,9 @@ def find_members_left_out(preview: Preview) -> Iterator[Doubt]:
         yield level, text
 
 
-def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
+def find_files_left_out(preview: Preview) -> Iterator[Remark]:
     """Find files that are not images, are hidden, or were left by a program."""
-    folders = preview.tally[tar_members.FOLDERS_BESIDE]
+    folders = preview.tally[tar_members.OTHER_FOLDERS]
     if folders:
         first, (_, example) = next(iter(folders.items()))
         yield (
@@ -221,7 +221,7 @@ def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
             f"name all folders: 'data.path=<folder>/{{.,{first}}}/*.{example.rpartition('.')[2]}'",
         )
     for topic in (
-        tar_members.FILES_BESIDE,
+        tar_members.OTHER_FILES,
         image_files.LEFT_OUT,
         image_files.HIDDEN_FILES,
         image_files.LEFTOVERS,
@@ -231,7 +231,7 @@ def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
             yield "note", f"{topic}: {describe_items(preview.tally[topic])}"
 
 
-def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
+def find_pictures_left_out(preview: Preview) -> Iterator[Remark]:
     """Find pictures of formats that are not read."""
     pictures = preview.tally[image_files.OTHER_PICTURES]
     if not pictures:
@@ -251,7 +251,7 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
     )
 
 
-def find_damaged_files(preview: Preview) -> Iterator[Doubt]:
+def find_damaged_files(preview: Preview) -> Iterator[Remark]:
     """Find files that are empty, missing or cannot be decoded."""
     reasons = dict(preview.sample.damaged) if preview.sample is not None else {}
     count = preview.sample.num_damaged if preview.sample is not None else 0
@@ -271,21 +271,21 @@ def find_damaged_files(preview: Preview) -> Iterator[Doubt]:
     skips = isinstance(data, FileDataConfig) and data.on_error == "skip"
     links = preview.tally.total(image_files.BROKEN_LINKS)
     if skips and isinstance(data, FileDataConfig) and links > data.max_skipped:
-        way_out = f"The links are more than data.max_skipped={data.max_skipped}: restore them"
+        remedy = f"The links are more than data.max_skipped={data.max_skipped}: restore them"
         skips = False
     else:
-        way_out = (
+        remedy = (
             "They are left out"
             if skips
             else "Repair or remove them, or leave them out with data.on_error=skip"
         )
     yield (
         "warning" if skips else "error",
-        f"files that cannot be read ({count:,}): {text}{more}. {way_out}",
+        f"files that cannot be read ({count:,}): {text}{more}. {remedy}",
     )
 
 
-def find_split_spellings(preview: Preview) -> Iterator[Doubt]:
+def find_split_spellings(preview: Preview) -> Iterator[Remark]:
     """Find splits that were recognized by another spelling."""
     spellings = preview.tally[SPELLED_SPLITS]
     if spellings:

@@ -83,12 +83,12 @@ class ImageFolderSource(FilesBelowRoot):
         unknown = sorted(name for name in folders if index.label(name) is None)
         if unknown:
             line = index.line_of(unknown[0])
-            way_out = "add its name or move the folder away"
+            remedy = "add its name or move the folder away"
             if line is not None:
-                way_out = f"it has the line {quote(line)}; write the names of folders alone"
+                remedy = f"it has the line {quote(line)}; write the names of folders alone"
             raise ConfigError(
                 f"data.classes={self.config.classes} lacks the class folder {quote(unknown[0])} of "
-                f"data.path={self.config.path}; {way_out}"
+                f"data.path={self.config.path}; {remedy}"
             )
         return index
 
@@ -176,7 +176,10 @@ class ImageFolderSource(FilesBelowRoot):
     def _are_folders_of_classes(self, names: Iterable[str]) -> bool:
         """Return whether folders contain folders and no images themselves."""
         folders = [self._root / name for name in names]
-        return all(first_image(each) is None and bool(sub_folders(each)) for each in folders)
+        return all(
+            first_image(class_folder) is None and bool(sub_folders(class_folder))
+            for class_folder in folders
+        )
 
     def _refuse_hidden_splits(self, top: list[str]) -> None:
         """Raise ConfigError if only some top-level folders are splits, by their names and with only folders inside."""

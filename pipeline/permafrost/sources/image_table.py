@@ -7,7 +7,7 @@ unchanged:
     data.split=split 'data.split_names={0: train, 1: val, 2: test}' 'data.group=[y, place]'
 
 A record's key is its image's escaped path below data.root. Cells are compared as text, so that CSV and Parquet give
-the same records. A cell that is empty or says so (null, NaN, NA; classes.is_unknown) is an unknown value, as is the
+the same records. A cell that is empty or a marker (null, NaN, NA; classes.is_unknown) is an unknown value, as is the
 label -1.
 
 Parquet files may contain the images themselves, as Hugging Face's `datasets` writes them: a column of bytes, or of
@@ -76,7 +76,7 @@ from permafrost.sources.table_files import (
     to_text,
 )
 from permafrost.sources.tally import BOXES, Tally
-from permafrost.sources.tar_members import find_files, split_in_name, tally_beside
+from permafrost.sources.tar_members import find_files, split_in_name, tally_other_files
 from permafrost.storage.files import file_stamp
 
 _MAX_CLASS_CHARACTERS = 200
@@ -91,7 +91,7 @@ JOINED = "label cells that may hold several labels"
 """Topic of a tally: cells of labels by a separator that they contain."""
 NUMBERED = "labels that are numbers"
 """Topic of a tally: labels that are numbers."""
-ONE_HOT_COLUMNS = "columns of 0 and 1 beside the label's"
+ONE_HOT_COLUMNS = "further columns of 0 and 1"
 """Topic of a tally: columns of 0 and 1 next to the column of labels."""
 CATEGORIES = "ordered categories"
 """Topic of a tally: orders of the categories that a file declares."""
@@ -179,7 +179,7 @@ class ImageTableSource:
         files = TableFiles(self._root)
         is_empty = True
         self._tally_labels()
-        tally_beside(self._table, ".parquet", self.tally)
+        tally_other_files(self._table, ".parquet", self.tally)
         for path in self._files:
             images = self._images.get(path.name)
             for row in self._read_rows(path, self._columns()):
@@ -479,14 +479,14 @@ class ImageTableSource:
         label = self._classes.label(text)
         if label is None:
             line = self._classes.line_of(text)
-            way_out = (
+            remedy = (
                 "correct it or data.classes"
                 if line is None
                 else f"data.classes has the line {quote(line)}: write the names of cells alone"
             )
             raise row.error(
                 column,
-                f"{quote(text)} is not one of the {len(self.classes)} classes; {way_out}",
+                f"{quote(text)} is not one of the {len(self.classes)} classes; {remedy}",
             )
         return label
 

@@ -64,7 +64,7 @@ class PartedSource(Protocol):
 class FolderedSource(Protocol):
     """Source of the files of one kind in a folder, which may also have others."""
 
-    def tally_beside(self, tally: Tally) -> None:
+    def tally_other_files(self, tally: Tally) -> None:
         """Count what is there besides the files that are read."""
 
 
@@ -310,7 +310,7 @@ def list_source(
         counts.merge(part_counts)
         tally.merge(part_tally)
     if isinstance(source, FolderedSource):
-        source.tally_beside(tally)
+        source.tally_other_files(tally)
     listing = join_listings((files.part(number) for number, _ in parts), files.records)
     listing.counts = counts
     return listing, tally

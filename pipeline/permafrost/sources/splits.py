@@ -46,7 +46,7 @@ def is_split_name(name: str) -> bool:
 def known_split(name: str) -> str | None:
     """Return the split that a folder, a cell or the beginning of a tar's name spells, None if it spells none.
 
-    Any case is accepted, and the usual words beside the split: Training, TEST, val_set, seg_train, trainset.
+    Any case is accepted, and the usual words next to the split: Training, TEST, val_set, seg_train, trainset.
     """
     text = unicodedata.normalize("NFC", name).strip().lower()
     words = [word for word in re.split(r"[\s_.-]+", text) if word not in _GENERIC]

@@ -232,7 +232,7 @@ def one_hot_columns(path: Path) -> list[str]:
             names = column_names(path)
         else:
             with open_parquet_file(path) as file:
-                names = [each.name for each in file.schema_arrow if _is_numeric(each.type)]
+                names = [column.name for column in file.schema_arrow if _is_numeric(column.type)]
         batch = next(iter_parts(path, [name for name in names if names.count(name) == 1]), None)
     if batch is None:
         return []

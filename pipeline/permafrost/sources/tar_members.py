@@ -24,8 +24,8 @@ from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
 
-FILES_BESIDE = "files left out: beside those that are read"
-FOLDERS_BESIDE = "folders that are not read"
+OTHER_FILES = "other files, not read"
+OTHER_FOLDERS = "folders that are not read"
 """Topics of a tally: files of other kinds in the folder of tars or tables, and folders in it with further ones."""
 PASSED_OVER_MEMBERS = "members of tars that belong to no sample"
 """Topic of a tally, by the reason."""
@@ -56,7 +56,7 @@ def find_files(path: Path, suffix: str) -> list[Path]:
     """
     if path.is_dir():
         files = sorted(path.glob(f"*{suffix}"))
-        others = sorted(each.name for each in path.iterdir() if _is_packed(each.name, suffix))
+        others = sorted(entry.name for entry in path.iterdir() if _is_packed(entry.name, suffix))
         if files and others:
             raise ConfigError(
                 f"data.path={path} also contains {others[0]}, which is not read; unpack or rename it, or name the "
@@ -81,7 +81,7 @@ def find_files(path: Path, suffix: str) -> list[Path]:
     return files
 
 
-def tally_beside(path: Path, suffix: str, tally: Tally, expected: Container[str] = ()) -> None:
+def tally_other_files(path: Path, suffix: str, tally: Tally, expected: Container[str] = ()) -> None:
     """Count what a folder has besides the files of a suffix that are read: other files, and folders with more of them.
 
     Args:
@@ -96,10 +96,10 @@ def tally_beside(path: Path, suffix: str, tally: Tally, expected: Container[str]
         if entry.is_dir():
             further = next(entry.glob(f"**/*{suffix}"), None)
             if further is not None:
-                tally.add(FOLDERS_BESIDE, entry.name, str(further.relative_to(path)))
+                tally.add(OTHER_FOLDERS, entry.name, str(further.relative_to(path)))
         elif entry.suffix != suffix and entry.name not in expected:
             item = "hidden" if entry.name.startswith(".") else entry.suffix or "no suffix"
-            tally.add(FILES_BESIDE, item, entry.name)
+            tally.add(OTHER_FILES, item, entry.name)
 
 
 def _is_packed(name: str, suffix: str) -> bool:
@@ -142,7 +142,7 @@ def expand_range(text: str) -> list[str]:
     if not (slash and "://" not in text and Path(folder).is_dir()):
         folder, slash, name = "", "", text
     try:
-        return [folder + slash + each for each in braceexpand(name, escape=False)]
+        return [folder + slash + expanded for expanded in braceexpand(name, escape=False)]
     except ValueError:
         return [text]
 

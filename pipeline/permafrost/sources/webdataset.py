@@ -48,7 +48,7 @@ from permafrost.sources.tar_members import (
     read_member,
     split_before_number,
     split_in_name,
-    tally_beside,
+    tally_other_files,
 )
 from permafrost.storage.addresses import is_address
 from permafrost.storage.files import file_size, file_stamp, is_file, open_regular
@@ -71,7 +71,7 @@ JSON_KEYS = "keys in the .json of samples without a label"
 """Topic of a tally: keys in the .json of samples that have no label."""
 UNKNOWN_LABELS = "labels of samples taken as unknown"
 """Topic of a tally: texts that were taken for an unknown label."""
-PASSED_OVER_JSON = ".json beside a .cls that was passed over"
+IGNORED_JSON = ".json ignored next to a .cls"
 """Topic of a tally: samples with a .cls, whose .json was not read."""
 
 
@@ -137,19 +137,19 @@ class WebDatasetSource:
     @cached_property
     def _names(self) -> tuple[str, ...] | None:
         """Names from a file, which labels may use."""
-        if self.config.classes is None and not is_file(self._beside):
+        if self.config.classes is None and not is_file(self._classes_file):
             return None
-        return load_class_names(self.config.classes or str(self._beside))
+        return load_class_names(self.config.classes or str(self._classes_file))
 
     @property
-    def _beside(self) -> AnyPath:
+    def _classes_file(self) -> AnyPath:
         """File of class names next to the tars, which may be missing."""
         return next(iter(self.tars.values())).parent / "classes.txt"
 
-    def tally_beside(self, tally: Tally) -> None:
+    def tally_other_files(self, tally: Tally) -> None:
         """Count what the folder of the tars has besides them."""
         if not is_address(self.config.path):
-            tally_beside(Path(self.config.path), ".tar", tally, {self._beside.name})
+            tally_other_files(Path(self.config.path), ".tar", tally, {self._classes_file.name})
 
     def records(self) -> Iterator[Record]:
         """Yield one record per sample, in the order of the tars; its content is the position of its bytes."""
@@ -167,8 +167,8 @@ class WebDatasetSource:
         if _is_downloaded(self.config.path):
             return {}
         files = dict(self.tars)
-        if is_file(self._beside):
-            files[self._beside.name] = self._beside
+        if is_file(self._classes_file):
+            files[self._classes_file.name] = self._classes_file
         return {name: file_stamp(path) for name, path in files.items()}
 
     def read(self, record: Record) -> Content:
@@ -292,21 +292,25 @@ class WebDatasetSource:
             record, label=self._label(text.decode("utf-8-sig", errors="replace"), where)
         )
         return (
-            self._beside_cls(record, members["json"], file, where) if "json" in members else record
+            self._check_with_cls(record, members["json"], file, where)
+            if "json" in members
+            else record
         )
 
-    def _beside_cls(self, record: Record, member: Member, file: io.FileIO, where: str) -> Record:
+    def _check_with_cls(
+        self, record: Record, member: Member, file: io.FileIO, where: str
+    ) -> Record:
         """Add what a .json next to a .cls contains. One of another form is skipped and counted."""
         try:
             values = self._read_json(member, file, where)
         except (ConfigError, ImageError) as error:
-            self.tally.add(PASSED_OVER_JSON, type(error.__cause__ or error).__name__, record.key)
+            self.tally.add(IGNORED_JSON, type(error.__cause__ or error).__name__, record.key)
             return record
         label, value = NO_LABEL, values.get(self.config.label_key)
         try:
             label = NO_LABEL if value is None else self._label(value, where)
         except ConfigError:  # a caption, for example; the .cls has the label
-            self.tally.add(PASSED_OVER_JSON, f"value of {self.config.label_key}", record.key)
+            self.tally.add(IGNORED_JSON, f"value of {self.config.label_key}", record.key)
         if label not in (NO_LABEL, record.label):
             raise ConfigError(
                 f"{where} has label {record.label} in its .cls and {label} as {self.config.label_key!r} in its .json; "
@@ -319,7 +323,7 @@ class WebDatasetSource:
         except ConfigError as error:
             if error.__cause__ is None:  # a box or a label of the right form with a wrong value
                 raise
-            self.tally.add(PASSED_OVER_JSON, type(error.__cause__).__name__, record.key)
+            self.tally.add(IGNORED_JSON, type(error.__cause__).__name__, record.key)
             return record
         return replace(record_of_json, boxes_in_pixels=bool(record_of_json.boxes))
 

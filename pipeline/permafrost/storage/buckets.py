@@ -141,7 +141,7 @@ def _container(address: str) -> str:
 def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: bool = False) -> T:
     """Return the answer to a request that may be repeated.
 
-    obstore repeats what fails before an answer begins. An answer that breaks off is asked for again here, and so is a
+    obstore repeats what fails before an answer begins. A response that breaks off is requested again here, and so is a
     server that is unreachable, for the time of `wait_seconds`.
 
     Args:
@@ -178,7 +178,7 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
             attempt += 1
             if attempt == _TRIES or _is_final(error):
                 raise FileError(f"{address} cannot be {verb} ({_reason(error)})") from error
-            logger.debug("%s is asked for again: %s", address, error)
+            logger.debug("retrying %s: %s", address, error)
             time.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
         else:
             _unreached.pop(_container(address), None)
@@ -451,7 +451,9 @@ def list_entries(address: str) -> list[Entry]:
     client, key = _split(address)
     answer = _ask(address, "listed", lambda: obstore.list_with_delimiter(client, key or None))
     start = len(key) + 1 if key else 0
-    folders = [Entry(str(each)[start:].strip("/"), "folder") for each in answer["common_prefixes"]]
+    folders = [
+        Entry(str(prefix)[start:].strip("/"), "folder") for prefix in answer["common_prefixes"]
+    ]
     objects = [
         Entry(str(meta["path"])[start:], "file", int(meta["size"]), str(meta["e_tag"]))
         for meta in answer["objects"]

@@ -115,7 +115,7 @@ def named_file(name: str, folder: Path, *caches: Path) -> Path:
     """
     try:
         path = (folder / name).resolve()
-        is_inside = any(path.is_relative_to(each.resolve()) for each in (folder, *caches))
+        is_inside = any(path.is_relative_to(root.resolve()) for root in (folder, *caches))
     except (OSError, ValueError, RuntimeError) as error:  # of a NUL, or links in a circle
         raise FileError(f"{name[:200]!r} cannot be used as a path ({error})") from None
     if not is_inside:

@@ -49,7 +49,7 @@ class NoSpaceError(FileError):
 
 
 def write_error(path: AnyPath, error: OSError) -> FileError:
-    """Return the error to raise if `path` could not be written, which may be one that says so."""
+    """Return the error to raise if `path` could not be written, which may be a FileError already."""
     if isinstance(error, FileError):
         return error
     if error.errno in _NO_SPACE:

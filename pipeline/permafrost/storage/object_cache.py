@@ -208,29 +208,29 @@ def _folder(option: str | None) -> Path:
         return Path(tempfile.gettempdir()) / f"permafrost-{os.getuid()}"
 
 
-def local_file(text: str, beside: str = "") -> Path:
+def local_file(text: str, sibling: str = "") -> Path:
     """Return the path of a user's file on this machine; for an address, the path of its copy.
 
     Args:
         text: Path or address.
-        beside: As in `local_copy`.
+        sibling: As in `local_copy`.
 
     Raises:
         ConfigError: If the address cannot be used.
         FileError: If there is no such object.
     """
-    return local_copy(text, beside) if is_address(text) else Path(text)
+    return local_copy(text, sibling) if is_address(text) else Path(text)
 
 
 @lru_cache(maxsize=64)
-def local_copy(address: str, beside: str = "") -> Path:
+def local_copy(address: str, sibling: str = "") -> Path:
     """Return a copy of an object under its own name, which stays until the cache folder is deleted.
 
     For a file that other packages open by its path. It is looked for once per process.
 
     Args:
         address: Address of the object.
-        beside: Name of an object in the same folder that is copied, too, if there is one.
+        sibling: Name of an object in the same folder that is copied, too, if there is one.
 
     Raises:
         ConfigError: If the address cannot be used.
@@ -244,9 +244,9 @@ def local_copy(address: str, beside: str = "") -> Path:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             folder = objects.folder / "named" / digest
             _copy(file, folder / name)
-        if beside:
-            with suppress(FileNotFoundError), objects.open(f"{parent}/{beside}") as file:
-                _copy(file, folder / beside)
+        if sibling:
+            with suppress(FileNotFoundError), objects.open(f"{parent}/{sibling}") as file:
+                _copy(file, folder / sibling)
     except FileNotFoundError as error:
         raise FileError(f"{error}; correct the address") from None
     return folder / name

@@ -25,7 +25,7 @@ class LinkError(FileError):
 class RootedPath:
     """Path of a folder, or of a file below it, that is opened without following any link below the folder.
 
-    It is no `os.PathLike`: only the functions of this module and of files.py open it.
+    It is not an `os.PathLike`: only the functions of this module and of files.py open it.
     """
 
     root: Path | Bucket
@@ -101,19 +101,21 @@ AnyPath: TypeAlias = Path | RootedPath
 """Path of a file of this machine, or of an object in a bucket."""
 
 
-def user_path(text: str, beside: RootedPath | None = None) -> AnyPath:
+def user_path(text: str, cached_with: RootedPath | None = None) -> AnyPath:
     """Return a path of the user's, or the root that an address names.
 
     Args:
         text: Path or address.
-        beside: Folder whose cache has the copies, if it is in a bucket.
+        cached_with: Folder whose cache has the copies, if it is in a bucket.
 
     Raises:
         ConfigError: If the address cannot be used.
     """
     if not is_address(text):
         return Path(text)
-    cache = bucket_of(beside) if beside is not None and beside.is_remote else Bucket("")
+    cache = (
+        bucket_of(cached_with) if cached_with is not None and cached_with.is_remote else Bucket("")
+    )
     return RootedPath(replace(cache, address=parse_bucket("the path", text)))
 
 

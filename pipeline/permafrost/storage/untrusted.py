@@ -299,7 +299,7 @@ def _text_bytes(data: bytes, group: int, column: str) -> int:
     arrays = file.read_row_group(group, columns=[column], use_threads=False).columns[0].chunks
     leaves = [leaf for array in arrays for leaf in _leaves(array)]
     lengths = (pc.binary_length(leaf.dictionary).take(leaf.indices) for leaf in leaves)
-    return sum(pc.sum(each.cast(pa.int64())).as_py() or 0 for each in lengths)
+    return sum(pc.sum(column.cast(pa.int64())).as_py() or 0 for column in lengths)
 
 
 def _leaves(array: pa.Array) -> list[pa.Array]:

@@ -39,7 +39,7 @@ def decode_npy(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> N
         A read-only array that lies in `data`.
 
     Raises:
-        ManifestError: If the bytes are no .npy file, or the array has another dtype or shape.
+        ManifestError: If the bytes are not a .npy file, or the array has another dtype or shape.
     """
     expected = np.dtype(dtype)
     header = _header(expected.str, shape)

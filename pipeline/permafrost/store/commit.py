@@ -66,7 +66,7 @@ logger = logging.getLogger("permafrost.store")
 ORIGIN_NAME = ".origin.json"
 MAX_PREVIEW_BYTES = 2**26
 PREVIEW_NAME = "preview.json"
-"""File of what was understood of the data before they were packed (permafrost/sources/data_preview.py). It is no part
+"""File of what was understood of the data before they were packed (permafrost/sources/data_preview.py). It is not part
 of the store."""
 _MAX_BYTES = 4096
 
@@ -158,12 +158,13 @@ def missing_image_shards(
     """
     if exists(store / MANIFEST_NAME):
         manifest = _check_committed(store, plans, dataset, packing, classes, image_size)
-        held = {shard.name: shard for shard in manifest.shards}
+        committed_shards = {shard.name: shard for shard in manifest.shards}
         with listing(store):
             return [
                 plan
                 for plan in plans
-                if _is_moved(held[plan.name], plan) or not is_whole(store, held[plan.name])
+                if _is_moved(committed_shards[plan.name], plan)
+                or not is_whole(store, committed_shards[plan.name])
             ]
     with listing(store):
         has_receipt = partial(_has_receipt, store, dataset, packing)
@@ -241,12 +242,14 @@ def commit_store(
         ManifestError: If a receipt is missing, damaged, or of another plan.
         StoreMismatchError: If the store was committed before and a shard has other bytes now.
     """
+    # 1. What an earlier commit has fixed.
     committed = committed_store(store)
     digests: dict[str, str] = {}
     if committed is not None:
         classes = named_classes(committed, classes)
         rows_per_shard = committed.rows_per_shard
         digests = {shard.name: shard.sha256 for shard in committed.shards}
+    # 2. The tables, from the receipts in the order of the plans.
     sizes = set[tuple[int, int]]()
     with StoreTablesWriter(store, rows_per_shard) as writer:
         for rows, entry, lost, digest in read_each(partial(_read_planned, store), plans, store):
@@ -259,6 +262,7 @@ def commit_store(
     frame = None
     if packing.columns is None:
         frame = committed.canonical if committed else _frame(packing, sizes, image_size)
+    # 3. The manifest, which makes the store valid, and then the removal of what it does not name.
     for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
         remove_leftovers(store / name)
     manifest = StoreManifest(

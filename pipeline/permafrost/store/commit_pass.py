@@ -83,9 +83,9 @@ def missing_pass_shards(
         StoreMismatchError: If an unfinished pass has shards of another origin.
     """
     if exists(folder / MANIFEST_NAME):
-        held = read_pass_manifest(folder).shards
-        if held.names() == [shard.name for shard in shards]:
-            pairs = zip(shards, held, strict=True)
+        annotated = read_pass_manifest(folder).shards
+        if annotated.names() == [shard.name for shard in shards]:
+            pairs = zip(shards, annotated, strict=True)
             with listing(folder):
                 return [
                     shard for shard, entry in pairs if not _has_files(folder, shard, entry.files)
@@ -98,7 +98,9 @@ def missing_pass_shards(
 
 def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
     sizes = [(folder / entry.path, entry.bytes) for entry in files]
-    return is_file(receipt_path(folder, shard.name)) and all(has_size(*each) for each in sizes)
+    return is_file(receipt_path(folder, shard.name)) and all(
+        has_size(*file_size) for file_size in sizes
+    )
 
 
 def _is_annotated(folder: RootedPath, origin: str, shard: ShardEntry) -> bool:
@@ -189,9 +191,9 @@ def _constant_logits(values: Mapping[str, NDArray[np.generic]]) -> str | None:
     """
     names = ("logits",) if "logits" in values else (TOP_LOGITS, TOP_CLASS)
     stored = [values[name] for name in names if name in values]
-    if not stored or not len(stored[0]) or any((each != each[:1, :1]).any() for each in stored):
+    if not stored or not len(stored[0]) or any((array != array[:1, :1]).any() for array in stored):
         return None
-    return hashlib.sha256(b"".join(each[0, 0].tobytes() for each in stored)).hexdigest()
+    return hashlib.sha256(b"".join(array[0, 0].tobytes() for array in stored)).hexdigest()
 
 
 def commit_pass(

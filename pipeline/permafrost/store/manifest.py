@@ -40,7 +40,7 @@ TEACHERS_FOLDER = "teachers"
 """Folder of the passes of a store."""
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
-_ADDED_BESIDE = ("hierarchy", "partition_sha256")
+_FIXED_ADDITIONS = ("hierarchy", "partition_sha256")
 """Added entries that a manifest of this schema has besides the others, null where no payload adds them."""
 INGESTED = "ingested"
 """Kind of the network of a pass whose targets another tool has made."""
@@ -313,7 +313,10 @@ class PassManifest:
                 f"logits have shape {shapes.get('logits')} for {classes} classes",
             )
             return
-        fits = all(type(each) is float and 0 < each < math.inf for each in self.temperatures)
+        fits = all(
+            type(temperature) is float and 0 < temperature < math.inf
+            for temperature in self.temperatures
+        )
         require_entry(fits, f"temperatures are {self.temperatures!r}")
         stored_shapes = [shapes.get(name) for name in (TOP_LOGITS, TOP_CLASS, REST_LOGITS)]
         count = stored_shapes[0][0] if stored_shapes[0] else 0
@@ -374,7 +377,7 @@ def _require_kinds(
         value = values.get(name)
         fits = type(value) is kind or (value is None and not is_required)
         if kind is list and fits and value is not None:
-            fits = all(isinstance(each, dict) for each in value)
+            fits = all(isinstance(item, dict) for item in value)
         require_entry(fits, f"{section}.{name} is {str(value)[:80]!r}")
 
 
@@ -403,7 +406,7 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
         added = values.pop("added")
         if values["passport"] is None:
             del values["passport"]
-        values |= {name: added.pop(name, None) for name in _ADDED_BESIDE}
+        values |= {name: added.pop(name, None) for name in _FIXED_ADDITIONS}
         values |= {"added": added} if added else {}
     text = sign_json(values, sort_keys=True, allow_nan=False)
     tables = {
@@ -425,7 +428,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, TableFile):
         return None if value.file is None else asdict(value.file)
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -459,16 +462,16 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
     name, _, named = folder.name.rpartition("-")
     if named == digits:
         return
-    way_out = (
+    remedy = (
         f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or delete it "
         "and run permafrost precompute with its teacher again"
     )
     originals = [path for path in list_folder(folder.parent, f"*-{digits}") if path != folder]
     if originals:
-        way_out = f"it is a copy of {originals[0].name}, which is there; delete the copy"
+        remedy = f"it is a copy of {originals[0].name}, which is there; delete the copy"
     raise ManifestError(
         f"{folder} is named as the pass {named or folder.name}, but its {MANIFEST_NAME} is of the pass {digits}: "
-        f"{way_out}"
+        f"{remedy}"
     )
 
 
@@ -482,10 +485,10 @@ def _from_values(cls: type[M], values: dict[str, Any]) -> M:
 
 def _gather_added(values: dict[str, Any]) -> None:
     """Put all entries of payloads under `added`. Raises EntryError."""
-    beside = {name: values.pop(name, None) for name in _ADDED_BESIDE}
+    fixed = {name: values.pop(name, None) for name in _FIXED_ADDITIONS}
     added = values.setdefault("added", {})
     require_entry(isinstance(added, dict), f"added is a {type(added).__name__}")
-    added.update({name: value for name, value in beside.items() if value is not None})
+    added.update({name: value for name, value in fixed.items() if value is not None})
 
 
 def read_manifest(

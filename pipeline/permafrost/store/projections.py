@@ -74,7 +74,7 @@ def read_projection(path: RootedPath) -> Projection:
     """Read the projection of a file.
 
     Raises:
-        ManifestError: If it is none.
+        ManifestError: If it is not a projection.
         FileError: If it cannot be read, or is larger than any projection.
     """
     return _parse(path, read_regular(path, _MAX_BYTES), (None, None))

@@ -1,4 +1,7 @@
-"""Reading of a finished store: checked manifests, the mapped index, shards opened on demand."""
+"""Reading of a finished store: checked manifests, the mapped index, shards opened on demand.
+
+Not here: repairs. A reader raises an error at damage; `permafrost precompute` writes what is missing or damaged again.
+"""
 
 from __future__ import annotations
 
@@ -270,7 +273,7 @@ class Store:
             chosen = fitting[0] if len(fitting) == 1 else name
             passes.append(self.open_pass(chosen, stored_views=replayed))
         if not names and len(passes) > 1 and replayed:
-            passes = [each for each in passes if each.num_views == stored_views]
+            passes = [teacher for teacher in passes if teacher.num_views == stored_views]
         return passes if names or len(passes) == 1 else []
 
     def _hints(self, stored_views: bool, *names: str) -> str:
@@ -293,7 +296,9 @@ class Store:
         Raises:
             StoreMismatchError: If the store has no canonical pass of a teacher that precompute has run.
         """
-        ingested = [is_ingested(each) and not self._canonical_folders(each) for each in replayed]
+        ingested = [
+            is_ingested(teacher) and not self._canonical_folders(teacher) for teacher in replayed
+        ]
         return [
             self.canonical_of(each)
             for each, is_alone in zip(replayed, ingested, strict=True)

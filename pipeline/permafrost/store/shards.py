@@ -78,7 +78,7 @@ class TableFile(Sequence[T], Generic[T]):
     def __getitem__(self, number: slice) -> tuple[T, ...]: ...
     def __getitem__(self, number: int | slice) -> T | tuple[T, ...]:
         if isinstance(number, slice):
-            return tuple(self[each] for each in range(*number.indices(len(self))))
+            return tuple(self[position] for position in range(*number.indices(len(self))))
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         (row,) = self.table.slice(number % len(self), 1).to_pylist()

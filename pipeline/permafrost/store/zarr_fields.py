@@ -161,8 +161,8 @@ class ZarrFields(PassFields):
 
     def _open(self, spec: FieldSpec, shard: StoredShard) -> Rows:
         entry = entry_of(shard, self._chunk_path(spec, shard.position))
-        sharded = [each for each in self.fields if self._is_sharded(each)]
-        counts = [self.num_views // self._inner(each)[1] for each in sharded]
+        sharded = [spec for spec in self.fields if self._is_sharded(spec)]
+        counts = [self.num_views // self._inner(spec)[1] for spec in sharded]
         start = sum(counts[: sharded.index(spec)])
         checksums = shard.chunk_crc32c[:, start : start + counts[sharded.index(spec)]]
         return InnerChunkRows(
@@ -298,7 +298,7 @@ def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:
     )
     if spec.codec == "maxabs":
         attributes["units"] = "values * step"
-        for scale in (each for each in fields if each.name == f"{spec.name}_scale"):
+        for scale in (other for other in fields if other.name == f"{spec.name}_scale"):
             axes = ", ".join(["...", *["None"] * (len(spec.shape) - len(scale.shape))])
             attributes["units"] += f" * {scale.name}[{axes}]"
         attributes["step"] = 1 / 127 if spec.dtype == "int8" else 1.0

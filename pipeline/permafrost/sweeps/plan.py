@@ -10,7 +10,7 @@ from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.paths import place_paths
-from permafrost.config.points import Point, iter_points, knows_option, point_label, point_words
+from permafrost.config.points import Point, iter_points, knows_option, point_arguments, point_label
 from permafrost.config.sections import section_of
 from permafrost.config.verbs import EvaluateConfig, SweepConfig, build_verb_config
 from permafrost.core.digests import sha256_json
@@ -42,16 +42,16 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     Raises:
         ConfigError: If arms, grid or options do not fit.
     """
-    shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
+    shared = [argument for argument in base if section_of(argument) not in _OWN_SECTIONS]
     folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
     records = PassRecords(folders)
     known: set[str] = set()
     planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []
     for arm, overrides in config.arms.items():
-        words = [*shared, "trainer.num_threads=1", *overrides]
-        for point in _points(words, config.grid):
+        arguments = [*shared, "trainer.num_threads=1", *overrides]
+        for point in _points(arguments, config.grid):
             known |= set(point)
-            composed = compose("sweep", [*words, *point_words(point)])
+            composed = compose("sweep", [*arguments, *point_arguments(point)])
             composed["command"] = ["sweep", *base]
             trained: DistillConfig = place_paths(build_verb_config("distill", composed))
             evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
@@ -140,14 +140,14 @@ def baselines_first(students: Sequence[Student]) -> list[Student]:
     return sorted(students, key=lambda student: student.name not in compared)
 
 
-def _points(words: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
+def _points(arguments: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
     """Iterate over the points of the options that an arm has.
 
     A choice of a config group, such as optimizer: [adam, sgd], may determine these options.
     """
     choices = {option: values for option, values in grid.items() if "." not in option}
     for choice in iter_points(choices):
-        composed = compose("sweep", [*words, *point_words(choice)])
+        composed = compose("sweep", [*arguments, *point_arguments(choice)])
         options = {
             option: values
             for option, values in grid.items()

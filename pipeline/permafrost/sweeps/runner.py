@@ -1,4 +1,7 @@
-"""A student of a sweep, and the execution of the unfinished ones with progress and errors."""
+"""A student of a sweep, and the execution of the unfinished ones with progress and errors.
+
+Not here: search strategies and early stopping of poor points. Every point of a grid is trained to its last epoch.
+"""
 
 from __future__ import annotations
 

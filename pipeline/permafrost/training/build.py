@@ -172,9 +172,9 @@ def _warn_of_flat_temperature(spec: TrainingSpec, targets: TargetSource, batch: 
     loss = getattr(config, "logits", "softmax")
     for teacher in targets(batch, TargetRequest((1, 1), with_maps=False)):
         if teacher.logits is not None:
-            doubt = describe_flat_temperature(loss, teacher.logits, tau)
-            if doubt:
-                logger.warning("%s", doubt)
+            warning = describe_flat_temperature(loss, teacher.logits, tau)
+            if warning:
+                logger.warning("%s", warning)
 
 
 def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:

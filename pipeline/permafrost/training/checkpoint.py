@@ -2,6 +2,8 @@
 
 checkpoint.pt is the ZIP archive of torch.save, whose comment is `sha256:<digest>` of all bytes before the digest.
 torch.load ignores comments, so other programs read it as any checkpoint.
+
+Not here: checkpoints of other programs. A training starts from their weights (student.weights=), not from their state.
 """
 
 from __future__ import annotations

@@ -162,7 +162,9 @@ class StudentPlan(TrainingJob):
         if options.method.needs_teacher and options.mode == "live":
             teacher = f"live teacher {options.teacher.name}"
         elif options.method.needs_teacher:
-            teacher = f"{options.mode} targets of {', '.join(each.name for each in self.passes)}"
+            teacher = (
+                f"{options.mode} targets of {', '.join(teacher.name for teacher in self.passes)}"
+            )
         if options.mode == "replay":
             visits = options.trainer.epochs * options.views.per_step / self.passes[0].num_views
             teacher += f" ({self.passes[0].num_views} stored views, each seen {visits:.3g} times)"
@@ -247,7 +249,7 @@ class StudentPlan(TrainingJob):
             num_classes=spec.num_classes,
             classes=spec.class_names,
             input_size=spec.input_size,
-            teachers=tuple(each.name for each in _evaluation_passes(spec)),
+            teachers=tuple(teacher.name for teacher in _evaluation_passes(spec)),
             split=self.options.split,
             subset=self.options.subset,
         )

@@ -315,7 +315,7 @@ def split_evaluator(
     Args:
         config: Options of the student.
         store: Store of the split.
-        compared: Canonical passes that the student is compared with, which may be none.
+        compared: Canonical passes that the student is compared with; () for none.
         split: Name of the split.
         num_classes: Number of the student's classes.
         localize: Compute maps, too.

@@ -73,14 +73,14 @@ class KeptEpochs:
         from safetensors.torch import save
 
         if epoch in kept_numbers:
-            (entry,) = (each for each in entries if each["epoch"] == epoch)
+            (entry,) = (entry for entry in entries if entry["epoch"] == epoch)
             state = {
                 name: tensor.contiguous().cpu()
                 for name, tensor in model.network.state_dict().items()
             }
             entry["sha256"] = write_atomically(self.weights(epoch), save(state))
         write_json(self.path, {self.section: entries})
-        wanted = {self.weights(number) for number in kept_numbers}
+        requested = {self.weights(number) for number in kept_numbers}
         for path in self.path.parent.glob(f"{self.prefix}*.safetensors"):
-            if path not in wanted:
+            if path not in requested:
                 path.unlink()

@@ -126,6 +126,7 @@ def fit(
         DamagedFileError: If the checkpoint or the metrics up to its step are damaged.
         DivergedError: If the loss is not finite.
     """
+    # 1. The state: that of the checkpoint, or a new one after the phase before its first step.
     check_warmup(trainer, stream.num_steps)
     folder = tracked.folder
     is_new = not (folder / CHECKPOINT_NAME).exists()
@@ -133,6 +134,7 @@ def fit(
     if is_new and training.loss.before_first_step(_TeacherBatches(training, stream)):
         save_checkpoint(training, folder)
     is_first = training.distributed.is_first
+    # 2. The metrics, cut to the step of the state.
     metric_file = MetricWriter(tracked, training.global_step) if is_first else nullcontext()
     with metric_file as writer:
         log = StepLog(
@@ -140,6 +142,7 @@ def fit(
         )
 
         def save() -> None:
+            """Write lines, then the checkpoint that counts them, then their copies."""
             log.flush(training)
             if writer is not None:
                 writer.sync()
@@ -147,6 +150,7 @@ def fit(
             if is_first:
                 upload_mirror(folder)
 
+        # 3. The epochs.
         while training.epoch < trainer.epochs:
             for batch in stream.epoch(training.epoch, training.step, training.model.device):
                 check_interrupted()
@@ -219,12 +223,14 @@ def _train(
     distributed: DistributedContext,
 ) -> Training:
     """Run the training, which sets torch's threads and seeds its generators."""
+    # 1. The state before the first step. It seeds torch's generators, so nothing is drawn before it.
     training = build_training(spec, distributed)
+    # 2. The number of threads, which follows from the work of the network.
     torch.set_num_threads(_choose_threads(spec, training, distributed))
-    stream = build_loader(spec, distributed)
+    # 3. All epochs, from the folder's checkpoint on.
     fit(
         training,
-        stream,
+        build_loader(spec, distributed),
         trainer=spec.trainer,
         lr=spec.optimizer.lr,
         input_size=spec.input_size,
@@ -236,6 +242,7 @@ def _train(
             if callback is not None
         ],
     )
+    # 4. The weights of the selected epoch, after the last checkpoint, which has those of the last epoch.
     if spec.epoch_selection is not None and distributed.is_first:
         spec.epoch_selection.restore(training.model)
     return training

@@ -59,7 +59,7 @@ class StepLog:
     last: dict[str, float] = field(default_factory=dict)
     """The last written line."""
     started: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
+    last_logged_at: float = field(default_factory=time.monotonic)
     """Time of the last line on the terminal."""
 
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
@@ -115,8 +115,11 @@ class StepLog:
 
     def _say(self, training: Training) -> None:
         """Log the position of a long epoch, whose end may be hours away."""
-        if training.distributed.is_first and time.monotonic() - self.said >= SECONDS_PER_LINE:
-            self.said = time.monotonic()
+        if (
+            training.distributed.is_first
+            and time.monotonic() - self.last_logged_at >= SECONDS_PER_LINE
+        ):
+            self.last_logged_at = time.monotonic()
             rate = f"{self.last['records_per_second']:,.0f} records/s"
             logger.info(
                 "epoch %d, step %d: %s, %s",

@@ -39,7 +39,7 @@ class TrainingSpec:
     views_per_step: int = 1
     """Number of views of one record in a step: stored ones, or those that `expand_views` makes."""
     expand_views: Callable[[Batch], Batch] | None = None
-    """Function that makes so many views of each new one, None to have that one alone."""
+    """Function that expands each new view into `views_per_step` views; None keeps the single view."""
     target_source: Callable[[int, tuple[int, int]], TargetSource] | None = None
     """Function of the number of classes and the input size that makes the source of targets which take the place of a
     teacher's. The network is then explained by its attributions."""

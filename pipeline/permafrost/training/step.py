@@ -1,4 +1,7 @@
-"""One optimizer step: forward pass, loss and gradients of a batch under its views."""
+"""One optimizer step: forward pass, loss and gradients of a batch under its views.
+
+Not here: averages of weights (EMA), accumulation of gradients over several batches, and more than one optimizer.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,9 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     student = run_student(training, batch, inputs.images, input_size)
     # 3. Each teacher's targets on the student's grid, and its maps of the classes that they explain.
     teachers = training.read_targets(batch, target_request(training, student))
-    pairs = [explain_targets(training, student, inputs.change_targets(each)) for each in teachers]
+    pairs = [
+        explain_targets(training, student, inputs.change_targets(targets)) for targets in teachers
+    ]
     # 4. The loss with each teacher.
     terms = [training.loss(output, targets, inputs.labels) for output, targets in pairs]
     total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))

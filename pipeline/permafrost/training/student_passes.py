@@ -104,10 +104,10 @@ def _refuse_several_replayed(config: DistillConfig, store: Store) -> None:
     if len(folders) > 1:
         passes = [store.open_pass(folder.name, stored_views=True) for folder in folders]
         matching = sum(teacher.num_views == config.views.count for teacher in passes)
-        held = ", ".join(f"{teacher.name} ({teacher.num_views} views)" for teacher in passes)
+        available = ", ".join(f"{teacher.name} ({teacher.num_views} views)" for teacher in passes)
         raise StoreMismatchError(
             f"{store.path} contains {matching} passes with views.count={config.views.count} stored views; "
-            f"choose one with views=random views.count= or store.teacher= from: {held}"
+            f"choose one with views=random views.count= or store.teacher= from: {available}"
         )
 
 
@@ -164,10 +164,10 @@ def _check_mixtures(config: DistillConfig, teacher: TeacherPass) -> None:
     if isinstance(config.views, RandomViewsConfig) and config.views.mixes:
         asked = describe_mix(config.views.mix)
         if asked != stored:
-            found = f"mixtures by {stored}" if stored else "no mixtures"
+            stored_form = f"mixtures by {stored}" if stored else "no mixtures"
             raise StoreMismatchError(
-                f"views.mix={asked}, but the stored views of {teacher.name} are {found}; name a pass that permafrost "
-                "precompute made with this option, or leave it out"
+                f"views.mix={asked}, but the stored views of {teacher.name} are {stored_form}; name a pass that "
+                "permafrost precompute made with this option, or leave it out"
             )
     if not stored:
         return
@@ -303,17 +303,17 @@ def describe_moved_features_risk(
     """
     if config.mode != "frozen":
         return ""
-    doubts: list[str] = []
+    warnings: list[str] = []
     for teacher in passes:
         readers = _methods_of(config.method, teacher)
         for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
             fields = _moved_fields(teacher, method) if FEATURES in needs.payloads else {}
             if fields and needs.map_control != "unaugmented":
-                doubts += _doubts(teacher, fields, config.augment)
-    if not doubts:
+                warnings += _warnings_of_views(teacher, fields, config.augment)
+    if not warnings:
         return ""
     return (
-        f"{'; '.join(dict.fromkeys(doubts))}. Measure it with permafrost evaluate model=teacher "
+        f"{'; '.join(dict.fromkeys(warnings))}. Measure it with permafrost evaluate model=teacher "
         "evaluators=[equivariance]: at features_lost=1 a constant would be as close. To avoid it, replay stored views "
         "(precompute with views=random, mode=replay) or use a milder augmentation"
     )
@@ -336,7 +336,7 @@ def _moved_fields(teacher: TeacherPass, method: MethodConfig) -> dict[str, int]:
     return {name: cells[name] for name in chosen or stored if name in cells}
 
 
-def _doubts(
+def _warnings_of_views(
     teacher: TeacherPass, fields: Mapping[str, int], augment: AugmentOptions
 ) -> Iterator[str]:
     """Iterate over warnings about fields, with their number of cells, in views of an augmentation."""
@@ -395,8 +395,8 @@ def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
     if method.tau not in known:
         raise StoreMismatchError(
             f"method.tau={method.tau:g}: {teacher.folder} holds the sum over all but the largest logits at the "
-            f"temperatures {', '.join(f'{each:g}' for each in known)} only; choose one of them, or make a pass with "
-            "annotate.temperatures"
+            f"temperatures {', '.join(f'{temperature:g}' for temperature in known)} only; choose one of "
+            "them, or make a pass with annotate.temperatures"
         )
 
 

@@ -3,6 +3,8 @@
 A live teacher (`mode=live`), the reference for frozen targets, receives the same view as the student and explains its
 classes there, by default the predicted class ("consistent teaching", Beyer et al. 2022; e2KD, Table 3). The cost is one
 forward pass of the teacher in every step.
+
+Not here: teachers that learn along with the student. A teacher is frozen while a student trains.
 """
 
 from __future__ import annotations

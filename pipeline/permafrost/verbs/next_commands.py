@@ -6,12 +6,12 @@ import shlex
 from pathlib import Path
 
 from permafrost.config.explainers import EXPLAINERS
-from permafrost.config.models import table_words
+from permafrost.config.models import table_arguments
 from permafrost.evaluation.trained_student import (
     EVALUATED_SPLITS,
     labeled_splits,
     named_like,
-    split_words,
+    split_arguments,
 )
 from permafrost.loading.subset import rows_of_split
 from permafrost.storage.addresses import Bucket
@@ -39,31 +39,31 @@ class NextCommands:
 
     def teach(self, run: str) -> str:
         """Return a command that trains a teacher on the store's kind of records, labels and splits."""
-        words = [f"store.path={self.path}", f"run={run}"]
+        arguments = [f"store.path={self.path}", f"run={run}"]
         if not self.store.form.has_places:
-            words += [*table_words("teacher"), "teaching.augment=none"]
+            arguments += [*table_arguments("teacher"), "teaching.augment=none"]
         if self.store.manifest.multi_label:
-            words.append("teaching.loss=bce")
+            arguments.append("teaching.loss=bce")
         split = _training_split(self.store)
-        words += [] if split == "train" else [f"teaching.split={split}"]
-        words += split_words(labeled_splits(self.store))
-        return " ".join(["permafrost teach", *map(shlex.quote, words)])
+        arguments += [] if split == "train" else [f"teaching.split={split}"]
+        arguments += split_arguments(labeled_splits(self.store))
+        return " ".join(["permafrost teach", *map(shlex.quote, arguments)])
 
     def distill(self, run: str, teacher: TeacherPass) -> str:
         """Return a command that trains a student on a pass, by a method that the pass can serve."""
-        words = [f"store.path={self.path}", f"run={run}"]
+        arguments = [f"store.path={self.path}", f"run={run}"]
         split = _training_split(self.store)
-        words += [] if split == "train" else [f"split={split}"]
+        arguments += [] if split == "train" else [f"split={split}"]
         if self.store.form.has_places:
-            words += _method_words(self.store, teacher, split)
+            arguments += _method_arguments(self.store, teacher, split)
         else:
-            words += ["method=kd", *table_words("student"), "augment=none"]
+            arguments += ["method=kd", *table_arguments("student"), "augment=none"]
         if len(self.store.pass_folders()) > 1:
-            words.append(f"store.teacher={teacher.name}")
-        return " ".join(["permafrost distill", *map(shlex.quote, words)])
+            arguments.append(f"store.teacher={teacher.name}")
+        return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
 
 
-def _method_words(store: Store, teacher: TeacherPass, split: str) -> list[str]:
+def _method_arguments(store: Store, teacher: TeacherPass, split: str) -> list[str]:
     """Return arguments that choose a method for a pass over images, and its other options; none if the default does."""
     from permafrost.loading.selected_records import SelectedRecords  # imports torch
 
@@ -77,21 +77,21 @@ def _method_words(store: Store, teacher: TeacherPass, split: str) -> list[str]:
     if many and teacher.manifest.temperatures:  # mld needs the logits of all classes
         served = [name for name in served if name not in ("e2kd", "kd")]
     method = next((name for name in _METHODS if name in served), "labels")
-    words = [] if method == "e2kd" else [f"method={method}"]
+    arguments = [] if method == "e2kd" else [f"method={method}"]
     if method in ("e2kd", "kd"):
-        words += ["method.logits=mld"] if many else []
+        arguments += ["method.logits=mld"] if many else []
     elif method == "at" and len(teacher.fields_of("attention")) != _STUDENT_STAGES:
-        words.append("method.stages=[-1]")
+        arguments.append("method.stages=[-1]")
     if method in ("cat_kd", "at") and not has_labels:
-        words += ["method.lambda_ce=0", "method.lambda_kd=1"]
+        arguments += ["method.lambda_ce=0", "method.lambda_kd=1"]
     if method in ("features", "embedding"):
         if many and has_labels:
-            words.append("method.lambda_ce=1")
+            arguments.append("method.lambda_ce=1")
         elif has_logits and not many:
-            words.append("method.lambda_kd=1")
+            arguments.append("method.lambda_kd=1")
     if method == "e2kd" and teacher.explainer is not None:
-        words += EXPLAINERS[teacher.explainer].student_words
-    return words
+        arguments += EXPLAINERS[teacher.explainer].student_arguments
+    return arguments
 
 
 def _training_split(store: Store) -> str:

@@ -230,8 +230,8 @@ class PrecomputePlan:
         store = Store(self.path)
         passes = plan_passes(resolve_precompute(options, store), store)
         return described | {
-            f"pass {each.folder.name}": f"{len(each.missing):,} of {len(each.shards):,} shards are missing"
-            for each in passes
+            f"pass {teacher.folder.name}": f"{len(teacher.missing):,} of {len(teacher.shards):,} shards are missing"
+            for teacher in passes
         }
 
     def _describe_teacher(self) -> str:

@@ -126,13 +126,13 @@ def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
     if config.teaching.augment.size is not None and chosen.input_size is None:
         chosen = replace(chosen, input_size=config.teaching.augment.size)
     defaults = plain_defaults(type(chosen))
-    words = [
+    arguments = [
         shlex.quote(f"teacher.{name}={option_text(value)}")
         for name, value in to_plain_dict(chosen).items()
         if name != "kind" and (name == "name" or value != defaults[name])
     ]
     if not store.form.has_places:
-        words.append(f"annotate.payloads=[{','.join(chosen.table_payloads)}]")
+        arguments.append(f"annotate.payloads=[{','.join(chosen.table_payloads)}]")
     return " ".join(
-        [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *words]
+        [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *arguments]
     )

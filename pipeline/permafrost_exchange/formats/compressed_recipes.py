@@ -154,8 +154,8 @@ def convert_recipes(
     """
     rows, columns = layout.view_size(height, width)
     values = [_values_of(recipe, layout) for recipe in recipes]
-    boxes = np.array([_box(each, layout, height, width) for each in values])
-    flips = np.array([bool(each.get("random_horizontal_flip")) for each in values])
+    boxes = np.array([_box(recipe, layout, height, width) for recipe in values])
+    flips = np.array([bool(recipe.get("random_horizontal_flip")) for recipe in values])
     matrices = crop_matrices(boxes, flips)
     if not layout.num_operations and "random_erase" not in layout.names:
         return {"canonical_from_view": matrices.astype(np.float32)}
@@ -173,7 +173,7 @@ def convert_recipes(
         codes[:, : kinds.shape[1] // 2] += len(SPACE) * kinds[:, 1::2]
         numbers += [codes, strengths]
     if "random_erase" in layout.names:
-        boxes = np.array([_erased(each.get("random_erase"), rows, columns) for each in values])
+        boxes = np.array([_erased(recipe.get("random_erase"), rows, columns) for recipe in values])
         numbers.append(boxes)
     return {
         "canonical_from_view": matrices[:, :2].astype(np.float32),
@@ -216,7 +216,7 @@ def _box(
     if "random_resized_crop" in layout.names:
         top, left, rows, columns = map(float, values["random_resized_crop"])
     else:
-        top, left = (float(each) - layout.padding for each in values["random_crop"][:2])
+        top, left = (float(offset) - layout.padding for offset in values["random_crop"][:2])
         rows = columns = float(layout.crop)
     if (
         rows <= 0

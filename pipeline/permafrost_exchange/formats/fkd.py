@@ -48,7 +48,7 @@ class FKDReader(FileReader):
         )
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
-        coordinates, flips, labels = (np.asarray(each) for each in content)
+        coordinates, flips, labels = (np.asarray(column) for column in content)
         if (
             coordinates.ndim != 2
             or coordinates.shape[1] != 4

@@ -118,10 +118,10 @@ class ListColumnReader(TargetReader):
                     opened[path] = file.metadata
             except (OSError, pa.ArrowException) as error:
                 raise TargetError(f"{path} cannot be read as Parquet: {error}") from error
-        found = {path: metadata for path, metadata in opened.items() if metadata.num_rows}
-        if not found:
+        nonempty = {path: metadata for path, metadata in opened.items() if metadata.num_rows}
+        if not nonempty:
             raise TargetError(f"{self.path} has no rows; correct path=")
-        return found
+        return nonempty
 
     def _columns_of(self, existing: list[str]) -> list[str]:
         """Return the columns that are read, of those of the first file."""

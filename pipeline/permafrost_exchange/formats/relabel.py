@@ -48,7 +48,7 @@ class ReLabelReader(FileReader):
         return {f"format.transposed={str(other).lower()}": type(self)(config, self.path)}
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
-        scores, classes = (np.asarray(each) for each in content)
+        scores, classes = (np.asarray(column) for column in content)
         if scores.ndim != 3 or scores.shape != classes.shape or scores.shape[1] != scores.shape[2]:
             raise ValueError(f"its scores are {list(scores.shape)}, in place of [k, h, h]")
         is_class = (classes >= 0) & (classes < self.config.classes) & (classes == np.rint(classes))

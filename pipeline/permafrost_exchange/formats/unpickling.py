@@ -149,7 +149,7 @@ def close_unpickler() -> None:
 
 def _with_arrays(content: Any, arrays: list[Any]) -> Any:
     if isinstance(content, list):
-        return [_with_arrays(each, arrays) for each in content]
+        return [_with_arrays(item, arrays) for item in content]
     if isinstance(content, dict):
         if _ARRAY in content:
             return arrays[content[_ARRAY]]
@@ -179,7 +179,7 @@ def _plain(value: Any, arrays: list[Any], depth: int = 0) -> Any:
     if isinstance(value, dict):
         return {str(name): _plain(each, arrays, depth + 1) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each, arrays, depth + 1) for each in value]
+        return [_plain(item, arrays, depth + 1) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(f"it has a {type(value).__name__}")
@@ -243,8 +243,8 @@ def _limit(memory: int) -> None:
     import resource
 
     with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123, of Linux alone
-        held = next((line.split()[1] for line in status if line.startswith("VmData")), "0")
-    limit = 1024 * int(held) + memory
+        allocated = next((line.split()[1] for line in status if line.startswith("VmData")), "0")
+    limit = 1024 * int(allocated) + memory
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 

@@ -118,7 +118,7 @@ class BcosWeightsConfig(ExplainerConfig):
     contribution: ClassVar[str] = "permafrost_papers.bcos.weight_maps:image_contributions"
     picture: ClassVar[str] = "permafrost_papers.bcos.weight_maps:image_picture"
     channels: ClassVar[int] = 6
-    student_words: ClassVar[tuple[str, ...]] = ("student=bcos", "student.name=resnet8")
+    student_arguments: ClassVar[tuple[str, ...]] = ("student=bcos", "student.name=resnet8")
     needs_graph: ClassVar[bool] = True
 
     kind: Literal["bcos_weights"] = "bcos_weights"

@@ -43,7 +43,7 @@ def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[
     front = []
     for position, mine in enumerate(binned):
         beaten = any(
-            all(theirs >= ours for theirs, ours in zip(other, mine, strict=True))
+            all(first >= second for first, second in zip(other, mine, strict=True))
             and (other != mine or earlier < position)
             for earlier, other in enumerate(binned)
             if earlier != position

@@ -259,7 +259,7 @@ EVALUATOR = Evaluator(
             Quantity(
                 "spearman",
                 "Rank correlation of the class means",
-                "Rank correlation with the teacher's class means: 1 is the same order, 0 is no relation.",
+                "Rank correlation with the teacher's class means: 1 is the same order, 0 is an unrelated one.",
                 MORE,
             ),
             Quantity(

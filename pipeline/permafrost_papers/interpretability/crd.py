@@ -183,7 +183,9 @@ class CRDLoss(FeatureKDLoss):
     @torch.no_grad()
     def _normalization_of(self, scores: list[Tensor]) -> Tensor:
         """Normalizers of the first training step, which are kept and are the same on all ranks."""
-        mean = torch.stack([each.mean() for each in scores]) * len(self.teacher_bank)
+        mean = torch.stack([class_scores.mean() for class_scores in scores]) * len(
+            self.teacher_bank
+        )
         self._estimate = torch.where(
             self.normalizer > 0, self.normalizer, self.distributed.mean(mean)
         )

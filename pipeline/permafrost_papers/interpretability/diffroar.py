@@ -218,17 +218,17 @@ def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
         "must not be tested on its training records; name another split",
     )
     classes = len(np.unique(context.store.index.values("label", rows)))
-    asked, held = options.train_records, len(rows)
+    asked, available = options.train_records, len(rows)
     hint = (
         f"set evaluate.{NAME}.train_records={needed * classes}"
-        if held >= needed * classes
-        else f"{split} has only {held} free records, so leave {NAME} out of evaluators"
+        if available >= needed * classes
+        else f"{split} has only {available} free records, so leave {NAME} out of evaluators"
     )
     require(
-        min(asked, held) >= needed * classes,
-        f"evaluate.{NAME}.train_records={asked} is {min(asked, held) / classes:.3g} for each of the {classes} classes "
-        f"of {split}, and of fewer than {needed} (evaluate.{NAME}.records_per_class) a probe learns nothing with any "
-        f"mask, so that DiffROAR is 0 for every network; {hint}",
+        min(asked, available) >= needed * classes,
+        f"evaluate.{NAME}.train_records={asked} is {min(asked, available) / classes:.3g} for each of the "
+        f"{classes} classes of {split}, and of fewer than {needed} (evaluate.{NAME}.records_per_class) a probe learns "
+        f"nothing with any mask, so that DiffROAR is 0 for every network; {hint}",
     )
     return {}
 

@@ -107,7 +107,9 @@ class SSKDConfig(FeatureKDConfig):
             "method=sskd compares four rotations of one image, which would be different images; set method=kd"
         )
         policies = [
-            each.kind for each in setting.augment.operations if isinstance(each, PolicyConfig)
+            operation.kind
+            for operation in setting.augment.operations
+            if isinstance(operation, PolicyConfig)
         ]
         require(
             not policies,

@@ -160,9 +160,9 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
 
     def _rotated_kd(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Soft-target loss of rotated images, from logits [R, 4, K] and labels [R, 4]."""
-        turned, said = student[:, 1:].flatten(0, 1), teacher[:, 1:].flatten(0, 1)
-        kept = kept_rows(said, labels[:, 1:].flatten(), self.config.keep_wrong_tf)
-        return kept_kd_loss(turned, said, self.config.tau, kept)
+        student_logits, teacher_logits = student[:, 1:].flatten(0, 1), teacher[:, 1:].flatten(0, 1)
+        kept = kept_rows(teacher_logits, labels[:, 1:].flatten(), self.config.keep_wrong_tf)
+        return kept_kd_loss(student_logits, teacher_logits, self.config.tau, kept)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         """Compute the term on similarities."""

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import save_file
 
 from permafrost.config.plugins import experiment_folders
-from permafrost.config.points import iter_points, knows_option, point_words
+from permafrost.config.points import iter_points, knows_option, point_arguments
 from permafrost.config.verbs import build_verb_config
 from permafrost.models.providers import build_model, count_parameters
 from permafrost.runs.mirrors import RUNS
@@ -91,7 +91,7 @@ def students_of(recipe):
         grid = {o: v for o, v in sweep.grid.items() if knows_option(composed, o)}
         points = list(iter_points(grid))
         for point in [points[0], *points[1:][-1:]]:
-            yield arm, composed_of("sweep", *words, *overrides, *point_words(point))
+            yield arm, composed_of("sweep", *words, *overrides, *point_arguments(point))
 
 
 @pytest.mark.slow
