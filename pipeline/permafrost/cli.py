@@ -166,7 +166,8 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
     require(VERBS[verb].plan != "", f"{verb} has no plan to print; leave out --plan")
     config, composed = _configure(verb, arguments)
     with ordinary_torch(), mirrored_run(composed.get("run", "")):
-        described: dict[str, str] = resolve_name(VERBS[verb].plan)(config).describe_work()
+        options = (config, arguments) if VERBS[verb].swept else (config,)
+        described: dict[str, str] = resolve_name(VERBS[verb].plan)(*options).describe_work()
         return described
 
 

@@ -29,7 +29,6 @@ from permafrost.models.classifier import (
     Classifier,
     Intermediates,
     ModelOutput,
-    Stage,
     stage_number,
 )
 from permafrost.models.explanations import explained_classes, explainer_named
@@ -318,6 +317,7 @@ class FeaturesPayload(_SpatialPayload):
                     FieldSpec(name=name, shape=(channels,), dtype="float16", axes=("channel",))
                 )
                 continue
+            stage = output.stages[stage_number(name) - 1]
             specs.append(
                 FieldSpec(
                     name=name,
@@ -326,7 +326,7 @@ class FeaturesPayload(_SpatialPayload):
                     codec="maxabs",
                     when_moved="warp_covered",
                     frame="full",
-                    before_relu=_ends_with_relu(output.stages[stage_number(name) - 1]),
+                    before_relu=stage.preactivation is not stage.output,
                     axes=(axis, "y", "x"),
                 )
             )
@@ -355,10 +355,6 @@ class FeaturesPayload(_SpatialPayload):
             if name in self.projections:
                 fields[name] = project_features(fields[name], self.projections[name])
         return fields
-
-
-def _ends_with_relu(stage: Stage) -> bool:
-    return stage.preactivation is not stage.output
 
 
 class AttentionPayload(_SpatialPayload):

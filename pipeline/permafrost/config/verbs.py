@@ -228,8 +228,8 @@ class Verb:
     """Function of the work, as module:name, which is imported when the command runs. It takes the options, and
     returns a dataclass, whose values are printed."""
     plan: str = ""
-    """Function that turns the options into the plan of the work, as module:name, for --plan. A plan's `describe_work`
-    returns what would be read, computed and written, by name. Empty for a verb without one."""
+    """Function of the same arguments that plans the work, as module:name, for --plan. A plan's `describe_work` returns
+    what would be read, computed and written, by name. Empty for a verb without one."""
     order: int = 100
     """Place in lists of verbs: preview is 10, precompute 20, teach 30, verify 40, distill 50, evaluate 60, sweep 70."""
     python: str = ""
@@ -358,6 +358,7 @@ VERBS: Family[Verb] = Family(
         "sweep": Verb(
             options=SweepConfig,
             function="permafrost.verbs.sweep:sweep_students",
+            plan="permafrost.verbs.sweep:plan_sweep",
             order=70,
             swept=("distill", "evaluate"),
             saves_options=True,

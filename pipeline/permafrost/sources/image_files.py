@@ -319,12 +319,8 @@ def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
         looked_at = sum(tally[topic].get(item, (0, ""))[0] for topic in (OTHER_PICTURES, LEFT_OUT))
         is_picture = item in tally[OTHER_PICTURES]
         if not suffix or looked_at < _SNIFFED:
-            is_picture = _begins_as_a_picture(root / path)
+            is_picture = picture_suffix(peek(root / path, 16)) is not None
     tally.add(OTHER_PICTURES if is_picture else LEFT_OUT, item, path)
-
-
-def _begins_as_a_picture(path: AnyPath) -> bool:
-    return picture_suffix(peek(path, 16)) is not None
 
 
 def _tally_companions(folder: str, stems: Mapping[str, str], tally: Tally) -> None:

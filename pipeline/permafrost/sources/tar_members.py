@@ -70,7 +70,8 @@ def find_files(path: Path, suffix: str) -> list[Path]:
         if files and missing:
             raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
     if not files:
-        packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
+        has_packed = path.is_dir() and any(path.glob("*.tar.*"))
+        packed = "; unpack .tar.gz and .tar.zst first" if has_packed else ""
         inner = sorted({file.parent.name for file in path.glob(f"*/*{suffix}")})
         if inner:
             folders = inner[0] if len(inner) == 1 else f"{{{','.join(inner)}}}"
@@ -296,10 +297,6 @@ def _check_end(path: AnyPath, offset: int) -> None:
         f"{path} has no end mark at byte {offset}, where its last readable member ends: it was "
         "truncated, damaged, or concatenated from several tars; download or write it again",
     )
-
-
-def _has_packed_tars(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*.tar.*"))
 
 
 def read_member(file: io.FileIO, member: Member, where: str, most: int = MAX_IMAGE_BYTES) -> bytes:

@@ -163,8 +163,8 @@ def missing_image_shards(
             return [
                 plan
                 for plan in plans
-                if _is_moved(committed_shards[plan.name], plan)
-                or not is_whole(store, committed_shards[plan.name])
+                if not is_whole(store, shard := committed_shards[plan.name])
+                or (shard.referenced and plan.reference != shard.path)  # a tar that has moved
             ]
     with listing(store):
         has_receipt = partial(_has_receipt, store, dataset, packing)
@@ -192,11 +192,6 @@ def needs_commit(folder: RootedPath) -> bool:
         all(is_file(folder / path) for path in values.get("files", ()))
         and all(has_size(folder / table["path"], table["bytes"]) for table in tables)
     )
-
-
-def _is_moved(shard: ShardEntry, plan: ShardPlan) -> bool:
-    """Return whether a referenced tar is planned at another path."""
-    return shard.referenced and plan.reference != shard.path
 
 
 def is_whole(store: RootedPath, shard: ShardEntry) -> bool:

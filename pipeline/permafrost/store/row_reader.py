@@ -141,7 +141,7 @@ class InnerChunkRows:
 
     def _read_chunk(self, file: io.FileIO, chunk: int, checksum: int) -> NDArray[Any]:
         offset, length = (int(entry) for entry in self._index[chunk])
-        if length > self._most_bytes:
+        if length > most_chunk_bytes((*self.inner, *self.shape[2:]), self.dtype):
             raise ManifestError(f"{self.path} is damaged: a chunk has {length} bytes; {REREAD}")
         try:
             data = read_at(file, length, offset)
@@ -158,10 +158,6 @@ class InnerChunkRows:
             compressed=self.compressed,
             path=self.path,
         )
-
-    @property
-    def _most_bytes(self) -> int:
-        return most_chunk_bytes((*self.inner, *self.shape[2:]), self.dtype)
 
     @cached_property
     def _index(self) -> NDArray[np.uint64]:

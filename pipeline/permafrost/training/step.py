@@ -49,9 +49,8 @@ def train_step(
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(_parameters(training), clip_norm)
     if agc is not None:
-        from timm.utils.agc import (
-            adaptive_clip_grad,  # Brock et al. 2021; timm takes seconds to import
-        )
+        # Brock et al. 2021; timm takes seconds to import.
+        from timm.utils.agc import adaptive_clip_grad
 
         adaptive_clip_grad(_parameters(training), agc)  # type: ignore[no-untyped-call]
     training.scaler.step(training.optimizer)

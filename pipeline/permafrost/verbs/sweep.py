@@ -27,10 +27,10 @@ from typing import Any
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.verbs import SWEEP_SUMMARIES, SweepConfig, report_command
 from permafrost.core.errors import UserError
-from permafrost.runs.folder import SWEEP_NAME, RunFolder
+from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
-from permafrost.sweeps.runner import StudentRunner
+from permafrost.sweeps.runner import Student, StudentRun, StudentRunner
 from permafrost.sweeps.select import choose, split_and_metric
 from permafrost.sweeps.student_task import StudentTask
 
@@ -54,6 +54,48 @@ class SweepResult:
     next: str = ""
 
 
+@dataclass(frozen=True)
+class SweepPlan:
+    """Students of a sweep, seeds outermost, each with its options and its inputs."""
+
+    config: SweepConfig
+    students: list[Student]
+
+    def first_runs(self, students: Sequence[Student]) -> list[StudentRun]:
+        """Return the runs of students that precede a selection of points, or else their final ones."""
+        if self.config.select is None:
+            return [student.final_run() for student in students]
+        return [
+            student.selection_run(*split_and_metric(self.config.select)) for student in students
+        ]
+
+    def count_missing(self) -> int:
+        """Return the number of students whose first run is not finished."""
+        return sum(not run.is_done for run in self.first_runs(self.students))
+
+    def describe_work(self) -> dict[str, str]:
+        """Return what the sweep reads, trains and writes, by name."""
+        return {
+            "students": f"{len(self.students)} (arms: {len(self.config.arms)}, seeds: {len(self.config.seeds)}) from "
+            f"{self.students[0].distill.store.path}",
+            "unfinished": str(self.count_missing()),
+            "folder": str(RunFolder(self.config.run).path / STUDENTS),
+        }
+
+
+def plan_sweep(config: SweepConfig, base: Sequence[str] = ()) -> SweepPlan:
+    """Plan every student of a sweep.
+
+    Args:
+        config: Options of the sweep.
+        base: Overrides from the command line, which all arms share.
+
+    Raises:
+        ConfigError: If arms, grid or options do not fit.
+    """
+    return SweepPlan(config, plan_students(config, base))
+
+
 def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     """Finish every student for each arm, point and seed.
 
@@ -65,13 +107,10 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         ConfigError: If arms, grid or options do not fit.
         SweepError: If students could not be finished. The others are in sweep.json.
     """
-    students = plan_students(config, base)
-    first = [student.final_run() for student in students]
-    if config.select is not None:
-        first = [student.selection_run(*split_and_metric(config.select)) for student in students]
-    missing = sum(not run.is_done for run in first)
+    plan = plan_sweep(config, base)
+    students = reported = plan.students
+    missing = plan.count_missing()
     values: dict[str, Any] = {}
-    reported = students
     with ExecutorChoice(config.executor, config.cluster) as choice:
         executor = choice.for_tasks(missing, config.parallel)
         logger.info(
@@ -86,11 +125,8 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         )
         runner = StudentRunner(executor, StudentTask, config.parallel)
         if config.select is not None:
-            split, metric = split_and_metric(config.select)
-            runner.finish(
-                [student.selection_run(split, metric) for student in baselines_first(students)]
-            )
-            candidates, reported = choose(students, split, metric)
+            runner.finish(plan.first_runs(baselines_first(students)))
+            candidates, reported = choose(students, *split_and_metric(config.select))
             values = {"select": config.select, "candidates": candidates}
         runner.finish([student.final_run() for student in baselines_first(reported)])
     finished = [student for student in reported if student.final_run().is_done]
