@@ -2,5 +2,5 @@
 
 A plug-in that enters by the registry: options.py registers its networks, method, teaching, explainer, payload,
 evaluator and pictures.
-Read first: options.py, then network.py and losses.py.
+Read first: options.py, then additive_network.py and losses.py.
 """

@@ -31,8 +31,8 @@ from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model
 from permafrost.store.reader import TeacherPass
 from permafrost.training.student_passes import live_teacher
+from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.chimeras import Chimeras
-from permafrost_papers.ked.network import network_partition
 from permafrost_papers.ked.options import (
     HIDDEN_PAYLOAD,
     PAYLOAD,

@@ -47,7 +47,7 @@ class AdditiveModelConfig(ModelConfig):
     of its channels.
     """
 
-    implementation: ClassVar[str] = "permafrost_papers.ked.network:PROVIDER"
+    implementation: ClassVar[str] = "permafrost_papers.ked.additive_network:PROVIDER"
 
     digests: ClassVar[str] = "permafrost_papers.ked.partition:partition_digests"
     table_options: ClassVar[tuple[str, ...]] = ("name=mlp",)
@@ -440,12 +440,12 @@ PAYLOADS[PAYLOAD] = PayloadInfo(
     "permafrost_papers.ked.superfeatures:SuperfeaturePayload",
     fits_tables=True,
     adds=SuperfeaturePayloadOptions,
-    describe="permafrost_papers.ked.network:describe_levels",
+    describe="permafrost_papers.ked.additive_network:describe_levels",
 )
 PAYLOADS[HIDDEN_PAYLOAD] = PayloadInfo(
     "permafrost_papers.ked.superfeatures:HiddenPayload",
     fits_tables=True,
-    describe="permafrost_papers.ked.network:describe_levels",
+    describe="permafrost_papers.ked.additive_network:describe_levels",
 )
 EVALUATORS["superfeatures"] = SuperfeaturesOptions
 STORE_SECTIONS["superfeatures"] = "permafrost_papers.ked.partition_pictures:partition_section"

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.chimeras import mix_inputs, mix_rows, spread_cells
-from permafrost_papers.ked.network import network_partition
 from permafrost_papers.ked.partition import coarsen, hierarchy_of
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 from tests.support.additive import (

@@ -16,7 +16,7 @@ from permafrost.models.network import Network
 from permafrost.models.providers import build_model, count_parameters, freeze, measure_cost
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
-from permafrost_papers.ked.network import network_partition
+from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.ked.partition import PARTITION_NAME, build_partition, describe_partition
 from tests.support.additive import (

@@ -15,7 +15,7 @@ from permafrost.models.explanations import explainer_named
 from permafrost.models.providers import build_model, count_parameters, measure_cost
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
-from permafrost_papers.ked.network import network_partition
+from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.ked.partition import hierarchy_of, require_same_level
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS

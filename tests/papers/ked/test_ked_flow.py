@@ -42,7 +42,7 @@ from permafrost.training.distill import StudentPlan, student_inputs
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import open_passes
 from permafrost.training.targets import LiveTeacher
-from permafrost_papers.ked.network import describe_levels, network_partition
+from permafrost_papers.ked.additive_network import describe_levels, network_partition
 from permafrost_papers.ked.options import (
     AdditiveModelConfig,
     KEDConfig,

@@ -26,7 +26,7 @@ from permafrost.storage.files import exists, remove_file
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from permafrost_papers.ked import dependency
-from permafrost_papers.ked.network import network_partition
+from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig, KEDTeachingConfig
 from permafrost_papers.ked.partition import build_partition
 from permafrost_papers.ked.search import PartitionSearch, load_partition

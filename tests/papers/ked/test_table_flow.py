@@ -49,9 +49,9 @@ from permafrost.store.verification import verify_store
 from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
 from permafrost_papers.e2kd.options import GuidedTeachingConfig, ShiftOptions
+from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.chimeras import draw_donors
 from permafrost_papers.ked.data_options import SklearnTableDataConfig
-from permafrost_papers.ked.network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig, KEDConfig
 from permafrost_papers.ked.partition import (
     PARTITION_NAME,
