@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Le
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.options import Options
+from permafrost.config.options import Command, Options
 from permafrost.config.store import STORE_METHODS, StoreOptions
 from permafrost.config.verbs import SWEEP_SUMMARIES, VERBS, Verb
 from permafrost.core.errors import require
@@ -92,6 +92,8 @@ class ReportConfig(Options):
     report: ReportOptions
     run: str = "untitled"
     """Folder below runs/ of the sweep or student to report."""
+    command: Command = ()
+    """Command of the report, which the page repeats."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import pkgutil
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -279,14 +280,15 @@ def _mean_caption(seeds: Sequence[int]) -> str:
 def _setup(page: PageContent) -> dict[str, Any]:
     """Section on what was trained on what."""
     facts = training_facts(page.results, page.store)
+    passes = [used.teacher for used in page.used_passes]
+    this_call = page.config.command
     return {
         "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
         "teachers": describe_teachers(page.used_passes),
-        "commands": commands_of(
-            page.config.run,
-            [used.teacher for used in page.used_passes],
-            page.options.runs,
-        ),
+        "commands": [
+            *commands_of(page.config.run, passes, page.options.runs),
+            *([f"permafrost {shlex.join(this_call)}"] if this_call else []),
+        ],
     }
 
 

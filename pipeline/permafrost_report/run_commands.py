@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.verbs.next_commands")
 
-_VERBS = ("teach", "precompute", "sweep", "distill", "evaluate", "report")
+_VERBS = ("teach", "precompute", "sweep", "distill", "evaluate")
 """Verbs in the order in which a run uses them."""
 
 
@@ -58,7 +58,7 @@ def commands_of(
         )
     verbs = _VERBS[2:] if passes else _VERBS[1:]
     for other in other_runs:
-        commands += _own_commands(other, [verb for verb in verbs if verb != "report"])
+        commands += _own_commands(other, verbs)
     return list(dict.fromkeys([*packing, *teaching, *commands, *_own_commands(run, verbs)]))
 
 

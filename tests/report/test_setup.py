@@ -185,12 +185,13 @@ def learn(frozen):
     return [packing, teaching, making, training, evaluating]
 
 
-def own_report(**options):
+def own_report(command=(), **options):
     config = ReportConfig(
         store=StoreOptions(path="stores/own", **options),
         augment=PAD_CROP,
         report=ReportOptions(contact_records=0, cases=0),
         run="photos",
+        command=command,
     )
     return Path(report.run(config).html).read_text()
 
@@ -345,3 +346,14 @@ def test_a_report_of_the_store_alone_needs_no_run(frozen):
 
     assert ">Teacher passes</h2>" in html
     assert ">Results</h2>" not in html
+
+
+def test_the_first_report_of_a_run_states_its_own_command(learned):
+    *_, commands = learned
+    command = ("report", "store.path=stores/own", "run=photos")
+
+    first = own_report(command=command)
+    second = own_report(command=command)
+
+    assert stated_commands(first) == [*commands, f"permafrost {' '.join(command)}"]
+    assert stated_commands(second) == stated_commands(first)
