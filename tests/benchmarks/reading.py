@@ -82,7 +82,7 @@ def public_loader_figures(folder: Path) -> list[Figure]:
             *(StoreDataset(store, rows, passes), schedule),
             **{"batch_size": BATCH, "seed": 0, "loader_processes": workers},
         )
-        for dataset in (public.dataset, training.loader.dataset):
+        for dataset in (public.dataset, training.dataset):
             dataset.keep_bytes = 0  # type: ignore[attr-defined]  # decode in every epoch, as of a large set
 
         def read_public(loader: permafrost.RecordLoader = public) -> None:
