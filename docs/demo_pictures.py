@@ -7,7 +7,6 @@ The digits are the first of the test split, without any choice by how well they 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -19,13 +18,16 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.windows import (
+    Views,
+    in_views,
+)
 from permafrost_report.cases import CasePair, open_pair
 from permafrost_report.pictures import overlays
 from permafrost_report.student_results import load_results
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
 _SPLITS = {"test": "as in training", "test_swapped": "swapped"}
 _DIGITS = 2
@@ -84,13 +86,13 @@ def one_geometry(pair: CasePair) -> Figure:
         OperationConfig(kind="rotation", degrees=30.0),
     )
     schedule = ViewSchedule(AugmentOptions(operations=operations), dataset.store.size, seed=0)
-    views: list[Tensor | None] = [None]
-    views += [schedule.views(epoch, 0, batch.aspects) for epoch in range(_VIEWS)]
+    views: list[Views | None] = [None]
+    views += [schedule.views(epoch, 0, batch.original_size) for epoch in range(_VIEWS)]
     figure = Figure(figsize=(1.3 * len(views), 2.75), layout="constrained")
     axes = figure.subplots(2, len(views))
     size = dataset.store.size
     for number, view in enumerate(views):
-        moved = replace(batch, canonical_from_view=view)
+        moved = in_views(batch, view)
         pixels = (view_images(moved, size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         maps = view_maps(moved, batch.targets[0], size)[:, 0].sum(dim=1).numpy()
         for axis, picture in zip(

@@ -29,9 +29,10 @@ from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_maps, view_targets
 from permafrost.loading.mixtures import mix_targets
-from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.random_views import schedule_views
 from permafrost.loading.recipes import PixelAugmentSchedule
-from permafrost.loading.transfer import copy_to, move_values
+from permafrost.loading.transfer import move_values
+from permafrost.loading.windows import in_views
 from permafrost.losses.logit_distances import outcome_log_probs
 from permafrost.losses.map_distances import map_cosine
 from permafrost.models.classifier import Intermediates, ModelOutput
@@ -134,10 +135,9 @@ def compare_views(
         batches: Batches of the dataset on the model's device.
     """
     augments = {name: AugmentOptions(operations=tuple(each)) for name, each in recipes.items()}
-    one_aspect, size = dataset.has_frame_aspect, dataset.store.size
     schedules = {
         name: (
-            ViewSchedule(augment, size, seed=0, one_aspect=one_aspect),
+            schedule_views(dataset, augment, seed=0, sampled=True),
             PixelAugmentSchedule(augment, seed=0),
         )
         for name, augment in augments.items()
@@ -149,13 +149,12 @@ def compare_views(
     errors: dict[str, dict[str, LostVariance]] = {name: {} for name in recipes}
     start = 0
     for batch in batches:
-        aspects = batch.aspects.cpu()
+        sizes = batch.original_size.cpu()
         for name, (views, pixels) in schedules.items():
-            matrices = views.views(0, start, aspects)
+            changes = pixels.draw(0, start, len(sizes))
             view_batch = replace(
-                batch,
-                canonical_from_view=None if matrices is None else copy_to(matrices, model.device),
-                pixel_augment=move_values(pixels.draw(0, start, len(aspects)), model.device),
+                in_views(batch, views.views(0, start, sizes), views.config.border),
+                pixel_augment=move_values(changes, model.device),
             )
             images = view_images(view_batch, model.input_size)
             view_batch = replace(view_batch, rendered=images)

@@ -138,7 +138,7 @@ def _distances(
     model = EvaluatedModel(network=annotator.model, input_size=annotator.input_size)
     batches = iter_on_device(iter_batches(dataset, config.annotate.batch_size, None), model.device)
     recipes = {RECIPE: config.augment.operations}
-    metrics = compare_views(model, dataset, recipes, (batch for _, batch in batches))
+    metrics = compare_views(model, dataset, recipes, batches)
     measured = {
         payload: 1 - metrics[metric][RECIPE] if "cosine" in metric else metrics[metric][RECIPE]
         for payload, metric in _METRICS.items()

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.records import (
+    MOVE_FIELD,
     NO_CLASS,
     PIXEL_FIELD,
     REST_LOGITS,
     TOP_CLASS,
     TOP_LOGITS,
-    VIEW_FIELD,
+    WINDOW_FIELD,
     FieldSpec,
     WhenMoved,
 )
@@ -54,9 +55,13 @@ _PAYLOADS = (
     _Payload("class_maps", ("class", "y", "x"), 1, "warp"),
     _Payload(r"attention_\d+", ("y", "x"), -1, "warp"),
     _Payload(r"features_\d+", ("channel", "y", "x"), 1, "warp_covered"),
-    _Payload(VIEW_FIELD.name, ("row", "column")),
+    _Payload(WINDOW_FIELD.name, ("value",)),
+    _Payload(MOVE_FIELD.name, ("row", "column")),
     _Payload(PIXEL_FIELD, ("value",)),
 )
+
+
+_PLACES = (WINDOW_FIELD.name, MOVE_FIELD.name)
 
 
 def has_places(name: str) -> bool:
@@ -188,7 +193,7 @@ def _plain_dtype(name: str, array: NDArray[Any], classes: int) -> str:
         return "int32"
     if name == PIXEL_FIELD:
         return "float16"
-    is_half = array.dtype == np.float16 and name not in (VIEW_FIELD.name, REST_LOGITS)
+    is_half = array.dtype == np.float16 and name not in (*_PLACES, REST_LOGITS)
     return "float16" if is_half else "float32"
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from permafrost.annotation.stored_views import StoredViews
 from permafrost.core.digests import SHORT
-from permafrost.core.records import VIEW_FIELDS, escape_key
+from permafrost.core.records import MOVE_FIELD, VIEW_FIELDS, WINDOW_FIELD, escape_key
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.storage.files import (
     exists,
@@ -148,9 +148,13 @@ class IngestShard:
         names = taken.column(1).to_pylist()
         views = None
         if self.targets.views is not None:
-            drawn = self.targets.views.draw(self.store, shard).matrices.numpy()
             covered = self.targets.views.rows_of(self.store, shard)
-            views = drawn[np.searchsorted(covered, rows)]
+            at = np.searchsorted(covered, rows)
+            drawn = self.targets.views.draw(self.store, shard).views.windows
+            assert drawn is not None
+            windows = drawn.numpy()[at]
+            unmoved = np.tile(np.eye(3, dtype=np.float32)[:2], (*windows.shape[:2], 1, 1))
+            views = {WINDOW_FIELD.name: windows, MOVE_FIELD.name: unmoved}
         request = ReadRequest(
             numbers=taken.column(0).to_numpy(),
             names=names,

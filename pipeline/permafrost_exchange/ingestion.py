@@ -142,6 +142,10 @@ def _views(config: IngestConfig, store: Store, reader: TargetReader) -> StoredVi
     kinds = [operation.kind for operation in augment.operations if operation.is_drawn]
     odd = [kind for kind in kinds if kind not in ("pad_crop", "resized_crop", "horizontal_flip")]
     require(
+        augment.edges == "window",
+        "augment.edges=image: targets of other tools are of windows; leave it out",
+    )
+    require(
         not odd,
         f"augment has {', '.join(odd)}, which targets of format={config.format.kind} cannot follow: they follow crops "
         "and horizontal flips; choose augment=resized_crop_flip",
@@ -389,6 +393,8 @@ def _describe_pass(
         views, selection = targets.views.describe()
     elif targets.form.operations is not None:
         views = {"count": 0, "sampler": kind, "seed": 0, "operations": [*targets.form.operations]}
+        views |= {"edges": "window", "border": "black"}
+        views["pixels"] = "originals" if store.has_larger_images else "frames"
     return {
         "dataset_fingerprint": store.manifest.dataset.fingerprint,
         "store_fingerprint": store.manifest.fingerprint,
@@ -431,7 +437,7 @@ def _say_if_turned(targets: IngestedTargets, store: Store, joined: JoinedTargets
 
 def _say_if_softer(targets: IngestedTargets, store: Store, joined: JoinedTargets) -> None:
     """Log that views of crops are sampled from frames with fewer pixels than the photographs."""
-    if targets.form.operations is None and targets.views is None:
+    if (targets.form.operations is None and targets.views is None) or store.has_larger_images:
         return
     sizes = store.index.take(("height", "width"), np.flatnonzero(joined.numbers >= 0))
     side, frame = int(np.median(np.minimum(*sizes.values()))), max(store.size)

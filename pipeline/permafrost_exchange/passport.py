@@ -20,7 +20,11 @@ from permafrost.config.explainers import EXPLAINERS, GradCamConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import require
-from permafrost.core.records import TOP_LOGITS, VIEW_FIELD, FieldSpec
+from permafrost.core.records import (
+    TOP_LOGITS,
+    VIEW_FIELDS,
+    FieldSpec,
+)
 from permafrost.core.tasks import Executor
 from permafrost.models.network import Network
 from permafrost.models.providers import with_preprocessing
@@ -78,6 +82,7 @@ def check_ingested(
         explainer=form.explainer or {},
         temperatures=form.temperatures,
         operations=operations,
+        cuts_originals=operations is not None and Store(task.store_path).has_larger_images,
     )
     teacher = config.teacher
     assert isinstance(teacher, ModelConfig)
@@ -118,7 +123,7 @@ def check_pass(
         f"store.teacher={teacher_pass.name}: its views are mixtures of two records, which a passport does not show to "
         "the teacher; name another pass",
     )
-    has_views = any(spec.name == VIEW_FIELD.name for spec in manifest.fields)
+    has_views = any(spec.name in VIEW_FIELDS for spec in manifest.fields)
     crops = [spec.crop_fraction for spec in manifest.fields if spec.crop_fraction is not None]
     described = manifest.teacher.get("format", {})
     facts = TargetFacts(
@@ -129,6 +134,8 @@ def check_pass(
         explainer=manifest.explainer,
         temperatures=manifest.temperatures,
         operations=tuple(manifest.views.get("operations", ())) if has_views else None,
+        border="edge" if manifest.views.get("border") == "edge" else "black",
+        cuts_originals=manifest.views.get("pixels") == "originals",
     )
     covered = [shard for shard in store.shards if teacher_pass.shards.number_of(shard.name) >= 0]
     passport, causes = _compare(

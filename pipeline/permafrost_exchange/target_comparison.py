@@ -22,11 +22,19 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import BatchInfo
 from permafrost.annotation.precision import in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
-from permafrost.annotation.stored_views import DrawnViews
+from permafrost.annotation.stored_views import (
+    DrawnViews,
+    read_windows,
+)
+from permafrost.core.batches import (
+    Border,
+)
 from permafrost.core.progress import say_if_slow
-from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, VIEW_FIELD, FieldSpec
-from permafrost.loading.geometry import complete_matrices
+from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, FieldSpec
 from permafrost.loading.recipes import recipe_from
+from permafrost.loading.windows import (
+    stored_views_of,
+)
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.fields import Values
 from permafrost.store.frames import FrameBatch, ShardFrames
@@ -83,6 +91,10 @@ class TargetFacts(NamedTuple):
     temperatures: tuple[float, ...]
     operations: tuple[dict[str, Any], ...] | None
     """Recipe of stored views, None for the canonical view."""
+    border: Border = "black"
+    """Content of views beyond the image."""
+    cuts_originals: bool = False
+    """True if views are windows of the original images."""
 
     @property
     def has_logits(self) -> bool:
@@ -129,7 +141,7 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
         comparison = _Comparison(self.facts)
         tried: list[_Batch] = []
         count = 0
-        for batch in self._batches(sample):
+        for batch in self._batches(sample, annotator.input_size):
             answers = _flat(annotator.annotate([batch.frames], batch.keys, batch.views)[0])
             comparison.add(_flat(batch.stored), answers, _keys_of_views(batch))
             if count < _TRIED:
@@ -149,7 +161,8 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
                 )
         return count, (agreement, causes)
 
-    def _batches(self, sample: Sample) -> Iterator[_Batch]:
+    def _batches(self, sample: Sample, size: tuple[int, int]) -> Iterator[_Batch]:
+        """Iterate over the sample, with windows of this (height, width)."""
         for shard, records in sample:
             rows = self._rows_of(shard)[:records]
             first = self._store.rows_of_shard(self._number(shard)).start
@@ -159,9 +172,13 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
             for start in range(0, len(rows), self.config.batch_size):
                 part = rows[start : start + self.config.batch_size]
                 stored = self._read(shard, part)
-                frames = ShardFrames(self._store, shard, part).read(0, len(part))
-                keys = self._store.index.keys(first + part)
-                yield _Batch(frames, keys, stored, self._views_of(stored))
+                frames = ShardFrames(self._store, shard, part)
+                views = self._views_of(stored)
+                if views is not None and views.cuts_originals:
+                    batch = read_windows(frames, views, size, 0, len(part))
+                else:
+                    batch = frames.read(0, len(part))
+                yield _Batch(batch, self._store.index.keys(first + part), stored, views)
 
     def _views_of(self, stored: Values) -> DrawnViews | None:
         if self.facts.operations is None:
@@ -169,9 +186,11 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
         recipe = recipe_from(self.facts.operations)
         pixels = stored.get(PIXEL_FIELD)
         return DrawnViews(
-            complete_matrices(torch.from_numpy(stored[VIEW_FIELD.name])),
+            stored_views_of(stored, "the views of the targets"),
             None if pixels is None else torch.from_numpy(pixels),
             recipe if recipe.width else None,
+            border=self.facts.border,
+            cuts_originals=self.facts.cuts_originals,
         )
 
     def _rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:

@@ -24,6 +24,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError, FileError, UserError, first_line
+from permafrost.core.records import (
+    MOVE_FIELD,
+    WINDOW_FIELD,
+)
 from permafrost.storage.files import open_regular, read_regular, sha256_file
 from permafrost_exchange.format_options import TargetFrame
 from permafrost_exchange.formats.unpickling import UnpicklingError, unpickle
@@ -79,7 +83,7 @@ class ReadRequest(NamedTuple):
     """Targets to read, and facts about the records that they belong to."""
 
     numbers: NDArray[np.int64]
-    """Places among the names of the reader, i64 [n]."""
+    """EpochSlice among the names of the reader, i64 [n]."""
     names: Sequence[str]
     """The n names."""
     places: Sequence[str]
@@ -89,8 +93,9 @@ class ReadRequest(NamedTuple):
     widths: NDArray[np.int64]
     orientations: NDArray[np.int8]
     """EXIF orientations of the original images, i8 [n]."""
-    views: NDArray[np.float32] | None = None
-    """canonical_from_view f32 [n, V, 3, 3] of the views that are asked for; None for what the format stores."""
+    views: Arrays | None = None
+    """Fields of the views that are asked for, windows f32 [n, V, 4] and moves f32 [n, V, 2, 3]; None for those that the
+    format stores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,27 +324,29 @@ def parts_of(names: Iterator[str]) -> Iterator[Sequence[str]]:
         yield part
 
 
-def crop_matrices(
-    boxes: NDArray[np.float64], flips: NDArray[np.bool_] | None = None
-) -> NDArray[np.float64]:
-    """Compute canonical_from_view [..., 3, 3] of crops of the whole image.
+def crop_views(
+    boxes: NDArray[np.float64],
+    flips: NDArray[np.bool_],
+    window_from_view: NDArray[np.float64] | None = None,
+) -> Arrays:
+    """Return the fields of crops of the whole image: windows f32 [V, 4] and moves f32 [V, 2, 3].
 
     A crop with the left edge x0, the width w (as fractions of the image's width) and no flip shows at x in [-1, 1] the
     point w x + 2 x0 + w - 1. A flip after the crop replaces x by -x.
 
     Args:
-        boxes: top, left, height and width as fractions of the image's sides, [..., 4].
-        flips: True where the crop is flipped horizontally, [...]; None for none.
+        boxes: top, left, height and width as fractions of the image's sides, [V, 4].
+        flips: True where the crop is flipped horizontally, [V].
+        window_from_view: Moves of what the crops show, [V, 3, 3]; None for none.
     """
-    top, left, height, width = np.moveaxis(boxes.astype(np.float64), -1, 0)
-    sign = np.ones_like(width) if flips is None else np.where(flips, -1.0, 1.0)
-    matrices = np.zeros((*boxes.shape[:-1], 3, 3))
-    matrices[..., 0, 0] = sign * width
-    matrices[..., 0, 2] = 2 * left + width - 1
-    matrices[..., 1, 1] = height
-    matrices[..., 1, 2] = 2 * top + height - 1
-    matrices[..., 2, 2] = 1
-    return matrices
+    top, left, height, width = boxes.astype(np.float64).T
+    windows = [np.where(flips, -width, width), height, 2 * left + width - 1, 2 * top + height - 1]
+    if window_from_view is None:
+        window_from_view = np.broadcast_to(np.eye(3), (len(boxes), 3, 3))
+    return {
+        WINDOW_FIELD.name: np.stack(windows, axis=1).astype(np.float32),
+        MOVE_FIELD.name: window_from_view[:, :2].astype(np.float32),
+    }
 
 
 MIN_PROBABILITY = 1e-7

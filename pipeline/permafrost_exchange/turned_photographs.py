@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.core.records import VIEW_FIELD
+from permafrost.core.records import MOVE_FIELD, WINDOW_FIELD
 from permafrost.store.image_decoding import STORED_FROM_UPRIGHT
 from permafrost_exchange.encoding import has_places
 from permafrost_exchange.target_reader import Arrays, ReadRequest
@@ -31,7 +31,7 @@ def in_stored_pixels(request: ReadRequest) -> ReadRequest:
     is_on_side = orientations >= _FIRST_ON_ITS_SIDE
     views = request.views
     if views is not None:
-        views = _turn_matrices(views, _MATRICES[orientations])
+        views = _turn_views(views, _MATRICES[orientations])
     return request._replace(
         heights=np.where(is_on_side, request.widths, request.heights),
         widths=np.where(is_on_side, request.heights, request.widths),
@@ -51,22 +51,29 @@ def turn_upright(arrays: Arrays, orientations: NDArray[np.int8]) -> Arrays:
     """
     if (orientations == 1).all():
         return arrays
+    if WINDOW_FIELD.name in arrays:  # whose maps are those of the views
+        return {**arrays, **_turn_views(arrays, np.swapaxes(_MATRICES[orientations], 1, 2))}
     turned = dict(arrays)
-    if VIEW_FIELD.name in arrays:  # whose maps are those of the views
-        matrices = np.swapaxes(_MATRICES[orientations], 1, 2)
-        turned[VIEW_FIELD.name] = _turn_matrices(arrays[VIEW_FIELD.name], matrices)
-        return turned
     for name, maps in arrays.items():
         if has_places(name):
             turned[name] = _turn_maps(name, maps, orientations)
     return turned
 
 
-def _turn_matrices(views: NDArray[Any], turns: NDArray[np.float64]) -> NDArray[Any]:
-    """Turn canonical_from_view [n, V, 2 or 3, 3] by matrices [n, 2, 2]."""
-    result = views.copy()
-    result[:, :, :2] = np.einsum("nij,nvjk->nvik", turns, views[:, :, :2])
-    return result
+def _turn_views(views: Arrays, turns: NDArray[np.float64]) -> Arrays:
+    """Turn windows [n, V, 4] and moves [n, V, 2, 3] by matrices [n, 2, 2].
+
+    A window stays upright. A turn by 90 degrees exchanges its sides, and so the rows of the matrix that moves it.
+    """
+    windows, moves = views[WINDOW_FIELD.name], views[MOVE_FIELD.name]
+    is_on_side = (turns[:, 0, 0] == 0)[:, None]
+    signs = turns.sum(axis=2)[:, None]
+    scales = np.where(is_on_side[..., None], windows[..., 1::-1], windows[..., :2]) * signs
+    shifts = np.einsum("nij,nvj->nvi", turns, windows[..., 2:])
+    return {
+        WINDOW_FIELD.name: np.concatenate([scales, shifts], axis=2).astype(np.float32),
+        MOVE_FIELD.name: np.where(is_on_side[..., None, None], moves[:, :, ::-1], moves),
+    }
 
 
 def _turn_maps(name: str, maps: NDArray[Any], orientations: NDArray[np.int8]) -> NDArray[Any]:

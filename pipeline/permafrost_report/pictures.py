@@ -24,9 +24,10 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.geometry import view_images, view_maps
-from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.random_views import schedule_views
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.subset import rows_of_split
+from permafrost.loading.windows import in_views
 from permafrost.models.explanations import picture_of
 from permafrost.store.reader import Store, TeacherPass
 
@@ -373,17 +374,16 @@ def contact_sheet(
     rows = _spread_rows(store, passes, num_records)
     dataset = StoreDataset(store, rows, covering_passes(store, rows, passes))
     batch = dataset.__getitems__(list(range(len(dataset))))
-    one_aspect = dataset.has_frame_aspect
-    schedule = ViewSchedule(augment, store.size, seed=0, one_aspect=one_aspect)
+    schedule = schedule_views(dataset, augment, seed=0, sampled=True)
     names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
-    aspects = dataset.aspects()
-    pictures = _rows(batch, "image", names, aspects.tolist())
+    sizes = dataset.sizes()
+    pictures = _rows(batch, "image", names, (sizes[:, 1] / sizes[:, 0]).tolist())
     pixels = PixelAugmentSchedule(replace(augment, mix=()), seed=0)  # maps are those of one record
     for view in range(num_views):
-        matrices = schedule.views(epoch=view, start=0, aspects=aspects)
-        changes = pixels.draw(view, 0, len(aspects))
-        if matrices is not None or changes is not None:
-            moved = replace(batch, canonical_from_view=matrices, pixel_augment=changes)
+        drawn = schedule.views(epoch=view, start=0, sizes=sizes)
+        changes = pixels.draw(view, 0, len(sizes))
+        if drawn is not None or changes is not None:
+            moved = replace(in_views(batch, drawn, augment.border), pixel_augment=changes)
             pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))
     return picture_grid(pictures)
 

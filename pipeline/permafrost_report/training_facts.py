@@ -234,8 +234,12 @@ def _describe_options(values: Mapping[str, Any], names: Sequence[str]) -> list[s
     return [
         f"{name.replace('_', ' ')} {_text(values[name])}"
         for name in names
-        if values.get(name) is not None
+        if values.get(name) not in (None, _USUAL.get(name))
     ]
+
+
+_USUAL = {"padding_mode": "constant", "edges": "window"}
+"""Values of options of an augmentation that are not stated."""
 
 
 def _set_options(values: Mapping[str, Any]) -> Mapping[str, Any]:

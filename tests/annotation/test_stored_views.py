@@ -153,8 +153,8 @@ def test_a_subset_costs_its_own_bytes_and_has_the_views_of_the_whole(replayed, t
                 one, other = some[name][places[row]], every[name][all_places[row]]
                 assert np.allclose(one.astype(float), other.astype(float), rtol=1e-2, atol=1e-5)
             assert np.array_equal(
-                some["canonical_from_view"][places[row]],
-                every["canonical_from_view"][all_places[row]],
+                some["canonical_from_window"][places[row]],
+                every["canonical_from_window"][all_places[row]],
             )
     with pytest.raises(StoreMismatchError, match="does not cover 30 of the run's 40 records"):
         StoreDataset(few.store, rows_of_split(few.store.index, "train"), [few])
@@ -208,13 +208,17 @@ def test_views_of_one_record_differ_and_targets_go_with_them(replayed):
     assert not torch.equal(images[0], images[1])
 
 
+def pairs_of(batch):
+    return list(zip(batch.positions.tolist(), batch.views.tolist(), strict=True))
+
+
 def test_every_view_has_its_turn_once_before_any_comes_again():
     shards = np.arange(6) * 8
     seen = {}
     for epoch in range(8):
         batches = ReplayBatchSampler(EpochOrder(shards, 0), 8, num_views=4, per_step=1)
         batches.set_position(epoch, 0)
-        for position, view in (pair for batch in batches for pair in batch):
+        for position, view in (pair for batch in batches for pair in pairs_of(batch)):
             seen.setdefault(position, []).append(view)
 
     assert len(seen) == 40
@@ -230,7 +234,7 @@ def test_ranks_share_the_pairs_of_one_process_and_a_later_step_continues():
     def pairs(first_step=0, **ranks):
         batches = ReplayBatchSampler(EpochOrder(shards, 0), 8, num_views=4, per_step=2, **ranks)
         batches.set_position(1, first_step)
-        return list(batches)
+        return [pairs_of(batch) for batch in batches]
 
     whole = pairs()
     halves = [pairs(rank=rank, world_size=2) for rank in range(2)]
@@ -324,8 +328,8 @@ def test_views_of_a_record_do_not_depend_on_who_is_selected_with_it(replayed):
     for shard in store.manifest.shards:
         rows = few.rows_of(store, shard)
         if len(rows):
-            every = whole.draw(store, shard).matrices
-            assert torch.equal(few.draw(store, shard).matrices, every[rows])
+            every = whole.draw(store, shard).views.windows
+            assert torch.equal(few.draw(store, shard).views.windows, every[rows])
     assert not torch.equal(every[:, 0], every[:, 1])
 
 

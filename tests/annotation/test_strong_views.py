@@ -25,12 +25,18 @@ from permafrost.config.store import SubsetOptions
 from permafrost.core.batches import PixelAugment, StoredTargets
 from permafrost.core.records import FieldSpec
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import TargetRequest, complete_matrices, view_images, view_targets
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import SPACE, PixelSchedule, Recipe
 from permafrost.loading.replayed_views import check_replayed
 from permafrost.loading.subset import rows_of_split
+from permafrost.loading.windows import (
+    Views,
+    in_views,
+    stack_views,
+    stored_views_of,
+)
 from permafrost.storage import buckets
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store.entries import ManifestError, StoreMismatchError
@@ -134,7 +140,8 @@ def test_a_pass_stores_48_bytes_per_view_and_verifies(strong):
     (teacher,) = strong.store.open_passes(stored_views=True)
     shapes = {spec.name: (spec.shape, spec.dtype) for spec in teacher.manifest.fields}
 
-    assert shapes["canonical_from_view"] == ((2, 3), "float32")
+    assert shapes["canonical_from_window"] == ((4,), "float32")
+    assert shapes["window_from_view"] == ((2, 3), "float32")
     assert shapes["pixel_values"] == ((13,), "float16")  # one more than 48 bytes hold: the blur
     assert [each["kind"] for each in teacher.manifest.views["operations"]] == [
         operation.kind for operation in STRONG.operations
@@ -212,7 +219,8 @@ def test_values_of_a_record_do_not_depend_on_who_is_selected_with_it(strong):
         if len(rows):
             every, some = whole.draw(store, shard), few.draw(store, shard)
             assert torch.equal(some.pixels, every.pixels[rows])
-            assert torch.equal(some.matrices, every.matrices[rows])
+            assert torch.equal(some.views.windows, every.views.windows[rows])
+            assert torch.equal(some.views.window_from_view, every.views.window_from_view[rows])
 
 
 # ---- students ------------------------------------------------------------------------------------
@@ -355,10 +363,13 @@ def sample(source, matrix, size):
     return (1 - b) * upper + b * lower, inside.astype(float)
 
 
-def coverage_of(matrix, size):
-    """Fraction of each cell that is inside, measured on 56 points along the shorter side or more."""
+def coverage_of(matrix, move, size):
+    """Fraction of each cell inside of image and window, measured on 56 points along the shorter side or more."""
     finer = max(1, 56 // min(size))
-    _, inside = sample(np.zeros((1, 2, 2)), matrix, (size[0] * finer, size[1] * finer))
+    fine = (size[0] * finer, size[1] * finer)
+    _, in_image = sample(np.zeros((1, 2, 2)), matrix, fine)
+    _, in_window = sample(np.zeros((1, 2, 2)), move, fine)
+    inside = in_image * in_window
     return inside.reshape(size[0], finer, size[1], finer).mean(axis=(1, 3))
 
 
@@ -497,11 +508,12 @@ def compare_recipe(number):
     operations, size = random_recipe(generator), (12, 12)
     augment = AugmentOptions(operations=operations)
     frames = frames_of_size(1, (10, 10), number)
-    matrices = ViewSchedule(augment, (10, 10), number).views(0, 0, torch.ones(1))
-    matrix = torch.eye(3)[None] if matrices is None else matrices
+    drawn = ViewSchedule(augment, (10, 10), number).views(0, 0, torch.ones(1, 2))
+    views = Views.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), None) if drawn is None else drawn
     recipe = Recipe(operations)
     rows = PixelSchedule(operations, number).rows(0, 0, 1).half()
-    stored = DrawnViews(matrix[:, None], rows[:, None], recipe)
+    stored = DrawnViews(stack_views([views]), rows[:, None], recipe)
+    values = {name: array[:, 0] for name, array in stored.fields().items()}
     maps = torch.from_numpy(generator.normal(size=(1, 1, 1, 4, 4))).float()
     features = torch.from_numpy(generator.normal(size=(1, 3, 5, 5))).float()
     spec = FieldSpec(
@@ -517,18 +529,19 @@ def compare_recipe(number):
         specs={"features_0": spec},
     )
     batch = replace(
-        make_batch(frames, complete_matrices(stored.matrices[:, 0, :2]), (targets,)),
+        in_views(make_batch(frames, None, (targets,)), stored_views_of(values, "")),
         pixel_augment=PixelAugment(changes=stored.changes(0)),
     )
     image = view_images(batch, size)[0].numpy()
     (viewed,) = view_targets(batch, TargetRequest((4, 4)))
 
-    exact = matrix[0].double().numpy()
+    exact = views.canonical_from_view[0].double().numpy()
+    move = np.eye(3) if views.moves is None else views.window_from_view[0].double().numpy()
     view, _ = sample(frames[0].double().numpy(), exact, size)
-    view *= coverage_of(exact, size)
+    view *= coverage_of(exact, move, size)
     wanted = changed(view / 255, operations, rows[0].double().tolist())
     moved, _ = sample(maps[0, 0].double().numpy(), exact, (4, 4))
-    moved *= coverage_of(exact, (4, 4))
+    moved *= coverage_of(exact, move, (4, 4))
     position = 0
     for operation in recipe.operations:
         width = Recipe([operation]).width
@@ -546,9 +559,8 @@ def compare_recipe(number):
         np.abs(viewed.maps[0, 0].numpy() - moved).max(),
         np.abs(viewed.intermediates["features_0"][0].numpy() - seen).max(),
     ]
-    if matrices is not None:
-        covered = viewed.coverage["features_0"][0, 0].numpy()
-        errors.append(np.abs(covered - coverage_of(exact, (5, 5))).max())
+    covered = viewed.coverage["features_0"][0, 0].numpy()
+    errors.append(np.abs(covered - coverage_of(exact, move, (5, 5))).max())
     return operations, np.abs(image - wanted), errors
 
 

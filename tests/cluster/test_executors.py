@@ -159,7 +159,7 @@ def test_the_next_batches_are_decoded_while_the_teacher_works(tmp_path, frozen, 
 
     monkeypatch.setattr(ShardFrames, "read", note)
     shard = next(shard for shard in frozen.store.manifest.shards if shard.records == 16)
-    batches = annotation(frozen, tmp_path)._batches(shard)
+    batches = annotation(frozen, tmp_path)._batches(shard, None)
 
     next(batches)  # the teacher has only requested the first batch
 
@@ -174,7 +174,7 @@ def test_batches_come_in_order_whatever_the_number_of_decoding_threads(tmp_path,
 
     for shard in frozen.store.manifest.shards:
         (whole,) = frame_batches(frozen.store, shard, shard.records)
-        batches = list(task._batches(shard))
+        batches = list(task._batches(shard, None))
         assert [len(batch.frames) for batch in batches[:-1]] == [4] * (len(batches) - 1)
         assert torch.equal(torch.cat([batch.frames for batch in batches]), whole.frames)
         assert torch.equal(torch.cat([batch.heights for batch in batches]), whole.heights)

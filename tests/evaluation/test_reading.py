@@ -50,7 +50,9 @@ def ahead(monkeypatch):
 
     for reader in (forward, context):
         monkeypatch.setattr(
-            reader, "iter_on_device", lambda batches, device: read_ahead(batches, copy)
+            reader,
+            "iter_on_device",
+            lambda batches, device: (moved for _, moved in read_ahead(batches, copy)),
         )
     return copied
 

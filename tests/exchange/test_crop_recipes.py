@@ -7,6 +7,7 @@ from PIL import Image
 from permafrost_exchange.formats.compressed_recipes import convert_recipes, layout_of
 from tests.exchange.conformance import second_reader
 from tests.exchange.conformance.measure import corners_here, corners_there
+from tests.support.view_matrices import matrices_of_fields
 
 CROP = {"random_crop": {"size": 32, "padding": 4}, "random_horizontal_flip": {"p": 0.5}}
 
@@ -26,7 +27,7 @@ def test_an_image_is_resized_before_the_crop(height, width, size):
 
     made = convert_recipes(recipes, layout_of(augmentation), height, width)
 
-    here = corners_here(made["canonical_from_view"], 1)
+    here = corners_here(matrices_of_fields(made), 1)
     assert np.allclose(here, corners_there(views), atol=1e-6)
 
 
@@ -36,7 +37,7 @@ def test_a_name_that_their_code_ignores_is_ignored():
 
     assert layout.ignored == ("random_resize_crop",)
     assert layout.view_size(40, 60) == (40, 60)
-    assert made["canonical_from_view"][0].tolist() == [[-1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert matrices_of_fields(made)[0].tolist() == [[-1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_a_recipe_with_more_values_than_its_configuration_is_refused():
@@ -69,8 +70,8 @@ def test_a_translation_is_a_fraction_of_the_side_that_it_moves_along():
 
     made = convert_recipes(recipes, layout, 40, 60)
 
-    assert np.allclose(made["canonical_from_view"][0, :, 2], [-2 * 12 / 60, 0], atol=1e-6)
-    assert np.allclose(made["canonical_from_view"][1, :, 2], [0, -2 * 12 / 40], atol=1e-6)
+    assert np.allclose(matrices_of_fields(made)[0, :2, 2], [-2 * 12 / 60, 0], atol=1e-6)
+    assert np.allclose(matrices_of_fields(made)[1, :2, 2], [0, -2 * 12 / 40], atol=1e-6)
 
 
 def test_an_operation_that_torchvision_does_not_have_is_refused():

@@ -17,6 +17,7 @@ from tests.support.exchange import (
     values_by_key,
 )
 from tests.support.slow import slow
+from tests.support.view_matrices import matrices_of_fields
 
 WRITERS = (target_files, foreign_targets)
 VIEWS = 3
@@ -188,7 +189,7 @@ def test_soft_labels_of_fkd_are_stored_views(photographs, writer, random, tmp_pa
     words = ["format=fkd", f"path={tmp_path / 'f'}", f"format.classes={CLASSES}"]
     manifest, values = ingested(photographs, *words, views=True)
 
-    require_crops(photographs, crops, flips, values["canonical_from_view"])
+    require_crops(photographs, crops, flips, matrices_of_fields(values))
     order = np.argsort(-probabilities, axis=-1)
     assert np.array_equal(values["top_class"], order[..., :2])
     kept = np.take_along_axis(probabilities, order, -1)
@@ -262,7 +263,7 @@ def test_crops_of_imagenet_plus_are_stored_views(photographs, writer, random, tm
     _, values = ingested(photographs, *words, views=True)
 
     flips = np.array([[view["random_horizontal_flip"] for view in each] for each in recipes])
-    require_crops(photographs, crops, flips, values["canonical_from_view"])
+    require_crops(photographs, crops, flips, matrices_of_fields(values))
     # The fourth class has the rest by itself.
     assert np.allclose(dense(values), probabilities, atol=1e-6)
 
@@ -314,7 +315,7 @@ def test_embeddings_of_datacompdr_are_joined_by_the_digest_of_the_image(
     manifest, values = ingested(photographs, *words, views=True)
 
     flips = np.zeros((PHOTOS, VIEWS), bool)
-    require_crops(photographs, crops, flips, values["canonical_from_view"])
+    require_crops(photographs, crops, flips, matrices_of_fields(values))
     assert np.allclose(values["pooled"], embeddings, rtol=1e-2 if bfloat16 else 0, atol=1e-7)
     recipe = recipe_from(manifest.views["operations"])
     (solarized,) = recipe.changes(torch.from_numpy(values["pixel_values"][:, 0]))
@@ -389,9 +390,10 @@ def test_label_maps_give_the_label_of_every_crop(photographs, writer, random, tm
     ]
     _, values = ingested(photographs, *words, views=True)
 
-    corners = corners_seen(values["canonical_from_view"])
+    corners = corners_seen(matrices_of_fields(values))
     low, high = corners.min(axis=-2), corners.max(axis=-2)
-    boxes = np.concatenate([low[..., ::-1], (high - low)[..., ::-1]], axis=-1)
+    # Without the rounding of a side, which decides about the number of points.
+    boxes = np.concatenate([low[..., ::-1], (high - low)[..., ::-1] - 1e-4 / 15], axis=-1)
     require_labels(tmp_path / "m", photographs.paths, boxes, values, transposed=transposed)
 
 

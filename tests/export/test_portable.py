@@ -19,8 +19,8 @@ from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, freeze
-from permafrost.store.frames import resize_frame
 from permafrost.store.image_decoding import decode_rgb
+from permafrost.store.record_form import resize_pixels
 from permafrost_export.portable import (
     EvaluatedFrame,
     ImageProgram,
@@ -49,12 +49,18 @@ def small_resnet(seed=0):
     return freeze(CifarResNet(CifarModelConfig(name="resnet8", width=4), 10))
 
 
+def frame_of(image, size):
+    """Return an image in a frame that is resized as the program does it, with floats."""
+    pixels = resize_pixels(image.permute(1, 2, 0).numpy(), size, "float32")
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
 def evaluated_logits(network, images, frame, canonical_size, input_size):
     """Logits of an evaluation of images of one size, each in a store of frames."""
     batch = Batch(
         keys=tuple(map(str, range(len(images)))),
         record_index=torch.arange(len(images)),
-        inputs=torch.stack([resize_frame(image, canonical_size) for image in images]),
+        inputs=torch.stack([frame_of(image, canonical_size) for image in images]),
         canonical_from_view=None,
         view_index=torch.zeros(len(images), dtype=torch.long),
         original_size=torch.tensor([images.shape[-2:]] * len(images)).float(),

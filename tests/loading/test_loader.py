@@ -38,7 +38,11 @@ def batches_of(epoch, *, batch_size=64, rank=0, world_size=1, seed=0, first_step
         EpochOrder(FIRST_POSITIONS, seed), batch_size, rank=rank, world_size=world_size
     )
     batches.epoch, batches.first_step = epoch, first_step
-    return list(batches)
+    places = list(batches)
+    share = batch_size // world_size
+    for step, batch in enumerate(places, start=first_step):
+        assert (batch.epoch, batch.first) == (epoch, step * batch_size + rank * share)
+    return [batch.positions.tolist() for batch in places]
 
 
 # ---- order ---------------------------------------------------------------------------------------

@@ -12,7 +12,13 @@ from permafrost.config.augment import AugmentOptions, MixConfig
 from permafrost.config.methods import (
     E2KDConfig,
 )
-from permafrost.core.batches import MapTargets, MixedLogits, Targets, TopLogits
+from permafrost.core.batches import (
+    GridPlacement,
+    MapTargets,
+    MixedLogits,
+    Targets,
+    TopLogits,
+)
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.library import open_store
@@ -503,7 +509,7 @@ def test_coverage_on_another_grid_is_that_of_both_records():
     shifted = torch.eye(3).repeat(4, 1, 1)
     shifted[0, 0, 2], shifted[1, 1, 2] = 0.5, 1.0
     mixture = MIXTURES["cutmix"]
-    targets = field_targets(placements={"features_1": shifted})
+    targets = field_targets(placements={"features_1": GridPlacement(source_from_view=shifted)})
 
     found = coverage_on(mix_targets(with_mixture(targets, mixture)), "features_1", (8, 8))
 

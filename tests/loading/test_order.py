@@ -57,8 +57,8 @@ def test_of_14_million_records_each_is_visited_once_by_one_of_the_ranks():
     ]
     for sampler in ranks:
         sampler.set_position(2, 0)
-        for positions in sampler:
-            visited[positions] += 1
+        for places in sampler:
+            visited[places.positions] += 1
 
     assert visited.max() == 1
     assert LARGE - visited.sum() == LARGE % batch  # the last partial batch is dropped
@@ -70,11 +70,11 @@ def test_a_step_in_the_middle_of_14_million_records_continues_the_epoch_in_the_m
         sampler = GlobalBatchSampler(EpochOrder(first_positions(), 0), 4096)
         sampler.set_position(1, first_step)
         iterator = iter(sampler)
-        return [next(iterator) for _ in range(3)]
+        return [next(iterator).positions.tolist() for _ in range(3)]
 
     whole = GlobalBatchSampler(EpochOrder(first_positions(), 0), 4096)
     whole.set_position(1, 0)
-    expected = [batch for step, batch in enumerate(whole) if 2500 <= step < 2503]
+    expected = [batch.positions.tolist() for step, batch in enumerate(whole) if 2500 <= step < 2503]
     tracemalloc.start()
     found = batches(2500)
     _, peak = tracemalloc.get_traced_memory()

@@ -18,12 +18,13 @@ from permafrost.config.store import SubsetOptions
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import center_crop, decode_maps, evaluation_view, view_maps, warp
 from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule
-from permafrost.store.frames import resize_frame
 from permafrost.store.reader import Store
+from permafrost.store.record_form import resize_pixels
 from permafrost.training.distill import student_inputs
 from tests.support.runs import distill_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import precompute
+from tests.support.view_matrices import matrices_of
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.25, 1.0))
 FIELDS_CROP = OperationConfig(kind="resized_crop")
@@ -66,7 +67,7 @@ def test_a_crop_has_its_share_and_ratio_in_the_originals_pixels_and_lies_inside(
     operation = OperationConfig(kind="resized_crop", scale=scale, ratio=ratio)
     aspects = mixed_aspects(3000)
 
-    views = large_schedule(operation).views(0, 0, aspects)
+    views = matrices_of(large_schedule(operation), 0, 0, aspects)
 
     half_width, half_height = views[:, 0, 0], views[:, 1, 1]
     shares, ratios = half_width * half_height, aspects * half_width / half_height
@@ -105,7 +106,7 @@ def test_crops_are_distributed_as_torchvisions(aspect):
         "width": wide / width,
     }
 
-    views = large_schedule(FIELDS_CROP).views(0, 0, torch.full((count,), aspect)).double()
+    views = matrices_of(large_schedule(FIELDS_CROP), 0, 0, torch.full((count,), aspect)).double()
 
     ours = {
         "share": views[:, 0, 0] * views[:, 1, 1],
@@ -126,7 +127,7 @@ def test_where_no_crop_fits_it_is_torchvisions_centered_one(width, height):
     top, left, high, wide = RandomResizedCrop.get_params(canvas, [0.9, 1.0], [0.8, 1.25])
     operation = OperationConfig(kind="resized_crop", scale=(0.9, 1.0), ratio=(0.8, 1.25))
 
-    views = large_schedule(operation).views(0, 0, torch.full((64,), width / height))
+    views = matrices_of(large_schedule(operation), 0, 0, torch.full((64,), width / height))
 
     x0, x1 = 2 * left / width - 1, 2 * (left + wide) / width - 1
     y0, y1 = 2 * top / height - 1, 2 * (top + high) / height - 1
@@ -142,8 +143,9 @@ def test_a_crop_of_the_frame_is_torchvisions_crop_of_the_original(size):
     height, width = size
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     original = torch.stack([x / width, y / height, (x / width + y / height) / 2]) * 255
-    frame = resize_frame(original.round().to(torch.uint8), (256, 256))
-    views = large_schedule(CROP).views(0, 0, torch.full((24,), width / height))
+    pixels = original.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    frame = torch.from_numpy(resize_pixels(pixels, (256, 256))).permute(2, 0, 1)
+    views = matrices_of(large_schedule(CROP), 0, 0, torch.full((24,), width / height))
 
     ours = warp(frame.expand(24, 3, 256, 256), views, (64, 64))
 
@@ -165,7 +167,7 @@ def test_a_crop_of_the_frame_is_torchvisions_crop_of_the_original(size):
 def test_a_rotation_turns_the_originals_pixels_whatever_their_proportions():
     aspects = mixed_aspects(600)
 
-    views = large_schedule(ROTATION).views(0, 0, aspects).double()
+    views = matrices_of(large_schedule(ROTATION), 0, 0, aspects).double()
 
     true = diagonal(aspects)
     assert_turns(true @ views @ torch.linalg.inv(true))
@@ -176,11 +178,16 @@ def test_a_rotation_turns_the_originals_pixels_whatever_their_proportions():
 
 def test_a_rotation_before_a_crop_turns_the_original_and_one_after_it_the_square_view():
     aspects = mixed_aspects(600)
-    crops = large_schedule(CROP).views(0, 0, aspects).double()
+    crops = matrices_of(large_schedule(CROP), 0, 0, aspects).double()
     true = diagonal(aspects)
 
-    before = large_schedule(ROTATION, CROP).views(0, 0, aspects).double() @ torch.linalg.inv(crops)
-    after = torch.linalg.inv(crops) @ large_schedule(CROP, ROTATION).views(0, 0, aspects).double()
+    before = matrices_of(large_schedule(ROTATION, CROP), 0, 0, aspects).double() @ torch.linalg.inv(
+        crops
+    )
+    after = (
+        torch.linalg.inv(crops)
+        @ matrices_of(large_schedule(CROP, ROTATION), 0, 0, aspects).double()
+    )
 
     assert_turns(true @ before @ torch.linalg.inv(true))
     assert_turns(after)
@@ -192,9 +199,9 @@ def test_a_crop_after_a_crop_cuts_a_square():
     aspects = mixed_aspects(600)
     square = OperationConfig(kind="resized_crop", scale=(0.25, 0.25), ratio=(1.0, 1.0))
 
-    views = large_schedule(CROP, square).views(0, 0, aspects)
+    views = matrices_of(large_schedule(CROP, square), 0, 0, aspects)
 
-    first = large_schedule(CROP).views(0, 0, aspects)
+    first = matrices_of(large_schedule(CROP), 0, 0, aspects)
     second = torch.linalg.inv(first.double()) @ views.double()
     halves = torch.full((600,), 0.5, dtype=torch.float64)
     for axis in (0, 1):
@@ -202,9 +209,9 @@ def test_a_crop_after_a_crop_cuts_a_square():
 
 
 def test_flips_do_not_ask_for_proportions():
-    views = large_schedule(FLIP).views(0, 0, mixed_aspects(600))
+    views = matrices_of(large_schedule(FLIP), 0, 0, mixed_aspects(600))
 
-    assert torch.equal(views, large_schedule(FLIP).views(0, 0, torch.ones(600)))
+    assert torch.equal(views, matrices_of(large_schedule(FLIP), 0, 0, torch.ones(600)))
     expected = torch.eye(3).repeat(600, 1, 1)
     expected[:, 0, 0] = views[:, 0, 0]
     assert torch.equal(views, expected)
@@ -223,7 +230,7 @@ NARROW = (1 / 8, 1 / 4, 0.4, 1.0, 2.5, 4.0, 8.0)
 
 
 def views_of(aspect, *operations, count=400):
-    return large_schedule(*operations).views(0, 0, torch.full((count,), aspect)).double()
+    return matrices_of(large_schedule(*operations), 0, 0, torch.full((count,), aspect)).double()
 
 
 def pixels_of(views, aspect):
@@ -312,7 +319,7 @@ def of_earlier_versions(operation, aspects):
 def test_squares_and_what_does_not_shift_keep_their_views_bit_for_bit(operation):
     """Identities of earlier stores and runs depend on it. Control: what has other shifts now says so."""
     aspects = torch.tensor(NARROW, dtype=torch.float64).repeat(60)
-    views = large_schedule(operation).views(0, 0, aspects)
+    views = matrices_of(large_schedule(operation), 0, 0, aspects)
     earlier = of_earlier_versions(operation, aspects)
 
     same = (views == earlier).flatten(1).all(dim=1)
@@ -378,29 +385,29 @@ def test_an_identity_says_so_where_shifts_are_others_than_before(
 def test_a_view_depends_on_seed_epoch_position_and_its_own_aspect_alone():
     operations = (ROTATION, CROP, FLIP)
     aspects = mixed_aspects(2 * VIEW_BLOCK + 100)
-    whole = large_schedule(*operations).views(2, 0, aspects)
+    whole = matrices_of(large_schedule(*operations), 2, 0, aspects)
 
     for start, stop in ((0, 1), (5, 70), (1000, 1100), (VIEW_BLOCK - 1, 2 * VIEW_BLOCK + 1)):
-        part = large_schedule(*operations).views(2, start, aspects[start:stop])
+        part = matrices_of(large_schedule(*operations), 2, start, aspects[start:stop])
         assert torch.equal(part, whole[start:stop])
     neighbors = aspects.clone()
     neighbors[::2] = 7.0
-    other = large_schedule(*operations).views(2, 0, neighbors)
+    other = matrices_of(large_schedule(*operations), 2, 0, neighbors)
     assert torch.equal(other[1::2], whole[1::2])
     assert not torch.equal(other[::2], whole[::2])
     for changed in (
-        large_schedule(*operations, seed=1).views(2, 0, aspects),
-        large_schedule(*operations).views(3, 0, aspects),
+        matrices_of(large_schedule(*operations, seed=1), 2, 0, aspects),
+        matrices_of(large_schedule(*operations), 3, 0, aspects),
     ):
         assert (changed != whole).flatten(1).any(dim=1).float().mean() > 0.99
 
 
 def test_where_all_proportions_are_equal_no_aspect_is_asked_for():
     operations = (ROTATION, CROP, FLIP)
-    views = large_schedule(*operations, one_aspect=True).views(0, 0, torch.ones(100))
+    views = matrices_of(large_schedule(*operations, one_aspect=True), 0, 0, torch.ones(100))
 
     assert torch.equal(
-        views, large_schedule(*operations, one_aspect=True).views(0, 0, mixed_aspects(100))
+        views, matrices_of(large_schedule(*operations, one_aspect=True), 0, 0, mixed_aspects(100))
     )
 
 
@@ -409,7 +416,7 @@ def test_the_global_generator_is_left_as_it_was():
     expected = torch.rand(4)
 
     torch.manual_seed(3)
-    large_schedule(ROTATION, CROP, FLIP).views(0, 0, mixed_aspects(100))
+    matrices_of(large_schedule(ROTATION, CROP, FLIP), 0, 0, mixed_aspects(100))
 
     assert torch.equal(torch.rand(4), expected)
 

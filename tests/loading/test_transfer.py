@@ -10,7 +10,7 @@ import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.records import NO_CLASS
-from permafrost.loading import loader, transfer
+from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
@@ -152,25 +152,19 @@ def test_batches_that_are_copied_ahead_have_the_views_of_the_others(
     monkeypatch.setattr(
         transfer,
         "copy_ahead",
-        lambda batches, device: read_ahead(batches, lambda batch: move_batch(batch, META)),
+        lambda batches, device: (
+            moved for _, moved in read_ahead(batches, lambda batch: move_batch(batch, META))
+        ),
     )
-    drawn = []
-    copy = loader.copy_to
-    monkeypatch.setattr(
-        loader, "copy_to", lambda views, device: drawn.append(views) or copy(views, device)
-    )
-
     on_host = list(train_loader(frozen.store, operations).epoch(1, 1))
-    wanted, drawn[:] = list(drawn), []
     copied = list(train_loader(frozen.store, operations).epoch(1, 1, torch.device("cuda")))
 
     assert [batch.keys for batch in copied] == [batch.keys for batch in on_host]
     assert {batch.inputs.device for batch in copied} == {META}
-    assert all(torch.equal(*pair) for pair in zip(drawn, wanted, strict=True))
-    assert len(drawn) == (len(on_host) if operations else 0)
-    for batch in copied:
+    for batch, here in zip(copied, on_host, strict=True):
         views = batch.canonical_from_view
         assert views is None if not operations else views.device == META
+        assert views is None if not operations else views.shape == here.canonical_from_view.shape
 
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])

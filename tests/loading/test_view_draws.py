@@ -9,6 +9,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule, build_operations, draw_views
 from tests.support.geometry import AFFINE, CROP, FLIP, PAD_CROP, ROTATION, draw
+from tests.support.view_matrices import matrices_of
 
 
 @pytest.mark.parametrize(
@@ -157,38 +158,38 @@ def small_schedule(*operations, seed=0):
 
 
 def test_a_schedule_gives_a_position_the_same_view_whatever_the_batch():
-    whole = small_schedule(CROP, FLIP).views(3, 0, torch.ones(2048))
+    whole = matrices_of(small_schedule(CROP, FLIP), 3, 0, torch.ones(2048))
 
     assert whole.shape == (2048, 3, 3)
     assert whole.dtype == torch.float32
     views = small_schedule(CROP, FLIP)  # a new schedule, queried out of order
-    assert torch.equal(views.views(3, 1000, torch.ones(100)), whole[1000:1100])
-    assert torch.equal(views.views(3, 0, torch.ones(1)), whole[:1])
+    assert torch.equal(matrices_of(views, 3, 1000, torch.ones(100)), whole[1000:1100])
+    assert torch.equal(matrices_of(views, 3, 0, torch.ones(1)), whole[:1])
     assert torch.equal(
-        views.views(3, VIEW_BLOCK, torch.ones(64)), whole[VIEW_BLOCK : VIEW_BLOCK + 64]
+        matrices_of(views, 3, VIEW_BLOCK, torch.ones(64)), whole[VIEW_BLOCK : VIEW_BLOCK + 64]
     )
     assert torch.equal(
-        views.views(3, VIEW_BLOCK - 1, torch.ones(1)), whole[VIEW_BLOCK - 1 : VIEW_BLOCK]
+        matrices_of(views, 3, VIEW_BLOCK - 1, torch.ones(1)), whole[VIEW_BLOCK - 1 : VIEW_BLOCK]
     )
-    assert torch.equal(views.views(3, 100, torch.ones(1948)), whole[100:])
+    assert torch.equal(matrices_of(views, 3, 100, torch.ones(1948)), whole[100:])
 
 
 def test_a_schedule_returns_to_a_view_after_many_other_blocks():
     views = small_schedule(CROP, FLIP)
-    first = views.views(0, 0, torch.ones(8))
+    first = matrices_of(views, 0, 0, torch.ones(8))
 
     for epoch in range(1, 7):
-        views.views(epoch, 0, torch.ones(8))
+        matrices_of(views, epoch, 0, torch.ones(8))
 
-    assert torch.equal(views.views(0, 0, torch.ones(8)), first)
+    assert torch.equal(matrices_of(views, 0, 0, torch.ones(8)), first)
 
 
 def test_a_schedule_draws_anew_for_each_epoch_seed_and_block():
-    base = small_schedule(CROP).views(0, 0, torch.ones(VIEW_BLOCK))
+    base = matrices_of(small_schedule(CROP), 0, 0, torch.ones(VIEW_BLOCK))
 
-    next_epoch = small_schedule(CROP).views(1, 0, torch.ones(VIEW_BLOCK))
-    other_seed = small_schedule(CROP, seed=1).views(0, 0, torch.ones(VIEW_BLOCK))
-    next_block = small_schedule(CROP).views(0, VIEW_BLOCK, torch.ones(VIEW_BLOCK))
+    next_epoch = matrices_of(small_schedule(CROP), 1, 0, torch.ones(VIEW_BLOCK))
+    other_seed = matrices_of(small_schedule(CROP, seed=1), 0, 0, torch.ones(VIEW_BLOCK))
+    next_block = matrices_of(small_schedule(CROP), 0, VIEW_BLOCK, torch.ones(VIEW_BLOCK))
 
     for other in (next_epoch, other_seed, next_block):
         assert (other != base).any(dim=2).any(dim=1).float().mean() > 0.99
@@ -196,13 +197,13 @@ def test_a_schedule_draws_anew_for_each_epoch_seed_and_block():
 
 def test_a_caller_that_overwrites_its_views_does_not_change_the_schedule():
     views = small_schedule(CROP)
-    first = views.views(0, 0, torch.ones(8))
+    first = matrices_of(views, 0, 0, torch.ones(8))
     kept = first.clone()
 
     first.zero_()
 
-    assert torch.equal(views.views(0, 0, torch.ones(8)), kept)
+    assert torch.equal(matrices_of(views, 0, 0, torch.ones(8)), kept)
 
 
 def test_a_schedule_without_operations_has_no_views():
-    assert small_schedule().views(0, 0, torch.ones(64)) is None
+    assert matrices_of(small_schedule(), 0, 0, torch.ones(64)) is None

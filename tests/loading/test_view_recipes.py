@@ -30,6 +30,7 @@ from permafrost.loading.recipes import (
     policy_matrices,
 )
 from tests.support.tensors import smooth_images
+from tests.support.view_matrices import matrices_of
 
 RANDAUGMENT = PolicyConfig(kind="randaugment")
 TRIVIAL = PolicyConfig(kind="trivialaugment")
@@ -220,7 +221,7 @@ def test_a_probability_is_that_of_each_operation():
 
 def test_geometry_and_colors_of_a_record_are_those_of_one_draw():
     augment = AugmentOptions(operations=(RANDAUGMENT, TRIVIAL))
-    views = ViewSchedule(augment, (32, 32), 7).views(3, 1000, torch.ones(40))
+    views = matrices_of(ViewSchedule(augment, (32, 32), 7), 3, 1000, torch.ones(40))
     rows = PixelSchedule(augment.operations, 7).rows(3, 1000, 40)
 
     wanted = []
@@ -249,8 +250,8 @@ def test_a_policy_after_geometry_leaves_the_draws_of_geometry_as_they_were():
         for operations in (geometry, (geometry[0], still, geometry[1], TRIVIAL))
     )
     aspects = torch.ones(64)
-    first = alone.views(0, 0, aspects)
-    moved = beside.views(0, 0, aspects)
+    first = matrices_of(alone, 0, 0, aspects)
+    moved = matrices_of(beside, 0, 0, aspects)
 
     kinds, strengths = draw_policy(TRIVIAL, 1, 1, 0, 0)
     steps = policy_matrices(kinds[:64, 0], strengths[:64, 0], torch.ones(64, dtype=torch.float64))

@@ -19,7 +19,10 @@ from permafrost.config.methods import (
 )
 from permafrost.config.store import PassOptions
 from permafrost.config.training import TrainerOptions
-from permafrost.core.batches import Targets
+from permafrost.core.batches import (
+    GridPlacement,
+    Targets,
+)
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import covered_share
@@ -148,7 +151,7 @@ def loss_in_view(student, shift, teacher, distance="mse", *, is_placed=True):
     """Loss of an 8x8 stage of a student and a 4x4 stage of its teacher in a view, with the convolution."""
     targets = replace(
         targets_of({"features_1": covered_share(shift, (4, 4))}, features_1=teacher),
-        placements={"features_1": shift} if is_placed else {},
+        placements={"features_1": GridPlacement(source_from_view=shift)} if is_placed else {},
     )
     output = student_output(
         logits=torch.zeros(2, 3).double(), stages=(Stage(output=student, preactivation=student),)

@@ -1,4 +1,4 @@
-"""Places of cells in the image, and changes of images inside of a network: found, and stored or refused."""
+"""EpochSlice of cells in the image, and changes of images inside of a network: found, and stored or refused."""
 
 import logging
 

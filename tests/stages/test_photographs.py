@@ -24,6 +24,7 @@ from tests.support.paths import SHARED_DATA
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute, report
+from tests.support.view_matrices import matrices_of
 
 PHOTOS = SHARED_DATA / "photos"
 SPOT = (-0.3, 0.4)
@@ -96,13 +97,14 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
     precompute.run(photo_config(photo_folder, tmp_path / "store", teacher))
     store = Store(tmp_path / "store")
     dataset = StoreDataset(store, np.arange(2), store.open_passes())
-    aspects = dataset.aspects()
+    heights, widths = dataset.sizes().double().unbind(dim=1)
+    aspects = widths / heights
     assert aspects.min() < 1 < aspects.max()
     checked = 0
 
     for record in range(2):
         schedule = ViewSchedule(VIEWS, store.size, seed=record, one_aspect=False)
-        matrices = schedule.views(0, 0, aspects[record].expand(2048))
+        matrices = matrices_of(schedule, 0, 0, aspects[record].expand(2048))
         (map_from_canonical,) = dataset.__getitems__([record]).targets[0].map_from_canonical
         spot = torch.tensor([*SPOT, 1.0])
         map_from_view = map_from_canonical @ matrices
@@ -132,7 +134,7 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
 def square_views(seed):
     """Views of the same draws for square photographs."""
     schedule = ViewSchedule(VIEWS, (256, 256), seed=seed, one_aspect=False)
-    return schedule.views(0, 0, torch.ones(2048))
+    return matrices_of(schedule, 0, 0, torch.ones(2048))
 
 
 def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, photo_folder):

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as tv
 
 from permafrost.store import image_decoding
-from permafrost.store.frames import decode_mask, resize_frame
+from permafrost.store.frames import decode_mask
 from permafrost.store.image_decoding import (
     MAX_SCANS,
     ImageError,
@@ -23,6 +23,7 @@ from permafrost.store.image_decoding import (
     encode_frame,
     inspect_image,
 )
+from permafrost.store.record_form import resize_pixels
 
 HEIGHT, WIDTH = 24, 33
 ORIENTATION = 0x0112
@@ -451,7 +452,7 @@ def test_a_header_that_claims_too_many_pixels_is_a_bomb_and_takes_no_memory(side
 def test_a_resized_frame_is_torchvisions_within_one_step(size):
     frame = torch.from_numpy(integer_noise(HEIGHT, WIDTH, 3)).permute(2, 0, 1)
 
-    resized = resize_frame(frame, size)
+    resized = torch.from_numpy(resize_pixels(frame.permute(1, 2, 0).numpy(), size)).permute(2, 0, 1)
 
     expected = tv.resize(frame, list(size), antialias=True)
     assert resized.dtype == torch.uint8
@@ -460,9 +461,9 @@ def test_a_resized_frame_is_torchvisions_within_one_step(size):
 
 
 def test_a_frame_of_the_right_size_is_left_as_it_is():
-    frame = torch.from_numpy(integer_noise(3, 8, 9))
+    pixels = integer_noise(8, 9, 3)
 
-    assert resize_frame(frame, (8, 9)) is frame
+    assert resize_pixels(pixels, (8, 9)) is pixels
 
 
 @pytest.mark.parametrize("size", [(12, 12), (24, 33), (50, 20), (100, 100), (7, 64)])

@@ -23,9 +23,9 @@ from permafrost.sources.source import build_source
 from permafrost.storage.files import open_atomically
 from permafrost.store.commit import DEFAULT_FRAME_SIZE
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.frames import resize_frame
-from permafrost.store.image_decoding import ImageError, decode_rgb
+from permafrost.store.image_decoding import ImageError, decode_pixels
 from permafrost.store.reader import Store
+from permafrost.store.record_form import resize_pixels
 from permafrost.store.tars import TarShard
 from permafrost.store.verification import verify_store
 from tests.support.listings import plan_whole
@@ -110,7 +110,8 @@ def frames_by_key(store):
 def original_frame(data, key, size):
     source = build_source(data)
     (record,) = [record for record in source.records() if record.key == key]
-    return resize_frame(decode_rgb(source.read(record).image), size)
+    pixels = resize_pixels(decode_pixels(source.read(record).image), size)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 # ---- formats and sizes ---------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import FieldSpec
-from permafrost.loading.geometry import center_crop, warp
+from permafrost.loading.geometry import center_crop, render_frames, render_windows, warp
 from permafrost.loading.mixtures import mix_images
 from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.transfer import move_values
@@ -259,8 +259,14 @@ class TeacherAnnotator:
     def inputs_of_views(self, batch: FrameBatch, views: DrawnViews) -> Iterator[Tensor]:
         """Iterate over the teacher's inputs f32 [n, 3, height, width] in [0, 1] for each view of the records."""
         frames = self._frames(batch)
-        for number, matrices in enumerate(views.matrices.to(self.device).unbind(dim=1)):
-            images = warp(frames, matrices, self.input_size) / 255
+        for number in range(views.count):
+            shown = views.views.select(np.s_[:, number])
+            moves = move_values(shown.moves, self.device)
+            if views.cuts_originals:
+                images = render_windows(frames[:, number], moves, self.input_size)
+            else:
+                matrices = shown.canonical_from_view.to(self.device)
+                images = render_frames(frames, matrices, moves, views.border, self.input_size)
             images = change_rows(images, move_values(views.changes(number), self.device))
             if views.mixtures is not None:
                 mixture = move_values(views.mixtures.at_view(number), self.device)

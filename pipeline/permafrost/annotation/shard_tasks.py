@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.stored_views import StoredViews
+from permafrost.annotation.stored_views import DrawnViews, StoredViews, read_windows
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
@@ -65,7 +65,7 @@ class AnnotateShard:
         with torch_threads(self.num_threads), ShardDeaths(self.folder, shard.name) as deaths:
             # A copy, without the teacher that this process has built.
             deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
-            batches = self._batches(shard)
+            batches = self._batches(shard, views)
             values, fidelity = self._annotator.annotate(batches, keys, views)
             write_pass_shard(
                 self.fields,
@@ -86,23 +86,26 @@ class AnnotateShard:
             report=correct,
         )
 
-    def _batches(self, shard: ShardEntry) -> Iterator[FrameBatch]:
+    def _batches(self, shard: ShardEntry, views: DrawnViews | None) -> Iterator[FrameBatch]:
         """Iterate over the shard's frames in batches at fixed positions, decoded ahead of the teacher."""
         rows = self._rows(shard)
         records = shard.records if rows is None else len(rows)
         frames = ShardFrames(self._store, shard, rows)
+        read = frames.read
+        if views is not None and views.cuts_originals:
+            read = partial(read_windows, frames, views, self._annotator.input_size)
         starts = range(0, records, self.config.batch_size)
         stops = [min(start + self.config.batch_size, records) for start in starts]
         extents = list(zip(starts, stops, strict=True))
         ahead = self.decode_threads + 1
         with ThreadPoolExecutor(self.decode_threads) as pool:
-            waiting = deque(pool.submit(frames.read, *extent) for extent in extents[:ahead])
+            waiting = deque(pool.submit(read, *extent) for extent in extents[:ahead])
             try:
                 for extent in [*extents[ahead:], *[None] * min(ahead, len(extents))]:
                     check_interrupted()
                     batch = waiting.popleft().result()
                     if extent is not None:
-                        waiting.append(pool.submit(frames.read, *extent))
+                        waiting.append(pool.submit(read, *extent))
                     yield batch
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)

@@ -7,6 +7,7 @@ the same input size receives the teacher's pixels bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,20 +26,24 @@ from permafrost.config.augment import (
 )
 from permafrost.config.options import identifying_values, resolve_implementation
 from permafrost.config.store import PrecomputeConfig, SubsetOptions
-from permafrost.core.batches import Mixture, PixelChange
+from permafrost.core.batches import Border, Mixture, PixelChange
 from permafrost.core.digests import derive_seed
 from permafrost.core.records import (
     MIXTURE_FIELD,
+    MOVE_FIELD,
     PARTNER_FIELD,
     PIXEL_FIELD,
     VIEW_FIELD,
+    WINDOW_FIELD,
     FieldSpec,
 )
 from permafrost.loading.mixtures import UNMIXED, draw_mixtures, draw_partners, mixture_of
-from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.random_views import schedule_views
 from permafrost.loading.recipes import PixelSchedule, Recipe
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows
+from permafrost.loading.windows import Views, cut_window, pixel_boxes, stack_views
+from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
@@ -76,19 +81,28 @@ class DrawnMixtures:
 class DrawnViews:
     """Stored views of n records."""
 
-    matrices: Tensor
-    """canonical_from_view, f32 [n, V, 3, 3]."""
+    views: Views
+    """Windows and moves, [n, V]."""
     pixels: Tensor | None = None
     """Values of the recipe, f16 [n, V, C], None if the views do not change pixels."""
     recipe: Recipe | None = None
     mixtures: DrawnMixtures | None = None
     """Second image of each view and its place, None if views are not mixed."""
+    border: Border = "black"
+    """Content of views beyond the image."""
+    cuts_originals: bool = False
+    """True if the views' windows are cut from the original images."""
+
+    @property
+    def count(self) -> int:
+        """Number V of views per record."""
+        return self.views.canonical_from_view.shape[1]
 
     def select(self, rows: slice) -> DrawnViews:
         """Return the views of some of the records, whole blocks of them if they are mixed."""
         pixels = None if self.pixels is None else self.pixels[rows]
         mixtures = None if self.mixtures is None else self.mixtures.select(rows)
-        return replace(self, matrices=self.matrices[rows], pixels=pixels, mixtures=mixtures)
+        return replace(self, views=self.views.select(rows), pixels=pixels, mixtures=mixtures)
 
     def changes(self, view: int) -> tuple[PixelChange, ...]:
         """Return the changes of the pixels of each record's view of this number."""
@@ -98,14 +112,20 @@ class DrawnViews:
 
     def fields(self) -> dict[str, NDArray[np.generic]]:
         """Return the values of the fields of `StoredViews.fields` by name."""
-        mixtures = {} if self.mixtures is None else self.mixtures.fields()
-        if self.pixels is None:
-            return {VIEW_FIELD.name: self.matrices.numpy(), **mixtures}
-        return {
-            VIEW_FIELD.name: self.matrices[:, :, :2].numpy(),
-            PIXEL_FIELD: self.pixels.numpy(),
-            **mixtures,
-        }
+        fields: dict[str, NDArray[np.generic]] = {}
+        if self.mixtures is not None:
+            fields |= self.mixtures.fields()
+        if self.pixels is not None:
+            fields[PIXEL_FIELD] = self.pixels.numpy()
+        views, moves = self.views, self.views.window_from_view
+        if views.windows is None:
+            rows = 3 if self.pixels is None else 2
+            fields[VIEW_FIELD.name] = views.canonical_from_view[:, :, :rows].numpy()
+        else:
+            fields[WINDOW_FIELD.name] = views.windows.numpy()
+        if moves is not None:
+            fields[MOVE_FIELD.name] = moves[:, :, :2].numpy()
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +142,8 @@ class StoredViews:
     """Numbers of the shards with covered rows, ascending."""
     block: int
     """Number of records among which the second ones of mixtures are drawn."""
+    cuts_originals: bool = False
+    """True if the teacher receives windows of the original images in place of parts of the frames."""
     shifts: str | None = None
     """Units of the shifts, None if they are those of earlier versions (SelectedRecords.identify_shifts)."""
 
@@ -152,6 +174,8 @@ class StoredViews:
         }
         if self.config.kind == "random":
             views["operations"] = describe_operations(self.augment.operations)
+            views |= {"edges": self.augment.edges, "border": self.augment.border}
+            views["pixels"] = "originals" if self.cuts_originals else "frames"
             if self.shifts is not None:
                 views["shifts"] = self.shifts
         if self.mix:
@@ -170,8 +194,12 @@ class StoredViews:
         return Recipe(self.augment.operations if self.config.kind == "random" else ())
 
     def fields(self) -> list[FieldSpec]:
-        """Return the fields that describe the views: matrices, and values of changes of pixels."""
-        return fields_of_views(self.recipe, mixed=bool(self.mix))
+        """Return the fields that describe the views: their places, and values of changes of pixels."""
+        place_fields: tuple[FieldSpec, ...] = ()
+        if self.config.kind == "random" and self.augment.edges == "window":
+            is_moved = len(self.augment.moving) > self.augment.num_window_operations
+            place_fields = (WINDOW_FIELD, *([MOVE_FIELD] if is_moved else []))
+        return fields_of_views(self.recipe, mixed=bool(self.mix), place_fields=place_fields)
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
         """Draw the views of the shard's covered records.
@@ -180,14 +208,20 @@ class StoredViews:
         """
         draw = resolve_implementation(type(self.config))
         covered = torch.from_numpy(self.rows_of(store, shard))
-        matrices: Tensor = draw(self.config, self.augment, store, shard)
-        recipe, mixtures = self.recipe, self._draw_mixtures(shard, covered.numpy())
+        views: Views = draw(self.config, self.augment, store, shard)
+        drawn = DrawnViews(
+            views.select(covered),
+            mixtures=self._draw_mixtures(shard, covered.numpy()),
+            border=self.augment.border if self.config.kind == "random" else "black",
+            cuts_originals=self.cuts_originals,
+        )
+        recipe = self.recipe
         if not recipe.width:
-            return DrawnViews(matrices[covered], mixtures=mixtures)
+            return drawn
         schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
-        rows = [schedule.rows(view, 0, len(matrices)) for view in range(self.count)]
+        rows = [schedule.rows(view, 0, shard.records) for view in range(self.count)]
         pixels = torch.stack(rows, dim=1)[covered].half()
-        return DrawnViews(matrices[covered], pixels, recipe, mixtures)
+        return replace(drawn, pixels=pixels, recipe=recipe)
 
     def _draw_mixtures(self, shard: ShardEntry, covered: NDArray[np.int64]) -> DrawnMixtures | None:
         """Draw the second record of each view among the covered ones, and its place."""
@@ -204,18 +238,46 @@ class StoredViews:
         return DrawnMixtures(np.stack(values, axis=1), np.stack(partners, axis=1), covered)
 
 
-def fields_of_views(recipe: Recipe, *, mixed: bool) -> list[FieldSpec]:
-    """Return the fields that describe stored views: matrices, values of changes of pixels, and mixtures.
+def fields_of_views(
+    recipe: Recipe, *, mixed: bool, place_fields: Sequence[FieldSpec] = ()
+) -> list[FieldSpec]:
+    """Return the fields that describe stored views: their places, values of changes of pixels, and mixtures.
 
     Args:
         recipe: Recipe of the changes of pixels.
         mixed: True if the views are mixtures.
+        place_fields: Fields of windows and moves; none for views that are one matrix.
     """
     mixtures = [MIXTURE_FIELD, PARTNER_FIELD] if mixed else []
     if not recipe.width:
-        return [VIEW_FIELD, *mixtures]
+        return [*(place_fields or [VIEW_FIELD]), *mixtures]
     pixels = FieldSpec(name=PIXEL_FIELD, shape=(recipe.width,), dtype="float16", axes=("value",))
-    return [replace(VIEW_FIELD, shape=(2, 3)), pixels, *mixtures]
+    return [*(place_fields or [replace(VIEW_FIELD, shape=(2, 3))]), pixels, *mixtures]
+
+
+def read_windows(
+    frames: ShardFrames, views: DrawnViews, size: tuple[int, int], start: int, stop: int
+) -> FrameBatch:
+    """Read the windows of views from the original images of records, each of which is decoded once.
+
+    Args:
+        frames: Records of a shard, those of the views.
+        views: Views of all of them.
+        size: (height, width) of the windows.
+        start: First record.
+        stop: The one after the last.
+    """
+    windows = views.views.windows
+    assert windows is not None
+
+    def cut(pixels: NDArray[np.uint8], number: int, memory: NDArray[np.uint8]) -> None:
+        shape = torch.tensor(pixels.shape[:2]).expand(len(memory), 2)
+        boxes = pixel_boxes(windows[number], shape).tolist()
+        flips = (windows[number, :, :2] < 0).tolist()
+        for box, flip, view in zip(boxes, flips, memory, strict=True):
+            cut_window(pixels, tuple(box), tuple(flip), views.border, view)
+
+    return frames.read_windows(start, stop, views.count, size, cut)
 
 
 def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:
@@ -224,22 +286,16 @@ def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:
 
 def draw_random(
     config: ViewsConfig, augment: AugmentOptions, store: Store, shard: ShardEntry
-) -> Tensor:
-    """Draw canonical_from_view of all records of a shard from `augment.operations`, f32 [n, V, 3, 3]."""
-    here = store.rows_of_shard(store.shards.number_of(shard.name))
-    sizes = store.index.take(("height", "width"), here)
-    heights, widths = (torch.tensor(sizes[name].tolist()) for name in ("height", "width"))
-    aspects = widths / heights
-    height, width = store.size
-    schedule = ViewSchedule(
-        augment,
-        store.size,
-        _seed_of(config, shard),
-        one_aspect=bool((aspects == width / height).all()),
-    )
-    drawn = [schedule.views(view, 0, aspects) for view in range(config.count)]
-    whole = torch.eye(3).expand(len(aspects), 3, 3)
-    return torch.stack([whole if matrices is None else matrices for matrices in drawn], dim=1)
+) -> Views:
+    """Draw the views of all records of a shard from `augment.operations`, [n, V]."""
+    records = SelectedRecords(store, store.rows_of_shard(store.shards.number_of(shard.name)))
+    schedule = schedule_views(records, augment, _seed_of(config, shard))
+    sizes = records.sizes()
+    drawn = [schedule.views(view, 0, sizes) for view in range(config.count)]
+    frames = torch.eye(3).expand(len(sizes), 3, 3)
+    whole = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(len(sizes), 4)
+    unmoved = Views(frames) if augment.edges == "image" else Views(frames, whole)
+    return stack_views([unmoved if views is None else views for views in drawn])
 
 
 def requested_views(config: PrecomputeConfig, store: Store) -> StoredViews:
@@ -286,5 +342,8 @@ def plan_stored_views(
         rows=selected,
         shards=numbers[starts[numbers + 1] > starts[numbers]],
         block=block,
+        cuts_originals=config.kind == "random"
+        and store.has_larger_images
+        and augment.shows_windows,
         shifts=SelectedRecords(store, selected).identify_shifts(augment),
     )

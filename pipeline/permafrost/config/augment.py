@@ -47,8 +47,11 @@ class OperationConfig(_Operation):
     ]
     p: Annotated[float, Ge(0), Le(1)] = 0.5
     """Probability of a flip, a rotation or an affine map, drawn separately for each record."""
+    padding_mode: Annotated[Literal["constant", "edge"], Role.IF_SET] = "constant"
+    """pad_crop: what the padding shows. constant: black. edge: the edge of the image, continued. Maps have nothing
+    there."""
     padding: Annotated[int, Ge(0)] = 4
-    """pad_crop: width in pixels of the zero padding on each side, and so the largest shift. The pixels are those of the
+    """pad_crop: width in pixels of the padding on each side, and so the largest shift. The pixels are those of the
     canonical frame, or of its side if it is square and images are not: an image's shorter side then has that many
     pixels, and the padding is as wide on all sides, so that a photograph turned by 90 degrees is treated alike."""
     scale: tuple[float, float] | None = None
@@ -103,6 +106,8 @@ class OperationConfig(_Operation):
         )
 
 
+MAX_SIDE = 4096
+"""Largest side of a view in pixels."""
 MAX_FACTOR = 100.0
 _MIN_SIGMA = 1e-4
 """Stored views have these values in float16."""
@@ -204,7 +209,7 @@ class PolicyConfig(_Operation):
 
 
 READ_BY: dict[str, tuple[str, ...]] = {
-    "pad_crop": ("padding",),
+    "pad_crop": ("padding", "padding_mode"),
     "resized_crop": ("scale", "ratio"),
     "horizontal_flip": ("p",),
     "vertical_flip": ("p",),
@@ -297,8 +302,8 @@ class MixConfig(Options):
 class AugmentOptions(Options):
     """Recipe of the student's views, and of those that views=random stores.
 
-    What moves pixels becomes one matrix per view, which transforms the image and its maps in a single warp. What
-    changes pixels follows on the warped view.
+    The crop and flips at its beginning choose a window of the image. What moves the window's pixels follows, then what
+    changes them. Maps are sampled once, by the product of both matrices.
     """
 
     section: ClassVar[str] = "augment"
@@ -307,7 +312,10 @@ class AugmentOptions(Options):
     """Operations in the order in which they apply, those that move pixels before those that change them. randaugment
     and trivialaugment do both. Logits of mode=frozen are those of the undisturbed image; a teacher of stored views
     (mode=replay) and a live one receive the pixels of the student."""
-    size: Annotated[int | None, Ge(8)] = None
+    edges: Literal["window", "image"] = "window"
+    """Content of a view where a rotation, shear or shift reaches beyond its crop. window: black, as in torchvision.
+    image: the image around the crop, sampled from the frame; black beyond the image."""
+    size: Annotated[int | None, Ge(8), Le(MAX_SIDE)] = None
     """Side of the student's input in pixels; null takes that of the canonical frame."""
     mix: Annotated[tuple[MixConfig, ...], Role.IF_SET] = ()
     """Mixtures of each view with that of a second record of the batch, after all operations. A record has at most one:
@@ -323,6 +331,46 @@ class AugmentOptions(Options):
             for operation in self.operations
             if not isinstance(operation, PixelOperationConfig)
         )
+
+    @property
+    def num_window_operations(self) -> int:
+        """Number of the first moving operations that choose the window: flips, a padded crop, and a resized crop."""
+        if self.edges == "image":
+            return 0
+        crops: list[str] = []
+        for number, operation in enumerate(self.moving):
+            if operation.kind in ("pad_crop", "resized_crop"):
+                if operation.kind in crops or "resized_crop" in crops:
+                    return number
+                crops.append(operation.kind)
+            elif operation.kind not in ("horizontal_flip", "vertical_flip"):
+                return number
+        return len(self.moving)
+
+    @property
+    def border(self) -> Literal["black", "edge"]:
+        """Content of a view beyond the image."""
+        continued = any(operation.padding_mode == "edge" for operation in self._padded_crops())
+        return "edge" if continued else "black"
+
+    def _padded_crops(self, first: int = 0) -> list[OperationConfig]:
+        """Return the padded crops among the moving operations from a number on."""
+        return [
+            operation
+            for operation in self.moving[first:]
+            if isinstance(operation, OperationConfig) and operation.kind == "pad_crop"
+        ]
+
+    @property
+    def shows_windows(self) -> bool:
+        """True if the windows of views may be cut from the files.
+
+        A crop after a rotation or a shift enlarges a part of its window, so a window of the size of the view would not
+        have the pixels for it. Views of such recipes are sampled from frames.
+        """
+        moves = self.moving[self.num_window_operations :]
+        is_late = any(operation.kind in ("pad_crop", "resized_crop") for operation in moves)
+        return self.edges == "window" and not is_late
 
     @property
     def on_pixels(self) -> tuple[PixelOperationConfig | PolicyConfig, ...]:
@@ -352,6 +400,15 @@ class AugmentOptions(Options):
             not self.mixes or not self.blanks_maps,
             "augment.mix shows two images where random_erasing has erased one, and maps: blank would blank both; set "
             "maps: keep, or augment.mix=[]",
+        )
+        require(
+            self.edges == "image"
+            or all(
+                operation.padding_mode == "constant"
+                for operation in self._padded_crops(self.num_window_operations)
+            ),
+            "augment pad_crop: padding_mode: edge continues the image, and this crop follows an operation whose "
+            "outside is black; put it first, or set padding_mode: constant",
         )
 
     @property
@@ -406,8 +463,8 @@ def with_one_list(augment: dict[str, Any]) -> dict[str, Any]:
 class ViewsConfig(Options):
     """Stored views of a teacher pass, in addition to the canonical view, which always exists.
 
-    The implementation of a kind is a function (its options, `augment`, store, shard) -> canonical_from_view of all
-    records of a shard, f32 [n, V, 3, 3].
+    The implementation of a kind is a function (its options, `augment`, store, shard) -> `loading.windows.Views` of all
+    records of a shard, [n, V].
     """
 
     section: ClassVar[str] = "views"

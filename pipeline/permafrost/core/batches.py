@@ -73,6 +73,30 @@ class StoredTargets:
         return self.explained_class, self.maps
 
 
+Border: TypeAlias = Literal["black", "edge"]
+"""Content of a window beyond its image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """Operations that move what the windows of some views show. What lies outside of a window is black."""
+
+    rows: Tensor
+    """Views that they move, i64 [n]."""
+    window_from_view: Tensor
+    """Matrix of each of them, f32 [n, 3, 3]: where in its window, whose edges are -1 and 1, a point of the view is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPlacement:
+    """Place of a teacher's grids in the views of a batch."""
+
+    source_from_view: Tensor
+    """Matrices from the views to the grids, f32 [B, 3, 3]."""
+    moves: Moves | None = None
+    """Moves of the views' windows, outside of which nothing is covered."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Targets:
     """Targets of one teacher in the form that the loss requires: in the student's view and on its grid."""
@@ -87,9 +111,8 @@ class Targets:
     coverage: dict[str, Tensor] = field(default_factory=dict)
     """Fraction of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
     that were moved and whose cells outside are left out of the loss."""
-    placements: dict[str, Tensor] = field(default_factory=dict)
-    """Matrices source_from_view f32 [B, 3, 3] of the same fields, from which `geometry.coverage_on` computes the
-    coverage on any other grid."""
+    placements: dict[str, GridPlacement] = field(default_factory=dict)
+    """EpochSlice of the same fields, from which `geometry.coverage_on` computes the coverage on any other grid."""
     mixture: Mixture | None = None
     """Mixture of the images to which these stored targets belong, of which `mix_targets` makes those of the mixtures.
     None for targets of the very images that the student is shown."""
@@ -207,18 +230,19 @@ class PixelAugment:
 class Batch:
     """Records of one step.
 
-    Inputs are whole canonical frames, which are warped on the training device, or rows of a table, which have no
-    views.
+    Inputs are whole canonical frames, which are warped on the training device, windows of the original images, or rows
+    of a table, which have no views.
     """
 
     keys: tuple[str, ...]
     record_index: Tensor
     """Row of each record in the run's selection, i64 [B]."""
     inputs: Tensor
-    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, or rows of a table, f32 [B, d]."""
+    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, the windows of the views in place of them
+    (`has_windows`), or rows of a table, f32 [B, d]."""
     canonical_from_view: Tensor | None
-    """Matrices of the views, f32 [B, 3, 3]. None for tables, and where the view is the whole frame at its own
-    size."""
+    """Matrices of the views, f32 [B, 3, 3]: the product of window and moves. None for tables, and where the view is the
+    whole frame at its own size."""
     view_index: Tensor
     """Index of the replayed stored view, i64 [B]; -1 for a fresh view."""
     original_size: Tensor
@@ -236,6 +260,12 @@ class Batch:
     host_labels: Tensor | None = None
     """The labels in the host's memory, if `labels` are on a device."""
     targets: tuple[StoredTargets, ...] = field(default=())
+    moves: Moves | None = None
+    """Operations that move what the windows of views show; None if nothing moves, or without windows."""
+    has_windows: bool = False
+    """True if the inputs are the windows of the views, cut from the original images."""
+    border: Border = "black"
+    """Content of windows beyond the image: black, or its edge continued."""
     pixel_augment: PixelAugment | None = None
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
     second: Batch | None = None
@@ -244,12 +274,6 @@ class Batch:
     rendered: Tensor | None = None
     """Images of the view with its pixel augmentation, f32 [B, 3, h, w] at any size, so that networks of that size do
     not render it again. None where it was not rendered."""
-
-    @property
-    def aspects(self) -> Tensor:
-        """Width / height of the original images, f64 [B]; 1 for rows of a table."""
-        height, width = self.original_size.double().unbind(dim=1)
-        return width / height
 
     @property
     def labels_on_host(self) -> Tensor:

@@ -106,11 +106,18 @@ class FieldSpec:
     """Name of each axis of `shape`, for readers of the arrays; empty where no names were given."""
 
 
+WINDOW_FIELD = FieldSpec(name="canonical_from_window", shape=(4,), dtype="float32", axes=("value",))
+"""Field of a pass of stored views that holds the window of each view, [records, V, 4]: scales in x and y, negative for
+a flip, then shifts in x and y (loading/windows.py)."""
+MOVE_FIELD = FieldSpec(
+    name="window_from_view", shape=(2, 3), dtype="float32", axes=("row", "column")
+)
+"""Field of a pass of stored views whose windows are moved: matrix of each view, whose third row is 0, 0, 1."""
 VIEW_FIELD = FieldSpec(
     name="canonical_from_view", shape=(3, 3), dtype="float32", axes=("row", "column")
 )
-"""Field of a pass of stored views that holds the matrix of each view, [records, V, 3, 3]. A pass whose views change
-pixels, too, stores the first two rows, [records, V, 2, 3]; the third one is 0, 0, 1."""
+"""Field of a pass of stored views without windows that holds the matrix of each view, [records, V, 3, 3]. A pass whose
+views change pixels, too, stores the first two rows, [records, V, 2, 3]; the third one is 0, 0, 1."""
 PIXEL_FIELD = "pixel_values"
 """Field of a pass of stored views that change pixels: their values, float16 [records, V, C] (loading/recipes.py)."""
 MIXTURE_FIELD = FieldSpec(name="mixture", shape=(5,), dtype="float16", axes=("value",))
@@ -118,7 +125,10 @@ MIXTURE_FIELD = FieldSpec(name="mixture", shape=(5,), dtype="float16", axes=("va
 second one (loading/mixtures.py)."""
 PARTNER_FIELD = FieldSpec(name="partner_row", shape=(1,), dtype="int32", axes=("record",))
 """Field of a pass of stored mixtures: row of the second record in the shard. Its view is that of the same number."""
-VIEW_FIELDS = (VIEW_FIELD.name, PIXEL_FIELD, MIXTURE_FIELD.name, PARTNER_FIELD.name)
+VIEW_FIELDS = (
+    *(VIEW_FIELD.name, WINDOW_FIELD.name, MOVE_FIELD.name),
+    *(PIXEL_FIELD, MIXTURE_FIELD.name, PARTNER_FIELD.name),
+)
 """Fields that describe a stored view."""
 
 

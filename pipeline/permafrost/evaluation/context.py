@@ -80,7 +80,7 @@ class EvaluationContext:
         """
         records = self.dataset if dataset is None else dataset
         on_host = iter_batches(records, self.options.batch_size, positions)
-        for _, batch in iter_on_device(on_host, self.model.device):
+        for batch in iter_on_device(on_host, self.model.device):
             check_interrupted()
             yield evaluation_view(batch, self.options.frame, self.model.input_size)
 

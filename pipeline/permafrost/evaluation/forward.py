@@ -321,7 +321,7 @@ def predict_records(
                 options,
                 localize=localize,
             )
-            for _, batch in iter_on_device(iter_batches(dataset, options.batch_size), model.device)
+            for batch in iter_on_device(iter_batches(dataset, options.batch_size), model.device)
         ]
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from permafrost.core.batches import Batch, Logits, PixelAugment, StoredTargets, TopLogits
+from permafrost.core.batches import (
+    Batch,
+    Border,
+    Logits,
+    PixelAugment,
+    StoredTargets,
+    TopLogits,
+)
 from permafrost.core.errors import require
 from permafrost.core.records import (
     MIXTURE_FIELD,
+    MOVE_FIELD,
     PARTNER_FIELD,
     PIXEL_FIELD,
     REST_LOGITS,
@@ -27,15 +36,18 @@ from permafrost.core.records import (
     TOP_LOGITS,
     VIEW_FIELD,
     VIEW_FIELDS,
+    WINDOW_FIELD,
     FieldSpec,
 )
 from permafrost.loading.decode_threads import DecodeThreads
-from permafrost.loading.geometry import center_crop, complete_matrices, decode_intermediates
+from permafrost.loading.geometry import center_crop, decode_intermediates
 from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.mixtures import are_mixtures, mixes_of_pass, mixture_of
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import recipe_of_pass
-from permafrost.loading.sampler import WINDOW_SHARDS
+from permafrost.loading.sampler import WINDOW_SHARDS, EpochSlice
 from permafrost.loading.selected_records import SelectedRecords
+from permafrost.loading.windows import cut_window, pixel_boxes, stored_views_of
 from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
 from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
@@ -44,6 +56,7 @@ from permafrost.store.frames import InputMemory, decode_stored_mask
 from permafrost.store.index import RowNumbers
 from permafrost.store.manifest import ROWS_DIGEST
 from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.record_form import decode_original
 from permafrost.store.row_reader import Rows, SelectedRows
 from permafrost.store.tars import ShardBytes
 
@@ -66,7 +79,7 @@ _ALWAYS_READ = (
     *VIEW_FIELDS,
 )
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
-_SECOND_FIELDS = (VIEW_FIELD.name, PIXEL_FIELD)
+_SECOND_FIELDS = (VIEW_FIELD.name, WINDOW_FIELD.name, MOVE_FIELD.name, PIXEL_FIELD)
 """Fields of the second record of a stored mixture."""
 _MAX_SEPARATE_SHARE = 0.25
 """Maximum fraction of a shard's records for which a selection that is read once requests each separately."""
@@ -220,8 +233,30 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         self._blanks_maps = blanks_maps
         self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
         self._is_mixed = bool(self.passes) and mixes_of_pass(self.passes[0])
+        self._schedule: ViewSchedule | None = None
+        self._window_size: tuple[int, int] | None = None
+        self._border: Border = "black"
         _check_room(store, self.passes)
         self._start_caches()
+
+    def in_views(
+        self, schedule: ViewSchedule | None, size: tuple[int, int] | None = None
+    ) -> StoreDataset:
+        """Return these records in random or in stored views, for slices of epochs.
+
+        Args:
+            schedule: Schedule of new views; None to replay those of the passes.
+            size: (height, width) of windows that are cut from original images; None for that of the frame.
+        """
+        other = copy(self)
+        stored = self.passes[0].views if self.passes and schedule is None else {}
+        other._schedule = schedule
+        cuts = stored.get("pixels") == "originals" if schedule is None else schedule.whole_pixels
+        border = stored.get("border") if schedule is None else schedule.config.border
+        other._window_size = (size or self.store.size) if cuts else None
+        other._border = "edge" if border == "edge" else "black"
+        other._start_caches()
+        return other
 
     @property
     def fetch(self) -> Callable[[NDArray[np.int64]], None] | None:
@@ -261,9 +296,26 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         most = per_pass * max(1, len(self.passes))
         self._stored_rows = MethodCache(self._open_stored_rows, most)
         self._values = MethodCache(self._open_values, most)
-        is_small = self.store.form.record_bytes * len(self) <= self.keep_bytes
-        self._kept = InputMemory(self.store.form, len(self)) if is_small else None
-        self._is_kept = np.zeros(len(self) if is_small else 0, bool)
+        keeps_images = self._window_size is not None
+        size = self._image_bytes() if keeps_images else self.store.form.record_bytes * len(self)
+        self._keeps = size <= self.keep_bytes
+        self._kept = (
+            InputMemory(self.store.form, len(self)) if self._keeps and not keeps_images else None
+        )
+        self._kept_images: list[NDArray[np.uint8] | None] = [None] * (
+            len(self) if self._keeps and keeps_images else 0
+        )
+        self._is_kept = np.zeros(0 if self._kept is None else len(self), bool)
+
+    def _image_bytes(self) -> int:
+        """Return the size of all decoded images in bytes, or a part of it that is more than is kept."""
+        total = 0
+        for rows in self._blocks():
+            sizes = self.store.index.take(("height", "width"), rows)
+            total += 3 * int((sizes["height"].astype(np.int64) * sizes["width"]).sum())
+            if total > self.keep_bytes:
+                break
+        return total
 
     @staticmethod
     def _field_bytes(teacher: TeacherPass) -> int:
@@ -280,25 +332,31 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             if spec.name in self._wanted_fields(number)
         ]
         inputs = 2 if self._is_mixed else 1
-        return inputs * self.store.form.record_bytes + sum(map(_bytes_of, read))
+        size = self._window_size
+        input_bytes = self.store.form.record_bytes if size is None else 3 * size[0] * size[1]
+        return inputs * input_bytes + sum(map(_bytes_of, read))
 
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
 
-    def __getitems__(self, positions: Sequence[int | tuple[int, int]]) -> Batch:
+    def __getitems__(self, positions: EpochSlice | Sequence[int | tuple[int, int]]) -> Batch:
         """Load the records at these positions of the selection as one batch.
 
         Args:
-            positions: Positions, in the canonical frame as long as no view is drawn, or pairs of a position and the
-                stored view to replay.
+            positions: Slice of an epoch, in the views of `in_views`, or positions in the canonical frame, or pairs of
+                a position and the stored view to replay.
 
         Raises:
             ConfigError: If there is no position, or one is not an integer from 0 to the number of records.
         """
+        if isinstance(positions, EpochSlice):
+            return self._load(self._checked(positions.positions)[:, 0], positions.views, positions)
         pairs = self._checked(positions)
         return self._load(pairs[:, 0], pairs[:, 1] if pairs.shape[1] == 2 else None)
 
-    def _checked(self, positions: Sequence[int | tuple[int, int]]) -> NDArray[np.int64]:
+    def _checked(
+        self, positions: NDArray[np.int64] | Sequence[int | tuple[int, int]]
+    ) -> NDArray[np.int64]:
         """Return positions, [n, 1], or pairs, [n, 2]. Raises ConfigError for those that no record has."""
         count = len(self)
         require(len(positions) > 0, "a batch of no positions has no records; correct the sampler")
@@ -314,13 +372,19 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         return pairs
 
     def _load(
-        self, at: NDArray[np.int64], views: NDArray[np.int64] | None, *, is_second: bool = False
+        self,
+        at: NDArray[np.int64],
+        views: NDArray[np.int64] | None,
+        epoch_slice: EpochSlice | None = None,
+        *,
+        is_second: bool = False,
     ) -> Batch:
-        """Load records at these positions, in the given stored views or in the canonical frame.
+        """Load records at these positions, in stored views, in those of an epoch, or in the canonical frame.
 
         Args:
             at: Positions.
-            views: Number of the stored view of each record.
+            views: Number of the stored view of each record; None without stored views.
+            places: EpochSlice in an epoch, of which new views are drawn; None for the canonical frame.
             is_second: True for second records of mixtures, which have neither targets nor second ones themselves.
         """
         rows = self.rows_at(at)
@@ -332,28 +396,36 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._gather(number, columns, views, names)
             for number in range(1 if is_second else len(self.passes))
         ]
-        inputs = self._inputs(at, columns, keys)
-        sizes = np.stack([columns["height"], columns["width"]], axis=1)
-        canonical_from_view, pixel_augment, second = None, None, None
+        sizes = torch.from_numpy(np.stack([columns["height"], columns["width"]], axis=1)).float()
+        pixel_augment, second, shown = None, None, None
+        if epoch_slice is not None and self._schedule is not None:
+            shown = self._schedule.views(epoch_slice.epoch, epoch_slice.first, sizes)
         if views is not None:  # all passes of a run have the same views
-            canonical_from_view = complete_matrices(torch.from_numpy(values[0][VIEW_FIELD.name]))
+            shown = stored_views_of(values[0], str(self.passes[0].folder), keys)
             if self._recipe is not None:
                 pixels = torch.from_numpy(values[0][PIXEL_FIELD])
                 changes = self._recipe.changes(pixels, blanks_maps=self._blanks_maps)
                 pixel_augment = PixelAugment(changes=changes)
             if self._is_mixed and not is_second:
-                second = self._load(self._partners(values[0], columns), views, is_second=True)
+                partners = self._partners(values[0], columns)
+                second = self._load(partners, views, is_second=True)
                 mixture = mixture_of(values[0][MIXTURE_FIELD.name], torch.arange(len(at)))
                 pixel_augment = replace(pixel_augment or PixelAugment(), mixture=mixture)
+        windows = None if shown is None or self._window_size is None else shown.windows
         return Batch(
             keys=tuple(keys),
             record_index=torch.from_numpy(at),
-            inputs=inputs.tensor(),
-            canonical_from_view=canonical_from_view,
+            inputs=self._inputs(at, columns, keys).tensor()
+            if windows is None
+            else self._cut(at, columns, keys, windows, sizes),
+            canonical_from_view=None if shown is None else shown.canonical_from_view,
+            moves=None if shown is None else shown.moves,
+            has_windows=windows is not None,
+            border=self._border,
             pixel_augment=pixel_augment,
             second=second,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
-            original_size=torch.from_numpy(sizes).float(),
+            original_size=sizes,
             labels=self.labels_at(at),
             groups=torch.from_numpy(columns["group"].astype(np.int64)),
             masks=self._masks(columns, keys) if self.with_regions else None,
@@ -424,23 +496,82 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         keys: Sequence[str],
     ) -> None:
         """Decode records into `slots` of the memory; `numbers` are their rows of the columns and keys."""
+
+        def decode(number: int, data: bytes, where: str) -> None:
+            inputs.decode(slots[number], data, where)
+
+        self._read(numbers, columns, keys, decode)
+
+    def _cut(
+        self,
+        at: NDArray[np.int64],
+        columns: Columns,
+        keys: Sequence[str],
+        windows: torch.Tensor,
+        sizes: torch.Tensor,
+    ) -> torch.Tensor:
+        """Cut windows of original images at the size of the views: u8 [n, 3, h, w]. Each image is decoded once."""
+        assert self._window_size is not None
+        boxes = [(a, b, c, d) for a, b, c, d in pixel_boxes(windows, sizes).tolist()]
+        flips = [(x, y) for x, y in (windows[:, :2] < 0).tolist()]
+        memory = np.empty((len(at), *self._window_size, 3), np.uint8)
+        records, first = np.unique(at, return_index=True)
+        order = np.argsort(at, kind="stable")
+        rows_of = np.split(order, np.searchsorted(at[order], records[1:]))
+
+        def cut(pixels: NDArray[np.uint8], number: int) -> None:
+            for row in rows_of[number].tolist():
+                cut_window(pixels, boxes[row], flips[row], self._border, memory[row])
+
+        def decode_and_cut(number: int, data: bytes, where: str) -> None:
+            at_first = first[missing[number]]
+            size = int(columns["height"][at_first]), int(columns["width"][at_first])
+            pixels = decode_original(data, size, where)
+            if self._kept_images:
+                self._kept_images[int(records[missing[number]])] = pixels
+            cut(pixels, int(missing[number]))
+
+        kept = [self._kept_images[at] for at in records.tolist()] if self._kept_images else ()
+        missing = np.array(
+            [number for number in range(len(records)) if not kept or kept[number] is None], np.int64
+        )
+        self._read(first[missing], columns, keys, decode_and_cut)
+        for number, pixels in enumerate(kept):
+            if pixels is not None:
+                cut(pixels, number)
+        return torch.from_numpy(memory).permute(0, 3, 1, 2)
+
+    def _read(
+        self,
+        numbers: NDArray[np.int64],
+        columns: Columns,
+        keys: Sequence[str],
+        use: Callable[[int, bytes, str], None],
+    ) -> None:
+        """Read the bytes of records and use each in one of the threads.
+
+        Args:
+            numbers: Rows of the columns and keys.
+            columns: Columns of the index.
+            keys: Keys.
+            use: Function of the place among the numbers, the bytes, and the file and record for messages.
+        """
         names = ("shard", "offset", "size", "image_crc32c")
         lists = (columns[name][numbers].tolist() for name in names)
-        records = list(zip(slots, numbers, *lists, strict=True))
+        records = list(zip(numbers, *lists, strict=True))
 
-        def decode(number: int) -> None:
-            place, row, shard, offset, size, crc32c = records[number]
+        def read(number: int) -> None:
+            row, shard, offset, size, crc32c = records[number]
             file, key = self._bytes(shard), keys[row]
-            data = file.read(offset, size, crc32c, key)
-            inputs.decode(place, data, f"{file.path}: {key}")
+            use(number, file.read(offset, size, crc32c, key), f"{file.path}: {key}")
 
         if records and columns["size"][numbers].mean() < _SMALL_FILE:
             for number in range(len(records)):
-                decode(number)
+                read(number)
             return
-        for _, _, shard, offset, size, _ in records:
+        for _, shard, offset, size, _ in records:
             self._bytes(shard).will_read(offset, size)
-        self.decode_threads.run(decode, len(records))
+        self.decode_threads.run(read, len(records))
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool
@@ -534,7 +665,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def _reads_ranges(self, shard: int) -> bool:
         """Return whether few of a shard's records are read, each once, so that it is not worth a download."""
-        if self._kept is None or self._ahead is None:
+        if not self._keeps or self._ahead is None:
             return False
         records = self.store.rows_of_shard(shard)
         return len(self.rows_in_shard(shard)) <= _MAX_SEPARATE_SHARE * len(records)
@@ -594,6 +725,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             "_values",
             "_stored_rows",
             "_kept",
+            "_kept_images",
             "_is_kept",
             "_ahead",
             "label_numbers",

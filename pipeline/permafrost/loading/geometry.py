@@ -22,7 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.models import CENTER_CROP_FRACTION
-from permafrost.core.batches import Batch, MapTargets, StoredTargets, Targets
+from permafrost.core.batches import (
+    Batch,
+    Border,
+    GridPlacement,
+    MapTargets,
+    Moves,
+    StoredTargets,
+    Targets,
+)
 from permafrost.core.records import FEATURES, FieldSpec
 from permafrost.loading.mixtures import mix_images, mixture_of_targets, own_weights
 from permafrost.loading.pixel_changes import blank_maps, change_rows
@@ -115,8 +123,9 @@ def warp(
     source_from_view: Tensor,
     size: tuple[int, int],
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    moves: Moves | None = None,
 ) -> Tensor:
-    """Sample `source` into views, where the part of a cell outside the source counts as 0.
+    """Sample `source` into views, where the part of a cell outside the source or a moved window counts as 0.
 
     The same rule applies to images and maps: for crops it equals clamping at the border, for rotations zero fill.
 
@@ -125,11 +134,12 @@ def warp(
         source_from_view: [B, 3, 3].
         size: (height, width) of the views.
         interpolation: Interpolation between the cells of the source.
+        moves: Moves of the views' windows.
 
     Returns:
         [B, C, height, width] float32 or float64.
     """
-    fetched, coverage = warp_covered(source, source_from_view, size, interpolation)
+    fetched, coverage = warp_covered(source, source_from_view, size, interpolation, moves)
     return fetched * coverage
 
 
@@ -138,6 +148,7 @@ def warp_covered(
     source_from_view: Tensor,
     size: tuple[int, int],
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    moves: Moves | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample `source` into views as `warp` does, but continued at its border, and the fraction of each cell inside.
 
@@ -146,6 +157,7 @@ def warp_covered(
         source_from_view: [B, 3, 3].
         size: (height, width) of the views.
         interpolation: Interpolation between the cells of the source.
+        moves: Moves of the views' windows.
 
     Returns:
         [B, C, height, width] and its coverage [B, 1, height, width] in [0, 1], float32 or float64.
@@ -158,21 +170,33 @@ def warp_covered(
     fetched = F.grid_sample(
         source, grid, mode=interpolation, padding_mode="border", align_corners=False
     )
-    return fetched, covered_share(source_from_view, size)
+    return fetched, covered_share(source_from_view, size, moves)
 
 
-def covered_share(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
-    """Compute the fraction of each cell of a view that is inside the source, [B, 1, height, width].
+def covered_share(
+    source_from_view: Tensor, size: tuple[int, int], moves: Moves | None = None
+) -> Tensor:
+    """Compute the fraction of each cell of a view that is inside the source and its window, [B, 1, height, width].
 
     Args:
         source_from_view: [B, 3, 3].
         size: (height, width) of the views.
+        moves: Moves of the views' windows.
     """
     finer = max(1, _FINE_GRID // min(size))
-    x, y = _axis_points(source_from_view, (size[0] * finer, size[1] * finer))
-    # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
-    inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source_from_view.dtype)[:, None]
+    fine = (size[0] * finer, size[1] * finer)
+    inside = _inside(source_from_view, fine)
+    if moves is not None:
+        in_window = _inside(moves.window_from_view.to(inside.dtype), fine)
+        inside = inside.index_copy(0, moves.rows, inside.index_select(0, moves.rows) * in_window)
     return F.avg_pool2d(inside, finer) if finer > 1 else inside
+
+
+def _inside(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return 1 for points of a view that are inside the source and 0 for others, [B, 1, height, width]."""
+    x, y = _axis_points(source_from_view, size)
+    # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
+    return (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source_from_view.dtype)[:, None]
 
 
 def coverage_on(targets: Targets, name: str, grid: tuple[int, int]) -> Tensor:
@@ -183,7 +207,8 @@ def coverage_on(targets: Targets, name: str, grid: tuple[int, int]) -> Tensor:
         name: Name of the field.
         grid: (height, width).
     """
-    covered = covered_share(targets.placements[name], grid)
+    placement = targets.placements[name]
+    covered = covered_share(placement.source_from_view, grid, placement.moves)
     mixture = targets.mixture
     if mixture is None:
         return covered
@@ -260,11 +285,13 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
         return batch.inputs
     if batch.rendered is not None and batch.rendered.shape[-2:] == size:
         return batch.rendered
-    if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
-        # Contiguous whatever the frames' layout, on which the kernels of a network and so its last bits depend.
-        images = batch.inputs.to(torch.float32, memory_format=torch.contiguous_format) / 255
+    if batch.has_windows:
+        images = render_windows(batch.inputs, batch.moves, size)
+    elif batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
+        images = _to_floats(batch.inputs)
     else:
-        images = warp(batch.inputs, canonical_from_view(batch), size) / 255
+        matrices = canonical_from_view(batch)
+        images = render_frames(batch.inputs, matrices, batch.moves, batch.border, size)
     augment = batch.pixel_augment
     if augment is None:
         return images
@@ -273,6 +300,62 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
         return images
     seconds = None if batch.second is None else view_images(batch.second, size)
     return mix_images(images, augment.mixture, seconds)
+
+
+def render_frames(
+    frames: Tensor,
+    canonical_from_view: Tensor,
+    moves: Moves | None,
+    border: Border,
+    size: tuple[int, int],
+) -> Tensor:
+    """Sample whole frames into views, once: f32 [n, 3, height, width] in [0, 1].
+
+    Args:
+        frames: u8 [n, 3, H, W].
+        canonical_from_view: [n, 3, 3].
+        moves: Moves of the views' windows, outside of which views are black.
+        border: Content of views beyond the image.
+        size: (height, width) of the views.
+    """
+    if border == "black":
+        return warp(frames, canonical_from_view, size, moves=moves) / 255
+    images, _ = warp_covered(frames, canonical_from_view, size)
+    return _black_outside(images, moves) / 255
+
+
+def render_windows(windows: Tensor, moves: Moves | None, size: tuple[int, int]) -> Tensor:
+    """Return windows at a size, and sample those that are moved: f32 [n, 3, height, width] in [0, 1].
+
+    Args:
+        windows: Windows of original images, u8 [n, 3, h, w].
+        moves: Moves of what they show, black outside of them.
+        size: (height, width) of the views.
+    """
+    images = _to_floats(windows)
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    if moves is None:
+        return images
+    moved = warp(images.index_select(0, moves.rows), moves.window_from_view, size)
+    return images.index_copy_(0, moves.rows, moved)
+
+
+def _to_floats(images: Tensor) -> Tensor:
+    """Return bytes as f32 in [0, 1].
+
+    Contiguous whatever the images' layout, on which the kernels of a network and so its last bits depend.
+    """
+    return images.to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def _black_outside(images: Tensor, moves: Moves | None) -> Tensor:
+    """Set the pixels of views to 0 that are outside of their windows."""
+    if moves is None:
+        return images
+    size = (images.shape[-2], images.shape[-1])
+    shown = images.index_select(0, moves.rows) * _inside(moves.window_from_view, size)
+    return images.index_copy_(0, moves.rows, shown)
 
 
 @dataclass(frozen=True)
@@ -336,36 +419,44 @@ def _with_maps(
 
 def _view_intermediates(
     batch: Batch, stored: StoredTargets, map_control: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, GridPlacement]]:
     """Move a teacher's intermediates to the batch's view, each on its own grid.
 
     Returns them with `Targets.coverage` and `Targets.placements`.
     """
     viewed = decode_intermediates(stored)
     coverage: dict[str, Tensor] = {}
-    placements: dict[str, Tensor] = {}
+    placements: dict[str, GridPlacement] = {}
     if stored.map_from_canonical is not None:
         for name in viewed:
             is_feature = name.startswith(f"{FEATURES}_")
             is_still = is_feature and map_control == "unaugmented"
-            view = None if is_still else batch.canonical_from_view
+            view, moves = (None, None) if is_still else (batch.canonical_from_view, batch.moves)
             viewed[name], covered, placement = _view_field(
-                viewed[name], stored.specs[name], view, stored.map_from_canonical
+                viewed[name], stored.specs[name], view, stored.map_from_canonical, moves
             )
             if covered is not None and placement is not None:
                 coverage[name], placements[name] = covered, placement
     if map_control == "shuffled":
-        viewed, coverage, placements = map(neighbor_features, (viewed, coverage, placements))
+        viewed, coverage = neighbor_features(viewed), neighbor_features(coverage)
+        placements = {
+            name: _neighbor_placement(placement) if name.startswith(f"{FEATURES}_") else placement
+            for name, placement in placements.items()
+        }
     return viewed, coverage, placements
 
 
 def _view_field(
-    values: Tensor, spec: FieldSpec, canonical_from_view: Tensor | None, map_from_canonical: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    values: Tensor,
+    spec: FieldSpec,
+    canonical_from_view: Tensor | None,
+    map_from_canonical: Tensor,
+    moves: Moves | None,
+) -> tuple[Tensor, Tensor | None, GridPlacement | None]:
     """Move one field to a view (None for the canonical one).
 
-    Returns it with its coverage [B, 1, h, w] and its matrix source_from_view [B, 3, 3], both None where all of it is
-    inside or zeros stand for what is outside.
+    Returns it with its coverage [B, 1, h, w] and its placement, both None where all of it is inside or zeros stand for
+    what is outside.
     """
     identity = torch.eye(3, device=values.device, dtype=torch.float32).expand(len(values), 3, 3)
     view = identity if canonical_from_view is None else canonical_from_view
@@ -389,9 +480,19 @@ def _view_field(
     size = (round(stored_size[0] / shrink), round(stored_size[1] / shrink))
     flat = values.reshape(len(values), -1, *stored_size)
     if spec.when_moved == "warp":
-        return warp(flat, source_from_view, size).view(*values.shape[:-2], *size), None, None
-    moved, covered = warp_covered(flat, source_from_view, size)
-    return moved.view(*values.shape[:-2], *size), covered, source_from_view
+        moved = warp(flat, source_from_view, size, moves=moves)
+        return moved.view(*values.shape[:-2], *size), None, None
+    moved, covered = warp_covered(flat, source_from_view, size, moves=moves)
+    placement = GridPlacement(source_from_view=source_from_view, moves=moves)
+    return moved.view(*values.shape[:-2], *size), covered, placement
+
+
+def _neighbor_placement(placement: GridPlacement) -> GridPlacement:
+    """Return the placement of the previous record in the batch for each record."""
+    count, moves = len(placement.source_from_view), placement.moves
+    if moves is not None:
+        moves = replace(moves, rows=(moves.rows + 1) % count)
+    return GridPlacement(source_from_view=placement.source_from_view.roll(1, dims=0), moves=moves)
 
 
 def shows_mirror_image(canonical_from_view: Tensor) -> Tensor:
@@ -414,10 +515,11 @@ def view_maps(
     maps = decode_maps(stored)
     if stored.map_from_canonical is None:
         return place_on_grid(maps, grid)
-    map_from_view = stored.map_from_canonical
+    map_from_view, moves = stored.map_from_canonical, None
     if is_warped:
-        map_from_view = map_from_view @ canonical_from_view(batch)
-    return warp(maps.flatten(1, 2), map_from_view, grid).view(*maps.shape[:3], *grid)
+        map_from_view, moves = map_from_view @ canonical_from_view(batch), batch.moves
+    warped = warp(maps.flatten(1, 2), map_from_view, grid, moves=moves)
+    return warped.view(*maps.shape[:3], *grid)
 
 
 def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
@@ -449,14 +551,6 @@ def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
         return maps
     whole = torch.eye(3, device=maps.device, dtype=torch.float32).expand(len(maps), 3, 3)
     return warp(maps.flatten(1, 2), whole, grid).view(*maps.shape[:3], *grid)
-
-
-def complete_matrices(stored: Tensor) -> Tensor:
-    """Return stored matrices [..., 3, 3] or their first two rows [..., 2, 3] as matrices [..., 3, 3]."""
-    if stored.shape[-2] == 3:
-        return stored
-    last = stored.new_tensor([0.0, 0.0, 1.0]).expand(*stored.shape[:-2], 1, 3)
-    return torch.cat([stored, last], dim=-2)
 
 
 def canonical_from_view(batch: Batch) -> Tensor:

@@ -21,11 +21,11 @@ from permafrost.loading.sampler import (
     FOREIGN_LOADER,
     EpochOrder,
     GlobalBatchSampler,
+    PlacedBatches,
     ReplayBatchSampler,
 )
 from permafrost.loading.transfer import (
     check_shared_memory,
-    copy_to,
     iter_on_device,
     iter_watched,
     map_leaves,
@@ -47,6 +47,7 @@ class TrainLoader(DataLoader[Any]):
         views: ViewSchedule | None,
         pixel_augment: PixelAugmentSchedule | None = None,
         *,
+        view_size: tuple[int, int] | None = None,
         batch_size: int,
         seed: int,
         loader_processes: int = 0,
@@ -61,6 +62,8 @@ class TrainLoader(DataLoader[Any]):
             dataset: Selection of records and the passes whose targets are read.
             views: Schedule of new views, None to replay the views stored in the dataset's passes.
             pixel_augment: Schedule of changes of pixels, after those of replayed views; None for none.
+            view_size: Largest (height, width) of views that networks receive, the size of windows of original images;
+                None for that of the canonical frame.
             batch_size: Number of rows of a global batch, over all ranks and views of a record.
             seed: Seed of the order of epochs, and of the first stored view of each record.
             loader_processes: Number of processes that load batches, 0 to load them in this one.
@@ -82,10 +85,10 @@ class TrainLoader(DataLoader[Any]):
             )
         )
         self.views_per_step, self.expand = views_per_step, expand
+        dataset = dataset.in_views(views, view_size)
         self._configure(
             dataset,
             batches,
-            views,
             pixel_augment,
             seed,
             batch_bytes=dataset.record_bytes * -(-batch_size // world_size),
@@ -95,8 +98,7 @@ class TrainLoader(DataLoader[Any]):
     def _configure(
         self,
         dataset: StoreDataset,
-        batches: GlobalBatchSampler | None,
-        views: ViewSchedule | None,
+        batches: GlobalBatchSampler | PlacedBatches,
         pixel_augment: PixelAugmentSchedule | None,
         seed: int,
         *,
@@ -104,8 +106,8 @@ class TrainLoader(DataLoader[Any]):
         num_workers: int,
         **options: Any,
     ) -> None:
-        """Set up the schedules and PyTorch's loader; `batches` is None if the options have a sampler."""
-        self.batches, self.views, self.pixel_augment = batches, views, pixel_augment
+        """Set up the schedules and PyTorch's loader."""
+        self.batches, self.pixel_augment = batches, pixel_augment
         self._iteration: object = None
         if num_workers:
             context = options.setdefault("multiprocessing_context", "spawn")
@@ -116,10 +118,9 @@ class TrainLoader(DataLoader[Any]):
             check_shared_memory(batch_bytes, num_workers, self.workers_option)
         # Torch draws the seed of worker processes from the global generator otherwise.
         options.setdefault("generator", torch.Generator().manual_seed(derive_seed(seed, "workers")))
-        if batches is not None:
-            options["batch_sampler"] = batches
         super().__init__(
             dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=BatchMessage.from_worker if num_workers else BatchMessage,  # type: ignore[arg-type]
             **options,
@@ -128,8 +129,7 @@ class TrainLoader(DataLoader[Any]):
     @property
     def num_steps(self) -> int:
         """Number of steps of an epoch, the same on every rank."""
-        assert self.batches is not None
-        return self.batches.num_steps
+        return self.batches.num_steps if isinstance(self.batches, GlobalBatchSampler) else len(self)
 
     def epoch(
         self, epoch: int, first_step: int = 0, device: torch.device | None = None
@@ -141,28 +141,25 @@ class TrainLoader(DataLoader[Any]):
             first_step: Step to start at.
             device: Target device of the batches, copied one step ahead on a GPU; None leaves them on the host.
         """
-        if self.batches is not None:
+        if isinstance(self.batches, GlobalBatchSampler):
             self.batches.set_position(epoch, first_step)
+        else:
+            self.batches.set_epoch(epoch)
         read = self._read_batches(DataLoader.__iter__(self))
-        pairs = iter_on_device(read, device or torch.device("cpu"))
-        return self._with_views(pairs, epoch, first_step)
+        batches = iter_on_device(read, device or torch.device("cpu"))
+        return self._with_changes(batches, epoch, first_step)
 
-    def _with_views(
-        self, pairs: Iterable[tuple[Batch, Batch]], epoch: int, first_step: int
+    def _with_changes(
+        self, batches: Iterable[Batch], epoch: int, first_step: int
     ) -> Iterator[Batch]:
-        """Iterate over batches, given on the host and on the device, in their views."""
+        """Iterate over batches in their views, with the changes of their pixels."""
         start = 0
-        for step, (read, batch) in enumerate(pairs, start=first_step):
-            if self.batches is not None:
+        for step, batch in enumerate(batches, start=first_step):
+            if isinstance(self.batches, GlobalBatchSampler):
                 start = self.batches.first_position(step)
             records = len(batch.keys)
-            if self.views is not None:
-                drawn_views = self.views.views(epoch, start, read.aspects)
-                if drawn_views is not None:
-                    drawn_views = copy_to(drawn_views, batch.inputs.device)
-                batch = replace(batch, canonical_from_view=drawn_views)
-                if self.expand is not None:
-                    batch = self.expand(batch)
+            if self.expand is not None:
+                batch = self.expand(batch)
             if self.pixel_augment is not None:
                 per_step = self.views_per_step
                 drawn = self.pixel_augment.draw(epoch, start * per_step, len(batch.keys), per_step)

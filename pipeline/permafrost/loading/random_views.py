@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kornia.augmentation as K
 import torch
@@ -25,6 +25,10 @@ from permafrost.core.errors import require
 from permafrost.core.seeded import SeededDraws
 from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.recipes import BLOCK_SIZE, draw_policy, policy_matrices
+from permafrost.loading.windows import Views, pixel_boxes, windows_of_boxes
+
+if TYPE_CHECKING:
+    from permafrost.loading.selected_records import SelectedRecords
 
 VIEW_BLOCK = BLOCK_SIZE
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
@@ -89,16 +93,33 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
     Raises:
         ConfigError: If an operation draws per batch instead of per record.
     """
-    view_from_canonical = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
+    (views,) = draw_in_parts([operations], count, size, seed)
+    return views
+
+
+def draw_in_parts(
+    parts: Sequence[Sequence[Any]], count: int, size: tuple[int, int], seed: int
+) -> list[Tensor]:
+    """Draw operations as `draw_views` does, and return one matrix input_from_output for each part of them.
+
+    Args:
+        parts: Operations of each part, in the order in which they apply.
+        count: Number of views.
+        size: (height, width) of the canonical frame.
+        seed: 32 bits.
+    """
+    matrices = []
     with SeededDraws(seed):  # as Kornia takes no generator
-        for operation in operations:
-            if isinstance(operation, Tensor):
-                step = operation
-            else:
-                step, size = _draw_step(operation, count, size)
-            view_from_canonical = step @ view_from_canonical
-    canonical_from_view: Tensor = torch.linalg.inv(view_from_canonical)
-    return canonical_from_view
+        for operations in parts:
+            output_from_input = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
+            for operation in operations:
+                if isinstance(operation, Tensor):
+                    step = operation
+                else:
+                    step, size = _draw_step(operation, count, size)
+                output_from_input = step @ output_from_input
+            matrices.append(torch.linalg.inv(output_from_input))
+    return matrices
 
 
 def _draw_step(operation: Any, count: int, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
@@ -201,7 +222,13 @@ class ViewSchedule:
     """
 
     def __init__(
-        self, config: AugmentOptions, size: tuple[int, int], seed: int, *, one_aspect: bool = True
+        self,
+        config: AugmentOptions,
+        size: tuple[int, int],
+        seed: int,
+        *,
+        one_aspect: bool = True,
+        whole_pixels: bool = False,
     ) -> None:
         """Configure the schedule.
 
@@ -210,39 +237,49 @@ class ViewSchedule:
             size: (height, width) of the canonical frame.
             seed: Seed of all draws.
             one_aspect: True if every original has the aspect ratio of the canonical frame.
+            whole_pixels: True if windows are rounded to whole pixels of the originals, as they are cut from them.
         """
         self.config = config
         self.size = size
         self.seed = seed
         self.one_aspect = one_aspect
+        self.whole_pixels = whole_pixels
         self._block = MethodCache(self._draw_block, 4)
 
-    def views(self, epoch: int, start: int, aspects: Tensor) -> Tensor | None:
-        """Draw `canonical_from_view` of consecutive positions of an epoch's order.
+    def views(self, epoch: int, start: int, sizes: Tensor) -> Views | None:
+        """Draw the views of consecutive positions of an epoch's order.
 
         Args:
             epoch: Number of the epoch.
             start: First position.
-            aspects: [n], width / height of the original at each position.
+            sizes: (height, width) of the original at each position, [n, 2].
 
         Returns:
-            f32 [n, 3, 3], or None without operations.
+            Views [n], or None without operations.
         """
         if not self.config.moving:
             return None
-        first, last = start // VIEW_BLOCK, (start + len(aspects) - 1) // VIEW_BLOCK
+        count = len(sizes)
+        first, last = start // VIEW_BLOCK, (start + count - 1) // VIEW_BLOCK
         drawn = [self._block(epoch, block) for block in range(first, last + 1)]
         begin = start - first * VIEW_BLOCK
-        steps = [torch.cat(parts)[begin:][: len(aspects)] for parts in zip(*drawn, strict=True)]
-        if self.one_aspect:
-            return steps[0].float()
-        return self._compose(steps, aspects).float()
+        steps = [torch.cat(parts)[begin:][:count] for parts in zip(*drawn, strict=True)]
+        if not self.one_aspect:
+            height, width = sizes.double().unbind(dim=1)
+            steps = self._compose(steps, width / height)
+        if self.config.edges == "image":
+            return Views(steps[0].float())
+        windows, moves = steps[0], steps[1].float() if len(steps) > 1 else None
+        if self.whole_pixels:
+            boxes = pixel_boxes(_numbers_of(windows), sizes)
+            return Views.of(windows_of_boxes(boxes, _numbers_of(windows)[:, :2], sizes), moves)
+        return Views.of(_numbers_of(windows).float(), moves)
 
     def _draw_block(self, epoch: int, block: int) -> list[Tensor]:
         """Draw the part of a block that is independent of the records.
 
         Returns:
-            The views, or one tensor per operation if the originals differ in aspect ratio.
+            Windows and moves as matrices, or one tensor per operation if the originals differ in aspect ratio.
         """
         seed = derive_seed(self.seed, "views", epoch, block)
         policies = self._draw_policies(epoch, block)
@@ -256,7 +293,7 @@ class ViewSchedule:
                 else next(generators)
                 for operation in self.config.moving
             ]
-            return [draw_views(steps, VIEW_BLOCK, self.size, seed)]
+            return draw_in_parts(self._divide(steps), VIEW_BLOCK, self.size, seed)
         generator = torch.Generator().manual_seed(seed)
         with SeededDraws(seed):
             return [
@@ -265,6 +302,13 @@ class ViewSchedule:
                 else self._draw_operation(operation, generator)
                 for operation in self.config.moving
             ]
+
+    def _divide(self, steps: list[Any]) -> list[list[Any]]:
+        """Divide the steps of all moving operations into those of the windows and of the moves, if there are any."""
+        number = self.config.num_window_operations
+        if self.config.edges == "image":
+            return [steps]
+        return [steps[:number], *([steps[number:]] if steps[number:] else [])]
 
     def _draw_operation(self, operation: OperationConfig, generator: torch.Generator) -> Tensor:
         """Draw the numbers of a block of crops, or a step input_from_output in a square, [VIEW_BLOCK, 3, 3]."""
@@ -285,24 +329,55 @@ class ViewSchedule:
             kinds, strengths = draw_policy(operation, number, self.seed, epoch, block)
             yield torch.stack([kinds.double(), strengths], dim=2)
 
-    def _compose(self, steps: list[Tensor], aspects: Tensor) -> Tensor:
-        """Compute canonical_from_view = (inverse of the first operation) @ (inverse of the second) @ ..."""
-        canonical_from_view = torch.eye(3, dtype=torch.float64).expand(len(aspects), 3, 3)
-        aspects = aspects.double()
-        for operation, step in zip(self.config.moving, steps, strict=True):
-            if isinstance(operation, PolicyConfig):
-                canonical_from_view = canonical_from_view @ _policy_step(step, aspects)
-            elif operation.kind == "resized_crop":
-                canonical_from_view = canonical_from_view @ place_crops(
-                    step, aspects, operation.ratio
-                )
-                aspects = torch.ones_like(aspects)
-            else:
-                ones = torch.ones_like(aspects)
-                step = _shift_by_sides(operation, step, aspects)
-                true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
-                canonical_from_view = canonical_from_view @ torch.linalg.inv(true) @ step @ true
-        return canonical_from_view
+    def _compose(self, steps: list[Tensor], aspects: Tensor) -> list[Tensor]:
+        """Compute (inverse of the first operation) @ (inverse of the second) @ ... of windows and of moves."""
+        parts = []
+        operations = iter(self.config.moving)
+        for part in self._divide(steps):
+            input_from_output = torch.eye(3, dtype=torch.float64).expand(len(aspects), 3, 3)
+            for step in part:
+                operation = next(operations)
+                if isinstance(operation, PolicyConfig):
+                    input_from_output = input_from_output @ _policy_step(step, aspects)
+                elif operation.kind == "resized_crop":
+                    input_from_output = input_from_output @ place_crops(
+                        step, aspects, operation.ratio
+                    )
+                    aspects = torch.ones_like(aspects)
+                else:
+                    ones = torch.ones_like(aspects)
+                    step = _shift_by_sides(operation, step, aspects)
+                    true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
+                    input_from_output = input_from_output @ torch.linalg.inv(true) @ step @ true
+            parts.append(input_from_output)
+        return parts
+
+
+def schedule_views(
+    records: SelectedRecords, augment: AugmentOptions, seed: int, *, sampled: bool = False
+) -> ViewSchedule:
+    """Return the schedule of random views of records.
+
+    Args:
+        records: The records.
+        augment: Options of the views.
+        seed: Seed of all draws.
+        sampled: True for views that are sampled from frames, although the store has the original images.
+    """
+    return ViewSchedule(
+        augment,
+        records.store.size,
+        seed,
+        one_aspect=records.has_frame_aspect,
+        whole_pixels=not sampled and records.store.has_larger_images and augment.shows_windows,
+    )
+
+
+def _numbers_of(matrices: Tensor) -> Tensor:
+    """Return the windows [n, 4] of upright matrices [n, 3, 3]."""
+    return torch.stack(
+        [matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 0, 2], matrices[:, 1, 2]], dim=1
+    )
 
 
 def _policy_step(draws: Tensor, aspects: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.core.batches import (
@@ -26,10 +27,15 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.mixtures import labels_of, mix_targets, mixture_of_targets
-from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.random_views import schedule_views
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.replayed_views import check_replayed
-from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from permafrost.loading.sampler import (
+    EpochOrder,
+    GlobalBatchSampler,
+    PlacedBatches,
+    ReplayBatchSampler,
+)
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.transfer import move_batch
 from permafrost.store.reader import Store, TeacherPass
@@ -257,19 +263,17 @@ class RecordLoader(TrainLoader):
         if augment is not None:
             size = size if augment.size is None else (augment.size, augment.size)
             if not replay:
-                views = ViewSchedule(
-                    augment, records.store.size, seed, one_aspect=dataset.has_frame_aspect
-                )
+                views = schedule_views(dataset, augment, seed)
             # The operations of a replay are those of the stored views.
             pixels = PixelAugmentSchedule(
                 replace(augment, operations=()) if replay else augment, seed
             )
         self.size, self._epoch, self._lock = size, 0, Lock()
         self.views_per_step, self.expand = 1, None
+        dataset = dataset.in_views(views, size)
         self._configure(
             dataset,
             _batches(dataset, passes, int(batch_size), seed, options, shuffle, drop_last, replay),
-            views,
             pixels,
             seed,
             batch_bytes=dataset.record_bytes * int(batch_size),
@@ -284,9 +288,6 @@ class RecordLoader(TrainLoader):
     def __iter__(self) -> Iterator[ViewBatch]:  # type: ignore[override]
         with self._lock:  # of several threads that begin an epoch, each has its own
             epoch, self._epoch = self._epoch, self._epoch + 1
-            for sampler in (self.batch_sampler, self.sampler):
-                if (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
-                    set_epoch(epoch)
             batches = self.epoch(epoch)
         return (ViewBatch(batch, self.size, self._unread) for batch in batches)
 
@@ -359,20 +360,19 @@ def _batches(
     shuffle: bool,
     drop_last: bool,
     replay: bool,
-) -> GlobalBatchSampler | None:
-    """Return the sampler of batches, None if the options have one, to which the size of batches is then added."""
-    records = len(dataset)
-    if _SAMPLERS & options.keys():
-        if "batch_sampler" in options:
-            return None
-        options |= {"batch_size": batch_size, "drop_last": bool(drop_last)}
-        records = len(options["sampler"]) if hasattr(options["sampler"], "__len__") else batch_size
+) -> GlobalBatchSampler | PlacedBatches:
+    """Return the sampler of batches, made of that of the options if they have one, which is taken out of them."""
+    if "batch_sampler" in options:
+        return PlacedBatches(options.pop("batch_sampler"))
+    sampler, records = options.pop("sampler", None), len(dataset)
+    if sampler is not None:
+        records = len(sampler) if hasattr(sampler, "__len__") else batch_size
     require(
         records >= batch_size or not (drop_last or replay),
         f"batch_size={batch_size}, but {records} records are selected; lower it, or set drop_last=False",
     )
-    if "sampler" in options:
-        return None
+    if sampler is not None:
+        return PlacedBatches(BatchSampler(sampler, batch_size, bool(drop_last)))
     order = EpochOrder(
         dataset.first_positions(), seed if shuffle or replay else None, fetch=dataset.fetch
     )

@@ -7,7 +7,8 @@ affects other records in each epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,19 @@ FOREIGN_LOADER = (
 )
 WINDOW_SHARDS = 16
 _DRAWN_AT_ONCE = 2**18
+
+
+@dataclass(frozen=True)
+class EpochSlice:
+    """Records of a batch, and their places in the order of an epoch, of which their random views are functions."""
+
+    positions: Sequence[int] | NDArray[np.int64]
+    """Positions of the records in the selection."""
+    epoch: int
+    first: int
+    """Place of the first record in the epoch's order; the others follow it."""
+    views: NDArray[np.int64] | None = None
+    """Stored view of each record to replay; None for views that are drawn."""
 
 
 class EpochOrder:
@@ -134,10 +148,10 @@ class GlobalBatchSampler:
     def __len__(self) -> int:
         return self.num_steps - self.first_step
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[EpochSlice]:
         return self._batches(self.epoch, self.first_step)  # as they are now
 
-    def _batches(self, epoch: int, first_step: int) -> Iterator[list[int]]:
+    def _batches(self, epoch: int, first_step: int) -> Iterator[EpochSlice]:
         taken = first_step * self.batch_size
         share = self.batch_size // self.world_size
         rest = np.empty(0, np.int64)
@@ -145,10 +159,11 @@ class GlobalBatchSampler:
             rest = np.concatenate([rest, window])
             while len(rest) >= self.batch_size:
                 rank_positions = rest[self.rank * share : (self.rank + 1) * share]
-                yield rank_positions.tolist()
+                yield EpochSlice(rank_positions.copy(), epoch, taken + self.rank * share)
                 rest = rest[self.batch_size :]
+                taken += self.batch_size
         if len(rest) and not self.drop_last:
-            yield rest.tolist()
+            yield EpochSlice(rest, epoch, taken)
 
     def first_position(self, step: int) -> int:
         """Return the start of this rank's slice of a step in the epoch's order."""
@@ -189,14 +204,38 @@ class ReplayBatchSampler(GlobalBatchSampler):
             block = self.starts[start : start + _DRAWN_AT_ONCE]
             block[:] = generator.integers(num_views, size=len(block))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
-        return self._views(self.epoch, super().__iter__())
+    def _batches(self, epoch: int, first_step: int) -> Iterator[EpochSlice]:
+        turns = epoch * self.per_step + np.arange(self.per_step)
+        for part in super()._batches(epoch, first_step):
+            starts = self.starts[part.positions].astype(np.int64)
+            views = (starts[:, None] + turns) % self.num_views
+            positions = np.repeat(part.positions, self.per_step)
+            yield replace(part, positions=positions, views=views.ravel())
 
-    def _views(self, epoch: int, batches: Iterator[list[int]]) -> Iterator[list[tuple[int, int]]]:
-        turn = epoch * self.per_step
+
+class PlacedBatches:
+    """Batches of positions of another sampler, with their places in the order in which it yields them."""
+
+    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
+        self.batches = batches
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the number of the next epoch, also of the sampler and of the one that it makes batches of."""
+        self.epoch = epoch
+        for sampler in (self.batches, getattr(self.batches, "sampler", None)):
+            if (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
+                set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[EpochSlice]:
+        return self._slices(self.epoch, iter(self.batches))  # as they are now
+
+    @staticmethod
+    def _slices(epoch: int, batches: Iterator[Sequence[int]]) -> Iterator[EpochSlice]:
+        first = 0
         for positions in batches:
-            yield [
-                (position, (int(self.starts[position]) + turn + number) % self.num_views)
-                for position in positions
-                for number in range(self.per_step)
-            ]
+            yield EpochSlice(positions, epoch, first)
+            first += len(positions)

@@ -89,10 +89,11 @@ class SelectedRecords:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def aspects(self, positions: Sequence[int] | None = None) -> torch.Tensor:
-        """Read width / height of original images, f64 [n], 1 for rows of a table; None reads all of them."""
+    def sizes(self, positions: Sequence[int] | None = None) -> torch.Tensor:
+        """Read (height, width) of original images, i64 [n, 2], NO_SIZE for rows of a table; None reads all of them."""
         rows = self.rows if positions is None else self.rows_at(np.asarray(positions, np.int64))
-        return torch.from_numpy(self._aspects(rows))
+        sizes = self.store.index.take(("height", "width"), rows)
+        return torch.from_numpy(np.stack([sizes["height"], sizes["width"]], axis=1)).long()
 
     def _aspects(self, rows: RowNumbers) -> NDArray[np.float64]:
         sizes = self.store.index.take(("width", "height"), rows)

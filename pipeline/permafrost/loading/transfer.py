@@ -25,6 +25,7 @@ from torch import Tensor
 from permafrost.core.batches import (
     Batch,
     Mixture,
+    Moves,
     PixelAugment,
     PixelChange,
     StoredTargets,
@@ -225,8 +226,8 @@ def read_ahead(
             yield pair
 
 
-def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
-    """Iterate over batches and their copies on a GPU, which are made on a stream of their own one batch ahead."""
+def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Iterate over copies of batches on a GPU, which are made on a stream of their own one batch ahead."""
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
@@ -239,19 +240,19 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple
             leaf.record_stream(torch.cuda.current_stream(device))
         return leaf
 
-    for batch, (moved, copied) in read_ahead(batches, copy):
+    for _, (moved, copied) in read_ahead(batches, copy):
         torch.cuda.current_stream(device).wait_event(copied)
         map_leaves(moved, reserve)
-        yield batch, moved
+        yield moved
 
 
-def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
-    """Iterate over batches and their copies on `device`, which are made one batch ahead on a GPU."""
+def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Iterate over batches on `device`, where they are copied one batch ahead on a GPU."""
     if device.type == "cuda":
         yield from copy_ahead(batches, device)
     else:
         for batch in batches:
-            yield batch, move_batch(batch, device)
+            yield move_batch(batch, device)
 
 
 def move_values(value: Any, device: torch.device) -> Any:
@@ -261,7 +262,7 @@ def move_values(value: Any, device: torch.device) -> Any:
     )
 
 
-_PARTS = (Batch, StoredTargets, TopLogits, PixelAugment, PixelChange, Mixture)
+_PARTS = (Batch, StoredTargets, TopLogits, Moves, PixelAugment, PixelChange, Mixture)
 """Classes whose fields are leaves of a batch, or parts of it themselves."""
 
 

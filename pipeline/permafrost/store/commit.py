@@ -355,7 +355,9 @@ def committed_store(store: RootedPath) -> StoreManifest | None:
 
 def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None) -> CanonicalFrame:
     height, width = packing.size or _frame_size(sizes, image_size)
-    return CanonicalFrame(height=height, width=width, format=packing.form)
+    return CanonicalFrame(
+        height=height, width=width, format=packing.form, resampling=packing.resampling
+    )
 
 
 def _frame_size(sizes: set[tuple[int, int]], image_size: int | None) -> tuple[int, int]:

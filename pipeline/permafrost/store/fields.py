@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from permafrost.core.records import (
     MIXTURE_FIELD,
+    MOVE_FIELD,
     NO_CLASS,
     PARTNER_FIELD,
     VIEW_FIELD,
+    WINDOW_FIELD,
     FieldSpec,
 )
 from permafrost.storage.files import (
@@ -305,7 +307,12 @@ def in_range(spec: FieldSpec, values: NDArray[Any], num_classes: int) -> NDArray
     elif spec.name == PARTNER_FIELD.name:
         good = values >= 0
     rows = np.asarray(good.all(axis=tuple(range(1, values.ndim))))
-    if spec.name == VIEW_FIELD.name and rows.any():  # matrices, which warping inverts
+    if spec.name == WINDOW_FIELD.name:
+        sides: NDArray[np.bool_] = (values[..., :2] != 0).all(axis=(1, 2))
+        return rows & sides
+    if (
+        spec.name in (VIEW_FIELD.name, MOVE_FIELD.name) and rows.any()
+    ):  # matrices, which warping inverts
         matrices = np.where(rows[:, None, None, None], values, 0).astype(np.float64)
         square = matrices if spec.shape == (3, 3) else matrices[..., :2, :2]
         rows = rows & (np.linalg.det(square) != 0).all(axis=1)

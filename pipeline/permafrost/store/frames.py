@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from permafrost.core.label_forms import multi_hot_of_lists
 from permafrost.store.entries import ManifestError
-from permafrost.store.image_decoding import decode_rgb, open_image
+from permafrost.store.image_decoding import decode_pixels, open_image
 from permafrost.store.index import RowNumbers
-from permafrost.store.record_form import RecordForm, resize_frame
+from permafrost.store.record_form import RecordForm, decode_original, resize_pixels
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes
 
@@ -64,7 +65,7 @@ class InputMemory:
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
     """Decode the whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
-    return resize_frame(decode_rgb(data), size)
+    return torch.from_numpy(resize_pixels(decode_pixels(data), size)).permute(2, 0, 1)
 
 
 def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor:
@@ -106,7 +107,8 @@ class FrameBatch(NamedTuple):
     """Consecutive frames of a shard."""
 
     frames: Tensor
-    """u8 [n, 3, H, W]; for a table its rows, f32 [n, d]."""
+    """u8 [n, 3, H, W]; for a table its rows, f32 [n, d]; in place of frames the windows of V views, u8
+    [n, V, 3, h, w]."""
     heights: Tensor
     """f32 [n]: heights of the original images, `widths` likewise; NO_SIZE for a table."""
     widths: Tensor
@@ -144,20 +146,56 @@ class ShardFrames:
         Raises:
             ManifestError: If a record's bytes are not the packed ones, or cannot be decoded.
         """
-        columns = {name: column[start:stop] for name, column in self._columns.items()}
-        places = zip(
-            *(columns[name].tolist() for name in ("offset", "size", "image_crc32c")),
-            self._keys[start:stop],
-            strict=True,
-        )
         inputs = InputMemory(self._store.form, stop - start)
-        for number, place in enumerate(places):
-            inputs.decode(number, self._bytes.read(*place), f"{self._bytes.path}: {place[-1]}")
+        for number, (data, where) in enumerate(self._contents(start, stop)):
+            inputs.decode(number, data, where)
+        return self._batch(inputs.tensor(), start, stop)
+
+    def read_windows(
+        self,
+        start: int,
+        stop: int,
+        num_views: int,
+        size: tuple[int, int],
+        cut: Callable[[NDArray[np.uint8], int, NDArray[np.uint8]], None],
+    ) -> FrameBatch:
+        """Read windows of the original images of the selected rows, which are decoded one after the other.
+
+        Args:
+            start: First of the selected rows.
+            stop: The one after the last.
+            num_views: Number V of windows of each image.
+            size: (height, width) of the windows.
+            cut: Function that writes the windows of an image, from its pixels u8 [H, W, 3] and its number among the
+                selected rows into u8 [V, height, width, 3].
+
+        Raises:
+            ManifestError: As `read`, or if an image has another size than the index says.
+        """
+        memory = np.empty((stop - start, num_views, *size, 3), np.uint8)
+        heights, widths = (self._columns[name][start:stop] for name in ("height", "width"))
+        shapes = zip(heights.tolist(), widths.tolist(), strict=True)
+        contents = zip(self._contents(start, stop), shapes, strict=True)
+        for number, ((data, where), shape) in enumerate(contents):
+            pixels = decode_original(data, shape, where)
+            cut(pixels, start + number, memory[number])
+        return self._batch(torch.from_numpy(memory).permute(0, 1, 4, 2, 3), start, stop)
+
+    def _contents(self, start: int, stop: int) -> Iterator[tuple[bytes, str]]:
+        """Iterate over the bytes of selected rows, and their file and key for messages."""
+        names = ("offset", "size", "image_crc32c")
+        columns = (self._columns[name][start:stop].tolist() for name in names)
+        for offset, size, crc32c, key in zip(*columns, self._keys[start:stop], strict=True):
+            yield self._bytes.read(offset, size, crc32c, key), f"{self._bytes.path}: {key}"
+
+    def _batch(self, frames: Tensor, start: int, stop: int) -> FrameBatch:
         heights, widths = (
-            torch.tensor(columns[name], dtype=torch.float32) for name in ("height", "width")
+            torch.tensor(self._columns[name][start:stop], dtype=torch.float32)
+            for name in ("height", "width")
         )
-        labels = labels_of_rows(self._store, self._rows[start:stop])
-        return FrameBatch(inputs.tensor(), heights, widths, labels)
+        return FrameBatch(
+            frames, heights, widths, labels_of_rows(self._store, self._rows[start:stop])
+        )
 
 
 def labels_of_rows(store: Store, rows: RowNumbers) -> Tensor:

@@ -56,6 +56,8 @@ _MAX_MANIFEST_BYTES = 2**24
 _MAX_BRACKETS = 100_000
 """Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
 _DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "uint16": 2, "int32": 4}
+Resampling = Literal["float32", "uint8"]
+"""Type of the numbers in which an image is resized to the frame. They differ by at most one level."""
 M = TypeVar("M")
 D = TypeVar("D", bound="DataclassInstance")
 
@@ -68,6 +70,16 @@ class CanonicalFrame:
     width: int
     format: Literal["original", "jpeg95", "raw"] = "original"
     """Image format: original (the files' own bytes, resized when read), jpeg95 or raw (the frame itself)."""
+    resampling: Resampling = "uint8"
+    """Type in which images are resized to the frame; float32 in a manifest without this entry."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Entries that the fingerprint of a store covers, in a store of an older form those of that time."""
+        entries = asdict(self)
+        if self.resampling == "float32":
+            del entries["resampling"]
+        return entries
 
     def __post_init__(self) -> None:
         fits = min(self.height, self.width) >= 1 and self.height * self.width <= MAX_FRAME_PIXELS
@@ -130,7 +142,7 @@ def fingerprint_store(
         shards: Name and keys_sha256 of each shard.
     """
     # Digest of {"canonical": ..., "dataset": ..., "plan": [...]} without holding that text in memory.
-    form = {"columns": columns} if canonical is None else {"canonical": asdict(canonical)}
+    form = {"columns": columns} if canonical is None else {"canonical": canonical.identity}
     start = canonical_json({**form, "dataset": dataset.fingerprint})
     digest = hashlib.sha256(start[:-1] + b',"plan":[')
     for place, shard in enumerate(shards):
@@ -352,6 +364,9 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         "sampler": (str, True),
         "seed": (int, False),
         "operations": (list, False),
+        "edges": (str, False),
+        "border": (str, False),
+        "pixels": (str, False),
         "mix": (list, False),
         "mix_block": (int, False),
         "shifts": (str, False),
@@ -477,6 +492,8 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
 
 def _from_values(cls: type[M], values: dict[str, Any]) -> M:
     """Return the manifest of parsed values, whose tables are opened. Raises EntryError."""
+    if isinstance(frame := values.get("canonical"), dict):
+        frame.setdefault("resampling", "float32")
     if cls is PassManifest:
         _gather_added(values)
         values.setdefault("passport", None)

@@ -160,7 +160,9 @@ def plan_pack(
     Raises:
         StoreMismatchError: If the store contains other data or was planned with other options.
     """
-    packing = derive_packing(config, source)
+    packing, committed = derive_packing(config, source), committed_store(path)
+    if committed is not None and committed.canonical is not None:
+        packing = replace(packing, resampling=committed.canonical.resampling)
     dataset = DatasetIdentity(
         name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, listing)
     )

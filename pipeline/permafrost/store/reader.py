@@ -45,6 +45,9 @@ from permafrost.store.row_reader import Rows
 from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 from permafrost.store.zarr_fields import ZarrFields
 
+_BLOCK = 2**16
+"""Rows of the index that are looked at together."""
+
 logger = logging.getLogger("permafrost.store")
 
 BACKENDS: dict[str, type[PassFields]] = {"zarr": ZarrFields, "webdataset": WebDatasetFields}
@@ -99,6 +102,20 @@ class Store:
     def form(self) -> RecordForm:
         """Form of the records: images or rows of numbers."""
         return form_of(self.manifest)
+
+    @cached_property
+    def has_larger_images(self) -> bool:
+        """True if the store has the original images, and any of them is larger than the canonical frame."""
+        frame = self.manifest.canonical
+        if frame is None or frame.format != "original":
+            return False
+        for start in range(0, self.index.num_rows, _BLOCK):
+            sizes = self.index.take(
+                ("height", "width"), range(start, min(start + _BLOCK, self.index.num_rows))
+            )
+            if (sizes["height"] > frame.height).any() or (sizes["width"] > frame.width).any():
+                return True
+        return False
 
     @property
     def size(self) -> tuple[int, int]:

@@ -6,6 +6,8 @@ A record with places has positions in a plane: it is seen in views, explained by
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,21 +18,38 @@ from permafrost.core.errors import RecordError
 from permafrost.store.codecs import RowError, decode_npy, decode_row
 from permafrost.store.entries import ManifestError
 from permafrost.store.image_decoding import ImageError, decode_pixels
-from permafrost.store.manifest import CanonicalFrame, StoreManifest
+from permafrost.store.manifest import CanonicalFrame, Resampling, StoreManifest
 
 if TYPE_CHECKING:  # packing needs no torch
     from torch import Tensor
 
 
-def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize pixels u8 [3, H, W] to another (height, width): bilinear with antialiasing, rounded."""
+def resize_pixels(
+    pixels: NDArray[np.uint8], size: tuple[int, int], resampling: Resampling = "uint8"
+) -> NDArray[np.uint8]:
+    """Resize pixels u8 [H, W, 3] to another (height, width): bilinear with antialiasing, rounded.
+
+    Torch's kernel for bytes computes the same values on every processor.
+
+    Args:
+        pixels: Pixels of any strides.
+        size: (height, width) of the result.
+        resampling: Type of the numbers in which they are computed; float32 takes four times as long.
+    """
+    if pixels.shape[:2] == size:
+        return pixels
     import torch
     import torch.nn.functional as F
 
-    if image.shape[-2:] == size:
-        return image
-    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    if resampling == "float32":
+        resized = F.interpolate(image.float(), size, mode="bilinear", antialias=True)
+        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
+    else:
+        image = image.contiguous(memory_format=torch.channels_last)
+        resized = F.interpolate(image, size, mode="bilinear", antialias=True)
+    result: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
+    return result
 
 
 class RecordForm(ABC):
@@ -142,24 +161,49 @@ class ImageForm(RecordForm):
         if self.frame.format == "raw":
             memory[:] = decode_npy(data, "uint8", memory.shape, where)
             return
-        import torch
-
-        try:
+        with _damage(where):
             pixels = decode_pixels(data, memory)
             if pixels is not memory:
-                frame = resize_frame(torch.from_numpy(pixels).permute(2, 0, 1), self.size)
-                torch.from_numpy(memory).copy_(frame.permute(1, 2, 0))
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders raise many types of exceptions for damaged bytes
-            raise ManifestError(
-                f"{where} cannot be decoded ({error}); run permafrost verify"
-            ) from error
+                memory[:] = resize_pixels(pixels, self.size, self.frame.resampling)
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
         import torch
 
         return torch.from_numpy(values).permute(0, 3, 1, 2)
+
+
+def decode_original(data: bytes, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
+    """Decode an original image at its own size, u8 [H, W, 3].
+
+    Args:
+        data: Stored bytes of the record.
+        size: (height, width) of the upright image in the index.
+        where: File and record, for messages.
+
+    Raises:
+        ManifestError: If the bytes cannot be decoded, or the image has another size.
+    """
+    with _damage(where):
+        pixels = decode_pixels(data)
+    if pixels.shape[:2] != size:
+        raise ManifestError(
+            f"{where} has {pixels.shape[1]}x{pixels.shape[0]} pixels, and {size[1]}x{size[0]} in the index; run "
+            "permafrost verify"
+        )
+    return pixels
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Raise ManifestError for what a decoder raises."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types of exceptions for damaged bytes
+        raise ManifestError(
+            f"{where} cannot be decoded ({error}); run permafrost verify"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from permafrost.core.errors import require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.random_views import ViewSchedule, schedule_views
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
@@ -106,12 +106,16 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
 
 def build_loader(spec: TrainingSpec, distributed: DistributedContext) -> TrainLoader:
     """Build the loader of a rank's batches."""
+    sizes = [spec.input_size]
+    if spec.live_teacher is not None and (side := teacher_input_size(spec.live_teacher)):
+        sizes.append((side, side))
     return TrainLoader(
         spec.dataset,
         None if spec.replays else _build_views(spec),
         PixelAugmentSchedule(
             replace(spec.augment, operations=()) if spec.replays else spec.augment, spec.seed
         ),
+        view_size=max(sizes),
         batch_size=spec.trainer.batch_size,
         seed=spec.seed,
         loader_processes=spec.trainer.loader_processes,
@@ -268,10 +272,10 @@ def _compute_settings(
 
 
 def _build_views(spec: TrainingSpec) -> ViewSchedule:
-    height, width = spec.dataset.store.size
-    one_aspect = spec.dataset.has_frame_aspect
-    views = ViewSchedule(spec.augment, (height, width), spec.seed, one_aspect=one_aspect)
-    first = spec.dataset.aspects(range(min(_MEASURED_VIEWS, len(spec.dataset))))
+    views = schedule_views(spec.dataset, spec.augment, spec.seed)
+    if views.whole_pixels:
+        return views
+    first = spec.dataset.sizes(range(min(_MEASURED_VIEWS, len(spec.dataset))))
     worst = worst_downscale(views, spec.input_size, first)
     if worst > MAX_DOWNSCALE:
         logger.warning(
@@ -293,15 +297,14 @@ def _build_views(spec: TrainingSpec) -> ViewSchedule:
     return views
 
 
-def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:
+def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], sizes: Tensor) -> float:
     """Compute the largest number of canonical pixels per pixel of a view, over one view per record.
 
     Args:
         views: Schedule; the first views of epoch 0 are drawn.
         input_size: (height, width) of a view.
-        aspects: [n], width / height of the originals.
+        sizes: (height, width) of the originals, [n, 2].
     """
-    matrices = views.views(0, 0, aspects)
-    if matrices is None:
-        matrices = torch.eye(3)[None]
+    drawn = views.views(0, 0, sizes)
+    matrices = torch.eye(3)[None] if drawn is None else drawn.canonical_from_view
     return float(downscale(matrices, views.size, input_size).max())

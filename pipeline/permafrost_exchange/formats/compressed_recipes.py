@@ -1,4 +1,4 @@
-"""Recipes of views as apple/ml-dr and DataCompDR store them, as this project's views: a matrix and a row of values.
+"""Recipes of views as apple/ml-dr and DataCompDR store them, as this project's views: windows, moves and values.
 
 A compressed recipe is a list with the values of each random operation in the fixed order of that code: crops in pixels
 of the image, a flip, (number, magnitude) of each operation of RandAugment in torchvision's order, and an erased box in
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from permafrost.core.records import PIXEL_FIELD
 from permafrost.loading.recipes import SPACE, policy_matrices
-from permafrost_exchange.target_reader import crop_matrices
+from permafrost_exchange.target_reader import Arrays, crop_views
 
 _MAX_OPERATIONS = 4
 RECIPE_REMARK = (
-    "views have the recipes of the files; where a shear, translation or rotation reaches beyond the crop, students see "
-    "the image there, and the teacher saw black"
+    "views have the recipes of the files, on the pixels of the original images if the store has them, and on those of "
+    "the frames otherwise"
 )
 
 
@@ -140,8 +141,8 @@ def _resize_of(options: Mapping[str, Any]) -> tuple[int, int] | int:
 
 def convert_recipes(
     recipes: Sequence[Any], layout: RecipeLayout, height: int, width: int
-) -> dict[str, NDArray[Any]]:
-    """Return canonical_from_view f32 [V, 2 or 3, 3] and pixel_values f16 [V, C] of the recipes of an image.
+) -> Arrays:
+    """Return windows f32 [V, 4], moves f32 [V, 2, 3] and pixel_values f16 [V, C] of the recipes of an image.
 
     Args:
         recipes: V compressed recipes, or mappings from operations to pairs of values.
@@ -156,9 +157,7 @@ def convert_recipes(
     values = [_values_of(recipe, layout) for recipe in recipes]
     boxes = np.array([_box(recipe, layout, height, width) for recipe in values])
     flips = np.array([bool(recipe.get("random_horizontal_flip")) for recipe in values])
-    matrices = crop_matrices(boxes, flips)
-    if not layout.num_operations and "random_erase" not in layout.names:
-        return {"canonical_from_view": matrices.astype(np.float32)}
+    moves = np.broadcast_to(np.eye(3), (len(values), 3, 3))
     numbers = []
     if layout.num_operations:
         kinds, strengths = _policy(values, layout, rows, columns)
@@ -168,17 +167,17 @@ def convert_recipes(
                 torch.from_numpy(strengths[:, turn]),
                 torch.full((len(values),), columns / rows, dtype=torch.float64),
             )
-            matrices = matrices @ step.numpy()
+            moves = moves @ step.numpy()
         codes = kinds[:, 0::2].astype(np.float64)
         codes[:, : kinds.shape[1] // 2] += len(SPACE) * kinds[:, 1::2]
         numbers += [codes, strengths]
     if "random_erase" in layout.names:
-        boxes = np.array([_erased(recipe.get("random_erase"), rows, columns) for recipe in values])
-        numbers.append(boxes)
-    return {
-        "canonical_from_view": matrices[:, :2].astype(np.float32),
-        "pixel_values": np.concatenate(numbers, axis=1).astype(np.float16),
-    }
+        erased = np.array([_erased(recipe.get("random_erase"), rows, columns) for recipe in values])
+        numbers.append(erased)
+    views = crop_views(boxes, flips, moves)
+    if numbers:
+        views[PIXEL_FIELD] = np.concatenate(numbers, axis=1).astype(np.float16)
+    return views
 
 
 def _values_of(recipe: Any, layout: RecipeLayout) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from permafrost_exchange.target_reader import (
     FileReader,
     ReadRequest,
     TargetForm,
-    crop_matrices,
+    crop_views,
     top_outcomes,
 )
 
@@ -42,8 +42,8 @@ class FKDReader(FileReader):
                 {"kind": "horizontal_flip", "p": 0.5},
             ),
             remarks=(
-                "a view shows the same crop as the teacher's, without the rounding of its box to whole pixels, and "
-                "this project's interpolation",
+                "a view shows the teacher's crop: the same pixels if the store has the original images, and a part of "
+                "the frame otherwise",
             ),
         )
 
@@ -78,8 +78,7 @@ class FKDReader(FileReader):
         top = top_outcomes(
             probabilities, classes, self.config.classes, self.config.temperature, rest
         )
-        views = crop_matrices(boxes, flips[:count].astype(bool)).astype(np.float32)
-        return {"canonical_from_view": views, **top}
+        return {**crop_views(boxes, flips[:count].astype(bool)), **top}
 
     def _outcomes(self, labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return probabilities and classes, [V, k] each."""

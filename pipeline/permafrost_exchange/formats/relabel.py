@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import roi_align
 
+from permafrost.loading.windows import stored_views_of
 from permafrost_exchange.target_reader import (
     Arrays,
     FileReader,
@@ -26,6 +27,8 @@ from permafrost_exchange.target_reader import (
     TargetReader,
 )
 
+_ROUNDING = 1e-4
+"""Rounding of the side of a box in cells, which decides about the number of points."""
 _MAX_LOGITS = 100
 """Largest number of logits that are stored of a crop, of the classes that its cells list."""
 
@@ -64,24 +67,32 @@ class ReLabelReader(FileReader):
         y, x = np.indices(scores.shape[1:])
         for rank, index in zip(scores, indices.reshape(numbers.shape), strict=True):
             maps[index, y, x] = rank
-        views = None if request.views is None else request.views[row]
-        pooled = _pool(maps, views)
+        views = {name: values[row] for name, values in (request.views or {}).items()}
+        pooled = _pool(maps, _matrices_of(views))
         arrays = _largest(pooled, listed, self.config.classes, self.config.temperature)
-        return arrays if views is None else {"canonical_from_view": views, **arrays}
+        return {**views, **arrays}
 
 
-def _pool(maps: NDArray[np.float32], views: NDArray[np.float32] | None) -> NDArray[np.float64]:
+def _matrices_of(views: Arrays) -> NDArray[np.float32]:
+    """Return canonical_from_view [V, 3, 3] of the fields of views; the identity for the whole image."""
+    if not views:
+        return np.eye(3, dtype=np.float32)[None]
+    return stored_views_of(views, "format.views").canonical_from_view.numpy()
+
+
+def _pool(maps: NDArray[np.float32], matrices: NDArray[np.float32]) -> NDArray[np.float64]:
     """Pool maps [C, h, h] in the boxes of views, f64 [V, C].
 
     Args:
         maps: Maps of the whole image.
-        views: canonical_from_view [V, 3, 3] of crops, flips and quarter turns; None for the whole image.
+        matrices: canonical_from_view [V, 3, 3] of crops, flips and quarter turns.
     """
-    matrices = np.eye(3, dtype=np.float32)[None] if views is None else views
     side = maps.shape[-1]
-    half = np.abs(matrices[:, :2, :2]).sum(axis=2)
-    center = matrices[:, :2, 2]
+    half = np.abs(matrices[:, :2, :2].astype(np.float64)).sum(axis=2)
+    center = matrices[:, :2, 2].astype(np.float64)
     low, high = (((edge + 1) / 2 * side) - 0.5 for edge in (center - half, center + half))
+    # A box of whole cells, as crops of whole pixels may be, has as many points, whatever its rounding.
+    high = high - _ROUNDING
     boxes = np.concatenate([np.zeros((len(low), 1)), low, high], axis=1)
     pooled = roi_align(
         torch.from_numpy(maps)[None].double(),

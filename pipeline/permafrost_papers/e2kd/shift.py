@@ -56,7 +56,7 @@ def shift_curves(
     check_shift("evaluate.shift.pixels", max_shift, model.input_size)
     chosen = _select_records(len(dataset), records)
     cosines: dict[str, list[Tensor]] = {}
-    for _, batch in iter_on_device(iter_batches(dataset, _BATCH, chosen), model.device):
+    for batch in iter_on_device(iter_batches(dataset, _BATCH, chosen), model.device):
         for kind, curve in _batch_curves(model, batch.inputs, max_shift).items():
             cosines.setdefault(kind, []).append(curve.cpu())
     return {

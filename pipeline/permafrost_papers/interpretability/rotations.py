@@ -11,6 +11,7 @@ from torch import Tensor
 from permafrost.config.augment import AugmentOptions, ViewsConfig
 from permafrost.core.batches import Batch
 from permafrost.loading.geometry import canonical_from_view
+from permafrost.loading.windows import Views
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 from permafrost_papers.interpretability.options import NUM_ROTATIONS
@@ -57,6 +58,6 @@ def turn_views(batch: Batch) -> Batch:
 
 def draw_rotations(
     config: ViewsConfig, augment: AugmentOptions, store: Store, shard: ShardEntry
-) -> Tensor:
-    """Return canonical_from_view of the rotations of the whole frame for all records of a shard, f32 [n, 4, 3, 3]."""
-    return rotations().expand(shard.records, -1, -1, -1).float()
+) -> Views:
+    """Return the rotations of the whole frame for all records of a shard, [n, 4]."""
+    return Views(rotations().expand(shard.records, -1, -1, -1).float())

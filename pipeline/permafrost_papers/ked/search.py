@@ -292,7 +292,7 @@ class PartitionSearch:
         if len(rows) == 0:
             return
         dataset = StoreDataset(self.store, rows, decode_threads=self.decode_threads)
-        for _, batch in iter_on_device(iter_batches(dataset, _BATCH_SIZE), device):
+        for batch in iter_on_device(iter_batches(dataset, _BATCH_SIZE), device):
             view_batch = evaluation_view(batch, self.teacher.frame, size)
             yield batch.keys, view_images(view_batch, size)
 

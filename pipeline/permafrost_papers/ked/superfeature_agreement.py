@@ -85,15 +85,14 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
     model = context.model
     on_host = iter_batches(dataset, context.options.batch_size)
-    for batch, moved in iter_on_device(on_host, model.device):
-        teacher_logits = coarsen(
-            decode_intermediates(batch.targets[0])[PAYLOAD], of_teacher, number
-        )
-        view_batch = evaluation_view(moved, context.options.frame, model.input_size)
+    for batch in iter_on_device(on_host, model.device):
+        stored = decode_intermediates(batch.targets[0])[PAYLOAD]
+        teacher_logits = coarsen(stored.cpu(), of_teacher, number)
+        view_batch = evaluation_view(batch, context.options.frame, model.input_size)
         with torch.no_grad():
             output = model.network(view_images(view_batch, model.input_size))
         student_logits = coarsen(output.extras[LOGITS], of_student, number)
-        total = total + FidelitySums.of(teacher_logits.cpu(), student_logits.cpu())
+        total = total + FidelitySums.of(teacher_logits, student_logits.cpu())
     return total.metrics
 
 

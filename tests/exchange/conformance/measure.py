@@ -34,6 +34,7 @@ from tests.exchange.conformance.make_files import (
     unpack,
 )
 from tests.support.exchange import run_ingest, run_precompute, values_by_key
+from tests.support.view_matrices import matrices_of_fields
 
 TABLE = Path(__file__).parent / "table.json"
 FRAME = 96
@@ -182,7 +183,7 @@ def measure_views(
 ) -> dict:
     """Compare boxes and pixels of views."""
     matrices, geometry = (
-        ingested.values["canonical_from_view"],
+        matrices_of_fields(ingested.values),
         np.array([[has_geometry(v) for v in r] for r in there]),
     )
     boxes = 0.0
@@ -285,10 +286,11 @@ def measure_relabel(place: Workplace, name: str) -> dict:
     for row, path in enumerate(place.photographs):
         boxes = np.array([[0.0, 0.0, 1.0, 1.0]])
         if has_crops:
-            matrices = done.values["canonical_from_view"][row]
+            matrices = matrices_of_fields(done.values)[row]
             corners = corners_here(matrices, place.orientations[row])
             low, high = corners.min(axis=1), corners.max(axis=1)
-            boxes = np.concatenate([low[:, ::-1], (high - low)[:, ::-1]], axis=1)
+            # Without the rounding of a side, which decides about the number of points.
+            boxes = np.concatenate([low[:, ::-1], (high - low)[:, ::-1] - 1e-4 / 15], axis=1)
         file = place.folder / "relabel" / path.parent.name / f"{path.stem}.pt"
         targets = second_reader.relabel(file, boxes, RELABEL_CLASSES)
         here = dense({f: each[row] for f, each in done.values.items()}, RELABEL_CLASSES, 1.0)

@@ -1,0 +1,210 @@
+"""Windows: the part of an image that a view shows, before operations move it, and how it is cut from decoded pixels.
+
+A view is a window, a crop and flips of the image, and the moves of what the window shows (rotations, shears, shifts),
+with black outside of the window. A window is four numbers: scales and shifts in x and y from its coordinates to those
+of the image, -1 and 1 at the edges of either. A negative scale is a flip.
+
+Cut from an original image, a window is one of whole pixels, as in torchvision, and becomes a view in one step, with
+antialiasing where it has more pixels than the view. Nothing else of the image is resized.
+
+Not here: windows of stored frames, which the warp of geometry.py samples with the moves in one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.core.batches import Batch, Border, Moves
+from permafrost.core.records import MOVE_FIELD, VIEW_FIELD, WINDOW_FIELD
+from permafrost.loading.transfer import copy_to, move_values
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.record_form import resize_pixels
+
+MAX_WINDOW = 8.0
+"""Largest side of a window in units of the image's."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of records, with any leading axes [...]."""
+
+    canonical_from_view: Tensor
+    """Matrices of the views, f32 [..., 3, 3]: the product of window and moves."""
+    windows: Tensor | None = None
+    """Windows, f32 [..., 4]; None for views that are one matrix, which shows the image wherever it reaches."""
+    window_from_view: Tensor | None = None
+    """Moves of what the windows show, f32 [..., 3, 3]; None if nothing moves."""
+
+    @classmethod
+    def of(cls, windows: Tensor, window_from_view: Tensor | None) -> Views:
+        """Return the views of windows f32 [..., 4] and moves f32 [..., 3, 3], with the same bits wherever it is called.
+
+        The last rows of the moves must be 0, 0, 1.
+        """
+        windows64 = windows.double()
+        matrices = torch.zeros(*windows.shape[:-1], 3, 3, dtype=torch.float64)
+        if window_from_view is None:
+            matrices[..., 0, 0], matrices[..., 1, 1] = windows64[..., 0], windows64[..., 1]
+        else:
+            matrices[..., :2, :] = windows64[..., :2, None] * window_from_view[..., :2, :].double()
+        matrices[..., :2, 2] += windows64[..., 2:]
+        matrices[..., 2, 2] = 1
+        return cls(matrices.float(), windows, window_from_view)
+
+    def select(self, index: object) -> Views:
+        """Return the views of these places of the leading axes."""
+        parts = (self.canonical_from_view, self.windows, self.window_from_view)
+        return Views(*(None if part is None else part[index] for part in parts))  # type: ignore[index,arg-type]
+
+    @property
+    def moves(self) -> Moves | None:
+        """Moves of views [n], of those that are moved."""
+        if self.window_from_view is None:
+            return None
+        moved = (self.window_from_view != torch.eye(3)).flatten(1).any(dim=1)
+        rows = moved.nonzero()[:, 0]
+        return Moves(rows=rows, window_from_view=self.window_from_view[rows]) if len(rows) else None
+
+
+def stack_views(views: list[Views]) -> Views:
+    """Return views of several numbers of each record, [n, V, ...], from those of each number, [n, ...]."""
+    parts = zip(
+        *((each.canonical_from_view, each.windows, each.window_from_view) for each in views),
+        strict=True,
+    )
+    return Views(*(None if part[0] is None else torch.stack(part, dim=1) for part in parts))  # type: ignore[arg-type]
+
+
+def in_views(batch: Batch, views: Views | None, border: Border = "black") -> Batch:
+    """Return a batch of whole frames in views.
+
+    Args:
+        batch: The batch, on any device.
+        views: Views of its records; None for the frames themselves.
+        border: Content of the views beyond the images.
+    """
+    if views is None:
+        return batch
+    device = batch.inputs.device
+    moves = views.moves
+    return replace(
+        batch,
+        canonical_from_view=copy_to(views.canonical_from_view, device),
+        moves=None if moves is None else move_values(moves, device),
+        border=border,
+    )
+
+
+def complete_matrices(stored: Tensor) -> Tensor:
+    """Return stored matrices [..., 3, 3] or their first two rows [..., 2, 3] as matrices [..., 3, 3]."""
+    if stored.shape[-2] == 3:
+        return stored
+    last = stored.new_tensor([0.0, 0.0, 1.0]).expand(*stored.shape[:-2], 1, 3)
+    return torch.cat([stored, last], dim=-2)
+
+
+def stored_views_of(
+    values: Mapping[str, NDArray[Any]], where: str, keys: Sequence[str] = ()
+) -> Views:
+    """Return the views of stored values, checked.
+
+    Args:
+        values: Fields of the views of n records, [n, ...].
+        where: Folder of the pass, for messages.
+        keys: Keys of the records; empty where they are not known.
+
+    Raises:
+        StoreMismatchError: If a window is not one of its image.
+    """
+    if VIEW_FIELD.name in values:
+        return Views(complete_matrices(torch.from_numpy(values[VIEW_FIELD.name])))
+    windows, moves = values[WINDOW_FIELD.name], values.get(MOVE_FIELD.name)
+    if describe_wrong_windows(windows.reshape(-1, 4)):
+        problems = [describe_wrong_windows(window.reshape(-1, 4)) for window in windows]
+        row = next(row for row, problem in enumerate(problems) if problem)
+        record = f", record {keys[row]}" if keys else ""
+        raise StoreMismatchError(f"{where}{record}: its window {problems[row]}")
+    return Views.of(
+        torch.from_numpy(windows),
+        None if moves is None else complete_matrices(torch.from_numpy(moves)),
+    )
+
+
+def describe_wrong_windows(windows: NDArray[np.float32]) -> str:
+    """Return what is wrong with the first unsound one of windows [n, 4], "" if all are sound."""
+    sides, shifts = np.abs(windows[:, :2]), np.abs(windows[:, 2:])
+    problems = {
+        "has numbers that are not finite": ~np.isfinite(windows),
+        "is empty": sides == 0,
+        f"is more than {MAX_WINDOW:g} times as large as the image": sides > MAX_WINDOW,
+        "is wholly outside of the image": shifts >= 1 + sides,
+    }
+    return next((problem for problem, is_wrong in problems.items() if is_wrong.any()), "")
+
+
+def pixel_boxes(windows: Tensor, sizes: Tensor) -> NDArray[np.int64]:
+    """Compute the whole pixels of windows, i64 [n, 4]: left, top, right and bottom, the latter two exclusive.
+
+    Args:
+        windows: [n, 4].
+        sizes: (height, width) of the images, [n, 2].
+    """
+    numbers, lengths = windows.double().numpy(), sizes.double().numpy()[:, ::-1]
+    sides = np.rint(np.abs(numbers[:, :2]) * lengths).clip(min=1)
+    starts = np.rint((numbers[:, 2:] + 1) / 2 * lengths - sides / 2)
+    return np.concatenate([starts, starts + sides], axis=1).astype(np.int64)
+
+
+def windows_of_boxes(boxes: NDArray[np.int64], flips: Tensor, sizes: Tensor) -> Tensor:
+    """Return windows of whole pixels, f32 [n, 4], of which `pixel_boxes` makes the same boxes.
+
+    Args:
+        boxes: i64 [n, 4] of `pixel_boxes`.
+        flips: Signs of the scales in x and y, [n, 2].
+        sizes: (height, width) of the images, [n, 2].
+    """
+    lengths = sizes.double().flip(1)
+    pixels = torch.from_numpy(boxes).double()
+    starts, stops = pixels[:, :2], pixels[:, 2:]
+    scales = flips.sign() * (stops - starts) / lengths
+    return torch.cat([scales, (starts + stops) / lengths - 1], dim=1).float()
+
+
+def cut_window(
+    pixels: NDArray[np.uint8],
+    box: tuple[int, int, int, int],
+    flips: tuple[bool, bool],
+    border: Border,
+    memory: NDArray[np.uint8],
+) -> None:
+    """Write a window of an image at the size of the view: bilinear with antialiasing, as bytes.
+
+    Args:
+        pixels: Decoded image, u8 [H, W, 3].
+        box: Left, top, right and bottom of the window in pixels, which may be outside of the image.
+        flips: True where the window is flipped in x and in y.
+        border: Content of the window beyond the image.
+        memory: u8 [h, w, 3] to write to.
+    """
+    left, top, right, bottom = box
+    height, width = pixels.shape[:2]
+    x0, y0 = min(max(left, 0), width), min(max(top, 0), height)
+    x1, y1 = min(max(right, x0), width), min(max(bottom, y0), height)
+    part = pixels[y0:y1, x0:x1]
+    if (x0, y0, x1, y1) != box:
+        if border == "edge":
+            rows = np.arange(top, bottom).clip(0, height - 1)
+            part = pixels[rows[:, None], np.arange(left, right).clip(0, width - 1)]
+        else:
+            whole = np.zeros((bottom - top, right - left, 3), np.uint8)
+            whole[y0 - top : y1 - top, x0 - left : x1 - left] = part
+            part = whole
+    view = resize_pixels(part, (memory.shape[0], memory.shape[1]))
+    memory[:] = view[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
