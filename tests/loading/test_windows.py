@@ -1,0 +1,506 @@
+"""Windows of original images: their pixels, their matrices, and the path from files to views."""
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from PIL import Image
+
+from permafrost import RecordLoader, open_store
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    PolicyConfig,
+    RandomViewsConfig,
+)
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule, schedule_views
+from permafrost.loading.sampler import EpochSlice
+from permafrost.loading.subset import rows_of_split
+from permafrost.loading.windows import (
+    Views,
+    cut_window,
+    pixel_boxes,
+    stored_views_of,
+    windows_of_boxes,
+)
+from permafrost.store.entries import ManifestError, StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.record_form import resize_pixels
+from tests.support.slow import slow
+from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
+
+CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))
+FLIP = OperationConfig(kind="horizontal_flip")
+PADDED = OperationConfig(kind="pad_crop", padding=6)
+SHEARS = PolicyConfig(kind="randaugment", magnitude=20.0)
+SIZES = [(64, 96), (120, 80), (75, 75), (40, 130), (33, 57), (100, 64), (90, 91), (200, 150)]
+FRAME = 32
+
+
+def smooth_picture(number, height, width):
+    """Picture of few waves with some noise, u8 [H, W, 3]."""
+    generator = np.random.default_rng(number)
+    y, x = np.mgrid[0:height, 0:width] / 20
+    waves = [np.sin(x * a + y * b + c) for a, b, c in generator.uniform(-3, 3, (3, 3))]
+    noise = generator.normal(scale=4, size=(height, width, 3))
+    return (np.stack(waves, axis=2) * 90 + 127 + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Folder of images of many sizes, of which one is turned by EXIF."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, first in (("train", 0), ("test", 100)):
+        for number, (height, width) in enumerate(SIZES):
+            path = (
+                folder / split / f"class{number % 2}" / f"{number}.{'jpg' if number % 3 else 'png'}"
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            exif = Image.Exif()
+            exif[274] = 6 if number == 1 else 1
+            picture = Image.fromarray(smooth_picture(first + number, height, width))
+            picture.save(path, exif=exif, **({"quality": 95} if number % 3 else {}))
+    return folder
+
+
+def options(photographs, store, **others):
+    teacher = CifarModelConfig(name="resnet8", weights="random", width=4, input_size=FRAME)
+    return precompute_config(
+        store,
+        teacher,
+        data=ImageFolderDataConfig(path=str(photographs)),
+        image_size=FRAME,
+        shard_size=4,
+        **others,
+    )
+
+
+@pytest.fixture(scope="module")
+def store(photographs, tmp_path_factory):
+    """Store of the originals with a pass of whole frames."""
+    path = tmp_path_factory.mktemp("originals") / "store"
+    precompute.run(options(photographs, path))
+    return Store(path)
+
+
+def originals(store):
+    """Upright pixels of each record as Pillow decodes them, by key."""
+    pixels = {}
+    for number, shard in enumerate(store.shards):
+        data = Path(str(store.folder), shard.path).read_bytes()
+        columns = store.index.take(("offset", "size"), store.rows_of_shard(number))
+        keys = store.index.shard_keys(number)
+        for key, offset, size in zip(keys, columns["offset"], columns["size"], strict=True):
+            with Image.open(io.BytesIO(data[offset : offset + size])) as image:
+                upright = (
+                    image.transpose(Image.Transpose.ROTATE_270) if key.endswith("/1") else image
+                )
+                pixels[key] = np.array(upright.convert("RGB"))
+    return pixels
+
+
+def loader_of(store, *operations, size=24, **arguments):
+    augment = AugmentOptions(operations=operations, size=size)
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
+    views = schedule_views(dataset, augment, arguments.pop("seed", 0))
+    return TrainLoader(dataset, views, view_size=(size, size), batch_size=4, seed=0, **arguments)
+
+
+# ---- pixels --------------------------------------------------------------------------------------
+
+
+def test_a_window_is_what_pillow_crops_and_resizes():
+    """To one level: both round, and torch's kernel for bytes rounds after each axis."""
+    generator = np.random.default_rng(0)
+    worst, total = 0, 0.0
+    for number in range(60):
+        height, width = generator.integers(20, 300, 2)
+        pixels = smooth_picture(number, height, width)
+        x, y = (
+            np.sort(generator.choice(np.arange(side + 1), 2, False)) for side in (width, height)
+        )
+        box, flips = (x[0], y[0], x[1], y[1]), (bool(number % 2), bool(number % 3 == 0))
+        size = tuple(generator.integers(8, 64, 2))
+        memory = np.empty((*size, 3), np.uint8)
+
+        cut_window(pixels, tuple(map(int, box)), flips, "black", memory)
+
+        wanted = Image.fromarray(pixels).crop(box).resize(size[::-1], Image.Resampling.BILINEAR)
+        for flip, method in zip(flips, (0, 1), strict=True):
+            wanted = wanted.transpose(Image.Transpose(method)) if flip else wanted
+        difference = np.abs(memory.astype(int) - np.array(wanted).astype(int))
+        worst, total = max(worst, difference.max()), total + difference.mean()
+    assert worst <= 1
+    assert total / 60 < 0.1
+
+
+@pytest.mark.parametrize(("border", "mode"), [("black", "constant"), ("edge", "edge")])
+def test_padding_is_that_of_torchvision(border, mode):
+    pixels = smooth_picture(3, 40, 30)
+    padded = tv.pad(torch.from_numpy(pixels).permute(2, 0, 1), [25, 25], padding_mode=mode)
+    for box in ((-6, -3, 24, 37), (12, 20, 50, 52), (-20, -20, 50, 60), (5, -9, 25, 9)):
+        memory = np.empty((24, 24, 3), np.uint8)
+
+        cut_window(pixels, box, (False, False), border, memory)
+
+        left, top, right, bottom = (side + 25 for side in box)
+        part = padded[:, top:bottom, left:right].permute(1, 2, 0).numpy()
+        wanted = Image.fromarray(part).resize((24, 24), Image.Resampling.BILINEAR)
+        assert np.abs(memory.astype(int) - np.array(wanted).astype(int)).max() <= 1
+
+
+def test_a_window_beside_the_image_is_black():
+    memory = np.full((8, 8, 3), 7, np.uint8)
+
+    cut_window(smooth_picture(0, 20, 20), (30, 0, 40, 10), (False, False), "black", memory)
+
+    assert not memory.any()
+
+
+PROGRAM = """
+import hashlib, numpy as np, torch
+from permafrost.store.record_form import resize_pixels
+generator = np.random.default_rng(0)
+digest = hashlib.sha256()
+for _ in range(40):
+    pixels = generator.integers(0, 256, (*generator.integers(10, 400, 2), 3), dtype=np.uint8)
+    for size in ((32, 32), (224, 224)):
+        digest.update(resize_pixels(pixels, size).tobytes())
+print(digest.hexdigest(), torch.backends.cpu.get_cpu_capability())
+"""
+
+
+def test_bytes_of_a_resized_image_are_the_same_with_any_instructions():
+    def run(**variables):
+        result = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return result.stdout.split()
+
+    (plain, _), (fast, _) = run(ATEN_CPU_CAPABILITY="default"), run()
+    assert plain == fast
+
+
+def test_a_part_of_an_image_in_any_layout_is_resized_alike():
+    pixels = smooth_picture(1, 90, 120)
+    part = pixels[10:70, 20:100]
+
+    assert np.array_equal(
+        resize_pixels(part, (24, 24)), resize_pixels(np.ascontiguousarray(part), (24, 24))
+    )
+
+
+def test_floats_and_bytes_differ_by_one_level_at_most():
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+
+    exact, fast = (resize_pixels(pixels, (64, 48), kind) for kind in ("float32", "uint8"))
+
+    assert np.abs(exact.astype(int) - fast.astype(int)).max() == 1  # not 0: control
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def test_boxes_become_windows_and_the_same_boxes_again():
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 20_000, (5000, 2))
+    starts = (generator.uniform(-0.9, 0.99, (5000, 2)) * sizes[:, ::-1]).astype(int)
+    sides = 1 + (generator.uniform(0, 2, (5000, 2)) * sizes[:, ::-1]).astype(int)
+    boxes = np.concatenate([starts, starts + sides], axis=1)
+    flips = torch.from_numpy(generator.choice([-1.0, 1.0], (5000, 2)))
+    sizes = torch.from_numpy(sizes)
+
+    windows = windows_of_boxes(boxes, flips, sizes)
+
+    assert windows.dtype == torch.float32
+    assert np.array_equal(pixel_boxes(windows, sizes), boxes)
+    assert torch.equal(windows[:, :2].sign().double(), flips)
+
+
+def test_drawn_windows_are_whole_pixels_inside_of_the_image():
+    schedule = ViewSchedule(
+        AugmentOptions(operations=(CROP, FLIP)), (32, 32), 0, one_aspect=False, whole_pixels=True
+    )
+    sizes = torch.randint(5, 4000, (4000, 2), generator=torch.Generator().manual_seed(0))
+    windows = schedule.views(0, 0, sizes).windows
+    boxes = torch.from_numpy(pixel_boxes(windows, sizes))
+
+    assert boxes[:, :2].min() >= 0
+    assert (boxes[:, 2:] <= sizes.flip(1)).all()
+    area = ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) / sizes.prod(dim=1))[sizes.amin(dim=1) > 500]
+    assert 0.075 < area.min() < 0.1
+    assert area.max() > 0.95
+    assert 0.45 < (windows[:, 0] < 0).double().mean() < 0.55
+
+
+def test_the_matrix_of_a_view_is_the_product_of_window_and_moves():
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.rand(50, 4, generator=generator) - 0.5
+    moves = torch.rand(50, 3, 3, generator=generator)
+    moves[:, 2] = torch.tensor([0.0, 0.0, 1.0])
+    matrices = torch.diag_embed(torch.cat([windows[:, :2], torch.ones(50, 1)], dim=1))
+    matrices[:, :2, 2] = windows[:, 2:]
+
+    views = Views.of(windows, moves)
+
+    assert torch.allclose(views.canonical_from_view, matrices @ moves, atol=1e-7)
+    assert torch.equal(Views.of(windows, None).canonical_from_view, matrices)
+    assert torch.equal(
+        Views.of(windows[:9], moves[:9]).canonical_from_view, views.canonical_from_view[:9]
+    )
+
+
+@pytest.mark.parametrize(
+    ("window", "problem"),
+    [
+        ((np.nan, 1, 0, 0), "has numbers that are not finite"),
+        ((1, np.inf, 0, 0), "has numbers that are not finite"),
+        ((0, 1, 0, 0), "is empty"),
+        ((1, 9, 0, 0), "is more than 8 times as large as the image"),
+        ((0.5, 0.5, 1.5, 0), "is wholly outside of the image"),
+        ((0.5, -0.5, 0, -1.6), "is wholly outside of the image"),
+    ],
+)
+def test_a_window_that_shows_nothing_is_named(window, problem):
+    windows = np.array([[1, 1, 0, 0], window], np.float32)
+
+    with pytest.raises(StoreMismatchError, match=f"pass, record b: its window {problem}"):
+        stored_views_of({"canonical_from_window": windows}, "pass", ["a", "b"])
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_the_pixels_of_the_files(store):
+    pictures = originals(store)
+    assert len(pictures) == 16
+    compared = 0
+    for batch in loader_of(store, CROP, FLIP).epoch(1):
+        assert batch.has_windows
+        assert batch.inputs.shape[1:] == (3, 24, 24)
+        images = view_images(batch, (24, 24))
+        for key, image, matrix in zip(batch.keys, images, batch.canonical_from_view, strict=True):
+            picture = Image.fromarray(pictures[key])
+            (sx, _, tx), (_, sy, ty), _ = matrix.double().tolist()
+            edges = [
+                ((center + sign * abs(scale)) + 1) / 2 * side
+                for sign in (-1, 1)
+                for scale, center, side in ((sx, tx, picture.width), (sy, ty, picture.height))
+            ]
+            assert np.allclose(edges, np.round(edges), atol=1e-3)
+            part = picture.crop(tuple(np.round(edges).astype(int)))
+            wanted = part.resize((24, 24), Image.Resampling.BILINEAR)
+            wanted = wanted.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if sx < 0 else wanted
+            assert np.abs(image.permute(1, 2, 0).numpy() * 255 - np.array(wanted)).max() <= 1.001
+            compared += 1
+    assert compared == 8
+
+
+def test_small_images_and_recipes_that_enlarge_what_was_moved_are_sampled_from_frames(
+    store, frozen
+):
+    late = loader_of(store, OperationConfig(kind="rotation", degrees=20.0), CROP)
+
+    assert not next(late.epoch(0)).has_windows
+    assert store.has_larger_images
+    assert not frozen.store.has_larger_images  # no larger than their frame
+    augment = AugmentOptions(operations=(CROP,))
+    dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
+    assert not schedule_views(dataset, augment, 0).whole_pixels
+    assert next(loader_of(store, PADDED, FLIP, CROP).epoch(0)).has_windows
+
+
+def test_what_is_outside_of_a_moved_window_is_black_and_not_covered(store):
+    """At the corners of a crop that is turned by 45 degrees the image goes on, and nothing of it is shown."""
+    turn = OperationConfig(kind="affine", p=1.0, degrees=180.0)
+    bright = smooth_picture(0, 64, 64) // 2 + 128
+    for batch in loader_of(store, CROP, turn).epoch(0):
+        lit = replace(
+            batch, inputs=torch.from_numpy(bright[:24, :24]).permute(2, 0, 1).expand(4, -1, -1, -1)
+        )
+        images = view_images(lit, (24, 24))
+        (targets,) = view_targets(batch, TargetRequest((24, 24)))
+        grid = (2 * torch.arange(24) + 1) / 24 - 1
+        points = torch.stack(
+            [*torch.meshgrid(grid, grid, indexing="xy"), torch.ones(24, 24)], dim=-1
+        )
+        assert batch.moves.rows.tolist() == [0, 1, 2, 3]
+        for row, matrix in enumerate(batch.moves.window_from_view):
+            distance = (points @ matrix.T)[..., :2].abs().amax(dim=-1)
+            outside, inside = distance > 1 + 1.5 / 24, distance < 1 - 1.5 / 24  # of whole cells
+            assert (images[row][:, outside] == 0).all()
+            assert (images[row][:, inside] > 0.4).all()
+            assert (targets.maps[row][..., outside] == 0).all()
+
+
+def test_edges_of_the_image_are_those_of_before(store):
+    """`edges: image` shows the image around the crop, sampled from the frame by one matrix."""
+    turn = OperationConfig(kind="rotation", p=1.0, degrees=45.0)
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"))
+    shown = {}
+    for edges in ("window", "image"):
+        augment = AugmentOptions(operations=(CROP, turn), edges=edges)
+        views = schedule_views(dataset, augment, 0)
+        shown[edges] = next(TrainLoader(dataset, views, batch_size=8, seed=0).epoch(0))
+
+    assert shown["image"].moves is None
+    assert not shown["image"].has_windows
+    assert torch.allclose(
+        shown["image"].canonical_from_view, shown["window"].canonical_from_view, atol=0.05
+    )
+    window, image = (view_images(batch, (FRAME, FRAME)) for batch in shown.values())
+    assert (window == 0).float().mean() > (image == 0).float().mean() + 0.05
+
+
+@pytest.mark.parametrize("workers", [slow(1), 2])
+def test_bits_do_not_depend_on_processes_threads_ranks_or_kept_images(store, workers):
+    operations = (CROP, FLIP, SHEARS)
+    wanted = {}
+    for batch in loader_of(store, *operations).epoch(3):
+        for key, image in zip(batch.keys, view_images(batch, (24, 24)), strict=True):
+            wanted[key] = image
+    assert len(wanted) == 8
+
+    def check(batches, count=8):
+        seen = 0
+        for batch in batches:
+            for key, image in zip(batch.keys, view_images(batch, (24, 24)), strict=True):
+                assert torch.equal(image, wanted[key])
+                seen += 1
+        assert seen == count
+
+    check(loader_of(store, *operations, loader_processes=workers).epoch(3))
+    check(loader_of(store, *operations).epoch(3, 1), 4)
+    for rank in range(2):
+        check(loader_of(store, *operations, rank=rank, world_size=2).epoch(3), 4)
+    augment = AugmentOptions(operations=operations, size=24)
+    for keep_bytes in (0, 2**26):
+        rows = rows_of_split(store.index, "train")
+        dataset = StoreDataset(store, rows, keep_bytes=keep_bytes, decode_threads=3)
+        views = schedule_views(dataset, augment, 0)
+        loader = TrainLoader(dataset, views, view_size=(24, 24), batch_size=4, seed=0)
+        check(loader.epoch(3))
+        check(loader.epoch(3))  # of the images that are kept now
+
+
+def test_an_own_loop_has_the_views_of_a_training(store):
+    augment = AugmentOptions(operations=(CROP, FLIP, SHEARS), size=24)
+    records = store_records(store)
+    loader = RecordLoader(records, augment=augment, batch_size=4)
+    theirs = loader_of(store, *augment.operations)
+
+    for batch, other in zip(loader, theirs.epoch(0), strict=True):
+        assert batch.keys == other.keys
+    loader.set_epoch(0)
+    for batch, other in zip(loader, theirs.epoch(0), strict=True):
+        # Changes of color are drawn by both, here by none.
+        assert torch.equal(batch.stored.inputs, other.inputs)
+        assert torch.equal(batch.stored.canonical_from_view, other.canonical_from_view)
+
+
+def store_records(store):
+    return open_store(str(store.folder)).select("train")
+
+
+def test_views_of_a_sampler_depend_on_its_order(store):
+    augment = AugmentOptions(operations=(CROP,), size=24)
+    records = store_records(store)
+    loader = RecordLoader(records, augment=augment, sampler=[5, 5, 2, 1], batch_size=2)
+
+    first, second = loader
+
+    assert first.keys[0] == first.keys[1]
+    assert not torch.equal(first.images[0], first.images[1])  # two views of one record
+    sizes = records.sizes([2, 1])
+    schedule = schedule_views(StoreDataset(store, records.rows), augment, 0)
+    assert torch.equal(
+        second.stored.canonical_from_view, schedule.views(0, 2, sizes).canonical_from_view
+    )
+
+
+def test_an_image_of_another_size_than_its_index_stops(photographs, tmp_path):
+    precompute.run(options(photographs, tmp_path / "store"))
+    store = Store(tmp_path / "store")
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"))
+    dataset = dataset.in_views(schedule_views(dataset, AugmentOptions(operations=(CROP,)), 0))
+    take = store.index.take
+
+    def swapped(names, rows):
+        columns = take(names, rows)
+        return columns | {"height": columns["height"] + 1} if "height" in columns else columns
+
+    store.index.take = swapped
+    with pytest.raises(ManifestError, match=r"has \d+x\d+ pixels, and \d+x\d+ in the index; run"):
+        dataset.__getitems__(EpochSlice([0, 1], 0, 0))
+
+
+def test_padding_of_an_edge_that_follows_a_rotation_is_refused():
+    rotation = OperationConfig(kind="rotation", degrees=10.0)
+    edge = OperationConfig(kind="pad_crop", padding_mode="edge")
+
+    assert AugmentOptions(operations=(edge, rotation)).border == "edge"
+    with pytest.raises(ConfigError, match="padding_mode: edge continues the image"):
+        AugmentOptions(operations=(rotation, edge))
+
+
+# ---- stored views --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_a_student_receives_the_pixels_of_the_teacher(photographs, tmp_path, monkeypatch, backend):
+    received = {}
+    run = TeacherAnnotator.annotate_inputs
+
+    def note(self, inputs, records):
+        for key, image in zip(records.keys, inputs, strict=True):
+            received.setdefault(key, []).append(image.clone())
+        return run(self, inputs, records)
+
+    monkeypatch.setattr(TeacherAnnotator, "annotate_inputs", note)
+    config = options(
+        photographs,
+        tmp_path / "store",
+        backend=backend,
+        views=RandomViewsConfig(count=3),
+        augment=AugmentOptions(operations=(CROP, FLIP, SHEARS)),
+        annotate=PassOptions(batch_size=3),
+    )
+    precompute.run(config)
+    store = Store(tmp_path / "store")
+    (teacher,) = store.open_passes(stored_views=True)
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
+    fields = {spec.name: spec.shape for spec in teacher.manifest.fields}
+
+    assert fields["canonical_from_window"] == (4,)
+    assert fields["window_from_view"] == (2, 3)
+    assert teacher.manifest.views["pixels"] == "originals"
+    compared = set()
+    loader = TrainLoader(dataset, None, view_size=(FRAME, FRAME), batch_size=4, seed=0)
+    for epoch in range(3):
+        for batch in loader.epoch(epoch):
+            assert batch.has_windows
+            images = view_images(batch, (FRAME, FRAME))
+            for key, view, image in zip(batch.keys, batch.view_index, images, strict=True):
+                assert torch.equal(image, received[key][int(view)])
+                compared.add((key, int(view)))
+    assert len(compared) == 3 * 8
