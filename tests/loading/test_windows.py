@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
-from PIL import Image
+from PIL import Image, ImageOps
 
 from permafrost import RecordLoader, open_store
 from permafrost.annotation.annotator import TeacherAnnotator
@@ -108,10 +108,7 @@ def originals(store):
         keys = store.index.shard_keys(number)
         for key, offset, size in zip(keys, columns["offset"], columns["size"], strict=True):
             with Image.open(io.BytesIO(data[offset : offset + size])) as image:
-                upright = (
-                    image.transpose(Image.Transpose.ROTATE_270) if key.endswith("/1") else image
-                )
-                pixels[key] = np.array(upright.convert("RGB"))
+                pixels[key] = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     return pixels
 
 
@@ -375,10 +372,11 @@ def test_edges_of_the_image_are_those_of_before(store):
 @pytest.mark.parametrize("workers", [slow(1), 2])
 def test_bits_do_not_depend_on_processes_threads_ranks_or_kept_images(store, workers):
     operations = (CROP, FLIP, SHEARS)
-    wanted = {}
-    for batch in loader_of(store, *operations).epoch(3):
-        for key, image in zip(batch.keys, view_images(batch, (24, 24)), strict=True):
-            wanted[key] = image
+    wanted = {
+        key: image
+        for batch in loader_of(store, *operations).epoch(3)
+        for key, image in zip(batch.keys, view_images(batch, (24, 24)), strict=True)
+    }
     assert len(wanted) == 8
 
     def check(batches, count=8):
