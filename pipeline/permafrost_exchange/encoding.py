@@ -56,7 +56,7 @@ _PAYLOADS = (
     _Payload(r"attention_\d+", ("y", "x"), -1, "warp"),
     _Payload(r"features_\d+", ("channel", "y", "x"), 1, "warp_covered"),
     _Payload(WINDOW_FIELD.name, ("value",)),
-    _Payload(MOVE_FIELD.name, ("row", "column")),
+    _Payload(MOVE_FIELD.name, ("move", "row", "column")),
     _Payload(PIXEL_FIELD, ("value",)),
 )
 

@@ -153,7 +153,7 @@ class IngestShard:
             drawn = self.targets.views.draw(self.store, shard).views.windows
             assert drawn is not None
             windows = drawn.numpy()[at]
-            unmoved = np.tile(np.eye(3, dtype=np.float32)[:2], (*windows.shape[:2], 1, 1))
+            unmoved = np.tile(np.eye(3, dtype=np.float32)[:2], (*windows.shape[:2], 1, 1, 1))
             views = {WINDOW_FIELD.name: windows, MOVE_FIELD.name: unmoved}
         request = ReadRequest(
             numbers=taken.column(0).to_numpy(),

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from torch import (
+    Tensor,
+)
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import BatchInfo
@@ -32,6 +35,7 @@ from permafrost.core.batches import (
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, FieldSpec
 from permafrost.loading.recipes import recipe_from
+from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.windows import (
     stored_views_of,
 )
@@ -173,22 +177,23 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
                 part = rows[start : start + self.config.batch_size]
                 stored = self._read(shard, part)
                 frames = ShardFrames(self._store, shard, part)
-                views = self._views_of(stored)
+                sizes = SelectedRecords(self._store, first + part).sizes()
+                views = self._views_of(stored, sizes)
                 if views is not None and views.cuts_originals:
                     batch = read_windows(frames, views, size, 0, len(part))
                 else:
                     batch = frames.read(0, len(part))
                 yield _Batch(batch, self._store.index.keys(first + part), stored, views)
 
-    def _views_of(self, stored: Values) -> DrawnViews | None:
+    def _views_of(self, stored: Values, sizes: Tensor) -> DrawnViews | None:
         if self.facts.operations is None:
             return None
         recipe = recipe_from(self.facts.operations)
         pixels = stored.get(PIXEL_FIELD)
         return DrawnViews(
-            stored_views_of(stored, "the views of the targets"),
+            stored_views_of(stored, recipe, sizes, self._store.size, "the views of the targets"),
             None if pixels is None else torch.from_numpy(pixels),
-            recipe if recipe.width else None,
+            recipe,
             border=self.facts.border,
             cuts_originals=self.facts.cuts_originals,
         )

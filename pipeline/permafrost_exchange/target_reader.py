@@ -94,8 +94,8 @@ class ReadRequest(NamedTuple):
     orientations: NDArray[np.int8]
     """EXIF orientations of the original images, i8 [n]."""
     views: Arrays | None = None
-    """Fields of the views that are asked for, windows f32 [n, V, 4] and moves f32 [n, V, 2, 3]; None for those that the
-    format stores."""
+    """Fields of the views that are asked for, windows f32 [n, V, 4] and moves f32 [n, V, 1, 2, 3]; None for those that
+    the format stores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,9 +327,10 @@ def parts_of(names: Iterator[str]) -> Iterator[Sequence[str]]:
 def crop_views(
     boxes: NDArray[np.float64],
     flips: NDArray[np.bool_],
-    window_from_view: NDArray[np.float64] | None = None,
 ) -> Arrays:
-    """Return the fields of crops of the whole image: windows f32 [V, 4] and moves f32 [V, 2, 3].
+    """Return the fields of crops of the whole image: windows f32 [V, 4], and moves f32 [V, 1, 2, 3] that move nothing.
+
+    The move is the place of the turn of a photograph that EXIF turns.
 
     A crop with the left edge x0, the width w (as fractions of the image's width) and no flip shows at x in [-1, 1] the
     point w x + 2 x0 + w - 1. A flip after the crop replaces x by -x.
@@ -337,15 +338,12 @@ def crop_views(
     Args:
         boxes: top, left, height and width as fractions of the image's sides, [V, 4].
         flips: True where the crop is flipped horizontally, [V].
-        window_from_view: Moves of what the crops show, [V, 3, 3]; None for none.
     """
     top, left, height, width = boxes.astype(np.float64).T
     windows = [np.where(flips, -width, width), height, 2 * left + width - 1, 2 * top + height - 1]
-    if window_from_view is None:
-        window_from_view = np.broadcast_to(np.eye(3), (len(boxes), 3, 3))
     return {
         WINDOW_FIELD.name: np.stack(windows, axis=1).astype(np.float32),
-        MOVE_FIELD.name: window_from_view[:, :2].astype(np.float32),
+        MOVE_FIELD.name: np.tile(np.eye(3, dtype=np.float32)[:2], (len(boxes), 1, 1, 1)),
     }
 
 

@@ -61,7 +61,7 @@ def turn_upright(arrays: Arrays, orientations: NDArray[np.int8]) -> Arrays:
 
 
 def _turn_views(views: Arrays, turns: NDArray[np.float64]) -> Arrays:
-    """Turn windows [n, V, 4] and moves [n, V, 2, 3] by matrices [n, 2, 2].
+    """Turn windows [n, V, 4] and moves [n, V, 1, 2, 3] by matrices [n, 2, 2].
 
     A window stays upright. A turn by 90 degrees exchanges its sides, and so the rows of the matrix that moves it.
     """
@@ -72,7 +72,7 @@ def _turn_views(views: Arrays, turns: NDArray[np.float64]) -> Arrays:
     shifts = np.einsum("nij,nvj->nvi", turns, windows[..., 2:])
     return {
         WINDOW_FIELD.name: np.concatenate([scales, shifts], axis=2).astype(np.float32),
-        MOVE_FIELD.name: np.where(is_on_side[..., None, None], moves[:, :, ::-1], moves),
+        MOVE_FIELD.name: np.where(is_on_side[..., None, None, None], moves[..., ::-1, :], moves),
     }
 
 

@@ -141,7 +141,7 @@ def test_a_pass_stores_48_bytes_per_view_and_verifies(strong):
     shapes = {spec.name: (spec.shape, spec.dtype) for spec in teacher.manifest.fields}
 
     assert shapes["canonical_from_window"] == ((4,), "float32")
-    assert shapes["window_from_view"] == ((2, 3), "float32")
+    assert "moves" not in shapes  # those of policies follow from their values
     assert shapes["pixel_values"] == ((13,), "float16")  # one more than 48 bytes hold: the blur
     assert [each["kind"] for each in teacher.manifest.views["operations"]] == [
         operation.kind for operation in STRONG.operations
@@ -220,7 +220,7 @@ def test_values_of_a_record_do_not_depend_on_who_is_selected_with_it(strong):
             every, some = whole.draw(store, shard), few.draw(store, shard)
             assert torch.equal(some.pixels, every.pixels[rows])
             assert torch.equal(some.views.windows, every.views.windows[rows])
-            assert torch.equal(some.views.window_from_view, every.views.window_from_view[rows])
+            assert torch.equal(some.views.steps, every.views.steps[rows])
 
 
 # ---- students ------------------------------------------------------------------------------------
@@ -363,13 +363,13 @@ def sample(source, matrix, size):
     return (1 - b) * upper + b * lower, inside.astype(float)
 
 
-def coverage_of(matrix, move, size):
-    """Fraction of each cell inside of image and window, measured on 56 points along the shorter side or more."""
+def coverage_of(matrix, moves, size):
+    """Fraction of each cell inside of image and windows, measured on 56 points along the shorter side or more."""
     finer = max(1, 56 // min(size))
     fine = (size[0] * finer, size[1] * finer)
-    _, in_image = sample(np.zeros((1, 2, 2)), matrix, fine)
-    _, in_window = sample(np.zeros((1, 2, 2)), move, fine)
-    inside = in_image * in_window
+    inside = np.ones(fine)
+    for each in (matrix, *moves):
+        inside = inside * sample(np.zeros((1, 2, 2)), each, fine)[1]
     return inside.reshape(size[0], finer, size[1], finer).mean(axis=(1, 3))
 
 
@@ -508,12 +508,14 @@ def compare_recipe(number):
     operations, size = random_recipe(generator), (12, 12)
     augment = AugmentOptions(operations=operations)
     frames = frames_of_size(1, (10, 10), number)
-    drawn = ViewSchedule(augment, (10, 10), number).views(0, 0, torch.ones(1, 2))
+    sizes = torch.ones(1, 2)
+    drawn = ViewSchedule(augment, (10, 10), number).views(0, 0, sizes)
     views = Views.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), None) if drawn is None else drawn
     recipe = Recipe(operations)
     rows = PixelSchedule(operations, number).rows(0, 0, 1).half()
     stored = DrawnViews(stack_views([views]), rows[:, None], recipe)
     values = {name: array[:, 0] for name, array in stored.fields().items()}
+    views = stored_views_of(values, recipe, sizes, (10, 10), "")
     maps = torch.from_numpy(generator.normal(size=(1, 1, 1, 4, 4))).float()
     features = torch.from_numpy(generator.normal(size=(1, 3, 5, 5))).float()
     spec = FieldSpec(
@@ -529,19 +531,19 @@ def compare_recipe(number):
         specs={"features_0": spec},
     )
     batch = replace(
-        in_views(make_batch(frames, None, (targets,)), stored_views_of(values, "")),
+        in_views(make_batch(frames, None, (targets,)), views),
         pixel_augment=PixelAugment(changes=stored.changes(0)),
     )
     image = view_images(batch, size)[0].numpy()
     (viewed,) = view_targets(batch, TargetRequest((4, 4)))
 
     exact = views.canonical_from_view[0].double().numpy()
-    move = np.eye(3) if views.moves is None else views.window_from_view[0].double().numpy()
+    moves = [] if views.moves is None else views.moves.clips[0].double().numpy()
     view, _ = sample(frames[0].double().numpy(), exact, size)
-    view *= coverage_of(exact, move, size)
+    view *= coverage_of(exact, moves, size)
     wanted = changed(view / 255, operations, rows[0].double().tolist())
     moved, _ = sample(maps[0, 0].double().numpy(), exact, (4, 4))
-    moved *= coverage_of(exact, move, (4, 4))
+    moved *= coverage_of(exact, moves, (4, 4))
     position = 0
     for operation in recipe.operations:
         width = Recipe([operation]).width
@@ -560,7 +562,7 @@ def compare_recipe(number):
         np.abs(viewed.intermediates["features_0"][0].numpy() - seen).max(),
     ]
     covered = viewed.coverage["features_0"][0, 0].numpy()
-    errors.append(np.abs(covered - coverage_of(exact, move, (5, 5))).max())
+    errors.append(np.abs(covered - coverage_of(exact, moves, (5, 5))).max())
     return operations, np.abs(image - wanted), errors
 
 

@@ -459,6 +459,7 @@ def test_a_saved_run_of_two_lists_is_that_of_one_list(frozen, tmp_path):
     earlier = values | {
         "augment": {
             "operations": [geometry],
+            "edges": "window",  # without it, its images were others
             "size": None,
             "pixels": [{n: v for n, v in each.items() if n not in later} for each in older],
             "mixup_alpha": None,

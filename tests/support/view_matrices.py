@@ -24,7 +24,6 @@ def matrices_of(schedule: ViewSchedule, epoch: int, start: int, aspects: Tensor)
 def matrices_of_fields(values) -> np.ndarray:
     """Return `canonical_from_view` of the fields of stored views, f32 [..., 3, 3]."""
     windows, moves = (
-        torch.from_numpy(np.array(values[name]))
-        for name in ("canonical_from_window", "window_from_view")
+        torch.from_numpy(np.array(values[name])) for name in ("canonical_from_window", "moves")
     )
     return Views.of(windows, complete_matrices(moves)).canonical_from_view.numpy()

@@ -42,7 +42,7 @@ from permafrost.loading.random_views import schedule_views
 from permafrost.loading.recipes import PixelSchedule, Recipe
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows
-from permafrost.loading.windows import Views, cut_window, pixel_boxes, stack_views
+from permafrost.loading.windows import Views, cut_window, pixel_boxes, stack_views, stored_views_of
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
@@ -86,6 +86,7 @@ class DrawnViews:
     pixels: Tensor | None = None
     """Values of the recipe, f16 [n, V, C], None if the views do not change pixels."""
     recipe: Recipe | None = None
+    """Recipe of the views, None if their matrices are all that is known."""
     mixtures: DrawnMixtures | None = None
     """Second image of each view and its place, None if views are not mixed."""
     border: Border = "black"
@@ -117,14 +118,15 @@ class DrawnViews:
             fields |= self.mixtures.fields()
         if self.pixels is not None:
             fields[PIXEL_FIELD] = self.pixels.numpy()
-        views, moves = self.views, self.views.window_from_view
+        views = self.views
         if views.windows is None:
             rows = 3 if self.pixels is None else 2
             fields[VIEW_FIELD.name] = views.canonical_from_view[:, :, :rows].numpy()
         else:
             fields[WINDOW_FIELD.name] = views.windows.numpy()
-        if moves is not None:
-            fields[MOVE_FIELD.name] = moves[:, :, :2].numpy()
+        if views.steps is not None and self.recipe is not None and self.recipe.stored_steps:
+            moves = views.steps[:, :, self.recipe.stored_steps, :2]
+            fields[MOVE_FIELD.name] = moves.numpy()
         return fields
 
 
@@ -197,8 +199,9 @@ class StoredViews:
         """Return the fields that describe the views: their places, and values of changes of pixels."""
         place_fields: tuple[FieldSpec, ...] = ()
         if self.config.kind == "random" and self.augment.edges == "window":
-            is_moved = len(self.augment.moving) > self.augment.num_window_operations
-            place_fields = (WINDOW_FIELD, *([MOVE_FIELD] if is_moved else []))
+            number = len(self.recipe.stored_steps)
+            moves = [replace(MOVE_FIELD, shape=(number, 2, 3))] if number else []
+            place_fields = (WINDOW_FIELD, *moves)
         return fields_of_views(self.recipe, mixed=bool(self.mix), place_fields=place_fields)
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
@@ -216,12 +219,17 @@ class StoredViews:
             cuts_originals=self.cuts_originals,
         )
         recipe = self.recipe
-        if not recipe.width:
-            return drawn
-        schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
-        rows = [schedule.rows(view, 0, shard.records) for view in range(self.count)]
-        pixels = torch.stack(rows, dim=1)[covered].half()
-        return replace(drawn, pixels=pixels, recipe=recipe)
+        if recipe.width:
+            schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
+            rows = [schedule.rows(view, 0, shard.records) for view in range(self.count)]
+            drawn = replace(drawn, pixels=torch.stack(rows, dim=1)[covered].half())
+        drawn = replace(drawn, recipe=recipe)
+        # The views of the teacher are those of the stored values, which are rounded.
+        first = store.rows_of_shard(store.shards.number_of(shard.name)).start
+        sizes = SelectedRecords(store, first + covered.numpy()).sizes()
+        return replace(
+            drawn, views=stored_views_of(drawn.fields(), recipe, sizes, store.size, shard.name)
+        )
 
     def _draw_mixtures(self, shard: ShardEntry, covered: NDArray[np.int64]) -> DrawnMixtures | None:
         """Draw the second record of each view among the covered ones, and its place."""

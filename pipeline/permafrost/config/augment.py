@@ -236,6 +236,28 @@ AnyOperation: TypeAlias = OperationConfig | PixelOperationConfig | PolicyConfig
 """Operation of `augment.operations`, by its kind."""
 
 
+def moving_operations(
+    operations: Sequence[AnyOperation],
+) -> tuple[OperationConfig | PolicyConfig, ...]:
+    """Return the operations that move pixels."""
+    return tuple(
+        operation for operation in operations if not isinstance(operation, PixelOperationConfig)
+    )
+
+
+def count_window_operations(moving: Sequence[OperationConfig | PolicyConfig]) -> int:
+    """Count the first moving operations that choose a window: flips, a padded crop, and a resized crop after it."""
+    crops: list[str] = []
+    for number, operation in enumerate(moving):
+        if operation.kind in ("pad_crop", "resized_crop"):
+            if operation.kind in crops or "resized_crop" in crops:
+                return number
+            crops.append(operation.kind)
+        elif operation.kind not in ("horizontal_flip", "vertical_flip"):
+            return number
+    return len(moving)
+
+
 def describe_mix(mix: Sequence[MixConfig]) -> list[dict[str, Any]]:
     """Return what determines mixtures, as a pass records it."""
     return [identifying_values(mixture) for mixture in mix if mixture.p > 0]
@@ -326,26 +348,12 @@ class AugmentOptions(Options):
     @property
     def moving(self) -> tuple[OperationConfig | PolicyConfig, ...]:
         """Operations that move pixels."""
-        return tuple(
-            operation
-            for operation in self.operations
-            if not isinstance(operation, PixelOperationConfig)
-        )
+        return moving_operations(self.operations)
 
     @property
     def num_window_operations(self) -> int:
-        """Number of the first moving operations that choose the window: flips, a padded crop, and a resized crop."""
-        if self.edges == "image":
-            return 0
-        crops: list[str] = []
-        for number, operation in enumerate(self.moving):
-            if operation.kind in ("pad_crop", "resized_crop"):
-                if operation.kind in crops or "resized_crop" in crops:
-                    return number
-                crops.append(operation.kind)
-            elif operation.kind not in ("horizontal_flip", "vertical_flip"):
-                return number
-        return len(self.moving)
+        """Number of the first moving operations that choose the window."""
+        return 0 if self.edges == "image" else count_window_operations(self.moving)
 
     @property
     def border(self) -> Literal["black", "edge"]:

@@ -83,8 +83,15 @@ class Moves:
 
     rows: Tensor
     """Views that they move, i64 [n]."""
-    window_from_view: Tensor
-    """Matrix of each of them, f32 [n, 3, 3]: where in its window, whose edges are -1 and 1, a point of the view is."""
+    clips: Tensor
+    """Matrices of each of them, f32 [n, S, 3, 3]: where a point of the view was before the last of S operations, before
+    the last two, and so on. Each has to be inside, from -1 to 1, or the point is black: what one operation moves out of
+    the view, no later one brings back."""
+
+    @property
+    def window_from_view(self) -> Tensor:
+        """Where in its window a point of a view is, f32 [n, 3, 3]."""
+        return self.clips[:, -1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,9 +110,10 @@ WINDOW_FIELD = FieldSpec(name="canonical_from_window", shape=(4,), dtype="float3
 """Field of a pass of stored views that holds the window of each view, [records, V, 4]: scales in x and y, negative for
 a flip, then shifts in x and y (loading/windows.py)."""
 MOVE_FIELD = FieldSpec(
-    name="window_from_view", shape=(2, 3), dtype="float32", axes=("row", "column")
+    name="moves", shape=(1, 2, 3), dtype="float32", axes=("move", "row", "column")
 )
-"""Field of a pass of stored views whose windows are moved: matrix of each view, whose third row is 0, 0, 1."""
+"""Field of a pass of stored views whose windows are moved: matrix of each operation, [records, V, moves, 2, 3], whose
+third row is 0, 0, 1. Those of policies follow from their values."""
 VIEW_FIELD = FieldSpec(
     name="canonical_from_view", shape=(3, 3), dtype="float32", axes=("row", "column")
 )

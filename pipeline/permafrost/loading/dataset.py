@@ -401,8 +401,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         if epoch_slice is not None and self._schedule is not None:
             shown = self._schedule.views(epoch_slice.epoch, epoch_slice.first, sizes)
         if views is not None:  # all passes of a run have the same views
-            shown = stored_views_of(values[0], str(self.passes[0].folder), keys)
-            if self._recipe is not None:
+            where = str(self.passes[0].folder)
+            shown = stored_views_of(values[0], self._recipe, sizes, self.store.size, where, keys)
+            if self._recipe is not None and self._recipe.width:
                 pixels = torch.from_numpy(values[0][PIXEL_FIELD])
                 changes = self._recipe.changes(pixels, blanks_maps=self._blanks_maps)
                 pixel_augment = PixelAugment(changes=changes)

@@ -187,9 +187,16 @@ def covered_share(
     fine = (size[0] * finer, size[1] * finer)
     inside = _inside(source_from_view, fine)
     if moves is not None:
-        in_window = _inside(moves.window_from_view.to(inside.dtype), fine)
-        inside = inside.index_copy(0, moves.rows, inside.index_select(0, moves.rows) * in_window)
+        inside = _clip(inside, moves)
     return F.avg_pool2d(inside, finer) if finer > 1 else inside
+
+
+def _clip(values: Tensor, moves: Moves) -> Tensor:
+    """Set values of views [B, C, height, width] to 0 where a move has brought in what was outside."""
+    clipped = values.index_select(0, moves.rows)
+    for matrices in moves.clips.to(values.dtype).unbind(dim=1):
+        clipped = clipped * _inside(matrices, (values.shape[-2], values.shape[-1]))
+    return values.index_copy(0, moves.rows, clipped)
 
 
 def _inside(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
@@ -321,7 +328,7 @@ def render_frames(
     if border == "black":
         return warp(frames, canonical_from_view, size, moves=moves) / 255
     images, _ = warp_covered(frames, canonical_from_view, size)
-    return _black_outside(images, moves) / 255
+    return (images if moves is None else _clip(images, moves)) / 255
 
 
 def render_windows(windows: Tensor, moves: Moves | None, size: tuple[int, int]) -> Tensor:
@@ -337,7 +344,9 @@ def render_windows(windows: Tensor, moves: Moves | None, size: tuple[int, int]) 
         images = F.interpolate(images, size, mode="bilinear", antialias=True)
     if moves is None:
         return images
-    moved = warp(images.index_select(0, moves.rows), moves.window_from_view, size)
+    among_moved = replace(moves, rows=torch.arange(len(moves.rows), device=moves.rows.device))
+    windows_to_move = images.index_select(0, moves.rows)
+    moved = warp(windows_to_move, moves.window_from_view, size, moves=among_moved)
     return images.index_copy_(0, moves.rows, moved)
 
 
@@ -347,15 +356,6 @@ def _to_floats(images: Tensor) -> Tensor:
     Contiguous whatever the images' layout, on which the kernels of a network and so its last bits depend.
     """
     return images.to(torch.float32, memory_format=torch.contiguous_format) / 255
-
-
-def _black_outside(images: Tensor, moves: Moves | None) -> Tensor:
-    """Set the pixels of views to 0 that are outside of their windows."""
-    if moves is None:
-        return images
-    size = (images.shape[-2], images.shape[-1])
-    shown = images.index_select(0, moves.rows) * _inside(moves.window_from_view, size)
-    return images.index_copy_(0, moves.rows, shown)
 
 
 @dataclass(frozen=True)

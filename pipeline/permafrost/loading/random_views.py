@@ -269,11 +269,12 @@ class ViewSchedule:
             steps = self._compose(steps, width / height)
         if self.config.edges == "image":
             return Views(steps[0].float())
-        windows, moves = steps[0], steps[1].float() if len(steps) > 1 else None
+        windows = _numbers_of(steps[0])
+        moves = torch.stack(steps[1:], dim=1).float() if len(steps) > 1 else None
         if self.whole_pixels:
-            boxes = pixel_boxes(_numbers_of(windows), sizes)
-            return Views.of(windows_of_boxes(boxes, _numbers_of(windows)[:, :2], sizes), moves)
-        return Views.of(_numbers_of(windows).float(), moves)
+            boxes = pixel_boxes(windows, sizes)
+            return Views.of(windows_of_boxes(boxes, windows[:, :2], sizes), moves)
+        return Views.of(windows.float(), moves)
 
     def _draw_block(self, epoch: int, block: int) -> list[Tensor]:
         """Draw the part of a block that is independent of the records.
@@ -287,12 +288,13 @@ class ViewSchedule:
             generators = iter(build_operations(self.config, self.size))
             height, width = self.size
             aspects = torch.full((VIEW_BLOCK,), width / height, dtype=torch.float64)
-            steps = [
-                torch.linalg.inv(_policy_step(next(policies), aspects))
-                if isinstance(operation, PolicyConfig)
-                else next(generators)
-                for operation in self.config.moving
-            ]
+            steps: list[Any] = []
+            for operation in self.config.moving:
+                if isinstance(operation, PolicyConfig):
+                    turns = _policy_steps(next(policies), aspects)
+                    steps.append([torch.linalg.inv(turn) for turn in turns])
+                else:
+                    steps.append([next(generators)])
             return draw_in_parts(self._divide(steps), VIEW_BLOCK, self.size, seed)
         generator = torch.Generator().manual_seed(seed)
         with SeededDraws(seed):
@@ -303,12 +305,13 @@ class ViewSchedule:
                 for operation in self.config.moving
             ]
 
-    def _divide(self, steps: list[Any]) -> list[list[Any]]:
-        """Divide the steps of all moving operations into those of the windows and of the moves, if there are any."""
+    def _divide(self, steps: list[list[Any]]) -> list[list[Any]]:
+        """Divide the steps of all moving operations into those of the windows, and each of the others."""
         number = self.config.num_window_operations
         if self.config.edges == "image":
-            return [steps]
-        return [steps[:number], *([steps[number:]] if steps[number:] else [])]
+            return [[step for part in steps for step in part]]
+        window = [step for part in steps[:number] for step in part]
+        return [window, *([step] for part in steps[number:] for step in part)]
 
     def _draw_operation(self, operation: OperationConfig, generator: torch.Generator) -> Tensor:
         """Draw the numbers of a block of crops, or a step input_from_output in a square, [VIEW_BLOCK, 3, 3]."""
@@ -329,26 +332,25 @@ class ViewSchedule:
             kinds, strengths = draw_policy(operation, number, self.seed, epoch, block)
             yield torch.stack([kinds.double(), strengths], dim=2)
 
-    def _compose(self, steps: list[Tensor], aspects: Tensor) -> list[Tensor]:
-        """Compute (inverse of the first operation) @ (inverse of the second) @ ... of windows and of moves."""
+    def _compose(self, drawn: list[Tensor], aspects: Tensor) -> list[Tensor]:
+        """Compute the matrices input_from_output of windows and of each move, from what was drawn for squares."""
+        steps = []
+        for operation, numbers in zip(self.config.moving, drawn, strict=True):
+            if isinstance(operation, PolicyConfig):
+                steps.append(_policy_steps(numbers, aspects))
+            elif operation.kind == "resized_crop":
+                steps.append([place_crops(numbers, aspects, operation.ratio)])
+                aspects = torch.ones_like(aspects)
+            else:
+                ones = torch.ones_like(aspects)
+                step = _shift_by_sides(operation, numbers, aspects)
+                true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
+                steps.append([torch.linalg.inv(true) @ step @ true])
         parts = []
-        operations = iter(self.config.moving)
         for part in self._divide(steps):
             input_from_output = torch.eye(3, dtype=torch.float64).expand(len(aspects), 3, 3)
             for step in part:
-                operation = next(operations)
-                if isinstance(operation, PolicyConfig):
-                    input_from_output = input_from_output @ _policy_step(step, aspects)
-                elif operation.kind == "resized_crop":
-                    input_from_output = input_from_output @ place_crops(
-                        step, aspects, operation.ratio
-                    )
-                    aspects = torch.ones_like(aspects)
-                else:
-                    ones = torch.ones_like(aspects)
-                    step = _shift_by_sides(operation, step, aspects)
-                    true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
-                    input_from_output = input_from_output @ torch.linalg.inv(true) @ step @ true
+                input_from_output = input_from_output @ step
             parts.append(input_from_output)
         return parts
 
@@ -380,9 +382,11 @@ def _numbers_of(matrices: Tensor) -> Tensor:
     )
 
 
-def _policy_step(draws: Tensor, aspects: Tensor) -> Tensor:
-    """Compute input_from_output [n, 3, 3] of a policy's operations, one after the other, from kinds and strengths."""
-    step = torch.eye(3, dtype=torch.float64).expand(len(draws), 3, 3)
-    for kinds, strengths in zip(*(part.unbind(dim=1) for part in draws.unbind(dim=2)), strict=True):
-        step = step @ policy_matrices(kinds.long(), strengths, aspects)
-    return step
+def _policy_steps(draws: Tensor, aspects: Tensor) -> list[Tensor]:
+    """Compute input_from_output [n, 3, 3] of each operation of a policy from kinds and strengths [n, turns, 2]."""
+    return [
+        policy_matrices(kinds.long(), strengths, aspects)
+        for kinds, strengths in zip(
+            *(part.unbind(dim=1) for part in draws.unbind(dim=2)), strict=True
+        )
+    ]

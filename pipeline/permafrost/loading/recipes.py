@@ -26,7 +26,7 @@ Not here: operations that move pixels, which are part of the view's matrix (rand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ from permafrost.config.augment import (
     AugmentOptions,
     PixelOperationConfig,
     PolicyConfig,
+    count_window_operations,
+    moving_operations,
     operation_from,
 )
 from permafrost.core.batches import PixelAugment, PixelChange, PixelChangeName
@@ -184,6 +186,13 @@ class Recipe:
     """Operations that change pixels, and the columns of their values in a row."""
 
     def __init__(self, operations: Sequence[AnyOperation]) -> None:
+        moving = moving_operations(operations)
+        self._moving = moving[count_window_operations(moving) :]
+        """Operations that move what the windows show."""
+        self._crops = [
+            number for number, operation in enumerate(moving) if operation.kind == "resized_crop"
+        ]
+        self._first_move = len(moving) - len(self._moving)
         self.operations = tuple(
             operation
             for operation in operations
@@ -194,6 +203,58 @@ class Recipe:
         self._columns = [slice(*pair) for pair in pairwise(stops)]
         self.width: int = stops[-1]
         """Number C of columns."""
+
+    @property
+    def stored_steps(self) -> list[int]:
+        """Numbers of the steps whose matrices a pass stores; those of policies follow from the rows of values."""
+        numbers, position = [], 0
+        for operation in self._moving:
+            if isinstance(operation, PolicyConfig):
+                position += operation.num_operations
+            else:
+                numbers.append(position)
+                position += 1
+        return numbers
+
+    def steps(
+        self,
+        shape: Sequence[int],
+        rows: Tensor | None,
+        matrices: Tensor | None,
+        sizes: Tensor,
+        frame_size: tuple[int, int],
+    ) -> Tensor | None:
+        """Return the matrices of the operations that move what windows show, f32 [*shape, S, 3, 3], None for none.
+
+        Args:
+            shape: Number n of records, and of views of each, if there are several.
+            rows: Values, [*shape, C], None for a recipe without them.
+            matrices: Stored matrices, f32 [*shape, k, 3, 3]. With one more than the recipe has, the first one turns the
+                window.
+            sizes: (height, width) of the original images, [n, 2].
+            frame_size: (height, width) of the canonical frame, whose proportions a view has after a resized crop.
+        """
+        stored = [] if matrices is None else list(matrices.flatten(0, -4).unbind(dim=1))
+        extra = len(stored) - len(self.stored_steps)
+        steps, rest = stored[:extra], iter(stored[extra:])
+        height, width = sizes.double().unbind(dim=1)
+        of_images = (width / height).repeat_interleave(math.prod(shape[1:]))
+        of_frames = torch.full_like(of_images, frame_size[1] / frame_size[0])
+        policies = (
+            columns
+            for operation, columns in zip(self.operations, self._columns, strict=True)
+            if isinstance(operation, PolicyConfig)
+        )
+        for number, operation in enumerate(self._moving, start=self._first_move):
+            if not isinstance(operation, PolicyConfig):
+                steps.append(next(rest))
+                continue
+            assert rows is not None
+            values = rows.flatten(0, -2)[:, next(policies)].double()
+            aspects = of_frames if any(crop < number for crop in self._crops) else of_images
+            for kinds, strengths in policy_turns(operation, values):
+                steps.append(policy_matrices(kinds, strengths, aspects).float())
+        return torch.stack(steps, dim=1).view(*shape, len(steps), 3, 3) if steps else None
 
     def changes(self, rows: Tensor, *, blanks_maps: bool = False) -> tuple[PixelChange, ...]:
         """Return the changes of rows of values, in order of application.
@@ -263,18 +324,23 @@ def _jitter_changes(
     return changes
 
 
+def policy_turns(operation: PolicyConfig, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over the kinds i64 [n] and strengths f64 [n] of a policy's operations, from its columns f64 [n, c]."""
+    count = operation.num_operations
+    for turn in range(count):
+        code = rows[:, turn // 2].long()
+        kinds = code % len(SPACE) if turn % 2 == 0 else code.div(len(SPACE), rounding_mode="floor")
+        yield kinds, rows[:, turn - count]
+
+
 def _policy_changes(operation: PolicyConfig, rows: Tensor) -> list[PixelChange]:
     """Return the changes of color that a policy has drawn, one turn after the other."""
-    count = operation.num_operations
-    codes, strengths = rows[:, :-count], rows[:, -count:]
     changes = []
-    for turn in range(count):
-        code = codes[:, turn // 2].long()
-        kinds = code % len(SPACE) if turn % 2 == 0 else code.div(len(SPACE), rounding_mode="floor")
+    for kinds, strengths in policy_turns(operation, rows):
         for kind in _COLOR_KINDS:
             chosen = (kinds == kind).nonzero()[:, 0]
             if len(chosen):
-                values = strengths[chosen, turn, None]
+                values = strengths[chosen, None]
                 if kind in _SIGNED:
                     values = 1 + values
                 name: Any = SPACE[kind]
@@ -292,15 +358,15 @@ def recipe_from(described: Sequence[dict[str, Any]]) -> Recipe:
 
 
 def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
-    """Return the recipe of a pass of stored views, None if these do not change pixels.
+    """Return the recipe of a pass of stored views, None if its manifest describes none.
 
     Raises:
         ManifestError: If the manifest describes no recipe of the stored values.
     """
-    spec = next((spec for spec in teacher.manifest.fields if spec.name == PIXEL_FIELD), None)
-    if spec is None:
-        return None
     described = teacher.manifest.views.get("operations")
+    spec = next((spec for spec in teacher.manifest.fields if spec.name == PIXEL_FIELD), None)
+    if spec is None and described is None:
+        return None
     path = teacher.folder / MANIFEST_NAME
     if not isinstance(described, list) or not all(
         isinstance(operation, dict) for operation in described
@@ -310,9 +376,10 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
         recipe = recipe_from(described)
     except ConfigError as error:
         raise ManifestError(f"{path}: {error}") from error
-    if spec.shape != (recipe.width,):
+    shape = (0,) if spec is None else spec.shape
+    if shape != (recipe.width,):
         raise ManifestError(
-            f"{path}: {PIXEL_FIELD} has shape {spec.shape}, and views.operations have {recipe.width} values"
+            f"{path}: {PIXEL_FIELD} has shape {shape}, and views.operations have {recipe.width} values"
         )
     return recipe
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.batches import Batch, Border, Moves
-from permafrost.core.records import MOVE_FIELD, VIEW_FIELD, WINDOW_FIELD
+from permafrost.core.records import MOVE_FIELD, PIXEL_FIELD, VIEW_FIELD, WINDOW_FIELD
+from permafrost.loading.recipes import Recipe
 from permafrost.loading.transfer import copy_to, move_values
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.record_form import resize_pixels
@@ -39,44 +40,54 @@ class Views:
     """Matrices of the views, f32 [..., 3, 3]: the product of window and moves."""
     windows: Tensor | None = None
     """Windows, f32 [..., 4]; None for views that are one matrix, which shows the image wherever it reaches."""
-    window_from_view: Tensor | None = None
-    """Moves of what the windows show, f32 [..., 3, 3]; None if nothing moves."""
+    steps: Tensor | None = None
+    """Matrices input_from_output of the operations that move what the windows show, f32 [..., S, 3, 3], in the order in
+    which they apply; None if nothing moves."""
 
     @classmethod
-    def of(cls, windows: Tensor, window_from_view: Tensor | None) -> Views:
-        """Return the views of windows f32 [..., 4] and moves f32 [..., 3, 3], with the same bits wherever it is called.
+    def of(cls, windows: Tensor, steps: Tensor | None) -> Views:
+        """Return the views of windows f32 [..., 4] and steps f32 [..., S, 3, 3], with the same bits wherever.
 
-        The last rows of the moves must be 0, 0, 1.
+        The last rows of the steps must be 0, 0, 1.
         """
-        windows64 = windows.double()
         matrices = torch.zeros(*windows.shape[:-1], 3, 3, dtype=torch.float64)
-        if window_from_view is None:
-            matrices[..., 0, 0], matrices[..., 1, 1] = windows64[..., 0], windows64[..., 1]
-        else:
-            matrices[..., :2, :] = windows64[..., :2, None] * window_from_view[..., :2, :].double()
-        matrices[..., :2, 2] += windows64[..., 2:]
-        matrices[..., 2, 2] = 1
-        return cls(matrices.float(), windows, window_from_view)
+        matrices[..., 0, 0], matrices[..., 1, 1] = (
+            windows[..., 0].double(),
+            windows[..., 1].double(),
+        )
+        matrices[..., :2, 2], matrices[..., 2, 2] = windows[..., 2:].double(), 1
+        for step in () if steps is None else steps.double().unbind(dim=-3):
+            matrices = _product(matrices, step)
+        return cls(matrices.float(), windows, steps)
 
     def select(self, index: object) -> Views:
         """Return the views of these places of the leading axes."""
-        parts = (self.canonical_from_view, self.windows, self.window_from_view)
+        parts = (self.canonical_from_view, self.windows, self.steps)
         return Views(*(None if part is None else part[index] for part in parts))  # type: ignore[index,arg-type]
 
     @property
     def moves(self) -> Moves | None:
         """Moves of views [n], of those that are moved."""
-        if self.window_from_view is None:
+        if self.steps is None:
             return None
-        moved = (self.window_from_view != torch.eye(3)).flatten(1).any(dim=1)
-        rows = moved.nonzero()[:, 0]
-        return Moves(rows=rows, window_from_view=self.window_from_view[rows]) if len(rows) else None
+        rows = (self.steps != torch.eye(3)).flatten(1).any(dim=1).nonzero()[:, 0]
+        if not len(rows):
+            return None
+        clips: list[Tensor] = []
+        for step in reversed(self.steps[rows].double().unbind(dim=1)):
+            clips.append(_product(step, clips[-1]) if clips else step)
+        return Moves(rows=rows, clips=torch.stack(clips, dim=1).float())
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices [..., 3, 3], each with the same bits whatever the others are."""
+    return sum(left[..., :, k, None] * right[..., None, k, :] for k in range(3))  # type: ignore[return-value]
 
 
 def stack_views(views: list[Views]) -> Views:
     """Return views of several numbers of each record, [n, V, ...], from those of each number, [n, ...]."""
     parts = zip(
-        *((each.canonical_from_view, each.windows, each.window_from_view) for each in views),
+        *((each.canonical_from_view, each.windows, each.steps) for each in views),
         strict=True,
     )
     return Views(*(None if part[0] is None else torch.stack(part, dim=1) for part in parts))  # type: ignore[arg-type]
@@ -111,12 +122,20 @@ def complete_matrices(stored: Tensor) -> Tensor:
 
 
 def stored_views_of(
-    values: Mapping[str, NDArray[Any]], where: str, keys: Sequence[str] = ()
+    values: Mapping[str, NDArray[Any]],
+    recipe: Recipe | None,
+    sizes: Tensor,
+    frame_size: tuple[int, int],
+    where: str,
+    keys: Sequence[str] = (),
 ) -> Views:
     """Return the views of stored values, checked.
 
     Args:
-        values: Fields of the views of n records, [n, ...].
+        values: Fields of the views of n records, [n, ...] or [n, V, ...].
+        recipe: Recipe of the views, None for views without one.
+        sizes: (height, width) of the original images, [n, 2].
+        frame_size: (height, width) of the canonical frame.
         where: Folder of the pass, for messages.
         keys: Keys of the records; empty where they are not known.
 
@@ -131,10 +150,17 @@ def stored_views_of(
         row = next(row for row, problem in enumerate(problems) if problem)
         record = f", record {keys[row]}" if keys else ""
         raise StoreMismatchError(f"{where}{record}: its window {problems[row]}")
-    return Views.of(
-        torch.from_numpy(windows),
-        None if moves is None else complete_matrices(torch.from_numpy(moves)),
-    )
+    pixels = values.get(PIXEL_FIELD)
+    steps = None
+    if recipe is not None:
+        steps = recipe.steps(
+            windows.shape[:-1],
+            None if pixels is None else torch.from_numpy(pixels),
+            None if moves is None else complete_matrices(torch.from_numpy(moves)),
+            sizes,
+            frame_size,
+        )
+    return Views.of(torch.from_numpy(windows), steps)
 
 
 def describe_wrong_windows(windows: NDArray[np.float32]) -> str:

@@ -313,7 +313,8 @@ def in_range(spec: FieldSpec, values: NDArray[Any], num_classes: int) -> NDArray
     if (
         spec.name in (VIEW_FIELD.name, MOVE_FIELD.name) and rows.any()
     ):  # matrices, which warping inverts
-        matrices = np.where(rows[:, None, None, None], values, 0).astype(np.float64)
+        finite = rows.reshape(-1, *[1] * (values.ndim - 1))
+        matrices = np.where(finite, values, 0).astype(np.float64)
         square = matrices if spec.shape == (3, 3) else matrices[..., :2, :2]
-        rows = rows & (np.linalg.det(square) != 0).all(axis=1)
+        rows = rows & (np.linalg.det(square) != 0).all(axis=tuple(range(1, values.ndim - 2)))
     return rows

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from permafrost.core.records import PIXEL_FIELD
-from permafrost.loading.recipes import SPACE, policy_matrices
+from permafrost.loading.recipes import SPACE
 from permafrost_exchange.target_reader import Arrays, crop_views
 
 _MAX_OPERATIONS = 4
@@ -113,6 +112,11 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
     if len(crops) > 1 or any(not isinstance(active[name].get("size"), int) for name in crops):
         raise ValueError("its views are not made by one crop of a size")
     count = int(active["rand_augment"].get("num_ops", 2)) if "rand_augment" in active else 0
+    if count and not crops and isinstance(active.get("resize", {}).get("size"), list):
+        raise ValueError(
+            "its RandAugment moves images that were resized to other proportions, which views of this project cannot "
+            "show"
+        )
     if count > _MAX_OPERATIONS:
         raise ValueError(f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}")
     crop = active[crops[0]] if crops else {}
@@ -142,7 +146,7 @@ def _resize_of(options: Mapping[str, Any]) -> tuple[int, int] | int:
 def convert_recipes(
     recipes: Sequence[Any], layout: RecipeLayout, height: int, width: int
 ) -> Arrays:
-    """Return windows f32 [V, 4], moves f32 [V, 2, 3] and pixel_values f16 [V, C] of the recipes of an image.
+    """Return windows f32 [V, 4], moves f32 [V, 1, 2, 3] and pixel_values f16 [V, C] of the recipes of an image.
 
     Args:
         recipes: V compressed recipes, or mappings from operations to pairs of values.
@@ -157,24 +161,16 @@ def convert_recipes(
     values = [_values_of(recipe, layout) for recipe in recipes]
     boxes = np.array([_box(recipe, layout, height, width) for recipe in values])
     flips = np.array([bool(recipe.get("random_horizontal_flip")) for recipe in values])
-    moves = np.broadcast_to(np.eye(3), (len(values), 3, 3))
     numbers = []
     if layout.num_operations:
         kinds, strengths = _policy(values, layout, rows, columns)
-        for turn in range(layout.num_operations):
-            step = policy_matrices(
-                torch.from_numpy(kinds[:, turn]),
-                torch.from_numpy(strengths[:, turn]),
-                torch.full((len(values),), columns / rows, dtype=torch.float64),
-            )
-            moves = moves @ step.numpy()
         codes = kinds[:, 0::2].astype(np.float64)
         codes[:, : kinds.shape[1] // 2] += len(SPACE) * kinds[:, 1::2]
         numbers += [codes, strengths]
     if "random_erase" in layout.names:
         erased = np.array([_erased(recipe.get("random_erase"), rows, columns) for recipe in values])
         numbers.append(erased)
-    views = crop_views(boxes, flips, moves)
+    views = crop_views(boxes, flips)
     if numbers:
         views[PIXEL_FIELD] = np.concatenate(numbers, axis=1).astype(np.float16)
     return views

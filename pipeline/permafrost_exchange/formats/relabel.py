@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import roi_align
 
-from permafrost.loading.windows import stored_views_of
+from permafrost.core.records import MOVE_FIELD, WINDOW_FIELD
+from permafrost.loading.windows import Views, complete_matrices
 from permafrost_exchange.target_reader import (
     Arrays,
     FileReader,
@@ -77,7 +78,8 @@ def _matrices_of(views: Arrays) -> NDArray[np.float32]:
     """Return canonical_from_view [V, 3, 3] of the fields of views; the identity for the whole image."""
     if not views:
         return np.eye(3, dtype=np.float32)[None]
-    return stored_views_of(views, "format.views").canonical_from_view.numpy()
+    windows, turns = (torch.from_numpy(views[field.name]) for field in (WINDOW_FIELD, MOVE_FIELD))
+    return Views.of(windows, complete_matrices(turns)).canonical_from_view.numpy()
 
 
 def _pool(maps: NDArray[np.float32], matrices: NDArray[np.float32]) -> NDArray[np.float64]:
