@@ -393,7 +393,7 @@ def test_label_maps_give_the_label_of_every_crop(photographs, writer, random, tm
     corners = corners_seen(matrices_of_fields(values))
     low, high = corners.min(axis=-2), corners.max(axis=-2)
     # Without the rounding of a side, which decides about the number of points.
-    boxes = np.concatenate([low[..., ::-1], (high - low)[..., ::-1] - 1e-4 / 15], axis=-1)
+    boxes = np.concatenate([low[..., ::-1], (high - low)[..., ::-1] - 1e-5 / 15], axis=-1)
     require_labels(tmp_path / "m", photographs.paths, boxes, values, transposed=transposed)
 
 

@@ -239,6 +239,8 @@ class Recipe:
         steps, rest = stored[:extra], iter(stored[extra:])
         height, width = sizes.double().unbind(dim=1)
         of_images = (width / height).repeat_interleave(math.prod(shape[1:]))
+        for turn in steps:  # by 90 degrees, before the tool's operations
+            of_images = of_images.where(turn[:, 0, 0] != 0, 1 / of_images)
         of_frames = torch.full_like(of_images, frame_size[1] / frame_size[0])
         policies = (
             columns

@@ -28,7 +28,7 @@ from permafrost_exchange.target_reader import (
     TargetReader,
 )
 
-_ROUNDING = 1e-4
+_ROUNDING = 1e-5
 """Rounding of the side of a box in cells, which decides about the number of points."""
 _MAX_LOGITS = 100
 """Largest number of logits that are stored of a crop, of the classes that its cells list."""

@@ -37,8 +37,8 @@ from tests.support.exchange import run_ingest, run_precompute, values_by_key
 from tests.support.view_matrices import matrices_of_fields
 
 TABLE = Path(__file__).parent / "table.json"
-FRAME = 96
-"""Side of the store's frames, at least that of every photograph, so that no view is enlarged from fewer pixels."""
+FRAME = 48
+"""Side of the store's frames, less than that of the photographs, so that windows are cut from these."""
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 UPRIGHT = {
     # EXIF orientation -> (x, y) of the upright image -> (x, y) of the stored one, in [-1, 1]
@@ -290,7 +290,7 @@ def measure_relabel(place: Workplace, name: str) -> dict:
             corners = corners_here(matrices, place.orientations[row])
             low, high = corners.min(axis=1), corners.max(axis=1)
             # Without the rounding of a side, which decides about the number of points.
-            boxes = np.concatenate([low[:, ::-1], (high - low)[:, ::-1] - 1e-4 / 15], axis=1)
+            boxes = np.concatenate([low[:, ::-1], (high - low)[:, ::-1] - 1e-5 / 15], axis=1)
         file = place.folder / "relabel" / path.parent.name / f"{path.stem}.pt"
         targets = second_reader.relabel(file, boxes, RELABEL_CLASSES)
         here = dense({f: each[row] for f, each in done.values.items()}, RELABEL_CLASSES, 1.0)
@@ -310,7 +310,7 @@ MEASURED = {
     **dict.fromkeys(("e2kd_gradcam", "e2kd_bcos"), measure_e2kd),
 }
 """Measure of each set of files: the largest difference of targets and of corners of boxes, and the correlations of
-the pixels of views, `beyond` for those whose shear, translation or rotation shows what is outside of their crop."""
+the pixels of views, `beyond` for those with a shear, translation or rotation."""
 
 
 def summary(numbers: dict) -> dict:
