@@ -86,7 +86,9 @@ def kornia_pipeline(options):
     with SeededDraws(derive_seed(SEED, "views", 0, 0)):
         for operation in options.moving:
             if isinstance(operation, PolicyConfig):
-                kinds, strengths = draw_policy(operation, numbers, SEED, 0, 0)
+                kinds, strengths = draw_policy(
+                    operation, numbers, SEED, 0, 0, options.side_of((SIDE, SIDE))
+                )
                 numbers += 1
                 for turn in range(operation.num_operations):
                     moving = (kinds[:, turn] >= MOVING.start) & (kinds[:, turn] < MOVING.stop)
@@ -132,7 +134,7 @@ def points_in_view(matrices, pixels):
 
 
 def inner(views):
-    """Where a view shows the inside of its window and image, two pixels or more from their edges: [n, h, w]."""
+    """Pixels of views inside of their window and image, some pixels from their edges: [n, h, w]."""
     line = normalized(torch.arange(SIDE).float())
     grid = torch.stack([*torch.meshgrid(line, line, indexing="xy"), torch.ones(SIDE, SIDE)], dim=-1)
     clips = torch.eye(3).repeat(COUNT, 1, 1, 1)

@@ -229,7 +229,7 @@ def test_geometry_and_colors_of_a_record_are_those_of_one_draw():
         block, place = divmod(position, BLOCK_SIZE)
         matrix = torch.eye(3, dtype=torch.float64)[None]
         for number, policy in enumerate(augment.operations):
-            kinds, strengths = draw_policy(policy, number, 7, 3, block)
+            kinds, strengths = draw_policy(policy, number, 7, 3, block, 32)
             for kind, strength in zip(kinds[place], strengths[place], strict=True):
                 matrix = matrix @ policy_matrices(kind[None], strength[None], ONE)
         wanted.append(matrix[0])
@@ -237,6 +237,16 @@ def test_geometry_and_colors_of_a_record_are_those_of_one_draw():
     kinds, _ = draw_policy(RANDAUGMENT, 0, 7, 3, 0)
     codes = (kinds[:, 0] + 14 * kinds[:, 1])[1000:1024]
     assert torch.equal(rows[:24, 0], codes.double())
+
+
+def test_translations_are_whole_pixels_of_the_view_as_in_torchvision():
+    kinds, strengths = draw_policy(TRIVIAL, 0, 0, 0, 0, 224)
+    _, exact = draw_policy(TRIVIAL, 0, 0, 0, 0)
+
+    moved = (kinds == SPACE.index("translate_x")) | (kinds == SPACE.index("translate_y"))
+    assert torch.equal((strengths[moved] * 224).round(), (exact[moved] * 224).trunc())
+    assert torch.equal(strengths[~moved], exact[~moved])
+    assert moved.sum() > 100
 
 
 def test_a_policy_after_geometry_leaves_the_draws_of_geometry_as_they_were():
@@ -253,7 +263,7 @@ def test_a_policy_after_geometry_leaves_the_draws_of_geometry_as_they_were():
     first = matrices_of(alone, 0, 0, aspects)
     moved = matrices_of(beside, 0, 0, aspects)
 
-    kinds, strengths = draw_policy(TRIVIAL, 1, 1, 0, 0)
+    kinds, strengths = draw_policy(TRIVIAL, 1, 1, 0, 0, 32)
     steps = policy_matrices(kinds[:64, 0], strengths[:64, 0], torch.ones(64, dtype=torch.float64))
     assert torch.allclose(moved, (first.double() @ steps).float(), atol=1e-5)
 

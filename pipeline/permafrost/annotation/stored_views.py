@@ -220,7 +220,8 @@ class StoredViews:
         )
         recipe = self.recipe
         if recipe.width:
-            schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
+            side = self.augment.side_of(store.size)
+            schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard), side)
             rows = [schedule.rows(view, 0, shard.records) for view in range(self.count)]
             drawn = replace(drawn, pixels=torch.stack(rows, dim=1)[covered].half())
         drawn = replace(drawn, recipe=recipe)

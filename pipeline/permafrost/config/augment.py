@@ -350,6 +350,10 @@ class AugmentOptions(Options):
         """Operations that move pixels."""
         return moving_operations(self.operations)
 
+    def side_of(self, frame_size: tuple[int, int]) -> int:
+        """Return the shorter side of views in pixels, of records with this (height, width) of the frame."""
+        return self.size or min(frame_size)
+
     @property
     def num_window_operations(self) -> int:
         """Number of the first moving operations that choose the window."""

@@ -90,7 +90,7 @@ class Moves:
 
     @property
     def window_from_view(self) -> Tensor:
-        """Where in its window a point of a view is, f32 [n, 3, 3]."""
+        """Matrix from a view to its window, f32 [n, 3, 3]."""
         return self.clips[:, -1]
 
 

@@ -329,13 +329,14 @@ class ViewSchedule:
             operation for operation in self.config.moving if isinstance(operation, PolicyConfig)
         ]
         for number, operation in enumerate(policies):
-            kinds, strengths = draw_policy(operation, number, self.seed, epoch, block)
+            side = self.config.side_of(self.size)
+            kinds, strengths = draw_policy(operation, number, self.seed, epoch, block, side)
             yield torch.stack([kinds.double(), strengths], dim=2)
 
-    def _compose(self, drawn: list[Tensor], aspects: Tensor) -> list[Tensor]:
+    def _compose(self, draws: list[Tensor], aspects: Tensor) -> list[Tensor]:
         """Compute the matrices input_from_output of windows and of each move, from what was drawn for squares."""
         steps = []
-        for operation, numbers in zip(self.config.moving, drawn, strict=True):
+        for operation, numbers in zip(self.config.moving, draws, strict=True):
             if isinstance(operation, PolicyConfig):
                 steps.append(_policy_steps(numbers, aspects))
             elif operation.kind == "resized_crop":

@@ -100,7 +100,7 @@ _STRONGEST: dict[str, dict[str, float]] = {
 
 
 def draw_policy(
-    operation: PolicyConfig, number: int, seed: int, epoch: int, block: int
+    operation: PolicyConfig, number: int, seed: int, epoch: int, block: int, side: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw the operations of a policy for a block of positions.
 
@@ -110,6 +110,8 @@ def draw_policy(
         seed: Seed of all draws.
         epoch: Number of the epoch.
         block: Number of the block.
+        side: Side of the view in pixels, of which translations are whole numbers, as in torchvision; None leaves them
+            fractions.
 
     Returns:
         Kinds i64 [BLOCK_SIZE, n] and strengths f64 [BLOCK_SIZE, n]. An operation that is not drawn is identity.
@@ -126,6 +128,9 @@ def draw_policy(
         noise = (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()  # Box-Muller
         magnitudes = (operation.magnitude + operation.spread * noise).clamp(0, MAX_MAGNITUDE)
     strengths = _strengths(operation.kind, kinds, magnitudes / MAX_MAGNITUDE, negative < 0.5)
+    if side is not None:
+        translates = (kinds == SPACE.index("translate_x")) | (kinds == SPACE.index("translate_y"))
+        strengths = strengths.where(~translates, (strengths * side).trunc() / side)
     kinds = kinds.where(drawn < operation.p, torch.zeros_like(kinds))
     return kinds, strengths.where(kinds > 0, torch.zeros_like(strengths))
 
@@ -401,9 +406,12 @@ def _from_blocks(
 class PixelSchedule:
     """Rows of values of a recipe, as pure functions of (seed, epoch, position in the epoch's order)."""
 
-    def __init__(self, operations: Sequence[AnyOperation], seed: int) -> None:
+    def __init__(
+        self, operations: Sequence[AnyOperation], seed: int, side: int | None = None
+    ) -> None:
+        """Configure the schedule; `side` is that of `draw_policy`."""
         self.recipe = Recipe(operations)
-        self.seed = seed
+        self.seed, self.side = seed, side
         self._block = MethodCache(self._draw_block, 4)
 
     def rows(self, epoch: int, start: int, count: int) -> Tensor:
@@ -439,7 +447,9 @@ class PixelSchedule:
         columns, policies = [torch.empty(BLOCK_SIZE, 0, dtype=torch.float64)], 0
         for operation in self.recipe.operations:
             if isinstance(operation, PolicyConfig):
-                kinds, strengths = draw_policy(operation, policies, self.seed, epoch, block)
+                kinds, strengths = draw_policy(
+                    operation, policies, self.seed, epoch, block, self.side
+                )
                 columns.append(_policy_row(kinds, strengths))
                 policies += 1
             else:
