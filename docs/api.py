@@ -60,6 +60,7 @@ DOORS = (
     "permafrost.config.methods:KDConfig",
     "permafrost.config.evaluation:EvaluatorOptions",
     "permafrost.config.augment:ViewsConfig",
+    "permafrost.loading.windows:Views",
     "permafrost.config.options:Options",
     "permafrost.config.store:StoreOptions",
     "permafrost.config.verbs:Verb",

@@ -29,6 +29,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule, schedule_views
+from permafrost.loading.regions import regions_of
 from permafrost.loading.sampler import EpochSlice
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.windows import (
@@ -462,6 +463,22 @@ def test_padding_of_an_edge_that_follows_a_rotation_is_refused():
     assert AugmentOptions(operations=(edge, rotation)).border == "edge"
     with pytest.raises(ConfigError, match="padding_mode: edge continues the image"):
         AugmentOptions(operations=(rotation, edge))
+
+
+def test_regions_of_objects_follow_the_window(store):
+    """A box is where the matrix sends its corners, at the resolution of the view."""
+    batch = next(loader_of(store, CROP).epoch(0))
+    boxes = torch.tensor([[0, -0.6, -0.5, 0.4, 0.7]])
+    batch = replace(batch, boxes=(boxes,) * 4, masks=torch.zeros(4, 1, 96, 96, dtype=torch.uint8))
+
+    regions = regions_of(batch, torch.zeros(4, dtype=torch.int64), "boxes", (24, 24))
+
+    centers = (2 * torch.arange(24) + 1) / 24 - 1
+    for region, matrix in zip(regions, batch.canonical_from_view, strict=True):
+        x, y = centers * matrix[0, 0] + matrix[0, 2], centers * matrix[1, 1] + matrix[1, 2]
+        wanted = ((x > -0.6) & (x < 0.4))[None] & ((y > -0.5) & (y < 0.7))[:, None]
+        assert (region != wanted).float().mean() < 0.1
+        assert region.any() == wanted.any()
 
 
 # ---- stored views --------------------------------------------------------------------------------

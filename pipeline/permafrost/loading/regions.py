@@ -32,7 +32,8 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
         Bool [n, height, width], all False for a record without a region.
     """
     many = has_many(batch.labels)
-    frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    frames = batch.masks if batch.has_windows and batch.masks is not None else batch.inputs
+    frame = (frames.shape[-2], frames.shape[-1])
     if kind == "boxes" and batch.canonical_from_view is None:
         frame = size  # without a transform, box corners are rounded down to pixels of the evaluated size
     if kind == "masks":
@@ -46,7 +47,8 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
         regions = regions & (classes >= 0)[:, None, None]
     regions = copy_to(regions, batch.inputs.device)
     if batch.canonical_from_view is not None or size != frame:
-        regions = warp(regions[:, None].float(), canonical_from_view(batch), size)[:, 0] > 0.5
+        matrices = canonical_from_view(batch)
+        regions = warp(regions[:, None].float(), matrices, size, moves=batch.moves)[:, 0] > 0.5
     return regions
 
 

@@ -221,7 +221,10 @@ def truth_bands(batch: Batch, size: tuple[int, int]) -> Tensor:
     assert batch.masks is not None
     levels = [batch.masks >= level for level in (1, _PART)]
     if batch.canonical_from_view is not None or size != tuple(batch.masks.shape[-2:]):
-        levels = [warp(level.float(), canonical_from_view(batch), size) > 0.5 for level in levels]
+        levels = [
+            warp(level.float(), canonical_from_view(batch), size, moves=batch.moves) > 0.5
+            for level in levels
+        ]
     return levels[0][:, 0].long() + levels[1][:, 0].long()
 
 

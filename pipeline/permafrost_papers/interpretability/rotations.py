@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from permafrost.config.augment import AugmentOptions, ViewsConfig
-from permafrost.core.batches import Batch
+from permafrost.core.batches import Batch, Moves
 from permafrost.loading.geometry import canonical_from_view
 from permafrost.loading.windows import Views
 from permafrost.store.reader import Store
@@ -37,7 +37,18 @@ def turn_views(batch: Batch) -> Batch:
     assert not batch.targets
     turns = rotations().float().to(batch.inputs.device)
     turned = canonical_from_view(batch)[:, None] @ turns
-    rows = torch.arange(len(batch.keys)).repeat_interleave(NUM_ROTATIONS)
+    count = len(batch.keys)
+    rows = torch.arange(count).repeat_interleave(NUM_ROTATIONS)
+    moves = batch.moves
+    if (
+        batch.has_windows or moves is not None
+    ):  # a window is turned, a frame sampled by the turned matrix
+        steps = 1 if moves is None else moves.clips.shape[1]
+        clips = torch.eye(3, device=turns.device).repeat(count, steps, 1, 1)
+        if moves is not None:
+            clips = clips.index_copy(0, moves.rows, moves.clips)
+        turned_clips = (clips[:, None] @ turns[:, None]).flatten(0, 1)
+        moves = Moves(rows=torch.arange(len(rows), device=turns.device), clips=turned_clips)
     device_rows = rows.to(batch.inputs.device)
     host_labels = batch.host_labels
     return replace(
@@ -46,6 +57,7 @@ def turn_views(batch: Batch) -> Batch:
         record_index=batch.record_index[device_rows],
         inputs=batch.inputs[device_rows],
         canonical_from_view=turned.flatten(0, 1),
+        moves=moves,
         view_index=torch.arange(NUM_ROTATIONS, device=device_rows.device).repeat(len(batch.keys)),
         original_size=batch.original_size[device_rows],
         labels=batch.labels[device_rows],

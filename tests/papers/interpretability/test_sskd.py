@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import (
+    replace,
+)
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.core.batches import Targets
+from permafrost.core.batches import (
+    Moves,
+    Targets,
+)
 from permafrost.core.errors import ConfigError
+from permafrost.loading.geometry import (
+    view_images,
+)
 from permafrost.losses.base import build_loss
 from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import NO_INTERMEDIATES
 from permafrost_papers.interpretability.options import SSKDConfig
+from permafrost_papers.interpretability.rotations import (
+    turn_views,
+)
 from permafrost_papers.interpretability.sskd import (
     kept_kd_loss,
     kept_rows,
     rotated_similarities,
     views_in_order,
+)
+from tests.support.geometry import (
+    float_noise,
+    make_batch,
 )
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
@@ -206,3 +223,24 @@ def test_options_out_of_range_are_refused():
     ):
         with pytest.raises(ConfigError, match=f"method.{next(iter(options))}"):
             SSKDConfig(**options)
+
+
+def test_windows_are_turned_as_their_images():
+    """Windows of original images have no frame to sample: what they show is turned, and what moves it."""
+    windows = (float_noise(4, 3, 24, 24) * 255).round().byte()
+    angle = torch.tensor(0.3)
+    step = torch.eye(3)
+    step[:2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
+    moves = Moves(rows=torch.tensor([1, 3]), clips=step.repeat(2, 2, 1, 1))
+    for batch in (
+        replace(make_batch(windows), has_windows=True),
+        replace(make_batch(windows), has_windows=True, moves=moves),
+    ):
+        upright = view_images(batch, (24, 24))
+
+        turned = view_images(turn_views(batch), (24, 24)).view(4, 4, 3, 24, 24)
+
+        for quarter in range(4):
+            wanted = torch.rot90(upright, quarter, (2, 3))
+            assert ((turned[:, quarter] - wanted).abs() > 1e-3).float().mean() < 0.01
+        assert not torch.allclose(turned[:, 0], turned[:, 1], atol=0.1)
