@@ -44,8 +44,8 @@ SERIAL = {
 }
 RAY = {
     "precompute": ("precompute", *MADE, "executor=ray", "store.path=stores/on_ray"),
-    "sweep": ("sweep", *STUDENT, *ARMS, "executor=ray", "run=on_ray"),
-    "distill": ("distill", *STUDENT, "run=ranks", "trainer.ranks=2"),
+    "sweep": ("sweep", *STUDENT, *ARMS, "executor=ray", "run=on_ray", "store.teacher=resnet8"),
+    "distill": ("distill", *STUDENT, "run=ranks", "trainer.ranks=2", "store.teacher=resnet8"),
 }
 OF_RAY = {"gcs_server", "raylet", "agent", "worker", "monitor", "dashboard", "python"}
 """Programs of a local Ray that SECURITY.md names; python is the driver."""

@@ -85,8 +85,8 @@ def test_an_added_verb_is_shown_completed_called_and_run_as_any_other(world):
     done = run(top, tools / "permafrost", "tones", store, "executor=serial")
     helped = run(top, tools / "permafrost", "tones", "--help")
     listed = run(top, tools / "permafrost", "--help")
-    completed = run(top, tools / "permafrost", "completion", "words", "tones", "tones.")
-    schema = json.loads(run(top, tools / "permafrost", "schema"))
+    completed = run(top, tools / "permafrost-shell", "completion", "words", "tones", "tones.")
+    schema = json.loads(run(top, tools / "permafrost-shell", "schema"))
     page = run(top, tools / "python", "-m", "permafrost.config.reference")
     script = f"import permafrost; print(permafrost.tones({store!r}).tones)"
     called = run(top, tools / "python", "-c", script)

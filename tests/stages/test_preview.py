@@ -142,6 +142,18 @@ def test_a_strangers_finding_is_used_by_the_command(permafrost, photos, tmp_path
     assert "warning  cats: 4 cats" in out
 
 
+def test_members_of_several_tars_are_counted_once(tmp_path):
+    for number in range(3):
+        members = {f"{number}{each}.png": samples(1)["0000.png"] for each in range(2)}
+        unlabeled = {f"{number}{each}.json": json.dumps({"y": 1}) for each in range(2)}
+        write_tar(tmp_path / f"tars/train-{number:03d}.tar", members | unlabeled)
+
+    found = preview_of(tar_config(tmp_path / "tars"), all=True).findings
+
+    (message,) = (finding.message for finding in found if finding.name == "missing_labels")
+    assert "their other members are 6 .json (" in message
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_tars_are_previewed_on_ray(ray_cluster, tmp_path):

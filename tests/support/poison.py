@@ -56,7 +56,13 @@ class UninterruptedHeaders(ReadHeaders):
 
     def __call__(self, part):
         plain = ImageFolderSource(self.source.config)
-        return ReadHeaders(source=plain, listing=self.listing, folder=self.folder)(part)
+        return ReadHeaders(
+            source=plain,
+            listing=self.listing,
+            folder=self.folder,
+            regions=self.regions,
+            decoded=self.decoded,
+        )(part)
 
 
 @dataclass(frozen=True, kw_only=True)

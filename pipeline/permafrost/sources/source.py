@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
@@ -264,7 +265,7 @@ class ListPart:
             name=name,
             records=counts.records.total(),
             seconds=time.monotonic() - started,
-            report=(counts, tally),
+            report=(counts, deepcopy(tally)),  # the next part in this process counts anew
         )
 
 
