@@ -144,9 +144,11 @@ def test_a_strangers_finding_is_used_by_the_command(permafrost, photos, tmp_path
 
 def test_members_of_several_tars_are_counted_once(tmp_path):
     for number in range(3):
-        members = {f"{number}{each}.png": samples(1)["0000.png"] for each in range(2)}
-        unlabeled = {f"{number}{each}.json": json.dumps({"y": 1}) for each in range(2)}
-        write_tar(tmp_path / f"tars/train-{number:03d}.tar", members | unlabeled)
+        members = {}
+        for place in range(number + 1):
+            members[f"{number}{place}.png"] = samples(1)["0000.png"]
+            members[f"{number}{place}.json"] = json.dumps({"y": 1})
+        write_tar(tmp_path / f"tars/train-{number:03d}.tar", members)
 
     found = preview_of(tar_config(tmp_path / "tars"), all=True).findings
 
