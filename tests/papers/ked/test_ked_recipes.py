@@ -146,7 +146,14 @@ def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
 )
 def test_networks_of_every_number_of_superfeatures_have_equal_sizes(recipe):
     experiment = f"experiment=ked/{recipe}"
-    numbers = composed_of("sweep", experiment)["grid"]["student.superfeatures"]
+    sweep, option = composed_of("sweep", experiment), "student.superfeatures"
+    of_arms = {
+        int(argument.partition("=")[2])
+        for arguments in sweep["arms"].values()
+        for argument in arguments
+        if argument.startswith(option)
+    }
+    numbers = (sweep["grid"] or {}).get(option, sorted(of_arms))
     sizes = []
     for number in numbers:
         words = (experiment, f"student.superfeatures={number}", "student.partition=null")
