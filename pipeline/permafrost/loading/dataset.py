@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import (
+    partial,
+)
 from typing import Any
 
 import numpy as np
@@ -47,7 +50,11 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import recipe_of_pass
 from permafrost.loading.sampler import WINDOW_SHARDS, EpochSlice
 from permafrost.loading.selected_records import SelectedRecords
-from permafrost.loading.windows import cut_window, pixel_boxes, stored_views_of
+from permafrost.loading.windows import (
+    Views,
+    WindowCutter,
+    stored_views_of,
+)
 from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
 from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
@@ -56,7 +63,6 @@ from permafrost.store.frames import InputMemory, decode_stored_mask
 from permafrost.store.index import RowNumbers
 from permafrost.store.manifest import ROWS_DIGEST
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.store.record_form import decode_original
 from permafrost.store.row_reader import Rows, SelectedRows
 from permafrost.store.tars import ShardBytes
 
@@ -185,6 +191,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     Files are opened on first use, so each loader process opens its own.
     """
 
+    _schedule: ViewSchedule | None = None
+    """Schedule of new views; None for stored ones and for whole frames."""
+    _cutter: WindowCutter | None = None
+    """Cuts windows of original images; None where views are sampled from frames."""
+    _border: Border = "black"
+
     def __init__(
         self,
         store: Store,
@@ -233,9 +245,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         self._blanks_maps = blanks_maps
         self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
         self._is_mixed = bool(self.passes) and mixes_of_pass(self.passes[0])
-        self._schedule: ViewSchedule | None = None
-        self._window_size: tuple[int, int] | None = None
-        self._border: Border = "black"
         _check_room(store, self.passes)
         self._start_caches()
 
@@ -253,8 +262,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         other._schedule = schedule
         cuts = stored.get("pixels") == "originals" if schedule is None else schedule.whole_pixels
         border = stored.get("border") if schedule is None else schedule.config.border
-        other._window_size = (size or self.store.size) if cuts else None
         other._border = "edge" if border == "edge" else "black"
+        other._cutter = WindowCutter(size or self.store.size, other._border) if cuts else None
         other._start_caches()
         return other
 
@@ -296,16 +305,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         most = per_pass * max(1, len(self.passes))
         self._stored_rows = MethodCache(self._open_stored_rows, most)
         self._values = MethodCache(self._open_values, most)
-        keeps_images = self._window_size is not None
-        size = self._image_bytes() if keeps_images else self.store.form.record_bytes * len(self)
+        images = self._cutter is not None
+        size = self._image_bytes() if images else self.store.form.record_bytes * len(self)
         self._keeps = size <= self.keep_bytes
-        self._kept = (
-            InputMemory(self.store.form, len(self)) if self._keeps and not keeps_images else None
-        )
-        self._kept_images: list[NDArray[np.uint8] | None] = [None] * (
-            len(self) if self._keeps and keeps_images else 0
-        )
-        self._is_kept = np.zeros(0 if self._kept is None else len(self), bool)
+        keeps_frames = self._keeps and not images
+        self._kept = InputMemory(self.store.form, len(self)) if keeps_frames else None
+        self._is_kept = np.zeros(len(self) if keeps_frames else 0, bool)
+        if self._cutter is not None:
+            self._cutter.keep(len(self) if self._keeps else 0)
 
     def _image_bytes(self) -> int:
         """Return the size of all decoded images in bytes, or a part of it that is more than is kept."""
@@ -332,8 +339,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             if spec.name in self._wanted_fields(number)
         ]
         inputs = 2 if self._is_mixed else 1
-        size = self._window_size
-        input_bytes = self.store.form.record_bytes if size is None else 3 * size[0] * size[1]
+        cutter = self._cutter
+        input_bytes = self.store.form.record_bytes if cutter is None else cutter.view_bytes
         return inputs * input_bytes + sum(map(_bytes_of, read))
 
     def __getitem__(self, position: int) -> Batch:
@@ -384,7 +391,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         Args:
             at: Positions.
             views: Number of the stored view of each record; None without stored views.
-            places: EpochSlice in an epoch, of which new views are drawn; None for the canonical frame.
+            epoch_slice: Places in an epoch, of which new views are drawn; None for the canonical frame.
             is_second: True for second records of mixtures, which have neither targets nor second ones themselves.
         """
         rows = self.rows_at(at)
@@ -397,31 +404,23 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             for number in range(1 if is_second else len(self.passes))
         ]
         sizes = torch.from_numpy(np.stack([columns["height"], columns["width"]], axis=1)).float()
-        pixel_augment, second, shown = None, None, None
+        shown, pixel_augment, second = None, None, None
         if epoch_slice is not None and self._schedule is not None:
             shown = self._schedule.views(epoch_slice.epoch, epoch_slice.first, sizes)
         if views is not None:  # all passes of a run have the same views
             where = str(self.passes[0].folder)
             shown = stored_views_of(values[0], self._recipe, sizes, self.store.size, where, keys)
-            if self._recipe is not None and self._recipe.width:
-                pixels = torch.from_numpy(values[0][PIXEL_FIELD])
-                changes = self._recipe.changes(pixels, blanks_maps=self._blanks_maps)
-                pixel_augment = PixelAugment(changes=changes)
-            if self._is_mixed and not is_second:
-                partners = self._partners(values[0], columns)
-                second = self._load(partners, views, is_second=True)
-                mixture = mixture_of(values[0][MIXTURE_FIELD.name], torch.arange(len(at)))
-                pixel_augment = replace(pixel_augment or PixelAugment(), mixture=mixture)
-        windows = None if shown is None or self._window_size is None else shown.windows
+            pixel_augment = self._stored_augment(values[0], is_second=is_second)
+        if pixel_augment is not None and pixel_augment.mixture is not None:
+            second = self._load(self._partners(values[0], columns), views, is_second=True)
+        inputs, has_windows = self._images(at, columns, keys, shown, sizes)
         return Batch(
             keys=tuple(keys),
             record_index=torch.from_numpy(at),
-            inputs=self._inputs(at, columns, keys).tensor()
-            if windows is None
-            else self._cut(at, columns, keys, windows, sizes),
+            inputs=inputs,
             canonical_from_view=None if shown is None else shown.canonical_from_view,
             moves=None if shown is None else shown.moves,
-            has_windows=windows is not None,
+            has_windows=has_windows,
             border=self._border,
             pixel_augment=pixel_augment,
             second=second,
@@ -436,6 +435,19 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 for number, of_teacher in enumerate([] if is_second else values)
             ),
         )
+
+    def _stored_augment(self, values: Values, *, is_second: bool) -> PixelAugment | None:
+        """Return the changes of the pixels of stored views, and their mixtures; None without either."""
+        augment = None
+        if self._recipe is not None and self._recipe.width:
+            pixels = torch.from_numpy(values[PIXEL_FIELD])
+            changes = self._recipe.changes(pixels, blanks_maps=self._blanks_maps)
+            augment = PixelAugment(changes=changes)
+        if self._is_mixed and not is_second:
+            mixtures = values[MIXTURE_FIELD.name]
+            mixture = mixture_of(mixtures, torch.arange(len(mixtures)))
+            augment = replace(augment or PixelAugment(), mixture=mixture)
+        return augment
 
     def _partners(self, values: Values, columns: Columns) -> NDArray[np.int64]:
         """Return the positions of the second records of stored mixtures.
@@ -501,60 +513,35 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         def decode(number: int, data: bytes, where: str) -> None:
             inputs.decode(slots[number], data, where)
 
-        self._read(numbers, columns, keys, decode)
+        self._read(columns, keys, numbers, decode)
 
-    def _cut(
+    def _images(
         self,
         at: NDArray[np.int64],
         columns: Columns,
         keys: Sequence[str],
-        windows: torch.Tensor,
+        views: Views | None,
         sizes: torch.Tensor,
-    ) -> torch.Tensor:
-        """Cut windows of original images at the size of the views: u8 [n, 3, h, w]. Each image is decoded once."""
-        assert self._window_size is not None
-        boxes = [(a, b, c, d) for a, b, c, d in pixel_boxes(windows, sizes).tolist()]
-        flips = [(x, y) for x, y in (windows[:, :2] < 0).tolist()]
-        memory = np.empty((len(at), *self._window_size, 3), np.uint8)
-        records, first = np.unique(at, return_index=True)
-        order = np.argsort(at, kind="stable")
-        rows_of = np.split(order, np.searchsorted(at[order], records[1:]))
-
-        def cut(pixels: NDArray[np.uint8], number: int) -> None:
-            for row in rows_of[number].tolist():
-                cut_window(pixels, boxes[row], flips[row], self._border, memory[row])
-
-        def decode_and_cut(number: int, data: bytes, where: str) -> None:
-            at_first = first[missing[number]]
-            size = int(columns["height"][at_first]), int(columns["width"][at_first])
-            pixels = decode_original(data, size, where)
-            if self._kept_images:
-                self._kept_images[int(records[missing[number]])] = pixels
-            cut(pixels, int(missing[number]))
-
-        kept = [self._kept_images[at] for at in records.tolist()] if self._kept_images else ()
-        missing = np.array(
-            [number for number in range(len(records)) if not kept or kept[number] is None], np.int64
-        )
-        self._read(first[missing], columns, keys, decode_and_cut)
-        for number, pixels in enumerate(kept):
-            if pixels is not None:
-                cut(pixels, number)
-        return torch.from_numpy(memory).permute(0, 3, 1, 2)
+    ) -> tuple[torch.Tensor, bool]:
+        """Return the windows of views and True, or whole frames, or rows of a table, and False."""
+        if self._cutter is None or views is None or views.windows is None:
+            return self._inputs(at, columns, keys).tensor(), False
+        read = partial(self._read, columns, keys)
+        return self._cutter.cut(at, views.windows, sizes, read), True
 
     def _read(
         self,
-        numbers: NDArray[np.int64],
         columns: Columns,
         keys: Sequence[str],
+        numbers: NDArray[np.int64],
         use: Callable[[int, bytes, str], None],
     ) -> None:
         """Read the bytes of records and use each in one of the threads.
 
         Args:
-            numbers: Rows of the columns and keys.
             columns: Columns of the index.
             keys: Keys.
+            numbers: Rows of the columns and keys.
             use: Function of the place among the numbers, the bytes, and the file and record for messages.
         """
         names = ("shard", "offset", "size", "image_crc32c")
@@ -726,7 +713,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             "_values",
             "_stored_rows",
             "_kept",
-            "_kept_images",
             "_is_kept",
             "_ahead",
             "label_numbers",

@@ -12,7 +12,11 @@ Not here: windows of stored frames, which the warp of geometry.py samples with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +30,7 @@ from permafrost.core.records import MOVE_FIELD, PIXEL_FIELD, VIEW_FIELD, WINDOW_
 from permafrost.loading.recipes import Recipe
 from permafrost.loading.transfer import copy_to, move_values
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.record_form import resize_pixels
+from permafrost.store.record_form import decode_original, resize_pixels
 
 MAX_WINDOW = 8.0
 """Largest side of a window in units of the image's."""
@@ -234,3 +238,77 @@ def cut_window(
             part = whole
     view = resize_pixels(part, (memory.shape[0], memory.shape[1]))
     memory[:] = view[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+
+
+Read = Callable[[NDArray[np.int64], Callable[[int, bytes, str], None]], None]
+"""Function of rows of a batch that reads the bytes of each, in any thread, and calls a function with the place among
+the rows, the bytes, and the file and record for messages."""
+
+
+class WindowCutter:
+    """Cuts windows of original images at the size of the views. Each image of a batch is decoded once."""
+
+    def __init__(self, size: tuple[int, int], border: Border) -> None:
+        """Configure the cutter.
+
+        Args:
+            size: (height, width) of the views.
+            border: Content of windows beyond the image.
+        """
+        self.size, self.border = size, border
+        self._kept: list[NDArray[np.uint8] | None] = []
+
+    @property
+    def view_bytes(self) -> int:
+        """Size of a view in bytes."""
+        return 3 * self.size[0] * self.size[1]
+
+    def keep(self, records: int) -> None:
+        """Keep the decoded images of this number of records from now on, 0 for none."""
+        self._kept = [None] * records
+
+    def cut(self, at: NDArray[np.int64], windows: Tensor, sizes: Tensor, read: Read) -> Tensor:
+        """Cut the windows of a batch: u8 [n, 3, h, w].
+
+        Args:
+            at: Positions of the records, i64 [n].
+            windows: f32 [n, 4].
+            sizes: (height, width) of the images in the index, [n, 2].
+            read: Function that reads the files.
+
+        Raises:
+            ManifestError: If a file cannot be decoded, or its image has another size than in the index.
+        """
+        boxes = [(a, b, c, d) for a, b, c, d in pixel_boxes(windows, sizes).tolist()]
+        flips = [(x, y) for x, y in (windows[:, :2] < 0).tolist()]
+        shapes = [(int(height), int(width)) for height, width in sizes.tolist()]
+        memory = np.empty((len(at), *self.size, 3), np.uint8)
+        order = np.argsort(at, kind="stable")
+        starts = np.flatnonzero(np.diff(at[order], prepend=-1))
+        groups = np.split(order, starts[1:])  # rows of each record
+
+        def cut_all(pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+            for row in rows.tolist():
+                cut_window(pixels, boxes[row], flips[row], self.border, memory[row])
+
+        missing = []
+        for rows in groups:
+            pixels = self._kept[at[rows[0]]] if self._kept else None
+            if pixels is None:
+                missing.append(rows)
+            else:
+                cut_all(pixels, rows)
+
+        def decode(number: int, data: bytes, where: str) -> None:
+            rows = missing[number]
+            pixels = decode_original(data, shapes[rows[0]], where)
+            if self._kept:
+                self._kept[at[rows[0]]] = pixels
+            cut_all(pixels, rows)
+
+        read(np.array([rows[0] for rows in missing], np.int64), decode)
+        return torch.from_numpy(memory).permute(0, 3, 1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process keeps images of its own.
+        return {"size": self.size, "border": self.border, "_kept": []}
