@@ -395,14 +395,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             is_second: True for second records of mixtures, which have neither targets nor second ones themselves.
         """
         rows = self.rows_at(at)
-        columns = self.store.index.take(_INDEX_COLUMNS, rows)
-        columns["shard"] = self.store.index.shard_numbers(rows)
-        keys = self.store.index.keys(rows)
+        columns, keys = self._columns(_INDEX_COLUMNS, rows), self.store.index.keys(rows)
         names = _SECOND_FIELDS if is_second else None
-        values = [
-            self._gather(number, columns, views, names)
-            for number in range(1 if is_second else len(self.passes))
-        ]
+        read = range(1 if is_second else len(self.passes))
+        values = [self._gather(number, columns, views, names) for number in read]
         sizes = torch.from_numpy(np.stack([columns["height"], columns["width"]], axis=1)).float()
         shown, pixel_augment, second = None, None, None
         if epoch_slice is not None and self._schedule is not None:
@@ -430,11 +426,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             groups=torch.from_numpy(columns["group"].astype(np.int64)),
             masks=self._masks(columns, keys) if self.with_regions else None,
             boxes=self._boxes(rows) if self.with_regions else (),
-            targets=tuple(
-                self._targets(number, of_teacher, columns, replayed=views is not None)
-                for number, of_teacher in enumerate([] if is_second else values)
-            ),
+            targets=() if is_second else self._all_targets(values, columns, views),
         )
+
+    def _columns(self, names: Sequence[str], rows: NDArray[np.int64]) -> Columns:
+        """Read columns of the index, and the numbers of the shards."""
+        columns = self.store.index.take(names, rows)
+        columns["shard"] = self.store.index.shard_numbers(rows)
+        return columns
 
     def _stored_augment(self, values: Values, *, is_second: bool) -> PixelAugment | None:
         """Return the changes of the pixels of stored views, and their mixtures; None without either."""
@@ -473,8 +472,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             The fields of each pass by name, f32 [n, ...] in their units.
         """
         rows = self.rows_at(at)
-        columns = self.store.index.take(("row", "height", "width"), rows)
-        columns["shard"] = self.store.index.shard_numbers(rows)
+        columns = self._columns(("row", "height", "width"), rows)
         return [
             decode_intermediates(
                 self._targets(number, self._gather(number, columns, None), columns, replayed=False)
@@ -560,6 +558,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         for _, shard, offset, size, _ in records:
             self._bytes(shard).will_read(offset, size)
         self.decode_threads.run(read, len(records))
+
+    def _all_targets(
+        self, values: Sequence[Values], columns: Columns, views: NDArray[np.int64] | None
+    ) -> tuple[StoredTargets, ...]:
+        return tuple(
+            self._targets(number, of_teacher, columns, replayed=views is not None)
+            for number, of_teacher in enumerate(values)
+        )
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool

@@ -75,6 +75,7 @@ class TrainLoader(DataLoader[Any]):
         Raises:
             ConfigError: If the batch size, `views_per_step` or the shared memory do not fit data, ranks and views.
         """
+        dataset = dataset.in_views(views, view_size)
         order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
         batches = (
@@ -85,14 +86,9 @@ class TrainLoader(DataLoader[Any]):
             )
         )
         self.views_per_step, self.expand = views_per_step, expand
-        dataset = dataset.in_views(views, view_size)
+        size = dataset.record_bytes * -(-batch_size // world_size)
         self._configure(
-            dataset,
-            batches,
-            pixel_augment,
-            seed,
-            batch_bytes=dataset.record_bytes * -(-batch_size // world_size),
-            num_workers=loader_processes,
+            dataset, batches, pixel_augment, seed, batch_bytes=size, num_workers=loader_processes
         )
 
     def _configure(
