@@ -131,7 +131,8 @@ def compare(count: int, interpolation: InterpolationMode) -> dict[str, np.ndarra
                 interpolation,
             )
             difference = np.abs(here[row] - there)
-            correlation = np.corrcoef(here[row].ravel(), there.ravel())[0, 1]
+            varies = min(here[row].std(), there.std()) > 0
+            correlation = np.corrcoef(here[row].ravel(), there.ravel())[0, 1] if varies else np.nan
             values = (
                 difference.mean(),
                 difference.max(),
@@ -160,7 +161,8 @@ def main() -> None:
             mean, largest, correlation, energy, other = values.T
             print(
                 f"{name:16}{len(values):6}{mean.mean():8.3f}{largest.max():9.1f}"
-                f"{correlation.mean():8.4f} ({correlation.min():.3f}){energy.sum() / other.sum():8.3f}"
+                f"{np.nanmean(correlation):8.4f} ({np.nanmin(correlation):.3f})"
+                f"{energy.sum() / other.sum():8.3f}"
             )
 
 

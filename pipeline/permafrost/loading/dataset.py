@@ -429,7 +429,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             targets=() if is_second else self._all_targets(values, columns, views),
         )
 
-    def _columns(self, names: Sequence[str], rows: NDArray[np.int64]) -> Columns:
+    def _columns(self, names: tuple[str, ...], rows: NDArray[np.int64]) -> Columns:
         """Read columns of the index, and the numbers of the shards."""
         columns = self.store.index.take(names, rows)
         columns["shard"] = self.store.index.shard_numbers(rows)
