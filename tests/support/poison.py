@@ -18,7 +18,7 @@ from pathlib import Path
 
 from permafrost.annotation import teacher_pass
 from permafrost.annotation.shard_tasks import AnnotateShard
-from permafrost.sources import data_preview
+from permafrost.sources import data_preview, source
 from permafrost.sources.data_preview import ReadHeaders
 from permafrost.sources.image_folder import ImageFolderSource
 from permafrost.store import record_form
@@ -104,13 +104,12 @@ class InterruptedAnnotation(AnnotateShard):
 def run():
     # Imported here, as a cluster's actors get the package without its YAML files, which a command line reads.
     from permafrost.cli import stage_main
-    from tests.support.verbs import precompute
 
     part, key, file = sys.argv[1:4]
     del sys.argv[1:4]
     if part == "pack":
         data_preview.ReadHeaders = UninterruptedHeaders
-        precompute.build_source = partial(InterruptedSource, key=key, file=file)
+        source.build_source = partial(InterruptedSource, key=key, file=file)
     else:
         teacher_pass.AnnotateShard = partial(InterruptedAnnotation, key=key, file=file)
     stage_main("precompute")

@@ -16,6 +16,11 @@ class VerbModule:
     def __getattr__(self, name):
         return getattr(self.module, name)
 
+    def __setattr__(self, name, value):
+        if name not in ("run", "module"):
+            raise AttributeError(f"set {name} of the module that uses it")
+        super().__setattr__(name, value)
+
 
 def __getattr__(name):
     if name not in VERBS:
