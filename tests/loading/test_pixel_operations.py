@@ -9,12 +9,9 @@ from kornia.filters import gaussian_blur2d
 
 from permafrost.config.augment import (
     AugmentOptions,
-    MixConfig,
     PixelOperationConfig,
 )
-from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
-from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
@@ -33,8 +30,6 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
-from permafrost.runs.folder import identity, read_config, save_config
-from permafrost.storage.signed_files import DamagedFileError
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.e2kd.options import GuidedTeachingConfig
@@ -446,42 +441,3 @@ def test_operations_are_given_as_a_list_on_the_command_line():
 def test_a_mistake_names_the_option_and_its_limits(options, message):
     with pytest.raises(ConfigError, match=message):
         PixelOperationConfig(**options)
-
-
-def test_a_saved_run_of_two_lists_is_that_of_one_list(frozen, tmp_path):
-    """Earlier versions had geometry in `operations`, the four older operations in `pixels`, and `randaugment`."""
-    pixels = tuple(replace(operation, p=0.5) for operation in (JITTER, ERASE))
-    augment = replace(PAD_CROP, operations=(*PAD_CROP.operations, *pixels))
-    config = replace(distill_config(frozen), augment=augment)
-    values = to_plain_dict(config) | {"inputs": {}}
-    later = ("maps", "threshold", "bits", "factor")
-    geometry, *older = values["augment"]["operations"]
-    earlier = values | {
-        "augment": {
-            "operations": [geometry],
-            "edges": "window",  # without it, its images were others
-            "size": None,
-            "pixels": [{n: v for n, v in each.items() if n not in later} for each in older],
-            "mixup_alpha": None,
-            "randaugment": None,
-        }
-    }
-    for name, saved in (("new", values), ("old", earlier)):
-        save_config(tmp_path / name / "config.yaml", saved)
-
-    new, old = (
-        identity(read_config(tmp_path / name / "config.yaml", DistillConfig), DistillConfig)
-        for name in ("new", "old")
-    )
-
-    assert new == old
-    other = earlier | {"augment": earlier["augment"] | {"randaugment": 9}}
-    save_config(tmp_path / "other" / "config.yaml", other)
-    read = read_config(tmp_path / "other" / "config.yaml", DistillConfig)
-    assert identity(read, DistillConfig) != new  # its images were others
-    wrong = earlier | {"augment": earlier["augment"] | {"pixels": "abc", "operations": 5}}
-    save_config(tmp_path / "wrong" / "config.yaml", wrong)
-    with pytest.raises(DamagedFileError, match=r"augment\.operations must be a list"):
-        read_config(tmp_path / "wrong" / "config.yaml", DistillConfig)
-    with pytest.raises(ConfigError, match=r"augment\.mix shows two images where"):
-        AugmentOptions(mix=(MixConfig(kind="mixup"),), operations=(replace(ERASE, maps="blank"),))

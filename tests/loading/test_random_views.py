@@ -9,20 +9,14 @@ from PIL import Image
 from torchvision.transforms import RandomAffine, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from permafrost.annotation.stored_views import plan_stored_views
-from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
+from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.data import ImageFolderDataConfig
-from permafrost.config.methods import LabelsConfig
-from permafrost.config.models import NoModelConfig
-from permafrost.config.store import SubsetOptions
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import center_crop, decode_maps, evaluation_view, view_maps, warp
 from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule
 from permafrost.store.reader import Store
 from permafrost.store.record_form import resize_pixels
-from permafrost.training.distill import student_inputs
-from tests.support.runs import distill_config
-from tests.support.stores import Frozen, precompute_config
+from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 from tests.support.view_matrices import matrices_of
 
@@ -303,80 +297,6 @@ def test_a_translation_after_a_turn_moves_the_view_along_the_originals_sides(asp
     assert shift.abs().amax(dim=0).tolist() == pytest.approx([0.1, 0.2], abs=5e-3)
     square = views_of(1.0, both)
     torch.testing.assert_close(linear, square[:, :2, :2], rtol=0, atol=1e-5)
-
-
-def of_earlier_versions(operation, aspects):
-    """Views whose shifts are shares of the height in both directions."""
-    schedule = large_schedule(operation)
-    (step,) = schedule._block(0, 0)
-    true = diagonal(aspects)
-    return (torch.linalg.inv(true) @ step[: len(aspects)] @ true).float()
-
-
-@pytest.mark.parametrize(
-    "operation", [PAD, MOVE, replace(SLANT, translate=(0.1, 0.2)), SLANT, FLIP, ROTATION]
-)
-def test_squares_and_what_does_not_shift_keep_their_views_bit_for_bit(operation):
-    """Identities of earlier stores and runs depend on it. Control: what has other shifts now says so."""
-    aspects = torch.tensor(NARROW, dtype=torch.float64).repeat(60)
-    views = matrices_of(large_schedule(operation), 0, 0, aspects)
-    earlier = of_earlier_versions(operation, aspects)
-
-    same = (views == earlier).flatten(1).all(dim=1)
-
-    is_new = {"pad_crop": aspects < 1, "affine": (aspects != 1) & bool(operation.translate)}
-    assert same[aspects == 1].all()
-    expected = ~is_new.get(operation.kind, torch.zeros(len(aspects), dtype=torch.bool))
-    # A draw may be of no shift.
-    assert (same[expected]).all()
-    assert (same[~expected]).float().mean() < 0.01 if (~expected).any() else True
-
-
-def test_operations_shift_originals_until_a_crop():
-    def shifting(*operations):
-        return AugmentOptions(operations=operations).shifts_of_originals
-
-    assert shifting(PAD, FLIP, MOVE) == (PAD, MOVE)
-    assert shifting(MOVE, CROP, PAD) == (MOVE,)
-    assert shifting(FLIP, ROTATION, SLANT, replace(PAD, padding=0), replace(MOVE, p=0.0)) == ()
-
-
-@pytest.mark.parametrize(
-    ("sizes", "operations", "is_new"),
-    [
-        ([(40, 30), (30, 30), (20, 30)], (PAD,), True),
-        ([(40, 30), (30, 30)], (PAD,), False),
-        ([(40, 30), (30, 30)], (MOVE,), True),
-        ([(30, 30), (40, 40)], (PAD, MOVE), False),
-        ([(20, 30), (30, 30)], (CROP, PAD, MOVE), False),
-        ([(20, 30), (30, 30)], (FLIP, ROTATION, SLANT), False),
-        ([(30, 40)], (PAD, MOVE), False),
-    ],
-    ids=["portrait", "landscapes", "moved", "squares", "after a crop", "no shift", "one size"],
-)
-def test_an_identity_says_so_where_shifts_are_others_than_before(
-    tmp_path, tiny_teacher, sizes, operations, is_new
-):
-    for number, size in enumerate(sizes * 4):
-        path = tmp_path / "data" / f"class{number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (number, 0, 0)).save(path)
-    data = ImageFolderDataConfig(path=str(tmp_path / "data"))
-    made = precompute_config(tmp_path / "store", NoModelConfig(), data=data)
-    precompute.run(made)
-    store = Store(tmp_path / "store")
-    augment = AugmentOptions(operations=operations)
-
-    plan = plan_stored_views(store, RandomViewsConfig(), augment, "train", SubsetOptions(), 8)
-    frozen = Frozen(store, replace(made, teacher=tiny_teacher))
-    config = distill_config(frozen, method=LabelsConfig(), augment=augment)
-    inputs = student_inputs(config, store, [])
-
-    views, selection = plan.describe()
-    assert ("shifts" in views) == ("shifts" in inputs) == is_new
-    assert selection["subset"] == {"shots": None, "seed": 0, "holdout": 0}
-    assert "shifts" not in student_inputs(replace(config, augment=AugmentOptions()), store, [])
-    assert inputs.keys() - {"shifts"} == {"store"}
 
 
 # ---- dependencies of a view ----------------------------------------------------------------------

@@ -211,12 +211,6 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
         ),
         (
             "distill",
-            ["augment.mixup_alpha=0.2"],
-            "unknown option augment.mixup_alpha",
-            r"write augment\.mix=\[\{kind: mixup, alpha: 1\}\]",
-        ),
-        (
-            "distill",
             ["method=labels", "augment.mix=[{kind: mixup, alpha: 0}]"],
             r"augment\.mix\[0\]\.alpha must be",
             "got 0",
@@ -238,18 +232,6 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
             ["augment.operations=[{kind: cutout}]"],
             r"augment\.operations\[0\]\.kind must be one of pad_crop",
             "randaugment, trivialaugment; got 'cutout'",
-        ),
-        (
-            "distill",
-            ["augment.randaugment=10"],
-            "unknown option augment.randaugment",
-            "append {kind: randaugment, magnitude: 10} to augment.operations",
-        ),
-        (
-            "teach",
-            ["teaching.augment.pixels=[{kind: grayscale}]"],
-            "unknown option teaching.augment.pixels",
-            "append its operations to augment.operations",
         ),
     ],
 )

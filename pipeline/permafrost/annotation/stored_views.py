@@ -146,8 +146,6 @@ class StoredViews:
     """Number of records among which the second ones of mixtures are drawn."""
     cuts_originals: bool = False
     """True if the teacher receives windows of the original images in place of parts of the frames."""
-    shifts: str | None = None
-    """Units of the shifts, None if they are those of earlier versions (SelectedRecords.identify_shifts)."""
 
     def rows_of(self, store: Store, shard: ShardEntry) -> NDArray[np.int64]:
         """Return the covered rows of a shard, counted from its beginning, ascending."""
@@ -178,8 +176,6 @@ class StoredViews:
             views["operations"] = describe_operations(self.augment.operations)
             views |= {"edges": self.augment.edges, "border": self.augment.border}
             views["pixels"] = "originals" if self.cuts_originals else "frames"
-            if self.shifts is not None:
-                views["shifts"] = self.shifts
         if self.mix:
             views |= {"mix": describe_mix(self.mix), "mix_block": self.block}
         return views, {"split": self.split, "subset": identifying_values(self.subset)}
@@ -354,5 +350,4 @@ def plan_stored_views(
         cuts_originals=config.kind == "random"
         and store.has_larger_images
         and augment.shows_windows,
-        shifts=SelectedRecords(store, selected).identify_shifts(augment),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -392,12 +391,6 @@ class AugmentOptions(Options):
         )
 
     @property
-    def shifts_of_originals(self) -> tuple[AnyOperation, ...]:
-        """Operations that shift an image in its own proportions: those before the first crop, whose view is square."""
-        before = takewhile(lambda operation: operation.kind != "resized_crop", self.operations)
-        return tuple(operation for operation in before if operation.shifts)
-
-    @property
     def blanks_maps(self) -> bool:
         """True if an erasing sets the maps of targets to 0."""
         return any(
@@ -440,32 +433,6 @@ class AugmentOptions(Options):
         """
         kinds = ", ".join(mixture.kind for mixture in self.mix)
         require(not self.mixes, f"{section}.mix ({kinds}): {why}, or {section}.mix=[]")
-
-
-_EARLIER = {
-    "mixup_alpha": " (write augment.mix=[{kind: mixup, alpha: 1}], with your alpha)",
-    "pixels": " (append its operations to augment.operations, which has all operations of a view)",
-    "randaugment": " (append {kind: randaugment, magnitude: 10} to augment.operations, with your magnitude)",
-}
-
-
-def earlier_option(path: str) -> str:
-    """Return a hint on an earlier option that augment.operations has replaced, "" for any other unknown option."""
-    section, _, name = path.rpartition(".")
-    return _EARLIER.get(name, "") if section.split(".")[-1] == "augment" else ""
-
-
-def with_one_list(augment: dict[str, Any]) -> dict[str, Any]:
-    """Return saved options of an augmentation that may have `pixels`, an earlier list, with its operations last."""
-    pixels, operations = augment.get("pixels"), augment.get("operations")
-    saved = dict(augment)
-    if isinstance(pixels, list) and isinstance(operations, list):
-        saved["operations"] = [*operations, *pixels]
-        del saved["pixels"]
-    for name in ("randaugment", "mixup_alpha"):
-        if saved.get(name, 0) is None:
-            del saved[name]
-    return saved
 
 
 # ---- views -----------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
-from permafrost.config.augment import earlier_option
 from permafrost.config.families import FAMILIES, section_class
 from permafrost.config.options import (
     OptionError,
@@ -40,7 +39,7 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
-            f"unknown option {_join(path, unknown[0])}{earlier_option(_join(path, unknown[0]))}; "
+            f"unknown option {_join(path, unknown[0])}; "
             f"{path or 'the top level'} has: {', '.join(known)}"
         )
     for name, option in known.items():

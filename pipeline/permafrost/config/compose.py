@@ -20,7 +20,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from permafrost.config.augment import earlier_option
 from permafrost.config.environment import CONF
 from permafrost.config.experiments import ExperimentFile, read_experiment
 from permafrost.config.families import FAMILIES, class_of
@@ -270,7 +269,7 @@ def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
     last = typed.path.rpartition(".")[2]
     if not isinstance(node, dict) or not (last in node or _is_mapping(hint_of_node)):
         known = sorted(node) if isinstance(node, dict) else []
-        close = earlier_option(typed.path) or suggest_options(verb, last) or suggest(last, known)
+        close = suggest_options(verb, last) or suggest(last, known)
         among = f"; available options: {', '.join(known)}" if known else ""
         raise ConfigError(f"unknown option {printable(typed.path)}{close}{among}")
     value = with_kinds(typed.path, _value_of(typed, hint))

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from permafrost.config.augment import AugmentOptions
 from permafrost.core.records import NO_LABEL
 from permafrost.store.frames import labels_of_rows
 from permafrost.store.index import RowNumbers
@@ -21,10 +20,6 @@ from permafrost.store.reader import Store
 
 _BLOCK = 2**18
 """Records whose values are held at once when a whole selection is looked through."""
-
-
-_SHIFTS = "pad_crop by the shorter side, affine by each side"
-"""Units of shifts in the identity of runs and passes."""
 
 
 class SelectedRecords:
@@ -105,21 +100,6 @@ class SelectedRecords:
         """True if all original images have the aspect ratio of the canonical frame."""
         height, width = self.store.size
         return all(bool((self._aspects(rows) == width / height).all()) for rows in self._blocks())
-
-    def identify_shifts(self, augment: AugmentOptions) -> str | None:
-        """Return what an identity says about the views' shifts, None where all are those of earlier versions.
-
-        These took a fraction of the height in both directions. Portraits are shifted by less now (`pad_crop`), and
-        images that are not square by another fraction of their width (`affine`), in a frame of other proportions.
-        """
-        kinds = {operation.kind for operation in augment.shifts_of_originals}
-        if not kinds or self.has_frame_aspect:
-            return None
-        differs = any(
-            bool((aspects != 1).any() if "affine" in kinds else (aspects < 1).any())
-            for aspects in map(self._aspects, self._blocks())
-        )
-        return _SHIFTS if differs else None
 
     @property
     def has_many_labels(self) -> bool:

@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.augment import with_one_list
 from permafrost.config.builder import check_values, to_plain_dict
 from permafrost.config.families import element_class, section_class
 from permafrost.config.options import Options, Role, is_left_out, options_of
@@ -177,9 +176,6 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
     advice = _advice(path)
     values = read_yaml(path, advice)
     values.pop(_IDENTITY, None)
-    for section in (values, values.get("teaching")):
-        if isinstance(section, dict) and isinstance(section.get("augment"), dict):
-            section["augment"] = with_one_list(section["augment"])
     inputs = values.get("inputs", {})
     try:
         require(

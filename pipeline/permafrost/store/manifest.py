@@ -369,7 +369,6 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         "pixels": (str, False),
         "mix": (list, False),
         "mix_block": (int, False),
-        "shifts": (str, False),
     },
     "teacher": {
         "classes": (int, True),

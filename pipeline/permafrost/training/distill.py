@@ -267,13 +267,6 @@ def student_inputs(
     """Compute the fingerprints of all inputs of a student in addition to its config, by name."""
     inputs = {"store": store.manifest.fingerprint}
     inputs |= pass_inputs(passes)
-    if config.mode != "replay" and config.augment.shifts_of_originals:
-        from permafrost.loading.selected_records import SelectedRecords
-        from permafrost.loading.subset import select_training_rows
-
-        rows = select_training_rows(store.index, config.split, config.subset)
-        shifts = SelectedRecords(store, rows).identify_shifts(config.augment)
-        inputs |= {"shifts": shifts} if shifts is not None else {}
     if (live := live_teacher(config)) is not None:
         from permafrost.losses.base import build_loss
 

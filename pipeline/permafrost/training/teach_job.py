@@ -167,13 +167,6 @@ def check_splits(config: TeachConfig, store: Store) -> None:
 def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     """Compute the fingerprints of all inputs of a teacher in addition to its config, by name."""
     inputs = {"store": store.manifest.fingerprint}
-    augment, split = config.teaching.augment, config.teaching.split
-    if augment.shifts_of_originals and split in store.manifest.records:
-        from permafrost.loading.selected_records import SelectedRecords
-        from permafrost.loading.subset import rows_of_split
-
-        shifts = SelectedRecords(store, rows_of_split(store.index, split)).identify_shifts(augment)
-        inputs |= {"shifts": shifts} if shifts is not None else {}
     if config.teaching.start is not None:
         start = replace(config.teacher, weights=config.teaching.start)
         network = Network(start, store.manifest.classes)
