@@ -87,7 +87,7 @@ class ImageProgram(_Program):
     def forward(self, images: Tensor) -> Tensor:
         """Return the output of an evaluation of the images."""
         height, width = images.shape[-2:]
-        # As store.frames.resize_frame does; the same operation leaves images of that size as they are.
+        # As resize_pixels does with float32; the same operation leaves images of that size as they are.
         size = list(self.frame.canonical_size)
         pixels = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
         pixels = pixels.round().clamp(0, 255)
