@@ -18,10 +18,7 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
-from permafrost.loading.windows import (
-    Views,
-    in_views,
-)
+from permafrost.loading.windows import Views, in_views
 from permafrost_report.cases import CasePair, open_pair
 from permafrost_report.pictures import overlays
 from permafrost_report.student_results import load_results

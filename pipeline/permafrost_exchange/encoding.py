@@ -22,12 +22,7 @@ from permafrost.core.records import (
 )
 from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
 from permafrost_exchange.format_options import TargetFormatConfig
-from permafrost_exchange.target_reader import (
-    MIN_PROBABILITY,
-    Arrays,
-    TargetError,
-    TargetForm,
-)
+from permafrost_exchange.target_reader import MIN_PROBABILITY, Arrays, TargetError, TargetForm
 
 _MAX_UINT16 = 2**16 - 1
 

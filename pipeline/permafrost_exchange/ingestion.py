@@ -26,15 +26,8 @@ from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
 from permafrost.storage.files import write_atomically
 from permafrost.store.commit import needs_commit
-from permafrost.store.commit_pass import (
-    missing_pass_shards,
-)
-from permafrost.store.manifest import (
-    CANONICAL_VIEW,
-    INGESTED,
-    ROWS_DIGEST,
-    Passport,
-)
+from permafrost.store.commit_pass import missing_pass_shards
+from permafrost.store.manifest import CANONICAL_VIEW, INGESTED, ROWS_DIGEST, Passport
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 from permafrost_exchange.encoding import EncodedTargets, encode_targets

@@ -20,11 +20,7 @@ from permafrost.config.explainers import EXPLAINERS, GradCamConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import require
-from permafrost.core.records import (
-    TOP_LOGITS,
-    VIEW_FIELDS,
-    FieldSpec,
-)
+from permafrost.core.records import TOP_LOGITS, VIEW_FIELDS, FieldSpec
 from permafrost.core.tasks import Executor
 from permafrost.models.network import Network
 from permafrost.models.providers import with_preprocessing
@@ -34,10 +30,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.manifest import Agreement, Passport, write_manifest
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
-from permafrost_exchange.diagnosis import (
-    CLOSE_NATS,
-    Cause,
-)
+from permafrost_exchange.diagnosis import CLOSE_NATS, Cause
 from permafrost_exchange.ingest_shards import IngestShard
 from permafrost_exchange.ingestion import IngestedTargets
 from permafrost_exchange.options import IngestConfig, PassportOptions

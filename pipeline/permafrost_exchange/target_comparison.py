@@ -17,28 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from torch import (
-    Tensor,
-)
+from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import BatchInfo
 from permafrost.annotation.precision import in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
-from permafrost.annotation.stored_views import (
-    DrawnViews,
-    read_windows,
-)
-from permafrost.core.batches import (
-    Border,
-)
+from permafrost.annotation.stored_views import DrawnViews, read_windows
+from permafrost.core.batches import Border
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, FieldSpec
 from permafrost.loading.recipes import recipe_from
 from permafrost.loading.selected_records import SelectedRecords
-from permafrost.loading.windows import (
-    stored_views_of,
-)
+from permafrost.loading.windows import stored_views_of
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.fields import Values
 from permafrost.store.frames import FrameBatch, ShardFrames

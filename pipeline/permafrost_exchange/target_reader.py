@@ -24,10 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError, FileError, UserError, first_line
-from permafrost.core.records import (
-    MOVE_FIELD,
-    WINDOW_FIELD,
-)
+from permafrost.core.records import MOVE_FIELD, WINDOW_FIELD
 from permafrost.storage.files import open_regular, read_regular, sha256_file
 from permafrost_exchange.format_options import TargetFrame
 from permafrost_exchange.formats.unpickling import UnpicklingError, unpickle

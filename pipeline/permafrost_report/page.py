@@ -41,11 +41,7 @@ from permafrost_report.pictures import (
     readable_classes,
     shown_name,
 )
-from permafrost_report.provenance import (
-    bytes_by_arm,
-    bytes_plot,
-    describe_teachers,
-)
+from permafrost_report.provenance import bytes_by_arm, bytes_plot, describe_teachers
 from permafrost_report.run_commands import commands_of
 from permafrost_report.student_results import StudentResult, split_by_evaluation
 from permafrost_report.training_facts import describe_arms, describe_data, training_facts

@@ -31,12 +31,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import SPACE, PixelSchedule, Recipe
 from permafrost.loading.replayed_views import check_replayed
 from permafrost.loading.subset import rows_of_split
-from permafrost.loading.windows import (
-    Views,
-    in_views,
-    stack_views,
-    stored_views_of,
-)
+from permafrost.loading.windows import Views, in_views, stack_views, stored_views_of
 from permafrost.storage import buckets
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store.entries import ManifestError, StoreMismatchError

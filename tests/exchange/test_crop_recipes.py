@@ -5,12 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from permafrost.loading.recipes import (
-    recipe_from,
-)
-from permafrost.loading.windows import (
-    stored_views_of,
-)
+from permafrost.loading.recipes import recipe_from
+from permafrost.loading.windows import stored_views_of
 from permafrost_exchange.formats.compressed_recipes import convert_recipes, layout_of
 from tests.exchange.conformance import second_reader
 from tests.exchange.conformance.measure import corners_here, corners_there

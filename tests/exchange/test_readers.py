@@ -9,13 +9,7 @@ from permafrost.store.codecs import decode_unit
 from permafrost.store.verification import verify_store
 from tests.exchange.conformance import second_reader
 from tests.support import foreign_targets, target_files
-from tests.support.exchange import (
-    CLASSES,
-    PHOTOS,
-    make_photographs,
-    run_ingest,
-    values_by_key,
-)
+from tests.support.exchange import CLASSES, PHOTOS, make_photographs, run_ingest, values_by_key
 from tests.support.slow import slow
 from tests.support.view_matrices import matrices_of_fields
 

@@ -9,16 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from permafrost.config.augment import AugmentOptions, MixConfig
-from permafrost.config.methods import (
-    E2KDConfig,
-)
-from permafrost.core.batches import (
-    GridPlacement,
-    MapTargets,
-    MixedLogits,
-    Targets,
-    TopLogits,
-)
+from permafrost.config.methods import E2KDConfig
+from permafrost.core.batches import GridPlacement, MapTargets, MixedLogits, Targets, TopLogits
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.library import open_store

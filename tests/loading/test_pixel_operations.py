@@ -7,10 +7,7 @@ import pytest
 import torch
 from kornia.filters import gaussian_blur2d
 
-from permafrost.config.augment import (
-    AugmentOptions,
-    PixelOperationConfig,
-)
+from permafrost.config.augment import AugmentOptions, PixelOperationConfig
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig

@@ -19,10 +19,7 @@ from permafrost.config.methods import (
 )
 from permafrost.config.store import PassOptions
 from permafrost.config.training import TrainerOptions
-from permafrost.core.batches import (
-    GridPlacement,
-    Targets,
-)
+from permafrost.core.batches import GridPlacement, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import covered_share

@@ -29,10 +29,7 @@ from permafrost.annotation.precision import (
 from permafrost.annotation.samples import SampleTask
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from permafrost.annotation.stored_views import requested_views
-from permafrost.annotation.teacher_check import (
-    CheckTeacher,
-    check_teacher,
-)
+from permafrost.annotation.teacher_check import CheckTeacher, check_teacher
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.errors import require
@@ -52,11 +49,7 @@ from permafrost.store.manifest import (
     describe_excess,
     read_pass_manifest,
 )
-from permafrost.store.projections import (
-    check_projections,
-    describe_projections,
-    read_projections,
-)
+from permafrost.store.projections import check_projections, describe_projections, read_projections
 from permafrost.store.reader import BACKENDS, Store
 
 _SampleTask = TypeVar("_SampleTask", bound="SampleTask[Any]")

@@ -27,13 +27,7 @@ from permafrost.config.environment import (
     THREAD_ENVIRONMENT,
     in_submitted_job,
 )
-from permafrost.config.plugins import (
-    ENTRIES,
-    SHIPPED,
-    entry_modules,
-    entry_places,
-    plugin_places,
-)
+from permafrost.config.plugins import ENTRIES, SHIPPED, entry_modules, entry_places, plugin_places
 from permafrost.core.errors import UserError, printable
 
 if TYPE_CHECKING:

@@ -12,13 +12,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
 from permafrost.config.families import FAMILIES, section_class
-from permafrost.config.options import (
-    OptionError,
-    Options,
-    class_of_kind,
-    options_of,
-    validated,
-)
+from permafrost.config.options import OptionError, Options, class_of_kind, options_of, validated
 from permafrost.core.errors import ConfigError, require
 
 C = TypeVar("C", bound=Options)

@@ -24,13 +24,7 @@ from permafrost.config.environment import CONF
 from permafrost.config.experiments import ExperimentFile, read_experiment
 from permafrost.config.families import FAMILIES, class_of
 from permafrost.config.models import SavedModelConfig
-from permafrost.config.options import (
-    Option,
-    options_of,
-    plain_defaults,
-    to_plain,
-    without_null,
-)
+from permafrost.config.options import Option, options_of, plain_defaults, to_plain, without_null
 from permafrost.config.plugins import require_named
 from permafrost.config.sections import (
     DEFAULT_MEMBERS,

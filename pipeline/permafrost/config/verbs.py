@@ -15,10 +15,7 @@ from annotated_types import Ge
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_config
-from permafrost.config.cluster import (
-    ClusterConfig,
-    ExecutorName,
-)
+from permafrost.config.cluster import ClusterConfig, ExecutorName
 from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions

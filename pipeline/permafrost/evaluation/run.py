@@ -17,11 +17,7 @@ from permafrost.evaluation.forward import open_split
 from permafrost.evaluation.inputs import EvaluationPlan
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.results import add_result, evaluator_options, read_results
-from permafrost.evaluation.saved_records import (
-    PICTURES_NAME,
-    RECORDS_NAME,
-    record_table,
-)
+from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME, record_table
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import trial_copy
 from permafrost.models.record_independence import probe_positions, require_independent_network

@@ -10,9 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import (
-    partial,
-)
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from permafrost.core.batches import (
-    Batch,
-    Border,
-    Logits,
-    PixelAugment,
-    StoredTargets,
-    TopLogits,
-)
+from permafrost.core.batches import Batch, Border, Logits, PixelAugment, StoredTargets, TopLogits
 from permafrost.core.errors import require
 from permafrost.core.records import (
     MIXTURE_FIELD,
@@ -50,11 +41,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import recipe_of_pass
 from permafrost.loading.sampler import WINDOW_SHARDS, EpochSlice
 from permafrost.loading.selected_records import SelectedRecords
-from permafrost.loading.windows import (
-    Views,
-    WindowCutter,
-    stored_views_of,
-)
+from permafrost.loading.windows import Views, WindowCutter, stored_views_of
 from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
 from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError

@@ -12,11 +12,7 @@ Not here: windows of stored frames, which the warp of geometry.py samples with t
 
 from __future__ import annotations
 
-from collections.abc import (
-    Callable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -19,13 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.batches import (
-    AnyLogits,
-    Logits,
-    MixedLogits,
-    TopLogits,
-    require_all_logits,
-)
+from permafrost.core.batches import AnyLogits, Logits, MixedLogits, TopLogits, require_all_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.shapes import require_same_shape
 from permafrost.models.classifier import to_float32

@@ -50,10 +50,7 @@ from permafrost.models.image_places import (
     replaced_parts,
 )
 from permafrost.models.providers import model_normalization
-from permafrost.models.record_independence import (
-    require_independent_records,
-    require_no_memory,
-)
+from permafrost.models.record_independence import require_independent_records, require_no_memory
 
 logger = logging.getLogger("permafrost.models")
 

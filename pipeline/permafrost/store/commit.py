@@ -49,16 +49,9 @@ from permafrost.store.manifest import (
     read_store_manifest,
     write_manifest,
 )
-from permafrost.store.receipts import (
-    RECEIPT_SCHEMA,
-    RECEIPTS_FOLDER,
-    read_receipt,
-    receipt_path,
-)
+from permafrost.store.receipts import RECEIPT_SCHEMA, RECEIPTS_FOLDER, read_receipt, receipt_path
 from permafrost.store.shard_plan import ShardPlan
-from permafrost.store.shards import (
-    ShardEntry,
-)
+from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.store")
 

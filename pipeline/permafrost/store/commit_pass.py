@@ -19,11 +19,7 @@ from permafrost.core.records import TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.storage.files import exists, is_file, listing, read_each, sha256_file
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
-from permafrost.store.commit import (
-    has_size,
-    read_metadata,
-    remove_leftovers,
-)
+from permafrost.store.commit import has_size, read_metadata, remove_leftovers
 from permafrost.store.entries import REWRITE, FileEntry, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, Values
 from permafrost.store.index_writer import remove_other_tables
@@ -37,12 +33,7 @@ from permafrost.store.manifest import (
     write_manifest,
 )
 from permafrost.store.projections import describe_projections
-from permafrost.store.receipts import (
-    PASS_RECEIPT_SCHEMA,
-    read_receipt,
-    receipt_path,
-    write_receipt,
-)
+from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path, write_receipt
 from permafrost.store.shards import (
     SHARDS_NAME,
     PassShard,

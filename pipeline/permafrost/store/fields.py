@@ -27,18 +27,11 @@ from permafrost.core.records import (
     WINDOW_FIELD,
     FieldSpec,
 )
-from permafrost.storage.files import (
-    open_atomically,
-    open_regular,
-    open_size,
-    read_at,
-)
+from permafrost.storage.files import open_atomically, open_regular, open_size, read_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy, decode_unit, encode_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
-from permafrost.store.row_reader import (
-    Rows,
-)
+from permafrost.store.row_reader import Rows
 from permafrost.store.tars import TarShard
 
 Values = dict[str, "NDArray[Any]"]

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.label_forms import multi_hot_of_lists
-from permafrost.store.entries import ManifestError
 from permafrost.store.image_decoding import decode_pixels, open_image
 from permafrost.store.index import RowNumbers
-from permafrost.store.record_form import RecordForm, decode_original, resize_pixels
+from permafrost.store.record_form import RecordForm, decode_original, report_damage, resize_pixels
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes
 
@@ -79,14 +78,8 @@ def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor
     Raises:
         ManifestError: If the mask cannot be decoded.
     """
-    try:
+    with report_damage(f"{where}: the mask"):
         return decode_mask(data, size)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise many types of exceptions for damaged bytes
-        raise ManifestError(
-            f"{where}: the mask cannot be decoded ({error}); run permafrost verify"
-        ) from error
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:

@@ -161,7 +161,7 @@ class ImageForm(RecordForm):
         if self.frame.format == "raw":
             memory[:] = decode_npy(data, "uint8", memory.shape, where)
             return
-        with _damage(where):
+        with report_damage(where):
             pixels = decode_pixels(data, memory)
             if pixels is not memory:
                 memory[:] = resize_pixels(pixels, self.size, self.frame.resampling)
@@ -183,7 +183,7 @@ def decode_original(data: bytes, size: tuple[int, int], where: str) -> NDArray[n
     Raises:
         ManifestError: If the bytes cannot be decoded, or the image has another size.
     """
-    with _damage(where):
+    with report_damage(where):
         pixels = decode_pixels(data)
     if pixels.shape[:2] != size:
         raise ManifestError(
@@ -194,7 +194,7 @@ def decode_original(data: bytes, size: tuple[int, int], where: str) -> NDArray[n
 
 
 @contextmanager
-def _damage(where: str) -> Iterator[None]:
+def report_damage(where: str) -> Iterator[None]:
     """Raise ManifestError for what a decoder raises."""
     try:
         yield

@@ -15,10 +15,7 @@ from permafrost.config.sections import section_of
 from permafrost.config.verbs import EvaluateConfig, SweepConfig, build_verb_config
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
-from permafrost.evaluation.inputs import (
-    open_against,
-    open_evaluation_store,
-)
+from permafrost.evaluation.inputs import open_against, open_evaluation_store
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
 from permafrost.runs.folder import STUDENTS, PassRecords, RunFolder, identity

@@ -29,11 +29,7 @@ from permafrost.loading.pixel_changes import blank_maps
 from permafrost.losses.base import Needs
 from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.models.compute import ComputeSettings
-from permafrost.models.explanations import (
-    Explainer,
-    explained_classes,
-    forward_to_explain,
-)
+from permafrost.models.explanations import Explainer, explained_classes, forward_to_explain
 
 
 class TargetSource(Protocol):

@@ -22,13 +22,7 @@ from torch import Tensor, nn
 
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.cifar import CifarResNet
-from permafrost.models.classifier import (
-    Classifier,
-    Normalize,
-    Provider,
-    Stage,
-    require_size,
-)
+from permafrost.models.classifier import Classifier, Normalize, Provider, Stage, require_size
 from permafrost.models.providers import provider_of, published
 from permafrost_papers.ked.chimeras import spread_cells
 from permafrost_papers.ked.moments import Standardize, column_moments

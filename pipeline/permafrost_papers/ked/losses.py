@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from permafrost.config.distillation import DistillConfig
 from permafrost.core.batches import AnyLabels, Targets, require_logits
 from permafrost.core.errors import ConfigError, require
-from permafrost.losses.base import (
-    DistillationLoss,
-    Needs,
-    StoredTeacher,
-    StudentOutput,
-    Term,
-)
+from permafrost.losses.base import DistillationLoss, Needs, StoredTeacher, StudentOutput, Term
 from permafrost.losses.labels import LabelsLoss, label_term
 from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import ModelOutput

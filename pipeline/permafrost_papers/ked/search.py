@@ -40,12 +40,7 @@ from permafrost.storage.files import read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.reader import Store
-from permafrost_papers.ked.curvature import (
-    Probes,
-    feature_scales,
-    pixel_probes,
-    table_probes,
-)
+from permafrost_papers.ked.curvature import Probes, feature_scales, pixel_probes, table_probes
 from permafrost_papers.ked.dependency import DependencySums, measure_dependency
 from permafrost_papers.ked.grouping import Grouping, count_dependent, group_features
 from permafrost_papers.ked.options import PARTITION_NAME, AdditiveModelConfig, KEDTeachingConfig

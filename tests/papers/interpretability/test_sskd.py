@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import (
-    replace,
-)
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.core.batches import (
-    Moves,
-    Targets,
-)
+from permafrost.core.batches import Moves, Targets
 from permafrost.core.errors import ConfigError
-from permafrost.loading.geometry import (
-    view_images,
-)
+from permafrost.loading.geometry import view_images
 from permafrost.losses.base import build_loss
 from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import NO_INTERMEDIATES
 from permafrost_papers.interpretability.options import SSKDConfig
-from permafrost_papers.interpretability.rotations import (
-    turn_views,
-)
+from permafrost_papers.interpretability.rotations import turn_views
 from permafrost_papers.interpretability.sskd import (
     kept_kd_loss,
     kept_rows,
     rotated_similarities,
     views_in_order,
 )
-from tests.support.geometry import (
-    float_noise,
-    make_batch,
-)
+from tests.support.geometry import float_noise, make_batch
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
 

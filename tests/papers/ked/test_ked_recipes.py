@@ -19,11 +19,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from permafrost_papers.ked.options import KEDConfig
-from permafrost_papers.ked.partition import (
-    PARTITION_NAME,
-    contiguous_partition,
-    random_partition,
-)
+from permafrost_papers.ked.partition import PARTITION_NAME, contiguous_partition, random_partition
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
 from tests.support.unicauca import write_unicauca
