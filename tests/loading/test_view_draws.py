@@ -7,8 +7,8 @@ import torch
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
-from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule, build_operations, draw_views
-from tests.support.geometry import AFFINE, CROP, FLIP, PAD_CROP, ROTATION, draw
+from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule, build_operations
+from tests.support.geometry import AFFINE, CROP, FLIP, PAD_CROP, ROTATION, draw, draw_views
 from tests.support.view_matrices import matrices_of
 
 

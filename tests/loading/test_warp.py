@@ -18,7 +18,7 @@ from permafrost.loading.geometry import (
     view_images,
     warp,
 )
-from permafrost.loading.random_views import build_operations, draw_views
+from permafrost.loading.random_views import build_operations
 from tests.support.geometry import (
     AFFINE,
     CROP,
@@ -27,6 +27,7 @@ from tests.support.geometry import (
     ROTATION,
     cell_centers,
     draw,
+    draw_views,
     float_noise,
     frames_of_size,
     make_batch,

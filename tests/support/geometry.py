@@ -4,7 +4,7 @@ import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.batches import Batch
-from permafrost.loading.random_views import build_operations, draw_views
+from permafrost.loading.random_views import build_operations, draw_in_parts
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))
 
@@ -21,6 +21,12 @@ ROTATION = OperationConfig(kind="rotation", p=1.0, degrees=30.0)
 AFFINE = OperationConfig(
     kind="affine", p=1.0, degrees=15.0, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=10.0
 )
+
+
+def draw_views(operations, count, size, seed):
+    """Draw the matrices f64 [count, 3, 3] of Kornia's operations, one after the other."""
+    (views,) = draw_in_parts([operations], count, size, seed)
+    return views
 
 
 def draw(*operations, count, size=(64, 64), seed=0):

@@ -78,13 +78,16 @@ _OPERATIONS: dict[str, Callable[[OperationConfig, tuple[int, int]], Any]] = {
 """Kornia's generator of an operation for a canonical (height, width), by its kind."""
 
 
-def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], seed: int) -> Tensor:
-    """Draw `canonical_from_view`, [count, 3, 3] float64, from Kornia `operations`.
+def draw_in_parts(
+    parts: Sequence[Sequence[Any]], count: int, size: tuple[int, int], seed: int
+) -> list[Tensor]:
+    """Draw views, and return a matrix input_from_output, [count, 3, 3] float64, for each part of their operations.
 
     The global generator is not changed.
 
     Args:
-        operations: Generators of `build_operations`, or drawn steps output_from_input, [count, 3, 3] float64.
+        parts: Operations of each part, in the order in which they apply: generators of `build_operations`, or drawn
+            steps output_from_input, [count, 3, 3] float64.
         count: Number of views.
         size: (height, width) of the canonical frame.
         seed: 32 bits. Equal seeds result in equal draws for equal operations and counts, but the draws of a smaller
@@ -92,21 +95,6 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
 
     Raises:
         ConfigError: If an operation draws per batch instead of per record.
-    """
-    (views,) = draw_in_parts([operations], count, size, seed)
-    return views
-
-
-def draw_in_parts(
-    parts: Sequence[Sequence[Any]], count: int, size: tuple[int, int], seed: int
-) -> list[Tensor]:
-    """Draw operations as `draw_views` does, and return one matrix input_from_output for each part of them.
-
-    Args:
-        parts: Operations of each part, in the order in which they apply.
-        count: Number of views.
-        size: (height, width) of the canonical frame.
-        seed: 32 bits.
     """
     matrices = []
     with SeededDraws(seed):  # as Kornia takes no generator
