@@ -45,6 +45,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.allocator import allocator_figure
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
+from tests.benchmarks.crops import crops_figures, crops_names
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
 from tests.benchmarks.on_ray import ACTORS, actors_figures, actors_name, twin_figures
@@ -112,6 +113,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     streams_32_figures: stream_names(32),
     streams_224_figures: stream_names(224),
     photograph_figures: photograph_names(),
+    crops_figures: crops_names(),
     stream_32_figure: ("stream_vs_webdataset_32px",),
     stream_224_figure: ("stream_vs_webdataset_224px",),
     checksums_32_figure: ("checksums_epoch_32px",),
@@ -123,8 +125,8 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),
 }
 """Functions that measure figures, each with the names of the figures that it returns."""
-ONLY_NAMED = (photograph_figures,)
-"""Functions whose figures are measured only if a word names them, because they take a quarter of an hour."""
+ONLY_NAMED = (photograph_figures, crops_figures)
+"""Functions whose figures are measured only if a word names them, because they take ten minutes each."""
 OUT = Path("runs/bench")
 
 

@@ -30,6 +30,7 @@ from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule, schedule_views
 from permafrost.loading.regions import regions_of
+from permafrost.loading.replayed_views import check_replayed
 from permafrost.loading.sampler import EpochSlice
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.windows import (
@@ -100,16 +101,24 @@ def store(photographs, tmp_path_factory):
     return Store(path)
 
 
-def originals(store):
-    """Upright pixels of each record as Pillow decodes them, by key."""
-    pixels = {}
+def files_of(store):
+    """Bytes of each record, by key."""
+    files = {}
     for number, shard in enumerate(store.shards):
         data = Path(str(store.folder), shard.path).read_bytes()
         columns = store.index.take(("offset", "size"), store.rows_of_shard(number))
         keys = store.index.shard_keys(number)
         for key, offset, size in zip(keys, columns["offset"], columns["size"], strict=True):
-            with Image.open(io.BytesIO(data[offset : offset + size])) as image:
-                pixels[key] = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            files[key] = data[offset : offset + size]
+    return files
+
+
+def originals(store):
+    """Upright pixels of each record as Pillow decodes them, by key."""
+    pixels = {}
+    for key, data in files_of(store).items():
+        with Image.open(io.BytesIO(data)) as image:
+            pixels[key] = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     return pixels
 
 
@@ -403,6 +412,64 @@ def test_bits_do_not_depend_on_processes_threads_ranks_or_kept_images(store, wor
         loader = TrainLoader(dataset, views, view_size=(24, 24), batch_size=4, seed=0)
         check(loader.epoch(3))
         check(loader.epoch(3))  # of the images that are kept now
+
+
+def scaled_views(store, side=12, **others):
+    """Views of a store in an epoch, by key, with scaled decoding and without."""
+    views = {}
+    for scaled in (True, False):
+        augment = AugmentOptions(operations=(CROP, FLIP), size=side, scaled_decoding=scaled)
+        dataset = StoreDataset(store, rows_of_split(store.index, "train"), **others)
+        loader = TrainLoader(
+            dataset,
+            schedule_views(dataset, augment, 0),
+            view_size=(side, side),
+            batch_size=4,
+            seed=0,
+        )
+        views[scaled] = {
+            key: (image.float(), window)
+            for batch in loader.epoch(1)
+            for key, image, window in zip(
+                batch.keys, batch.inputs, batch.canonical_from_view, strict=True
+            )
+        }
+    return views
+
+
+def test_large_windows_are_decoded_to_less_and_show_the_same_place(store):
+    views = scaled_views(store)
+    again = scaled_views(store, keep_bytes=0, decode_threads=3)
+    files, changed = files_of(store), 0
+    for key, (scaled, window) in views[True].items():
+        full, other = views[False][key]
+        assert torch.equal(scaled, again[True][key][0])
+        assert torch.equal(window, other)
+        with Image.open(io.BytesIO(files[key])) as image:
+            lengths = window.diagonal()[:2].abs() * torch.tensor(image.size)
+            is_plain = image.format == "JPEG" and image.getexif().get(274, 1) == 1
+        if is_plain and lengths.min() > 24.5:
+            assert 0 < (scaled - full).abs().mean() < 12
+            changed += 1
+        elif not is_plain or lengths.min() < 23.5:
+            assert torch.equal(scaled, full)
+    assert changed > 2
+
+
+def test_scaled_decoding_of_what_is_not_decoded_for_a_view_is_refused(store, photographs, tmp_path):
+    scaled = AugmentOptions(operations=(CROP,), scaled_decoding=True)
+    records = store_records(store)
+    with pytest.raises(ConfigError, match="scaled_decoding=true: these views are sampled"):
+        RecordLoader(records, augment=replace(scaled, edges="image"))
+    with pytest.raises(ConfigError, match="an option of trainings"):
+        precompute.run(
+            options(
+                photographs, tmp_path / "store", views=RandomViewsConfig(count=1), augment=scaled
+            )
+        )
+    (teacher,) = store.open_passes()
+    with pytest.raises(StoreMismatchError, match="replayed views have the pixels of"):
+        check_replayed(scaled, teacher)
 
 
 def test_an_own_loop_has_the_views_of_a_training(store):

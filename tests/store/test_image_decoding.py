@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -18,9 +19,11 @@ from permafrost.store.frames import decode_mask
 from permafrost.store.image_decoding import (
     MAX_SCANS,
     ImageError,
+    decode_part,
     decode_pixels,
     decode_rgb,
     encode_frame,
+    height_of_part,
     inspect_image,
 )
 from permafrost.store.record_form import resize_pixels
@@ -125,6 +128,68 @@ def test_pixels_are_the_same_whatever_memory_is_offered(kind, extra):
     np.testing.assert_array_equal(decoded, expected)
     if extra == 0 and "jpeg" in kind and "cmyk" not in kind:
         assert decoded is memory
+
+
+LARGE = Image.fromarray(integer_noise(90, 61, 3))
+SEQUENTIAL = {
+    "4:2:0": encoded(LARGE, "JPEG", subsampling=2),
+    "4:2:2": encoded(LARGE, "JPEG", subsampling=1),
+    "4:4:4": encoded(LARGE, "JPEG", subsampling=0),
+    "4:4:0": simplejpeg.encode_jpeg(np.array(LARGE), colorsubsampling="440"),
+    "gray": encoded(LARGE.convert("L"), "JPEG"),
+    "restarts": encoded(LARGE, "JPEG", restart_marker_blocks=3),
+    "rgb": encoded(LARGE, "JPEG", keep_rgb=True),
+    "comment": encoded(LARGE, "JPEG", comment=b"\xff\xc0\x00\x11\x08"),
+}
+OTHERS = {
+    "progressive jpeg": encoded(LARGE, "JPEG", progressive=True),
+    "cmyk jpeg": encoded(LARGE.convert("CMYK"), "JPEG"),
+    "turned jpeg": encoded(LARGE, "JPEG", exif=exif(6)),
+    "png": encoded(LARGE, "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENTIAL)
+@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64, 73])
+def test_upper_rows_are_those_of_the_whole_jpeg_and_the_others_are_left_out(kind, rows):
+    data = SEQUENTIAL[kind]
+    part = decode_part(data, (90, 61), rows)
+
+    assert len(part) == height_of_part(rows, 90) == rows + 16
+    np.testing.assert_array_equal(part[:rows], decode_pixels(data)[:rows])
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_images_are_decoded_whole(kind):
+    np.testing.assert_array_equal(
+        decode_part(OTHERS[kind], (90, 61), 20), decode_pixels(OTHERS[kind])
+    )
+
+
+@pytest.mark.parametrize("size", [(89, 61), (90, 60), (400, 61)])
+def test_an_image_of_another_size_than_stated_is_decoded_whole(size):
+    data = encoded(LARGE, "JPEG")
+    np.testing.assert_array_equal(decode_part(data, size, 20), decode_pixels(data))
+
+
+@pytest.mark.filterwarnings("ignore")  # PIL warns about damage that it tolerates
+def test_upper_rows_of_a_damaged_jpeg_are_those_of_the_whole_one(capfd):
+    generator, accepted, shortened = random.Random(0), 0, 0
+    for _ in range(300):
+        data = bytearray(encoded(LARGE, "JPEG"))
+        for _ in range(generator.choice((1, 2, 5))):
+            data[generator.randrange(generator.choice((len(data), 700)))] = generator.randrange(256)
+        try:
+            height, width, _ = inspect_image(bytes(data))
+        except ImageError:
+            continue
+        part = decode_part(bytes(data), (height, width), 20)
+        np.testing.assert_array_equal(part[:20], decode_pixels(bytes(data))[:20])
+        accepted += 1
+        shortened += len(part) < height
+    assert accepted > 100
+    assert shortened > 50
+    capfd.readouterr()  # drops the warnings of libjpeg
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])

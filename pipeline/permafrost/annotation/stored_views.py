@@ -28,6 +28,7 @@ from permafrost.config.options import identifying_values, resolve_implementation
 from permafrost.config.store import PrecomputeConfig, SubsetOptions
 from permafrost.core.batches import Border, Mixture, PixelChange
 from permafrost.core.digests import derive_seed
+from permafrost.core.errors import require
 from permafrost.core.records import (
     MIXTURE_FIELD,
     MOVE_FIELD,
@@ -334,8 +335,13 @@ def plan_stored_views(
         block: Number of records among which the second ones of mixtures are drawn: the batch size of the pass.
 
     Raises:
-        ConfigError: If there is no such split, or the selection asks for more records than a class has.
+        ConfigError: If there is no such split, the selection asks for more records than a class has, or views would be
+            cut from smaller images.
     """
+    require(
+        not augment.scaled_decoding,
+        "augment.scaled_decoding is an option of trainings, and views=... stores what the teacher sees; leave it out",
+    )
     selected = select_training_rows(store.index, split, subset)
     starts = store.shards.starts
     numbers = store.index.shards_of(selected)

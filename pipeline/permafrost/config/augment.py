@@ -338,6 +338,10 @@ class AugmentOptions(Options):
     image: the image around the crop, sampled from the frame; black beyond the image."""
     size: Annotated[int | None, Ge(8), Le(MAX_SIDE)] = None
     """Side of the student's input in pixels; null takes that of the canonical frame."""
+    scaled_decoding: Annotated[bool, Role.IF_SET] = False
+    """Decode a JPEG to 1/2, 1/4 or 1/8 of its size, of its low frequencies, where the window is at least as many times
+    as large as the view. It saves most of the time of large photographs, and changes pixels
+    (docs/concepts/one-geometry.md). It is an option of trainings with new views."""
     mix: Annotated[tuple[MixConfig, ...], Role.IF_SET] = ()
     """Mixtures of each view with that of a second record of the batch, after all operations. A record has at most one:
     a later one of the list that is drawn takes the place of an earlier one. Stored targets are mixed by rules

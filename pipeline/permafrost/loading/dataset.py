@@ -250,7 +250,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         cuts = stored.get("pixels") == "originals" if schedule is None else schedule.whole_pixels
         border = stored.get("border") if schedule is None else schedule.config.border
         other._border = "edge" if border == "edge" else "black"
-        other._cutter = WindowCutter(size or self.store.size, other._border) if cuts else None
+        scaled = schedule is not None and schedule.config.scaled_decoding
+        cutter = WindowCutter(size or self.store.size, other._border, scaled=scaled)
+        other._cutter = cutter if cuts else None
         other._start_caches()
         return other
 

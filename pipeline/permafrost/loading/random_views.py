@@ -354,13 +354,22 @@ def schedule_views(
         augment: Options of the views.
         seed: Seed of all draws.
         sampled: True for views that are sampled from frames, although the store has the original images.
+
+    Raises:
+        ConfigError: If augment.scaled_decoding has nothing to decode.
     """
+    cuts = records.store.has_larger_images and augment.shows_windows
+    require(
+        cuts or not augment.scaled_decoding,
+        "augment.scaled_decoding=true: these views are sampled from frames, as no image is larger than its frame, or "
+        "by augment.operations or edges; leave it out",
+    )
     return ViewSchedule(
         augment,
         records.store.size,
         seed,
         one_aspect=records.has_frame_aspect,
-        whole_pixels=not sampled and records.store.has_larger_images and augment.shows_windows,
+        whole_pixels=cuts and not sampled,
     )
 
 

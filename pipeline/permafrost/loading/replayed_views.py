@@ -16,6 +16,10 @@ def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
     Raises:
         StoreMismatchError: If they lack one, or are mixtures that the options do not fit.
     """
+    if augment.scaled_decoding:
+        raise StoreMismatchError(
+            f"augment.scaled_decoding=true: replayed views have the pixels of {teacher.name}; leave it out"
+        )
     if teacher.views.get("mix"):
         unfit = {
             "augment.mix would mix again; set augment.mix=[]": augment.mixes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
@@ -56,6 +57,10 @@ MAX_TEXT_BYTES = 2**24
 _JPEG = b"\xff\xd8\xff"
 _NUMBERS_AS_TEXT = (b"P1", b"P2", b"P3")
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_SEQUENTIAL = (0xC0, 0xC1)
+"""Second bytes of the headers of frames whose rows follow one another."""
+_ROWS_BELOW = 16
+"""Rows of a JPEG that are decoded below those that are needed, whose colors their upsampling reads."""
 _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
 """Second bytes that do not start a segment: a stuffed FF, and markers that stand alone."""
 _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
@@ -291,6 +296,59 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
         return pixels
     return None
+
+
+def decode_part(
+    data: bytes, size: tuple[int, int], rows: int, divisor: int = 1
+) -> NDArray[np.uint8]:
+    """Decode the upper rows of an upright image, the same pixels as those of `decode_pixels`: u8 [h, w, 3].
+
+    A decoder ends at the height that a JPEG states, so a lower one leaves the rest of the file undecoded.
+
+    Args:
+        data: Bytes of the image.
+        size: (height, width) that the image has in the index.
+        rows: Number of rows that are needed, of which h is `height_of_part` where a JPEG has one sequential scan, and
+            the height of the image in other files.
+        divisor: 2, 4 or 8 to decode such a JPEG to this part of its height and width, rounded up, of fewer frequencies.
+
+    Raises:
+        ImageError: As `decode_pixels`.
+    """
+    height = height_of_part(rows, size[0])
+    is_less = divisor > 1 or height < size[0]
+    if is_less and data.startswith(_JPEG) and not _is_rotated(data):
+        place = _place_of_size(data, size)
+        if place:
+            shorter = data[:place] + height.to_bytes(2, "big") + data[place + 2 :]
+            smallest = {"min_height": -(-height // divisor), "min_width": -(-size[1] // divisor)}
+            with contextlib.suppress(ValueError):
+                # Strictly, the bytes of the rows below are surplus.
+                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                    shorter, "RGB", strict=False, **(smallest if divisor > 1 else {})
+                )
+                return pixels
+    return decode_pixels(data)
+
+
+def height_of_part(rows: int, height: int) -> int:
+    """Return the number of rows that are decoded for a number of upper ones of an image of this height."""
+    return min(rows + _ROWS_BELOW, height)
+
+
+def _place_of_size(jpeg: bytes, size: tuple[int, int]) -> int:
+    """Return the place of the height in a JPEG of one sequential scan; 0 in others, and if its size is another."""
+    at, place, end = 2, 0, len(jpeg) - 10
+    while at < end and jpeg[at] == 0xFF:
+        kind = jpeg[at + 1]
+        if kind in _SEQUENTIAL:
+            place, components = at + 5, jpeg[at + 9]
+        elif kind == _START_OF_SCAN:
+            is_whole = place and components in (1, 3) and jpeg[at + 4] == components
+            stated = place and struct.unpack_from(">HH", jpeg, place)
+            return place if is_whole and stated == size else 0
+        at += 2 + (jpeg[at + 2] << 8 | jpeg[at + 3])
+    return 0
 
 
 class PictureFacts(NamedTuple):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from permafrost.core.errors import RecordError
 from permafrost.store.codecs import RowError, decode_npy, decode_row
 from permafrost.store.entries import ManifestError
-from permafrost.store.image_decoding import ImageError, decode_pixels
+from permafrost.store.image_decoding import ImageError, decode_part, decode_pixels, height_of_part
 from permafrost.store.manifest import CanonicalFrame, Resampling, StoreManifest
 
 if TYPE_CHECKING:  # packing needs no torch
@@ -172,22 +172,28 @@ class ImageForm(RecordForm):
         return torch.from_numpy(values).permute(0, 3, 1, 2)
 
 
-def decode_original(data: bytes, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
-    """Decode an original image at its own size, u8 [H, W, 3].
+def decode_original(
+    data: bytes, size: tuple[int, int], where: str, rows: int | None = None, divisor: int = 1
+) -> NDArray[np.uint8]:
+    """Decode an original image at its own size, u8 [H, W, 3], or a part of it (`decode_part`).
 
     Args:
         data: Stored bytes of the record.
         size: (height, width) of the upright image in the index.
         where: File and record, for messages.
+        rows: Number of its upper rows that are needed; None for all.
+        divisor: Divisor of height and width where a JPEG may be decoded to less than its size.
 
     Raises:
         ManifestError: If the bytes cannot be decoded, or the image has another size.
     """
     with report_damage(where):
-        pixels = decode_pixels(data)
-    if pixels.shape[:2] != size:
+        pixels = decode_part(data, size, rows or size[0], divisor)
+    height, width = pixels.shape[:2]
+    upper = height_of_part(rows or size[0], size[0])
+    if (height, width) not in (size, (-(-upper // divisor), -(-size[1] // divisor))):
         raise ManifestError(
-            f"{where} has {pixels.shape[1]}x{pixels.shape[0]} pixels, and {size[1]}x{size[0]} in the index; run "
+            f"{where} has {width}x{height} pixels, and {size[1]}x{size[0]} in the index; run "
             "permafrost verify"
         )
     return pixels
