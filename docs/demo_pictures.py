@@ -89,7 +89,7 @@ def one_geometry(pair: CasePair) -> Figure:
     axes = figure.subplots(2, len(views))
     size = dataset.store.size
     for number, view in enumerate(views):
-        moved = in_views(batch, view)
+        moved = in_views(batch, view, schedule.rendering)
         pixels = (view_images(moved, size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         maps = view_maps(moved, batch.targets[0], size)[:, 0].sum(dim=1).numpy()
         for axis, picture in zip(

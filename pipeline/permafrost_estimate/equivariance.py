@@ -153,7 +153,7 @@ def compare_views(
         for name, (views, pixels) in schedules.items():
             changes = pixels.draw(0, start, len(sizes))
             view_batch = replace(
-                in_views(batch, views.views(0, start, sizes), views.config.border),
+                in_views(batch, views.views(0, start, sizes), views.rendering),
                 pixel_augment=move_values(changes, model.device),
             )
             images = view_images(view_batch, model.input_size)

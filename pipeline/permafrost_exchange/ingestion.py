@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from permafrost.annotation.pass_identity import fingerprint_pass
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.options import Role, is_left_out, options_of, resolve_implementation
 from permafrost.config.version import __version__
+from permafrost.core.batches import Rendering
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
@@ -76,6 +77,13 @@ class IngestedTargets(NamedTuple):
     def path(self) -> Path:
         """Path of the targets."""
         return self.reader.path
+
+    @property
+    def rendering(self) -> Rendering:
+        """Rules by which views show images. Other tools move the nearest pixels."""
+        if self.views is None:
+            return Rendering(interpolation="nearest")
+        return Rendering.of(self.views.describe()[0])
 
     def encode(self, request: ReadRequest) -> EncodedTargets:
         """Read the stored form of the targets of a request."""
@@ -386,7 +394,7 @@ def _describe_pass(
         views, selection = targets.views.describe()
     elif targets.form.operations is not None:
         views = {"count": 0, "sampler": kind, "seed": 0, "operations": [*targets.form.operations]}
-        views |= {"edges": "window", "border": "black"}
+        views |= {"edges": "window", **asdict(targets.rendering)}
         views["pixels"] = "originals" if store.has_larger_images else "frames"
     return {
         "dataset_fingerprint": store.manifest.dataset.fingerprint,

@@ -19,6 +19,7 @@ from permafrost.config.cluster import ClusterConfig
 from permafrost.config.explainers import EXPLAINERS, GradCamConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.batches import Rendering
 from permafrost.core.errors import require
 from permafrost.core.records import TOP_LOGITS, VIEW_FIELDS, FieldSpec
 from permafrost.core.tasks import Executor
@@ -75,6 +76,7 @@ def check_ingested(
         explainer=form.explainer or {},
         temperatures=form.temperatures,
         operations=operations,
+        rendering=targets.rendering,
         cuts_originals=operations is not None and Store(task.store_path).has_larger_images,
     )
     teacher = config.teacher
@@ -127,7 +129,7 @@ def check_pass(
         explainer=manifest.explainer,
         temperatures=manifest.temperatures,
         operations=tuple(manifest.views.get("operations", ())) if has_views else None,
-        border="edge" if manifest.views.get("border") == "edge" else "black",
+        rendering=Rendering.of(manifest.views),
         cuts_originals=manifest.views.get("pixels") == "originals",
     )
     covered = [shard for shard in store.shards if teacher_pass.shards.number_of(shard.name) >= 0]

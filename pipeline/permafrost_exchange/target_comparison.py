@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from permafrost.annotation.payloads import BatchInfo
 from permafrost.annotation.precision import in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
 from permafrost.annotation.stored_views import DrawnViews, read_windows
-from permafrost.core.batches import Border
+from permafrost.core.batches import Rendering
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, FieldSpec
 from permafrost.loading.recipes import recipe_from
@@ -86,8 +86,8 @@ class TargetFacts(NamedTuple):
     temperatures: tuple[float, ...]
     operations: tuple[dict[str, Any], ...] | None
     """Recipe of stored views, None for the canonical view."""
-    border: Border = "black"
-    """Content of views beyond the image."""
+    rendering: Rendering = field(default_factory=Rendering)
+    """Rules by which views show images."""
     cuts_originals: bool = False
     """True if views are windows of the original images."""
 
@@ -185,7 +185,7 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
             stored_views_of(stored, recipe, sizes, self._store.size, "the views of the targets"),
             None if pixels is None else torch.from_numpy(pixels),
             recipe,
-            border=self.facts.border,
+            rendering=self.facts.rendering,
             cuts_originals=self.facts.cuts_originals,
         )
 

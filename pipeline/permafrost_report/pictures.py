@@ -383,7 +383,7 @@ def contact_sheet(
         drawn = schedule.views(epoch=view, start=0, sizes=sizes)
         changes = pixels.draw(view, 0, len(sizes))
         if drawn is not None or changes is not None:
-            moved = replace(in_views(batch, drawn, augment.border), pixel_augment=changes)
+            moved = replace(in_views(batch, drawn, schedule.rendering), pixel_augment=changes)
             pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))
     return picture_grid(pictures)
 

@@ -22,7 +22,7 @@ from permafrost.config.augment import (
 )
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.store import SubsetOptions
-from permafrost.core.batches import PixelAugment, StoredTargets
+from permafrost.core.batches import PixelAugment, Rendering, StoredTargets
 from permafrost.core.records import FieldSpec
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
@@ -526,7 +526,7 @@ def compare_recipe(number):
         specs={"features_0": spec},
     )
     batch = replace(
-        in_views(make_batch(frames, None, (targets,)), views),
+        in_views(make_batch(frames, None, (targets,)), views, Rendering()),
         pixel_augment=PixelAugment(changes=stored.changes(0)),
     )
     image = view_images(batch, size)[0].numpy()

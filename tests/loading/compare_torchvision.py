@@ -27,6 +27,7 @@ from permafrost.config.augment import (
     PixelOperationConfig,
     PolicyConfig,
 )
+from permafrost.core.batches import Rendering
 from permafrost.loading.geometry import render_windows
 from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.random_views import ViewSchedule
@@ -116,7 +117,8 @@ def compare(count: int, interpolation: InterpolationMode) -> dict[str, np.ndarra
             picture = np.array(photographs[int(numbers[start + row])])
             cut_window(picture, tuple(box), tuple(flip), "black", memory[row])
         windows = torch.from_numpy(memory).permute(0, 3, 1, 2)
-        images = render_windows(windows, views.moves, (SIDE, SIDE))
+        rendering = Rendering(interpolation=interpolation.value)
+        images = render_windows(windows, views.moves, (SIDE, SIDE), rendering)
         images = change_rows(images, pixel_schedule.draw(0, start, len(boxes)))
         here = images.permute(0, 2, 3, 1).numpy() * 255
         for row, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
@@ -153,7 +155,7 @@ def main() -> None:
         raise SystemExit("the photographs are not there")
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     for interpolation in (InterpolationMode.BILINEAR, InterpolationMode.NEAREST):
-        print(f"{count} views, torchvision's moves {interpolation.value}")
+        print(f"{count} views, moves {interpolation.value}")
         print(
             f"{'operation':16}{'views':>6}{'mean':>8}{'largest':>9}{'correlation':>13}{'energy':>8}"
         )

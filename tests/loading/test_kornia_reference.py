@@ -14,6 +14,7 @@ from kornia.constants import DataKey, Resample
 
 from permafrost import augmentation
 from permafrost.config.augment import AugmentOptions, OperationConfig, PolicyConfig
+from permafrost.core.batches import Rendering
 from permafrost.core.digests import derive_seed
 from permafrost.core.seeded import SeededDraws
 from permafrost.loading.geometry import render_windows, warp
@@ -169,9 +170,8 @@ def test_a_view_is_that_of_kornia(name):
     boxes, flips = pixel_boxes(views.windows, sizes), (views.windows[:, :2] < 0).tolist()
     for picture, box, flip, memory in zip(photographs, boxes.tolist(), flips, windows, strict=True):
         cut_window(picture.transpose(1, 2, 0), tuple(box), tuple(flip), "black", memory)
-    images = render_windows(
-        torch.from_numpy(windows).permute(0, 3, 1, 2), views.moves, (SIDE, SIDE)
-    )
+    inputs = torch.from_numpy(windows).permute(0, 3, 1, 2)
+    images = render_windows(inputs, views.moves, (SIDE, SIDE), Rendering())
     warped = warp(maps, views.canonical_from_view, (SIDE, SIDE), moves=views.moves)
 
     sequence, parameters = kornia_pipeline(options)

@@ -24,9 +24,16 @@ from permafrost.config.augment import (
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.batches import Moves, Rendering
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import TargetRequest, view_images, view_targets
+from permafrost.loading.geometry import (
+    TargetRequest,
+    render_frames,
+    render_windows,
+    view_images,
+    view_targets,
+)
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule, schedule_views
 from permafrost.loading.regions import regions_of
@@ -361,6 +368,59 @@ def test_what_is_outside_of_a_moved_window_is_black_and_not_covered(store):
             assert (images[row][:, outside] == 0).all()
             assert (images[row][:, inside] > 0.4).all()
             assert (targets.maps[row][..., outside] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["rotate", "shear_x", "translate_y"])
+def test_moves_of_nearest_pixels_are_those_of_torchvision(kind):
+    window = torch.from_numpy(smooth_picture(3, 40, 40)).permute(2, 0, 1)
+    angle, shear, shift = 20.0, 0.3, 7
+    arguments = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    linear = torch.eye(3)
+    if kind == "rotate":
+        arguments["angle"] = angle
+        cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        linear[:2, :2] = torch.tensor([[cosine, sine], [-sine, cosine]])
+    elif kind == "shear_x":
+        arguments |= {"shear": [float(np.degrees(np.arctan(shear))), 0.0]}
+        linear[0, 1] = shear
+    else:
+        arguments["translate"] = [0, shift]
+        linear[1, 2] = -2 * shift / 40
+    theirs = tv.affine(window, interpolation=tv.InterpolationMode.NEAREST, fill=0.0, **arguments)
+    moves = Moves(rows=torch.tensor([0]), clips=linear[None, None])
+
+    ours = render_windows(window[None], moves, (40, 40), Rendering(interpolation="nearest"))
+    smooth = render_windows(window[None], moves, (40, 40), Rendering())
+
+    same = (ours[0] * 255 - theirs).abs().amax(dim=0) < 0.01
+    assert (
+        same.float().mean() > 0.98
+    )  # where the nearest of two pixels is not a matter of the last bit
+    colors = {tuple(color) for color in window.flatten(1).T.tolist()} | {(0, 0, 0)}
+    assert all(tuple(color) in colors for color in (ours[0] * 255).round().flatten(1).T.tolist())
+    assert torch.allclose(ours, smooth, atol=0.01) == (kind == "translate_y")
+
+
+def test_nearest_pixels_of_frames_are_those_of_their_windows():
+    frame = torch.from_numpy(smooth_picture(5, 40, 40)).permute(2, 0, 1)[None]
+    window = torch.tensor(
+        [[-0.5, 0.5, 0.25, -0.1]]
+    )  # half of the frame, flipped, from whole pixels
+    angle = np.radians(30)
+    turn = torch.tensor(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    ).float()
+    views = Views.of(window, torch.linalg.inv(turn)[None, None])
+    rendering = Rendering(interpolation="nearest")
+
+    sampled = render_frames(frame, views.canonical_from_view, views.moves, rendering, (20, 20))
+    memory = np.empty((20, 20, 3), np.uint8)
+    box = tuple(pixel_boxes(window, torch.tensor([[40, 40]]))[0].tolist())
+    cut_window(frame[0].permute(1, 2, 0).numpy(), box, (True, False), "black", memory)
+    cut = torch.from_numpy(memory).permute(2, 0, 1)[None]
+
+    assert torch.allclose(sampled, render_windows(cut, views.moves, (20, 20), rendering), atol=1e-5)
+    assert (sampled == 0).all(dim=1).float().mean() > 0.02
 
 
 def test_edges_of_the_image_are_those_of_before(store):

@@ -263,10 +263,11 @@ class TeacherAnnotator:
             shown = views.views.select(np.s_[:, number])
             moves = move_values(shown.moves, self.device)
             if views.cuts_originals:
-                images = render_windows(frames[:, number], moves, self.input_size)
+                windows = frames[:, number]
+                images = render_windows(windows, moves, self.input_size, views.rendering)
             else:
                 matrices = shown.canonical_from_view.to(self.device)
-                images = render_frames(frames, matrices, moves, views.border, self.input_size)
+                images = render_frames(frames, matrices, moves, views.rendering, self.input_size)
             images = change_rows(images, move_values(views.changes(number), self.device))
             if views.mixtures is not None:
                 mixture = move_values(views.mixtures.at_view(number), self.device)

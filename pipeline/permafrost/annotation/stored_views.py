@@ -8,7 +8,7 @@ the same input size receives the teacher's pixels bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from permafrost.config.augment import (
 )
 from permafrost.config.options import identifying_values, resolve_implementation
 from permafrost.config.store import PrecomputeConfig, SubsetOptions
-from permafrost.core.batches import Border, Mixture, PixelChange
+from permafrost.core.batches import Mixture, PixelChange, Rendering
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 from permafrost.core.records import (
@@ -90,8 +90,8 @@ class DrawnViews:
     """Recipe of the views, None if their matrices are all that is known."""
     mixtures: DrawnMixtures | None = None
     """Second image of each view and its place, None if views are not mixed."""
-    border: Border = "black"
-    """Content of views beyond the image."""
+    rendering: Rendering = field(default_factory=Rendering)
+    """Rules by which the views show the images."""
     cuts_originals: bool = False
     """True if the views' windows are cut from the original images."""
 
@@ -176,6 +176,8 @@ class StoredViews:
         if self.config.kind == "random":
             views["operations"] = describe_operations(self.augment.operations)
             views |= {"edges": self.augment.edges, "border": self.augment.border}
+            if self.augment.interpolation != Rendering.interpolation:
+                views["interpolation"] = self.augment.interpolation
             views["pixels"] = "originals" if self.cuts_originals else "frames"
         if self.mix:
             views |= {"mix": describe_mix(self.mix), "mix_block": self.block}
@@ -212,7 +214,7 @@ class StoredViews:
         drawn = DrawnViews(
             views.select(covered),
             mixtures=self._draw_mixtures(shard, covered.numpy()),
-            border=self.augment.border if self.config.kind == "random" else "black",
+            rendering=Rendering.of(self.describe()[0]),
             cuts_originals=self.cuts_originals,
         )
         recipe = self.recipe
@@ -281,7 +283,7 @@ def read_windows(
         boxes = pixel_boxes(windows[number], shape).tolist()
         flips = (windows[number, :, :2] < 0).tolist()
         for box, flip, view in zip(boxes, flips, memory, strict=True):
-            cut_window(pixels, tuple(box), tuple(flip), views.border, view)
+            cut_window(pixels, tuple(box), tuple(flip), views.rendering.border, view)
 
     return frames.read_windows(start, stop, views.count, size, cut)
 

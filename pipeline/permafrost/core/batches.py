@@ -6,8 +6,9 @@ frame, d columns of a table, n boxes of one record.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
@@ -74,7 +75,25 @@ class StoredTargets:
 
 
 Border: TypeAlias = Literal["black", "edge"]
-"""Content of a window beyond its image."""
+"""Content of a window beyond its image: black, or its edge continued."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Rules by which views show images."""
+
+    border: Border = "black"
+    """Content of views beyond the image."""
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    """Interpolation between the pixels of windows whose content is moved."""
+
+    @classmethod
+    def of(cls, views: Mapping[str, Any]) -> Rendering:
+        """Return the rules of a pass from the entry `views` of its manifest."""
+        return cls(
+            "edge" if views.get("border") == "edge" else "black",
+            "nearest" if views.get("interpolation") == "nearest" else "bilinear",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,8 +290,8 @@ class Batch:
     """Operations that move what the windows of views show; None if nothing moves, or without windows."""
     has_windows: bool = False
     """True if the inputs are the windows of the views, cut from the original images."""
-    border: Border = "black"
-    """Content of windows beyond the image: black, or its edge continued."""
+    rendering: Rendering = field(default_factory=Rendering)
+    """Rules by which the view shows its image."""
     pixel_augment: PixelAugment | None = None
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
     second: Batch | None = None

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from permafrost.core.batches import Batch, Border, Logits, PixelAugment, StoredTargets, TopLogits
+from permafrost.core.batches import Batch, Logits, PixelAugment, Rendering, StoredTargets, TopLogits
 from permafrost.core.errors import require
 from permafrost.core.records import (
     MIXTURE_FIELD,
@@ -182,7 +182,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     """Schedule of new views; None for stored ones and for whole frames."""
     _cutter: WindowCutter | None = None
     """Cuts windows of original images; None where views are sampled from frames."""
-    _border: Border = "black"
+    _rendering: Rendering = Rendering()
 
     def __init__(
         self,
@@ -248,10 +248,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         stored = self.passes[0].views if self.passes and schedule is None else {}
         other._schedule = schedule
         cuts = stored.get("pixels") == "originals" if schedule is None else schedule.whole_pixels
-        border = stored.get("border") if schedule is None else schedule.config.border
-        other._border = "edge" if border == "edge" else "black"
+        other._rendering = Rendering.of(stored) if schedule is None else schedule.rendering
         scaled = schedule is not None and schedule.config.scaled_decoding
-        cutter = WindowCutter(size or self.store.size, other._border, scaled=scaled)
+        cutter = WindowCutter(size or self.store.size, other._rendering.border, scaled=scaled)
         other._cutter = cutter if cuts else None
         other._start_caches()
         return other
@@ -406,7 +405,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             canonical_from_view=None if shown is None else shown.canonical_from_view,
             moves=None if shown is None else shown.moves,
             has_windows=has_windows,
-            border=self._border,
+            rendering=self._rendering,
             pixel_augment=pixel_augment,
             second=second,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),

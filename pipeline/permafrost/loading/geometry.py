@@ -24,10 +24,10 @@ from torch import Tensor
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.batches import (
     Batch,
-    Border,
     GridPlacement,
     MapTargets,
     Moves,
+    Rendering,
     StoredTargets,
     Targets,
 )
@@ -35,6 +35,9 @@ from permafrost.core.records import FEATURES, FieldSpec
 from permafrost.loading.mixtures import mix_images, mixture_of_targets, own_weights
 from permafrost.loading.pixel_changes import blank_maps, change_rows
 from permafrost.store.codecs import INT8_STEPS
+
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+"""Interpolation between the cells of a source."""
 
 
 def decode_maps(stored: StoredTargets) -> Tensor:
@@ -122,7 +125,7 @@ def warp(
     source: Tensor,
     source_from_view: Tensor,
     size: tuple[int, int],
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    interpolation: Interpolation = "bilinear",
     moves: Moves | None = None,
 ) -> Tensor:
     """Sample `source` into views, where the part of a cell outside the source or a moved window counts as 0.
@@ -147,7 +150,7 @@ def warp_covered(
     source: Tensor,
     source_from_view: Tensor,
     size: tuple[int, int],
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    interpolation: Interpolation = "bilinear",
     moves: Moves | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample `source` into views as `warp` does, but continued at its border, and the fraction of each cell inside.
@@ -293,12 +296,12 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     if batch.rendered is not None and batch.rendered.shape[-2:] == size:
         return batch.rendered
     if batch.has_windows:
-        images = render_windows(batch.inputs, batch.moves, size)
+        images = render_windows(batch.inputs, batch.moves, size, batch.rendering)
     elif batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
         images = _to_floats(batch.inputs)
     else:
         matrices = canonical_from_view(batch)
-        images = render_frames(batch.inputs, matrices, batch.moves, batch.border, size)
+        images = render_frames(batch.inputs, matrices, batch.moves, batch.rendering, size)
     augment = batch.pixel_augment
     if augment is None:
         return images
@@ -313,40 +316,57 @@ def render_frames(
     frames: Tensor,
     canonical_from_view: Tensor,
     moves: Moves | None,
-    border: Border,
+    rendering: Rendering,
     size: tuple[int, int],
 ) -> Tensor:
-    """Sample whole frames into views, once: f32 [n, 3, height, width] in [0, 1].
+    """Sample whole frames into views: f32 [n, 3, height, width] in [0, 1].
+
+    It is one sampling, except that windows whose nearest pixels are moved are sampled first.
 
     Args:
         frames: u8 [n, 3, H, W].
         canonical_from_view: [n, 3, 3].
         moves: Moves of the views' windows, outside of which views are black.
-        border: Content of views beyond the image.
+        rendering: Rules by which views show images.
         size: (height, width) of the views.
     """
-    if border == "black":
+    if moves is not None and rendering.interpolation == "nearest":
+        windows = canonical_from_view.index_select(0, moves.rows)
+        windows = windows @ torch.linalg.inv(moves.window_from_view)
+        whole = canonical_from_view.index_copy(0, moves.rows, windows)
+        images = render_frames(frames, whole, None, rendering, size)
+        return _move_windows(images, moves, size, rendering)
+    if rendering.border == "black":
         return warp(frames, canonical_from_view, size, moves=moves).div_(255)
     images, _ = warp_covered(frames, canonical_from_view, size)
     return (images if moves is None else _clip(images, moves)).div_(255)
 
 
-def render_windows(windows: Tensor, moves: Moves | None, size: tuple[int, int]) -> Tensor:
+def render_windows(
+    windows: Tensor, moves: Moves | None, size: tuple[int, int], rendering: Rendering
+) -> Tensor:
     """Return windows at a size, and sample those that are moved: f32 [n, 3, height, width] in [0, 1].
 
     Args:
         windows: Windows of original images, u8 [n, 3, h, w].
         moves: Moves of what they show, black outside of them.
         size: (height, width) of the views.
+        rendering: Rules by which views show images.
     """
     images = _to_floats(windows)
     if images.shape[-2:] != size:
         images = F.interpolate(images, size, mode="bilinear", antialias=True)
-    if moves is None:
-        return images
+    return images if moves is None else _move_windows(images, moves, size, rendering)
+
+
+def _move_windows(
+    images: Tensor, moves: Moves, size: tuple[int, int], rendering: Rendering
+) -> Tensor:
+    """Move what some windows show, in place: f32 [n, 3, height, width]."""
     among_moved = replace(moves, rows=torch.arange(len(moves.rows), device=moves.rows.device))
-    windows_to_move = images.index_select(0, moves.rows)
-    moved = warp(windows_to_move, moves.window_from_view, size, moves=among_moved)
+    windows = images.index_select(0, moves.rows)
+    matrices = moves.window_from_view
+    moved = warp(windows, matrices, size, rendering.interpolation, among_moved)
     return images.index_copy_(0, moves.rows, moved)
 
 

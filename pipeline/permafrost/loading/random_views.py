@@ -20,6 +20,7 @@ from kornia.geometry.conversions import normalize_homography
 from torch import Tensor
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, PolicyConfig
+from permafrost.core.batches import Rendering
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 from permafrost.core.seeded import SeededDraws
@@ -232,6 +233,7 @@ class ViewSchedule:
         self.seed = seed
         self.one_aspect = one_aspect
         self.whole_pixels = whole_pixels
+        self.rendering = Rendering(config.border, config.interpolation)
         self._block = MethodCache(self._draw_block, 4)
 
     def views(self, epoch: int, start: int, sizes: Tensor) -> Views | None:

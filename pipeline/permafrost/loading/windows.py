@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.batches import Batch, Border, Moves
+from permafrost.core.batches import Batch, Border, Moves, Rendering
 from permafrost.core.records import MOVE_FIELD, PIXEL_FIELD, VIEW_FIELD, WINDOW_FIELD
 from permafrost.loading.recipes import Recipe
 from permafrost.loading.transfer import copy_to, move_values
@@ -98,13 +98,13 @@ def stack_views(views: list[Views]) -> Views:
     return Views(*(None if part[0] is None else torch.stack(part, dim=1) for part in parts))  # type: ignore[arg-type]
 
 
-def in_views(batch: Batch, views: Views | None, border: Border = "black") -> Batch:
+def in_views(batch: Batch, views: Views | None, rendering: Rendering) -> Batch:
     """Return a batch of whole frames in views.
 
     Args:
         batch: The batch, on any device.
         views: Views of its records; None for the frames themselves.
-        border: Content of the views beyond the images.
+        rendering: Rules by which the views show the images.
     """
     if views is None:
         return batch
@@ -114,7 +114,7 @@ def in_views(batch: Batch, views: Views | None, border: Border = "black") -> Bat
         batch,
         canonical_from_view=copy_to(views.canonical_from_view, device),
         moves=None if moves is None else move_values(moves, device),
-        border=border,
+        rendering=rendering,
     )
 
 

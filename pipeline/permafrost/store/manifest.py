@@ -366,6 +366,7 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         "operations": (list, False),
         "edges": (str, False),
         "border": (str, False),
+        "interpolation": (str, False),
         "pixels": (str, False),
         "mix": (list, False),
         "mix_block": (int, False),
