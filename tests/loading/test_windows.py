@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import obstore
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageOps
 
 from permafrost import RecordLoader, open_store
+from permafrost.annotation import shard_tasks
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.augment import (
     AugmentOptions,
+    MixConfig,
     OperationConfig,
+    PixelOperationConfig,
     PolicyConfig,
     RandomViewsConfig,
 )
@@ -26,6 +30,7 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.batches import Moves, Rendering
 from permafrost.core.errors import ConfigError
+from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import (
     TargetRequest,
@@ -47,12 +52,17 @@ from permafrost.loading.windows import (
     stored_views_of,
     windows_of_boxes,
 )
+from permafrost.storage import buckets
+from permafrost.storage.rooted_paths import rooted
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.record_form import resize_pixels
+from tests.support.buckets import files_below, memory_buckets
+from tests.support.kills import killed_at
+from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.slow import slow
-from tests.support.stores import precompute_config
-from tests.support.verbs import precompute
+from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import distill, precompute
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))
 FLIP = OperationConfig(kind="horizontal_flip")
@@ -611,8 +621,14 @@ def test_regions_of_objects_follow_the_window(store):
 # ---- stored views --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
-def test_a_student_receives_the_pixels_of_the_teacher(photographs, tmp_path, monkeypatch, backend):
+@pytest.mark.parametrize(
+    ("backend", "mix"),
+    [("zarr", ()), ("webdataset", ()), ("zarr", (MixConfig(kind="cutmix"),))],
+    ids=["zarr", "webdataset", "mixtures"],
+)
+def test_a_student_receives_the_pixels_of_the_teacher(
+    photographs, tmp_path, monkeypatch, backend, mix
+):
     received = {}
     run = TeacherAnnotator.annotate_inputs
 
@@ -626,7 +642,7 @@ def test_a_student_receives_the_pixels_of_the_teacher(photographs, tmp_path, mon
         photographs,
         tmp_path / "store",
         backend=backend,
-        views=RandomViewsConfig(count=3),
+        views=RandomViewsConfig(count=3, mix=mix),
         augment=AugmentOptions(operations=(CROP, FLIP, SHEARS)),
         annotate=PassOptions(batch_size=3),
     )
@@ -649,3 +665,99 @@ def test_a_student_receives_the_pixels_of_the_teacher(photographs, tmp_path, mon
                 assert torch.equal(image, received[key][int(view)])
                 compared.add((key, int(view)))
     assert len(compared) == 3 * 8
+
+
+STRONG = AugmentOptions(
+    operations=(
+        CROP,
+        FLIP,
+        SHEARS,
+        PixelOperationConfig(kind="color_jitter", brightness=0.4, saturation=0.4),
+        PixelOperationConfig(kind="random_erasing", p=0.5),
+    )
+)
+
+
+def replayed(store, batch_size, first_step=0, **options):
+    """Images and windows of three epochs of replays, by epoch, key and view."""
+    (teacher,) = store.open_passes(stored_views=True)
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
+    loader = TrainLoader(
+        dataset, None, view_size=(FRAME, FRAME), batch_size=batch_size, seed=0, **options
+    )
+    return {
+        (epoch, key, int(view)): (image, window)
+        for epoch in range(3)
+        for batch in loader.epoch(epoch, first_step)
+        for key, view, image, window in zip(
+            batch.keys,
+            batch.view_index,
+            view_images(batch, (FRAME, FRAME)),
+            batch.canonical_from_view,
+            strict=True,
+        )
+    }
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_replays_have_the_same_bits_after_a_kill_in_a_bucket_and_on_any_rank(
+    photographs, tmp_path, backend
+):
+    def config(path):
+        return options(
+            photographs,
+            path,
+            backend=backend,
+            views=RandomViewsConfig(count=3),
+            augment=STRONG,
+            annotate=PassOptions(batch_size=3),
+        )
+
+    precompute.run(config(tmp_path / "whole"))
+    with killed_at(shard_tasks, "read_windows", 3):  # in the second shard
+        precompute.run(config(tmp_path / "killed"))
+    precompute.run(config(tmp_path / "killed"))
+    wanted = replayed(Store(tmp_path / "whole"), 4)
+    assert len(wanted) == 3 * 8
+
+    def check(images, count):
+        assert len(images) == count
+        for place, (image, window) in images.items():
+            assert torch.equal(image, wanted[place][0])
+            assert torch.equal(window, wanted[place][1])
+
+    with memory_buckets(tmp_path / "cache"):
+        for path, data in files_below(tmp_path / "killed").items():
+            obstore.put(buckets._client("s3://bucket"), f"store/{path}", data)
+        for store in (Store(tmp_path / "killed"), Store(rooted("s3://bucket/store"))):
+            check(replayed(store, 4), 24)
+            check(replayed(store, 4, first_step=1), 12)
+            for world_size, batch_size, records in ((2, 4, 8), (3, 3, 6)):
+                parts = [
+                    replayed(store, batch_size, rank=rank, world_size=world_size)
+                    for rank in range(world_size)
+                ]
+                assert not parts[0].keys() & parts[1].keys()
+                check({place: each for part in parts for place, each in part.items()}, 3 * records)
+    received = torch.stack([image for image, _ in wanted.values()])
+    assert received.std() > 0.1
+
+
+@pytest.mark.parametrize("backend", ["zarr", slow("webdataset")])
+def test_a_student_of_windows_is_the_same_after_a_kill(photographs, tmp_path, backend):
+    config = options(
+        photographs,
+        tmp_path / "store",
+        backend=backend,
+        views=RandomViewsConfig(count=2),
+        augment=STRONG,
+    )
+    precompute.run(config)
+    frozen = Frozen(Store(tmp_path / "store"), config)
+    trainer = replace(TRAINER, epochs=3, batch_size=4, checkpoint_every_steps=1)
+    student = {"augment": STRONG, "mode": "replay", "trainer": trainer}
+    distill.run(distill_config(frozen, run="whole", **student))
+    with killed_at(transfer, "move_batch", 4):
+        distill.run(distill_config(frozen, run="killed", **student))
+    distill.run(distill_config(frozen, run="killed", **student))
+    assert_equal_states(weights_of("killed"), weights_of("whole"))
