@@ -1,11 +1,13 @@
 """Composition of words, experiments and defaults: recorded values, and what each form of a word means."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from permafrost.config.compose import compose
+from permafrost.config.sections import GROUPS, group_members
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
@@ -239,3 +241,10 @@ def test_yaml_of_a_stranger_is_refused_in_one_line_before_it_grows(text, message
 def test_what_is_dumped_is_read_as_it_was(values):
     assert read_values(dump_yaml(values)) == values
     assert read_values(json.dumps(values).replace("Infinity", ".inf")) == values
+
+
+@pytest.mark.parametrize("section", ["augment", "store", "trainer"])
+def test_every_option_of_a_section_of_files_is_one_of_each_of_its_members(section):
+    names = {field.name for field in dataclasses.fields(GROUPS[section])}
+    for member in group_members(section):
+        assert compose("distill", [f"{section}={member}"])[section].keys() == names

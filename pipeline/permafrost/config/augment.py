@@ -336,12 +336,12 @@ class AugmentOptions(Options):
     edges: Literal["window", "image"] = "window"
     """Content of a view where a rotation, shear or shift reaches beyond its crop. window: black, as in torchvision.
     image: the image around the crop, sampled from the frame; black beyond the image."""
-    interpolation: Annotated[Literal["bilinear", "nearest"], Role.IF_SET] = "bilinear"
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
     """Interpolation of what a rotation, shear or shift moves in its window. nearest takes the nearest pixel, which is
     the default of torchvision's RandAugment."""
     size: Annotated[int | None, Ge(8), Le(MAX_SIDE)] = None
     """Side of the student's input in pixels; null takes that of the canonical frame."""
-    scaled_decoding: Annotated[bool, Role.IF_SET] = False
+    scaled_decoding: bool = False
     """Decode a JPEG to 1/2, 1/4 or 1/8 of its size, of its low frequencies, where the window is at least as many times
     as large as the view. It saves most of the time of large photographs, and changes pixels
     (docs/concepts/one-geometry.md). It is an option of trainings with new views."""

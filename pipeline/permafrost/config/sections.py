@@ -43,7 +43,7 @@ DEFAULT_MEMBERS: Family[str] = Family(
     }
 )
 """Members that sections have unless one is chosen."""
-OF_CLASS = {"store": "zarr", "trainer": "default"}
+OF_CLASS = {"store": "zarr", "trainer": "default", "augment": "none"}
 """Members that are the defaults of their class, and have no file."""
 
 

@@ -320,7 +320,7 @@ class WindowCutter:
         return torch.from_numpy(memory).permute(0, 3, 1, 2)
 
     def _divisor(self, box: Box) -> int:
-        """Return the largest divisor of the image's size with which a window is no smaller than its view."""
+        """Return the largest divisor of the image's size with which a window is at least as large as its view."""
         height, width = self.size
         ratio = min((box[3] - box[1]) / height, (box[2] - box[0]) / width) if self.scaled else 1
         return next((divisor for divisor in _DIVISORS if divisor <= ratio), 1)
