@@ -7,7 +7,7 @@ the same input size receives the teacher's pixels bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ from permafrost.loading.random_views import schedule_views
 from permafrost.loading.recipes import PixelSchedule, Recipe
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows
-from permafrost.loading.windows import Views, cut_window, pixel_boxes, stack_views, stored_views_of
+from permafrost.loading.windows import Views, WindowCutter, stack_views, stored_views_of
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
@@ -277,15 +277,15 @@ def read_windows(
     """
     windows = views.views.windows
     assert windows is not None
+    at = np.repeat(np.arange(start, stop), views.count)
 
-    def cut(pixels: NDArray[np.uint8], number: int, memory: NDArray[np.uint8]) -> None:
-        shape = torch.tensor(pixels.shape[:2]).expand(len(memory), 2)
-        boxes = pixel_boxes(windows[number], shape).tolist()
-        flips = (windows[number, :, :2] < 0).tolist()
-        for box, flip, view in zip(boxes, flips, memory, strict=True):
-            cut_window(pixels, tuple(box), tuple(flip), views.rendering.border, view)
+    def read(numbers: NDArray[np.int64], use: Callable[[int, bytes, str], None]) -> None:
+        for number, (data, where) in enumerate(frames.contents(at[numbers])):
+            use(number, data, where)
 
-    return frames.read_windows(start, stop, views.count, size, cut)
+    cutter = WindowCutter(size, views.rendering.border)
+    cut = cutter.cut(at, windows[start:stop].flatten(0, 1), frames.sizes(at), read)
+    return frames.batch(cut.reshape(-1, views.count, *cut.shape[1:]), start, stop)
 
 
 def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:

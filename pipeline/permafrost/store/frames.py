@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from permafrost.core.label_forms import multi_hot_of_lists
 from permafrost.store.image_decoding import decode_pixels, open_image
 from permafrost.store.index import RowNumbers
-from permafrost.store.record_form import RecordForm, decode_original, report_damage, resize_pixels
+from permafrost.store.record_form import RecordForm, report_damage, resize_pixels
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes
 
@@ -140,55 +140,29 @@ class ShardFrames:
             ManifestError: If a record's bytes are not the packed ones, or cannot be decoded.
         """
         inputs = InputMemory(self._store.form, stop - start)
-        for number, (data, where) in enumerate(self._contents(start, stop)):
+        for number, (data, where) in enumerate(self.contents(range(start, stop))):
             inputs.decode(number, data, where)
-        return self._batch(inputs.tensor(), start, stop)
+        return self.batch(inputs.tensor(), start, stop)
 
-    def read_windows(
-        self,
-        start: int,
-        stop: int,
-        num_views: int,
-        size: tuple[int, int],
-        cut: Callable[[NDArray[np.uint8], int, NDArray[np.uint8]], None],
-    ) -> FrameBatch:
-        """Read windows of the original images of the selected rows, which are decoded one after the other.
-
-        Args:
-            start: First of the selected rows.
-            stop: The one after the last.
-            num_views: Number V of windows of each image.
-            size: (height, width) of the windows.
-            cut: Function that writes the windows of an image, from its pixels u8 [H, W, 3] and its number among the
-                selected rows into u8 [V, height, width, 3].
-
-        Raises:
-            ManifestError: As `read`, or if an image has another size than the index says.
-        """
-        memory = np.empty((stop - start, num_views, *size, 3), np.uint8)
-        heights, widths = (self._columns[name][start:stop] for name in ("height", "width"))
-        shapes = zip(heights.tolist(), widths.tolist(), strict=True)
-        contents = zip(self._contents(start, stop), shapes, strict=True)
-        for number, ((data, where), shape) in enumerate(contents):
-            pixels = decode_original(data, shape, where)
-            cut(pixels, start + number, memory[number])
-        return self._batch(torch.from_numpy(memory).permute(0, 1, 4, 2, 3), start, stop)
-
-    def _contents(self, start: int, stop: int) -> Iterator[tuple[bytes, str]]:
-        """Iterate over the bytes of selected rows, and their file and key for messages."""
+    def contents(self, rows: RowNumbers) -> Iterator[tuple[bytes, str]]:
+        """Iterate over the bytes of some of the selected rows, and their file and key for messages."""
         names = ("offset", "size", "image_crc32c")
-        columns = (self._columns[name][start:stop].tolist() for name in names)
-        for offset, size, crc32c, key in zip(*columns, self._keys[start:stop], strict=True):
+        columns = (self._columns[name][rows].tolist() for name in names)
+        keys = (self._keys[row] for row in rows)
+        for offset, size, crc32c, key in zip(*columns, keys, strict=True):
             yield self._bytes.read(offset, size, crc32c, key), f"{self._bytes.path}: {key}"
 
-    def _batch(self, frames: Tensor, start: int, stop: int) -> FrameBatch:
-        heights, widths = (
-            torch.tensor(self._columns[name][start:stop], dtype=torch.float32)
-            for name in ("height", "width")
-        )
+    def batch(self, frames: Tensor, start: int, stop: int) -> FrameBatch:
+        """Return frames or windows of the selected rows from `start` to `stop` with the facts of their records."""
+        heights, widths = self.sizes(range(start, stop)).unbind(dim=1)
         return FrameBatch(
             frames, heights, widths, labels_of_rows(self._store, self._rows[start:stop])
         )
+
+    def sizes(self, rows: RowNumbers) -> Tensor:
+        """Return height and width of the original images of some of the selected rows, f32 [n, 2]."""
+        columns = [self._columns[name][rows] for name in ("height", "width")]
+        return torch.tensor(np.stack(columns, axis=1), dtype=torch.float32)
 
 
 def labels_of_rows(store: Store, rows: RowNumbers) -> Tensor:
