@@ -13,7 +13,12 @@ import numpy as np
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.pass_plan import plan_pass
-from permafrost.annotation.stored_views import StoredViews, fields_of_views, requested_views
+from permafrost.annotation.stored_views import (
+    StoredViews,
+    fields_of_views,
+    read_inputs,
+    requested_views,
+)
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.store import PrecomputeConfig, SubsetOptions
 from permafrost.core.records import (
@@ -116,13 +121,14 @@ def _view_seconds(
     entries = [store.shards[number] for number in views.shards.tolist()]
     shard = max(entries, key=lambda entry: entry.records)
     rows = views.rows_of(store, shard)[:batch_size]
-    frames = ShardFrames(store, shard, rows).read(0, len(rows))
+    frames = ShardFrames(store, shard, rows)
     keys = [store.index.shard_keys(store.shards.number_of(shard.name))[row] for row in rows]
     drawn = views.draw(store, shard).select(slice(0, len(rows)))
     times = []
+    batch = read_inputs(frames, drawn, annotator.input_size, 0, len(rows))
     for _ in range(rounds + 1):  # the first one warms up
         started = perf_counter()
-        annotator.annotate([frames], keys, drawn)
+        annotator.annotate([batch], keys, drawn)
         times.append((perf_counter() - started) / len(rows))
     return min(times[1:])
 

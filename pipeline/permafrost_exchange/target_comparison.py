@@ -23,7 +23,7 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import BatchInfo
 from permafrost.annotation.precision import in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
-from permafrost.annotation.stored_views import DrawnViews, read_windows
+from permafrost.annotation.stored_views import DrawnViews, read_inputs
 from permafrost.core.batches import Rendering
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, FieldSpec
@@ -170,10 +170,7 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
                 frames = ShardFrames(self._store, shard, part)
                 sizes = SelectedRecords(self._store, first + part).sizes()
                 views = self._views_of(stored, sizes)
-                if views is not None and views.cuts_originals:
-                    batch = read_windows(frames, views, size, 0, len(part))
-                else:
-                    batch = frames.read(0, len(part))
+                batch = read_inputs(frames, views, size, 0, len(part))
                 yield _Batch(batch, self._store.index.keys(first + part), stored, views)
 
     def _views_of(self, stored: Values, sizes: Tensor) -> DrawnViews | None:

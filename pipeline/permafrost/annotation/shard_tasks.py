@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.stored_views import DrawnViews, StoredViews, read_windows
+from permafrost.annotation.stored_views import DrawnViews, StoredViews, read_inputs
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
@@ -91,9 +91,7 @@ class AnnotateShard:
         rows = self._rows(shard)
         records = shard.records if rows is None else len(rows)
         frames = ShardFrames(self._store, shard, rows)
-        read = frames.read
-        if views is not None and views.cuts_originals:
-            read = partial(read_windows, frames, views, self._annotator.input_size)
+        read = partial(read_inputs, frames, views, self._annotator.input_size)
         starts = range(0, records, self.config.batch_size)
         stops = [min(start + self.config.batch_size, records) for start in starts]
         extents = list(zip(starts, stops, strict=True))

@@ -263,20 +263,21 @@ def fields_of_views(
     return [*(place_fields or [replace(VIEW_FIELD, shape=(2, 3))]), pixels, *mixtures]
 
 
-def read_windows(
-    frames: ShardFrames, views: DrawnViews, size: tuple[int, int], start: int, stop: int
+def read_inputs(
+    frames: ShardFrames, views: DrawnViews | None, size: tuple[int, int], start: int, stop: int
 ) -> FrameBatch:
-    """Read the windows of views from the original images of records, each of which is decoded once.
+    """Read what a teacher sees of records: their frames, or windows of the original images, each decoded once.
 
     Args:
-        frames: Records of a shard, those of the views.
-        views: Views of all of them.
-        size: (height, width) of the windows.
+        frames: Records of a shard.
+        views: Views of all of them; None for the canonical one.
+        size: (height, width) of windows.
         start: First record.
         stop: The one after the last.
     """
-    windows = views.views.windows
-    assert windows is not None
+    windows = None if views is None else views.views.windows
+    if views is None or windows is None or not views.cuts_originals:
+        return frames.read(start, stop)
     at = np.repeat(np.arange(start, stop), views.count)
 
     def read(numbers: NDArray[np.int64], use: Callable[[int, bytes, str], None]) -> None:
