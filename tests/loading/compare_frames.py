@@ -5,7 +5,7 @@
 The teacher is an EfficientNet-Lite0 with published weights. Two stores have the same 200 photographs, one as their
 files and one as frames of 256 pixels, and each has a pass of 10 random crops of 224 pixels. Prints, by the area of a
 crop, the divergence of the answers to frames from those to the files, in nats, the share of equal first classes, the
-accuracy of the first class for both, and the energy of horizontal gradients of the frames' views relative to the others.
+accuracy of the first class for both, and the energy of horizontal gradients of frames relative to that of files.
 """
 
 from __future__ import annotations

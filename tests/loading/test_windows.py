@@ -57,6 +57,7 @@ from permafrost.storage.rooted_paths import rooted
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.record_form import resize_pixels
+from permafrost_estimate.freezing import measure_views
 from tests.support.buckets import files_below, memory_buckets
 from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
@@ -761,3 +762,23 @@ def test_a_student_of_windows_is_the_same_after_a_kill(photographs, tmp_path, ba
         distill.run(distill_config(frozen, run="killed", **student))
     distill.run(distill_config(frozen, run="killed", **student))
     assert_equal_states(weights_of("killed"), weights_of("whole"))
+
+
+def test_an_estimate_measures_views_of_the_files(photographs, tmp_path):
+    config = options(photographs, tmp_path / "store")
+    precompute.run(config)
+    shown = []
+    annotate = TeacherAnnotator.inputs_of_views
+
+    def note(self, batch, views):
+        shown.append((views.cuts_originals, batch.frames.ndim))
+        return annotate(self, batch, views)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TeacherAnnotator, "inputs_of_views", note)
+        strong = replace(config, augment=STRONG)
+        cost = measure_views(strong, Store(tmp_path / "store"), rounds=1)
+
+    assert shown == [(True, 5)] * 2  # the first one warms up
+    assert cost.seconds > 0
+    assert 0 < cost.distances["logits"] < np.inf
