@@ -533,7 +533,10 @@ def compare_recipe(number):
     (viewed,) = view_targets(batch, TargetRequest((4, 4)))
 
     exact = views.canonical_from_view[0].double().numpy()
-    moves = [] if views.moves is None else views.moves.clips[0].double().numpy()
+    moves = []
+    if views.moves is not None:
+        places = (views.moves.window_from_view, *views.moves.between)
+        moves = [matrices[0].double().numpy() for matrices in places]
     view, _ = sample(frames[0].double().numpy(), exact, size)
     view *= coverage_of(exact, moves, size)
     wanted = changed(view / 255, operations, rows[0].double().tolist())

@@ -138,10 +138,13 @@ def inner(views):
     """Pixels of views inside of their window and image, some pixels from their edges: [n, h, w]."""
     line = normalized(torch.arange(SIDE).float())
     grid = torch.stack([*torch.meshgrid(line, line, indexing="xy"), torch.ones(SIDE, SIDE)], dim=-1)
-    clips = torch.eye(3).repeat(COUNT, 1, 1, 1)
-    if views.moves is not None:
-        clips = clips.repeat(1, views.moves.clips.shape[1], 1, 1)
-        clips[views.moves.rows] = views.moves.clips
+    places = []  # of a point in the window, and before some of the operations
+    for matrices in (
+        () if views.moves is None else (views.moves.window_from_view, *views.moves.between)
+    ):
+        places.append(torch.eye(3).repeat(COUNT, 1, 1))
+        places[-1][views.moves.rows[: len(matrices)]] = matrices
+    clips = torch.stack(places or [torch.eye(3).repeat(COUNT, 1, 1)], dim=1)
     in_window = torch.einsum("nsij,hwj->nhwsi", clips, grid)[..., :2].abs().amax(dim=-2)
     in_image = torch.einsum("nij,hwj->nhwi", views.canonical_from_view, grid)[..., :2]
     pixels = views.windows[:, None, None, :2].abs() * SIDE

@@ -398,7 +398,7 @@ def test_moves_of_nearest_pixels_are_those_of_torchvision(kind):
         arguments["translate"] = [0, shift]
         linear[1, 2] = -2 * shift / 40
     theirs = tv.affine(window, interpolation=tv.InterpolationMode.NEAREST, fill=0.0, **arguments)
-    moves = Moves(rows=torch.tensor([0]), clips=linear[None, None])
+    moves = Moves(rows=torch.tensor([0]), window_from_view=linear[None])
 
     ours = render_windows(window[None], moves, (40, 40), Rendering(interpolation="nearest"))
     smooth = render_windows(window[None], moves, (40, 40), Rendering())

@@ -101,16 +101,13 @@ class Moves:
     """Operations that move what the windows of some views show. What lies outside of a window is black."""
 
     rows: Tensor
-    """Views that they move, i64 [n]."""
-    clips: Tensor
-    """Matrices of each of them, f32 [n, S, 3, 3]: where a point of the view was before the last of S operations, before
-    the last two, and so on. Each has to be inside, from -1 to 1, or the point is black: what one operation moves out of
-    the view, no later one brings back."""
-
-    @property
-    def window_from_view(self) -> Tensor:
-        """Matrix from a view to its window, f32 [n, 3, 3]."""
-        return self.clips[:, -1]
+    """Views that they move, i64 [n], those with more operations first."""
+    window_from_view: Tensor
+    """Matrix of each of them, f32 [n, 3, 3]: where a point of the view was in the window."""
+    between: tuple[Tensor, ...] = ()
+    """Matrices f32 [m, 3, 3] of the first m of them: where a point was before the last operation, before the last two,
+    and so on, of those that have more operations. It has to be inside, from -1 to 1, or the point is black: what one
+    operation moves out of the view, no later one brings back."""
 
 
 @dataclass(frozen=True, kw_only=True)

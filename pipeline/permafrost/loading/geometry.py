@@ -101,24 +101,29 @@ def _axis_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tenso
         for length in size
     )
     h = source_from_view[:, :, :, None, None]
-    if _are_upright(source_from_view):
+    kind = _kind_of(source_from_view)
+    if kind == "upright":
         return h[:, 0, 0] * x + h[:, 0, 2], h[:, 1, 1] * y[:, None] + h[:, 1, 2]
     # Elementwise instead of a matrix product, so that the result does not depend on the rest of the batch.
-    xs, ys, ws = (h[:, row, 0] * x + h[:, row, 1] * y[:, None] + h[:, row, 2] for row in range(3))
-    return xs / ws, ys / ws
+    xs, ys, *ws = (
+        (h[:, row, 0] * x + h[:, row, 1] * y[:, None]).add_(h[:, row, 2])
+        for row in range(2 if kind == "affine" else 3)
+    )
+    return (xs / ws[0], ys / ws[0]) if ws else (xs, ys)
 
 
-def _are_upright(source_from_view: Tensor) -> bool:
-    """Return whether views are shifted, scaled and flipped only.
+def _kind_of(source_from_view: Tensor) -> Literal["upright", "affine", "any"]:
+    """Return "upright" for views that are shifted, scaled and flipped only, and "affine" for those without perspective.
 
-    False on a GPU, which would have to be waited for, and in a compiled program, which does not depend on values.
+    "any" on a GPU, which would have to be waited for, and in a compiled program, which does not depend on values.
     """
     if source_from_view.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
+        return "any"
     # NumPy's operations on few numbers take a tenth of the time.
     entries = source_from_view.detach().numpy()
-    mixed = (entries[:, 0, 1], entries[:, 1, 0], entries[:, 2, :2])
-    return not any(values.any() for values in mixed) and bool((entries[:, 2, 2] == 1).all())
+    if entries[:, 2, :2].any() or (entries[:, 2, 2] != 1).any():
+        return "any"
+    return "affine" if entries[:, 0, 1].any() or entries[:, 1, 0].any() else "upright"
 
 
 def warp(
@@ -168,12 +173,18 @@ def warp_covered(
     # In half precision the grid coordinates would be off by up to half a pixel.
     source = source.to(torch.promote_types(source.dtype, torch.float32))
     source_from_view = source_from_view.to(source.dtype)
-    x, y = fetch_points(source_from_view, size)
-    grid = torch.stack([x, y], dim=-1)
-    fetched = F.grid_sample(
+    fetched = _sample(source, source_from_view, size, interpolation)
+    return fetched, covered_share(source_from_view, size, moves)
+
+
+def _sample(
+    source: Tensor, source_from_view: Tensor, size: tuple[int, int], interpolation: Interpolation
+) -> Tensor:
+    """Sample a source [B, C, h, w] into views, continued at its border: [B, C, height, width]."""
+    grid = torch.stack(fetch_points(source_from_view, size), dim=-1)
+    return F.grid_sample(
         source, grid, mode=interpolation, padding_mode="border", align_corners=False
     )
-    return fetched, covered_share(source_from_view, size, moves)
 
 
 def covered_share(
@@ -196,17 +207,24 @@ def covered_share(
 
 def _clip(values: Tensor, moves: Moves) -> Tensor:
     """Set values of views [B, C, height, width] to 0 where a move has brought in what was outside."""
-    clipped = values.index_select(0, moves.rows)
-    for matrices in moves.clips.to(values.dtype).unbind(dim=1):
-        clipped = clipped * _inside(matrices, (values.shape[-2], values.shape[-1]))
-    return values.index_copy(0, moves.rows, clipped)
+    moved = values.index_select(0, moves.rows)
+    return values.index_copy(0, moves.rows, _clip_moved(moved, moves))
+
+
+def _clip_moved(moved: Tensor, moves: Moves) -> Tensor:
+    """Set values of the views that are moved to 0 where a point was outside, in place."""
+    matrices = torch.cat([moves.window_from_view, *moves.between])
+    inside = _inside(matrices, (moved.shape[-2], moved.shape[-1]))
+    for part in torch.split(inside, [len(moved), *map(len, moves.between)]):
+        moved[: len(part)].mul_(part)
+    return moved
 
 
 def _inside(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
     """Return 1 for points of a view that are inside the source and 0 for others, [B, 1, height, width]."""
     x, y = _axis_points(source_from_view, size)
     # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
-    return (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source_from_view.dtype)[:, None]
+    return (torch.maximum(x.abs_(), y.abs_()) <= 1 + 1e-6).to(source_from_view.dtype)[:, None]
 
 
 def coverage_on(targets: Targets, name: str, grid: tuple[int, int]) -> Tensor:
@@ -363,11 +381,9 @@ def _move_windows(
     images: Tensor, moves: Moves, size: tuple[int, int], rendering: Rendering
 ) -> Tensor:
     """Move what some windows show, in place: f32 [n, 3, height, width]."""
-    among_moved = replace(moves, rows=torch.arange(len(moves.rows), device=moves.rows.device))
     windows = images.index_select(0, moves.rows)
-    matrices = moves.window_from_view
-    moved = warp(windows, matrices, size, rendering.interpolation, among_moved)
-    return images.index_copy_(0, moves.rows, moved)
+    moved = _sample(windows, moves.window_from_view, size, rendering.interpolation)
+    return images.index_copy_(0, moves.rows, _clip_moved(moved, moves))
 
 
 def _to_floats(images: Tensor) -> Tensor:

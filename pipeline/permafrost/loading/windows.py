@@ -75,13 +75,22 @@ class Views:
         """Moves of views [n], of those that are moved."""
         if self.steps is None:
             return None
-        rows = (self.steps != torch.eye(3)).flatten(1).any(dim=1).nonzero()[:, 0]
+        is_moving = (self.steps != torch.eye(3)).flatten(2).any(dim=2).flip(1)
+        numbers = is_moving.sum(dim=1)
+        rows = numbers.argsort(descending=True, stable=True)[: int((numbers > 0).sum())]
         if not len(rows):
             return None
-        clips: list[Tensor] = []
+        products: list[Tensor] = []
         for step in reversed(self.steps[rows].double().unbind(dim=1)):
-            clips.append(_product(step, clips[-1]) if clips else step)
-        return Moves(rows=rows, clips=torch.stack(clips, dim=1).float())
+            products.append(_product(step, products[-1]) if products else step)
+        after = torch.stack(products, dim=1).float()
+        counted = is_moving[rows].cumsum(dim=1)
+        between = []
+        for number in range(1, int(numbers.max())):
+            first = (counted >= number).to(torch.uint8).argmax(dim=1)
+            has_more = int((numbers > number).sum())
+            between.append(after[torch.arange(has_more), first[:has_more]])
+        return Moves(rows=rows, window_from_view=after[:, -1], between=tuple(between))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

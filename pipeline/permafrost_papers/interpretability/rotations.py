@@ -43,12 +43,21 @@ def turn_views(batch: Batch) -> Batch:
     if (
         batch.has_windows or moves is not None
     ):  # a window is turned, a frame sampled by the turned matrix
-        steps = 1 if moves is None else moves.clips.shape[1]
-        clips = torch.eye(3, device=turns.device).repeat(count, steps, 1, 1)
+        windows = torch.eye(3, device=turns.device).repeat(count, 1, 1)
+        places = torch.arange(count, device=turns.device)  # moved ones come first
+        between: tuple[Tensor, ...] = ()
         if moves is not None:
-            clips = clips.index_copy(0, moves.rows, moves.clips)
-        turned_clips = (clips[:, None] @ turns[:, None]).flatten(0, 1)
-        moves = Moves(rows=torch.arange(len(rows), device=turns.device), clips=turned_clips)
+            windows = windows.index_copy(0, moves.rows, moves.window_from_view)
+            places = places.index_copy(0, moves.rows, places[: len(moves.rows)] - count).argsort()
+            between = tuple((each[:, None] @ turns).flatten(0, 1) for each in moves.between)
+        turned_rows = places[:, None] * NUM_ROTATIONS + torch.arange(
+            NUM_ROTATIONS, device=turns.device
+        )
+        moves = Moves(
+            rows=turned_rows.flatten(),
+            window_from_view=(windows[places][:, None] @ turns).flatten(0, 1),
+            between=between,
+        )
     device_rows = rows.to(batch.inputs.device)
     host_labels = batch.host_labels
     return replace(

@@ -219,7 +219,11 @@ def test_windows_are_turned_as_their_images():
     angle = torch.tensor(0.3)
     step = torch.eye(3)
     step[:2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
-    moves = Moves(rows=torch.tensor([1, 3]), clips=step.repeat(2, 2, 1, 1))
+    moves = Moves(
+        rows=torch.tensor([1, 3]),
+        window_from_view=(step @ step).repeat(2, 1, 1),
+        between=(step[None],),
+    )
     for batch in (
         replace(make_batch(windows), has_windows=True),
         replace(make_batch(windows), has_windows=True, moves=moves),
