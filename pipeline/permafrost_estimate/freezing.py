@@ -16,6 +16,7 @@ from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.stored_views import (
     StoredViews,
     fields_of_views,
+    place_fields_of,
     read_inputs,
     requested_views,
 )
@@ -175,7 +176,8 @@ def freezing_rows(
     for part in pass_parts(teacher, numbers):
         whole[_payload_of(part.name)] += part.bytes
     mixed = isinstance(config.views, RandomViewsConfig) and config.views.mixes
-    of_views = fields_of_views(Recipe(config.augment.operations), mixed=mixed)
+    recipe, places = Recipe(config.augment.operations), place_fields_of(config.augment)
+    of_views = fields_of_views(recipe, mixed=mixed, place_fields=places)
     for spec in (*teacher.manifest.fields, *of_views):
         view[_payload_of(spec.name)] += numbers.trained * _view_bytes(spec)
     payloads = [name for name in view if name != _VIEWS]

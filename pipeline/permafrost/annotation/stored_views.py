@@ -196,12 +196,8 @@ class StoredViews:
 
     def fields(self) -> list[FieldSpec]:
         """Return the fields that describe the views: their places, and values of changes of pixels."""
-        place_fields: tuple[FieldSpec, ...] = ()
-        if self.config.kind == "random" and self.augment.edges == "window":
-            number = len(self.recipe.stored_steps)
-            moves = [replace(MOVE_FIELD, shape=(number, 2, 3))] if number else []
-            place_fields = (WINDOW_FIELD, *moves)
-        return fields_of_views(self.recipe, mixed=bool(self.mix), place_fields=place_fields)
+        places = place_fields_of(self.augment) if self.config.kind == "random" else ()
+        return fields_of_views(self.recipe, mixed=bool(self.mix), place_fields=places)
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
         """Draw the views of the shard's covered records.
@@ -244,6 +240,15 @@ class StoredViews:
             drawn[partners[-1] == np.arange(len(covered))] = UNMIXED
             values.append(drawn.astype(np.float16))
         return DrawnMixtures(np.stack(values, axis=1), np.stack(partners, axis=1), covered)
+
+
+def place_fields_of(augment: AugmentOptions) -> tuple[FieldSpec, ...]:
+    """Return the fields of the windows and moves of random views; none for views that are one matrix."""
+    if augment.edges == "image":
+        return ()
+    number = len(Recipe(augment.operations).stored_steps)
+    moves = [replace(MOVE_FIELD, shape=(number, 2, 3))] if number else []
+    return WINDOW_FIELD, *moves
 
 
 def fields_of_views(
