@@ -49,8 +49,8 @@ def test_bytes_and_hours_grow_by_the_view(estimate):
     frozen, one, many, live = found.freezing
     trained = one.bytes - frozen.bytes
 
-    # Logits, a map with its scale and class, and 24 + 14 bytes of a view: randaugment 3 values, erasing 4.
-    per_view = 2 * 10 + 2 * 16 + 4 + 4 + 24 + 14
+    # Logits, a map with its scale and class, and 16 + 14 bytes of a view: its window, randaugment 3 values, erasing 4.
+    per_view = 2 * 10 + 2 * 16 + 4 + 4 + 16 + 14
     records = trained / per_view
     assert records == int(records) == found.training.records
     assert many.bytes - frozen.bytes == 16 * trained
@@ -62,7 +62,7 @@ def test_bytes_and_hours_grow_by_the_view(estimate):
     assert frozen.distance > 100 * one.distance
     sizes = one.bytes_by_payload
     assert list(sizes) == ["logits", "map", "receipts", "views"]
-    assert sizes["views"] == records * 38
+    assert sizes["views"] == records * 30
     assert sum(sizes.values()) == one.bytes
     lines = printed_lines(found, config)
     assert "each view 0.125 times in trainer.epochs=2" in lines["price.views.count=16"]
