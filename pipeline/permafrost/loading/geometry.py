@@ -207,17 +207,17 @@ def covered_share(
 
 def _clip(values: Tensor, moves: Moves) -> Tensor:
     """Set values of views [B, C, height, width] to 0 where a move has brought in what was outside."""
-    moved = values.index_select(0, moves.rows)
-    return values.index_copy(0, moves.rows, _clip_moved(moved, moves))
+    clipped = _clip_rows(values.index_select(0, moves.rows), moves)
+    return values.index_copy(0, moves.rows, clipped)
 
 
-def _clip_moved(moved: Tensor, moves: Moves) -> Tensor:
-    """Set values of the views that are moved to 0 where a point was outside, in place."""
+def _clip_rows(values: Tensor, moves: Moves) -> Tensor:
+    """Set values of the views that are moved, alone, to 0 where a point was outside, in place."""
     matrices = torch.cat([moves.window_from_view, *moves.between])
-    inside = _inside(matrices, (moved.shape[-2], moved.shape[-1]))
-    for part in torch.split(inside, [len(moved), *map(len, moves.between)]):
-        moved[: len(part)].mul_(part)
-    return moved
+    inside = _inside(matrices, (values.shape[-2], values.shape[-1]))
+    for part in torch.split(inside, [len(values), *map(len, moves.between)]):
+        values[: len(part)].mul_(part)
+    return values
 
 
 def _inside(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
@@ -382,8 +382,8 @@ def _move_windows(
 ) -> Tensor:
     """Move what some windows show, in place: f32 [n, 3, height, width]."""
     windows = images.index_select(0, moves.rows)
-    moved = _sample(windows, moves.window_from_view, size, rendering.interpolation)
-    return images.index_copy_(0, moves.rows, _clip_moved(moved, moves))
+    views = _sample(windows, moves.window_from_view, size, rendering.interpolation)
+    return images.index_copy_(0, moves.rows, _clip_rows(views, moves))
 
 
 def _to_floats(images: Tensor) -> Tensor:

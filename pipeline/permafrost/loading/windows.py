@@ -33,7 +33,7 @@ MAX_WINDOW = 8.0
 _DIVISORS = (8, 4, 2)
 """Divisors of the size to which a JPEG may be decoded."""
 
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels, the latter two exclusive."""
 
 
@@ -219,7 +219,7 @@ def windows_of_boxes(boxes: NDArray[np.int64], flips: Tensor, sizes: Tensor) -> 
 
 def cut_window(
     pixels: NDArray[np.uint8],
-    box: Box,
+    box: PixelBox,
     flips: tuple[bool, bool],
     border: Border,
     memory: NDArray[np.uint8],
@@ -328,7 +328,7 @@ class WindowCutter:
         read(np.array([rows[0] for rows in missing], np.int64), decode)
         return torch.from_numpy(memory).permute(0, 3, 1, 2)
 
-    def _divisor(self, box: Box) -> int:
+    def _divisor(self, box: PixelBox) -> int:
         """Return the largest divisor of the image's size with which a window is at least as large as its view."""
         height, width = self.size
         ratio = min((box[3] - box[1]) / height, (box[2] - box[0]) / width) if self.scaled else 1
@@ -339,7 +339,7 @@ class WindowCutter:
         return self.__dict__ | {"_kept": []}
 
 
-def _divided(box: Box, divisor: int) -> Box:
+def _divided(box: PixelBox, divisor: int) -> PixelBox:
     """Return a window in the nearest pixels of an image that is smaller by a divisor."""
     left, top, right, bottom = (round(edge / divisor) for edge in box)
     return left, top, max(right, left + 1), max(bottom, top + 1)
