@@ -238,7 +238,12 @@ def _describe_options(values: Mapping[str, Any], names: Sequence[str]) -> list[s
     ]
 
 
-_USUAL = {"padding_mode": "constant", "edges": "window"}
+_USUAL = {
+    "padding_mode": "constant",
+    "edges": "window",
+    "interpolation": "bilinear",
+    "scaled_decoding": False,
+}
 """Values of options of an augmentation that are not stated."""
 
 
