@@ -41,7 +41,8 @@ def resize_pixels(
     import torch
     import torch.nn.functional as F
 
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # The batch's stride decides whether torch knows the layout, and returns it.
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     if resampling == "float32":
         resized = F.interpolate(image.float(), size, mode="bilinear", antialias=True)
         resized = resized.round_().clamp_(0, 255).to(torch.uint8)
