@@ -155,4 +155,32 @@ def strong_views_modes() -> str:
     return table(("points of test accuracy, strong recipe", "KD", "e2KD"), rows)
 
 
-TABLES = (strong_views_screen, strong_views_distances, strong_views_test, strong_views_modes)
+def photographs_windows() -> str:
+    """Students of views of files and of frames, by their learning rates."""
+    name = "photographs_windows"
+    rows: Rows = [
+        (
+            f"{pixels}, lr {rate.replace('e', 'e-')}",
+            [
+                Cell(str(len(runs))),
+                spread(runs, "kl_to_teacher", 1, 3),
+                spread(runs, "agreement"),
+            ],
+        )
+        for rate in ("3e5", "1e4", "3e4")
+        for pixels in ("files", "frames")
+        for runs in [runs_of(name, f"{pixels}_{rate}")]
+    ]
+    best = (runs_of(name, "files_1e4"), runs_of(name, "frames_1e4"))
+    cells = [difference(*best, "kl_to_teacher", 1, 3), difference(*best, "agreement")]
+    rows.append(("files minus frames, lr 1e-4", [Cell("5"), *cells]))
+    return table(("views of", "seeds", "divergence from the teacher, nats", "agreement, %"), rows)
+
+
+TABLES = (
+    strong_views_screen,
+    strong_views_distances,
+    strong_views_test,
+    strong_views_modes,
+    photographs_windows,
+)
