@@ -60,7 +60,7 @@ class OpenStore(Store):
         shots: int | None = None,
         holdout: int = 0,
         seed: int = 0,
-        rule: Literal["permutation", "by_key"] = "permutation",
+        rule: Literal["auto", "permutation", "by_key"] = "auto",
         classes: Sequence[str] = (),
         keys: Iterable[str] | None = None,
     ) -> SelectedRecords:

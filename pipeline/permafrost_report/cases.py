@@ -226,6 +226,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
     other, candidate_evaluation = (read_evaluation(result) for result in pair)
     evaluation = candidate_evaluation.options
     store = candidate_evaluation.open_store(config.store.folder)
+    store = store.part_with(candidate_evaluation.inputs["store"])
     passes = candidate_evaluation.open_passes(store)
     if (
         candidate_evaluation.inputs != other.inputs

@@ -101,6 +101,7 @@ def bytes_plot(
 def _bytes_of(result: StudentResult, store: Store) -> float | None:
     config = result.training
     inputs = config.get("inputs", {})
+    store = store.part_with(inputs.get("store"))
     if inputs.get("store") != store.manifest.fingerprint:
         return None
     names = list(passes_in(inputs))

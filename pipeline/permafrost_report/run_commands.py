@@ -111,7 +111,7 @@ def _makes(values: dict[str, Any], teacher: TeacherPass) -> bool:
 
     if _only_packs(values):
         return False
-    store, views = teacher.store, None
+    store, views = teacher.store.part_with(teacher.manifest.store_fingerprint), None
     try:
         config = resolve_precompute(build_verb_config("precompute", values), store)
         if teacher.views["sampler"] != CANONICAL_VIEW:

@@ -161,9 +161,10 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     inputs = config.get("inputs", {})
     values = identity(config, DistillConfig)
     options = {}
+    store = store.part_with(inputs.get("store"))
     if inputs.get("store") == store.manifest.fingerprint:
         subset = values.get("subset", {})
-        key = json.dumps([values.get("split"), subset], sort_keys=True)
+        key = json.dumps([inputs["store"], values.get("split"), subset], sort_keys=True)
         if key not in counts:
             counts[key] = _training_records(store, str(values.get("split")), subset)
         options[_RECORDS] = counts[key]

@@ -27,7 +27,7 @@ from permafrost.store.shards import ShardEntry
 
 def fit_projections(
     executor: Executor, task: FitProjections, shards: Sequence[ShardEntry], split: str
-) -> None:
+) -> dict[str, float]:
     """Write the projections of a pass, unless they exist.
 
     Args:
@@ -35,6 +35,9 @@ def fit_projections(
         task: Task that fits the projections.
         shards: Shards of the store; those of the split are sampled.
         split: Split that students are trained on.
+
+    Returns:
+        The fraction of the variance of this sample that each of those keeps that exist.
 
     Raises:
         ConfigError: If the split has no records.
@@ -45,7 +48,9 @@ def fit_projections(
         f"annotate.features_channels is fitted on records of split={split}, but the store has none; set split= to the "
         "split that students are trained on",
     )
-    list(executor.map_shards(task, [sample]))
+    (result,) = executor.map_shards(task, [sample])
+    kept: dict[str, float] = result.report
+    return kept
 
 
 class ChannelMoments:
@@ -78,6 +83,16 @@ class ChannelMoments:
             total=float(covariance.diagonal().sum()),
         )
 
+    def kept_share(self, projection: Projection) -> float:
+        """Return the fraction of the variance about the projection's mean that is along its components."""
+        center = self.sums / self.cells
+        shift = center - torch.from_numpy(projection.mean).double()
+        moments = (
+            self.products / self.cells - torch.outer(center, center) + torch.outer(shift, shift)
+        )
+        components = torch.from_numpy(projection.components).double()
+        return float((components @ moments * components).sum() / moments.diagonal().sum())
+
 
 class _MomentsPayload(FeaturesPayload):
     """Payload that stores nothing, and adds the features of each batch to the moments of their stage."""
@@ -94,7 +109,7 @@ class _MomentsPayload(FeaturesPayload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitProjections(SampleTask[None]):
+class FitProjections(SampleTask[dict[str, float]]):
     """Task that fits the projections on a sample and writes them, unless they exist.
 
     A stage of no more channels than annotate.features_channels gets none.
@@ -104,7 +119,7 @@ class FitProjections(SampleTask[None]):
     """Folder of the pass."""
 
     @torch.no_grad()
-    def measure(self, sample: Sample) -> tuple[int, None]:
+    def measure(self, sample: Sample) -> tuple[int, dict[str, float]]:
         count = self.config.features_channels
         assert count is not None
         annotator = self.build_annotator()
@@ -118,4 +133,5 @@ class FitProjections(SampleTask[None]):
         for field, moments in payload.moments.items():
             if len(moments.sums) > count and field not in existing:
                 write_projection(self.folder, field, moments.fit(count))
-        return records, None
+        kept = {name: payload.moments[name].kept_share(existing[name]) for name in existing}
+        return records, kept

@@ -50,6 +50,8 @@ class PassPlan:
     """Options of the pass, of which none is `auto`."""
     store: Store
     teacher: ModelConfig
+    classes: Sequence[str]
+    """Names of the classes of the store when the teacher was first run on it."""
     explainer: ExplainerConfig
     description: dict[str, Any]
     """Description in the pass's manifest, covered by the fingerprint."""
@@ -63,6 +65,8 @@ class PassPlan:
     """Stored views, None for the canonical view of every record."""
     agreement: Agreement | None = None
     """Agreement of its precision with float32, None if it was not measured."""
+    first: PassPlan | None = None
+    """Plan of the pass over the first generation that this one follows; None for that one."""
 
     @property
     def precision(self) -> PassPrecision:
@@ -80,19 +84,13 @@ class PassPlan:
         return bool(self.missing) or needs_commit(self.folder)
 
     @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes of the store."""
-        return self.store.manifest.classes
-
-    @property
     def num_views(self) -> int:
         """Number of views per record, with one forward pass each."""
         return 1 if self.views is None else self.views.count
 
     def bytes_per_record(self) -> float:
         """Return the mean bytes of a record of the finished pass."""
-        stored = self.store.open_pass(self.folder.name, stored_views=self.views is not None)
-        return stored.bytes_per_record
+        return self.store.part_of_pass(self.folder).bytes_per_record
 
     @property
     def rows_per_chunk(self) -> int:
@@ -111,6 +109,8 @@ class PassRequest:
     """Options of the command."""
     store: Store
     teacher: ModelConfig
+    classes: Sequence[str]
+    """Names of the classes of the first generation."""
     explainer: ExplainerConfig
     described: dict[str, Any]
     """Description of the teacher."""
@@ -119,7 +119,7 @@ class PassRequest:
 
     def warn_of_aliasing(self) -> None:
         """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
-        side = Network(self.teacher, self.store.manifest.classes).input_size
+        side = Network(self.teacher, self.classes).input_size
         size = self.store.size
         if not self.store.form.has_places or side is None or max(size) <= _MIN_TIMES_LARGER * side:
             return
@@ -178,6 +178,7 @@ class PassRequest:
             options=options,
             store=store,
             teacher=self.teacher,
+            classes=self.classes,
             explainer=self.explainer,
             description=description,
             added=self.added,
@@ -211,6 +212,7 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
         config=config,
         store=store,
         teacher=teacher,
+        classes=classes,
         explainer=resolve_explainer(config.explainer, store, teacher.classes or len(classes)),
         described=Network(teacher, classes).describe(reads_head=config.annotate.reads_head),
         added=describe_network(config.annotate.payloads, teacher, classes),

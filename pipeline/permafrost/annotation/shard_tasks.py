@@ -53,6 +53,8 @@ class AnnotateShard:
     decode_threads: int = 1
     views: StoredViews | None = None
     """Stored views and their records, None for the canonical view of all records."""
+    store_fingerprint: str = ""
+    """Fingerprint of the generation that the pass is over; empty for the whole store."""
 
     def __call__(self, shard: ShardEntry) -> ShardResult[Correct]:
         started = time.monotonic()
@@ -133,7 +135,7 @@ class AnnotateShard:
 
     @cached_property
     def _store(self) -> Store:
-        return Store(self.store_path)
+        return Store(self.store_path).part_with(self.store_fingerprint)
 
     @cached_property
     def _annotator(self) -> TeacherAnnotator:

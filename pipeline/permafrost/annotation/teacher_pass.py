@@ -32,7 +32,7 @@ from permafrost.annotation.stored_views import requested_views
 from permafrost.annotation.teacher_check import CheckTeacher, check_teacher
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.core.errors import require
+from permafrost.core.errors import require, shorten
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.models.explanations import pass_precision
@@ -49,13 +49,22 @@ from permafrost.store.manifest import (
     describe_excess,
     read_pass_manifest,
 )
-from permafrost.store.projections import check_projections, describe_projections, read_projections
+from permafrost.store.projections import (
+    check_projections,
+    describe_projections,
+    read_projections,
+    write_projection,
+)
 from permafrost.store.reader import BACKENDS, Store
 
 _SampleTask = TypeVar("_SampleTask", bound="SampleTask[Any]")
 
 
 logger = logging.getLogger("permafrost.precompute")
+
+
+_MOST_LOST = 0.02
+"""Fraction of the variance that components may lose on appended records without a warning."""
 
 
 class Annotation(NamedTuple):
@@ -86,7 +95,16 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         PrecisionError: If a sample in the precision of the options is too far from float32.
     """
     # 1. What is asked for, and what of it exists.
-    request = request_passes(config, store)
+    first = store.part(0, 1)
+    request = request_passes(config, first)
+    unknown = store.manifest.classes[request.teacher.classes or len(request.classes) :]
+    if unknown and store.num_generations > 1 and config.annotate.reads_head:
+        logger.warning(
+            "the teacher %s does not know the classes %s, which came with records that were appended; its logits and "
+            "maps of these are of its own classes, so train it on all of them, or select those that it knows",
+            request.teacher.name,
+            shorten(unknown, 5),
+        )
     request.warn_of_aliasing()
     options = begun = request.existing_options()
     # 2. What `auto` means, measured on a sample before a new pass.
@@ -99,16 +117,64 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     # 3. The passes.
     plans = [request.plan(options)]
     if config.views.kind != "canonical":
-        plans.append(request.plan(options, requested_views(config, store)))
+        plans.append(request.plan(options, requested_views(config, first)))
     if begun is not None and any(plan.is_unfinished for plan in plans):
         _, agreement = _choose_precision(request, begun, executor)
     results = [annotate_pass(replace(plan, agreement=agreement), executor) for plan in plans]
+    # 4. Those over what was appended, with all that the first ones have measured.
+    for number in range(1, store.num_generations):
+        further = replace(request, store=store.part(number, number + 1))
+        results += [_annotate_further(further, plan, executor) for plan in plans]
     return Annotation(
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
         passes={plan.folder.name: plan.bytes_per_record() for plan in plans},
         accuracy=results[0][1],
     )
+
+
+def _annotate_further(
+    request: PassRequest, first: PassPlan, executor: Executor
+) -> tuple[int, dict[str, float]]:
+    """Write the pass over a further generation that follows a pass over the first one, as `annotate_pass` does.
+
+    What the first one has measured is kept, and measured again to say if it fits.
+    """
+    views = first.views and requested_views(first.config, request.store)
+    require(
+        views is None or not (first.config.subset.shots or first.config.subset.holdout),
+        "subset.shots and subset.holdout select among all records of a class, and views= would store those of each "
+        "generation alone; leave them out, as a student selects its own",
+    )
+    plan = replace(request.plan(first.options, views), first=first)
+    if not plan.is_unfinished:
+        _announce_finished(plan)
+        return 0, {}
+    projections = read_projections(first.folder)
+    for field, projection in projections.items():
+        write_projection(plan.folder, field, projection)
+    if projections:
+        task = _sample_task(FitProjections, plan, plan.options, folder=plan.folder)
+        kept = fit_projections(executor, task, plan.store.shards, plan.config.split)
+        for field, projection in projections.items():
+            if kept[field] < projection.kept_share - _MOST_LOST:
+                logger.warning(
+                    "%s: the components of %s keep %.1f%% of the variance of %s of the records that were appended, and "
+                    "%.1f%% of that of the first ones, of which they are; a pass over a new store fits them anew",
+                    plan.folder.name,
+                    first.folder.name,
+                    100 * kept[field],
+                    field,
+                    100 * projection.kept_share,
+                )
+    try:
+        _, agreement = _choose_precision(request, first.options, executor)
+    except PrecisionError as error:
+        logger.warning(
+            "%s: the precision of %s is kept, but %s", plan.folder.name, first.folder.name, error
+        )
+        agreement = None
+    return annotate_pass(replace(plan, agreement=agreement), executor)
 
 
 def plan_passes(config: PrecomputeConfig, store: Store) -> list[PassPlan]:
@@ -137,7 +203,7 @@ def _choose_logits(request: PassRequest, executor: Executor) -> PassOptions:
     task = _sample_task(CheckTeacher, request, options)
     check = check_teacher(executor, task, request.store.shards)
     if check is not None and options.reads_head:
-        check.require_sound(request.store.manifest.classes)
+        check.require_sound(request.classes)
         reason = check.needs_float32()
     dtype = options.logits_dtype
     if reason and dtype == "auto":
@@ -197,7 +263,7 @@ def _sample_task(
     return kind(
         store_path=subject.store.folder,
         teacher=subject.teacher,
-        classes=subject.store.manifest.classes,
+        classes=subject.classes,
         explainer=subject.explainer,
         config=options,
         num_threads=subject.config.cluster.threads_per_actor,
@@ -232,6 +298,7 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
     shared_files = fields.create()
     task = AnnotateShard(
         store_path=plan.store.folder,
+        store_fingerprint=plan.store.manifest.fingerprint,
         folder=plan.folder,
         fields=fields,
         fingerprint=plan.fingerprint,
@@ -254,7 +321,7 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
     commit_pass(
         plan.folder,
         plan.shards,
-        plan.description,
+        plan.description | {"follows": None if plan.first is None else plan.first.fingerprint},
         plan.fingerprint,
         fields.fields,
         shared_files,
@@ -359,7 +426,7 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     """
     if plan.views is not None:
         return {}
-    stored_pass = plan.store.open_pass(plan.folder.name)
+    stored_pass = plan.store.part_of_pass(plan.folder)
     if not stored_pass.manifest.has_logits:
         return {}
     classes = len(plan.classes)

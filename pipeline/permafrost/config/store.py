@@ -58,6 +58,12 @@ class StoreOptions(Options):
     """List the data and compare them with a finished store, also if the options and the places of the files are
     those that it was made with. Without it, such a store is only checked for missing files: a file that was
     overwritten may not be noticed."""
+    append: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
+    """Pack records that a finished store has not as a further generation (docs/howto/growing-data.md). Without it, a
+    store of other data is left as it is."""
+    changed: Annotated[Literal["stop", "keep"], Role.OUTSIDE_IDENTITY] = "stop"
+    """Treatment of records of a finished store that are listed with another label, split or number of bytes, or not at
+    all. keep: continue with the packed ones."""
     teacher: Annotated[tuple[str, ...], Role.BY_FINGERPRINT] = ()
     """Teacher passes to read if the store holds several: folder names, or the name before or the 8 digits after the
     last hyphen. A run that has read a pass keeps to it, as its config.yaml has the name."""
@@ -302,10 +308,11 @@ class SubsetOptions(Options):
     keep_groups: Annotated[bool, Role.IF_SET] = False
     """Hold out whole groups (data.group), such as all pictures of a patient: all records of the groups that `holdout`
     selects from, which may be more per class."""
-    rule: Annotated[Literal["permutation", "by_key"], Role.IF_SET] = "permutation"
-    """Order in which the records of a class are selected. permutation: one permutation of each class, which is another
-    one if the split of the store has other records of the class or other classes. by_key: by a digest of subset.seed
-    and the key of each record, so that two records have the same order in any store that has them."""
+    rule: Annotated[Literal["auto", "permutation", "by_key"], Role.IF_SET] = "auto"
+    """Order in which the records of a class are selected. auto: permutation, or by_key in a store to which records
+    were appended. permutation: one permutation of each class, which is another one if the split of the store has other
+    records of the class or other classes. by_key: by a digest of subset.seed and the key of each record, so that two
+    records have the same order in any store that has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

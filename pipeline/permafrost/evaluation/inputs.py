@@ -213,7 +213,7 @@ def open_evaluation_store(
     Raises:
         StoreMismatchError: If a name fits no pass or several.
     """
-    training_store = Store(config.store.folder)
+    training_store = records.part_of(Store(config.store.folder))
     names = [_canonical_name(training_store, name) for name in names]
     fingerprint = training_store.manifest.fingerprint
     passes = training_store.resolve_passes(names, records.in_store(fingerprint))

@@ -285,9 +285,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _start_caches(self) -> None:
         # Open files stay in the cache of a bucket, whose limit has room for two windows.
         self._ahead = FetchAhead.of(self.store.folder)
-        most_open = _OPEN_SHARDS if self._ahead is None else WINDOW_SHARDS
+        window = -(-self.least_window * len(self.store.shards) // max(len(self), 1))
+        most_open = max(window, _OPEN_SHARDS if self._ahead is None else WINDOW_SHARDS)
         self._bytes = MethodCache(self._open_shard, most_open)
-        per_pass = _CACHED_SHARDS
+        per_pass = max(_CACHED_SHARDS, 2 * window)
         if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
             per_pass = len(self.store.shards)
         most = per_pass * max(1, len(self.passes))

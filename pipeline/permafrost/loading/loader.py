@@ -76,7 +76,12 @@ class TrainLoader(DataLoader[Any]):
             ConfigError: If the batch size, `views_per_step` or the shared memory do not fit data, ranks and views.
         """
         dataset = dataset.in_views(views, view_size)
-        order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
+        order = EpochOrder(
+            dataset.first_positions(),
+            seed,
+            fetch=dataset.fetch,
+            least_records=dataset.least_window,
+        )
         ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
         batches = (
             GlobalBatchSampler(order, batch_size // views_per_step, **ranks)

@@ -374,7 +374,10 @@ def _batches(
     if sampler is not None:
         return PlacedBatches(BatchSampler(sampler, batch_size, bool(drop_last)))
     order = EpochOrder(
-        dataset.first_positions(), seed if shuffle or replay else None, fetch=dataset.fetch
+        dataset.first_positions(),
+        seed if shuffle or replay else None,
+        fetch=dataset.fetch,
+        least_records=dataset.least_window,
     )
     if replay:
         return ReplayBatchSampler(order, batch_size, passes[0].num_views, 1)

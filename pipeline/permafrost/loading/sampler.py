@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class EpochOrder:
         seed: int | None,
         window: int = WINDOW_SHARDS,
         fetch: Callable[[NDArray[np.int64]], None] | None = None,
+        *,
+        least_records: int = 0,
     ) -> None:
         """Describe the shards of a selection whose records are in the order of the store.
 
@@ -57,6 +60,7 @@ class EpochOrder:
             window: Number of shards whose records are permuted together.
             fetch: Function that is told the numbers of the shards of a window before the window is drawn, and of the
                 next one.
+            least_records: Number of records of a window, which then has more shards if they are small.
         """
         sizes = np.diff(first_positions)
         self._numbers = np.flatnonzero(sizes > 0)
@@ -66,7 +70,7 @@ class EpochOrder:
         self.num_records = int(sizes.sum())
         self.seed = seed or 0
         self.is_drawn = seed is not None
-        self.window = window
+        self.window, self.least_records = window, least_records
 
     def windows(self, epoch: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
         """Iterate over the order of an epoch, with every position of the selection once, window by window.
@@ -80,21 +84,32 @@ class EpochOrder:
         permute = generator.permutation if self.is_drawn else np.arange
         shards = permute(len(self._sizes))
         begin, fetched = 0, False
-        for start in range(0, len(shards), self.window):
-            members = shards[start : start + self.window]
+        bounds = self._bounds(shards)
+        for number, (start, stop) in enumerate(pairwise(bounds)):
+            members = shards[start:stop]
             sizes = self._sizes[members]
             offsets = np.cumsum(sizes) - sizes
             drawn = permute(int(sizes.sum()))
             end = begin + len(drawn)
             if end > first:
                 if self._fetch is not None:
-                    after = shards[start + self.window : start + 2 * self.window]
+                    after = shards[stop : (*bounds, stop)[number + 2]]
                     self._fetch(self._numbers[after if fetched else np.r_[members, after]])
                     fetched = True
                 shard = np.searchsorted(offsets, drawn, side="right") - 1
                 positions = self._starts[members[shard]] + drawn - offsets[shard]
                 yield positions[max(first - begin, 0) :]
             begin = end
+
+    def _bounds(self, shards: NDArray[np.int64]) -> list[int]:
+        """Return the places among the shards of an epoch at which its windows begin, and their number."""
+        ends, bounds = np.cumsum(self._sizes[shards]), [0]
+        while bounds[-1] < len(shards):
+            start = bounds[-1]
+            wanted = (ends[start - 1] if start else 0) + self.least_records
+            full = int(np.searchsorted(ends, wanted)) + 1
+            bounds.append(min(max(start + self.window, full), len(shards)))
+        return bounds
 
 
 class GlobalBatchSampler:

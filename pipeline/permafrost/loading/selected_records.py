@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from permafrost.core.records import NO_LABEL
+from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.store.frames import labels_of_rows
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
@@ -80,6 +81,17 @@ class SelectedRecords:
         if self._ascending_rows is not self.rows:
             raise ValueError("the rows of a training must be ascending")
         return np.searchsorted(self.rows, starts)
+
+    @property
+    def least_window(self) -> int:
+        """Number of records that are permuted together, 0 for those of any WINDOW_SHARDS shards.
+
+        Shards of later generations may be small, so it is then that of WINDOW_SHARDS full ones.
+        """
+        if self.store.num_generations == 1:
+            return 0
+        starts = self.store.shards.starts
+        return -(-WINDOW_SHARDS * int(np.diff(starts).max()) * len(self) // int(starts[-1]))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -172,7 +172,7 @@ def _ordered_classes(
     """
     rows = rows_of_split(index, split)
     digests = None
-    if subset.rule == "by_key":
+    if subset.rule == "by_key" or (subset.rule == "auto" and index.has_generations):
         seed = derive_seed(subset.seed, "subset by key")
         digests = index.key_digests(np.asarray(rows, np.int64), seed)
     for label, members in _classes_of(index, rows, split).items():

@@ -29,7 +29,7 @@ from permafrost.storage.signed_files import (
 )
 
 if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
+    from permafrost.store.reader import Store, TeacherPass
 
 _TEACHER = "teacher "
 """Start of the names of passes among the inputs of a run."""
@@ -236,6 +236,12 @@ class PassRecords:
             DamagedFileError: If a config is damaged.
         """
         self._configs = [saved_options(folder) for folder in folders]
+
+    def part_of(self, store: Store) -> Store:
+        """Return the generations of a store that the runs have read, all of them if they have read none of it."""
+        fingerprints = {values.get("inputs", {}).get("store") for values in self._configs}
+        parts = {part.num_generations: part for part in map(store.part_with, fingerprints)}
+        return parts[min(parts)] if parts else store
 
     def in_store(self, fingerprint: str, *, replays: bool = False) -> list[tuple[str, ...]]:
         """Return the names of the passes of each run, each group once.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from permafrost.core.digests import canonical_json, sha256_keys
+from permafrost.core.digests import SHORT, canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import are_numbers
@@ -43,8 +43,10 @@ from permafrost.store.manifest import (
     MAX_FRAME_PIXELS,
     CanonicalFrame,
     DatasetIdentity,
+    Generation,
     StoreManifest,
     fingerprint_store,
+    joined_identity,
     read_checked,
     read_store_manifest,
     write_manifest,
@@ -159,6 +161,17 @@ def missing_image_shards(
                 if not is_whole(store, shard := committed_shards[plan.name])
                 or (shard.referenced and plan.reference != shard.path)  # a tar that has moved
             ]
+    return unpacked_shards(store, plans, dataset, packing)
+
+
+def unpacked_shards(
+    store: RootedPath, plans: Sequence[ShardPlan], dataset: DatasetIdentity, packing: Packing
+) -> list[ShardPlan]:
+    """List the planned shards that have no receipt yet.
+
+    Raises:
+        StoreMismatchError: If a receipt is of other data or another plan.
+    """
     with listing(store):
         has_receipt = partial(_has_receipt, store, dataset, packing)
         kept = read_each(has_receipt, plans, store)
@@ -206,6 +219,7 @@ def commit_store(
     image_size: int | None,
     rows_per_shard: int,
     max_skipped: int,
+    before: StoreManifest | None = None,
 ) -> StoreManifest:
     """Combine the receipts into the index and write the manifest.
 
@@ -221,6 +235,7 @@ def commit_store(
         image_size: Side of the canonical frame; None takes the images' common size if they have one, else 256.
         rows_per_shard: Rows of each shard in the arrays of passes.
         max_skipped: Largest number of records that could not be packed.
+        before: Manifest of the store that the shards are appended to.
 
     Returns:
         The manifest that was written.
@@ -234,12 +249,22 @@ def commit_store(
     committed = committed_store(store)
     digests: dict[str, str] = {}
     if committed is not None:
-        classes = named_classes(committed, classes)
+        classes = classes if before else named_classes(committed, classes)
         rows_per_shard = committed.rows_per_shard
         digests = {shard.name: shard.sha256 for shard in committed.shards}
     # 2. The tables, from the receipts in the order of the plans.
     sizes = set[tuple[int, int]]()
-    with StoreTablesWriter(store, rows_per_shard) as writer:
+    suffix = "" if before is None else f"-{dataset.fingerprint[:SHORT]}"
+    with StoreTablesWriter(store, rows_per_shard, suffix) as writer:
+        if before is not None:
+            read_packed, numbers = partial(_read_packed, store, before), range(len(before.shards))
+            packed = read_each(read_packed, numbers, store)
+            for number, (rows, entry, lost, digest) in enumerate(packed):
+                if before.place_in_generation(number) == 0:
+                    writer.begin_generation()
+                writer.skip(lost)
+                writer.append(entry, rows, digest)
+            writer.begin_generation()
         for rows, entry, lost, digest in read_each(partial(_read_planned, store), plans, store):
             require_same_shard(entry.file(store), entry.name, entry.sha256, digests.get(entry.name))
             writer.skip(lost)
@@ -253,8 +278,17 @@ def commit_store(
     # 3. The manifest, which makes the store valid, and then the removal of what it does not name.
     for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
         remove_leftovers(store / name)
-    manifest = StoreManifest(
+    new = tables.shards if before is None else tables.shards.between(len(before.shards), None)
+    generation = Generation(
         dataset=dataset,
+        fingerprint=fingerprint_store(dataset, frame, packing.columns, new.names_and_keys()),
+        shards=len(new),
+        skipped=writer.num_skipped,
+        classes=len(classes),
+    )
+    parts = () if before is None else before.packed_parts()
+    manifest = StoreManifest(
+        **joined_identity((*parts, generation)),
         classes=classes,
         canonical=frame,
         kind=packing.record_form.kind,
@@ -262,17 +296,25 @@ def commit_store(
         multi_label=tables.multi_label,
         records=tables.shards.records_of_splits(),
         rows_per_shard=rows_per_shard,
-        fingerprint=fingerprint_store(
-            dataset, frame, packing.columns, tables.shards.names_and_keys()
-        ),
         shards=tables.shards,
         index=tables.index,
         keys=tables.keys,
         skipped=tables.skipped,
     )
     write_manifest(store, manifest)
-    remove_other_tables(store, manifest)
+    # Readers of the store before an append still read them.
+    remove_other_tables(store, manifest, *(() if before is None else (before,)))
     return manifest
+
+
+def _read_packed(
+    store: RootedPath, manifest: StoreManifest, number: int
+) -> tuple[pa.Table, ShardEntry, list[dict[str, str]], str]:
+    """Read the receipt of a shard of a finished store, as `_read_planned` does."""
+    entry, digest = manifest.shards[number], manifest.shards.receipt_sha256(number)
+    path = receipt_path(store, entry.name)
+    table, metadata = read_receipt(path, RECEIPT_SCHEMA, digest)
+    return table, entry, list(metadata["skipped"]), digest
 
 
 def _check_skipped(
@@ -373,7 +415,10 @@ def _some_sizes(sizes: set[tuple[int, int]], rows: pa.Table) -> set[tuple[int, i
     return sizes | {(int(height), int(width)) for height, width in np.unique(pairs, axis=0)[:2]}
 
 
-_OTHER_DATA = "leave out data= to use the store's own records, or choose another store.path"
+_OTHER_DATA = (
+    "leave out data= to use the store's own records, append what is new to it with store.append=true, or choose "
+    "another store.path"
+)
 
 
 def _check_committed(

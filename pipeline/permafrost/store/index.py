@@ -138,6 +138,11 @@ class RecordIndex:
         """True if records list their classes in `labels`; `label` is then not read."""
         return self._manifest.multi_label
 
+    @property
+    def has_generations(self) -> bool:
+        """True if records were appended to those of the first packing."""
+        return bool(self._manifest.generations)
+
     @cached_property
     def _columns(self) -> dict[str, pa.Array]:
         batch = self._open(self._path, self._manifest.index, INDEX_SCHEMA)
@@ -170,18 +175,22 @@ class RecordIndex:
     @cached_property
     def _keys(self) -> tuple[NDArray[np.int64], pa.Buffer]:
         _, offsets, text = self._keys_batch.column(0).buffers()
-        whole = np.frombuffer(offsets, np.int64, self.num_rows + 1) if self.num_rows else [0]
+        first = self.shards.first_row * np.dtype(np.int64).itemsize  # slices have all of the file
+        count = self.num_rows + 1
+        whole = np.frombuffer(offsets, np.int64, count, first) if self.num_rows else [0]
         return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
 
     def _open(self, path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
         """Map a file of the index, which must have a row for each record."""
         batch = open_batch(path, file, schema)
-        if batch.num_rows != self.num_rows:
+        first = self.shards.first_row
+        has_all = self.shards.rows == slice(None)
+        if batch.num_rows < first + self.num_rows or (has_all and batch.num_rows > self.num_rows):
             raise ManifestError(
                 f"{path} has {batch.num_rows} rows, but the manifest lists {self.num_rows} records; "
                 "run permafrost verify"
             )
-        return batch
+        return batch.slice(first, self.num_rows)
 
     # ---- reading -------------------------------------------------------------------------------------
 
@@ -426,7 +435,8 @@ class RecordIndex:
         """Return whether a shard's values of a column agree with the manifest."""
         manifest, values = self._manifest, parts[-1]
         if name in ("row", "array_row"):
-            first = number * manifest.rows_per_shard if name == "array_row" else 0
+            place = manifest.place_in_generation(number)
+            first = place * manifest.rows_per_shard if name == "array_row" else 0
             return np.array_equal(values, np.arange(first, first + len(values)))
         if name == "label":
             return bool(((values >= NO_LABEL) & (values < len(manifest.classes))).all())

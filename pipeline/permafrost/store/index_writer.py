@@ -56,15 +56,17 @@ if TYPE_CHECKING:
 class IndexWriter:
     """Index of a store in the making. As a context it removes its temporary files."""
 
-    def __init__(self, store: RootedPath, rows_per_shard: int) -> None:
+    def __init__(self, store: RootedPath, rows_per_shard: int, suffix: str = "") -> None:
         """Begin an index.
 
         Args:
             store: Folder of the store.
             rows_per_shard: Rows of each shard in the arrays of passes.
+            suffix: End of the files' names.
         """
         self._store = store
         self._rows_per_shard = rows_per_shard
+        self._suffix = suffix
         self._files: dict[str, IO[bytes]] = {}
         self._ends = dict.fromkeys((*LIST_COLUMNS, "key"), 0)
         self._splits: dict[str, int] = {}
@@ -81,13 +83,14 @@ class IndexWriter:
             with suppress(OSError):  # it writes what is left in memory, which is never read
                 file.close()
 
-    def append(self, name: str, split: str, receipt: pa.Table) -> list[int]:
+    def append(self, name: str, split: str, receipt: pa.Table, shard_number: int = 0) -> list[int]:
         """Append a shard's rows.
 
         Args:
             name: Name of the shard.
             split: Split of its records.
             receipt: Rows of its receipt.
+            shard_number: Number of the shard in its generation.
 
         Returns:
             The CRC-32C of each of CHECKED_COLUMNS.
@@ -97,7 +100,7 @@ class IndexWriter:
         code = self._splits.setdefault(split, len(self._splits))
         self._append("split", np.full(rows, code, np.int16))
         self._append("shard", np.full(rows, number, np.int32))
-        first = number * self._rows_per_shard
+        first = shard_number * self._rows_per_shard
         columns = {column: receipt[column].combine_chunks() for column in receipt.column_names}
         columns["array_row"] = pa.array(np.arange(first, first + rows), pa.int64())
         checksums = []
@@ -181,6 +184,8 @@ class IndexWriter:
         return pa.LargeListArray.from_arrays(self._array(f"{name} offsets", pa.int64()), values)
 
     def _write(self, name: str, columns: list[pa.Array], schema: pa.Schema) -> FileEntry:
+        stem, _, end = name.partition(".")
+        name = f"{stem}{self._suffix}.{end}"
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
         with (
             open_atomically(self._store / name) as file,
@@ -223,24 +228,27 @@ class StoreTables:
 class StoreTablesWriter:
     """Tables in the making. Nothing of the store is replaced before `finish`."""
 
-    def __init__(self, store: RootedPath, rows_per_shard: int) -> None:
+    def __init__(self, store: RootedPath, rows_per_shard: int, suffix: str = "") -> None:
         """Begin the tables.
 
         Args:
             store: Folder of the store.
             rows_per_shard: Rows of each shard in the arrays of passes.
+            suffix: End of the names of the files of the index.
         """
         self._store = store
         self._rows_per_shard = rows_per_shard
+        self._suffix = suffix
         self._stack = ExitStack()
         self._multi_label = False
         self._skipped: RowWriter | None = None
-        self.num_skipped = 0
-        self.first_reason = ""
+        self.begin_generation()
 
     def __enter__(self) -> StoreTablesWriter:
         make_folder(self._store)
-        self._index = self._stack.enter_context(IndexWriter(self._store, self._rows_per_shard))
+        self._index = self._stack.enter_context(
+            IndexWriter(self._store, self._rows_per_shard, self._suffix)
+        )
         self._shards = self._stack.enter_context(
             write_rows(self._store / SHARDS_NAME, ShardTable.schema)
         )
@@ -248,6 +256,11 @@ class StoreTablesWriter:
 
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(*error)  # type: ignore[arg-type]
+
+    def begin_generation(self) -> None:
+        """Count shards, and records that are left out, from here on."""
+        self._shard_number = self.num_skipped = 0
+        self.first_reason = ""
 
     @property
     def num_records(self) -> int:
@@ -262,7 +275,8 @@ class StoreTablesWriter:
             rows: Rows of its receipt.
             receipt_sha256: SHA-256 of the receipt's file.
         """
-        crcs = self._index.append(entry.name, entry.split, rows)
+        crcs = self._index.append(entry.name, entry.split, rows, self._shard_number)
+        self._shard_number += 1
         self._shards.append(**shard_row(entry, receipt_sha256, crcs))
         self._multi_label = self._multi_label or has_many_labels(rows)
 
@@ -290,11 +304,23 @@ class StoreTablesWriter:
         )
 
 
-def remove_other_tables(folder: RootedPath, manifest: StoreManifest | PassManifest) -> None:
-    """Remove the tables of earlier manifests of this folder."""
-    tables = [manifest.shards, getattr(manifest, "skipped", None)]
-    used = {table.file.path for table in tables if table is not None and table.file is not None}
-    for name in (SHARDS_NAME, SKIPPED_NAME):
+def is_table(name: str) -> bool:
+    """Return whether a file of a store's folder is named like a table or an index."""
+    parts = (table.partition(".") for table in (SHARDS_NAME, SKIPPED_NAME, INDEX_NAME, KEYS_NAME))
+    return any(
+        name.split(".")[0].split("-")[0] == stem and name.endswith(end) for stem, _, end in parts
+    )
+
+
+def remove_other_tables(folder: RootedPath, *manifests: StoreManifest | PassManifest) -> None:
+    """Remove the tables and indices of other manifests of this folder than these."""
+    used = set[str]()
+    for manifest in manifests:
+        tables = [manifest.shards, getattr(manifest, "skipped", None)]
+        files = [table.file for table in tables if table is not None]
+        files += [getattr(manifest, name, None) for name in ("index", "keys")]
+        used |= {file.path for file in files if file is not None}
+    for name in (SHARDS_NAME, SKIPPED_NAME, INDEX_NAME, KEYS_NAME):
         stem, _, suffix = name.rpartition(".")
         for path in list_folder(folder, f"{stem}*.{suffix}"):
             if path.name not in used:

@@ -406,13 +406,19 @@ class Listing:
         groups = [batch.column("group").to_numpy() for batch in self.batches]
         return np.concatenate(groups) if groups else np.empty(0, np.int32)
 
-    def json_by_key(self) -> Iterator[bytes]:
-        """Yield the JSON of all records in the order of their keys, many at a time, separated by commas."""
+    def json_by_key(self, rows: NDArray[np.int64] | None = None) -> Iterator[bytes]:
+        """Yield the JSON of records in the order of their keys, many at a time, separated by commas.
+
+        Args:
+            rows: Rows of the records; None for all.
+        """
         keys = pa.chunked_array([batch.column("key") for batch in self.batches], pa.string())
+        keys = keys if rows is None else keys.take(pa.array(rows))
         order = pc.sort_indices(keys)  # UTF-8 sorts as code points do
         for start in range(0, len(order), _JOINED_RECORDS):
-            rows = order.slice(start, _JOINED_RECORDS).to_numpy().astype(np.int64)
-            yield b",".join(self._take("json", rows).to_pylist())
+            places = order.slice(start, _JOINED_RECORDS).to_numpy().astype(np.int64)
+            some = places if rows is None else rows[places]
+            yield b",".join(self._take("json", some).to_pylist())
         del order
         pa.default_memory_pool().release_unused()
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from permafrost.core.digests import SHORT, canonical_json
+import numpy as np
+
+from permafrost.core.digests import SHORT, canonical_json, sha256_json
 from permafrost.core.json_entries import (
     EntryError,
     from_dict,
@@ -95,6 +97,26 @@ class DatasetIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Records that were packed together: those of the first packing of a store, or of an append."""
+
+    dataset: DatasetIdentity
+    fingerprint: str
+    """Fingerprint of its records, their frame and its shards, as of a store that has no others."""
+    shards: int
+    """Number of its shards, which follow those of the generations before it."""
+    skipped: int
+    """Number of its records that were left out."""
+    classes: int
+    """Number of classes of the store since it was packed."""
+
+    def __post_init__(self) -> None:
+        require_digest(self.fingerprint)
+        fits = self.shards >= 1 and min(self.skipped, self.classes) >= 0
+        require_entry(fits, f"a generation has {self.shards} shards of {self.classes} classes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreManifest:
     """Content of <store>/manifest.json. Its size does not depend on the number of records or shards."""
 
@@ -116,7 +138,42 @@ class StoreManifest:
     columns: tuple[str, ...] | None = None
     """Names of a table's columns; None if records are images."""
     multi_label: bool = False
+    generations: tuple[Generation, ...] = ()
+    """Generations in their order; none in a store of one, whose entries are those of the store."""
     schema: int = SCHEMA_VERSION
+
+    def packed_parts(self) -> tuple[Generation, ...]:
+        """Return the generations, of a store without entries the only one."""
+        only = Generation(
+            dataset=self.dataset,
+            fingerprint=self.fingerprint,
+            shards=len(self.shards),
+            skipped=len(self.skipped),
+            classes=len(self.classes),
+        )
+        return self.generations or (only,)
+
+    def place_in_generation(self, shard: int) -> int:
+        """Return the place of the shard of a number among those of its generation."""
+        starts = np.cumsum([0, *(part.shards for part in self.generations)])
+        return shard - int(starts[np.searchsorted(starts, shard, side="right") - 1])
+
+    def part(self, start: int, stop: int) -> StoreManifest:
+        """Return the manifest of the generations from `start` to `stop`, exclusive, as of a store of these alone."""
+        parts = self.packed_parts()
+        if (start, stop) == (0, len(parts)):
+            return self
+        ends = [sum(part.shards for part in parts[:number]) for number in (start, stop)]
+        shards = self.shards.between(*ends)
+        skipped = [sum(part.skipped for part in parts[:number]) for number in (start, stop)]
+        return replace(
+            self,
+            **joined_identity(parts[start:stop]),
+            classes=self.classes[: parts[stop - 1].classes],
+            records=shards.records_of_splits(),
+            shards=shards,
+            skipped=self.skipped.between(*skipped),
+        )
 
     def __post_init__(self) -> None:
         require_digest(self.fingerprint)
@@ -125,6 +182,19 @@ class StoreManifest:
         )
         require_entry(min(self.records.values(), default=0) >= 0, f"records are {self.records!r}")
         require_entry(self.rows_per_shard >= 1, f"rows_per_shard={self.rows_per_shard}")
+
+
+def joined_identity(parts: tuple[Generation, ...]) -> dict[str, Any]:
+    """Return the entries `dataset`, `fingerprint` and `generations` of a store of some generations."""
+    first = parts[0]
+    if len(parts) == 1:
+        return {"dataset": first.dataset, "fingerprint": first.fingerprint, "generations": ()}
+    datasets = [part.dataset.fingerprint for part in parts]
+    return {
+        "dataset": DatasetIdentity(name=first.dataset.name, fingerprint=sha256_json(datasets)),
+        "fingerprint": sha256_json([part.fingerprint for part in parts]),
+        "generations": parts,
+    }
 
 
 def fingerprint_store(
@@ -244,6 +314,8 @@ class PassManifest:
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""
     selection: dict[str, Any] | None = None
+    follows: str | None = None
+    """Fingerprint of the pass over the first generation whose options and measures this one has; None for that one."""
     added: dict[str, Any] = field(default_factory=dict)
     """Entries that payloads say of the teacher (PayloadInfo.describe), by name; covered by the fingerprint."""
     made_with: dict[str, str] = field(default_factory=dict)
@@ -417,10 +489,13 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
         ManifestError: If it could not be read.
     """
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
+    if not values.get("generations", True):
+        del values["generations"]
     if isinstance(manifest, PassManifest):
         added = values.pop("added")
-        if values["passport"] is None:
-            del values["passport"]
+        for name in ("passport", "follows"):
+            if values[name] is None:
+                del values[name]
         values |= {name: added.pop(name, None) for name in _FIXED_ADDITIONS}
         values |= {"added": added} if added else {}
     text = sign_json(values, sort_keys=True, allow_nan=False)
@@ -494,9 +569,12 @@ def _from_values(cls: type[M], values: dict[str, Any]) -> M:
     """Return the manifest of parsed values, whose tables are opened. Raises EntryError."""
     if isinstance(frame := values.get("canonical"), dict):
         frame.setdefault("resampling", "float32")
+    if cls is StoreManifest:
+        values.setdefault("generations", [])
     if cls is PassManifest:
         _gather_added(values)
         values.setdefault("passport", None)
+        values.setdefault("follows", None)
     return from_dict(cls, values)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from permafrost.config.data import DataConfig, FileDataConfig, ImageFileDataConfig
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.digests import canonical_json
@@ -33,7 +36,12 @@ from permafrost.store.image_shards import (
     write_image_shard,
 )
 from permafrost.store.listing import Listing
-from permafrost.store.manifest import DatasetIdentity, read_store_manifest, write_manifest
+from permafrost.store.manifest import (
+    DatasetIdentity,
+    StoreManifest,
+    read_store_manifest,
+    write_manifest,
+)
 from permafrost.store.shard_plan import ShardPlan
 
 logger = logging.getLogger("permafrost.precompute")
@@ -88,7 +96,9 @@ class PackShard:
         )
 
 
-def fingerprint_dataset(config: DataConfig, revision: int, listing: Listing) -> str:
+def fingerprint_dataset(
+    config: DataConfig, revision: int, listing: Listing, rows: NDArray[np.int64] | None = None
+) -> str:
     """Return the fingerprint of a source's options and code, and of every listed record, ordered by key.
 
     Options that locate the files are left out, so moved data keep their fingerprint.
@@ -97,10 +107,11 @@ def fingerprint_dataset(config: DataConfig, revision: int, listing: Listing) -> 
         config: Options of the data.
         revision: Revision of the source's code, which counts changes of what it lists.
         listing: Listing of all records.
+        rows: Rows of the records; None for all.
     """
     # Digest of {"data": options, "records": [...], "revision": revision} without holding that text in memory.
     digest = hashlib.sha256(b'{"data":' + canonical_json(config.description) + b',"records":[')
-    for place, texts in enumerate(listing.json_by_key()):
+    for place, texts in enumerate(listing.json_by_key(rows)):
         digest.update(b"," if place else b"")
         digest.update(texts)
     digest.update(b'],"revision":' + canonical_json(revision) + b"}")
@@ -120,7 +131,10 @@ class PackPlan:
     dataset: DatasetIdentity
     packing: Packing
     shards: list[ShardPlan]
+    """Shards of all records, of an append those of the new ones."""
     missing: list[ShardPlan]
+    before: StoreManifest | None = None
+    """Manifest of the finished store that the shards are appended to."""
 
     @property
     def num_records(self) -> int:
@@ -133,6 +147,8 @@ class PackPlan:
         for shard in self.shards:
             splits[shard.split] += shard.num_records
         counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
+        if self.before is not None:
+            return f"{sum(self.before.records.values()):,} records, and {self.num_records:,} new ones ({counts})"
         return (
             f"{self.num_records:,} records ({counts}) of {len(self.classes):,} classes in "
             f"{len(self.shards):,} shards, of which {len(self.shards) - len(self.missing):,} are packed"
@@ -204,7 +220,8 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         StoreMismatchError: If a shard would have other bytes than in the committed store.
     """
     path = plan.path
-    if not plan.missing and not needs_commit(path):
+    is_done = plan.before is None or not plan.shards
+    if is_done and not plan.missing and not needs_commit(path):
         _name_classes(path, plan.classes)
         return 0
     in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
@@ -234,6 +251,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         if in_place
         else config.store.shard_size,
         max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,
+        before=plan.before,
     )
     for entry in manifest.skipped:
         logger.warning("skipped %s", entry["reason"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from permafrost.store.manifest import (
     TEACHERS_FOLDER,
     PassManifest,
     StoreManifest,
+    joined_identity,
     read_pass_manifest,
     read_store_manifest,
 )
@@ -42,7 +44,7 @@ from permafrost.store.receipts import (
 )
 from permafrost.store.record_form import RecordForm, form_of
 from permafrost.store.row_reader import Rows
-from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
+from permafrost.store.shards import JoinedShards, PassShardTable, ShardEntry, ShardTable
 from permafrost.store.zarr_fields import ZarrFields
 
 _BLOCK = 2**16
@@ -84,6 +86,48 @@ class Store:
     def index(self) -> RecordIndex:
         """One row per record, in the order of the shards, mapped into memory."""
         return RecordIndex(self.folder, self.manifest)
+
+    @property
+    def num_generations(self) -> int:
+        """Number of generations: 1, and 1 for each append."""
+        return len(self.manifest.packed_parts())
+
+    def part(self, start: int, stop: int) -> Store:
+        """Return the generations from `start` to `stop`, exclusive, as a store."""
+        part = copy(self)
+        part.__dict__ = self.__getstate__() | {"manifest": self.manifest.part(start, stop)}
+        return part
+
+    def part_with(self, fingerprint: str | None) -> Store:
+        """Return the generations that a fingerprint is of: one, or the first ones; all of them if it is of none."""
+        parts = self.manifest.packed_parts()
+        for number, part in enumerate(parts):
+            if part.fingerprint == fingerprint:
+                return self.part(number, number + 1)
+            if joined_identity(parts[: number + 1])["fingerprint"] == fingerprint:
+                return self.part(0, number + 1)
+        return self
+
+    def part_of_pass(self, folder: RootedPath) -> TeacherPass:
+        """Open the pass of a folder over the generations that it covers, without those that follow it."""
+        return TeacherPass(self.part_with(read_pass_manifest(folder).store_fingerprint), folder)
+
+    def _open(self, folder: RootedPath) -> TeacherPass:
+        """Open the pass of a folder with those that follow it over further generations."""
+        first = self.part_of_pass(folder)
+        if first.store.num_generations == self.num_generations:
+            return TeacherPass(self, folder)
+        following = {
+            manifest.store_fingerprint: path
+            for path, manifest in self._manifests().items()
+            if manifest.follows == first.manifest.fingerprint
+        }
+        parts = [first]
+        for generation in self.manifest.packed_parts()[first.store.num_generations :]:
+            if generation.fingerprint not in following:
+                break
+            parts.append(self.part_of_pass(following[generation.fingerprint]))
+        return JoinedPass(self, parts)
 
     def rows_of_shard(self, number: int) -> range:
         """Return the rows of the index that a shard has.
@@ -145,17 +189,35 @@ class Store:
         return [folder for folder, stored in has_views.items() if stored == stored_views]
 
     def _committed_passes(self) -> tuple[dict[RootedPath, bool], dict[RootedPath, UserError]]:
-        """Return whether each committed pass has stored views, and the errors of those that cannot be read."""
-        has_views: dict[RootedPath, bool] = {}
+        """Return whether each committed pass has stored views, and the errors of those that cannot be read.
+
+        Passes that follow one over an earlier generation are parts of that one.
+        """
         damaged: dict[RootedPath, UserError] = {}
+        has_views = {
+            folder: manifest.views["sampler"] != CANONICAL_VIEW
+            for folder, manifest in self._manifests(damaged).items()
+            if manifest.follows is None
+        }
+        return has_views, damaged
+
+    def _manifests(
+        self, damaged: dict[RootedPath, UserError] | None = None
+    ) -> dict[RootedPath, PassManifest]:
+        """Read the manifests of all committed passes.
+
+        Args:
+            damaged: Where the errors of those that cannot be read are added.
+        """
+        manifests: dict[RootedPath, PassManifest] = {}
         for folder in list_folder(self.folder / TEACHERS_FOLDER):
             try:
-                if not exists(folder / MANIFEST_NAME):
-                    continue
-                has_views[folder] = read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW
+                if exists(folder / MANIFEST_NAME):
+                    manifests[folder] = read_pass_manifest(folder)
             except (ManifestError, FileError) as error:
-                damaged[folder] = error
-        return has_views, damaged
+                if damaged is not None:
+                    damaged[folder] = error
+        return manifests
 
     def require_readable(self, names: Sequence[str]) -> None:
         """Check that a pass that may be meant can be read.
@@ -217,7 +279,7 @@ class Store:
                 f"{'' if matches else self._hints(stored_views, name)}; set store.teacher (in Python teacher=) to one "
                 f"of: {names}"
             )
-        return TeacherPass(self, matches[0])
+        return self._open(matches[0])
 
     def open_passes(
         self, names: Sequence[str] = (), *, stored_views: bool = False
@@ -347,7 +409,7 @@ class Store:
                 "with it"
             )
         with_logits = [folder for folder, manifest in same.items() if manifest.has_logits]
-        return TeacherPass(self, (with_logits or list(same))[0])
+        return self._open((with_logits or list(same))[0])
 
 
 def logits_first(passes: Iterable[TeacherPass]) -> list[TeacherPass]:
@@ -416,6 +478,11 @@ class TeacherPass:
     def shards(self) -> PassShardTable:
         """Shards that it covers, in the order of its arrays."""
         return self.manifest.shards
+
+    @property
+    def num_generations(self) -> int:
+        """Number of generations that it covers."""
+        return self.store.num_generations
 
     @property
     def name(self) -> str:
@@ -568,3 +635,50 @@ class TeacherPass:
     def __getstate__(self) -> dict[str, Any]:
         # Another process reads the table of shards itself.
         return {"store": self.store, "folder": self.folder, "manifest": self.manifest}
+
+
+class JoinedPass(TeacherPass):
+    """Fields of one teacher over the first generations of a store, each of which has a pass of its own.
+
+    Args:
+        store: The store.
+        parts: The pass over the first generation, and those that follow it.
+    """
+
+    def __init__(self, store: Store, parts: Sequence[TeacherPass]) -> None:
+        self.store, self.folder, self.parts = store, parts[0].folder, parts
+        table = JoinedShards([part.manifest.shards for part in parts])
+        self.manifest = replace(parts[0].manifest, shards=table)
+
+    @property
+    def num_generations(self) -> int:
+        """Number of the first generations that it covers."""
+        return sum(part.num_generations for part in self.parts)
+
+    def _part(self, shard: ShardEntry) -> TeacherPass:
+        """Return the pass that may have an image shard."""
+        number = self.store.shards.number_of(shard.name)
+        ends = np.cumsum([len(part.store.shards) for part in self.parts])
+        place = int(np.searchsorted(ends, number, side="right"))
+        return self.parts[min(place, len(self.parts) - 1)]
+
+    def shard_keys(self, shard: ShardEntry) -> list[str]:
+        return self._part(shard).shard_keys(shard)
+
+    def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
+        return self._part(shard).rows_of(shard)
+
+    def covers_shard(self, shard: ShardEntry) -> bool:
+        return self._part(shard).covers_shard(shard)
+
+    def read_shard(self, shard: ShardEntry) -> Values:
+        return self._part(shard).read_shard(shard)
+
+    def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
+        return self._part(shard).open_shard(shard, fields)
+
+    def stored_shard(self, shard: ShardEntry) -> StoredShard:
+        return self._part(shard).stored_shard(shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"parts": self.parts}

@@ -91,7 +91,9 @@ class ShardPlan:
             return np.frombuffer(read_at(file, size, self.start * _ROW.itemsize), _ROW)
 
 
-def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
+def plan_shards(
+    listing: Listing, shard_size: int, rows: NDArray[np.int64] | None = None, tag: str = ""
+) -> list[ShardPlan]:
     """Divide each split into shards along a global, seeded permutation of its keys.
 
     The permutation orders keys by a hash of (seed, key). A class-sorted source therefore gives mixed shards, and
@@ -100,17 +102,23 @@ def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
     Args:
         listing: Listing of all records, with their ranks.
         shard_size: Records of each shard but the last one of a split.
+        rows: Rows of the records; None for all.
+        tag: Part of the shards' names, after their split.
 
     Raises:
         ConfigError: If there are no records, or several have the same key (RepeatedKeyError).
     """
     order = _rank_order(listing)
     splits, codes = listing.split_codes()
-    sizes = np.bincount(codes, minlength=len(splits))
+    if rows is not None:
+        is_planned = np.zeros(len(order), bool)
+        is_planned[rows] = True
+        order = order[is_planned[order]]
+    sizes = np.bincount(codes[order], minlength=len(splits))
     path = order_path(listing.path)
     _write_by_split(path, order, codes, sizes)
     named = (
-        (split, f"{split}-{number:06d}", start, min(start + shard_size, end))
+        (split, f"{split}-{tag}{number:06d}", start, min(start + shard_size, end))
         for split, size, end in zip(splits, sizes.tolist(), np.cumsum(sizes).tolist(), strict=True)
         for number, start in enumerate(range(end - size, end, shard_size))
     )

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar, overload
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -32,19 +32,32 @@ class TableFile(Sequence[T], Generic[T]):
 
     schema: ClassVar[pa.Schema]
 
-    def __init__(self, folder: RootedPath, file: FileEntry | None) -> None:
+    def __init__(
+        self, folder: RootedPath, file: FileEntry | None, rows: slice = slice(None)
+    ) -> None:
         """Name a file in its manifest's folder.
 
         Args:
             folder: Folder of the manifest.
             file: Entry of the manifest; None is a table without rows.
+            rows: Rows of the file that the table has.
         """
         self.folder = folder
         self.file = file
+        self.rows = rows
+
+    def between(self, start: int, stop: int | None) -> Self:
+        """Return the table of some of the file's rows."""
+        return type(self)(self.folder, self.file, slice(start, stop))
 
     @cached_property
     def table(self) -> pa.Table:
         """All rows, read once."""
+        return self._file_table[self.rows]
+
+    @cached_property
+    def _file_table(self) -> pa.Table:
+        """All rows of the file."""
         if self.file is None:
             return self.schema.empty_table()
         advice = (
@@ -96,7 +109,7 @@ class TableFile(Sequence[T], Generic[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process reads the file itself.
-        return {"folder": self.folder, "file": self.file}
+        return {"folder": self.folder, "file": self.file, "rows": self.rows}
 
 
 # ---- shards ----------------------------------------------------------------------------------------
@@ -219,6 +232,11 @@ class ShardTable(NamedShards[ShardEntry]):
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     @cached_property
+    def first_row(self) -> int:
+        """Row of the index at which the first shard begins."""
+        return pc.sum(self._file_table["records"][: self.rows.start or 0]).as_py() or 0
+
+    @cached_property
     def splits(self) -> dict[str, NDArray[np.int64]]:
         """Numbers of the shards of each split, ascending, in the order of the first shards."""
         encoded = self.table["split"].combine_chunks().dictionary_encode()
@@ -324,6 +342,22 @@ class PassShardTable(NamedShards[PassShard]):
         return len(self) == len(shards) and all(
             rows[column].equals(others[shard_column]) for column, shard_column in pairs
         )
+
+
+class JoinedShards(PassShardTable):
+    """Shards of passes over one generation after the other."""
+
+    def __init__(self, tables: Sequence[PassShardTable]) -> None:
+        """Join the tables of passes."""
+        super().__init__(tables[0].folder, tables[0].file)
+        self.tables = tables
+
+    @cached_property
+    def _file_table(self) -> pa.Table:
+        return pa.concat_tables([table.table for table in self.tables])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"tables": self.tables}
 
 
 class SkippedTable(TableFile[dict[str, str]]):

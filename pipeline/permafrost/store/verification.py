@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,7 @@ from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.fields import Values, in_range
 from permafrost.store.index import CHECKED_COLUMNS
-from permafrost.store.index_writer import checksums_of
+from permafrost.store.index_writer import checksums_of, is_table
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     TEACHERS_FOLDER,
@@ -86,7 +86,10 @@ def verify_file(
 
 
 def unknown_files(
-    folder: RootedPath, known_files: set[str], ignored: tuple[str, ...] = ()
+    folder: RootedPath,
+    known_files: set[str],
+    ignored: tuple[str, ...] = (),
+    is_earlier: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[str]:
     """Name the files that no manifest lists.
 
@@ -94,13 +97,14 @@ def unknown_files(
         folder: Folder to search.
         known_files: Paths in that folder that manifests list.
         ignored: Folders that are not searched.
+        is_earlier: Function that returns whether a name is that of a file for readers of an earlier state.
 
     Yields:
         One line per file.
     """
     for path in iter_files(folder, ignored):
         name = path.below(folder)
-        if name in known_files or name in (LOCK_NAME, ORIGIN_NAME):
+        if name in known_files or name in (LOCK_NAME, ORIGIN_NAME) or is_earlier(name):
             continue
         if name == PREVIEW_NAME:
             yield from _verify_preview(path)
@@ -224,7 +228,12 @@ def _verify_own_files(store: Store) -> Iterator[str]:
             known.add(shard.path)
         receipt = receipt_path(store.folder, shard.name).below(store.folder)
         yield from verify_file(store.folder, receipt, store.shards.receipt_sha256(number), known)
-    yield from unknown_files(store.folder, known, ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER))
+    yield from unknown_files(
+        store.folder,
+        known,
+        ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER),
+        is_earlier=lambda name: store.num_generations > 1 and is_table(name),
+    )
 
 
 def _verify_shard(path: RootedPath, shard: ShardEntry) -> Iterator[str]:
@@ -317,11 +326,12 @@ def _verify_artifact(folder: RootedPath) -> Iterator[str]:
 def _verify_index(store: Store) -> Iterator[str]:
     """Compare the index with the receipts, shard by shard, and the keys with each other."""
     index, manifest = store.index, store.manifest
-    expected = fingerprint_store(
-        manifest.dataset, manifest.canonical, manifest.columns, store.shards.names_and_keys()
-    )
-    if expected != manifest.fingerprint:
-        yield f"{store.folder / MANIFEST_NAME}: its fingerprint is not that of its shards"
+    for number, part in enumerate(manifest.packed_parts()):
+        shards = manifest.part(number, number + 1).shards
+        if part.fingerprint != fingerprint_store(
+            part.dataset, manifest.canonical, manifest.columns, shards.names_and_keys()
+        ):
+            yield f"{store.folder / MANIFEST_NAME}: its fingerprint is not that of its shards"
     if store.shards.records_of_splits() != manifest.records:
         yield f"{store.folder / MANIFEST_NAME}: its numbers of records are not those of its shards"
     hashes = UniqueHashes()
@@ -337,7 +347,7 @@ def _verify_index(store: Store) -> Iterator[str]:
         hashes.add(keys)
         many_labels = many_labels or has_many_labels(receipt)
         columns = {name: receipt[name].combine_chunks() for name in receipt.column_names}
-        first = number * manifest.rows_per_shard
+        first = manifest.place_in_generation(number) * manifest.rows_per_shard
         columns["array_row"] = pa.array(np.arange(first, first + len(keys)), pa.int64())
         same = (
             columns["key"].to_pylist() == keys
@@ -355,7 +365,7 @@ def _verify_index(store: Store) -> Iterator[str]:
 
 def _verify_pass(store: Store, folder: RootedPath, rows_too: bool) -> Iterator[str]:
     try:
-        teacher = TeacherPass(store, folder)
+        teacher = store.part_of_pass(folder)
     except (ManifestError, StoreMismatchError, FileError) as error:
         yield str(error)
         return
@@ -371,13 +381,14 @@ def _verify_pass(store: Store, folder: RootedPath, rows_too: bool) -> Iterator[s
     except ManifestError as error:
         yield str(error)
         return
-    for number, shard in enumerate(store.shards):
+    index = teacher.store.index
+    for number, shard in enumerate(teacher.store.shards):
         position = teacher.shards.number_of(shard.name)
         if position < 0 and manifest.selection is not None:
             continue
         try:
             keys = teacher.shard_keys(shard)
-            store_keys = store.index.shard_keys(number)
+            store_keys = index.shard_keys(number)
         except ManifestError as error:
             yield str(error)
             continue

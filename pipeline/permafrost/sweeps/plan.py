@@ -24,7 +24,7 @@ from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill import student_inputs
-from permafrost.training.student_passes import open_passes, with_named_passes
+from permafrost.training.student_passes import open_passes, open_student_store, with_named_passes
 
 _OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
 
@@ -183,7 +183,7 @@ def _with_inputs(
         evaluate: Options of the evaluation.
         records: Passes that the sweep's students have read, to which it keeps.
     """
-    store = Store(trained.store.folder)
+    store = open_student_store(trained, records)
     replays = trained.mode == "replay"
     recorded = records.in_store(store.manifest.fingerprint, replays=replays)
     trained = with_named_passes(trained, store, recorded)

@@ -42,6 +42,7 @@ from permafrost.training.student_passes import (
     explainer_of,
     live_teacher,
     open_passes,
+    open_student_store,
     teacher_weights_of,
     with_named_passes,
 )
@@ -118,10 +119,10 @@ def plan_student(config: DistillConfig) -> StudentPlan:
         StoreMismatchError: If a name fits no pass or several.
     """
     check_logger(config.logger)
-    store = Store(config.store.folder)
     folder = RunFolder(config.run).path / "distill"
-    replays = config.mode == "replay"
-    recorded = PassRecords([folder]).in_store(store.manifest.fingerprint, replays=replays)
+    replays, records = config.mode == "replay", PassRecords([folder])
+    store = open_student_store(config, records)
+    recorded = records.in_store(store.manifest.fingerprint, replays=replays)
     resolved = with_named_passes(resolve_distill(config, store), store, recorded)
     return StudentPlan(resolved, folder, store)
 
@@ -142,7 +143,9 @@ class StudentPlan(TrainingJob):
         Raises:
             StoreMismatchError: If no pass is named and the store has several of stored views, or a name fits none.
         """
-        super().__init__(options, folder, Store(options.store.folder) if store is None else store)
+        if store is None:
+            store = open_student_store(options, PassRecords([folder]))
+        super().__init__(options, folder, store)
         self.passes = open_passes(options, self.store)
 
     @property

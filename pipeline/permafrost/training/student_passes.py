@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -27,11 +28,49 @@ from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FEATURES
 from permafrost.loading.replayed_views import check_replayed
+from permafrost.runs.folder import PassRecords
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
 
 if TYPE_CHECKING:
     from permafrost.losses.base import DistillationLoss, Needs
+
+
+logger = logging.getLogger("permafrost.training")
+
+
+def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
+    """Open the generations of a store that a student is trained on: those that it has read, or that its passes cover.
+
+    Args:
+        config: Options of the command.
+        records: What the run has read before.
+
+    Raises:
+        StoreMismatchError: If a name fits no pass or several.
+    """
+    store = records.part_of(Store(config.store.folder))
+    if store.num_generations == 1:
+        return store
+    recorded = records.in_store(store.manifest.fingerprint, replays=config.mode == "replay")
+    named = with_named_passes(config, store, recorded)
+    passes = open_passes(named, store)
+    if config.subset.rule == "auto" and (config.subset.shots or config.subset.holdout):
+        logger.info(
+            "subset.rule=auto: by_key, as records were appended to %s, so that others displace few of those selected",
+            store.path,
+        )
+    covered = min((each.num_generations for each in passes), default=store.num_generations)
+    if covered < store.num_generations:
+        logger.warning(
+            "%s has %d generations, and %s cover the first %d, which the student is trained on; run permafrost "
+            "precompute with the teacher for the others",
+            store.path,
+            store.num_generations,
+            ", ".join(each.name for each in passes),
+            covered,
+        )
+    return store.part(0, covered)
 
 
 def with_named_passes(

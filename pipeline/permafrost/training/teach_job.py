@@ -18,7 +18,7 @@ from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_teach
 from permafrost.models.saved import TrainedModel
-from permafrost.runs.folder import RunFolder
+from permafrost.runs.folder import PassRecords, RunFolder
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob
@@ -37,11 +37,12 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan:
         ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
     """
     check_logger(config.logger)
-    store = Store(config.store.folder)
+    folder = RunFolder(config.run).path / "teach"
+    store = PassRecords([folder]).part_of(Store(config.store.folder))
     # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
-    return TeacherPlan(resolve_teach(config, store), RunFolder(config.run).path / "teach", store)
+    return TeacherPlan(resolve_teach(config, store), folder, store)
 
 
 class TeacherPlan(TrainingJob):
@@ -57,7 +58,9 @@ class TeacherPlan(TrainingJob):
             folder: Folder of the training in that of its run.
             store: The store, None to open it.
         """
-        super().__init__(options, folder, Store(options.store.folder) if store is None else store)
+        if store is None:
+            store = PassRecords([folder]).part_of(Store(options.store.folder))
+        super().__init__(options, folder, store)
         self.config = with_absolute_paths(options)
 
     @property

@@ -38,6 +38,7 @@ from permafrost.storage.files import exists
 from permafrost.storage.lock import FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
+from permafrost.store.generations import appended_store, in_order_of_store, plan_append
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -204,10 +205,22 @@ class PrecomputePlan:
         with listing_files(self.path) as files:
             with say_if_slow(logger, f"listing the records of data={options.data.kind} ..."):
                 listed = list_data(options.data, files, options.store.seed, choice.for_records)
+                store = appended_store(options, self.path)
+                if store is not None:
+                    seed = options.store.seed
+                    classes, ordered = in_order_of_store(
+                        store, listed.classes, listed.listing, files, seed
+                    )
+                    listed = replace(listed, listing=ordered)
                 shards = listed.plan_shards(options.store)
-            source, classes = listed.source, listed.classes
-            plan = plan_pack(options, self.path, source, classes, listed.listing, shards)
-            yield plan, listed
+            source = listed.source
+            if store is not None:
+                yield plan_append(options, store, source, classes, listed.listing, shards), listed
+                return
+            yield (
+                plan_pack(options, self.path, source, listed.classes, listed.listing, shards),
+                listed,
+            )
 
     def describe_work(self) -> dict[str, str]:
         """Return what the call reads, computes and writes, by name. Nothing is written but a listing, for a while."""

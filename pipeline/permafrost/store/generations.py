@@ -1,0 +1,285 @@
+"""Append of records to a finished store: which of the listed records it has, what of them has changed, what is new.
+
+A listed record is known by its key. Those of a generation are as they were if the digest of what was listed of them,
+with labels, places and sizes of the files, is that of its packing. No file is read again for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from permafrost.config.store import PrecomputeConfig
+from permafrost.core.errors import require, shorten
+from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers
+from permafrost.storage.files import exists
+from permafrost.storage.files import listing as known_files
+from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.commit import is_whole, unpacked_shards
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.listing import Listing, ListingFiles, write_listing
+from permafrost.store.manifest import MANIFEST_NAME, DatasetIdentity
+from permafrost.store.pack import PackPlan, derive_packing, fingerprint_dataset
+from permafrost.store.reader import Store
+from permafrost.store.shard_plan import ShardPlan, plan_shards
+
+logger = logging.getLogger("permafrost.precompute")
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class ListedGenerations:
+    """Rows of a listing, by the generation of the store that has the record."""
+
+    rows: tuple[NDArray[np.int64], ...]
+    new: NDArray[np.int64]
+    """Rows of records that no generation has."""
+    places: NDArray[np.int64]
+    """Row of the index of each listed record, -1 for a new one or one that was left out."""
+    missing: tuple[int, list[str]]
+    """Number of records that are not listed any more, and the keys of some."""
+
+
+def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
+    """Return a finished store that has several generations or may get another, None for others."""
+    if not exists(path / MANIFEST_NAME):
+        return None
+    store = Store(path)
+    return store if config.store.append or store.num_generations > 1 else None
+
+
+def find_generations(store: Store, listing: Listing) -> ListedGenerations:
+    """Find listed records in a store by their keys."""
+    index, parts = store.index, store.manifest.packed_parts()
+    left_out = pa.array([entry["key"] for entry in store.manifest.skipped], pa.large_string())
+    known = pa.concat_arrays([index.key_column(np.arange(index.num_rows)), left_out])
+    listed = pa.chunked_array([batch.column("key") for batch in listing.batches], pa.string())
+    found = pc.fill_null(pc.index_in(listed.cast(pa.large_string()), value_set=known), -1)
+    places = found.to_numpy().astype(np.int64)
+    ends = index.shards.starts[np.cumsum([part.shards for part in parts])]
+    ends_of_others = index.num_rows + np.cumsum([part.skipped for part in parts])
+    numbers = np.where(
+        places < index.num_rows,
+        np.searchsorted(ends, places, side="right"),
+        np.searchsorted(ends_of_others, places, side="right"),
+    )
+    is_listed = np.zeros(len(known), bool)
+    is_listed[places[places >= 0]] = True
+    gone = np.flatnonzero(~is_listed)
+    return ListedGenerations(
+        rows=tuple(
+            np.flatnonzero((numbers == number) & (places >= 0)) for number in range(len(parts))
+        ),
+        new=np.flatnonzero(places < 0),
+        places=np.where(places < index.num_rows, places, -1),
+        missing=(len(gone), known.take(pa.array(gone[:_EXAMPLES])).to_pylist()),
+    )
+
+
+def in_order_of_store(
+    store: Store, classes: tuple[str, ...], listing: Listing, files: ListingFiles, seed: int
+) -> tuple[tuple[str, ...], Listing]:
+    """Return the classes of a store with new ones at the end, and a listing with labels in this order.
+
+    Args:
+        store: The store.
+        classes: Names of the classes of the source.
+        listing: Listing of its records.
+        files: Paths for a listing with other labels.
+        seed: Value of store.seed.
+    """
+    known = store.manifest.classes
+    if are_numbers(classes):
+        return known + classes[len(known) :], listing
+    if are_numbers(known):
+        known = classes[: len(known)]
+    joined = known + tuple(name for name in classes if name not in known)
+    numbers = [joined.index(name) for name in classes]
+    if numbers == list(range(len(numbers))):
+        return joined, listing
+    every = np.arange(listing.num_records)
+
+    def renumbered() -> Iterator[Record]:
+        for start in range(0, len(every), 4096):
+            for record in listing.records(every[start : start + 4096]):
+                yield _with_labels(record, numbers)
+
+    path = files.part(0)  # those of the source are joined
+    counts = write_listing(path, renumbered(), seed)
+    other = Listing(path, listing.part_sizes)
+    other.counts = counts
+    return joined, other
+
+
+def _with_labels(record: Record, numbers: Sequence[int]) -> Record:
+    def number(label: int) -> int:
+        return label if label in (NO_LABEL, NO_CLASS) else numbers[label]
+
+    boxes = tuple(replace(box, label=number(box.label)) for box in record.boxes)
+    labels = tuple(map(number, record.labels))
+    return replace(record, label=number(record.label), labels=labels, boxes=boxes)
+
+
+def plan_append(
+    config: PrecomputeConfig,
+    store: Store,
+    source: Source,
+    classes: tuple[str, ...],
+    listing: Listing,
+    plans: list[ShardPlan],
+) -> PackPlan:
+    """Compare a finished store with the records of the source, and plan the new ones as a further generation.
+
+    Args:
+        config: Options of the command.
+        store: The store.
+        source: Source of the records.
+        classes: Names of the classes, those of the store first.
+        listing: Listing of all records of the source, with labels in this order.
+        plans: Shards of all records of the source, as of a first packing.
+
+    Raises:
+        StoreMismatchError: If records that the store has were changed or removed, or there are new ones and the options
+            do not say that they are to be appended.
+    """
+    manifest = store.manifest
+    listed = find_generations(store, listing)
+    problems = _describe_changes(config, store, source, listing, listed)
+    if problems and config.store.changed == "stop":
+        raise StoreMismatchError(
+            f"records that {store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, or keep "
+            "the packed ones with store.changed=keep"
+        )
+    for problem in problems:
+        logger.warning("kept as packed (store.changed=keep): %s", problem)
+    packing = derive_packing(config, source)
+    if manifest.canonical is not None:
+        packing = replace(packing, resampling=manifest.canonical.resampling)
+    with known_files(store.folder):
+        lost = [shard.name for shard in store.shards if not is_whole(store.folder, shard)]
+    require(
+        not lost,
+        f"{store.path} has lost {len(lost)} shards ({shorten(lost, 3)}), which a store of several generations cannot "
+        "write again; restore it from a copy, or pack the data into another store.path",
+    )
+    added: list[ShardPlan] = []
+    dataset = manifest.dataset
+    if len(listed.new):
+        require(
+            config.store.append,
+            f"the data have {len(listed.new):,} records that {store.path} has not "
+            f"({shorten(listing.keys(listed.new[:_EXAMPLES]), 3)}); store.append=true packs them as a further "
+            "generation, and leave out data= to use the store as it is",
+        )
+        dataset = DatasetIdentity(
+            name=source.name,
+            fingerprint=fingerprint_dataset(config.data, source.revision, listing, listed.new),
+        )
+        added = _further_shards(store, listing, listed.new, plans, dataset)
+    return PackPlan(
+        path=store.folder,
+        source=source,
+        classes=classes,
+        dataset=dataset,
+        packing=packing,
+        shards=added,
+        missing=unpacked_shards(store.folder, added, dataset, packing),
+        before=manifest,
+    )
+
+
+def _further_shards(
+    store: Store,
+    listing: Listing,
+    new: NDArray[np.int64],
+    plans: list[ShardPlan],
+    dataset: DatasetIdentity,
+) -> list[ShardPlan]:
+    """Plan the shards of new records, in place if those of the source are."""
+    rows_per_shard = store.manifest.rows_per_shard
+    if plans[0].reference is None:
+        return plan_shards(listing, rows_per_shard, new, f"{dataset.fingerprint[:8]}-")
+    is_new = np.zeros(listing.num_records, bool)
+    is_new[new] = True
+    added = [plan for plan in plans if is_new[plan.start : plan.stop].any()]
+    for plan in added:
+        require(
+            bool(is_new[plan.start : plan.stop].all()) and plan.num_records <= rows_per_shard,
+            f"{plan.reference} has records that {store.path} has already, or more than its {rows_per_shard} a shard; "
+            "write the new ones to other tars, no larger than the first ones",
+        )
+    return added
+
+
+def _describe_changes(
+    config: PrecomputeConfig,
+    store: Store,
+    source: Source,
+    listing: Listing,
+    listed: ListedGenerations,
+) -> list[str]:
+    """Describe how listed records differ from those that were packed, with numbers and examples."""
+    problems = []
+    count, keys = listed.missing
+    if count:
+        problems.append(f"{count:,} are not listed any more ({shorten(keys, 3)})")
+    parts = store.manifest.packed_parts()
+    same = [
+        fingerprint_dataset(config.data, source.revision, listing, rows) == part.dataset.fingerprint
+        for rows, part in zip(listed.rows, parts, strict=True)
+    ]
+    rows = np.concatenate(
+        [rows for rows, is_same in zip(listed.rows, same, strict=True) if not is_same]
+        or [np.empty(0, np.int64)]
+    )
+    rows = rows[listed.places[rows] >= 0]
+    columns = store.index.take(("label", "size"), listed.places[rows])
+    differing = {
+        "have another label": listing.labels(rows) != columns["label"],
+        "have another split": _splits(listing, rows) != _splits_of(store, listed.places[rows]),
+    }
+    if config.store.format == "original" and len(rows):
+        sizes = np.concatenate(
+            [
+                [
+                    _file_size(record.content)
+                    for record in listing.records(rows[start : start + 4096])
+                ]
+                for start in range(0, len(rows), 4096)
+            ]
+        )
+        differing["have another number of bytes"] = (sizes >= 0) & (sizes != columns["size"])
+    for text, is_other in differing.items():
+        if is_other.any():
+            keys = listing.keys(rows[is_other][:_EXAMPLES])
+            problems.append(f"{int(is_other.sum()):,} {text} ({shorten(keys, 3)})")
+    if not all(same) and not problems:
+        problems.append("places, boxes or labels of some, or options of the data, are others")
+    return problems
+
+
+def _splits(listing: Listing, rows: NDArray[np.int64]) -> Any:
+    names, codes = listing.split_codes()
+    return np.array(names, object)[codes[rows]]
+
+
+def _splits_of(store: Store, rows: NDArray[np.int64]) -> Any:
+    return store.shards.table["split"].to_numpy()[store.index.shard_numbers(rows)]
+
+
+def _file_size(content: Any) -> int:
+    """Return the bytes of a record's file as its source has listed them, -1 if it has not."""
+    for part in content:
+        if isinstance(part, tuple) and len(part) == 2:
+            return int(part[1])
+        if isinstance(part, int):
+            return part
+    return -1

@@ -1,0 +1,390 @@
+"""A store that grows: further generations of records, passes that follow, and readers of what was there before."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from permafrost.annotation.feature_projections import ChannelMoments
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import UserError
+from permafrost.loading import transfer
+from permafrost.loading.sampler import EpochOrder
+from permafrost.storage import buckets
+from permafrost.storage.rooted_paths import rooted
+from permafrost.store import commit, pack
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from tests.support.buckets import contents, files_below, memory_buckets
+from tests.support.kills import killed_at
+from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
+from tests.support.stores import Frozen, precompute_config
+from tests.support.verbs import distill, precompute
+
+TEACHER = CifarModelConfig(name="resnet8", width=4, weights="random", classes=2)
+
+
+class Pictures:
+    """A folder of pictures that gets more of them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.labels = {}
+
+    def add(self, name, cls, size=(18, 22), split="train"):
+        path = self.folder / split / cls / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(len(self.labels)).integers(0, 255, (*size, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        self.labels[f"{split}%2F{cls}%2F{name}%2Epng"] = cls
+
+    def add_all(self, names, classes=("cat", "dog"), **options):
+        for name in names:
+            for cls in classes:
+                self.add(f"{name}", cls, **options)
+
+    def path_of(self, name, cls, split="train"):
+        return self.folder / split / cls / f"{name}.png"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    pictures = Pictures(tmp_path / "pictures")
+    pictures.add_all(range(5))
+    return pictures
+
+
+def options(pictures, store, *, teacher=None, append=False, changed="stop", **others):
+    config = precompute_config(
+        store,
+        teacher,
+        data=ImageFolderDataConfig(path=str(pictures.folder)),
+        image_size=16,
+        shard_size=4,
+        annotate=PassOptions(batch_size=4),
+        **others,
+    )
+    return replace(config, store=replace(config.store, append=append, changed=changed))
+
+
+def labels_of(store):
+    rows = range(store.index.num_rows)
+    names = store.manifest.classes
+    labels = store.index.values("label", rows).tolist()
+    return dict(zip(store.index.keys(rows), (names[label] for label in labels), strict=True))
+
+
+def logits_of(store):
+    """Stored logits by key."""
+    (teacher,) = store.open_passes()
+    return {
+        key: values
+        for shard in store.shards
+        for key, values in zip(
+            teacher.shard_keys(shard), teacher.read_shard(shard)["logits"][:, 0], strict=True
+        )
+    }
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+def test_records_of_many_appends_are_those_of_a_dictionary(pictures, tmp_path):
+    generator, path = random.Random(0), tmp_path / "store"
+    config = options(pictures, path, teacher=TEACHER, append=True)
+    precompute.run(config)
+    orders = [list(labels_of(Store(path)))]
+    for number in range(6):
+        for name in range(generator.choice((1, 3, 9))):
+            pictures.add(f"{number}-{name}", generator.choice(("cat", "dog")))
+        result = precompute.run(config)
+        store = Store(path)
+        assert result.packed_records == len(pictures.labels) - len(orders[-1])
+        assert labels_of(store) == pictures.labels
+        orders.append(list(labels_of(store)))
+        assert orders[-1][: len(orders[-2])] == orders[-2]  # none of the earlier ones has moved
+    assert store.num_generations == 7
+    assert len(store.pass_folders()) == 1
+    assert logits_of(store).keys() == pictures.labels.keys()
+    for count in range(1, 7):
+        part = store.part(0, count)
+        assert list(labels_of(part)) == orders[count - 1]
+        assert store.part_with(part.manifest.fingerprint).num_generations == count
+    assert list(verify_store(path)) == []
+    assert precompute.run(config).packed_records == 0
+
+    at_once = tmp_path / "at once"
+    precompute.run(options(pictures, at_once, teacher=TEACHER))
+    wanted = logits_of(Store(at_once))
+    for key, logits in logits_of(store).items():
+        np.testing.assert_allclose(logits.astype(float), wanted[key].astype(float), atol=2e-3)
+
+
+@pytest.mark.slow
+def test_records_of_fifty_appends_are_those_of_a_dictionary(pictures, tmp_path):
+    generator, path = random.Random(1), tmp_path / "store"
+    config = options(pictures, path, append=True)
+    precompute.run(config)
+    for number in range(50):
+        for name in range(5000 if number == 20 else generator.choice((1, 2, 5, 30))):
+            cls = generator.choice(("cat", "dog", f"class{number % 7}"))
+            pictures.add(f"{number}-{name}", cls, size=(2, 3), split=generator.choice("ab"))
+        before = labels_of(Store(path))
+        assert precompute.run(config).packed_records == len(pictures.labels) - len(before)
+        after = labels_of(Store(path))
+        assert after == pictures.labels
+        assert list(after)[: len(before)] == list(before)
+    assert Store(path).num_generations == 51
+    assert list(verify_store(path)) == []
+
+
+def test_a_store_of_one_generation_says_nothing_of_generations(pictures, tmp_path):
+    precompute.run(options(pictures, tmp_path / "store"))
+    precompute.run(options(pictures, tmp_path / "appended", append=True))
+    assert files_below(tmp_path / "store") == files_below(tmp_path / "appended")
+    assert b"generations" not in files_below(tmp_path / "store")["manifest.json"]
+
+
+def test_new_classes_come_last_and_old_labels_keep_their_numbers(pictures, tmp_path):
+    path = tmp_path / "store"
+    precompute.run(options(pictures, path))
+    pictures.add_all("ab", ("ant", "dog", "bird"))
+    with pytest.raises(UserError, match=r"2 classes .* describe 4 .* append what is new to it"):
+        precompute.run(options(pictures, path))
+    precompute.run(options(pictures, path, append=True))
+    store = Store(path)
+    assert store.manifest.classes == ("cat", "dog", "ant", "bird")
+    assert labels_of(store) == pictures.labels
+    assert store.part(0, 1).manifest.classes == ("cat", "dog")
+    assert list(verify_store(path)) == []
+
+
+def test_a_reader_goes_on_while_records_are_appended(pictures, tmp_path):
+    path = tmp_path / "store"
+    precompute.run(options(pictures, path))
+    opened, begun = Store(path), Store(path)
+    before = labels_of(begun)
+    pictures.add_all("ab")
+    precompute.run(options(pictures, path, append=True))
+    assert labels_of(opened) == labels_of(begun) == before
+    assert len(labels_of(Store(path))) == len(before) + 4
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda p: p.path_of(1, "cat").unlink(), r"1 are not listed any more \('train%2Fcat%2F1"),
+        (
+            lambda p: Image.new("RGB", (90, 90)).save(p.path_of(2, "dog")),
+            r"1 have another number of bytes \('train%2Fdog%2F2",
+        ),
+    ],
+    ids=["missing", "bytes"],
+)
+@pytest.mark.parametrize("grows", [True, False])
+def test_records_that_have_changed_stop_unless_they_are_kept(
+    pictures, tmp_path, change, text, grows
+):
+    path = tmp_path / "store"
+    precompute.run(options(pictures, path))
+    pictures.add_all("ab")
+    precompute.run(options(pictures, path, append=True))
+    before = labels_of(Store(path))
+    change(pictures)
+    if grows:
+        pictures.add("c", "cat")
+    config = options(pictures, path, append=True)
+    config = replace(config, store=replace(config.store, relist=True))
+    with pytest.raises(UserError, match=text):
+        precompute.run(config)
+    assert labels_of(Store(path)) == before
+    precompute.run(replace(config, store=replace(config.store, changed="keep")))
+    after = labels_of(Store(path))
+    assert after.items() >= before.items()
+    assert len(after) == len(before) + grows
+
+
+def test_a_lost_file_of_an_earlier_generation_is_named(pictures, tmp_path):
+    path = tmp_path / "store"
+    precompute.run(options(pictures, path))
+    pictures.add_all("ab")
+    precompute.run(options(pictures, path, append=True))
+    next((path / "images").iterdir()).unlink()
+    pictures.add("c", "cat")
+    with pytest.raises(UserError, match="has lost 1 shards"):
+        precompute.run(options(pictures, path, append=True))
+
+
+# ---- kills ---------------------------------------------------------------------------------------
+
+
+def test_an_append_that_was_killed_anywhere_ends_with_the_same_bytes(pictures, tmp_path):
+    for name in range(6, 11):
+        pictures.add(str(name), "dog")
+    hidden = {
+        path: path.read_bytes() for path in (pictures.path_of(n, "dog") for n in range(6, 11))
+    }
+
+    def hide(yes):
+        for path, data in hidden.items():
+            path.unlink(missing_ok=True)
+            if not yes:
+                path.write_bytes(data)
+
+    results = []
+    for number, kill in enumerate(
+        [
+            None,
+            (pack, "write_image_shard", 2),
+            (commit, "write_manifest", 1),
+            (commit, "remove_other_tables", 1),
+        ]
+    ):
+        path = tmp_path / f"store{number}"
+        hide(True)
+        precompute.run(options(pictures, path, teacher=TEACHER))
+        hide(False)
+        config = options(pictures, path, teacher=TEACHER, append=True)
+        if kill is not None:
+            with killed_at(*kill):
+                precompute.run(config)
+            assert len(labels_of(Store(path))) in (10, 15)
+        precompute.run(config)
+        results.append(
+            {
+                name: data
+                for name, data in files_below(path).items()
+                if not name.startswith((".origin", "preview"))
+            }
+        )
+        assert list(verify_store(path)) == []
+    assert results[0] == results[1] == results[2]
+    assert results[0].keys() - results[3].keys() == set()
+
+
+def test_a_store_in_a_bucket_grows_to_the_bytes_of_a_local_one(pictures, tmp_path):
+    with memory_buckets(tmp_path / "cache"):
+        for path in ("s3://bucket/store", tmp_path / "store"):
+            precompute.run(options(pictures, path, teacher=TEACHER))
+        pictures.add_all("ab", ("bird", "cat"))
+        for path in ("s3://bucket/store", tmp_path / "store"):
+            precompute.run(options(pictures, path, teacher=TEACHER, append=True))
+        made = contents(buckets._client("s3://bucket"), "store")
+        assert list(verify_store(rooted("s3://bucket/store"))) == []
+    local = files_below(tmp_path / "store")
+    assert made.keys() == local.keys()
+    assert all(made[name] == data for name, data in local.items() if name != ".origin.json")
+
+
+# ---- passes and runs -----------------------------------------------------------------------------
+
+
+def test_a_pass_follows_with_the_projections_of_the_first_one(pictures, tmp_path):
+    config = options(
+        pictures,
+        tmp_path / "store",
+        teacher=TEACHER,
+        append=True,
+        views=RandomViewsConfig(count=2),
+        augment=AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),)),
+    )
+    config = replace(
+        config,
+        annotate=PassOptions(batch_size=4, payloads=("logits", "features"), features_channels=3),
+    )
+    first = precompute.run(config)
+    pictures.add_all("abc", ("cat", "dog", "bird"))
+    second = precompute.run(config)
+    store = Store(tmp_path / "store")
+
+    assert first.passes == second.passes
+    assert second.teacher_records == 3 * 9
+    (teacher,) = store.open_passes()
+    (views,) = store.open_passes(stored_views=True)
+    parts = teacher.parts
+    assert [part.manifest.follows for part in parts] == [None, parts[0].manifest.fingerprint]
+    assert parts[0].projections.keys() == parts[1].projections.keys() != set()
+    for name, projection in parts[0].projections.items():
+        np.testing.assert_array_equal(projection.components, parts[1].projections[name].components)
+    assert views.num_generations == 2
+    assert precompute.run(config).teacher_records == 0
+    assert list(verify_store(tmp_path / "store")) == []
+
+
+def test_a_run_keeps_to_the_generations_that_it_has_read(pictures, tmp_path):
+    path = tmp_path / "store"
+    config = options(pictures, path, teacher=TEACHER)
+    precompute.run(config)
+    frozen = Frozen(Store(path), config)
+    trainer = replace(TRAINER, epochs=3, batch_size=4, checkpoint_every_steps=1)
+    distill.run(distill_config(frozen, run="whole", trainer=trainer))
+    with killed_at(transfer, "move_batch", 4):
+        distill.run(distill_config(frozen, run="killed", trainer=trainer))
+    pictures.add_all("abcd", ("ant", "cat"), size=(40, 17))
+    precompute.run(options(pictures, path, teacher=TEACHER, append=True))
+
+    distill.run(distill_config(frozen, run="killed", trainer=trainer))
+    assert_equal_states(weights_of("killed"), weights_of("whole"))
+    assert distill.run(distill_config(frozen, run="whole", trainer=trainer)).trained_epochs == 0
+    distill.run(distill_config(frozen, run="new", trainer=trainer))
+    with pytest.raises(AssertionError):
+        assert_equal_states(weights_of("new"), weights_of("whole"))
+
+
+def test_a_new_run_reads_what_its_passes_cover(pictures, tmp_path, caplog):
+    path = tmp_path / "store"
+    config = options(pictures, path, teacher=TEACHER)
+    precompute.run(config)
+    pictures.add_all("abcd")
+    precompute.run(options(pictures, path, append=True))  # without the teacher
+    frozen = Frozen(Store(path), config)
+    trainer = replace(TRAINER, epochs=1, batch_size=4)
+    distill.run(distill_config(frozen, run="one", trainer=trainer))
+    assert "2 generations, and resnet8" in caplog.text
+    assert "cover the first 1" in caplog.text
+
+
+def test_components_that_do_not_fit_the_appended_records_are_told():
+    generator = np.random.default_rng(0)
+    first = torch.from_numpy(
+        generator.normal(size=(40, 8, 3, 3)) * np.array([5, 4, 3, *5 * [0.1]]).reshape(8, 1, 1)
+    )
+    moments = ChannelMoments(8)
+    moments.add(first)
+    projection = moments.fit(3)
+    assert moments.kept_share(projection) == pytest.approx(projection.kept_share, abs=1e-4)
+    others = ChannelMoments(8)
+    others.add(first.flip(1))
+    assert others.kept_share(projection) < 0.1
+    shifted = ChannelMoments(8)
+    shifted.add(first + 3)  # also what lies beside the mean of the fit is not kept
+    assert shifted.kept_share(projection) < projection.kept_share - 0.1
+
+
+# ---- orders --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("least", [0, 500, 1600])
+def test_windows_of_small_shards_have_the_records_of_full_ones(least):
+    sizes = np.random.default_rng(0).permutation([100] * 20 + [50] + [7] * 200 + [60] * 3)
+    asked = []
+    order = EpochOrder(
+        np.r_[0, np.cumsum(sizes)],
+        3,
+        fetch=lambda numbers: asked.extend(numbers),
+        least_records=least,
+    )
+    windows = list(order.windows(1))
+    whole = np.concatenate(windows)
+    assert sorted(whole.tolist()) == list(range(sizes.sum()))
+    assert sorted(asked) == list(range(len(sizes)))
+    assert all(len(window) >= least for window in windows[:-1])
+    assert (len(windows) == 14) == (least == 0)
+    for first in (1, 100, 1777):
+        np.testing.assert_array_equal(np.concatenate(list(order.windows(1, first))), whole[first:])
