@@ -63,7 +63,7 @@ _SampleTask = TypeVar("_SampleTask", bound="SampleTask[Any]")
 logger = logging.getLogger("permafrost.precompute")
 
 
-_MOST_LOST = 0.02
+_MAX_LOST = 0.02
 """Fraction of the variance that components may lose on appended records without a warning."""
 
 
@@ -157,7 +157,7 @@ def _annotate_further(
         task = _sample_task(FitProjections, plan, plan.options, folder=plan.folder)
         kept = fit_projections(executor, task, plan.store.shards, plan.config.split)
         for field, projection in projections.items():
-            if kept[field] < projection.kept_share - _MOST_LOST:
+            if kept[field] < projection.kept_share - _MAX_LOST:
                 logger.warning(
                     "%s: the components of %s keep %.1f%% of the variance of %s of the records that were appended, and "
                     "%.1f%% of that of the first ones, of which they are; a pass over a new store fits them anew",

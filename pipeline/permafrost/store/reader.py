@@ -94,6 +94,8 @@ class Store:
 
     def part(self, start: int, stop: int) -> Store:
         """Return the generations from `start` to `stop`, exclusive, as a store."""
+        if (start, stop) == (0, self.num_generations):
+            return self
         part = copy(self)
         part.__dict__ = self.__getstate__() | {"manifest": self.manifest.part(start, stop)}
         return part
@@ -115,8 +117,8 @@ class Store:
     def _open(self, folder: RootedPath) -> TeacherPass:
         """Open the pass of a folder with those that follow it over further generations."""
         first = self.part_of_pass(folder)
-        if first.store.num_generations == self.num_generations:
-            return TeacherPass(self, folder)
+        if first.store is self:
+            return first
         following = {
             manifest.store_fingerprint: path
             for path, manifest in self._manifests().items()
