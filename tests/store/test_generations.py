@@ -15,7 +15,9 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import UserError
 from permafrost.loading import transfer
+from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder
+from permafrost.loading.subset import rows_of_split
 from permafrost.storage import buckets
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store import commit, pack
@@ -276,6 +278,15 @@ def test_a_store_in_a_bucket_grows_to_the_bytes_of_a_local_one(pictures, tmp_pat
         for path in ("s3://bucket/store", tmp_path / "store"):
             precompute.run(options(pictures, path, teacher=TEACHER, append=True))
         made = contents(buckets._client("s3://bucket"), "store")
+        store = Store(rooted("s3://bucket/store"))
+        dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
+        fetched = {
+            str(file.path).removeprefix("s3://bucket/store/")
+            for number in range(len(store.shards))
+            for file in dataset._files_of(number)
+        }
+        assert fetched <= made.keys()
+        assert len({name.split("/")[1] for name in fetched if name.startswith("teachers")}) == 2
         assert list(verify_store(rooted("s3://bucket/store"))) == []
     local = files_below(tmp_path / "store")
     assert made.keys() == local.keys()

@@ -159,8 +159,8 @@ def _annotate_further(
         for field, projection in projections.items():
             if kept[field] < projection.kept_share - _MAX_LOST:
                 logger.warning(
-                    "%s: the components of %s keep %.1f%% of the variance of %s of the records that were appended, and "
-                    "%.1f%% of that of the first ones, of which they are; a pass over a new store fits them anew",
+                    "%s: the components of %s keep %.1f%% of the variance of %s in appended records, and %.1f%% in the "
+                    "first ones, on which they were fitted; a pass over a new store fits them anew",
                     plan.folder.name,
                     first.folder.name,
                     100 * kept[field],

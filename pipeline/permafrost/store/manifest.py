@@ -144,6 +144,8 @@ class StoreManifest:
 
     def packed_parts(self) -> tuple[Generation, ...]:
         """Return the generations, of a store without entries the only one."""
+        if self.generations:
+            return self.generations
         only = Generation(
             dataset=self.dataset,
             fingerprint=self.fingerprint,
@@ -151,7 +153,7 @@ class StoreManifest:
             skipped=len(self.skipped),
             classes=len(self.classes),
         )
-        return self.generations or (only,)
+        return (only,)
 
     def place_in_generation(self, shard: int) -> int:
         """Return the place of the shard of a number among those of its generation."""

@@ -220,8 +220,8 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         StoreMismatchError: If a shard would have other bytes than in the committed store.
     """
     path = plan.path
-    is_done = plan.before is None or not plan.shards
-    if is_done and not plan.missing and not needs_commit(path):
+    appends = plan.before is not None and bool(plan.shards)
+    if not appends and not plan.missing and not needs_commit(path):
         _name_classes(path, plan.classes)
         return 0
     in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}

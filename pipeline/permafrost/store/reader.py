@@ -90,7 +90,7 @@ class Store:
     @property
     def num_generations(self) -> int:
         """Number of generations: 1, and 1 for each append."""
-        return len(self.manifest.packed_parts())
+        return len(self.manifest.generations) or 1
 
     def part(self, start: int, stop: int) -> Store:
         """Return the generations from `start` to `stop`, exclusive, as a store."""
@@ -102,7 +102,9 @@ class Store:
 
     def part_with(self, fingerprint: str | None) -> Store:
         """Return the generations that a fingerprint is of: one, or the first ones; all of them if it is of none."""
-        parts = self.manifest.packed_parts()
+        parts = (
+            self.manifest.generations
+        )  # none in a store of one, whose tables are not read for this
         for number, part in enumerate(parts):
             if part.fingerprint == fingerprint:
                 return self.part(number, number + 1)
@@ -535,6 +537,10 @@ class TeacherPass:
             self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )
 
+    def of_shard(self, shard: ShardEntry) -> TeacherPass:
+        """Return the pass whose folder may have an image shard, which is this one unless several are joined."""
+        return self
+
     def shard_keys(self, shard: ShardEntry) -> list[str]:
         """Return the keys of the image shard's records that the pass covers, in the shard's order."""
         if self.manifest.selection is None:
@@ -657,30 +663,29 @@ class JoinedPass(TeacherPass):
         """Number of the first generations that it covers."""
         return sum(part.num_generations for part in self.parts)
 
-    def _part(self, shard: ShardEntry) -> TeacherPass:
-        """Return the pass that may have an image shard."""
+    def of_shard(self, shard: ShardEntry) -> TeacherPass:
         number = self.store.shards.number_of(shard.name)
         ends = np.cumsum([len(part.store.shards) for part in self.parts])
         place = int(np.searchsorted(ends, number, side="right"))
         return self.parts[min(place, len(self.parts) - 1)]
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
-        return self._part(shard).shard_keys(shard)
+        return self.of_shard(shard).shard_keys(shard)
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
-        return self._part(shard).rows_of(shard)
+        return self.of_shard(shard).rows_of(shard)
 
     def covers_shard(self, shard: ShardEntry) -> bool:
-        return self._part(shard).covers_shard(shard)
+        return self.of_shard(shard).covers_shard(shard)
 
     def read_shard(self, shard: ShardEntry) -> Values:
-        return self._part(shard).read_shard(shard)
+        return self.of_shard(shard).read_shard(shard)
 
     def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
-        return self._part(shard).open_shard(shard, fields)
+        return self.of_shard(shard).open_shard(shard, fields)
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
-        return self._part(shard).stored_shard(shard)
+        return self.of_shard(shard).stored_shard(shard)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"parts": self.parts}
