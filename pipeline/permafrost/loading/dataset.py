@@ -664,8 +664,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         file = entry.file(self.store.folder)
         if not self._reads_ranges(shard):
             yield KnownFile(file, entry.sha256)
-        for number, joined in enumerate(self.passes):
-            requested, teacher = self._wanted_fields(number), joined.of_shard(entry)
+        for number, each in enumerate(self.passes):
+            requested, teacher = self._wanted_fields(number), each.of_shard(entry)
             position = teacher.shards.number_of(entry.name)
             files = () if position < 0 else teacher.shards[position].files
             names = teacher.fields.files_of_fields(requested, position, entry.name)
