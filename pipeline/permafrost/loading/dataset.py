@@ -665,7 +665,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         if not self._reads_ranges(shard):
             yield KnownFile(file, entry.sha256)
         for number, each in enumerate(self.passes):
-            requested, teacher = self._wanted_fields(number), each.of_shard(entry)
+            requested, teacher = self._wanted_fields(number), each.pass_of_shard(entry)
             position = teacher.shards.number_of(entry.name)
             files = () if position < 0 else teacher.shards[position].files
             names = teacher.fields.files_of_fields(requested, position, entry.name)

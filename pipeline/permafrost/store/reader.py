@@ -537,7 +537,7 @@ class TeacherPass:
             self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )
 
-    def of_shard(self, shard: ShardEntry) -> TeacherPass:
+    def pass_of_shard(self, shard: ShardEntry) -> TeacherPass:
         """Return the pass whose folder may have an image shard, which is this one unless several are joined."""
         return self
 
@@ -663,29 +663,29 @@ class JoinedPass(TeacherPass):
         """Number of the first generations that it covers."""
         return sum(part.num_generations for part in self.parts)
 
-    def of_shard(self, shard: ShardEntry) -> TeacherPass:
+    def pass_of_shard(self, shard: ShardEntry) -> TeacherPass:
         number = self.store.shards.number_of(shard.name)
         ends = np.cumsum([len(part.store.shards) for part in self.parts])
         place = int(np.searchsorted(ends, number, side="right"))
         return self.parts[min(place, len(self.parts) - 1)]
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
-        return self.of_shard(shard).shard_keys(shard)
+        return self.pass_of_shard(shard).shard_keys(shard)
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
-        return self.of_shard(shard).rows_of(shard)
+        return self.pass_of_shard(shard).rows_of(shard)
 
     def covers_shard(self, shard: ShardEntry) -> bool:
-        return self.of_shard(shard).covers_shard(shard)
+        return self.pass_of_shard(shard).covers_shard(shard)
 
     def read_shard(self, shard: ShardEntry) -> Values:
-        return self.of_shard(shard).read_shard(shard)
+        return self.pass_of_shard(shard).read_shard(shard)
 
     def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
-        return self.of_shard(shard).open_shard(shard, fields)
+        return self.pass_of_shard(shard).open_shard(shard, fields)
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
-        return self.of_shard(shard).stored_shard(shard)
+        return self.pass_of_shard(shard).stored_shard(shard)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"parts": self.parts}
