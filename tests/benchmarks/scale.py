@@ -43,7 +43,12 @@ _SIZES = (10_000, 60_000, 1_000_000)
 _INDEXED = 100_000_256
 _BATCHES = 36
 _STUDENTS = 20
+_GENERATIONS = 200
+_APPENDED = 1_000
+"""Records of each of these generations, fewer than a shard has room for."""
+_ROUNDS = 5
 _NETWORK = ("student=cifar", "student.name=resnet8", "student.width=4", "method=e2kd")
+_TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random")
 _TRAINER = ("trainer.batch_size=256", "trainer.epochs=1", "trainer.num_threads=1")
 
 
@@ -291,22 +296,99 @@ def _end_to_end(folder: Path, records: int) -> dict[str, float]:
     """Seconds of each command on tars of tiny images."""
     tars = write_tars(folder / "tars", records, 8, distinct=64)
     store, run = f"store.path={folder / 'store'}", f"run={folder / 'run'}"
-    data = (
-        "data=webdataset",
-        f"data.path={tars}",
-        "data.reference=never",
-        store,
-        "executor=serial",
-    )
-    teacher = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random")
+    data = _tars_and_store(tars, folder / "store")
     commands = {
         "pack": ("precompute", *data, "teacher=none"),
-        "annotate": ("precompute", *data, *teacher, run),
-        "again": ("precompute", *data, *teacher, run),
+        "annotate": ("precompute", *data, *_TEACHER, run),
+        "again": ("precompute", *data, *_TEACHER, run),
         "verify": ("verify", store),
         "epoch": ("distill", store, *_NETWORK, *_TRAINER, run),
     }
     return {name: _probe("stage", *words)["seconds"] for name, words in commands.items()}
+
+
+def growing_figures(folder: Path) -> list[ScaleFigure]:
+    """Seconds to pack a million records and some more anew with a teacher, and to append those."""
+    records, added = _SIZES[2], _SIZES[0]
+    tars = write_tars(folder / "tars", records, 8, distinct=64)
+    _grow(folder, tars)
+    write_tars(tars, added, 8, distinct=64, first=records)
+    appended = _grow(folder, tars)
+    shutil.rmtree(folder / "store")
+    anew = _grow(folder, tars)
+    return [
+        ScaleFigure(
+            name=f"scale_append_{name}",
+            few=anew[value],
+            many=appended[value],
+            num_few=records + added,
+            num_many=added,
+            unit=unit,
+        )
+        for name, value, unit in (("seconds", "seconds", "s"), ("memory", "peak_mib", "MiB"))
+    ]
+
+
+def _grow(folder: Path, tars: Path) -> dict[str, float]:
+    """Pack the records of tars that a store has not, and show them to a tiny teacher."""
+    words = (*_tars_and_store(tars, folder / "store"), *_TEACHER, f"run={folder / 'run'}")
+    return _probe("stage", "precompute", *words, "store.append=true")
+
+
+def generations_figures(folder: Path) -> list[ScaleFigure]:
+    """Costs of a store of one generation and of one with the same records in 200 of them."""
+    tars, few, many = folder / "tars", folder / "one", folder / "many"
+    for number in range(_GENERATIONS):
+        write_tars(tars, _APPENDED, 8, distinct=64, first=number * _APPENDED)
+        _probe("stage", "precompute", *_tars_and_store(tars, many), *_TEACHER, "store.append=true")
+    _probe("stage", "precompute", *_tars_and_store(tars, few), *_TEACHER)
+    opened = [json.loads(_python(_OPEN, str(path))) for path in (few, many)]
+    epochs: list[list[float]] = [[], []]
+    for _ in range(_ROUNDS):
+        for path, rounds in zip((few, many), epochs, strict=True):
+            words = (f"store.path={path}", *_NETWORK, *_TRAINER, f"run={folder / 'run'}")
+            rounds.append(_probe("stage", "distill", *words)["seconds"])
+            shutil.rmtree(folder / "run")
+    records = _GENERATIONS * _APPENDED
+    values = {
+        "open": ([opened[0][0], opened[1][0]], "s", ""),
+        "memory": ([opened[0][1], opened[1][1]], "MiB", ""),
+        "epoch": ([records / min(rounds) for rounds in epochs], "records/s", ">= 0.95"),
+    }
+    return [
+        ScaleFigure(
+            name=f"scale_generations_{name}",
+            few=both[0],
+            many=both[1],
+            num_few=1,
+            num_many=_GENERATIONS,
+            unit=unit,
+            limit=limit,
+        )
+        for name, (both, unit, limit) in values.items()
+    ]
+
+
+_OPEN = """
+import json, sys, time
+import numpy as np
+from permafrost.store.reader import Store
+from tests.benchmarks.probe import private_mib
+
+before, started = private_mib(), time.perf_counter()
+store = Store(sys.argv[1])
+(teacher,) = store.open_passes()
+store.index.take(("label",), np.array([0]))
+teacher.shards.starts
+print(json.dumps([time.perf_counter() - started, private_mib() - before]))
+"""
+"""Script that prints the seconds to open a store and its pass, and their private memory."""
+
+
+def _tars_and_store(tars: Path, store: Path) -> tuple[str, ...]:
+    """Options of tars that are packed into a store."""
+    data = ("data=webdataset", f"data.path={tars}", "data.reference=never", "executor=serial")
+    return (*data, f"store.path={store}")
 
 
 def repeated_figures(folder: Path) -> list[ScaleFigure]:
@@ -345,6 +427,8 @@ GROUPS: dict[Callable[[Path], list[ScaleFigure]], tuple[str, ...]] = {
         "scale_epoch",
         "scale_repeated_precompute",
     ),
+    growing_figures: ("scale_append_seconds", "scale_append_memory"),
+    generations_figures: tuple(f"scale_generations_{name}" for name in ("open", "memory", "epoch")),
     repeated_figures: ("scale_repeated_cifar10",),
     index_figures: ("scale_index_open", "scale_index_batches", "scale_index_memory"),
 }
@@ -424,6 +508,11 @@ TITLES = {
     "scale_epoch": "an epoch of a tiny student",
     "scale_repeated_precompute": "`precompute` with nothing to do",
     "scale_repeated_cifar10": "the same, CIFAR-10",
+    "scale_append_seconds": "packing and annotating 1,010,000 images of 8 px anew, and appending the last 10,000",
+    "scale_append_memory": "the same, private memory",
+    "scale_generations_open": "opening a store of 200,000 records and its pass: one generation, and 200",
+    "scale_generations_memory": "the same, private memory",
+    "scale_generations_epoch": "the same, an epoch of a tiny student",
     "scale_idle_distill": "processor time of the imports of `distill` alone, and of the command with nothing to do",
     "scale_idle_evaluate": "the same, `evaluate`",
     "scale_idle_report": "the same, `report`, which writes its page again",
