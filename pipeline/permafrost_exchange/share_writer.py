@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from permafrost.config.version import __version__
+from permafrost.core.digests import SHORT, sha256_json
 from permafrost.core.errors import ConfigError, FileError, require
 from permafrost.core.json_entries import EntryError
 from permafrost.core.progress import progress
@@ -93,7 +94,7 @@ def open_shared_pass(config: ShareConfig) -> tuple[Store, TeacherPass]:
     has_views = bool(names and store.passes_named(names[0], stored_views=True))
     has_views = has_views or (not names and not store.pass_folders())
     (opened,) = store.open_passes(names, stored_views=has_views)
-    return store, opened
+    return store.part(0, opened.num_generations), opened
 
 
 def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: Path) -> SharedPass:
@@ -218,7 +219,7 @@ def _check_folder(folder: Path, shared: TeacherPass) -> None:
     if names:
         before = check_json(read_regular(folder / SHARE_NAME))
         require(
-            before.get("fingerprint") == shared.manifest.fingerprint,
+            before.get("fingerprint") == _fingerprint(shared),
             f"to={folder} is the share of another pass; name a new folder",
         )
 
@@ -247,11 +248,14 @@ def _describe(
     manifest = shared.manifest
     known = {spec.name for spec in fields(Share)} & {spec.name for spec in fields(PassManifest)}
     of_pass = {name: getattr(manifest, name) for name in known - {"schema", "files"}}
+    fingerprint, name = _fingerprint(shared), shared.name.rpartition("-")[0]
+    of_pass["dataset_fingerprint"] = store.manifest.dataset.fingerprint
+    of_pass["store_fingerprint"] = store.manifest.fingerprint
     share = Share(
         schema=SHARE_SCHEMA,
         form=config.form,
-        name=shared.name,
-        **of_pass,
+        name=f"{name}-{fingerprint[:SHORT]}",
+        **{**of_pass, "fingerprint": fingerprint},
         classes=store.manifest.classes,
         dataset=store.manifest.dataset.name,
         frame=store.size,
@@ -261,6 +265,12 @@ def _describe(
         files=files,
     )
     return asdict(share)
+
+
+def _fingerprint(shared: TeacherPass) -> str:
+    """Return the fingerprint of a pass, with those of the passes that follow it over further generations."""
+    fingerprints = [part.manifest.fingerprint for part in getattr(shared, "parts", [shared])]
+    return fingerprints[0] if len(fingerprints) == 1 else sha256_json(fingerprints)
 
 
 # ---- records -------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import schedule_views
 from permafrost.loading.recipes import PixelAugmentSchedule
-from permafrost.loading.subset import rows_of_split
 from permafrost.loading.windows import in_views
 from permafrost.models.explanations import picture_of
 from permafrost.store.reader import Store, TeacherPass
@@ -389,15 +388,18 @@ def contact_sheet(
 
 
 def _spread_rows(store: Store, passes: Sequence[TeacherPass], count: int) -> NDArray[np.int64]:
-    """Return up to `count` rows spread over the store, or over the splits that all passes have."""
-    splits = set(store.shards.splits)
-    for teacher in passes:
-        if teacher.manifest.selection is not None:
-            splits &= {entry.split for entry in store.shards if teacher.covers_shard(entry)}
-    parts = [rows_of_split(store.index, split) for split in sorted(splits)]
-    rows = np.concatenate([np.asarray(part) for part in parts or [range(store.num_records())]])
-    chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)
-    return np.unique(rows[chosen])
+    """Return up to `count` rows spread over the store, or over the shards that all passes have."""
+    partial = [teacher for teacher in passes if teacher.is_partial]
+    numbers = [
+        number
+        for number, entry in enumerate(store.shards if partial else ())
+        if all(teacher.covers_shard(entry) for teacher in partial)
+    ]
+    total = sum(len(store.rows_of_shard(number)) for number in numbers) or store.index.num_rows
+    rows = np.linspace(0, total - 1, min(count, total)).astype(np.int64)
+    if numbers:
+        rows = np.concatenate([np.asarray(store.rows_of_shard(number)) for number in numbers])[rows]
+    return np.unique(rows)
 
 
 def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -> list[PictureRow]:

@@ -136,7 +136,12 @@ def draw_store(
         split: Split to draw; None is train, or the first split of a store without it.
         records: Number of pictures.
     """
+    generations = store.num_generations
+    if teacher is not None:
+        store = store.part(0, teacher.num_generations)
     facts = describe_store(store, teacher)
+    if generations > 1:
+        facts["generations"] = f"{store.num_generations} of {generations}"
     splits = store.manifest.records
     chosen = split or ("train" if "train" in splits else next(iter(splits)))
     rows = _spread(store, chosen, records)

@@ -379,7 +379,7 @@ before, started = private_mib(), time.perf_counter()
 store = Store(sys.argv[1])
 (teacher,) = store.open_passes()
 store.index.take(("label",), np.array([0]))
-teacher.shards.starts
+teacher.stored_shard(store.shards[len(store.shards) - 1])
 print(json.dumps([time.perf_counter() - started, private_mib() - before]))
 """
 """Script that prints the seconds to open a store and its pass, and their private memory."""

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from permafrost.annotation.feature_projections import ChannelMoments
@@ -68,7 +70,7 @@ def options(pictures, store, *, teacher=None, append=False, changed="stop", **ot
         teacher,
         data=ImageFolderDataConfig(path=str(pictures.folder)),
         image_size=16,
-        shard_size=4,
+        shard_size=others.pop("shard_size", 4),
         annotate=PassOptions(batch_size=4),
         **others,
     )
@@ -128,22 +130,43 @@ def test_records_of_many_appends_are_those_of_a_dictionary(pictures, tmp_path):
         np.testing.assert_allclose(logits.astype(float), wanted[key].astype(float), atol=2e-3)
 
 
+SIZES = st.one_of(st.integers(1, 5), st.integers(1, 100), st.integers(1, 5000))
+
+
 @pytest.mark.slow
-def test_records_of_fifty_appends_are_those_of_a_dictionary(pictures, tmp_path):
-    generator, path = random.Random(1), tmp_path / "store"
-    config = options(pictures, path, append=True)
+@settings(max_examples=2, deadline=None, phases=[Phase.generate])
+@given(sizes=st.lists(SIZES, min_size=50, max_size=50), seed=st.integers(0, 2**32))
+def test_records_of_fifty_appends_are_those_of_a_dictionary(sizes, seed, tmp_path_factory):
+    folder, generator = tmp_path_factory.mktemp("fifty"), random.Random(seed)
+    pictures, path = Pictures(folder / "pictures"), folder / "store"
+    for split in ("train", "test"):
+        pictures.add_all(range(5), split=split)
+    config = options(pictures, path, teacher=TEACHER, append=True, shard_size=256)
     precompute.run(config)
-    for number in range(50):
-        for name in range(5000 if number == 20 else generator.choice((1, 2, 5, 30))):
+    order, targets = labels_of(Store(path)), logits_of(Store(path))
+    for number, size in enumerate(sizes):
+        for name in range(size):
             cls = generator.choice(("cat", "dog", f"class{number % 7}"))
-            pictures.add(f"{number}-{name}", cls, size=(2, 3), split=generator.choice("ab"))
-        before = labels_of(Store(path))
-        assert precompute.run(config).packed_records == len(pictures.labels) - len(before)
-        after = labels_of(Store(path))
+            split = generator.choice(("train", "test"))
+            pictures.add(f"{number}-{name}", cls, size=(2, 3), split=split)
+        assert precompute.run(config).packed_records == size
+        store = Store(path)
+        after = labels_of(store)
         assert after == pictures.labels
-        assert list(after)[: len(before)] == list(before)
-    assert Store(path).num_generations == 51
+        assert list(after)[: len(order)] == list(order)
+        order = after
+    assert store.num_generations == 51
+    assert store.num_records() == len(pictures.labels)
     assert list(verify_store(path)) == []
+    final = logits_of(store)
+    for key, logits in targets.items():
+        np.testing.assert_array_equal(final[key], logits)
+    at_once = folder / "at once"
+    precompute.run(options(pictures, at_once, teacher=TEACHER, shard_size=256))
+    wanted = logits_of(Store(at_once))
+    assert final.keys() == wanted.keys()
+    for key, logits in final.items():
+        np.testing.assert_allclose(logits.astype(float), wanted[key].astype(float), atol=2e-3)
 
 
 def test_a_store_of_one_generation_says_nothing_of_generations(pictures, tmp_path):

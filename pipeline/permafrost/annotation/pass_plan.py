@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from permafrost.annotation.pass_identity import describe_network, describe_pass, fingerprint_pass
-from permafrost.annotation.stored_views import StoredViews
+from permafrost.annotation.stored_views import StoredViews, requested_views
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.store import (
@@ -188,6 +188,24 @@ class PassRequest:
             missing=missing_pass_shards(folder, shards),
             views=views,
         )
+
+    def following(self, first: PassPlan, store: Store) -> PassPlan:
+        """Plan the pass over a further generation that has the options of one over the first generation.
+
+        Args:
+            first: Plan of that pass.
+            store: The further generation.
+
+        Raises:
+            ConfigError: If it would store the views of a selection.
+        """
+        views = first.views and requested_views(first.config, store)
+        require(
+            views is None or not (first.config.subset.shots or first.config.subset.holdout),
+            "subset.shots and subset.holdout select among all records of a class, and views= would store those of each "
+            "generation alone; leave them out, as a student selects its own",
+        )
+        return replace(replace(self, store=store).plan(first.options, views), first=first)
 
 
 def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:

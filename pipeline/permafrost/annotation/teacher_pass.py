@@ -123,8 +123,8 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     results = [annotate_pass(replace(plan, agreement=agreement), executor) for plan in plans]
     # 4. Those over what was appended, with all that the first ones have measured.
     for number in range(1, store.num_generations):
-        further = replace(request, store=store.part(number, number + 1))
-        results += [_annotate_further(further, plan, executor) for plan in plans]
+        part = store.part(number, number + 1)
+        results += [_annotate_further(request.following(plan, part), executor) for plan in plans]
     return Annotation(
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
@@ -133,22 +133,13 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     )
 
 
-def _annotate_further(
-    request: PassRequest, first: PassPlan, executor: Executor
-) -> tuple[int, dict[str, float]]:
+def _annotate_further(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, float]]:
     """Write the pass over a further generation that follows a pass over the first one, as `annotate_pass` does.
 
     What the first one has measured is kept, and measured again to say if it fits.
     """
-    views = first.views and requested_views(first.config, request.store)
-    require(
-        views is None or not (first.config.subset.shots or first.config.subset.holdout),
-        "subset.shots and subset.holdout select among all records of a class, and views= would store those of each "
-        "generation alone; leave them out, as a student selects its own",
-    )
-    plan = replace(request.plan(first.options, views), first=first)
-    if not plan.is_unfinished:
-        _announce_finished(plan)
+    first = plan.first
+    if first is None or not plan.is_unfinished:
         return 0, {}
     projections = read_projections(first.folder)
     for field, projection in projections.items():
@@ -168,7 +159,7 @@ def _annotate_further(
                     100 * projection.kept_share,
                 )
     try:
-        _, agreement = _choose_precision(request, first.options, executor)
+        _, agreement = _choose_precision(plan, first.options, executor)
     except PrecisionError as error:
         logger.warning(
             "%s: the precision of %s is kept, but %s", plan.folder.name, first.folder.name, error
@@ -177,8 +168,10 @@ def _annotate_further(
     return annotate_pass(replace(plan, agreement=agreement), executor)
 
 
-def plan_passes(config: PrecomputeConfig, store: Store) -> list[PassPlan]:
+def plan_passes(config: PrecomputeConfig, store: Store) -> list[list[PassPlan]]:
     """Plan the passes that the options ask for, without measuring what `auto` means.
+
+    Each is a list: the pass over the first generation, and those that follow it over further ones.
 
     Args:
         config: Options of precompute, with what `resolve_precompute` derives from the store.
@@ -187,10 +180,11 @@ def plan_passes(config: PrecomputeConfig, store: Store) -> list[PassPlan]:
     Raises:
         ConfigError: If teacher, explainer or views do not fit the store.
     """
-    plans = [plan_pass(config, store)]
+    first, *others = [store.part(number, number + 1) for number in range(store.num_generations)]
+    request, plans = request_passes(config, first), [plan_pass(config, first)]
     if config.views.kind != "canonical":
-        plans.append(plan_pass(config, store, requested_views(config, store)))
-    return plans
+        plans.append(plan_pass(config, first, requested_views(config, first)))
+    return [[plan, *(request.following(plan, other) for other in others)] for plan in plans]
 
 
 def _choose_logits(request: PassRequest, executor: Executor) -> PassOptions:
@@ -215,7 +209,7 @@ def _choose_logits(request: PassRequest, executor: Executor) -> PassOptions:
 
 
 def _choose_precision(
-    request: PassRequest, options: PassOptions, executor: Executor
+    request: PassRequest | PassPlan, options: PassOptions, executor: Executor
 ) -> tuple[PassOptions, Agreement | None]:
     """Return the options with the precision of a pass that is not finished, and its agreement with float32.
 

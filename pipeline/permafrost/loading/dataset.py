@@ -168,7 +168,7 @@ def covering_passes(
     return [
         teacher
         for teacher in passes
-        if teacher.manifest.selection is None or not _uncovered(selected, teacher)[0]
+        if not teacher.is_partial or not _uncovered(selected, teacher)[0]
     ]
 
 
@@ -262,7 +262,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def _require_covered(self, teacher: TeacherPass) -> None:
         """Raise StoreMismatchError unless a pass covers every record of the selection."""
-        if teacher.manifest.selection is None:
+        if not teacher.is_partial:
             return
         if mixes_of_pass(teacher) and teacher.shards.num_rows != len(self.rows):
             raise StoreMismatchError(
@@ -277,8 +277,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 f"{first}; "
                 + (
                     "select the records that have targets, with select(keys=...)"
-                    if ROWS_DIGEST in teacher.manifest.selection
-                    else "run permafrost precompute with this run's split and subset options"
+                    if ROWS_DIGEST in (teacher.manifest.selection or {})
+                    else "run permafrost precompute with its teacher, and with this run's split and subset options"
                 )
             )
 
@@ -697,7 +697,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _open_stored_rows(self, number: int, shard: int) -> NDArray[np.int64] | None:
         """Row in a pass of each of a shard's records; None if the pass has the shard's own rows."""
         teacher = self.passes[number]
-        if teacher.manifest.selection is None:
+        if not teacher.is_partial:
             return None
         return teacher.rows_of(self.store.shards[shard])
 

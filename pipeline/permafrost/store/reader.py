@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import FileError, UserError
 from permafrost.storage.addresses import Bucket
-from permafrost.storage.files import exists, is_folder, list_files, list_folder
+from permafrost.storage.files import exists, file_stamp, is_folder, list_files, list_folder
 from permafrost.storage.rooted_paths import RootedPath, rooted
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values, WebDatasetFields
@@ -71,6 +71,7 @@ class Store:
         self.folder = rooted(path) if isinstance(path, str) else RootedPath.of(path)
         self.manifest: StoreManifest = read_store_manifest(self.folder)
         self._left_out: set[RootedPath] = set()
+        self._read_manifests: dict[RootedPath, tuple[object, PassManifest]] = {}
 
     @property
     def path(self) -> Path | Bucket:
@@ -97,24 +98,26 @@ class Store:
         if (start, stop) == (0, self.num_generations):
             return self
         part = copy(self)
-        part.__dict__ = self.__getstate__() | {"manifest": self.manifest.part(start, stop)}
+        part.__dict__ = self.__getstate__() | {
+            "manifest": self.manifest.part(start, stop),
+            "_read_manifests": self._read_manifests,
+        }
         return part
 
     def part_with(self, fingerprint: str | None) -> Store:
         """Return the generations that a fingerprint is of: one, or the first ones; all of them if it is of none."""
-        parts = (
-            self.manifest.generations
-        )  # none in a store of one, whose tables are not read for this
+        parts = self.manifest.generations  # none in a store of one
         for number, part in enumerate(parts):
             if part.fingerprint == fingerprint:
                 return self.part(number, number + 1)
-            if joined_identity(parts[: number + 1])["fingerprint"] == fingerprint:
-                return self.part(0, number + 1)
+        for stop in range(2, len(parts)):
+            if joined_identity(parts[:stop])["fingerprint"] == fingerprint:
+                return self.part(0, stop)
         return self
 
     def part_of_pass(self, folder: RootedPath) -> TeacherPass:
         """Open the pass of a folder over the generations that it covers, without those that follow it."""
-        return TeacherPass(self.part_with(read_pass_manifest(folder).store_fingerprint), folder)
+        return TeacherPass(self.part_with(self.pass_manifest(folder).store_fingerprint), folder)
 
     def _open(self, folder: RootedPath) -> TeacherPass:
         """Open the pass of a folder with those that follow it over further generations."""
@@ -144,7 +147,12 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps the files itself, so it receives no rows.
-        return {"folder": self.folder, "manifest": self.manifest, "_left_out": self._left_out}
+        return {
+            "folder": self.folder,
+            "manifest": self.manifest,
+            "_left_out": self._left_out,
+            "_read_manifests": {},
+        }
 
     @cached_property
     def form(self) -> RecordForm:
@@ -208,7 +216,7 @@ class Store:
     def _manifests(
         self, damaged: dict[RootedPath, UserError] | None = None
     ) -> dict[RootedPath, PassManifest]:
-        """Read the manifests of all committed passes.
+        """Return the manifests of all committed passes.
 
         Args:
             damaged: Where the errors of those that cannot be read are added.
@@ -217,11 +225,28 @@ class Store:
         for folder in list_folder(self.folder / TEACHERS_FOLDER):
             try:
                 if exists(folder / MANIFEST_NAME):
-                    manifests[folder] = read_pass_manifest(folder)
+                    manifests[folder] = self.pass_manifest(folder)
             except (ManifestError, FileError) as error:
                 if damaged is not None:
                     damaged[folder] = error
         return manifests
+
+    def pass_manifest(self, folder: RootedPath) -> PassManifest:
+        """Return the manifest of a committed pass, which is read once as long as its file is the same.
+
+        Args:
+            folder: Folder of the pass.
+
+        Raises:
+            ManifestError: If it is missing or damaged.
+        """
+        path = folder / MANIFEST_NAME
+        stamp = file_stamp(path) if exists(path) else None
+        before, manifest = self._read_manifests.get(folder, (None, None))
+        if manifest is None or before != stamp:
+            manifest = read_pass_manifest(folder)
+            self._read_manifests[folder] = stamp, manifest
+        return manifest
 
     def require_readable(self, names: Sequence[str]) -> None:
         """Check that a pass that may be meant can be read.
@@ -391,7 +416,7 @@ class Store:
     def _canonical_folders(self, replayed: TeacherPass) -> dict[RootedPath, PassManifest]:
         """Return the canonical passes of the teacher of a pass."""
         expected = (replayed.manifest.teacher, replayed.manifest.explainer)
-        manifests = {folder: read_pass_manifest(folder) for folder in self.pass_folders()}
+        manifests = {folder: self.pass_manifest(folder) for folder in self.pass_folders()}
         return {
             folder: manifest
             for folder, manifest in manifests.items()
@@ -451,7 +476,7 @@ class TeacherPass:
     def __init__(self, store: Store, folder: RootedPath) -> None:
         self.store = store
         self.folder = folder
-        self.manifest: PassManifest = read_pass_manifest(folder)
+        self.manifest: PassManifest = store.pass_manifest(folder)
         expected = store.manifest.dataset.fingerprint
         if self.manifest.dataset_fingerprint != expected:
             raise StoreMismatchError(
@@ -487,6 +512,11 @@ class TeacherPass:
     def num_generations(self) -> int:
         """Number of generations that it covers."""
         return self.store.num_generations
+
+    @property
+    def is_partial(self) -> bool:
+        """True if it may lack records of the store, or has them in other rows."""
+        return self.manifest.selection is not None
 
     @property
     def name(self) -> str:
@@ -663,20 +693,34 @@ class JoinedPass(TeacherPass):
         """Number of the first generations that it covers."""
         return sum(part.num_generations for part in self.parts)
 
+    @property
+    def is_partial(self) -> bool:
+        return super().is_partial or self.num_generations < self.store.num_generations
+
     def pass_of_shard(self, shard: ShardEntry) -> TeacherPass:
         number = self.store.shards.number_of(shard.name)
-        ends = np.cumsum([len(part.store.shards) for part in self.parts])
-        place = int(np.searchsorted(ends, number, side="right"))
+        place = int(np.searchsorted(self._ends, number, side="right"))
         return self.parts[min(place, len(self.parts) - 1)]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """Number of the shard after the last one of each part."""
+        return np.cumsum([len(part.store.shards) for part in self.parts])
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
         return self.pass_of_shard(shard).shard_keys(shard)
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
+        if self._is_later(shard):
+            return np.full(shard.records, -1)
         return self.pass_of_shard(shard).rows_of(shard)
 
     def covers_shard(self, shard: ShardEntry) -> bool:
-        return self.pass_of_shard(shard).covers_shard(shard)
+        return not self._is_later(shard) and self.pass_of_shard(shard).covers_shard(shard)
+
+    def _is_later(self, shard: ShardEntry) -> bool:
+        """Return whether a shard is of a generation after those that the pass covers."""
+        return self.store.shards.number_of(shard.name) >= int(self._ends[-1])
 
     def read_shard(self, shard: ShardEntry) -> Values:
         return self.pass_of_shard(shard).read_shard(shard)

@@ -37,6 +37,15 @@ class NextCommands:
         self.store = store
         self.path = path
 
+    def precompute(self) -> str:
+        """Return a command that completes a pass that lacks generations of the store, empty if none does."""
+        generations = self.store.num_generations
+        for folder in self.store.pass_folders() if generations > 1 else ():
+            if self.store.open_pass(folder.name).num_generations < generations:
+                weights = f"teacher.weights=<those of {folder.name}>"
+                return f"permafrost precompute {shlex.quote(f'store.path={self.path}')} {weights}"
+        return ""
+
     def teach(self, run: str) -> str:
         """Return a command that trains a teacher on the store's kind of records, labels and splits."""
         arguments = [f"store.path={self.path}", f"run={run}"]

@@ -243,8 +243,9 @@ class PrecomputePlan:
         store = Store(self.path)
         passes = plan_passes(resolve_precompute(options, store), store)
         return described | {
-            f"pass {teacher.folder.name}": f"{len(teacher.missing):,} of {len(teacher.shards):,} shards are missing"
-            for teacher in passes
+            f"pass {plans[0].folder.name}": f"{sum(len(plan.missing) for plan in plans):,} of "
+            f"{sum(len(plan.shards) for plan in plans):,} shards are missing"
+            for plans in passes
         }
 
     def _describe_teacher(self) -> str:
@@ -282,7 +283,7 @@ class PrecomputePlan:
             packed_records=packed,
             teacher_records=0,
             records_per_second=f"{packed / seconds:,.0f}" if packed else "",
-            next=commands.teach("my-teacher"),
+            next=commands.precompute() or commands.teach("my-teacher"),
         )
         if annotation is None:
             return result
