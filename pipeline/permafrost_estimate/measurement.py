@@ -109,6 +109,8 @@ class Estimate:
     """True if the records are those of estimate.records."""
     is_finished: bool
     """True if the records are those of a finished store."""
+    appended: int | None
+    """Number of records that are to be appended to a finished store (store.append=true); None without one."""
     in_place: bool
     """True if the images stay in external tars and take no bytes in the store."""
     sample_shards: int
@@ -139,11 +141,16 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         UserError: If the data, the teacher or the store cannot be used, as in precompute.
     """
     path, sampled = config.store.folder, RootedPath(folder / "store")
-    if exists(path / MANIFEST_NAME):
+    if exists(path / MANIFEST_NAME) and not config.store.append:
         sample = sample_finished(config, Store(path), sampled)
     else:
         sample = sample_source(config, sampled)
     whole, store = sample.whole, sample.store
+    teacher = config.teacher
+    if sample.appended is not None and not isinstance(teacher, NoModelConfig):
+        first = len(Store(path).part(0, 1).manifest.classes)  # those that the teacher has
+        if first < len(store.manifest.classes) and teacher.classes is None:
+            config = replace(config, teacher=replace(teacher, classes=first))
     measured = store.shards[1:]
     parts = [image_part(sample), index_part(sample)]
     annotation, training, reason = None, None, "teacher=none"
@@ -176,6 +183,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         shards=whole.shards,
         is_scaled=config.estimate.records is not None,
         is_finished=sample.finished is not None,
+        appended=sample.appended,
         in_place=sample.in_place,
         sample_shards=len(measured),
         sample_records=sum(shard.records for shard in measured),
@@ -325,6 +333,8 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     lines |= {name: _work_line(work) for name, work in works.items() if work is not None}
     if estimate.annotation is not None and estimate.annotation.otherwise:
         lines["annotation_with"] = _durations(estimate.annotation.otherwise) + " of one worker"
+    if estimate.appended is not None:
+        lines["append"] = _append_line(estimate, estimate.appended)
     if estimate.is_finished:
         lines["packing"] = f"not measured, as {config.store.path} is finished"
     training = estimate.training
@@ -350,6 +360,16 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
         f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
     }
+
+
+def _append_line(estimate: Estimate, appended: int) -> str:
+    """Describe what new records cost, and all of them anew."""
+    works = (work for work in (estimate.packing, estimate.annotation) if work is not None)
+    seconds, share = sum(work.seconds.median for work in works), appended / estimate.records
+    return (
+        f"{appended:,} new records take {format_bytes(estimate.bytes * share)} and {_duration(seconds * share)} of one "
+        f"worker; all {estimate.records:,} anew {format_bytes(estimate.bytes)} and {_duration(seconds)}"
+    )
 
 
 def _name_of(row: FreezingRow) -> str:

@@ -27,6 +27,7 @@ from permafrost.sources.source import build_source, list_data
 from permafrost.storage.files import sha256_file
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import StoreMismatchError
+from permafrost.store.generations import appended_store
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import write_manifest
@@ -114,6 +115,8 @@ class RecordSample:
     """True if the images are in external tars, which are not copied."""
     packing: Spread | None = None
     """Seconds per record of packing, by shard; None for a finished store."""
+    appended: int | None = None
+    """Number of records that are to be appended to a finished store; None without one."""
 
 
 def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) -> RecordSample:
@@ -185,6 +188,9 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
     times = ShardTimes()
     with listing_files(folder) as files:
         listed = list_data(config.data, files, config.store.seed, lambda _: times)
+        finished = appended_store(config, config.store.folder)
+        if finished is not None:
+            listed = listed.compared_with(finished, files, config.store.seed)
         plans = listed.plan_shards(config.store)
         preview = preview_source(
             config.data,
@@ -219,6 +225,7 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
         in_place=bool(images),
         images=images or tuple((shard.records, shard.bytes) for shard in store.shards[1:]),
         packing=spread_of(seconds[1:]),
+        appended=None if listed.known is None else len(listed.known.new),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rules about labels and pictures, and how they enter."""
+"""Rules about labels, pictures and appended records, and how they enter."""
 
 from __future__ import annotations
 
@@ -38,3 +38,7 @@ FINDINGS["dim_images"] = "permafrost_findings.picture_rules:find_dim_images"
 FINDINGS["dropped_channels"] = "permafrost_findings.picture_rules:find_dropped_channels"
 FINDINGS["traits_of_classes"] = "permafrost_findings.picture_rules:find_traits_of_classes"
 FINDINGS["traits_of_splits"] = "permafrost_findings.picture_rules:find_traits_of_splits"
+FINDINGS["new_classes"] = "permafrost_findings.append_rules:find_new_classes"
+FINDINGS["other_sizes"] = "permafrost_findings.append_rules:find_other_sizes"
+FINDINGS["other_brightness"] = "permafrost_findings.append_rules:find_other_brightness"
+FINDINGS["packed_copies"] = "permafrost_findings.append_rules:find_packed_copies"

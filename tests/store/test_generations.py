@@ -204,10 +204,10 @@ def test_a_reader_goes_on_while_records_are_appended(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda p: p.path_of(1, "cat").unlink(), r"1 are not listed any more \('train%2Fcat%2F1"),
+        (lambda p: p.path_of(1, "cat").unlink(), r"1 not listed any more \('train/cat/1"),
         (
             lambda p: Image.new("RGB", (90, 90)).save(p.path_of(2, "dog")),
-            r"1 have another number of bytes \('train%2Fdog%2F2",
+            r"1 with another number of bytes \('train/dog/2",
         ),
     ],
     ids=["missing", "bytes"],

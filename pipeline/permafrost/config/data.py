@@ -283,3 +283,5 @@ class PreviewConfig(Options):
     """Executor of the listing, as in precompute."""
     scratch: Annotated[str | None, Role.FILE] = None
     """Folder for a temporary listing, which all hosts of a cluster must see; null takes one of this machine."""
+    against: Annotated[str | None, Role.FILE] = None
+    """Store to which the records may be appended. New ones are compared with its own, and only their files are read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from permafrost.storage.signed_files import (
 
 if TYPE_CHECKING:
     from permafrost.store.reader import Store, TeacherPass
+
+logger = logging.getLogger("permafrost.run")
 
 _TEACHER = "teacher "
 """Start of the names of passes among the inputs of a run."""
@@ -241,7 +244,15 @@ class PassRecords:
         """Return the generations of a store that the runs have read, all of them if they have read none of it."""
         fingerprints = {values.get("inputs", {}).get("store") for values in self._configs}
         parts = {part.num_generations: part for part in map(store.part_with, fingerprints)}
-        return parts[min(parts)] if parts else store
+        part = parts[min(parts)] if parts else store
+        if part is not store:
+            logger.info(
+                "of the %d generations of %s the run keeps to the %d that it has read; another run= reads all",
+                store.num_generations,
+                store.path,
+                part.num_generations,
+            )
+        return part
 
     def in_store(self, fingerprint: str, *, replays: bool = False) -> list[tuple[str, ...]]:
         """Return the names of the passes of each run, each group once.

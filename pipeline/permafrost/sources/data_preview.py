@@ -7,6 +7,7 @@ preview.json, signed and without anything of the machine.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.config.data import DataConfig
 from permafrost.core.errors import FileError, UserError, printable, shorten
@@ -32,6 +34,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.commit import MAX_PREVIEW_BYTES, PREVIEW_NAME
 from permafrost.store.deaths import ShardDeaths
+from permafrost.store.generations import KnownRecords
 from permafrost.store.image_decoding import ImageFacts, largest_value, read_facts, read_pixels
 from permafrost.store.image_shards import upright_regions
 from permafrost.store.listing import Listing, RecordCounts, open_listing
@@ -101,6 +104,10 @@ class ImageSample:
     num_blank: int = 0
     dim: int = 0
     """Number of decoded files of 8 bits whose largest value is below DIM."""
+    means: list[float] = field(default_factory=list)
+    """Mean value of each decoded file of 8 bits."""
+    digests: dict[bytes, str] = field(default_factory=dict)
+    """Key of each decoded file by its SHA-256."""
     traits: Counter[str] = field(default_factory=Counter)
     """Decoded files by trait, value, split and label, as JSON lists: what else may tell classes and splits apart."""
     regions: dict[str, str] = field(default_factory=dict)
@@ -157,6 +164,9 @@ class ImageSample:
         """
         pixels = read_pixels(data, _DECODED_SIDE)
         self.decoded += 1
+        self.digests[hashlib.sha256(data).digest()] = record.key
+        if facts.bits == 8:
+            self.means.append(pixels.mean)
         if pixels.smallest == pixels.largest:
             self.num_blank += 1
             _keep_first(self.blank, record, str(pixels.largest))
@@ -218,6 +228,8 @@ class ImageSample:
         room = _MEDIAN_FILES - len(self.largest_values)
         self.largest_values += sample.largest_values[:room]
         self.traits.update(sample.traits)
+        self.means += sample.means
+        self.digests |= sample.digests
         for name in ("decoded", "dim", *(f"num_{topic}" for topic in _NAMED)):
             setattr(self, name, getattr(self, name) + getattr(sample, name))
         for topic in _NAMED:
@@ -323,6 +335,8 @@ class Preview:
     sample: ImageSample | None
     """None for rows of a table."""
     data: DataConfig
+    known: KnownRecords | None = None
+    """Records that a store has to which the others are to be appended; the sample is then of the others alone."""
     groups: GroupCounts | None = None
     """None without groups."""
     findings: tuple[Finding, ...] = ()
@@ -376,8 +390,12 @@ class Preview:
         for name in ("boxes", "groups"):
             if self.counts.others[name]:
                 lines[name] = f"in {self.counts.others[name]:,} records"
+        sampled = self.num_records
+        if self.known is not None:
+            sampled = len(self.known.new)
+            lines["new"] = f"{sampled:,} records that the store does not have"
         if self.sample is not None:
-            lines["images"] = self.sample.describe(self.num_records)
+            lines["images"] = self.sample.describe(sampled)
         return lines
 
     def write(self, store: RootedPath) -> None:
@@ -540,7 +558,8 @@ def preview_source(
     source, listing, sample = listed.source, listed.listing, None
     if source.columns is None:
         sample = ImageSample()
-        rows = _sampled_rows(listing, files)
+        new = None if listed.known is None else listed.known.new
+        rows = _sampled_rows(listing, files, new)
         starts = range(0, len(rows), _TASK_RECORDS)
         parts = [(at, rows[start : start + _TASK_RECORDS]) for at, start in enumerate(starts)]
         task = ReadHeaders(
@@ -550,7 +569,7 @@ def preview_source(
             regions=RegionOptions(
                 boxes_of=getattr(data, "boxes_of", "upright"), classes=len(listed.classes)
             ),
-            decoded=frozenset(map(int, _sampled_rows(listing, _DECODED_FILES))),
+            decoded=frozenset(map(int, _sampled_rows(listing, _DECODED_FILES, new))),
         )
         results: list[ShardResult[ImageSample]] = []
         run_shards("preview", executor, task, parts, results.append)
@@ -563,15 +582,25 @@ def preview_source(
         tally=listed.tally,
         sample=sample,
         data=data,
+        known=listed.known,
         groups=count_groups(listing) if listing.counts.others["groups"] else None,
     )
 
 
-def _sampled_rows(listing: Listing, files: int | None) -> Any:
-    """Draw rows of a listing by the hashes of their keys, so that the sample is the same on every machine."""
-    if files is None or files >= listing.num_records:
-        return range(listing.num_records)
-    return np.sort(np.argpartition(listing.high_ranks(), files)[:files])
+def _sampled_rows(listing: Listing, files: int | None, new: NDArray[np.int64] | None) -> Any:
+    """Draw rows of a listing by the hashes of their keys, so that the sample is the same on every machine.
+
+    Args:
+        listing: The listing.
+        files: Number of rows; None for all.
+        new: Rows that are drawn from; None for all.
+    """
+    rows: Any = range(listing.num_records) if new is None else new
+    if files is None or files >= len(rows):
+        return rows
+    ranks = listing.high_ranks() if new is None else listing.high_ranks()[new]
+    chosen = np.sort(np.argpartition(ranks, files)[:files])
+    return chosen if new is None else new[chosen]
 
 
 # ---- file ------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import file_stamp, folder_stamp, move_file
 from permafrost.storage.local_files import PARTIAL_SUFFIX
+from permafrost.store.generations import KnownRecords, find_known, in_order_of_store
 from permafrost.store.listing import (
     Listing,
     ListingFiles,
@@ -38,6 +39,7 @@ from permafrost.store.listing import (
     join_listings,
     write_listing,
 )
+from permafrost.store.reader import Store
 from permafrost.store.shard_plan import RepeatedKeyError, ShardPlan, check_keys, plan_shards
 
 BYTES_PER_RECORD = 100_000
@@ -359,11 +361,26 @@ class ListedData:
     source: Source
     listing: Listing
     tally: Tally
+    known: KnownRecords | None = None
+    """Records that a store has to which others may be appended; None for a first packing."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in label order."""
+        if self.known is not None:
+            return self.known.classes
         return classes_of_source(self.source, self.listing)
+
+    def compared_with(self, store: Store, files: ListingFiles, seed: int) -> ListedData:
+        """Return the data with their records that a store has, and with labels in the order of its classes.
+
+        Args:
+            store: The store.
+            files: Paths of the listing.
+            seed: Value of store.seed.
+        """
+        classes, listing = in_order_of_store(store, self.classes, self.listing, files, seed)
+        return replace(self, listing=listing, known=find_known(store, classes, listing))
 
     def plan_shards(self, options: StoreOptions) -> list[ShardPlan]:
         """Return `plan_source` of the records."""

@@ -10,12 +10,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from permafrost.config.data import DataConfig
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers
@@ -36,9 +38,12 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class ListedGenerations:
-    """Rows of a listing, by the generation of the store that has the record."""
+class KnownRecords:
+    """Rows of a listing, by the generation of a finished store that has the record."""
 
+    store: Store
+    classes: tuple[str, ...]
+    """Names of the classes, those of the store first."""
     rows: tuple[NDArray[np.int64], ...]
     new: NDArray[np.int64]
     """Rows of records that no generation has."""
@@ -56,8 +61,14 @@ def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
     return store if config.store.append or store.num_generations > 1 else None
 
 
-def find_generations(store: Store, listing: Listing) -> ListedGenerations:
-    """Find listed records in a store by their keys."""
+def find_known(store: Store, classes: tuple[str, ...], listing: Listing) -> KnownRecords:
+    """Find listed records in a store by their keys.
+
+    Args:
+        store: The store.
+        classes: Names of the classes, those of the store first.
+        listing: Listing with labels in this order.
+    """
     index, parts = store.index, store.manifest.packed_parts()
     left_out = pa.array([entry["key"] for entry in store.manifest.skipped], pa.large_string())
     known = pa.concat_arrays([index.key_column(np.arange(index.num_rows)), left_out])
@@ -74,7 +85,9 @@ def find_generations(store: Store, listing: Listing) -> ListedGenerations:
     is_listed = np.zeros(len(known), bool)
     is_listed[places[places >= 0]] = True
     gone = np.flatnonzero(~is_listed)
-    return ListedGenerations(
+    return KnownRecords(
+        store=store,
+        classes=classes,
         rows=tuple(
             np.flatnonzero((numbers == number) & (places >= 0)) for number in range(len(parts))
         ),
@@ -130,9 +143,8 @@ def _with_labels(record: Record, numbers: Sequence[int]) -> Record:
 
 def plan_append(
     config: PrecomputeConfig,
-    store: Store,
+    known: KnownRecords,
     source: Source,
-    classes: tuple[str, ...],
     listing: Listing,
     plans: list[ShardPlan],
 ) -> PackPlan:
@@ -140,19 +152,17 @@ def plan_append(
 
     Args:
         config: Options of the command.
-        store: The store.
+        known: Records that the store has, and those that are new.
         source: Source of the records.
-        classes: Names of the classes, those of the store first.
-        listing: Listing of all records of the source, with labels in this order.
+        listing: Listing of all records of the source, with labels in the order of the store's classes.
         plans: Shards of all records of the source, as of a first packing.
 
     Raises:
         StoreMismatchError: If records that the store has were changed or removed, or there are new ones and the options
             do not say that they are to be appended.
     """
-    manifest = store.manifest
-    listed = find_generations(store, listing)
-    problems = _describe_changes(config, store, source, listing, listed)
+    store, manifest = known.store, known.store.manifest
+    problems = describe_changes(config.data, known, source, listing)
     if problems and config.store.changed == "stop":
         raise StoreMismatchError(
             f"records that {store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, or keep "
@@ -172,22 +182,22 @@ def plan_append(
     )
     added: list[ShardPlan] = []
     dataset = manifest.dataset
-    if len(listed.new):
+    if len(known.new):
         require(
             config.store.append,
-            f"the data have {len(listed.new):,} records that {store.path} has not "
-            f"({shorten(listing.keys(listed.new[:_EXAMPLES]), 3)}); store.append=true packs them as a further "
+            f"the data have {len(known.new):,} records that {store.path} has not "
+            f"({_names(listing.keys(known.new[:_EXAMPLES]))}); store.append=true packs them as a further "
             "generation, and leave out data= to use the store as it is",
         )
         dataset = DatasetIdentity(
             name=source.name,
-            fingerprint=fingerprint_dataset(config.data, source.revision, listing, listed.new),
+            fingerprint=fingerprint_dataset(config.data, source.revision, listing, known.new),
         )
-        added = _further_shards(store, listing, listed.new, plans, dataset)
+        added = _further_shards(store, listing, known.new, plans, dataset)
     return PackPlan(
         path=store.folder,
         source=source,
-        classes=classes,
+        classes=known.classes,
         dataset=dataset,
         packing=packing,
         shards=added,
@@ -219,34 +229,38 @@ def _further_shards(
     return added
 
 
-def _describe_changes(
-    config: PrecomputeConfig,
-    store: Store,
-    source: Source,
-    listing: Listing,
-    listed: ListedGenerations,
+def describe_changes(
+    data: DataConfig, known: KnownRecords, source: Source, listing: Listing
 ) -> list[str]:
-    """Describe how listed records differ from those that were packed, with numbers and examples."""
-    problems = []
-    count, keys = listed.missing
+    """Describe how listed records differ from those that were packed, with numbers and examples.
+
+    Args:
+        data: Options of the source.
+        known: Records that the store has.
+        source: Source of the records.
+        listing: Listing of all records of the source, with labels in the order of the store's classes.
+    """
+    store, problems = known.store, []
+    count, keys = known.missing
     if count:
-        problems.append(f"{count:,} are not listed any more ({shorten(keys, 3)})")
+        problems.append(f"{count:,} not listed any more ({_names(keys)})")
     parts = store.manifest.packed_parts()
     same = [
-        fingerprint_dataset(config.data, source.revision, listing, rows) == part.dataset.fingerprint
-        for rows, part in zip(listed.rows, parts, strict=True)
+        fingerprint_dataset(data, source.revision, listing, rows) == part.dataset.fingerprint
+        for rows, part in zip(known.rows, parts, strict=True)
     ]
     rows = np.concatenate(
-        [rows for rows, is_same in zip(listed.rows, same, strict=True) if not is_same]
+        [rows for rows, is_same in zip(known.rows, same, strict=True) if not is_same]
         or [np.empty(0, np.int64)]
     )
-    rows = rows[listed.places[rows] >= 0]
-    columns = store.index.take(("label", "size"), listed.places[rows])
+    rows = rows[known.places[rows] >= 0]
+    columns = store.index.take(("label", "size"), known.places[rows])
     differing = {
-        "have another label": listing.labels(rows) != columns["label"],
-        "have another split": _splits(listing, rows) != _splits_of(store, listed.places[rows]),
+        "with another label": listing.labels(rows) != columns["label"],
+        "with another split": _splits(listing, rows) != _splits_of(store, known.places[rows]),
     }
-    if config.store.format == "original" and len(rows):
+    canonical = store.manifest.canonical
+    if canonical is not None and canonical.format == "original" and len(rows):
         sizes = np.concatenate(
             [
                 [
@@ -256,14 +270,18 @@ def _describe_changes(
                 for start in range(0, len(rows), 4096)
             ]
         )
-        differing["have another number of bytes"] = (sizes >= 0) & (sizes != columns["size"])
+        differing["with another number of bytes"] = (sizes >= 0) & (sizes != columns["size"])
     for text, is_other in differing.items():
         if is_other.any():
             keys = listing.keys(rows[is_other][:_EXAMPLES])
-            problems.append(f"{int(is_other.sum()):,} {text} ({shorten(keys, 3)})")
+            problems.append(f"{int(is_other.sum()):,} {text} ({_names(keys)})")
     if not all(same) and not problems:
         problems.append("places, boxes or labels of some, or options of the data, are others")
     return problems
+
+
+def _names(keys: list[str]) -> str:
+    return shorten([unquote(key) for key in keys], _EXAMPLES)
 
 
 def _splits(listing: Listing, rows: NDArray[np.int64]) -> Any:

@@ -355,8 +355,9 @@ class PictureFacts(NamedTuple):
     """Facts about the pixels that a store has of an image."""
 
     smallest: int
-    """Smallest value of any channel, after transparency was blended onto white; `largest` likewise."""
+    """Smallest value of any channel, after transparency was blended onto white; `largest` and `mean` likewise."""
     largest: int
+    mean: float
 
 
 def read_pixels(data: bytes, side: int) -> PictureFacts:
@@ -377,7 +378,7 @@ def read_pixels(data: bytes, side: int) -> PictureFacts:
         raise
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
-    return PictureFacts(int(pixels.min()), int(pixels.max()))
+    return PictureFacts(int(pixels.min()), int(pixels.max()), float(pixels.mean()))
 
 
 def largest_value(mask: bytes) -> int:

@@ -38,7 +38,7 @@ from permafrost.storage.files import exists
 from permafrost.storage.lock import FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
-from permafrost.store.generations import appended_store, in_order_of_store, plan_append
+from permafrost.store.generations import appended_store, plan_append
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -207,20 +207,15 @@ class PrecomputePlan:
                 listed = list_data(options.data, files, options.store.seed, choice.for_records)
                 store = appended_store(options, self.path)
                 if store is not None:
-                    seed = options.store.seed
-                    classes, ordered = in_order_of_store(
-                        store, listed.classes, listed.listing, files, seed
-                    )
-                    listed = replace(listed, listing=ordered)
+                    listed = listed.compared_with(store, files, options.store.seed)
                 shards = listed.plan_shards(options.store)
-            source = listed.source
-            if store is not None:
-                yield plan_append(options, store, source, classes, listed.listing, shards), listed
-                return
-            yield (
-                plan_pack(options, self.path, source, listed.classes, listed.listing, shards),
-                listed,
-            )
+            records = listed.source, listed.listing
+            if listed.known is not None:
+                yield plan_append(options, listed.known, *records, shards), listed
+            else:
+                source, listing = records
+                plan = plan_pack(options, self.path, source, listed.classes, listing, shards)
+                yield plan, listed
 
     def describe_work(self) -> dict[str, str]:
         """Return what the call reads, computes and writes, by name. Nothing is written but a listing, for a while."""

@@ -3,6 +3,7 @@
     permafrost preview data=image_folder data.path=photos
     permafrost preview data=webdataset data.path=tars preview.all=true executor=ray
     permafrost preview data=image_table data.path=photos.csv data.label=species
+    permafrost preview data=image_folder data.path=photos against=stores/photos      (before they are appended)
 
 A finding has a name and a level. `precompute` makes the same preview before it packs, and stops at an error
 unless data.accept=[name] says that the data are as you mean them.
@@ -21,15 +22,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from permafrost.cluster.executors import ExecutorChoice
-from permafrost.config.data import NoDataConfig, PreviewConfig
+from permafrost.config.data import DataConfig, NoDataConfig, PreviewConfig
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.records import Source
 from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
-from permafrost.sources.source import list_data, named_repeats
+from permafrost.sources.source import ListedData, list_data, named_repeats
 from permafrost.storage.files import make_folder
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.generations import describe_changes
 from permafrost.store.listing import Listing, listing_files
+from permafrost.store.reader import Store
 from permafrost.store.shard_plan import check_keys
 
 
@@ -61,6 +64,8 @@ def preview_data(config: PreviewConfig) -> PreviewResult:
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         listed = list_data(config.data, files, 0, choice.for_records)
+        if config.against is not None:
+            listed = listed.compared_with(Store(config.against), files, 0)
         preview = preview_source(
             config.data,
             listed,
@@ -68,9 +73,10 @@ def preview_data(config: PreviewConfig) -> PreviewResult:
             files.folder,
             files=config.preview.limit,
         )
-        repeated = _find_repeated_keys(listed.source, listed.listing)
+        others = _find_repeated_keys(listed.source, listed.listing)
+        others += _find_changes(config.data, listed)
     preview = add_findings(preview)
-    preview = replace(preview, findings=(*repeated, *preview.findings))
+    preview = replace(preview, findings=(*others, *preview.findings))
     return PreviewResult(preview=preview, lines={**preview.lines(), "findings": _describe(preview)})
 
 
@@ -88,6 +94,18 @@ def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
     except ConfigError as error:
         return [Finding(name="repeated_keys", level="error", message=str(error))]
     return []
+
+
+def _find_changes(data: DataConfig, listed: ListedData) -> list[Finding]:
+    """Find records that differ from those that a store has, at which an append stops."""
+    if listed.known is None:
+        return []
+    changes = describe_changes(data, listed.known, listed.source, listed.listing)
+    advice = "restore them, or keep the packed ones with store.changed=keep"
+    message = (
+        f"records that the store has are not as they were packed: {'; '.join(changes)}; {advice}"
+    )
+    return [Finding(name="changed_records", level="error", message=message)] if changes else []
 
 
 @contextmanager
