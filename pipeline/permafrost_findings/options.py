@@ -1,9 +1,21 @@
-"""Rules about labels, pictures and appended records, and how they enter."""
+"""Rules about folders, labels, pictures and appended records, and how they enter."""
 
 from __future__ import annotations
 
 from permafrost.config.data import FINDINGS
 
+FINDINGS["class_folders_repeat"] = "permafrost_findings.folder_rules:find_repeating_folders"
+FINDINGS["folders_too_deep"] = "permafrost_findings.folder_rules:find_folders_too_deep"
+FINDINGS["splits_in_classes"] = "permafrost_findings.folder_rules:find_splits_in_classes"
+FINDINGS["single_folder"] = "permafrost_findings.folder_rules:find_single_folder"
+FINDINGS["nested_class_folders"] = "permafrost_findings.folder_rules:find_nested_folders"
+FINDINGS["other_things"] = "permafrost_findings.folder_rules:find_other_things"
+FINDINGS["same_names"] = "permafrost_findings.folder_rules:find_same_names"
+FINDINGS["members_left_out"] = "permafrost_findings.folder_rules:find_members_left_out"
+FINDINGS["files_left_out"] = "permafrost_findings.folder_rules:find_files_left_out"
+FINDINGS["pictures_left_out"] = "permafrost_findings.folder_rules:find_pictures_left_out"
+FINDINGS["damaged_files"] = "permafrost_findings.folder_rules:find_damaged_files"
+FINDINGS["split_spellings"] = "permafrost_findings.folder_rules:find_split_spellings"
 FINDINGS["classes_without_names"] = "permafrost_findings.label_rules:find_classes_without_names"
 FINDINGS["classes_like_splits"] = "permafrost_findings.label_rules:find_classes_like_splits"
 FINDINGS["unusual_splits"] = "permafrost_findings.label_rules:find_unusual_splits"

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import struct
 import tarfile
 import unicodedata
@@ -1078,6 +1079,51 @@ def masks_of_0_and_255_beside_several_labels(root):
 @case("mask_values", None)
 def masks_of_classes_beside_several_labels(root):
     return many_labels_and_a_mask(root, 2)
+
+
+def appended(root, *, size=(12, 16), highest=255, folder="cat", copies=False):
+    """A folder of 40 images, its store, and 20 more of a size, with values below a bound."""
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        name, shape, most = ("dog", (12, 16), 255) if number < 40 else (folder, size, highest)
+        pixels = generator.integers(0, most, (*shape, 3)).astype(np.uint8)
+        if number == 40:
+            data = ImageFolderDataConfig(path=str(root / "set"))
+            precompute.run(precompute_config(root / "store", data=data))
+        for cls in ("cat", name) if number < 20 else (name,):
+            (root / "set" / cls).mkdir(parents=True, exist_ok=True)
+            write_array(root / "set" / cls / f"{number}.png", pixels)
+    if copies:
+        shutil.copy(root / "set/dog/30.png", root / "set/dog/copy.png")
+    return data, str(root / "store")
+
+
+@case("new_classes", "note")
+def a_class_that_the_store_has_not(root):
+    return appended(root, folder="cow")
+
+
+@case("other_sizes", "warning")
+def images_of_another_size_than_those_of_the_store(root):
+    return appended(root, size=(12, 40))
+
+
+@case("other_brightness", "warning")
+def images_darker_than_those_of_the_store(root):
+    return appended(root, highest=120)
+
+
+@case("packed_copies", "warning")
+def an_image_that_the_store_has_under_another_name(root):
+    return appended(root, copies=True)
+
+
+@case("new_classes", None)
+@case("other_sizes", None)
+@case("other_brightness", None)
+@case("packed_copies", None)
+def images_like_those_of_the_store(root):
+    return appended(root)
 
 
 # ---- tests ---------------------------------------------------------------------------------------

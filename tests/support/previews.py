@@ -8,12 +8,14 @@ from tests.support.verbs import preview
 
 
 def preview_of(data, executor="serial", **options):
-    """Preview of data, made in this process or on Ray."""
+    """Preview of data, made in this process or on Ray; of data and a store, against that store."""
+    data, against = data if isinstance(data, tuple) else (data, None)
     config = PreviewConfig(
         data=data,
         preview=PreviewOptions(**options),
         cluster=LocalClusterConfig(),
         executor=executor,
+        against=against,
     )
     return preview.run(config).preview
 

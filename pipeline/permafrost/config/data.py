@@ -233,25 +233,7 @@ SOURCES: Family[type[DataConfig]] = Family(
 """Sources of records (`data=`) by name."""
 
 
-FINDINGS: Family[Any] = Family(
-    {
-        name: f"permafrost.sources.folder_rules:{function}"
-        for name, function in {
-            "class_folders_repeat": "find_repeating_folders",
-            "folders_too_deep": "find_folders_too_deep",
-            "splits_in_classes": "find_splits_in_classes",
-            "single_folder": "find_single_folder",
-            "nested_class_folders": "find_nested_folders",
-            "other_things": "find_other_things",
-            "same_names": "find_same_names",
-            "members_left_out": "find_members_left_out",
-            "files_left_out": "find_files_left_out",
-            "pictures_left_out": "find_pictures_left_out",
-            "damaged_files": "find_damaged_files",
-            "split_spellings": "find_split_spellings",
-        }.items()
-    }
-)
+FINDINGS: Family[Any] = Family({})
 """Rules by the name of their findings: a function of a Preview that yields (level, message), or module:name of one."""
 
 

@@ -1,0 +1,131 @@
+"""Rules of findings about records that are to be appended to a store, against those that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from permafrost.core.errors import quote, shorten
+from permafrost.store.frames import ShardFrames
+
+if TYPE_CHECKING:
+    from permafrost.sources.data_preview import Preview, Remark
+    from permafrost.store.reader import Store
+
+_MIN_FILES = 16
+"""Least number of files on either side of a comparison."""
+_SHARDS, _ROWS_OF_SHARD = 4, 64
+"""Number of shards of the store, and of records of each, that new files are compared with."""
+_TIMES_LARGER = 1.5
+"""Ratio of median sizes from which they are said to be others."""
+_MIN_EFFECT, _MIN_ERRORS = 0.5, 4.0
+"""Least difference of mean brightness, in standard deviations of images and in its own standard errors."""
+_NAMED = 3
+
+
+def find_new_classes(preview: Preview) -> Iterator[Remark]:
+    """Find classes that the store has not."""
+    if preview.known is None:
+        return
+    known = len(preview.known.store.manifest.classes)
+    new = range(known, len(preview.classes))
+    if len(new):
+        records = sum(
+            preview.count(split, label) for split in preview.counts.records for label in new
+        )
+        yield (
+            "note",
+            f"classes are new ({len(new)}, with {records:,} records: {preview.names_of(new)}); they follow the {known} "
+            "of the store, whose labels keep their numbers. A teacher that was trained before does not know them",
+        )
+
+
+def find_other_sizes(preview: Preview) -> Iterator[Remark]:
+    """Find new images whose sizes are far from those of the store."""
+    sample = preview.sample
+    if preview.known is None or sample is None or len(sample.sides) < _MIN_FILES:
+        return
+    store = preview.known.store
+    if store.manifest.canonical is None or store.manifest.canonical.format != "original":
+        return
+    sizes = store.index.take(("width", "height"), _rows_of(store))
+    if len(sizes["width"]) < _MIN_FILES:
+        return
+    before = [float(np.median(sizes[name])) for name in ("width", "height")]
+    new = [float(median(side)) for side in zip(*sample.sides, strict=True)]
+    if all(1 / _TIMES_LARGER < a / b < _TIMES_LARGER for a, b in zip(new, before, strict=True)):
+        return
+    there, here = ("x".join(f"{side:.0f}" for side in sides) for sides in (before, new))
+    yield (
+        "warning",
+        f"new images are {here} pixels in the median, and those of the store {there}; if they were exported in another "
+        "way, export them as the others were",
+    )
+
+
+def find_other_brightness(preview: Preview) -> Iterator[Remark]:
+    """Find new images that are darker or brighter than those of the store."""
+    sample = preview.sample
+    if preview.known is None or sample is None or len(sample.means) < _MIN_FILES:
+        return
+    before, new = _brightness(preview.known.store), np.array(sample.means)
+    if len(before) < _MIN_FILES:
+        return
+    difference = float(new.mean() - before.mean())
+    spread = float(np.sqrt((new.var(ddof=1) + before.var(ddof=1)) / 2))
+    error = float(np.sqrt(new.var(ddof=1) / len(new) + before.var(ddof=1) / len(before)))
+    if abs(difference) <= max(_MIN_EFFECT * spread, _MIN_ERRORS * error):
+        return
+    yield (
+        "warning",
+        f"new images are {'brighter' if difference > 0 else 'darker'} than those of the store: their mean value is "
+        f"{new.mean():.0f} of 255, and {before.mean():.0f} there (between images {spread:.0f}); if that is a matter of "
+        "the camera or of the export, a student may tell old from new by it",
+    )
+
+
+def find_packed_copies(preview: Preview) -> Iterator[Remark]:
+    """Find new files that the store has under other keys, byte for byte."""
+    sample = preview.sample
+    if preview.known is None or sample is None or not sample.digests:
+        return
+    packed = preview.known.store.index.image_digests()
+    new = pa.array(list(sample.digests), packed.type)
+    copies = [
+        digest
+        for digest, there in zip(new, pc.is_in(new, value_set=packed), strict=True)
+        if there.as_py()
+    ]
+    if copies:
+        keys = (sample.digests[digest.as_py()] for digest in copies)
+        names = shorten([quote(unquote(key), 200)[1:-1] for key in keys], _NAMED)
+        yield (
+            "warning",
+            f"new files are in the store already, byte for byte ({len(copies):,} of {len(sample.digests):,} that were "
+            f"compared: {names}), under other keys; if folders were renamed, name them as they were",
+        )
+
+
+def _rows_of(store: Store) -> NDArray[np.int64]:
+    """Return rows of a few shards that are spread over a store."""
+    shards = np.unique(np.linspace(0, len(store.shards) - 1, _SHARDS).astype(np.int64))
+    rows = [np.asarray(store.rows_of_shard(number))[:_ROWS_OF_SHARD] for number in shards.tolist()]
+    return np.concatenate(rows)
+
+
+def _brightness(store: Store) -> NDArray[np.float64]:
+    """Return the mean values of the frames of a few records of a store."""
+    rows, means = _rows_of(store), []
+    numbers = store.index.shard_numbers(rows)
+    for number in np.unique(numbers).tolist():
+        places = rows[numbers == number] - store.rows_of_shard(number).start
+        frames = ShardFrames(store, store.shards[number], places).read(0, len(places)).frames
+        means += [float(frame.float().mean()) for frame in frames]
+    return np.array(means)
