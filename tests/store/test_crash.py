@@ -1,6 +1,5 @@
 """Crashes after any file operation: a file is then old, new or absent, and never partial."""
 
-import contextlib
 import shutil
 from pathlib import Path
 
@@ -13,28 +12,13 @@ from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from tests.support.crashes import Stopped, StoppingOs
+from tests.support.crashes import Stopped, StoppingOs, stop_everywhere
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
 
 EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 13])
 """Step between crash points. With 13, `make test` still covers every kind, as a commit has eight operations."""
-
-
-def stop_everywhere(monkeypatch, action, check, every=1):
-    """Run `action` with a crash after 0, 1, 2, ... times `every` operations, and `check` after each crash."""
-    points = 0
-    while True:
-        stopping = StoppingOs(points)
-        with monkeypatch.context() as patch:
-            patch.setattr(local_files, "os", stopping)
-            with contextlib.suppress(Stopped):
-                action(points)
-        if not stopping.stopped:
-            return points
-        check(points)
-        points += every
 
 
 def test_a_file_is_old_or_new_at_every_point(tmp_path, monkeypatch):

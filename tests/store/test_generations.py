@@ -1,9 +1,18 @@
 """A store that grows: further generations of records, passes that follow, and readers of what was there before."""
 
+import os
+import pickle
 import random
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import numpy as np
+import obstore
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -20,15 +29,19 @@ from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder
 from permafrost.loading.subset import rows_of_split
-from permafrost.storage import buckets
+from permafrost.storage import buckets, lock
 from permafrost.storage.rooted_paths import rooted
-from permafrost.store import commit, pack
+from permafrost.store.index_writer import is_table
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from tests.support.buckets import contents, files_below, memory_buckets
-from tests.support.kills import killed_at
+from tests.support.crashes import stop_everywhere
+from tests.support.kills import Killed, killed_at
+from tests.support.paths import ROOT
+from tests.support.processes import wait_until
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.stores import Frozen, precompute_config
+from tests.support.trees import tree_bytes
 from tests.support.verbs import distill, precompute
 
 TEACHER = CifarModelConfig(name="resnet8", width=4, weights="random", classes=2)
@@ -90,9 +103,8 @@ def logits_of(store):
     return {
         key: values
         for shard in store.shards
-        for key, values in zip(
-            teacher.shard_keys(shard), teacher.read_shard(shard)["logits"][:, 0], strict=True
-        )
+        if (keys := teacher.shard_keys(shard))
+        for key, values in zip(keys, teacher.read_shard(shard)["logits"][:, 0], strict=True)
     }
 
 
@@ -116,10 +128,10 @@ def test_records_of_many_appends_are_those_of_a_dictionary(pictures, tmp_path):
     assert store.num_generations == 7
     assert len(store.pass_folders()) == 1
     assert logits_of(store).keys() == pictures.labels.keys()
-    for count in range(1, 7):
-        part = store.part(0, count)
-        assert list(labels_of(part)) == orders[count - 1]
-        assert store.part_with(part.manifest.fingerprint).num_generations == count
+    for number in range(1, 7):
+        part = store.part(0, number)
+        assert list(labels_of(part)) == orders[number - 1]
+        assert store.part_with(part.manifest.fingerprint).num_generations == number
     assert list(verify_store(path)) == []
     assert precompute.run(config).packed_records == 0
 
@@ -249,48 +261,109 @@ def test_a_lost_file_of_an_earlier_generation_is_named(pictures, tmp_path):
 # ---- kills ---------------------------------------------------------------------------------------
 
 
-def test_an_append_that_was_killed_anywhere_ends_with_the_same_bytes(pictures, tmp_path):
-    for name in range(6, 11):
-        pictures.add(str(name), "dog")
-    hidden = {
-        path: path.read_bytes() for path in (pictures.path_of(n, "dog") for n in range(6, 11))
-    }
+@pytest.fixture
+def begun(pictures, tmp_path):
+    """Packed and annotated store whose data have got more records, and the files that an append makes of it."""
+    path, expected = tmp_path / "begun", tmp_path / "expected"
+    precompute.run(options(pictures, path, teacher=TEACHER, shard_size=8))
+    pictures.add_all("ab", ("bird", "cat"))
+    shutil.copytree(path, expected)
+    precompute.run(options(pictures, expected, teacher=TEACHER, append=True, shard_size=8))
+    return path, tree_bytes(expected)
 
-    def hide(yes):
-        for path, data in hidden.items():
-            path.unlink(missing_ok=True)
-            if not yes:
-                path.write_bytes(data)
 
-    results = []
-    for number, kill in enumerate(
-        [
-            None,
-            (pack, "write_image_shard", 2),
-            (commit, "write_manifest", 1),
-            (commit, "remove_other_tables", 1),
-        ]
-    ):
-        path = tmp_path / f"store{number}"
-        hide(True)
-        precompute.run(options(pictures, path, teacher=TEACHER))
-        hide(False)
-        config = options(pictures, path, teacher=TEACHER, append=True)
-        if kill is not None:
-            with killed_at(*kill):
-                precompute.run(config)
-            assert len(labels_of(Store(path))) in (10, 15)
-        precompute.run(config)
-        results.append(
-            {
-                name: data
-                for name, data in files_below(path).items()
-                if not name.startswith((".origin", "preview"))
-            }
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 37])
+def test_an_append_that_was_stopped_anywhere_ends_with_the_same_bytes(
+    begun, pictures, tmp_path, monkeypatch, every
+):
+    start, expected = begun
+
+    def append(point):
+        store = shutil.copytree(start, tmp_path / str(point), dirs_exist_ok=True)
+        precompute.run(options(pictures, store, teacher=TEACHER, append=True, shard_size=8))
+
+    def check(point):
+        store = tmp_path / str(point)
+        assert len(labels_of(Store(store))) in (10, 14)
+        assert {*logits_of(Store(store))} <= pictures.labels.keys()
+        precompute.run(options(pictures, store, teacher=TEACHER, append=True, shard_size=8))
+        made = tree_bytes(store)
+        assert made.items() >= expected.items()
+        assert all(is_table(name) for name in made.keys() - expected.keys())
+        assert list(verify_store(store)) == []
+        shutil.rmtree(store)
+
+    assert stop_everywhere(monkeypatch, append, check, every) > 150
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
+def test_an_append_to_a_bucket_that_was_killed_anywhere_ends_with_the_same_bytes(
+    begun, pictures, tmp_path, monkeypatch, every
+):
+    monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.2)  # of the lease of a writer that was killed
+    start, expected = begun
+    expected.pop(lock.LOCK_NAME)
+    words = {"teacher": TEACHER, "append": True, "shard_size": 8}
+    call, is_killed = 0, True
+    while is_killed:
+        call += every
+        with memory_buckets(tmp_path / f"cache{call}"):
+            client = buckets._client("s3://bucket")
+            for name, data in tree_bytes(start).items():
+                obstore.put(client, f"store/{name}", data)
+            calls = count(1)
+
+            def killed(original, *arguments, calls=calls, call=call, **others):
+                if next(calls) == call:
+                    raise Killed
+                return original(*arguments, **others)
+
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("put_object", "create_object"):
+                    patch.setattr(buckets, name, partial(killed, getattr(buckets, name)))
+                try:
+                    precompute.run(options(pictures, "s3://bucket/store", **words))
+                    is_killed = False
+                except Killed:
+                    assert len(labels_of(Store(rooted("s3://bucket/store")))) in (10, 14)
+            precompute.run(options(pictures, "s3://bucket/store", **words))
+            assert list(verify_store(rooted("s3://bucket/store"))) == []
+            made = contents(client, "store")
+        assert made.keys() >= expected.keys()
+        assert all(made[name] == data for name, data in expected.items())
+    assert call > 20
+
+
+_RUN = """
+import pickle, sys
+from tests.support.verbs import precompute
+precompute.run(pickle.load(open(sys.argv[1], "rb")))
+"""
+
+
+@pytest.mark.slow
+def test_an_append_on_ray_whose_driver_was_killed_ends_with_the_same_bytes(
+    begun, pictures, tmp_path
+):
+    start, expected = begun
+    before = len(tree_bytes(start))
+    for files in range(0, len(expected) - before, 2):
+        store = shutil.copytree(start, tmp_path / str(files))
+        config = options(
+            pictures, store, teacher=TEACHER, append=True, shard_size=8, executor="ray"
         )
-        assert list(verify_store(path)) == []
-    assert results[0] == results[1] == results[2]
-    assert results[0].keys() - results[3].keys() == set()
+        saved = tmp_path / f"{files}.pickle"
+        saved.write_bytes(pickle.dumps(config))
+        process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, saved], cwd=ROOT, start_new_session=True
+        )
+        wait_until(lambda: len(tree_bytes(store)) >= before + files, process)  # noqa: B023
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        precompute.run(replace(config, executor="serial"))
+        made = tree_bytes(store)
+        assert made.items() >= expected.items()
+        assert all(is_table(name) for name in made.keys() - expected.keys())
 
 
 def test_a_store_in_a_bucket_grows_to_the_bytes_of_a_local_one(pictures, tmp_path):

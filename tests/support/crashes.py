@@ -1,6 +1,9 @@
 """A process that ends after any of its file operations."""
 
+import contextlib
 import os
+
+from permafrost.storage import local_files
 
 OPERATIONS = ("open", "write", "fsync", "close", "replace", "unlink", "mkdir")
 
@@ -45,3 +48,18 @@ class StoppingOs:
             self.stopped = True
             raise Stopped
         self.left -= 1
+
+
+def stop_everywhere(monkeypatch, action, check, every=1):
+    """Run `action` with a crash after 0, 1, 2, ... times `every` operations, and `check` after each crash."""
+    points = 0
+    while True:
+        stopping = StoppingOs(points)
+        with monkeypatch.context() as patch:
+            patch.setattr(local_files, "os", stopping)
+            with contextlib.suppress(Stopped):
+                action(points)
+        if not stopping.stopped:
+            return points
+        check(points)
+        points += every

@@ -708,7 +708,7 @@ class JoinedPass(TeacherPass):
         return np.cumsum([len(part.store.shards) for part in self.parts])
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
-        return self.pass_of_shard(shard).shard_keys(shard)
+        return [] if self._is_later(shard) else self.pass_of_shard(shard).shard_keys(shard)
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
         if self._is_later(shard):
