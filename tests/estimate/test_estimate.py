@@ -26,6 +26,7 @@ from permafrost_estimate import steps
 from permafrost_estimate.options import EstimateConfig, EstimateOptions
 from permafrost_papers.interpretability.options import CellsDataConfig
 from permafrost_sources.options import DemoDataConfig
+from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.images import write_tar
 from tests.support.runs import PAD_CROP
 from tests.support.stores import precompute_config
@@ -232,6 +233,23 @@ def test_only_the_estimate_is_left(tmp_path, tiny_teacher, own_temporary_folder)
     assert [path.name for path in Path("runs").rglob("*.*")] == ["estimate.json"]
     values = json.loads(Path(result.file).read_text())
     assert (values["records"], values["training"]["epochs"]) == (72, 2)
+
+
+def test_new_records_are_a_share_of_all(tmp_path):
+    pictures = Pictures(tmp_path / "pictures")
+    pictures.add_all(range(5))
+    config = growing_options(pictures, tmp_path / "store", teacher=TEACHER)
+    precompute.run(config)
+    pictures.add_all("ab", ("cat", "eel"))
+    appending = replace(config, store=replace(config.store, append=True))
+    options = EstimateOptions(shards=3, rounds=1)
+    result = estimate.run(estimate_config(appending, estimate=options))
+
+    assert (result.estimate.appended, result.estimate.records) == (4, 14)
+    assert result.estimate.packing is not None
+    assert result.printed()["append"].startswith("4 new records take ")
+    finished = estimate.run(estimate_config(config, estimate=options)).printed()
+    assert "append" not in finished
 
 
 def test_without_a_teacher_only_packing_is_estimated(tmp_path):

@@ -15,6 +15,7 @@ import webdataset
 import yaml
 from PIL import Image
 
+from permafrost import open_store
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
@@ -35,8 +36,10 @@ from tests.support.exchange import (
     run_precompute,
     values_by_key,
 )
+from tests.support.growing import TEACHER as GROWING_TEACHER
+from tests.support.growing import Pictures, growing_options
 from tests.support.trees import tree_bytes
-from tests.support.verbs import attach, share
+from tests.support.verbs import attach, precompute, share
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 LICENSES = "licenses={images: CC-BY-4.0, weights: MIT, targets: CC0-1.0}"
@@ -172,6 +175,34 @@ def test_a_student_of_an_attached_pass_is_that_of_the_original(
 
 
 # ---- other pixels, damage and options ------------------------------------------------------------
+
+
+def test_a_pass_over_several_generations_is_shared_as_far_as_it_goes(tmp_path):
+    pictures = Pictures(tmp_path / "pictures")
+    pictures.add_all(range(5))
+    precompute.run(growing_options(pictures, tmp_path / "store", teacher=GROWING_TEACHER))
+    shared, records = [], []
+    for number, teacher in enumerate([None, GROWING_TEACHER, None]):
+        pictures.add_all([f"more{number}"])
+        precompute.run(growing_options(pictures, tmp_path / "store", teacher=teacher, append=True))
+        shared.append(tmp_path / f"shared{number}")
+        records.append(run_share(tmp_path / "store", shared[-1]).records)
+    assert records == [10, 14, 14]
+    assert len({json.loads((path / "share.json").read_text())["name"] for path in shared}) == 2
+
+    other = tmp_path / "other"
+    pictures.path_of("more2", "cat").unlink()
+    pictures.path_of("more2", "dog").unlink()
+    precompute.run(growing_options(pictures, other))
+    assert run_attach(other, shared[1]).records == 14
+    assert list(verify_store(other)) == []
+    there, here = (
+        open_store(path).table(fields=("logits", "map")).to_pandas().set_index("key")
+        for path in (tmp_path / "store", other)
+    )
+    for key, row in here.iterrows():
+        np.testing.assert_array_equal(row["logits"], there.loc[key, "logits"])
+        np.testing.assert_array_equal(row["map"], there.loc[key, "map"])
 
 
 def test_the_share_of_another_pass_is_not_written_over(photographs, names, shared):

@@ -14,7 +14,8 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost_report import store_sheet
 from permafrost_report.store_sheet import _measure
-from tests.support.verbs import show
+from tests.support.growing import TEACHER, Pictures, growing_options
+from tests.support.verbs import precompute, show
 
 
 def test_a_sheet_has_the_facts_and_as_many_records_as_asked(frozen):
@@ -66,6 +67,19 @@ def test_titles_end_with_an_ellipsis_where_the_next_picture_begins(frozen, monke
     assert {"i", "$a$"} <= shown
     assert any(text.startswith("a long na") and text.endswith("…") for text in shown)
     assert any(text.startswith("says ") and text.endswith("…") for text in shown)
+
+
+def test_a_pass_that_lacks_the_last_records_is_drawn_with_those_that_it_has(tmp_path):
+    pictures = Pictures(tmp_path / "pictures")
+    pictures.add_all(range(5))
+    precompute.run(growing_options(pictures, tmp_path / "store", teacher=TEACHER))
+    pictures.add_all("a")
+    result = precompute.run(growing_options(pictures, tmp_path / "store", append=True))
+
+    assert "precompute" in result.next
+    facts = open_store(tmp_path / "store").show().facts
+    assert facts["generations"] == "1 of 2"
+    assert facts["shown"] == "train, 10 of 10 records"
 
 
 def test_the_stage_writes_a_picture_that_can_be_opened(frozen, tmp_path):

@@ -1,5 +1,6 @@
 """A store that grows: further generations of records, passes that follow, and readers of what was there before."""
 
+import dataclasses
 import os
 import pickle
 import random
@@ -20,54 +21,32 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from permafrost.annotation.feature_projections import ChannelMoments
+from permafrost.annotation.teacher_pass import plan_passes
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
-from permafrost.config.data import ImageFolderDataConfig
-from permafrost.config.models import CifarModelConfig
+from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import UserError
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder
 from permafrost.loading.subset import rows_of_split
+from permafrost.models.resolve import resolve_precompute
 from permafrost.storage import buckets, lock
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store.index_writer import is_table
+from permafrost.store.projections import write_projection
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from tests.support.buckets import contents, files_below, memory_buckets
 from tests.support.crashes import stop_everywhere
+from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.kills import Killed, killed_at
 from tests.support.paths import ROOT
 from tests.support.processes import wait_until
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
-from tests.support.stores import Frozen, precompute_config
+from tests.support.stores import Frozen
 from tests.support.trees import tree_bytes
 from tests.support.verbs import distill, precompute
-
-TEACHER = CifarModelConfig(name="resnet8", width=4, weights="random", classes=2)
-
-
-class Pictures:
-    """A folder of pictures that gets more of them."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.labels = {}
-
-    def add(self, name, cls, size=(18, 22), split="train"):
-        path = self.folder / split / cls / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(len(self.labels)).integers(0, 255, (*size, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-        self.labels[f"{split}%2F{cls}%2F{name}%2Epng"] = cls
-
-    def add_all(self, names, classes=("cat", "dog"), **options):
-        for name in names:
-            for cls in classes:
-                self.add(f"{name}", cls, **options)
-
-    def path_of(self, name, cls, split="train"):
-        return self.folder / split / cls / f"{name}.png"
 
 
 @pytest.fixture
@@ -75,19 +54,6 @@ def pictures(tmp_path):
     pictures = Pictures(tmp_path / "pictures")
     pictures.add_all(range(5))
     return pictures
-
-
-def options(pictures, store, *, teacher=None, append=False, changed="stop", **others):
-    config = precompute_config(
-        store,
-        teacher,
-        data=ImageFolderDataConfig(path=str(pictures.folder)),
-        image_size=16,
-        shard_size=others.pop("shard_size", 4),
-        annotate=PassOptions(batch_size=4),
-        **others,
-    )
-    return replace(config, store=replace(config.store, append=append, changed=changed))
 
 
 def labels_of(store):
@@ -113,7 +79,7 @@ def logits_of(store):
 
 def test_records_of_many_appends_are_those_of_a_dictionary(pictures, tmp_path):
     generator, path = random.Random(0), tmp_path / "store"
-    config = options(pictures, path, teacher=TEACHER, append=True)
+    config = growing_options(pictures, path, teacher=TEACHER, append=True)
     precompute.run(config)
     orders = [list(labels_of(Store(path)))]
     for number in range(6):
@@ -136,7 +102,7 @@ def test_records_of_many_appends_are_those_of_a_dictionary(pictures, tmp_path):
     assert precompute.run(config).packed_records == 0
 
     at_once = tmp_path / "at once"
-    precompute.run(options(pictures, at_once, teacher=TEACHER))
+    precompute.run(growing_options(pictures, at_once, teacher=TEACHER))
     wanted = logits_of(Store(at_once))
     for key, logits in logits_of(store).items():
         np.testing.assert_allclose(logits.astype(float), wanted[key].astype(float), atol=2e-3)
@@ -153,7 +119,7 @@ def test_records_of_fifty_appends_are_those_of_a_dictionary(sizes, seed, tmp_pat
     pictures, path = Pictures(folder / "pictures"), folder / "store"
     for split in ("train", "test"):
         pictures.add_all(range(5), split=split)
-    config = options(pictures, path, teacher=TEACHER, append=True, shard_size=256)
+    config = growing_options(pictures, path, teacher=TEACHER, append=True, shard_size=256)
     precompute.run(config)
     order, targets = labels_of(Store(path)), logits_of(Store(path))
     for number, size in enumerate(sizes):
@@ -174,7 +140,7 @@ def test_records_of_fifty_appends_are_those_of_a_dictionary(sizes, seed, tmp_pat
     for key, logits in targets.items():
         np.testing.assert_array_equal(final[key], logits)
     at_once = folder / "at once"
-    precompute.run(options(pictures, at_once, teacher=TEACHER, shard_size=256))
+    precompute.run(growing_options(pictures, at_once, teacher=TEACHER, shard_size=256))
     wanted = logits_of(Store(at_once))
     assert final.keys() == wanted.keys()
     for key, logits in final.items():
@@ -182,19 +148,19 @@ def test_records_of_fifty_appends_are_those_of_a_dictionary(sizes, seed, tmp_pat
 
 
 def test_a_store_of_one_generation_says_nothing_of_generations(pictures, tmp_path):
-    precompute.run(options(pictures, tmp_path / "store"))
-    precompute.run(options(pictures, tmp_path / "appended", append=True))
+    precompute.run(growing_options(pictures, tmp_path / "store"))
+    precompute.run(growing_options(pictures, tmp_path / "appended", append=True))
     assert files_below(tmp_path / "store") == files_below(tmp_path / "appended")
     assert b"generations" not in files_below(tmp_path / "store")["manifest.json"]
 
 
 def test_new_classes_come_last_and_old_labels_keep_their_numbers(pictures, tmp_path):
     path = tmp_path / "store"
-    precompute.run(options(pictures, path))
+    precompute.run(growing_options(pictures, path))
     pictures.add_all("ab", ("ant", "dog", "bird"))
     with pytest.raises(UserError, match=r"2 classes .* describe 4 .* append what is new to it"):
-        precompute.run(options(pictures, path))
-    precompute.run(options(pictures, path, append=True))
+        precompute.run(growing_options(pictures, path))
+    precompute.run(growing_options(pictures, path, append=True))
     store = Store(path)
     assert store.manifest.classes == ("cat", "dog", "ant", "bird")
     assert labels_of(store) == pictures.labels
@@ -204,11 +170,11 @@ def test_new_classes_come_last_and_old_labels_keep_their_numbers(pictures, tmp_p
 
 def test_a_reader_goes_on_while_records_are_appended(pictures, tmp_path):
     path = tmp_path / "store"
-    precompute.run(options(pictures, path))
+    precompute.run(growing_options(pictures, path))
     opened, begun = Store(path), Store(path)
     before = labels_of(begun)
     pictures.add_all("ab")
-    precompute.run(options(pictures, path, append=True))
+    precompute.run(growing_options(pictures, path, append=True))
     assert labels_of(opened) == labels_of(begun) == before
     assert len(labels_of(Store(path))) == len(before) + 4
 
@@ -229,14 +195,14 @@ def test_records_that_have_changed_stop_unless_they_are_kept(
     pictures, tmp_path, change, text, grows
 ):
     path = tmp_path / "store"
-    precompute.run(options(pictures, path))
+    precompute.run(growing_options(pictures, path))
     pictures.add_all("ab")
-    precompute.run(options(pictures, path, append=True))
+    precompute.run(growing_options(pictures, path, append=True))
     before = labels_of(Store(path))
     change(pictures)
     if grows:
         pictures.add("c", "cat")
-    config = options(pictures, path, append=True)
+    config = growing_options(pictures, path, append=True)
     config = replace(config, store=replace(config.store, relist=True))
     with pytest.raises(UserError, match=text):
         precompute.run(config)
@@ -249,13 +215,13 @@ def test_records_that_have_changed_stop_unless_they_are_kept(
 
 def test_a_lost_file_of_an_earlier_generation_is_named(pictures, tmp_path):
     path = tmp_path / "store"
-    precompute.run(options(pictures, path))
+    precompute.run(growing_options(pictures, path))
     pictures.add_all("ab")
-    precompute.run(options(pictures, path, append=True))
+    precompute.run(growing_options(pictures, path, append=True))
     next((path / "images").iterdir()).unlink()
     pictures.add("c", "cat")
     with pytest.raises(UserError, match="has lost 1 shards"):
-        precompute.run(options(pictures, path, append=True))
+        precompute.run(growing_options(pictures, path, append=True))
 
 
 # ---- kills ---------------------------------------------------------------------------------------
@@ -265,10 +231,10 @@ def test_a_lost_file_of_an_earlier_generation_is_named(pictures, tmp_path):
 def begun(pictures, tmp_path):
     """Packed and annotated store whose data have got more records, and the files that an append makes of it."""
     path, expected = tmp_path / "begun", tmp_path / "expected"
-    precompute.run(options(pictures, path, teacher=TEACHER, shard_size=8))
+    precompute.run(growing_options(pictures, path, teacher=TEACHER, shard_size=8))
     pictures.add_all("ab", ("bird", "cat"))
     shutil.copytree(path, expected)
-    precompute.run(options(pictures, expected, teacher=TEACHER, append=True, shard_size=8))
+    precompute.run(growing_options(pictures, expected, teacher=TEACHER, append=True, shard_size=8))
     return path, tree_bytes(expected)
 
 
@@ -280,13 +246,13 @@ def test_an_append_that_was_stopped_anywhere_ends_with_the_same_bytes(
 
     def append(point):
         store = shutil.copytree(start, tmp_path / str(point), dirs_exist_ok=True)
-        precompute.run(options(pictures, store, teacher=TEACHER, append=True, shard_size=8))
+        precompute.run(growing_options(pictures, store, teacher=TEACHER, append=True, shard_size=8))
 
     def check(point):
         store = tmp_path / str(point)
         assert len(labels_of(Store(store))) in (10, 14)
         assert {*logits_of(Store(store))} <= pictures.labels.keys()
-        precompute.run(options(pictures, store, teacher=TEACHER, append=True, shard_size=8))
+        precompute.run(growing_options(pictures, store, teacher=TEACHER, append=True, shard_size=8))
         made = tree_bytes(store)
         assert made.items() >= expected.items()
         assert all(is_table(name) for name in made.keys() - expected.keys())
@@ -322,11 +288,11 @@ def test_an_append_to_a_bucket_that_was_killed_anywhere_ends_with_the_same_bytes
                 for name in ("put_object", "create_object"):
                     patch.setattr(buckets, name, partial(killed, getattr(buckets, name)))
                 try:
-                    precompute.run(options(pictures, "s3://bucket/store", **words))
+                    precompute.run(growing_options(pictures, "s3://bucket/store", **words))
                     is_killed = False
                 except Killed:
                     assert len(labels_of(Store(rooted("s3://bucket/store")))) in (10, 14)
-            precompute.run(options(pictures, "s3://bucket/store", **words))
+            precompute.run(growing_options(pictures, "s3://bucket/store", **words))
             assert list(verify_store(rooted("s3://bucket/store"))) == []
             made = contents(client, "store")
         assert made.keys() >= expected.keys()
@@ -349,7 +315,7 @@ def test_an_append_on_ray_whose_driver_was_killed_ends_with_the_same_bytes(
     before = len(tree_bytes(start))
     for files in range(0, len(expected) - before, 2):
         store = shutil.copytree(start, tmp_path / str(files))
-        config = options(
+        config = growing_options(
             pictures, store, teacher=TEACHER, append=True, shard_size=8, executor="ray"
         )
         saved = tmp_path / f"{files}.pickle"
@@ -369,10 +335,10 @@ def test_an_append_on_ray_whose_driver_was_killed_ends_with_the_same_bytes(
 def test_a_store_in_a_bucket_grows_to_the_bytes_of_a_local_one(pictures, tmp_path):
     with memory_buckets(tmp_path / "cache"):
         for path in ("s3://bucket/store", tmp_path / "store"):
-            precompute.run(options(pictures, path, teacher=TEACHER))
+            precompute.run(growing_options(pictures, path, teacher=TEACHER))
         pictures.add_all("ab", ("bird", "cat"))
         for path in ("s3://bucket/store", tmp_path / "store"):
-            precompute.run(options(pictures, path, teacher=TEACHER, append=True))
+            precompute.run(growing_options(pictures, path, teacher=TEACHER, append=True))
         made = contents(buckets._client("s3://bucket"), "store")
         store = Store(rooted("s3://bucket/store"))
         dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
@@ -393,7 +359,7 @@ def test_a_store_in_a_bucket_grows_to_the_bytes_of_a_local_one(pictures, tmp_pat
 
 
 def test_a_pass_follows_with_the_projections_of_the_first_one(pictures, tmp_path):
-    config = options(
+    config = growing_options(
         pictures,
         tmp_path / "store",
         teacher=TEACHER,
@@ -424,9 +390,58 @@ def test_a_pass_follows_with_the_projections_of_the_first_one(pictures, tmp_path
     assert list(verify_store(tmp_path / "store")) == []
 
 
+def _bits_of(value):
+    """Bytes of all tensors inside of dataclasses, tuples and mappings."""
+    if isinstance(value, torch.Tensor):
+        return [value.numpy().tobytes()]
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [bits for part in value for bits in _bits_of(part)] if isinstance(value, tuple) else []
+
+
+def test_targets_are_those_of_a_store_packed_at_once_with_the_same_projections(pictures, tmp_path):
+    annotate = PassOptions(
+        batch_size=4, payloads=("logits", "map", "features"), features_channels=3
+    )
+    pictures.add_all("a")  # whole batches: 3 of the first generation, 2 of the next one
+    config = growing_options(pictures, tmp_path / "store", teacher=TEACHER, append=True)
+    config = replace(config, annotate=annotate)
+    precompute.run(config)
+    pictures.add_all("bcde")
+    precompute.run(config)
+
+    at_once = growing_options(pictures, tmp_path / "at once", teacher=TEACHER)
+    precompute.run(replace(at_once, teacher=NoModelConfig()))
+    at_once = resolve_precompute(replace(at_once, annotate=annotate), Store(tmp_path / "at once"))
+    ((plan,),) = plan_passes(at_once, Store(tmp_path / "at once"))
+    (teacher,) = Store(tmp_path / "store").open_passes()
+    assert teacher.projections
+    for field, projection in teacher.projections.items():
+        write_projection(plan.folder, field, projection)
+    precompute.run(at_once)
+
+    targets = []
+    for name in ("store", "at once"):
+        store = Store(tmp_path / name)
+        for payload in ("map", "features"):
+            dataset = StoreDataset(
+                store, range(store.num_records()), store.open_passes(), payload=payload
+            )
+            batch = dataset.__getitems__(sorted(range(20), key=dataset.keys_at().__getitem__))
+            targets.append(batch)
+    for joined, whole in zip(targets[:2], targets[2:], strict=True):
+        assert joined.keys == whole.keys
+        torch.testing.assert_close(joined.inputs, whole.inputs, rtol=0, atol=0)
+        bits = [_bits_of(batch.targets) for batch in (joined, whole)]
+        assert bits[0] == bits[1]
+        assert len(bits[0]) > 1
+
+
 def test_a_run_keeps_to_the_generations_that_it_has_read(pictures, tmp_path):
     path = tmp_path / "store"
-    config = options(pictures, path, teacher=TEACHER)
+    config = growing_options(pictures, path, teacher=TEACHER)
     precompute.run(config)
     frozen = Frozen(Store(path), config)
     trainer = replace(TRAINER, epochs=3, batch_size=4, checkpoint_every_steps=1)
@@ -434,7 +449,7 @@ def test_a_run_keeps_to_the_generations_that_it_has_read(pictures, tmp_path):
     with killed_at(transfer, "move_batch", 4):
         distill.run(distill_config(frozen, run="killed", trainer=trainer))
     pictures.add_all("abcd", ("ant", "cat"), size=(40, 17))
-    precompute.run(options(pictures, path, teacher=TEACHER, append=True))
+    precompute.run(growing_options(pictures, path, teacher=TEACHER, append=True))
 
     distill.run(distill_config(frozen, run="killed", trainer=trainer))
     assert_equal_states(weights_of("killed"), weights_of("whole"))
@@ -446,10 +461,10 @@ def test_a_run_keeps_to_the_generations_that_it_has_read(pictures, tmp_path):
 
 def test_a_new_run_reads_what_its_passes_cover(pictures, tmp_path, caplog):
     path = tmp_path / "store"
-    config = options(pictures, path, teacher=TEACHER)
+    config = growing_options(pictures, path, teacher=TEACHER)
     precompute.run(config)
     pictures.add_all("abcd")
-    precompute.run(options(pictures, path, append=True))  # without the teacher
+    precompute.run(growing_options(pictures, path, append=True))  # without the teacher
     frozen = Frozen(Store(path), config)
     trainer = replace(TRAINER, epochs=1, batch_size=4)
     distill.run(distill_config(frozen, run="one", trainer=trainer))
