@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -33,6 +34,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.models.resolve import resolve_precompute
 from permafrost.storage import buckets, lock
 from permafrost.storage.rooted_paths import rooted
+from permafrost.store import commit
 from permafrost.store.index_writer import is_table
 from permafrost.store.projections import write_projection
 from permafrost.store.reader import Store
@@ -213,15 +215,38 @@ def test_records_that_have_changed_stop_unless_they_are_kept(
     assert len(after) == len(before) + grows
 
 
-def test_a_lost_file_of_an_earlier_generation_is_named(pictures, tmp_path):
+@pytest.mark.parametrize("kind", ["shards", "tables"])
+def test_lost_files_of_any_generation_are_written_again(pictures, tmp_path, kind):
+    path = tmp_path / "store"
+    config = growing_options(pictures, path, append=True)
+    precompute.run(config)
+    for names in ("ab", "cd"):
+        pictures.add_all(names)
+        precompute.run(config)
+    whole = tree_bytes(path)
+    manifest = Store(path).manifest
+    shards = [shard.name for shard in manifest.shards]
+    lost = {
+        "shards": [f"images/{shards[0]}.tar", f"receipts/{shards[-1]}.parquet"],
+        "tables": [manifest.index.path, manifest.keys.path],
+    }[kind]
+    for name in lost:
+        (path / name).unlink()
+    precompute.run(growing_options(pictures, path))
+    assert {name: tree_bytes(path)[name] for name in lost} == {name: whole[name] for name in lost}
+    assert Store(path).manifest.fingerprint == manifest.fingerprint
+    assert list(verify_store(path)) == []
+
+
+def test_a_lost_file_of_changed_records_is_named(pictures, tmp_path):
     path = tmp_path / "store"
     precompute.run(growing_options(pictures, path))
     pictures.add_all("ab")
     precompute.run(growing_options(pictures, path, append=True))
     next((path / "images").iterdir()).unlink()
-    pictures.add("c", "cat")
-    with pytest.raises(UserError, match="has lost 1 shards"):
-        precompute.run(growing_options(pictures, path, append=True))
+    pictures.path_of("a", "cat").unlink()
+    with pytest.raises(UserError, match="has lost 1 shards .* not as they were packed"):
+        precompute.run(growing_options(pictures, path, changed="keep"))
 
 
 # ---- kills ---------------------------------------------------------------------------------------
@@ -298,6 +323,37 @@ def test_an_append_to_a_bucket_that_was_killed_anywhere_ends_with_the_same_bytes
         assert made.keys() >= expected.keys()
         assert all(made[name] == data for name, data in expected.items())
     assert call > 20
+
+
+@pytest.mark.parametrize("cleans", [True, False])
+def test_of_two_writers_that_append_to_a_bucket_the_second_one_stops(
+    begun, pictures, tmp_path, monkeypatch, cleans
+):
+    """The lease would turn it away, unless it was taken over from a process that had only stopped for a while."""
+    start, _ = begun
+    original = commit.write_manifest
+
+    def after_another(folder, manifest):
+        monkeypatch.setattr(commit, "write_manifest", original)
+        pictures.add("of another writer", "cat")
+        with pytest.MonkeyPatch.context() as patch:
+            if not cleans:  # it has not yet removed the tables of others
+                patch.setattr(commit, "remove_other_tables", lambda *_: None)
+            precompute.run(growing_options(pictures, store, append=True))
+        return original(folder, manifest)
+
+    store = "s3://bucket/store"
+    with memory_buckets(tmp_path / "cache"):
+        client = buckets._client("s3://bucket")
+        for name, data in tree_bytes(start).items():
+            obstore.put(client, f"store/{name}", data)
+        monkeypatch.setattr(commit, "write_manifest", after_another)
+        monkeypatch.setattr(precompute.module, "FolderLock", nullcontext)
+        with pytest.raises(UserError, match="is missing|was written by another process"):
+            precompute.run(growing_options(pictures, store, append=True))
+        assert labels_of(Store(rooted(store))) == pictures.labels
+        assert precompute.run(growing_options(pictures, store, append=True)).packed_records == 0
+        assert list(verify_store(rooted(store))) == []
 
 
 _RUN = """

@@ -235,7 +235,7 @@ def commit_store(
         image_size: Side of the canonical frame; None takes the images' common size if they have one, else 256.
         rows_per_shard: Rows of each shard in the arrays of passes.
         max_skipped: Largest number of records that could not be packed.
-        before: Manifest of the store that the shards are appended to.
+        before: Manifest of the store that the shards are appended to. Without shards, its tables are written again.
 
     Returns:
         The manifest that was written.
@@ -254,7 +254,9 @@ def commit_store(
         digests = {shard.name: shard.sha256 for shard in committed.shards}
     # 2. The tables, from the receipts in the order of the plans.
     sizes = set[tuple[int, int]]()
-    suffix = "" if before is None else f"-{dataset.fingerprint[:SHORT]}"
+    parts = () if before is None else before.packed_parts()
+    latest = dataset if plans or not parts else parts[-1].dataset
+    suffix = f"-{latest.fingerprint[:SHORT]}" if parts[1:] or (parts and plans) else ""
     with StoreTablesWriter(store, rows_per_shard, suffix) as writer:
         if before is not None:
             read_packed, numbers = partial(_read_packed, store, before), range(len(before.shards))
@@ -264,7 +266,8 @@ def commit_store(
                     writer.begin_generation()
                 writer.skip(lost)
                 writer.append(entry, rows, digest)
-            writer.begin_generation()
+            if plans:
+                writer.begin_generation()
         for rows, entry, lost, digest in read_each(partial(_read_planned, store), plans, store):
             require_same_shard(entry.file(store), entry.name, entry.sha256, digests.get(entry.name))
             writer.skip(lost)
@@ -279,16 +282,17 @@ def commit_store(
     for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
         remove_leftovers(store / name)
     new = tables.shards if before is None else tables.shards.between(len(before.shards), None)
-    generation = Generation(
-        dataset=dataset,
-        fingerprint=fingerprint_store(dataset, frame, packing.columns, new.names_and_keys()),
-        shards=len(new),
-        skipped=writer.num_skipped,
-        classes=len(classes),
-    )
-    parts = () if before is None else before.packed_parts()
+    if plans:
+        generation = Generation(
+            dataset=dataset,
+            fingerprint=fingerprint_store(dataset, frame, packing.columns, new.names_and_keys()),
+            shards=len(new),
+            skipped=writer.num_skipped,
+            classes=len(classes),
+        )
+        parts = (*parts, generation)
     manifest = StoreManifest(
-        **joined_identity((*parts, generation)),
+        **joined_identity(parts),
         classes=classes,
         canonical=frame,
         kind=packing.record_form.kind,

@@ -24,8 +24,9 @@ from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numb
 from permafrost.storage.files import exists
 from permafrost.storage.files import listing as known_files
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.commit import is_whole, unpacked_shards
+from permafrost.store.commit import commit_store, is_whole, needs_commit, unpacked_shards
 from permafrost.store.entries import StoreMismatchError
+from permafrost.store.image_shards import Packing
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.manifest import MANIFEST_NAME, DatasetIdentity
 from permafrost.store.pack import PackPlan, derive_packing, fingerprint_dataset
@@ -54,10 +55,26 @@ class KnownRecords:
 
 
 def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
-    """Return a finished store that has several generations or may get another, None for others."""
+    """Return a finished store that has several generations or may get another, None for others.
+
+    Lost tables of several generations are written again from the receipts.
+    """
     if not exists(path / MANIFEST_NAME):
         return None
     store = Store(path)
+    manifest = store.manifest
+    if manifest.generations and needs_commit(path):
+        commit_store(
+            path,
+            [],
+            manifest.dataset,
+            classes=manifest.classes,
+            packing=Packing(columns=manifest.columns, on_error="skip"),
+            image_size=None,
+            rows_per_shard=manifest.rows_per_shard,
+            max_skipped=manifest.generations[-1].skipped,
+            before=manifest,
+        )
     return store if config.store.append or store.num_generations > 1 else None
 
 
@@ -174,12 +191,17 @@ def plan_append(
     if manifest.canonical is not None:
         packing = replace(packing, resampling=manifest.canonical.resampling)
     with known_files(store.folder):
-        lost = [shard.name for shard in store.shards if not is_whole(store.folder, shard)]
-    require(
-        not lost,
-        f"{store.path} has lost {len(lost)} shards ({shorten(lost, 3)}), which a store of several generations cannot "
-        "write again; restore it from a copy, or pack the data into another store.path",
-    )
+        lost = [
+            number for number, shard in enumerate(store.shards) if not is_whole(store.folder, shard)
+        ]
+    if lost:
+        names = [store.shards[number].name for number in lost]
+        require(
+            not problems,
+            f"{store.path} has lost {len(lost)} shards ({shorten(names, 3)}), and their records are not as they were "
+            "packed; restore the shards from a copy, or pack the data into another store.path",
+        )
+        return _plan_repair(known, source, listing, packing, plans, lost)
     added: list[ShardPlan] = []
     dataset = manifest.dataset
     if len(known.new):
@@ -193,7 +215,8 @@ def plan_append(
             name=source.name,
             fingerprint=fingerprint_dataset(config.data, source.revision, listing, known.new),
         )
-        added = _further_shards(store, listing, known.new, plans, dataset)
+        tag = f"{dataset.fingerprint[:8]}-"
+        added = _shards_of_rows(store, listing, known.new, plans, tag)
     return PackPlan(
         path=store.folder,
         source=source,
@@ -206,19 +229,49 @@ def plan_append(
     )
 
 
-def _further_shards(
+def _plan_repair(
+    known: KnownRecords,
+    source: Source,
+    listing: Listing,
+    packing: Packing,
+    plans: list[ShardPlan],
+    lost: list[int],
+) -> PackPlan:
+    """Plan the lost shards of the first generation that has lost any, as they were packed."""
+    store, manifest = known.store, known.store.manifest
+    parts = manifest.packed_parts()
+    ends = np.cumsum([part.shards for part in parts])
+    number = int(np.searchsorted(ends, lost[0], side="right"))
+    dataset = parts[number].dataset
+    tag = f"{dataset.fingerprint[:8]}-" if number else ""
+    shards = _shards_of_rows(store, listing, known.rows[number], plans, tag)
+    names = {store.shards[shard].name for shard in lost}
+    return PackPlan(
+        path=store.folder,
+        source=source,
+        classes=known.classes,
+        dataset=dataset,
+        packing=packing,
+        shards=shards,
+        missing=[plan for plan in shards if plan.name in names],
+        before=manifest,
+        repairs=True,
+    )
+
+
+def _shards_of_rows(
     store: Store,
     listing: Listing,
-    new: NDArray[np.int64],
+    rows: NDArray[np.int64],
     plans: list[ShardPlan],
-    dataset: DatasetIdentity,
+    tag: str,
 ) -> list[ShardPlan]:
-    """Plan the shards of new records, in place if those of the source are."""
+    """Plan the shards of some records, in place if those of the source are."""
     rows_per_shard = store.manifest.rows_per_shard
     if plans[0].reference is None:
-        return plan_shards(listing, rows_per_shard, new, f"{dataset.fingerprint[:8]}-")
+        return plan_shards(listing, rows_per_shard, rows, tag)
     is_new = np.zeros(listing.num_records, bool)
-    is_new[new] = True
+    is_new[rows] = True
     added = [plan for plan in plans if is_new[plan.start : plan.stop].any()]
     for plan in added:
         require(

@@ -135,6 +135,8 @@ class PackPlan:
     missing: list[ShardPlan]
     before: StoreManifest | None = None
     """Manifest of the finished store that the shards are appended to."""
+    repairs: bool = False
+    """True if the shards are those of a generation that has lost some."""
 
     @property
     def num_records(self) -> int:
@@ -147,6 +149,8 @@ class PackPlan:
         for shard in self.shards:
             splits[shard.split] += shard.num_records
         counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
+        if self.repairs:
+            return f"{len(self.missing):,} shards are lost, of {len(self.shards):,} that were packed together"
         if self.before is not None:
             return f"{sum(self.before.records.values()):,} records, and {self.num_records:,} new ones ({counts})"
         return (
@@ -220,7 +224,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         StoreMismatchError: If a shard would have other bytes than in the committed store.
     """
     path = plan.path
-    appends = plan.before is not None and bool(plan.shards)
+    appends = plan.before is not None and bool(plan.shards) and not plan.repairs
     if not appends and not plan.missing and not needs_commit(path):
         _name_classes(path, plan.classes)
         return 0
@@ -239,6 +243,8 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     results: list[ShardResult[Damages | None]] = []
     packed, _ = run_shards("pack", executor, task, plan.missing, results.append)
     _check_damages(plan, [result.report for result in results if result.report is not None])
+    if plan.repairs:
+        return packed
     in_place = any(shard.reference for shard in plan.shards)
     manifest = commit_store(
         path,

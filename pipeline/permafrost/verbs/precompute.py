@@ -185,13 +185,15 @@ class PrecomputePlan:
         with self._listed(choice) as (plan, listed):
             executor = choice.for_records(plan.num_records)
             self._announce(plan.describe(), executor)
-            if plan.missing:
+            if plan.missing and not plan.repairs:
                 files = options.preview.limit
                 preview = preview_source(options.data, listed, executor, self.path, files=files)
                 preview = add_findings(preview)
                 check_findings(preview)
                 preview.write(self.path)
             packed = pack(plan, options, executor)
+        if plan.repairs:
+            return packed + self.pack(choice)
         if preview is not None and (equal := find_equal_images(Store(self.path))):
             check_findings(replace(preview, findings=equal))
             replace(preview, findings=(*preview.findings, *equal)).write(self.path)
