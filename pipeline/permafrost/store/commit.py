@@ -10,6 +10,7 @@ command need not list the data. The file is not part of the store: without it, t
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -26,9 +27,11 @@ from permafrost.storage.files import (
     exists,
     file_size,
     is_file,
+    list_folder,
     listing,
     read_each,
     read_regular,
+    remove_file,
     remove_partial_files,
     sha256_file,
     write_atomically,
@@ -53,7 +56,7 @@ from permafrost.store.manifest import (
 )
 from permafrost.store.receipts import RECEIPT_SCHEMA, RECEIPTS_FOLDER, read_receipt, receipt_path
 from permafrost.store.shard_plan import ShardPlan
-from permafrost.store.shards import ShardEntry
+from permafrost.store.shards import ShardEntry, ShardTable
 
 logger = logging.getLogger("permafrost.store")
 
@@ -64,6 +67,8 @@ PREVIEW_NAME = "preview.json"
 """File of what was understood of the data before they were packed (permafrost/sources/data_preview.py). It is not part
 of the store."""
 _MAX_BYTES = 4096
+_APPENDED_SHARD = re.compile(r".+-[0-9a-f]{8}-\d{6}")
+"""Names of shards of appends, with a part of the fingerprint of their records."""
 
 
 def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
@@ -306,6 +311,8 @@ def commit_store(
         skipped=tables.skipped,
     )
     write_manifest(store, manifest)
+    if before is not None:
+        _remove_abandoned(store, tables.shards)
     # Readers of the store before an append still read them.
     remove_other_tables(store, manifest, *(() if before is None else (before,)))
     return manifest
@@ -375,6 +382,15 @@ def _receipt_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
 
 def _other_receipt(path: RootedPath, error: Exception) -> ManifestError:
     return ManifestError(f"{path} is not a receipt of this version ({error}); {REWRITE}")
+
+
+def _remove_abandoned(store: RootedPath, shards: ShardTable) -> None:
+    """Remove the shards of appends that were killed, and whose records were appended with others later."""
+    for folder in (IMAGES_FOLDER, RECEIPTS_FOLDER):
+        for path in list_folder(store / folder):
+            name = path.name.partition(".")[0]
+            if _APPENDED_SHARD.fullmatch(name) and shards.number_of(name) < 0:
+                remove_file(path)
 
 
 def remove_leftovers(folder: RootedPath) -> None:
