@@ -3,6 +3,7 @@
     permafrost preview data=image_folder data.path=photos
     permafrost preview data=webdataset data.path=tars preview.all=true executor=ray
     permafrost preview data=image_table data.path=photos.csv data.label=species
+    permafrost preview data=image_folder data.path=photos against=stores/photos      (before they are appended)
 
 A finding has a name and a level. `precompute` makes the same preview before it packs, and stops at an error
 unless data.accept=[name] says that the data are as you mean them.

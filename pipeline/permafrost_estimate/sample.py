@@ -225,7 +225,7 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
         in_place=bool(images),
         images=images or tuple((shard.records, shard.bytes) for shard in store.shards[1:]),
         packing=spread_of(seconds[1:]),
-        appended=None if listed.known is None else len(listed.known.new),
+        appended=None if listed.comparison is None else len(listed.comparison.new),
     )
 
 

@@ -32,27 +32,27 @@ _NAMED = 3
 
 def find_new_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes that the store has not."""
-    if preview.known is None:
+    if preview.comparison is None:
         return
-    known = len(preview.known.store.manifest.classes)
-    new = range(known, len(preview.classes))
+    before = len(preview.comparison.store.manifest.classes)
+    new = range(before, len(preview.classes))
     if len(new):
         records = sum(
             preview.count(split, label) for split in preview.counts.records for label in new
         )
         yield (
             "note",
-            f"classes are new ({len(new)}, with {records:,} records: {preview.names_of(new)}); they follow the {known} "
-            "of the store, whose labels keep their numbers. A teacher that was trained before does not know them",
+            f"classes are new ({len(new)}, with {records:,} records: {preview.names_of(new)}); they follow the "
+            f"{before} of the store, whose labels keep their numbers. A teacher that was trained before does not know them",
         )
 
 
 def find_other_sizes(preview: Preview) -> Iterator[Remark]:
     """Find new images whose sizes are far from those of the store."""
     sample = preview.sample
-    if preview.known is None or sample is None or len(sample.sides) < _MIN_FILES:
+    if preview.comparison is None or sample is None or len(sample.sides) < _MIN_FILES:
         return
-    store = preview.known.store
+    store = preview.comparison.store
     if store.manifest.canonical is None or store.manifest.canonical.format != "original":
         return
     sizes = store.index.take(("width", "height"), _rows_of(store))
@@ -73,9 +73,9 @@ def find_other_sizes(preview: Preview) -> Iterator[Remark]:
 def find_other_brightness(preview: Preview) -> Iterator[Remark]:
     """Find new images that are darker or brighter than those of the store."""
     sample = preview.sample
-    if preview.known is None or sample is None or len(sample.means) < _MIN_FILES:
+    if preview.comparison is None or sample is None or len(sample.means) < _MIN_FILES:
         return
-    before, new = _brightness(preview.known.store), np.array(sample.means)
+    before, new = _brightness(preview.comparison.store), np.array(sample.means)
     if len(before) < _MIN_FILES:
         return
     difference = float(new.mean() - before.mean())
@@ -94,9 +94,9 @@ def find_other_brightness(preview: Preview) -> Iterator[Remark]:
 def find_packed_copies(preview: Preview) -> Iterator[Remark]:
     """Find new files that the store has under other keys, byte for byte."""
     sample = preview.sample
-    if preview.known is None or sample is None or not sample.digests:
+    if preview.comparison is None or sample is None or not sample.digests:
         return
-    packed = preview.known.store.index.image_digests()
+    packed = preview.comparison.store.index.image_digests()
     new = pa.array(list(sample.digests), packed.type)
     copies = [
         digest

@@ -8,9 +8,28 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.data import FileDataConfig
 from permafrost.core.errors import quote, shorten
-from permafrost.sources import image_files, image_folder, tar_members, webdataset
+from permafrost.sources.image_files import (
+    BROKEN_LINKS,
+    COMPANIONS,
+    EMPTY_FILES,
+    HEIF_SUFFIXES,
+    HIDDEN_FILES,
+    LEFT_OUT,
+    LEFTOVERS,
+    OTHER_PICTURES,
+    SAME_STEMS,
+)
+from permafrost.sources.image_folder import CLASS_FOLDERS, FOLDERS_ONLY, NESTED_FOLDERS
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST, describe_items
+from permafrost.sources.tar_members import (
+    LINK_MEMBER,
+    OTHER_FILES,
+    OTHER_FOLDERS,
+    PASSED_OVER_MEMBERS,
+    UNNAMED_MEMBER,
+)
+from permafrost.sources.webdataset import OTHER_MEMBERS
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Level, Preview, Remark
@@ -44,9 +63,9 @@ def _inner_folders(
     preview: Preview,
 ) -> Iterator[tuple[str, Mapping[str, tuple[int, str]], int, int]]:
     """Yield each folder of class folders, with the folders in them, their number, and that of those without images."""
-    for folder, (classes, _) in preview.tally[image_folder.CLASS_FOLDERS].items():
-        inner = preview.tally[f"{image_folder.NESTED_FOLDERS}:{folder}"]
-        only, _ = preview.tally[image_folder.FOLDERS_ONLY].get(folder, (0, ""))
+    for folder, (classes, _) in preview.tally[CLASS_FOLDERS].items():
+        inner = preview.tally[f"{NESTED_FOLDERS}:{folder}"]
+        only, _ = preview.tally[FOLDERS_ONLY].get(folder, (0, ""))
         yield folder, inner, classes, only
 
 
@@ -103,7 +122,7 @@ def find_folders_too_deep(preview: Preview) -> Iterator[Remark]:
     for folder, wrapper in wrappers.items():
         if wrapper == folder:
             continue
-        names = sorted(preview.tally[f"{image_folder.NESTED_FOLDERS}:{folder}"])
+        names = sorted(preview.tally[f"{NESTED_FOLDERS}:{folder}"])
         pairs = ", ".join(f"{path}: {known_split(name) or name}" for name, path in wrappers.items())
         option = f"'data.splits={{{pairs}}}'" if folder else f"data.path=<data.path>/{wrapper}"
         yield (
@@ -145,7 +164,7 @@ def find_other_things(preview: Preview) -> Iterator[Remark]:
     inside = {
         path: count
         for topic in preview.tally.topics
-        if topic.startswith(f"{image_folder.NESTED_FOLDERS}:")
+        if topic.startswith(f"{NESTED_FOLDERS}:")
         for name, (count, path) in preview.tally[topic].items()
         if _OTHER_THINGS_INSIDE.fullmatch(_plain(name))
     }
@@ -159,18 +178,18 @@ def find_other_things(preview: Preview) -> Iterator[Remark]:
     has_images = any(_IMAGES.fullmatch(_plain(name)) for name in preview.classes)
     pattern = _OTHER_THINGS_INSIDE if has_images else _OTHER_THINGS
     folders = [name for name in preview.classes if pattern.fullmatch(_plain(name))]
-    if 0 < len(folders) < len(preview.classes) and preview.tally[image_folder.CLASS_FOLDERS]:
+    if 0 < len(folders) < len(preview.classes) and preview.tally[CLASS_FOLDERS]:
         yield (
             "error",
             f"the folders {shorten(folders, 5)} are next to class folders and were therefore taken as classes; move "
             "them away, or choose classes with data.only_classes",
         )
-    companions = preview.tally[image_files.COMPANIONS]
+    companions = preview.tally[COMPANIONS]
     if companions:
         word, (_, example) = next(iter(companions.items()))
         yield (
             "error",
-            f"images ({preview.tally.total(image_files.COMPANIONS):,}, such as {example}) are named after another "
+            f"images ({preview.tally.total(COMPANIONS):,}, such as {example}) are named after another "
             f"one in their folder with {quote(word)} added: masks, labels or thumbnails became records; move them "
             "away, or list images and masks in a table (data=image_table data.mask=...)",
         )
@@ -182,36 +201,36 @@ def _plain(name: str) -> str:
 
 def find_same_names(preview: Preview) -> Iterator[Remark]:
     """Find images that differ from another one in their suffix only."""
-    same = preview.tally[image_files.SAME_STEMS]
+    same = preview.tally[SAME_STEMS]
     if same:
         _, example = next(iter(same.values()))
         yield (
             "warning",
-            f"images ({preview.tally.total(image_files.SAME_STEMS):,}, such as {example}) have the name of another one "
+            f"images ({preview.tally.total(SAME_STEMS):,}, such as {example}) have the name of another one "
             "with another suffix; if they are masks or copies, move them away",
         )
 
 
 def find_members_left_out(preview: Preview) -> Iterator[Remark]:
     """Find members of tars that belong to no sample."""
-    members = preview.tally[tar_members.PASSED_OVER_MEMBERS]
+    members = preview.tally[PASSED_OVER_MEMBERS]
     if not members:
         return
     text = f"members of tars are left out: {describe_items(members)}"
-    if tar_members.LINK_MEMBER in members:
+    if LINK_MEMBER in members:
         yield (
             "error",
             f"{text}. Links have no bytes of their own, and webdataset skips them, too; write the tars again with "
             "tar --hard-dereference --dereference",
         )
     else:
-        level: Level = "warning" if tar_members.UNNAMED_MEMBER in members else "note"
+        level: Level = "warning" if UNNAMED_MEMBER in members else "note"
         yield level, text
 
 
 def find_files_left_out(preview: Preview) -> Iterator[Remark]:
     """Find files that are not images, are hidden, or were left by a program."""
-    folders = preview.tally[tar_members.OTHER_FOLDERS]
+    folders = preview.tally[OTHER_FOLDERS]
     if folders:
         first, (_, example) = next(iter(folders.items()))
         yield (
@@ -221,11 +240,11 @@ def find_files_left_out(preview: Preview) -> Iterator[Remark]:
             f"name all folders: 'data.path=<folder>/{{.,{first}}}/*.{example.rpartition('.')[2]}'",
         )
     for topic in (
-        tar_members.OTHER_FILES,
-        image_files.LEFT_OUT,
-        image_files.HIDDEN_FILES,
-        image_files.LEFTOVERS,
-        webdataset.OTHER_MEMBERS,
+        OTHER_FILES,
+        LEFT_OUT,
+        HIDDEN_FILES,
+        LEFTOVERS,
+        OTHER_MEMBERS,
     ):
         if preview.tally[topic]:
             yield "note", f"{topic}: {describe_items(preview.tally[topic])}"
@@ -233,12 +252,12 @@ def find_files_left_out(preview: Preview) -> Iterator[Remark]:
 
 def find_pictures_left_out(preview: Preview) -> Iterator[Remark]:
     """Find pictures of formats that are not read."""
-    pictures = preview.tally[image_files.OTHER_PICTURES]
+    pictures = preview.tally[OTHER_PICTURES]
     if not pictures:
         return
-    count = preview.tally.total(image_files.OTHER_PICTURES)
+    count = preview.tally.total(OTHER_PICTURES)
     share = count / (count + preview.num_records)
-    needs_decoder = any(item.lstrip(".") in image_files.HEIF_SUFFIXES for item in pictures)
+    needs_decoder = any(item.lstrip(".") in HEIF_SUFFIXES for item in pictures)
     decoder = (
         "; HEIC is read once its decoder is installed: pip install pillow-heif"
         if needs_decoder
@@ -256,8 +275,8 @@ def find_damaged_files(preview: Preview) -> Iterator[Remark]:
     reasons = dict(preview.sample.damaged) if preview.sample is not None else {}
     count = preview.sample.num_damaged if preview.sample is not None else 0
     for topic, reason in (
-        (image_files.EMPTY_FILES, "has no bytes"),
-        (image_files.BROKEN_LINKS, "is a link to a missing file"),
+        (EMPTY_FILES, "has no bytes"),
+        (BROKEN_LINKS, "is a link to a missing file"),
     ):
         new = [name for name in preview.tally[topic] if name not in reasons]
         count += preview.tally.total(topic) - (len(preview.tally[topic]) - len(new))
@@ -269,7 +288,7 @@ def find_damaged_files(preview: Preview) -> Iterator[Remark]:
     more = f"; and {count - len(first):,} more" if count > len(first) else ""
     data = preview.data
     skips = isinstance(data, FileDataConfig) and data.on_error == "skip"
-    links = preview.tally.total(image_files.BROKEN_LINKS)
+    links = preview.tally.total(BROKEN_LINKS)
     if skips and isinstance(data, FileDataConfig) and links > data.max_skipped:
         remedy = f"The links are more than data.max_skipped={data.max_skipped}: restore them"
         skips = False

@@ -34,7 +34,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.commit import MAX_PREVIEW_BYTES, PREVIEW_NAME
 from permafrost.store.deaths import ShardDeaths
-from permafrost.store.generations import KnownRecords
+from permafrost.store.generations import StoreComparison
 from permafrost.store.image_decoding import ImageFacts, largest_value, read_facts, read_pixels
 from permafrost.store.image_shards import upright_regions
 from permafrost.store.listing import Listing, RecordCounts, open_listing
@@ -335,7 +335,7 @@ class Preview:
     sample: ImageSample | None
     """None for rows of a table."""
     data: DataConfig
-    known: KnownRecords | None = None
+    comparison: StoreComparison | None = None
     """Records that a store has to which the others are to be appended; the sample is then of the others alone."""
     groups: GroupCounts | None = None
     """None without groups."""
@@ -391,8 +391,8 @@ class Preview:
             if self.counts.others[name]:
                 lines[name] = f"in {self.counts.others[name]:,} records"
         sampled = self.num_records
-        if self.known is not None:
-            sampled = len(self.known.new)
+        if self.comparison is not None:
+            sampled = len(self.comparison.new)
             lines["new"] = f"{sampled:,} records that the store does not have"
         if self.sample is not None:
             lines["images"] = self.sample.describe(sampled)
@@ -558,7 +558,7 @@ def preview_source(
     source, listing, sample = listed.source, listed.listing, None
     if source.columns is None:
         sample = ImageSample()
-        new = None if listed.known is None else listed.known.new
+        new = None if listed.comparison is None else listed.comparison.new
         rows = _sampled_rows(listing, files, new)
         starts = range(0, len(rows), _TASK_RECORDS)
         parts = [(at, rows[start : start + _TASK_RECORDS]) for at, start in enumerate(starts)]
@@ -582,7 +582,7 @@ def preview_source(
         tally=listed.tally,
         sample=sample,
         data=data,
-        known=listed.known,
+        comparison=listed.comparison,
         groups=count_groups(listing) if listing.counts.others["groups"] else None,
     )
 

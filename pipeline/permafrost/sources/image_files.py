@@ -149,13 +149,21 @@ _SNIFFED = 3
 
 # Topics of a tally of files.
 LEFT_OUT = "files left out: no picture"
+"""Topic of a tally, by suffix."""
 HIDDEN_FILES = "files and folders left out: hidden"
+"""Topic, by name."""
 LEFTOVERS = "folders left out: of archives, file servers and programs"
+"""Topic, by name."""
 OTHER_PICTURES = "pictures left out: not read"
+"""Topic, by suffix."""
 EMPTY_FILES = "files without any byte"
+"""Topic, by path."""
 BROKEN_LINKS = "links to missing files"
+"""Topic, by path."""
 COMPANIONS = "files named after another image"
+"""Topic, by the word that their names have more."""
 SAME_STEMS = "files with the name of another image and another suffix"
+"""Topic, by suffix."""
 
 
 class SourceFileError(UserError):

@@ -43,8 +43,11 @@ from permafrost.storage.rooted_paths import user_path
 EMPTY_FOLDERS = "class folders without images"
 """Topic of a tally: class folders that have no image."""
 CLASS_FOLDERS = "class folders"
+"""Topic: class folders, by name."""
 FOLDERS_ONLY = "class folders whose images are all in folders"
+"""Topic: class folders that have images only in folders inside of them."""
 NESTED_FOLDERS = "folders in class folders"
+"""Topic, of a class folder after a colon: the folders inside of it."""
 
 
 class ImageFolderSource(FilesBelowRoot):

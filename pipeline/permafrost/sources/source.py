@@ -31,7 +31,7 @@ from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import file_stamp, folder_stamp, move_file
 from permafrost.storage.local_files import PARTIAL_SUFFIX
-from permafrost.store.generations import KnownRecords, find_known, in_order_of_store
+from permafrost.store.generations import StoreComparison, compare_listing, in_order_of_store
 from permafrost.store.listing import (
     Listing,
     ListingFiles,
@@ -361,14 +361,14 @@ class ListedData:
     source: Source
     listing: Listing
     tally: Tally
-    known: KnownRecords | None = None
+    comparison: StoreComparison | None = None
     """Records that a store has to which others may be appended; None for a first packing."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in label order."""
-        if self.known is not None:
-            return self.known.classes
+        if self.comparison is not None:
+            return self.comparison.classes
         return classes_of_source(self.source, self.listing)
 
     def compared_with(self, store: Store, files: ListingFiles, seed: int) -> ListedData:
@@ -380,7 +380,7 @@ class ListedData:
             seed: Value of store.seed.
         """
         classes, listing = in_order_of_store(store, self.classes, self.listing, files, seed)
-        return replace(self, listing=listing, known=find_known(store, classes, listing))
+        return replace(self, listing=listing, comparison=compare_listing(store, classes, listing))
 
     def plan_shards(self, options: StoreOptions) -> list[ShardPlan]:
         """Return `plan_source` of the records."""

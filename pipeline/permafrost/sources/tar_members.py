@@ -25,12 +25,15 @@ PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
 
 OTHER_FILES = "other files, not read"
+"""Topic of a tally: files of other kinds in the folder of tars or tables, by suffix."""
 OTHER_FOLDERS = "folders that are not read"
-"""Topics of a tally: files of other kinds in the folder of tars or tables, and folders in it with further ones."""
+"""Topic of a tally: folders in it with further ones."""
 PASSED_OVER_MEMBERS = "members of tars that belong to no sample"
 """Topic of a tally, by the reason."""
 LINK_MEMBER = "link to another member"
+"""A reason: the member is a link."""
 UNNAMED_MEMBER = "name without a suffix"
+"""A reason: its name does not say what it is."""
 _MAX_HEADER_BYTES = 2**20
 
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")

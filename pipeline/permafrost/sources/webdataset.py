@@ -65,6 +65,7 @@ _MAX_LABEL_BYTES = 2**22
 NUMBERED_TARS = "tars whose labels are numbers"
 """Topic of a tally: tars whose labels are numbers."""
 OTHER_MEMBERS = "members of tars that are not read"
+"""Topic of a tally: members of samples that are not read, by suffix."""
 UNLABELED_MEMBERS = "members of samples without a label"
 """Topic of a tally: members of samples that have no label."""
 JSON_KEYS = "keys in the .json of samples without a label"

@@ -39,7 +39,7 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class KnownRecords:
+class StoreComparison:
     """Rows of a listing, by the generation of a finished store that has the record."""
 
     store: Store
@@ -78,7 +78,7 @@ def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
     return store if config.store.append or store.num_generations > 1 else None
 
 
-def find_known(store: Store, classes: tuple[str, ...], listing: Listing) -> KnownRecords:
+def compare_listing(store: Store, classes: tuple[str, ...], listing: Listing) -> StoreComparison:
     """Find listed records in a store by their keys.
 
     Args:
@@ -88,9 +88,9 @@ def find_known(store: Store, classes: tuple[str, ...], listing: Listing) -> Know
     """
     index, parts = store.index, store.manifest.packed_parts()
     left_out = pa.array([entry["key"] for entry in store.manifest.skipped], pa.large_string())
-    known = pa.concat_arrays([index.key_column(np.arange(index.num_rows)), left_out])
+    keys = pa.concat_arrays([index.key_column(np.arange(index.num_rows)), left_out])
     listed = pa.chunked_array([batch.column("key") for batch in listing.batches], pa.string())
-    found = pc.fill_null(pc.index_in(listed.cast(pa.large_string()), value_set=known), -1)
+    found = pc.fill_null(pc.index_in(listed.cast(pa.large_string()), value_set=keys), -1)
     places = found.to_numpy().astype(np.int64)
     ends = index.shards.starts[np.cumsum([part.shards for part in parts])]
     ends_of_others = index.num_rows + np.cumsum([part.skipped for part in parts])
@@ -99,10 +99,10 @@ def find_known(store: Store, classes: tuple[str, ...], listing: Listing) -> Know
         np.searchsorted(ends, places, side="right"),
         np.searchsorted(ends_of_others, places, side="right"),
     )
-    is_listed = np.zeros(len(known), bool)
+    is_listed = np.zeros(len(keys), bool)
     is_listed[places[places >= 0]] = True
     gone = np.flatnonzero(~is_listed)
-    return KnownRecords(
+    return StoreComparison(
         store=store,
         classes=classes,
         rows=tuple(
@@ -110,7 +110,7 @@ def find_known(store: Store, classes: tuple[str, ...], listing: Listing) -> Know
         ),
         new=np.flatnonzero(places < 0),
         places=np.where(places < index.num_rows, places, -1),
-        missing=(len(gone), known.take(pa.array(gone[:_EXAMPLES])).to_pylist()),
+        missing=(len(gone), keys.take(pa.array(gone[:_EXAMPLES])).to_pylist()),
     )
 
 
@@ -126,12 +126,12 @@ def in_order_of_store(
         files: Paths for a listing with other labels.
         seed: Value of store.seed.
     """
-    known = store.manifest.classes
+    before = store.manifest.classes
     if are_numbers(classes):
-        return known + classes[len(known) :], listing
-    if are_numbers(known):
-        known = classes[: len(known)]
-    joined = known + tuple(name for name in classes if name not in known)
+        return before + classes[len(before) :], listing
+    if are_numbers(before):
+        before = classes[: len(before)]
+    joined = before + tuple(name for name in classes if name not in before)
     numbers = [joined.index(name) for name in classes]
     if numbers == list(range(len(numbers))):
         return joined, listing
@@ -160,7 +160,7 @@ def _with_labels(record: Record, numbers: Sequence[int]) -> Record:
 
 def plan_append(
     config: PrecomputeConfig,
-    known: KnownRecords,
+    comparison: StoreComparison,
     source: Source,
     listing: Listing,
     plans: list[ShardPlan],
@@ -169,7 +169,7 @@ def plan_append(
 
     Args:
         config: Options of the command.
-        known: Records that the store has, and those that are new.
+        comparison: Records that the store has, and those that are new.
         source: Source of the records.
         listing: Listing of all records of the source, with labels in the order of the store's classes.
         plans: Shards of all records of the source, as of a first packing.
@@ -178,8 +178,8 @@ def plan_append(
         StoreMismatchError: If records that the store has were changed or removed, or there are new ones and the options
             do not say that they are to be appended.
     """
-    store, manifest = known.store, known.store.manifest
-    problems = describe_changes(config.data, known, source, listing)
+    store, manifest = comparison.store, comparison.store.manifest
+    problems = describe_changes(config.data, comparison, source, listing)
     if problems and config.store.changed == "stop":
         raise StoreMismatchError(
             f"records that {store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, or keep "
@@ -201,26 +201,26 @@ def plan_append(
             f"{store.path} has lost {len(lost)} shards ({shorten(names, 3)}), and their records are not as they were "
             "packed; restore the shards from a copy, or pack the data into another store.path",
         )
-        return _plan_repair(known, source, listing, packing, plans, lost)
+        return _plan_repair(comparison, source, listing, packing, plans, lost)
     added: list[ShardPlan] = []
     dataset = manifest.dataset
-    if len(known.new):
+    if len(comparison.new):
         require(
             config.store.append,
-            f"the data have {len(known.new):,} records that {store.path} has not "
-            f"({_names(listing.keys(known.new[:_EXAMPLES]))}); store.append=true packs them as a further "
+            f"the data have {len(comparison.new):,} records that {store.path} has not "
+            f"({_names(listing.keys(comparison.new[:_EXAMPLES]))}); store.append=true packs them as a further "
             "generation, and leave out data= to use the store as it is",
         )
         dataset = DatasetIdentity(
             name=source.name,
-            fingerprint=fingerprint_dataset(config.data, source.revision, listing, known.new),
+            fingerprint=fingerprint_dataset(config.data, source.revision, listing, comparison.new),
         )
         tag = f"{dataset.fingerprint[:8]}-"
-        added = _shards_of_rows(store, listing, known.new, plans, tag)
+        added = _shards_of_rows(store, listing, comparison.new, plans, tag)
     return PackPlan(
         path=store.folder,
         source=source,
-        classes=known.classes,
+        classes=comparison.classes,
         dataset=dataset,
         packing=packing,
         shards=added,
@@ -230,7 +230,7 @@ def plan_append(
 
 
 def _plan_repair(
-    known: KnownRecords,
+    comparison: StoreComparison,
     source: Source,
     listing: Listing,
     packing: Packing,
@@ -238,18 +238,18 @@ def _plan_repair(
     lost: list[int],
 ) -> PackPlan:
     """Plan the lost shards of the first generation that has lost any, as they were packed."""
-    store, manifest = known.store, known.store.manifest
+    store, manifest = comparison.store, comparison.store.manifest
     parts = manifest.packed_parts()
     ends = np.cumsum([part.shards for part in parts])
     number = int(np.searchsorted(ends, lost[0], side="right"))
     dataset = parts[number].dataset
     tag = f"{dataset.fingerprint[:8]}-" if number else ""
-    shards = _shards_of_rows(store, listing, known.rows[number], plans, tag)
+    shards = _shards_of_rows(store, listing, comparison.rows[number], plans, tag)
     names = {store.shards[shard].name for shard in lost}
     return PackPlan(
         path=store.folder,
         source=source,
-        classes=known.classes,
+        classes=comparison.classes,
         dataset=dataset,
         packing=packing,
         shards=shards,
@@ -283,34 +283,34 @@ def _shards_of_rows(
 
 
 def describe_changes(
-    data: DataConfig, known: KnownRecords, source: Source, listing: Listing
+    data: DataConfig, comparison: StoreComparison, source: Source, listing: Listing
 ) -> list[str]:
     """Describe how listed records differ from those that were packed, with numbers and examples.
 
     Args:
         data: Options of the source.
-        known: Records that the store has.
+        comparison: Records that the store has.
         source: Source of the records.
         listing: Listing of all records of the source, with labels in the order of the store's classes.
     """
-    store, problems = known.store, []
-    count, keys = known.missing
+    store, problems = comparison.store, []
+    count, keys = comparison.missing
     if count:
         problems.append(f"{count:,} not listed any more ({_names(keys)})")
     parts = store.manifest.packed_parts()
     same = [
         fingerprint_dataset(data, source.revision, listing, rows) == part.dataset.fingerprint
-        for rows, part in zip(known.rows, parts, strict=True)
+        for rows, part in zip(comparison.rows, parts, strict=True)
     ]
     rows = np.concatenate(
-        [rows for rows, is_same in zip(known.rows, same, strict=True) if not is_same]
+        [rows for rows, is_same in zip(comparison.rows, same, strict=True) if not is_same]
         or [np.empty(0, np.int64)]
     )
-    rows = rows[known.places[rows] >= 0]
-    columns = store.index.take(("label", "size"), known.places[rows])
+    rows = rows[comparison.places[rows] >= 0]
+    columns = store.index.take(("label", "size"), comparison.places[rows])
     differing = {
         "with another label": listing.labels(rows) != columns["label"],
-        "with another split": _splits(listing, rows) != _splits_of(store, known.places[rows]),
+        "with another split": _splits(listing, rows) != _splits_of(store, comparison.places[rows]),
     }
     canonical = store.manifest.canonical
     if canonical is not None and canonical.format == "original" and len(rows):

@@ -212,8 +212,8 @@ class PrecomputePlan:
                     listed = listed.compared_with(store, files, options.store.seed)
                 shards = listed.plan_shards(options.store)
             records = listed.source, listed.listing
-            if listed.known is not None:
-                yield plan_append(options, listed.known, *records, shards), listed
+            if listed.comparison is not None:
+                yield plan_append(options, listed.comparison, *records, shards), listed
             else:
                 source, listing = records
                 plan = plan_pack(options, self.path, source, listed.classes, listing, shards)

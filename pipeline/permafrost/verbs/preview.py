@@ -98,9 +98,9 @@ def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
 
 def _find_changes(data: DataConfig, listed: ListedData) -> list[Finding]:
     """Find records that differ from those that a store has, at which an append stops."""
-    if listed.known is None:
+    if listed.comparison is None:
         return []
-    changes = describe_changes(data, listed.known, listed.source, listed.listing)
+    changes = describe_changes(data, listed.comparison, listed.source, listed.listing)
     advice = "restore them, or keep the packed ones with store.changed=keep"
     message = (
         f"records that the store has are not as they were packed: {'; '.join(changes)}; {advice}"
