@@ -42,8 +42,8 @@ def find_new_classes(preview: Preview) -> Iterator[Remark]:
         )
         yield (
             "note",
-            f"classes are new ({len(new)}, with {records:,} records: {preview.names_of(new)}); they follow the "
-            f"{before} of the store, whose labels keep their numbers. A teacher that was trained before does not know them",
+            f"classes are new ({len(new)}, with {records:,} records: {preview.names_of(new)}); they follow those of "
+            "the store, whose labels keep their numbers. A teacher that was trained before does not know them",
         )
 
 

@@ -52,4 +52,6 @@ def test_the_commands_of_the_page_end_with_two_generations_and_two_students(tmp_
         add_photographs(tmp_path / "data/photos", "abc", ("cat", "dog", "bird"))
     assert Store(tmp_path / "stores/photos").num_generations == 2
     assert results["precompute"].packed_records == results["precompute"].teacher_records == 18
+    names = {finding.name for finding in results["preview"].preview.findings}
+    assert "new_classes" in names
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"my-teacher", "march", "april"}
