@@ -1,0 +1,78 @@
+"""Paths of the pipeline on a pretended GPU: what raises there, what waits, and how much is launched and copied."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import PYTHONPATH, ROOT
+
+extension = pytest.importorskip("tests.pretended_gpu.extension")
+REASON = extension.missing_part()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no pretended GPU: {REASON}")
+TABLE = ROOT / "tests/pretended_gpu/table.json"
+
+
+def run(module, *words):
+    """Run a module of this folder in a process of its own, which has the device for good, and read its JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.pretended_gpu.{module}", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(
+    scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)], ids=str
+)
+def results(request):
+    return run("__main__", *(["--few"] if request.param == "few" else []))
+
+
+def test_every_path_runs_to_its_end(results):
+    assert {name: values for name, values in results["paths"].items() if "error" in values} == {}
+    assert len(results["paths"]) > 25
+
+
+def test_no_step_waits_for_the_device(results):
+    waits = {
+        name: values["waits"]
+        for name, values in results["paths"].items()
+        if isinstance(values.get("waits"), dict)
+    }
+    assert len(waits) > 20
+    assert {name: places for name, places in waits.items() if places} == {}
+
+
+def test_a_resumed_training_has_the_weights_of_one_that_was_not_interrupted(results):
+    assert results["paths"]["resume"] == {"equal": True}
+
+
+def test_launches_waits_and_bytes_are_those_of_the_table(results):
+    table = json.loads(TABLE.read_text())
+    if table["torch"] != results["torch"]:
+        pytest.skip(f"the table was written with torch {table['torch']}")
+    expected = {name: table["paths"][name] for name in results["paths"]}
+    assert results["paths"] == expected, "python -m tests.pretended_gpu --write, and CHANGELOG.md"
+
+
+def test_a_change_of_the_table_is_in_the_changelog():
+    digest = hashlib.sha256(TABLE.read_bytes()).hexdigest()[:8]
+    assert f"tests/pretended_gpu/table.json {digest}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.slow
+def test_faults_are_found():
+    shown = run("faults")
+    sound = shown.pop("")
+    assert sound == ""
+    assert len(shown) >= 12
+    assert [name for name, what in shown.items() if not what] == []
