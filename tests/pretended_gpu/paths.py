@@ -312,7 +312,7 @@ FEW = (
     *(f"pass.{name}" for name in ("frozen", "several_classes", "views", "strong_views")),
     *("pass.mixed_views", *METHODS, "kd.live", "e2kd.live", "e2kd.replay", "features.replay"),
     *("e2kd.mixed", "e2kd.strong", "e2kd.replay.strong", "e2kd.replay.mixed", "several"),
-    *("sskd.live", "e2kd.bfloat16", "e2kd.float16", "evaluate", "resume"),
+    *("sskd.live", "e2kd.bfloat16", "e2kd.float16", "evaluate", "resume", "precision"),
 )
 """Paths of `make test`; the slow tests run all."""
 
@@ -350,6 +350,29 @@ def resume_training() -> Numbers:
     return {"equal": weights[0] == weights[1]}
 
 
+def record_precision() -> Numbers:
+    """Return the precisions that a pass and a student of TF32 name, and the lines that refuse it on a CPU."""
+    from permafrost.core.errors import UserError
+    from permafrost.store.reader import Store
+
+    run_pass("tf32", **MAPS, precision="tf32")
+    manifest = Store("store").open_pass("tf32").manifest
+    run_training("tf32", E2KD, trainer={"precision": "tf32"})
+    student = json.loads(Path("runs/tf32/distill/model.json").read_text())
+    try:
+        distill.run(training_config("cpu", E2KD, trainer={"precision": "tf32", "device": "cpu"}))
+        refusal = ""
+    except UserError as error:
+        refusal = str(error)
+    agreement = manifest.agreement
+    return {
+        "pass": manifest.teacher["dtype"],
+        "compared": agreement is not None and agreement.precision,
+        "student": student["precision"],
+        "refusal": refusal,
+    }
+
+
 def paths() -> dict[str, Runner]:
     """Return all paths by name, passes first."""
     return {
@@ -357,6 +380,7 @@ def paths() -> dict[str, Runner]:
         **{name: partial(run_training, name, **options) for name, options in TRAININGS.items()},
         "evaluate": evaluate_student,
         "resume": resume_training,
+        "precision": record_precision,
     }
 
 

@@ -56,6 +56,24 @@ def test_a_resumed_training_has_the_weights_of_one_that_was_not_interrupted(resu
     assert results["paths"]["resume"] == {"equal": True}
 
 
+def test_tf32_is_a_precision_that_is_named_and_that_a_cpu_does_not_have(results):
+    precision = dict(results["paths"]["precision"])
+    refusal = precision.pop("refusal")
+    assert precision == {"pass": "tf32", "compared": "tf32", "student": "tf32"}
+    assert refusal.startswith("trainer.precision=tf32: cpu has no TF32")
+
+
+def test_float32_is_not_tf32():
+    """Torch's default for convolutions has errors of half precision in what subtracts gradients: the control."""
+    errors = run("products")
+    assert errors["logits.float32"] < 1e-5 < 1e-4 < errors["logits.tf32"]
+    assert errors["dependency.float32"] < 1e-4 < 5e-3 < errors["dependency.torch_default"]
+    for number in (4, 8, 16):
+        assert (
+            errors[f"partition{number}.float32"] == 1 > errors[f"partition{number}.torch_default"]
+        )
+
+
 def test_launches_waits_and_bytes_are_those_of_the_table(results):
     table = json.loads(TABLE.read_text())
     if table["torch"] != results["torch"]:

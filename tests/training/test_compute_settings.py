@@ -1,5 +1,6 @@
 """Precision, compilation and memory format, which change the computation of a step but not its result."""
 
+import contextlib
 import shutil
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
-from permafrost.models.compute import ComputeSettings
+from permafrost.models.compute import ComputeSettings, float32_products
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import SavedNetwork
@@ -275,6 +276,40 @@ def test_explanations_of_the_half_precision_graph_are_close_to_those_of_float32(
     assert found.dtype == torch.float32
     assert not torch.equal(wanted, found)
     assert cosine.min() > 0.99
+
+
+def _kinds_of_products():
+    return [
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cudnn.rnn.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+    ]
+
+
+@pytest.mark.parametrize("user", ["default", "older", "newer", "global"])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_of_float32_are_settled_in_the_block_and_the_users_after_it(user, tf32):
+    with contextlib.ExitStack() as stack:
+        backends = torch.backends
+        for kind in (backends, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+            stack.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
+        stack.callback(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32)
+        if user == "older":
+            backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = not tf32
+        elif user == "newer":
+            backends.cudnn.conv.fp32_precision = backends.cudnn.rnn.fp32_precision = "tf32"
+            backends.cuda.matmul.fp32_precision = "tf32"
+        elif user == "global":
+            backends.fp32_precision = "tf32"
+        before = _kinds_of_products()
+        with float32_products(tf32=tf32):
+            inside = _kinds_of_products()
+        assert set(inside) <= ({"tf32"} if tf32 else {"ieee", "none"})
+        assert _kinds_of_products() == before
+        if user in ("default", "older"):  # which the newer settings would make an error
+            assert isinstance(backends.cudnn.allow_tf32, bool)
+            with backends.cudnn.flags(enabled=True):
+                pass
 
 
 @pytest.mark.parametrize("fastest", ["bfloat16", slow("float32")])

@@ -35,7 +35,7 @@ from permafrost.loading.mixtures import mix_images
 from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.transfer import move_values
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
-from permafrost.models.compute import ComputeSettings
+from permafrost.models.compute import ComputeSettings, require_tf32
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.models.record_independence import require_no_memory
@@ -73,13 +73,16 @@ class TeacherAnnotator:
             frame_size: (height, width) of the canonical frames, or (1, columns) for a table.
         """
         self.config = config
+        precision = pass_precision(config, explainer)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if precision == "tf32":
+            require_tf32("annotate.precision", self.device)
         self.settings = ComputeSettings(
-            precision=getattr(torch, pass_precision(config, explainer)),
             compile=config.compile,
             channels_last=teacher.suits_channels_last
             if config.channels_last is None
             else config.channels_last,
-        )
+        ).with_precision(precision)
         teacher = with_preprocessing(teacher, count_classes(classes))
         self.crop_fraction = None
         if teacher.frame == "center_crop":
@@ -88,7 +91,6 @@ class TeacherAnnotator:
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
         self.input_shape = teacher.input_shape
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(
             build_model(
                 teacher,
@@ -103,10 +105,14 @@ class TeacherAnnotator:
             self._forward(self._example(), self.payloads)
             self.model.compile()
 
-    def with_precision(self, precision: torch.dtype) -> TeacherAnnotator:
-        """Return an annotator with the same network, whose forward pass has another precision."""
+    def with_precision(self, precision: str) -> TeacherAnnotator:
+        """Return an annotator with the same network, whose forward pass has another precision.
+
+        Args:
+            precision: Name of the precision, as in options.
+        """
         other = copy(self)
-        other.settings = replace(self.settings, precision=precision)
+        other.settings = self.settings.with_precision(precision)
         return other
 
     def with_crop(self, fraction: float | None) -> TeacherAnnotator:

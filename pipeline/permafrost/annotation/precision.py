@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
@@ -20,7 +19,7 @@ from permafrost.config.store import PassPrecision
 from permafrost.core.errors import UserError
 from permafrost.core.records import FieldSpec
 from permafrost.core.tasks import Executor
-from permafrost.models.compute import fastest_precision
+from permafrost.models.compute import fastest_precision, require_tf32
 from permafrost.models.providers import resolve_device
 from permafrost.store.codecs import cosines, decode_scaled
 from permafrost.store.manifest import Agreement
@@ -96,12 +95,14 @@ class ComparePrecision(SampleTask[tuple[PassPrecision, Agreement | None]]):
             precision = fastest_precision(resolve_device("annotate.precision", "auto"))
         if precision == "float32":
             return 0, (precision, None)
+        if precision == "tf32":
+            require_tf32("annotate.precision", resolve_device("annotate.precision", "auto"))
         agreement = self._compare(precision, sample)
         return agreement.records, (precision, agreement)
 
     def _compare(self, precision: str, sample: Sample) -> Agreement:
         exact = self.build_annotator(precision="float32", logits="all")
-        lower = exact.with_precision(getattr(torch, precision))
+        lower = exact.with_precision(precision)
         column_parts: dict[str, list[NDArray[Any]]] = {}
         keys: list[str] = []
         specs = exact.fields()

@@ -176,7 +176,7 @@ def require_stages(option: str, stages: tuple[int, ...]) -> None:
 
 
 LogitsDtype = Literal["auto", "float16", "float32"]
-PassPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+PassPrecision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 """Precision of the forward pass of a teacher."""
 
 
@@ -228,12 +228,13 @@ class PassOptions(OpenOptions):
     channels, fitted on 1,024 records of the training split. The manifest states the fraction of the variance that these
     keep. null stores all channels."""
     precision: PassPrecision = "float32"
-    """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
-    features. Maps that are gradients through the whole network (B-cos weights) take one float32 pass, which
-    also gives the logits. Other precisions are compared with float32 on a sample of the records, and refused if
-    they differ too much. auto: that of an existing pass of these options; for a new pass bfloat16 if the hardware
-    is several times as fast with it (a GPU with tensor cores, a CPU with AMX) and the sample agrees, else
-    float32."""
+    """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its features.
+    float32 is that of IEEE 754 on GPUs, too, and tf32 what torch calls so by default on NVIDIA GPUs since
+    Ampere: convolutions and products of 10 bits. Maps that are gradients through the whole network (B-cos
+    weights) take one float32 pass, which also gives the logits. Other precisions are compared with float32 on a
+    sample of the records, and refused if they differ too much. auto: that of an existing pass of these options;
+    for a new pass bfloat16 if the hardware is several times as fast with it (a GPU with tensor cores, a CPU with
+    AMX) and the sample agrees, else float32."""
     channels_last: bool | None = None
     """Channels-last memory format of the teacher and its images, which is faster for most convolutions and changes
     at most the last bits; null takes it for networks of torchvision and timm."""

@@ -84,11 +84,13 @@ class TrainerOptions(Options):
     """Number of training processes, each with its slice of the global batch; more than 1 run with Ray Train."""
     device: str = "auto"
     """Device of torch; auto takes a GPU if there is one."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Precision of the forward and backward pass (torch.autocast). auto: bfloat16 on a GPU with tensor cores
-    for it or a CPU with AMX, else float32; model.json states which, and a resumed training keeps it. Losses
-    stay float32, as does GradCAM of a linear head, whose weights are the explanation. Explanations that are
-    gradients (B-cos weights, class tokens) are gradients of the half-precision graph, then cast to float32."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Precision of the forward and backward pass (torch.autocast). float32 is that of IEEE 754 on GPUs, too, and tf32
+    what torch calls so by default on NVIDIA GPUs since Ampere: convolutions and products of 10 bits. auto:
+    bfloat16 on a GPU with tensor cores for it or a CPU with AMX, else float32; model.json states which, and a
+    resumed training keeps it. Losses stay float32, as does GradCAM of a linear head, whose weights are the
+    explanation. Explanations that are gradients (B-cos weights, class tokens) are gradients of the half-
+    precision graph, then cast to float32."""
     compile: bool = False
     """torch.compile of the student's forward pass, used if its explanation needs no double backward."""
     channels_last: bool | None = None

@@ -1,15 +1,20 @@
-"""Settings of a forward pass (precision, memory format, compilation, threads), and the precision of a device."""
+"""Settings of a forward pass (precision, memory format, compilation, threads), and the precision of a device.
+
+float32 is that of IEEE 754 everywhere: torch's own default lets convolutions on NVIDIA GPUs since Ampere round their
+operands to the 10 bits of TF32, whose errors are those of half precision. TF32 is a precision with a name here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from permafrost.core.errors import require
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 _AMPERE = (8, 0)
@@ -22,6 +27,8 @@ class ComputeSettings:
 
     precision: torch.dtype = torch.float32
     """Precision of torch.autocast. The parameters stay float32."""
+    tf32: bool = False
+    """Whether products and convolutions of float32 may have the 10 bits of TF32."""
     compile: bool = False
     channels_last: bool = False
 
@@ -33,7 +40,16 @@ class ComputeSettings:
     @property
     def precision_name(self) -> str:
         """Name of the precision, as in options."""
-        return str(self.precision).removeprefix("torch.")
+        return "tf32" if self.tf32 else str(self.precision).removeprefix("torch.")
+
+    def with_precision(self, name: str) -> ComputeSettings:
+        """Return the settings with another precision.
+
+        Args:
+            name: Name of the precision, as in options, but not "auto".
+        """
+        dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+        return replace(self, precision=dtype, tf32=name == "tf32")
 
     def set_memory_format(self, network: nn.Module) -> None:
         """Put the convolutions of a network into the memory format, in place."""
@@ -55,8 +71,89 @@ class ComputeSettings:
         """
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed):
+        with (
+            float32_products(tf32=self.tf32),
+            torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed),
+        ):
             return network(inputs, intermediates)
+
+
+@contextmanager
+def float32_products(*, tf32: bool = False) -> Iterator[None]:
+    """Compute products and convolutions of float32 in the block as in IEEE 754, or in TF32 where a GPU has it.
+
+    Torch keeps this setting for the process. It is put back at the end of the block.
+
+    Args:
+        tf32: Whether TF32 is allowed.
+    """
+    before = [kind.fp32_precision for kind in _kinds_of_products()]
+    wanted = ["tf32" if tf32 else "ieee"] * len(before)
+    if before == wanted or not (tf32 or "tf32" in before):  # none is that of IEEE 754, too
+        yield
+        return
+    _set_products(wanted)
+    try:
+        yield
+    finally:
+        _set_products(before)
+
+
+def _kinds_of_products() -> tuple[Any, ...]:
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
+
+
+def _set_products(precisions: Sequence[str]) -> None:
+    """Set the precision of convolutions, recurrent layers and products of matrices.
+
+    Torch has older settings of the same, which networks may read, and raises an error where the two disagree.
+    """
+    torch.backends.cudnn.allow_tf32 = precisions[0] == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precisions[-1] == "tf32"
+    for kind, precision in zip(_kinds_of_products(), precisions, strict=True):
+        if kind.fp32_precision != precision and (kind.fp32_precision, precision) != (
+            "none",
+            "ieee",
+        ):
+            kind.fp32_precision = precision
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Compute in the types of the operands in the block, without autocast and TF32, as differences of gradients need.
+
+    Args:
+        device: Device of the operands.
+    """
+    with float32_products(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def require_tf32(option: str, device: torch.device) -> None:
+    """Check that a device has TF32.
+
+    Args:
+        option: Option that asks for it, for the message.
+        device: The device.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    has_it = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE
+    require(
+        has_it,
+        f"{option}=tf32: {device_name(device)} has no TF32, which NVIDIA GPUs have since Ampere; set it to float32",
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the hardware that computes on a device, such as NVIDIA H100, or the kind of the device.
+
+    Args:
+        device: The device.
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def fastest_precision(device: torch.device) -> Literal["bfloat16", "float32"]:

@@ -46,7 +46,7 @@ from permafrost.models.classifier import (
     eval_mode,
     to_float32,
 )
-from permafrost.models.compute import ComputeSettings
+from permafrost.models.compute import ComputeSettings, exact_float32
 from permafrost.store.reader import Store
 
 logger = logging.getLogger("permafrost.explainers")
@@ -285,7 +285,7 @@ def forward_to_explain(
         settings: Settings of the pass.
     """
     if needs_graph(model):
-        settings = replace(settings, precision=torch.float32)
+        settings = settings.with_precision("float32")
     with torch.set_grad_enabled(torch.is_grad_enabled() or needs_graph(model)):
         return settings.run(model, images, intermediates)
 
@@ -314,7 +314,7 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
         "no maps; remove the softmax at its end",
     )
     require_image_places(model, "its maps")
-    with torch.autocast(output.features.device.type, enabled=False):
+    with exact_float32(output.features.device):
         features = to_float32(output.features)
         match model.head:
             case GapLinear(linear):

@@ -43,6 +43,7 @@ from permafrost.models.classifier import (
     to_float32,
     trial_copy,
 )
+from permafrost.models.compute import exact_float32
 from permafrost.models.image_places import (
     describe_wrong_places,
     order_of_axes,
@@ -222,7 +223,7 @@ class ModuleClassifier(ProbedClassifier):
                 self._on_copy(examples),
                 torch.inference_mode(mode=False),
                 torch.no_grad(),
-                torch.autocast(images.device.type, enabled=False),
+                exact_float32(images.device),
             ):
                 self._probe_with(examples)
         except UserError:

@@ -26,7 +26,7 @@ from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
 from permafrost.losses.logit_distances import describe_flat_temperature
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, trial_copy
-from permafrost.models.compute import ComputeSettings, fastest_precision
+from permafrost.models.compute import ComputeSettings, fastest_precision, require_tf32
 from permafrost.models.explanations import (
     attribution_named,
     explainer_named,
@@ -262,13 +262,14 @@ def _compute_settings(
     """Return the settings of a network's forward passes on a device."""
     auto = trainer.precision == "auto"
     precision = fastest_precision(device) if auto else trainer.precision
+    if precision == "tf32":
+        require_tf32("trainer.precision", device)
     return ComputeSettings(
-        precision=getattr(torch, precision),
         compile=trainer.compile,
         channels_last=network.suits_channels_last
         if trainer.channels_last is None
         else trainer.channels_last,
-    )
+    ).with_precision(precision)
 
 
 def _build_views(spec: TrainingSpec) -> ViewSchedule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -110,9 +110,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         # trainer.precision=auto may have chosen another one on this device.
-        self.compute_settings = replace(
-            self.compute_settings, precision=getattr(torch, state["precision"])
-        )
+        self.compute_settings = self.compute_settings.with_precision(state["precision"])
         self.epoch, self.step, self.global_step = state["position"]
 
     def seed_step(self) -> None:

@@ -15,6 +15,7 @@ from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.mixtures import mix_targets
 from permafrost.losses.base import LossTerms, Needs, StepInputs, StudentOutput, weighted_sum
 from permafrost.models.classifier import ModelOutput
+from permafrost.models.compute import float32_products
 from permafrost.training.state import Training
 
 
@@ -40,9 +41,10 @@ def train_step(
         The loss of the step, before the update.
     """
     training.model.train()
-    terms = batch_loss(training, batch, input_size)
-    training.optimizer.zero_grad()
-    training.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
+    with float32_products(tf32=training.compute_settings.tf32):
+        terms = batch_loss(training, batch, input_size)
+        training.optimizer.zero_grad()
+        training.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
     training.distributed.average_gradients(training.loss.parameters())
     if clip_norm is not None or agc is not None:
         training.scaler.unscale_(training.optimizer)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier, ModelOutput, to_float32
+from permafrost.models.compute import exact_float32, float32_products
 from permafrost_papers.bcos.layers import add_inverse
 
 _LIFT = 2.0**12
@@ -52,12 +53,12 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
         if not (features.requires_grad and logits.requires_grad):
             # No graph was recorded (a frozen teacher, an evaluation), so run again in the parameters' precision.
             features = features.detach().to(next(model.parameters()).dtype).requires_grad_()
-            with torch.autocast(features.device.type, enabled=False):
+            with exact_float32(features.device):
                 logits = model.forward_head(features, None)
         weights = []
         for classes in explained_class.clamp(min=0).T:
             score = _LIFT * logits.gather(1, classes[:, None]).sum()
-            with model.explanation_mode():
+            with model.explanation_mode(), float32_products():
                 (weight,) = torch.autograd.grad(
                     score, features, create_graph=trained, retain_graph=True
                 )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import to_float32
+from permafrost.models.compute import exact_float32
 from permafrost_papers.ked.curvature import (
     LogitFunction,
     Probes,
@@ -143,7 +144,7 @@ def measure_dependency(
     for keys, inputs in batches:
         for key, record in zip(keys, to_float32(inputs), strict=True):
             # The difference of two gradients needs more digits than half precision has.
-            with torch.autocast(record.device.type, enabled=False):
+            with exact_float32(record.device):
                 if num_classes == 0:
                     num_classes = _num_classes(network, record, centered)
                     if derivative == "hvp":

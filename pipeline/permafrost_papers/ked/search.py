@@ -33,7 +33,7 @@ from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
-from permafrost.models.compute import torch_threads
+from permafrost.models.compute import device_name, torch_threads
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.storage.files import read_regular, write_atomically
@@ -165,6 +165,8 @@ class PartitionSearch:
     teaching: KEDTeachingConfig
     input_size: tuple[int, int]
     """(height, width) of the teacher's view."""
+    device: str = "cpu"
+    """Name of the hardware that measures. The kernels of another one round in another way, which groups may show."""
     decode_threads: int = 1
     """Threads that decode a batch, in each rank."""
 
@@ -214,6 +216,7 @@ class PartitionSearch:
             "superfeatures": self.teacher.superfeatures,
             "levels": self._levels(),
             "grid": list(self.teacher.grid) if self.teacher.columns is None else None,
+            **({} if self.device == "cpu" else {"device": self.device}),
         }
 
     def _levels(self) -> int:
@@ -349,15 +352,16 @@ def search_superfeatures(
     trainer = teaching.trainer
     store = Store(config.store.folder)
     size = teaching.augment.size
+    device = distributed.device or resolve_device("trainer.device", trainer.device)
     search = PartitionSearch(
         store=store,
         black_box=black_box,
         teacher=teacher,
         teaching=teaching,
         input_size=store.size if size is None else (size, size),
+        device=device_name(device),
         decode_threads=decode_threads_of(trainer, distributed),
     )
-    device = distributed.device or resolve_device("trainer.device", trainer.device)
     with torch_threads(trainer.num_threads or torch.get_num_threads()):
         result = search.run(distributed, device) / PARTITION_NAME
     if distributed.is_first:

@@ -8,7 +8,6 @@ In an additive game this is the exact Shapley value of the superfeature, so no s
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from permafrost.annotation.payloads import BatchInfo, EncodedFields
@@ -17,6 +16,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
+from permafrost.models.compute import exact_float32
 from permafrost.store.codecs import encode_maxabs, lowest_cosine
 from permafrost_papers.ked.losses import superfeature_fields
 from permafrost_papers.ked.partition import class_centered
@@ -122,7 +122,7 @@ def superfeature_contributions(
         )
     logits = output.extras.get(LOGITS)
     if logits is None:
-        with torch.autocast(output.features.device.type, enabled=False):
+        with exact_float32(output.features.device):
             dtype = next(model.parameters()).dtype
             logits = model.forward_superfeatures(output.features.to(dtype)).logits
     group = model.assignments[-1]
