@@ -140,12 +140,6 @@ def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
     config, composed = _configure(verb, arguments)
     with ExitStack() as stack:
         stack.enter_context(ordinary_torch())
-        if (
-            "torch" in sys.modules
-        ):  # imported with the verb, whose evaluators may call networks as they are
-            from permafrost.models.compute import float32_products
-
-            stack.enter_context(float32_products())
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if described.locks_run:
             stack.enter_context(FolderLock(RunFolder(composed["run"]).path, "run"))

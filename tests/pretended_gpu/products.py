@@ -1,4 +1,4 @@
-"""What TF32, torch's default on a GPU, does to numbers that subtract gradients, and that float32 is not TF32 here.
+"""Errors of TF32, torch's default on a GPU, in numbers that subtract gradients, and of float32, which is not TF32 here.
 
 python -m tests.pretended_gpu.products [folder of weights and of CIFAR-10's tar of test images]
 """

@@ -20,10 +20,12 @@ from permafrost.evaluation.results import add_result, evaluator_options, read_re
 from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME, record_table
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import trial_copy
+from permafrost.models.compute import float32_products
 from permafrost.models.record_independence import probe_positions, require_independent_network
 from permafrost.store.arrow_files import write_table
 
 
+@float32_products()  # as evaluators may call networks as they are
 def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -> None:
     """Run each missing evaluator and add its results, after the checks of all of them have passed.
 
