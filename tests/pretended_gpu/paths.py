@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.pretended_gpu import device
@@ -116,7 +117,7 @@ def run_pass(name: str, explainer: Any = None, **options: Any) -> Numbers:
             Path("store"),
             FROZEN,
             explainer=explainer or GradCamConfig(),
-            annotate=PassOptions(name=name, batch_size=8, **{"payloads": PAYLOADS, **options}),
+            annotate=PassOptions(name=name, **{"batch_size": 8, "payloads": PAYLOADS, **options}),
             **outer,
         )
     )
@@ -312,7 +313,7 @@ FEW = (
     *(f"pass.{name}" for name in ("frozen", "several_classes", "views", "strong_views")),
     *("pass.mixed_views", *METHODS, "kd.live", "e2kd.live", "e2kd.replay", "features.replay"),
     *("e2kd.mixed", "e2kd.strong", "e2kd.replay.strong", "e2kd.replay.mixed", "several"),
-    *("sskd.live", "e2kd.bfloat16", "e2kd.float16", "evaluate", "resume", "precision"),
+    *("sskd.live", "e2kd.bfloat16", "e2kd.float16", "evaluate", "resume", "precision", "devices"),
 )
 """Paths of `make test`; the slow tests run all."""
 
@@ -373,6 +374,33 @@ def record_precision() -> Numbers:
     }
 
 
+def record_devices() -> Numbers:
+    """Return the devices of two passes: of a driver without a GPU whose actors have one, and the reverse."""
+    from permafrost.annotation.shard_tasks import AnnotateShard
+    from permafrost.store.reader import Store
+
+    recorded = {}
+    for name, on_driver, on_actor in (("actors", False, True), ("driver", True, False)):
+        present = {"gpu": on_driver}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda present=present: present["gpu"])
+            annotate = AnnotateShard.__call__
+
+            def on_worker(
+                task: Any, shard: Any, annotate: Any = annotate, present: Any = present
+            ) -> Any:
+                driver, present["gpu"] = present["gpu"], on_actor  # noqa: B023
+                try:
+                    return annotate(task, shard)
+                finally:
+                    present["gpu"] = driver
+
+            patch.setattr(AnnotateShard, "__call__", on_worker)
+            run_pass(f"gpu_of_{name}", payloads=("logits",), batch_size=7 + on_driver)
+        recorded[name] = Store("store").open_pass(f"gpu_of_{name}").manifest.made_with["device"]
+    return recorded
+
+
 def paths() -> dict[str, Runner]:
     """Return all paths by name, passes first."""
     return {
@@ -381,6 +409,7 @@ def paths() -> dict[str, Runner]:
         "evaluate": evaluate_student,
         "resume": resume_training,
         "precision": record_precision,
+        "devices": record_devices,
     }
 
 

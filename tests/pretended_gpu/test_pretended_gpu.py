@@ -63,6 +63,10 @@ def test_tf32_is_a_precision_that_is_named_and_that_a_cpu_does_not_have(results)
     assert refusal.startswith("trainer.precision=tf32: cpu has no TF32")
 
 
+def test_a_pass_names_the_devices_of_its_shards_and_not_that_of_its_driver(results):
+    assert results["paths"]["devices"] == {"actors": "Pretended GPU", "driver": "cpu"}
+
+
 def test_float32_is_not_tf32():
     """Torch's default for convolutions has errors of half precision in what subtracts gradients: the control."""
     errors = run("products")

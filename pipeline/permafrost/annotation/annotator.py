@@ -37,7 +37,13 @@ from permafrost.loading.transfer import move_values
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost.models.compute import ComputeSettings, require_tf32
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
-from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
+from permafrost.models.providers import (
+    build_model,
+    freeze,
+    resolve_device,
+    teacher_input_size,
+    with_preprocessing,
+)
 from permafrost.models.record_independence import require_no_memory
 from permafrost.models.trained_weights import DataClasses, count_classes
 from permafrost.store.frames import FrameBatch
@@ -62,6 +68,7 @@ class TeacherAnnotator:
         explainer: ExplainerConfig,
         config: PassOptions,
         frame_size: tuple[int, int],
+        device: torch.device | None = None,
     ) -> None:
         """Build the teacher and its payloads.
 
@@ -71,10 +78,11 @@ class TeacherAnnotator:
             explainer: Options returned by `resolve_explainer`.
             config: Options of the pass, with a precision that is not "auto".
             frame_size: (height, width) of the canonical frames, or (1, columns) for a table.
+            device: Device that computes; None takes a GPU if there is one.
         """
         self.config = config
         precision = pass_precision(config, explainer)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or resolve_device("annotate.device", "auto")
         if precision == "tf32":
             require_tf32("annotate.precision", self.device)
         self.settings = ComputeSettings(

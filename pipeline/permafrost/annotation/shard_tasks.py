@@ -25,7 +25,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
 from permafrost.core.tasks import ShardResult
-from permafrost.models.compute import torch_threads
+from permafrost.models.compute import device_name, torch_threads
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.deaths import ShardDeaths
@@ -77,6 +77,7 @@ class AnnotateShard:
                 values,
                 fidelity,
                 self.fingerprint,
+                device=device_name(self._annotator.device),
             )
         correct = count_correct(
             self._store, shard, values, self.teacher.classes or len(self.classes)

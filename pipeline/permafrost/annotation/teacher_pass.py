@@ -280,13 +280,14 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         _announce_finished(plan)
         return 0, {}
     _fit_projections(plan, executor)
-    # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
+    # The driver builds the network once for the names and shapes of its fields, and leaves GPUs to the actors.
     annotator = TeacherAnnotator(
         plan.teacher,
         plan.classes,
         plan.explainer,
-        replace(plan.options, compile=False),
+        replace(plan.options, compile=False, precision="float32"),
         plan.store.size,
+        torch.device("cpu"),
     ).with_projections(read_projections(plan.folder))
     fields = _fields_of(plan, annotator)
     shared_files = fields.create()
@@ -447,14 +448,12 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
 
 
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator) -> dict[str, str]:
-    """Versions, device, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
+    """Versions, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
     path = Path(str(plan.teacher.weights))
     weights = path.name if is_absolute(str(plan.teacher.weights)) else path.as_posix()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "permafrost": __version__,
         "torch": torch.__version__,
-        "device": device,
         "weights": weights,
         "parameters": f"{count_parameters(annotator.model.network):,}",
         **({"memory_format": "channels_last"} if annotator.settings.channels_last else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from permafrost.evaluation.results import add_result, evaluator_options, read_re
 from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME, record_table
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import trial_copy
-from permafrost.models.compute import float32_products
+from permafrost.models.compute import device_name, float32_products
 from permafrost.models.record_independence import probe_positions, require_independent_network
 from permafrost.store.arrow_files import write_table
+
+logger = logging.getLogger("permafrost.evaluate")
 
 
 @float32_products()  # as evaluators may call networks as they are
@@ -39,6 +42,7 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
     """
     config = plan.config
     model, trained = plan.build()
+    logger.info("evaluators run on %s", device_name(model.device))
     networks = Networks(config, plan.store, plan.passes)
     requested = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
     threads = resolve_decode_threads(config.evaluate.decode_threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -133,6 +134,7 @@ def write_pass_shard(
     fidelity: Mapping[str, float],
     fingerprint: str,
     origin: str = "",
+    device: str = "",
 ) -> None:
     """Write one whole shard and its receipt, which commits it.
 
@@ -146,6 +148,7 @@ def write_pass_shard(
         fingerprint: Fingerprint of the pass.
         origin: What the values were taken from if a pass of this fingerprint may also be computed here; empty for
             values that were computed.
+        device: Name of the hardware that has computed the values; empty for those of others.
     """
     written = fields.write_shard(position, name, keys, values)
     first = position * fields.rows_per_shard
@@ -167,6 +170,7 @@ def write_pass_shard(
             "fingerprint": fingerprint,
             "constant_logits": _constant_logits(values),
             **({"origin": origin} if origin else {}),
+            **({"device": device} if device else {}),
         },
     )
 
@@ -210,7 +214,7 @@ def commit_pass(
         fingerprint: Fingerprint of the pass.
         specs: Stored fields.
         shared_files: SHA-256 by path of the files that all shards share.
-        made_with: Entry of the manifest, like the next three.
+        made_with: Entry of the manifest, like the next three; the devices of the receipts are added.
         added: Entries of payloads.
         agreement: Agreement with float32; None if the pass was computed in float32.
         moved_features: Error of warped features; None if it was not measured.
@@ -224,6 +228,7 @@ def commit_pass(
     """
     lowest = dict[str, float]()
     same_logits = set[str | None]()
+    devices = Counter[str]()
     num_rows = 0
     covers_all = description["selection"] is None
     with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
@@ -235,6 +240,7 @@ def commit_pass(
                 raise ManifestError(
                     f"{path} does not have the records of shard {shard.name}; {REWRITE}"
                 )
+            devices[metadata.get("device", "")] += 1
             if rows.num_rows:
                 same_logits.add(metadata["constant_logits"])
             for name, cosine in metadata["fidelity"].items():
@@ -258,7 +264,7 @@ def commit_pass(
         shards=PassShardTable(folder, table.file),
         files=dict(shared_files),
         fidelity=lowest if fidelity is None else dict(fidelity),
-        made_with=made_with,
+        made_with=made_with | _describe_devices(devices),
         added=added,
         agreement=agreement,
         moved_features=moved_features,
@@ -267,3 +273,12 @@ def commit_pass(
     )
     write_manifest(folder, manifest)
     remove_other_tables(folder, manifest)
+
+
+def _describe_devices(shards: Counter[str]) -> dict[str, str]:
+    """Describe what has computed how many shards, in one word if all were computed by one kind of device."""
+    named = {name or "unknown": count for name, count in sorted(shards.items())}
+    if not any(shards):
+        return {}
+    parts = [f"{name} ({count:,} shards)" for name, count in named.items()]
+    return {"device": ", ".join(parts if len(named) > 1 else named)}

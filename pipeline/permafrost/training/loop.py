@@ -31,7 +31,7 @@ from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.mixtures import mix_targets
 from permafrost.models.classifier import Classifier
-from permafrost.models.compute import torch_threads
+from permafrost.models.compute import device_name, torch_threads
 from permafrost.models.providers import measure_cost
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.runs.mirrors import upload_mirror
@@ -225,6 +225,12 @@ def _train(
     """Run the training, which sets torch's threads and seeds its generators."""
     # 1. The state before the first step. It seeds torch's generators, so nothing is drawn before it.
     training = build_training(spec, distributed)
+    if distributed.is_first:
+        ranks = (
+            f"{distributed.world_size} ranks, the first one " if distributed.world_size > 1 else ""
+        )
+        device, settings = device_name(training.model.device), training.compute_settings
+        logger.info("trained by %son %s in %s", ranks, device, settings.precision_name)
     # 2. The number of threads, which follows from the work of the network.
     torch.set_num_threads(_choose_threads(spec, training, distributed))
     # 3. All epochs, from the folder's checkpoint on.

@@ -78,6 +78,8 @@ class PrecomputeResult:
     is known of the teacher shows wrong labels, options, normalization or frames."""
     teacher_frame: str = ""
     """Part of an image that the teacher received (teacher.frame), empty for a table and without a teacher."""
+    device: str = ""
+    """Hardware that has computed the canonical pass, with its numbers of shards if there are several kinds."""
     records_per_second: str = ""
     next: str = ""
 
@@ -292,6 +294,7 @@ class PrecomputePlan:
             passes=tuple(annotation.passes),
             bytes_per_record=tuple(annotation.passes.values()),
             teacher_accuracy=annotation.accuracy,
+            device=canonical.manifest.made_with.get("device", ""),
             teacher_frame=str(canonical.manifest.teacher["frame"]) if store.form.has_places else "",
             records_per_second=f"{done / seconds:,.0f}" if done else "",
             next=commands.distill("my-student", canonical),
