@@ -117,7 +117,7 @@ def run_pass(name: str, explainer: Any = None, **options: Any) -> Numbers:
             Path("store"),
             FROZEN,
             explainer=explainer or GradCamConfig(),
-            annotate=PassOptions(name=name, **{"batch_size": 8, "payloads": PAYLOADS, **options}),
+            annotate=PassOptions(name=name, batch_size=8, **{"payloads": PAYLOADS, **options}),
             **outer,
         )
     )
@@ -396,7 +396,7 @@ def record_devices() -> Numbers:
                     present["gpu"] = driver
 
             patch.setattr(AnnotateShard, "__call__", on_worker)
-            run_pass(f"gpu_of_{name}", payloads=("logits",), batch_size=7 + on_driver)
+            run_pass(f"gpu_of_{name}", payloads=("logits", "pooled")[: 1 + on_driver])
         recorded[name] = Store("store").open_pass(f"gpu_of_{name}").manifest.made_with["device"]
     return recorded
 
