@@ -153,9 +153,7 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
         base_annotator = build(options.channels_last)
         annotators = {"": base_annotator}
         if pass_precision(replace(options, precision=other), plan.explainer) == other:
-            annotators[f"annotate.precision={other}"] = base_annotator.with_precision(
-                getattr(torch, other)
-            )
+            annotators[f"annotate.precision={other}"] = base_annotator.with_precision(other)
         if store.form.has_places:
             turned = not base_annotator.settings.channels_last
             annotators[f"annotate.channels_last={str(turned).lower()}"] = build(turned)
