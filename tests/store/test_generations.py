@@ -40,6 +40,7 @@ from permafrost.store.index_writer import is_table
 from permafrost.store.projections import write_projection
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost.verbs.precompute import plan_precompute
 from tests.support.buckets import contents, files_below, memory_buckets
 from tests.support.crashes import stop_everywhere
 from tests.support.growing import TEACHER, Pictures, growing_options
@@ -237,6 +238,24 @@ def test_lost_files_of_any_generation_are_written_again(pictures, tmp_path, kind
     assert {name: tree_bytes(path)[name] for name in lost} == {name: whole[name] for name in lost}
     assert Store(path).manifest.fingerprint == manifest.fingerprint
     assert list(verify_store(path)) == []
+
+
+def test_lost_tables_are_written_by_a_command_and_not_by_its_plan(pictures, tmp_path):
+    path = tmp_path / "store"
+    precompute.run(growing_options(pictures, path))
+    pictures.add_all("ab")
+    precompute.run(growing_options(pictures, path, append=True))
+    index = path / Store(path).manifest.index.path
+    abandoned = path / "images/train-0123abcd-000000.tar"  # of an append that was killed
+    index.unlink()
+    abandoned.write_bytes(b"")
+    before = tree_bytes(path)
+    with pytest.raises(UserError, match="is missing"):
+        plan_precompute(growing_options(pictures, path)).describe_work()
+    assert tree_bytes(path) == before
+    precompute.run(growing_options(pictures, path))
+    assert index.exists()
+    assert abandoned.exists()
 
 
 def test_a_lost_file_of_changed_records_is_named(pictures, tmp_path):

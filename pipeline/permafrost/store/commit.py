@@ -311,7 +311,7 @@ def commit_store(
         skipped=tables.skipped,
     )
     write_manifest(store, manifest)
-    if before is not None:
+    if before is not None and plans:
         _remove_abandoned(store, tables.shards)
     # Readers of the store before an append still read them.
     remove_other_tables(store, manifest, *(() if before is None else (before,)))

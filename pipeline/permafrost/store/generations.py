@@ -55,15 +55,26 @@ class StoreComparison:
 
 
 def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
-    """Return a finished store that has several generations or may get another, None for others.
-
-    Lost tables of several generations are written again from the receipts.
-    """
+    """Return a finished store that has several generations or may get another, None for others."""
     if not exists(path / MANIFEST_NAME):
         return None
     store = Store(path)
-    manifest = store.manifest
-    if manifest.generations and needs_commit(path):
+    return store if config.store.append or store.num_generations > 1 else None
+
+
+def restore_tables(path: RootedPath) -> None:
+    """Write lost tables of a store of several generations again, from the receipts. Others are left as they are.
+
+    Args:
+        path: Folder of the store, which this process has locked.
+
+    Raises:
+        ManifestError: If a receipt is missing or damaged.
+    """
+    if not exists(path / MANIFEST_NAME) or not needs_commit(path):
+        return
+    manifest = Store(path).manifest
+    if manifest.generations:
         commit_store(
             path,
             [],
@@ -75,7 +86,6 @@ def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
             max_skipped=manifest.generations[-1].skipped,
             before=manifest,
         )
-    return store if config.store.append or store.num_generations > 1 else None
 
 
 def compare_listing(store: Store, classes: tuple[str, ...], listing: Listing) -> StoreComparison:
@@ -201,10 +211,12 @@ def plan_append(
             f"{store.path} has lost {len(lost)} shards ({shorten(names, 3)}), and their records are not as they were "
             "packed; restore the shards from a copy, or pack the data into another store.path",
         )
-        return _plan_repair(comparison, source, listing, packing, plans, lost)
     added: list[ShardPlan] = []
+    missing: list[ShardPlan] = []
     dataset = manifest.dataset
-    if len(comparison.new):
+    if lost:
+        dataset, added, missing = _plan_repair(comparison, listing, plans, lost)
+    elif len(comparison.new):
         require(
             config.store.append,
             f"the data have {len(comparison.new):,} records that {store.path} has not "
@@ -217,6 +229,7 @@ def plan_append(
         )
         tag = f"{dataset.fingerprint[:8]}-"
         added = _shards_of_rows(store, listing, comparison.new, plans, tag)
+        missing = unpacked_shards(store.folder, added, dataset, packing)
     return PackPlan(
         path=store.folder,
         source=source,
@@ -224,39 +237,30 @@ def plan_append(
         dataset=dataset,
         packing=packing,
         shards=added,
-        missing=unpacked_shards(store.folder, added, dataset, packing),
+        missing=missing,
         before=manifest,
+        repairs=bool(lost),
     )
 
 
 def _plan_repair(
-    comparison: StoreComparison,
-    source: Source,
-    listing: Listing,
-    packing: Packing,
-    plans: list[ShardPlan],
-    lost: list[int],
-) -> PackPlan:
-    """Plan the lost shards of the first generation that has lost any, as they were packed."""
-    store, manifest = comparison.store, comparison.store.manifest
-    parts = manifest.packed_parts()
+    comparison: StoreComparison, listing: Listing, plans: list[ShardPlan], lost: list[int]
+) -> tuple[DatasetIdentity, list[ShardPlan], list[ShardPlan]]:
+    """Plan the first generation that has lost shards as it was packed: its identity, all shards, and the lost ones."""
+    store = comparison.store
+    parts = store.manifest.packed_parts()
     ends = np.cumsum([part.shards for part in parts])
     number = int(np.searchsorted(ends, lost[0], side="right"))
     dataset = parts[number].dataset
     tag = f"{dataset.fingerprint[:8]}-" if number else ""
     shards = _shards_of_rows(store, listing, comparison.rows[number], plans, tag)
     names = {store.shards[shard].name for shard in lost}
-    return PackPlan(
-        path=store.folder,
-        source=source,
-        classes=comparison.classes,
-        dataset=dataset,
-        packing=packing,
-        shards=shards,
-        missing=[plan for plan in shards if plan.name in names],
-        before=manifest,
-        repairs=True,
+    missing = [plan for plan in shards if plan.name in names]
+    require(
+        len(missing) > 0,
+        f"{store.path} has lost {shorten(sorted(names), 3)}, which the data do not have; restore them from a copy",
     )
+    return dataset, shards, missing
 
 
 def _shards_of_rows(

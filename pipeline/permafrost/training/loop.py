@@ -226,11 +226,12 @@ def _train(
     # 1. The state before the first step. It seeds torch's generators, so nothing is drawn before it.
     training = build_training(spec, distributed)
     if distributed.is_first:
-        ranks = (
-            f"{distributed.world_size} ranks, the first one " if distributed.world_size > 1 else ""
+        logger.info(
+            "training on %s in %s, ranks %d",
+            device_name(training.model.device),
+            training.compute_settings.precision_name,
+            distributed.world_size,
         )
-        device, settings = device_name(training.model.device), training.compute_settings
-        logger.info("trained by %son %s in %s", ranks, device, settings.precision_name)
     # 2. The number of threads, which follows from the work of the network.
     torch.set_num_threads(_choose_threads(spec, training, distributed))
     # 3. All epochs, from the folder's checkpoint on.

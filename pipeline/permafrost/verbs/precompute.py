@@ -38,7 +38,7 @@ from permafrost.storage.files import exists
 from permafrost.storage.lock import FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
-from permafrost.store.generations import appended_store, plan_append
+from permafrost.store.generations import appended_store, plan_append, restore_tables
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -184,6 +184,7 @@ class PrecomputePlan:
         """List the data, pack the missing shards and commit; return the number of packed records."""
         options = self.options
         preview = None
+        restore_tables(self.path)
         with self._listed(choice) as (plan, listed):
             executor = choice.for_records(plan.num_records)
             self._announce(plan.describe(), executor)
