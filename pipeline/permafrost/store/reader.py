@@ -72,6 +72,7 @@ class Store:
         self.manifest: StoreManifest = read_store_manifest(self.folder)
         self._left_out: set[RootedPath] = set()
         self._read_manifests: dict[RootedPath, tuple[object, PassManifest]] = {}
+        self._joined: dict[RootedPath, JoinedPass] = {}
 
     @property
     def path(self) -> Path | Bucket:
@@ -129,12 +130,17 @@ class Store:
             for path, manifest in self._manifests().items()
             if manifest.follows == first.manifest.fingerprint
         }
-        parts = [first]
+        folders = [folder]
         for generation in self.manifest.packed_parts()[first.store.num_generations :]:
             if generation.fingerprint not in following:
                 break
-            parts.append(self.part_of_pass(following[generation.fingerprint]))
-        return JoinedPass(self, parts)
+            folders.append(following[generation.fingerprint])
+        manifests = [self.pass_manifest(path) for path in folders]
+        joined = self._joined.get(folder)
+        if joined is None or [*map(id, manifests)] != [id(part.manifest) for part in joined.parts]:
+            joined = JoinedPass(self, [first, *map(self.part_of_pass, folders[1:])])
+            self._joined[folder] = joined
+        return joined
 
     def rows_of_shard(self, number: int) -> range:
         """Return the rows of the index that a shard has.
@@ -152,6 +158,7 @@ class Store:
             "manifest": self.manifest,
             "_left_out": self._left_out,
             "_read_manifests": {},
+            "_joined": {},
         }
 
     @cached_property
