@@ -31,7 +31,7 @@ _NAMED = 3
 
 
 def find_new_classes(preview: Preview) -> Iterator[Remark]:
-    """Find classes that the store has not."""
+    """Find classes that the store does not have."""
     if preview.comparison is None:
         return
     before = len(preview.comparison.store.manifest.classes)

@@ -37,13 +37,7 @@ from permafrost.loading.transfer import move_values
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost.models.compute import ComputeSettings, require_tf32
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
-from permafrost.models.providers import (
-    build_model,
-    freeze,
-    resolve_device,
-    teacher_input_size,
-    with_preprocessing,
-)
+from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.models.record_independence import require_no_memory
 from permafrost.models.trained_weights import DataClasses, count_classes
 from permafrost.store.frames import FrameBatch
@@ -82,7 +76,7 @@ class TeacherAnnotator:
         """
         self.config = config
         precision = pass_precision(config, explainer)
-        self.device = device or resolve_device("annotate.device", "auto")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if precision == "tf32":
             require_tf32("annotate.precision", self.device)
         self.settings = ComputeSettings(

@@ -219,7 +219,7 @@ def plan_append(
     elif len(comparison.new):
         require(
             config.store.append,
-            f"the data have {len(comparison.new):,} records that {store.path} has not "
+            f"the data have {len(comparison.new):,} records that {store.path} does not have "
             f"({_names(listing.keys(comparison.new[:_EXAMPLES]))}); store.append=true packs them as a further "
             "generation, and leave out data= to use the store as it is",
         )
@@ -351,7 +351,7 @@ def _splits_of(store: Store, rows: NDArray[np.int64]) -> Any:
 
 
 def _file_size(content: Any) -> int:
-    """Return the bytes of a record's file as its source has listed them, -1 if it has not."""
+    """Return the bytes of a record's file as its source has listed them, -1 if it lists none."""
     for part in content:
         if isinstance(part, tuple) and len(part) == 2:
             return int(part[1])
