@@ -209,7 +209,11 @@ def run_training(name: str, method: Any, **options: Any) -> Numbers:
     with recorded_steps(steps):
         distill.run(training_config(name, method, **options))
     assert len(steps) >= 4, len(steps)
-    copying = [wait for wait in RECORD.waits if wait[1].startswith("permafrost/loading/transfer")]
+    copying = [
+        wait
+        for wait in RECORD.waits
+        if wait[0].startswith("upload") and wait[1].startswith("permafrost/loading/transfer")
+    ]
     waits = Counter(f"{why} ({line})" for step in steps[2:] for why, line, _ in step["waits"])
     waits += Counter(f"{why} ({line})" for why, line, _ in copying)
     uploads = (size for size, line in RECORD.uploads if line.startswith("permafrost/loading"))
