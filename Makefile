@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS
 DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := $(filter-out __init__,$(notdir $(basename $(wildcard stages/*.py))))
 # Stages with a section cluster.
-CLUSTER_STAGES := preview estimate precompute ingest teach distill sweep attach
+CLUSTER_STAGES := preview estimate precompute ingest teach distill sweep attach doctor
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
 .PHONY: help install demo submit test test-all test-anywhere test-versions test-hub test-loggers test-hosts bench gpu docs lint format lock clean $(STAGES)

@@ -32,7 +32,7 @@ from pathlib import Path
 import nox
 from nox.command import CommandFailed
 
-from tests.conditions import CONDITIONS, RESOLVED, SELECTION, VARIABLE
+from tests.conditions import CONDITIONS, ON_DEVICES, RESOLVED, SELECTION, VARIABLE
 from tests.support.environments import make_environment
 from tests.support.paths import ROOT
 
@@ -68,6 +68,10 @@ SESSIONS = {
     "hash-seed": {"env": {"PYTHONHASHSEED": "4242"}},
     "umask": {"prefix": ("sh", "-c", 'umask 077 && exec "$@"', "sh")},
     "few-files": {"prefix": ("prlimit", "--nofile=256")},
+    "pretended-gpu": {
+        "options": ("-p", "tests.pretended_gpu.plugin"),
+        "selection": ON_DEVICES,
+    },
     "no-xdist": {"options": ("-p", "no:xdist"), "processes": 0},
     "busy-1": {"processes": 1, "busy": 2},
     "busy-4": {"processes": 4, "busy": 2},

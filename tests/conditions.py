@@ -31,6 +31,11 @@ SELECTION = (
     *("tests/test_golden.py", "tests/test_isolation.py", "tests/test_store_format.py"),
 )
 """Tests of what depends on the machine."""
+ON_DEVICES = tuple(
+    f"tests/{name}"
+    for name in ("annotation", "evaluation", "loading", "losses", "models", "papers", "training")
+)
+"""Tests of what runs on the device of a network."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,10 @@ CONDITIONS = {
     "no-papers": Condition(
         "permafrost without the packages of the papers",
         lambda _: find_spec("permafrost_papers") is None,
+    ),
+    "pretended-gpu": Condition(
+        "a pretended GPU, for what runs on devices",
+        lambda config: config.pluginmanager.hasplugin("tests.pretended_gpu.plugin"),
     ),
     "no-xdist": Condition(
         "one process, without pytest-xdist",

@@ -83,6 +83,7 @@ ORDER = (
         "permafrost_sources",
         "permafrost_estimate",
         "permafrost_export",
+        "permafrost_doctor",
         "permafrost_findings",
         "permafrost_shell",
         "permafrost_trackers",

@@ -24,7 +24,7 @@ from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, build_verb_config
-from permafrost.core.errors import ConfigError, UserError, printable, require
+from permafrost.core.errors import ConfigError, UserError, device_error, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import RunFolder, mirrored_run, save_options
@@ -77,6 +77,11 @@ def attempt(program: str, run: Callable[[], None]) -> tuple[int, str]:
         code, reason = 2, _text_of(error)
     except UserError as error:
         code, reason = 1, _text_of(error)
+    except (RuntimeError, MemoryError) as error:
+        described = device_error(error)
+        if described is None:
+            raise
+        code, reason = 1, _text_of(described)
     except BrokenPipeError:  # as in `permafrost distill --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE, ""

@@ -110,7 +110,7 @@ def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCo
             plan.teacher, plan.classes, plan.explainer, options, store.size
         )
         return ViewCost(
-            seconds=_view_seconds(annotator, views, store, options.batch_size, rounds),
+            seconds=_view_seconds(annotator, views, store, options.records_per_batch, rounds),
             distances=_distances(annotator, config, store, canonical),
         )
 
@@ -143,7 +143,9 @@ def _distances(
     payload = FEATURES if canonical[0].fields_of(FEATURES) else None
     dataset = StoreDataset(store, np.arange(store.index.num_rows), canonical, payload=payload)
     model = EvaluatedModel(network=annotator.model, input_size=annotator.input_size)
-    batches = iter_on_device(iter_batches(dataset, config.annotate.batch_size, None), model.device)
+    batches = iter_on_device(
+        iter_batches(dataset, config.annotate.records_per_batch, None), model.device
+    )
     recipes = {RECIPE: config.augment.operations}
     metrics = compare_views(model, dataset, recipes, batches)
     measured = {

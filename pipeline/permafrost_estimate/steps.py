@@ -141,7 +141,7 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
     options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
     other: PassPrecision = "bfloat16" if plan.precision == "float32" else "float32"
     shard = max(store.shards, key=lambda entry: entry.records)
-    count = min(shard.records, options.batch_size)
+    count = min(shard.records, options.records_per_batch)
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
     frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
 

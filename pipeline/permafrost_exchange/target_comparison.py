@@ -164,8 +164,8 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
             if self.facts.operations is None:
                 # Targets of whole photographs that EXIF turns are of another image than the teacher is shown.
                 rows = rows[self._store.index.values("orientation", first + rows) == 1]
-            for start in range(0, len(rows), self.config.batch_size):
-                part = rows[start : start + self.config.batch_size]
+            for start in range(0, len(rows), self.config.records_per_batch):
+                part = rows[start : start + self.config.records_per_batch]
                 stored = self._read(shard, part)
                 frames = ShardFrames(self._store, shard, part)
                 sizes = SelectedRecords(self._store, first + part).sizes()

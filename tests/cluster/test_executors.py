@@ -233,8 +233,8 @@ def in_an_actor(task, shards):
     actor = _ShardActor(task)
     with ThreadPoolExecutor(2) as calls:
         for result in calls.map(actor.run, shards):
-            if isinstance(result, str):
-                raise FileError(result)
+            if not isinstance(result, ShardResult):
+                raise FileError(result.text)
             yield result
 
 

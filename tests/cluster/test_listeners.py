@@ -32,6 +32,7 @@ SERIAL = {
     "distill": ("distill", *STUDENT, "run=single"),
     "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),
     "export": ("export", "experiment=demo", "run=single"),
+    "doctor": ("doctor",),
     "sweep": ("sweep", *STUDENT, *ARMS, "executor=serial"),
     "report": ("report", "experiment=demo", *ACCURACY),
     "share": ("share", "store.path=stores/demo", "to=shared", LICENSES),

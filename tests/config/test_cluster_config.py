@@ -37,7 +37,7 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (LocalClusterConfig, {"actors": 0}, "cluster.actors must be >= 1, got 0"),
+        (LocalClusterConfig, {"actors": 0}, "cluster.actors must be >= 1 or null, got 0"),
         (LocalClusterConfig, {"max_restarts": -1}, "cluster.max_restarts must be >= 0, got -1"),
         (ExistingClusterConfig, {"gpus_per_rank": -1.0}, "cluster.gpus_per_rank must be >= 0"),
         (ExistingClusterConfig, {"address": "ray://head:10001"}, "submit a job"),

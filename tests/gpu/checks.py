@@ -9,19 +9,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from permafrost.config.augment import AugmentOptions, MixConfig, PixelOperationConfig, PolicyConfig
 from permafrost.core.batches import Batch
+from permafrost.loading.geometry import view_images
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
-from permafrost.models.compute import ComputeSettings
+from permafrost.models.compute import (
+    ComputeSettings,
+    deterministic_algorithms,
+    float32_products,
+)
 from permafrost.training.state import Training
 from permafrost.training.step import train_step
 from tests.gpu.budget import Budget, SkippedError
@@ -86,22 +91,10 @@ def run_checks(
 # ---- numbers -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Compute convolutions and products in float32 proper, for a reference."""
-    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def _compare(found: Training, wanted: Training, tolerance: float) -> str:
     """Compare loss and gradient of one batch in two trainings of equal weights."""
-    with without_tf32():
-        own_loss, own = loss_and_gradient(found, random_batch(0))
-        other_loss, other = loss_and_gradient(wanted, random_batch(0))
+    own_loss, own = loss_and_gradient(found, random_batch(0))
+    other_loss, other = loss_and_gradient(wanted, random_batch(0))
     distance = ((own - other).norm() / other.norm()).item()
     assert distance <= tolerance, f"gradient is {distance:.2g} away, more than {tolerance:g}"
     assert abs(own_loss - other_loss) <= tolerance * abs(other_loss), (
@@ -113,6 +106,54 @@ def _compare(found: Training, wanted: Training, tolerance: float) -> str:
 def device_equals_cpu(device: torch.device, scale: Scale) -> str:
     """Compare a frozen e2KD step on the device with one on the CPU, both in float32."""
     return _compare(build_tiny(device), build_tiny(torch.device("cpu")), 1e-3)
+
+
+def float32_is_not_tf32(device: torch.device, scale: Scale) -> str:
+    """Compare a convolution and a product in float32 with float64, and with TF32 where the device has it."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 64, 16, 16, generator=generator).to(device)
+    weights = torch.randn(64, 64, 3, 3, generator=generator).to(device)
+    rows = images.flatten(2).transpose(1, 2)
+
+    def errors(*, tf32: bool) -> list[float]:
+        with float32_products(tf32=tf32):
+            results = F.conv2d(images, weights), rows @ rows.transpose(1, 2)
+        exact = (
+            F.conv2d(images.double(), weights.double()),
+            rows.double() @ rows.double().transpose(1, 2),
+        )
+        pairs = zip(results, exact, strict=True)
+        return [((one - other).norm() / other.norm()).item() for one, other in pairs]
+
+    largest = max(errors(tf32=False))
+    assert largest < 1e-6, f"float32 has a relative error of {largest:.1e}"
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    smallest = min(errors(tf32=True)) if has_tf32 else 1.0
+    assert smallest > 1e-5, f"TF32 has a relative error of {smallest:.1e} only"
+    return f"float32 within {largest:.1e}" + (f", TF32 {smallest:.1e}" if has_tf32 else "")
+
+
+def repeated_steps_are_equal(device: torch.device, scale: Scale) -> str:
+    """Take the same steps twice with deterministic algorithms, with features that are pooled, and compare bits."""
+    states = []
+    for _ in range(2):
+        training = build_tiny(device, ComputeSettings(precision=torch.bfloat16))
+        with deterministic_algorithms(device):
+            for seed in range(8):
+                train_step(training, move_batch(random_batch(seed), device), FRAME, clip_norm=1.0)
+        states.append({name: value.cpu() for name, value in training.model.state_dict().items()})
+    unequal = [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
+    assert unequal == [], f"the weights {', '.join(unequal[:5])} differ"
+    return f"{len(states[0])} weights are equal after 8 steps, bit for bit"
+
+
+def views_equal_those_of_the_cpu(device: torch.device, scale: Scale) -> str:
+    """Compare images in views that are rendered on the device and on the CPU."""
+    batch = random_batch(0)
+    images = view_images(move_batch(batch, device), FRAME).cpu()
+    distance = (images - view_images(batch, FRAME)).abs().max().item() * 255
+    assert distance < 0.01, f"a pixel is {distance:.2g} levels of 255 away"
+    return f"within {distance:.1e} levels of 255"
 
 
 def _amp(device: torch.device, precision: torch.dtype, tolerance: float) -> str:
@@ -210,8 +251,7 @@ def nccl_ranks(device: torch.device, scale: Scale) -> str:
 
 def compare_ranks(found: torch.Tensor, device: torch.device) -> str:
     """Compare the gradient of ranks with that of one process on the whole batch."""
-    with without_tf32():
-        _, wanted = loss_and_gradient(build_tiny(device), random_batch(0))
+    _, wanted = loss_and_gradient(build_tiny(device), random_batch(0))
     distance = ((found - wanted).norm() / wanted.norm()).item()
     assert distance <= 1e-3, f"the gradient of two ranks is {distance:.2g} away from one process"
     return f"gradient within {distance:.1e} of one process"
@@ -300,6 +340,9 @@ def _run(command: list[str], seconds: float) -> str:
 
 QUICK_CHECKS: dict[Check, float] = {
     device_equals_cpu: 20,
+    float32_is_not_tf32: 5,
+    repeated_steps_are_equal: 10,
+    views_equal_those_of_the_cpu: 5,
     amp_bfloat16: 10,
     amp_float16: 10,
     channels_last: 10,

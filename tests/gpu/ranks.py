@@ -17,7 +17,7 @@ from permafrost.core.batches import Batch
 from permafrost.core.distributed import DistributedContext
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import build_loss
-from permafrost.models.compute import ComputeSettings
+from permafrost.models.compute import ComputeSettings, float32_products
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
@@ -49,9 +49,10 @@ def loss_and_gradient(training: Training, batch: Batch) -> tuple[float, Tensor]:
     device = next(training.model.parameters()).device
     training.model.eval()
     training.forward.eval()
-    loss = batch_loss(training, move_batch(batch, device), FRAME).total
-    training.model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    with float32_products():  # as in a step of a training
+        loss = batch_loss(training, move_batch(batch, device), FRAME).total
+        training.model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
     parts = [p.grad.flatten() for p in training.model.parameters() if p.grad is not None]
     return loss.item(), torch.cat(parts).float().cpu()
 
@@ -91,7 +92,6 @@ def _run_rank(rank: int, folder: Path, backend: str, device: str) -> None:
     own = torch.device(device, rank) if device == "cuda" else torch.device(device)
     if device == "cuda":
         torch.cuda.set_device(own)
-        torch.backends.cudnn.allow_tf32 = False
     dist.init_process_group(
         backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )

@@ -138,6 +138,12 @@ def precompute_resnet50(place: Workplace) -> Row:
     return _precompute_row(place, place.store, "resnet50", place.scale.teacher)
 
 
+def precompute_features(place: Workplace) -> Row:
+    """Measure logits and features of the last stage of ResNet-50, of which the mirror image has its own."""
+    payloads = {"payloads": ("logits", "features"), "features_stages": (-1,)}
+    return _precompute_row(place, place.store, "features", place.scale.teacher, annotate=payloads)
+
+
 def precompute_vit(place: Workplace) -> Row:
     """Measure logits and GradCAM maps of ViT-B/16."""
     return _precompute_row(place, place.store, "vit", place.scale.vit)
@@ -185,23 +191,41 @@ def _steps_row(ours: Student, theirs: Student, baseline: str, host: float, scale
     )
 
 
-def _resnet_students(place: Workplace, *, live: bool) -> Row:
+def _resnet_student(
+    place: Workplace, method: Any, teacher: LiveTeacher | None = None, **options: Any
+) -> tuple[Student, float]:
+    """Return a student of ResNet-50's pass, and the seconds per image in which its batches are read."""
     scale = place.scale
     if not place.has_pass(place.store, "resnet50"):
         place.annotate(place.store, "resnet50", scale.teacher)
     batches, host = place.batches(place.store, "resnet50", scale.batch_size, 4)
-    common: dict[str, Any] = {
-        "steps": scale.steps,
-        "input_size": scale.input_size,
-        "precision": scale.precision,
-    }
+    student = Student(
+        scale.student,
+        method,
+        batches,
+        place.device,
+        teacher=teacher,
+        steps=scale.steps,
+        input_size=scale.input_size,
+        precision=scale.precision,
+        **options,
+    )
+    return student, host
 
-    def student(method: Any, teacher: LiveTeacher | None = None) -> Student:
-        return Student(scale.student, method, batches, place.device, teacher=teacher, **common)
 
-    method = E2KDConfig(lambda_map=5.0)
-    if not live:
-        return _steps_row(student(method), student(LabelsConfig()), "labels", host, scale)
+_E2KD = E2KDConfig(lambda_map=5.0)
+
+
+def frozen_against_labels(place: Workplace) -> Row:
+    """Measure frozen e2KD steps against steps on labels."""
+    ours, host = _resnet_student(place, _E2KD)
+    theirs, _ = _resnet_student(place, LabelsConfig())
+    return _steps_row(ours, theirs, "labels", host, place.scale)
+
+
+def frozen_against_live(place: Workplace) -> Row:
+    """Measure frozen e2KD steps against e2KD with the teacher in the loop."""
+    scale = place.scale
     network = freeze(build_model(scale.teacher, CLASSES)).to(place.device)
     teacher = LiveTeacher(
         "live",
@@ -213,17 +237,25 @@ def _resnet_students(place: Workplace, *, live: bool) -> Row:
         ),
         GradCamConfig(),
     )
-    return _steps_row(student(method), student(method, teacher), "live teacher", host, scale)
+    ours, host = _resnet_student(place, _E2KD)
+    theirs, _ = _resnet_student(place, _E2KD, teacher)
+    return _steps_row(ours, theirs, "live teacher", host, scale)
 
 
-def frozen_against_labels(place: Workplace) -> Row:
-    """Measure frozen e2KD steps against steps on labels."""
-    return _resnet_students(place, live=False)
+def deterministic_against_free(place: Workplace) -> Row:
+    """Measure what trainer.deterministic costs."""
+    ours, host = _resnet_student(place, _E2KD)
+    theirs, _ = _resnet_student(place, _E2KD, deterministic=False)
+    return _steps_row(ours, theirs, "trainer.deterministic=false", host, place.scale)
 
 
-def frozen_against_live(place: Workplace) -> Row:
-    """Measure frozen e2KD steps against e2KD with the teacher in the loop."""
-    return _resnet_students(place, live=True)
+def compiled_against_eager(place: Workplace) -> Row:
+    """Measure what trainer.compile gains."""
+    if place.scale.is_tiny:
+        raise SkippedError("compilation takes longer than the tests of these rows may")
+    ours, host = _resnet_student(place, _E2KD, compiled=True)
+    theirs, _ = _resnet_student(place, _E2KD)
+    return _steps_row(ours, theirs, "trainer.compile=false", host, place.scale)
 
 
 def bcos_student(place: Workplace) -> Row:
@@ -254,8 +286,11 @@ ROWS: dict[str, tuple[Measure, float]] = {
     "precompute ResNet-50": (precompute_resnet50, 90),
     "frozen e2KD, ResNet-50 to ResNet-18": (frozen_against_labels, 40),
     "frozen e2KD, ResNet-50 to ResNet-18, against live": (frozen_against_live, 40),
+    "frozen e2KD, ResNet-18, deterministic": (deterministic_against_free, 40),
+    "precompute features of ResNet-50": (precompute_features, 90),
     "precompute ViT-B/16": (precompute_vit, 90),
     "precompute B-cos ResNet-50": (precompute_bcos, 60),
     "frozen e2KD, B-cos ResNet-50 to ResNet-18": (bcos_student, 60),
+    "frozen e2KD, ResNet-18, compiled": (compiled_against_eager, 120),
 }
 """Rows in the order in which they are measured, each with the seconds that it may take."""

@@ -12,7 +12,7 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import Batch
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import build_loss
-from permafrost.models.compute import ComputeSettings
+from permafrost.models.compute import ComputeSettings, deterministic_algorithms
 from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named
 from permafrost.models.providers import build_model
 from permafrost.training.optim import build_optimizer
@@ -39,22 +39,27 @@ class Student:
         precision: str,
         teacher: LiveTeacher | None = None,
         explainer: str = DEFAULT_EXPLAINER,
+        deterministic: bool = True,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(0)
         model = build_model(config, CLASSES).to(device)
-        half = precision == "float16"
+        fused = device.type == "cuda" or precision == "float16"
         self.training = Training(
             model=model,
             loss=build_loss(method).to(device),
-            optimizer=build_optimizer(OptimizerOptions(), list(model.parameters()), fused=half),
+            optimizer=build_optimizer(OptimizerOptions(), list(model.parameters()), fused=fused),
             explain=explainer_named(explainer),
             compute_settings=ComputeSettings(
-                precision=getattr(torch, precision), channels_last=device.type == "cuda"
+                precision=getattr(torch, precision),
+                channels_last=device.type == "cuda",
+                compile=compiled,
             ),
         )
         if teacher is not None:
             self.training.targets = teacher
         self.batches = batches
+        self.deterministic = deterministic
         self.device = device
         self.steps = steps
         self.size = (input_size, input_size)
@@ -67,7 +72,7 @@ class Student:
         return self.steps * len(self.batches[0].keys)
 
     def __call__(self) -> None:
-        with self.meter:
+        with self.meter, deterministic_algorithms(self.device, enabled=self.deterministic):
             for _ in range(self.steps):
                 self.step()
             synchronize(self.device)

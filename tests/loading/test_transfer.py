@@ -153,7 +153,8 @@ def test_batches_that_are_copied_ahead_have_the_views_of_the_others(
         transfer,
         "copy_ahead",
         lambda batches, device: (
-            moved for _, moved in read_ahead(batches, lambda batch: move_batch(batch, META))
+            moved
+            for _, moved in read_ahead(batches, lambda pair: (move_batch(pair[0], META), pair[1]))
         ),
     )
     on_host = list(train_loader(frozen.store, operations).epoch(1, 1))
@@ -206,3 +207,23 @@ def test_a_gpu_receives_the_batches_of_the_host(tmp_path, monkeypatch):
         assert torch.equal(batch.inputs.cpu(), wanted.inputs)
         assert torch.equal(batch.canonical_from_view.cpu(), wanted.canonical_from_view)
         assert torch.equal(batch.targets[0].maps.cpu(), wanted.targets[0].maps)
+
+
+def test_small_tensors_are_copied_in_one_piece_of_memory():
+    tensors = [
+        torch.arange(7, dtype=torch.int64),
+        torch.tensor([True, False, True]),
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.rand(2, 3, 3),
+        torch.rand(5).half(),
+        torch.arange(6)[::6],  # one element, with a stride
+        torch.tensor([[-3, 4]], dtype=torch.int8),
+    ]
+    copies = transfer._copy_together(tensors, torch.device("cpu"))
+    for copied, tensor in zip(copies, tensors, strict=True):
+        assert copied.dtype == tensor.dtype
+        assert copied.shape == tensor.shape
+        assert torch.equal(copied, tensor)
+        assert copied.data_ptr() % copied.element_size() == 0
+    assert len({copied.untyped_storage().data_ptr() for copied in copies}) == 1
+    assert transfer._copy_together([], torch.device("cpu")) == []

@@ -11,6 +11,7 @@ import torchvision.transforms.v2.functional as TF
 from kornia.geometry.transform import homography_warp
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.loading import geometry
 from permafrost.loading.geometry import (
     covered_share,
     downscale,
@@ -473,3 +474,24 @@ def test_upright_views_have_the_bits_that_they_have_beside_a_rotated_one():
             assert torch.equal(alone, together[:-1])
         assert torch.equal(covered_share(upright, size), covered_share(beside, size)[:-1])
         assert torch.equal(warp(images[:-1], upright, size), warp(images, beside, size)[:-1])
+
+
+@pytest.mark.parametrize("size", [(2, 3), (7, 7), (64, 60)])
+def test_all_formulas_for_the_points_of_upright_views_have_the_same_bits(monkeypatch, size):
+    """A GPU, which would have to be waited for, takes the one for any view, and a CPU the fastest that is right."""
+    upright = draw(CROP, FLIP, count=64, size=(9, 11)).float()
+    fastest = fetch_points(upright, size)
+    for kind in ("affine", "any"):
+        monkeypatch.setattr(geometry, "_kind_of", lambda _, kind=kind: kind)
+        for points, expected in zip(fetch_points(upright, size), fastest, strict=True):
+            assert torch.equal(points, expected)
+
+
+def test_float32_places_the_points_of_views_to_2e_5_of_a_pixel():
+    """A device that rounds in another order differs by as much, at 224 pixels."""
+    views = torch.cat([draw(CROP, FLIP, count=64), draw(ROTATION, count=64)])
+    size = (224, 224)
+    exact = views.float().double()
+    pairs = zip(fetch_points(views.float(), size), fetch_points(exact, size), strict=True)
+    for points, expected in pairs:
+        assert (points - expected).abs().max() * 224 / 2 < 2e-5

@@ -52,19 +52,23 @@ _UNREPEATABLE = {
     "cumsum",
     "grid_sampler_2d_backward",
     "histc",
-    "index_add",
-    "index_add_",
-    "max_pool2d_with_indices_backward",
+    "max_pool3d_with_indices_backward",
+    "nll_loss2d_backward",
     "put_",
     "reflection_pad2d_backward",
-    "replication_pad2d_backward",
-    "scatter_add",
-    "scatter_add_",
-    "scatter_reduce",
     "upsample_bicubic2d_backward",
-    "upsample_bilinear2d_backward",
 }
-"""Operations that add with atomics on CUDA unless torch.use_deterministic_algorithms replaces them."""
+"""Operations that add with atomics on CUDA, and of which torch warns where it is asked for fixed orders."""
+_REPLACED = {
+    *("convolution_backward", "index_add", "index_add_", "index_put", "index_put_", "scatter_add"),
+    *(
+        "scatter_add_",
+        "scatter_reduce",
+        "replication_pad2d_backward",
+        "upsample_bilinear2d_backward",
+    ),
+}
+"""Operations that may do so, and that have a fixed order where torch is asked for it."""
 _NO_LAUNCH = {
     *("view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze"),
     *("alias", "detach", "as_strided", "_unsafe_view", "unbind", "split", "split_with_sizes"),
@@ -237,7 +241,8 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _record(name: str, args: Any) -> None:
     if name not in _NO_LAUNCH:
         RECORD.launches[name] += 1
-    if name in _UNREPEATABLE:
+    is_free = name in _REPLACED and not torch.are_deterministic_algorithms_enabled()
+    if (is_free or name in _UNREPEATABLE) and _adds_floats(args):  # sums of integers are exact
         RECORD.unrepeatable[name] += 1
     if name in _WAITING:
         RECORD.wait(_WAITING[name])
@@ -247,6 +252,10 @@ def _record(name: str, args: Any) -> None:
             RECORD.wait("a mask selects elements")
         if not all(isinstance(index, DeviceTensor) for index in indices):
             RECORD.wait("indices are copied")
+
+
+def _adds_floats(args: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(args))
 
 
 def _record_copy(name: str, args: Any, kwargs: dict[str, Any], on_device: bool) -> None:
@@ -403,6 +412,7 @@ def install() -> None:
     cuda.get_rng_state = lambda *_: torch.get_rng_state()
     cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
     cuda.random.manual_seed_all = cuda.manual_seed_all
+    cuda.default_generators = (torch.Generator(),)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
         importlib.import_module(module)._foreach_supported_types.append(DeviceTensor)

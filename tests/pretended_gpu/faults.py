@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.pretended_gpu import paths
+from tests.support import settings
 
 from permafrost.annotation import payloads  # isort: skip
 from permafrost.loading import geometry, loader, transfer  # isort: skip
@@ -23,9 +24,9 @@ from permafrost.losses import e2kd  # isort: skip
 from permafrost.training import loop, step  # isort: skip
 
 CPU = torch.device("cpu")
-_TRAIN = {"method": paths.E2KD}
-_STRONG = {**_TRAIN, "augment": paths.STRONG}
-_WHOLE = {**_TRAIN, "augment": replace(paths.NONE, size=24)}
+_TRAIN = {"method": settings.E2KD}
+_STRONG = {**_TRAIN, "augment": settings.STRONG}
+_WHOLE = {**_TRAIN, "augment": replace(settings.NONE, size=24)}
 
 
 def after(change: Callable[[Any], Any]) -> Callable[[Any], Any]:

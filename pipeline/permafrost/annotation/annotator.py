@@ -5,6 +5,7 @@ Not here: averages over views of a record (test-time augmentation) or over teach
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -35,13 +36,20 @@ from permafrost.loading.mixtures import mix_images
 from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.transfer import move_values
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
-from permafrost.models.compute import ComputeSettings, require_tf32
+from permafrost.models.compute import (
+    ComputeSettings,
+    deterministic_algorithms,
+    device_name,
+    require_tf32,
+)
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.models.record_independence import require_no_memory
 from permafrost.models.trained_weights import DataClasses, count_classes
 from permafrost.store.frames import FrameBatch
 from permafrost.store.projections import Projection
+
+logger = logging.getLogger("permafrost.annotation")
 
 
 class FidelityError(UserError, ValueError):
@@ -75,6 +83,7 @@ class TeacherAnnotator:
             device: Device that computes; None takes a GPU if there is one.
         """
         self.config = config
+        self.largest_batch = config.records_per_batch
         precision = pass_precision(config, explainer)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if precision == "tf32":
@@ -208,13 +217,7 @@ class TeacherAnnotator:
             return {
                 spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
             }, {}
-        values = {
-            name: np.concatenate([batch.values[name] for batch in encoded])
-            for name in encoded[0].values
-        }
-        fidelity = {
-            name: min(batch.fidelity[name] for batch in encoded) for name in encoded[0].fidelity
-        }
+        values, fidelity = _concatenated(encoded)
         for name, cosine in fidelity.items():
             if cosine < self.config.min_fidelity:
                 raise FidelityError(
@@ -317,6 +320,36 @@ class TeacherAnnotator:
     def _annotate_inputs(
         self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
     ) -> list[EncodedFields]:
+        """Compute the fields of each of the payloads, if need be in parts (annotate.batch_size=auto)."""
+        while True:
+            starts = range(0, len(inputs), self.largest_batch)
+            cuts = [slice(start, start + self.largest_batch) for start in starts]
+            try:
+                parts = [
+                    self._run_payloads(
+                        inputs[rows],
+                        BatchInfo(records.keys[rows], records.labels[rows]),
+                        payloads,
+                    )
+                    for rows in cuts
+                ]
+                return [
+                    _concatenated(parts_of_payload) for parts_of_payload in zip(*parts, strict=True)
+                ]
+            except torch.OutOfMemoryError:
+                if self.config.batch_size != "auto" or self.largest_batch == 1:
+                    raise
+            self.largest_batch = min(self.largest_batch, len(inputs)) // 2
+            torch.cuda.empty_cache()
+            logger.warning(
+                "annotate.batch_size=auto: %s has no room for more; going on with %d records at once",
+                device_name(self.device),
+                self.largest_batch,
+            )
+
+    def _run_payloads(
+        self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
+    ) -> list[EncodedFields]:
         """Compute the fields of each of the payloads with one forward pass."""
         output = self._forward(inputs, payloads)
         finite = output.logits.isfinite().all(dim=1)
@@ -325,7 +358,8 @@ class TeacherAnnotator:
             raise NotFiniteError(
                 f"the teacher's logits of record {key} are not finite; check teacher.weights and the record"
             )
-        encoded = [payload.encode(self.model, output, records) for payload in payloads]
+        with deterministic_algorithms(self.device):
+            encoded = [payload.encode(self.model, output, records) for payload in payloads]
         for name, stored in _joined(encoded).values.items():
             if not np.isfinite(stored).all():
                 unsound = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
@@ -401,15 +435,16 @@ class TeacherAnnotator:
         )
         inputs = inputs.to(self.device)
         count = len(inputs)
-        if self.settings.compile and count < self.config.batch_size:
+        if self.settings.compile and count < self.largest_batch:
             # A batch of another size would be compiled again.
-            missing = self.config.batch_size - count
+            missing = self.largest_batch - count
             inputs = torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])])
         try:
-            if any(isinstance(payload, MapPayload) for payload in payloads):
-                output = forward_to_explain(self.model, inputs, intermediates, self.settings)
-            else:
-                output = self.settings.run(self.model, inputs, intermediates)
+            with deterministic_algorithms(self.device):
+                if any(isinstance(payload, MapPayload) for payload in payloads):
+                    output = forward_to_explain(self.model, inputs, intermediates, self.settings)
+                else:
+                    output = self.settings.run(self.model, inputs, intermediates)
         except Exception as error:
             if self.settings.compile:
                 _refuse_compilation(error)
@@ -433,6 +468,16 @@ def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
     return EncodedFields(
         {name: array for part in parts for name, array in part.values.items()},
         {name: cosine for part in parts for name, cosine in part.fidelity.items()},
+    )
+
+
+def _concatenated(parts: Sequence[EncodedFields]) -> EncodedFields:
+    """Concatenate the fields of several batches."""
+    if len(parts) == 1:
+        return parts[0]
+    return EncodedFields(
+        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+        {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity},
     )
 
 

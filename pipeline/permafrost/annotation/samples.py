@@ -9,11 +9,13 @@ from time import monotonic
 from typing import Any, ClassVar, Generic
 
 import numpy as np
+import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.errors import device_errors
 from permafrost.core.tasks import SAMPLE, Report, ShardResult
 from permafrost.models.compute import torch_threads
 from permafrost.models.trained_weights import DataClasses
@@ -55,10 +57,21 @@ class SampleTask(ABC, Generic[Report]):
 
     def __call__(self, sample: Sample) -> ShardResult[Report]:
         started = monotonic()
-        with torch_threads(self.num_threads):
-            records, report = self.measure(sample)
+        with torch_threads(self.num_threads), device_errors(self.config.memory_advice):
+            records, report = self._measure_in_memory(sample)
         seconds = monotonic() - started
         return ShardResult(name=SAMPLE, records=records, seconds=seconds, report=report)
+
+    def _measure_in_memory(self, sample: Sample) -> tuple[int, Report]:
+        """Measure the sample, with annotate.batch_size=auto in batches that the memory has room for."""
+        batch = self.config.records_per_batch
+        while True:
+            try:
+                return replace(self, config=replace(self.config, batch_size=batch)).measure(sample)
+            except torch.OutOfMemoryError:
+                if self.config.batch_size != "auto" or batch == 1:
+                    raise
+            batch //= 2
 
     @abstractmethod
     def measure(self, sample: Sample) -> tuple[int, Report]:
@@ -86,6 +99,6 @@ class SampleTask(ABC, Generic[Report]):
         for shard, count in sample:
             keys = store.index.shard_keys(store.shards.number_of(shard.name))
             frames = ShardFrames(store, shard, np.arange(count))
-            for start in range(0, count, self.config.batch_size):
-                stop = min(start + self.config.batch_size, count)
+            for start in range(0, count, self.config.records_per_batch):
+                stop = min(start + self.config.records_per_batch, count)
                 yield frames.read(start, stop), list(keys[start:stop])

@@ -22,6 +22,7 @@ from permafrost.annotation.stored_views import DrawnViews, StoredViews, read_inp
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
 from permafrost.core.tasks import ShardResult
@@ -64,7 +65,11 @@ class AnnotateShard:
             keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
             views = self.views.draw(self._store, shard)
         # The number of threads may change the last bits of a sum, so it is fixed.
-        with torch_threads(self.num_threads), ShardDeaths(self.folder, shard.name) as deaths:
+        with (
+            torch_threads(self.num_threads),
+            device_errors(self.config.memory_advice),
+            ShardDeaths(self.folder, shard.name) as deaths,
+        ):
             # A copy, without the teacher that this process has built.
             deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
             batches = self._batches(shard, views)
@@ -95,8 +100,8 @@ class AnnotateShard:
         records = shard.records if rows is None else len(rows)
         frames = ShardFrames(self._store, shard, rows)
         read = partial(read_inputs, frames, views, self._annotator.input_size)
-        starts = range(0, records, self.config.batch_size)
-        stops = [min(start + self.config.batch_size, records) for start in starts]
+        starts = range(0, records, self.config.records_per_batch)
+        stops = [min(start + self.config.records_per_batch, records) for start in starts]
         extents = list(zip(starts, stops, strict=True))
         ahead = self.decode_threads + 1
         with ThreadPoolExecutor(self.decode_threads) as pool:

@@ -318,7 +318,7 @@ def requested_views(config: PrecomputeConfig, store: Store) -> StoredViews:
     Raises:
         ConfigError: As `plan_stored_views`.
     """
-    block = config.annotate.batch_size
+    block = config.annotate.records_per_batch
     return plan_stored_views(
         store, config.views, config.augment, config.split, config.subset, block
     )

@@ -35,6 +35,7 @@ from permafrost.config.version import __version__
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.models.compute import unused_accelerator
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import count_parameters
 from permafrost.runs.folder import RunFolder, save_cost
@@ -289,6 +290,10 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         plan.store.size,
         torch.device("cpu"),
     ).with_projections(read_projections(plan.folder))
+    if (kind := unused_accelerator()) is not None:
+        logger.warning(
+            "passes run on CUDA devices and on CPUs, so %s of this machine is not used", kind
+        )
     fields = _fields_of(plan, annotator)
     shared_files = fields.create()
     task = AnnotateShard(

@@ -49,7 +49,7 @@ class ExecutorChoice:
 
     def for_records(self, records: int) -> Executor:
         """Return the executor of shards with this many records in total."""
-        return self._choose(is_small=self._cluster.actors == 1 and records <= SMALL_STORE)
+        return self._choose(is_small=self._cluster.actors in (None, 1) and records <= SMALL_STORE)
 
     def for_tasks(self, tasks: int, at_once: int | None) -> Executor:
         """Return the executor of this many independent tasks, at most `at_once` of them in parallel."""

@@ -12,15 +12,15 @@ import os
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+from permafrost.cluster.placement import ClusterGpus, count_actors, gpus_each, place_actors
 from permafrost.cluster.session import (
     ClusterError,
-    gpus_each,
     last_line,
     open_queue,
     ray_session,
@@ -87,6 +87,15 @@ class RayExecutor:
                 self._instead = self._fallback
         return self._instead
 
+    @cached_property
+    def _num_actors(self) -> int:
+        return count_actors(self._config)
+
+    @cached_property
+    def _gpus(self) -> float:
+        """GPUs of each teacher."""
+        return place_actors(self._config, self._num_actors)
+
     # ---- shards --------------------------------------------------------------------------------------
 
     def map_shards(
@@ -95,22 +104,25 @@ class RayExecutor:
         """Iterate over results as they finish.
 
         Raises:
-            ShardError: After the last result, if any shard failed or was lost.
+            ShardError: After the last result, if any shard failed or was lost; at once if all would fail alike.
             ClusterError: If Ray cannot be started or joined, or runs no actors.
         """
         if not shards:
             return
-        if instead := self._start(self._config.actors * self._config.cpus_per_actor):
+        if instead := self._start(self._num_actors * self._config.cpus_per_actor):
             yield from instead.map_shards(task, shards)
             return
         errors: list[str] = []
         finished = 0
-        for result in self._results(task, shards):
-            if isinstance(result, str):
-                errors.append(result)
-            else:
-                finished += 1
-                yield result
+        with closing(self._results(task, shards)) as results:
+            for result in results:
+                if isinstance(result, ShardResult):
+                    finished += 1
+                    yield result
+                elif result.is_shared:
+                    raise ShardError(f"{result.text} (the other shards would fail alike)")
+                else:
+                    errors.append(result.text)
         if errors:
             raise ShardError(
                 f"{len(errors)} of {len(shards)} shards failed, the first with: {errors[0]}"
@@ -123,11 +135,16 @@ class RayExecutor:
 
     def _results(
         self, task: ShardTask[Report], shards: Sequence[Any]
-    ) -> Iterator[ShardResult[Report] | str]:
+    ) -> Generator[ShardResult[Report] | _ShardFailure]:
         """Iterate over results and errors, without those of shards at which too many actors died."""
         waiting, unfinished = deque(range(len(shards))), len(shards)
         deaths: Counter[int | None] = Counter()
-        with closing(_ActorPool(self._config, task, self._calls, shards)) as pool:
+        options = {
+            "num_cpus": self._config.cpus_per_actor,
+            "num_gpus": self._gpus if task.needs_gpu else 0,
+            "max_concurrency": self._calls,
+        }
+        with closing(_ActorPool(task, shards, self._num_actors, options)) as pool:
             while unfinished:
                 number, answer = pool.wait()
                 if answer is None:
@@ -148,7 +165,7 @@ class RayExecutor:
 
     def _check_starts(self, deaths: int) -> None:
         """Raise ClusterError if too many actors have died at their start, without one that did not."""
-        if deaths > self._config.max_restarts * self._config.actors:
+        if deaths > self._config.max_restarts * self._num_actors:
             raise ClusterError(
                 f"{deaths} actors died while they were started, and none was started; see Ray's logs of their hosts, "
                 "and run the same command again"
@@ -176,8 +193,16 @@ class RayExecutor:
         yield from _outcomes(self._config, tasks, on_report, at_once or len(tasks))
 
 
+class _ShardFailure(NamedTuple):
+    """Error of a shard."""
+
+    text: str
+    is_shared: bool
+    """True if every shard would fail in the same way."""
+
+
 class _ShardActor:
-    """Actor that runs the task on one shard at a time, and returns an error as its text.
+    """Actor that runs the task on one shard at a time, and returns an error.
 
     Of two calls at once, the other one uploads what its shard has written.
     """
@@ -186,15 +211,15 @@ class _ShardActor:
         self._task = task
         self._work = threading.Lock()
 
-    def run(self, shard: Any) -> ShardResult[Any] | str:
+    def run(self, shard: Any) -> ShardResult[Any] | _ShardFailure:
         try:
             with self._work, collected_uploads() as uploads:
                 result = self._task(shard)
             uploads.send()
         except UserError as error:
-            return str(error)
+            return _ShardFailure(str(error), error.is_shared)
         except BaseException:  # a SystemExit would end the actor
-            return traceback.format_exc()
+            return _ShardFailure(traceback.format_exc(), is_shared=False)
         return result
 
 
@@ -202,25 +227,31 @@ class _ActorPool:
     """Actors for one task; one that dies is replaced. No shard waits for an actor to be started."""
 
     def __init__(
-        self, config: ClusterConfig, task: ShardTask[Any], calls: int, shards: Sequence[Any]
+        self, task: ShardTask[Any], shards: Sequence[Any], actors: int, options: dict[str, Any]
     ) -> None:
+        """Start the actors.
+
+        Args:
+            task: Task of each actor.
+            shards: Shards that `give` is given the numbers of.
+            actors: Number of actors, if there are as many shards.
+            options: Options of Ray for an actor: its resources and the number of its calls at once.
+        """
         import ray
 
         kind = ray.remote(_ShardActor).options(
-            num_cpus=config.cpus_per_actor,
-            num_gpus=_gpus_per_actor(config) if task.needs_gpu else 0,
-            max_concurrency=calls,
             max_restarts=0,  # of the actor itself, as a new one gets its shard
             scheduling_strategy="SPREAD",
+            **options,
         )
         self._start_actor = partial(kind.remote, task)
-        self._calls = calls
+        self._calls: int = options["max_concurrency"]
         self._shards = shards
         self._actors: list[Any] = []
         self._running: dict[Any, tuple[Any, int | None]] = {}
         self.free: deque[Any] = deque()
         """Actors that were started, each once for every shard that it can take."""
-        for _ in range(min(config.actors, len(shards))):
+        for _ in range(min(actors, len(shards))):
             self._add_actor()
 
     def _add_actor(self) -> None:
@@ -257,16 +288,6 @@ class _ActorPool:
         if ray.is_initialized():  # a caller that stopped early may have closed the executor
             for actor in self._actors:
                 ray.kill(actor)
-
-
-def _gpus_per_actor(config: ClusterConfig) -> float:
-    """GPUs of an actor: the option, or its fraction of the cluster's GPUs, at most one."""
-    import ray
-
-    if config.gpus_per_actor is not None:
-        return config.gpus_per_actor
-    share: float = ray.cluster_resources().get("GPU", 0) / config.actors
-    return min(1.0, share)
 
 
 def _answer(ref: Any) -> Any:
@@ -338,12 +359,10 @@ def _outcome(ref: Any, task: Task) -> TaskOutcome:
 
 
 def _resources(config: ClusterConfig) -> dict[str, Any]:
-    import ray
-
-    gpus, known = gpus_each(config.gpus_per_student), ray.cluster_resources().get("GPU", 0)
+    gpus, of_cluster = gpus_each(config.gpus_per_student), ClusterGpus.read_session()
     require(
-        gpus <= known,
-        f"cluster.gpus_per_student={gpus:g} must be <= {known:g}, the number of GPUs; lower it or set it to null",
+        gpus <= of_cluster.most,
+        f"cluster.gpus_per_student={gpus:g}, and the cluster has no GPU ({of_cluster}); set it to null",
     )
     return {
         "num_cpus": config.cpus_per_student,

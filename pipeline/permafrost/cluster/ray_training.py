@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
 
+from permafrost.cluster.placement import gpus_each
 from permafrost.cluster.session import (
-    gpus_each,
     last_line,
     open_queue,
     put_item,
@@ -28,7 +28,7 @@ from permafrost.cluster.session import (
 )
 from permafrost.config.cluster import ClusterConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.core.errors import UserError, first_line
+from permafrost.core.errors import UserError, first_line, require
 from permafrost.runs.mirrors import files_of_run
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _STATE_FOLDER = ".ray_train"
 """Name of Ray Train's temporary folder in the run's folder."""
+_DEVICES_OF_RAY = ("auto", "cuda")
+"""Values of trainer.device with which each rank has the device that Ray gives it."""
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 """Time without room for all ranks after which the driver reports it."""
@@ -114,7 +116,7 @@ class _RankLoop:
         distributed = DistributedContext(
             context.get_world_rank(),
             context.get_world_size(),
-            ray.train.torch.get_device() if self.job.trainer.device == "auto" else None,
+            ray.train.torch.get_device() if self.job.trainer.device in _DEVICES_OF_RAY else None,
             context.get_local_world_size(),
         )
 
@@ -169,7 +171,13 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
 
 def _resources(job: RankedJob, cluster: ClusterConfig) -> dict[str, float]:
     """Resources of each rank."""
-    gpus = gpus_each(cluster.gpus_per_rank) if job.trainer.device == "auto" else 0.0
+    device, option = job.trainer.device, cluster.gpus_per_rank
+    if device == "cuda":
+        require(
+            option != 0, "trainer.device=cuda, but cluster.gpus_per_rank=0; set it to null or to 1"
+        )
+        option = 1.0
+    gpus = gpus_each(option) if device in _DEVICES_OF_RAY else 0.0
     return {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
 
 

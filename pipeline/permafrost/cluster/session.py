@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from permafrost.cluster.placement import count_local_gpus
 from permafrost.config.cluster import ClusterConfig, ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.environment import (
     _JOB_VARIABLE,
@@ -149,6 +150,7 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
         address="local",
         # A whole number, with a slot for what Ray itself runs.
         num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+        num_gpus=count_local_gpus(),  # Ray also counts those that this torch cannot use
         include_dashboard=config.dashboard,
         logging_level=logging.WARNING,
         log_to_driver=False,
@@ -257,15 +259,6 @@ def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
 def _actor_environment(config: ClusterConfig) -> dict[str, str]:
     shipped = {SHIPPED: ",".join(plugin_places()), ENTRIES: json.dumps(entry_modules())}
     return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT, **shipped}
-
-
-def gpus_each(option: float | None) -> float:
-    """Return the GPUs of a rank or a student: the option, or a whole GPU if the cluster has any."""
-    import ray
-
-    if option is not None:
-        return option
-    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
 def open_queue(maxsize: int = 0) -> Queue:

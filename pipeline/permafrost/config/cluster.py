@@ -22,13 +22,14 @@ class WorkConfig(Options):
 
     section: ClassVar[str] = "cluster"
 
-    actors: Annotated[int, Ge(1)] = 1
-    """Teacher replicas; each processes whole shards."""
+    actors: Annotated[int | None, Ge(1)] = None
+    """Teacher replicas; each processes whole shards. null: one for each GPU of this machine with cluster=local, and one
+    on a cluster that runs."""
     cpus_per_actor: Annotated[float, Gt(0)] = 1.0
     """CPUs per teacher replica."""
     gpus_per_actor: Annotated[float | None, Ge(0)] = None
-    """GPUs per teacher replica, possibly a fraction; null divides the cluster's GPUs among them, at most one
-    each."""
+    """GPUs per teacher replica: 1, an even fraction of one, or 0; null divides the cluster's GPUs among them, also
+    those of hosts that it has announced and that are not up yet, at most one each."""
     threads_per_actor: Annotated[int, Ge(1)] = 1
     """Torch threads per teacher replica. Their number can change the last bits, so the serial executor uses it
     too."""
@@ -38,15 +39,39 @@ class WorkConfig(Options):
     cpus_per_rank: Annotated[float, Gt(0)] = 1.0
     """CPUs per training process (trainer.ranks)."""
     gpus_per_rank: Annotated[float | None, Ge(0)] = None
-    """GPUs per training process (trainer.ranks); null takes one whole GPU if the cluster has any."""
+    """GPUs per training process (trainer.ranks): 1 or 0, because NCCL refuses two processes on one; null takes
+    one if the cluster has any or has announced some."""
     cpus_per_student: Annotated[float, Gt(0)] = 1.0
     """CPUs per student of a sweep."""
     gpus_per_student: Annotated[float | None, Ge(0)] = None
-    """GPUs per student of a sweep, possibly a fraction; null takes one whole GPU if the cluster has any."""
+    """GPUs per student of a sweep: 1, an even fraction of one, or 0; null takes a whole GPU if the cluster has
+    any or has announced some."""
     max_restarts: Annotated[int, Ge(0)] = 3
     """Times that a shard, the ranks of a training or a student are started again after a process died."""
     max_wait_seconds: Annotated[float, Gt(0)] = 3600.0
     """Total seconds for which ranks (trainer.ranks) may wait for hosts with room for all of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_even_share("cluster.gpus_per_actor", self.gpus_per_actor)
+        _require_even_share("cluster.gpus_per_student", self.gpus_per_student)
+        ranks = self.gpus_per_rank
+        require(
+            ranks is None or ranks in (0, 1),
+            f"cluster.gpus_per_rank={ranks} must be 0 or 1: a rank uses one GPU, and NCCL refuses two ranks on one",
+        )
+
+
+def _require_even_share(option: str, share: float | None) -> None:
+    """Raise ConfigError for GPUs of a process that would leave a part of each GPU idle."""
+    if share is None or share == 0:
+        return
+    processes = max(1, int(1 / share + 1e-6))
+    require(
+        0.95 <= processes * share <= 1 + 1e-6,
+        f"{option}={share:g} leaves GPUs idle, as a process uses one of them at most; set it to 1, or to "
+        f"{1 / (processes + 1):.2g} for {processes + 1} processes on each",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,8 @@ class Family(MutableMapping[str, T]):
         self.every.append(self)
 
     def __getitem__(self, name: str) -> T:
-        load_installed()
+        if name not in self._members:
+            load_installed()
         return self._members[name]
 
     def __setitem__(self, name: str, member: T) -> None:

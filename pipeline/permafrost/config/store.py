@@ -125,6 +125,8 @@ class PayloadInfo(NamedTuple):
         return (*self.options, *added)
 
 
+_AUTO_BATCH = 64
+"""Records of a batch with annotate.batch_size=auto."""
 _MODULE = "permafrost.annotation.payloads"
 PAYLOADS: Family[PayloadInfo] = Family(
     {
@@ -240,10 +242,23 @@ class PassOptions(OpenOptions):
     at most the last bits; null takes it for networks of torchvision and timm."""
     compile: bool = False
     """torch.compile of the teacher's forward pass, by each actor: a minute or more, for passes of many hours."""
-    batch_size: Annotated[int, Ge(1)] = 64
-    """Records per forward pass of the teacher; constant, because it may change the last bits of the result."""
+    batch_size: int | Literal["auto"] = 64
+    """Records per forward pass of the teacher; constant, because it may change the last bits of the result. auto: 64,
+    and half of it wherever the memory of the device has no room for as many."""
     min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999
     """Lowest cosine between a map and its stored form that may be written."""
+
+    @property
+    def records_per_batch(self) -> int:
+        """Number of records of a batch."""
+        return _AUTO_BATCH if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def memory_advice(self) -> str:
+        """Remedy for a teacher that the memory has no room for."""
+        if self.batch_size in ("auto", 1):
+            return "take a smaller teacher.input_size, a GPU with more memory, or fewer teachers on each"
+        return f"lower annotate.batch_size={self.batch_size}, or set it to auto"
 
     @property
     def reads_head(self) -> bool:
@@ -267,6 +282,10 @@ class PassOptions(OpenOptions):
         super().__post_init__()
         if self.name is not None:
             require_name("annotate.name", self.name, may_have_folders=True)
+        require(
+            self.batch_size == "auto" or self.batch_size >= 1,
+            f"annotate.batch_size={self.batch_size} must be >= 1, or auto",
+        )
         unknown = [name for name in self.payloads if name not in PAYLOADS]
         require(
             not unknown,
@@ -338,7 +357,7 @@ class PrecomputeConfig(Options):
     """Split that a pass of stored views covers."""
     executor: ExecutorName = "auto"
     """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
-    cluster=local and cluster.actors=1, Ray otherwise."""
+    cluster=local without more cluster.actors, Ray otherwise."""
     run: str = "untitled"
     """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster)."""
 
@@ -363,7 +382,7 @@ class PrecomputeConfig(Options):
                 "explainer.explained_classes=top1, or views.mix=[]",
             )
             require(
-                self.annotate.batch_size > 1,
+                self.annotate.records_per_batch > 1,
                 "views.mix draws second records within batches of annotate.batch_size=1; raise it",
             )
 

@@ -91,6 +91,9 @@ class TrainerOptions(Options):
     resumed training keeps it. Losses stay float32, as does GradCAM of a linear head, whose weights are the
     explanation. Explanations that are gradients (B-cos weights, class tokens) are gradients of the half-
     precision graph, then cast to float32."""
+    deterministic: Annotated[bool, Role.OUTSIDE_IDENTITY] = True
+    """On a GPU, use algorithms whose sums have a fixed order, so that a training that is repeated or resumed on a GPU
+    of the same model has the same weights. A warning names operations that have none. false may be faster."""
     compile: bool = False
     """torch.compile of the student's forward pass, used if its explanation needs no double backward."""
     channels_last: bool | None = None
@@ -117,6 +120,11 @@ class TrainerOptions(Options):
         require(
             self.batch_size % self.ranks == 0,
             f"trainer.batch_size={self.batch_size} is not a multiple of trainer.ranks={self.ranks}",
+        )
+        require(
+            self.ranks == 1 or ":" not in self.device,
+            f"trainer.device={self.device} is one device, and each of trainer.ranks={self.ranks} needs its own; set "
+            "it to auto or cuda",
         )
         require(
             0 <= self.warmup_epochs < self.epochs,

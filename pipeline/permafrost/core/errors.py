@@ -1,6 +1,8 @@
-"""Base classes of the errors that a user can fix, and checks of option values."""
+"""Base classes of the errors that a user can fix, checks of option values, and errors of the device that computes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
 
 
 class UserError(Exception):
@@ -11,6 +13,8 @@ class UserError(Exception):
 
     lines: Sequence[str] = ()
     """Lines of a message that has several; empty for one line."""
+    is_shared: ClassVar[bool] = False
+    """True if every shard or record would fail in the same way, so that work stops at the first one."""
 
 
 class RecordError(UserError, ValueError):
@@ -23,6 +27,14 @@ class FileError(UserError, OSError):
 
 class ConfigError(UserError, ValueError):
     """Invalid value of an option. The message names the option, its value and the remedy."""
+
+    is_shared = True
+
+
+class DeviceError(UserError, RuntimeError):
+    """Error of the device that computes, such as one without enough memory."""
+
+    is_shared = True
 
 
 def printable(text: str) -> str:
@@ -94,3 +106,49 @@ def require_name(option: str, name: str, *, may_have_folders: bool = False) -> N
         longest <= MAX_NAME_BYTES,
         f"{shown}... has {longest} bytes of at most {MAX_NAME_BYTES}; shorten it",
     )
+
+
+# ---- errors of the device --------------------------------------------------------------------------
+
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "Unable to allocate", "STATUS_ALLOC_FAILED")
+_OF_DEVICE = (
+    *("CUDA error", "CUDA driver", "CUDA GPUs", "NVIDIA driver", "cuDNN", "CUBLAS_STATUS"),
+    *("HIP error", "XPU", "MPS backend"),
+)
+"""Parts of the messages of torch, NumPy and the libraries below them, which have no classes of their own for each."""
+
+
+def device_error(error: BaseException, advice: str = "lower the batch size") -> DeviceError | None:
+    """Describe an error of the device or of memory in one line, or return None for any other error.
+
+    Args:
+        error: Error that torch or NumPy has raised.
+        advice: Remedy for a lack of memory, as in "lower trainer.batch_size=64".
+    """
+    if isinstance(error, UserError) or not isinstance(error, RuntimeError | MemoryError):
+        return None
+    text = " ".join(str(error).split())
+    sentences = ". ".join(text.split(". ")[:3]).rstrip(".")[:300]
+    if isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
+        return DeviceError(f"not enough memory ({sentences or 'MemoryError'}); {advice}")
+    if any(part in text for part in _OF_DEVICE):
+        return DeviceError(
+            f"the device does not compute ({sentences}); `permafrost doctor` says what torch finds on this machine"
+        )
+    return None
+
+
+@contextmanager
+def device_errors(advice: str) -> Iterator[None]:
+    """Raise DeviceError in place of errors of the device and of memory in the block.
+
+    Args:
+        advice: Remedy for a lack of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        described = device_error(error, advice)
+        if described is None:
+            raise
+        raise described from error

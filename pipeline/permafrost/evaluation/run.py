@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from permafrost.config.evaluation import EVALUATORS
+from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
@@ -39,7 +40,13 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
 
     Raises:
         ConfigError: If a requirement of an evaluator is missing.
+        DeviceError: If the device has no room for a batch.
     """
+    with device_errors(f"lower evaluate.batch_size={plan.config.evaluate.batch_size}"):
+        _run_evaluators(plan, folder, missing)
+
+
+def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -> None:
     config = plan.config
     model, trained = plan.build()
     logger.info("evaluators run on %s", device_name(model.device))

@@ -25,11 +25,11 @@ from permafrost.loading.sampler import (
     ReplayBatchSampler,
 )
 from permafrost.loading.transfer import (
+    ChangedBatch,
     check_shared_memory,
-    iter_on_device,
+    iter_changed_on_device,
     iter_watched,
     map_leaves,
-    move_values,
     pack_batch,
     unpack_batch,
 )
@@ -147,27 +147,31 @@ class TrainLoader(DataLoader[Any]):
         else:
             self.batches.set_epoch(epoch)
         read = self._read_batches(DataLoader.__iter__(self))
-        batches = iter_on_device(read, device or torch.device("cpu"))
-        return self._with_changes(batches, epoch, first_step)
+        changed = self._with_changes(read, epoch, first_step)
+        batches = iter_changed_on_device(changed, device or torch.device("cpu"))
+        return self._in_views(batches)
 
     def _with_changes(
         self, batches: Iterable[Batch], epoch: int, first_step: int
-    ) -> Iterator[Batch]:
-        """Iterate over batches in their views, with the changes of their pixels."""
+    ) -> Iterator[ChangedBatch]:
+        """Iterate over batches and the changes that are drawn of the pixels of all their views."""
         start = 0
+        per_step = self.views_per_step
         for step, batch in enumerate(batches, start=first_step):
             if isinstance(self.batches, GlobalBatchSampler):
                 start = self.batches.first_position(step)
-            records = len(batch.keys)
-            if self.expand is not None:
-                batch = self.expand(batch)
+            drawn = None
             if self.pixel_augment is not None:
-                per_step = self.views_per_step
-                drawn = self.pixel_augment.draw(epoch, start * per_step, len(batch.keys), per_step)
-                if drawn is not None:
-                    batch = _with_changes(batch, move_values(drawn, batch.inputs.device))
-            start += records
-            yield batch
+                views = len(batch.keys) * (1 if self.expand is None else per_step)
+                drawn = self.pixel_augment.draw(epoch, start * per_step, views, per_step)
+            start += len(batch.keys)
+            yield batch, drawn
+
+    def _in_views(self, batches: Iterator[ChangedBatch]) -> Iterator[Batch]:
+        """Iterate over batches in all their views, with the changes of their pixels."""
+        for batch, drawn in batches:
+            expanded = batch if self.expand is None else self.expand(batch)
+            yield expanded if drawn is None else _with_changes(expanded, drawn)
 
     def _read_batches(self, messages: Any) -> Iterator[Batch]:
         """Return the iterator over what PyTorch's iterator of an epoch reads."""

@@ -299,7 +299,7 @@ def _mix_maps(targets: MapTargets, mixture: Mixture, *, second_maps: bool) -> Mi
         "map_valid": torch.cat(valid, dim=1),
     }
     return MixedMapTargets(
-        **(vars(targets) | mixed),
+        **{**vars(targets), **mixed},
         class_weights=torch.cat(weights, dim=1),
         cell_weights=torch.cat(cells, dim=1),
     )

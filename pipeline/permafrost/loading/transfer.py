@@ -3,9 +3,9 @@
 Torch passes each tensor of a loader process as a file of shared memory, which takes a tenth of a millisecond however
 small it is, and a batch has a dozen small tensors, or one per record of boxes. These are sent in the message itself.
 
-On a GPU a thread reads the next batch, pins it and copies it while the current step runs. It draws no random numbers,
-because torch's global generator is that of the step. There is no such thread on a CPU, where it would compete with the
-step for cores.
+On a GPU a thread reads the next batch, pins it and copies it while the current step runs, small tensors in one copy. It
+draws nothing from torch's global generator, which is that of the step. There is no such thread on a CPU, where it would
+compete with the step for cores.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -186,6 +187,7 @@ class _Watch:
 # ---- transfer --------------------------------------------------------------------------------------
 
 
+Read = TypeVar("Read")
 Copied = TypeVar("Copied")
 
 
@@ -205,9 +207,17 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
     return replace(moved, boxes=batch.boxes, host_labels=batch.labels_on_host)
 
 
+ChangedBatch = tuple[Batch, PixelAugment | None]
+"""A batch, and changes of its pixels that are not part of it yet."""
+
+
+def _move_changed(changed: ChangedBatch, device: torch.device) -> ChangedBatch:
+    return move_batch(changed[0], device), move_values(changed[1], device)
+
+
 def read_ahead(
-    batches: Iterator[Batch], copy: Callable[[Batch], Copied]
-) -> Iterator[tuple[Batch, Copied]]:
+    batches: Iterator[Read], copy: Callable[[Read], Copied]
+) -> Iterator[tuple[Read, Copied]]:
     """Iterate over batches and their copies, made in a thread one batch ahead. An error is raised in its place.
 
     Args:
@@ -215,7 +225,7 @@ def read_ahead(
         copy: Function that copies a batch, in the thread.
     """
 
-    def read() -> tuple[Batch, Copied] | None:
+    def read() -> tuple[Read, Copied] | None:
         batch = next(batches, None)
         return None if batch is None else (batch, copy(batch))
 
@@ -226,13 +236,13 @@ def read_ahead(
             yield pair
 
 
-def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def copy_ahead(batches: Iterator[ChangedBatch], device: torch.device) -> Iterator[ChangedBatch]:
     """Iterate over copies of batches on a GPU, which are made on a stream of their own one batch ahead."""
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def copy(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+    def copy(batch: ChangedBatch) -> tuple[ChangedBatch, torch.cuda.Event]:
         with torch.cuda.stream(copies):
-            return move_batch(batch, device), copies.record_event()
+            return _move_changed(batch, device), copies.record_event()
 
     def reserve(leaf: Any) -> Any:
         """Keep the memory of a copy from being reused before this stream's work on it is done."""
@@ -246,20 +256,71 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
         yield moved
 
 
-def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def iter_on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Iterate over batches on `device`, where they are copied one batch ahead on a GPU."""
+    for batch, _ in iter_changed_on_device(((batch, None) for batch in batches), device):
+        yield batch
+
+
+def iter_changed_on_device(
+    batches: Iterator[ChangedBatch], device: torch.device
+) -> Iterator[ChangedBatch]:
+    """Iterate over batches and changes of their pixels on `device`, as `iter_on_device` does."""
     if device.type == "cuda":
-        yield from copy_ahead(batches, device)
-    else:
-        for batch in batches:
-            yield move_batch(batch, device)
+        return copy_ahead(batches, device)
+    return (_move_changed(batch, device) for batch in batches)
 
 
 def move_values(value: Any, device: torch.device) -> Any:
-    """Copy the tensors in a batch's values to `device`."""
-    return map_leaves(
-        value, lambda leaf: copy_to(leaf, device) if isinstance(leaf, Tensor) else leaf
-    )
+    """Copy the tensors in a batch's values to `device`, small ones of the host in one copy if it is a GPU."""
+    small: dict[int, Tensor] = {}
+
+    def note(leaf: Any) -> None:
+        if isinstance(leaf, Tensor) and _may_share_copy(leaf):
+            small[id(leaf)] = leaf
+
+    if device.type == "cuda":
+        map_leaves(value, note)
+    copies = dict(zip(small, _copy_together(list(small.values()), device), strict=True))
+
+    def move(leaf: Any) -> Any:
+        if id(leaf) in copies:
+            return copies[id(leaf)]
+        return copy_to(leaf, device) if isinstance(leaf, Tensor) else leaf
+
+    return map_leaves(value, move)
+
+
+def _may_share_copy(tensor: Tensor) -> bool:
+    is_small = 0 < tensor.nbytes <= _SMALL
+    return is_small and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def _copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy contiguous tensors of the host to a GPU in one piece of memory, of which they are parts."""
+    if not tensors:
+        return []
+    sizes = (-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)
+    *starts, total = accumulate(sizes, initial=0)
+    extents = [
+        slice(start, start + tensor.nbytes) for start, tensor in zip(starts, tensors, strict=True)
+    ]
+    buffer = torch.zeros(total, dtype=torch.uint8)
+    for part, tensor in zip(_parts_of(buffer, extents, tensors), tensors, strict=True):
+        part.copy_(tensor)
+    return _parts_of(copy_to(buffer, device), extents, tensors)
+
+
+def _parts_of(buffer: Tensor, extents: Sequence[slice], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors of the types and shapes of others, whose bytes are at these extents of a buffer u8 [n]."""
+    return [
+        buffer[extent].view(tensor.dtype).view(tensor.shape)
+        for extent, tensor in zip(extents, like, strict=True)
+    ]
+
+
+_ALIGNMENT = 16
+"""Multiple of bytes at which a tensor begins, the widest access of a GPU's thread."""
 
 
 _PARTS = (Batch, StoredTargets, TopLogits, Moves, PixelAugment, PixelChange, Mixture)

@@ -93,10 +93,17 @@ class FeatureKDLoss(DistillationLoss):
 
     @property
     def needs(self) -> Needs:
-        specific_needs = self.term_needs if self.weight > 0 else Needs()
         return replace(
-            specific_needs, labels=self.config.lambda_ce > 0, logits=self.config.lambda_kd > 0
+            self.term_needs if self.weight > 0 else Needs(),
+            labels=self.reads_labels,
+            logits=self.config.lambda_kd > 0,
+            map_control=getattr(self.config, "map_control", "none"),
         )
+
+    @property
+    def reads_labels(self) -> bool:
+        """True if the loss reads the labels of the data."""
+        return self.config.lambda_ce > 0
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -152,7 +159,7 @@ def attention_loss(
     require_same_shape("attention_loss", student_attention, teacher_attention, 3, equal=1)
     h, w = map(min, student_attention.shape[1:], teacher_attention.shape[1:])
     student, teacher = (
-        F.normalize(F.adaptive_avg_pool2d(unit_scale(attention, (1, 2)), (h, w)).flatten(1), dim=1)
+        F.normalize(pool_cells(unit_scale(attention, (1, 2)), (h, w)).flatten(1), dim=1)
         for attention in (student_attention, teacher_attention.detach())
     )
     if norm == "l2":
@@ -216,7 +223,7 @@ def class_map_loss(
     """
     require_same_shape("class_map_loss", student_maps, teacher_maps, 4, equal=2)
     student, teacher = (
-        F.adaptive_avg_pool2d(to_float32(maps), resolution).flatten(2)
+        pool_cells(to_float32(maps), resolution).flatten(2)
         for maps in (student_maps, teacher_maps.detach())
     )
     if normalize:
@@ -291,6 +298,35 @@ def weighted_mean(values: Tensor, coverage: Tensor) -> Tensor:
     return (values * coverage).sum() / total.clamp(min=_LEAST_COVERAGE)
 
 
+def pool_cells(values: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Average values over the cells of another grid, as torch's adaptive_avg_pool2d does.
+
+    Its gradient on a GPU is a sum without a fixed order, and that of averages over whole cells or of products is not.
+
+    Args:
+        values: [B, C, h, w] or [B, h, w].
+        size: Height and width of the grid, or its side.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    h, w = values.shape[-2:]
+    if height == width == 1:
+        return values.mean(dim=(-2, -1), keepdim=True)
+    if h % height == 0 and w % width == 0:
+        return F.avg_pool2d(values, (h // height, w // width))
+    rows, columns = (
+        _shares_of_cells(length, cells, values) for length, cells in ((h, height), (w, width))
+    )
+    return rows @ values @ columns.T
+
+
+def _shares_of_cells(length: int, cells: int, like: Tensor) -> Tensor:
+    """Return the share of each of `length` places in each cell, [cells, length]: those that a cell touches, alike."""
+    places = torch.arange(length, device=like.device)
+    numbers = torch.arange(cells, device=like.device)[:, None]
+    touched = (places >= numbers * length // cells) & (places * cells < (numbers + 1) * length)
+    return touched / touched.sum(dim=1, keepdim=True, dtype=like.dtype)
+
+
 def covered_pool(features: Tensor, coverage: Tensor | None, size: int | tuple[int, int]) -> Tensor:
     """Average features over the covered parts of each cell of a grid of `size`, 0 where nothing is covered.
 
@@ -300,9 +336,9 @@ def covered_pool(features: Tensor, coverage: Tensor | None, size: int | tuple[in
         size: Height and width of the grid, or its side.
     """
     if coverage is None:
-        return F.adaptive_avg_pool2d(features, size)
-    share = F.adaptive_avg_pool2d(coverage, size).clamp(min=_LEAST_COVERAGE)
-    return F.adaptive_avg_pool2d(features * coverage, size) / share
+        return pool_cells(features, size)
+    share = pool_cells(coverage, size).clamp(min=_LEAST_COVERAGE)
+    return pool_cells(features * coverage, size) / share
 
 
 _LEAST_COVERAGE = 1e-6

@@ -66,7 +66,7 @@ def map_cosine(
 @lru_cache(maxsize=64)
 def upsampling_gram(n: int, full: int) -> Tensor:
     """Compute U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centers)."""
-    with torch.inference_mode(mode=False):  # as later calls share it
+    with torch.inference_mode(False):  # as later calls share it
         upsampled = F.interpolate(
             torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
         )[0].T
@@ -76,7 +76,7 @@ def upsampling_gram(n: int, full: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _gram_on_device(n: int, full: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Cached copy of `upsampling_gram` on the device, because a copy in every step would synchronize with it."""
-    with torch.inference_mode(mode=False):
+    with torch.inference_mode(False):
         return upsampling_gram(n, full).to(device, dtype)
 
 

@@ -23,6 +23,7 @@ from permafrost.losses.feature_kd import (
     FeatureKDLoss,
     covered_mse,
     covered_pool,
+    pool_cells,
     stored_stages,
     weighted_mean,
 )
@@ -67,10 +68,6 @@ class FeaturesLoss(FeatureKDLoss):
         self.pairs: list[tuple[int, str]] = []
         """Index of the student's stage and field of the teacher's, in the order of the maps."""
 
-    @property
-    def needs(self) -> Needs:
-        return replace(super().needs, map_control=self.config.map_control)
-
     def build(self, student: StudentOutput, targets: Targets) -> None:
         if self.weight == 0:
             return
@@ -107,7 +104,7 @@ class FeaturesLoss(FeatureKDLoss):
                 min(features.shape[2], teacher.shape[2]),
                 min(features.shape[3], teacher.shape[3]),
             )
-            share = None if coverage is None else F.adaptive_avg_pool2d(coverage, size)
+            share = None if coverage is None else pool_cells(coverage, size)
             inside = None
             if name in targets.placements and features.shape[2:] != size:
                 grid = (features.shape[2], features.shape[3])

@@ -1,18 +1,23 @@
-"""Settings of a forward pass (precision, memory format, compilation, threads), and the precision of a device.
+"""Settings of a forward pass (precision, memory format, compilation, threads), and the numerics of a device.
 
 float32 is that of IEEE 754 everywhere: torch's own default lets convolutions on NVIDIA GPUs since Ampere round their
 operands to the 10 bits of TF32, whose errors are those of half precision. TF32 is a precision with a name here.
+Some of torch's algorithms on GPUs add in an order that changes from run to run. Passes never use them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from permafrost.core.errors import require
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
@@ -75,7 +80,89 @@ class ComputeSettings:
             float32_products(tf32=self.tf32),
             torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed),
         ):
+            if self.is_mixed and not self.compile and isinstance(network, nn.Module):
+                return _run_cast(network, (inputs, intermediates), self.precision)
             return network(inputs, intermediates)
+
+
+def _run_cast(
+    network: nn.Module, inputs: tuple[Tensor, Intermediates], dtype: torch.dtype
+) -> ModelOutput:
+    """Run a network under autocast, with the weights of a frozen one cast once for all passes.
+
+    Autocast itself casts them in every pass, as it keeps those with gradients only.
+    """
+    output: ModelOutput
+    if network.training or any(parameter.requires_grad for parameter in network.parameters()):
+        output = network(*inputs)
+    elif network not in _CASTS:
+        output, _CASTS[network] = _learn_casts(network, inputs, dtype)
+    else:
+        output = functional_call(network, _CASTS[network].weights(dtype), inputs)
+    return output
+
+
+def _learn_casts(
+    network: nn.Module, inputs: tuple[Tensor, Intermediates], dtype: torch.dtype
+) -> tuple[ModelOutput, _FrozenCasts]:
+    """Run a frozen network, and learn to which of its layers autocast applies.
+
+    There are none if the output would have other bits or none: a network may also read the weights of a layer itself.
+    """
+    under_autocast: dict[nn.Module, bool] = {}
+
+    def note(layer: nn.Module, _: Any) -> None:
+        applies = torch.is_autocast_enabled(inputs[0].device.type)
+        under_autocast[layer] = under_autocast.get(layer, True) and applies
+
+    kept = getattr(network, "head", None)  # whose weight explanations read in float32
+    hooks = [
+        layer.register_forward_pre_hook(note)
+        for layer in network.modules()
+        if type(layer) in (nn.Linear, nn.Conv2d) and layer is not getattr(kept, "linear", None)
+    ]
+    output = network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    layers = {name: layer for name, layer in network.named_modules() if under_autocast.get(layer)}
+    casts = _FrozenCasts(layers)
+    try:
+        again = functional_call(network, casts.weights(dtype), inputs)
+    except RuntimeError:  # of types that do not fit
+        return output, _FrozenCasts({})
+    pairs = zip(_tensors(output), _tensors(again), strict=True)
+    is_same = all(torch.equal(one, other) for one, other in pairs)
+    return output, casts if is_same else _FrozenCasts({})
+
+
+def _tensors(output: ModelOutput) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+class _FrozenCasts:
+    """Weights of the layers of a frozen network in lower precisions."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        """Keep the layers, by name."""
+        self._layers = layers
+        self._casts: dict[torch.dtype, tuple[Any, dict[str, Tensor]]] = {}
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the weights by name, which are cast again where they have changed."""
+        sources = {
+            f"{name}.{kind}": weight
+            for name, layer in self._layers.items()
+            for kind, weight in layer.named_parameters(recurse=False)
+        }
+        state = [(weight.data_ptr(), weight._version) for weight in sources.values()]
+        if dtype not in self._casts or self._casts[dtype][0] != state:
+            casts = {name: weight.to(dtype) for name, weight in sources.items()}
+            self._casts[dtype] = state, casts
+        return self._casts[dtype][1]
+
+
+_CASTS: WeakKeyDictionary[nn.Module, _FrozenCasts] = WeakKeyDictionary()
+"""Weights of frozen networks in lower precisions."""
 
 
 @contextmanager
@@ -87,6 +174,9 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
     Args:
         tf32: Whether TF32 is allowed.
     """
+    if torch.compiler.is_compiling():  # a program has the setting of the process that calls it
+        yield
+        return
     before = [kind.fp32_precision for kind in _kinds_of_products()]
     wanted = ["tf32" if tf32 else "ieee"] * len(before)
     if before == wanted or not (tf32 or "tf32" in before):  # none is that of IEEE 754, too
@@ -130,6 +220,41 @@ def exact_float32(device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deterministic_algorithms(device: torch.device, *, enabled: bool = True) -> Iterator[None]:
+    """Compute with algorithms of a GPU whose sums have a fixed order in the block, so that a repetition has equal bits.
+
+    Torch warns of an operation that has no such algorithm. On a CPU the order depends on the number of threads only.
+
+    Args:
+        device: Device of the operands.
+        enabled: False changes nothing.
+    """
+    if not enabled or device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault(*_CUBLAS_WORKSPACE)
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled()
+    warns, fills = (
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=not before or warns)
+    memory.fill_uninitialized_memory = (
+        False  # which is a launch for each allocation, for what is overwritten
+    )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        memory.fill_uninitialized_memory = fills
+
+
+_CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""Variable that cuBLAS reads before its first product, and the value with which its sums have a fixed order."""
+
+
 def require_tf32(option: str, device: torch.device) -> None:
     """Check that a device has TF32.
 
@@ -154,6 +279,12 @@ def device_name(device: torch.device) -> str:
         device: The device.
     """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def unused_accelerator() -> str | None:
+    """Return the kind of this machine's accelerator if passes do not run on it, such as mps or xpu."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return None if device is None or device.type == "cuda" else device.type
 
 
 def fastest_precision(device: torch.device) -> Literal["bfloat16", "float32"]:

@@ -84,7 +84,8 @@ def missing_pass_shards(
                 ]
         return list(shards)
     with listing(folder):
-        done = read_each(partial(_is_annotated, folder, origin), shards, folder)
+        names = [shard.name for shard in shards]
+        done = read_each(partial(_is_annotated, folder, origin), names, folder)
         return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
 
 
@@ -95,10 +96,10 @@ def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]
     )
 
 
-def _is_annotated(folder: RootedPath, origin: str, shard: ShardEntry) -> bool:
-    path = receipt_path(folder, shard.name)
+def _is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:
+    path = receipt_path(folder, shard)
     metadata = read_metadata(path, PASS_RECEIPT_SCHEMA)
-    if metadata is None or metadata.get("name") != shard.name:
+    if metadata is None or metadata.get("name") != shard:
         return False
     begun_by = metadata.get("origin", "")
     if begun_by != origin:
@@ -138,6 +139,9 @@ def write_pass_shard(
 ) -> None:
     """Write one whole shard and its receipt, which commits it.
 
+    A shard with a receipt is left as it is: another process has finished it after this one was taken for lost, perhaps
+    on a GPU of another model, which has other last bits.
+
     Args:
         fields: Fields of the pass.
         position: Position of the shard among those of the pass.
@@ -150,6 +154,8 @@ def write_pass_shard(
             values that were computed.
         device: Name of the hardware that has computed the values; empty for those of others.
     """
+    if _is_annotated(fields.folder, origin, name):
+        return
     written = fields.write_shard(position, name, keys, values)
     first = position * fields.rows_per_shard
     rows = {

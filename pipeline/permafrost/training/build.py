@@ -90,7 +90,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         optimizer=build_optimizer(
             spec.optimizer,
             [*model.parameters(), *loss.parameters()],
-            fused=compute_settings.precision == torch.float16,
+            fused=device.type == "cuda" or compute_settings.precision == torch.float16,
         ),
         explain=explainer_named(spec.explainer)
         if spec.target_source is None

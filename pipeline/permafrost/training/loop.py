@@ -25,13 +25,14 @@ from permafrost.config.training import TrainerOptions
 from permafrost.core.batches import Targets
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
+from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.seeded import kept_generators
 from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.mixtures import mix_targets
 from permafrost.models.classifier import Classifier
-from permafrost.models.compute import device_name, torch_threads
+from permafrost.models.compute import deterministic_algorithms, device_name, torch_threads
 from permafrost.models.providers import measure_cost
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.runs.mirrors import upload_mirror
@@ -212,7 +213,11 @@ def train_to_end(
         DamagedFileError: If the checkpoint, the metrics or the weights of the selected epoch are damaged.
         DivergedError: If the loss is not finite.
     """
-    with torch_threads(spec.trainer.num_threads or torch.get_num_threads()), kept_generators():
+    threads = torch_threads(spec.trainer.num_threads or torch.get_num_threads())
+    advice = (
+        f"lower trainer.batch_size={spec.trainer.batch_size}, or set trainer.precision=bfloat16"
+    )
+    with threads, device_errors(advice), kept_generators():
         return _train(spec, tracked, on_epoch, distributed)
 
 
@@ -225,30 +230,32 @@ def _train(
     """Run the training, which sets torch's threads and seeds its generators."""
     # 1. The state before the first step. It seeds torch's generators, so nothing is drawn before it.
     training = build_training(spec, distributed)
+    device = training.model.device
     if distributed.is_first:
         logger.info(
             "training on %s in %s, ranks %d",
-            device_name(training.model.device),
+            device_name(device),
             training.compute_settings.precision_name,
             distributed.world_size,
         )
     # 2. The number of threads, which follows from the work of the network.
     torch.set_num_threads(_choose_threads(spec, training, distributed))
     # 3. All epochs, from the folder's checkpoint on.
-    fit(
-        training,
-        build_loader(spec, distributed),
-        trainer=spec.trainer,
-        lr=spec.optimizer.lr,
-        input_size=spec.input_size,
-        tracked=tracked,
-        on_epoch=on_epoch,
-        after_epoch=[
-            callback
-            for callback in (spec.after_epoch, spec.epoch_selection)
-            if callback is not None
-        ],
-    )
+    with deterministic_algorithms(device, enabled=spec.trainer.deterministic):
+        fit(
+            training,
+            build_loader(spec, distributed),
+            trainer=spec.trainer,
+            lr=spec.optimizer.lr,
+            input_size=spec.input_size,
+            tracked=tracked,
+            on_epoch=on_epoch,
+            after_epoch=[
+                callback
+                for callback in (spec.after_epoch, spec.epoch_selection)
+                if callback is not None
+            ],
+        )
     # 4. The weights of the selected epoch, after the last checkpoint, which has those of the last epoch.
     if spec.epoch_selection is not None and distributed.is_first:
         spec.epoch_selection.restore(training.model)

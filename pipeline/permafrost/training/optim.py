@@ -22,8 +22,8 @@ def build_optimizer(
     Args:
         config: Options of the optimizer.
         parameters: Parameters of the network and of the loss.
-        fused: Use the fused implementation, which skips steps with infinite gradients without a GradScaler
-            synchronization.
+        fused: Use the fused implementation, which is one launch on a GPU, and skips steps with infinite gradients
+            without a GradScaler synchronization.
     """
     # On a CPU torch would update one parameter after the other, which takes longer and has the same bits.
     common: dict[str, Any] = {

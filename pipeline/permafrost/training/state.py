@@ -22,15 +22,18 @@ from permafrost.training.targets import TargetSource
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed torch's global generators that draw on a device.
+    """Seed torch's global generators that draw on a device, and that of the CPU.
 
-    On a CPU, torch.manual_seed would also record the stack for each kind of device that is not in use, which takes a
+    torch.manual_seed would also record the stack for each kind of device that is not in use, which takes a tenth of a
     millisecond or more.
     """
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
+    if device.type not in ("cpu", "cuda"):
         torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[number].manual_seed(seed)
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,6 @@ not exported. Its targets are a live teacher's features, or those of a pass, war
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from permafrost.losses.feature_kd import (
     covered_mse,
     covered_pool,
     field_of_stage,
+    pool_cells,
     stored_stages,
 )
 from permafrost.losses.shapes import require_same_shape
@@ -65,7 +65,7 @@ def hierarchical_context_loss(
             coarse, coarse_teacher = (
                 covered_pool(full, coverage, size) for full in (student, teacher)
             )
-            share = None if coverage is None else F.adaptive_avg_pool2d(coverage, size)
+            share = None if coverage is None else pool_cells(coverage, size)
             loss = loss + weight * covered_mse(coarse, coarse_teacher, share)
     return loss / total_weight
 
@@ -125,10 +125,6 @@ class ReviewKDLoss(FeatureKDLoss):
         """Fusion of each level, the finest first, created by `build`."""
         self.places: list[int] = []
         """Compared stages of the student, counted from 0, and -1 for the average, in the order of the fusions."""
-
-    @property
-    def needs(self) -> Needs:
-        return replace(super().needs, map_control=self.config.map_control)
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         levels = review_levels(student.output.stages)

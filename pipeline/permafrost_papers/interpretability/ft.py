@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from permafrost.core.batches import Targets
 from permafrost.core.records import FEATURES
 from permafrost.losses.base import Needs, StudentOutput
-from permafrost.losses.feature_kd import FeatureKDLoss, covered_mse, stored_stages
+from permafrost.losses.feature_kd import FeatureKDLoss, covered_mse, pool_cells, stored_stages
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost_papers.interpretability.options import FTConfig
 from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining, PretrainedLoss
@@ -37,12 +37,10 @@ def factor_loss(student: Tensor, teacher: Tensor, coverage: Tensor | None = None
         coverage: [B, 1, teacher's h, w] in [0, 1], by which both factors are multiplied, or None.
     """
     h, w = map(min, student.shape[2:], teacher.shape[2:])
-    share = None if coverage is None else F.adaptive_avg_pool2d(coverage, (h, w))
+    share = None if coverage is None else pool_cells(coverage, (h, w))
     student_factor, teacher_factor = (
         F.normalize((pooled if share is None else pooled * share).flatten(1), dim=1)
-        for pooled in (
-            F.adaptive_avg_pool2d(factor, (h, w)) for factor in (student, teacher.detach())
-        )
+        for pooled in (pool_cells(factor, (h, w)) for factor in (student, teacher.detach()))
     )
     return (student_factor - teacher_factor).abs().mean()
 

@@ -8,7 +8,6 @@ is trained on the teacher's features before the student's first step. The studen
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -91,10 +90,9 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
     config: SSKDConfig
 
     @property
-    def needs(self) -> Needs:
-        config = self.config
-        ranks_turned = config.lambda_tf > 0 and config.keep_wrong_tf < 1
-        return replace(super().needs, labels=config.lambda_ce > 0 or ranks_turned)
+    def reads_labels(self) -> bool:
+        ranks_turned = self.config.lambda_tf > 0 and self.config.keep_wrong_tf < 1
+        return self.config.lambda_ce > 0 or ranks_turned
 
     def check_labels(self, *, many: bool) -> None:
         require(

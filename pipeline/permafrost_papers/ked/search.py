@@ -33,7 +33,7 @@ from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
-from permafrost.models.compute import device_name, torch_threads
+from permafrost.models.compute import deterministic_algorithms, device_name, torch_threads
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.storage.files import read_regular, write_atomically
@@ -362,7 +362,8 @@ def search_superfeatures(
         device=device_name(device),
         decode_threads=decode_threads_of(trainer, distributed),
     )
-    with torch_threads(trainer.num_threads or torch.get_num_threads()):
+    threads = torch_threads(trainer.num_threads or torch.get_num_threads())
+    with threads, deterministic_algorithms(device, enabled=trainer.deterministic):
         result = search.run(distributed, device) / PARTITION_NAME
     if distributed.is_first:
         load_partition(result.parent)  # checks its bytes
