@@ -102,7 +102,7 @@ def test_a_student_of_mixtures_receives_the_pixels_of_its_teacher_bit_for_bit(mi
             for batch in replay_loader(frozen.store, batch_size).epoch(epoch):
                 images = view_images(batch, SIZE)
                 for key, view, image in zip(batch.keys, batch.view_index, images, strict=True):
-                    assert torch.equal(image, received[key][int(view)]), (key, view)
+                    assert torch.equal(image, received[key][int(view)].cpu()), (key, view)
                     checked.add((key, int(view)))
 
     assert len(checked) == 3 * 40

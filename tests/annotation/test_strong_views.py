@@ -120,7 +120,11 @@ def test_a_student_receives_the_pixels_of_its_teacher_bit_for_bit(
                 for batch in replay_loader(strong, batch_size).epoch(epoch):
                     images = view_images(batch, SIZE)
                     for key, view, image in zip(batch.keys, batch.view_index, images, strict=True):
-                        assert torch.equal(image, by_key[key][int(view)]), (key, view, batch_size)
+                        assert torch.equal(image, by_key[key][int(view)].cpu()), (
+                            key,
+                            view,
+                            batch_size,
+                        )
                         checked.add((key, int(view)))
     finally:
         torch.set_num_threads(threads)

@@ -1,13 +1,13 @@
 """GPUs of teachers, ranks and students, on a Ray with logical GPUs, which needs none of a machine."""
 
+import json
 import os
-import threading
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ray import _raylet
-from ray.core.generated.autoscaler_pb2 import ClusterConfig
-from ray.experimental.internal_kv import _internal_kv_put
 
 from permafrost.cluster import placement, session
 from permafrost.cluster.placement import ClusterGpus, count_actors, gpus_each, place_actors
@@ -18,9 +18,9 @@ from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.tasks import ShardResult
-from tests.support.paths import PYTHONPATH
+from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.processes import wait_until
-from tests.support.ray_nodes import ray_nodes
+from tests.support.ray_nodes import node_environment, ray_nodes
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,10 @@ def test_actors_on_logical_gpus(tmp_path, monkeypatch, options, visible):
 
 def announce(**resources):
     """Announce a group of hosts that may come, as an autoscaler does."""
+    from ray import _raylet
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig
+    from ray.experimental.internal_kv import _internal_kv_put
+
     config = ClusterConfig()
     group = config.node_group_configs.add(name="gpus", max_count=2)
     group.resources.update(resources)
@@ -170,19 +174,37 @@ def announce(**resources):
     )
 
 
+def run_driver(address, folder):
+    """Print what a driver sees of a cluster that scales from zero, and which GPU its teacher gets."""
+    config = ExistingClusterConfig(address=address, auth="disabled", cpus_per_actor=0.1)
+    with ray_session(config, 0):
+        before = str(ClusterGpus.read_session()), gpus_each(None)
+        announce(CPU=4, GPU=4)
+        after = str(ClusterGpus.read_session()), gpus_each(None)
+        print(json.dumps([before, after]), flush=True)
+        print(json.dumps(devices_of(RayExecutor(config), Path(folder), 1)), flush=True)
+
+
 @pytest.mark.slow
 def test_a_cluster_that_scales_from_zero_gets_its_gpus_from_a_host_that_comes(tmp_path):
     """No host with a GPU is up, and a group of such hosts is announced: the teacher waits for one of them."""
+    program = (
+        "import sys; from tests.cluster.test_placement import run_driver; run_driver(*sys.argv[1:])"
+    )
     with ray_nodes(PYTHONPATH=PYTHONPATH) as nodes:
         nodes.start_head("--num-cpus=1", "--num-gpus=0", dashboard=False)
-        config = ExistingClusterConfig(address=nodes.address, auth="disabled", cpus_per_actor=0.1)
-        with ray_session(config, 0):
-            assert ClusterGpus.read_session() == ClusterGpus(0, 0)
-            assert gpus_each(None) == 0
-            announce(CPU=4, GPU=4)
-            assert ClusterGpus.read_session() == ClusterGpus(0, 8)
-            assert gpus_each(None) == 1
-            host = threading.Timer(3, nodes.start_node, ("--num-cpus=1", "--num-gpus=4"))
-            host.start()
-            assert devices_of(RayExecutor(config), tmp_path, 1) == ["0"]
-            host.join()
+        driver = subprocess.Popen(
+            [sys.executable, "-c", program, nodes.address, str(tmp_path)],
+            cwd=ROOT,
+            env=node_environment(PYTHONPATH=PYTHONPATH),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        answers = json.loads(driver.stdout.readline())
+        assert answers == [
+            ["GPUs of the cluster: 0", 0],
+            ["GPUs of the cluster: 0, more to come", 1],
+        ]
+        nodes.start_node("--num-cpus=1", "--num-gpus=4")
+        visible, _ = driver.communicate()
+    assert json.loads(visible) == ["0"]

@@ -74,7 +74,7 @@ def results_of(frozen, run, threads):
 @needs_papers
 def test_threads_and_batches_ahead_change_no_bit_of_an_evaluation(frozen, decoding, request):
     plain, records = results_of(frozen, "plain", 1)
-    assert decoding in ({"MainThread"}, {""}, {"read-ahead_0"})  # the last one on a GPU
+    assert decoding in ({"MainThread"}, {""}, {"read-ahead"})  # the last one on a GPU
     decoding.clear()
     copied = request.getfixturevalue("ahead")
 

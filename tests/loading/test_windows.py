@@ -663,7 +663,7 @@ def test_a_student_receives_the_pixels_of_the_teacher(
             assert batch.has_windows
             images = view_images(batch, (FRAME, FRAME))
             for key, view, image in zip(batch.keys, batch.view_index, images, strict=True):
-                assert torch.equal(image, received[key][int(view)])
+                assert torch.equal(image, received[key][int(view)].cpu())
                 compared.add((key, int(view)))
     assert len(compared) == 3 * 8
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ from permafrost.training.student_passes import with_named_passes
 from permafrost_papers.e2kd.options import ReviewKDConfig
 from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.papers import needs_papers
-from tests.support.runs import assert_equal_states, distill_config, weights_of
+from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import distill, evaluate, precompute, report
 
@@ -86,7 +87,8 @@ def terms_of(store, method, state=None, teacher=()):
     state  parameters of the loss
     """
     named = StoreOptions(path=str(store.store.path), teacher=teacher)
-    config = distill_config(store, method=method, store=named)
+    trainer = replace(TRAINER, device="cpu")
+    config = distill_config(store, method=method, store=named, trainer=trainer)
     config = with_named_passes(config, store.store, "one")
     spec = StudentPlan(config, RUNS / "one" / "distill").spec()
     training = build_training(spec, spec.loss.distributed)

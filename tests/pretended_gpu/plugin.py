@@ -9,6 +9,17 @@ import pytest
 
 from tests.pretended_gpu import device, extension
 
+LIMITS = {
+    "tests/training/test_one_graph.py": "torch.compile takes no mode that dispatches",
+    "tests/models/test_foreign_weights.py": "TorchScript takes no tensors of another class",
+    "tests/models/test_gradcam_heads.py::test_fused": "fused attention of CUDA has no kernel on a CPU",
+    "tests/models/test_module_layers.py::test_wrappers": "DataParallel asks the driver for properties",
+    "tests/models/test_weights_files.py::test_the_averages": "DataParallel asks the driver for properties",
+    "tests/papers/bcos/test_bcos_weights.py::test_a_loss_that_is_differentiated": (
+        "hooks of parameters are lost where a module is moved"
+    ),
+}
+"""Beginnings of the names of tests that only a real device or none can run, with the reason."""
 LAUNCHES: Counter[str] = Counter()
 """Operations on the device by test."""
 
@@ -18,6 +29,13 @@ def pytest_configure(config: Any) -> None:
     if reason is not None:
         raise pytest.UsageError(f"no pretended GPU: {reason}")
     device.install()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name, reason in LIMITS.items():
+            if item.nodeid.startswith(name):
+                item.add_marker(pytest.mark.skip(reason=f"pretended GPU: {reason}"))
 
 
 @pytest.hookimpl(hookwrapper=True)

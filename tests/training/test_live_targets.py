@@ -231,7 +231,8 @@ def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
     """The annotator and the live teacher compute the same explanation."""
     config = frozen.config
     annotator = TeacherAnnotator(
-        config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE
+        *(config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE),
+        torch.device("cpu"),
     )
     batch = live_batch_of(frozen)
     output = annotator._forward(view_images(batch, SIZE), annotator.payloads)

@@ -59,7 +59,7 @@ def test_a_small_student_is_trained_in_one_thread_unless_the_option_is_set(froze
     before = torch.get_num_threads()
     found = []
     config = distill_config(
-        frozen, trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=asked)
+        frozen, trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=asked, device="cpu")
     )
     try:
         torch.set_num_threads(4)

@@ -20,6 +20,8 @@ from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
+from permafrost.models.compute import device_name
+from permafrost.models.providers import resolve_device
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.files import exists, remove_file
@@ -82,6 +84,7 @@ def search_of(digits_folder, teaching=KED, teacher=EXPLAINING):
         teacher=whole_frame(teacher),
         teaching=teaching,
         input_size=(8, 8),
+        device=device_name(resolve_device("trainer.device", "auto")),
     )
 
 
