@@ -2,6 +2,7 @@
 
 import os
 import threading
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -41,18 +42,20 @@ def decoding(monkeypatch):
 
 @pytest.fixture
 def ahead(monkeypatch):
-    """Copy batches ahead on the CPU, as on a GPU, and note how many were read that way."""
+    """Copy batches ahead, also on a CPU, and note how many were read that way."""
     copied = []
 
-    def copy(batch):
+    def copy(device, batch):
         copied.append(threading.current_thread().name)
-        return move_batch(batch, CPU)
+        return move_batch(batch, device)
 
     for reader in (forward, context):
         monkeypatch.setattr(
             reader,
             "iter_on_device",
-            lambda batches, device: (moved for _, moved in read_ahead(batches, copy)),
+            lambda batches, device: (
+                moved for _, moved in read_ahead(batches, partial(copy, device))
+            ),
         )
     return copied
 
