@@ -80,7 +80,8 @@ class ComputeSettings:
             float32_products(tf32=self.tf32),
             torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed),
         ):
-            if self.is_mixed and not self.compile and isinstance(network, nn.Module):
+            is_eager = not (self.compile or torch.compiler.is_compiling())
+            if self.is_mixed and is_eager and isinstance(network, nn.Module):
                 return _run_cast(network, (inputs, intermediates), self.precision)
             return network(inputs, intermediates)
 
