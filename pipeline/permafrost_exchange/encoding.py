@@ -20,7 +20,7 @@ from permafrost.core.records import (
     FieldSpec,
     WhenMoved,
 )
-from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
+from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine_of_arrays
 from permafrost_exchange.format_options import TargetFormatConfig
 from permafrost_exchange.target_reader import MIN_PROBABILITY, Arrays, TargetError, TargetForm
 
@@ -218,7 +218,7 @@ def _cosine(
         count = array.shape[0] * array.shape[1]
     else:
         count = int(np.prod(array.shape[: 2 + max(0, payload.scale_axes)]))
-    return lowest_cosine(original.reshape(count, -1), decoded.reshape(count, -1))
+    return lowest_cosine_of_arrays(original.reshape(count, -1), decoded.reshape(count, -1))
 
 
 def _scaled_specs(

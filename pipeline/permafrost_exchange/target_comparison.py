@@ -542,9 +542,7 @@ def _compared_with(way: OtherInput, batches: Sequence[_Batch], facts: TargetFact
             if batch.views is None
             else way.annotator.inputs_of_views(batch.frames, batch.views)
         )
-        answers = [
-            way.annotator.annotate_inputs(way.change(frames), info).values for frames in inputs
-        ]
+        answers = [way.annotator.stored_fields(way.change(frames), info) for frames in inputs]
         teacher = {
             name: np.stack([answer[name] for answer in answers], axis=1) for name in answers[0]
         }

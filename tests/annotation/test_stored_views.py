@@ -174,13 +174,11 @@ def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed)
         for index in range(len(images)):
             one = slice(index, index + 1)
             records = BatchInfo(batch.keys[one], batch.labels[one])
-            again = annotator.annotate_inputs(images[one], records)
-            top1 = again.values["explained_class"][0]
+            again = annotator.stored_fields(images[one], records)
+            top1 = again["explained_class"][0]
             assert targets.explained_class[index].numpy() == top1
-            assert np.allclose(
-                targets.logits[index], again.values["logits"][0], rtol=1e-2, atol=1e-3
-            )
-            assert np.allclose(targets.maps[index], again.values["map"][0].astype("f4"), atol=5e-3)
+            assert np.allclose(targets.logits[index], again["logits"][0], rtol=1e-2, atol=1e-3)
+            assert np.allclose(targets.maps[index], again["map"][0].astype("f4"), atol=5e-3)
 
 
 def test_a_stored_map_of_a_view_is_not_warped_again(replayed):

@@ -345,8 +345,8 @@ def test_explained_class_in_a_step_is_the_teachers_top1():
     targets = StoredTargets(
         teacher="teacher",
         logits=teacher_output.logits,
-        explained_class=torch.from_numpy(stored["explained_class"]).long(),
-        maps=torch.from_numpy(stored["map"]).float(),
+        explained_class=stored["explained_class"].long(),
+        maps=stored["map"].float(),
         map_from_canonical=torch.eye(3).expand(3, 3, 3),
     )
     batch = Batch(

@@ -274,7 +274,9 @@ def _record_copy(name: str, args: Any, kwargs: dict[str, Any], on_device: bool) 
             RECORD.wait("upload" if pinned else "upload from pageable memory")
     elif isinstance(source, DeviceTensor):
         RECORD.downloads.append(source.nbytes)
-        RECORD.wait("download")
+        # The memory of a new copy is pinned if it is asynchronous.
+        if not (asynchronous and (name == "_to_copy" or _is_pinned(args[0]))):
+            RECORD.wait("download")
 
 
 def _require_one_device(function: Any, name: str, args: Any, tensors: list[Tensor]) -> None:

@@ -28,6 +28,7 @@ from tests.pretended_gpu.device import RECORD, DeviceTensor
 
 device.install()
 
+from permafrost.annotation.annotator import TeacherAnnotator  # noqa: E402
 from permafrost.config.store import StoreOptions  # noqa: E402
 from permafrost.training import loop  # noqa: E402
 from tests.support.kills import killed_at  # noqa: E402
@@ -56,9 +57,28 @@ Runner = Callable[[], Numbers]
 
 def run_pass(name: str, explainer: Any = None, **options: Any) -> Numbers:
     """Write a pass, and return what all its batches asked of the device."""
+    waits, batches = 0, 0
+    annotate, compute = TeacherAnnotator.annotate, TeacherAnnotator._annotate_batch
+
+    def counted(annotator: Any, *words: Any) -> Any:
+        nonlocal waits
+        before = len(RECORD.waits)
+        result = annotate(annotator, *words)
+        waits += len(RECORD.waits) - before
+        return result
+
+    def count_batch(annotator: Any, *words: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        return compute(annotator, *words)
+
     RECORD.clear()
-    precompute.run(pass_config(name, explainer, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TeacherAnnotator, "annotate", counted)
+        patch.setattr(TeacherAnnotator, "_annotate_batch", count_batch)
+        precompute.run(pass_config(name, explainer, **options))
     return {
+        "waits_a_batch": waits / batches,
         "launches": RECORD.launches.total(),
         "waits": len(RECORD.waits),
         "uploaded": sum(size for size, _ in RECORD.uploads),

@@ -52,6 +52,17 @@ def test_no_step_waits_for_the_device(results):
     assert {name: places for name, places in waits.items() if places} == {}
 
 
+def test_a_pass_waits_once_a_batch_whatever_it_stores(results):
+    waits = {
+        name: values["waits_a_batch"]
+        for name, values in results["paths"].items()
+        if name.startswith("pass.")
+    }
+    assert len(waits) >= 5
+    assert {name: count for name, count in waits.items() if not 1 <= count <= 1.5} == {}
+    assert waits["pass.frozen"] == waits["pass.strong_views"] == 1
+
+
 def test_sums_have_a_fixed_order_unless_an_option_gives_that_up(results):
     unrepeatable = {
         name: values["unrepeatable"]

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from permafrost.storage.untrusted import FormatError, parse_npy
-from permafrost.store.codecs import cosines, decode_unit, encode_maxabs, encode_npy, lowest_cosine
+from permafrost.store.codecs import (
+    cosines,
+    decode_unit,
+    encode_maxabs,
+    encode_npy,
+    lowest_cosine_of_arrays,
+)
 
 AXES = (2, 3, 4)
 
@@ -33,7 +39,7 @@ def test_a_round_trip_keeps_the_direction_at_any_scale(dtype, cosine, maps, scal
     stored, scales = encode_maxabs(values, dtype, AXES)
 
     assert stored.dtype == dtype
-    assert lowest_cosine(values[:, 0], stored[:, 0]) >= cosine
+    assert lowest_cosine_of_arrays(values[:, 0], stored[:, 0]) >= cosine
     np.testing.assert_allclose(scales[:, 0], np.abs(values).max(axis=AXES)[:, 0], rtol=1e-6)
     decoded = decode_unit(stored) * scales[:, :, None, None, None]
     np.testing.assert_allclose(decoded, values, atol=scales.max() / 250)
@@ -45,7 +51,7 @@ def test_a_zero_map_survives(dtype):
 
     assert not stored.any()
     assert not scales.any()
-    assert lowest_cosine(np.zeros((2, 49), np.float32), stored.reshape(2, 49)) == 1.0
+    assert lowest_cosine_of_arrays(np.zeros((2, 49), np.float32), stored.reshape(2, 49)) == 1.0
 
 
 def test_stored_halves_are_rounded_to_nearest_even():
@@ -74,7 +80,7 @@ def test_the_lowest_cosine_is_that_of_the_worst_record():
     values = np.array([[1.0, 0.0], [1.0, 1.0]], np.float32)
     stored = np.array([[1.0, 0.0], [1.0, 0.0]], np.float16)
 
-    assert lowest_cosine(values, stored) == pytest.approx(np.sqrt(0.5))
+    assert lowest_cosine_of_arrays(values, stored) == pytest.approx(np.sqrt(0.5))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "float32"])
@@ -91,15 +97,15 @@ def test_the_cosine_is_computed_in_double_precision(dtype):
 
 
 def test_a_map_that_was_lost_has_cosine_zero():
-    assert lowest_cosine(np.ones((1, 4), np.float32), np.zeros((1, 4), np.float16)) == 0.0
+    assert lowest_cosine_of_arrays(np.ones((1, 4), np.float32), np.zeros((1, 4), np.float16)) == 0.0
 
 
 def test_a_map_with_one_high_peak_is_too_much_for_int8():
     values = np.full((1, 1, 6, 32, 32), 1 / 300, np.float32)
     values[0, 0, 0, 0, 0] = 1
 
-    assert lowest_cosine(values, encode_maxabs(values, "int8", AXES)[0]) < 0.99
-    assert lowest_cosine(values, encode_maxabs(values, "float16", AXES)[0]) > 0.99999
+    assert lowest_cosine_of_arrays(values, encode_maxabs(values, "int8", AXES)[0]) < 0.99
+    assert lowest_cosine_of_arrays(values, encode_maxabs(values, "float16", AXES)[0]) > 0.99999
 
 
 # ---- files of others -------------------------------------------------------------------------------

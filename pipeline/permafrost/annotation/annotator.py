@@ -6,9 +6,10 @@ Not here: averages over views of a record (test-time augmentation) or over teach
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -34,7 +35,7 @@ from permafrost.core.records import FieldSpec
 from permafrost.loading.geometry import center_crop, render_frames, render_windows, warp
 from permafrost.loading.mixtures import mix_images
 from permafrost.loading.pixel_changes import change_rows
-from permafrost.loading.transfer import move_values
+from permafrost.loading.transfer import copy_to, move_values
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost.models.compute import (
     ComputeSettings,
@@ -58,6 +59,9 @@ class FidelityError(UserError, ValueError):
 
 class NotFiniteError(UserError, ValueError):
     """Error for teacher outputs that are not finite."""
+
+
+_NO_FIELDS: Mapping[str, NDArray[np.generic]] = {}
 
 
 class TeacherAnnotator:
@@ -206,42 +210,52 @@ class TeacherAnnotator:
             NotFiniteError: If an output of the teacher is not finite, or exceeds the range of its stored dtype.
             FidelityError: If a cosine is below annotate.min_fidelity.
         """
-        encoded: list[EncodedFields] = []
-        done = 0
-        for batch in batches:
-            rows = slice(done, done + len(batch.heights))
-            batch_views = None if views is None else views.select(rows)
-            encoded.append(self._annotate_batch(batch, keys[rows], batch_views))
-            done += len(batch.heights)
-        if not encoded:
+        stored: list[dict[str, NDArray[np.generic]]] = []
+        fidelity: dict[str, float] = {}
+        for download in self._computed(batches, keys, views):
+            stored.append(download.wait())
+            for name, cosine in download.fidelity.items():
+                fidelity[name] = min(cosine.item(), fidelity.get(name, 1.0))
+        if not stored:
             return {
                 spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
             }, {}
-        values, fidelity = _concatenated(encoded)
-        for name, cosine in fidelity.items():
-            if cosine < self.config.min_fidelity:
+        values = {name: np.concatenate([part[name] for part in stored]) for name in stored[0]}
+        for name, lowest in fidelity.items():
+            if lowest < self.config.min_fidelity:
                 raise FidelityError(
-                    f"field {name} stored as {values[name].dtype} has cosine {cosine:.6f} to its values, "
+                    f"field {name} stored as {values[name].dtype} has cosine {lowest:.6f} to its values, "
                     f"below annotate.min_fidelity={self.config.min_fidelity}; choose a wider dtype for it"
                 )
         return values, fidelity
 
+    def _computed(
+        self, batches: Iterable[FrameBatch], keys: Sequence[str], views: DrawnViews | None
+    ) -> Iterator[_Download]:
+        """Iterate over the fields of batches, each while the next one is computed."""
+        done, before = 0, None
+        for batch in batches:
+            rows = slice(done, done + len(batch.heights))
+            batch_views = None if views is None else views.select(rows)
+            download = self._annotate_batch(batch, keys[rows], batch_views)
+            if before is not None:
+                yield before
+            before = download
+            done += len(batch.heights)
+        if before is not None:
+            yield before
+
     def _annotate_batch(
         self, batch: FrameBatch, keys: Sequence[str], views: DrawnViews | None
-    ) -> EncodedFields:
+    ) -> _Download:
         """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
         records = BatchInfo(keys, batch.labels)
         if views is None:
-            view_fields = [self._annotate_frames(batch, records)]
-        else:
-            view_fields = [
-                self.annotate_inputs(images, records)
-                for images in self.inputs_of_views(batch, views)
-            ]
-        stacked = _stack_fields(view_fields)
-        if views is not None:
-            stacked.values.update(views.fields())
-        return stacked
+            return _Download(_stack_fields([self._annotate_frames(batch, records)]), keys)
+        view_fields = [
+            self.annotate_inputs(images, records) for images in self.inputs_of_views(batch, views)
+        ]
+        return _Download(_stack_fields(view_fields), keys, views.fields())
 
     def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the canonical view, with one forward pass for each form of the images."""
@@ -277,7 +291,7 @@ class TeacherAnnotator:
                 windows = frames[:, number]
                 images = render_windows(windows, moves, self.input_size, views.rendering)
             else:
-                matrices = shown.canonical_from_view.to(self.device)
+                matrices = copy_to(shown.canonical_from_view, self.device)
                 images = render_frames(frames, matrices, moves, views.rendering, self.input_size)
             images = change_rows(images, move_values(views.changes(number), self.device))
             if views.mixtures is not None:
@@ -310,12 +324,16 @@ class TeacherAnnotator:
         return self._forward(inputs, self.payloads)
 
     def annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
-        """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1].
+        """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1], on its device."""
+        return _joined(self._annotate_inputs(inputs, records, self.payloads))
+
+    def stored_fields(self, inputs: Tensor, records: BatchInfo) -> dict[str, NDArray[np.generic]]:
+        """Compute fields [n, *shape] of the teacher's inputs as they are stored.
 
         Raises:
             NotFiniteError: If an output of the teacher is not finite, or exceeds the range of its stored dtype.
         """
-        return _joined(self._annotate_inputs(inputs, records, self.payloads))
+        return _Download(self.annotate_inputs(inputs, records), records.keys).wait()
 
     def _annotate_inputs(
         self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
@@ -352,23 +370,10 @@ class TeacherAnnotator:
     ) -> list[EncodedFields]:
         """Compute the fields of each of the payloads with one forward pass."""
         output = self._forward(inputs, payloads)
-        finite = output.logits.isfinite().all(dim=1)
-        if not finite.all():
-            key = records.keys[int((~finite).nonzero()[0])]
-            raise NotFiniteError(
-                f"the teacher's logits of record {key} are not finite; check teacher.weights and the record"
-            )
         with deterministic_algorithms(self.device):
             encoded = [payload.encode(self.model, output, records) for payload in payloads]
-        for name, stored in _joined(encoded).values.items():
-            if not np.isfinite(stored).all():
-                unsound = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
-                key = records.keys[int(unsound.nonzero()[0][0])]
-                raise NotFiniteError(
-                    f"the teacher's {name} of record {key} are not finite, or exceed the range of {stored.dtype}; "
-                    "check teacher.weights and the record"
-                )
-        return encoded
+        logits = {_OUTPUT: output.logits.isfinite().all(dim=1)}
+        return [part._replace(finite=logits | _finite_records(part.values)) for part in encoded]
 
     def _inputs(self, batch: FrameBatch, margin: float) -> Tensor:
         """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows.
@@ -388,8 +393,7 @@ class TeacherAnnotator:
         growth = 1 + 2 * margin
         inputs = warp(
             frames,
-            canonical_from_input.to(self.device)
-            @ torch.tensor([growth, growth, 1.0]).diag().to(self.device),
+            copy_to(canonical_from_input @ torch.tensor([growth, growth, 1.0]).diag(), self.device),
             self._size_with(margin),
             self.interpolation,
         )
@@ -403,7 +407,7 @@ class TeacherAnnotator:
         They are contiguous, because convolutions of another memory format have other last bits, and the shards of a
         pass must not depend on the reader that made them.
         """
-        return batch.frames.to(self.device).contiguous()
+        return copy_to(batch.frames, self.device).contiguous()
 
     def _example(self, margin: float = 0.0) -> Tensor:
         """Return an input f32 [1, ...] of zeros."""
@@ -463,11 +467,99 @@ def _framing_of(payload: Payload) -> Framing:
 _WHOLE_FRAME = Framing()
 
 
+_OUTPUT = "logits before they are stored"
+"""Name of the network's own output among what must be finite."""
+
+
+def _finite_records(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whether the values of each record are finite, bool [n], of each field of numbers with a fraction."""
+    return {
+        name: tensor.flatten(1).isfinite().all(dim=1)
+        for name, tensor in values.items()
+        if tensor.is_floating_point()
+    }
+
+
+class _Download:
+    """Fields of a batch on their way from the device."""
+
+    def __init__(
+        self,
+        fields: EncodedFields,
+        keys: Sequence[str],
+        added: Mapping[str, NDArray[np.generic]] = _NO_FIELDS,
+    ) -> None:
+        """Copy the fields of records with these keys to pinned memory of the host, without waiting for a GPU.
+
+        Args:
+            fields: Fields on the device, [n, V, *shape].
+            keys: Keys of the n records.
+            added: Further fields, which the host has.
+        """
+        self.keys = keys
+        self.added = added
+        self.values, self.fidelity, self.finite = (
+            {name: tensor.to("cpu", non_blocking=True) for name, tensor in part.items()}
+            for part in fields
+        )
+        self.copied = None
+        if any(tensor.is_cuda for tensor in fields.finite.values()):
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record()
+
+    def wait(self) -> dict[str, NDArray[np.generic]]:
+        """Return the values when they have arrived.
+
+        Raises:
+            NotFiniteError: If an output of the teacher is not finite, or exceeds the range of its stored dtype.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()
+        for name, is_finite in self.finite.items():
+            if not is_finite.all():
+                key = self.keys[int((~is_finite).nonzero()[0])]
+                what = "logits" if name == _OUTPUT else name
+                reason = (
+                    ""
+                    if name == _OUTPUT
+                    else f", or exceed the range of {_dtype(self.values[name])}"
+                )
+                raise NotFiniteError(
+                    f"the teacher's {what} of record {key} are not finite{reason}; check teacher.weights and the record"
+                )
+        return {name: tensor.numpy() for name, tensor in self.values.items()} | dict(self.added)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _merged(
+    parts: Sequence[EncodedFields], join: Callable[[list[Tensor]], Tensor]
+) -> EncodedFields:
+    """Merge the same fields of several parts.
+
+    Args:
+        parts: Parts.
+        join: Function of the values of a field.
+    """
+    first = parts[0]
+    return EncodedFields(
+        {name: join([part.values[name] for part in parts]) for name in first.values},
+        {
+            name: torch.stack([part.fidelity[name] for part in parts]).min()
+            for name in first.fidelity
+        },
+    )
+
+
 def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
     """Join the fields of several payloads."""
     return EncodedFields(
-        {name: array for part in parts for name, array in part.values.items()},
-        {name: cosine for part in parts for name, cosine in part.fidelity.items()},
+        *(
+            {name: value for part in parts for name, value in part[kind].items()}
+            for kind in range(3)
+        )
     )
 
 
@@ -475,18 +567,17 @@ def _concatenated(parts: Sequence[EncodedFields]) -> EncodedFields:
     """Concatenate the fields of several batches."""
     if len(parts) == 1:
         return parts[0]
-    return EncodedFields(
-        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
-        {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity},
-    )
+    finite = {name: torch.cat([part.finite[name] for part in parts]) for name in parts[0].finite}
+    return _merged(parts, torch.cat)._replace(finite=finite)
 
 
 def _stack_fields(parts: Sequence[EncodedFields]) -> EncodedFields:
     """Stack the fields of several views, or of the images and their horizontal flips, along a new axis, [n, V, ...]."""
-    return EncodedFields(
-        {name: np.stack([part.values[name] for part in parts], axis=1) for name in parts[0].values},
-        {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity},
-    )
+    finite = {
+        name: torch.stack([part.finite[name] for part in parts]).all(dim=0)
+        for name in parts[0].finite
+    }
+    return _merged(parts, partial(torch.stack, dim=1))._replace(finite=finite)
 
 
 def _require_whole_cells(

@@ -6,12 +6,10 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.annotation.teacher_fields import (
@@ -24,6 +22,7 @@ from permafrost.annotation.teacher_fields import (
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
+from permafrost.loading.transfer import copy_to
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -32,8 +31,10 @@ from permafrost.models.classifier import (
     stage_number,
 )
 from permafrost.models.explanations import explained_classes, explainer_named
-from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
+from permafrost.store.codecs import decode_tensor, encode_unit, lowest_cosine_of_arrays
 from permafrost.store.projections import Projection
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class BatchInfo(NamedTuple):
@@ -45,12 +46,14 @@ class BatchInfo(NamedTuple):
 
 
 class EncodedFields(NamedTuple):
-    """Stored form of one payload for a batch of n records."""
+    """Stored form of one payload for a batch of n records, on the device of the teacher."""
 
-    values: dict[str, NDArray[np.generic]]
-    """Field -> [n, *shape] of its FieldSpec."""
-    fidelity: dict[str, float]
-    """Lowest cosine between a record's values and their stored form, for each lossy field."""
+    values: dict[str, Tensor]
+    """Field -> [n, *shape] of its FieldSpec, in its dtype."""
+    fidelity: dict[str, Tensor]
+    """Lowest cosine between a record's values and their stored form, f64 [], for each lossy field."""
+    finite: dict[str, Tensor] = {}
+    """Whether the values of each record are finite, bool [n], which the annotator adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,9 @@ class Payload(Protocol):
         """Return the fields that it stores, given an example output."""
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        """Encode the fields of a batch. The values of a record depend on that record only.
+        """Encode the fields of a batch on its device. The values of a record depend on that record only.
+
+        What is stored is downloaded while the next batch is computed, so nothing here waits for a GPU.
 
         Args:
             model: Frozen network of the teacher.
@@ -139,15 +144,13 @@ class LogitsPayload:
         _, class_spec, _ = self.fields(model, output)
         stored = {
             TOP_LOGITS: self._rounded(values),
-            TOP_CLASS: classes.cpu().numpy().astype(class_spec.dtype),
-            REST_LOGITS: rest.cpu().numpy(),
+            TOP_CLASS: classes.to(getattr(torch, class_spec.dtype)),
+            REST_LOGITS: rest,
         }
         return EncodedFields(stored, {})
 
-    def _rounded(self, logits: Tensor) -> NDArray[np.generic]:
-        with np.errstate(over="ignore"):  # the annotator reports records whose logits overflow
-            stored: NDArray[np.generic] = logits.cpu().numpy().astype(self.dtype)
-        return stored
+    def _rounded(self, logits: Tensor) -> Tensor:
+        return logits.to(getattr(torch, self.dtype))  # the annotator reports records that overflow
 
 
 def split_logits(
@@ -208,18 +211,40 @@ class MapPayload:
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        labels = records.labels.to(output.logits.device)
+        labels = copy_to(records.labels, output.logits.device)
         classes = explained_classes(self.explainer, output.logits, labels, records.keys)
-        maps = explainer_named(self.explainer.kind)(model, output, classes)
-        values = maps.cpu().numpy()
-        stored, scale = encode_maxabs(values, self.dtype, axes=(2, 3, 4))
-        fields = {
-            "map": stored,
-            "map_scale": scale,
-            "explained_class": classes.cpu().numpy().astype("int32"),
-        }
-        flat = values.reshape(-1, *values.shape[2:])
-        return EncodedFields(fields, {"map": lowest_cosine(flat, stored.reshape(flat.shape))})
+        maps = explainer_named(self.explainer.kind)(model, output, classes).detach()
+        stored, scale = encode_unit(maps, self.dtype, axes=(2, 3, 4))
+        fields = {"map": stored, "map_scale": scale, "explained_class": classes.int()}
+        return EncodedFields(
+            fields, {"map": lowest_cosine(maps.flatten(0, 1), stored.flatten(0, 1))}
+        )
+
+
+def lowest_cosine(values: Tensor, stored: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Compute the lowest cosine between each record's values and their stored form, f64 [], on their device.
+
+    Args:
+        values: [n, ...].
+        stored: What `encode_unit` has returned for them.
+        scale: Scales by which parts of the stored form are multiplied, with its first axes; None for one of a record.
+    """
+    decoded = decode_tensor(stored)
+    if scale is not None:
+        decoded = decoded * scale.reshape(*scale.shape, *[1] * (decoded.dim() - scale.dim()))
+    if values.device.type == "cpu":
+        lowest = lowest_cosine_of_arrays(
+            values.numpy(), decoded.numpy() if scale is not None else stored.numpy()
+        )
+        return torch.tensor(lowest, dtype=torch.float64)
+    original, other = values.flatten(1), decoded.flatten(1)
+    original = original / original.abs().amax(dim=1, keepdim=True).clamp(min=_TINY)
+    product, squared, other_squared = (
+        (left * right).sum(dim=1, dtype=torch.float64)
+        for left, right in ((original, other), (original, original), (other, other))
+    )
+    cosines = product / (squared.sqrt() * other_squared.sqrt())
+    return torch.where((squared == 0) & (other_squared == 0), 1.0, cosines.nan_to_num(0.0)).min()
 
 
 # ---- intermediates ---------------------------------------------------------------------------------
@@ -260,17 +285,18 @@ class _SpatialPayload(ABC):
         return specs
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        fields: dict[str, NDArray[np.generic]] = {}
+        fields: dict[str, Tensor] = {}
         fidelity = {}
         for name, values in self.values(output).items():
-            array = values.cpu().numpy()
-            if array.ndim == 2:  # without positions
-                with np.errstate(over="ignore"):  # the annotator reports overflows
-                    fields[name] = array.astype("float16")
+            values = values.detach()
+            if values.dim() == 2:  # without positions
+                fields[name] = values.half()  # the annotator reports overflows
                 continue
-            stored, scale = encode_maxabs(array, self.dtype, axes=(array.ndim - 2, array.ndim - 1))
-            fields |= {name: stored, f"{name}_scale": scale.reshape(len(array), -1)}
-            fidelity[name] = self.cosine(array, stored, scale)
+            stored, scale = encode_unit(
+                values, self.dtype, axes=(values.dim() - 2, values.dim() - 1)
+            )
+            fields |= {name: stored, f"{name}_scale": scale.reshape(len(values), -1)}
+            fidelity[name] = self.cosine(values, stored, scale)
         return EncodedFields(fields, fidelity)
 
     @property
@@ -278,10 +304,8 @@ class _SpatialPayload(ABC):
         """Storage dtype of the fields with positions."""
         return "float16"
 
-    def cosine(
-        self, values: NDArray[Any], stored: NDArray[Any], scale: NDArray[np.float32]
-    ) -> float:
-        """Return the lowest cosine between a map and its stored form."""
+    def cosine(self, values: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
+        """Return the lowest cosine between a map and its stored form, f64 []."""
         maps = values.reshape(-1, *values.shape[-2:])
         return lowest_cosine(maps, stored.reshape(maps.shape))
 
@@ -338,11 +362,9 @@ class FeaturesPayload(_SpatialPayload):
     def dtype(self) -> Literal["float16", "int8"]:
         return self.config.features_dtype
 
-    def cosine(
-        self, values: NDArray[Any], stored: NDArray[Any], scale: NDArray[np.float32]
-    ) -> float:
-        """Return the lowest cosine between a record's channels and their stored form."""
-        return lowest_cosine(values, decode_unit(stored) * scale[:, :, None, None])
+    def cosine(self, values: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
+        """Return the lowest cosine between a record's channels and their stored form, f64 []."""
+        return lowest_cosine(values, stored, scale)
 
     def values(self, output: ModelOutput) -> dict[str, Tensor]:
         """Compute the fields before encoding, f32."""
@@ -400,11 +422,9 @@ class PooledPayload:
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        values = pooled_fields(output)["pooled"].cpu().numpy()
-        with np.errstate(over="ignore", invalid="ignore"):  # the annotator reports overflows
-            stored = values.astype("float16")
-            fidelity = lowest_cosine(values, stored)
-        return EncodedFields({"pooled": stored}, {"pooled": fidelity})
+        values = pooled_fields(output)["pooled"].detach()
+        stored = values.half()  # the annotator reports overflows
+        return EncodedFields({"pooled": stored}, {"pooled": lowest_cosine(values, stored)})
 
 
 # ---- build -----------------------------------------------------------------------------------------

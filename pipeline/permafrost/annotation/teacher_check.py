@@ -218,11 +218,13 @@ class CheckTeacher(SampleTask[TeacherCheck]):
             labels.append(frames.labels)
             for payload in maps:
                 stored = payload.encode(annotator.model, output, BatchInfo(keys, frames.labels))
-                is_explained = np.asarray(stored.values["explained_class"]) >= 0
-                values = decode_unit(stored.values["map"][is_explained])
-                constant += int((np.ptp(values, axis=(1, 2, 3)) == 0).sum())
-                count += len(values)
-                grid = values.shape[-2:]
+                classes, values = (
+                    stored.values[field].cpu().numpy() for field in ("explained_class", "map")
+                )
+                explained = decode_unit(values[classes >= 0])
+                constant += int((np.ptp(explained, axis=(1, 2, 3)) == 0).sum())
+                count += len(explained)
+                grid = explained.shape[-2:]
         self._require_independence(name, annotator, batches)
         annotator.require_no_memory(name, batches[0].inputs)
         described = describe_outputs(

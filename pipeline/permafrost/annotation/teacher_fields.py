@@ -9,6 +9,7 @@ from torch import Tensor
 
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
+from permafrost.loading.transfer import copy_to
 from permafrost.models.classifier import (
     POOLED_STAGE,
     ModelOutput,
@@ -102,5 +103,8 @@ def project_features(features: Tensor, projection: Projection) -> Tensor:
     Returns:
         f32 [B, C', h, w].
     """
-    mean, components = (torch.from_numpy(part).to(features) for part in projection[:2])
+    mean, components = (
+        copy_to(torch.from_numpy(part), features.device).to(features.dtype)
+        for part in projection[:2]
+    )
     return torch.einsum("kc,bchw->bkhw", components, features - mean[:, None, None])

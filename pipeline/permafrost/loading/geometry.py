@@ -34,7 +34,7 @@ from permafrost.core.batches import (
 from permafrost.core.records import FEATURES, FieldSpec
 from permafrost.loading.mixtures import mix_images, mixture_of_targets, own_weights
 from permafrost.loading.pixel_changes import blank_maps, change_rows
-from permafrost.store.codecs import INT8_STEPS
+from permafrost.store.codecs import decode_tensor
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 """Interpolation between the cells of a source."""
@@ -42,26 +42,17 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 def decode_maps(stored: StoredTargets) -> Tensor:
     """Decode maps to f32 [B, E, A, h, w] with max-abs 1 (or all zero)."""
-    return _decode_unit(stored.require_maps()[1])
+    return decode_tensor(stored.require_maps()[1])
 
 
 def decode_intermediates(stored: StoredTargets) -> dict[str, Tensor]:
     """Decode intermediates to f32 in their units."""
     return {
-        name: _decode_unit(values) * _unsqueeze_like(stored.scales[name], values)
+        name: decode_tensor(values) * _unsqueeze_like(stored.scales[name], values)
         if name in stored.scales
         else values.float()
         for name, values in stored.intermediates.items()
     }
-
-
-def _decode_unit(stored: Tensor) -> Tensor:
-    """`store.codecs.decode_unit` for tensors, with the same bits on every device."""
-    values = stored.float()
-    if stored.dtype != torch.int8:
-        return values
-    # On a GPU, division by a Python number would multiply by its rounded reciprocal.
-    return values / torch.full((), INT8_STEPS, dtype=values.dtype, device=values.device)
 
 
 def _unsqueeze_like(scale: Tensor, values: Tensor) -> Tensor:

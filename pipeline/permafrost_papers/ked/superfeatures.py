@@ -7,17 +7,16 @@ In an additive game this is the exact Shapley value of the superfeature, so no s
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
-from permafrost.annotation.payloads import BatchInfo, EncodedFields
+from permafrost.annotation.payloads import BatchInfo, EncodedFields, lowest_cosine
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
 from permafrost.models.compute import exact_float32
-from permafrost.store.codecs import encode_maxabs, lowest_cosine
+from permafrost.store.codecs import encode_unit
 from permafrost_papers.ked.losses import superfeature_fields
 from permafrost_papers.ked.partition import class_centered
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
@@ -54,12 +53,11 @@ class SuperfeaturePayload:
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        values = superfeature_fields(output)[LOGITS].cpu().numpy()
-        stored, scale = encode_maxabs(values, self.dtype, axes=(2,))
-        rows = values.reshape(-1, values.shape[2])
+        values = superfeature_fields(output)[LOGITS].detach()
+        stored, scale = encode_unit(values, self.dtype, axes=(2,))
         return EncodedFields(
             {"superfeature_logits": stored, "superfeature_logits_scale": scale},
-            {"superfeature_logits": lowest_cosine(rows, stored.reshape(rows.shape))},
+            {"superfeature_logits": lowest_cosine(values.flatten(0, 1), stored.flatten(0, 1))},
         )
 
 
@@ -86,12 +84,10 @@ class HiddenPayload:
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        values = output.extras[HIDDEN].detach().cpu().numpy()
-        with np.errstate(over="ignore", invalid="ignore"):  # the annotator reports overflows
-            stored = values.astype("float16")
-            rows = values.reshape(-1, values.shape[2])
-            fidelity = lowest_cosine(rows, stored.reshape(rows.shape))
-        return EncodedFields({HIDDEN: stored}, {HIDDEN: fidelity})
+        values = output.extras[HIDDEN].detach()
+        stored = values.half()  # the annotator reports overflows
+        lowest = lowest_cosine(values.flatten(0, 1), stored.flatten(0, 1))
+        return EncodedFields({HIDDEN: stored}, {HIDDEN: lowest})
 
 
 def superfeature_contributions(

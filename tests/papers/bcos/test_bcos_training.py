@@ -68,8 +68,8 @@ def annotated_targets(teacher: BcosClassifier, frames: Tensor) -> StoredTargets:
     return StoredTargets(
         teacher="teacher",
         logits=output.logits,
-        explained_class=torch.from_numpy(values["explained_class"]).long(),
-        maps=torch.from_numpy(values["map"]).float(),
+        explained_class=values["explained_class"].long(),
+        maps=values["map"].float(),
         map_from_canonical=torch.eye(3).repeat(len(frames), 1, 1),
     )
 
@@ -118,7 +118,7 @@ def test_a_pass_explains_every_label_of_a_record_and_none_where_there_is_none():
 
     encoded = payload.encode(teacher, output, BatchInfo(["a", "b"], labels))
 
-    classes = torch.from_numpy(encoded.values["explained_class"]).long()
+    classes = encoded.values["explained_class"].long()
     assert sorted(classes[0].tolist()) == [0, 2]
     assert classes[1].tolist() == [-1, -1]
     assert not encoded.values["map"][1].any()
