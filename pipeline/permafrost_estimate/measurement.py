@@ -327,7 +327,7 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     cluster = config.cluster
     lines["worker"] = (
         f"one actor on {estimate.device}, cluster.threads_per_actor={cluster.threads_per_actor} "
-        f"cluster.decode_threads={cluster.decode_threads}"
+        f"cluster.decode_threads={cluster.decode_threads or 'null'}"
     )
     works = {"packing": estimate.packing, "annotation": estimate.annotation}
     lines |= {name: _work_line(work) for name, work in works.items() if work is not None}

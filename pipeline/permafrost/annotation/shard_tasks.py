@@ -26,6 +26,7 @@ from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
 from permafrost.core.tasks import ShardResult
+from permafrost.core.uploads import put_off
 from permafrost.models.compute import device_name, torch_threads
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_pass import write_pass_shard
@@ -74,15 +75,18 @@ class AnnotateShard:
             deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
             batches = self._batches(shard, views)
             values, fidelity = self._annotator.annotate(batches, keys, views)
-            write_pass_shard(
-                self.fields,
-                self._position(shard),
-                shard.name,
-                keys,
-                values,
-                fidelity,
-                self.fingerprint,
-                device=device_name(self._annotator.device),
+            put_off(
+                partial(
+                    write_pass_shard,
+                    self.fields,
+                    self._position(shard),
+                    shard.name,
+                    keys,
+                    values,
+                    fidelity,
+                    self.fingerprint,
+                    device=device_name(self._annotator.device),
+                )
             )
         correct = count_correct(
             self._store, shard, values, self.teacher.classes or len(self.classes)

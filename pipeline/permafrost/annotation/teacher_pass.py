@@ -30,11 +30,13 @@ from permafrost.annotation.samples import SampleTask
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from permafrost.annotation.stored_views import requested_views
 from permafrost.annotation.teacher_check import CheckTeacher, check_teacher
+from permafrost.config.cluster import WorkConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.compute import unused_accelerator
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import count_parameters
@@ -307,7 +309,7 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         explainer=plan.explainer,
         config=plan.options,
         num_threads=plan.config.cluster.threads_per_actor,
-        decode_threads=plan.config.cluster.decode_threads,
+        decode_threads=_decode_threads(plan.config.cluster, executor),
         views=plan.views,
     )
     counts: dict[str, Correct] = {}
@@ -331,6 +333,13 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         moved_features,
     )
     return annotated * plan.num_views, _accuracy(plan, counts)
+
+
+def _decode_threads(cluster: WorkConfig, executor: Executor) -> int:
+    """Return the number of threads that decode for a teacher: the option, or the cores that it has."""
+    if cluster.decode_threads is None and executor.name != "serial":
+        return max(1, int(cluster.cpus_per_actor))
+    return resolve_decode_threads(cluster.decode_threads)
 
 
 def _announce_finished(plan: PassPlan) -> None:

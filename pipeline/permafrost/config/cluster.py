@@ -33,9 +33,10 @@ class WorkConfig(Options):
     threads_per_actor: Annotated[int, Ge(1)] = 1
     """Torch threads per teacher replica. Their number can change the last bits, so the serial executor uses it
     too."""
-    decode_threads: Annotated[int, Ge(1)] = 1
+    decode_threads: Annotated[int | None, Ge(1)] = None
     """Decoding threads per teacher replica, in addition to torch's; they decode the next batches during the
-    forward pass."""
+    forward pass. null: one for each of cpus_per_actor on Ray, and for each core of this machine without Ray, at most
+    8."""
     cpus_per_rank: Annotated[float, Gt(0)] = 1.0
     """CPUs per training process (trainer.ranks)."""
     gpus_per_rank: Annotated[float | None, Ge(0)] = None

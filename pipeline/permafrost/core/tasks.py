@@ -137,7 +137,8 @@ class SerialExecutor:
     ) -> Iterator[ShardResult[Report]]:
         """Iterate over results in the order of `shards`. An error stops immediately, with its traceback.
 
-        What a shard writes into a bucket is uploaded during the work on the next one, and its result follows.
+        What a shard puts off (its files, or their uploads to a bucket) is done during the work on the next one, and its
+        result follows.
         """
         with ThreadPoolExecutor(1) as uploader:
             uploading: Future[ShardResult[Report]] | None = None

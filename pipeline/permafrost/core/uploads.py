@@ -1,4 +1,4 @@
-"""Deferred uploads, which are sent while the next work is done."""
+"""Deferred uploads and writes of shards, which are done during the next work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 
 class Uploads:
-    """Local files that are still to be uploaded, in the order in which they were written."""
+    """Uploads and writes that are still to be done, in their order."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Callable[[], None], ExitStack]] = []
@@ -26,7 +26,7 @@ class Uploads:
         self._waiting.append((put, opened))
 
     def send(self) -> None:
-        """Upload the files one after the other, in any thread.
+        """Do them one after the other, in any thread. What is written meanwhile is not put off again.
 
         Raises:
             FileError: At the first that fails.
@@ -67,3 +67,16 @@ def collected_uploads() -> Iterator[Uploads]:
         raise
     finally:
         _collected.reset(token)
+
+
+def put_off(write: Callable[[], None]) -> None:
+    """Have a shard written during the work on the next one where its files are collected, and at once elsewhere.
+
+    Args:
+        write: Writes the shard, with its receipt last.
+    """
+    uploads = _collected.get()
+    if uploads is None:
+        write()
+    else:
+        uploads.add(write, ExitStack())
