@@ -1,5 +1,6 @@
 """Executors: order, memory and results of a task do not depend on where it runs."""
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,11 +9,13 @@ import pytest
 import ray
 import torch
 
+from permafrost.annotation import shard_tasks
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.cluster.ray_executor import _ShardActor
 from permafrost.cluster.session import ClusterError
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
+from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import FileError, RecordError
 from permafrost.core.tasks import SerialExecutor, ShardResult
 from permafrost.storage import buckets
@@ -20,7 +23,9 @@ from permafrost.storage.files import write_atomically
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store.frames import ShardFrames
 from tests.support.buckets import memory_buckets
+from tests.support.settings import pass_config
 from tests.support.stores import frame_batches
+from tests.support.verbs import precompute
 
 NAMED = ExistingClusterConfig()
 
@@ -148,6 +153,12 @@ def annotation(frozen, folder, **options):
     )
 
 
+def batches_of(task, shard):
+    decoding = task._mark(shard)
+    task._begin(decoding)
+    return task._batches(decoding)
+
+
 def test_the_next_batches_are_decoded_while_the_teacher_works(tmp_path, frozen, monkeypatch):
     decoded = [threading.Event() for _ in range(4)]
     read = ShardFrames.read
@@ -159,7 +170,7 @@ def test_the_next_batches_are_decoded_while_the_teacher_works(tmp_path, frozen, 
 
     monkeypatch.setattr(ShardFrames, "read", note)
     shard = next(shard for shard in frozen.store.manifest.shards if shard.records == 16)
-    batches = annotation(frozen, tmp_path)._batches(shard, None)
+    batches = batches_of(annotation(frozen, tmp_path), shard)
 
     next(batches)  # the teacher has only requested the first batch
 
@@ -174,10 +185,49 @@ def test_batches_come_in_order_whatever_the_number_of_decoding_threads(tmp_path,
 
     for shard in frozen.store.manifest.shards:
         (whole,) = frame_batches(frozen.store, shard, shard.records)
-        batches = list(task._batches(shard, None))
+        batches = list(batches_of(task, shard))
         assert [len(batch.frames) for batch in batches[:-1]] == [4] * (len(batches) - 1)
         assert torch.equal(torch.cat([batch.frames for batch in batches]), whole.frames)
         assert torch.equal(torch.cat([batch.heights for batch in batches]), whole.heights)
+
+
+def events_of_pass(folder, monkeypatch, fail_at=None):
+    """Annotate a store, and return which shards are begun and written, in order."""
+    events = []
+    begin, write = AnnotateShard._begin, shard_tasks.write_pass_shard
+
+    def note_begin(self, decoding):
+        events.append(("begin", decoding.shard.name))
+        begin(self, decoding)
+
+    def note_write(fields, position, name, *rest, **options):
+        events.append(("write", name))
+        if len(events) > 1 and name == fail_at:
+            raise OSError(28, "No space left on device")
+        write(fields, position, name, *rest, **options)
+
+    monkeypatch.chdir(folder)
+    precompute.run(replace(pass_config("whole"), teacher=NoModelConfig()))
+    monkeypatch.setattr(AnnotateShard, "_begin", note_begin)
+    monkeypatch.setattr(shard_tasks, "write_pass_shard", note_write)
+    precompute.run(pass_config("whole", payloads=("logits",)))
+    return events
+
+
+def test_the_shard_that_follows_is_begun_before_the_one_before_it_is_written(tmp_path, monkeypatch):
+    events = events_of_pass(tmp_path, monkeypatch)
+    written = [name for kind, name in events if kind == "write"]
+    assert len(written) > 4
+    for name, following in itertools.pairwise(written):
+        assert events.index(("begin", following)) < events.index(("write", name))
+
+
+def test_a_shard_that_was_begun_and_is_dropped_leaves_no_mark_of_a_death(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    with pytest.raises(OSError, match="No space left"):
+        events_of_pass(tmp_path, monkeypatch, fail_at="teacher-000000")
+    (folder,) = (store / "teachers").iterdir()
+    assert list(folder.glob("receipts/.*.deaths")) == []
 
 
 # ---- uploads beside the work ---------------------------------------------------------------------

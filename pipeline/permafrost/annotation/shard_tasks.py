@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import ClassVar, NamedTuple
 
@@ -25,7 +26,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
-from permafrost.core.tasks import ShardResult
+from permafrost.core.tasks import ShardResult, upcoming_shard
 from permafrost.core.uploads import put_off
 from permafrost.models.compute import device_name, torch_threads
 from permafrost.storage.rooted_paths import RootedPath
@@ -60,21 +61,19 @@ class AnnotateShard:
 
     def __call__(self, shard: ShardEntry) -> ShardResult[Correct]:
         started = time.monotonic()
-        number = self._store.shards.number_of(shard.name)
-        keys, views = self._store.index.shard_keys(number), None
-        if self.views is not None:
-            keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
-            views = self.views.draw(self._store, shard)
+        decoding = self._ahead.pop(shard.name, None) or self._mark(shard)
+        keys = decoding.keys
         # The number of threads may change the last bits of a sum, so it is fixed.
         with (
             torch_threads(self.num_threads),
             device_errors(self.config.memory_advice),
-            ShardDeaths(self.folder, shard.name) as deaths,
+            decoding.marked,
         ):
             # A copy, without the teacher that this process has built.
-            deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
-            batches = self._batches(shard, views)
-            values, fidelity = self._annotator.annotate(batches, keys, views)
+            decoding.deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
+            self._begin(decoding)
+            batches = self._batches(decoding)
+            values, fidelity = self._annotator.annotate(batches, keys, decoding.views)
             put_off(
                 partial(
                     write_pass_shard,
@@ -98,27 +97,59 @@ class AnnotateShard:
             report=correct,
         )
 
-    def _batches(self, shard: ShardEntry, views: DrawnViews | None) -> Iterator[FrameBatch]:
-        """Iterate over the shard's frames in batches at fixed positions, decoded ahead of the teacher."""
-        rows = self._rows(shard)
-        records = shard.records if rows is None else len(rows)
-        frames = ShardFrames(self._store, shard, rows)
-        read = partial(read_inputs, frames, views, self._annotator.input_size)
-        starts = range(0, records, self.config.records_per_batch)
-        stops = [min(start + self.config.records_per_batch, records) for start in starts]
-        extents = list(zip(starts, stops, strict=True))
-        ahead = self.decode_threads + 1
-        with ThreadPoolExecutor(self.decode_threads) as pool:
-            waiting = deque(pool.submit(read, *extent) for extent in extents[:ahead])
-            try:
-                for extent in [*extents[ahead:], *[None] * min(ahead, len(extents))]:
-                    check_interrupted()
-                    batch = waiting.popleft().result()
-                    if extent is not None:
-                        waiting.append(pool.submit(read, *extent))
-                    yield batch
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    def _mark(self, shard: ShardEntry) -> _Decoding:
+        """Mark a shard as one at which this process may die, before anything of it is decoded."""
+        keys, views = self._store.index.shard_keys(self._store.shards.number_of(shard.name)), None
+        if self.views is not None:
+            keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
+            views = self.views.draw(self._store, shard)
+        deaths, marked = ShardDeaths(self.folder, shard.name), ExitStack()
+        marked.enter_context(deaths)
+        return _Decoding(shard, keys, views, deaths, marked)
+
+    def _begin(self, decoding: _Decoding) -> None:
+        """Begin to decode a shard in batches at fixed positions, a few of them ahead of the teacher."""
+        if decoding.submissions is not None:
+            return
+        frames = ShardFrames(self._store, decoding.shard, self._rows(decoding.shard))
+        read = partial(read_inputs, frames, decoding.views, self._annotator.input_size)
+        size, count = self.config.records_per_batch, len(decoding.keys)
+        decoding.submissions = (
+            self._pool.submit(read, start, min(start + size, count))
+            for start in range(0, count, size)
+        )
+        for _ in range(self.decode_threads + 1):
+            decoding.submit()
+
+    def _begin_following(self) -> None:
+        """Begin to decode the shard that follows, unless a process has died at it."""
+        upcoming = upcoming_shard()
+        if upcoming is None or self._ahead:
+            return
+        shard: ShardEntry = upcoming.shard
+        if ShardDeaths(self.folder, shard.name).count == 0:
+            upcoming.dropped.callback(self._drop_following)
+            self._ahead[shard.name] = self._mark(shard)
+            self._begin(self._ahead[shard.name])
+
+    def _drop_following(self) -> None:
+        """Cancel the shard that follows, after an error."""
+        for decoding in self._ahead.values():
+            decoding.cancel()
+            decoding.marked.close()
+        self._ahead.clear()
+
+    def _batches(self, decoding: _Decoding) -> Iterator[FrameBatch]:
+        """Iterate over a shard's frames, and begin with the shard that follows where they end."""
+        try:
+            while decoding.waiting:
+                check_interrupted()
+                batch = decoding.waiting.popleft().result()
+                if not decoding.submit():
+                    self._begin_following()
+                yield batch
+        finally:
+            decoding.cancel()
 
     def annotate_alone(self, shard: ShardEntry, keys: list[str], key: str) -> None:
         """Decode and annotate one record of a shard, without writing anything.
@@ -148,11 +179,49 @@ class AnnotateShard:
         return Store(self.store_path).part_with(self.store_fingerprint)
 
     @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.decode_threads, "decode")
+
+    @cached_property
+    def _ahead(self) -> dict[str, _Decoding]:
+        """Shard that follows, by name, once its first batches are decoded."""
+        return {}
+
+    @cached_property
     def _annotator(self) -> TeacherAnnotator:
         annotator = TeacherAnnotator(
             self.teacher, self.classes, self.explainer, self.config, self._store.size
         )
         return annotator.with_projections(read_projections(self.folder))
+
+
+@dataclass
+class _Decoding:
+    """A shard that is decoded."""
+
+    shard: ShardEntry
+    keys: list[str]
+    """Keys of its records that the pass covers."""
+    views: DrawnViews | None
+    deaths: ShardDeaths
+    marked: ExitStack
+    """Context in which a death of this process counts as one at the shard."""
+    submissions: Iterator[Future[FrameBatch]] | None = None
+    """Batches that are not submitted yet, each submitted when it is taken; None before the first."""
+    waiting: deque[Future[FrameBatch]] = field(default_factory=deque)
+
+    def submit(self) -> bool:
+        """Submit the next batch, and return whether there was one."""
+        future = None if self.submissions is None else next(self.submissions, None)
+        if future is not None:
+            self.waiting.append(future)
+        return future is not None
+
+    def cancel(self) -> None:
+        """Cancel what is waiting, and wait for what has begun."""
+        for future in self.waiting:
+            if not future.cancel():
+                future.exception()
 
 
 class Correct(NamedTuple):

@@ -10,9 +10,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from itertools import islice, zip_longest
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
@@ -31,6 +34,22 @@ class ShardTask(Protocol[Report]):
 
     def __call__(self, shard: Any, /) -> ShardResult[Report]:
         """Process one shard and commit its result to disk."""
+
+
+class Upcoming(NamedTuple):
+    """The shard on which this process works after the current one."""
+
+    shard: Any
+    dropped: ExitStack
+    """Closed if the work ends before the task is called with the shard, so that a task may begin to read it."""
+
+
+_upcoming: ContextVar[Upcoming | None] = ContextVar("upcoming", default=None)
+
+
+def upcoming_shard() -> Upcoming | None:
+    """Return the shard that follows, None if there is none or it is not known."""
+    return _upcoming.get()
 
 
 SAMPLE = "sample"
@@ -140,11 +159,16 @@ class SerialExecutor:
         What a shard puts off (its files, or their uploads to a bucket) is done during the work on the next one, and its
         result follows.
         """
-        with ThreadPoolExecutor(1) as uploader:
+        with ThreadPoolExecutor(1) as uploader, ExitStack() as dropped:
             uploading: Future[ShardResult[Report]] | None = None
-            for shard in shards:
-                with collected_uploads() as uploads:
-                    result = task(shard)
+            for shard, following in zip_longest(shards, islice(shards, 1, None)):
+                dropped.pop_all()  # the task takes over what it has begun
+                token = _upcoming.set(None if following is None else Upcoming(following, dropped))
+                try:
+                    with collected_uploads() as uploads:
+                        result = task(shard)
+                finally:
+                    _upcoming.reset(token)
                 if uploading is not None:
                     yield uploading.result()
                 uploading = uploader.submit(_send, uploads, result) if uploads else None
