@@ -63,6 +63,7 @@ from tests.benchmarks.reading import (
 )
 from tests.benchmarks.replaying import replay_figure
 from tests.benchmarks.settings import pass_figure, step_settings_figures
+from tests.benchmarks.sleeping import sleeping_figures, sleeping_names
 from tests.benchmarks.steps import (
     FEATURES_STEPS,
     MIXED_STEPS,
@@ -122,6 +123,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     bytes_figures: ("bytes_vs_payload", "bytes_vs_one_pt_per_image"),
     twin_figures: ("ray_vs_serial", "gap_between_shards"),
     actors_figures: tuple(actors_name(actors) for actors in ACTORS[1:]),
+    sleeping_figures: sleeping_names(),
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),
 }
 """Functions that measure figures, each with the names of the figures that it returns."""

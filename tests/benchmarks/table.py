@@ -21,6 +21,13 @@ TITLES = {
     "ray_2_actors_vs_1": "precompute with a teacher that only waits, speed with 2 actors against twice that with 1",
     "ray_4_actors_vs_1": "the same, 4 actors",
     "ray_8_actors_vs_1": "the same, 8 actors",
+    "pass_sleeping_logits": (
+        "pass of logits whose teacher sleeps as long as an H100 computes, speed against the longest of computing, "
+        "decoding (one thread) and writing, 224 px"
+    ),
+    "pass_sleeping_gradcam": "the same, logits and GradCAM maps",
+    "pass_sleeping_features": "the same, logits and features of 2,048 channels",
+    "pass_sleeping_bcos": "the same, logits and B-cos maps of 6 x 224 x 224",
     "frozen_e2kd_step_vs_labels": "frozen e2KD step, cost against a step on labels (ResNet-20)",
     "frozen_vs_live_e2kd_step": "frozen e2KD step, speed against a live ResNet-56 teacher (ResNet-20)",
     "features_kd_step_224px_vs_kd": (
