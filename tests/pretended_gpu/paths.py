@@ -29,6 +29,7 @@ from tests.pretended_gpu.device import RECORD, DeviceTensor
 device.install()
 
 from permafrost.annotation.annotator import TeacherAnnotator  # noqa: E402
+from permafrost.annotation.shard_tasks import AnnotateShard  # noqa: E402
 from permafrost.config.store import StoreOptions  # noqa: E402
 from permafrost.training import loop  # noqa: E402
 from tests.support.kills import killed_at  # noqa: E402
@@ -58,23 +59,26 @@ Runner = Callable[[], Numbers]
 def run_pass(name: str, explainer: Any = None, **options: Any) -> Numbers:
     """Write a pass, and return what all its batches asked of the device."""
     waits, batches = 0, 0
-    annotate, compute = TeacherAnnotator.annotate, TeacherAnnotator._annotate_batch
+    annotate_shard, compute = AnnotateShard.__call__, TeacherAnnotator._annotate_batch
+    first: list[int] = []
+    """Waits before the first batch of a shard, when its teacher is built."""
 
-    def counted(annotator: Any, *words: Any) -> Any:
-        nonlocal waits
-        before = len(RECORD.waits)
-        result = annotate(annotator, *words)
-        waits += len(RECORD.waits) - before
+    def counted(task: Any, shard: Any) -> Any:
+        nonlocal waits, batches
+        first.clear()
+        result = annotate_shard(task, shard)
+        waits += len(RECORD.waits) - first[0]
+        batches += len(first)
+        first.clear()
         return result
 
     def count_batch(annotator: Any, *words: Any) -> Any:
-        nonlocal batches
-        batches += 1
+        first.append(len(RECORD.waits))
         return compute(annotator, *words)
 
     RECORD.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TeacherAnnotator, "annotate", counted)
+        patch.setattr(AnnotateShard, "__call__", counted)
         patch.setattr(TeacherAnnotator, "_annotate_batch", count_batch)
         precompute.run(pass_config(name, explainer, **options))
     return {

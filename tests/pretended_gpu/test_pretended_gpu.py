@@ -59,7 +59,7 @@ def test_a_pass_waits_once_a_batch_whatever_it_stores(results):
         if name.startswith("pass.")
     }
     assert len(waits) >= 5
-    assert {name: count for name, count in waits.items() if not 1 <= count <= 1.5} == {}
+    assert {name: count for name, count in waits.items() if not 1 <= count <= 2} == {}
     assert waits["pass.frozen"] == waits["pass.strong_views"] == 1
 
 

@@ -73,20 +73,23 @@ class InterruptedAnnotation(AnnotateShard):
     file: str
 
     def __call__(self, shard):
-        with self._interrupted(shard):
+        with self._interrupted():
             return super().__call__(shard)
 
     def annotate_alone(self, shard, keys, key):
-        with self._interrupted(shard):
+        with self._interrupted():
             super().annotate_alone(shard, keys, key)
 
     @contextmanager
-    def _interrupted(self, shard):
-        store = self._store
-        number = store.shards.number_of(shard.name)
-        digests = dict(
-            zip(store.index.shard_keys(number), store.index.image_sha256(number), strict=True)
-        )
+    def _interrupted(self):
+        index = self._store.index
+        digests = {  # of all shards, as the one that follows is decoded, too
+            key: digest
+            for number in range(len(self._store.shards))
+            for key, digest in zip(
+                index.shard_keys(number), index.image_sha256(number), strict=True
+            )
+        }
         decode = record_form.decode_pixels
 
         def decode_pixels(data, memory):
