@@ -21,6 +21,7 @@ from permafrost.core.tasks import SerialExecutor, ShardResult
 from permafrost.storage import buckets
 from permafrost.storage.files import write_atomically
 from permafrost.storage.rooted_paths import rooted
+from permafrost.store.deaths import ShardDeaths
 from permafrost.store.frames import ShardFrames
 from tests.support.buckets import memory_buckets
 from tests.support.settings import pass_config
@@ -154,7 +155,7 @@ def annotation(frozen, folder, **options):
 
 
 def batches_of(task, shard):
-    decoding = task._mark(shard)
+    decoding = task._mark(shard, ShardDeaths(task.folder, shard.name))
     task._begin(decoding)
     return task._batches(decoding)
 

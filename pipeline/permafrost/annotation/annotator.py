@@ -518,12 +518,9 @@ class _Download:
         for name, is_finite in self.finite.items():
             if not is_finite.all():
                 key = self.keys[int((~is_finite).nonzero()[0])]
-                what = "logits" if name == _OUTPUT else name
-                reason = (
-                    ""
-                    if name == _OUTPUT
-                    else f", or exceed the range of {_dtype(self.values[name])}"
-                )
+                what, reason = "logits", ""
+                if name != _OUTPUT:
+                    what, reason = name, f", or exceed the range of {_dtype(self.values[name])}"
                 raise NotFiniteError(
                     f"the teacher's {what} of record {key} are not finite{reason}; check teacher.weights and the record"
                 )

@@ -61,7 +61,9 @@ class AnnotateShard:
 
     def __call__(self, shard: ShardEntry) -> ShardResult[Correct]:
         started = time.monotonic()
-        decoding = self._ahead.pop(shard.name, None) or self._mark(shard)
+        decoding = self._ahead.pop(shard.name, None)
+        if decoding is None:
+            decoding = self._mark(shard, ShardDeaths(self.folder, shard.name))
         keys = decoding.keys
         # The number of threads may change the last bits of a sum, so it is fixed.
         with (
@@ -97,13 +99,13 @@ class AnnotateShard:
             report=correct,
         )
 
-    def _mark(self, shard: ShardEntry) -> _Decoding:
+    def _mark(self, shard: ShardEntry, deaths: ShardDeaths) -> _Decoding:
         """Mark a shard as one at which this process may die, before anything of it is decoded."""
         keys, views = self._store.index.shard_keys(self._store.shards.number_of(shard.name)), None
         if self.views is not None:
             keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
             views = self.views.draw(self._store, shard)
-        deaths, marked = ShardDeaths(self.folder, shard.name), ExitStack()
+        marked = ExitStack()
         marked.enter_context(deaths)
         return _Decoding(shard, keys, views, deaths, marked)
 
@@ -127,9 +129,10 @@ class AnnotateShard:
         if upcoming is None or self._ahead:
             return
         shard: ShardEntry = upcoming.shard
-        if ShardDeaths(self.folder, shard.name).count == 0:
+        deaths = ShardDeaths(self.folder, shard.name)
+        if deaths.count == 0:
             upcoming.dropped.callback(self._drop_following)
-            self._ahead[shard.name] = self._mark(shard)
+            self._ahead[shard.name] = self._mark(shard, deaths)
             self._begin(self._ahead[shard.name])
 
     def _drop_following(self) -> None:
