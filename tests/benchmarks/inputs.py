@@ -29,20 +29,27 @@ TINY = CifarModelConfig(name="resnet8", width=4, classes=CLASSES, weights="rando
 
 
 def write_tars(
-    folder: Path, records: int, side: int, distinct: int | None = None, *, first: int = 0
+    folder: Path,
+    records: int,
+    side: int,
+    distinct: int | None = None,
+    *,
+    first: int = 0,
+    per_tar: int = SHARD_RECORDS,
 ) -> Path:
     """Write `records` JPEGs of side x side pixels with their labels. Every tar contains all classes.
 
     distinct  number of different images, which then repeat; None makes every image different
     first     number of the first record, above 0 to add tars to a folder
+    per_tar   records of each tar
     """
     folder.mkdir(parents=True, exist_ok=first > 0)
     generator = np.random.default_rng(0)
     pool = [_jpeg(generator, side) for _ in range(distinct or 0)]
-    for start in range(first, first + records, SHARD_RECORDS):
+    for start in range(first, first + records, per_tar):
         name = folder / f"train-{start:08d}.tar"
         with webdataset.TarWriter(str(name), mtime=0) as tar:
-            for number in range(start, min(start + SHARD_RECORDS, first + records)):
+            for number in range(start, min(start + per_tar, first + records)):
                 sample = {
                     "__key__": f"{number:08d}",
                     "jpg": pool[number % distinct] if distinct else _jpeg(generator, side),

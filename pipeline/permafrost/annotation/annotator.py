@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -210,17 +210,31 @@ class TeacherAnnotator:
             NotFiniteError: If an output of the teacher is not finite, or exceeds the range of its stored dtype.
             FidelityError: If a cosine is below annotate.min_fidelity.
         """
-        stored: list[dict[str, NDArray[np.generic]]] = []
+        values: dict[str, NDArray[np.generic]] = {}
         fidelity: dict[str, float] = {}
-        for download in self._computed(batches, keys, views):
-            stored.append(download.wait())
-            for name, cosine in download.fidelity.items():
-                fidelity[name] = min(cosine.item(), fidelity.get(name, 1.0))
-        if not stored:
+
+        def collect(download: _Download, rows: slice) -> None:
+            for name, stored in download.wait().items():
+                if name not in values:
+                    values[name] = np.empty((len(keys), *stored.shape[1:]), stored.dtype)
+                values[name][rows] = stored
+            for name, cosines in download.fidelity.items():
+                fidelity[name] = min(cosines.min().item(), fidelity.get(name, 1.0))
+
+        done, collected = 0, None
+        with ThreadPoolExecutor(1, "download") as pool:
+            for batch in batches:
+                rows = slice(done, done := done + len(batch.heights))
+                batch_views = None if views is None else views.select(rows)
+                download = self._annotate_batch(batch, keys[rows], batch_views)
+                if collected is not None:
+                    collected.result()
+                collected = pool.submit(collect, download, rows)
+        if collected is None:
             return {
                 spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
             }, {}
-        values = {name: np.concatenate([part[name] for part in stored]) for name in stored[0]}
+        collected.result()
         for name, lowest in fidelity.items():
             if lowest < self.config.min_fidelity:
                 raise FidelityError(
@@ -229,33 +243,17 @@ class TeacherAnnotator:
                 )
         return values, fidelity
 
-    def _computed(
-        self, batches: Iterable[FrameBatch], keys: Sequence[str], views: DrawnViews | None
-    ) -> Iterator[_Download]:
-        """Iterate over the fields of batches, each while the next one is computed."""
-        done, before = 0, None
-        for batch in batches:
-            rows = slice(done, done + len(batch.heights))
-            batch_views = None if views is None else views.select(rows)
-            download = self._annotate_batch(batch, keys[rows], batch_views)
-            if before is not None:
-                yield before
-            before = download
-            done += len(batch.heights)
-        if before is not None:
-            yield before
-
     def _annotate_batch(
         self, batch: FrameBatch, keys: Sequence[str], views: DrawnViews | None
     ) -> _Download:
         """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
         records = BatchInfo(keys, batch.labels)
         if views is None:
-            return _Download(_stack_fields([self._annotate_frames(batch, records)]), keys)
+            return _Download(_merged([self._annotate_frames(batch, records)], _stacked), keys)
         view_fields = [
             self.annotate_inputs(images, records) for images in self.inputs_of_views(batch, views)
         ]
-        return _Download(_stack_fields(view_fields), keys, views.fields())
+        return _Download(_merged(view_fields, _stacked), keys, views.fields())
 
     def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the canonical view, with one forward pass for each form of the images."""
@@ -275,7 +273,7 @@ class TeacherAnnotator:
                     parts = self._annotate_inputs(images, records, payloads)
                     for number, part in zip(numbers, parts, strict=True):
                         encoded[number].append(part)
-        return _joined([_stack_fields(part) if len(part) > 1 else part[0] for part in encoded])
+        return _joined([_merged(part, _stacked) if len(part) > 1 else part[0] for part in encoded])
 
     def inputs_of(self, batch: FrameBatch) -> Tensor:
         """Return the teacher's inputs f32 [n, 3, height, width] in [0, 1] for the canonical view of each record."""
@@ -352,7 +350,8 @@ class TeacherAnnotator:
                     for rows in cuts
                 ]
                 return [
-                    _concatenated(parts_of_payload) for parts_of_payload in zip(*parts, strict=True)
+                    _merged(parts_of_payload, _concatenated)
+                    for parts_of_payload in zip(*parts, strict=True)
                 ]
             except torch.OutOfMemoryError:
                 if self.config.batch_size != "auto" or self.largest_batch == 1:
@@ -517,7 +516,7 @@ class _Download:
             self.copied.synchronize()
         for name, is_finite in self.finite.items():
             if not is_finite.all():
-                key = self.keys[int((~is_finite).nonzero()[0])]
+                key = self.keys[int((~is_finite).nonzero()[0, 0])]
                 what, reason = "logits", ""
                 if name != _OUTPUT:
                     what, reason = name, f", or exceed the range of {_dtype(self.values[name])}"
@@ -531,25 +530,6 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _merged(
-    parts: Sequence[EncodedFields], join: Callable[[list[Tensor]], Tensor]
-) -> EncodedFields:
-    """Merge the same fields of several parts.
-
-    Args:
-        parts: Parts.
-        join: Function of the values of a field.
-    """
-    first = parts[0]
-    return EncodedFields(
-        {name: join([part.values[name] for part in parts]) for name in first.values},
-        {
-            name: torch.stack([part.fidelity[name] for part in parts]).min()
-            for name in first.fidelity
-        },
-    )
-
-
 def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
     """Join the fields of several payloads."""
     return EncodedFields(
@@ -560,21 +540,31 @@ def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
     )
 
 
-def _concatenated(parts: Sequence[EncodedFields]) -> EncodedFields:
-    """Concatenate the fields of several batches."""
-    if len(parts) == 1:
-        return parts[0]
-    finite = {name: torch.cat([part.finite[name] for part in parts]) for name in parts[0].finite}
-    return _merged(parts, torch.cat)._replace(finite=finite)
+def _merged(
+    parts: Sequence[EncodedFields], join: Callable[[list[Tensor]], Tensor]
+) -> EncodedFields:
+    """Merge the same fields of several parts.
+
+    Args:
+        parts: Parts.
+        join: Function of the values of a field.
+    """
+    return EncodedFields(
+        *(
+            {name: join([part[kind][name] for part in parts]) for name in parts[0][kind]}
+            for kind in range(3)
+        )
+    )
 
 
-def _stack_fields(parts: Sequence[EncodedFields]) -> EncodedFields:
-    """Stack the fields of several views, or of the images and their horizontal flips, along a new axis, [n, V, ...]."""
-    finite = {
-        name: torch.stack([part.finite[name] for part in parts]).all(dim=0)
-        for name in parts[0].finite
-    }
-    return _merged(parts, partial(torch.stack, dim=1))._replace(finite=finite)
+def _concatenated(tensors: list[Tensor]) -> Tensor:
+    """Concatenate the values of several batches, without a copy of a single one."""
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """Stack the values of several views, or of the images and their horizontal flips, along a new axis, [n, V, ...]."""
+    return torch.stack(tensors, dim=1) if len(tensors) > 1 else tensors[0].unsqueeze(1)
 
 
 def _require_whole_cells(

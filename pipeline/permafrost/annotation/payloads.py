@@ -51,7 +51,7 @@ class EncodedFields(NamedTuple):
     values: dict[str, Tensor]
     """Field -> [n, *shape] of its FieldSpec, in its dtype."""
     fidelity: dict[str, Tensor]
-    """Lowest cosine between a record's values and their stored form, f64 [], for each lossy field."""
+    """Lowest cosine between a record's values and their stored form, f64 [1], for each lossy field."""
     finite: dict[str, Tensor] = {}
     """Whether the values of each record are finite, bool [n], which the annotator adds."""
 
@@ -222,7 +222,7 @@ class MapPayload:
 
 
 def lowest_cosine(values: Tensor, stored: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Compute the lowest cosine between each record's values and their stored form, f64 [], on their device.
+    """Compute the lowest cosine between each record's values and their stored form, f64 [1], on their device.
 
     Args:
         values: [n, ...].
@@ -236,7 +236,7 @@ def lowest_cosine(values: Tensor, stored: Tensor, scale: Tensor | None = None) -
         lowest = lowest_cosine_of_arrays(
             values.numpy(), decoded.numpy() if scale is not None else stored.numpy()
         )
-        return torch.tensor(lowest, dtype=torch.float64)
+        return torch.tensor([lowest], dtype=torch.float64)
     original, other = values.flatten(1), decoded.flatten(1)
     original = original / original.abs().amax(dim=1, keepdim=True).clamp(min=_TINY)
     product, squared, other_squared = (
@@ -244,7 +244,8 @@ def lowest_cosine(values: Tensor, stored: Tensor, scale: Tensor | None = None) -
         for left, right in ((original, other), (original, original), (other, other))
     )
     cosines = product / (squared.sqrt() * other_squared.sqrt())
-    return torch.where((squared == 0) & (other_squared == 0), 1.0, cosines.nan_to_num(0.0)).min()
+    both_zero = (squared == 0) & (other_squared == 0)
+    return torch.where(both_zero, 1.0, cosines.nan_to_num(0.0)).amin(dim=0, keepdim=True)
 
 
 # ---- intermediates ---------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ class _SpatialPayload(ABC):
         return "float16"
 
     def cosine(self, values: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
-        """Return the lowest cosine between a map and its stored form, f64 []."""
+        """Return the lowest cosine between a map and its stored form, f64 [1]."""
         maps = values.reshape(-1, *values.shape[-2:])
         return lowest_cosine(maps, stored.reshape(maps.shape))
 
@@ -363,7 +364,7 @@ class FeaturesPayload(_SpatialPayload):
         return self.config.features_dtype
 
     def cosine(self, values: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
-        """Return the lowest cosine between a record's channels and their stored form, f64 []."""
+        """Return the lowest cosine between a record's channels and their stored form, f64 [1]."""
         return lowest_cosine(values, stored, scale)
 
     def values(self, output: ModelOutput) -> dict[str, Tensor]:

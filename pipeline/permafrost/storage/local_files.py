@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard, TypeVar
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.core.errors import FileError, UserError
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath, refuses_links
@@ -241,10 +243,10 @@ class HashingFile:
         self.bytes = 0
         self.crc32c = 0
 
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
+    def write(self, data: bytes | NDArray[np.uint8]) -> int:
+        self._hash.update(data)  # type: ignore[arg-type]  # an array is a buffer
         self.crc32c = google_crc32c.extend(self.crc32c, data)
-        self._buffer += data
+        self._buffer.extend(data)
         self.bytes += len(data)
         if len(self._buffer) >= _BUFFER_BYTES:
             self.flush()
@@ -258,9 +260,10 @@ class HashingFile:
         """
         if self._descriptor is None:
             raise ValueError("cannot write to a closed file")
-        view = memoryview(bytes(self._buffer))
-        while len(view) > 0:
-            view = view[os.write(self._descriptor, view) :]
+        written = 0
+        while written < len(self._buffer):
+            with memoryview(self._buffer) as view, view[written:] as rest:
+                written += os.write(self._descriptor, rest)
         self._buffer.clear()
 
     def detach(self) -> None:

@@ -183,20 +183,6 @@ def most_chunk_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return 2 * math.prod(shape) * dtype.itemsize + _COMPRESSION_OVERHEAD
 
 
-def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
-    """Return the CRC-32C at the end of each of a file's inner chunks: u32 [chunks], in their order.
-
-    Args:
-        data: The whole file.
-        chunks: Number of inner chunks.
-    """
-    index_bytes = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
-    index = np.frombuffer(data[-index_bytes:-CHECKSUM_BYTES], np.uint64).reshape(-1, 2)
-    ends = index.sum(axis=1).astype(np.int64)
-    each = [data[end - CHECKSUM_BYTES : end] for end in ends.tolist()]
-    return np.frombuffer(b"".join(each), "<u4")
-
-
 def decode_chunk(
     data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], *, compressed: bool, path: RootedPath
 ) -> NDArray[Any]:

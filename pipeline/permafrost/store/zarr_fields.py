@@ -4,16 +4,18 @@ Chunk i is shard i of the manifest, so a short last shard does not shift other r
 padding (NaN, -1 or 65535). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
 of more than 64 MiB is divided into inner chunks.
 
-Zarr encodes, but commits go through storage/files.py, because Zarr's local store never syncs. Zarr never reads here: it
-treats a missing chunk as fill, and metadata of its second format may name codecs that run code. A chunk is read as
-bytes, compared with the size and the checksum in the manifest, and decoded by the layout that the fields imply.
+Zarr's codecs encode chunks one after the other, and each is written at once, so that memory does not grow with the
+file. Zarr's arrays are not used for it: they pass each chunk to another thread, which takes longer than to compress it,
+and their local store never syncs. Zarr never reads here: it treats a missing chunk as fill, and metadata of its second
+format may name codecs that run code. A chunk is read as bytes, compared with the size and the checksum in the manifest,
+and decoded by the layout that the fields imply.
 Standard Zarr reads the same files; verification checks their zarr.json for it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
@@ -23,7 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.records import FieldSpec
-from permafrost.storage.files import is_file, read_regular, sha256_file, write_atomically
+from permafrost.storage.files import (
+    is_file,
+    open_atomically,
+    read_regular,
+    sha256_file,
+    write_atomically,
+)
+from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.fields import (
@@ -40,7 +49,6 @@ from permafrost.store.row_reader import (
     Rows,
     decode_chunk,
     most_chunk_bytes,
-    read_chunk_checksums,
 )
 
 FIELDS_FOLDER = "fields.zarr"
@@ -105,22 +113,43 @@ class ZarrFields(PassFields):
     ) -> WrittenShard:
         entries, checksums = [], []
         for spec in self.fields:
-            chunk = self._encode(spec, values[spec.name])
             path = self._chunk_path(spec, position)
-            digest = write_atomically(self.folder / path, chunk)
-            checksum = google_crc32c.value(chunk[:-CHECKSUM_BYTES])
-            entries.append(FileEntry(path=path, bytes=len(chunk), sha256=digest, crc32c=checksum))
+            with open_atomically(self.folder / path) as file:
+                checksum, by_row = self._write_field(spec, values[spec.name], file)
+            digest = file.sha256
+            entries.append(FileEntry(path=path, bytes=file.bytes, sha256=digest, crc32c=checksum))
             if self._is_sharded(spec):
-                checksums.append(self._row_checksums(spec, chunk, len(keys)))
+                checksums.append(by_row)
         by_row = np.concatenate(checksums, axis=1).tolist() if checksums else [[] for _ in keys]
         return WrittenShard(files=tuple(entries), chunk_crc32c=by_row)
 
-    def _row_checksums(self, spec: FieldSpec, data: bytes, rows: int) -> NDArray[np.uint32]:
-        """Return the checksums [rows, inner chunks per row] of a field's file."""
-        inner_rows, inner_views = self._inner(spec)
-        per_row = self.num_views // inner_views
-        checksums = read_chunk_checksums(data, self.rows_per_shard // inner_rows * per_row)
-        return checksums.reshape(-1, per_row)[np.arange(rows) // inner_rows]
+    def _write_field(
+        self, spec: FieldSpec, values: NDArray[Any], file: HashingFile
+    ) -> tuple[int, NDArray[np.uint32]]:
+        """Write a field's file.
+
+        Returns:
+            The CRC-32C of all but the file's last one, and that of the inner chunks of each row, [rows, inner chunks].
+        """
+        assert len(values) <= self.rows_per_shard
+        values = values.reshape(-1, self.num_views, *spec.shape)
+        rows, views = self._inner(spec)
+        grid = self.rows_per_shard // rows, self.num_views // views
+        index = np.empty((*grid, 2), "<u8")
+        checksums = np.empty(grid, np.uint32)
+        encode = _encoder(spec, (rows, views, *spec.shape))
+        for at in sorted(np.ndindex(grid), key=_morton_code):
+            row, view = at[0] * rows, at[1] * views
+            chunk = encode(_padded(values[row : row + rows, view : view + views], rows, spec.dtype))
+            index[at] = file.tell(), len(chunk)
+            checksums[at] = int.from_bytes(chunk[-CHECKSUM_BYTES:], "little")
+            file.write(chunk)
+        checksum = int(checksums[0, 0])
+        if self._is_sharded(spec):
+            file.write(index.tobytes())
+            checksum = file.crc32c
+            file.write(google_crc32c.value(index.tobytes()).to_bytes(CHECKSUM_BYTES, "little"))
+        return checksum, checksums[np.arange(len(values)) // rows]
 
     def read_shard(self, shard: StoredShard) -> Values:
         views = np.arange(self.num_views)
@@ -183,7 +212,9 @@ class ZarrFields(PassFields):
         return self.rows_per_shard * self.num_views * _record_bytes(spec) > _MAX_CHUNK_BYTES
 
     def _inner(self, spec: FieldSpec) -> tuple[int, int]:
-        """Return the rows and views of an inner chunk: as many rows as fit, or one view of one row."""
+        """Return the rows and views of an inner chunk: all, or as many rows as fit, or one view of one row."""
+        if not self._is_sharded(spec):
+            return self.rows_per_shard, self.num_views
         row_bytes = self.num_views * _record_bytes(spec)
         if row_bytes > _INNER_CHUNK_BYTES:
             return 1, 1
@@ -225,32 +256,43 @@ class ZarrFields(PassFields):
             "storage_transformers": [],
         }
 
-    def _encode(self, spec: FieldSpec, values: NDArray[Any]) -> bytes:
-        """Encode the bytes of a chunk."""
-        import zarr
-        from zarr.codecs import BloscCodec, Crc32cCodec
-        from zarr.storage import MemoryStore
 
-        codecs = {"blosc": BloscCodec, "crc32c": Crc32cCodec}
-        outer = (self.rows_per_shard, self.num_views, *spec.shape)
-        is_sharded = self._is_sharded(spec)
-        memory: dict[str, Any] = {}
-        array = zarr.create_array(
-            MemoryStore(memory),
-            shape=outer,
-            chunks=(*self._inner(spec), *spec.shape) if is_sharded else outer,
-            shards=outer if is_sharded else None,
-            dtype=spec.dtype,
-            compressors=[codecs[codec["name"]].from_dict(codec) for codec in _codecs(spec)[1:]],
-            fill_value=_padding(spec.dtype),
-            config={"write_empty_chunks": True},
-            zarr_format=3,
-        )
-        padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
-        padded[: len(values)] = values
-        array[:] = padded
-        chunk: bytes = memory["c/0" + "/0" * (len(outer) - 1)].to_bytes()
-        return chunk
+def _encoder(
+    spec: FieldSpec, shape: tuple[int, ...]
+) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
+    """Return a function that encodes the values of a chunk of that shape with Zarr's codecs."""
+    from zarr.buffer import cpu
+    from zarr.core.array_spec import ArrayConfig, ArraySpec
+    from zarr.dtype import parse_dtype
+    from zarr.registry import get_codec_class
+
+    codecs = [get_codec_class(codec["name"]).from_dict(codec) for codec in _codecs(spec)]
+    dtype, config = parse_dtype(spec.dtype, zarr_format=3), ArrayConfig.from_dict({})
+    described = ArraySpec(shape, dtype, _padding(spec.dtype), config, cpu.buffer_prototype)
+
+    def encode(values: NDArray[Any]) -> NDArray[np.uint8]:
+        chunk = cpu.NDBuffer.from_numpy_array(values)
+        for codec in codecs:
+            chunk = codec._encode_sync(chunk, described)  # zarr.abc.codec.SupportsSyncCodec
+        return np.asarray(chunk.as_numpy_array())
+
+    return encode
+
+
+def _padded(values: NDArray[Any], rows: int, dtype: str) -> NDArray[Any]:
+    """Return values of the stored dtype with as many rows."""
+    if len(values) == rows:
+        return values.astype(dtype, copy=False)
+    padding = np.full((rows - len(values), *values.shape[1:]), _padding(dtype), dtype)
+    return np.concatenate([values.astype(dtype, copy=False), padding])
+
+
+def _morton_code(at: tuple[int, ...]) -> int:
+    """Return the number by which Zarr orders inner chunks in a file: the bits of their row and view, interleaved."""
+    row, view = at
+    return sum(
+        (row >> bit & 1 | (view >> bit & 1) << 1) << 2 * bit for bit in range(max(at).bit_length())
+    )
 
 
 def _record_bytes(spec: FieldSpec) -> int:
