@@ -37,12 +37,12 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.records import FieldSpec
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
-from permafrost.store.codecs import encode_maxabs
 from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store
 from permafrost.store.zarr_fields import ZarrFields
 from permafrost.training.metric_log import read_metrics
 from tests.support.stores import precompute_config
+from tests.support.tensors import encode_maxabs
 from tests.support.verbs import distill, evaluate, precompute
 
 pytestmark = pytest.mark.usefixtures("records_drawn_anew")

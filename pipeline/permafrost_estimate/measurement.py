@@ -33,7 +33,7 @@ from permafrost_estimate.volume import VolumePart, image_part, index_part, pass_
 if TYPE_CHECKING:
     from permafrost.store.reader import TeacherPass
     from permafrost_estimate.freezing import FreezingRow
-    from permafrost_estimate.steps import StepTimes
+    from permafrost_estimate.steps import StepTimes, TeacherTimes
 
 
 def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> Spread:
@@ -123,6 +123,8 @@ class Estimate:
     """None for a finished store."""
     annotation: Work | None = None
     """None without a teacher."""
+    teacher: TeacherTimes | None = None
+    """Parts of the work of annotation, None without a teacher."""
     training: StudentCost | None = None
     no_training: str = ""
     """Reason why no student was compared."""
@@ -153,7 +155,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
             config = replace(config, teacher=replace(teacher, classes=first))
     measured = store.shards[1:]
     parts = [image_part(sample), index_part(sample)]
-    annotation, training, reason = None, None, "teacher=none"
+    annotation, teacher_times, training, reason = None, None, None, "teacher=none"
     passes: list[TeacherPass] = []
     freezing: tuple[FreezingRow, ...] = ()
     if not isinstance(config.teacher, NoModelConfig):
@@ -175,7 +177,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
             for results, size in zip(calls, (whole.records, whole.trained), strict=False)
         ]
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])
-        annotation = _with_others(_work(total, config, whole), config, sample)
+        teacher_times, annotation = _with_others(_work(total, config, whole), config, sample)
         training, reason = _compare(config, sample, total)
         freezing = _freezing(config, sample, passes[0], seconds[0], training)
     return Estimate(
@@ -194,6 +196,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         if sample.packing is None
         else _work(sample.packing.times(whole.records), config, whole),
         annotation=annotation,
+        teacher=teacher_times,
         training=training,
         no_training=reason,
         freezing=freezing,
@@ -258,22 +261,20 @@ def _work(seconds: Spread, config: EstimateConfig, numbers: Whole) -> Work:
     )
 
 
-def _with_others(annotation: Work, config: EstimateConfig, sample: RecordSample) -> Work:
-    """Return the work of annotation with that of other options."""
+def _with_others(
+    annotation: Work, config: EstimateConfig, sample: RecordSample
+) -> tuple[TeacherTimes, Work]:
+    """Return the parts of the work of annotation, and the work with that of other options."""
     from permafrost_estimate.steps import measure_annotation  # imports torch
 
     views = sample.whole.records
     if config.views.kind != "canonical":
         views += sample.whole.trained * config.views.count
-    others = measure_annotation(
+    times, others = measure_annotation(
         _for_sample(config, sample.store), sample.store, config.estimate.rounds
     )
-    return replace(
-        annotation,
-        otherwise={
-            word: annotation.seconds.plus(more.times(views)) for word, more in others.items()
-        },
-    )
+    otherwise = {word: annotation.seconds.plus(more.times(views)) for word, more in others.items()}
+    return times, replace(annotation, otherwise=otherwise)
 
 
 def _compare(
@@ -331,6 +332,8 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     )
     works = {"packing": estimate.packing, "annotation": estimate.annotation}
     lines |= {name: _work_line(work) for name, work in works.items() if work is not None}
+    if estimate.teacher is not None:
+        lines["decoding"] = _decoding_line(estimate.teacher, estimate.device)
     if estimate.annotation is not None and estimate.annotation.otherwise:
         lines["annotation_with"] = _durations(estimate.annotation.otherwise) + " of one worker"
     if estimate.appended is not None:
@@ -360,6 +363,17 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
         f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
     }
+
+
+def _decoding_line(times: TeacherTimes, device: str) -> str:
+    """Describe how many cores decode for one worker."""
+    elsewhere = ""
+    if device == "cpu":
+        elsewhere = f"; a GPU needs one for each {_number(1 / times.decoding.median)} records/s"
+    return (
+        f"{_range(times.decoding.times(1e3))} ms of one core per record; {_number(times.cores)} cores decode for one "
+        f"worker, whose teacher computes {_number(1 / times.teacher.median)} records/s{elsewhere}"
+    )
 
 
 def _append_line(estimate: Estimate, appended: int) -> str:

@@ -37,6 +37,7 @@ from permafrost.training.targets import TargetSource
 from permafrost_estimate.options import EstimateConfig
 from permafrost_estimate.sample import Spread, spread_of
 
+_DECODING = "decoding"
 _STEPS_ON_GPU = 4
 """Steps that are counted together on a GPU."""
 
@@ -123,8 +124,25 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
     )
 
 
-def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> dict[str, Spread]:
-    """Annotate a batch of the sample in turn with the options of its pass and with others.
+@dataclass(frozen=True, kw_only=True)
+class TeacherTimes:
+    """Seconds per record of the parts of a pass of whole images."""
+
+    decoding: Spread
+    """Seconds of one core that reads and decodes the record, which is in the memory of the system."""
+    teacher: Spread
+    """Seconds of the teacher for a record that is decoded."""
+
+    @property
+    def cores(self) -> float:
+        """Number of cores that decode as many records as the teacher computes."""
+        return self.decoding.median / self.teacher.median
+
+
+def measure_annotation(
+    config: PrecomputeConfig, store: Store, rounds: int
+) -> tuple[TeacherTimes, dict[str, Spread]]:
+    """Decode a batch of the sample, and annotate it with the options of its pass and with others, in turn.
 
     Compilation takes a minute or more and is not measured.
 
@@ -134,8 +152,8 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
         rounds: Number of measurements with each option.
 
     Returns:
-        The additional seconds per view compared to the options of the pass, which may be negative, by the other
-        option as it is typed.
+        The times with the options of the pass, and the additional seconds per view with another option, which may be
+        negative, by that option as it is typed.
     """
     plan = plan_pass(config, store)  # precision=auto is that of the pass
     options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
@@ -143,7 +161,8 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
     shard = max(store.shards, key=lambda entry: entry.records)
     count = min(shard.records, options.records_per_batch)
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
-    frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
+    records = ShardFrames(store, shard, np.arange(count))
+    frames = records.read(0, count)
 
     def build(channels_last: bool | None) -> TeacherAnnotator:
         changed = replace(options, channels_last=channels_last)
@@ -166,11 +185,15 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
 
             return annotate
 
-        seconds = _in_turn(
-            {word: side(annotator) for word, annotator in annotators.items()}, rounds, "annotation"
-        )
-    base = seconds.pop("")
-    return {
+        def decode() -> float:
+            started = perf_counter()
+            records.read(0, count)
+            return (perf_counter() - started) / count
+
+        sides = {word: side(annotator) for word, annotator in annotators.items()}
+        seconds = _in_turn({_DECODING: decode, **sides}, rounds, "annotation")
+    base, decoding = seconds.pop(""), seconds.pop(_DECODING)
+    return TeacherTimes(decoding=spread_of(decoding), teacher=spread_of(base)), {
         word: spread_of([each - mine for each, mine in zip(times, base, strict=True)])
         for word, times in seconds.items()
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from permafrost.core.records import (
@@ -20,7 +21,7 @@ from permafrost.core.records import (
     FieldSpec,
     WhenMoved,
 )
-from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine_of_arrays
+from permafrost.store.codecs import decode_unit, encode_unit, lowest_cosine_of_arrays
 from permafrost_exchange.format_options import TargetFormatConfig
 from permafrost_exchange.target_reader import MIN_PROBABILITY, Arrays, TargetError, TargetForm
 
@@ -201,8 +202,9 @@ def _reduced(array: NDArray[Any], payload: _Payload) -> tuple[int, ...]:
 def _scaled(
     array: NDArray[Any], payload: _Payload, dtype: str
 ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-    stored, scale = encode_maxabs(array.astype(np.float32), dtype, _reduced(array, payload))
-    return stored, scale[..., None] if payload.scale_axes < 0 else scale
+    values = torch.from_numpy(array.astype(np.float32, order="C"))
+    stored, scale = encode_unit(values, dtype, _reduced(array, payload))
+    return stored.numpy(), (scale[..., None] if payload.scale_axes < 0 else scale).numpy()
 
 
 def _cosine(

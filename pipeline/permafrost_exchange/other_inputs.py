@@ -57,7 +57,7 @@ def center_cropped(annotator: TeacherAnnotator, fraction: float | None) -> Other
     return OtherInput(
         f"they are those of another part of the image, {option}",
         "set these options",
-        annotator.with_crop(fraction),
+        annotator.with_changes(crop_fraction=fraction),
         as_they_are,
     )
 
@@ -80,7 +80,7 @@ def other_sizes(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
             yield OtherInput(
                 f"they are those of inputs of {side} pixels, {interpolation}",
                 f"set teacher.input_size={side} teacher.interpolation={interpolation}",
-                annotator.with_input((side, side), interpolation),
+                annotator.with_changes(input_size=(side, side), interpolation=interpolation),
                 as_they_are,
             )
 

@@ -132,7 +132,8 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Any]]]):
         annotator = self.build_annotator()
         if self.facts.operations is None:
             is_crop = self.facts.frame == "center_crop"
-            annotator = annotator.with_crop(self.facts.crop_fraction if is_crop else None)
+            fraction = self.facts.crop_fraction if is_crop else None
+            annotator = annotator.with_changes(crop_fraction=fraction)
         comparison = _Comparison(self.facts)
         tried: list[_Batch] = []
         count = 0

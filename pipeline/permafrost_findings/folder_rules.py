@@ -21,7 +21,7 @@ from permafrost.sources.image_files import (
 )
 from permafrost.sources.image_folder import CLASS_FOLDERS, FOLDERS_ONLY, NESTED_FOLDERS
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
-from permafrost.sources.tally import REST, describe_items
+from permafrost.sources.tally import REST
 from permafrost.sources.tar_members import (
     LINK_MEMBER,
     OTHER_FILES,
@@ -57,6 +57,7 @@ _REPEATING = 0.5
 _NAMED_SPLITS = 10
 _NAMED_FILES = 50
 """Largest number of damaged files that are named."""
+_DESCRIBED_ITEMS = 8
 
 
 def _inner_folders(
@@ -319,3 +320,12 @@ def find_split_spellings(preview: Preview) -> Iterator[Remark]:
 
 def _in_folder(folder: str) -> str:
     return f" in {folder}" if folder else ""
+
+
+def describe_items(items: Mapping[str, tuple[int, str]]) -> str:
+    """Describe the most frequent items of a topic in one line, each with its count and its example."""
+    most = sorted(items.items(), key=lambda item: (-item[1][0], item[0]))[:_DESCRIBED_ITEMS]
+    described = [
+        f"{count:,} {quote(item)[1:-1]} ({quote(example)[1:-1]})" for item, (count, example) in most
+    ]
+    return ", ".join(described) + (", ..." if len(items) > len(most) else "")

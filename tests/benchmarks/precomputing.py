@@ -14,10 +14,10 @@ from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, needs_graph
 from permafrost.models.providers import build_model, freeze
-from permafrost.store.frames import decode_frame
 from permafrost_papers.bcos.weight_maps import bcos_weights
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
+from tests.support.images import decode_frame
 from tests.support.verbs import precompute
 
 RECORDS = 3000

@@ -17,10 +17,10 @@ import webdataset
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
 from permafrost.loading.subset import rows_of_split
-from permafrost.store.frames import decode_frame
 from permafrost.store.reader import Store, TeacherPass
 from tests.benchmarks.figures import Figure, exact, figure, in_turn
 from tests.benchmarks.inputs import precompute_config, write_tars
+from tests.support.images import decode_frame
 from tests.support.verbs import precompute
 
 BATCH = 50

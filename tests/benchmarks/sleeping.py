@@ -155,7 +155,7 @@ def _sleeping_teacher(fields: dict[str, Tensor], rate: int) -> Iterator[dict[str
     teacher, task = annotator.TeacherAnnotator, shard_tasks
     changes: list[tuple[Any, str, Any]] = [
         (teacher, "_forward", timed("compute", sleep)),
-        (teacher, "_inputs", lambda self, batch, margin: batch.frames),
+        (teacher, "inputs_of", lambda self, batch, margin: batch.frames),
         (annotator, "build_payloads", lambda config, explainer: [_CannedPayload(fields)]),
         (annotator, "_finite_records", lambda values: {}),  # the device's work, too
         (task, "write_pass_shard", timed("write", task.write_pass_shard)),

@@ -26,7 +26,6 @@ from permafrost.loading.geometry import decode_maps
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.store.frames import decode_frame
 from permafrost.store.image_decoding import decode_pixels
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.tars import ShardBytes
@@ -42,6 +41,7 @@ from tests.benchmarks.inputs import CLASSES, precompute_config, write_photograph
 from tests.benchmarks.peer import BATCH, Batches, Sample
 from tests.benchmarks.peers import PEERS, require_peers
 from tests.benchmarks.stand_in import StandInConfig
+from tests.support.images import decode_frame
 from tests.support.verbs import precompute
 
 OURS = "ours"

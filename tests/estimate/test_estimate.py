@@ -23,6 +23,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost_estimate import steps
+from permafrost_estimate.measurement import printed_lines
 from permafrost_estimate.options import EstimateConfig, EstimateOptions
 from permafrost_papers.interpretability.options import CellsDataConfig
 from permafrost_sources.options import DemoDataConfig
@@ -199,6 +200,19 @@ def test_other_options_are_measured_beside_those_of_the_call(made):
         "trainer.channels_last=true",
     ]
     assert all(step.lowest > 0 for step in found.training.steps.otherwise.values())
+
+
+def test_decoding_is_counted_in_cores_of_a_worker(made):
+    config, found, _ = made
+    times = found.teacher
+
+    assert 0 < times.decoding.lowest <= times.decoding.median
+    assert times.cores == times.decoding.median / times.teacher.median
+    fast = replace(times, teacher=times.teacher.times(0.1))
+    assert fast.cores == pytest.approx(10 * times.cores)
+    line = printed_lines(replace(found, device="cpu"), estimate_config(config))["decoding"]
+    assert f"{times.cores:.3g} cores decode for one worker" in line
+    assert f"a GPU needs one for each {1 / times.decoding.median:,.0f} records/s" in line
 
 
 def test_further_students_of_one_job_take_steps_of_their_own(frozen, monkeypatch):

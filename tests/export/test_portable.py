@@ -19,7 +19,6 @@ from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, freeze
-from permafrost.store.image_decoding import decode_rgb
 from permafrost.store.record_form import resize_pixels
 from permafrost_export.portable import (
     EvaluatedFrame,
@@ -33,6 +32,7 @@ from permafrost_export.portable import (
 )
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.ked.options import AdditiveModelConfig
+from tests.support.images import decode_rgb
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student

@@ -33,6 +33,7 @@ from tests.gpu.students import Student
 from tests.gpu.timeline import Timeline, synchronize
 from tests.gpu.utilization import UtilizationMeter
 from tests.gpu.workplace import Workplace
+from tests.support.images import decode_frame
 
 
 def measure_rows(place: Workplace, budget: Budget, rows: list[Row]) -> None:
@@ -124,7 +125,7 @@ class BareLoop:
         frame = (scale.side, scale.side)
         logits = []
         with ThreadPoolExecutor(scale.decode_threads) as pool:
-            decoded = pool.map(lambda p: frames.decode_frame(p.read_bytes(), frame), self.files)
+            decoded = pool.map(lambda p: decode_frame(p.read_bytes(), frame), self.files)
             while batch := list(islice(decoded, scale.batch_size)):
                 inputs = torch.stack(batch).to(device).float() / 255
                 inputs = torch.nn.functional.interpolate(inputs, (self.size, self.size))

@@ -21,10 +21,10 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model
-from permafrost.store import frames
 from permafrost.store.reader import Store
 from tests.gpu.inputs import pack, pass_named, precompute_config, write_images
 from tests.gpu.scale import CLASSES, Scale
+from tests.support.images import decode_frame
 from tests.support.verbs import precompute
 
 VIEWS = AugmentOptions(
@@ -64,7 +64,7 @@ class Workplace:
                 module.momentum = 1.0  # the statistics of the last batch
         files = sorted((self.bcos_store.parent / "bcos-images").rglob("*.jpg"))
         images = [
-            frames.decode_frame(path.read_bytes(), (scale.input_size,) * 2)
+            decode_frame(path.read_bytes(), (scale.input_size,) * 2)
             for path in files[: min(32, scale.bcos_images)]
         ]
         with torch.no_grad():

@@ -19,13 +19,13 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
 from permafrost.loading.subset import (
-    count_training_rows,
     rows_of_split,
     select_holdout_rows,
     select_training_rows,
 )
 from permafrost.runs.folder import identity
 from permafrost.store.reader import Store, TeacherPass
+from permafrost_report.training_facts import count_training_rows
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config
 from tests.support.synthetic import store_of_rows
 from tests.support.verbs import precompute

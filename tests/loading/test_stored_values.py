@@ -16,9 +16,10 @@ from permafrost.loading.geometry import (
     view_targets,
 )
 from permafrost.loading.transfer import move_batch
-from permafrost.store.codecs import decode_unit, encode_maxabs
+from permafrost.store.codecs import decode_unit
 from permafrost.store.reader import Store
 from tests.support.stores import precompute_config
+from tests.support.tensors import encode_maxabs
 from tests.support.verbs import precompute
 
 

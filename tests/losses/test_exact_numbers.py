@@ -17,9 +17,10 @@ from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce
 from permafrost.losses.logit_distances import kd_loss, mld_loss, softmax_mse_loss
 from permafrost.losses.map_distances import map_cosine, upsampling_gram
 from permafrost.losses.projected_features import covered_cosine
-from permafrost.store.codecs import cosines, decode_scaled, decode_unit, encode_maxabs
+from permafrost.store.codecs import cosines, decode_scaled, decode_unit
 from permafrost_papers.e2kd.guided import LOCALIZATIONS
 from permafrost_papers.e2kd.review_kd import hierarchical_context_loss
+from tests.support.tensors import encode_maxabs
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 2), (3, 7), (2, 1), (1, 40))

@@ -10,13 +10,13 @@ from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP
 from permafrost.loading.subset import (
-    count_training_rows,
     rows_of_split,
     select_holdout_rows,
     select_training_rows,
 )
 from permafrost.sources.source import build_source
 from permafrost.store.reader import Store
+from permafrost_report.training_facts import count_training_rows
 from tests.support.image_sets import by_key, write_images
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute

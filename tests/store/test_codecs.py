@@ -10,10 +10,10 @@ from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost.store.codecs import (
     cosines,
     decode_unit,
-    encode_maxabs,
     encode_npy,
     lowest_cosine_of_arrays,
 )
+from tests.support.tensors import encode_maxabs
 
 AXES = (2, 3, 4)
 

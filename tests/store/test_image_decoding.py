@@ -21,12 +21,12 @@ from permafrost.store.image_decoding import (
     ImageError,
     decode_part,
     decode_pixels,
-    decode_rgb,
     encode_frame,
     height_of_part,
     inspect_image,
 )
 from permafrost.store.record_form import resize_pixels
+from tests.support.images import decode_rgb
 
 HEIGHT, WIDTH = 24, 33
 ORIENTATION = 0x0112

@@ -1,5 +1,6 @@
 """Reading of single rows of large fields: equal to Zarr's reader, few bytes, and no damaged rows."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import pytest
+import zarr
 
 from permafrost.core.records import FieldSpec
 from permafrost.store.entries import ManifestError
@@ -59,6 +61,34 @@ def test_rows_and_views_are_those_that_were_written(tmp_path, monkeypatch, name)
         np.testing.assert_array_equal(layout.read_shard(shard)["map"], values)
 
 
+@pytest.mark.parametrize("views", [1, 3, 16])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_file_has_the_bytes_that_zarrs_arrays_write(tmp_path, monkeypatch, name, views):
+    shape, dtype, *_ = SHAPES[name]
+    _, shards = written(tmp_path, monkeypatch, shape, dtype, views)
+    described = json.loads((tmp_path / "fields.zarr/map/zarr.json").read_text())
+    (sharding,) = described["codecs"]
+    outer = (20, views, *shape)
+    for shard, values in shards:
+        memory = {}
+        array = zarr.create_array(
+            zarr.storage.MemoryStore(memory),
+            shape=outer,
+            chunks=tuple(sharding["configuration"]["chunk_shape"]),
+            shards=outer,
+            dtype=dtype,
+            compressors=sharding["configuration"]["codecs"][1:],
+            fill_value=described["fill_value"],
+            config={"write_empty_chunks": True},
+        )
+        padded = np.full(outer, array.fill_value, dtype)
+        padded[: len(values)] = values
+        array[:] = padded
+
+        (path,) = shard.files
+        assert (tmp_path / path).read_bytes() == memory["c" + "/0" * len(outer)].to_bytes()
+
+
 def test_a_row_costs_its_own_bytes_only(tmp_path, monkeypatch):
     layout, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "float16", 4)
     shard, values = shards[0]
@@ -91,8 +121,6 @@ def test_a_flipped_bit_is_an_error_that_names_the_file(tmp_path, monkeypatch, pl
 
 
 def test_stock_zarr_reads_compressed_fields_and_weak_signals_cost_little(tmp_path, monkeypatch):
-    import zarr
-
     _, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "int8", 1)
     array = zarr.open_array(tmp_path / "fields.zarr" / "map", mode="r")
     stored_shard = sum(

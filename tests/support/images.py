@@ -9,7 +9,11 @@ import tarfile
 import zlib
 
 import numpy as np
+import torch
 from PIL import Image
+
+from permafrost.store.image_decoding import decode_pixels
+from permafrost.store.record_form import resize_pixels
 
 
 def png(seed=0, height=8, width=10):
@@ -51,3 +55,13 @@ def png_16(values):
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def decode_rgb(data):
+    """Decode upright pixels u8 [3, H, W], with channels last in memory, as `decode_pixels` does."""
+    return torch.from_numpy(decode_pixels(data)).permute(2, 0, 1)
+
+
+def decode_frame(data, size):
+    """Decode the whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
+    return torch.from_numpy(resize_pixels(decode_pixels(data), size)).permute(2, 0, 1)

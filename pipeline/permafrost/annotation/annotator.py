@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from typing import Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ from permafrost.models.trained_weights import DataClasses, count_classes
 from permafrost.store.frames import FrameBatch
 from permafrost.store.projections import Projection
 
+T = TypeVar("T")
+
 logger = logging.getLogger("permafrost.annotation")
 
 
@@ -59,9 +61,6 @@ class FidelityError(UserError, ValueError):
 
 class NotFiniteError(UserError, ValueError):
     """Error for teacher outputs that are not finite."""
-
-
-_NO_FIELDS: Mapping[str, NDArray[np.generic]] = {}
 
 
 class TeacherAnnotator:
@@ -126,31 +125,17 @@ class TeacherAnnotator:
         Args:
             precision: Name of the precision, as in options.
         """
-        other = copy(self)
-        other.settings = self.settings.with_precision(precision)
-        return other
+        return self.with_changes(settings=self.settings.with_precision(precision))
 
-    def with_crop(self, fraction: float | None) -> TeacherAnnotator:
-        """Return an annotator with the same network, which receives another part of each image.
+    def with_changes(self, **changes: Any) -> TeacherAnnotator:
+        """Return an annotator with the same network, of which some attributes are others.
 
         Args:
-            fraction: Side of the center crop relative to the shorter side of the original; None for the whole image.
+            changes: Attributes to replace, by name, such as the `crop_fraction` or the `input_size` of the images that
+                the network receives.
         """
         other = copy(self)
-        other.crop_fraction = fraction
-        return other
-
-    def with_input(
-        self, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]
-    ) -> TeacherAnnotator:
-        """Return an annotator with the same network, which receives images of another size.
-
-        Args:
-            size: Height and width in pixels.
-            interpolation: Interpolation of the images.
-        """
-        other = copy(self)
-        other.input_size, other.interpolation = size, interpolation
+        vars(other).update(changes)
         return other
 
     def with_projections(self, projections: Mapping[str, Projection]) -> TeacherAnnotator:
@@ -162,9 +147,9 @@ class TeacherAnnotator:
 
     def with_payloads(self, kind: type[Payload]) -> TeacherAnnotator:
         """Return an annotator with the same network, which computes the payloads of one kind only."""
-        other = copy(self)
-        other.payloads = [payload for payload in self.payloads if isinstance(payload, kind)]
-        return other
+        return self.with_changes(
+            payloads=[payload for payload in self.payloads if isinstance(payload, kind)]
+        )
 
     def fields(self) -> list[FieldSpec]:
         """Return the fields that the pass stores of the teacher.
@@ -249,7 +234,7 @@ class TeacherAnnotator:
         """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
         records = BatchInfo(keys, batch.labels)
         if views is None:
-            return _Download(_merged([self._annotate_frames(batch, records)], _stacked), keys)
+            return _Download(_merged([self._annotate_frames(batch, records)], _stacked), keys, {})
         view_fields = [
             self.annotate_inputs(images, records) for images in self.inputs_of_views(batch, views)
         ]
@@ -260,7 +245,7 @@ class TeacherAnnotator:
         encoded: list[list[EncodedFields]] = [[] for _ in self.payloads]
         framings = [_framing_of(payload) for payload in self.payloads]
         for margin in dict.fromkeys(framing.margin for framing in framings):
-            inputs = self._inputs(batch, margin)
+            inputs = self.inputs_of(batch, margin)
             for is_mirrored in (False, True):
                 numbers = [
                     number
@@ -275,9 +260,32 @@ class TeacherAnnotator:
                         encoded[number].append(part)
         return _joined([_merged(part, _stacked) if len(part) > 1 else part[0] for part in encoded])
 
-    def inputs_of(self, batch: FrameBatch) -> Tensor:
-        """Return the teacher's inputs f32 [n, 3, height, width] in [0, 1] for the canonical view of each record."""
-        return self._inputs(batch, 0.0)
+    def inputs_of(self, batch: FrameBatch, margin: float = 0.0) -> Tensor:
+        """Return the teacher's inputs f32 [n, 3, height, width] in [0, 1] for the canonical view, or rows of a table.
+
+        Args:
+            batch: Records.
+            margin: Width of a black border in units of the side.
+        """
+        frames = self._frames(batch)
+        if frames.ndim == 2:  # rows have no views
+            return frames
+        if self.crop_fraction is None and frames.shape[-2:] == self.input_size and not margin:
+            return frames.float() / 255
+        if self.crop_fraction is None:
+            canonical_from_input = torch.eye(3).expand(len(frames), 3, 3)
+        else:
+            canonical_from_input = center_crop(batch.heights, batch.widths, self.crop_fraction)
+        growth = 1 + 2 * margin
+        inputs = warp(
+            frames,
+            copy_to(canonical_from_input @ torch.tensor([growth, growth, 1.0]).diag(), self.device),
+            self._size_with(margin),
+            self.interpolation,
+        )
+        if self.interpolation == "bicubic":  # which overshoots
+            inputs = inputs.clamp(0, 255)
+        return inputs / 255
 
     def inputs_of_views(self, batch: FrameBatch, views: DrawnViews) -> Iterator[Tensor]:
         """Iterate over the teacher's inputs f32 [n, 3, height, width] in [0, 1] for each view of the records."""
@@ -331,38 +339,37 @@ class TeacherAnnotator:
         Raises:
             NotFiniteError: If an output of the teacher is not finite, or exceeds the range of its stored dtype.
         """
-        return _Download(self.annotate_inputs(inputs, records), records.keys).wait()
+        return _Download(self.annotate_inputs(inputs, records), records.keys, {}).wait()
 
     def _annotate_inputs(
         self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
     ) -> list[EncodedFields]:
         """Compute the fields of each of the payloads, if need be in parts (annotate.batch_size=auto)."""
-        while True:
-            starts = range(0, len(inputs), self.largest_batch)
-            cuts = [slice(start, start + self.largest_batch) for start in starts]
-            try:
-                parts = [
-                    self._run_payloads(
-                        inputs[rows],
-                        BatchInfo(records.keys[rows], records.labels[rows]),
-                        payloads,
-                    )
-                    for rows in cuts
-                ]
-                return [
-                    _merged(parts_of_payload, _concatenated)
-                    for parts_of_payload in zip(*parts, strict=True)
-                ]
-            except torch.OutOfMemoryError:
-                if self.config.batch_size != "auto" or self.largest_batch == 1:
-                    raise
-            self.largest_batch = min(self.largest_batch, len(inputs)) // 2
-            torch.cuda.empty_cache()
-            logger.warning(
-                "annotate.batch_size=auto: %s has no room for more; going on with %d records at once",
-                device_name(self.device),
-                self.largest_batch,
-            )
+
+        most = min(self.largest_batch, len(inputs))
+
+        def annotate(batch: int) -> list[EncodedFields]:
+            if batch < most:
+                self.largest_batch = batch
+                torch.cuda.empty_cache()
+                logger.warning(
+                    "annotate.batch_size=auto: %s has no room for more; going on with %d records at once",
+                    device_name(self.device),
+                    batch,
+                )
+            cuts = [slice(start, start + batch) for start in range(0, len(inputs), batch)]
+            parts = [
+                self._run_payloads(
+                    inputs[rows], BatchInfo(records.keys[rows], records.labels[rows]), payloads
+                )
+                for rows in cuts
+            ]
+            return [
+                _merged(parts_of_payload, _concatenated)
+                for parts_of_payload in zip(*parts, strict=True)
+            ]
+
+        return in_memory(self.config, most, annotate)
 
     def _run_payloads(
         self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
@@ -373,32 +380,6 @@ class TeacherAnnotator:
             encoded = [payload.encode(self.model, output, records) for payload in payloads]
         logits = {_OUTPUT: output.logits.isfinite().all(dim=1)}
         return [part._replace(finite=logits | _finite_records(part.values)) for part in encoded]
-
-    def _inputs(self, batch: FrameBatch, margin: float) -> Tensor:
-        """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows.
-
-        Args:
-            margin: Width of the black border in units of the side.
-        """
-        frames = self._frames(batch)
-        if frames.ndim == 2:  # rows have no views
-            return frames
-        if self.crop_fraction is None and frames.shape[-2:] == self.input_size and not margin:
-            return frames.float() / 255
-        if self.crop_fraction is None:
-            canonical_from_input = torch.eye(3).expand(len(frames), 3, 3)
-        else:
-            canonical_from_input = center_crop(batch.heights, batch.widths, self.crop_fraction)
-        growth = 1 + 2 * margin
-        inputs = warp(
-            frames,
-            copy_to(canonical_from_input @ torch.tensor([growth, growth, 1.0]).diag(), self.device),
-            self._size_with(margin),
-            self.interpolation,
-        )
-        if self.interpolation == "bicubic":  # which overshoots
-            inputs = inputs.clamp(0, 255)
-        return inputs / 255
 
     def _frames(self, batch: FrameBatch) -> Tensor:
         """Frames u8 [n, 3, H, W], or rows of a table, on the teacher's device.
@@ -458,6 +439,23 @@ class TeacherAnnotator:
         return output if count == len(inputs) else output.first(count)
 
 
+def in_memory(config: PassOptions, batch: int, work: Callable[[int], T]) -> T:
+    """Do work in batches, with annotate.batch_size=auto in halves of them as long as a GPU has no room.
+
+    Args:
+        config: Options of the pass.
+        batch: Records of a batch.
+        work: Function of the records of a batch.
+    """
+    while True:
+        try:
+            return work(batch)
+        except torch.OutOfMemoryError:
+            if config.batch_size != "auto" or batch == 1:
+                raise
+        batch //= 2
+
+
 def _framing_of(payload: Payload) -> Framing:
     framing: Framing = getattr(payload, "framing", _WHOLE_FRAME)
     return framing
@@ -486,7 +484,7 @@ class _Download:
         self,
         fields: EncodedFields,
         keys: Sequence[str],
-        added: Mapping[str, NDArray[np.generic]] = _NO_FIELDS,
+        added: Mapping[str, NDArray[np.generic]],
     ) -> None:
         """Copy the fields of records with these keys to pinned memory of the host, without waiting for a GPU.
 

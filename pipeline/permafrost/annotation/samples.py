@@ -9,9 +9,8 @@ from time import monotonic
 from typing import Any, ClassVar, Generic
 
 import numpy as np
-import torch
 
-from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.annotator import TeacherAnnotator, in_memory
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
@@ -58,20 +57,15 @@ class SampleTask(ABC, Generic[Report]):
     def __call__(self, sample: Sample) -> ShardResult[Report]:
         started = monotonic()
         with torch_threads(self.num_threads), device_errors(self.config.memory_advice):
-            records, report = self._measure_in_memory(sample)
+            records, report = in_memory(
+                self.config,
+                self.config.records_per_batch,
+                lambda batch: replace(self, config=replace(self.config, batch_size=batch)).measure(
+                    sample
+                ),
+            )
         seconds = monotonic() - started
         return ShardResult(name=SAMPLE, records=records, seconds=seconds, report=report)
-
-    def _measure_in_memory(self, sample: Sample) -> tuple[int, Report]:
-        """Measure the sample, with annotate.batch_size=auto in batches that the memory has room for."""
-        batch = self.config.records_per_batch
-        while True:
-            try:
-                return replace(self, config=replace(self.config, batch_size=batch)).measure(sample)
-            except torch.OutOfMemoryError:
-                if self.config.batch_size != "auto" or batch == 1:
-                    raise
-            batch //= 2
 
     @abstractmethod
     def measure(self, sample: Sample) -> tuple[int, Report]:

@@ -13,9 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from permafrost.annotation.annotator import TeacherAnnotator
@@ -26,8 +28,9 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
-from permafrost.core.tasks import ShardResult, upcoming_shard
+from permafrost.core.tasks import ShardResult, upcoming_shard, waiting
 from permafrost.core.uploads import put_off
+from permafrost.loading.transfer import pinned_for
 from permafrost.models.compute import device_name, torch_threads
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_pass import write_pass_shard
@@ -61,41 +64,42 @@ class AnnotateShard:
 
     def __call__(self, shard: ShardEntry) -> ShardResult[Correct]:
         started = time.monotonic()
-        decoding = self._ahead.pop(shard.name, None)
-        if decoding is None:
-            decoding = self._mark(shard, ShardDeaths(self.folder, shard.name))
-        keys = decoding.keys
+        begun = self._ahead.pop(shard.name, None)
+        decoding = begun or self._mark(shard, ShardDeaths(self.folder, shard.name))
         # The number of threads may change the last bits of a sum, so it is fixed.
         with (
             torch_threads(self.num_threads),
             device_errors(self.config.memory_advice),
             decoding.marked,
         ):
-            # A copy, without the teacher that this process has built.
-            decoding.deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
-            self._begin(decoding)
+            if begun is None:
+                # A copy, without the teacher that this process has built.
+                alone = partial(replace(self).annotate_alone, shard, decoding.keys)
+                decoding.deaths.find_cause(decoding.keys, alone)
+                self._begin(decoding)
             batches = self._batches(decoding)
-            values, fidelity = self._annotator.annotate(batches, keys, decoding.views)
-            put_off(
-                partial(
-                    write_pass_shard,
-                    self.fields,
-                    self._position(shard),
-                    shard.name,
-                    keys,
-                    values,
-                    fidelity,
-                    self.fingerprint,
-                    device=device_name(self._annotator.device),
-                )
+            values, fidelity = self._annotator.annotate(batches, decoding.keys, decoding.views)
+            write = partial(
+                write_pass_shard,
+                self.fields,
+                self._position(shard),
+                shard.name,
+                decoding.keys,
+                values,
+                fidelity,
+                self.fingerprint,
+                device=device_name(self._annotator.device),
             )
+            with waiting("write", decoding.waits):
+                put_off(write, ExitStack())
         correct = count_correct(
             self._store, shard, values, self.teacher.classes or len(self.classes)
         )
         return ShardResult(
             name=shard.name,
-            records=len(keys),
+            records=len(decoding.keys),
             seconds=time.monotonic() - started,
+            waits=decoding.waits,
             report=correct,
         )
 
@@ -111,16 +115,28 @@ class AnnotateShard:
 
     def _begin(self, decoding: _Decoding) -> None:
         """Begin to decode a shard in batches at fixed positions, a few of them ahead of the teacher."""
-        if decoding.submissions is not None:
-            return
         frames = ShardFrames(self._store, decoding.shard, self._rows(decoding.shard))
-        read = partial(read_inputs, frames, decoding.views, self._annotator.input_size)
+        device, input_size = self._annotator.device, self._annotator.input_size
+
+        def read(start: int, stop: int) -> FrameBatch:
+            batch = read_inputs(frames, decoding.views, input_size, start, stop)
+            return batch._replace(frames=pinned_for(batch.frames, device))
+
         size, count = self.config.records_per_batch, len(decoding.keys)
+        # An original image has a window for each view, so a batch of them is decoded in as many parts.
+        views = decoding.views
+        parts = views.count if views is not None and views.cuts_originals else 1
+
+        def submit(start: int, stop: int) -> list[Future[FrameBatch]]:
+            starts = range(start, stop, max(1, size // parts))
+            batch = [self._pool.submit(read, at, min(at + starts.step, stop)) for at in starts]
+            # The parts are ahead of it in the queue.
+            return batch if len(batch) == 1 else [*batch, self._pool.submit(_joined, batch, device)]
+
         decoding.submissions = (
-            self._pool.submit(read, start, min(start + size, count))
-            for start in range(0, count, size)
+            submit(start, min(start + size, count)) for start in range(0, count, size)
         )
-        for _ in range(self.decode_threads + 1):
+        for _ in range(1 + -(-self.decode_threads // parts)):
             decoding.submit()
 
     def _begin_following(self) -> None:
@@ -147,7 +163,8 @@ class AnnotateShard:
         try:
             while decoding.waiting:
                 check_interrupted()
-                batch = decoding.waiting.popleft().result()
+                with waiting("decode", decoding.waits):
+                    batch = decoding.waiting.popleft()[-1].result()
                 if not decoding.submit():
                     self._begin_following()
                 yield batch
@@ -209,22 +226,30 @@ class _Decoding:
     deaths: ShardDeaths
     marked: ExitStack
     """Context in which a death of this process counts as one at the shard."""
-    submissions: Iterator[Future[FrameBatch]] | None = None
-    """Batches that are not submitted yet, each submitted when it is taken; None before the first."""
-    waiting: deque[Future[FrameBatch]] = field(default_factory=deque)
+    submissions: Iterator[list[Future[FrameBatch]]] = field(default_factory=lambda: iter(()))
+    """Batches that are not submitted yet, each submitted when it is taken: parts of it, and the whole last."""
+    waiting: deque[list[Future[FrameBatch]]] = field(default_factory=deque)
+    waits: dict[str, float] = field(default_factory=dict)
+    """As in ShardResult."""
 
     def submit(self) -> bool:
         """Submit the next batch, and return whether there was one."""
-        future = None if self.submissions is None else next(self.submissions, None)
-        if future is not None:
-            self.waiting.append(future)
-        return future is not None
+        batch = next(self.submissions, None)
+        if batch is not None:
+            self.waiting.append(batch)
+        return batch is not None
 
     def cancel(self) -> None:
         """Cancel what is waiting, and wait for what has begun."""
-        for future in self.waiting:
+        for future in chain(*self.waiting):
             if not future.cancel():
                 future.exception()
+
+
+def _joined(parts: Sequence[Future[FrameBatch]], device: torch.device) -> FrameBatch:
+    """Concatenate the parts of a batch, in memory that is ready for the device."""
+    batch = FrameBatch(*map(torch.cat, zip(*(part.result() for part in parts), strict=True)))
+    return batch._replace(frames=pinned_for(batch.frames, device))
 
 
 class Correct(NamedTuple):

@@ -35,13 +35,13 @@ class ProgressLines:
         if now - self.last_line >= SECONDS_PER_LINE:
             self.last_line = now
             logger.info(
-                "%s: %d/%d %ss%s %s",
+                "%s: %d/%d %ss%s%s",
                 self.title,
                 self.done,
                 self.total,
                 self.unit,
                 self._time_left(now),
-                self.postfix,
+                self.postfix and f", {self.postfix}",
             )
         self._first = self._first or (now, self.done)
 

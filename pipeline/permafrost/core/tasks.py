@@ -7,12 +7,14 @@ permafrost/cluster, and has the same results.
 
 from __future__ import annotations
 
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -63,8 +65,25 @@ class ShardResult(Generic[Report]):
     name: str
     records: int
     seconds: float
+    waits: dict[str, float] = field(default_factory=dict)
+    """Seconds of these in which the work waited, by what it waited for."""
     report: Report
     """Report of the task, None for one without any."""
+
+
+@contextmanager
+def waiting(what: str, waits: dict[str, float]) -> Iterator[None]:
+    """Add the seconds of the block to those of `waits`.
+
+    Args:
+        what: Work that is waited for.
+        waits: Seconds by what was waited for.
+    """
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        waits[what] = waits.get(what, 0.0) + time.monotonic() - started
 
 
 class Task(Protocol):
@@ -170,7 +189,11 @@ class SerialExecutor:
                 finally:
                     _upcoming.reset(token)
                 if uploading is not None:
-                    yield uploading.result()
+                    before = time.monotonic()
+                    with waiting("write", result.waits):
+                        written = uploading.result()
+                    result = replace(result, seconds=result.seconds + time.monotonic() - before)
+                    yield written
                 uploading = uploader.submit(_send, uploads, result) if uploads else None
                 if uploading is None:
                     yield result
@@ -215,12 +238,19 @@ def run_shards(
     Raises:
         ShardError: After the last result, if shards failed. In this process, the first error itself.
     """
-    records, seconds = 0, 0.0
+    records, seconds, waits = 0, 0.0, Counter[str]()
+    started = time.monotonic()
     with progress(title, total=len(shards), unit="shard") as bar:
         for result in executor.map_shards(task, shards):
             records += result.records
             seconds += result.seconds
+            waits.update(result.waits)
             on_result(result)
+            shares = ", ".join(f"{what} {waited / seconds:.0%}" for what, waited in waits.items())
+            bar.set_postfix_str(
+                f"{records / (time.monotonic() - started):,.0f} records/s"
+                + (shares and f", waiting for {shares}")
+            )
             bar.update(1)
             check_interrupted()
     return records, seconds

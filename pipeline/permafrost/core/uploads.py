@@ -11,19 +11,10 @@ class Uploads:
     """Uploads and writes that are still to be done, in their order."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Callable[[], None], ExitStack]] = []
+        self.waiting: list[tuple[Callable[[], None], ExitStack]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, put: Callable[[], None], opened: ExitStack) -> None:
-        """Add the upload of a file.
-
-        Args:
-            put: Uploads the file.
-            opened: Closes the file afterwards.
-        """
-        self._waiting.append((put, opened))
+        return bool(self.waiting)
 
     def send(self) -> None:
         """Do them one after the other, in any thread. What is written meanwhile is not put off again.
@@ -32,7 +23,7 @@ class Uploads:
             FileError: At the first that fails.
         """
         try:
-            for put, opened in self._waiting:
+            for put, opened in self.waiting:
                 put()
                 opened.close()
         finally:
@@ -40,16 +31,11 @@ class Uploads:
 
     def close(self) -> None:
         """Close all files."""
-        for _, opened in self._waiting:
+        for _, opened in self.waiting:
             opened.close()
 
 
 _collected: ContextVar[Uploads | None] = ContextVar("collected", default=None)
-
-
-def collecting_uploads() -> Uploads | None:
-    """Return the uploads that a block of this thread collects, None outside of such a block."""
-    return _collected.get()
 
 
 @contextmanager
@@ -69,14 +55,16 @@ def collected_uploads() -> Iterator[Uploads]:
         _collected.reset(token)
 
 
-def put_off(write: Callable[[], None]) -> None:
-    """Have a shard written during the work on the next one where its files are collected, and at once elsewhere.
+def put_off(work: Callable[[], None], opened: ExitStack) -> None:
+    """Have an upload or the write of a shard done during the next work where they are collected, and at once elsewhere.
 
     Args:
-        write: Writes the shard, with its receipt last.
+        work: Uploads a file, or writes a shard with its receipt last.
+        opened: Files that it needs, closed after it.
     """
     uploads = _collected.get()
     if uploads is None:
-        write()
+        with opened:
+            work()
     else:
-        uploads.add(write, ExitStack())
+        uploads.waiting.append((work, opened))

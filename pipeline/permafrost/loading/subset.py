@@ -16,7 +16,6 @@ from permafrost.core.records import NO_CLASS, NO_GROUP, NO_LABEL
 if TYPE_CHECKING:
     from permafrost.store.index import RecordIndex, RowNumbers
 
-_BLOCK = 2**20
 HOLDOUT = "holdout"
 """Name of the split of records that subset.holdout excluded from training."""
 
@@ -74,38 +73,6 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
         )
         chosen.append(members[: subset.shots])
     return np.unique(np.concatenate(chosen))
-
-
-def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> int:
-    """Return the number of rows of `select_training_rows`, without selecting them where the class sizes suffice.
-
-    Args:
-        index: Index of the store.
-        split: Name of the split.
-        subset: Options of the selection.
-
-    Raises:
-        ConfigError: As `select_training_rows`.
-    """
-    rows = rows_of_split(index, split)
-    if subset.shots is None and subset.holdout == 0:
-        return len(rows)
-    sizes = np.zeros(0, np.int64)
-    for start in range(0, len(rows), _BLOCK):
-        labels = index.values("label", rows[start : start + _BLOCK])
-        block_sizes = np.bincount(labels[labels != NO_LABEL], minlength=len(sizes))
-        block_sizes[: len(sizes)] += sizes
-        sizes = block_sizes
-    sizes = sizes[sizes > 0]
-    least = subset.holdout + (subset.shots or 0)
-    is_simple = not (index.has_many_labels or subset.keep_groups)
-    if not is_simple or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
-        return len(select_training_rows(index, split, subset))
-    return int(
-        len(rows) - subset.holdout * len(sizes)
-        if subset.shots is None
-        else subset.shots * len(sizes)
-    )
 
 
 def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:

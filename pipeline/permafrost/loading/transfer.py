@@ -191,12 +191,16 @@ Read = TypeVar("Read")
 Copied = TypeVar("Copied")
 
 
+def pinned_for(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host in memory from which a GPU copies it without a wait; as it is for other devices."""
+    # A copy from pageable memory would synchronize with the device even if non_blocking.
+    is_pageable = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory() if is_pageable else tensor
+
+
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to `device`, or return it if it is there."""
-    is_pageable = device.type == "cuda" and tensor.device.type == "cpu"
-    # A copy from pageable memory would synchronize with the device even if non_blocking.
-    source = tensor.pin_memory() if is_pageable else tensor
-    return source.to(device, non_blocking=True)
+    return pinned_for(tensor, device).to(device, non_blocking=True)
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from permafrost.core.errors import quote
-
 MAX_ITEMS = 1000
 """Largest number of items of a topic that are counted apart."""
-_DESCRIBED_ITEMS = 8
 BOXES = "boxes"
 """Topic of boxes: those whose corners are within 0 to 1, and all others."""
 REST = "..."
@@ -56,12 +53,3 @@ class Tally:
         for topic, items in tally.topics.items():
             for item, (count, example) in items.items():
                 self.add(topic, item, example, count)
-
-
-def describe_items(items: Mapping[str, tuple[int, str]]) -> str:
-    """Describe the most frequent items of a topic in one line, each with its count and its example."""
-    most = sorted(items.items(), key=lambda item: (-item[1][0], item[0]))[:_DESCRIBED_ITEMS]
-    described = [
-        f"{count:,} {quote(item)[1:-1]} ({quote(example)[1:-1]})" for item, (count, example) in most
-    ]
-    return ", ".join(described) + (", ..." if len(items) > len(most) else "")

@@ -19,7 +19,7 @@ from functools import partial
 from typing import IO, NamedTuple, TypeVar
 
 from permafrost.core.errors import FileError
-from permafrost.core.uploads import collecting_uploads
+from permafrost.core.uploads import put_off
 from permafrost.storage import buckets
 from permafrost.storage.local_files import (
     HashingFile,
@@ -173,11 +173,7 @@ class BucketFiles:
                 file.detach()
             address = str(file.destination)
             put = partial(buckets.put_object, address, scratch, file.bytes, file.sha256)
-            uploads = collecting_uploads()
-            if uploads is None:
-                put()
-            else:
-                uploads.add(put, opened.pop_all())
+            put_off(put, opened.pop_all())
 
     def commit(self, path: AnyPath, data: bytes) -> None:
         address = str(path)

@@ -116,25 +116,6 @@ def decode_row(data: bytes, columns: int, where: str = "a row") -> NDArray[np.fl
 INT8_STEPS = 127
 
 
-def encode_maxabs(
-    values: NDArray[np.float32], dtype: str, axes: tuple[int, ...]
-) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-    """Encode an array as `encode_unit` encodes a tensor, with the same bits.
-
-    Args:
-        values: Array to encode.
-        dtype: float32, float16, or int8 (in steps of 1/127).
-        axes: Axes that share a scale.
-
-    Returns:
-        The encoded values, of the same shape, and their scales in float32, without those axes.
-    """
-    import torch
-
-    stored, scale = encode_unit(torch.from_numpy(np.ascontiguousarray(values)), dtype, axes)
-    return stored.numpy(), scale.numpy()
-
-
 def encode_unit(values: Tensor, dtype: str, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return values divided by their max-abs over `axes`, in `dtype`, and that scale without those axes.
 

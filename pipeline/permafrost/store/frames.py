@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.label_forms import multi_hot_of_lists
-from permafrost.store.image_decoding import decode_pixels, open_image
+from permafrost.store.image_decoding import open_image
 from permafrost.store.index import RowNumbers
-from permafrost.store.record_form import RecordForm, report_damage, resize_pixels
+from permafrost.store.record_form import RecordForm, report_damage
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes
 
@@ -60,11 +60,6 @@ class InputMemory:
     def tensor(self) -> Tensor:
         """Return the records without a copy: frames u8 [n, 3, H, W], or rows f32 [n, d]."""
         return self._form.tensor(self._values)
-
-
-def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
-    """Decode the whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
-    return torch.from_numpy(resize_pixels(decode_pixels(data), size)).permute(2, 0, 1)
 
 
 def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor:

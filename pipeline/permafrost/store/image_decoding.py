@@ -241,13 +241,6 @@ def inspect_image(data: bytes) -> UprightImage:
     return UprightImage(upright.height, upright.width, orientation)
 
 
-def decode_rgb(data: bytes) -> Tensor:
-    """Decode upright pixels u8 [3, H, W], with channels last in memory, as `decode_pixels` does."""
-    import torch
-
-    return torch.from_numpy(decode_pixels(data)).permute(2, 0, 1)
-
-
 def decode_pixels(data: bytes, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Decode upright pixels u8 [H, W, 3] of an image that `inspect_image` has accepted, or of a raw frame.
 

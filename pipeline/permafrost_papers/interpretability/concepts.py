@@ -36,7 +36,7 @@ from permafrost.storage.files import named_file, read_regular
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
     ImageError,
-    decode_rgb,
+    decode_pixels,
     inspect_image,
     open_image,
 )
@@ -253,7 +253,7 @@ class BrodenFolder:
         except ImageError as error:
             raise ImageError(f"{path} {error}; unpack the set again") from error
         return ConceptImage(
-            image=decode_rgb(data),
+            image=torch.from_numpy(decode_pixels(data)).permute(2, 0, 1),
             layers=np.stack(layers) if layers else np.zeros((0, *size), np.int32),
             whole=tuple(whole),
         )
