@@ -58,7 +58,11 @@ STEP: tuple[Part, ...] = (
 )
 PRECOMPUTE: tuple[Part, ...] = (
     ("concurrent.futures:Future", "result", "waiting for images"),
-    ("permafrost.annotation.annotator:TeacherAnnotator", "_inputs", "warp to the teacher's input"),
+    (
+        "permafrost.annotation.annotator:TeacherAnnotator",
+        "inputs_of",
+        "warp to the teacher's input",
+    ),
     ("permafrost.models.classifier:Classifier", "forward", "forward pass"),
     ("permafrost.annotation.annotator:TeacherAnnotator", "_annotate_inputs", "explanation"),
     ("permafrost.annotation.annotator:TeacherAnnotator", "_annotate_batch", "encoding, fidelity"),

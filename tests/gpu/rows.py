@@ -75,7 +75,7 @@ def _precompute_row(
             meter,
             timeline.watch(teacher_pass, "run_shards", "shards", device=False),
             timeline.watch(frames.InputMemory, "decode", "host", device=False),
-            timeline.watch(TeacherAnnotator, "_inputs", "copy", device=True),
+            timeline.watch(TeacherAnnotator, "inputs_of", "copy", device=True),
             timeline.watch(TeacherAnnotator, "_annotate_inputs", "compute", device=True),
         ):
             place.annotate(store, name, teacher, **options)

@@ -37,7 +37,7 @@ WORK = {
         "annotation/annotator.py",
     ),
     "webdataset": ("webdataset.writer", "TarWriter.write", "store/tars.py"),
-    "zarr": ("zarr", "Array.__setitem__", "store/zarr_fields.py"),
+    "zarr": ("zarr.codecs", "Crc32cCodec._encode_sync", "store/zarr_fields.py"),
     "kornia": (
         "kornia.augmentation",
         "RandomHorizontalFlip.forward_parameters",

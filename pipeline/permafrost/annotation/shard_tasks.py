@@ -28,7 +28,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
-from permafrost.core.tasks import ShardResult, upcoming_shard, waiting
+from permafrost.core.tasks import ShardResult, count_wait, upcoming_shard
 from permafrost.core.uploads import put_off
 from permafrost.loading.transfer import pinned_for
 from permafrost.models.compute import device_name, torch_threads
@@ -90,7 +90,7 @@ class AnnotateShard:
                 self.fingerprint,
                 device=device_name(self._annotator.device),
             )
-            with waiting("write", decoding.waits):
+            with count_wait("write", decoding.waits):
                 put_off(write, ExitStack())
         correct = count_correct(
             self._store, shard, values, self.teacher.classes or len(self.classes)
@@ -163,7 +163,7 @@ class AnnotateShard:
         try:
             while decoding.waiting:
                 check_interrupted()
-                with waiting("decode", decoding.waits):
+                with count_wait("decode", decoding.waits):
                     batch = decoding.waiting.popleft()[-1].result()
                 if not decoding.submit():
                     self._begin_following()

@@ -72,7 +72,7 @@ class ShardResult(Generic[Report]):
 
 
 @contextmanager
-def waiting(what: str, waits: dict[str, float]) -> Iterator[None]:
+def count_wait(what: str, waits: dict[str, float]) -> Iterator[None]:
     """Add the seconds of the block to those of `waits`.
 
     Args:
@@ -190,7 +190,7 @@ class SerialExecutor:
                     _upcoming.reset(token)
                 if uploading is not None:
                     before = time.monotonic()
-                    with waiting("write", result.waits):
+                    with count_wait("write", result.waits):
                         written = uploading.result()
                     result = replace(result, seconds=result.seconds + time.monotonic() - before)
                     yield written
