@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -206,20 +207,23 @@ class TeacherAnnotator:
             for name, cosines in download.fidelity.items():
                 fidelity[name] = min(cosines.min().item(), fidelity.get(name, 1.0))
 
-        done, collected = 0, None
-        with ThreadPoolExecutor(1, "download") as pool:
-            for batch in batches:
-                rows = slice(done, done := done + len(batch.heights))
-                batch_views = None if views is None else views.select(rows)
-                download = self._annotate_batch(batch, keys[rows], batch_views)
-                if collected is not None:
-                    collected.result()
-                collected = pool.submit(collect, download, rows)
-        if collected is None:
+        if not keys:
             return {
                 spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
             }, {}
-        collected.result()
+        done = 0
+        finish: Callable[[], None] = lambda: None  # noqa: E731
+        with ThreadPoolExecutor(1, "download") as pool:
+            for batch in batches:
+                rows = slice(done, done := done + len(batch.heights))
+                download = self._annotate_batch(
+                    batch, keys[rows], None if views is None else views.select(rows)
+                )
+                finish()
+                finish = partial(collect, download, rows)
+                if sum(tensor.nbytes for tensor in download.values.values()) >= _LARGE:
+                    finish = pool.submit(finish).result
+            finish()
         for name, lowest in fidelity.items():
             if lowest < self.config.min_fidelity:
                 raise FidelityError(
@@ -462,6 +466,10 @@ def _framing_of(payload: Payload) -> Framing:
 
 
 _WHOLE_FRAME = Framing()
+
+
+_LARGE = 2**20
+"""Bytes of a batch's fields that another thread copies. To hand over less of them takes longer than the copy."""
 
 
 _OUTPUT = "logits before they are stored"

@@ -116,8 +116,9 @@ class ZarrFields(PassFields):
             path = self._chunk_path(spec, position)
             with open_atomically(self.folder / path) as file:
                 checksum, by_row = self._write_field(spec, values[spec.name], file)
-            digest = file.sha256
-            entries.append(FileEntry(path=path, bytes=file.bytes, sha256=digest, crc32c=checksum))
+            entries.append(
+                FileEntry(path=path, bytes=file.bytes, sha256=file.sha256, crc32c=checksum)
+            )
             if self._is_sharded(spec):
                 checksums.append(by_row)
         by_row = np.concatenate(checksums, axis=1).tolist() if checksums else [[] for _ in keys]
@@ -267,8 +268,13 @@ def _encoder(
     from zarr.registry import get_codec_class
 
     codecs = [get_codec_class(codec["name"]).from_dict(codec) for codec in _codecs(spec)]
-    dtype, config = parse_dtype(spec.dtype, zarr_format=3), ArrayConfig.from_dict({})
-    described = ArraySpec(shape, dtype, _padding(spec.dtype), config, cpu.buffer_prototype)
+    described = ArraySpec(
+        shape,
+        parse_dtype(spec.dtype, zarr_format=3),
+        _padding(spec.dtype),
+        ArrayConfig.from_dict({}),
+        cpu.buffer_prototype,
+    )
 
     def encode(values: NDArray[Any]) -> NDArray[np.uint8]:
         chunk = cpu.NDBuffer.from_numpy_array(values)
