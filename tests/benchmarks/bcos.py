@@ -14,7 +14,7 @@ from tests.benchmarks.steps import Steps, read_batches
 TEACHER = BcosModelConfig(name="resnet20", classes=CLASSES, weights="random")
 STUDENT = BcosModelConfig(name="resnet8")
 STEP_ROUNDS = 30
-PASS_RECORDS = 3000
+PASS_RECORDS = 9000
 PASS_ROUNDS = 3
 EXPLAINER = BcosWeightsConfig()
 
