@@ -69,7 +69,7 @@ class ShardTimes(SerialExecutor):
         self.results: list[list[ShardResult[Any]]] = []
 
     def map_shards(
-        self, task: ShardTask[Report], shards: Sequence[Any]
+        self, task: ShardTask[Report], shards: Sequence[Any], following: int = 0
     ) -> Iterator[ShardResult[Report]]:
         self.results.append([])
         for result in super().map_shards(task, shards):

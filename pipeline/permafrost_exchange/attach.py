@@ -49,7 +49,7 @@ def attach_targets(config: AttachConfig) -> AttachResult:
     store = Store(path)
     with (
         FolderLock(path),
-        ExecutorChoice.for_store(config.executor, config.cluster, path) as choice,
+        ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         done = attach_pass(config, store, choice.for_records(store.num_records()))
     return AttachResult(

@@ -58,7 +58,7 @@ def ingest_files(config: IngestConfig) -> IngestResult:
     store = Store(path)
     with (
         FolderLock(path),
-        ExecutorChoice.for_store(config.executor, config.cluster, path) as choice,
+        ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         executor = choice.for_records(store.num_records())
         check = None

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from permafrost.annotation.precision import describe_agreement
-from permafrost.annotation.samples import select_sample
+from permafrost.annotation.samples import measure_sample, select_sample
 from permafrost.config.cluster import ClusterConfig
 from permafrost.config.explainers import EXPLAINERS, GradCamConfig
 from permafrost.config.models import ModelConfig
@@ -249,8 +249,7 @@ def _compare(
     sample = [(shard, shard.records) for shard in shards]
     if options.records is not None and options.records < count:
         sample = list(select_sample(shards, options.records))
-    (result,) = executor.map_shards(task, [sample])
-    agreement, causes = result.report
+    agreement, causes = measure_sample(executor, task, sample, ())
     passport = Passport(
         teacher=f"{config.kind} {config.name}, {config.interpolation or 'bilinear'}, "
         f"{config.input_size or max(store.size)} pixels",

@@ -4,16 +4,20 @@ import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 
 from permafrost.annotation import shard_tasks
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.cluster.executors import ExecutorChoice
-from permafrost.cluster.ray_executor import _ShardActor
 from permafrost.cluster.session import ClusterError
+from permafrost.cluster.shard_rows import GivenShard, _ShardActor
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import FileError, RecordError
@@ -279,14 +283,29 @@ def serially(task, shards):
     yield from SerialExecutor().map_shards(task, shards)
 
 
+class HandsOut:
+    """Gate that hands out the shard of each row in this process."""
+
+    def __init__(self, shards):
+        data = list(map(cloudpickle.dumps, shards))
+        self.take = SimpleNamespace(remote=lambda row, actor: GivenShard(row, 0, data[row]))
+        self.begin = self.report = SimpleNamespace(remote=lambda *values: None)
+
+
 def in_an_actor(task, shards):
-    """Yield results of an actor that takes two calls at once, as Ray makes them."""
-    actor = _ShardActor(task)
-    with ThreadPoolExecutor(2) as calls:
-        for result in calls.map(actor.run, shards):
-            if not isinstance(result, ShardResult):
-                raise FileError(result.text)
-            yield result
+    """Yield results of an actor that takes two calls at once, as Ray Data makes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "get", lambda value: value)
+        patch.setattr(ray, "get_runtime_context", MagicMock())
+        patch.setattr(_ShardActor, "_task", lambda self, work: task)
+        actor = _ShardActor(HandsOut(shards), 0)
+        rows = [{"row": np.array([row])} for row in range(len(shards))]
+        with ThreadPoolExecutor(2) as calls:
+            for answer in calls.map(actor, rows):
+                _, _, result = cloudpickle.loads(answer["answer"][0])
+                if not isinstance(result, ShardResult):
+                    raise FileError(result.text)
+                yield result
 
 
 @pytest.mark.parametrize("run", [serially, in_an_actor])

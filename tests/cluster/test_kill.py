@@ -289,19 +289,21 @@ def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_raylet_that_is_killed_is_named_and_the_next_run_goes_on(world, count_trials):
-    process = start_precompute(world, "raylet", executor="ray")
-    wait_until(lambda: receipts(world / "raylet"), process)
-    (raylet,) = [pid for pid in descendants(process.pid) if "/raylet/raylet " in title(pid)]
-    os.kill(raylet, signal.SIGKILL)
-    _, errors = process.communicate()
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_head_that_is_killed_is_named_and_leaves_no_process(world, count_trials, name):
+    process = start_precompute(world, name, executor="ray")
+    wait_until(lambda: receipts(world / name), process)
+    started = descendants(process.pid)
+    (head,) = [pid for pid in started if f"/{name} " in title(pid)]
+    os.kill(head, signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
 
     assert process.returncode == 1
-    assert f"Ray's raylet (process {raylet}) ended with status -9" in errors
-    assert "The same command resumes where it stopped" in errors
-    run(world, "raylet")
-    assert_same_store(world, "raylet")
-    count_trials("the raylet of a local Ray", {"the same bytes": 1})
+    assert f"Ray's {name} (process {head}) ended with status -9" in errors
+    wait_until(lambda: not any(map(alive, started)))
+    run(world, name)
+    assert_same_store(world, name)
+    count_trials(f"the {name} of a local Ray", {"the same bytes": 1})
 
 
 @pytest.mark.ray

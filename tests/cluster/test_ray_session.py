@@ -98,12 +98,11 @@ class Count:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("uploads", [False, True])
-def test_no_shard_waits_for_an_actor_without_room(uploads):
+def test_no_shard_waits_for_an_actor_without_room():
     """One of two actors takes all CPUs, and the other one is never started."""
     config = LocalClusterConfig(actors=2, cpus_per_actor=ray.cluster_resources()["CPU"])
 
-    results = list(RayExecutor(config, uploads=uploads).map_shards(Count(), range(5)))
+    results = list(RayExecutor(config).map_shards(Count(), range(5)))
 
     assert sorted(result.name for result in results) == ["0", "1", "2", "3", "4"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from permafrost.annotation.payloads import BatchInfo, EncodedFields, FeaturesPayload
-from permafrost.annotation.samples import Sample, SampleTask, select_sample
+from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PROJECTION_RECORDS, PassOptions
 from permafrost.core.errors import require
@@ -48,9 +48,7 @@ def fit_projections(
         f"annotate.features_channels is fitted on records of split={split}, but the store has none; set split= to the "
         "split that students are trained on",
     )
-    (result,) = executor.map_shards(task, [sample])
-    kept: dict[str, float] = result.report
-    return kept
+    return measure_sample(executor, task, sample, shards)
 
 
 class ChannelMoments:

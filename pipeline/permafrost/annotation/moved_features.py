@@ -18,7 +18,7 @@ from torch import Tensor
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.annotation.payloads import FeaturesPayload
-from permafrost.annotation.samples import Sample, SampleTask, select_sample
+from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.core.batches import Batch, StoredTargets
 from permafrost.core.records import FieldSpec
 from permafrost.core.tasks import Executor
@@ -55,8 +55,7 @@ def measure_moved_features(
     sample = select_sample(shards, MOVED_RECORDS)
     if not sample:
         return None
-    (result,) = executor.map_shards(task, [sample])
-    return result.report
+    return measure_sample(executor, task, sample, shards)
 
 
 def describe_moved_features(measured: MovedFeatures) -> str:

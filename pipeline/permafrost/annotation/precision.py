@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.annotation.samples import Sample, SampleTask, select_sample
+from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.config.store import PassPrecision
 from permafrost.core.errors import UserError
 from permafrost.core.records import FieldSpec
@@ -78,8 +78,7 @@ def compare_precision(
     Returns:
         The precision and its agreement with float32, None for float32 itself.
     """
-    (result,) = executor.map_shards(task, [select_sample(shards, PRECISION_RECORDS)])
-    return result.report
+    return measure_sample(executor, task, select_sample(shards, PRECISION_RECORDS), shards)
 
 
 @dataclass(frozen=True, kw_only=True)

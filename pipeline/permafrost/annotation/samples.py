@@ -15,7 +15,8 @@ from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
-from permafrost.core.tasks import SAMPLE, Report, ShardResult
+from permafrost.core.interrupts import check_interrupted
+from permafrost.core.tasks import SAMPLE, Executor, Report, ShardResult
 from permafrost.models.compute import torch_threads
 from permafrost.models.trained_weights import DataClasses
 from permafrost.storage.rooted_paths import RootedPath
@@ -26,6 +27,8 @@ from permafrost.store.shards import ShardEntry
 Sample = Sequence[tuple[ShardEntry, int]]
 """Shards, and the number of records at the start of each."""
 _SAMPLE_SHARDS = 8
+_SAMPLES = 4
+"""Samples of a pass, besides the first one: its teacher, precision, projections and moved features."""
 
 
 def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
@@ -40,6 +43,24 @@ def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
     chosen = [filled[number] for number in numbers.tolist()]
     each = -(-records // max(1, len(chosen)))
     return [(shard, min(shard.records, each)) for shard in chosen]
+
+
+def measure_sample(
+    executor: Executor,
+    task: SampleTask[Report],
+    sample: Sample,
+    shards: Sequence[ShardEntry],
+) -> Report:
+    """Run a task on a sample and return its report.
+
+    Args:
+        executor: Executor that runs the task.
+        task: Task that measures something on a sample.
+        sample: The sample.
+        shards: Shards of the pass, for which the processes are kept.
+    """
+    (result,) = executor.map_shards(task, [sample], following=len(shards) + _SAMPLES)
+    return result.report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,5 +115,6 @@ class SampleTask(ABC, Generic[Report]):
             keys = store.index.shard_keys(store.shards.number_of(shard.name))
             frames = ShardFrames(store, shard, np.arange(count))
             for start in range(0, count, self.config.records_per_batch):
+                check_interrupted()
                 stop = min(start + self.config.records_per_batch, count)
                 yield frames.read(start, stop), list(keys[start:stop])

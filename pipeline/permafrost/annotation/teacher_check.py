@@ -19,7 +19,7 @@ from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import BatchInfo, MapPayload
-from permafrost.annotation.samples import Sample, SampleTask, select_sample
+from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
@@ -194,8 +194,7 @@ def check_teacher(
     sample = select_sample(shards, min(max(count, fewest), most))
     if not sample:
         return None
-    (result,) = executor.map_shards(task, [sample])
-    return result.report
+    return measure_sample(executor, task, sample, shards)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ import os
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import SMALL_STORE, ClusterConfig, ExecutorName
 from permafrost.core.tasks import Executor, SerialExecutor
-from permafrost.storage.rooted_paths import RootedPath
 
 
 class ExecutorChoice:
@@ -16,30 +15,18 @@ class ExecutorChoice:
     With executor=auto and cluster=local, small work is done in this process, and so is all work if Ray does not start.
     """
 
-    def __init__(
-        self, option: ExecutorName, cluster: ClusterConfig, *, uploads: bool = False
-    ) -> None:
+    def __init__(self, option: ExecutorName, cluster: ClusterConfig) -> None:
         """Start nothing yet.
 
         Args:
             option: Value of `executor=`.
             cluster: Options of `cluster=`.
-            uploads: Whether shards are written into a bucket.
         """
         self._option = option
         self._cluster = cluster
         self._serial = SerialExecutor()
         falls_back = option == "auto" and cluster.kind == "local"
-        self._ray = RayExecutor(
-            cluster, uploads=uploads, fallback=self._serial if falls_back else None
-        )
-
-    @classmethod
-    def for_store(
-        cls, option: ExecutorName, cluster: ClusterConfig, store: RootedPath
-    ) -> ExecutorChoice:
-        """Return the choice for shards that are written into a store, which may be in a bucket."""
-        return cls(option, cluster, uploads=store.is_remote)
+        self._ray = RayExecutor(cluster, fallback=self._serial if falls_back else None)
 
     def __enter__(self) -> ExecutorChoice:
         return self

@@ -118,3 +118,14 @@ def describe_cluster() -> str:
     hosts = [node for node in ray.nodes() if node["Alive"]]
     cpus = ray.cluster_resources().get("CPU", 0)
     return f"{len(hosts)} hosts, {cpus:g} CPUs; {ClusterGpus.read_session()}"
+
+
+def describe_room() -> str:
+    """Describe the CPUs and GPUs of a running Ray, and those that are free."""
+    import ray
+
+    all_of, free = ray.cluster_resources(), ray.available_resources()
+    return " and ".join(
+        f"{all_of.get(kind, 0):g} {kind}s, of which {free.get(kind, 0):g} are free"
+        for kind in ("CPU", "GPU")
+    )

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import traceback
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from permafrost.cluster.placement import ClusterGpus, count_actors, gpus_each, place_actors
 from permafrost.cluster.session import (
@@ -27,8 +24,9 @@ from permafrost.cluster.session import (
     send_item,
     take_items,
 )
+from permafrost.cluster.shard_rows import ShardRows
 from permafrost.config.cluster import ClusterConfig
-from permafrost.core.errors import UserError, require
+from permafrost.core.errors import require
 from permafrost.core.tasks import (
     Executor,
     Report,
@@ -39,7 +37,6 @@ from permafrost.core.tasks import (
     TaskOutcome,
     run_task,
 )
-from permafrost.core.uploads import collected_uploads
 
 _POLL_SECONDS = 0.5
 
@@ -55,24 +52,23 @@ class RayExecutor:
         self,
         config: ClusterConfig,
         *,
-        uploads: bool = False,
         fallback: Executor | None = None,
     ) -> None:
         """Start nothing yet.
 
         Args:
             config: Options of `cluster=`.
-            uploads: Whether shards are uploaded to a bucket while the next one is processed.
             fallback: Executor of the work if Ray cannot be started; None makes that an error.
         """
         self._config = config
-        self._calls = 2 if uploads else 1
         self._fallback = fallback
         self._instead: Executor | None = None
         self._session = ExitStack()
+        self._rows: ShardRows | None = None
 
     def close(self) -> None:
-        """End Ray, if this executor has started it."""
+        """End all actors, and Ray, if this executor has started it."""
+        self._close_rows()
         self._session.close()
 
     def _start(self, cpus: float) -> Executor | None:
@@ -99,77 +95,55 @@ class RayExecutor:
     # ---- shards --------------------------------------------------------------------------------------
 
     def map_shards(
-        self, task: ShardTask[Report], shards: Sequence[Any]
+        self, task: ShardTask[Report], shards: Sequence[Any], following: int = 0
     ) -> Iterator[ShardResult[Report]]:
         """Iterate over results as they finish.
 
+        Args:
+            task: The task.
+            shards: Shards, as the task takes them.
+            following: Largest number of shards of further calls, for which the same processes are kept.
+
         Raises:
-            ShardError: After the last result, if any shard failed or was lost; at once if all would fail alike.
+            ShardError: After the last result, if any shard failed; at once if all would fail alike.
             ClusterError: If Ray cannot be started or joined, or runs no actors.
         """
         if not shards:
             return
         if instead := self._start(self._num_actors * self._config.cpus_per_actor):
-            yield from instead.map_shards(task, shards)
+            yield from instead.map_shards(task, shards, following)
             return
         errors: list[str] = []
-        finished = 0
-        with closing(self._results(task, shards)) as results:
-            for result in results:
+        rows = self._rows_for(task, len(shards), following)
+        try:
+            for result in rows.map(task, shards):
                 if isinstance(result, ShardResult):
-                    finished += 1
                     yield result
                 elif result.is_shared:
                     raise ShardError(f"{result.text} (the other shards would fail alike)")
                 else:
                     errors.append(result.text)
+        except BaseException:  # shards that were not begun are not begun any more
+            self._close_rows()
+            raise
         if errors:
             raise ShardError(
                 f"{len(errors)} of {len(shards)} shards failed, the first with: {errors[0]}"
             )
-        if finished < len(shards):
-            raise ShardError(
-                f"{len(shards) - finished} of {len(shards)} shards were lost with their actors; "
-                "run the same command again to finish them"
-            )
 
-    def _results(
-        self, task: ShardTask[Report], shards: Sequence[Any]
-    ) -> Generator[ShardResult[Report] | _ShardFailure]:
-        """Iterate over results and errors, without those of shards at which too many actors died."""
-        waiting, unfinished = deque(range(len(shards))), len(shards)
-        deaths: Counter[int | None] = Counter()
-        options = {
-            "num_cpus": self._config.cpus_per_actor,
-            "num_gpus": self._gpus if task.needs_gpu else 0,
-            "max_concurrency": self._calls,
-        }
-        with closing(_ActorPool(task, shards, self._num_actors, options)) as pool:
-            while unfinished:
-                number, answer = pool.wait()
-                if answer is None:
-                    deaths[number] += 1
-                    if number is None:
-                        self._check_starts(deaths[None])
-                    elif deaths[number] <= self._config.max_restarts:
-                        waiting.appendleft(number)
-                    else:
-                        unfinished -= 1
-                elif number is None:
-                    deaths[None] = 0
-                while waiting and pool.free:
-                    pool.give(waiting.popleft())
-                if number is not None and answer is not None:
-                    unfinished -= 1
-                    yield answer
+    def _rows_for(self, task: ShardTask[Any], shards: int, following: int) -> ShardRows:
+        """Return an execution with room for shards: the one that runs, or a new one with room for those that follow."""
+        gpus = self._gpus if task.needs_gpu else 0.0
+        if self._rows is None or self._rows.left < shards or self._rows.gpus != gpus:
+            self._close_rows()
+            count = shards + following
+            self._rows = ShardRows(self._config, count, min(self._num_actors, count), gpus)
+        return self._rows
 
-    def _check_starts(self, deaths: int) -> None:
-        """Raise ClusterError if too many actors have died at their start, without one that did not."""
-        if deaths > self._config.max_restarts * self._num_actors:
-            raise ClusterError(
-                f"{deaths} actors died while they were started, and none was started; see Ray's logs of their hosts, "
-                "and run the same command again"
-            )
+    def _close_rows(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
 
     # ---- tasks ---------------------------------------------------------------------------------------
 
@@ -191,117 +165,6 @@ class RayExecutor:
             yield from instead.run_tasks(tasks, on_report, at_once)
             return
         yield from _outcomes(self._config, tasks, on_report, at_once or len(tasks))
-
-
-class _ShardFailure(NamedTuple):
-    """Error of a shard."""
-
-    text: str
-    is_shared: bool
-    """True if every shard would fail in the same way."""
-
-
-class _ShardActor:
-    """Actor that runs the task on one shard at a time, and returns an error.
-
-    Of two calls at once, the other one uploads what its shard has written.
-    """
-
-    def __init__(self, task: ShardTask[Any]) -> None:
-        self._task = task
-        self._work = threading.Lock()
-
-    def run(self, shard: Any) -> ShardResult[Any] | _ShardFailure:
-        try:
-            with self._work, collected_uploads() as uploads:
-                result = self._task(shard)
-            uploads.send()
-        except UserError as error:
-            return _ShardFailure(str(error), error.is_shared)
-        except BaseException:  # a SystemExit would end the actor
-            return _ShardFailure(traceback.format_exc(), is_shared=False)
-        return result
-
-
-class _ActorPool:
-    """Actors for one task; one that dies is replaced. No shard waits for an actor to be started."""
-
-    def __init__(
-        self, task: ShardTask[Any], shards: Sequence[Any], actors: int, options: dict[str, Any]
-    ) -> None:
-        """Start the actors.
-
-        Args:
-            task: Task of each actor.
-            shards: Shards that `give` is given the numbers of.
-            actors: Number of actors, if there are as many shards.
-            options: Options of Ray for an actor: its resources and the number of its calls at once.
-        """
-        import ray
-
-        kind = ray.remote(_ShardActor).options(
-            max_restarts=0,  # of the actor itself, as a new one gets its shard
-            scheduling_strategy="SPREAD",
-            **options,
-        )
-        self._start_actor = partial(kind.remote, task)
-        self._calls: int = options["max_concurrency"]
-        self._shards = shards
-        self._actors: list[Any] = []
-        self._running: dict[Any, tuple[Any, int | None]] = {}
-        self.free: deque[Any] = deque()
-        """Actors that were started, each once for every shard that it can take."""
-        for _ in range(min(actors, len(shards))):
-            self._add_actor()
-
-    def _add_actor(self) -> None:
-        self._actors.append(self._start_actor())
-        self._running[self._actors[-1].__ray_ready__.remote()] = self._actors[-1], None
-
-    def give(self, number: int) -> None:
-        """Give the shard with a number to a free actor."""
-        actor = self.free.popleft()
-        self._running[actor.run.remote(self._shards[number])] = actor, number
-
-    def wait(self) -> tuple[int | None, Any]:
-        """Return the number of a shard and its answer, None if its actor died. An actor's start has no number."""
-        import ray
-
-        (ref,), _ = ray.wait(list(self._running))
-        actor, number = self._running.pop(ref)
-        answer = _answer(ref)
-        if actor not in self._actors:  # it died at another call
-            return number, answer
-        if answer is not None:
-            self.free.extend([actor] * (self._calls if number is None else 1))
-        else:
-            ray.kill(actor)  # on a host that is not reached, it may still work
-            self._actors.remove(actor)
-            self.free = deque(free_actor for free_actor in self.free if free_actor != actor)
-            self._add_actor()
-        return number, answer
-
-    def close(self) -> None:
-        """End all actors."""
-        import ray
-
-        if ray.is_initialized():  # a caller that stopped early may have closed the executor
-            for actor in self._actors:
-                ray.kill(actor)
-
-
-def _answer(ref: Any) -> Any:
-    """Return the answer of an actor, None if it died. Raises ClusterError if it cannot be started or load the shard."""
-    import ray
-    from ray.exceptions import RayTaskError, RuntimeEnvSetupError
-
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayError as error:
-        is_raised = isinstance(error, (RayTaskError, RuntimeEnvSetupError))
-        if is_raised or getattr(error, "actor_init_failed", False):
-            raise ClusterError(f"no actor can do the work: {last_line(error)}") from error
-        return None
 
 
 # ---- tasks -----------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log files contain the rest
     # Ray's own 15 leaves workers a thirtieth of a core that another process uses, and a run seems to hang.
     "RAY_worker_niceness": "0",
+    # A thread of Ray Data would start another Ray after the end of this one.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 # Read in the worker processes.
 _ACTOR_ENVIRONMENT = {
@@ -59,6 +61,8 @@ logger = logging.getLogger("permafrost.ray")
 
 class ClusterError(UserError, RuntimeError):
     """Error for a cluster that cannot be started or reached, or cannot run the work."""
+
+    is_shared = True
 
 
 def last_line(error: Exception) -> str:
@@ -87,7 +91,7 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     if isinstance(config, LocalClusterConfig):
         _start(config, cpus)
-        _watch_raylet()
+        _watch_head()
     else:
         _connect(config)
     ray._private.worker.print_to_stdstream = partial(_warn_of_cluster, set())
@@ -170,32 +174,35 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
     )
 
 
-def _watch_raylet() -> None:
-    """End this process with a message when Ray's raylet ends, in a thread.
+def _watch_head() -> None:
+    """End this process with a message when Ray's raylet or its control store ends, in a thread.
 
-    Ray itself ends it without an exception or, where it only waits for actors, lets it wait forever.
+    Ray itself ends it a minute later, without an exception, or lets it wait forever, and leaves processes behind.
     """
     import ray._private.worker as ray_worker
 
     node = ray_worker.global_worker.node
     if node is None:  # Ray runs elsewhere
         return
-    (raylet,) = node.all_processes["raylet"]
-    process = raylet.process
+    processes = {name: node.all_processes[name][0].process for name in ("raylet", "gcs_server")}
 
     def watch() -> None:
-        while process.poll() is None:
+        while all(process.poll() is None for process in processes.values()):
             time.sleep(_POLL_SECONDS)
         if ray_worker.global_worker.node is node:  # not shut down by this process
+            (name, process), *_ = [
+                (name, process) for name, process in processes.items() if process.poll() is not None
+            ]
             print(
-                f"permafrost: error: Ray's raylet (process {process.pid}) ended with status {process.returncode}; it "
+                f"permafrost: error: Ray's {name} (process {process.pid}) ended with status {process.returncode}; it "
                 "was killed, or the machine ran out of memory. The same command resumes where it stopped",
                 file=sys.stderr,
                 flush=True,
             )
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
             os._exit(1)
 
-    threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
+    threading.Thread(target=watch, name="head-watch", daemon=True).start()
 
 
 def _warn_of_cluster(logged: set[str], data: dict[str, Any], ignore_prefix: bool) -> None:
@@ -205,7 +212,8 @@ def _warn_of_cluster(logged: set[str], data: dict[str, Any], ignore_prefix: bool
     """
     lines = " ".join(data["lines"]).strip().splitlines() or [""]
     sentence = _NODE_ID.sub("", printable(lines[0])).partition(". ")[0][:_MESSAGE_SIZE]
-    if sentence not in logged:
+    # What has ended a call is another message, unless it was this process.
+    if sentence not in logged and not sentence.endswith("submit failed"):
         logged.add(sentence)
         logger.warning("Ray: %s", sentence)
 
@@ -269,13 +277,19 @@ def open_queue(maxsize: int = 0) -> Queue:
     Args:
         maxsize: Largest number of items; 0 for any.
     """
-    import ray
     from ray.util.queue import Queue
+
+    restarts = {"max_restarts": -1, "max_task_retries": -1}
+    return Queue(maxsize, actor_options={**on_this_node(), **restarts})
+
+
+def on_this_node() -> dict[str, Any]:
+    """Return the options of an actor that is lost with the driver's own node, and with no other one."""
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return Queue(maxsize, actor_options={"scheduling_strategy": here, **options})
+    return {"scheduling_strategy": here, "num_cpus": 0}
 
 
 def put_item(queue: Queue, item: Any) -> None:

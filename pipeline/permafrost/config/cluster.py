@@ -50,7 +50,8 @@ class WorkConfig(Options):
     max_restarts: Annotated[int, Ge(0)] = 3
     """Times that a shard, the ranks of a training or a student are started again after a process died."""
     max_wait_seconds: Annotated[float, Gt(0)] = 3600.0
-    """Total seconds for which ranks (trainer.ranks) may wait for hosts with room for all of them."""
+    """Total seconds for which the work may wait for hosts: a pass for room for one teacher, ranks (trainer.ranks) for
+    room for all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

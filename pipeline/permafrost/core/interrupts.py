@@ -2,7 +2,7 @@
 
 Their handler raises Interrupted. Some code swallows every exception: functions of pyarrow that cannot raise, __del__,
 callbacks of the garbage collector. Signals are therefore kept, too: `check_interrupted` raises again between two units
-of work, and the end of a command looks at what has arrived.
+of work, which it counts, and the end of a command looks at what has arrived.
 """
 
 from __future__ import annotations
@@ -79,6 +79,12 @@ class Signals:
 
 
 _current = Signals()
+_units = 0
+
+
+def units_of_work() -> int:
+    """Return the number of units of work that this process has begun."""
+    return _units
 
 
 def check_interrupted() -> None:
@@ -87,6 +93,8 @@ def check_interrupted() -> None:
     Raises:
         Interrupted: If one has.
     """
+    global _units
+    _units += 1
     _current.check()
 
 

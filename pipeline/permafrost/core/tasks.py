@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
@@ -38,11 +38,13 @@ class ShardTask(Protocol[Report]):
         """Process one shard and commit its result to disk."""
 
 
-class Upcoming(NamedTuple):
+@dataclass
+class Upcoming:
     """The shard on which this process works after the current one."""
 
-    shard: Any
-    dropped: ExitStack
+    shard: Any = None
+    """The shard, None as long as there is none."""
+    dropped: ExitStack = field(default_factory=ExitStack)
     """Closed if the work ends before the task is called with the shard, so that a task may begin to read it."""
 
 
@@ -51,7 +53,18 @@ _upcoming: ContextVar[Upcoming | None] = ContextVar("upcoming", default=None)
 
 def upcoming_shard() -> Upcoming | None:
     """Return the shard that follows, None if there is none or it is not known."""
-    return _upcoming.get()
+    upcoming = _upcoming.get()
+    return None if upcoming is None or upcoming.shard is None else upcoming
+
+
+@contextmanager
+def known_upcoming(upcoming: Upcoming) -> Iterator[None]:
+    """Have `upcoming_shard` return a shard in the block, if there is one then."""
+    token = _upcoming.set(upcoming)
+    try:
+        yield
+    finally:
+        _upcoming.reset(token)
 
 
 SAMPLE = "sample"
@@ -142,9 +155,14 @@ class Executor(Protocol):
     """Value of `executor=` that names it."""
 
     def map_shards(
-        self, task: ShardTask[Report], shards: Sequence[Any]
+        self, task: ShardTask[Report], shards: Sequence[Any], following: int = 0
     ) -> Iterator[ShardResult[Report]]:
         """Iterate over the results of the task on each shard, as they finish.
+
+        Args:
+            task: The task.
+            shards: Shards, as the task takes them.
+            following: Largest number of shards of further calls, for which the same processes are kept.
 
         Raises:
             ShardError: After the last result, if shards failed. In this process, the first error itself.
@@ -171,7 +189,7 @@ class SerialExecutor:
     name: ClassVar[str] = "serial"
 
     def map_shards(
-        self, task: ShardTask[Report], shards: Sequence[Any]
+        self, task: ShardTask[Report], shards: Sequence[Any], following: int = 0
     ) -> Iterator[ShardResult[Report]]:
         """Iterate over results in the order of `shards`. An error stops immediately, with its traceback.
 
@@ -180,14 +198,10 @@ class SerialExecutor:
         """
         with ThreadPoolExecutor(1) as uploader, ExitStack() as dropped:
             uploading: Future[ShardResult[Report]] | None = None
-            for shard, following in zip_longest(shards, islice(shards, 1, None)):
+            for shard, after in zip_longest(shards, islice(shards, 1, None)):
                 dropped.pop_all()  # the task takes over what it has begun
-                token = _upcoming.set(None if following is None else Upcoming(following, dropped))
-                try:
-                    with collected_uploads() as uploads:
-                        result = task(shard)
-                finally:
-                    _upcoming.reset(token)
+                with known_upcoming(Upcoming(after, dropped)), collected_uploads() as uploads:
+                    result = task(shard)
                 if uploading is not None:
                     before = time.monotonic()
                     with count_wait("write", result.waits):

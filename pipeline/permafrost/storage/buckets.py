@@ -24,6 +24,7 @@ from functools import cache, partial
 from typing import IO, Any, NamedTuple, TypeVar
 
 from permafrost.core.errors import ConfigError, FileError, UserError, require
+from permafrost.core.interrupts import check_interrupted
 from permafrost.storage.addresses import ADDRESS
 
 T = TypeVar("T")
@@ -225,6 +226,7 @@ def _wait_for_server(address: str, verb: str, error: Exception) -> None:
             f"{address} cannot be {verb} ({_reason(error)}, for {now - since:.0f} s). Finished files are kept; run the "
             "same command again once the server answers"
         ) from error
+    check_interrupted()
     time.sleep(min(_PAUSE_SECONDS * 10, most / 10))
 
 

@@ -143,7 +143,7 @@ class PrecomputePlan:
         annotation: Annotation | None = None
         with (
             FolderLock(self.path),
-            ExecutorChoice.for_store(options.executor, options.cluster, self.path) as choice,
+            ExecutorChoice(options.executor, options.cluster) as choice,
         ):
             if not self.is_packed:
                 packed = self.pack(choice)
@@ -228,7 +228,7 @@ class PrecomputePlan:
         described = {"store": options.store.path}
         if not self.is_packed:
             with (
-                ExecutorChoice.for_store(options.executor, options.cluster, self.path) as choice,
+                ExecutorChoice(options.executor, options.cluster) as choice,
                 self._listed(choice) as (plan, _),
             ):
                 described["records"] = plan.describe()

@@ -1,0 +1,408 @@
+"""Shards as rows of Ray Data: one execution of its actors for the work of a pass, and the gate that hands it out.
+
+A row is a place in the queue. The actor that has it asks the gate for a shard, which is the next one of the work that
+the driver has added last: samples first, and shards when the driver has decided on them. So each process is started
+once, and builds its network once. Ray Data places actors, starts them again and adds some on hosts that join. It starts
+them without end, so the gate counts the attempts of a shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Any, NamedTuple
+
+from permafrost.cluster.placement import describe_room
+from permafrost.cluster.session import ClusterError, last_line, on_this_node
+from permafrost.config.cluster import ClusterConfig
+from permafrost.core.errors import UserError
+from permafrost.core.interrupts import units_of_work
+from permafrost.core.tasks import ShardResult, ShardTask, Upcoming, known_upcoming
+from permafrost.core.uploads import collected_uploads
+
+_CALLS = 2
+"""Calls of an actor at once: one works on a shard, and the other one writes that before it."""
+_SPARE_ROWS = 8
+"""Further rows for each actor, as those of a lost actor wait until a host has room for another one."""
+_MOST_WAITING = 100_000
+"""Largest number of actors that wait at the gate at once."""
+_REPORT_SECONDS = 1.0
+_SILENT_SECONDS = 30.0
+"""Time without a report after which an actor is taken for stopped, with its host or alone."""
+_UNIT_SECONDS, _UNITS = 240.0, 10
+"""Shortest time within a unit of work after which its actor is taken for hanging, such as on a device; requests to a
+bucket are repeated for up to 180 s. And that time in units of the median of those before."""
+_ROOM_SECONDS = 10.0
+"""Time without an actor after which is said what they wait for."""
+
+logger = logging.getLogger("permafrost.ray")
+
+
+class ShardFailure(NamedTuple):
+    """Error of a shard."""
+
+    text: str
+    is_shared: bool
+    """True if every shard would fail in the same way."""
+
+
+class GivenShard(NamedTuple):
+    """A shard that an actor is given."""
+
+    number: int
+    """Number of the shard among all that were added."""
+    work: int
+    """Number of the work that it belongs to."""
+    shard: bytes
+    deaths: int = 0
+    """Number of processes that died at it."""
+    all_died: int = 0
+    """Number of processes that died, if they are too many and none has finished a shard."""
+
+
+class _Worker(NamedTuple):
+    """Actor, as it has last reported."""
+
+    handle: list[Any]
+    host: str
+    beat: float
+    """Time of its last report."""
+    shard: str = ""
+    """Name of its shard, empty between two of them."""
+    units: int = 0
+    """Units of work that it has begun."""
+    since: float = 0.0
+    """Time since which it is at the same unit."""
+
+
+class Gate:
+    """Actor of Ray that hands out shards, counts the deaths at each, and knows which actors work."""
+
+    def __init__(self, most_deaths: int) -> None:
+        self._most_deaths = most_deaths
+        self._tasks: dict[int, bytes] = {}
+        self._shards: list[GivenShard] = []
+        self._waiting: deque[int] = deque()
+        self._rows: dict[int, tuple[int, str]] = {}
+        """Number of the shard of each row, and the actor that has it."""
+        self._begun: defaultdict[int, list[str]] = defaultdict(list)
+        """Hosts of the actors that began to work on each shard."""
+        self._answered: set[int] = set()
+        self._changed = asyncio.Condition()
+        self._deaths = 0
+        self._workers: dict[str, _Worker] = {}
+        self._unit_seconds: deque[float] = deque(maxlen=100)
+
+    async def add(self, work: int, task: bytes, shards: Sequence[bytes]) -> None:
+        """Add work: shards, and the task that is called with each of them."""
+        self._tasks[work] = task
+        first = len(self._shards)
+        self._shards += [GivenShard(first + n, work, shard) for n, shard in enumerate(shards)]
+        await self._give(range(first, len(self._shards)))
+
+    async def _give(self, numbers: Iterable[int]) -> None:
+        """Have shards wait for a row."""
+        async with self._changed:
+            self._waiting.extend(numbers)
+            self._changed.notify_all()
+
+    async def task(self, work: int) -> bytes:
+        """Return the task of a work."""
+        return self._tasks[work]
+
+    async def take(self, row: int, actor: str) -> GivenShard:
+        """Return the shard of a row, the same one at every attempt, once there is one."""
+        if row not in self._rows:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._waiting)
+                self._rows[row] = self._waiting.popleft(), actor
+        number = self._rows[row][0]
+        deaths = self._count_deaths(number)
+        self._deaths += deaths > 0
+        has_hope = self._answered or self._deaths <= self._most_deaths
+        return self._shards[number]._replace(
+            deaths=deaths, all_died=0 if has_hope else self._deaths
+        )
+
+    def _count_deaths(self, number: int) -> int:
+        """Return the number of processes that died at a shard, without those whose host was lost."""
+        import ray
+
+        if not self._begun[number]:
+            return 0
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return sum(host in alive for host in self._begun[number])
+
+    async def begin(self, number: int, name: str, actor: str, host: str) -> None:
+        """Note that an actor begins to work on a shard of that name."""
+        self._begun[number].append(host)
+        if actor in self._workers:
+            self._workers[actor] = self._workers[actor]._replace(shard=name)
+
+    async def answered(self, number: int) -> None:
+        """Note that the driver has the answer of a shard."""
+        self._answered.add(number)
+
+    async def report(
+        self, actor: str, handle: list[Any], host: str, shard: str, units: int
+    ) -> None:
+        """Note that an actor is alive.
+
+        Args:
+            actor: Its identifier.
+            handle: Its handle.
+            host: Its host.
+            shard: Name of its shard, empty between two of them.
+            units: Units of work that it has begun.
+        """
+        now = time.monotonic()
+        before = self._workers.get(actor, _Worker(handle, host, now, since=now))
+        if before.shard and units > before.units:
+            self._unit_seconds.append((now - before.since) / (units - before.units))
+        is_same = (before.shard, before.units) == (shard, units)
+        since = before.since if is_same else now
+        self._workers[actor] = _Worker(handle, host, now, shard, units, since)
+
+    async def take_silent(self) -> tuple[int, list[_Worker]]:
+        """Return the number of actors, and those that have not reported or not gone on for too long, once each.
+
+        An actor that has begun no unit of work builds its network, which may take any time. The shards of a silent
+        actor are given to others at once, as it is not started again before a host has room for it.
+        """
+        now, unit = time.monotonic(), median(self._unit_seconds or [0.0])
+        most = max(_UNIT_SECONDS, _UNITS * unit)
+        silent = {
+            actor: worker
+            for actor, worker in self._workers.items()
+            if now - worker.beat > _SILENT_SECONDS
+            or (worker.shard and worker.units and now - worker.since > most)
+        }
+        for actor in silent:
+            del self._workers[actor]
+        lost = [row for row, (_, actor) in self._rows.items() if actor in silent]
+        numbers = {self._rows.pop(row)[0] for row in lost} - self._answered
+        await self._give(sorted(numbers))
+        return len(self._workers), list(silent.values())
+
+
+class _ShardActor:
+    """Actor of Ray Data that calls the task of a shard, and returns an error.
+
+    Of two calls at once, the other one writes or uploads its shard.
+    """
+
+    def __init__(self, gate: Any, max_restarts: int) -> None:
+        import ray
+
+        self._gate = gate
+        self._max_restarts = max_restarts
+        self._tasks: dict[int, ShardTask[Any]] = {}
+        self._work = threading.Lock()
+        self._upcoming = Upcoming()
+        self._shard = ""
+        context = ray.get_runtime_context()
+        self._actor, self._handle = context.get_actor_id(), [context.current_actor]
+        self._node = context.get_node_id()
+        threading.Thread(target=self._report, name="report", daemon=True).start()
+
+    def _report(self) -> None:
+        """Report every second, as long as this process lives."""
+        who = self._actor, self._handle, os.uname().nodename
+        while True:
+            self._gate.report.remote(*who, self._shard, units_of_work())
+            time.sleep(_REPORT_SECONDS)
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        import ray
+        from ray import cloudpickle
+
+        (row,) = rows["row"].tolist()
+        given: GivenShard = ray.get(self._gate.take.remote(row, self._actor))
+        answer = given.work, given.number, self._answer(given)
+        return {"answer": [cloudpickle.dumps(answer)]}
+
+    def _answer(self, given: GivenShard) -> ShardResult[Any] | ShardFailure:
+        import ray
+        from ray import cloudpickle
+
+        try:
+            shard = cloudpickle.loads(given.shard)
+            name = str(getattr(shard, "name", shard))
+            if given.all_died:
+                text = f"{given.all_died} processes died, and none has finished a shard"
+                return ShardFailure(f"{text}; see Ray's logs of their hosts", is_shared=True)
+            if given.deaths > self._max_restarts:
+                return ShardFailure(f"{given.deaths} processes died at shard {name}", False)
+            self._upcoming.shard = shard
+            with self._work, collected_uploads() as uploads, known_upcoming(self._upcoming):
+                self._upcoming.shard, self._shard = None, name
+                ray.get(self._gate.begin.remote(given.number, name, self._actor, self._node))
+                result = self._task(given.work)(shard)
+                self._shard = ""
+            uploads.send()
+        except UserError as error:
+            return ShardFailure(str(error), error.is_shared)
+        except BaseException:  # a SystemExit would end the actor
+            return ShardFailure(traceback.format_exc(), is_shared=False)
+        return result
+
+    def _task(self, work: int) -> ShardTask[Any]:
+        """Return the task of a work, which is loaded once."""
+        import ray
+        from ray import cloudpickle
+
+        if work not in self._tasks:
+            data = ray.get(self._gate.task.remote(work))
+            try:
+                self._tasks = {work: cloudpickle.loads(data)}
+            except Exception as error:
+                raise ClusterError(f"no actor can do the work: {last_line(error)}") from error
+        return self._tasks[work]
+
+
+class ShardRows:
+    """Execution of Ray Data, whose rows are shards."""
+
+    def __init__(self, config: ClusterConfig, rows: int, actors: int, gpus: float) -> None:
+        """Start the actors.
+
+        Args:
+            config: Options of `cluster=`.
+            rows: Number of shards and samples that they may be given.
+            actors: Number of actors.
+            gpus: GPUs of each.
+        """
+        import ray
+        import ray.data
+
+        gate = ray.remote(Gate).options(max_concurrency=_MOST_WAITING, **on_this_node())
+        self._gate = gate.remote(config.max_restarts * actors)
+        self.left, self.gpus = rows, gpus
+        """Number of rows that have no shard yet, and GPUs of each actor."""
+        self._work = 0
+        self._config = config
+        rows += _SPARE_ROWS * actors
+        pool = ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=actors,
+            max_tasks_in_flight_per_actor=_CALLS,
+            max_concurrent_calls_per_actor=_CALLS,
+            enable_true_multi_threading=True,
+        )
+        with _quiet_context(config):
+            places = ray.data.from_items(
+                [{"row": row} for row in range(rows)], override_num_blocks=rows
+            )
+            answers = places.map_batches(
+                _ShardActor,
+                fn_constructor_args=(self._gate, config.max_restarts),
+                batch_size=1,
+                compute=pool,
+                num_cpus=config.cpus_per_actor,
+                **({"num_gpus": gpus} if gpus else {}),
+            )
+        self._wanted = f"{config.cpus_per_actor:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="shard-watch", daemon=True).start()
+        self._batches = iter(
+            answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+        )
+
+    def map(self, task: ShardTask[Any], shards: Sequence[Any]) -> Iterator[Any]:
+        """Iterate over the results and errors of shards, as they finish.
+
+        Raises:
+            ClusterError: If no actor can be started.
+        """
+        import ray
+        from ray import cloudpickle
+
+        self._work, self.left = self._work + 1, self.left - len(shards)
+        data = [cloudpickle.dumps(shard) for shard in shards]
+        ray.get(self._gate.add.remote(self._work, cloudpickle.dumps(task), data))
+        answered: set[int] = set()
+        while len(answered) < len(shards):
+            for answer in self._next_answers():
+                work, number, result = cloudpickle.loads(answer)
+                # Others are those of an actor that was silent, and whose shard was given to another one.
+                if work == self._work and number not in answered:
+                    answered.add(number)
+                    self._gate.answered.remote(number)
+                    yield result
+
+    def _next_answers(self) -> list[bytes]:
+        from ray.exceptions import GetTimeoutError, RayError
+
+        try:
+            answers: list[bytes] = next(self._batches)["answer"].to_pylist()
+        except GetTimeoutError as error:
+            raise ClusterError(
+                f"cluster.max_wait_seconds={self._config.max_wait_seconds:g} went by without room for an actor, which "
+                f"takes {self._wanted}; the cluster has {describe_room()}"
+            ) from error
+        except (RayError, RuntimeError) as error:
+            raise ClusterError(f"no actor can do the work: {last_line(error)}") from error
+        return answers
+
+    def _watch(self) -> None:
+        """End actors that are silent, and say if none has started, in a thread."""
+        import ray
+        from ray.exceptions import RayError
+
+        waits_since = time.monotonic()
+        while not self._closed.wait(_REPORT_SECONDS):
+            try:
+                actors, silent = ray.get(self._gate.take_silent.remote(), timeout=_SILENT_SECONDS)
+            except (RayError, ValueError):  # the work ends, and with it the gate
+                continue
+            for worker in silent:
+                logger.warning(
+                    "an actor on %s has not gone on for %.0f s (%s); it is ended, and another one gets its shard",
+                    worker.host,
+                    time.monotonic() - min(worker.beat, worker.since),
+                    f"shard {worker.shard}" if worker.shard else "between two shards",
+                )
+                ray.kill(worker.handle[0], no_restart=False)
+            if actors:
+                waits_since = math.inf
+            elif time.monotonic() - waits_since > _ROOM_SECONDS:
+                waits_since = math.inf
+                logger.warning(
+                    "no actor has started yet; each takes %s, and the cluster has %s",
+                    self._wanted,
+                    describe_room(),
+                )
+
+    def close(self) -> None:
+        """End all actors."""
+        import ray
+
+        self._closed.set()
+        if ray.is_initialized():  # a caller that stopped early may have closed the executor
+            self._batches.close()
+            ray.kill(self._gate)
+
+
+@contextmanager
+def _quiet_context(config: ClusterConfig) -> Iterator[None]:
+    """Have data sets of the block made with settings of their own."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a shard may take long
+    context.wait_for_min_actors_s = math.ceil(config.max_wait_seconds)
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 0.99
+    with DataContext.current(context):
+        yield

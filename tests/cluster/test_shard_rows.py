@@ -1,0 +1,79 @@
+"""Shards as rows of Ray Data: actors that stop or hang are ended, and no room is said."""
+
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from permafrost.cluster import shard_rows
+from permafrost.cluster.ray_executor import RayExecutor
+from permafrost.cluster.session import ClusterError
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.core.interrupts import check_interrupted
+from permafrost.core.tasks import ShardResult
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@dataclass
+class StopOnce:
+    """Task whose process stops itself at shard 3, before or within its work, once."""
+
+    file: Path
+    needs_gpu = False
+
+    def __call__(self, shard):
+        check_interrupted()
+        if shard == 3 and not self.file.exists():
+            self.file.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.1)
+        return ShardResult(name=str(shard), records=os.getpid(), seconds=0.0, report=None)
+
+
+def test_an_actor_that_is_stopped_is_ended_and_its_shards_are_given_to_another_one(
+    tmp_path, caplog
+):
+    config = LocalClusterConfig(actors=2, cpus_per_actor=0.5)
+    executor = RayExecutor(config)
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        results = list(executor.map_shards(StopOnce(tmp_path / "stopped"), range(12)))
+    seconds = time.monotonic() - started
+    executor.close()
+
+    assert sorted(int(result.name) for result in results) == list(range(12))
+    assert shard_rows._SILENT_SECONDS < seconds < shard_rows._SILENT_SECONDS + 60
+    (line,) = [m for m in caplog.messages if "has not gone on for 3" in m]
+    assert "(shard 3); it is ended, and another one gets its shard" in line
+    assert os.uname().nodename in line
+
+
+def test_a_wait_for_room_is_said_and_bounded(caplog):
+    config = LocalClusterConfig(gpus_per_actor=1, max_wait_seconds=15)
+    executor = RayExecutor(config)
+    started = time.monotonic()
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(ClusterError, match=r"cluster\.max_wait_seconds=15 went by without room"),
+    ):
+        list(executor.map_shards(NeedsGpu(), range(3)))
+    assert time.monotonic() - started < 60
+    executor.close()
+
+    (line,) = [m for m in caplog.messages if "no actor has started yet" in m]
+    assert "each takes 1 CPUs and 1 GPUs, and the cluster has" in line
+    assert "0 GPUs, of which 0 are free" in line
+
+
+class NeedsGpu:
+    """Task of a teacher."""
+
+    needs_gpu = True
+
+    def __call__(self, shard):
+        raise AssertionError
