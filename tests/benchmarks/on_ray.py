@@ -87,8 +87,8 @@ class TimedPass:
 
         map_shards = executor.map_shards
 
-        def timed(task: Any, shards: Any) -> Iterator[ShardResult]:
-            return map_shards(TimedTask(task, folder, processes), shards)
+        def timed(task: Any, shards: Any, following: int = 0) -> Iterator[ShardResult]:
+            return map_shards(TimedTask(task, folder, processes), shards, following)
 
         with (
             mock.patch.object(executor, "map_shards", timed),

@@ -121,11 +121,8 @@ def test_a_package_does_its_work_in_the_demo(calls, package):
     assert WORK[package][2] in calls[package]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="records are packed and annotated by own actors, not on Ray Data"
-)
 def test_ray_data_feeds_the_teacher():
-    """The mission gives the stage of the teachers to Ray Data; nothing imports it so far."""
+    """The mission gives the stage of the teachers to Ray Data."""
     sources = [path.read_text() for path in Path(PACKAGE).rglob("*.py")]
 
     assert any("ray.data" in text for text in sources)

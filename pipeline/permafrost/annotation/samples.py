@@ -28,7 +28,7 @@ Sample = Sequence[tuple[ShardEntry, int]]
 """Shards, and the number of records at the start of each."""
 _SAMPLE_SHARDS = 8
 _SAMPLES = 4
-"""Samples of a pass, besides the first one: its teacher, precision, projections and moved features."""
+"""Further samples of a pass after its first one: precision, projections, moved features, and one more."""
 
 
 def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:

@@ -33,7 +33,7 @@ _CALLS = 2
 """Calls of an actor at once: one works on a shard, and the other one writes that before it."""
 _SPARE_ROWS = 8
 """Further rows for each actor, as those of a lost actor wait until a host has room for another one."""
-_MOST_WAITING = 100_000
+_MAX_WAITING = 100_000
 """Largest number of actors that wait at the gate at once."""
 _REPORT_SECONDS = 1.0
 _SILENT_SECONDS = 30.0
@@ -284,7 +284,7 @@ class ShardRows:
         import ray
         import ray.data
 
-        gate = ray.remote(Gate).options(max_concurrency=_MOST_WAITING, **on_this_node())
+        gate = ray.remote(Gate).options(max_concurrency=_MAX_WAITING, **on_this_node())
         self._gate = gate.remote(config.max_restarts * actors)
         self.left, self.gpus = rows, gpus
         """Number of rows that have no shard yet, and GPUs of each actor."""
