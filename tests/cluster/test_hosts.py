@@ -1,5 +1,7 @@
 """Hosts without a shared disk, in namespaces of this machine: the trials of `make test-hosts` that say the most."""
 
+import re
+
 import pytest
 
 from tests.hosts.__main__ import run_trial
@@ -28,3 +30,14 @@ def test_a_lost_host_changes_no_byte_of_the_store(folder):
 
     assert outcome.codes[-1] == 0, outcome
     assert outcome.differing == []
+
+
+def test_hosts_without_a_gpu_decode_for_the_one_that_has_some(folder):
+    outcome = run_trial("decode", folder)
+
+    assert outcome.codes[-1] == 0, outcome
+    assert outcome.differing == []
+    (line,) = [line for line in outcome.said if "hosts were to decode" in line]
+    batches = {host: int(count) for count, host in re.findall(r"(\d+) by (\S+)", line)}
+    elsewhere = batches["worker2"] + batches["worker3"]
+    assert elsewhere >= 0.8 * sum(batches.values())

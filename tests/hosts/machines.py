@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -196,9 +197,9 @@ def wait_for(log: Path, text: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-def start_ray(host: Host, head: Host, cpus: int, logs: Path) -> None:
-    """Start Ray on a host, which joins the head unless it is the head."""
-    words = [f"--node-ip-address={host.address}", f"--num-cpus={cpus}"]
+def start_ray(host: Host, head: Host, cpus: int, logs: Path, gpus: int = 0) -> None:
+    """Start Ray on a host, which joins the head unless it is the head. Its GPUs are only names."""
+    words = [f"--node-ip-address={host.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
     if host is head:
         words += ["--head", "--port=6379", f"--temp-dir={host.folder / 'ray'}"]
         words += ["--include-dashboard=false"]
@@ -207,6 +208,18 @@ def start_ray(host: Host, head: Host, cpus: int, logs: Path) -> None:
     log = logs / f"ray-{host.name}.log"
     process = host.start([RAY, "start", *words, "--object-store-memory=100000000", "--block"], log)
     wait_for(log, "will now block forever", process)
+
+
+def drain(host: Host, head: Host, seconds: int, logs: Path) -> None:
+    """Announce to the cluster that a host will be taken away, as a cloud does with one that it preempts."""
+    log = logs / "nodes.log"
+    program = "import ray; ray.init('auto'); print(*(n['NodeID'] + n['NodeName'] for n in ray.nodes()))"
+    head.start([sys.executable, "-c", program], log).wait()
+    (node,) = re.findall(rf"\b([0-9a-f]{{56}}){host.address}\b", log.read_text())
+    reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=preempted"]
+    deadline = f"--deadline-remaining-seconds={seconds}"
+    words = [RAY, "drain-node", f"--address={head.address}:6379", f"--node-id={node}", *reason]
+    head.start([*words, deadline], log).wait()
 
 
 def start_server(host: Host, logs: Path) -> str:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from obstore.store import from_url
 
-from tests.hosts.machines import Host, connect_hosts, start_ray, start_relay, start_server
+from tests.hosts.machines import Host, connect_hosts, drain, start_ray, start_relay, start_server
 from tests.support.buckets import KEYS, contents, names_of
 
 LIMIT_SECONDS = 900
@@ -54,7 +54,7 @@ PRECOMPUTE = Command(
         *("precompute", "data=demo", "data.train_digits=720", "data.test_digits=8"),
         *("data.test_placements=1", "data.teacher_digits=8", "data.teacher_placements=1"),
         *("teacher=cifar", "teacher.name=resnet20", "teacher.weights=random"),
-        *("store.path=s3://bucket/store", "store.shard_size=8", "cluster.actors=2"),
+        *("store.path=s3://bucket/store", "store.shard_size=8"),
     ],
     result="store",
     ending="",
@@ -102,7 +102,7 @@ class Outcome:
 class World:
     """Hosts with Ray, and one with a server of S3."""
 
-    def __init__(self, folder: Path, logs: Path, workers: int) -> None:
+    def __init__(self, folder: Path, logs: Path, workers: int, gpus: int) -> None:
         self.folder = folder
         self.logs = logs
         self._hosts = 0
@@ -111,17 +111,17 @@ class World:
         self.bucket = from_url("s3://bucket", client_options={"allow_http": True})
         self.head = self.host("head")
         start_ray(self.head, self.head, 0, logs)
-        self.workers = [self.join() for _ in range(workers)]
+        self.workers = [self.join(int(number < gpus)) for number in range(workers)]
 
     def host(self, name: str) -> Host:
         """Add a host without Ray."""
         self._hosts += 1
         return Host(name, self._hosts, self.folder)
 
-    def join(self) -> Host:
+    def join(self, gpus: int = 0) -> Host:
         """Add a host with one CPU, which joins the cluster."""
         host = self.host(f"worker{self._hosts - 1}")
-        start_ray(host, self.head, 1, self.logs)
+        start_ray(host, self.head, 1, self.logs, gpus)
         return host
 
     def start(self, words: list[str], host: Host) -> subprocess.Popen[str]:
@@ -160,6 +160,10 @@ class Trial(NamedTuple):
     disturb: Callable[[World], None] | None = None
     """Event in the middle of the command; None for nothing."""
     workers: int = 2
+    gpus: int = 0
+    """Number of workers that have a GPU, the first ones."""
+    actors: int = 2
+    """Number of actors of precompute."""
     options: tuple[str, ...] = ()
     """Further options of the first command."""
     driver: int | None = None
@@ -170,9 +174,11 @@ class Trial(NamedTuple):
 def run_trial(name: str, trial: Trial, world: World) -> Outcome:
     """Run the command of a trial, repeated until it succeeds."""
     if trial.command is not PRECOMPUTE:
-        alone = [word for word in PRECOMPUTE.words if not word.startswith("cluster.")]
-        assert world.run([*alone, "executor=serial"], world.head) == 0, "no store was made"
+        words = [*PRECOMPUTE.words, "executor=serial"]
+        assert world.run(words, world.head) == 0, "no store was made"
     words = [*trial.command.words, "cluster=existing", f"cluster.address={world.head.address}:6379"]
+    if trial.command is PRECOMPUTE:
+        words.append(f"cluster.actors={trial.actors}")
     host = world.head if trial.driver is None else world.workers[trial.driver]
     other = world.head if trial.driver is None else world.workers[-1]
     process = world.start([*words, *trial.options], host)
@@ -224,6 +230,23 @@ def lose_worker(world: World) -> None:
 def lose_other_worker(world: World) -> None:
     """Kill the last host that works."""
     _working(world)[-1].kill()
+
+
+def leave_alone(world: World) -> None:
+    """Do nothing."""
+
+
+def lose_last_host(world: World) -> None:
+    """Kill a host that decodes."""
+    world.workers[-1].kill()
+
+
+def take_away(world: World) -> None:
+    """Announce that a host that works will be taken away after 10 seconds, and do so."""
+    host = _working(world)[0]
+    drain(host, world.head, 10, world.logs)
+    time.sleep(10)
+    host.kill()
 
 
 def kill_rank(world: World) -> None:
@@ -332,6 +355,8 @@ def _cut(host: Host, seconds: float) -> None:
 
 
 _SHORT_WAIT = ("cluster.max_wait_seconds=20",)
+_DECODING = (3, 1, 1, ("cluster.decode=hosts",))
+"""Three workers, one GPU, one actor on it, and the option by which others decode."""
 TRIALS = {
     "precompute": Trial("precompute, undisturbed", PRECOMPUTE),
     "lost-worker": Trial("a worker's host killed", PRECOMPUTE, lose_worker),
@@ -344,6 +369,16 @@ TRIALS = {
     "cut-server": Trial("the server's link cut for 40 s", PRECOMPUTE, cut_server),
     "join": Trial("a host joins", PRECOMPUTE, join_workers, workers=1),
     "lost-driver": Trial("the driver's host killed", PRECOMPUTE, lose_worker, driver=0),
+    "drain": Trial(
+        "a worker's host taken away 10 s after it was announced, no death allowed",
+        *(PRECOMPUTE, take_away),
+        options=("cluster.max_restarts=0",),
+    ),
+    "decode": Trial("two hosts decode for one with a GPU", *(PRECOMPUTE, leave_alone), *_DECODING),
+    "lost-decoder": Trial("one of these killed", *(PRECOMPUTE, lose_last_host), *_DECODING),
+    "no-decoder": Trial(
+        "no host has a core to decode", *(PRECOMPUTE, leave_alone, 1), *_DECODING[1:]
+    ),
     "distill": Trial("distill on two ranks, undisturbed", DISTILL),
     "rank": Trial("a rank killed", DISTILL, kill_rank),
     "lost-rank": Trial("a rank's host killed, with a spare", DISTILL, lose_worker, workers=3),
@@ -391,7 +426,7 @@ def main(name: str, folder: Path, space: Path) -> None:
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
     connect_hosts()
-    world = World(space / "host", logs, trial.workers)
+    world = World(space / "host", logs, trial.workers, trial.gpus)
     outcome = run_trial(name, trial, world)
     compare(outcome, trial, world, folder)
     outcome.said = lines_said(logs / "command.log")

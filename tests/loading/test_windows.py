@@ -715,7 +715,7 @@ def test_replays_have_the_same_bits_after_a_kill_in_a_bucket_and_on_any_rank(
         )
 
     precompute.run(config(tmp_path / "whole"))
-    with killed_at(shard_tasks, "read_inputs", 6):  # an image of the second shard
+    with killed_at(shard_tasks, "read_arrays", 6):  # an image of the second shard
         precompute.run(config(tmp_path / "killed"))
     precompute.run(config(tmp_path / "killed"))
     wanted = replayed(Store(tmp_path / "whole"), 4)

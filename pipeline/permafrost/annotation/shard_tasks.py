@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.stored_views import DrawnViews, StoredViews, read_inputs
+from permafrost.annotation.stored_views import DrawnViews, StoredViews, read_arrays
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
-from permafrost.core.tasks import ShardResult, count_wait, upcoming_shard
+from permafrost.core.tasks import ShardResult, count_wait, task_context
 from permafrost.core.uploads import put_off
 from permafrost.loading.transfer import pinned_for
 from permafrost.models.compute import device_name, torch_threads
@@ -117,37 +118,40 @@ class AnnotateShard:
         """Begin to decode a shard in batches at fixed positions, a few of them ahead of the teacher."""
         frames = ShardFrames(self._store, decoding.shard, self._rows(decoding.shard))
         device, input_size = self._annotator.device, self._annotator.input_size
-
-        def read(start: int, stop: int) -> FrameBatch:
-            batch = read_inputs(frames, decoding.views, input_size, start, stop)
-            return batch._replace(frames=pinned_for(batch.frames, device))
-
         size, count = self.config.records_per_batch, len(decoding.keys)
         # An original image has a window for each view, so a batch of them is decoded in as many parts.
         views = decoding.views
         parts = views.count if views is not None and views.cuts_originals else 1
+        others = task_context().others
 
-        def submit(start: int, stop: int) -> list[Future[FrameBatch]]:
+        def read(rows: slice) -> Callable[[], list[NDArray[np.generic]]]:
+            cut = None if views is None else views.to_cut(rows)
+            call = partial(read_arrays, frames.select(rows), cut, input_size)
+            return call if others is None else others.begin(call)
+
+        def submit(start: int, stop: int) -> list[Future[Any]]:
             starts = range(start, stop, max(1, size // parts))
-            batch = [self._pool.submit(read, at, min(at + starts.step, stop)) for at in starts]
+            slices = [slice(at, min(at + starts.step, stop)) for at in starts]
+            batch = [self._pool.submit(read(rows)) for rows in slices]
             # The parts are ahead of it in the queue.
-            return batch if len(batch) == 1 else [*batch, self._pool.submit(_joined, batch, device)]
+            return [*batch, self._pool.submit(_joined, batch, device)]
 
         decoding.submissions = (
             submit(start, min(start + size, count)) for start in range(0, count, size)
         )
-        for _ in range(1 + -(-self.decode_threads // parts)):
+        ahead = 1 + -(-self.decode_threads // parts) if others is None else others.ahead
+        for _ in range(ahead):
             decoding.submit()
 
     def _begin_following(self) -> None:
         """Begin to decode the shard that follows, unless a process has died at it."""
-        upcoming = upcoming_shard()
-        if upcoming is None or self._ahead:
+        context = task_context()
+        if context.upcoming is None or self._ahead:
             return
-        shard: ShardEntry = upcoming.shard
+        shard: ShardEntry = context.upcoming
         deaths = ShardDeaths(self.folder, shard.name)
         if deaths.count == 0:
-            upcoming.dropped.callback(self._drop_following)
+            context.dropped.callback(self._drop_following)
             self._ahead[shard.name] = self._mark(shard, deaths)
             self._begin(self._ahead[shard.name])
 
@@ -226,9 +230,9 @@ class _Decoding:
     deaths: ShardDeaths
     marked: ExitStack
     """Context in which a death of this process counts as one at the shard."""
-    submissions: Iterator[list[Future[FrameBatch]]] = field(default_factory=lambda: iter(()))
+    submissions: Iterator[list[Future[Any]]] = field(default_factory=lambda: iter(()))
     """Batches that are not submitted yet, each submitted when it is taken: parts of it, and the whole last."""
-    waiting: deque[list[Future[FrameBatch]]] = field(default_factory=deque)
+    waiting: deque[list[Future[Any]]] = field(default_factory=deque)
     waits: dict[str, float] = field(default_factory=dict)
     """As in ShardResult."""
 
@@ -246,10 +250,17 @@ class _Decoding:
                 future.exception()
 
 
-def _joined(parts: Sequence[Future[FrameBatch]], device: torch.device) -> FrameBatch:
+def _joined(parts: Sequence[Future[list[NDArray[Any]]]], device: torch.device) -> FrameBatch:
     """Concatenate the parts of a batch, in memory that is ready for the device."""
-    batch = FrameBatch(*map(torch.cat, zip(*(part.result() for part in parts), strict=True)))
+    columns = [part.result() for part in parts]
+    batch = FrameBatch(*map(_concatenated, zip(*columns, strict=True)))
     return batch._replace(frames=pinned_for(batch.frames, device))
+
+
+def _concatenated(parts: Sequence[NDArray[Any]]) -> Tensor:
+    """Concatenate parts that may be those of another process, which cannot be written to."""
+    (first, *others) = parts
+    return torch.from_numpy(np.concatenate(parts) if others or not first.flags.writeable else first)
 
 
 class Correct(NamedTuple):

@@ -106,6 +106,12 @@ class DrawnViews:
         mixtures = None if self.mixtures is None else self.mixtures.select(rows)
         return replace(self, views=self.views.select(rows), pixels=pixels, mixtures=mixtures)
 
+    def to_cut(self, rows: slice) -> DrawnViews | None:
+        """Return what it takes to cut the views of some of the records from their originals, None if they are not."""
+        if not self.cuts_originals:
+            return None
+        return DrawnViews(self.views.select(rows), rendering=self.rendering, cuts_originals=True)
+
     def changes(self, view: int) -> tuple[PixelChange, ...]:
         """Return the changes of the pixels of each record's view of this number."""
         if self.recipe is None or self.pixels is None:
@@ -292,6 +298,13 @@ def read_inputs(
     cutter = WindowCutter(size, views.rendering.border)
     cut = cutter.cut(at, windows[start:stop].flatten(0, 1), frames.sizes(at), read)
     return frames.batch(cut.reshape(-1, views.count, *cut.shape[1:]), start, stop)
+
+
+def read_arrays(
+    frames: ShardFrames, views: DrawnViews | None, size: tuple[int, int]
+) -> list[NDArray[np.generic]]:
+    """Read what a teacher sees of all given records, as `read_inputs` does, for another process."""
+    return [values.numpy() for values in read_inputs(frames, views, size, 0, len(frames))]
 
 
 def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:

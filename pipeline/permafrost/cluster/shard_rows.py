@@ -15,18 +15,19 @@ import os
 import threading
 import time
 import traceback
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from statistics import median
 from typing import Any, NamedTuple
 
+from permafrost.cluster.decode_tasks import DecodeTasks
 from permafrost.cluster.placement import describe_room
 from permafrost.cluster.session import ClusterError, last_line, on_this_node
 from permafrost.config.cluster import ClusterConfig
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import units_of_work
-from permafrost.core.tasks import ShardResult, ShardTask, Upcoming, known_upcoming
+from permafrost.core.tasks import ShardResult, ShardTask, TaskContext, offered
 from permafrost.core.uploads import collected_uploads
 
 _CALLS = 2
@@ -101,6 +102,7 @@ class Gate:
         self._deaths = 0
         self._workers: dict[str, _Worker] = {}
         self._unit_seconds: deque[float] = deque(maxlen=100)
+        self._lines: list[str] = []
 
     async def add(self, work: int, task: bytes, shards: Sequence[bytes]) -> None:
         """Add work: shards, and the task that is called with each of them."""
@@ -172,6 +174,15 @@ class Gate:
         since = before.since if is_same else now
         self._workers[actor] = _Worker(handle, host, now, shard, units, since)
 
+    async def say(self, line: str) -> None:
+        """Keep a line for the user."""
+        self._lines.append(line)
+
+    async def take_lines(self) -> list[str]:
+        """Return the lines for the user, once each."""
+        lines, self._lines = self._lines, []
+        return lines
+
     async def take_silent(self) -> tuple[int, list[_Worker]]:
         """Return the number of actors, and those that have not reported or not gone on for too long, once each.
 
@@ -200,14 +211,15 @@ class _ShardActor:
     Of two calls at once, the other one writes or uploads its shard.
     """
 
-    def __init__(self, gate: Any, max_restarts: int) -> None:
+    def __init__(self, gate: Any, config: ClusterConfig) -> None:
         import ray
 
         self._gate = gate
-        self._max_restarts = max_restarts
+        self._max_restarts = config.max_restarts
         self._tasks: dict[int, ShardTask[Any]] = {}
         self._work = threading.Lock()
-        self._upcoming = Upcoming()
+        self._context = TaskContext()
+        self._decoding = DecodeTasks(config, gate.say.remote)
         self._shard = ""
         context = ray.get_runtime_context()
         self._actor, self._handle = context.get_actor_id(), [context.current_actor]
@@ -227,7 +239,7 @@ class _ShardActor:
 
         (row,) = rows["row"].tolist()
         given: GivenShard = ray.get(self._gate.take.remote(row, self._actor))
-        answer = given.work, given.number, self._answer(given)
+        answer = given.work, given.number, self._answer(given), self._decoding.take_batches()
         return {"answer": [cloudpickle.dumps(answer)]}
 
     def _answer(self, given: GivenShard) -> ShardResult[Any] | ShardFailure:
@@ -242,11 +254,13 @@ class _ShardActor:
                 return ShardFailure(f"{text}; see Ray's logs of their hosts", is_shared=True)
             if given.deaths > self._max_restarts:
                 return ShardFailure(f"{given.deaths} processes died at shard {name}", False)
-            self._upcoming.shard = shard
-            with self._work, collected_uploads() as uploads, known_upcoming(self._upcoming):
-                self._upcoming.shard, self._shard = None, name
+            self._context.upcoming = shard
+            with self._work, collected_uploads() as uploads, offered(self._context):
+                self._context.upcoming, self._shard = None, name
+                self._context.others = self._decoding if self._decoding.is_used else None
                 ray.get(self._gate.begin.remote(given.number, name, self._actor, self._node))
                 result = self._task(given.work)(shard)
+                self._decoding.choose(result)
                 self._shard = ""
             uploads.send()
         except UserError as error:
@@ -304,7 +318,7 @@ class ShardRows:
             )
             answers = places.map_batches(
                 _ShardActor,
-                fn_constructor_args=(self._gate, config.max_restarts),
+                fn_constructor_args=(self._gate, config),
                 batch_size=1,
                 compute=pool,
                 num_cpus=config.cpus_per_actor,
@@ -330,14 +344,19 @@ class ShardRows:
         data = [cloudpickle.dumps(shard) for shard in shards]
         ray.get(self._gate.add.remote(self._work, cloudpickle.dumps(task), data))
         answered: set[int] = set()
+        batches = Counter[str]()
         while len(answered) < len(shards):
             for answer in self._next_answers():
-                work, number, result = cloudpickle.loads(answer)
+                work, number, result, decoded = cloudpickle.loads(answer)
+                batches += decoded
                 # Others are those of an actor that was silent, and whose shard was given to another one.
                 if work == self._work and number not in answered:
                     answered.add(number)
                     self._gate.answered.remote(number)
                     yield result
+        if batches:
+            shares = ", ".join(f"{count:,} by {host}" for host, count in batches.most_common())
+            logger.info("batches of images that hosts were to decode: %s", shares)
 
     def _next_answers(self) -> list[bytes]:
         from ray.exceptions import GetTimeoutError, RayError
@@ -361,6 +380,7 @@ class ShardRows:
         waits_since = time.monotonic()
         while not self._closed.wait(_REPORT_SECONDS):
             try:
+                self._log_lines()
                 actors, silent = ray.get(self._gate.take_silent.remote(), timeout=_SILENT_SECONDS)
             except (RayError, ValueError):  # the work ends, and with it the gate
                 continue
@@ -382,6 +402,13 @@ class ShardRows:
                     describe_room(),
                 )
 
+    def _log_lines(self) -> None:
+        """Log what the actors say."""
+        import ray
+
+        for line in ray.get(self._gate.take_lines.remote(), timeout=_SILENT_SECONDS):
+            logger.warning("%s", line)
+
     def close(self) -> None:
         """End all actors."""
         import ray
@@ -389,6 +416,8 @@ class ShardRows:
         self._closed.set()
         if ray.is_initialized():  # a caller that stopped early may have closed the executor
             self._batches.close()
+            with suppress(ray.exceptions.RayError):
+                self._log_lines()
             ray.kill(self._gate)
 
 

@@ -37,6 +37,12 @@ class WorkConfig(Options):
     """Decoding threads per teacher replica, in addition to torch's; they decode the next batches during the
     forward pass. null: one for each of cpus_per_actor on Ray, and for each core of this machine without Ray, at most
     8."""
+    decode: Literal["auto", "actors", "hosts"] = "auto"
+    """Who decodes images on Ray: teachers by their own threads, or tasks on hosts with free cores, which Ray places on
+    hosts without GPUs as long as these have any. auto: the teachers, until one waits for images for a tenth of its
+    time and there are other hosts; it goes back if it waits longer for those."""
+    batches_ahead: Annotated[int, Ge(1)] = 4
+    """Batches that hosts decode ahead of a teacher. Ray's object store has room for about as many of each."""
     cpus_per_rank: Annotated[float, Gt(0)] = 1.0
     """CPUs per training process (trainer.ranks)."""
     gpus_per_rank: Annotated[float | None, Ge(0)] = None

@@ -24,6 +24,7 @@ from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.core.uploads import Uploads, collected_uploads
 
+Value = TypeVar("Value")
 Report = TypeVar("Report", covariant=True)
 """Type of the report of a task to the driver, which is picklable."""
 
@@ -38,33 +39,44 @@ class ShardTask(Protocol[Report]):
         """Process one shard and commit its result to disk."""
 
 
+class OtherProcesses(Protocol):
+    """Processes that decode for a task, on hosts that have cores for it."""
+
+    ahead: int
+    """Number of calls to begin ahead."""
+
+    def begin(self, call: Callable[[], Value], /) -> Callable[[], Value]:
+        """Begin a picklable call, and return what waits for its value, or makes the call if no process has done it."""
+
+
 @dataclass
-class Upcoming:
-    """The shard on which this process works after the current one."""
+class TaskContext:
+    """What an executor offers to the task that it calls."""
 
-    shard: Any = None
-    """The shard, None as long as there is none."""
+    upcoming: Any = None
+    """The shard on which this process works after the current one, None as long as there is none."""
     dropped: ExitStack = field(default_factory=ExitStack)
-    """Closed if the work ends before the task is called with the shard, so that a task may begin to read it."""
+    """Closed if the work ends before the task is called with that shard, so that a task may begin to read it."""
+    others: OtherProcesses | None = None
+    """Processes that decode, None if this one does."""
 
 
-_upcoming: ContextVar[Upcoming | None] = ContextVar("upcoming", default=None)
+_context: ContextVar[TaskContext | None] = ContextVar("task context", default=None)
 
 
-def upcoming_shard() -> Upcoming | None:
-    """Return the shard that follows, None if there is none or it is not known."""
-    upcoming = _upcoming.get()
-    return None if upcoming is None or upcoming.shard is None else upcoming
+def task_context() -> TaskContext:
+    """Return what the executor offers."""
+    return _context.get() or TaskContext()
 
 
 @contextmanager
-def known_upcoming(upcoming: Upcoming) -> Iterator[None]:
-    """Have `upcoming_shard` return a shard in the block, if there is one then."""
-    token = _upcoming.set(upcoming)
+def offered(context: TaskContext) -> Iterator[None]:
+    """Have `task_context` return a context in the block."""
+    token = _context.set(context)
     try:
         yield
     finally:
-        _upcoming.reset(token)
+        _context.reset(token)
 
 
 SAMPLE = "sample"
@@ -200,7 +212,7 @@ class SerialExecutor:
             uploading: Future[ShardResult[Report]] | None = None
             for shard, after in zip_longest(shards, islice(shards, 1, None)):
                 dropped.pop_all()  # the task takes over what it has begun
-                with known_upcoming(Upcoming(after, dropped)), collected_uploads() as uploads:
+                with offered(TaskContext(after, dropped)), collected_uploads() as uploads:
                     result = task(shard)
                 if uploading is not None:
                     before = time.monotonic()

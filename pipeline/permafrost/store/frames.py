@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from copy import copy
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.label_forms import multi_hot_of_lists
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.image_decoding import open_image
 from permafrost.store.index import RowNumbers
+from permafrost.store.reader import Store
 from permafrost.store.record_form import RecordForm, report_damage
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import Store
 
 
 class InputMemory:
@@ -122,11 +123,26 @@ class ShardFrames:
         """
         here = store.rows_of_shard(store.shards.number_of(shard.name))
         index, taken = store.index, here if rows is None else here.start + rows
+        self._store, self._shard, self._first = store, shard, here.start
         self._columns = index.take(("offset", "size", "image_crc32c", "height", "width"), taken)
         self._keys = index.keys(taken)
         self._rows = taken
         self._bytes = ShardBytes(store.folder, shard)
-        self._store = store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens the files itself, and receives no more of the index than these rows.
+        identity = self._store.folder, self._store.manifest.fingerprint
+        return _open_frames, (*identity, self._shard, np.asarray(self._rows) - self._first)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def select(self, rows: slice) -> ShardFrames:
+        """Return some of the selected rows, with the same open file."""
+        part = copy(self)
+        part._columns = {name: values[rows] for name, values in self._columns.items()}
+        part._keys, part._rows = self._keys[rows], self._rows[rows]
+        return part
 
     def read(self, start: int, stop: int) -> FrameBatch:
         """Read the selected rows from `start` to `stop`, exclusive.
@@ -158,6 +174,17 @@ class ShardFrames:
         """Return height and width of the original images of some of the selected rows, f32 [n, 2]."""
         columns = [self._columns[name][rows] for name in ("height", "width")]
         return torch.tensor(np.stack(columns, axis=1), dtype=torch.float32)
+
+
+@lru_cache(maxsize=1)
+def _open_store(folder: RootedPath, fingerprint: str) -> Store:
+    return Store(folder).part_with(fingerprint)
+
+
+def _open_frames(
+    folder: RootedPath, fingerprint: str, shard: ShardEntry, rows: NDArray[np.int64]
+) -> ShardFrames:
+    return ShardFrames(_open_store(folder, fingerprint), shard, rows)
 
 
 def labels_of_rows(store: Store, rows: RowNumbers) -> Tensor:
