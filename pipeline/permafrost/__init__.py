@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.environment import THREAD_ENVIRONMENT
 
 if TYPE_CHECKING:
+    from permafrost.cluster.store_dataset import ray_dataset
     from permafrost.core.errors import UserError
     from permafrost.library import (
         OpenStore,
@@ -55,6 +56,7 @@ _MODULES = {
     "UserError": "permafrost.core.errors",
     "kd_loss": "permafrost.losses.logit_distances",
     "map_cosine": "permafrost.losses.map_distances",
+    "ray_dataset": "permafrost.cluster.store_dataset",
 }
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "open_store",
     "precompute",
     "preview",
+    "ray_dataset",
     "sweep",
     "teach",
 ]

@@ -28,7 +28,6 @@ from permafrost.config.points import arguments_of_options
 from permafrost.config.store import STORE_METHODS, SubsetOptions
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import NO_CLASS
 from permafrost.evaluation.evaluate import EvaluateResult
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import (
@@ -39,9 +38,9 @@ from permafrost.loading.subset import (
 )
 from permafrost.models.classifier import Classifier
 from permafrost.storage.addresses import is_address
-from permafrost.store.codecs import decode_scaled
 from permafrost.store.index import RowNumbers
-from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.reader import Store
+from permafrost.store.shard_records import shard_table
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Preview
@@ -127,59 +126,8 @@ class OpenStore(Store):
             [self.shards.splits.get(name, np.empty(0, np.int64)) for name in splits]
         )
         reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
-        parts = [self._shard_table(int(number), reader, fields) for number in np.sort(numbers)]
+        parts = [shard_table(self, int(number), reader, fields) for number in np.sort(numbers)]
         return pa.concat_tables(parts)
-
-    def _shard_table(
-        self, number: int, reader: TeacherPass | None, fields: Sequence[str]
-    ) -> pa.Table:
-        rows, entry = self.rows_of_shard(number), self.shards[number]
-        columns: dict[str, Any] = {
-            "key": pa.array(self.index.keys(rows)),
-            "split": pa.array([entry.split] * len(rows)).dictionary_encode(),
-        }
-        if self.index.has_many_labels:
-            labels, lengths = self.index.label_lists(rows)
-            is_class = labels != NO_CLASS
-            owners = np.repeat(np.arange(len(lengths)), lengths)
-            sizes = np.bincount(owners[is_class], minlength=len(lengths))
-            offsets = pa.array(
-                np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
-                mask=np.append(lengths == 0, False),
-            )
-            columns["labels"] = pa.ListArray.from_arrays(offsets, labels[is_class].astype(np.int32))
-        else:
-            columns["label"] = pa.array(self.index.values("label", rows).astype(np.int32))
-        if reader is None:
-            return pa.table(columns)
-        known = {spec.name for spec in reader.manifest.fields}
-        absent = [name for name in fields if name not in known]
-        require(
-            not absent,
-            f"the pass {reader.name} has no field {', '.join(absent)}; it has {', '.join(sorted(known))}",
-        )
-        places = reader.rows_of(entry)
-        covered = places >= 0
-        wanted = {*fields, *(f"{name}_scale" for name in fields)} & known
-        stored = reader.open_shard(entry, wanted) if covered.any() else {}
-        values = {
-            name: np.asarray(array[places[covered], np.zeros(covered.sum(), np.int64)])
-            for name, array in stored.items()
-        }
-        specs = {spec.name: spec for spec in reader.manifest.fields}
-        for name in fields:
-            decoded = np.zeros((len(rows), int(np.prod(specs[name].shape))), np.float32)
-            if name in values:
-                scaled = decode_scaled(values[name], values.get(f"{name}_scale"))
-                network_values = scaled.reshape(len(scaled), -1)
-                decoded = decoded.astype(network_values.dtype, copy=False)
-                decoded[covered] = network_values
-            columns[name] = pa.FixedSizeListArray.from_arrays(
-                pa.array(decoded.ravel()),
-                decoded.shape[1],
-                mask=None if covered.all() else pa.array(~covered),
-            )
-        return pa.table(columns)
 
     def __getattr__(self, name: str) -> Any:
         """Return a method that a package adds, such as `show`."""

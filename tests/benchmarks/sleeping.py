@@ -24,7 +24,7 @@ from permafrost.annotation.payloads import BatchInfo, EncodedFields
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.core.records import FieldSpec
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
-from permafrost.store.frames import InputMemory
+from permafrost.store.record_form import ImageForm
 from tests.benchmarks.figures import Figure, figure
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
 from tests.benchmarks.stand_in import StandInConfig
@@ -159,7 +159,7 @@ def _sleeping_teacher(fields: dict[str, Tensor], rate: int) -> Iterator[dict[str
         (annotator, "build_payloads", lambda config, explainer: [_CannedPayload(fields)]),
         (annotator, "_finite_records", lambda values: {}),  # the device's work, too
         (task, "write_pass_shard", timed("write", task.write_pass_shard)),
-        (InputMemory, "decode", timed("decode", InputMemory.decode)),
+        (ImageForm, "decode", timed("decode", ImageForm.decode)),
         (teacher_pass, "run_shards", timed("wall", teacher_pass.run_shards)),
         (teacher_pass, "check_teacher", lambda *words, **options: None),
     ]

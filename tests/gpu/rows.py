@@ -21,8 +21,8 @@ from permafrost.config.models import ModelConfig
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.store import frames
 from permafrost.store.reader import Store
+from permafrost.store.record_form import ImageForm
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.bcos.options import BcosWeightsConfig
 from tests.benchmarks.figures import in_turn
@@ -74,7 +74,7 @@ def _precompute_row(
         with (
             meter,
             timeline.watch(teacher_pass, "run_shards", "shards", device=False),
-            timeline.watch(frames.InputMemory, "decode", "host", device=False),
+            timeline.watch(ImageForm, "decode", "host", device=False),
             timeline.watch(TeacherAnnotator, "inputs_of", "copy", device=True),
             timeline.watch(TeacherAnnotator, "_annotate_inputs", "compute", device=True),
         ):

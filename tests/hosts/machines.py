@@ -213,7 +213,9 @@ def start_ray(host: Host, head: Host, cpus: int, logs: Path, gpus: int = 0) -> N
 def drain(host: Host, head: Host, seconds: int, logs: Path) -> None:
     """Announce to the cluster that a host will be taken away, as a cloud does with one that it preempts."""
     log = logs / "nodes.log"
-    program = "import ray; ray.init('auto'); print(*(n['NodeID'] + n['NodeName'] for n in ray.nodes()))"
+    program = (
+        "import ray; ray.init('auto'); print(*(n['NodeID'] + n['NodeName'] for n in ray.nodes()))"
+    )
     head.start([sys.executable, "-c", program], log).wait()
     (node,) = re.findall(rf"\b([0-9a-f]{{56}}){host.address}\b", log.read_text())
     reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=preempted"]

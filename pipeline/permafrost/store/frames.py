@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import copy
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.label_forms import multi_hot_of_lists
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.image_decoding import open_image
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
 from permafrost.store.record_form import RecordForm, report_damage
-from permafrost.store.shards import ShardEntry
-from permafrost.store.tars import ShardBytes
+from permafrost.store.shard_records import ShardRecords
 
 
 class InputMemory:
@@ -105,44 +100,8 @@ class FrameBatch(NamedTuple):
     """As in Batch: i64 [n], or f32 [n, K] in a store with several labels per record."""
 
 
-class ShardFrames:
+class ShardFrames(ShardRecords):
     """Frames of one shard, in the order of its rows, readable from several threads."""
-
-    def __init__(
-        self, store: Store, shard: ShardEntry, rows: NDArray[np.int64] | None = None
-    ) -> None:
-        """Select rows of a shard.
-
-        Args:
-            store: Store that has the shard.
-            shard: Shard to read.
-            rows: Rows of the shard, ascending; None takes all.
-
-        Raises:
-            ManifestError: If the shard's file is missing or has another size, or the index is damaged.
-        """
-        here = store.rows_of_shard(store.shards.number_of(shard.name))
-        index, taken = store.index, here if rows is None else here.start + rows
-        self._store, self._shard, self._first = store, shard, here.start
-        self._columns = index.take(("offset", "size", "image_crc32c", "height", "width"), taken)
-        self._keys = index.keys(taken)
-        self._rows = taken
-        self._bytes = ShardBytes(store.folder, shard)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Another process opens the files itself, and receives no more of the index than these rows.
-        identity = self._store.folder, self._store.manifest.fingerprint
-        return _open_frames, (*identity, self._shard, np.asarray(self._rows) - self._first)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def select(self, rows: slice) -> ShardFrames:
-        """Return some of the selected rows, with the same open file."""
-        part = copy(self)
-        part._columns = {name: values[rows] for name, values in self._columns.items()}
-        part._keys, part._rows = self._keys[rows], self._rows[rows]
-        return part
 
     def read(self, start: int, stop: int) -> FrameBatch:
         """Read the selected rows from `start` to `stop`, exclusive.
@@ -150,41 +109,20 @@ class ShardFrames:
         Raises:
             ManifestError: If a record's bytes are not the packed ones, or cannot be decoded.
         """
-        inputs = InputMemory(self._store.form, stop - start)
-        for number, (data, where) in enumerate(self.contents(range(start, stop))):
-            inputs.decode(number, data, where)
-        return self.batch(inputs.tensor(), start, stop)
-
-    def contents(self, rows: RowNumbers) -> Iterator[tuple[bytes, str]]:
-        """Iterate over the bytes of some of the selected rows, and their file and key for messages."""
-        names = ("offset", "size", "image_crc32c")
-        columns = (self._columns[name][rows].tolist() for name in names)
-        keys = (self._keys[row] for row in rows)
-        for offset, size, crc32c, key in zip(*columns, keys, strict=True):
-            yield self._bytes.read(offset, size, crc32c, key), f"{self._bytes.path}: {key}"
+        frames = self.store.form.tensor(self.decode(range(start, stop)))
+        return self.batch(frames, start, stop)
 
     def batch(self, frames: Tensor, start: int, stop: int) -> FrameBatch:
         """Return frames or windows of the selected rows from `start` to `stop` with the facts of their records."""
         heights, widths = self.sizes(range(start, stop)).unbind(dim=1)
         return FrameBatch(
-            frames, heights, widths, labels_of_rows(self._store, self._rows[start:stop])
+            frames, heights, widths, labels_of_rows(self.store, self.rows[start:stop])
         )
 
     def sizes(self, rows: RowNumbers) -> Tensor:
         """Return height and width of the original images of some of the selected rows, f32 [n, 2]."""
-        columns = [self._columns[name][rows] for name in ("height", "width")]
+        columns = [self.columns[name][rows] for name in ("height", "width")]
         return torch.tensor(np.stack(columns, axis=1), dtype=torch.float32)
-
-
-@lru_cache(maxsize=1)
-def _open_store(folder: RootedPath, fingerprint: str) -> Store:
-    return Store(folder).part_with(fingerprint)
-
-
-def _open_frames(
-    folder: RootedPath, fingerprint: str, shard: ShardEntry, rows: NDArray[np.int64]
-) -> ShardFrames:
-    return ShardFrames(_open_store(folder, fingerprint), shard, rows)
 
 
 def labels_of_rows(store: Store, rows: RowNumbers) -> Tensor:
