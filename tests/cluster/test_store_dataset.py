@@ -1,5 +1,7 @@
 """A store as a data set of Ray: the values of other readers, numbers of rows before a read, and reads without torch."""
 
+import ast
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
 from permafrost.store.shard_records import open_same_store
 from tests.support.growing import TEACHER, Pictures, growing_options
+from tests.support.pages import blocks_of
+from tests.support.paths import ROOT
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -213,3 +217,29 @@ def test_ray_reads_counts_and_divides_it(frozen, ray_cluster):
     expected = permafrost.open_store(frozen.store.path).table("train")["key"]
     assert keys == set(expected.to_pylist())
     assert isinstance(data.schema().base_schema, pa.Schema)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_loop_of_the_page_trains_on_ray(frozen, tmp_path):
+    (block,) = blocks_of(ROOT / "docs/howto/ray-data.md", "python")
+    (tmp_path / "ray_training.py").write_text(
+        block.code.replace("import ray.train\n", "import ray.train\n\nray.init(num_cpus=3)\n", 1)
+    )
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+
+    ended = subprocess.run(
+        [sys.executable, "ray_training.py", str(frozen.store.path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    folder, metrics = ended.stdout.splitlines()[-1].split(" ", 1)
+    assert ast.literal_eval(metrics)["epoch"] == 1
+    assert 0 < ast.literal_eval(metrics)["loss"] < 10
+    weights = torch.load(f"{folder}/student.pt", weights_only=True)
+    assert weights["bn1.num_batches_tracked"] == 2 * -(-frozen.store.num_records("train") // 16)

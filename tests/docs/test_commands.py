@@ -93,7 +93,7 @@ def test_no_page_has_an_indented_block():
 
 def test_every_python_block_is_executed():
     """Each is executed: here, in tests/sources, test_plugins, test_package, test_portable, test_object_storage,
-    test_store_format, test_preview_page, tests/exchange.
+    test_store_format, test_preview_page, test_store_dataset, tests/exchange.
     """
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
@@ -109,6 +109,7 @@ def test_every_python_block_is_executed():
             *["own-loop.md"] * 8,
             *["package.md"] * 6,
             *["plug-ins.md"] * 4,
+            "ray-data.md",
             *["store-format.md"] * 2,
         )
     ]
