@@ -79,8 +79,8 @@ ORDER = (
     {"sweeps"},
     {"verbs"},
     {"library"},
+    {"permafrost_sources"},
     {
-        "permafrost_sources",
         "permafrost_estimate",
         "permafrost_export",
         "permafrost_doctor",

@@ -17,12 +17,11 @@ import pytest
 from hypothesis import strategies as st
 
 from permafrost.config.compose import compose
-from permafrost.config.data import ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.options import options_of
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.sources.image_table import ImageTableSource
-from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.arrow_files import read_table, table_schema
 from permafrost.store.codecs import decode_npy, encode_npy
 from permafrost.store.entries import ManifestError
@@ -33,6 +32,8 @@ from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_
 from permafrost.store.shards import PassShardTable
 from permafrost_papers.ked.data_options import TableDataConfig
 from permafrost_papers.ked.table import TableSource
+from permafrost_sources.options import WebDatasetDataConfig
+from permafrost_sources.webdataset import WebDatasetSource
 from tests.support.fuzzing import Edited, edited_bytes, edited_json, fuzz, reads_or_refuses
 from tests.support.photo_table import write_photo_table
 from tests.support.signing import file_entry, load, load_shards, pass_folder, sign, sign_shards

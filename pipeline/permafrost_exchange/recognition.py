@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from permafrost.core.errors import ConfigError, UserError, require
-from permafrost.sources.tar_members import list_samples
 from permafrost.storage.files import open_regular
 from permafrost_exchange.formats.reinforced import RECIPES_CONFIG
 from permafrost_exchange.share_format import SHARE_NAME
 from permafrost_exchange.target_reader import TargetError, iter_lines, load_pickled
+from permafrost_sources.tar_members import list_samples
 
 _LOOKED_AT = 2000
 """Number of files of a folder that are examined."""

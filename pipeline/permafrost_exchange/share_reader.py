@@ -26,7 +26,6 @@ from permafrost.core.errors import FileError, UserError, quote, shorten
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
-from permafrost.sources.tar_members import Member, list_samples, read_member
 from permafrost.storage.files import file_stamp, open_regular, sha256_file
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy
@@ -60,6 +59,7 @@ from permafrost_exchange.share_format import (
 )
 from permafrost_exchange.share_writer import pixel_digests
 from permafrost_exchange.target_reader import ReadRequest, TargetError
+from permafrost_sources.tar_members import Member, list_samples, read_member
 
 logger = logging.getLogger("permafrost.attach")
 

@@ -20,16 +20,11 @@ from permafrost.sources.image_files import (
     SAME_STEMS,
 )
 from permafrost.sources.image_folder import CLASS_FOLDERS, FOLDERS_ONLY, NESTED_FOLDERS
+from permafrost.sources.several_files import OTHER_FILES, OTHER_FOLDERS
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST
-from permafrost.sources.tar_members import (
-    LINK_MEMBER,
-    OTHER_FILES,
-    OTHER_FOLDERS,
-    PASSED_OVER_MEMBERS,
-    UNNAMED_MEMBER,
-)
-from permafrost.sources.webdataset import OTHER_MEMBERS
+from permafrost_sources.tar_members import LINK_MEMBER, PASSED_OVER_MEMBERS, UNNAMED_MEMBER
+from permafrost_sources.webdataset import OTHER_MEMBERS
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Level, Preview, Remark

@@ -17,14 +17,14 @@ from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.table_files import UNKNOWN_CELLS
 from permafrost.sources.tally import BOXES, REST
-from permafrost.sources.webdataset import (
+from permafrost_findings.folder_rules import describe_items
+from permafrost_sources.webdataset import (
     IGNORED_JSON,
     JSON_KEYS,
     NUMBERED_TARS,
     UNKNOWN_LABELS,
     UNLABELED_MEMBERS,
 )
-from permafrost_findings.folder_rules import describe_items
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Level, Preview, Remark

@@ -1,4 +1,4 @@
-"""Data sets of other packages as sources: those of Hugging Face (`datasets`) and of torchvision, with their downloads.
+"""Sources of other packages' formats: WebDataset tars, and data sets of Hugging Face (`datasets`) and of torchvision.
 
-Read first: torchvision_sets.py.
+Read first: webdataset.py.
 """

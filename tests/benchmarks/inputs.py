@@ -12,11 +12,11 @@ import webdataset
 from PIL import Image
 
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import CifarModelConfig, NoModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.store.reader import Store
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.benchmarks.peer import MissingPeerError
 from tests.support.paths import SHARED_DATA
 from tests.support.verbs import precompute

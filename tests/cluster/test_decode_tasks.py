@@ -49,14 +49,14 @@ def choices(said, waits, **options):
 def test_hosts_decode_if_the_teacher_waits_less_for_them(
     monkeypatch, said, decode, waits, used, lines
 ):
-    monkeypatch.setattr(decode_tasks, "_has_other_hosts", lambda: True)
+    monkeypatch.setattr(decode_tasks, "_has_room_elsewhere", lambda: True)
 
     assert choices(said, waits, decode=decode) == used
     assert len(said) == lines
 
 
 def test_hosts_are_not_tried_where_there_are_none(monkeypatch, said):
-    monkeypatch.setattr(decode_tasks, "_has_other_hosts", lambda: False)
+    monkeypatch.setattr(decode_tasks, "_has_room_elsewhere", lambda: False)
 
     assert choices(said, [0.9, 0.9, 0.9]) == [False] * 3
     assert said == []

@@ -8,12 +8,12 @@ import stat
 import pytest
 
 from permafrost.config.compose import compose
-from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import UserError
 from permafrost.sources.source import build_source
 from permafrost.storage.files import make_folder, read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.paths import ROOT
 
 STATEMENTS = {

@@ -16,16 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from permafrost.config.data import (
-    FINDINGS,
-    ImageFolderDataConfig,
-    ImageTableDataConfig,
-    WebDatasetDataConfig,
-)
+from permafrost.config.data import FINDINGS, ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.sources.data_preview import read_preview
 from permafrost.sources.findings import DataError
 from permafrost.store.reader import Store
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.images import png_16, write_tar
 from tests.support.previews import levels_of, message_of, preview_of

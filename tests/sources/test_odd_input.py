@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from permafrost.config.data import ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
@@ -33,6 +33,7 @@ from permafrost.store.image_decoding import ImageError, inspect_image
 from permafrost_papers.ked.data_options import TinyImageNetDataConfig
 from permafrost_report.figures import training_curves
 from permafrost_report.pictures import PictureRow, picture_grid
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.images import write_tar
 from tests.support.processes import bare_environment
 from tests.support.runs import distill_config

@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import UserError
 from permafrost.core.records import NO_LABEL
 from permafrost.sources.image_files import LEFTOVER_FOLDERS
 from permafrost.sources.source import build_source
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.images import write_tar
 from tests.support.previews import levels_of, preview_of
 

@@ -8,8 +8,8 @@ import pytest
 from permafrost.config.store import StoreOptions
 from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.source import PartedSource, build_source, classes_of_source, list_source
-from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.reader import Store
+from permafrost_sources.webdataset import WebDatasetSource
 from tests.support.images import write_tar
 from tests.support.listings import list_parts, listing_paths
 from tests.support.sources import fingerprint

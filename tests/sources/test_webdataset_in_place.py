@@ -16,11 +16,11 @@ from PIL import Image
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.sources.downloads import DownloadError, download
 from permafrost.sources.source import build_source
 from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost_sources.downloads import DownloadError, download
 from tests.support.images import png, write_tar
 from tests.support.listings import list_parts
 from tests.support.paths import SHARED_DATA

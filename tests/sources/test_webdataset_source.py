@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.loading.dataset import StoreDataset
+from permafrost.sources.several_files import expand_range, split_in_name
 from permafrost.sources.source import build_source
-from permafrost.sources.tar_members import expand_range, split_in_name
-from permafrost.sources.webdataset import IGNORED_JSON
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.reader import Store
+from permafrost_sources.options import WebDatasetDataConfig
+from permafrost_sources.webdataset import IGNORED_JSON
 from tests.support.images import png, write_tar
 from tests.support.listings import plan_whole
 from tests.support.previews import message_of, preview_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import permafrost
-from permafrost.config.data import ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.core.records import NONE
 from permafrost.loading.subset import rows_of_split, select_holdout_rows, select_training_rows
@@ -15,6 +15,7 @@ from permafrost.losses.labels import bce_loss
 from permafrost.sources.source import build_source
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.image_sets import by_key, image_bytes, write_images
 from tests.support.images import write_tar
 from tests.support.previews import message_of, preview_of

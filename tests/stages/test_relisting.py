@@ -9,12 +9,12 @@ import pytest
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.sources.image_folder import ImageFolderSource
 from permafrost.sources.image_table import ImageTableSource
-from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.verification import verify_store
 from permafrost_sources.demo import DemoSource, DigitsSource
 from permafrost_sources.options import DigitsDataConfig
+from permafrost_sources.webdataset import WebDatasetSource
 from tests.support.image_sets import folder_config, write_images
 from tests.support.images import write_tar
 from tests.support.stores import TINY_DATA, precompute_config

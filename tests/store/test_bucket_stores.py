@@ -8,7 +8,7 @@ import obstore
 import pytest
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError, FileError, UserError
 from permafrost.loading.dataset import StoreDataset, iter_batches
@@ -20,6 +20,7 @@ from permafrost.storage.rooted_paths import rooted
 from permafrost.store import deaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.buckets import contents, files_below, memory_buckets
 from tests.support.slow import slow
 from tests.support.stores import precompute_config

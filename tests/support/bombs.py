@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.core.errors import UserError
 from permafrost.sources.source import build_source
@@ -34,6 +34,7 @@ from permafrost.store.receipts import BOX
 from permafrost.store.shards import PassShardTable, ShardTable
 from permafrost_exchange.format_options import ArraysConfig, EmbeddingsConfig, ListColumnsConfig
 from permafrost_exchange.target_reader import ReadRequest, reading
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.signing import (
     file_entry,
     index_columns,

@@ -17,13 +17,13 @@ from permafrost.config.augment import (
     PolicyConfig,
     RandomViewsConfig,
 )
-from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import view_images
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store
 from permafrost_sources.demo import DemoSource
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.verbs import precompute
 

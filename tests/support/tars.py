@@ -1,6 +1,6 @@
 """Tars written elsewhere."""
 
-from permafrost.config.data import WebDatasetDataConfig
+from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.images import png
 
 

@@ -116,7 +116,7 @@ class DecodeTasks:
             return
         if self.is_used and self._waited[True] > self._waited[False]:
             self.is_used = self._chooses = False
-        elif not self.is_used and waited > _MIN_SHARE * result.seconds and _has_other_hosts():
+        elif not self.is_used and waited > _MIN_SHARE * result.seconds and _has_room_elsewhere():
             self.is_used = True
         else:
             return
@@ -137,11 +137,9 @@ def _decode(call: bytes) -> Iterator[tuple[str, Any]]:
     yield host, cloudpickle.loads(call)()
 
 
-def _has_other_hosts() -> bool:
+def _has_room_elsewhere() -> bool:
+    """Return whether a core is free in a cluster of several hosts."""
     import ray
 
-    here = ray.get_runtime_context().get_node_id()
-    return any(
-        node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU", 0) >= 1
-        for node in ray.nodes()
-    )
+    hosts = [node for node in ray.nodes() if node["Alive"]]
+    return len(hosts) > 1 and ray.available_resources().get("CPU", 0.0) >= 1

@@ -168,7 +168,9 @@ class _StoreSource(Datasource):  # type: ignore[misc]
         """Return the bytes of all rows."""
         return sum(self.rows.values()) * self._read.record_bytes
 
-    def get_read_tasks(self, parallelism: int, *others: Any, **limits: Any) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
         """Return a task for each shard, whatever the parallelism."""
         return [
             ReadTask(
@@ -179,7 +181,7 @@ class _StoreSource(Datasource):  # type: ignore[misc]
                     input_files=None,
                     exec_stats=None,
                 ),
-                per_task_row_limit=limits.get("per_task_row_limit"),
+                per_task_row_limit=per_task_row_limit,
             )
             for number, rows in self.rows.items()
         ]

@@ -186,47 +186,12 @@ class ImageTableDataConfig(ImageFileDataConfig):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class WebDatasetDataConfig(ImageFileDataConfig):
-    """WebDataset tar files: a folder, a glob, or http(s) addresses with a {000000..000009} range."""
-
-    implementation: ClassVar[str] = "permafrost.sources.webdataset:WebDatasetSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
-
-    kind: Literal["webdataset"] = "webdataset"
-    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
-    """Folder, glob or address of the tars."""
-    split: str | None = None
-    """Split of all tars; null takes the part of a tar's name before the number, as in train-000000.tar, or its last
-    word if that is a split, as in imagenet1k-train-0000.tar."""
-    label_key: str = "label"
-    """Key of the label in a sample's .json. If there is a .cls, too, both must have the same label."""
-    key_prefix: Literal["none", "split", "shard"] = "split"
-    """Prefix that makes a sample's key unique over all tars."""
-    classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class name per line; null takes classes.txt next to the tars, or else the numbers."""
-    reference: Annotated[Literal["auto", "always", "never"], Role.OUTSIDE_DATASET] = "auto"
-    """Index the tars in place instead of packing copies of their images. auto does so if the tars are local,
-    each mixes the classes, and store.format is original."""
-    cache: Annotated[str, Role.FILE, Role.CACHE, Role.OUTSIDE_DATASET] = "data"
-    """Folder into which http(s) tars are downloaded."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_path(self.path, "a folder, a glob or an address of tars")
-        require(
-            not self.path.startswith("pipe:"),
-            f"data.path={self.path} would run a command; name files or http(s) addresses",
-        )
-
-
 SOURCES: Family[type[DataConfig]] = Family(
     {
         cls.kind: cls
         for cls in (
             ImageFolderDataConfig,
             ImageTableDataConfig,
-            WebDatasetDataConfig,
         )
     }
 )

@@ -51,7 +51,7 @@ class OtherProcesses(Protocol):
 
 @dataclass
 class TaskContext:
-    """What an executor offers to the task that it calls."""
+    """Offers of an executor to the task that it calls."""
 
     upcoming: Any = None
     """The shard on which this process works after the current one, None as long as there is none."""

@@ -63,6 +63,7 @@ from permafrost.sources.label_cells import (
     separate,
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
+from permafrost.sources.several_files import find_files, split_in_name, tally_other_files
 from permafrost.sources.splits import TRAIN, known_split, split_of, split_off_test
 from permafrost.sources.table_files import (
     ListedRow,
@@ -76,7 +77,6 @@ from permafrost.sources.table_files import (
     to_text,
 )
 from permafrost.sources.tally import BOXES, Tally
-from permafrost.sources.tar_members import find_files, split_in_name, tally_other_files
 from permafrost.storage.files import file_stamp
 
 _MAX_CLASS_CHARACTERS = 200

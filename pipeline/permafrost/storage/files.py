@@ -338,7 +338,10 @@ def open_size(file: io.FileIO | RangedFile) -> int:
 def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:
     """Read `size` bytes from an offset of an open file, fewer only at its end.
 
-    The caller has compared the size with a limit.
+    Args:
+        file: The file.
+        size: Number of bytes, which the caller has compared with a limit.
+        offset: Offset of the first one.
 
     Raises:
         OSError: If they cannot be read.

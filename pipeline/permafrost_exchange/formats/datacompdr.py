@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.sources.tar_members import Member
 from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost_exchange.formats.compressed_recipes import (
     RECIPE_REMARK,
@@ -33,6 +32,7 @@ from permafrost_exchange.target_reader import (
     TargetForm,
     unpickled,
 )
+from permafrost_sources.tar_members import Member
 
 _EMBEDDING = "image_emb"
 _OPERATIONS = 2

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from permafrost.core.errors import UserError
-from permafrost.sources.tar_members import Member, list_samples, read_member
 from permafrost.storage.files import file_stamp, open_regular
 from permafrost.storage.rooted_paths import AnyPath
 from permafrost_exchange.target_reader import (
@@ -25,6 +24,7 @@ from permafrost_exchange.target_reader import (
     stack_records,
     walk,
 )
+from permafrost_sources.tar_members import Member, list_samples, read_member
 
 _MAX_MEMBER_BYTES = 2**27
 _OPEN_TARS = 32

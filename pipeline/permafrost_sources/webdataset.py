@@ -13,7 +13,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from permafrost.config.data import WebDatasetDataConfig
 from permafrost.core.errors import ConfigError, UserError, quote, require
 from permafrost.core.records import (
     MAX_GROUP,
@@ -33,29 +32,32 @@ from permafrost.sources.classes import (
     load_class_names,
     to_number,
 )
-from permafrost.sources.downloads import check_download, download
 from permafrost.sources.image_files import image_suffix, is_image_suffix
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS, is_one_hot
-from permafrost.sources.splits import SPELLED_SPLITS, is_split_name, known_split
-from permafrost.sources.tally import BOXES, Tally
-from permafrost.sources.tar_members import (
-    Member,
+from permafrost.sources.several_files import (
     expand_range,
     find_files,
-    find_tars_in_bucket,
-    has_scattered_samples,
-    list_samples,
-    read_member,
     split_before_number,
     split_in_name,
     tally_other_files,
 )
+from permafrost.sources.splits import SPELLED_SPLITS, is_split_name, known_split
+from permafrost.sources.tally import BOXES, Tally
 from permafrost.storage.addresses import is_address
 from permafrost.storage.files import file_size, file_stamp, is_file, open_regular
 from permafrost.storage.rooted_paths import AnyPath
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.listing import Listing
 from permafrost.store.shard_plan import ShardPlan, find_unmixed_shard
+from permafrost_sources.downloads import check_download, download
+from permafrost_sources.options import WebDatasetDataConfig
+from permafrost_sources.tar_members import (
+    Member,
+    find_tars_in_bucket,
+    has_scattered_samples,
+    list_samples,
+    read_member,
+)
 
 MASK_SUFFIX = "mask.png"
 _MAX_LABEL_BYTES = 2**22

@@ -1,0 +1,126 @@
+"""Files of a folder, a glob or a range that are read together, and the splits in their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from functools import lru_cache
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from permafrost.core.errors import ConfigError
+from permafrost.sources.splits import TRAIN, known_split
+from permafrost.sources.tally import Tally
+
+OTHER_FILES = "other files, not read"
+"""Topic of a tally: files of other kinds in the folder of tars or tables, by suffix."""
+OTHER_FOLDERS = "folders that are not read"
+"""Topic of a tally: folders in it with further ones."""
+
+_NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
+
+
+def find_files(path: Path, suffix: str) -> list[Path]:
+    """Find the files of a folder with a suffix, or those of a glob or of a {000000..000009} range.
+
+    Args:
+        path: Folder, glob or range.
+        suffix: Suffix with its dot, such as .tar.
+
+    Raises:
+        ConfigError: If there are none, if one of a range is missing, or if the folder also has compressed ones.
+    """
+    if path.is_dir():
+        files = sorted(path.glob(f"*{suffix}"))
+        others = sorted(entry.name for entry in path.iterdir() if _is_packed(entry.name, suffix))
+        if files and others:
+            raise ConfigError(
+                f"data.path={path} also contains {others[0]}, which is not read; unpack or rename it, or name the "
+                f"files by a glob such as {path}/*{suffix}"
+            )
+    else:
+        names = [Path(name) for name in expand_range(str(path))]
+        matches = {name: sorted(name.parent.glob(name.name)) for name in names}
+        files = [match for name in names for match in matches[name]]
+        missing = [name for name in names if not matches[name]]
+        if files and missing:
+            raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
+    if not files:
+        has_packed = path.is_dir() and any(path.glob("*.tar.*"))
+        packed = "; unpack .tar.gz and .tar.zst first" if has_packed else ""
+        inner = sorted({file.parent.name for file in path.glob(f"*/*{suffix}")})
+        if inner:
+            folders = inner[0] if len(inner) == 1 else f"{{{','.join(inner)}}}"
+            packed = f". There are some in its folders: data.path='{path}/{folders}/*{suffix}'"
+        raise ConfigError(
+            f"data.path={path} names no {suffix}; set it to a folder, a glob or a {{000000..000009}} range{packed}"
+        )
+    return files
+
+
+def tally_other_files(path: Path, suffix: str, tally: Tally, expected: Container[str] = ()) -> None:
+    """Count what a folder has besides the files of a suffix that are read: other files, and folders with more of them.
+
+    Args:
+        path: Folder; nothing is counted for a glob or a range, which name what they mean.
+        suffix: Suffix with its dot, such as .tar.
+        tally: Counts to add to.
+        expected: Names of files that are read otherwise.
+    """
+    if not path.is_dir():
+        return
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir():
+            further = next(entry.glob(f"**/*{suffix}"), None)
+            if further is not None:
+                tally.add(OTHER_FOLDERS, entry.name, str(further.relative_to(path)))
+        elif entry.suffix != suffix and entry.name not in expected:
+            item = "hidden" if entry.name.startswith(".") else entry.suffix or "no suffix"
+            tally.add(OTHER_FILES, item, entry.name)
+
+
+def _is_packed(name: str, suffix: str) -> bool:
+    """Return whether a file is one of the wanted kind, but compressed or with another case of its suffix."""
+    text = name.lower()
+    packed = (f"{suffix}.gz", f"{suffix}.zst", f"{suffix}.bz2", f"{suffix}.xz", ".tgz")
+    return text.endswith(packed) or (text.endswith(suffix) and not name.endswith(suffix))
+
+
+def expand_range(text: str) -> list[str]:
+    """Expand braces in a name as webdataset does: {000000..000009}, {a,b}.
+
+    For a path whose folder exists, only the last part is expanded. Unmatched braces are part of a name.
+    """
+    folder, slash, name = text.rpartition("/")
+    if not (slash and "://" not in text and Path(folder).is_dir()):
+        folder, slash, name = "", "", text
+    try:
+        return [folder + slash + expanded for expanded in braceexpand(name, escape=False)]
+    except ValueError:
+        return [text]
+
+
+def split_before_number(name: str) -> str:
+    """Return the part of a tar's name before its number, empty if there is none."""
+    stem = re.sub(r"-of-\d+$", "", Path(name).stem)
+    match = None if stem.isdecimal() else _NUMBERED.match(stem)
+    return match["split"] if match else ""
+
+
+@lru_cache(maxsize=4096)
+def split_in_name(stem: str) -> str:
+    """Return the split in the name of one of several files, without its suffix.
+
+    It is the part before the number, or its last word if that spells a split (imagenet1k-train-0000). Without a number
+    it is the split that a word spells (test-a), and else `train`.
+    """
+    stem = re.sub(r"-of-\d+$", "", stem)
+    match = None if stem.isdecimal() else _NUMBERED.match(stem)
+    text = match["split"] if match else stem
+    words = re.split(r"[-_.]", text)
+    split = known_split(text) or known_split(words[-1])
+    if match or split:
+        return split or text
+    splits = {each for word in words if (each := known_split(word)) is not None}
+    return splits.pop() if len(splits) == 1 else TRAIN
