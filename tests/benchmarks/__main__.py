@@ -48,7 +48,15 @@ from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.crops import crops_figures, crops_names
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
-from tests.benchmarks.on_ray import ACTORS, actors_figures, actors_name, twin_figures
+from tests.benchmarks.on_ray import (
+    ACTORS,
+    DATASET_SIDES,
+    actors_figures,
+    actors_name,
+    dataset_figures,
+    dataset_name,
+    twin_figures,
+)
 from tests.benchmarks.peer import MissingPeerError
 from tests.benchmarks.precomputing import precompute_figures
 from tests.benchmarks.reading import (
@@ -122,6 +130,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     public_loader_figures: tuple(public_loader_name(workers) for workers in LOADER_WORKERS),
     bytes_figures: ("bytes_vs_payload", "bytes_vs_one_pt_per_image"),
     twin_figures: ("ray_vs_serial", "gap_between_shards"),
+    dataset_figures: tuple(map(dataset_name, DATASET_SIDES)),
     actors_figures: tuple(actors_name(actors) for actors in ACTORS[1:]),
     sleeping_figures: sleeping_names(),
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),

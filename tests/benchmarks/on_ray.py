@@ -1,4 +1,4 @@
-"""Precompute on Ray: against the serial twin, between two shards, and by the number of actors.
+"""Precompute on Ray: against the serial twin, between two shards, and by the number of actors; a store as a data set.
 
 Seconds are those of the shards themselves, by a clock that all processes share. They exclude the start of Ray and of
 its actors, which a pass pays once: 5 to 60 s.
@@ -25,8 +25,9 @@ from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.tasks import SAMPLE, Executor, SerialExecutor, ShardResult
 from permafrost.store.reader import Store
-from tests.benchmarks.figures import Figure, figure
+from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, SHARD_RECORDS, pack, precompute_config, write_tars
+from tests.benchmarks.reading import BATCH
 from tests.benchmarks.stand_in import StandInConfig
 from tests.support.verbs import precompute
 
@@ -140,6 +141,49 @@ def twin_figures(folder: Path) -> list[Figure]:
 def _gaps_and_works(times: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Seconds between each shard and the one before it, and seconds of the shard itself."""
     return [(start - before, end - start) for (_, before), (start, end) in pairwise(times)]
+
+
+# ---- a data set ----------------------------------------------------------------------------------
+
+
+DATASET_SIDES = {32: 20_000, 224: 2_000}
+"""Number of records by the side of their images."""
+DATASET_ROUNDS = 5
+
+
+def dataset_name(side: int) -> str:
+    """Name of the figure of images of a side."""
+    return f"ray_dataset_{side}px_vs_loader"
+
+
+def dataset_figures(folder: Path) -> list[Figure]:
+    """Measure whole frames and logits by a data set of Ray, of one core that reads, against RecordLoader."""
+    import permafrost
+
+    figures = []
+    with ray_session(LocalClusterConfig(), cpus=1):
+        for side, records in DATASET_SIDES.items():
+            tars = write_tars(folder / f"tars-{side}", records, side, distinct=100)
+            path = folder / f"store-{side}"
+            precompute.run(precompute_config(tars, path))
+            loader = permafrost.RecordLoader(
+                permafrost.open_store(path).select("train"), batch_size=BATCH
+            )
+            data = permafrost.ray_dataset(path, split="train", columns=["input", "logits"])
+
+            def read_loader(loader: Any = loader, records: int = records) -> None:
+                loader.dataset.keep_bytes = 0
+                assert sum(len(batch.images) + 0 * len(batch.logits) for batch in loader) == records
+
+            def read_data(data: Any = data, records: int = records) -> None:
+                batches = data.iter_torch_batches(batch_size=BATCH)
+                images = (batch["input"].float() / 255 for batch in batches)
+                assert sum(map(len, images)) == records
+
+            pairs = in_turn(read_data, read_loader, DATASET_ROUNDS)
+            scale = {"unit": "us/record", "scale": 1e6 / records}
+            figures.append(figure(dataset_name(side), pairs, faster=True, aim="", **scale))
+    return figures
 
 
 # ---- many actors ---------------------------------------------------------------------------------

@@ -639,3 +639,21 @@ def test_an_experiment_file_that_is_wrong_is_named(tmp_path, text, message):
 
     with pytest.raises(ConfigError, match=message):
         build_config("distill", f"experiment={tmp_path / 'mine.yaml'}")
+
+
+def test_an_interpreter_without_the_packages_is_named_in_one_line():
+    """Such as the `python` of a job on a head that was started without its environment."""
+    ended = subprocess.run(
+        [sys.executable, "-S", "-m", "stages.precompute", "--help"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"permafrost: error: {sys.executable} (Python 3.")
+    assert "lacks what the package needs: No module named 'annotated_types'" in line
+    assert "PATH=$PWD/.venv/bin:$PATH ray start --head" in line
