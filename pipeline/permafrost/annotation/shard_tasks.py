@@ -115,7 +115,7 @@ class AnnotateShard:
         return _Decoding(shard, keys, views, deaths, marked)
 
     def _begin(self, decoding: _Decoding) -> None:
-        """Begin to decode a shard in batches at fixed positions, a few of them ahead of the teacher."""
+        """Prepare to decode a shard in batches at fixed positions, a few of them ahead of the teacher."""
         frames = ShardFrames(self._store, decoding.shard, self._rows(decoding.shard))
         device, input_size = self._annotator.device, self._annotator.input_size
         size, count = self.config.records_per_batch, len(decoding.keys)
@@ -139,13 +139,13 @@ class AnnotateShard:
         decoding.submissions = (
             submit(start, min(start + size, count)) for start in range(0, count, size)
         )
-        ahead = 1 + -(-self.decode_threads // parts) if others is None else others.ahead
-        for _ in range(ahead):
-            decoding.submit()
+        decoding.ahead = 1 + -(-self.decode_threads // parts) if others is None else others.ahead
 
-    def _begin_following(self) -> None:
-        """Begin to decode the shard that follows, unless a process has died at it."""
+    def _submit_following(self) -> None:
+        """Submit a batch of the shard that follows, unless a process has died at it."""
         context = task_context()
+        for decoding in self._ahead.values():
+            decoding.submit()
         if context.upcoming is None or self._ahead:
             return
         shard: ShardEntry = context.upcoming
@@ -154,6 +154,7 @@ class AnnotateShard:
             context.dropped.callback(self._drop_following)
             self._ahead[shard.name] = self._mark(shard, deaths)
             self._begin(self._ahead[shard.name])
+            self._ahead[shard.name].submit()
 
     def _drop_following(self) -> None:
         """Cancel the shard that follows, after an error."""
@@ -163,14 +164,16 @@ class AnnotateShard:
         self._ahead.clear()
 
     def _batches(self, decoding: _Decoding) -> Iterator[FrameBatch]:
-        """Iterate over a shard's frames, and begin with the shard that follows where they end."""
+        """Iterate over a shard's frames, and go on to those of the shard that follows where they are submitted."""
         try:
+            while len(decoding.waiting) < decoding.ahead and decoding.submit():
+                pass
             while decoding.waiting:
                 check_interrupted()
                 with count_wait("decode", decoding.waits):
                     batch = decoding.waiting.popleft()[-1].result()
                 if not decoding.submit():
-                    self._begin_following()
+                    self._submit_following()
                 yield batch
         finally:
             decoding.cancel()
@@ -230,6 +233,8 @@ class _Decoding:
     deaths: ShardDeaths
     marked: ExitStack
     """Context in which a death of this process counts as one at the shard."""
+    ahead: int = 1
+    """Number of batches that are submitted and not taken, at most, together with those of the shard that follows."""
     submissions: Iterator[list[Future[Any]]] = field(default_factory=lambda: iter(()))
     """Batches that are not submitted yet, each submitted when it is taken: parts of it, and the whole last."""
     waiting: deque[list[Future[Any]]] = field(default_factory=deque)

@@ -66,8 +66,8 @@ class ClusterError(UserError, RuntimeError):
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of an error of Ray, which names its cause."""
-    return str(error).strip().splitlines()[-1]
+    """Return the last line of an error of Ray, which names its cause, without the advice of Ray Data."""
+    return str(error).partition("\nFailed to apply UDF")[0].strip().splitlines()[-1]
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class Gate:
         """Number of the shard of each row, and the actor that has it."""
         self._begun: defaultdict[int, list[str]] = defaultdict(list)
         """Hosts of the actors that began to work on each shard."""
+        self._names: dict[int, str] = {}
         self._answered: set[int] = set()
         self._changed = asyncio.Condition()
         self._deaths = 0
@@ -129,7 +130,12 @@ class Gate:
                 self._rows[row] = self._waiting.popleft(), actor
         number = self._rows[row][0]
         deaths = self._count_deaths(number)
-        self._deaths += deaths > 0
+        if deaths:
+            self._deaths += 1
+            self._lines.append(
+                f"a process died at shard {self._names[number]} ({deaths} so far; Ray's logs of its host say why, and "
+                "memory is a common reason); another one begins with it again"
+            )
         has_hope = self._answered or self._deaths <= self._most_deaths
         return self._shards[number]._replace(
             deaths=deaths, all_died=0 if has_hope else self._deaths
@@ -147,6 +153,7 @@ class Gate:
     async def begin(self, number: int, name: str, actor: str, host: str) -> None:
         """Note that an actor begins to work on a shard of that name."""
         self._begun[number].append(host)
+        self._names[number] = name
         if actor in self._workers:
             self._workers[actor] = self._workers[actor]._replace(shard=name)
 
