@@ -300,7 +300,7 @@ def test_a_head_that_is_killed_is_named_and_leaves_no_process(world, count_trial
 
     assert process.returncode == 1
     assert f"Ray's {name} (process {head}) ended with status -9" in errors
-    wait_until(lambda: not any(map(alive, started)))
+    wait_until(lambda: not alive(started))
     run(world, name)
     assert_same_store(world, name)
     count_trials(f"the {name} of a local Ray", {"the same bytes": 1})
