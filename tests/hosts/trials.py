@@ -409,7 +409,7 @@ TRIALS = {
 }
 """Trials by name. The undisturbed one of a command precedes the others."""
 _LOUD = re.compile(
-    r"\b(warning|error|Traceback|permafrost.(ray|buckets))\b(?!.*classes_of_one_split)",
+    r"\b(warning|error|Traceback|permafrost.(ray|buckets))\b(?!.*(classes_of_one_split|teachers: ))",
     re.IGNORECASE,
 )
 """Lines that warn or name an error, except of what the demo's few records lack."""

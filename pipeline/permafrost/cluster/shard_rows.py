@@ -133,7 +133,7 @@ class Gate:
         if deaths:
             self._deaths += 1
             self._lines.append(
-                f"a process died at shard {self._names[number]} ({deaths} so far; Ray's logs of its host say why, and "
+                f"a process was lost at shard {self._names[number]}, {deaths} so far (Ray's logs of its host say why; "
                 "memory is a common reason); another one begins with it again"
             )
         has_hope = self._answered or self._deaths <= self._most_deaths
