@@ -17,7 +17,7 @@ from permafrost.annotation import shard_tasks
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.cluster.session import ClusterError
-from permafrost.cluster.shard_rows import GivenShard, _ShardActor
+from permafrost.cluster.shard_rows import ShardAssignment, _ShardActor
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import FileError, RecordError
@@ -290,7 +290,7 @@ class HandsOut:
 
     def __init__(self, shards):
         data = list(map(cloudpickle.dumps, shards))
-        self.take = SimpleNamespace(remote=lambda row, actor: GivenShard(row, 0, data[row]))
+        self.take = SimpleNamespace(remote=lambda row, actor: ShardAssignment(row, 0, data[row]))
         self.begin = self.report = self.say = SimpleNamespace(remote=lambda *values: None)
 
 

@@ -83,6 +83,17 @@ def test_a_data_set_has_the_values_of_the_store(frozen, tasks):
     assert [task.metadata.num_rows for task in tasks] == [shard.records for shard in shards]
 
 
+def test_a_shard_is_not_opened_for_what_the_pass_and_the_index_have(frozen, tasks, monkeypatch):
+    """In a bucket it would be downloaded."""
+    monkeypatch.delattr(store_dataset, "ShardRecords")
+    ray_dataset(frozen.store, columns=["key", "logits"])
+
+    assert len(columns_of(tasks)["logits"]) == frozen.store.num_records()
+    ray_dataset(frozen.store, columns=["key", "bytes"])
+    with pytest.raises(NameError, match="ShardRecords"):
+        columns_of(tasks)
+
+
 def test_stored_bytes_are_those_of_the_index(frozen, tasks):
     ray_dataset(frozen.store, columns=["bytes"])
 

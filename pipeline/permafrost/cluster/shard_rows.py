@@ -56,8 +56,8 @@ class ShardFailure(NamedTuple):
     """True if every shard would fail in the same way."""
 
 
-class GivenShard(NamedTuple):
-    """A shard that an actor is given."""
+class ShardAssignment(NamedTuple):
+    """Shard that an actor is to work on."""
 
     number: int
     """Number of the shard among all that were added."""
@@ -91,7 +91,7 @@ class Gate:
     def __init__(self, most_deaths: int) -> None:
         self._most_deaths = most_deaths
         self._tasks: dict[int, bytes] = {}
-        self._shards: list[GivenShard] = []
+        self._shards: list[ShardAssignment] = []
         self._waiting: deque[int] = deque()
         self._rows: dict[int, tuple[int, str]] = {}
         """Number of the shard of each row, and the actor that has it."""
@@ -109,7 +109,7 @@ class Gate:
         """Add work: shards, and the task that is called with each of them."""
         self._tasks[work] = task
         first = len(self._shards)
-        self._shards += [GivenShard(first + n, work, shard) for n, shard in enumerate(shards)]
+        self._shards += [ShardAssignment(first + n, work, shard) for n, shard in enumerate(shards)]
         await self._give(range(first, len(self._shards)))
 
     async def _give(self, numbers: Iterable[int]) -> None:
@@ -122,7 +122,7 @@ class Gate:
         """Return the task of a work."""
         return self._tasks[work]
 
-    async def take(self, row: int, actor: str) -> GivenShard:
+    async def take(self, row: int, actor: str) -> ShardAssignment:
         """Return the shard of a row, the same one at every attempt, once there is one."""
         if row not in self._rows:
             async with self._changed:
@@ -245,28 +245,33 @@ class _ShardActor:
         from ray import cloudpickle
 
         (row,) = rows["row"].tolist()
-        given: GivenShard = ray.get(self._gate.take.remote(row, self._actor))
-        answer = given.work, given.number, self._answer(given), self._decoding.take_batches()
+        assignment: ShardAssignment = ray.get(self._gate.take.remote(row, self._actor))
+        answer = (
+            assignment.work,
+            assignment.number,
+            self._answer(assignment),
+            self._decoding.take_batches(),
+        )
         return {"answer": [cloudpickle.dumps(answer)]}
 
-    def _answer(self, given: GivenShard) -> ShardResult[Any] | ShardFailure:
+    def _answer(self, assignment: ShardAssignment) -> ShardResult[Any] | ShardFailure:
         import ray
         from ray import cloudpickle
 
         try:
-            shard = cloudpickle.loads(given.shard)
+            shard = cloudpickle.loads(assignment.shard)
             name = str(getattr(shard, "name", shard))
-            if given.all_died:
-                text = f"{given.all_died} processes died, and none has finished a shard"
+            if assignment.all_died:
+                text = f"{assignment.all_died} processes died, and none has finished a shard"
                 return ShardFailure(f"{text}; see Ray's logs of their hosts", is_shared=True)
-            if given.deaths > self._max_restarts:
-                return ShardFailure(f"{given.deaths} processes died at shard {name}", False)
+            if assignment.deaths > self._max_restarts:
+                return ShardFailure(f"{assignment.deaths} processes died at shard {name}", False)
             self._context.upcoming = shard
             with self._work, collected_uploads() as uploads, offered(self._context):
                 self._context.upcoming, self._shard = None, name
                 self._context.others = self._decoding if self._decoding.is_used else None
-                ray.get(self._gate.begin.remote(given.number, name, self._actor, self._node))
-                result = self._task(given.work)(shard)
+                ray.get(self._gate.begin.remote(assignment.number, name, self._actor, self._node))
+                result = self._task(assignment.work)(shard)
                 self._decoding.choose(result)
                 self._shard = ""
             uploads.send()
@@ -298,7 +303,7 @@ class ShardRows:
 
         Args:
             config: Options of `cluster=`.
-            rows: Number of shards and samples that they may be given.
+            rows: Number of shards and samples that they may work on.
             actors: Number of actors.
             gpus: GPUs of each.
         """

@@ -42,7 +42,9 @@ def ray_dataset(
     split: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> Dataset:
-    """Return a store as a data set of Ray, with a block or more for each shard, in the order of the store.
+    """Return a store as a data set of Ray, with a block or more for each shard.
+
+    Ray keeps the order of the store if `preserve_order` is set in its execution options.
 
     Args:
         store: A store, its folder, which all hosts must have at the same place, or its address in a bucket.
@@ -110,7 +112,8 @@ class ReadShard:
         table = table.append_column("row", pa.array(np.arange(len(table))))
         for name in self.shapes:
             table = table.filter(pa.compute.is_valid(table[name]))
-        records = ShardRecords(store, store.shards[number])
+        reads_content = not {_INPUT, _CONTENT}.isdisjoint(self.columns)
+        records = ShardRecords(store, store.shards[number]) if reads_content else None
         if _INPUT in self.columns and store.has_larger_images:
             _import_apart("torch")
         rows_each = max(1, _BLOCK_BYTES // self.record_bytes)
@@ -120,12 +123,12 @@ class ReadShard:
             yield pa.table({name: self._column(name, part, records, rows) for name in self.columns})
 
     def _column(
-        self, name: str, table: pa.Table, records: ShardRecords, rows: NDArray[np.int64]
+        self, name: str, table: pa.Table, records: ShardRecords | None, rows: NDArray[np.int64]
     ) -> Any:
-        """Return a column of a block."""
-        if name == _CONTENT:
+        """Return a column of a block. Records are opened if a column has their content."""
+        if records is not None and name == _CONTENT:
             return pa.array([data for data, _ in records.contents(rows)], pa.large_binary())
-        if name == _INPUT:
+        if records is not None and name == _INPUT:
             values = records.decode(rows)
             return ArrowTensorArray.from_numpy(
                 np.moveaxis(values, -1, 1) if records.store.form.has_places else values
