@@ -119,6 +119,20 @@ def test_passes_without_moved_features_have_no_entry(tmp_path, tiny_teacher):
     assert replayed.manifest.moved_features is None
 
 
+def test_the_tasks_of_a_pass_share_a_network(tmp_path, tiny_teacher, monkeypatch):
+    # The driver builds one for the shapes of the fields. The check, the sample and the shards share another one.
+    built: list[str] = []
+
+    def build(teacher, classes, **options):
+        built.append(teacher.name)
+        return build_model(teacher, classes, **options)
+
+    monkeypatch.setattr("permafrost.annotation.annotator.build_model", build)
+    _, _, made = pass_of(tmp_path / "s", tiny_teacher)
+    assert made.manifest.moved_features is not None
+    assert len(built) == 2
+
+
 def test_a_teacher_of_center_crops_and_pooled_grids_is_measured_too(tmp_path, tiny_teacher):
     teacher = replace(tiny_teacher, frame="center_crop")
 

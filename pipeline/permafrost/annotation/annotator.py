@@ -33,11 +33,12 @@ from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import FieldSpec
+from permafrost.core.tasks import task_context
 from permafrost.loading.geometry import center_crop, render_frames, render_windows, warp
 from permafrost.loading.mixtures import mix_images
 from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.transfer import copy_to, move_values
-from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
+from permafrost.models.classifier import Classifier, Intermediates, ModelOutput, to_float32
 from permafrost.models.compute import (
     ComputeSettings,
     deterministic_algorithms,
@@ -106,14 +107,18 @@ class TeacherAnnotator:
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
         self.input_shape = teacher.input_shape
-        self.model = freeze(
-            build_model(
-                teacher,
-                classes if config.reads_head else count_classes(classes),
-                may_replace_head=not config.reads_head,
-            )
-        ).to(self.device)
-        self.settings.set_memory_format(self.model)
+        if not config.reads_head:
+            classes = count_classes(classes)
+
+        def build() -> Classifier:
+            replaces = not config.reads_head
+            model = freeze(build_model(teacher, classes, may_replace_head=replaces)).to(self.device)
+            self.settings.set_memory_format(model)
+            return model
+
+        # The tasks of a pass share a network, which a compiled one would not be for those that are eager.
+        options = teacher, classes, config.reads_head, self.settings.channels_last, config.compile
+        self.model = task_context().keep("teacher", (*options, self.device), build)
         self.payloads = build_payloads(config, explainer)
         if self.settings.compile:
             # Some networks examine themselves in their first pass.

@@ -59,6 +59,22 @@ class TaskContext:
     """Closed if the work ends before the task is called with that shard, so that a task may begin to read it."""
     others: OtherProcesses | None = None
     """Processes that decode, None if this one does."""
+    kept: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Objects for the tasks that follow in this process: by kind, such as a network, with what they depend on."""
+
+    def keep(self, kind: str, options: Any, build: Callable[[], Value]) -> Value:
+        """Return the object that is kept for these options, or build it and keep it in place of the last one.
+
+        Args:
+            kind: Kind of the object.
+            options: All that it depends on.
+            build: Builds it.
+        """
+        if kind not in self.kept or self.kept[kind][0] != options:
+            self.kept.pop(kind, None)
+            self.kept[kind] = options, build()
+        value: Value = self.kept[kind][1]
+        return value
 
 
 _context: ContextVar[TaskContext | None] = ContextVar("task context", default=None)
@@ -200,6 +216,10 @@ class SerialExecutor:
 
     name: ClassVar[str] = "serial"
 
+    def __init__(self) -> None:
+        """Start nothing."""
+        self._kept: dict[str, tuple[Any, Any]] = {}
+
     def map_shards(
         self, task: ShardTask[Report], shards: Sequence[Any], following: int = 0
     ) -> Iterator[ShardResult[Report]]:
@@ -212,7 +232,8 @@ class SerialExecutor:
             uploading: Future[ShardResult[Report]] | None = None
             for shard, after in zip_longest(shards, islice(shards, 1, None)):
                 dropped.pop_all()  # the task takes over what it has begun
-                with offered(TaskContext(after, dropped)), collected_uploads() as uploads:
+                context = TaskContext(after, dropped, kept=self._kept)
+                with offered(context), collected_uploads() as uploads:
                     result = task(shard)
                 if uploading is not None:
                     before = time.monotonic()
