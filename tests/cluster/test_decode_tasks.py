@@ -39,11 +39,17 @@ def choices(said, waits, **options):
 @pytest.mark.parametrize(
     ("decode", "waits", "used", "lines"),
     [
-        ("actors", [0.9, 0.9, 0.9], [False] * 3, 0),
-        ("hosts", [0.9, 0.9, 0.9], [True] * 3, 0),
-        ("auto", [0.9, 0.09, 0.09], [False] * 3, 0),  # nothing was decoded before the first shard
-        ("auto", [0.9, 0.5, 0.2, 0.1, 0.6], [False, True, True, True, False], 2),
-        ("auto", [0.9, 0.5, 0.6, 0.9, 0.9], [False, True, False, False, False], 2),
+        ("actors", [0.9] * 6, [False] * 6, 0),
+        ("hosts", [0.9] * 6, [True] * 6, 0),
+        ("auto", [0.9, *[0.09] * 5], [False] * 6, 0),  # nothing was decoded before the first shard
+        # The two after a change: one that was begun before, and one for which processes were started.
+        (
+            "auto",
+            [0.9, *[0.5] * 3, 0.9, 0.9, *[0.3] * 4, 3.0],
+            [*[False] * 3, *[True] * 7, False],
+            2,
+        ),
+        ("auto", [0.9, *[0.5] * 3, 0.1, 0.1, *[0.6] * 3], [*[False] * 3, *[True] * 5, False], 2),
     ],
 )
 def test_hosts_decode_if_the_teacher_waits_less_for_them(
@@ -58,7 +64,7 @@ def test_hosts_decode_if_the_teacher_waits_less_for_them(
 def test_hosts_are_not_tried_where_there_are_none(monkeypatch, said):
     monkeypatch.setattr(decode_tasks, "_has_room_elsewhere", lambda: False)
 
-    assert choices(said, [0.9, 0.9, 0.9]) == [False] * 3
+    assert choices(said, [0.9] * 6) == [False] * 6
     assert said == []
 
 

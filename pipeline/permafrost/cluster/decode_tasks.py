@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from statistics import fmean
 from typing import Any, TypeVar
 
 from permafrost.cluster.session import last_line
@@ -26,6 +27,8 @@ _PAUSE_SECONDS = 60.0
 """Time for which no task is begun after one has failed."""
 _MIN_SHARE = 0.1
 """Part of a shard's time for which a teacher waits for its own threads until hosts are tried (cluster.decode=auto)."""
+_MIN_SHARDS, _MAX_SHARDS = 3, 10
+"""Numbers of shards by whose mean it is chosen who decodes (cluster.decode=auto)."""
 _RETRIES = 3
 """Times that Ray runs a task again whose process or host was lost."""
 _IN_ACTOR = "the teacher's actor"
@@ -46,8 +49,10 @@ class DecodeTasks:
         """True if hosts decode the next shard."""
         self._chooses = config.decode == "auto"
         self._say = say
-        self._waited: dict[bool, float] = {}
-        """Seconds of waiting for a record, by `is_used`."""
+        self._waited = {is_used: deque[float](maxlen=_MAX_SHARDS) for is_used in (False, True)}
+        """Seconds of waiting for a record, for each of the last shards, by `is_used`."""
+        self._starting = 1
+        """Shards that are not typical: the first one, and after a change the one begun before and the one after it."""
         self._batches = Counter[str]()
         self._paused_until = 0.0
         self._failure = threading.Lock()
@@ -110,20 +115,23 @@ class DecodeTasks:
         if not self._chooses or "decode" not in result.waits:
             return
         waited = result.waits["decode"]
-        is_first = not self._waited
-        self._waited[self.is_used] = waited / max(1, result.records)
-        if is_first:  # nothing of it was decoded ahead
+        self._starting -= 1
+        if self._starting >= 0:
             return
-        if self.is_used and self._waited[True] > self._waited[False]:
+        self._waited[self.is_used].append(waited / max(1, result.records))
+        means = {is_used: fmean(waits) for is_used, waits in self._waited.items() if waits}
+        if len(self._waited[self.is_used]) < _MIN_SHARDS:
+            return
+        if self.is_used and means[True] > means[False]:
             self.is_used = self._chooses = False
         elif not self.is_used and waited > _MIN_SHARE * result.seconds and _has_room_elsewhere():
-            self.is_used = True
+            self.is_used, self._starting = True, 2
         else:
             return
         by = "hosts with free cores" if self.is_used else _IN_ACTOR
         times = ", ".join(
             f"{1000 * seconds:.1f} ms a record for {'hosts' if is_used else 'its own threads'}"
-            for is_used, seconds in self._waited.items()
+            for is_used, seconds in means.items()
         )
         self._say(f"cluster.decode=auto: {by} will decode, as the teacher waited {times}")
 

@@ -291,7 +291,7 @@ class _ShardActor:
             try:
                 self._tasks = {work: cloudpickle.loads(data)}
             except Exception as error:
-                raise ClusterError(f"no actor can do the work: {last_line(error)}") from error
+                raise _no_actor(error) from error
         return self._tasks[work]
 
 
@@ -351,10 +351,14 @@ class ShardRows:
         """
         import ray
         from ray import cloudpickle
+        from ray.exceptions import RayError
 
         self._work, self.left = self._work + 1, self.left - len(shards)
         data = [cloudpickle.dumps(shard) for shard in shards]
-        ray.get(self._gate.add.remote(self._work, cloudpickle.dumps(task), data))
+        try:
+            ray.get(self._gate.add.remote(self._work, cloudpickle.dumps(task), data))
+        except RayError as error:
+            raise _no_actor(error) from error
         answered: set[int] = set()
         batches = Counter[str]()
         while len(answered) < len(shards):
@@ -381,7 +385,7 @@ class ShardRows:
                 f"takes {self._wanted}; the cluster has {describe_room()}"
             ) from error
         except (RayError, RuntimeError) as error:
-            raise ClusterError(f"no actor can do the work: {last_line(error)}") from error
+            raise _no_actor(error) from error
         return answers
 
     def _watch(self) -> None:
@@ -431,6 +435,10 @@ class ShardRows:
             with suppress(ray.exceptions.RayError):
                 self._log_lines()
             ray.kill(self._gate)
+
+
+def _no_actor(error: Exception) -> ClusterError:
+    return ClusterError(f"no actor can do the work: {last_line(error)}")
 
 
 @contextmanager
