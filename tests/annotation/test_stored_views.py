@@ -193,6 +193,35 @@ def test_a_stored_map_of_a_view_is_not_warped_again(replayed):
     )
 
 
+def test_the_unaugmented_control_has_the_map_of_the_first_view_with_the_logits_of_each(replayed):
+    (views,) = replayed.store.open_passes(stored_views=True)
+    rows = rows_of_split(replayed.store.index, "train")
+    pairs = [(position, view) for position in range(len(rows)) for view in range(3)]
+    first = [(position, 0) for position, _ in pairs]
+    plain, control = (
+        StoreDataset(replayed.store, rows, [views], still_maps=still).in_views(None)
+        for still in (False, True)
+    )
+
+    (expected,), (of_first,) = plain.__getitems__(pairs).targets, plain.__getitems__(first).targets
+    (controlled,) = control.__getitems__(pairs).targets
+
+    assert torch.equal(controlled.maps, of_first.maps)
+    assert torch.equal(controlled.explained_class, of_first.explained_class)
+    assert torch.equal(controlled.logits, expected.logits)
+    assert not torch.equal(controlled.maps, expected.maps)
+
+
+def test_a_student_of_the_unaugmented_control_is_another_one(replayed):
+    for control in ("none", "unaugmented"):
+        method = E2KDConfig(map_control=control)
+        distill.run(distill_config(replayed, run=control, mode="replay", method=method))
+    one, other = (SavedNetwork(RUNS / run / "distill").load()[0] for run in ("none", "unaugmented"))
+    assert any(
+        not torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items()
+    )
+
+
 def test_views_of_one_record_differ_and_targets_go_with_them(replayed):
     stream = replay_loader(replayed, views_per_step=3)
     batch = next(iter(stream.epoch(0)))
@@ -276,10 +305,6 @@ def test_a_student_of_stored_views_resumes_and_is_evaluated_by_the_canonical_pas
     ("options", "message"),
     [
         ({"mode": "replay", "views": CanonicalViewsConfig(per_step=3)}, r"views\.per_step=3"),
-        (
-            {"mode": "replay", "method": E2KDConfig(map_control="unaugmented")},
-            "needs the canonical map",
-        ),
         ({"mode": "replay", "method": LabelsConfig()}, "method=labels uses no teacher"),
     ],
 )

@@ -219,7 +219,7 @@ def test_a_live_student_is_evaluated_against_the_stores_pass(frozen):
         (["method=labels"], "method=labels uses no teacher"),
         (["teacher.frame=center_crop"], "a live teacher receives the student's view"),
         (["method.teacher_weights=[1.0]"], "mode=live has one teacher"),
-        (["method.map_control=unaugmented"], "needs the canonical map"),
+        (["method.map_control=unaugmented"], "needs a stored map of another view"),
     ],
 )
 def test_what_a_live_run_cannot_be_is_said(words, message):

@@ -184,7 +184,7 @@ class E2KDConfig(KDConfig):
     explains those of the record itself, weighted by its share, which is one explanation less."""
     map_control: MapControl = "none"
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
-    (unaugmented)."""
+    (unaugmented; with mode=replay, that of the record's first stored view)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,9 +207,14 @@ def check_map_control(map_control: MapControl, setting: MethodSetting) -> None:
         ConfigError: If it does not.
     """
     require(
-        setting.mode == "frozen" or map_control != "unaugmented",
-        "method.map_control=unaugmented needs the canonical map of an augmented view, and "
-        f"mode={setting.mode} has none; set mode=frozen",
+        setting.mode != "live" or map_control != "unaugmented",
+        "method.map_control=unaugmented needs a stored map of another view, and mode=live has none; set mode=frozen or "
+        "mode=replay",
+    )
+    require(
+        setting.mode != "replay" or not setting.augment.mixes or map_control != "unaugmented",
+        "method.map_control=unaugmented gives each stored view the map of the record's first one, which is another "
+        "mixture; set method.map_control=none, or augment.mix=[]",
     )
     require(
         not setting.augment.mixes or map_control != "shuffled",
@@ -314,7 +319,7 @@ class FeaturesConfig(FeatureKDConfig):
     difference over channels and positions, in the teacher's units."""
     map_control: MapControl = "none"
     """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
-    without the view's warp (unaugmented)."""
+    without the view's warp (unaugmented; with mode=replay, those of the record's first stored view)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

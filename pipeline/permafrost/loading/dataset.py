@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from permafrost.core.batches import Batch, Logits, PixelAugment, Rendering, StoredTargets, TopLogits
 from permafrost.core.errors import require
 from permafrost.core.records import (
+    FEATURES,
     MIXTURE_FIELD,
     MOVE_FIELD,
     PARTNER_FIELD,
@@ -72,6 +73,8 @@ _ALWAYS_READ = (
     *VIEW_FIELDS,
 )
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
+_MAP_FIELDS = ("map", "explained_class", FEATURES)
+"""Beginnings of the names of fields that a negative control reads in another view."""
 _SECOND_FIELDS = (VIEW_FIELD.name, WINDOW_FIELD.name, MOVE_FIELD.name, PIXEL_FIELD)
 """Fields of the second record of a stored mixture."""
 _MAX_SEPARATE_SHARE = 0.25
@@ -196,6 +199,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         decode_threads: int = 1,
         keep_bytes: int = _KEPT_BYTES,
         blanks_maps: bool = False,
+        still_maps: bool = False,
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
@@ -208,6 +212,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             payload: Payload, or those of each pass, to read besides logits and maps (attention, class_maps, pooled).
             decode_threads: Number of threads that decode a batch, in each process that loads batches.
             blanks_maps: True if maps of replayed views are 0 where an erasing has set the pixels.
+            still_maps: True if maps and features of replayed views are those of the record's first stored view.
             keep_bytes: Maximum total bytes of decoded inputs to decode each once and keep it in memory.
 
         Raises:
@@ -230,6 +235,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         for teacher in self.passes:
             self._require_covered(teacher)
         self._blanks_maps = blanks_maps
+        self._first_view_fields = _MAP_FIELDS if still_maps else ()
         self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
         self._is_mixed = bool(self.passes) and mixes_of_pass(self.passes[0])
         _check_room(store, self.passes)
@@ -611,7 +617,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             names: Names of the fields, None for all that are read from the pass.
         """
         shards, rows = columns["shard"], columns["row"]
-        views = np.zeros(len(rows), np.int64) if views is None else views
+        first = np.zeros(len(rows), np.int64)
+        views = first if views is None else views
         gathered: Values = {}
         for shard in np.unique(shards).tolist():
             here = shards == shard
@@ -622,7 +629,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                     continue
                 if name not in gathered:
                     gathered[name] = np.empty((len(rows), *array.shape[2:]), array.dtype)
-                gathered[name][here] = array[places, views[here]]
+                read = first if name.startswith(self._first_view_fields) else views
+                gathered[name][here] = array[places, read[here]]
         return gathered
 
     def _masks(self, columns: Columns, keys: Sequence[str]) -> torch.Tensor:

@@ -222,6 +222,11 @@ class StudentPlan(TrainingJob):
                 payload=[loss.payloads_of(teacher.name) for teacher in passes],
                 decode_threads=decode_threads_of(config.trainer, distributed),
                 blanks_maps=config.augment.blanks_maps,
+                still_maps=any(
+                    needs.map_control == "unaugmented"
+                    for teacher in passes
+                    for needs in loss.needs_of(teacher.name)
+                ),
             ),
             model=config.student,
             num_classes=num_classes,

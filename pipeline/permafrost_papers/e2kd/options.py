@@ -57,7 +57,7 @@ class ReviewKDConfig(FeatureKDConfig):
     empty takes all."""
     map_control: MapControl = "none"
     """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
-    without the view's warp (unaugmented)."""
+    without the view's warp (unaugmented; with mode=replay, those of the record's first stored view)."""
 
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_review == 0:
