@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, zip_longest
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -216,9 +216,9 @@ class SerialExecutor:
 
     name: ClassVar[str] = "serial"
 
-    def __init__(self) -> None:
-        """Start nothing."""
-        self._kept: dict[str, tuple[Any, Any]] = {}
+    @cached_property
+    def _kept(self) -> dict[str, tuple[Any, Any]]:
+        return {}
 
     def map_shards(
         self, task: ShardTask[Report], shards: Sequence[Any], following: int = 0
