@@ -197,13 +197,25 @@ def test_an_interrupted_import_goes_on(tmp_path, monkeypatch):
         monkeypatch.setattr(f"builtins.{name}", event, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
 
+    handled = threading.Event()
+
+    def handle(number, frame):
+        if not handled.is_set():
+            handled.set()
+            raise KeyboardInterrupt
+
     def interrupt():
         assert events["begun"].wait(60)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while not handled.wait(0.05):  # a signal just before the main thread waits does not wake it
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, handle)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        store_dataset._import_apart("slow_module")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store_dataset._import_apart("slow_module")
+    finally:
+        signal.signal(signal.SIGINT, before)
     events["go_on"].set()
 
     import slow_module

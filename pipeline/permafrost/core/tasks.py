@@ -59,7 +59,7 @@ class TaskContext:
     """Closed if the work ends before the task is called with that shard, so that a task may begin to read it."""
     others: OtherProcesses | None = None
     """Processes that decode, None if this one does."""
-    kept: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    objects: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     """Objects for the tasks that follow in this process: by kind, such as a network, with what they depend on."""
 
     def keep(self, kind: str, options: Any, build: Callable[[], Value]) -> Value:
@@ -70,10 +70,10 @@ class TaskContext:
             options: All that it depends on.
             build: Builds it.
         """
-        if kind not in self.kept or self.kept[kind][0] != options:
-            self.kept.pop(kind, None)
-            self.kept[kind] = options, build()
-        value: Value = self.kept[kind][1]
+        if kind not in self.objects or self.objects[kind][0] != options:
+            self.objects.pop(kind, None)
+            self.objects[kind] = options, build()
+        value: Value = self.objects[kind][1]
         return value
 
 
@@ -217,7 +217,7 @@ class SerialExecutor:
     name: ClassVar[str] = "serial"
 
     @cached_property
-    def _kept(self) -> dict[str, tuple[Any, Any]]:
+    def _objects(self) -> dict[str, tuple[Any, Any]]:
         return {}
 
     def map_shards(
@@ -232,7 +232,7 @@ class SerialExecutor:
             uploading: Future[ShardResult[Report]] | None = None
             for shard, after in zip_longest(shards, islice(shards, 1, None)):
                 dropped.pop_all()  # the task takes over what it has begun
-                context = TaskContext(after, dropped, kept=self._kept)
+                context = TaskContext(after, dropped, objects=self._objects)
                 with offered(context), collected_uploads() as uploads:
                     result = task(shard)
                 if uploading is not None:
