@@ -211,6 +211,7 @@ print(digest.hexdigest(), torch.backends.cpu.get_cpu_capability())
 """
 
 
+@pytest.mark.slow
 def test_bytes_of_a_resized_image_are_the_same_with_any_instructions():
     def run(**variables):
         result = subprocess.run(

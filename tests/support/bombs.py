@@ -69,6 +69,8 @@ class Bomb:
     """`store`, or the kind of the source."""
     message: str
     """Part of the error."""
+    takes_seconds: bool = False
+    """True if `make test` leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -408,8 +410,20 @@ BOMBS = (
         "source: image file of 6 GB", folder_of_a_file_of_gigabytes, "folder", "6,000,000,000 bytes"
     ),
     Bomb("source: JPEG of 30,000 x 30,000", folder_of_gigapixels, "folder", "decompression bomb"),
-    Bomb("targets: 800 MB of zeros in an .npz", npz_of_zeros, "npz", "without compression"),
-    Bomb("targets: 72 lists of 3,000,000", parquet_of_long_lists, "parquet", "without compression"),
+    Bomb(
+        "targets: 800 MB of zeros in an .npz",
+        npz_of_zeros,
+        "npz",
+        "without compression",
+        takes_seconds=True,
+    ),
+    Bomb(
+        "targets: 72 lists of 3,000,000",
+        parquet_of_long_lists,
+        "parquet",
+        "without compression",
+        takes_seconds=True,
+    ),
     Bomb(
         "targets: 72 lists in a column with a dot",
         parquet_of_a_name_with_a_dot,
@@ -418,7 +432,13 @@ BOMBS = (
     ),
     Bomb("targets: 20,000 names of 100 kB", parquet_of_long_names, "parquet", "would take"),
     Bomb("targets: 16,000 texts of 100 kB", parquet_of_long_plain_names, "parquet", "would take"),
-    Bomb("source: 300 pictures of 10 MB", parquet_of_equal_pictures, "table", "would take"),
+    Bomb(
+        "source: 300 pictures of 10 MB",
+        parquet_of_equal_pictures,
+        "table",
+        "would take",
+        takes_seconds=True,
+    ),
     Bomb("targets: 30,000,000 names", parquet_of_equal_names, "parquet", "without compression"),
     Bomb(
         "targets: 30,000,000 names of embeddings",
@@ -502,11 +522,10 @@ def _peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 10**6
 
 
-def explode_all(sound: Path, folder: Path) -> list[Outcome]:
-    """Read the sound store and a sound source, and then every bomb."""
+def read_sound(sound: Path, folder: Path) -> None:
+    """Read the sound store and a sound source, so that what these import and take is not counted."""
     read_everything(sound)
     plain = folder / "photos" / "cat"
     plain.mkdir(parents=True)
     (plain / "a.jpg").write_bytes(_jpeg())
     read(Bomb("", folder_of_gigapixels, "folder", ""), plain.parent)
-    return [explode(bomb, sound, folder) for bomb in BOMBS]
