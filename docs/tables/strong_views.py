@@ -10,6 +10,7 @@ from docs.cells import Cell, Rows, by_seed, difference, single, spread, table
 from docs.measured import results_of, runs_of
 
 SCREEN, TEST = "cifar10_strong_views_screen", "cifar10_strong_views"
+CONTROLS = "cifar10_controls"
 _RECIPES = {
     "": "shift and flip",
     "_color": "and color jitter",
@@ -155,6 +156,46 @@ def strong_views_modes() -> str:
     return table(("points of test accuracy, strong recipe", "KD", "e2KD"), rows)
 
 
+_CONTROLLED = {
+    "kd_v16": "KD",
+    "e2kd_v16_shuffled": "e2KD, maps of other images",
+    "e2kd_v16_first_view": "e2KD, the map of the record's first view",
+    "e2kd_v16": "e2KD",
+}
+
+
+def strong_views_controls() -> str:
+    """Students of 16 strong stored views with right and with wrong maps."""
+    arms = {arm: runs_of(CONTROLS if arm in _arms(CONTROLS) else TEST, arm) for arm in _CONTROLLED}
+    rows: Rows = []
+    for arm, label in _CONTROLLED.items():
+        runs = arms[arm]
+        cells = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        for one, other in ((arm, "kd_v16"), ("e2kd_v16", arm)):
+            shown = one != other
+            cells.append(difference(arms[one], arms[other], "accuracy") if shown else Cell(""))
+        rows.append((label, cells))
+    header = ("test accuracy, %, V = 16", "by seed", "mean", "agreement", "minus KD")
+    return table((*header, "e2KD minus it"), rows)
+
+
+def rules_on_views() -> str:
+    """The rule of MixUp applied to 16 stored views, beside the teacher's answers to stored mixtures."""
+    rows: Rows = []
+    for method, label in (("kd", "KD"), ("e2kd", "e2KD")):
+        rule = runs_of(CONTROLS, f"{method}_replayed_mixup")
+        stored = runs_of("cifar10_mixtures", f"{method}_stored")
+        cells = [
+            by_seed(rule, "accuracy"),
+            spread(rule, "accuracy"),
+            difference(rule, runs_of(TEST, f"{method}_plain_v16"), "accuracy"),
+            difference(stored, rule, "accuracy"),
+        ]
+        rows.append((label, cells))
+    header = ("test accuracy, %, rule on 16 stored views", "by seed", "mean")
+    return table((*header, "minus stored views", "stored mixtures minus it"), rows)
+
+
 def photographs_windows() -> str:
     """Students of views of files and of frames, by their learning rates."""
     name = "photographs_windows"
@@ -182,5 +223,7 @@ TABLES = (
     strong_views_distances,
     strong_views_test,
     strong_views_modes,
+    strong_views_controls,
+    rules_on_views,
     photographs_windows,
 )
