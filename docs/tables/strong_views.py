@@ -166,7 +166,8 @@ _CONTROLLED = {
 
 def strong_views_controls() -> str:
     """Students of 16 strong stored views with right and with wrong maps."""
-    arms = {arm: runs_of(CONTROLS if arm in _arms(CONTROLS) else TEST, arm) for arm in _CONTROLLED}
+    measured = _arms(CONTROLS)
+    arms = {arm: runs_of(CONTROLS if arm in measured else TEST, arm) for arm in _CONTROLLED}
     rows: Rows = []
     for arm, label in _CONTROLLED.items():
         runs = arms[arm]
@@ -180,7 +181,7 @@ def strong_views_controls() -> str:
 
 
 def rules_on_views() -> str:
-    """The rule of MixUp applied to 16 stored views, beside the teacher's answers to stored mixtures."""
+    """The rule of MixUp applied to 16 stored views, compared with the teacher's answers to stored mixtures."""
     rows: Rows = []
     for method, label in (("kd", "KD"), ("e2kd", "e2KD")):
         rule = runs_of(CONTROLS, f"{method}_replayed_mixup")

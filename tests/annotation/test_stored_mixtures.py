@@ -217,6 +217,10 @@ def test_a_loader_gives_the_answers_to_the_mixtures(mixed):
             {"method": E2KDConfig(map_control="shuffled")},
             r"are mixtures, as by augment\.mix: method\.map_control=shuffled .* without views\.mix",
         ),
+        (
+            {"method": E2KDConfig(map_control="unaugmented")},
+            r"are mixtures, as by augment\.mix: method\.map_control=unaugmented .* without views\.mix",
+        ),
     ],
 )
 def test_a_student_that_mixtures_do_not_fit_is_refused_before_its_first_step(

@@ -213,8 +213,8 @@ def check_map_control(map_control: MapControl, setting: MethodSetting) -> None:
     )
     require(
         setting.mode != "replay" or not setting.augment.mixes or map_control != "unaugmented",
-        "method.map_control=unaugmented gives each stored view the map of the record's first one, which is another "
-        "mixture; set method.map_control=none, or augment.mix=[]",
+        "method.map_control=unaugmented gives each stored view the map of the record's first one, which does not fit "
+        "its mixture; set method.map_control=none, or augment.mix=[]",
     )
     require(
         not setting.augment.mixes or map_control != "shuffled",
