@@ -494,11 +494,16 @@ def find_one_hot_labels(preview: Preview) -> Iterator[Remark]:
     """Find lists of labels that have a 0 or a 1 for each class."""
     lists = preview.tally[LABEL_LISTS]
     one_hot, example = lists.get("0 and 1", (0, ""))
+    remedy = (
+        'write a mapping, as in {"cat": 1, "dog": 0, "cow": null}'
+        if preview.source == "webdataset"
+        else "name the classes in data.classes=FILE, a line for each place of a list, or write those"
+    )
     if one_hot and one_hot >= _ONE_HOT * preview.tally.total(LABEL_LISTS):
         yield (
             "error",
             f"lists of labels have a 0 or a 1 for each class, such as {quote(example)[1:-1]}, but lists are read as "
-            "the numbers or names of a record's classes; write those",
+            f"the numbers or names of a record's classes; {remedy}",
         )
 
 

@@ -81,7 +81,7 @@ def value_of(row: RecordRow, name: str, label: int) -> float | None:
         name: epg, iou, teacher_epg or map_cosine.
         label: The class.
     """
-    places = row["labels" if name in ("epg", "iou") else "explained"]
+    places = row["classes"]
     value: float | None = row[name][places.index(label)] if label in places else None
     return value
 

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from permafrost.core.errors import ConfigError, FileError, first_line, quote, require
-from permafrost.core.records import NO_LABEL, NONE, Box, Content, Record, escape_key
+from permafrost.core.records import (
+    NO_LABEL,
+    NONE,
+    Box,
+    Content,
+    Record,
+    escape_key,
+    label_of_box,
+    labels_of_states,
+)
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import SourceFileError
-from permafrost.sources.label_cells import UNLABELED_CELLS
+from permafrost.sources.label_cells import UNLABELED_CELLS, state_of
 from permafrost.sources.splits import known_split, split_off_test
 from permafrost.sources.table_files import UNKNOWN_CELLS, to_label
 from permafrost.sources.tally import Tally
@@ -90,11 +100,17 @@ class HuggingFaceSource:
         options = {
             "image": config.image,
             "label": config.label,
-            "labels": config.labels,
+            "labels": config.labels if isinstance(config.labels, str) else None,
             "boxes": config.boxes,
             "key": config.key,
+            **{f"labels[{place}]": column for place, column in enumerate(self._state_columns)},
         }
         return {option: column for option, column in options.items() if column is not None}
+
+    @property
+    def _state_columns(self) -> tuple[str, ...]:
+        """Columns of data.labels, one for each class; empty if it names a single column or none."""
+        return self.config.labels if isinstance(self.config.labels, tuple) else ()
 
     def stamps(self) -> Mapping[str, str]:
         """Return the fingerprint of each split, which `datasets` derives from its files."""
@@ -110,8 +126,8 @@ class HuggingFaceSource:
     @cached_property
     def _classes(self) -> ClassIndex:
         column = self.config.label or self.config.labels
-        if column is None:
-            return ClassIndex((), False)
+        if column is None or isinstance(column, tuple):
+            return ClassIndex(self._state_columns, False)
         names = [_names_of(rows.features[column]) for rows in self._sets.values()]
         if names[0] is not None:
             require(
@@ -173,11 +189,24 @@ class HuggingFaceSource:
         where = f"{config.path or config.name}, split {name}, row {number}"
         label = NO_LABEL if config.label is None else self._label(cells[config.label], where)
         labels: tuple[int, ...] = ()
-        if config.labels is not None:
+        if isinstance(config.labels, str):
             cell = cells[config.labels]
             labels = tuple(sorted({self._label(value, where) for value in cell or ()} - {NO_LABEL}))
             labels = NONE if cell == [] else labels
+        elif config.labels is not None:
+            try:
+                labels = labels_of_states([state_of(cells[column]) for column in config.labels])
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from error
         boxes = () if config.boxes is None else self._boxes(cells[config.boxes], label, where)
+        if config.labels is not None and any(box.label == NO_LABEL for box in boxes):
+            try:
+                only = label_of_box(labels)
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from error
+            boxes = tuple(
+                replace(box, label=only) if box.label == NO_LABEL else box for box in boxes
+            )
         key = f"{name}/{number:08d}" if config.key is None else str(cells[config.key])
         return Record(
             key=escape_key(key),

@@ -7,7 +7,13 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from permafrost.config.data import SOURCES, DataConfig, FileDataConfig, ImageFileDataConfig
+from permafrost.config.data import (
+    SOURCES,
+    DataConfig,
+    FileDataConfig,
+    ImageFileDataConfig,
+    require_one_form,
+)
 from permafrost.config.options import Role
 from permafrost.core.errors import require
 
@@ -121,9 +127,10 @@ class HuggingFaceDataConfig(ImageFileDataConfig):
     image: str = "image"
     """Column of the image."""
     label: str | None = "label"
-    """Column of the class; null: no labels."""
-    labels: str | None = None
-    """Column of lists of classes."""
+    """Column of the class; null: no labels. Not read with data.labels."""
+    labels: str | tuple[str, ...] | None = None
+    """Column of lists of classes, or a list of columns, one for each class, with 1, 0 or nothing where that is
+    unknown."""
     boxes: str | None = None
     """Column of boxes: `bbox`, lists of four numbers in pixels, and optionally `category`."""
     box_form: Literal["xywh", "xyxy"] = "xywh"
@@ -144,10 +151,9 @@ class HuggingFaceDataConfig(ImageFileDataConfig):
             (self.path == "") != (self.name == ""),
             "data=huggingface needs data.path=, a folder, or data.name=, a data set on the hub, and not both",
         )
-        require(
-            self.label is None or self.labels is None,
-            f"data.label={self.label} and data.labels={self.labels} exclude each other; set one to null",
-        )
+        if self.labels is not None:
+            require_one_form(self.label, self.labels)
+            object.__setattr__(self, "label", None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ from permafrost.core.records import (
     Content,
     Record,
     escape_key,
+    label_of_box,
+    labels_of_states,
 )
 from permafrost.sources.classes import (
     MAX_CLASSES,
@@ -33,7 +35,7 @@ from permafrost.sources.classes import (
     to_number,
 )
 from permafrost.sources.image_files import image_suffix, is_image_suffix
-from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS, is_one_hot
+from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS, is_one_hot, state_of
 from permafrost.sources.several_files import (
     expand_range,
     find_files,
@@ -350,17 +352,27 @@ class WebDatasetSource:
         try:
             label = values.get(self.config.label_key)
             number = NO_LABEL if label is None else self._label(label, where)
-            labels, boxes = (_list_of(values, name) for name in ("labels", "boxes"))
-            if labels:
+            labels = values.get("labels")
+            boxes = _list_of(values, "boxes")
+            if not isinstance(labels, dict):
+                labels = _list_of(values, "labels")
+            if labels and isinstance(labels, list):
                 self.tally.add(
                     LABEL_LISTS, "0 and 1" if is_one_hot(labels) else "labels", record.key
                 )
+            classes = NONE if values.get("labels") == [] else self._labels(labels, where)
+            of_boxes = number
+            if label is None and "labels" in values and any("label" not in box for box in boxes):
+                try:
+                    of_boxes = label_of_box(classes)
+                except ValueError as error:
+                    raise ConfigError(f"{where}: {error}") from error
             return replace(
                 record,
                 label=number,
-                labels=NONE if values.get("labels") == [] else self._labels(labels, where),
+                labels=classes,
                 group=_group(values.get("group", NO_GROUP)),
-                boxes=tuple(self._box(box, number, where) for box in boxes),
+                boxes=tuple(self._box(box, of_boxes, where) for box in boxes),
                 boxes_in_pixels=True,
             )
         except UserError:
@@ -368,8 +380,16 @@ class WebDatasetSource:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._form_error(where, error) from error
 
-    def _labels(self, values: list[Any], where: str) -> tuple[int, ...]:
-        """Return the labels of a list, without unknown ones."""
+    def _labels(self, values: list[Any] | dict[str, Any], where: str) -> tuple[int, ...]:
+        """Return the labels of a list, without unknown ones, or of a mapping from classes to 1, 0 or null."""
+        if isinstance(values, dict):
+            require(
+                self._names is not None,
+                f"{where}: labels that are a mapping from classes to 1, 0 or null need data.classes=FILE, which lists "
+                "the classes",
+            )
+            states = {self._label(name, where): state_of(value) for name, value in values.items()}
+            return labels_of_states([states.get(label) for label in range(len(self._names or ()))])
         labels = [self._label(value, where) for value in values]
         return tuple(label for label in labels if label != NO_LABEL)
 

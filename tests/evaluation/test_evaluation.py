@@ -16,7 +16,6 @@ from permafrost.evaluation.metrics import (
     accuracy,
     agreement,
     energy_pointing_game,
-    f1,
     kl_to_teacher,
     label_scores,
     localization_iou,
@@ -25,6 +24,7 @@ from permafrost.evaluation.metrics import (
     uniform_score,
     upsample,
 )
+from permafrost.evaluation.per_label import many_label_scores
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.regions import box_regions
@@ -34,8 +34,10 @@ from permafrost.models.providers import build_model, freeze
 THRESHOLD = 0.05
 
 
-def box(label: int, x0: int, y0: int, x1: int, y1: int, size: tuple[int, int]) -> list[float]:
-    """Row of `boxes` that covers whole pixels of an (H, W) frame, in canonical coordinates."""
+def box(
+    label: int, x0: float, y0: float, x1: float, y1: float, size: tuple[int, int]
+) -> list[float]:
+    """Row of `boxes` with these edges in pixels of an (H, W) frame, in canonical coordinates."""
     height, width = size
     return [label, 2 * x0 / width - 1, 2 * y0 / height - 1, 2 * x1 / width - 1, 2 * y1 / height - 1]
 
@@ -234,12 +236,33 @@ def test_box_regions_start_and_end_at_exact_pixel_edges(size):
         assert found[y0:y1, x0:x1].all()
 
 
-def test_box_regions_cut_corners_down_to_whole_pixels_and_to_the_frame():
-    boxes = [torch.tensor([[0, -1.5, -0.3, 0.2, 1.7]])]  # edges at pixels -1, 1.4, 2.4 and 5.4 of 4
+def test_box_regions_round_corners_to_the_nearest_edges_of_pixels_and_end_at_the_frame():
+    boxes = [torch.tensor([[0, -1.5, -0.3, 0.3, 1.7]])]  # edges at pixels -1, 1.4, 2.6 and 5.4 of 4
 
     regions = box_regions(boxes, torch.tensor([0]), (4, 4))
 
-    assert torch.equal(regions, region(slice(1, 4), slice(0, 2)))
+    assert torch.equal(regions, region(slice(1, 4), slice(0, 3)))
+
+
+def test_rounded_boxes_are_not_shifted():
+    generator = torch.Generator().manual_seed(0)
+    size = 20
+    edges = (torch.rand(4000, 2, 2, generator=generator) * (size - 4)).sort(dim=2).values + 2
+    edges[:, :, 1] += 1.5
+    boxes = [torch.tensor([box(0, *corner.T.flatten().tolist(), (size, size))]) for corner in edges]
+    pixels = torch.arange(size) + 0.5
+
+    regions = box_regions(boxes, torch.zeros(len(boxes), dtype=torch.long), (size, size)).float()
+
+    centers = (regions.sum(dim=1) * pixels).sum(dim=1) / regions.sum(dim=(1, 2))
+    assert (centers - edges[:, 0].mean(dim=1)).mean().abs() < 0.02  # rounded down it is -0.5
+
+
+def test_a_box_below_a_pixel_has_one():
+    for edge in (0.0, 1.3, 3.999, 4.0):
+        boxes = [torch.tensor([box(0, edge, edge, edge + 0.1, edge + 0.1, (4, 4))])]
+
+        assert box_regions(boxes, torch.tensor([0]), (4, 4)).sum() == 1
 
 
 def test_upsample_is_bilinear_with_half_pixel_centers():
@@ -338,43 +361,6 @@ def random_sets(seed: int, records: int = 50, classes: int = 6) -> tuple[torch.T
     return logits, labels
 
 
-def test_f1_matches_hand_computation():
-    logits = torch.tensor([[1.0, 1.0, -1.0], [-1.0, -1.0, -1.0], [5.0, -2.0, -3.0]])
-    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0], [torch.nan] * 3])
-
-    score = f1(logits, labels)
-
-    # One true positive, one false positive, two false negatives. The labels of the last record are unknown.
-    assert score == pytest.approx(2 * 1 / (2 * 1 + 1 + 2), rel=0, abs=1e-15)
-
-
-@pytest.mark.parametrize(("logit", "expected"), [(0.0, 1.0), (-1e-300, 0.0)])
-def test_f1_counts_a_class_from_logit_zero_upwards(logit, expected):
-    logits = torch.tensor([[logit, -1.0]], dtype=torch.float64)
-
-    assert f1(logits, torch.tensor([[1.0, 0.0]])) == expected
-
-
-def test_f1_equals_scikit_learns_micro_average_over_labeled_records():
-    from sklearn.metrics import f1_score
-
-    logits, labels = random_sets(0)
-    counted = labels.any(dim=1)
-    assert not counted.all()
-    labels[~counted] = torch.nan
-
-    score = f1(logits, labels)
-
-    theirs = f1_score(labels[counted].numpy(), (logits[counted] >= 0).numpy(), average="micro")
-    assert score == pytest.approx(theirs, rel=0, abs=1e-12)
-    macro = f1_score(labels[counted].numpy(), (logits[counted] >= 0).numpy(), average="macro")
-    assert abs(score - macro) > 1e-4  # control: the macro average differs
-
-
-def test_f1_of_nothing_is_not_a_number():
-    assert math.isnan(f1(torch.full((2, 3), -1.0), torch.zeros(2, 3)))
-
-
 def test_agreement_of_many_labels_is_that_of_the_sets_of_positive_classes():
     one, other = random_sets(1)[0], random_sets(2)[0]
     other[:20] = one[:20] * 3  # equal signs, other values
@@ -401,11 +387,14 @@ def test_the_scores_of_a_set_are_those_that_its_labels_allow():
     groups = torch.full((50,), NO_GROUP)
     one_each = torch.arange(50) % 6
 
-    assert set(label_scores(logits, labels, groups)) == {"f1"}
+    of_labels = label_scores(logits, labels, groups)
+    assert of_labels == many_label_scores(logits, labels)
     assert set(label_scores(logits, one_each, groups)) == {"accuracy", "group_accuracy"}
     agreement_of_itself = {"agreement": 1, "kl_to_teacher": 0}
     of_many = teacher_scores(logits, logits.clone(), labels, groups)
-    assert of_many == agreement_of_itself | {"teacher_f1": f1(logits, labels)}
+    chosen = [name for name in of_labels if not name.startswith("micro_")]
+    teacher = {f"teacher_{name}": of_labels[name] for name in chosen}
+    assert of_many == agreement_of_itself | teacher
     of_one = teacher_scores(logits, logits.clone(), one_each, groups)
     teacher = {"teacher_accuracy": accuracy(logits, one_each), "group_agreement": {}}
     assert of_one == agreement_of_itself | teacher

@@ -289,8 +289,10 @@ def test_a_student_learns_from_many_labels_and_is_evaluated(
     assert terms | {"total"} <= set(json.loads(lines[-1]))
     assert {
         "records", "f1", "epg", "iou", "epg_uniform", "agreement", "kl_to_teacher", "teacher_f1", "teacher_epg",
-        "map_cosine", "valid_map_fraction",
-    } == set(metrics)  # fmt: skip
+        "map_cosine", "valid_map_fraction", "labels", "macro_f1", "macro_recall", "macro_auroc",
+        "macro_average_precision", "teacher_macro_f1", "teacher_macro_auroc", "micro_auroc",
+    } <= set(metrics)  # fmt: skip
+    assert set(metrics["labels"]) == set(CLASSES)
     assert metrics["teacher_f1"] == many_label_store.result.f1["test"]
 
 
@@ -341,11 +343,19 @@ def test_the_table_of_an_evaluation_has_every_class_of_a_record(many_label_store
         for row in known.itertuples()
     )
     assert [sorted(row) for row in known.explained] == [sorted(row) for row in known.labels]
+    assert [row.tolist() for row in known.classes] == [row.tolist() for row in known.labels]
+    logits = np.stack(table.logits)
+    predicted = [np.flatnonzero(row >= 0).tolist() for row in logits]
+    assert [row.tolist() for row in table.predictions] == predicted
     assert 2 * hits / named == pytest.approx(metrics["f1"], abs=1e-12)
     for name in ("epg", "iou", "teacher_epg", "map_cosine"):
         values = table[name].explode().astype(float)
         assert values.mean() == pytest.approx(metrics[name], abs=1e-12)
-    assert metrics == pytest.approx(evaluated_on_test(many_label_store, "all_gt"), abs=1e-6)
+    others = evaluated_on_test(many_label_store, "all_gt")
+    tables = metrics.pop("labels"), others.pop("labels")
+    assert metrics == pytest.approx(others, abs=1e-6)
+    for name in CLASSES:
+        assert tables[0][name] == pytest.approx(tables[1][name], abs=1e-6)
 
 
 def test_a_mask_s_values_are_the_classes_and_its_regions_the_boxes(many_label_store):

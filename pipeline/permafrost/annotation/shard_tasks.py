@@ -37,7 +37,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.fields import PassFields
-from permafrost.store.frames import FrameBatch, ShardFrames
+from permafrost.store.frames import FrameBatch, ShardFrames, labels_of_rows
 from permafrost.store.projections import read_projections
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
@@ -269,7 +269,11 @@ def _concatenated(parts: Sequence[NDArray[Any]]) -> Tensor:
 
 
 class Correct(NamedTuple):
-    """Number of labeled records, and of those among them that the teacher classifies correctly."""
+    """Number of labeled records, and of those among them that the teacher classifies correctly.
+
+    Where records have many labels, they are the denominator 2 TP + FP + FN and the numerator 2 TP of F1, over all known
+    pairs of a record and a class.
+    """
 
     labeled: int
     correct: int
@@ -278,7 +282,7 @@ class Correct(NamedTuple):
 def count_correct(
     store: Store, shard: ShardEntry, values: Mapping[str, NDArray[np.generic]], classes: int
 ) -> Correct:
-    """Count the labeled records of a shard, and those among them that the teacher classifies correctly.
+    """Count the labeled records of a shard, and those among them that the teacher classifies correctly, or for F1.
 
     Args:
         store: Store of the shard.
@@ -287,16 +291,22 @@ def count_correct(
         classes: Number of the teacher's classes.
 
     Returns:
-        The counts; zeros for a pass without logits, stored views, several labels per record, and classes that are not
-        those of the store.
+        The counts; zeros for a pass without logits (of all classes, for many labels), stored views, and classes that
+        are not those of the store.
     """
     rows = store.rows_of_shard(store.shards.number_of(shard.name))
     stored = values.get("logits", values.get(TOP_CLASS))
     if stored is None:
         return Correct(0, 0)
     fits = stored.shape[:2] == (len(rows), 1) and classes == len(store.manifest.classes)
-    if not fits or store.index.has_many_labels:
+    if not fits or (store.index.has_many_labels and "logits" not in values):
         return Correct(0, 0)
+    if store.index.has_many_labels:
+        truth = labels_of_rows(store, rows).numpy()
+        logits: NDArray[Any] = values["logits"][:, 0]
+        predicted = (logits >= 0) & ~np.isnan(truth)
+        hits = int((predicted & (truth == 1)).sum())
+        return Correct(int(predicted.sum() + (truth == 1).sum()), 2 * hits)
     labels = store.index.values("label", rows)
     labeled = labels != NO_LABEL
     largest = stored[:, 0].argmax(axis=1) if "logits" in values else stored[:, 0, 0]

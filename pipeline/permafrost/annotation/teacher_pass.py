@@ -428,7 +428,7 @@ def _measure_moved_features(plan: PassPlan, executor: Executor) -> MovedFeatures
 
 
 def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]:
-    """Compute the teacher's accuracy by split, empty for stored views and for classes of its own.
+    """Compute the teacher's accuracy by split, or F1 for many labels; empty for stored views and classes of its own.
 
     Args:
         counts: Counts of the shards of this call, by name; those of an earlier call are counted here.

@@ -92,6 +92,19 @@ class ImageFileDataConfig(FileDataConfig):
         return bool(self.bit_range) or self.boxes_of == "stored"
 
 
+def require_one_form(label: str | None, labels: str | tuple[str, ...]) -> None:
+    """Raise ConfigError unless data.labels is all that names labels, and its columns are two or more, each once."""
+    require(
+        label in (None, "label"),
+        f"data.label={label} and data.labels={labels} exclude each other; set one to null",
+    )
+    require(
+        isinstance(labels, str) or len(set(labels)) == len(labels) > 1,
+        f"data.labels={list(labels)} must list the columns of two classes or more, each once; for one column of all "
+        "labels write its name without brackets",
+    )
+
+
 # ---- one dataclass per source --------------------------------------------------------------------
 
 
@@ -136,9 +149,12 @@ class ImageTableDataConfig(ImageFileDataConfig):
     image: str = "path"
     """Column of the image's path, or in Parquet of its bytes, as Hugging Face's datasets writes them."""
     label: str | None = "label"
-    """Column of the class: its name, or the label itself if all values are numbers. null: no labels."""
-    labels: str | None = None
-    """Column of several classes per record: a list (in a CSV as JSON), or names between separators."""
+    """Column of the class: its name, or the label itself if all values are numbers. null: no labels. Not read with
+    data.labels."""
+    labels: str | tuple[str, ...] | None = None
+    """Several classes per record. A list names a column for each class, with 1, 0 or nothing where it is unknown. A
+    name is that of one column: of lists (in a CSV as JSON) of the record's classes, or of 1, 0 or null for each line of
+    data.classes; or of names between separators."""
     label_separator: Annotated[str | None, Role.OUTSIDE_DATASET] = None
     """Separator of the names in a cell of data.labels; an empty text keeps cells whole. null takes the
     first of | ; , / + & and blank whose pieces also occur in other cells."""
@@ -180,9 +196,14 @@ class ImageTableDataConfig(ImageFileDataConfig):
             f"data.label_separator={self.label_separator!r} separates the names of data.labels, which is null; set "
             f"data.label=null data.labels={self.label}",
         )
+        if self.labels is not None:
+            require_one_form(self.label, self.labels)
+            object.__setattr__(self, "label", None)
         require(
-            self.label is None or self.labels is None,
-            f"data.label={self.label} and data.labels={self.labels} exclude each other; set one to null",
+            not isinstance(self.labels, tuple)
+            or (self.classes, self.label_separator) == (None, None),
+            "data.labels lists the columns of the classes, in label order; leave out data.classes and "
+            "data.label_separator",
         )
 
 

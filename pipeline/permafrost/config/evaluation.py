@@ -120,6 +120,10 @@ class EvaluateOptions(OpenOptions):
     class + 1."""
     iou_threshold: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Threshold of IoU on the map scaled to [0, 1]; pixels strictly above it count."""
+    threshold: Annotated[float | str | None, Role.IF_SET] = None
+    """Probability from which a class is predicted where records have many labels; null is 0.5. The name of a split,
+    such as val, chooses it for each class: the one with the highest F1 on that split of the store that the student was
+    trained on. It is stored with the run, and taken from there on other stores."""
     group_sets: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Mapping from name to groups that are scored together, in addition to each group alone; for Waterbirds
     {id: [0, 3], ood: [1, 2]}."""
@@ -155,6 +159,10 @@ class EvaluateOptions(OpenOptions):
         super().__post_init__()
         require(
             len(self.splits) > 0, "evaluate.splits is empty; name at least one split of the store"
+        )
+        require(
+            not isinstance(self.threshold, float) or 0 < self.threshold < 1,
+            f"evaluate.threshold={self.threshold} must be a probability between 0 and 1, or the name of a split",
         )
         for name, groups in self.group_sets.items():
             require(

@@ -1,7 +1,7 @@
 """Operations on the ground-truth labels of a batch, which have one of two forms.
 
     single label per record   i64 [B], NO_LABEL where unknown
-    multi-label               f32 [B, K], 1 for each class of a record; a row of zeros for none, of NaN where unknown
+    multi-label               f32 [B, K], 1 for each class of a record, 0 for every other, NaN where that is unknown
 
 Batches of a store have the second form if its manifest sets `multi_label`. Shape letters: B records, K classes,
 E largest number of classes of one record.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.batches import Logits, require_all_logits, top_class
-from permafrost.core.records import NO_CLASS, NO_LABEL
+from permafrost.core.records import NO_CLASS, NO_LABEL, mark_unknown
 
 
 def has_many(labels: Tensor) -> bool:
@@ -26,8 +26,18 @@ def has_many(labels: Tensor) -> bool:
 
 
 def known_mask(labels: Tensor) -> Tensor:
-    """Return the mask of the records whose labels are known, bool [B]."""
-    return ~labels.isnan().any(dim=1) if has_many(labels) else labels != NO_LABEL
+    """Return the mask of the records of which a label is known, bool [B]."""
+    return ~labels.isnan().all(dim=1) if has_many(labels) else labels != NO_LABEL
+
+
+def known_cells(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the mask of the pairs of record and class of which it is known whether they belong together, bool [B, K].
+
+    A single label says it of every class.
+    """
+    if has_many(labels):
+        return ~labels.isnan()
+    return known_mask(labels)[:, None].expand(-1, num_classes)
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -44,16 +54,19 @@ def multi_hot_of_lists(
     """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K].
 
     Args:
-        classes: The lists, one after another. An empty list is unknown; a list of NO_CLASS alone has no label.
+        classes: The lists, one after another, as in `Record.labels`.
         lengths: Length of each list, [B].
         num_classes: Number K of classes.
     """
     hot = torch.zeros(len(lengths), num_classes)
     owners = np.repeat(np.arange(len(lengths)), lengths)
-    is_class = classes != NO_CLASS
-    hot[
-        torch.from_numpy(owners[is_class]), torch.from_numpy(classes[is_class].astype(np.int64))
-    ] = 1
+    numbers = classes.astype(np.int64)
+    for are_meant, columns, value in (
+        (numbers > NO_CLASS, numbers, 1.0),
+        (numbers < NO_CLASS, mark_unknown(numbers), torch.nan),
+    ):
+        places = torch.from_numpy(owners[are_meant]), torch.from_numpy(columns[are_meant])
+        hot[places] = value
     hot[torch.from_numpy(np.flatnonzero(lengths == 0))] = torch.nan
     return hot
 
@@ -68,19 +81,20 @@ def classes_of(labels: Tensor) -> Tensor:
     return classes.masked_fill(present == 0, NO_CLASS)[:, :most]
 
 
-def predict_labels(logits: Logits, *, many: bool) -> Tensor:
+def predict_labels(logits: Logits, *, many: bool, threshold: Tensor | float = 0.0) -> Tensor:
     """Return the predicted classes of logits [N, K] in the form of the labels.
 
     Args:
         logits: Raw logits.
         many: Whether records have several labels.
+        threshold: With `many`, the logit from which a class is predicted, or [K] one for each class.
 
     Returns:
-        The argmax, i64 [N]; with `many`, f32 [N, K] with 1 for each class whose logit is >= 0.
+        The argmax, i64 [N]; with `many`, f32 [N, K] with 1 for each predicted class.
 
     Raises:
         ConfigError: If `many` and the logits are only the largest ones.
     """
     if many:
-        return (require_all_logits(logits, "a record with many labels") >= 0).float()
+        return (require_all_logits(logits, "a record with many labels") >= threshold).float()
     return top_class(logits)

@@ -7,10 +7,13 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 from permafrost.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_KEY_BYTES = 200
 """Largest length of a record's key in UTF-8."""
@@ -26,6 +29,52 @@ NO_CLASS = -1
 """Padding of `explained_class` for records that explain fewer than E classes."""
 NONE = (NO_CLASS,)
 """Labels of a record that is known to have none of many labels."""
+
+
+N = TypeVar("N", int, "NDArray[Any]")
+
+
+def mark_unknown(label: N) -> N:
+    """Return the number, below NO_CLASS, that stands in a list of labels for a class of which nothing is known.
+
+    The function is its own inverse.
+    """
+    return NO_CLASS - 1 - label
+
+
+def labels_of_states(states: Sequence[bool | None]) -> tuple[int, ...]:
+    """Return the labels of a record as `Record.labels`.
+
+    Args:
+        states: For each class whether the record has it, None where that is unknown.
+    """
+    if all(state is None for state in states):
+        return ()
+    labels = (
+        mark_unknown(label) if state is None else label
+        for label, state in enumerate(states)
+        if state is None or state
+    )
+    return tuple(labels) or NONE
+
+
+def label_of_box(labels: Sequence[int]) -> int:
+    """Return the label of a box that has none, in a record of many labels: the record's only class.
+
+    Args:
+        labels: `Record.labels`.
+
+    Raises:
+        ValueError: If the record has no class, or several.
+    """
+    classes = [label for label in labels if label > NO_CLASS]
+    if len(classes) != 1:
+        raise ValueError(
+            f"a box without a label belongs to the only class of its record, but this record has {len(classes)} of "
+            "them; give each box a `label`, or leave the box out"
+        )
+    return classes[0]
+
 
 WhenMoved = Literal["warp", "warp_covered", "keep", "refuse"]
 """Treatment of a field under a view other than the stored one. warp: warped with the view, with zeros outside of the
@@ -56,7 +105,8 @@ class Record:
     split: str
     label: int = NO_LABEL
     labels: tuple[int, ...] = ()
-    """Labels of the record in a multi-label data set; empty where they are unknown, and NONE where it has none."""
+    """Labels of the record in a multi-label data set: its classes, and `mark_unknown` of those of which nothing is
+    known. Empty if nothing is known of any class, NONE if the record has none."""
     group: int = NO_GROUP
     boxes: tuple[Box, ...] = ()
     boxes_in_pixels: bool = False

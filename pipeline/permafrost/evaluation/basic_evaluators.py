@@ -11,6 +11,8 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator
 from permafrost.evaluation.forward import label_metrics, localization_metrics
+from permafrost.evaluation.per_label import label_table
+from permafrost.evaluation.results import PER_LABEL
 
 logger = logging.getLogger("permafrost.evaluate")
 
@@ -29,7 +31,14 @@ def _accuracy(context: EvaluationContext) -> dict[str, Any]:
             reason,
             ",".join(feature_probes()),
         )
-    return label_metrics(context.predictions, context.options.group_sets)
+    predictions = context.predictions
+    metrics = label_metrics(predictions, context.options.group_sets)
+    if context.dataset.has_many_labels:
+        classes = context.store.manifest.classes
+        metrics[PER_LABEL] = label_table(
+            predictions.logits, predictions.labels, predictions.threshold, classes
+        )
+    return metrics
 
 
 ACCURACY = Evaluator(_accuracy)

@@ -14,7 +14,7 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.batches import Batch
 from permafrost.core.errors import require
 from permafrost.core.interrupts import check_interrupted
-from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records
+from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_split
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset, iter_batches
@@ -67,7 +67,9 @@ class EvaluationContext:
     @cached_property
     def predictions(self) -> Predictions:
         """Results of the one forward pass that accuracy, localization and the table of records share."""
-        return predict_records(self.model, self.dataset, self.options, localize=self.localize)
+        return predict_split(
+            self.model, self.dataset, self.options, self.networks.passes, localize=self.localize
+        )
 
     def iter_batches(
         self, positions: Sequence[int] | None = None, dataset: StoreDataset | None = None

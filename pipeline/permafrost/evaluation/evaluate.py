@@ -33,6 +33,8 @@ from permafrost.evaluation.evaluator import align_columns, numbers_of
 from permafrost.evaluation.inputs import EvaluationPlan, plan_evaluation, without_unknown_arms
 from permafrost.evaluation.results import (
     METRICS_NAME,
+    PER_LABEL,
+    label_rows,
     missing_evaluators,
     read_results,
     without_outputs,
@@ -49,6 +51,7 @@ class EvaluateResult:
 
     metrics: str
     splits: dict[str, dict[str, Any]]
+    """Metrics of each split, with a table of the labels where records have many."""
     classifier: str = ""
     """Fault of the last layer of a student, whose logits and maps mean nothing then."""
     next: str = ""
@@ -56,15 +59,18 @@ class EvaluateResult:
     @property
     def numbers(self) -> dict[str, dict[str, float]]:
         """Numbers of the table, by split. Long lists, and those of a last layer that was not trained, are left out."""
-        return {
-            split: numbers_of(
-                without_outputs(metrics) if self.classifier else metrics, most=_MAX_PRINTED
-            )
-            for split, metrics in self.splits.items()
-        }
+        numbers = {}
+        for split, metrics in self.splits.items():
+            chosen = without_outputs(metrics) if self.classifier else metrics
+            chosen = {name: value for name, value in chosen.items() if name != PER_LABEL}
+            numbers[split] = numbers_of(chosen, most=_MAX_PRINTED)
+        return numbers
 
     def printed(self) -> dict[str, str]:
-        """Return the values for the terminal: the file, and a table of the numbers with a column per split."""
+        """Return the values for the terminal: the file, and a table of the numbers with a column per split.
+
+        Each split with many labels has a table of them, too.
+        """
         numbers = list(self.numbers.values())
         names = dict.fromkeys(chain.from_iterable(numbers))
         rows = [
@@ -74,16 +80,24 @@ class EvaluateResult:
                 for name in names
             ),
         ]
+        of_labels = {
+            f"labels of {split}": "\n" + align_columns(label_rows(metrics[PER_LABEL]))
+            for split, metrics in self.splits.items()
+            if PER_LABEL in metrics and len(metrics[PER_LABEL]) <= _MAX_LABELS
+        }
         return {
             "metrics": self.metrics,
             "classifier": self.classifier,
             "results": "\n" + align_columns(rows),
+            **of_labels,
             "next": self.next,
         }
 
 
 _MAX_PRINTED = 10
 """Largest number of entries of a mapping that is printed, such as the accuracies of k neighbors, and not a curve."""
+_MAX_LABELS = 40
+"""Largest number of labels whose table is printed."""
 
 
 def _format_value(value: float | None) -> str:

@@ -26,7 +26,11 @@ class Metric(NamedTuple):
 
 METRICS = {
     "accuracy": Metric(),
-    "f1": Metric(),  # replaces accuracy if records have many labels
+    # These four replace accuracy if records have many labels.
+    "f1": Metric(),
+    "macro_f1": Metric(),
+    "macro_average_precision": Metric(),
+    "macro_auroc": Metric(),
     "worst_group_accuracy": Metric(),
     "agreement": Metric(),
     "kl_to_teacher": Metric(higher_is_better=False, scale=1.0),  # nats

@@ -6,6 +6,7 @@ Shape letters: n records, K classes, E classes of the record that has most, P cl
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,12 @@ from permafrost.evaluation.metrics import (
     uniform_score,
     upsample,
 )
-from permafrost.loading.dataset import StoreDataset, covering_passes, iter_batches
+from permafrost.loading.dataset import (
+    StoreDataset,
+    covered_rows,
+    covering_passes,
+    iter_batches,
+)
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import (
     TargetRequest,
@@ -61,6 +68,8 @@ class Predictions:
     keys: tuple[str, ...]
     logits: Tensor
     """Logits [n, K]."""
+    threshold: Tensor | float = 0.0
+    """Threshold of the evaluated model."""
     labels: Tensor
     groups: Tensor
     epg: Tensor
@@ -70,6 +79,7 @@ class Predictions:
     epg_uniform: Tensor
     """EPG of a uniform map (`metrics.uniform_score`), in the same form as `epg`."""
     teacher_logits: Logits | None = None
+    """Logits of the first records, which are all of them unless the teacher's pass lacks some."""
     explained_class: Tensor | None = None
     """Target classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
     teacher_epg: Tensor | None = None
@@ -86,15 +96,16 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(
         keys=tuple(key for part in parts for key in part.keys),
         logits=torch.cat([part.logits for part in parts]),
+        threshold=parts[0].threshold,
         labels=torch.cat([part.labels for part in parts]),
         groups=torch.cat([part.groups for part in parts]),
         epg=_padded([part.epg for part in parts]),
         iou=_padded([part.iou for part in parts]),
         epg_uniform=_padded([part.epg_uniform for part in parts]),
         teacher_logits=_join_logits([part.teacher_logits for part in parts]),
-        explained_class=_all([part.explained_class for part in parts]),
-        teacher_epg=_all([part.teacher_epg for part in parts]),
-        map_cosine=_all([part.map_cosine for part in parts]),
+        explained_class=_all(parts, "explained_class", NO_CLASS),
+        teacher_epg=_all(parts, "teacher_epg"),
+        map_cosine=_all(parts, "map_cosine"),
     )
 
 
@@ -120,11 +131,22 @@ def label_metrics(
         group_sets: As in EvaluateOptions.
     """
     logits, labels, groups = predictions.logits, predictions.labels, predictions.groups
-    metrics = label_scores(logits, labels, groups, group_sets)
+    threshold = predictions.threshold
+    metrics = label_scores(logits, labels, groups, group_sets, threshold)
     if (majority := majority_share(labels)) is not None:
         metrics["majority_accuracy"] = majority
     if predictions.teacher_logits is not None:
-        metrics |= teacher_scores(logits, predictions.teacher_logits, labels, groups, group_sets)
+        compared = len(predictions.teacher_logits)
+        metrics |= teacher_scores(
+            logits[:compared],
+            predictions.teacher_logits,
+            labels[:compared],
+            groups[:compared],
+            group_sets,
+            threshold,
+        )
+        if compared < len(logits):
+            metrics["compared_records"] = compared
     return metrics
 
 
@@ -150,15 +172,26 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
     return metrics
 
 
-def _all(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
+def _all(parts: Sequence[Predictions], name: str, nothing: float = math.nan) -> Tensor | None:
+    """Concatenate a field of all parts, `nothing` where a part has none; None if no part has any."""
+    values = [getattr(part, name) for part in parts]
+    first = next((value for value in values if value is not None), None)
+    if first is None:
+        return None
+    return torch.cat(
+        [
+            first.new_full((len(part.keys), *first.shape[1:]), nothing) if value is None else value
+            for part, value in zip(parts, values, strict=True)
+        ]
+    )
 
 
 def _join_logits(parts: Sequence[Logits | None]) -> Logits | None:
+    """Concatenate the logits of the records that have any, which come first."""
     first = parts[0]
     if not isinstance(first, TopLogits):
-        return _all([part for part in parts if isinstance(part, Tensor)])
+        there = [part for part in parts if isinstance(part, Tensor)]
+        return torch.cat(there) if there else None
     largest = [part for part in parts if isinstance(part, TopLogits)]
     return replace(
         first,
@@ -184,6 +217,8 @@ class EvaluatedModel:
     network: Classifier
     input_size: tuple[int, int]
     """(height, width)."""
+    threshold: Tensor | float = 0.0
+    """Logit from which a class is predicted where records have many labels, or [K] one for each class, on the CPU."""
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +241,7 @@ def open_split(
 ) -> StoreDataset:
     """Open the records of one of evaluate.splits for the evaluation of a trained model.
 
-    Passes without targets of that split are left out, so the model is not compared with them there.
+    Passes that lack targets of that split are left out; `predict_split` compares with the first one where it has some.
 
     Args:
         store: Store of the split.
@@ -221,18 +256,10 @@ def open_split(
         if split == HOLDOUT
         else rows_of_split(store.index, split)
     )
-    covering = covering_passes(store, rows, passes)
-    for teacher in passes:
-        if teacher not in covering:
-            logger.info(
-                "%s has no targets of split %s, so nothing is compared with it there",
-                teacher.name,
-                split,
-            )
     return StoreDataset(
         store,
         rows,
-        covering,
+        covering_passes(store, rows, passes),
         with_regions=with_regions,
         num_classes=trained.num_classes,
         decode_threads=decode_threads,
@@ -322,6 +349,48 @@ def predict_records(
     )
 
 
+def predict_split(
+    model: EvaluatedModel,
+    dataset: StoreDataset,
+    options: EvaluateOptions,
+    passes: Sequence[TeacherPass],
+    *,
+    localize: bool = True,
+) -> Predictions:
+    """Run `predict_records` on a split, compared with a pass on the records that it covers, which then come first.
+
+    Args:
+        model: Evaluated model.
+        dataset: Records of the split, from `open_split`.
+        options: Options of the evaluation.
+        passes: Passes that the model is compared with, of which the first one counts.
+        localize: False skips maps and regions.
+    """
+    if dataset.passes or not passes:
+        return predict_records(model, dataset, options, localize=localize)
+    rows = np.asarray(dataset.rows)
+    covered = covered_rows(dataset.store, rows, passes[0])
+    logger.info(
+        "%s has targets of %d of the %d records of a split, so the model is compared with it on these alone",
+        passes[0].name,
+        len(covered),
+        len(rows),
+    )
+    parts = []
+    for chosen, members in ((covered, passes[:1]), (np.setdiff1d(rows, covered), ())):
+        part = StoreDataset(
+            dataset.store,
+            chosen,
+            members,
+            with_regions=dataset.with_regions,
+            decode_threads=dataset.decode_threads.count,
+        )
+        part.labels_apply = dataset.labels_apply
+        if len(part):
+            parts.append(predict_records(model, part, options, localize=localize))
+    return join(parts)
+
+
 def _predict_batch(
     model: EvaluatedModel, batch: Batch, options: EvaluateOptions, *, localize: bool
 ) -> Predictions:
@@ -354,6 +423,7 @@ def _predict_batch(
     return Predictions(
         keys=batch.keys,
         logits=output.logits.detach().float().cpu(),
+        threshold=model.threshold,
         labels=batch.labels.cpu(),
         groups=batch.groups.cpu(),
         epg=epg.cpu(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.evaluation import EVALUATORS
@@ -16,16 +17,20 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.results import (
+    METRICS_NAME,
     NETWORK_EVALUATION,
+    PER_LABEL,
     TEACHER_EVALUATION,
     evaluation_folder,
     folder_of_evaluation,
     missing_evaluators,
+    place_beside,
+    read_results,
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork, TrainedModel
-from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
+from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs, saved_options
 from permafrost.runs.trackers import check_logger
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
@@ -72,7 +77,9 @@ class EvaluationPlan:
 
     config: EvaluateConfig
     main: str
-    """Folder of the first evaluation of this network in its run."""
+    """Folder of the first evaluation of this network in its run on this store."""
+    is_elsewhere: bool = False
+    """True if the store is not the one that the network was trained on, as far as that is known."""
     store: Store
     passes: list[TeacherPass]
     fingerprint: str
@@ -94,6 +101,21 @@ class EvaluationPlan:
             **self.others,
             **pass_inputs(self.passes),
         }
+
+    def stored_thresholds(self, split: str) -> list[float] | None:
+        """Return the logits from which each class is predicted, as an evaluation of this network has chosen them.
+
+        Args:
+            split: Split on which they were chosen.
+        """
+        for path in sorted(self.run.path.glob(f"evaluate*/{METRICS_NAME}")):
+            saved = saved_options(path.parent)
+            is_same = saved.get("inputs", {}).get(self.config.model) == self.fingerprint
+            if is_same and saved.get("evaluate", {}).get("threshold") == split:
+                for metrics in read_results(path.parent)["splits"].values():
+                    if PER_LABEL in metrics:
+                        return [row["threshold_logit"] for row in metrics[PER_LABEL].values()]
+        return None
 
     @property
     def folder_name(self) -> str:
@@ -142,12 +164,15 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     run = RunFolder(config.run).path
     student = run / "distill"
     trained = SavedNetwork(student).describe()
+    place = place_beside(student, Store(config.store.folder))
+    main = evaluation_folder(config.evaluate.against, place)
     if config.evaluate.against is not None:
-        records = PassRecords([run / evaluation_folder(config.evaluate.against)])
-        store, passes = open_against(config, config.evaluate.against, records)
+        store, passes = open_against(config, config.evaluate.against, PassRecords([run / main]))
     else:
         names = config.store.teacher or trained.teachers
-        records = PassRecords([student, run / "evaluate"])
+        if place and not config.store.teacher:
+            names = _present(Store(config.store.folder), names, student)
+        records = PassRecords([run / main] if place else [student, run / main])
         store, passes = open_evaluation_store(config, names, records)
         if not names:
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
@@ -160,7 +185,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
             passes[0].name,
         )
     known = [folder.name for folder in store.pass_folders()]
-    if known and not passes:
+    if known and not passes and not place:
         logger.warning(
             "%s was trained without a pass of %s, so its agreement with a teacher is not measured; to measure it, "
             "choose a pass with store.teacher: %s",
@@ -185,15 +210,33 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
         return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 
     fingerprint = SavedNetwork(student).check()
-    main = evaluation_folder(config.evaluate.against)
+    if config.evaluate.store is not None and not place:
+        place = place_beside(run / main, store)
+        main = evaluation_folder(config.evaluate.against, place)
     return EvaluationPlan(
         config=config,
         main=main,
+        is_elsewhere=bool(place),
         store=store,
         passes=passes,
         fingerprint=fingerprint,
         build=build,
     )
+
+
+def _present(store: Store, names: Sequence[str], student: Path) -> tuple[str, ...]:
+    """Return the passes of a student that another store has, too."""
+    present = tuple(name for name in names if store.passes_named(name))
+    logger.info(
+        "%s is not the store that %s was trained on%s",
+        store.path,
+        student,
+        ""
+        if present
+        else f"; it has no pass {' or '.join(names) or 'of its teacher'}, so the student is not compared with one "
+        "(permafrost precompute makes it, and store.teacher= names it)",
+    )
+    return present
 
 
 def open_evaluation_store(
@@ -296,9 +339,9 @@ def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
     network = Network(teacher, store.manifest.classes)
     described = network.describe(reads_head=config.reads_outputs)
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
-    passes = passes_of_teacher(
-        RunFolder(config.run).path / TEACHER_EVALUATION, teacher, store, named
-    )
+    run = RunFolder(config.run).path
+    main = TEACHER_EVALUATION + place_beside(run / TEACHER_EVALUATION, store)
+    passes = passes_of_teacher(run / main, teacher, store, named)
     num_classes = described["classes"]
     if (
         not config.reads_outputs
@@ -311,7 +354,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
         ]
     return EvaluationPlan(
         config=config,
-        main=TEACHER_EVALUATION,
+        main=main,
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
@@ -334,12 +377,14 @@ def open_network(config: EvaluateConfig) -> EvaluationPlan:
     from permafrost.models.network import Network
 
     student, teacher = config.student, config.teacher
-    folder = RunFolder(config.run).path / NETWORK_EVALUATION
+    run = RunFolder(config.run).path
     if isinstance(student, NoModelConfig) or student.weights is None:
         raise ConfigError(
             "model=network needs the network to evaluate; name it with student= and student.weights="
         )
     store = open_record_store(config)
+    main = NETWORK_EVALUATION + place_beside(run / NETWORK_EVALUATION, store)
+    folder = run / main
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
     described = Network(student, store.manifest.classes, "student").describe()
@@ -368,7 +413,7 @@ def open_network(config: EvaluateConfig) -> EvaluationPlan:
     alone = of_teacher is not None and not passes
     return EvaluationPlan(
         config=config,
-        main=NETWORK_EVALUATION,
+        main=main,
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),

@@ -21,6 +21,7 @@ from torch import Tensor
 from permafrost.core.batches import Logits, TopLogits, require_all_logits, top_class
 from permafrost.core.label_forms import has_many, known_mask, predict_labels
 from permafrost.core.records import NO_GROUP, NO_LABEL
+from permafrost.evaluation.per_label import many_label_scores
 from permafrost.losses.logit_distances import kd_loss, mld_loss
 from permafrost.losses.map_distances import MIN_ENERGY
 
@@ -84,28 +85,14 @@ def majority_share(labels: Tensor) -> float | None:
     return float(counts.max() / counts.sum()) if len(counts) else None
 
 
-def f1(logits: Tensor, labels: Tensor) -> float:
-    """Compute micro F1 over all (record, class) pairs, 2 TP / (2 TP + FP + FN).
-
-    A class is positive if its logit is >= 0. The result is nan if there is neither a label nor a positive class.
-
-    Args:
-        logits: [N, K].
-        labels: f32 [N, K]. Records with unknown labels are left out.
-    """
-    counted = known_mask(labels)
-    positive, present = logits[counted] >= 0, labels[counted] > 0
-    hits = (positive & present).sum().double()
-    return float(2 * hits / (positive.sum() + present.sum()))
-
-
 def label_scores(
     logits: Tensor,
     labels: Tensor,
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    threshold: Tensor | float = 0.0,
 ) -> dict[str, Any]:
-    """Compute accuracy overall and by group and group set, or f1 if a record has many labels.
+    """Compute accuracy overall and by group and group set, or `many_label_scores` if a record has many labels.
 
     Without a known label nothing is computed.
 
@@ -114,12 +101,13 @@ def label_scores(
         labels: Labels in the form of Batch, i64 [N] or f32 [N, K].
         groups: Group of each record, [N], NO_GROUP where unknown.
         group_sets: Groups of each set, by its name.
+        threshold: As for `predict_labels`.
     """
     counted = known_mask(labels)
     if not counted.any():
         return {}
     if has_many(labels):
-        return {"f1": f1(logits, labels)}
+        return {**many_label_scores(logits, labels, threshold)}
     right = (logits.argmax(dim=1) == labels)[counted]
     of_groups = group_scores("accuracy", right, groups[counted], group_sets)
     worst = min(of_groups["group_accuracy"].values(), default=None)
@@ -133,10 +121,12 @@ def teacher_scores(
     labels: Tensor,
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    threshold: Tensor | float = 0.0,
 ) -> dict[str, Any]:
     """Compute agreement and KL of two networks' logits, agreement also by group, and the teacher's own accuracy.
 
-    The latter is left out without a known label.
+    The latter is left out without a known label. If records have many labels, it is teacher_f1 and
+    teacher_macro_<score> of `many_label_scores`.
 
     Args:
         student_logits: [N, K].
@@ -144,19 +134,24 @@ def teacher_scores(
         labels: Labels in the form of Batch, i64 [N] or f32 [N, K].
         groups: Group of each record, [N], NO_GROUP where unknown.
         group_sets: Groups of each set, by its name.
+        threshold: As for `predict_labels`. The teacher has it, too, unless it was chosen for each class.
 
     Raises:
         ConfigError: If records have many labels, and only the largest logits are stored.
     """
     many = has_many(labels)
     scores = {
-        "agreement": agreement(student_logits, teacher_logits, many=many),
+        "agreement": agreement(student_logits, teacher_logits, many=many, threshold=threshold),
         "kl_to_teacher": kl_to_teacher(student_logits, teacher_logits, many=many),
     }
     has_labels = bool(known_mask(labels).any())
     if many:
         every = require_all_logits(teacher_logits, "a record with many labels")
-        return scores | ({"teacher_f1": f1(every, labels)} if has_labels else {})
+        if not has_labels:
+            return scores
+        of_teacher = many_label_scores(every, labels, threshold_of_teacher(threshold))
+        chosen = [name for name in of_teacher if not name.startswith("micro_")]
+        return scores | {f"teacher_{name}": of_teacher[name] for name in chosen}
     same = student_logits.argmax(dim=1) == top_class(teacher_logits)
     return {
         **scores,
@@ -165,7 +160,18 @@ def teacher_scores(
     }
 
 
-def agreement(student_logits: Tensor, teacher_logits: Logits, *, many: bool = False) -> float:
+def threshold_of_teacher(threshold: Tensor | float) -> float:
+    """Return the threshold of the stored logits of an evaluated model: its own, or 0 if it has one for each class."""
+    return threshold if isinstance(threshold, float) else 0.0
+
+
+def agreement(
+    student_logits: Tensor,
+    teacher_logits: Logits,
+    *,
+    many: bool = False,
+    threshold: Tensor | float = 0.0,
+) -> float:
     """Compute the fraction of records for which both networks have the same top-1 class (e2KD eq. 4).
 
     It is independent of the labels.
@@ -173,11 +179,12 @@ def agreement(student_logits: Tensor, teacher_logits: Logits, *, many: bool = Fa
     Args:
         student_logits: [N, K].
         teacher_logits: [N, K], or the largest ones.
-        many: True if records have many labels, a case that the paper leaves open: compare the sets of positive classes.
+        many: True if records have many labels, a case that the paper leaves open: compare the sets of predicted
+            classes.
+        threshold: As for `teacher_scores`.
     """
-    student, teacher = (
-        predict_labels(logits, many=many) for logits in (student_logits, teacher_logits)
-    )
+    student = predict_labels(student_logits, many=many, threshold=threshold)
+    teacher = predict_labels(teacher_logits, many=many, threshold=threshold_of_teacher(threshold))
     same = student == teacher
     return float((same.all(dim=1) if many else same).double().mean())
 

@@ -12,6 +12,7 @@ its own digest, and covers the tables and pictures next to it, which are written
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.evaluation.evaluator import METRICS
-from permafrost.runs.folder import CONFIG_NAME, read_config
+from permafrost.runs.folder import CONFIG_NAME, read_config, saved_options
 from permafrost.storage.files import sha256_file
 from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.storage.untrusted import FormatError, load_tensors
@@ -34,9 +35,12 @@ from permafrost.storage.untrusted import FormatError, load_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from permafrost.store.reader import Store
 
 METRICS_NAME = "metrics.json"
 """File of the metrics of an evaluation."""
+PER_LABEL = "labels"
+"""Entry of a split's metrics with a table of many labels: counts, threshold and scores by class."""
 TEACHER_EVALUATION = "evaluate-teacher"
 """Name of the folder of a teacher's evaluation."""
 NETWORK_EVALUATION = "evaluate-network"
@@ -44,12 +48,34 @@ NETWORK_EVALUATION = "evaluate-network"
 _AGAINST, _ON = "-against-", "-on-"
 
 
-def evaluation_folder(against: str | None) -> str:
+def evaluation_folder(against: str | None, elsewhere: str = "") -> str:
     """Return the name of the folder of a student's evaluation.
 
-    It ends with the pass of evaluate.against, if that names one.
+    Args:
+        against: Pass of evaluate.against, if that names one.
+        elsewhere: `place_of` of a store other than the one that the student was trained on.
     """
-    return "evaluate" if against is None else f"evaluate{_AGAINST}{against}"
+    main = f"evaluate{elsewhere}"
+    return main if against is None else f"{main}{_AGAINST}{against}"
+
+
+def place_of(store: Store) -> str:
+    """Return the part of the name of an evaluation's folder, or of a report, that says on which store it is."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", store.folder.name)[:60]
+    return f"-in-{name}-{store.manifest.fingerprint[:8]}"
+
+
+def place_beside(folder: Path, store: Store) -> str:
+    """Return `place_of` a store if the evaluation in a folder is one of another store, otherwise an empty text.
+
+    Args:
+        folder: Folder of a training or an evaluation.
+        store: The store to evaluate on.
+    """
+    path = folder / CONFIG_NAME
+    read = saved_options(folder).get("inputs", {}).get("store") if path.exists() else None
+    same = store.part_with(read).manifest.fingerprint
+    return "" if read in (None, same) else place_of(store)
 
 
 def folder_of_evaluation(
@@ -150,6 +176,25 @@ def without_outputs(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in metrics.items()
         if name == "records" or (name in EVALUATORS and not EVALUATORS[name].reads_outputs)
     }
+
+
+def label_rows(table: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Return the cells of a table of labels: counts, threshold, and scores in percent with their intervals.
+
+    Args:
+        table: Entry PER_LABEL of a split's metrics.
+    """
+    counts, measures = ("positives", "negatives", "unknown"), ("f1", "precision", "recall")
+    scores = (*measures, "average_precision", "auroc")
+    titles = ["label", *counts, "threshold", *(name.replace("_", " ") for name in scores)]
+    rows = [titles]
+    for name, row in table.items():
+        cells = [name, *(f"{row[count]:,}" for count in counts), f"{row['threshold']:.3f}"]
+        for score in scores:
+            ends = [100 * row.get(f"{score}{end}", math.nan) for end in ("", "_low", "_high")]
+            cells.append("-" if score not in row else "{:.1f} ({:.1f} to {:.1f})".format(*ends))
+        rows.append(cells)
+    return rows
 
 
 def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.core.errors import device_errors
+from permafrost.core.errors import device_errors, require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
-from permafrost.evaluation.forward import open_split
+from permafrost.evaluation.forward import EvaluatedModel, open_split, predict_records
 from permafrost.evaluation.inputs import EvaluationPlan
 from permafrost.evaluation.other_networks import Networks
+from permafrost.evaluation.per_label import best_thresholds
 from permafrost.evaluation.results import add_result, evaluator_options, read_results
 from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME, record_table
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import trial_copy
 from permafrost.models.compute import device_name, float32_products
 from permafrost.models.record_independence import probe_positions, require_independent_network
+from permafrost.models.saved import TrainedModel
 from permafrost.store.arrow_files import write_table
 
 logger = logging.getLogger("permafrost.evaluate")
@@ -49,6 +54,7 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
 def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -> None:
     config = plan.config
     model, trained = plan.build()
+    model = replace(model, threshold=_threshold(plan, model, trained))
     logger.info("evaluators run on %s", device_name(model.device))
     networks = Networks(config, plan.store, plan.passes)
     requested = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
@@ -95,6 +101,38 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
                 name: digest for context in contexts for name, digest in context.written.items()
             },
         )
+
+
+def _threshold(
+    plan: EvaluationPlan, model: EvaluatedModel, trained: TrainedModel
+) -> Tensor | float:
+    """Return the logit from which a class is predicted, by evaluate.threshold.
+
+    Raises:
+        ConfigError: If records have one label each, or the thresholds of another store's split were not chosen yet.
+    """
+    option = plan.config.evaluate.threshold
+    if option is None:
+        return 0.0
+    require(
+        plan.store.manifest.multi_label,
+        f"evaluate.threshold={option} is for records with many labels, and those of {plan.store.path} have one each",
+    )
+    if isinstance(option, float):
+        return math.log(option / (1 - option))
+    chosen = plan.stored_thresholds(option)
+    if chosen is None:
+        require(
+            not plan.is_elsewhere,
+            f"evaluate.threshold={option} takes the thresholds of split {option} of the store that the student was "
+            f"trained on, and {plan.store.path} is another one; choose them first with permafrost evaluate "
+            f"store.path=<that store> run={plan.config.run} evaluate.threshold={option}",
+        )
+        threads = resolve_decode_threads(plan.config.evaluate.decode_threads)
+        dataset = open_split(plan.store, (), option, trained, threads, with_regions=False)
+        predictions = predict_records(model, dataset, plan.config.evaluate, localize=False)
+        return best_thresholds(predictions.logits, predictions.labels)
+    return torch.tensor(chosen, dtype=torch.float64)
 
 
 def _write_records(contexts: Sequence[EvaluationContext]) -> None:

@@ -1,9 +1,7 @@
 """Files of an evaluation about single records: a table of all, and the maps of a few.
 
-`labels`, `epg` and `iou` of a row have one entry for each of the record's own classes: one entry (-1 if unknown) for
-records with one label, all its labels for records with many. `explained`, `teacher_epg` and `map_cosine` have one
-entry for each class that the teacher's stored maps explain. In pandas: `table.groupby("group").correct.mean()`,
-`table.explode(["labels", "epg", "iou"])`.
+Lists of classes ascend. `epg`, `iou`, `teacher_epg` and `map_cosine` of a row have one entry for each of its `classes`.
+In pandas: `table.groupby("group").correct.mean()`, `table.explode(["classes", "epg", "iou", "teacher_epg"])`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,13 @@ import torch
 from torch import Tensor
 
 from permafrost.core.batches import Batch, StoredTargets, require_logits
-from permafrost.core.label_forms import classes_of, has_many, known_mask, predict_labels
+from permafrost.core.label_forms import (
+    classes_of,
+    has_many,
+    known_cells,
+    known_mask,
+    predict_labels,
+)
 from permafrost.evaluation.forward import (
     EvaluatedModel,
     Predictions,
@@ -24,6 +28,7 @@ from permafrost.evaluation.forward import (
     images_at,
     maps_of,
 )
+from permafrost.evaluation.metrics import threshold_of_teacher
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps
 from permafrost.loading.transfer import move_batch
@@ -37,13 +42,16 @@ RECORDS_SCHEMA = pa.schema(
         "split": pa.string(),
         "key": pa.string(),
         "group": pa.int32(),  # -1 where unknown
-        "labels": pa.list_(pa.int32()),
-        "predictions": pa.list_(pa.int32()),  # the top-1 class, or all positive classes
-        "correct": pa.bool_(),  # predictions equal the labels; null where they are unknown
-        "epg": pa.list_(pa.float32()),  # null without a region
-        "iou": pa.list_(pa.float32()),
+        "labels": pa.list_(pa.int32()),  # -1 for an unknown single label
+        "unknown": pa.list_(pa.int32()),  # of many labels those of which nothing is known
+        "predictions": pa.list_(pa.int32()),  # the top-1 class, or all from their thresholds on
+        "correct": pa.bool_(),  # predictions equal the known labels; null if nothing is known
+        "logits": pa.list_(pa.float32()),  # of all classes; null with one label per record
         "teacher_predictions": pa.list_(pa.int32()),  # null without a teacher
-        "explained": pa.list_(pa.int32()),
+        "explained": pa.list_(pa.int32()),  # classes of the teacher's stored maps
+        "classes": pa.list_(pa.int32()),  # the labels and the explained classes
+        "epg": pa.list_(pa.float32()),  # of each of `classes`; null without a region, or no label
+        "iou": pa.list_(pa.float32()),
         "teacher_epg": pa.list_(pa.float32()),
         "map_cosine": pa.list_(pa.float32()),  # null where either map is zero
     }
@@ -53,57 +61,66 @@ RECORDS_SCHEMA = pa.schema(
 
 def record_table(split: str, predictions: Predictions) -> pa.Table:
     """Build a table of RECORDS_SCHEMA in the order of the records."""
-    many = has_many(predictions.labels)
-    label_classes = classes_of(predictions.labels)
-    present = label_classes >= 0 if many else label_classes == label_classes
-    predicted = predict_labels(predictions.logits, many=many)
-    right = (
-        (predicted == predictions.labels).all(dim=1) if many else predicted == predictions.labels
-    ).tolist()
-    columns: dict[str, list[Any]] = {
-        "split": [split] * len(predictions.keys),
+    labels, threshold = predictions.labels, predictions.threshold
+    many, count = has_many(labels), len(predictions.keys)
+    known = known_cells(labels, predictions.logits.shape[1])
+    predicted = predict_labels(predictions.logits, many=many, threshold=threshold)
+    right = ((predicted == labels) | ~known).all(dim=1) if many else predicted == labels
+    label_classes = classes_of(labels)
+    explained = predictions.explained_class
+    if explained is None:
+        explained = label_classes[:, :0]
+    columns: dict[str, Any] = {
+        "split": [split] * count,
         "key": list(predictions.keys),
         "group": predictions.groups.tolist(),
-        "labels": _lists(label_classes, present),
+        "labels": _classes(label_classes, padding=many),
+        "unknown": _classes(classes_of((~known).float())) if many else [[]] * count,
         "predictions": _classes(classes_of(predicted)),
         "correct": [
             value if told else None
-            for value, told in zip(right, known_mask(predictions.labels).tolist(), strict=True)
+            for value, told in zip(right.tolist(), known_mask(labels).tolist(), strict=True)
         ],
-        "epg": _lists(predictions.epg, present),
-        "iou": _lists(predictions.iou, present),
+        "logits": predictions.logits.tolist() if many else [None] * count,
+        "teacher_predictions": [None] * count,
+        "explained": _classes(explained),
     }
-    nothing: list[Any] = [None] * len(predictions.keys)
-    columns["teacher_predictions"] = nothing
     if predictions.teacher_logits is not None:
-        teacher_said = predict_labels(predictions.teacher_logits, many=many)
-        columns["teacher_predictions"] = _classes(classes_of(teacher_said))
-    for name in ("explained", "teacher_epg", "map_cosine"):
-        columns[name] = [[] for _ in predictions.keys]
-    if predictions.explained_class is not None:
-        explained = predictions.explained_class >= 0
-        columns["explained"] = _classes(predictions.explained_class)
-        for name, values in (
-            ("teacher_epg", predictions.teacher_epg),
-            ("map_cosine", predictions.map_cosine),
-        ):
-            if values is None:
-                columns[name] = [[None] * int(count) for count in explained.sum(dim=1)]
-            else:
-                columns[name] = _lists(values, explained)
+        of_teacher = predict_labels(
+            predictions.teacher_logits, many=many, threshold=threshold_of_teacher(threshold)
+        )
+        lacking = [None] * (count - len(of_teacher))
+        columns["teacher_predictions"] = [*_classes(classes_of(of_teacher)), *lacking]
+    columns["classes"] = [
+        sorted({*of_label, *of_teacher})
+        for of_label, of_teacher in zip(columns["labels"], columns["explained"], strict=True)
+    ]
+    for name, classes, values in (
+        ("epg", label_classes, predictions.epg),
+        ("iou", label_classes, predictions.iou),
+        ("teacher_epg", explained, predictions.teacher_epg),
+        ("map_cosine", explained, predictions.map_cosine),
+    ):
+        columns[name] = _aligned(columns["classes"], classes, values)
     return pa.table(columns, schema=RECORDS_SCHEMA)
 
 
-def _classes(classes: Tensor) -> list[list[Any]]:
-    """Rows of classes [n, E] without padding."""
-    return _lists(classes, classes >= 0)
+def _classes(classes: Tensor, *, padding: bool = True) -> list[list[int]]:
+    """Return rows of classes [n, E] in ascending order, without their padding."""
+    return [sorted(label for label in row if label >= 0 or not padding) for row in classes.tolist()]
 
 
-def _lists(values: Tensor, valid: Tensor) -> list[list[Any]]:
-    """Values of each row of [n, E] where `valid` is true, with nan as None."""
+def _aligned(
+    wanted: list[list[int]], classes: Tensor, values: Tensor | None
+) -> list[list[float | None]]:
+    """Return the values [n, E] of classes [n, E] in the order of each record's wanted classes, None for nan or none."""
+    if values is None:
+        return [[None] * len(row) for row in wanted]
+    rows = zip(wanted, classes.tolist(), values.tolist(), strict=True)
+    tables = ((names, dict(zip(labels, numbers, strict=True))) for names, labels, numbers in rows)
     return [
-        [None if value != value else value for value, has in zip(row, has_row, strict=True) if has]
-        for row, has_row in zip(values.tolist(), valid.tolist(), strict=True)
+        [None if (value := table.get(name)) != value else value for name in names]
+        for names, table in tables
     ]
 
 
@@ -158,7 +175,7 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
     pictures = {
         "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
-        "predictions": predict_labels(output.logits, many=many),
+        "predictions": predict_labels(output.logits.cpu(), many=many, threshold=model.threshold),
         **_picture_maps(maps_of(model, output, classes), batch),
     }
     if batch.targets and batch.targets[0].maps is not None:
@@ -166,7 +183,11 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
         shown = _picture_maps(stored_maps(batch, chosen), batch)
         pictures |= {f"teacher_{name}": tensor for name, tensor in shown.items()}
         pictures["teacher_classes"] = explained
-        pictures["teacher_predictions"] = predict_labels(require_logits(chosen.logits), many=many)
+        pictures["teacher_predictions"] = predict_labels(
+            require_logits(chosen.logits),
+            many=many,
+            threshold=threshold_of_teacher(model.threshold),
+        )
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
 

@@ -119,6 +119,12 @@ def _uncovered(selected: SelectedRecords, teacher: TeacherPass) -> tuple[int, st
     return missing, first
 
 
+def covered_rows(store: Store, rows: RowNumbers, teacher: TeacherPass) -> NDArray[np.int64]:
+    """Return the rows, of ascending ones, that a pass covers."""
+    lacking = list(_uncovered_rows(SelectedRecords(store, rows), teacher))
+    return np.setdiff1d(np.asarray(rows), np.concatenate(lacking) if lacking else [])
+
+
 def rows_with_targets(store: Store, rows: RowNumbers, passes: Sequence[TeacherPass]) -> RowNumbers:
     """Return the rows that have targets in all passes, with a warning if there are others.
 

@@ -35,7 +35,7 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
     frames = batch.masks if batch.has_windows and batch.masks is not None else batch.inputs
     frame = (frames.shape[-2], frames.shape[-1])
     if kind == "boxes" and batch.canonical_from_view is None:
-        frame = size  # without a transform, box corners are rounded down to pixels of the evaluated size
+        frame = size  # without a transform, box corners are rounded to pixels of the evaluated size
     if kind == "masks":
         assert batch.masks is not None
         masks, classes = batch.masks[:, 0], copy_to(classes, batch.inputs.device)
@@ -55,7 +55,7 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
 def box_regions(boxes: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Compute the union of each record's boxes with its label.
 
-    Corners are rounded down to whole pixels, and a box is half-open.
+    Corners are rounded to the nearest edges of pixels, and a box has one pixel at least in each direction.
 
     Args:
         boxes: f32 [m, 5] for each record: label and corners x0, y0, x1, y1 in [-1, 1].
@@ -66,11 +66,12 @@ def box_regions(boxes: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) 
         Bool [n, height, width].
     """
     regions = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    extent = torch.tensor([size[1], size[0], size[1], size[0]])
+    extent = torch.tensor([size[1], size[0]])
     for region, record_boxes, label in zip(regions, boxes, labels.tolist(), strict=True):
         label_boxes = record_boxes[record_boxes[:, 0] == label, 1:]
-        # The small constant compensates the rounding error of corners at whole pixels.
-        pixels = ((label_boxes + 1) / 2 * extent + 1e-3).floor().clamp(min=0).long()
-        for x0, y0, x1, y1 in pixels.tolist():
+        edges = ((label_boxes.reshape(-1, 2, 2) + 1) / 2 * extent + 0.5).floor().long()
+        first = edges[:, 0].clamp(min=0).minimum(extent - 1)
+        last = edges[:, 1].maximum(first + 1)
+        for (x0, y0), (x1, y1) in zip(first.tolist(), last.tolist(), strict=True):
             region[y0:y1, x0:x1] = True
     return regions

@@ -158,7 +158,7 @@ def _ordered_classes(
 
 
 def _classes_of(index: RecordIndex, rows: RowNumbers, split: str) -> dict[int, NDArray[np.int64]]:
-    """Group the positions of these rows by class; records with none of many labels are a class of their own, NO_CLASS.
+    """Group the positions of these rows by class; records known to have none are a class of their own, NO_CLASS.
 
     Raises:
         ConfigError: If the labels of one of them are unknown.
@@ -167,6 +167,10 @@ def _classes_of(index: RecordIndex, rows: RowNumbers, split: str) -> dict[int, N
         labels, lengths = index.label_lists(rows)
         all_labeled = bool(lengths.all())
         owners = np.repeat(np.arange(len(lengths)), lengths)
+        is_class = labels > NO_CLASS
+        without = np.setdiff1d(np.arange(len(lengths)), owners[is_class])
+        owners = np.concatenate([owners[is_class], without])
+        labels = np.concatenate([labels[is_class], np.full(len(without), NO_CLASS)])
     else:
         labels, owners = index.values("label", rows), None
         all_labeled = bool((labels != NO_LABEL).all())

@@ -12,27 +12,31 @@ from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.core.batches import AnyLabels, MixedLabels, Targets
 from permafrost.core.errors import require
-from permafrost.core.label_forms import has_many, known_mask, multi_hot
+from permafrost.core.label_forms import has_many, known_cells, known_mask, multi_hot
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.models.classifier import to_float32
 
 
-def _mean_of_known(loss: Callable[[Tensor], Tensor], labels: AnyLabels) -> Tensor:
-    """Average a loss over the records whose labels are known, 0 if there are none.
+def _mean_of_known(
+    loss: Callable[[Tensor], Tensor], labels: AnyLabels, known_of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Average a loss over what is known, 0 if nothing is.
 
     That of mixtures is the sum over both records' labels, each with its share and divided by the number of its own
     known labels. A label term is affine in its target, so with all labels known this is the loss of the mixed target.
 
     Args:
-        loss: Function from labels of one record each to losses [B].
+        loss: Function from labels of one record each to losses, [B] or [B, K].
         labels: Labels of images or of mixtures.
+        known_of: Function from labels of one record each to the mask of the losses that count.
     """
 
-    def mean(unmixed: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-        known = known_mask(unmixed)
-        total = torch.where(known, weights * loss(unmixed), 0.0).sum()
-        return total / known.sum().clamp(min=1)
+    def mean(unmixed: Tensor, weights: Tensor | None = None) -> Tensor:
+        known, losses = known_of(unmixed), loss(unmixed)
+        if weights is not None:
+            losses = losses * weights.view(-1, *[1] * (losses.ndim - 1))
+        return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
 
     if isinstance(labels, MixedLabels):
         return mean(labels.first, labels.shares) + mean(labels.second, 1 - labels.shares)
@@ -70,16 +74,19 @@ def cross_entropy_loss(logits: Tensor, labels: AnyLabels, label_smoothing: float
             reduction="none",
         ),
         labels,
+        known_mask,
     )
 
 
 def bce_loss(logits: Tensor, labels: AnyLabels) -> Tensor:
-    """Compute the mean binary cross-entropy over classes and records with known labels, 0 if there are none.
+    """Compute the mean binary cross-entropy over the pairs of record and class that are known, 0 if none is.
+
+    Unknown ones have weight zero, as the ignored labels of a cross-entropy do.
 
     Args:
         logits: [B, K], one binary prediction per class.
-        labels: i64 [B] or f32 [B, K], with target 1 for each class of a record and 0 for every other class, or those of
-            mixtures.
+        labels: i64 [B] or f32 [B, K], with target 1 for each class of a record, 0 for every other class and NaN where
+            that is unknown, or those of mixtures.
     """
     return _mean_bce(logits, labels, off_label=0.0)
 
@@ -102,9 +109,9 @@ def _mean_bce(logits: Tensor, labels: AnyLabels, off_label: float) -> Tensor:
 
     def loss(unmixed: Tensor) -> Tensor:
         targets = multi_hot(unmixed, logits.shape[1]).to(wide.dtype).clamp(min=off_label)
-        return F.binary_cross_entropy_with_logits(wide, targets, reduction="none").mean(dim=1)
+        return F.binary_cross_entropy_with_logits(wide, targets, reduction="none")
 
-    return _mean_of_known(loss, labels)
+    return _mean_of_known(loss, labels, lambda unmixed: known_cells(unmixed, logits.shape[1]))
 
 
 def label_term(logits: Tensor, labels: AnyLabels, weight: float = 1.0) -> Term:

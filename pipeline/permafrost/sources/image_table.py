@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from permafrost.core.records import (
     Content,
     Record,
     escape_key,
+    label_of_box,
+    labels_of_states,
 )
 from permafrost.sources.classes import (
     MAX_CLASSES,
@@ -56,11 +59,13 @@ from permafrost.sources.image_files import (
 from permafrost.sources.label_cells import (
     LABEL_LISTS,
     SEPARATORS,
+    are_states,
     find_separator,
     is_list_text,
     is_one_hot,
     parse_list,
     separate,
+    state_of,
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
 from permafrost.sources.several_files import find_files, split_in_name, tally_other_files
@@ -242,19 +247,45 @@ class ImageTableSource:
         named = {
             "image": config.image,
             "label": config.label,
-            "labels": config.labels,
+            "labels": self._lists_column,
             "split": config.split,
             "boxes": config.boxes,
             "mask": config.mask,
         }
-        named |= {f"group[{place}]": column for place, column in enumerate(config.group)}
+        several = {"group": config.group, "labels": self._state_columns}
+        for option, columns in several.items():
+            named |= {f"{option}[{place}]": column for place, column in enumerate(columns)}
         return {option: column for option, column in named.items() if column is not None}
+
+    @property
+    def _state_columns(self) -> tuple[str, ...]:
+        """Columns of data.labels, one for each class; empty if it names a single column or none."""
+        return self.config.labels if isinstance(self.config.labels, tuple) else ()
+
+    @property
+    def _lists_column(self) -> str | None:
+        """Column of data.labels, each of whose cells has all labels of a record."""
+        return self.config.labels if isinstance(self.config.labels, str) else None
+
+    @cached_property
+    def _has_state_lists(self) -> bool:
+        """True if the cells of data.labels say of each line of data.classes whether a record has it."""
+        column, number = self._lists_column, len(self._class_list)
+        if column is None or not number:
+            return False
+        rows = islice(self._all_rows({"labels": column}), _MAX_DISTINCT)
+        lists = (self._cell_list(row, column) for row in rows)
+        return any(are_states(values, number) for values in lists)
 
     @cached_property
     def _classes(self) -> ClassIndex:
-        column = self.config.label or self.config.labels
+        if self._state_columns:
+            return ClassIndex(self._state_columns, False)
+        if self._has_state_lists:
+            return index_classes(set(), self.config.classes)
+        column = self._label_column
         texts: set[str] = set()
-        if column is not None:
+        if column:
             for row in self._all_rows({self._label_option: column}):
                 texts.update(self._class_texts(row))
         names = self._feature_names
@@ -319,7 +350,11 @@ class ImageTableSource:
                 self.tally.add(CATEGORIES, quote(", ".join(order), 200)[1:-1])
         cells = {cell for cell in self._distinct if not is_list_text(cell)}
         if self.config.labels is not None:
-            if self.config.label_separator is None:
+            if (
+                self.config.label_separator is None
+                and self._lists_column
+                and not self._has_state_lists
+            ):
                 self._tally_separators(cells)
             return
         separator = find_separator(cells)
@@ -342,7 +377,7 @@ class ImageTableSource:
 
     @property
     def _label_column(self) -> str:
-        return self.config.labels or self.config.label or ""
+        return self._lists_column or self.config.label or ""
 
     @cached_property
     def _group_columns(self) -> list[GroupColumn]:
@@ -357,8 +392,8 @@ class ImageTableSource:
         return groups
 
     def _class_texts(self, row: ListedRow) -> list[str]:
-        if self.config.labels is not None:
-            texts, column = self._many_texts(row, self.config.labels), self.config.labels
+        if self._lists_column is not None:
+            texts, column = self._many_texts(row, self._lists_column), self._lists_column
         else:
             text, column = self._label_text(row), self.config.label or ""
             texts = [] if text is None else [text]
@@ -379,22 +414,25 @@ class ImageTableSource:
         text = to_label(row.cells[self.config.label], self._class_list)
         return None if text is None or to_number(text) == NO_LABEL else text
 
-    def _many_texts(self, row: ListedRow, column: str) -> list[str]:
+    def _cell_list(self, row: ListedRow, column: str) -> Any:
+        """Return a cell, parsed if it is the text of a list."""
         value = row.cells[column]
+        if not isinstance(value, str) or not is_list_text(value.strip()):
+            return value
+        try:
+            return parse_list(value.strip())
+        except ValueError as error:
+            raise row.error(
+                column,
+                f"{quote(value.strip())} looks like a list, but {error}; write JSON, as in "
+                '["cat", "dog"]',
+            ) from error
+
+    def _many_texts(self, row: ListedRow, column: str) -> list[str]:
+        value = self._cell_list(row, column)
         if isinstance(value, str):
-            text = value.strip()
-            if is_list_text(text):
-                try:
-                    value = parse_list(text)
-                except ValueError as error:
-                    raise row.error(
-                        column,
-                        f"{quote(text)} looks like a list, but {error}; write JSON, as in "
-                        '["cat", "dog"]',
-                    ) from error
-            else:
-                whole = to_label(text, self._class_list)
-                value = [] if whole is None else separate(whole, self._separator)
+            whole = to_label(value.strip(), self._class_list)
+            value = [] if whole is None else separate(whole, self._separator)
         values = [] if value is None else value
         if isinstance(values, list) and values:
             self.tally.add(
@@ -432,12 +470,13 @@ class ImageTableSource:
         has_mask = config.mask is not None and row.text(config.mask) is not None
         mask = files.add(row, config.mask) if config.mask is not None and has_mask else ()
         label = self._label(row)
-        boxes = self._boxes(row, label)
+        labels = self._labels(row)
+        boxes = self._boxes(row, label, labels)
         return Record(
             key=escape_key(key),
             split=self._split(row),
             label=label,
-            labels=self._labels(row),
+            labels=labels,
             group=_group(row, groups),
             boxes=boxes,
             boxes_in_pixels=bool(boxes),
@@ -465,15 +504,35 @@ class ImageTableSource:
             tally_unknown(self.tally, row.cells[column], row.number, column)
 
     def _labels(self, row: ListedRow) -> tuple[int, ...]:
-        column = self.config.labels
+        column = self._lists_column
         if column is None:
-            return ()
+            cells = {name: row.cells[name] for name in self._state_columns}
+            return self._labels_of_states(row, cells)
+        if self._has_state_lists:
+            values = self._cell_list(row, column) or [None] * len(self.classes)
+            if not isinstance(values, list) or len(values) != len(self.classes):
+                raise row.error(
+                    column,
+                    f"{quote(values)} must have 1, 0 or null for each of the {len(self.classes)} lines of "
+                    "data.classes, as other cells have",
+                )
+            return self._labels_of_states(row, dict(zip(self.classes, values, strict=True)))
         texts = self._many_texts(row, column)
         if not texts and _is_empty_list(row.cells[column]):
             return NONE
         if not texts:
             self._tally_unknown(row, column)
         return tuple(sorted({self._class(row, column, text) for text in texts}))
+
+    def _labels_of_states(self, row: ListedRow, cells: dict[str, Any]) -> tuple[int, ...]:
+        """Return the labels of a row, whose cells say of each class whether the record has it."""
+        states: list[bool | None] = []
+        for name, value in cells.items():
+            try:
+                states.append(state_of(value))
+            except ValueError as error:
+                raise row.error(name, str(error)) from error
+        return labels_of_states(states)
 
     def _class(self, row: ListedRow, column: str, text: str) -> int:
         label = self._classes.label(text)
@@ -490,7 +549,7 @@ class ImageTableSource:
             )
         return label
 
-    def _boxes(self, row: ListedRow, label: int) -> tuple[Box, ...]:
+    def _boxes(self, row: ListedRow, label: int, labels: tuple[int, ...]) -> tuple[Box, ...]:
         column = self.config.boxes
         if column is None or to_text(row.cells[column]) is None:
             return ()
@@ -503,6 +562,11 @@ class ImageTableSource:
             raise row.error(
                 column, "expected a list of {x0, y0, x1, y1} in pixels, and optionally label"
             ) from error
+        if self.config.labels is not None and any(text is None for _, text in parsed):
+            try:
+                label = label_of_box(labels)
+            except ValueError as error:
+                raise row.error(column, str(error)) from error
         return tuple(self._box(row, column, corners, text, label) for corners, text in parsed)
 
     def _box(

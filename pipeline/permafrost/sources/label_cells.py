@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-from permafrost.sources.classes import composed
+from permafrost.core.errors import quote
+from permafrost.sources.classes import composed, is_unknown, to_number
 
 SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 """Separators that are recognized; a blank stands for any white space."""
@@ -63,6 +64,41 @@ def is_list_text(text: str) -> bool:
     return len(text) > 1 and (text[0], text[-1]) in (("[", "]"), ("(", ")"), ("{", "}"))
 
 
+def state_of(value: Any) -> bool | None:
+    """Return whether a cell of one class says that a record has it: 1 or 0, true or false, yes or no.
+
+    Args:
+        value: Cell of any type.
+
+    Returns:
+        The answer, None where it is unknown: an empty cell, a word for an unknown label, or -1.
+
+    Raises:
+        ValueError: If the cell says something else.
+    """
+    text = "" if value is None else str(value).strip()
+    number = to_number(text)
+    if is_unknown(text) or number == -1:
+        return None
+    for words, state in ((("true", "yes", "y"), True), (("false", "no", "n"), False)):
+        if text.lower() in words or number == state:
+            return state
+    raise ValueError(
+        f"{quote(text)} is not 1 or 0 (or true or false, yes or no); a cell without anything, or -1, is unknown"
+    )
+
+
+def are_states(values: Any, num_classes: int) -> bool:
+    """Return whether a list has 1, 0 or nothing for each class, and cannot be one of the numbers of classes."""
+    if not isinstance(values, list) or len(values) != num_classes or num_classes < 2:
+        return False
+    try:
+        states = [state_of(value) for value in values]
+    except ValueError:
+        return False
+    return None in states or len(set(states)) < len(states)
+
+
 def is_one_hot(values: Sequence[Any]) -> bool:
     """Return whether a list has a 0 or a 1 for each class, and no class numbers."""
     return len(values) > 1 and all(
@@ -88,7 +124,7 @@ def parse_list(text: str) -> list[Any]:
     if isinstance(values, (tuple, set)):
         values = sorted(values, key=str) if isinstance(values, set) else list(values)
     if not isinstance(values, list) or not all(
-        isinstance(value, (str, int, float)) for value in values
+        value is None or isinstance(value, (str, int, float)) for value in values
     ):
         raise ValueError("it is not a list of names or numbers")
     # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
-from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL
+from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL, mark_unknown
 from permafrost.storage.files import open_regular, open_size
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_batch, table_schema
@@ -231,7 +231,7 @@ class RecordIndex:
         return {name: self._numbers[name][where] for name in names}
 
     def label_lists(self, rows: RowNumbers) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return the labels of these rows, one after another, and the number of labels of each row."""
+        """Return the labels of these rows, as in `Record.labels`, one after another, and their number for each row."""
         (values,), lengths = self._take_lists("labels", rows)
         return values, lengths
 
@@ -261,7 +261,9 @@ class RecordIndex:
         """Return the largest number of labels of a record; 0 if no record has any."""
         rows = range(self.num_rows)
         if self._manifest.multi_label:
-            return int(self.list_lengths("labels", rows).max(initial=0))
+            values, lengths = self.label_lists(rows)
+            owners = np.repeat(np.arange(len(lengths)), lengths)
+            return int(np.bincount(owners[values > NO_CLASS]).max(initial=0))
         return int((self.values("label", rows) != NO_LABEL).any())
 
     def _take_lists(
@@ -443,7 +445,8 @@ class RecordIndex:
         if name == "labels":
             lengths = parts[0]
             is_none = (values == NO_CLASS) & np.repeat(lengths == 1, lengths)
-            known = bool((((values >= 0) & (values < len(manifest.classes))) | is_none).all())
+            classes = np.where(values < NO_CLASS, mark_unknown(values), values)
+            known = bool((((classes >= 0) & (classes < len(manifest.classes))) | is_none).all())
             return known and (manifest.multi_label or len(values) == 0)
         return True
 

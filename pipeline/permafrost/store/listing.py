@@ -210,14 +210,17 @@ class RecordCounts:
     unlabeled: Counter[str] = field(default_factory=Counter)
     """Records without a label of each split."""
     others: Counter[str] = field(default_factory=Counter)
-    """Records with several labels (`labels`), none of them (`none`), boxes (`boxes`) and a group (`groups`)."""
+    """Records with several labels (`labels`), none of them (`none`), boxes (`boxes`) and a group (`groups`); and the
+    classes that are unknown (`unknown`) of records of which others are known."""
 
     def add(self, record: Record) -> None:
         """Count a record."""
         self.records[record.split] += 1
         labels = set(record.labels) or ({record.label} - {NO_LABEL})
-        for label in labels - {NO_CLASS}:
-            self.labeled[record.split, label] += 1
+        for label in labels:
+            if label > NO_CLASS:
+                self.labeled[record.split, label] += 1
+        self.others["unknown"] += sum(label < NO_CLASS for label in labels)
         if not labels:
             self.unlabeled[record.split] += 1
         if record.labels == NONE:

@@ -137,7 +137,7 @@ def shard_table(
     }
     if store.index.has_many_labels:
         labels, lengths = store.index.label_lists(rows)
-        is_class = labels != NO_CLASS
+        is_class = labels > NO_CLASS
         owners = np.repeat(np.arange(len(lengths)), lengths)
         sizes = np.bincount(owners[is_class], minlength=len(lengths))
         offsets = pa.array(

@@ -76,6 +76,8 @@ class PrecomputeResult:
     teacher_accuracy: dict[str, float] = field(default_factory=dict)
     """Accuracy of the teacher by split, if this call ran it on labeled records of its classes. A value far below what
     is known of the teacher shows wrong labels, options, normalization or frames."""
+    teacher_f1: dict[str, float] = field(default_factory=dict)
+    """F1 over all known pairs of a record and a class in place of accuracy, where records have many labels."""
     teacher_frame: str = ""
     """Part of an image that the teacher received (teacher.frame), empty for a table and without a teacher."""
     device: str = ""
@@ -93,7 +95,7 @@ class PrecomputeResult:
         )
         of_frame = f" ({frame})" if frame else ""
         return {
-            f"{name}{of_frame}" if name == "teacher_accuracy" else name: value
+            f"{name}{of_frame}" if name in ("teacher_accuracy", "teacher_f1") else name: value
             for name, value in values.items()
         }
 
@@ -289,12 +291,14 @@ class PrecomputePlan:
             return result
         done = packed + annotation.forward_passes
         canonical = store.open_pass(annotation.canonical)
+        many = store.manifest.multi_label
         return replace(
             result,
             teacher_records=annotation.forward_passes,
             passes=tuple(annotation.passes),
             bytes_per_record=tuple(annotation.passes.values()),
-            teacher_accuracy=annotation.accuracy,
+            teacher_accuracy={} if many else annotation.accuracy,
+            teacher_f1=annotation.accuracy if many else {},
             device=canonical.manifest.made_with.get("device", ""),
             teacher_frame=str(canonical.manifest.teacher["frame"]) if store.form.has_places else "",
             records_per_second=f"{done / seconds:,.0f}" if done else "",
