@@ -94,7 +94,7 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
     return SplitCases(
         split=split,
         seed=pair.candidate.seed,
-        total=f"{choice.total:,} {'classes of images' if many else 'records'}",
+        total=f"{choice.total:,} {'classes of images that have both' if many else 'records'}",
         order=MEASURE_WORDS[choice.measure] if choice.measure else "",
         figures=[
             _figure(pair, kind, read(kind.cases)) if kind.cases else CaseFigure(kind.title, 0, 0)

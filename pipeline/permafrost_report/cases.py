@@ -139,6 +139,7 @@ def _choose_by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -
     if measure is None:
         return CaseChoice(len(pairs), None, [])
     margins = [(case, case.margin(measure)) for case in pairs]
+    total = sum(margin is not None for _, margin in margins)
     better = [case for case, margin in margins if margin is not None and margin > 0]
     worse = [case for case, margin in margins if margin is not None and margin < 0]
     baseline, candidate = names
@@ -147,7 +148,7 @@ def _choose_by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -
         _kind(f"{what}: {candidate} above {baseline}", better, measure, -(-num_cases // 2)),
         _kind(f"{what}: {baseline} above {candidate}", worse, measure, num_cases // 2, sign=-1),
     ]
-    return CaseChoice(len(pairs), measure, kinds)
+    return CaseChoice(total, measure, kinds)
 
 
 def _measure(pairs: Sequence[Case], choices: tuple[Measure, ...]) -> Measure | None:

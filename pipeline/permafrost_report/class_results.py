@@ -1,4 +1,4 @@
-"""Accuracy by class and confusions of classes, from the tables of records that evaluations have written."""
+"""Results of single classes: accuracy and confusions, or the scores of each of many labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from permafrost.evaluation.results import check_written
+from permafrost.evaluation.per_label import MEASURES
+from permafrost.evaluation.results import PER_LABEL, check_written
 from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.store.arrow_files import read_table
 from permafrost_report.comparison import summarize
@@ -129,6 +130,72 @@ def class_section(
         confusions=[] if is_small else _frequent(networks, names),
         values=values,
     )
+
+
+class LabelRow(NamedTuple):
+    """Scores of a label, of an arm or a teacher."""
+
+    label: str
+    name: str
+    is_arm: bool
+    counts: list[str]
+    """Numbers of records with the label, without it, and of which that is unknown."""
+    cells: list[dict[str, Any] | None]
+    """Mean and `sd` over seeds of each of MEASURES, None where it is not defined."""
+
+
+class LabelSection(NamedTuple):
+    """Section of the page on the labels of records that may have many."""
+
+    split: str
+    measures: tuple[str, ...]
+    rows: list[LabelRow]
+    total: int
+    """Number of labels, of which the first ones are shown."""
+    column: Column = _ACCURACY
+    """Format of the numbers."""
+
+
+def label_section(
+    results: Sequence[StudentResult], teacher: StudentResult | None
+) -> LabelSection | None:
+    """Build the section on single labels of the split of the main table, None without many labels.
+
+    Args:
+        results: Results of the students. Those with a last layer that was not trained are left out.
+        teacher: Results of the teacher, None if it was not evaluated.
+    """
+    networks = [result for result in results if result.trains_classifier]
+    tables = [
+        (result.label, result is not teacher, result.metrics)
+        for result in [*networks, *([teacher] if teacher else [])]
+    ]
+    splits = {split for *_, metrics in tables for split in metrics if PER_LABEL in metrics[split]}
+    if not splits:
+        return None
+    split = min(splits, key=lambda name: (name != "test", name))
+    by_network: dict[str, list[Mapping[str, Mapping[str, float]]]] = {}
+    arms = set()
+    for name, is_arm, metrics in tables:
+        if PER_LABEL in metrics.get(split, {}):
+            by_network.setdefault(name, []).append(metrics[split][PER_LABEL])
+            arms |= {name} if is_arm else set()
+    labels = list(next(iter(by_network.values()))[0])
+    rows = [
+        LabelRow(
+            label,
+            name,
+            name in arms,
+            [f"{of_seeds[0][label][count]:,}" for count in ("positives", "negatives", "unknown")],
+            [
+                _cell([table[label].get(measure, np.nan) for table in of_seeds])
+                for measure in MEASURES
+            ],
+        )
+        for label in labels[:_MAX_CLASSES]
+        for name, of_seeds in by_network.items()
+    ]
+    return LabelSection(split, MEASURES, rows, len(labels))
 
 
 def _count(

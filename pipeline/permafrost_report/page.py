@@ -26,6 +26,7 @@ from permafrost.runs.folder import RunFolder, read_cost
 from permafrost.sources.data_preview import read_preview
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
+from permafrost_report.class_results import label_section
 from permafrost_report.comparison import ONE_SEED, excludes_zero
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.figures import Plot, epoch_plots, shift_plots, training_curves
@@ -225,6 +226,7 @@ def _evaluation_sections(page: PageContent) -> dict[str, Any]:
     return {
         **_result_tables(page),
         "classes": page.classes,
+        "labels": label_section(page.results, page.teacher),
         "evaluator_sections": evaluator_sections(
             evaluations, page.teacher, page.store, page.colors
         ),
@@ -279,13 +281,28 @@ def _setup(page: PageContent) -> dict[str, Any]:
     passes = [used.teacher for used in page.used_passes]
     this_call = page.config.command
     return {
-        "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
+        "setup": facts._replace(shared=_describe_stores(page) | facts.shared),
         "teachers": describe_teachers(page.used_passes),
         "commands": [
             *commands_of(page.config.run, passes, page.options.runs),
             *([f"permafrost {shlex.join(this_call)}"] if this_call else []),
         ],
     }
+
+
+def _describe_stores(page: PageContent) -> dict[str, str]:
+    """Describe the records of the page's store, and name those on which students were trained or evaluated apart."""
+    facts = describe_data(page.store)
+    trained = {str(result.training["store"]["path"]) for result in page.results if result.place}
+    if trained:
+        facts = {
+            "Trained on": f"{', '.join(sorted(trained))}, another store",
+            **{f"{name} of {page.config.store.path}": text for name, text in facts.items()},
+        }
+    evaluated = {result.other_store for result in page.results} - {""}
+    if evaluated and not trained:
+        facts["Evaluated on"] = f"{', '.join(sorted(evaluated))}, another store (evaluate.store)"
+    return facts
 
 
 def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, Any]:

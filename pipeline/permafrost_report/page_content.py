@@ -110,9 +110,10 @@ def gather_page(config: ReportConfig) -> PageContent:
         ConfigError: If report.columns or store.teacher names what no student has.
         DamagedFileError: If a file of a run is damaged.
     """
-    results = load_results(config.run, config.report.runs)
+    store = Store(config.store.folder)
+    results = load_results(config.run, config.report.runs, store)
     students = [result for result in results if result.is_evaluated]
-    teacher, network = load_teacher(config.run), load_network(config.run)
+    teacher, network = load_teacher(config.run, store), load_network(config.run, store)
     logger.info(
         "report of %s and of run %s: %d students, %d of them evaluated%s",
         config.store.path,
@@ -122,7 +123,6 @@ def gather_page(config: ReportConfig) -> PageContent:
         ", and a given network" if network else "",
     )
     evaluated = students or ([network] if network else [])
-    store = Store(config.store.folder)
     used = used_passes(results, store)
     check_named_passes(config.store.teacher, used, store)
     selection = load_selection(config.run)

@@ -217,17 +217,25 @@ def explained_rows(
     Args:
         title: Title of the rows.
         frames: u8 [n, H, W, 3].
-        arrays: Maps, predictions and optionally colors, as returned by pictures.explained_pictures.
+        arrays: Maps, their classes, predictions and optionally colors, as returned by explained_pictures.
         labels: Labels of the records, which mark wrong predictions; in the form of the predictions.
         classes: Names of the classes.
     """
     predictions = arrays["predictions"]
     captions = class_names(predictions, classes)
-    wrong = (predictions != labels).reshape(len(labels), -1).any(axis=1).tolist()
+    meant = zip(
+        class_names(arrays["classes"], classes), class_names(labels, classes), captions, strict=True
+    )
+    notes = [
+        "" if explained in (label or says, "") else f"map of {explained}"
+        for explained, label, says in meant
+    ]
+    differs = (predictions != labels) & (labels == labels)  # unknown ones are NaN
+    wrong = differs.reshape(len(labels), -1).any(axis=1).tolist()
     if "colors" not in arrays:
-        return [PictureRow(title, overlays(frames, arrays["maps"]), captions, wrong)]
+        return [PictureRow(title, overlays(frames, arrays["maps"]), captions, wrong, notes=notes)]
     return [
-        PictureRow(title, contributions(arrays["maps"]), captions, wrong),
+        PictureRow(title, contributions(arrays["maps"]), captions, wrong, notes=notes),
         PictureRow("colors", composite_on_white(arrays["colors"])),
     ]
 

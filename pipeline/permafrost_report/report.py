@@ -7,7 +7,8 @@
 Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>/distill and evaluate of one student;
         runs/<run>/evaluate-teacher and evaluate-network;
         for the cases, the weights and records.parquet of two students
-Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student
+Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student; a report on
+        another store than that of the training is report-in-<store>.html
 Rerun   the same command writes the same files while options, store and runs are the same
 """
 
@@ -51,7 +52,9 @@ def report_run(config: ReportConfig) -> ReportResult:
     contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
     if page.paired:
         contents["csv"] = student_csv(values["runs"], page.columns)
-    files = {kind: RunFolder(config.run).path / f"report.{kind}" for kind in contents}
+    shown = [*page.results, *filter(None, [page.network])]
+    place = next((result.place for result in shown if result.place), "")
+    files = {kind: RunFolder(config.run).path / f"report{place}.{kind}" for kind in contents}
     for kind, content in contents.items():
         # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
         write_atomically(files[kind], content.encode(errors="backslashreplace"))

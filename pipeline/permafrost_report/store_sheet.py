@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
-from permafrost.core.batches import Logits, TopLogits, top_class
-from permafrost.core.label_forms import has_many
-from permafrost.core.records import NO_LABEL
+from permafrost.core.batches import Logits, TopLogits
+from permafrost.core.label_forms import classes_of, has_many, predict_labels
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
 from permafrost.losses.logit_distances import outcome_log_probs
@@ -169,7 +168,7 @@ def draw_store(
     if lines:
         _draw_pairs(figure, grid, store, rows, passes)
     if teacher is not None:
-        _draw_histograms(figure, grid, _measure(store, teacher, chosen))
+        _draw_histograms(figure, grid, store, _measure(store, teacher, chosen))
     return StoreSheet(figure, facts)
 
 
@@ -195,21 +194,27 @@ def _draw_pairs(
         signed = maps.sum(dim=1) if is_sum else maps.abs().sum(dim=1)
         heats = overlays(pixels, signed.numpy())
     classes = readable_classes(store.manifest.classes)
-    logits = batch.targets[0].logits if passes else None
-    predicted = [] if logits is None else top_class(logits).tolist()
+    stored = batch.targets[0] if passes else None
+    names = classes if passes and passes[0].num_classes == len(classes) else None
+    predicted, explained = None, None
+    if stored is not None and stored.logits is not None:
+        many = has_many(batch.labels)
+        predicted = classes_of(predict_labels(stored.logits, many=many)).tolist()
+    if stored is not None and stored.explained_class is not None:
+        explained = stored.explained_class[:, 0].tolist()
+    of_records = classes_of(batch.labels).tolist()
     for number, picture in enumerate(pixels):
         line, column = divmod(number, _COLUMNS)
         left = _axis(figure, grid, line + 1, 2 * column)
         left.imshow(picture)
-        _entitle(left, _caption(batch.labels[number], classes))
+        _entitle(left, _names(of_records[number], classes))
         if len(heats):
             right = _axis(figure, grid, line + 1, 2 * column + 1)
             right.imshow(heats[number])
-            if not predicted:
+            if predicted is None or explained is None:
                 continue
-            answer = predicted[number]
-            says = classes[answer] if passes[0].num_classes == len(classes) else f"class {answer}"
-            _entitle(right, f"says {says}")
+            says, meant = _names(predicted[number], names), _names([explained[number]], names)
+            _entitle(right, f"says {says}" if says == meant else f"{meant}; says {says or 'none'}")
 
 
 def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:
@@ -219,12 +224,10 @@ def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:
     return axis
 
 
-def _caption(label: torch.Tensor, classes: Sequence[str]) -> str:
-    if has_many(label[None]):
-        numbers = label.nonzero()[:, 0].tolist()
-    else:
-        numbers = [int(label)] if int(label) != NO_LABEL else []
-    return ", ".join(classes[number] for number in numbers[:2])
+def _names(labels: Sequence[int], classes: Sequence[str] | None) -> str:
+    """Return the names of the first classes, or their numbers if they are not those of the data."""
+    known = [label for label in labels if label >= 0]
+    return ", ".join(f"class {label}" if classes is None else classes[label] for label in known[:2])
 
 
 def _entitle(axis: Axes, text: str) -> None:
@@ -252,7 +255,7 @@ def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
     for start in range(0, len(rows), _BATCH):
         (stored,) = dataset.__getitems__(list(range(start, min(start + _BATCH, len(rows))))).targets
         if stored.logits is not None:
-            confidence.append(_confidence(stored.logits).numpy())
+            confidence.append(_confidence(stored.logits, many=dataset.has_many_labels).numpy())
         if stored.maps is not None:
             maps = decode_maps(stored)[:, 0].abs().flatten(1)
             highest = maps.amax(dim=1)
@@ -261,16 +264,25 @@ def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
     return _Sample(*(np.concatenate(parts) if parts else empty for parts in (confidence, coverage)))
 
 
-def _confidence(logits: Logits) -> torch.Tensor:
-    """Probability of each record's largest logit, [n]."""
+def _confidence(logits: Logits, *, many: bool) -> torch.Tensor:
+    """Probability of each record's largest logit, [n]; of many labels the mean of max(p, 1 - p) over them."""
+    if many and isinstance(logits, torch.Tensor):
+        return logits.abs().sigmoid().mean(dim=1)
     if isinstance(logits, TopLogits):
         return outcome_log_probs(logits, logits, tau=1.0)[:, 0].exp()
     return logits.softmax(dim=1).amax(dim=1)
 
 
-def _draw_histograms(figure: Figure, grid: object, sample: _Sample) -> None:
+_CONFIDENCE = {
+    False: "highest probability of the teacher",
+    True: "mean over labels of the teacher's max(p, 1 - p)",
+}
+"""Meaning of the confidence, by whether records have many labels."""
+
+
+def _draw_histograms(figure: Figure, grid: object, store: Store, sample: _Sample) -> None:
     for column, values, title in (
-        (0, sample.confidence, "confidence: highest probability of the teacher"),
+        (0, sample.confidence, f"confidence: {_CONFIDENCE[store.manifest.multi_label]}"),
         (_COLUMNS + 1, sample.coverage, "energy of the map: mean of |map| / max |map|"),
     ):
         axis = figure.add_subplot(grid[-1, column : column + _COLUMNS - 1])  # type: ignore[index]

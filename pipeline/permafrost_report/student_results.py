@@ -22,6 +22,7 @@ from permafrost.evaluation.results import (
     evaluation_folder,
     evaluations_against,
     further_evaluations,
+    place_beside,
     read_results,
     without_outputs,
 )
@@ -30,6 +31,7 @@ from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in, read_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
+from permafrost.store.reader import Store
 from permafrost_report.comparison import group_pairs
 from permafrost_report.options import ReportConfig
 
@@ -98,6 +100,8 @@ class StudentResult:
     """Metrics by split of each evaluation against a named pass (evaluate.against)."""
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Metrics of evaluations of other splits, and of another frame, by split or <split>-<frame>."""
+    place: str = ""
+    """Part of the names of its evaluations that is of another store than the one of its training (results.place_of)."""
     evaluation_name: str = evaluation_folder(None)
     """Name of the folder of the records and pictures to show, that of `metrics` if there are any."""
 
@@ -120,12 +124,20 @@ class StudentResult:
     @property
     def evaluations(self) -> list[str]:
         """Names of the folders of all its evaluations."""
-        return [self.evaluation_name, *map(evaluation_folder, self.against)]
+        others = (evaluation_folder(teacher, self.place) for teacher in self.against)
+        return [self.evaluation_name, *others]
 
     @property
     def is_evaluated(self) -> bool:
         """True if there is any evaluation."""
         return bool(self.metrics or self.against)
+
+    @cached_property
+    def other_store(self) -> str:
+        """Path of the store of evaluate.store, empty if the evaluation is on the store of the page."""
+        path = self.evaluation / CONFIG_NAME
+        options = read_config(path, EvaluationRun).get("evaluate", {}) if path.exists() else {}
+        return options.get("store") or ""
 
     @cached_property
     def trains_classifier(self) -> bool:
@@ -183,7 +195,9 @@ class StudentResult:
         return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)
 
 
-def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult]:
+def load_results(
+    run: str, other_runs: Sequence[str] = (), store: Store | None = None
+) -> list[StudentResult]:
     """Load the students of a run in the order of its sweep, then those of other runs, or [] if there are none.
 
     A student that was distilled without a sweep may not have been evaluated yet; then its metrics are empty.
@@ -192,6 +206,8 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
         run: Name of the run, or its address in a bucket.
         other_runs: Sweeps, or runs of one student each. Arms of several runs that are called alike are all prefixed
             with the names of their runs.
+        store: Store of the page. Of a student that was trained on another one the evaluations on this one are loaded;
+            None loads those on the store of its training.
 
     Raises:
         UnknownRunError: If the run does not exist.
@@ -200,16 +216,16 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
     """
     results: list[StudentResult] = []
     if (RunFolder(run).path / SWEEP_NAME).exists():
-        results = _read_run(run)
+        results = _read_run(run, store)
     elif SavedNetwork(RunFolder(run).path / "distill").is_finished:
-        results = [_load_student(run, must_be_evaluated=False)]
-    elif not (other_runs or load_network(run) or load_teacher(run)):
+        results = [_load_student(run, store, must_be_evaluated=False)]
+    elif not (other_runs or load_network(run, store) or load_teacher(run, store)):
         check_run(run)
         logger.info(
             "%s has neither a sweep nor a finished student, so the report shows only the store",
             RunFolder(run).path,
         )
-    by_run = {run: results} | {other: _read_run(other) for other in other_runs}
+    by_run = {run: results} | {other: _read_run(other, store) for other in other_runs}
     runs_of = group_pairs(
         (result.label, name) for name, members in by_run.items() for result in members
     )
@@ -236,7 +252,7 @@ def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]
                     label=f"{result.label} against {teacher}",
                     metrics=metrics,
                     against={},
-                    evaluation_name=evaluation_folder(teacher),
+                    evaluation_name=evaluation_folder(teacher, result.place),
                 )
             )
     return split
@@ -247,18 +263,27 @@ def select_first_seed(results: Sequence[StudentResult]) -> list[StudentResult]:
     return [result for result in results if result.seed in (None, results[0].seed)]
 
 
-def load_teacher(run: str) -> StudentResult | None:
-    """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none."""
-    return _load_untrained(run, "teacher", TEACHER_EVALUATION)
+def load_teacher(run: str, store: Store | None = None) -> StudentResult | None:
+    """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none.
+
+    Args:
+        run: Name of the run.
+        store: Store of the page, None for the one of its first evaluation.
+    """
+    return _load_untrained(run, "teacher", TEACHER_EVALUATION, store)
 
 
-def load_network(run: str) -> StudentResult | None:
-    """Load the results of runs/<run>/evaluate-network (evaluate model=network), or None if there are none."""
-    return _load_untrained(run, "given network", NETWORK_EVALUATION)
+def load_network(run: str, store: Store | None = None) -> StudentResult | None:
+    """Load the results of runs/<run>/evaluate-network (evaluate model=network), as `load_teacher` does."""
+    return _load_untrained(run, "given network", NETWORK_EVALUATION, store)
 
 
-def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult | None:
+def _load_untrained(
+    run: str, label: str, evaluation_name: str, store: Store | None
+) -> StudentResult | None:
     """Load the results of a network that the run has not trained."""
+    main = RunFolder(run).path / evaluation_name
+    evaluation_name += "" if store is None else place_beside(main, store)
     path = RunFolder(run).path / evaluation_name / METRICS_NAME
     if not path.exists():
         return None
@@ -273,20 +298,20 @@ def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult
     )
 
 
-def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
+def _load_student(run: str, store: Store | None, *, must_be_evaluated: bool) -> StudentResult:
     """Load a student that was distilled without a sweep."""
     seed = read_config(_config_of(run), DistillConfig).get("seed", DistillConfig.seed)
     row = {"arm": run, "run": run, "seed": seed, "point": {}}
-    return _load_result(row, several=False, must_be_evaluated=must_be_evaluated)
+    return _load_result(row, store, several=False, must_be_evaluated=must_be_evaluated)
 
 
-def _read_run(run: str) -> list[StudentResult]:
+def _read_run(run: str, store: Store | None) -> list[StudentResult]:
     path = RunFolder(run).path / SWEEP_NAME
     if not path.exists():
-        return [_load_student(run, must_be_evaluated=True)]
+        return [_load_student(run, store, must_be_evaluated=True)]
     rows = read_sweep(run)["runs"]
     points = group_pairs((row["arm"], point_label(row["point"])) for row in rows)
-    return [_load_result(row, several=len(set(points[row["arm"]])) > 1) for row in rows]
+    return [_load_result(row, store, several=len(set(points[row["arm"]])) > 1) for row in rows]
 
 
 def read_sweep(run: str) -> dict[str, Any]:
@@ -345,13 +370,19 @@ def _config_of(run: str) -> Path:
 
 
 def _load_result(
-    row: dict[str, Any], several: bool, *, must_be_evaluated: bool = True
+    row: dict[str, Any], store: Store | None, *, several: bool, must_be_evaluated: bool = True
 ) -> StudentResult:
     folder = RunFolder(row["run"]).path
-    path = folder / evaluation_folder(None) / METRICS_NAME
-    against = {teacher: _metrics(file) for teacher, file in evaluations_against(folder).items()}
+    place = "" if store is None else place_beside(folder / "distill", store)
+    first = folder / evaluation_folder(None)
+    if store is not None and first.exists() and not place_beside(first, store):
+        place = ""  # also with evaluate.store
+    main = evaluation_folder(None, place)
+    path = folder / main / METRICS_NAME
+    of_passes = evaluations_against(folder, place)
+    against = {teacher: _metrics(file) for teacher, file in of_passes.items()}
     require(
-        not must_be_evaluated or bool(against) or path.exists(),
+        not must_be_evaluated or bool(place) or bool(against) or path.exists(),
         f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again",
     )
     shown = None if path.exists() else next(iter(against), None)
@@ -362,9 +393,10 @@ def _load_result(
         seed=row["seed"],
         folder=folder,
         metrics=_metrics(path) if path.exists() else {},
-        further=further_evaluations(folder, evaluation_folder(None)) if path.exists() else {},
+        further=further_evaluations(folder, main) if path.exists() else {},
         against=against,
-        evaluation_name=evaluation_folder(shown),
+        place=place,
+        evaluation_name=evaluation_folder(shown, place),
     )
 
 

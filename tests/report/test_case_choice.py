@@ -12,7 +12,7 @@ NAMES = ("kd", "e2kd")
 def row(key, correct, prediction=None, cosine=None, **columns):
     """Row of the table of a record with the single label 3, which the teacher explains."""
     values = {"key": key, "labels": [3], "correct": correct, "predictions": [prediction]}
-    return values | {"epg": [None], "explained": [3], "map_cosine": [cosine]} | columns
+    return values | {"epg": [None], "classes": [3], "map_cosine": [cosine]} | columns
 
 
 def chosen_cases(baseline, candidate, num_cases=8, **options):
@@ -68,7 +68,7 @@ def test_half_of_the_cases_speak_for_the_candidate(num_cases, of_each):
 
 
 def test_without_a_teacher_s_maps_epg_orders_and_without_regions_the_keys():
-    nothing = {"explained": [], "map_cosine": []}
+    nothing = {"map_cosine": [None]}
     baseline = [row(key, False, 0, epg=[0.5], **nothing) for key in "ab"]
     better = [row(k, True, 3, epg=[e], **nothing) for k, e in zip("ab", (0.6, 0.7), strict=True)]
     blind = [row(key, True, 3, **nothing) for key in "ab"]
@@ -88,7 +88,8 @@ def test_a_record_whose_label_is_not_known_is_no_case():
 
 def test_of_many_labels_every_class_with_a_region_is_a_case():
     def many(key, labels, epg):
-        return {"key": key, "labels": labels, "epg": epg, "correct": False, "predictions": []}
+        classes = {"labels": labels, "classes": labels}
+        return {"key": key, "epg": epg, "correct": False, "predictions": [], **classes}
 
     baseline = [
         many("a", [0, 2], [0.2, 0.5]),
@@ -111,7 +112,7 @@ def test_of_many_labels_every_class_with_a_region_is_a_case():
 
 def test_a_value_is_that_of_the_asked_class():
     values = row(
-        "a", True, 3, labels=[3, 5], epg=[0.1, None], explained=[5, 3], map_cosine=[0.7, 0.9]
+        "a", True, 3, labels=[3, 5], classes=[3, 5], epg=[0.1, None], map_cosine=[0.9, 0.7]
     )
 
     assert value_of(values, "epg", 3) == 0.1

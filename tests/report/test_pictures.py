@@ -72,6 +72,8 @@ def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
         "labels": torch.tensor([0, 1]),
         "predictions": torch.tensor([0, 0]),
+        "classes": torch.tensor([0, 1]),
+        "teacher_classes": torch.tensor([0, 0]),
         "maps": torch.rand(2, 8, 8),
         "teacher_maps": torch.rand(2, 4, 4),
         "teacher_predictions": torch.tensor([7, 0]),  # class 7 exists only for the teacher
@@ -83,8 +85,10 @@ def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
 
     assert [row.title for row in shown] == ["image", "teacher", "kd"] + ["colors"] * colored
     assert shown[1].captions == ["7", "0"]
+    assert shown[1].notes == ["", "map of cat"]
     assert shown[2].captions == ["cat", "cat"]
     assert shown[2].wrong == [False, True]
+    assert shown[2].notes == ["", ""]
 
 
 def test_records_are_called_by_their_label_or_by_all_of_them():
@@ -106,6 +110,7 @@ def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
         "labels": torch.tensor([[1.0, 1.0], [0.0, 1.0]]),
         "predictions": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        "classes": torch.tensor([0, 1]),
         "maps": torch.rand(2, 8, 8),
     }
 
@@ -113,6 +118,7 @@ def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
 
     assert shown[0].captions == ["cat\ndog", "dog"]
     assert (shown[1].captions, shown[1].wrong) == (["cat", "dog"], [True, False])
+    assert shown[1].notes == ["map of cat", ""]
 
 
 def test_a_region_s_edge_is_drawn_on_its_own_pixels_at_the_picture_s_size():

@@ -14,7 +14,8 @@ Reads   runs/<run>/distill/ and <store.path>, including its teacher passes; the 
         of student= and student.weights= takes the place of runs/<run>/distill/
 Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensors, config.yaml; the results
         of a teacher are in evaluate-teacher/, those of a given network in evaluate-network/, those against a named
-        pass in evaluate-against-<pass>/, those of further splits or frames in evaluate-on-<splits>[-<frame>]/.
+        pass in evaluate-against-<pass>/, those of further splits or frames in evaluate-on-<splits>[-<frame>]/, and
+        those on another store than that of the training in evaluate-in-<store>/.
         Those of a student are also in the tracker's run of its training (logger=)
 Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 """

@@ -151,9 +151,14 @@ def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str]:
     return list(splits), str(options.get("frame", EvaluateOptions.frame))
 
 
-def evaluations_against(folder: Path) -> dict[str, Path]:
-    """Find the metrics.json of each of a run's evaluations against named passes, by the name of the pass."""
-    paths = sorted(folder.glob(f"evaluate{_AGAINST}*/{METRICS_NAME}"))
+def evaluations_against(folder: Path, elsewhere: str = "") -> dict[str, Path]:
+    """Find the metrics.json of each of a run's evaluations against named passes, by the name of the pass.
+
+    Args:
+        folder: Folder of the run.
+        elsewhere: As for `evaluation_folder`.
+    """
+    paths = sorted(folder.glob(f"evaluate{elsewhere}{_AGAINST}*/{METRICS_NAME}"))
     return {path.parent.name.partition(_AGAINST)[2]: path for path in paths}
 
 
