@@ -8,7 +8,8 @@ classifier. It is run once, and must give the network's output up to 1e-4 of the
 
 Reads   runs/<run>/distill/ and evaluate/, and the size of the frames of <store.path>
 Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, and a card README.md
-        in runs/<run>/distill/export/, which to=hf://<user>/<name> uploads; a timm student is there in timm's form, too
+        and predict.py, which runs student.onnx, in runs/<run>/distill/export/, which to=hf://<user>/<name> uploads; a
+        timm student is there in timm's form, too
 Rerun   the programs are written again
 """
 

@@ -217,7 +217,8 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
         for plan in plans
         if plan.reference is not None
     )
-    rows = max(size for _, size in sizes) if images else config.store.shard_size
+    largest = max(size for _, size in sizes)
+    rows = largest if images else config.store.shard_size or largest
     store = Store(folder)
     return RecordSample(
         store=store,

@@ -33,11 +33,12 @@ def fact_table(rows: Mapping[str, str]) -> list[str]:
     ]
 
 
-def card_of_student(facts: Mapping[str, Any]) -> str:
+def card_of_student(facts: Mapping[str, Any], program: str | None = None) -> str:
     """Return the README.md of an exported student.
 
     Args:
         facts: Name, license, classes, teacher, method and accuracy by what they are; None is left out.
+        program: File next to the card that runs student.onnx; None if there is none.
     """
     shown = {name: str(value) for name, value in facts.items() if value not in (None, "", [])}
     header = {
@@ -47,4 +48,13 @@ def card_of_student(facts: Mapping[str, Any]) -> str:
     }
     name = shown.pop("name", "student")
     lines = ["---", dump_yaml(header).rstrip(), "---", "", f"# {plain_text(name)}", ""]
-    return "\n".join([*lines, *fact_table(shown), ""])
+    run = [
+        "",
+        "Run it on image files:",
+        "",
+        "```bash",
+        "pip install onnxruntime numpy pillow",
+        f"python {program} student.onnx FILE...",
+        "```",
+    ]
+    return "\n".join([*lines, *fact_table(shown), *(run if program else []), ""])

@@ -8,20 +8,24 @@ classifier. It is run once, and must give the network's output up to 1e-4 of the
 
 Reads   runs/<run>/distill/ and evaluate/, and the size of the frames of <store.path>
 Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, and a card README.md
-        in runs/<run>/distill/export/, which to=hf://<user>/<name> uploads; a timm student is there in timm's form, too
+        and predict.py, which runs student.onnx, in runs/<run>/distill/export/, which to=hf://<user>/<name> uploads; a
+        timm student is there in timm's form, too
 Rerun   the programs are written again
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.version import __version__
 from permafrost.core.errors import require
-from permafrost.evaluation.results import read_results
+from permafrost.evaluation.results import read_results, stored_thresholds
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
+from permafrost.sources.data_preview import read_preview
 from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
@@ -30,6 +34,10 @@ from permafrost_export.options import ExportConfig
 
 if TYPE_CHECKING:
     from permafrost_export.portable import EvaluatedFrame
+
+
+PROGRAM = "predict.py"
+"""Program that runs student.onnx on image files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,10 @@ class ExportResult:
     """File of the card, README.md."""
     uploaded: str = ""
     """Address of the repository of the hub, empty without one."""
+    labels: str = ""
+    """Probabilities from which classes are predicted, empty with one label per record."""
+    next: str = ""
+    """Command that runs the program on images."""
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
@@ -51,6 +63,8 @@ class ExportResult:
             "largest_difference": difference,
             "card": self.card,
             **({"uploaded": self.uploaded} if self.uploaded else {}),
+            **({"labels": self.labels} if self.labels else {}),
+            "next": self.next,
         }
 
 
@@ -81,12 +95,19 @@ def export_student(config: ExportConfig) -> ExportResult:
         f"to={config.to}: the student of run={config.run} names no license, which its card "
         "must have; train it with student.license=",
     )
+    preview = read_preview(store.folder)
     facts = {
         "classes": list(trained.classes),
         "run": config.run,
         "input": program.inputs,
         "made_by": f"permafrost {__version__}",
+        "bit_range": "[0, 65535]"
+        if preview is None
+        else preview.lines.get("bit_range", "[0, 65535]"),
+        "labels": "many" if store.manifest.multi_label else "one",
     } | ({"license": license_of_weights} if license_of_weights else {})
+    if store.manifest.multi_label:
+        facts["thresholds"] = _thresholds(config, trained)
     files: dict[str, str] = {}
     differences = []
     for file_format in config.export.formats:
@@ -98,21 +119,40 @@ def export_student(config: ExportConfig) -> ExportResult:
         write_atomically(path, data)
         files[file_format] = str(path)
     card = student / EXPORT_FOLDER / "README.md"
-    write_atomically(card, card_of_student(_facts(config, trained)).encode())
+    is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places
+    if is_shown:
+        write_atomically(card.with_name(PROGRAM), Path(__file__).with_name(PROGRAM).read_bytes())
+    of_data = {name: facts[name] for name in ("labels", "thresholds", "bit_range") if name in facts}
+    text = card_of_student(_facts(config, trained) | of_data, PROGRAM if is_shown else None)
+    write_atomically(card, text.encode())
     hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")
     return ExportResult(
-        files=files, largest_difference=max(differences), card=str(card), uploaded=hub
+        files=files,
+        largest_difference=max(differences),
+        card=str(card),
+        uploaded=hub,
+        labels=f"many, predicted from {facts['thresholds']}" if "thresholds" in facts else "",
+        next=f"python {card.with_name(PROGRAM)} {files['onnx']} FILE..." if is_shown else "",
     )
+
+
+def _thresholds(config: ExportConfig, trained: TrainedModel) -> list[float]:
+    """Return the probability from which each class is predicted, as an evaluation of the student has it."""
+    run = RunFolder(config.run).path
+    chosen = stored_thresholds(run, "student", SavedNetwork(run / "distill").check())
+    logits = chosen or [0.0] * trained.num_classes
+    return [round(1 / (1 + math.exp(-logit)), 6) for logit in logits]
 
 
 def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
     """Return what the card says of the student."""
     folder = RunFolder(config.run).path
-    accuracies = {
-        split: metrics["accuracy"]
-        for split, metrics in read_results(folder / "evaluate")["splits"].items()
-        if isinstance(metrics.get("accuracy"), float)
-    }
+    splits = read_results(folder / "evaluate")["splits"]
+
+    def measured(name: str) -> str:
+        values = {split: metrics[name] for split, metrics in splits.items() if name in metrics}
+        return ", ".join(f"{split} {value:.1%}" for split, value in values.items())
+
     return {
         "name": f"{trained.config.name}, distilled",
         "license": getattr(trained.config, "license", None),
@@ -121,7 +161,8 @@ def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
         "classes": len(trained.classes) or trained.num_classes,
         "input": " x ".join(map(str, trained.input_size)),
         "teachers": ", ".join(trained.teachers),
-        "accuracy": ", ".join(f"{split} {value:.1%}" for split, value in accuracies.items()),
+        "accuracy": measured("accuracy"),
+        "F1": measured("f1"),
         "made by": f"permafrost {__version__}",
     }
 

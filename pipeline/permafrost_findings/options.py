@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from permafrost.config.data import FINDINGS
+from permafrost.config.data import FINDINGS, STORE_FINDINGS
 
 FINDINGS["class_folders_repeat"] = "permafrost_findings.folder_rules:find_repeating_folders"
 FINDINGS["folders_too_deep"] = "permafrost_findings.folder_rules:find_folders_too_deep"
@@ -54,3 +54,4 @@ FINDINGS["new_classes"] = "permafrost_findings.append_rules:find_new_classes"
 FINDINGS["other_sizes"] = "permafrost_findings.append_rules:find_other_sizes"
 FINDINGS["other_brightness"] = "permafrost_findings.append_rules:find_other_brightness"
 FINDINGS["packed_copies"] = "permafrost_findings.append_rules:find_packed_copies"
+STORE_FINDINGS["equal_images"] = "permafrost_findings.equal_images:find_equal_images"

@@ -106,10 +106,14 @@ def find_dark_images(preview: Preview) -> Iterator[Remark]:
             if above
             else ""
         )
+        is_sample = sample.files < preview.num_records
+        sampled = (
+            f" ({sample.files:,} files were read; preview.all=true reads all)" if is_sample else ""
+        )
         yield (
             "error" if largest <= _FULL_RANGE / 4 else "warning",
             f"the values of images of 16 bits ({number:,}) reach {largest:,}, {share:.2g} of the range, so they "
-            f"would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]{brighter}",
+            f"would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]{brighter}{sampled}",
         )
     elif number:
         yield (

@@ -3,7 +3,7 @@
 import re
 
 from permafrost.config.data import FINDINGS
-from permafrost.sources.equal_images import EQUAL_IMAGES
+from permafrost_findings.equal_images import EQUAL_IMAGES
 from tests.sources.test_findings import CASES
 from tests.support.image_sets import folder_config, write_images
 from tests.support.pages import blocks_of

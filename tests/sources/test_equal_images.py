@@ -10,8 +10,8 @@ import pytest
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.sources.data_preview import read_preview
-from permafrost.sources.equal_images import EqualImages, equal_images
 from permafrost.store.reader import Store
+from permafrost_findings.equal_images import EqualImages, equal_images
 from tests.support.image_sets import folder_config, image_bytes
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
@@ -112,7 +112,7 @@ def store_of(digests):
 
 @pytest.mark.parametrize("block", [1, 3, 65_536])
 def test_the_groups_are_those_of_a_dictionary(monkeypatch, block):
-    monkeypatch.setattr("permafrost.sources.equal_images._BLOCK_ROWS", block)
+    monkeypatch.setattr("permafrost_findings.equal_images._BLOCK_ROWS", block)
     values = np.random.default_rng(0).integers(0, 60, 90)
     digests = np.stack(
         [np.frombuffer(hashlib.sha256(bytes([v])).digest(), np.uint8) for v in values]

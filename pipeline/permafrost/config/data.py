@@ -178,7 +178,8 @@ class ImageTableDataConfig(ImageFileDataConfig):
     """File with one class name per line, in label order; null takes the sorted names of the label column (of Hugging
     Face's Parquet those of its features), or the numbers up to the largest label."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test, chosen by a hash of the key. If data.split has empty cells,
+    only the records of these are drawn, into train and test."""
     keep_groups: Annotated[bool, Role.IF_SET] = False
     """Move whole groups of data.group to split test, such as all pictures of a patient, chosen by a hash of the group;
     the fraction is then that of the groups."""
@@ -221,6 +222,8 @@ SOURCES: Family[type[DataConfig]] = Family(
 
 FINDINGS: Family[Any] = Family({})
 """Rules by the name of their findings: a function of a Preview that yields (level, message), or module:name of one."""
+STORE_FINDINGS: Family[str] = Family({})
+"""Rules about packed stores by their subject: module:name of a function of a Store that returns findings."""
 
 
 @dataclass(frozen=True, kw_only=True)

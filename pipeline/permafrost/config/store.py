@@ -43,8 +43,9 @@ class StoreOptions(Options):
     store from someone else can lead to any file of this machine. The path of the store itself may contain links."""
     backend: Annotated[Literal["zarr", "webdataset"], Role.OUTSIDE_IDENTITY] = "zarr"
     """Storage format of the teacher fields."""
-    shard_size: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 512
-    """Records per shard, the unit of work, retry and checksum."""
+    shard_size: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
+    """Records per shard, the unit of work, retry and checksum. null is 512, or as many that the shards of small splits
+    are nearly full, because the arrays of a pass have room for whole shards."""
     seed: Annotated[int, Ge(0), Lt(2**63), Role.OUTSIDE_IDENTITY] = 0
     """Seed of the global permutation that assigns records to shards."""
     image_size: Annotated[int | None, Ge(8), Le(4096), Role.OUTSIDE_IDENTITY] = None

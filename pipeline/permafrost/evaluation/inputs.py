@@ -17,20 +17,17 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.results import (
-    METRICS_NAME,
     NETWORK_EVALUATION,
-    PER_LABEL,
     TEACHER_EVALUATION,
     evaluation_folder,
     folder_of_evaluation,
     missing_evaluators,
     place_beside,
-    read_results,
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork, TrainedModel
-from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs, saved_options
+from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
 from permafrost.runs.trackers import check_logger
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
@@ -101,21 +98,6 @@ class EvaluationPlan:
             **self.others,
             **pass_inputs(self.passes),
         }
-
-    def stored_thresholds(self, split: str) -> list[float] | None:
-        """Return the logits from which each class is predicted, as an evaluation of this network has chosen them.
-
-        Args:
-            split: Split on which they were chosen.
-        """
-        for path in sorted(self.run.path.glob(f"evaluate*/{METRICS_NAME}")):
-            saved = saved_options(path.parent)
-            is_same = saved.get("inputs", {}).get(self.config.model) == self.fingerprint
-            if is_same and saved.get("evaluate", {}).get("threshold") == split:
-                for metrics in read_results(path.parent)["splits"].values():
-                    if PER_LABEL in metrics:
-                        return [row["threshold_logit"] for row in metrics[PER_LABEL].values()]
-        return None
 
     @property
     def folder_name(self) -> str:

@@ -183,6 +183,28 @@ def without_outputs(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def stored_thresholds(
+    run: Path, model: str, fingerprint: str, option: str | None = None
+) -> list[float] | None:
+    """Return the logits from which a network predicts each class, as an evaluation with evaluate.threshold has them.
+
+    Args:
+        run: Folder of the run.
+        model: Option `model` of the evaluation.
+        fingerprint: Fingerprint of the network.
+        option: Value of evaluate.threshold; None for any that is set.
+    """
+    for path in sorted(run.glob(f"evaluate*/{METRICS_NAME}")):
+        saved = saved_options(path.parent)
+        chosen = saved.get("evaluate", {}).get("threshold")
+        is_same = saved.get("inputs", {}).get(model) == fingerprint
+        if is_same and chosen is not None and option in (None, chosen):
+            for metrics in read_results(path.parent)["splits"].values():
+                if PER_LABEL in metrics:
+                    return [row["threshold_logit"] for row in metrics[PER_LABEL].values()]
+    return None
+
+
 def label_rows(table: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """Return the cells of a table of labels: counts, threshold, and scores in percent with their intervals.
 

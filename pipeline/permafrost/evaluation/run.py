@@ -22,7 +22,12 @@ from permafrost.evaluation.forward import EvaluatedModel, open_split, predict_re
 from permafrost.evaluation.inputs import EvaluationPlan
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.per_label import best_thresholds
-from permafrost.evaluation.results import add_result, evaluator_options, read_results
+from permafrost.evaluation.results import (
+    add_result,
+    evaluator_options,
+    read_results,
+    stored_thresholds,
+)
 from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME, record_table
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import trial_copy
@@ -120,7 +125,7 @@ def _threshold(
     )
     if isinstance(option, float):
         return math.log(option / (1 - option))
-    chosen = plan.stored_thresholds(option)
+    chosen = stored_thresholds(plan.run.path, plan.config.model, plan.fingerprint, option)
     if chosen is None:
         require(
             not plan.is_elsewhere,

@@ -389,6 +389,8 @@ class Preview:
             lines["labels"] += f"; single unknown ones: {self.counts.others['unknown']:,}"
         if unlabeled and self.classes:
             lines["labels"] += f"; records without one: {unlabeled}"
+        if bit_range := getattr(self.data, "bit_range", ()):
+            lines["bit_range"] = str(list(bit_range))
         for name in ("boxes", "groups"):
             if self.counts.others[name]:
                 lines[name] = f"in {self.counts.others[name]:,} records"

@@ -11,11 +11,15 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-from permafrost.config.data import FINDINGS, FileDataConfig
+from permafrost.config.data import FINDINGS, STORE_FINDINGS, FileDataConfig
 from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
 from permafrost.sources.data_preview import Finding, Preview
+
+if TYPE_CHECKING:
+    from permafrost.store.reader import Store
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -50,6 +54,13 @@ def add_findings(preview: Preview) -> Preview:
     levels = ("error", "warning", "note")
     findings.sort(key=lambda finding: levels.index(finding.level))
     return replace(preview, findings=tuple(findings))
+
+
+def findings_of_store(store: Store) -> tuple[Finding, ...]:
+    """Return the findings of all rules about a packed store."""
+    return tuple(
+        finding for rule in STORE_FINDINGS.values() for finding in resolve_name(rule)(store)
+    )
 
 
 class DataError(UserError):

@@ -45,6 +45,7 @@ from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
     index_classes,
+    is_unknown,
     load_class_list,
     to_number,
 )
@@ -69,7 +70,14 @@ from permafrost.sources.label_cells import (
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
 from permafrost.sources.several_files import find_files, split_in_name, tally_other_files
-from permafrost.sources.splits import TRAIN, known_split, split_of, split_off_test
+from permafrost.sources.splits import (
+    TEST,
+    TRAIN,
+    UNKNOWN_SPLIT,
+    known_split,
+    split_of,
+    split_off_test,
+)
 from permafrost.sources.table_files import (
     ListedRow,
     is_all_digits,
@@ -166,7 +174,19 @@ class ImageTableSource:
     def records(self) -> Iterator[Record]:
         """Yield one record per row."""
         unit_of = self._group_name if self.config.keep_groups else None
-        return split_off_test(self._rows(), self.config.test_fraction, unit_of)
+        draws_unknown = self.config.split is not None and self._has_unknown_splits
+        drawn = UNKNOWN_SPLIT if draws_unknown else TRAIN
+        return split_off_test(self._rows(), self.config.test_fraction, unit_of, drawn)
+
+    @cached_property
+    def _has_unknown_splits(self) -> bool:
+        """True if a cell of data.split is empty, or a word for an unknown value, and nothing names its split."""
+        column = self.config.split or ""
+        if not self.config.test_fraction or "" in self.config.split_names:
+            return False
+        named = frozenset(self.config.split_names)
+        rows = self._all_rows({"split": column})
+        return any(to_label(row.cells[column], named) is None for row in rows)
 
     def _group_name(self, record: Record) -> str:
         """Return the values of a record's group as one text, or its key if it has none."""
@@ -490,7 +510,22 @@ class ImageTableSource:
             is_part = len(self._files) > 1 or _OF_SEVERAL.search(name)
             split = split_in_name(name) if is_part else TRAIN
             return split if known_split(split) else TRAIN
-        return split_of(row.required(column), names, partial(row.error, column), self.tally)
+        text = row.text(column)
+        if text is None or (is_unknown(text) and text not in names):
+            return names.get("", self._split_to_draw(row, column))
+        return split_of(text, names, partial(row.error, column), self.tally)
+
+    def _split_to_draw(self, row: ListedRow, column: str) -> str:
+        """Return UNKNOWN_SPLIT for a row without a split, if data.test_fraction draws it."""
+        if self.config.test_fraction or "" in self.config.split_names:
+            return UNKNOWN_SPLIT
+        rows = self._all_rows({"split": column})
+        count = sum(to_label(other.cells[column], frozenset()) is None for other in rows)
+        raise row.error(
+            column,
+            f"has no split, as {count:,} rows; data.test_fraction=0.2 draws such rows into {TRAIN} and {TEST}, and "
+            f"'data.split_names={{\"\": {TRAIN}, ...}}' names their split",
+        )
 
     def _label(self, row: ListedRow) -> int:
         text = self._label_text(row)
@@ -501,7 +536,7 @@ class ImageTableSource:
 
     def _tally_unknown(self, row: ListedRow, column: str | None) -> None:
         if column is not None:
-            tally_unknown(self.tally, row.cells[column], row.number, column)
+            tally_unknown(self.tally, row.cells[column], row.place, column)
 
     def _labels(self, row: ListedRow) -> tuple[int, ...]:
         column = self._lists_column
@@ -573,9 +608,7 @@ class ImageTableSource:
         self, row: ListedRow, column: str, corners: list[float], text: str | None, label: int
     ) -> Box:
         x0, y0, x1, y1 = corners
-        self.tally.add(
-            BOXES, "within 0 to 1" if max(corners) <= 1 else "in pixels", f"row {row.number}"
-        )
+        self.tally.add(BOXES, "within 0 to 1" if max(corners) <= 1 else "in pixels", row.place)
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, corners))):
             raise row.error(column, f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area")
         box_label = label if text is None else self._class(row, column, text)

@@ -19,6 +19,8 @@ SPELLED_SPLITS = "names taken for splits"
 TRAIN = "train"
 """Name of the split for training."""
 TEST = "test"
+UNKNOWN_SPLIT = ""
+"""Split of a record that the data leave open, until one is drawn."""
 
 
 _SPLITS = {
@@ -86,9 +88,12 @@ def split_of(
 
 
 def split_off_test(
-    records: Iterable[Record], fraction: float, unit_of: Callable[[Record], str] | None = None
+    records: Iterable[Record],
+    fraction: float,
+    unit_of: Callable[[Record], str] | None = None,
+    drawn: str = TRAIN,
 ) -> Iterator[Record]:
-    """Move the records of split train whose key's hash falls below `fraction` to split test.
+    """Move the records of a split whose key's hash falls below `fraction` to split test, and its others to split train.
 
     This is a pure function of each key, so adding or removing records does not move others.
 
@@ -96,21 +101,24 @@ def split_off_test(
         records: Records of all splits.
         fraction: Fraction of the records to move; 0 moves none.
         unit_of: Function from a record to the name of the unit that is moved as a whole; None moves single records.
+        drawn: The split, TRAIN or UNKNOWN_SPLIT.
 
     Raises:
-        ConfigError: If the records already have a split test.
+        ConfigError: If the records of split train already have a split test.
     """
     if fraction == 0:
         yield from records
         return
     for record in records:
-        if record.split == TEST:
+        if record.split == TEST and drawn == TRAIN:
             raise ConfigError(
                 f"data.test_fraction={fraction}, but the data already have a split {TEST}; set data.test_fraction=0"
             )
+        if record.split != drawn:
+            yield record
+            continue
         unit = record.key if unit_of is None else unit_of(record)
-        is_test = record.split == TRAIN and _position(unit) < fraction
-        yield replace(record, split=TEST) if is_test else record
+        yield replace(record, split=TEST if _position(unit) < fraction else TRAIN)
 
 
 def _position(unit: str) -> float:

@@ -254,7 +254,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         packing=plan.packing,
         image_size=config.store.image_size,
         rows_per_shard=max(shard.num_records for shard in plan.shards)
-        if in_place
+        if in_place or config.store.shard_size is None
         else config.store.shard_size,
         max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,
         before=plan.before,

@@ -21,6 +21,9 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import Listing, open_listed, open_listing, order_path
 
 _ROW = np.dtype("<i8")
+_USUAL_SIZE, _SMALLEST_SIZE, _FEW_SHARDS, _MOST_ROOM = 512, 64, 8, 1.25
+"""Records of a shard, and the fewest of one that is made smaller; shards of the largest split below which that is done,
+if shards have more room than this multiple of the records."""
 _BLOCK = 2**18
 """Number of rows that are handled at once."""
 
@@ -92,7 +95,10 @@ class ShardPlan:
 
 
 def plan_shards(
-    listing: Listing, shard_size: int, rows: NDArray[np.int64] | None = None, tag: str = ""
+    listing: Listing,
+    shard_size: int | None,
+    rows: NDArray[np.int64] | None = None,
+    tag: str = "",
 ) -> list[ShardPlan]:
     """Divide each split into shards along a global, seeded permutation of its keys.
 
@@ -101,7 +107,7 @@ def plan_shards(
 
     Args:
         listing: Listing of all records, with their ranks.
-        shard_size: Records of each shard but the last one of a split.
+        shard_size: Records of each shard but the last one of a split; None for `fitting_size`.
         rows: Rows of the records; None for all.
         tag: Part of the shards' names, after their split.
 
@@ -115,6 +121,7 @@ def plan_shards(
         is_planned[rows] = True
         order = order[is_planned[order]]
     sizes = np.bincount(codes[order], minlength=len(splits))
+    shard_size = shard_size or fitting_size(sizes.tolist())
     path = order_path(listing.path)
     _write_by_split(path, order, codes, sizes)
     named = (
@@ -126,6 +133,23 @@ def plan_shards(
         ShardPlan(position, name, split, start, stop, listing.path, path)
         for position, (split, name, start, stop) in enumerate(named)
     ]
+
+
+def fitting_size(splits: Sequence[int]) -> int:
+    """Choose the records of a shard: the usual number, or fewer if small splits would leave much room empty.
+
+    Args:
+        splits: Number of records of each split, one of them above 0.
+    """
+
+    def room(size: int) -> int:
+        return sum(-(-records // size) * size for records in splits)
+
+    largest = max(splits)
+    if largest > _FEW_SHARDS * _USUAL_SIZE or room(_USUAL_SIZE) <= _MOST_ROOM * sum(splits):
+        return _USUAL_SIZE
+    sizes = range(min(_SMALLEST_SIZE, largest), min(_USUAL_SIZE, largest) + 1)
+    return min(sizes, key=lambda size: (room(size), -size))
 
 
 def find_unmixed_shard(plans: Sequence[ShardPlan]) -> ShardPlan | None:

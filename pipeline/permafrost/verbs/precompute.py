@@ -31,8 +31,7 @@ from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source
-from permafrost.sources.equal_images import find_equal_images
-from permafrost.sources.findings import add_findings, check_findings
+from permafrost.sources.findings import add_findings, check_findings, findings_of_store
 from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import exists
 from permafrost.storage.lock import FolderLock
@@ -199,9 +198,9 @@ class PrecomputePlan:
             packed = pack(plan, options, executor)
         if plan.repairs:
             return packed + self.pack(choice)
-        if preview is not None and (equal := find_equal_images(Store(self.path))):
-            check_findings(replace(preview, findings=equal))
-            replace(preview, findings=(*preview.findings, *equal)).write(self.path)
+        if preview is not None and (of_store := findings_of_store(Store(self.path))):
+            check_findings(replace(preview, findings=of_store))
+            replace(preview, findings=(*preview.findings, *of_store)).write(self.path)
         write_origin(self.path, str(self._digest), plan.dataset.fingerprint)
         return packed
 

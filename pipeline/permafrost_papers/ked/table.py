@@ -205,7 +205,7 @@ class TableSource:
         for row, text in enumerate(self._label_texts(table)):
             if text is None and self.config.label is not None:
                 cell = table.table[self.config.label][row].as_py()
-                tally_unknown(self.tally, cell, row + 1, self.config.label)
+                tally_unknown(self.tally, cell, f"row {row + 1}", self.config.label)
             label = NO_LABEL if text is None else classes.label(text)
             if label is None:
                 assert self.config.label is not None
