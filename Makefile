@@ -108,7 +108,7 @@ gpu: ## check and measure a CUDA machine in at most 9 minutes; PY=python3 needs 
 	@$(PY) -m tests.gpu $(ARGS)
 
 docs: install .venv/.docs-installed ## write the generated pages, check all links, and build the site in site/
-	@$(PY) -m permafrost.config.reference > docs/reference/options.md
+	@$(PY) -m docs.options > docs/reference/options.md
 	@$(PY) -m docs.tables
 	@$(PY) -m docs.figures
 	@$(PY) -m docs.links

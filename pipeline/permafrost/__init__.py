@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         teach,
     )
     from permafrost.loading.record_loader import RecordLoader
-    from permafrost.losses.logit_distances import kd_loss
+    from permafrost.losses.labels import bce_loss
+    from permafrost.losses.logit_distances import kd_loss, mld_loss
     from permafrost.losses.map_distances import map_cosine
 
 
@@ -54,8 +55,10 @@ _let_threads_sleep()
 _MODULES = {
     "RecordLoader": "permafrost.loading.record_loader",
     "UserError": "permafrost.core.errors",
+    "bce_loss": "permafrost.losses.labels",
     "kd_loss": "permafrost.losses.logit_distances",
     "map_cosine": "permafrost.losses.map_distances",
+    "mld_loss": "permafrost.losses.logit_distances",
     "ray_dataset": "permafrost.cluster.store_dataset",
 }
 
@@ -64,12 +67,14 @@ __all__ = [
     "RecordLoader",
     "UserError",
     "augmentation",
+    "bce_loss",
     "distill",
     "evaluate",
     "explain",
     "kd_loss",
     "load_student",
     "map_cosine",
+    "mld_loss",
     "open_store",
     "precompute",
     "preview",

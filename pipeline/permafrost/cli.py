@@ -200,7 +200,7 @@ def _help(verb: str, arguments: Sequence[str] = (), *, is_brief: bool = False) -
 
     A brief one lists the options with their values only.
     """
-    from permafrost.config.reference import describe_verb, list_verb
+    from permafrost.config.help_text import describe_verb, list_verb
 
     composed = compose(verb, arguments)
     if is_brief:

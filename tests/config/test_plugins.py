@@ -16,10 +16,10 @@ from permafrost.config.data import SOURCES
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.experiments import plugin_names
 from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.help_text import describe_verb
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.plugins import load_plugins
-from permafrost.config.reference import describe_verb
 from permafrost.config.store import PAYLOADS
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import MapTargets

@@ -77,12 +77,12 @@ def run(python, top, *words):
 @pytest.fixture(scope="module")
 def whole(python):
     """Reference of all options, with those of every paper."""
-    return run(python, ROOT, "-m", "permafrost.config.reference").stdout
+    return run(python, ROOT, ROOT / "docs/options.py").stdout
 
 
 def test_no_option_and_no_error_names_its_members(python, without, whole):
     top, papers = without
-    options = run(python, top, "-m", "permafrost.config.reference").stdout
+    options = run(python, top, ROOT / "docs/options.py").stdout
     error = run(python, top, "-m", "stages.distill", "--cfg", "job", "method=no_such").stderr
 
     assert "method=e2kd" in options

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from docs.options import options_page
 from permafrost.__main__ import main as console_main
 from permafrost.cli import next_command, stage_main
 from permafrost.config import plugins
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.reference import options_page
 from permafrost.config.sections import sections_of_verb
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError
@@ -395,11 +395,11 @@ def test_the_next_command_of_an_experiment_uses_the_teacher_that_was_trained():
 def test_the_page_of_options_is_that_of_the_dataclasses():
     page = (ROOT / "docs" / "reference" / "options.md").read_text()
     # In a process of its own, as tests that import a package first change the order of members.
-    words = [sys.executable, "-m", "permafrost.config.reference"]
+    words = [sys.executable, "-m", "docs.options"]
 
     made = subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
-    assert page == made, "python -m permafrost.config.reference > docs/reference/options.md"
+    assert page == made, "python -m docs.options > docs/reference/options.md"
 
 
 def test_the_page_has_the_options_of_a_section_that_are_named_like_a_group():

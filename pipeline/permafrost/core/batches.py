@@ -313,6 +313,18 @@ Logits: TypeAlias = "Tensor | TopLogits"
 """Logits of a teacher: f32 [B, K], or the largest ones."""
 
 
+MANY_LABELS = "are_of_many_labels"
+"""Attribute of logits whose classes are predictions of their own, so that functions of one label can refuse them."""
+
+
+def mark_many_labels(logits: AnyLogits | None) -> None:
+    """Set MANY_LABELS on logits, or on those of both records of mixtures."""
+    parts = (logits.first, logits.second) if isinstance(logits, MixedLogits) else (logits,)
+    for part in parts:
+        if part is not None and not isinstance(part, TopLogits):
+            setattr(part, MANY_LABELS, True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MixedLogits:
     """Stored logits of both records of each mixture."""

@@ -15,7 +15,7 @@ from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.evaluation.results import (
     NETWORK_EVALUATION,
     TEACHER_EVALUATION,
@@ -27,7 +27,7 @@ from permafrost.evaluation.results import (
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork, TrainedModel
-from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
+from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs, saved_options
 from permafrost.runs.trackers import check_logger
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
@@ -153,7 +153,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     else:
         names = config.store.teacher or trained.teachers
         if place and not config.store.teacher:
-            names = _present(Store(config.store.folder), names, student)
+            names = _passes_elsewhere(config, Store(config.store.folder), names, student)
         records = PassRecords([run / main] if place else [student, run / main])
         store, passes = open_evaluation_store(config, names, records)
         if not names:
@@ -206,16 +206,25 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     )
 
 
-def _present(store: Store, names: Sequence[str], student: Path) -> tuple[str, ...]:
-    """Return the passes of a student that another store has, too."""
-    present = tuple(name for name in names if store.passes_named(name))
+def _passes_elsewhere(
+    config: EvaluateConfig, store: Store, names: Sequence[str], student: Path
+) -> tuple[str, ...]:
+    """Return the passes of another store by the teachers of a student, as far as the store of its training says."""
+    saved = saved_options(student)
+    try:
+        training = Store(config.store.at(saved["store"]["path"]))
+        training = training.part_with(saved["inputs"]["store"])
+        passes = training.open_passes(names) if names else []
+        present = tuple(store.canonical_of(teacher).name for teacher in passes)
+    except UserError:  # it is elsewhere, or the other store has no pass of the same teacher
+        present = ()
     logger.info(
         "%s is not the store that %s was trained on%s",
         store.path,
         student,
         ""
         if present
-        else f"; it has no pass {' or '.join(names) or 'of its teacher'}, so the student is not compared with one "
+        else "; no pass of the student's teacher was found in it, so the student is not compared with one "
         "(permafrost precompute makes it, and store.teacher= names it)",
     )
     return present

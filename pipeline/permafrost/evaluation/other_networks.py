@@ -20,6 +20,7 @@ from permafrost.models.providers import (
     teacher_input_size,
     with_preprocessing,
 )
+from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.runs.folder import PassRecords, RunFolder
@@ -127,6 +128,7 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
     """Raise StoreMismatchError unless the network made the first of the passes, if there are any."""
     if not passes:
         return
+    teacher = resolve_network(teacher, store, "teacher")
     asked = Network(teacher, store.manifest.classes).describe(reads_head=False)
     entry = passes[0].manifest.teacher
     if teacher.frame == "auto":  # whatever it was for the pass

@@ -19,10 +19,12 @@ from permafrost.core.batches import (
     MixedLabels,
     Mixture,
     Targets,
+    mark_many_labels,
     require_all_logits,
     require_maps,
 )
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.label_forms import has_many
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
@@ -72,7 +74,8 @@ class ViewBatch:
 
     @property
     def labels(self) -> Tensor:
-        """Labels i64 [B], -1 where unknown; in a store of records with many labels f32 [B, K].
+        """Labels i64 [B], -1 where unknown; in a store of records with many labels f32 [B, K], 1 for each class of a
+        record, 0 for every other and NaN where that is unknown, as `permafrost.bce_loss` takes them.
 
         Raises:
             ConfigError: If the images are mixtures, whose labels are `mixed_labels`.
@@ -136,7 +139,11 @@ class ViewBatch:
             size = grid or ((1, 1) if target.maps is None else target.maps.shape[-2:])
             request = TargetRequest((size[0], size[1]))
             viewed += view_targets(replace(self.stored, targets=(target,)), request)
-        return tuple(map(mix_targets, viewed))
+        targets = tuple(map(mix_targets, viewed))
+        if has_many(self.stored.labels):
+            for mixed in targets:
+                mark_many_labels(mixed.logits)
+        return targets
 
     @cached_property
     def _first(self) -> Targets:

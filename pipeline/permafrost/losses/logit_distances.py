@@ -19,7 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.batches import AnyLogits, Logits, MixedLogits, TopLogits, require_all_logits
+from permafrost.core.batches import (
+    MANY_LABELS,
+    AnyLogits,
+    Logits,
+    MixedLogits,
+    TopLogits,
+    require_all_logits,
+)
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.shapes import require_same_shape
 from permafrost.models.classifier import to_float32
@@ -238,7 +245,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
         tau: Temperature > 0; the factor tau^2 makes the gradient's scale independent of it.
 
     Raises:
-        ConfigError: If the shapes differ, or if only the largest logits are stored, and not for this temperature.
+        ConfigError: If the shapes differ, if only the largest logits are stored, and not for this temperature, or if
+            the teacher's logits are those of a RecordLoader whose records have many labels.
 
     >>> import torch
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -248,6 +256,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
     require(tau > 0, f"kd_loss needs a temperature tau > 0, got {tau}")
 
     def distance(logits: Logits) -> Tensor:
+        require(
+            not getattr(logits, MANY_LABELS, False),
+            "kd_loss compares the softmax over classes, but records of this store have many labels, each of which is a "
+            "prediction of its own; use permafrost.mld_loss",
+        )
         if isinstance(logits, TopLogits):
             return top_logits_divergence(student_logits, logits, tau)
         require_same_shape("kd_loss", student_logits, logits, 2)

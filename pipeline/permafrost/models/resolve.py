@@ -91,7 +91,12 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
     network = Network(config, store.manifest.classes, option)
     network.check(reads_head=False)
     columns = store.form.num_columns
-    return cast("AnyModelConfig", network.config.resolve(option, str(store.path), columns))
+    resolved = network.config.resolve(option, str(store.path), columns)
+    if option == "teacher" and columns is None and store.size == (resolved.input_size,) * 2:
+        by_default = replace(resolved, input_size=None)
+        if Network(by_default, store.manifest.classes, option).input_size is None:
+            resolved = by_default  # the size of the frames is one identity, named or not
+    return cast("AnyModelConfig", resolved)
 
 
 # ---- options that need images --------------------------------------------------------------------

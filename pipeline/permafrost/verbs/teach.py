@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import logging
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from permafrost.config.builder import to_plain_dict
-from permafrost.config.options import plain_defaults
-from permafrost.config.points import option_text
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.evaluator import numbers_of
@@ -122,17 +119,8 @@ def _evaluated_frame(config: TeachConfig, store: Store, folder: Path) -> str:
 
 
 def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
-    chosen = replace(config.teacher, weights=weights, frame="auto")  # full for a network of a run
-    if config.teaching.augment.size is not None and chosen.input_size is None:
-        chosen = replace(chosen, input_size=config.teaching.augment.size)
-    defaults = plain_defaults(type(chosen))
-    arguments = [
-        shlex.quote(f"teacher.{name}={option_text(value)}")
-        for name, value in to_plain_dict(chosen).items()
-        if name != "kind" and (name == "name" or value != defaults[name])
-    ]
+    arguments = [f"store.path={config.store.path}", f"run={config.run}", "teacher=saved"]
+    arguments.append(f"teacher.weights={Path(weights).parent}")
     if not store.form.has_places:
-        arguments.append(f"annotate.payloads=[{','.join(chosen.table_payloads)}]")
-    return " ".join(
-        [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *arguments]
-    )
+        arguments.append(f"annotate.payloads=[{','.join(config.teacher.table_payloads)}]")
+    return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])
