@@ -131,7 +131,7 @@ def test_a_cell_of_a_table_names_no_file_outside(tmp_path, name):
     config = ImageTableDataConfig(path=str(tmp_path / "set" / "t.csv"))
 
     with pytest.raises(
-        ConfigError, match=r"row 2, column path: .*secret\.png is not in data\.root"
+        ConfigError, match=r"row 3, column path: .*secret\.png is not in data\.root"
     ):
         list(build_source(config).records())
 

@@ -377,6 +377,7 @@ def test_any_network_is_teacher_and_student(plugin):
         f"teacher.weights={taught.weights}",
         "executor=serial",
     )
+    by_its_run = run_stage("precompute", *shlex.split(taught.next)[2:], *words, "executor=serial")
     run_stage("distill", *words, *own_network("student"), *EPOCH, "method=e2kd")
     judged = run_stage("evaluate", *words, "evaluate.splits=[test]")
     model, described = SavedNetwork(RUNS / "own/distill").load()
@@ -385,7 +386,8 @@ def test_any_network_is_teacher_and_student(plugin):
     classes = torch.tensor([[0, 1], [1, 0]])
 
     assert made.passes[0].startswith("module-")
-    assert "teacher.arguments={width: 8}" in shlex.split(taught.next)
+    # One network has one identity, by its own options and by those that its run has recorded.
+    assert (by_its_run.passes, by_its_run.teacher_records) == (made.passes, 0)
     assert 0 <= judged.splits["test"]["agreement"] <= 1
     assert described.config.factory == "my_networks.py:build"
     assert SavedNetwork(RUNS / "own/teach").describe().split == "train"

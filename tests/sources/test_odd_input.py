@@ -121,7 +121,7 @@ def table(tmp_path, label):
 
 @pytest.mark.parametrize("label", ["2147483647", "1000000", "18446744073709551615", "7" * 4400])
 def test_a_tables_label_that_would_take_all_memory_names_its_row(tmp_path, label):
-    with pytest.raises(ConfigError, match=r"t\.csv, row 1, column label") as error:
+    with pytest.raises(ConfigError, match=r"t\.csv, row 2, column label") as error:
         _ = table(tmp_path, label).classes
     assert len(str(error.value)) < 400
 

@@ -313,16 +313,16 @@ Logits: TypeAlias = "Tensor | TopLogits"
 """Logits of a teacher: f32 [B, K], or the largest ones."""
 
 
-MANY_LABELS = "are_of_many_labels"
+MULTI_LABEL = "is_multi_label"
 """Attribute of logits whose classes are predictions of their own, so that functions of one label can refuse them."""
 
 
-def mark_many_labels(logits: AnyLogits | None) -> None:
-    """Set MANY_LABELS on logits, or on those of both records of mixtures."""
+def mark_multi_label(logits: AnyLogits | None) -> None:
+    """Set MULTI_LABEL on logits, or on those of both records of mixtures."""
     parts = (logits.first, logits.second) if isinstance(logits, MixedLogits) else (logits,)
     for part in parts:
         if part is not None and not isinstance(part, TopLogits):
-            setattr(part, MANY_LABELS, True)
+            setattr(part, MULTI_LABEL, True)
 
 
 @dataclass(frozen=True, kw_only=True)

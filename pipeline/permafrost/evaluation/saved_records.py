@@ -111,12 +111,12 @@ def _classes(classes: Tensor, *, padding: bool = True) -> list[list[int]]:
 
 
 def _aligned(
-    wanted: list[list[int]], classes: Tensor, values: Tensor | None
+    orders: list[list[int]], classes: Tensor, values: Tensor | None
 ) -> list[list[float | None]]:
-    """Return the values [n, E] of classes [n, E] in the order of each record's wanted classes, None for nan or none."""
+    """Return the values [n, E] of classes [n, E] in the given order of each record, None for nan or none."""
     if values is None:
-        return [[None] * len(row) for row in wanted]
-    rows = zip(wanted, classes.tolist(), values.tolist(), strict=True)
+        return [[None] * len(row) for row in orders]
+    rows = zip(orders, classes.tolist(), values.tolist(), strict=True)
     tables = ((names, dict(zip(labels, numbers, strict=True))) for names, labels, numbers in rows)
     return [
         [None if (value := table.get(name)) != value else value for name in names]

@@ -19,7 +19,7 @@ from permafrost.core.batches import (
     MixedLabels,
     Mixture,
     Targets,
-    mark_many_labels,
+    mark_multi_label,
     require_all_logits,
     require_maps,
 )
@@ -142,7 +142,7 @@ class ViewBatch:
         targets = tuple(map(mix_targets, viewed))
         if has_many(self.stored.labels):
             for mixed in targets:
-                mark_many_labels(mixed.logits)
+                mark_multi_label(mixed.logits)
         return targets
 
     @cached_property

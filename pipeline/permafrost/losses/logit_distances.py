@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.batches import (
-    MANY_LABELS,
+    MULTI_LABEL,
     AnyLogits,
     Logits,
     MixedLogits,
@@ -257,7 +257,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
 
     def distance(logits: Logits) -> Tensor:
         require(
-            not getattr(logits, MANY_LABELS, False),
+            not getattr(logits, MULTI_LABEL, False),
             "kd_loss compares the softmax over classes, but records of this store have many labels, each of which is a "
             "prediction of its own; use permafrost.mld_loss",
         )

@@ -92,10 +92,10 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
     network.check(reads_head=False)
     columns = store.form.num_columns
     resolved = network.config.resolve(option, str(store.path), columns)
-    if option == "teacher" and columns is None and store.size == (resolved.input_size,) * 2:
-        by_default = replace(resolved, input_size=None)
-        if Network(by_default, store.manifest.classes, option).input_size is None:
-            resolved = by_default  # the size of the frames is one identity, named or not
+    described = None if network.file is None else network.file.description
+    of_frame = columns is None and store.size == (resolved.input_size,) * 2
+    if of_frame and described is not None and described.model.get("input_size") is None:
+        resolved = replace(resolved, input_size=None)  # as the run had it: one identity for both
     return cast("AnyModelConfig", resolved)
 
 

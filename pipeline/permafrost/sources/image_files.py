@@ -476,7 +476,7 @@ class TableFiles:
         self.num_missing = 0
         """Number of missing files so far."""
         self._missing_rows = 0
-        self._last_missing_row = 0
+        self._last_missing_row = ""
         self._named_missing: list[str] = []
         self._first_missing = ""
 
@@ -499,7 +499,7 @@ class TableFiles:
                 return each, os.stat(f"{self._root}/{each}").st_size  # noqa: PTH116, once per image
             except (OSError, ValueError):  # a path with a NUL is a ValueError
                 continue
-        self._count_missing(row.number, path)
+        self._count_missing(row.row_name, path)
         return path, 0
 
     def with_suffix(self, path: str) -> str | None:
@@ -533,13 +533,13 @@ class TableFiles:
         """Return whether there is a file below the root; False also for a name that no file can have."""
         return os.path.isfile(f"{self._root}/{path}")  # noqa: PTH113, Path.is_file raises for long names
 
-    def _count_missing(self, row: int, path: str) -> None:
+    def _count_missing(self, row: str, path: str) -> None:
         self._first_missing = self._first_missing or path
         self.num_missing += 1
         self._missing_rows += row != self._last_missing_row
         self._last_missing_row = row
         if len(self._named_missing) < NAMED_MISSING_FILES:
-            self._named_missing.append(f"row {row}: {path}")
+            self._named_missing.append(f"{row}: {path}")
 
     def check_missing(self, config: ImageTableDataConfig) -> None:
         """Log a warning about missing files, whose rows data.on_error=skip leaves out.

@@ -523,7 +523,7 @@ class ImageTableSource:
         count = sum(to_label(other.cells[column], frozenset()) is None for other in rows)
         raise row.error(
             column,
-            f"has no split, as {count:,} rows; data.test_fraction=0.2 draws such rows into {TRAIN} and {TEST}, and "
+            f"is empty ({count:,} of all rows); data.test_fraction=0.2 draws such rows into {TRAIN} and {TEST}, and "
             f"'data.split_names={{\"\": {TRAIN}, ...}}' names their split",
         )
 
@@ -536,7 +536,7 @@ class ImageTableSource:
 
     def _tally_unknown(self, row: ListedRow, column: str | None) -> None:
         if column is not None:
-            tally_unknown(self.tally, row.cells[column], row.place, column)
+            tally_unknown(self.tally, row.cells[column], row.row_name, column)
 
     def _labels(self, row: ListedRow) -> tuple[int, ...]:
         column = self._lists_column
@@ -608,7 +608,7 @@ class ImageTableSource:
         self, row: ListedRow, column: str, corners: list[float], text: str | None, label: int
     ) -> Box:
         x0, y0, x1, y1 = corners
-        self.tally.add(BOXES, "within 0 to 1" if max(corners) <= 1 else "in pixels", row.place)
+        self.tally.add(BOXES, "within 0 to 1" if max(corners) <= 1 else "in pixels", row.row_name)
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, corners))):
             raise row.error(column, f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area")
         box_label = label if text is None else self._class(row, column, text)

@@ -91,7 +91,7 @@ def split_off_test(
     records: Iterable[Record],
     fraction: float,
     unit_of: Callable[[Record], str] | None = None,
-    drawn: str = TRAIN,
+    split: str = TRAIN,
 ) -> Iterator[Record]:
     """Move the records of a split whose key's hash falls below `fraction` to split test, and its others to split train.
 
@@ -101,7 +101,7 @@ def split_off_test(
         records: Records of all splits.
         fraction: Fraction of the records to move; 0 moves none.
         unit_of: Function from a record to the name of the unit that is moved as a whole; None moves single records.
-        drawn: The split, TRAIN or UNKNOWN_SPLIT.
+        split: The split, TRAIN or UNKNOWN_SPLIT.
 
     Raises:
         ConfigError: If the records of split train already have a split test.
@@ -110,11 +110,11 @@ def split_off_test(
         yield from records
         return
     for record in records:
-        if record.split == TEST and drawn == TRAIN:
+        if record.split == TEST and split == TRAIN:
             raise ConfigError(
                 f"data.test_fraction={fraction}, but the data already have a split {TEST}; set data.test_fraction=0"
             )
-        if record.split != drawn:
+        if record.split != split:
             yield record
             continue
         unit = record.key if unit_of is None else unit_of(record)

@@ -103,7 +103,7 @@ class ListedRow:
     """Cell of each column: text in a CSV, values in Parquet."""
 
     @property
-    def place(self) -> str:
+    def row_name(self) -> str:
         """Row as a spreadsheet counts it, in which the header of a CSV is row 1."""
         has_header = self.table.suffix.lower() == ".csv"
         return f"row {self.number + has_header}"
@@ -134,7 +134,7 @@ class ListedRow:
 
     def error(self, column: str, error_message: str) -> ConfigError:
         """Return the exception to raise for an invalid cell, with its position in the table."""
-        return ConfigError(f"{self.table}, {self.place}, column {column}: {error_message}")
+        return ConfigError(f"{self.table}, {self.row_name}, column {column}: {error_message}")
 
 
 def to_text(value: Any) -> str | None:
@@ -173,18 +173,18 @@ UNKNOWN_CELLS = "label cells taken as unknown"
 """Topic of a tally: words that were taken for an unknown label."""
 
 
-def tally_unknown(tally: Tally, value: Any, place: str, column: str) -> None:
+def tally_unknown(tally: Tally, value: Any, row: str, column: str) -> None:
     """Count the cell of an unlabeled row, by its word, or as -1 or an empty one.
 
     Args:
         tally: Counts to add to.
         value: The cell.
-        place: Words for its row.
+        row: Name of its row.
         column: Name of its column.
     """
     text = to_text(value)
     topic = UNKNOWN_CELLS if text is not None and is_unknown(text) else UNLABELED_CELLS
-    tally.add(topic, text or "empty", f"{place}, column {column}")
+    tally.add(topic, text or "empty", f"{row}, column {column}")
 
 
 def is_all_digits(text: str) -> bool:

@@ -21,7 +21,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import Listing, open_listed, open_listing, order_path
 
 _ROW = np.dtype("<i8")
-_USUAL_SIZE, _SMALLEST_SIZE, _FEW_SHARDS, _MOST_ROOM = 512, 64, 8, 1.25
+_USUAL_SIZE, _MIN_SIZE, _FEW_SHARDS, _MAX_ROOM = 512, 64, 8, 1.25
 """Records of a shard, and the fewest of one that is made smaller; shards of the largest split below which that is done,
 if shards have more room than this multiple of the records."""
 _BLOCK = 2**18
@@ -146,9 +146,9 @@ def fitting_size(splits: Sequence[int]) -> int:
         return sum(-(-records // size) * size for records in splits)
 
     largest = max(splits)
-    if largest > _FEW_SHARDS * _USUAL_SIZE or room(_USUAL_SIZE) <= _MOST_ROOM * sum(splits):
+    if largest > _FEW_SHARDS * _USUAL_SIZE or room(_USUAL_SIZE) <= _MAX_ROOM * sum(splits):
         return _USUAL_SIZE
-    sizes = range(min(_SMALLEST_SIZE, largest), min(_USUAL_SIZE, largest) + 1)
+    sizes = range(min(_MIN_SIZE, largest), min(_USUAL_SIZE, largest) + 1)
     return min(sizes, key=lambda size: (room(size), -size))
 
 
