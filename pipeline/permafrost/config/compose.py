@@ -325,7 +325,8 @@ def _value_of(typed: _Typed, hint: Any) -> Any:
     """Read the value of an argument: text as it was typed for a text option, YAML for others."""
     text = typed.text
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if not is_quoted and (_is_text(hint) or text[:1] not in ("[", "{")):
+    is_structure = text[:1] == "[" and _list_hint(hint) is not hint
+    if not is_quoted and not is_structure and (_is_text(hint) or text[:1] not in ("[", "{")):
         return Plain(text)
     try:
         value = parse_yaml(text)
@@ -354,7 +355,7 @@ def _resolve(value: Any, hint: Any, name: str = "") -> Any:
             for key, member_value in value.items()
         }
     if isinstance(value, list):
-        members = get_args(without_null(hint))
+        members = get_args(without_null(_list_hint(hint)))
         is_fixed = len(members) > 1 and members[-1] is not Ellipsis
         each = members if is_fixed else [members[0] if members else Any] * len(value)
         padded = [*each, *[Any] * max(0, len(value) - len(each))]
@@ -379,6 +380,11 @@ def _is_text(hint: Any) -> bool:
     """Return whether the option takes a text, and no number."""
     members = _alternatives(hint)
     return str in members and not {int, float, bool, Any} & set(members)
+
+
+def _list_hint(hint: Any) -> Any:
+    """Return the type of the lists that an option takes in place of a text, the hint itself if there is none."""
+    return next((each for each in _alternatives(hint) if get_origin(each) is tuple), hint)
 
 
 def _alternatives(hint: Any) -> list[Any]:
