@@ -18,6 +18,7 @@ from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.loading.subset import rows_of_split
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -562,6 +563,15 @@ def test_a_student_is_trained_on_the_records_that_have_targets(
         run_distill(photographs.store, "part", f"store.teacher=[{name}]", "method=kd")
 
     assert f"{name} has no targets of 5 of the 24 records" in caplog.text
+    evaluated = permafrost.evaluate(
+        "evaluate.splits=[train]", store=photographs.store, run="part"
+    ).splits["train"]
+    table = pq.read_table(RUNS / "part" / "evaluate" / "records.parquet").to_pylist()
+    compared = [row for row in table if row["teacher_predictions"] is not None]
+    same = [row["predictions"] == row["teacher_predictions"] for row in compared]
+    assert (evaluated["records"], evaluated["compared_records"]) == (PHOTOS, PHOTOS - 5)
+    assert len(compared) == PHOTOS - 5
+    assert evaluated["agreement"] == pytest.approx(np.mean(same))
     store = permafrost.open_store(str(photographs.store))
     with pytest.raises(StoreMismatchError, match=r"does not cover 5 .*select\(keys="):
         permafrost.RecordLoader(store.select("train"), teacher=name, batch_size=4)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_GROUP, NO_LABEL, Box
+from permafrost.core.records import NO_GROUP, NO_LABEL, Box, mark_unknown
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.several_files import expand_range, split_in_name
 from permafrost.sources.source import build_source
@@ -200,6 +200,31 @@ def test_a_json_gives_label_labels_group_and_boxes(tmp_path):
     expected = torch.tensor([[2, -0.8, -0.5, 0.1, 1], [0, -1, -1, 1, 1]])
     torch.testing.assert_close(batch.boxes[0], expected)
     assert store.manifest.multi_label
+
+
+def test_a_mapping_says_of_each_class_whether_a_sample_has_it(tmp_path):
+    values = {
+        "labels": {"cyst": 1, "streak": 0, "nodule": None},
+        "boxes": [{"x0": 1, "y0": 2, "x1": 5, "y1": 8}],
+    }
+    path = write_tar(tmp_path / "a.tar", {"s.png": png(), "s.json": values})
+    names = tmp_path / "names.txt"
+    names.write_text("cyst\nnodule\nmass\nstreak\n")
+
+    _, record = list_one(path, classes=str(names))
+
+    assert record.labels == (
+        0,
+        mark_unknown(1),
+        mark_unknown(2),
+    )  # a class without an entry is unknown
+    assert record.boxes[0].label == 0
+    with pytest.raises(ConfigError, match=r"need data\.classes=FILE"):
+        list_one(path)
+    values["labels"]["streak"] = 1
+    other = write_tar(tmp_path / "b.tar", {"s.png": png(), "s.json": values})
+    with pytest.raises(ConfigError, match="this record has 2 of them"):
+        list_one(other, classes=str(names))
 
 
 @pytest.mark.parametrize("where", ["option", "beside"])
