@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from permafrost.core.errors import ConfigError
+from permafrost.core.records import NONE, mark_unknown
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.sources.image_files import SourceFileError
@@ -150,6 +151,29 @@ def test_several_labels_boxes_and_keys(photographs, tmp_path):
     (box,) = record.boxes
     assert (box.label, box.x0, box.y0, box.x1, box.y1) == (1, 1.0, 2.0, 6.0, 8.0)
     assert record.boxes_in_pixels
+
+
+def test_columns_of_one_and_zero_say_of_each_class_whether_a_record_has_it(photographs, tmp_path):
+    cells = {"cyst": [1, 0, None], "nodule": [None, 0, None]}
+    columns = columns_of(photographs) | {
+        name: [values[n % 3] for n in range(PHOTOS)] for name, values in cells.items()
+    }
+    columns["objects"] = [
+        [{"bbox": [1.0, 2.0, 5.0, 6.0]}] if n % 3 == 0 else None for n in range(PHOTOS)
+    ]
+    boxes = [{"bbox": datasets.List(datasets.Value("float32"))}]
+    flag = datasets.Value("int32")
+    form = features(cyst=flag, nodule=flag, objects=boxes)
+    datasets.Dataset.from_dict(columns, form).save_to_disk(tmp_path / "d")
+    config = HuggingFaceDataConfig(
+        path=str(tmp_path / "d"), labels=("cyst", "nodule"), boxes="objects"
+    )
+
+    first, second, third, *_ = HuggingFaceSource(config).records()
+
+    assert HuggingFaceSource(config).classes == ("cyst", "nodule")
+    assert (first.labels, second.labels, third.labels) == ((0, mark_unknown(1)), NONE, ())
+    assert first.boxes[0].label == 0
 
 
 def test_columns_that_are_not_there_and_folders_that_are_none_are_named(table, tmp_path):
