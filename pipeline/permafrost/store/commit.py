@@ -457,9 +457,11 @@ def _check_committed(
             f"describe {len(classes)} ({shorten(classes, 3)}); {_OTHER_DATA}"
         )
     if manifest.dataset != dataset:
+        records = sum(plan.num_records for plan in plans)
         raise StoreMismatchError(
-            f"{store} contains data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]}, but the "
-            f"data options describe {dataset.name}-{dataset.fingerprint[:8]}; {_OTHER_DATA}"
+            f"{store} contains data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]} of "
+            f"{int(manifest.shards.starts[-1]):,} records, but the data options describe "
+            f"{dataset.name}-{dataset.fingerprint[:8]} of {records:,}; {_OTHER_DATA}"
         )
     skipped = {entry["key"] for entry in manifest.skipped}
     planned = [
