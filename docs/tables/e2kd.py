@@ -73,6 +73,26 @@ def cifar10_modes() -> str:
     )
 
 
+def cifar10_fresh() -> str:
+    """Frozen and live targets with seeds that no other experiment has."""
+    name = "cifar10_fresh"
+    arms = {
+        "kd": "frozen KD",
+        "e2kd": "frozen e2KD",
+        "kd_live": "live KD",
+        "e2kd_live": "live e2KD",
+        "kd_both": "frozen KD, with labels",
+        "e2kd_both": "frozen e2KD, with labels",
+    }
+    rows: Rows = []
+    for arm, label in arms.items():
+        runs, other = runs_of(name, arm), arm.replace("e2kd", "kd")
+        gain = Cell("") if other == arm else difference(runs, runs_of(name, other))
+        rows.append((label, [*accuracies(runs), gain]))
+    header = ("test accuracy, %", "by seed, 10 to 14", "mean", "agreement", "minus KD")
+    return table(header, rows)
+
+
 def accuracies(runs: Sequence[Run]) -> list[Cell]:
     """Accuracy by seed, its mean, and the mean agreement."""
     return [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
@@ -420,6 +440,7 @@ def demo_guided() -> str:
 TABLES = (
     cifar10_50shots,
     cifar10_modes,
+    cifar10_fresh,
     cifar10_bcos,
     cifar10_baselines,
     cifar10_equal_terms,
