@@ -122,7 +122,10 @@ def export_student(config: ExportConfig) -> ExportResult:
     is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places
     if is_shown:
         write_atomically(card.with_name(PROGRAM), Path(__file__).with_name(PROGRAM).read_bytes())
-    of_data = {name: facts[name] for name in ("labels", "thresholds", "bit_range") if name in facts}
+    of_data = {name: facts[name] for name in ("labels", "bit_range")}
+    if "thresholds" in facts:
+        pairs = zip(facts["classes"], facts["thresholds"], strict=True)
+        of_data["thresholds"] = ", ".join(f"{name} {value:.3f}" for name, value in pairs)
     text = card_of_student(_facts(config, trained) | of_data, PROGRAM if is_shown else None)
     write_atomically(card, text.encode())
     hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")
@@ -139,8 +142,8 @@ def export_student(config: ExportConfig) -> ExportResult:
 def _thresholds(config: ExportConfig, trained: TrainedModel) -> list[float]:
     """Return the probability from which each class is predicted, as an evaluation of the student has it."""
     run = RunFolder(config.run).path
-    chosen = stored_thresholds(run, "student", SavedNetwork(run / "distill").check())
-    logits = chosen or [0.0] * trained.num_classes
+    stored = stored_thresholds(run, "student", SavedNetwork(run / "distill").check())
+    logits = [0.0] * trained.num_classes if stored is None else [pair[0] for pair in stored[1]]
     return [round(1 / (1 + math.exp(-logit)), 6) for logit in logits]
 
 

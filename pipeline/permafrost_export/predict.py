@@ -26,7 +26,10 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 facts = session.get_modelmeta().custom_metadata_map
 classes, bit_range = json.loads(facts["classes"]), json.loads(facts["bit_range"])
 for path in sys.argv[2:]:
-    pixels = decode(path, bit_range).transpose(2, 0, 1)[None]  # u8 [1, 3, H, W]
+    try:
+        pixels = decode(path, bit_range).transpose(2, 0, 1)[None]  # u8 [1, 3, H, W]
+    except OSError as error:
+        sys.exit(f"{path} cannot be read: {error}")
     (logits,) = session.run(["logits"], {"images": pixels})
     if facts["labels"] == "many":  # each class has a probability and a threshold of its own
         probabilities = 1 / (1 + np.exp(-logits[0].astype(float)))

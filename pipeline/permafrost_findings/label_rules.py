@@ -12,7 +12,7 @@ from permafrost.core.errors import quote, shorten
 from permafrost.core.records import are_numbers
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
 from permafrost.sources.image_folder import EMPTY_FOLDERS
-from permafrost.sources.image_table import CATEGORIES, JOINED, NUMBERED, ONE_HOT_COLUMNS, SEPARATED
+from permafrost.sources.image_table import JOINED, NUMBERED, SEPARATED
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.table_files import UNKNOWN_CELLS
@@ -469,27 +469,6 @@ def find_json_next_to_cls(preview: Preview) -> Iterator[Remark]:
         )
 
 
-def find_one_hot_columns(preview: Preview) -> Iterator[Remark]:
-    """Find a column of labels that is one of several with a 1 in one of them."""
-    for column, (count, columns) in preview.tally[ONE_HOT_COLUMNS].items():
-        yield (
-            "error",
-            f"column {column} is 0 or 1, and one of {count:,} columns of which each row has a 1 in one ({columns}), as "
-            "classes in one column each; write the name of that column for each row, as pandas' "
-            "table[columns].idxmax(axis=1) does, and name it data.label",
-        )
-
-
-def find_category_order(preview: Preview) -> Iterator[Remark]:
-    """Find categories whose order in the file differs from the order of the labels."""
-    for order in preview.tally[CATEGORIES]:
-        yield (
-            "warning",
-            f"categories of the label column are ordered in the file ({order}), and labels here are in the order of "
-            "their names; list them in data.classes=<file> in the order that is meant",
-        )
-
-
 def find_one_hot_labels(preview: Preview) -> Iterator[Remark]:
     """Find lists of labels that have a 0 or a 1 for each class."""
     lists = preview.tally[LABEL_LISTS]
@@ -504,6 +483,52 @@ def find_one_hot_labels(preview: Preview) -> Iterator[Remark]:
             "error",
             f"lists of labels have a 0 or a 1 for each class, such as {quote(example)[1:-1]}, but lists are read as "
             f"the numbers or names of a record's classes; {remedy}",
+        )
+
+
+def find_constant_labels(preview: Preview) -> Iterator[Remark]:
+    """Find labels that all records have that say anything of them, where records may have many."""
+    counts = preview.counts
+    labeled = counts.records.total() - counts.unlabeled.total()
+    if not counts.others["labels"]:
+        return
+    names = [
+        name
+        for label, name in enumerate(preview.classes)
+        if (has := sum(counts.labeled[split, label] for split in counts.records))
+        and has == labeled - counts.unknown[label]
+    ]
+    if names:
+        yield (
+            "warning",
+            f"labels that every record has of which they are known ({len(names):,}): {shorten(names, 5)}; there is "
+            "nothing to tell apart, and no AUROC",
+        )
+
+
+def find_flag_column(preview: Preview) -> Iterator[Remark]:
+    """Find a column of 1 and 0 that is read as one of names of classes."""
+    labels = getattr(preview.data, "labels", None)
+    counts = preview.counts
+    labeled = counts.records.total() - counts.unlabeled.total() - counts.others["none"]
+    is_single = counts.labeled.total() == labeled > 0
+    if isinstance(labels, str) and is_single and set(preview.classes) == {"0", "1"}:
+        yield (
+            "error",
+            f"column {labels} has only 0 and 1, which are read as the classes '0' and '1'; for a class of one column "
+            f"set data.label={labels} and leave out data.labels, and for several list their columns: "
+            f"'data.labels=[{labels},...]'",
+        )
+
+
+def find_boxes_of_other_labels(preview: Preview) -> Iterator[Remark]:
+    """Find boxes of classes that their records do not have, or of which that is unknown."""
+    number = preview.counts.others["boxes of other labels"]
+    if number:
+        yield (
+            "warning",
+            f"records have boxes of classes that they do not have, or of which that is unknown ({number:,}); EPG and "
+            "IoU leave these boxes out",
         )
 
 

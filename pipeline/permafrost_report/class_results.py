@@ -139,7 +139,7 @@ class LabelRow(NamedTuple):
     name: str
     is_arm: bool
     counts: list[str]
-    """Numbers of records with the label, without it, and of which that is unknown."""
+    """Numbers of records with the label, without it, and of which that is unknown, and the threshold."""
     cells: list[dict[str, Any] | None]
     """Mean and `sd` over seeds of each of MEASURES, None where it is not defined."""
 
@@ -186,7 +186,13 @@ def label_section(
             label,
             name,
             name in arms,
-            [f"{of_seeds[0][label][count]:,}" for count in ("positives", "negatives", "unknown")],
+            [
+                *(
+                    f"{of_seeds[0][label][name]:,}"
+                    for name in ("positives", "negatives", "unknown")
+                ),
+                " ".join(dict.fromkeys(f"{table[label]['threshold']:.2f}" for table in of_seeds)),
+            ],
             [
                 _cell([table[label].get(measure, np.nan) for table in of_seeds])
                 for measure in MEASURES

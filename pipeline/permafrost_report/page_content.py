@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from permafrost.config.points import point_label
+from permafrost.evaluation.results import threshold_of
 from permafrost.evaluation.trained_student import UNTRAINED, TrainedStudent
 from permafrost.runs.folder import SWEEP_NAME, RunFolder
 from permafrost.store.reader import Store
@@ -152,6 +153,7 @@ def gather_page(config: ReportConfig) -> PageContent:
         values["summary"] = [*values.get("summary", []), sentence]
         remarks = dict.fromkeys(untrained, "last layer not trained")
         values["remarks"] = {**values.get("remarks", {}), **remarks}
+    values["remarks"] = {**values.get("remarks", {}), **_threshold_remarks(students)}
     if network:
         values["network"] = network.numbers
     if cases:
@@ -175,6 +177,19 @@ def gather_page(config: ReportConfig) -> PageContent:
         classes=classes,
         used_passes=used,
     )
+
+
+def _threshold_remarks(students: Sequence[StudentResult]) -> dict[str, str]:
+    """Return how the labels of each arm are predicted, if their thresholds are not those of a probability of 0.5."""
+    chosen = {student.label: threshold_of(student.evaluation) for student in students}
+    if not any(chosen.values()):
+        return {}
+    return {
+        label: f"threshold {value or 0.5}"
+        if not isinstance(value, str)
+        else f"thresholds of {value}"
+        for label, value in chosen.items()
+    }
 
 
 def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:

@@ -13,6 +13,8 @@ from sklearn.metrics import roc_auc_score as area_under_the_curve
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from permafrost.evaluation.per_label import (
+    AT_HALF,
+    Thresholds,
     auroc_interval,
     best_thresholds,
     binary_scores,
@@ -45,7 +47,7 @@ def test_scores_per_label_are_those_of_scikit_learn_and_torchmetrics(seed):
     threshold = 0.0 if seed % 3 else torch.linspace(-0.5, 0.5, logits.shape[1]).double()
     names = [str(label) for label in range(logits.shape[1])]
 
-    table = label_table(logits, labels, threshold, names)
+    table = label_table(logits, labels, Thresholds(threshold), names)
 
     cuts = torch.as_tensor(threshold).expand(len(names))
     for label, name in enumerate(names):
@@ -90,7 +92,7 @@ def test_micro_numbers_are_of_all_known_pairs_and_macro_ones_means_over_labels(s
     if truth.any() and not truth.all():
         expected = area_under_the_curve(truth, values)
         assert scores["micro_auroc"] == pytest.approx(expected, abs=1e-12)
-    table = label_table(logits, labels, 0.0, names)
+    table = label_table(logits, labels, AT_HALF, names)
     for measure in ("f1", "precision", "recall", "average_precision", "auroc"):
         defined = [row[measure] for row in table.values() if measure in row]
         mean = np.mean(defined) if defined else math.nan

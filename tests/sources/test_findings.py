@@ -538,6 +538,59 @@ def attributes_that_do_not_exclude_each_other(root):
     return table(root, {"young": [1, 0, 1], "smiling": [0, 1, 1], "hat": [0, 0, 1]}, label="young")
 
 
+@case("constant_labels", "warning")
+def water_in_every_picture(root):
+    columns = {"car": ["1", "0", "", "1"], "water": ["1", "", "1", "1"]}
+    return table(root, columns, label=None, labels=("car", "water"))
+
+
+@case("constant_labels", None)
+def water_in_some_pictures(root):
+    columns = {"car": ["1", "0", "", "1"], "water": ["1", "", "1", "0"]}
+    return table(root, columns, label=None, labels=("car", "water"))
+
+
+@case("flag_column", "error")
+def a_column_of_one_class_as_names(root):
+    return table(root, {"car": ["1", "0", "", "1"]}, label=None, labels="car")
+
+
+@case("flag_column", None)
+def lists_of_two_numbers(root):
+    return table(root, {"tags": ["[0]", "[1]", "[0, 1]", "[]"]}, label=None, labels="tags")
+
+
+def labeled_boxes(root, first):
+    box = json.dumps([{"label": "car", "x0": 1, "y0": 1, "x1": 5, "y1": 5}])
+    columns = {"car": [first, "1", "0"], "sign": ["1", "0", "1"], "boxes": [box, "", ""]}
+    return table(root, columns, label=None, labels=("car", "sign"), boxes="boxes")
+
+
+@case("boxes_of_other_labels", "warning")
+def a_box_of_a_class_that_the_record_lacks(root):
+    return labeled_boxes(root, "0")
+
+
+@case("boxes_of_other_labels", "warning")
+def a_box_of_a_class_that_is_unknown(root):
+    return labeled_boxes(root, "")
+
+
+@case("boxes_of_other_labels", None)
+def a_box_of_a_class_of_the_record(root):
+    return labeled_boxes(root, "1")
+
+
+@case("unread_split", "warning")
+def a_column_of_splits_that_no_option_names(root):
+    return table(root, {"label": ["cat", "dog"] * 4, "Split": ["train", "test"] * 4})
+
+
+@case("unread_split", None)
+def a_column_of_splits_that_is_read(root):
+    return table(root, {"label": ["cat", "dog"] * 4, "Split": ["train"] * 8}, split="Split")
+
+
 def patients(root, count=60, **options):
     columns = {
         "label": ["ill" if number % 3 else "well" for number in range(count)],
@@ -1265,7 +1318,7 @@ def folders_and_meanings(root):
             ),
             "is YAML",
         ),
-        (one_hot_without_a_label, r"MEL, NV, BCC each row has a 1 in one"),
+        (one_hot_without_a_label, r"one for each class, are data\.labels=\[a,b"),
     ],
 )
 def test_a_refusal_names_the_way_out(tmp_path, write, message):

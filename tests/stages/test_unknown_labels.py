@@ -259,7 +259,13 @@ def test_a_loss_of_one_label_refuses_the_logits_of_a_store_of_many(world):
         cross_entropy_loss(student, batch.labels)
     assert permafrost.mld_loss(student, batch.logits, tau=1.0) > 0
     assert permafrost.bce_loss(student, batch.labels) > 0
-    assert permafrost.kd_loss(student, batch.logits.clone(), tau=1.0) > 0  # control: of no loader
+    for changed in (batch.logits[:4], batch.logits / 2, batch.logits.detach().clone()):
+        with pytest.raises(ConfigError, match=r"use permafrost\.mld_loss"):
+            permafrost.kd_loss(student[: len(changed)], changed, tau=1.0)
+    with pytest.raises(ConfigError, match="compares logits"):
+        permafrost.bce_loss(student, batch.logits)
+    plain = torch.from_numpy(batch.logits.numpy())
+    assert permafrost.kd_loss(student, plain, tau=1.0) > 0  # control: of no loader
 
 
 # ---- evaluation ----------------------------------------------------------------------------------
@@ -318,6 +324,35 @@ def test_a_student_is_evaluated_on_a_second_store_beside_its_own(inside, caplog)
         Path(permafrost.report(store="stores/findings", run="student").json).read_text()
     )
     assert again["runs"][0]["f1"] == pytest.approx(own.splits["test"]["f1"])
+
+
+def test_a_later_call_keeps_the_thresholds_and_the_teacher_has_its_own(inside, caplog):
+    network = be_a_student()
+    store = permafrost.open_store("stores/findings")
+    (batch,) = permafrost.RecordLoader(store.select("val"), batch_size=99, shuffle=False)
+    expected = best_thresholds(torch.from_numpy(batch.logits.numpy()), batch.labels)
+    first = permafrost.evaluate("evaluate.threshold=val", store="stores/findings", run="student")
+    before = (RUNS / "student/evaluate/records.parquet").read_bytes()
+
+    again = permafrost.evaluate(store="stores/findings", run="student")
+    (RUNS / "student/distill/export").mkdir()
+    more = permafrost.evaluate(
+        "evaluate.splits=[train]", store="stores/findings", run="student"
+    ).splits["train"]
+
+    assert again.splits == first.splits
+    assert (RUNS / "student/evaluate/records.parquet").read_bytes() == before
+    rows = first.splits["test"]["labels"].values()
+    assert [row["teacher_threshold_logit"] for row in rows] == pytest.approx(expected.tolist())
+    assert {row["threshold"] for row in more["labels"].values()} == {0.5}
+    assert "has stored the thresholds of evaluate.threshold=val" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"accuracy with evaluate\.threshold=val, but this one has 0\.3"
+    ):
+        permafrost.evaluate("evaluate.threshold=0.3", store="stores/findings", run="student")
+    page = permafrost.report(store="stores/findings", run="student")
+    assert "thresholds of val" in Path(page.html).read_text()
+    assert network is not None
 
 
 def test_thresholds_of_another_store_must_have_been_chosen(inside):
@@ -408,6 +443,36 @@ def test_a_box_without_a_label_is_that_of_the_only_class_or_an_error(tmp_path):
         ConfigError, match=r"row 5, column boxes: a box without a label .* has 2 of them"
     ):
         permafrost.preview(data=data_of(table, boxes="boxes"))
+
+
+def test_an_append_keeps_unknown_labels_whatever_the_order_of_the_columns(tmp_path):
+    table = write_table(tmp_path / "pictures", 24, 0, splits=("train",))
+    permafrost.precompute(
+        "teacher=none", "executor=serial", store=tmp_path / "a", data=data_of(table)
+    )
+    later = write_table(tmp_path / "later", 12, 7, splits=("train",))
+    for path in (tmp_path / "later").glob("*.png"):
+        path.rename(tmp_path / "pictures" / f"later{path.name}")
+    new = pd.read_csv(later, dtype=str)
+    new["path"] = "later" + new.path
+    new["bus"] = ["1", "0", None] * 4
+    old = pd.read_csv(table, dtype=str)
+    pd.concat([old, new]).to_csv(table, index=False)
+    words = ["teacher=none", "executor=serial", "store.append=true", "store.changed=keep"]
+    order = ["streak", "nodule", "cyst", "bus"]
+
+    permafrost.precompute(*words, store=tmp_path / "a", data=data_of(table, labels=order))
+
+    store = permafrost.open_store(tmp_path / "a")
+    assert Store(tmp_path / "a").manifest.classes == (*FINDINGS, "bus")
+    truth = pd.concat([old, new]).set_index("path")[[*FINDINGS, "bus"]].astype(float)
+    seen = 0
+    for batch in permafrost.RecordLoader(store.select("train"), teacher=(), batch_size=9):
+        for key, labels in zip(batch.keys, batch.labels, strict=True):
+            expected = truth.loc[key.replace("%2E", ".")].to_numpy(np.float32)
+            np.testing.assert_array_equal(labels.numpy(), expected)  # no old record has a bus
+            seen += 1
+    assert seen == 36
 
 
 def test_small_splits_have_arrays_of_nearly_their_size(tmp_path):

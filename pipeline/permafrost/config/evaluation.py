@@ -26,6 +26,8 @@ class EvaluatorOptions(Options):
     """True if it compares with another run, named by its option `baseline`."""
     reads_augment: ClassVar[bool] = False
     """True if it applies the operations and mixtures of `augment`; all other evaluators do not read that section."""
+    reads_threshold: ClassVar[bool] = False
+    """True if its results depend on evaluate.threshold."""
     reads_outputs: ClassVar[bool] = True
     """False if it reads features only, so that the network's classes may be others than those of the data."""
 
@@ -40,6 +42,7 @@ class AccuracyOptions(EvaluatorOptions):
     """Accuracy, overall and by group, and agreement with the teacher."""
 
     implementation: ClassVar[str] = "permafrost.evaluation.basic_evaluators:ACCURACY"
+    reads_threshold: ClassVar[bool] = True
     order: ClassVar[int] = 10
     is_flat: ClassVar[bool] = True
 
@@ -120,10 +123,11 @@ class EvaluateOptions(OpenOptions):
     class + 1."""
     iou_threshold: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Threshold of IoU on the map scaled to [0, 1]; pixels strictly above it count."""
-    threshold: Annotated[float | str | None, Role.IF_SET] = None
-    """Probability from which a class is predicted where records have many labels; null is 0.5. The name of a split,
-    such as val, chooses it for each class: the one with the highest F1 on that split of the store that the student was
-    trained on. It is stored with the run, and taken from there on other stores."""
+    threshold: Annotated[float | str | None, Role.OUTSIDE_IDENTITY] = None
+    """Probability from which a class is predicted where records have many labels; null is that of an earlier call, at
+    first 0.5. The name of a split, such as val, chooses it for each class, of the student and of its teacher: the one
+    with the highest F1 on that split of the store that the student was trained on. Both are stored with the run, and
+    taken from there on other stores."""
     group_sets: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Mapping from name to groups that are scored together, in addition to each group alone; for Waterbirds
     {id: [0, 3], ood: [1, 2]}."""

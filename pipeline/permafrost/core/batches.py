@@ -313,18 +313,6 @@ Logits: TypeAlias = "Tensor | TopLogits"
 """Logits of a teacher: f32 [B, K], or the largest ones."""
 
 
-MULTI_LABEL = "is_multi_label"
-"""Attribute of logits whose classes are predictions of their own, so that functions of one label can refuse them."""
-
-
-def mark_multi_label(logits: AnyLogits | None) -> None:
-    """Set MULTI_LABEL on logits, or on those of both records of mixtures."""
-    parts = (logits.first, logits.second) if isinstance(logits, MixedLogits) else (logits,)
-    for part in parts:
-        if part is not None and not isinstance(part, TopLogits):
-            setattr(part, MULTI_LABEL, True)
-
-
 @dataclass(frozen=True, kw_only=True)
 class MixedLogits:
     """Stored logits of both records of each mixture."""

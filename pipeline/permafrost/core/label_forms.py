@@ -9,15 +9,38 @@ E largest number of classes of one record.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.batches import Logits, require_all_logits, top_class
+from permafrost.core.batches import (
+    AnyLogits,
+    Logits,
+    MixedLogits,
+    require_all_logits,
+    top_class,
+)
 from permafrost.core.records import NO_CLASS, NO_LABEL, mark_unknown
+
+
+class IndependentLogits(Tensor):
+    """Logits of classes that are predictions of their own, so that functions of one label per record can refuse them.
+
+    What is computed from them is of this type, too.
+    """
+
+
+def as_independent(logits: AnyLogits | None) -> AnyLogits | None:
+    """Return logits, or those of both records of mixtures, as IndependentLogits."""
+    if isinstance(logits, MixedLogits):
+        parts = (as_independent(part) for part in (logits.first, logits.second))
+        first, second = (cast("Logits", part) for part in parts)
+        return replace(logits, first=first, second=second)
+    return logits.as_subclass(IndependentLogits) if isinstance(logits, Tensor) else logits
 
 
 def has_many(labels: Tensor) -> bool:
@@ -87,7 +110,7 @@ def predict_labels(logits: Logits, *, many: bool, threshold: Tensor | float = 0.
     Args:
         logits: Raw logits.
         many: Whether records have several labels.
-        threshold: With `many`, the logit from which a class is predicted, or [K] one for each class.
+        threshold: With `many`, the logit from which a class is predicted, or f64 [K] one for each class.
 
     Returns:
         The argmax, i64 [N]; with `many`, f32 [N, K] with 1 for each predicted class.

@@ -36,7 +36,7 @@ def _accuracy(context: EvaluationContext) -> dict[str, Any]:
     if context.dataset.has_many_labels:
         classes = context.store.manifest.classes
         metrics[PER_LABEL] = label_table(
-            predictions.logits, predictions.labels, predictions.threshold, classes
+            predictions.logits, predictions.labels, predictions.thresholds, classes
         )
     return metrics
 

@@ -33,6 +33,7 @@ from permafrost.evaluation.metrics import (
     uniform_score,
     upsample,
 )
+from permafrost.evaluation.per_label import AT_HALF, Thresholds
 from permafrost.loading.dataset import (
     StoreDataset,
     covered_rows,
@@ -68,8 +69,8 @@ class Predictions:
     keys: tuple[str, ...]
     logits: Tensor
     """Logits [n, K]."""
-    threshold: Tensor | float = 0.0
-    """Threshold of the evaluated model."""
+    thresholds: Thresholds = AT_HALF
+    """Thresholds of the evaluated model."""
     labels: Tensor
     groups: Tensor
     epg: Tensor
@@ -96,7 +97,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(
         keys=tuple(key for part in parts for key in part.keys),
         logits=torch.cat([part.logits for part in parts]),
-        threshold=parts[0].threshold,
+        thresholds=parts[0].thresholds,
         labels=torch.cat([part.labels for part in parts]),
         groups=torch.cat([part.groups for part in parts]),
         epg=_padded([part.epg for part in parts]),
@@ -131,8 +132,8 @@ def label_metrics(
         group_sets: As in EvaluateOptions.
     """
     logits, labels, groups = predictions.logits, predictions.labels, predictions.groups
-    threshold = predictions.threshold
-    metrics = label_scores(logits, labels, groups, group_sets, threshold)
+    thresholds = predictions.thresholds
+    metrics = label_scores(logits, labels, groups, group_sets, thresholds.model)
     if (majority := majority_share(labels)) is not None:
         metrics["majority_accuracy"] = majority
     if predictions.teacher_logits is not None:
@@ -143,7 +144,7 @@ def label_metrics(
             labels[:compared],
             groups[:compared],
             group_sets,
-            threshold,
+            thresholds,
         )
         if compared < len(logits):
             metrics["compared_records"] = compared
@@ -217,8 +218,8 @@ class EvaluatedModel:
     network: Classifier
     input_size: tuple[int, int]
     """(height, width)."""
-    threshold: Tensor | float = 0.0
-    """Logit from which a class is predicted where records have many labels, or [K] one for each class, on the CPU."""
+    thresholds: Thresholds = AT_HALF
+    """Logits from which a class is predicted where records have many labels, on the CPU."""
 
     @property
     def device(self) -> torch.device:
@@ -423,7 +424,7 @@ def _predict_batch(
     return Predictions(
         keys=batch.keys,
         logits=output.logits.detach().float().cpu(),
-        threshold=model.threshold,
+        thresholds=model.thresholds,
         labels=batch.labels.cpu(),
         groups=batch.groups.cpu(),
         epg=epg.cpu(),

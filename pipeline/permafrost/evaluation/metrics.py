@@ -21,7 +21,7 @@ from torch import Tensor
 from permafrost.core.batches import Logits, TopLogits, require_all_logits, top_class
 from permafrost.core.label_forms import has_many, known_mask, predict_labels
 from permafrost.core.records import NO_GROUP, NO_LABEL
-from permafrost.evaluation.per_label import many_label_scores
+from permafrost.evaluation.per_label import AT_HALF, Thresholds, many_label_scores
 from permafrost.losses.logit_distances import kd_loss, mld_loss
 from permafrost.losses.map_distances import MIN_ENERGY
 
@@ -121,7 +121,7 @@ def teacher_scores(
     labels: Tensor,
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
-    threshold: Tensor | float = 0.0,
+    thresholds: Thresholds = AT_HALF,
 ) -> dict[str, Any]:
     """Compute agreement and KL of two networks' logits, agreement also by group, and the teacher's own accuracy.
 
@@ -134,14 +134,14 @@ def teacher_scores(
         labels: Labels in the form of Batch, i64 [N] or f32 [N, K].
         groups: Group of each record, [N], NO_GROUP where unknown.
         group_sets: Groups of each set, by its name.
-        threshold: As for `predict_labels`. The teacher has it, too, unless it was chosen for each class.
+        thresholds: Those of both networks.
 
     Raises:
         ConfigError: If records have many labels, and only the largest logits are stored.
     """
     many = has_many(labels)
     scores = {
-        "agreement": agreement(student_logits, teacher_logits, many=many, threshold=threshold),
+        "agreement": agreement(student_logits, teacher_logits, many=many, thresholds=thresholds),
         "kl_to_teacher": kl_to_teacher(student_logits, teacher_logits, many=many),
     }
     has_labels = bool(known_mask(labels).any())
@@ -149,7 +149,7 @@ def teacher_scores(
         every = require_all_logits(teacher_logits, "a record with many labels")
         if not has_labels:
             return scores
-        of_teacher = many_label_scores(every, labels, threshold_of_teacher(threshold))
+        of_teacher = many_label_scores(every, labels, thresholds.teacher)
         chosen = [name for name in of_teacher if not name.startswith("micro_")]
         return scores | {f"teacher_{name}": of_teacher[name] for name in chosen}
     same = student_logits.argmax(dim=1) == top_class(teacher_logits)
@@ -160,17 +160,12 @@ def teacher_scores(
     }
 
 
-def threshold_of_teacher(threshold: Tensor | float) -> float:
-    """Return the threshold of the stored logits of an evaluated model: its own, or 0 if it has one for each class."""
-    return threshold if isinstance(threshold, float) else 0.0
-
-
 def agreement(
     student_logits: Tensor,
     teacher_logits: Logits,
     *,
     many: bool = False,
-    threshold: Tensor | float = 0.0,
+    thresholds: Thresholds = AT_HALF,
 ) -> float:
     """Compute the fraction of records for which both networks have the same top-1 class (e2KD eq. 4).
 
@@ -181,10 +176,10 @@ def agreement(
         teacher_logits: [N, K], or the largest ones.
         many: True if records have many labels, a case that the paper leaves open: compare the sets of predicted
             classes.
-        threshold: As for `teacher_scores`.
+        thresholds: Those of both networks.
     """
-    student = predict_labels(student_logits, many=many, threshold=threshold)
-    teacher = predict_labels(teacher_logits, many=many, threshold=threshold_of_teacher(threshold))
+    student = predict_labels(student_logits, many=many, threshold=thresholds.model)
+    teacher = predict_labels(teacher_logits, many=many, threshold=thresholds.teacher)
     same = student == teacher
     return float((same.all(dim=1) if many else same).double().mean())
 

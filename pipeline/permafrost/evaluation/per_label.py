@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,17 @@ Scores = dict[str, float]
 """Numbers by name."""
 MEASURES = ("f1", "precision", "recall", "average_precision", "auroc")
 """Scores of a label, in the order of tables. The first three depend on the threshold."""
+
+
+class Thresholds(NamedTuple):
+    """Logits from which a class is predicted, of a model and of its teacher: one, or f64 [K] one for each class."""
+
+    model: Tensor | float = 0.0
+    teacher: Tensor | float = 0.0
+
+
+AT_HALF = Thresholds()
+"""A probability of 0.5 for all classes."""
 _Z = 1.959963984540054
 
 
@@ -147,32 +159,35 @@ def many_label_scores(logits: Tensor, labels: Tensor, threshold: Tensor | float 
 
 
 def label_table(
-    logits: Tensor, labels: Tensor, threshold: Tensor | float, classes: Sequence[str]
+    logits: Tensor, labels: Tensor, thresholds: Thresholds, classes: Sequence[str]
 ) -> dict[str, Scores]:
     """Compute counts, threshold and scores of each label.
 
     Args:
         logits: f32 [N, K].
         labels: f32 [N, K], NaN where unknown.
-        threshold: As for `many_label_scores`.
+        thresholds: Those of the model, and of its teacher, which are only listed.
         classes: Names of the K classes.
 
     Returns:
         By class `positives`, `negatives`, `unknown` (numbers of records), `threshold` (a probability),
-        `threshold_logit`, and the scores with their intervals.
+        `threshold_logit`, `teacher_threshold_logit`, and the scores with their intervals.
     """
-    thresholds = torch.as_tensor(threshold).expand(logits.shape[1])
+    of_model, of_teacher = (
+        torch.as_tensor(logit, dtype=torch.float64).expand(logits.shape[1]) for logit in thresholds
+    )
     table = {}
     for label, name in enumerate(classes):
         known = ~labels[:, label].isnan()
         truth, values = labels[known, label] > 0, logits[known, label]
-        predicted = values >= thresholds[label]
+        predicted = values >= of_model[label]
         table[name] = {
             "positives": int(truth.sum()),
             "negatives": int((~truth).sum()),
             "unknown": int((~known).sum()),
-            "threshold": float(thresholds[label].double().sigmoid()),
-            "threshold_logit": float(thresholds[label]),
+            "threshold": float(of_model[label].sigmoid()),
+            "threshold_logit": float(of_model[label]),
+            "teacher_threshold_logit": float(of_teacher[label]),
             **with_intervals(binary_scores(values, truth, predicted), truth, predicted),
         }
     return table

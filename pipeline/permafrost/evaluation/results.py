@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 METRICS_NAME = "metrics.json"
 """File of the metrics of an evaluation."""
+_THRESHOLD = "evaluate.threshold"
+"""Entry of the options of an evaluator that depends on it."""
 PER_LABEL = "labels"
 """Entry of a split's metrics with a table of many labels: counts, threshold and scores by class."""
 TEACHER_EVALUATION = "evaluate-teacher"
@@ -183,30 +185,40 @@ def without_outputs(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def threshold_of(folder: Path) -> float | str | None:
+    """Return the evaluate.threshold with which an evaluation has measured accuracy, None without one."""
+    done = read_results(folder)["evaluators"].values()
+    return next((one["options"][_THRESHOLD] for one in done if _THRESHOLD in one["options"]), None)
+
+
 def stored_thresholds(
     run: Path, model: str, fingerprint: str, option: str | None = None
-) -> list[float] | None:
-    """Return the logits from which a network predicts each class, as an evaluation with evaluate.threshold has them.
+) -> tuple[str, list[tuple[float, float]]] | None:
+    """Return how and as what an evaluation has chosen the logits from which classes are predicted.
 
     Args:
         run: Folder of the run.
         model: Option `model` of the evaluation.
         fingerprint: Fingerprint of the network.
         option: Value of evaluate.threshold; None for any that is set.
+
+    Returns:
+        The value, and for each class the logits of the network and of its teacher; None if there is no such evaluation.
     """
     for path in sorted(run.glob(f"evaluate*/{METRICS_NAME}")):
-        saved = saved_options(path.parent)
-        chosen = saved.get("evaluate", {}).get("threshold")
-        is_same = saved.get("inputs", {}).get(model) == fingerprint
+        chosen = threshold_of(path.parent)
+        is_same = saved_options(path.parent).get("inputs", {}).get(model) == fingerprint
         if is_same and chosen is not None and option in (None, chosen):
             for metrics in read_results(path.parent)["splits"].values():
-                if PER_LABEL in metrics:
-                    return [row["threshold_logit"] for row in metrics[PER_LABEL].values()]
+                rows = metrics.get(PER_LABEL, {}).values()
+                logits = [(row["threshold_logit"], row["teacher_threshold_logit"]) for row in rows]
+                if logits:
+                    return str(chosen), logits
     return None
 
 
 def label_rows(table: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """Return the cells of a table of labels: counts, threshold, and scores in percent with their intervals.
+    """Return the cells of a table of labels: counts, threshold, and scores with their intervals.
 
     Args:
         table: Entry PER_LABEL of a split's metrics.
@@ -218,8 +230,8 @@ def label_rows(table: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     for name, row in table.items():
         cells = [name, *(f"{row[count]:,}" for count in counts), f"{row['threshold']:.3f}"]
         for score in scores:
-            ends = [100 * row.get(f"{score}{end}", math.nan) for end in ("", "_low", "_high")]
-            cells.append("-" if score not in row else "{:.1f} ({:.1f} to {:.1f})".format(*ends))
+            ends = [row.get(f"{score}{end}", math.nan) for end in ("", "_low", "_high")]
+            cells.append("-" if score not in row else "{:.3f} ({:.3f} to {:.3f})".format(*ends))
         rows.append(cells)
     return rows
 
@@ -338,6 +350,8 @@ def evaluator_options(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
     for name, default in _later_options(evaluator).items():
         if options[name] == default:
             del options[name]
+    if EVALUATORS[evaluator].reads_threshold and config.evaluate.threshold is not None:
+        options[_THRESHOLD] = config.evaluate.threshold
     if EVALUATORS[evaluator].reads_augment:
         augment = to_plain_dict(config.augment)
         options["augment.operations"] = augment["operations"]

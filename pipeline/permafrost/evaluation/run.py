@@ -18,22 +18,23 @@ from permafrost.core.errors import device_errors, require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
-from permafrost.evaluation.forward import EvaluatedModel, open_split, predict_records
+from permafrost.evaluation.forward import EvaluatedModel, open_split, predict_split
 from permafrost.evaluation.inputs import EvaluationPlan
 from permafrost.evaluation.other_networks import Networks
-from permafrost.evaluation.per_label import best_thresholds
+from permafrost.evaluation.per_label import AT_HALF, Thresholds, best_thresholds
 from permafrost.evaluation.results import (
     add_result,
     evaluator_options,
     read_results,
     stored_thresholds,
+    threshold_of,
 )
 from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME, record_table
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import trial_copy
 from permafrost.models.compute import device_name, float32_products
 from permafrost.models.record_independence import probe_positions, require_independent_network
-from permafrost.models.saved import TrainedModel
+from permafrost.models.saved import EXPORT_FOLDER, TrainedModel
 from permafrost.store.arrow_files import write_table
 
 logger = logging.getLogger("permafrost.evaluate")
@@ -59,7 +60,7 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
 def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -> None:
     config = plan.config
     model, trained = plan.build()
-    model = replace(model, threshold=_threshold(plan, model, trained))
+    model = replace(model, thresholds=_thresholds(plan, folder, model, trained))
     logger.info("evaluators run on %s", device_name(model.device))
     networks = Networks(config, plan.store, plan.passes)
     requested = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
@@ -108,36 +109,56 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
         )
 
 
-def _threshold(
-    plan: EvaluationPlan, model: EvaluatedModel, trained: TrainedModel
-) -> Tensor | float:
-    """Return the logit from which a class is predicted, by evaluate.threshold.
+def _thresholds(
+    plan: EvaluationPlan, folder: Path, model: EvaluatedModel, trained: TrainedModel
+) -> Thresholds:
+    """Return the logits from which classes are predicted, by evaluate.threshold.
 
     Raises:
         ConfigError: If records have one label each, or the thresholds of another store's split were not chosen yet.
     """
-    option = plan.config.evaluate.threshold
+    option, run = plan.config.evaluate.threshold, plan.run.path
+    stored = None
+    if plan.store.manifest.multi_label:
+        option = threshold_of(folder) if option is None else option
+        name = option if isinstance(option, str) else None
+        stored = stored_thresholds(run, plan.config.model, plan.fingerprint, name)
     if option is None:
-        return 0.0
+        if stored is not None:
+            logger.warning(
+                "classes are predicted from 0.5, and this run has stored the thresholds of evaluate.threshold=%s",
+                stored[0],
+            )
+        return AT_HALF
     require(
         plan.store.manifest.multi_label,
         f"evaluate.threshold={option} is for records with many labels, and those of {plan.store.path} have one each",
     )
-    if isinstance(option, float):
-        return math.log(option / (1 - option))
-    chosen = stored_thresholds(plan.run.path, plan.config.model, plan.fingerprint, option)
-    if chosen is None:
-        require(
-            not plan.is_elsewhere,
-            f"evaluate.threshold={option} takes the thresholds of split {option} of the store that the student was "
-            f"trained on, and {plan.store.path} is another one; choose them first with permafrost evaluate "
-            f"store.path=<that store> run={plan.config.run} evaluate.threshold={option}",
+    if not isinstance(option, str):
+        logit = math.log(option / (1 - option))
+        return Thresholds(logit, logit)
+    if stored is not None:
+        of_model, of_teacher = torch.tensor(stored[1], dtype=torch.float64).T
+        return Thresholds(of_model, of_teacher)
+    require(
+        not plan.is_elsewhere,
+        f"evaluate.threshold={option} takes the thresholds of split {option} of the store that the student was trained "
+        f"on, and {plan.store.path} is another one; choose them first with permafrost evaluate "
+        f"store.path=<that store> run={plan.config.run} evaluate.threshold={option}",
+    )
+    if (run / "distill" / EXPORT_FOLDER).exists():
+        logger.warning(
+            "%s has other thresholds; run permafrost export again", run / "distill" / EXPORT_FOLDER
         )
-        threads = resolve_decode_threads(plan.config.evaluate.decode_threads)
-        dataset = open_split(plan.store, (), option, trained, threads, with_regions=False)
-        predictions = predict_records(model, dataset, plan.config.evaluate, localize=False)
-        return best_thresholds(predictions.logits, predictions.labels)
-    return torch.tensor(chosen, dtype=torch.float64)
+    threads = resolve_decode_threads(plan.config.evaluate.decode_threads)
+    dataset = open_split(plan.store, plan.passes, option, trained, threads, with_regions=False)
+    options = plan.config.evaluate
+    predictions = predict_split(model, dataset, options, plan.passes, localize=False)
+    logits = predictions.teacher_logits
+    of_teacher = 0.0
+    if isinstance(logits, Tensor):
+        of_teacher = best_thresholds(logits, predictions.labels[: len(logits)])
+    return Thresholds(best_thresholds(predictions.logits, predictions.labels), of_teacher)
 
 
 def _write_records(contexts: Sequence[EvaluationContext]) -> None:

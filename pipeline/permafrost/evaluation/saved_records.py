@@ -28,7 +28,6 @@ from permafrost.evaluation.forward import (
     images_at,
     maps_of,
 )
-from permafrost.evaluation.metrics import threshold_of_teacher
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps
 from permafrost.loading.transfer import move_batch
@@ -61,10 +60,12 @@ RECORDS_SCHEMA = pa.schema(
 
 def record_table(split: str, predictions: Predictions) -> pa.Table:
     """Build a table of RECORDS_SCHEMA in the order of the records."""
-    labels, threshold = predictions.labels, predictions.threshold
+    labels = predictions.labels
     many, count = has_many(labels), len(predictions.keys)
     known = known_cells(labels, predictions.logits.shape[1])
-    predicted = predict_labels(predictions.logits, many=many, threshold=threshold)
+    predicted = predict_labels(
+        predictions.logits, many=many, threshold=predictions.thresholds.model
+    )
     right = ((predicted == labels) | ~known).all(dim=1) if many else predicted == labels
     label_classes = classes_of(labels)
     explained = predictions.explained_class
@@ -87,7 +88,7 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
     }
     if predictions.teacher_logits is not None:
         of_teacher = predict_labels(
-            predictions.teacher_logits, many=many, threshold=threshold_of_teacher(threshold)
+            predictions.teacher_logits, many=many, threshold=predictions.thresholds.teacher
         )
         lacking = [None] * (count - len(of_teacher))
         columns["teacher_predictions"] = [*_classes(classes_of(of_teacher)), *lacking]
@@ -176,7 +177,9 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
     pictures = {
         "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
-        "predictions": predict_labels(output.logits.cpu(), many=many, threshold=model.threshold),
+        "predictions": predict_labels(
+            output.logits.cpu(), many=many, threshold=model.thresholds.model
+        ),
         **_picture_maps(maps_of(model, output, classes), batch),
         "classes": torch.where(classes < 0, output.logits.argmax(dim=1), classes),
     }
@@ -188,7 +191,7 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
         pictures["teacher_predictions"] = predict_labels(
             require_logits(chosen.logits),
             many=many,
-            threshold=threshold_of_teacher(model.threshold),
+            threshold=model.thresholds.teacher,
         )
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 

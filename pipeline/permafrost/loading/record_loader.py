@@ -19,12 +19,11 @@ from permafrost.core.batches import (
     MixedLabels,
     Mixture,
     Targets,
-    mark_multi_label,
     require_all_logits,
     require_maps,
 )
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.label_forms import has_many
+from permafrost.core.label_forms import as_independent, has_many
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
@@ -140,10 +139,9 @@ class ViewBatch:
             request = TargetRequest((size[0], size[1]))
             viewed += view_targets(replace(self.stored, targets=(target,)), request)
         targets = tuple(map(mix_targets, viewed))
-        if has_many(self.stored.labels):
-            for mixed in targets:
-                mark_multi_label(mixed.logits)
-        return targets
+        if not has_many(self.stored.labels):
+            return targets
+        return tuple(replace(each, logits=as_independent(each.logits)) for each in targets)
 
     @cached_property
     def _first(self) -> Targets:

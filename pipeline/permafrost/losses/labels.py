@@ -12,7 +12,13 @@ from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.core.batches import AnyLabels, MixedLabels, Targets
 from permafrost.core.errors import require
-from permafrost.core.label_forms import has_many, known_cells, known_mask, multi_hot
+from permafrost.core.label_forms import (
+    IndependentLogits,
+    has_many,
+    known_cells,
+    known_mask,
+    multi_hot,
+)
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.models.classifier import to_float32
@@ -48,6 +54,7 @@ def _require_labels(loss: str, logits: Tensor, labels: AnyLabels, most: int) -> 
     first = labels.first if isinstance(labels, MixedLabels) else labels
     require(
         logits.ndim == 2
+        and not isinstance(first, IndependentLogits)
         and first.ndim <= most
         and first.shape == logits.shape[: first.ndim]
         and first.is_floating_point() == (first.ndim == 2),

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.batches import (
-    MULTI_LABEL,
     AnyLogits,
     Logits,
     MixedLogits,
@@ -28,6 +27,7 @@ from permafrost.core.batches import (
     require_all_logits,
 )
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.label_forms import IndependentLogits
 from permafrost.losses.shapes import require_same_shape
 from permafrost.models.classifier import to_float32
 
@@ -221,7 +221,7 @@ def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> T
     require(tau > 0, f"mld_loss needs a temperature tau > 0, got {tau}")
 
     def distance(logits: Logits) -> Tensor:
-        every = require_all_logits(logits, "method.logits=mld")
+        every = require_all_logits(logits, "method.logits=mld").as_subclass(torch.Tensor)
         require_same_shape("mld_loss", student_logits, every, 2)
         student, teacher = (
             torch.stack([logits, torch.zeros_like(logits)], dim=2)
@@ -257,7 +257,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
 
     def distance(logits: Logits) -> Tensor:
         require(
-            not getattr(logits, MULTI_LABEL, False),
+            not isinstance(logits, IndependentLogits),
             "kd_loss compares the softmax over classes, but records of this store have many labels, each of which is a "
             "prediction of its own; use permafrost.mld_loss",
         )

@@ -385,8 +385,8 @@ class Preview:
         lines["labels"] = f"{labels}, {kind}" if self.classes else "none"
         if self.counts.others["none"]:
             lines["labels"] += f"; records with none: {self.counts.others['none']:,}"
-        if self.counts.others["unknown"]:
-            lines["labels"] += f"; single unknown ones: {self.counts.others['unknown']:,}"
+        if unknown := self.counts.unknown.total():
+            lines["labels"] += f"; single unknown ones: {unknown:,}"
         if unlabeled and self.classes:
             lines["labels"] += f"; records without one: {unlabeled}"
         if bit_range := getattr(self.data, "bit_range", ()):

@@ -82,8 +82,6 @@ from permafrost.sources.table_files import (
     ListedRow,
     is_all_digits,
     iter_distinct,
-    one_hot_columns,
-    ordered_categories,
     read_rows,
     tally_unknown,
     to_label,
@@ -104,10 +102,6 @@ JOINED = "label cells that may hold several labels"
 """Topic of a tally: cells of labels by a separator that they contain."""
 NUMBERED = "labels that are numbers"
 """Topic of a tally: labels that are numbers."""
-ONE_HOT_COLUMNS = "further columns of 0 and 1"
-"""Topic of a tally: columns of 0 and 1 next to the column of labels."""
-CATEGORIES = "ordered categories"
-"""Topic of a tally: orders of the categories that a file declares."""
 
 
 @dataclass(frozen=True)
@@ -359,15 +353,6 @@ class ImageTableSource:
         has_names = self.config.classes is not None or self._feature_names is not None
         if self._classes.is_numbered and not has_names:
             self.tally.add(NUMBERED, self._label_option, count=len(self.classes))
-        if self.config.label is not None:
-            table = self._files[0]
-            columns = one_hot_columns(table)
-            if self.config.label in columns:
-                names = quote(", ".join(columns), 200)[1:-1]
-                self.tally.add(ONE_HOT_COLUMNS, self.config.label, names, len(columns))
-            order = ordered_categories(table, self.config.label)
-            if order and not has_names and list(order) != sorted(order):
-                self.tally.add(CATEGORIES, quote(", ".join(order), 200)[1:-1])
         cells = {cell for cell in self._distinct if not is_list_text(cell)}
         if self.config.labels is not None:
             if (

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError, quote, require
-from permafrost.sources.classes import composed, is_nan, is_unknown, to_number
+from permafrost.sources.classes import composed, is_nan, is_unknown
 from permafrost.sources.label_cells import UNLABELED_CELLS
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import open_regular
@@ -29,7 +27,6 @@ logger = logging.getLogger("permafrost.sources")
 
 
 _PICTURE_NAME = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp|gif|ppm)$", re.IGNORECASE)
-_LOOKED_AT_ROWS = 1000
 _BLOCK_BYTES = 2**23
 """Bytes of a CSV that are parsed at once, and the most bytes of a row."""
 
@@ -224,67 +221,6 @@ def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
                 yield cells.unique().drop_null().to_pylist()
 
 
-def one_hot_columns(path: Path) -> list[str]:
-    """Return the columns of a table that have 0 or 1 in the first rows, if each of these rows has a 1 in one of them.
-
-    Args:
-        path: The file; of a Parquet file, columns of numbers are looked at.
-
-    Raises:
-        ConfigError: If the file cannot be read.
-    """
-    with readable(path):
-        if path.suffix.lower() == ".csv":
-            names = column_names(path)
-        else:
-            with open_parquet_file(path) as file:
-                names = [column.name for column in file.schema_arrow if _is_numeric(column.type)]
-        batch = next(iter_parts(path, [name for name in names if names.count(name) == 1]), None)
-    if batch is None:
-        return []
-    flags: dict[str, NDArray[np.int64]] = {}
-    for name in batch.schema.names:
-        values = _flags(batch.column(name).slice(0, _LOOKED_AT_ROWS))
-        if values is not None:
-            flags[name] = values
-    is_one_hot = len(flags) > 2 and bool((np.sum(list(flags.values()), axis=0) == 1).all())
-    return list(flags) if is_one_hot else []
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    )
-
-
-def _flags(column: pa.Array) -> NDArray[np.int64] | None:
-    """Return the values of a column of 0 and 1, also as text or with fractions; None for any other column."""
-    values = [int(value) if isinstance(value, bool) else value for value in column.to_pylist()]
-    numbers = [to_number(to_text(value) or "") for value in values]
-    if not numbers or any(number not in (0, 1) for number in numbers):
-        return None
-    return np.array(numbers, np.int64)
-
-
-def ordered_categories(path: Path, column: str) -> tuple[str, ...]:
-    """Return the categories of a column of Parquet that pandas wrote as ordered; empty for any other column.
-
-    Raises:
-        ConfigError: If the file cannot be read.
-    """
-    if path.suffix.lower() != ".parquet":
-        return ()
-    with readable(path), open_parquet_file(path) as file:
-        place = file.schema_arrow.get_field_index(column)
-        if place < 0 or not pa.types.is_dictionary(kind := file.schema_arrow.field(place).type):
-            return ()
-        batch = next(file.iter_batches(columns=[column], use_threads=False), None)
-        if not kind.ordered or batch is None:
-            return ()
-        return tuple(map(str, batch.column(0).dictionary.to_pylist()))
-
-
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
@@ -320,11 +256,11 @@ def require_columns(path: Path, columns: dict[str, str], existing: list[str]) ->
             f"data.{option}={column} is the name of two columns of {path}; rename one of them",
         )
         if column not in existing:
-            if option == "label" and not hint and (flags := one_hot_columns(path)):
+            if option == "label" and not hint:
                 hint = (
-                    f"; of the columns {quote(', '.join(flags), 200)[1:-1]} each row has a 1 in one, as classes in one "
-                    "column each: write the name of that column for each row, as pandas' "
-                    "table[columns].idxmax(axis=1) does, and name it data.label"
+                    "; columns of 1 and 0, one for each class, are data.labels=[a,b,...] or, if each row has a single "
+                    "1, a column of their names (as pandas' table[columns].idxmax(axis=1) writes it); data.label=null "
+                    "reads none"
                 )
             raise ConfigError(
                 f"data.{option}={column} is not a column of {path}; it has: "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from permafrost.config.data import DataConfig
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import require, shorten
-from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers
+from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers, mark_unknown
 from permafrost.storage.files import exists
 from permafrost.storage.files import listing as known_files
 from permafrost.storage.rooted_paths import RootedPath
@@ -161,6 +161,8 @@ def in_order_of_store(
 
 def _with_labels(record: Record, numbers: Sequence[int]) -> Record:
     def number(label: int) -> int:
+        if label < NO_CLASS:
+            return mark_unknown(numbers[mark_unknown(label)])
         return label if label in (NO_LABEL, NO_CLASS) else numbers[label]
 
     boxes = tuple(replace(box, label=number(box.label)) for box in record.boxes)

@@ -32,6 +32,7 @@ from permafrost.core.records import (
     NONE,
     Box,
     Record,
+    mark_unknown,
 )
 from permafrost.storage.files import (
     create_file,
@@ -210,8 +211,10 @@ class RecordCounts:
     unlabeled: Counter[str] = field(default_factory=Counter)
     """Records without a label of each split."""
     others: Counter[str] = field(default_factory=Counter)
-    """Records with several labels (`labels`), none of them (`none`), boxes (`boxes`) and a group (`groups`); and the
-    classes that are unknown (`unknown`) of records of which others are known."""
+    """Records with several labels (`labels`), none of them (`none`), boxes (`boxes`), a group (`groups`), and, of many
+    labels, a box of a class that they do not have for certain (`boxes of other labels`)."""
+    unknown: Counter[int] = field(default_factory=Counter)
+    """Records of which others are known, by label that is not."""
 
     def add(self, record: Record) -> None:
         """Count a record."""
@@ -220,7 +223,8 @@ class RecordCounts:
         for label in labels:
             if label > NO_CLASS:
                 self.labeled[record.split, label] += 1
-        self.others["unknown"] += sum(label < NO_CLASS for label in labels)
+            elif label < NO_CLASS:
+                self.unknown[mark_unknown(label)] += 1
         if not labels:
             self.unlabeled[record.split] += 1
         if record.labels == NONE:
@@ -229,6 +233,9 @@ class RecordCounts:
             self.others["labels"] += 1
         if record.boxes:
             self.others["boxes"] += 1
+            if record.labels:
+                others = {box.label for box in record.boxes} - labels
+                self.others["boxes of other labels"] += bool(others)
         if record.group != NO_GROUP:
             self.others["groups"] += 1
 
@@ -238,6 +245,7 @@ class RecordCounts:
         self.labeled.update(counts.labeled)
         self.unlabeled.update(counts.unlabeled)
         self.others.update(counts.others)
+        self.unknown.update(counts.unknown)
 
 
 def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> RecordCounts:

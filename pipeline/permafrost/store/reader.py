@@ -116,6 +116,13 @@ class Store:
                 return self.part(0, stop)
         return self
 
+    def known_classes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of classes that there were when each of these rows was packed, i64 [n]."""
+        parts = self.manifest.packed_parts()
+        ends = self.index.shards.starts[np.cumsum([part.shards for part in parts])]
+        numbers = np.searchsorted(ends, rows, side="right")
+        return np.array([part.classes for part in parts], np.int64)[numbers]
+
     def part_of_pass(self, folder: RootedPath) -> TeacherPass:
         """Open the pass of a folder over the generations that it covers, without those that follow it."""
         return TeacherPass(self.part_with(self.pass_manifest(folder).store_fingerprint), folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.models import table_arguments
+from permafrost.config.store import PAYLOADS
 from permafrost.evaluation.trained_student import (
     EVALUATED_SPLITS,
     labeled_splits,
@@ -14,6 +15,7 @@ from permafrost.evaluation.trained_student import (
     split_arguments,
 )
 from permafrost.loading.subset import rows_of_split
+from permafrost.models.trained_weights import DESCRIPTION_NAME
 from permafrost.storage.addresses import Bucket
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import served_methods
@@ -41,9 +43,10 @@ class NextCommands:
         """Return a command that completes a pass that lacks generations of the store, empty if none does."""
         generations = self.store.num_generations
         for folder in self.store.pass_folders() if generations > 1 else ():
-            if self.store.open_pass(folder.name).num_generations < generations:
-                weights = f"teacher.weights=<those of {folder.name}>"
-                return f"permafrost precompute {shlex.quote(f'store.path={self.path}')} {weights}"
+            made = self.store.open_pass(folder.name)
+            if made.num_generations < generations:
+                arguments = [f"store.path={self.path}", *_arguments_of_pass(made)]
+                return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])
         return ""
 
     def teach(self, run: str) -> str:
@@ -70,6 +73,19 @@ class NextCommands:
         if len(self.store.pass_folders()) > 1:
             arguments.append(f"store.teacher={teacher.name}")
         return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
+
+
+def _arguments_of_pass(made: TeacherPass) -> list[str]:
+    """Return arguments that repeat a pass of a network of a run, or the beginning of those of another one."""
+    weights = Path(made.manifest.made_with.get("weights", ""))
+    if not (weights.parent / DESCRIPTION_NAME).exists():
+        return [f"teacher.weights=<those of {made.name}, with the options of that pass>"]
+    payloads = ",".join(name for name in PAYLOADS if made.fields_of(name))
+    chosen = made.manifest.explainer.get("explained_classes", "top1")
+    return [
+        *("teacher=saved", f"teacher.weights={weights.parent}", f"annotate.payloads=[{payloads}]"),
+        *([] if chosen == "top1" else [f"explainer.explained_classes={chosen}"]),
+    ]
 
 
 def _method_arguments(store: Store, teacher: TeacherPass, split: str) -> list[str]:
