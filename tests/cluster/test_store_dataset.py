@@ -163,6 +163,7 @@ def test_a_store_that_was_written_anew_is_an_error(tmp_path, tasks, tiny_teacher
         columns_of(tasks)
 
 
+@pytest.mark.slow
 def test_torch_is_imported_only_to_resize(frozen, tmp_path):
     pictures = Pictures(tmp_path / "pictures")
     pictures.add_all(range(2))

@@ -315,7 +315,7 @@ def bench(tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("situations"))
 
 
-@pytest.mark.parametrize("groups", [QUICK, slow(GROUPS)])
+@pytest.mark.parametrize("groups", [slow(QUICK), slow(GROUPS)])
 def test_causes_are_named_only_where_they_are_right(bench, groups):
     """No sound targets are doubted, and no cause is named that is not the one."""
     verdicts = {}

@@ -38,7 +38,6 @@ from tests.support.settings import (  # noqa: E402
     E2KD,
     FROZEN,
     MAPS,
-    METHODS,
     PASSES,
     TRAININGS,
     pass_config,
@@ -142,18 +141,10 @@ def run_training(name: str, method: Any, **options: Any) -> Numbers:
 
 FEW = (
     *(f"pass.{name}" for name in ("frozen", "several_classes", "views", "strong_views")),
-    *("pass.mixed_views", *METHODS, "kd.live", "e2kd.live", "e2kd.replay", "features.replay"),
-    *("e2kd.mixed", "e2kd.strong", "e2kd.replay.strong", "e2kd.replay.mixed", "several"),
-    *(
-        "sskd.live",
-        "e2kd.bfloat16",
-        "e2kd.float16",
-        "e2kd.free",
-        "evaluate",
-        "resume",
-        "precision",
-        "devices",
-    ),
+    "pass.mixed_views",
+    *("labels", "kd", "e2kd", "features", "kd.live", "e2kd.live", "e2kd.replay", "e2kd.mixed"),
+    *("e2kd.replay.strong", "several", "e2kd.bfloat16", "e2kd.free", "evaluate", "resume"),
+    *("precision", "devices"),
 )
 """Paths of `make test`; the slow tests run all."""
 
