@@ -154,7 +154,8 @@ def label_metrics(
 def localization_metrics(predictions: Predictions) -> dict[str, Any]:
     """EPG, IoU and map cosine, as means over all defined entries, fractions in [0, 1].
 
-    epg_uniform is the EPG (and IoU) of a uniform map on the same regions: the chance level of both.
+    epg_uniform is the EPG (and IoU) of a uniform map on the same regions: the chance level of both. With many labels
+    epg_pairs is the number of pairs of a record and one of its classes with a region, over which EPG and IoU are means.
     """
     metrics: dict[str, Any] = {}
     places = {
@@ -166,6 +167,8 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
     for name, values in places.items():
         if values is not None and not values.isnan().all():
             metrics[name] = float(values.double().nanmean())
+    if has_many(predictions.labels) and "epg" in metrics:
+        metrics["epg_pairs"] = int((~predictions.epg.isnan()).sum())
     if predictions.map_cosine is not None and predictions.explained_class is not None:
         cosines = predictions.map_cosine[predictions.explained_class >= 0].double()
         metrics["map_cosine"] = float(cosines.nanmean())
