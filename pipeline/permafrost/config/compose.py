@@ -13,6 +13,7 @@ Not here: references between options (`${...}`), environment variables and Pytho
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +39,7 @@ from permafrost.config.sections import (
     top_options,
     with_kinds,
 )
-from permafrost.config.suggestions import SHOWN, no_member, suggest, suggest_options
+from permafrost.config.suggestions import SHOWN, no_member, suggest_argument
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
@@ -46,6 +47,8 @@ from permafrost.storage.files import read_regular
 from permafrost.storage.signed_files import DigestError, check_json
 
 _NETWORKS = ("teacher", "student", "black_box")
+
+logger = logging.getLogger("permafrost.config")
 
 
 def compose(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def compose(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     others = [argument for argument in typed if argument.path != "experiment"]
     values, typed = _with_members(files, others, defaults)
     for file in files:
-        _merge(values, file.sections)
+        _merge(values, _options_of_members(values, file.sections, experiment or ""))
     for each in typed:
         _assign(verb, values, each)
     hints = {name: option.hint for name, option in top_options().items()}
@@ -131,6 +134,8 @@ def _without_synonym(verb: str, argument: str) -> str:
     """Return an argument with the name of its option."""
     path, equals, text = argument.partition("=")
     option = _SYNONYMS.get((verb, path)) if equals else None
+    if path == "store" and text[:1] != "{" and text not in group_members("store"):
+        return f"store.path={text}"  # as in Python
     if option is None:
         return argument
     is_list = option == "store.teacher" and not text.startswith("[")
@@ -214,6 +219,38 @@ def _member(group: str, kind: str, path: str) -> dict[str, Any]:
     return options_of_group
 
 
+def _options_of_members(
+    values: Mapping[str, Any], sections: Mapping[str, Any], experiment: str
+) -> dict[str, Any]:
+    """Return the values of an experiment without options that another member than its own does not have.
+
+    Args:
+        values: Options of the members that were chosen.
+        sections: Values of the experiment by section.
+        experiment: Its name, for the log.
+    """
+    kept: dict[str, Any] = {}
+    for name, section in sections.items():
+        kept[name] = section
+        known = values.get(name)
+        other = isinstance(section, dict) and section.get("kind") not in (
+            None,
+            (known or {}).get("kind"),
+        )
+        if name in FAMILIES and isinstance(known, dict) and other:
+            kept[name] = {option: value for option, value in section.items() if option in known}
+            left_out = sorted(section.keys() - known.keys())
+            if left_out:
+                logger.info(
+                    "options of experiment=%s that %s=%s does not have are left out: %s",
+                    experiment,
+                    name,
+                    known["kind"],
+                    ", ".join(left_out),
+                )
+    return kept
+
+
 def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
     """Merge the values of an experiment into those of all sections. Lists and scalars are replaced."""
     for name, change in changes.items():
@@ -249,11 +286,12 @@ def _typed(verb: str, argument: str, arguments: Sequence[str]) -> _Typed:
         )
     require(equals != "", f"cannot read {argument!r}; options are written key=value, see --help")
     section = section_of(argument)
-    hint = suggest_options(verb, section) or suggest(section, names)
+    hint = suggest_argument(verb, path, text)
     paths = [option.split(".") for option in option_paths(verb)]
     nested = {".".join(parts[:2]) for parts in paths if section in parts[1:2]}
     if section in GROUPS and nested:
-        hint = f" (did you mean {min(nested)}?)"
+        whole = f"{min(nested)}{path.removeprefix(section)}={text}"
+        hint = f" (did you mean {printable(whole)[:SHOWN]}?)"
     raise ConfigError(f"{verb} takes no {printable(path)}={hint}; it takes: {', '.join(names)}")
 
 
@@ -263,7 +301,7 @@ def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
     last = typed.path.rpartition(".")[2]
     if not isinstance(node, dict) or not (last in node or _is_mapping(hint_of_node)):
         known = sorted(node) if isinstance(node, dict) else []
-        close = suggest_options(verb, last) or suggest(last, known)
+        close = suggest_argument(verb, typed.path, typed.text)
         among = f"; available options: {', '.join(known)}" if known else ""
         raise ConfigError(f"unknown option {printable(typed.path)}{close}{among}")
     value = with_kinds(typed.path, _value_of(typed, hint))

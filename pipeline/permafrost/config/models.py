@@ -180,7 +180,8 @@ class CifarModelConfig(ModelConfig):
             and len(depth) <= 4
             and int(depth) % 6 == 2
             and int(depth) >= 8,
-            f"cifar models are named resnet8, resnet14, resnet20, ... (depth 6n + 2, at most 9998), got {self.name!r}",
+            f"cifar models are named resnet8, resnet14, resnet20, ... (depth 6n + 2, at most 9998), got {self.name!r}; "
+            "others have another provider, as in student=torchvision student.name=resnet18",
         )
         require(self.stem_stride in (1, 2), f"stem_stride must be 1 or 2, got {self.stem_stride}")
 
