@@ -15,7 +15,7 @@ from permafrost.config.models import MODELS, ModelConfig
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
 from permafrost.config.store import SubsetOptions
-from permafrost.core.errors import require
+from permafrost.core.errors import require, shorten
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
     MODEL_NAME,
@@ -139,6 +139,14 @@ class SavedNetwork:
         load_weights(model, self.folder / MODEL_NAME)
         return freeze(model), trained
 
+    def _others_like(self) -> str:
+        """Return the runs with a finished network of the same stage, for messages; empty if there are none."""
+        runs = sorted(
+            path.parent.parent.name
+            for path in self.folder.parent.parent.glob(f"*/{self.folder.name}/{DESCRIPTION_NAME}")
+        )
+        return f"; runs with one are {shorten(runs, 8)}" if runs else ""
+
     def describe(self) -> TrainedModel:
         """Read model.json.
 
@@ -148,7 +156,7 @@ class SavedNetwork:
         """
         require(
             self.is_finished,
-            f"{self.folder} holds no finished model; run its stage first, or correct run=",
+            f"{self.folder} holds no finished model; run its stage first, or correct run={self._others_like()}",
         )
         values, path = read_entries(self.folder), self.folder / DESCRIPTION_NAME
         kind = values.model["kind"]

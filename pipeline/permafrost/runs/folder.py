@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ SWEEP_NAME = "sweep.json"
 """File of a sweep that lists its students."""
 CHECKPOINT_NAME = "checkpoint.pt"
 COST_NAME = "cost.json"
+_SHOWN_DIFFERENCES = 8
 _IDENTITY = "identity"
 """Entry of a run's config that its other files repeat, so that they are not taken for those of another run."""
 _OUTSIDE_IDENTITY = {Role.OUTSIDE_IDENTITY, Role.BY_FINGERPRINT}
@@ -114,7 +115,7 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
             difference = (
                 f"the inputs {order[0]} in this order, but this one has {order[1]}"
                 if existing == wanted
-                else _first_difference(existing, wanted)
+                else _shorten(_differences(existing, wanted))
             )
             raise ConfigError(f"{folder} contains a run with {difference}; {remedy}")
     else:
@@ -307,13 +308,21 @@ def _read_options(path: Path) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "command"}
 
 
-def _first_difference(existing: Any, requested: Any, path: str = "") -> str:
-    if isinstance(existing, dict) and isinstance(requested, dict):
-        for name in [*existing, *requested]:
-            if existing.get(name) != requested.get(name):
-                below = f"{path}.{name}" if path else str(name)
-                return _first_difference(existing.get(name), requested.get(name), below)
-    return f"{path}={existing}, but this one has {requested}"
+def _differences(existing: Any, requested: Any, path: str = "") -> Iterator[str]:
+    """Describe the options in which two configs differ, each with both values."""
+    if not (isinstance(existing, dict) and isinstance(requested, dict)):
+        yield f"{path}={existing}, but this one has {requested}"
+        return
+    for name in dict.fromkeys([*existing, *requested]):
+        if existing.get(name) != requested.get(name):
+            below = f"{path}.{name}" if path else str(name)
+            yield from _differences(existing.get(name), requested.get(name), below)
+
+
+def _shorten(differences: Iterator[str]) -> str:
+    first = list(islice(differences, _SHOWN_DIFFERENCES))
+    more = sum(1 for _ in differences)
+    return "; ".join(first) + (f"; and {more} more differences" if more else "")
 
 
 def save_cost(folder: Path, seconds: float, records: int) -> None:

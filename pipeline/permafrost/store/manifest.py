@@ -7,15 +7,18 @@ the author of a manifest. Its entries are therefore checked for type and range, 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from permafrost.core.digests import SHORT, canonical_json, sha256_json
+from permafrost.core.errors import shorten
 from permafrost.core.json_entries import (
     EntryError,
     from_dict,
@@ -623,6 +626,20 @@ def read_manifest(
         ) from error
 
 
+def _others_like(path: RootedPath) -> str:
+    """Return a hint at finished stores next to a folder without one, empty if there are none or it is in a bucket."""
+    folder = Path(str(path.parent))
+    if path.name != MANIFEST_NAME or not folder.parent.is_dir():
+        return ""
+    names = sorted(other.parent.name for other in folder.parent.glob(f"*/{MANIFEST_NAME}"))
+    inside = sorted(other.parent.name for other in folder.glob(f"*/{MANIFEST_NAME}"))
+    close = difflib.get_close_matches(folder.name, names, n=1)
+    shown = [str(folder / name) for name in inside] or [
+        str(folder.parent / n) for n in close or names
+    ]
+    return f", or name a store that exists: {shorten(shown, 5)}" if shown else ""
+
+
 def read_checked(
     path: RootedPath, made_by: str = "permafrost precompute", schema: int = SCHEMA_VERSION
 ) -> dict[str, Any]:
@@ -640,7 +657,7 @@ def read_checked(
         raw = read_committed(path, _MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise ManifestError(
-            f"{path} does not exist; run {made_by} to create or finish it"
+            f"{path} does not exist; run {made_by} to create or finish it{_others_like(path)}"
         ) from None
     if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS:
         raise ManifestError(f"{path} has more than {_MAX_BRACKETS:,} lists and mappings; {REWRITE}")
