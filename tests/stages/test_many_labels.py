@@ -458,7 +458,7 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
     html = Path(result_of_report.html).read_text()
     kinds = ("EPG: e2kd above labels", "EPG: labels above e2kd")
     assert all(f"<b>{kind}</b>" in html for kind in kinds)
-    assert "classes of images, the first" in html
+    assert "classes of images that have both, the first" in html
     own = {row["key"]: row["labels"] for row in many_label_store.store.index.table().to_pylist()}
     assert {case["kind"] for case in values["cases"]} <= set(kinds)
     assert all(CLASSES.index(case["class"]) in own[case["key"]] for case in values["cases"])
