@@ -134,7 +134,7 @@ def _without_synonym(verb: str, argument: str) -> str:
     """Return an argument with the name of its option."""
     path, equals, text = argument.partition("=")
     option = _SYNONYMS.get((verb, path)) if equals else None
-    if path == "store" and text[:1] != "{" and text not in group_members("store"):
+    if path == "store" and text[:1] != "{" and "/" in text:
         return f"store.path={text}"  # as in Python
     if option is None:
         return argument

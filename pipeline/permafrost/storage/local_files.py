@@ -525,3 +525,8 @@ def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
         OSError: If it cannot be opened, such as LinkError.
     """
     return io.FileIO(_open(path, os.O_RDWR | os.O_CREAT if create else _READ), "rb")
+
+
+def folders_with(parent: Path, name: str) -> list[str]:
+    """Return the folders of a folder of this machine that contain a file of a name, sorted; [] if it does not exist."""
+    return sorted(str(path.parent) for path in parent.glob(f"*/{name}"))

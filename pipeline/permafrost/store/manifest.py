@@ -28,6 +28,7 @@ from permafrost.core.json_entries import (
 )
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.storage.files import commit_file, list_folder, read_committed
+from permafrost.storage.local_files import folders_with
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import NAME_PATTERN, REWRITE, FileEntry, ManifestError
@@ -627,16 +628,16 @@ def read_manifest(
 
 
 def _others_like(path: RootedPath) -> str:
-    """Return a hint at finished stores next to a folder without one, empty if there are none or it is in a bucket."""
-    folder = Path(str(path.parent))
-    if path.name != MANIFEST_NAME or not folder.parent.is_dir():
+    """Return a hint at finished stores next to a folder without one, or in it; empty if there are none."""
+    if path.name != MANIFEST_NAME:
         return ""
-    names = sorted(other.parent.name for other in folder.parent.glob(f"*/{MANIFEST_NAME}"))
-    inside = sorted(other.parent.name for other in folder.glob(f"*/{MANIFEST_NAME}"))
-    close = difflib.get_close_matches(folder.name, names, n=1)
-    shown = [str(folder / name) for name in inside] or [
-        str(folder.parent / n) for n in close or names
-    ]
+    folder = Path(str(path.parent))
+    inside, neighbors = (
+        folders_with(folder, MANIFEST_NAME),
+        folders_with(folder.parent, MANIFEST_NAME),
+    )
+    close = difflib.get_close_matches(str(folder), neighbors, n=1)
+    shown = inside or close or neighbors
     return f", or name a store that exists: {shorten(shown, 5)}" if shown else ""
 
 
