@@ -26,6 +26,7 @@ from permafrost.config.sections import section_names, section_of, sections_of_ve
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError, UserError, device_error, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
+from permafrost.core.progress import TerminalHandler
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import RunFolder, mirrored_run, save_options
 from permafrost.storage.lock import FolderLock
@@ -50,7 +51,7 @@ def stage_main(verb: str) -> None:
     arguments = sys.argv[1:]
     open_closed_streams()
     keep_freed_memory()
-    handler = logging.StreamHandler()
+    handler = TerminalHandler()
     handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     with catch_signals() as signals:

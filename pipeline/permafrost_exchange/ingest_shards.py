@@ -279,7 +279,14 @@ def store_targets(
     was_committed = exists(task.folder / MANIFEST_NAME)
     try:
         shared_files = task.fields.create()
-        written, _ = run_shards("targets", executor, task, missing, lambda result: None)
+        written, _ = run_shards(
+            "targets",
+            executor,
+            task,
+            missing,
+            lambda result: None,
+            sum(shard.records for shard in missing),
+        )
         remove_file(task.folder / JOIN_NAME)
         commit_pass(
             task.folder,

@@ -1,17 +1,25 @@
-"""Names from strangers on the terminal: control characters in them are printed as escapes."""
+"""The terminal: names from strangers are escaped, and bars and log lines do not write over each other."""
 
 import contextlib
 import io
 import logging
+import os
+import pty
+import re
 import runpy
 import shutil
+import subprocess
+import sys
 import tarfile
+import termios
 
 import pandas as pd
+import pyte
 import pytest
 
 from permafrost.core.errors import printable
 from tests.support.paths import ROOT
+from tests.support.slow import slow
 
 EVIL = "\x1b[31mred\n\x07\x9b2J\u202e\rpermafrost verify: sound"
 """Colors, a bell, a cleared screen, reversed text, and a line that this program could have written."""
@@ -100,3 +108,76 @@ def test_names_in_a_store_are_printed_as_escapes(place, printed, frozen, tmp_pat
 def test_only_what_a_terminal_obeys_is_escaped():
     assert printable("Zürich 日本 'a b' \\n") == "Zürich 日本 'a b' \\n"
     assert printable("a\x1b\n\t\udcff\u2028") == r"a\x1b\n\t\udcff\u2028"
+
+
+COLUMNS, LINES = 120, 200
+
+
+def screen_of(*words):
+    """Run a command on a pseudo-terminal, and return what is on its screen at the end, and every bar that was drawn."""
+    driver, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (LINES, COLUMNS))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "permafrost", *words],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=os.environ | {"TERM": "linux", "PYTHONUNBUFFERED": "1"},
+        close_fds=True,
+    )
+    os.close(terminal)
+    received = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+        while part := os.read(driver, 65536):
+            received += part
+    os.close(driver)
+    assert process.wait() == 0, received.decode()
+    screen = pyte.Screen(COLUMNS, LINES)
+    pyte.ByteStream(screen).feed(received)
+    bars = re.findall(r"(\w[^\r\n|]*): +\d+%\|[^|]*\| ([\d,]+)/([\d,]+) \[", received.decode())
+    return [line.rstrip() for line in screen.display if line.strip()], bars
+
+
+NETWORK = ["name=resnet8", "width=4"]
+QUICK = [
+    "trainer.epochs=3",
+    "trainer.batch_size=8",
+    "trainer.num_threads=1",
+    "trainer.log_every_steps=1",
+]
+TEACH = [
+    "teach",
+    *("teacher=cifar", *(f"teacher.{word}" for word in NETWORK)),
+    *(f"teaching.{word}" for word in QUICK),
+]
+DISTILL = ["distill", *(f"student.{word}" for word in NETWORK), *QUICK]
+SWEEP = [
+    "sweep",
+    *(f"student.{word}" for word in NETWORK),
+    *QUICK,
+    "executor=serial",
+    "arms={t1: [method.tau=1], t4: [method.tau=4]}",
+    "seeds=[0]",
+]
+
+
+@pytest.mark.parametrize(
+    "words", [DISTILL, slow(TEACH), slow(SWEEP)], ids=["distill", "teach", "sweep"]
+)
+def test_bars_count_records_and_leave_log_lines_whole(words, frozen, tmp_path):
+    shutil.copytree(frozen.store.path, tmp_path / "stores" / "tiny")
+    rows = frozen.store.num_records("train") // 8 * 8
+    total = 3 * rows * (2 if words[0] == "sweep" else 1)
+
+    lines, bars = screen_of(*words, f"store.path={tmp_path}/stores/tiny")
+
+    text = "\n".join(lines)
+    assert {int(of.replace(",", "")) for _, _, of in bars} == {total}, text
+    counts = [int(count.replace(",", "")) for _, count, _ in bars]
+    assert counts == sorted(counts)
+    assert counts[-1] == total
+    times = [line for line in lines if re.search(r"\d\d:\d\d:\d\d permafrost", line)]
+    assert times
+    assert all(re.match(r"\d\d:\d\d:\d\d permafrost[.\w]*: ", line) for line in times), text
+    assert all(len(line) <= COLUMNS for line in lines)
+    assert sum("%|" in line for line in lines) == 1, text

@@ -32,6 +32,7 @@ from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.progress import count_records
 from permafrost.core.records import FieldSpec
 from permafrost.core.tasks import task_context
 from permafrost.loading.geometry import center_crop, render_frames, render_windows, warp
@@ -225,6 +226,7 @@ class TeacherAnnotator:
                     batch, keys[rows], None if views is None else views.select(rows)
                 )
                 finish()
+                count_records(len(batch.heights))
                 finish = partial(collect, download, rows)
                 if sum(tensor.nbytes for tensor in download.values.values()) >= _LARGE:
                     finish = pool.submit(finish).result

@@ -317,7 +317,14 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
     def count(result: ShardResult[Correct]) -> None:
         counts[result.name] = result.report
 
-    annotated, seconds = run_shards("teacher", executor, task, plan.missing, count)
+    annotated, seconds = run_shards(
+        "teacher",
+        executor,
+        task,
+        plan.missing,
+        count,
+        sum(shard.records for shard in plan.missing),
+    )
     save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
     moved_features = _measure_moved_features(plan, executor)
     commit_pass(

@@ -1,4 +1,4 @@
-"""Progress: a tqdm bar on a terminal, a log line at most every 10 seconds elsewhere."""
+"""Progress: a tqdm bar on a terminal, below which log lines leave room; elsewhere a log line at most every 10 seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +15,15 @@ from tqdm import tqdm
 logger = logging.getLogger("permafrost.progress")
 
 SECONDS_PER_LINE = 10.0
+_BAR = "{l_bar}{bar}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+
+class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Handler whose lines are above the bars of this process, and not in them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class ProgressLines:
@@ -22,7 +31,7 @@ class ProgressLines:
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = 0
+        self.n = 0
         self.last_line = time.monotonic()
         self.postfix = ""
         self._first: tuple[float, int] | None = None
@@ -30,31 +39,35 @@ class ProgressLines:
 
     def update(self, count: int) -> None:
         """Add `count` finished units."""
-        self.done += count
+        self.n += count
         now = time.monotonic()
         if now - self.last_line >= SECONDS_PER_LINE:
             self.last_line = now
             logger.info(
-                "%s: %d/%d %ss%s%s",
+                "%s: %s/%s %ss%s%s",
                 self.title,
-                self.done,
-                self.total,
+                f"{self.n:,}",
+                f"{self.total:,}",
                 self.unit,
                 self._time_left(now),
                 self.postfix and f", {self.postfix}",
             )
-        self._first = self._first or (now, self.done)
+        self._first = self._first or (now, self.n)
 
     def _time_left(self, now: float) -> str:
         """Estimate the time that the remaining units take, as text, from all updates but the first."""
-        if self._first is None or self.done <= self._first[1]:
+        if self._first is None or not self._first[1] < self.n < self.total:
             return ""
-        rate = (now - self._first[0]) / (self.done - self._first[1])
-        seconds = rate * max(self.total - self.done, 0)
+        rate = (now - self._first[0]) / (self.n - self._first[1])
+        seconds = rate * (self.total - self.n)
         for unit, length in (("h", 3600), ("min", 60)):
             if seconds >= 2 * length:
                 return f", about {seconds / length:.0f} {unit} left"
         return f", about {seconds:.0f} s left"
+
+    def set_description(self, title: str, refresh: bool = True) -> None:
+        """Set the title."""
+        self.title = title
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Set the text that is logged after the count."""
@@ -86,34 +99,58 @@ def _is_terminal(stream: Any) -> bool:
         return False
 
 
+_displays: list[Any] = []
+"""Displays of this process that count records, the innermost one last."""
+
+
 @contextmanager
 def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
-    """Provide a progress display with `update(count)` and `set_postfix_str(text)` for the block.
+    """Provide a progress display with `n`, `update(count)` and `set_postfix_str(text)` for the block.
 
     Args:
         title: Title of the display.
         total: Number of units of all work.
-        unit: Name of one unit, in the singular.
+        unit: Name of one unit, in the singular. `count_records` adds to a display of records.
     """
-    if not _is_terminal(sys.stderr):
-        yield ProgressLines(title, total, unit)
-        return
-    with tqdm(desc=title, total=total, unit=unit, dynamic_ncols=True) as bar:
-        yield bar
+    is_bar = _is_terminal(sys.stderr)
+    with (
+        tqdm(desc=title, total=total, unit=f" {unit}", bar_format=_BAR, dynamic_ncols=True)
+        if is_bar
+        else nullcontext(ProgressLines(title, total, unit))
+    ) as bar:
+        _displays.append(bar if unit == "record" else None)
+        try:
+            yield bar
+        finally:
+            _displays.pop()
+
+
+def count_records(count: int, text: str | None = None) -> None:
+    """Add records to the display of this process, if it has one, during work that reports its end to the display.
+
+    Args:
+        count: Number of records.
+        text: Text after the count; None keeps the last one.
+    """
+    if _displays and _displays[-1] is not None:
+        if text is not None:
+            _displays[-1].set_postfix_str(text, refresh=False)
+        _displays[-1].update(count)
 
 
 @contextmanager
-def show_epochs(title: str, epochs: int) -> Iterator[Callable[[int, str], None]]:
+def show_epochs(title: str, epochs: int, records: int) -> Iterator[Callable[[int, str], None]]:
     """Provide a callback for the block; call it with the number and a summary line of each finished epoch.
 
     Args:
         title: Title of the display.
         epochs: Number of epochs of all work.
+        records: Number of records of an epoch.
     """
-    with progress(title, total=epochs, unit="epoch") as bar:
+    with progress(title, total=epochs * records, unit="record") as bar:
 
         def on_epoch(epoch: int, line: str) -> None:
             bar.set_postfix_str(line, refresh=False)
-            bar.update(1)
+            bar.update(epoch * records - bar.n)  # other processes may have counted some of them
 
         yield on_epoch

@@ -269,6 +269,7 @@ def run_shards(
     task: ShardTask[Report],
     shards: Sequence[Any],
     on_result: Callable[[ShardResult[Report]], object],
+    total_records: int = 0,
 ) -> tuple[int, float]:
     """Run a task on all shards, with a progress display.
 
@@ -278,6 +279,7 @@ def run_shards(
         task: The task.
         shards: Shards, as the task takes them.
         on_result: Receives each result as its shard finishes.
+        total_records: Number of records of all shards, which the display counts; 0 counts the shards.
 
     Returns:
         The number of records of the finished shards, and the sum of their seconds.
@@ -285,11 +287,12 @@ def run_shards(
     Raises:
         ShardError: After the last result, if shards failed. In this process, the first error itself.
     """
-    records, seconds, waits = 0, 0.0, Counter[str]()
+    done, records, seconds, waits = 0, 0, 0.0, Counter[str]()
     started = time.monotonic()
-    with progress(title, total=len(shards), unit="shard") as bar:
+    total, unit = (total_records, "record") if total_records else (len(shards), "shard")
+    with progress(title, total=total, unit=unit) as bar:
         for result in executor.map_shards(task, shards):
-            records += result.records
+            records, done = records + result.records, done + 1
             seconds += result.seconds
             waits.update(result.waits)
             on_result(result)
@@ -298,6 +301,6 @@ def run_shards(
                 f"{records / (time.monotonic() - started):,.0f} records/s"
                 + (shares and f", waiting for {shares}")
             )
-            bar.update(1)
+            bar.update((records if total_records else done) - bar.n)
             check_interrupted()
     return records, seconds

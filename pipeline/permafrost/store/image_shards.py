@@ -16,6 +16,7 @@ import google_crc32c
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import RecordError
 from permafrost.core.interrupts import check_interrupted
+from permafrost.core.progress import count_records
 from permafrost.core.records import NO_LABEL, NO_SIZE, Box, Content, Record, Source
 from permafrost.storage.files import file_size, open_atomically, sha256_file
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, user_path
@@ -269,6 +270,7 @@ def _packed_images(
     count = 0
     for record in records:
         check_interrupted()
+        count_records(1)
         try:
             image = pack_image(source, record, packing)
         except RecordError as error:

@@ -241,7 +241,14 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         else {shard.name: shard.sha256 for shard in committed.shards},
     )
     results: list[ShardResult[Damages | None]] = []
-    packed, _ = run_shards("pack", executor, task, plan.missing, results.append)
+    packed, _ = run_shards(
+        "pack",
+        executor,
+        task,
+        plan.missing,
+        results.append,
+        sum(shard.num_records for shard in plan.missing),
+    )
     _check_damages(plan, [result.report for result in results if result.report is not None])
     if plan.repairs:
         return packed

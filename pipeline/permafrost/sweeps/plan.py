@@ -23,7 +23,7 @@ from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
-from permafrost.training.distill import student_inputs
+from permafrost.training.distill import records_of_epoch, student_inputs
 from permafrost.training.student_passes import open_passes, open_student_store, with_named_passes
 
 _OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
@@ -43,7 +43,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
     records = PassRecords(folders)
     known: set[str] = set()
-    planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []
+    planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str], int]] = []
     for arm, overrides in config.arms.items():
         arguments = [*shared, "trainer.num_threads=1", *overrides]
         for point in _points(arguments, config.grid):
@@ -70,17 +70,17 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
-            trained, inputs = _with_inputs(trained, evaluate, records)
-            planned.append((arm, point, trained, evaluate, inputs))
+            trained, inputs, count = _with_inputs(trained, evaluate, records)
+            planned.append((arm, point, trained, evaluate, inputs, count))
     for option in config.grid:
         require(
             option in known, f"grid: no arm has the option {option}; correct it or leave it out"
         )
     # Seeds are outermost, so that the students that finish first are comparable.
     students = [
-        _student(config.run, arm, point, replace(trained, seed=seed), evaluate, inputs)
+        _student(config.run, arm, point, replace(trained, seed=seed), evaluate, inputs, count)
         for seed in config.seeds
-        for arm, point, trained, evaluate, inputs in planned
+        for arm, point, trained, evaluate, inputs, count in planned
     ]
     names = [student.name for student in students]
     for student in students:
@@ -160,6 +160,7 @@ def _student(
     trained: DistillConfig,
     evaluate: EvaluateConfig,
     inputs: list[str],
+    records: int,
 ) -> Student:
     parts = [identity(to_plain_dict(config), type(config)) for config in (trained, evaluate.shared)]
     digest = sha256_json([*parts, inputs])
@@ -170,13 +171,14 @@ def _student(
         seed=trained.seed,
         distill=replace(trained, run=name),
         evaluate=replace(evaluate, run=name),
+        records=records,
     )
 
 
 def _with_inputs(
     trained: DistillConfig, evaluate: EvaluateConfig, records: PassRecords
-) -> tuple[DistillConfig, list[str]]:
-    """Return the options of a student with the names of the passes that it reads, and the fingerprints of its inputs.
+) -> tuple[DistillConfig, list[str], int]:
+    """Return a student's options with the names of its passes, the fingerprints of its inputs, and an epoch's records.
 
     Args:
         trained: Options of the training.
@@ -195,7 +197,8 @@ def _with_inputs(
     if against is None or other is None:
         _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, records)
     inputs = student_inputs(resolved, store, passes)
-    return trained, [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
+    fingerprints = [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
+    return trained, fingerprints, records_of_epoch(resolved, store)
 
 
 def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:

@@ -38,6 +38,8 @@ class StudentRun:
 
     distill: DistillConfig
     evaluate: EvaluateConfig
+    records: int
+    """Number of records that an epoch reads."""
     metrics_folder: str = "evaluate"
     """Folder of the metrics within the run's folder."""
 
@@ -85,6 +87,8 @@ class Student:
     seed: int
     distill: DistillConfig
     evaluate: EvaluateConfig
+    records: int
+    """Number of records that an epoch reads."""
 
     @property
     def name(self) -> str:
@@ -102,7 +106,12 @@ class Student:
         folder = evaluation_folder(options.against)
         if options.against is None:
             folder = folder_of_evaluation(RunFolder(self.name).path, folder, options)
-        return StudentRun(distill=self.distill, evaluate=self.evaluate, metrics_folder=folder)
+        return StudentRun(
+            distill=self.distill,
+            evaluate=self.evaluate,
+            records=self.records,
+            metrics_folder=folder,
+        )
 
     def selection_run(self, split: str, metric: str) -> StudentRun:
         """Return the run that computes only the metric for selecting points.
@@ -123,6 +132,7 @@ class Student:
         return StudentRun(
             distill=self.distill,
             evaluate=replace(self.evaluate, evaluate=options, evaluators=evaluators_of(metric)),
+            records=self.records,
             metrics_folder=f"select/{split}",
         )
 
@@ -159,14 +169,16 @@ class StudentRunner:
             splits,
             len(untrained),
         )
-        total = sum(run.epochs for run in missing.values())
-        finished = 0
-        with progress("sweep", total=total, unit="epoch") as bar:
+        total = sum(run.epochs * run.records for run in missing.values())
+        finished = done = 0
+        with progress("sweep", total=total, unit="record") as bar:
 
             def show(name: str, line: str) -> None:
-                state = f"{finished}/{len(missing)} students; {Path(name).name} {line}"
-                bar.set_postfix_str(state, refresh=False)
-                bar.update(1)
+                nonlocal done
+                done += missing[name].records
+                bar.set_description(f"sweep {finished}/{len(missing)} students", refresh=False)
+                bar.set_postfix_str(f"{Path(name).name} {line}", refresh=False)
+                bar.update(done - bar.n)  # this process may have counted some of them
 
             tasks = [self.build_task(run) for run in missing.values()]
             for outcome in self.executor.run_tasks(tasks, show, self.at_once):

@@ -28,6 +28,7 @@ from permafrost.config.paths import with_absolute_paths
 from permafrost.config.training import TrainerOptions
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.trained_student import TrainedStudent
+from permafrost.loading.subset import select_training_rows
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
@@ -35,7 +36,7 @@ from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.job import TrainingJob
+from permafrost.training.job import TrainingJob, records_of_steps
 from permafrost.training.student_passes import (
     check_passes,
     describe_moved_features_risk,
@@ -100,7 +101,7 @@ def distill_student(
             "%(folder)s",
             plan.describe_work(),
         )
-        with show_epochs("distill", plan.trainer.epochs) as show:
+        with show_epochs("distill", plan.trainer.epochs, plan.records) as show:
             progress = plan.finish(show)
         return DistillResult(
             student=folder,
@@ -152,6 +153,10 @@ class StudentPlan(TrainingJob):
     def trainer(self) -> TrainerOptions:
         return self.options.trainer
 
+    @property
+    def records(self) -> int:
+        return records_of_epoch(self.options, self.store)
+
     def inputs(self) -> dict[str, str]:
         return student_inputs(self.options, self.store, self.passes)
 
@@ -190,7 +195,6 @@ class StudentPlan(TrainingJob):
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         from permafrost.loading.dataset import StoreDataset, rows_with_targets
         from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.loading.subset import select_training_rows
         from permafrost.losses.base import build_loss
         from permafrost.models.explanations import DEFAULT_EXPLAINER, resolve_explainer
         from permafrost.training.epoch_selection import plan_curve, select_epochs
@@ -261,6 +265,12 @@ class StudentPlan(TrainingJob):
             split=self.options.split,
             subset=self.options.subset,
         )
+
+
+def records_of_epoch(config: DistillConfig, store: Store) -> int:
+    """Return the number of records that an epoch of a student reads, once for each view; all have targets."""
+    rows = select_training_rows(store.index, config.split, config.subset)
+    return records_of_steps(len(rows), config.trainer, config.views.per_step)
 
 
 def _evaluation_passes(spec: TrainingSpec) -> Sequence[TeacherPass]:

@@ -48,6 +48,11 @@ class TrainingProgress:
         return f"{cost['records'] / cost['seconds']:,.0f}" if cost and cost["seconds"] else ""
 
 
+def records_of_steps(rows: int, trainer: TrainerOptions, views_per_step: int = 1) -> int:
+    """Return the number of records that the steps of an epoch over `rows` rows read, once for each view."""
+    return rows // (trainer.batch_size // views_per_step) * trainer.batch_size
+
+
 class TrainingJob(ABC):
     """A training that any process can finish, alone or with others. Another process opens its inputs itself."""
 
@@ -103,6 +108,11 @@ class TrainingJob(ABC):
             return False
         SavedNetwork(self.folder).check()
         return True
+
+    @property
+    @abstractmethod
+    def records(self) -> int:
+        """Number of records that an epoch reads."""
 
     @property
     @abstractmethod
@@ -165,8 +175,7 @@ class TrainingJob(ABC):
         spec = self.spec(distributed)
         if spec.warning and distributed.is_first:
             logger.warning("%s", spec.warning)
-        at_once = spec.trainer.batch_size // spec.views_per_step
-        records = len(spec.dataset) // at_once * spec.trainer.batch_size
+        records = records_of_steps(len(spec.dataset), spec.trainer, spec.views_per_step)
         started = time.monotonic()
 
         def count_cost(epoch: int, line: str) -> None:

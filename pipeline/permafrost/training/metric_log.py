@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import time
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.errors import UserError
-from permafrost.core.progress import SECONDS_PER_LINE
+from permafrost.core.progress import count_records
 from permafrost.losses.base import LossTerms
 from permafrost.runs.folder import run_identity
 from permafrost.runs.trackers import TrackedRun, Tracker
@@ -33,8 +32,6 @@ from permafrost.storage.files import read_regular, write_atomically
 from permafrost.storage.local_files import write_error
 from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.training.state import Training
-
-logger = logging.getLogger("permafrost.training")
 
 METRIC_LOG_NAME = "metrics.jsonl"
 _DIGEST_START = ', "chain": "'
@@ -59,8 +56,6 @@ class StepLog:
     last: dict[str, float] = field(default_factory=dict)
     """The last written line."""
     started: float = field(default_factory=time.monotonic)
-    last_logged_at: float = field(default_factory=time.monotonic)
-    """Time of the last line on the terminal."""
 
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
         """Add a finished step, and write a line after every `every_steps` steps.
@@ -78,6 +73,7 @@ class StepLog:
             self.counts[name] += 1
         self.steps += 1
         self.records += records
+        count_records(records * training.distributed.world_size)
         if self.steps == self.every_steps:
             self.flush(training)
 
@@ -108,26 +104,10 @@ class StepLog:
         }
         self.write(line)
         self.last = line
-        self._say(training)
+        count_records(0, f"epoch {training.epoch + 1}, {self.describe_last()}")
         self.sums, self.counts = defaultdict(float), defaultdict(int)
         self.steps = self.records = 0
         self.started = time.monotonic()
-
-    def _say(self, training: Training) -> None:
-        """Log the position of a long epoch, whose end may be hours away."""
-        if (
-            training.distributed.is_first
-            and time.monotonic() - self.last_logged_at >= SECONDS_PER_LINE
-        ):
-            self.last_logged_at = time.monotonic()
-            rate = f"{self.last['records_per_second']:,.0f} records/s"
-            logger.info(
-                "epoch %d, step %d: %s, %s",
-                training.epoch,
-                training.step,
-                self.describe_last(),
-                rate,
-            )
 
     def describe_last(self) -> str:
         """Describe the last written line: its loss and, if it has one, its training accuracy."""

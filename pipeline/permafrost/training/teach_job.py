@@ -21,7 +21,7 @@ from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import PassRecords, RunFolder
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
-from permafrost.training.job import TrainingJob
+from permafrost.training.job import TrainingJob, records_of_steps
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
@@ -66,6 +66,11 @@ class TeacherPlan(TrainingJob):
     @property
     def trainer(self) -> TrainerOptions:
         return self.options.teaching.trainer
+
+    @property
+    def records(self) -> int:
+        rows = self.store.num_records(self.options.teaching.split)
+        return records_of_steps(rows, self.trainer)
 
     def inputs(self) -> dict[str, str]:
         return teacher_inputs(self.options, self.store)

@@ -83,7 +83,7 @@ def _train(plan: TeacherPlan) -> TeachResult:
             "trainer.epochs=%(epochs)s, into %(folder)s",
             plan.describe_work(),
         )
-        with show_epochs("teach", plan.trainer.epochs) as show:
+        with show_epochs("teach", plan.trainer.epochs, plan.records) as show:
             progress = plan.finish(show)
     if not metrics_path.exists():
         from permafrost.evaluation.forward import evaluate_model  # imports torch
