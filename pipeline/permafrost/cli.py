@@ -230,18 +230,25 @@ def _print_result(result: Any, seconds: float | None = None, arguments: Sequence
 
 
 def next_command(command: str, arguments: Sequence[str]) -> str:
-    """Return the next command, with the options of the experiment of this one if there is one.
+    """Return the next command, with the experiment of this one if there is one, and the modules that it has loaded.
 
     Args:
         command: Next command as a verb suggests it.
         arguments: Arguments of this command.
     """
-    experiment = [argument for argument in arguments if argument.startswith("experiment=")]
-    if not experiment or not command.startswith("permafrost "):
+    if not command.startswith("permafrost "):
         return command
     program, verb, *more = shlex.split(command)
+    experiment = [argument for argument in arguments if argument.startswith("experiment=")]
+    typed = plugin_names([word for word in arguments if word not in experiment])
+    pairs = [word.partition("=")[::2] for word in arguments]
+    factories = [value.rpartition(":")[0] for name, value in pairs if name.endswith(".factory")]
+    plugins = list(dict.fromkeys([*typed, *factories]))
+    more += [f"plugins=[{','.join(plugins)}]"] if plugins else []
+    if not experiment:
+        return shlex.join([program, verb, *more]) if plugins else command
     # The command has found out which pass was made, or which network was trained.
-    prefixes = [*VERBS[verb].suggested_arguments]
+    prefixes = [*VERBS[verb].suggested_arguments, "plugins="]
     if any(argument.startswith("annotate.") for argument in arguments):
         prefixes.append("method")  # the experiment's may read what this pass does not have
     location_arguments = [

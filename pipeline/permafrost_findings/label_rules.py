@@ -300,6 +300,12 @@ def find_unusual_splits(preview: Preview) -> Iterator[Remark]:
             f"there is no split {TRAIN}, but {shorten(splits, 5)}; students train on it unless split= names another "
             "one. Splits are named by data.splits (folders), data.split_names (tables) or data.split (tars)",
         )
+    elif splits == [TRAIN] and getattr(preview.data, "test_fraction", None) == 0:
+        yield (
+            "warning",
+            f"all {preview.num_records:,} records are for training, so nothing is left to evaluate on; "
+            "data.test_fraction=0.2 draws a split test",
+        )
     twins = [split for split in splits if split in ("val", "valid", "validation", "dev")]
     if len(twins) > 1:
         yield "warning", f"the splits {shorten(twins, 4)} are different ones here"

@@ -47,7 +47,7 @@ def test_errors_are_shown_with_the_option_that_accepts_them(permafrost, photos, 
     write_images(photos, "Training/cat/masks/0.png")
     words = ("data=image_folder", f"data.path={photos}")
     _, out, _ = permafrost("preview", *words)
-    code, _, err = permafrost("precompute", *words, f"store.path={tmp_path}/store")
+    code, _, err = permafrost("precompute", *words, f"store.path={tmp_path}/store", "teacher=none")
 
     assert "error    other_things: folders inside of class folders (1, such as" in out
     assert "data.accept=[other_things]" in out

@@ -221,18 +221,16 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
     teacher = config.teacher
     assert not isinstance(teacher, NoModelConfig)
     classes = store.manifest.classes
-    require(
-        bool(teacher.classes or classes) or not config.annotate.reads_head,
-        f"the records of {store.path} have no classes; set teacher.classes to the number of the teacher's outputs, or "
-        "store what needs none, as in annotate.payloads=[pooled]",
-    )
+    network = Network(teacher, classes)
+    if config.annotate.reads_head:
+        network.require_outputs()
     return PassRequest(
         config=config,
         store=store,
         teacher=teacher,
         classes=classes,
         explainer=resolve_explainer(config.explainer, store, teacher.classes or len(classes)),
-        described=Network(teacher, classes).describe(reads_head=config.annotate.reads_head),
+        described=network.describe(reads_head=config.annotate.reads_head),
         added=describe_network(config.annotate.payloads, teacher, classes),
     )
 

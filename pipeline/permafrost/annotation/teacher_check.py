@@ -47,6 +47,8 @@ _ROUNDING = 1e-6
 _MIN_RECORDS = 8
 """Minimum number of records for a property that all of them share not to be a coincidence."""
 _MAX_NAMED = 3
+_FEW_CELLS = 4
+"""Cells per side below which a warning says how many maps have."""
 
 
 class TeacherError(UserError, ValueError):
@@ -112,6 +114,12 @@ class TeacherCheck:
             logger.warning(
                 "all outputs of the teacher are between 0 and 1, which logits rarely are: remove the sigmoid at its "
                 "end, if it has one"
+            )
+        if self.grid and min(self.grid) < _FEW_CELLS:
+            logger.warning(
+                "the teacher's maps have %dx%d cells, in which hardly anything can be located; name an earlier layer, "
+                "as in teacher.layer=, or a larger teacher.input_size",
+                *self.grid,
             )
         below = self._below_chance()
         if below:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 import re
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,9 @@ class ModelConfig(Options):
     suits_channels_last: ClassVar[bool] = False
     """True if channels_last=null of passes and trainings is channels-last for networks of this kind, which all accept
     it."""
+
+    largest_side: ClassVar[float] = math.inf
+    """Longest side in pixels of images that a network of this kind is meant for; larger ones must be asked for."""
 
     digests: ClassVar[str] = ""
     """`module:name` of a function (config) -> SHA-256 by option of the files that a network is built from besides its
@@ -162,6 +166,7 @@ class CifarModelConfig(ModelConfig):
     """ResNet for small images (He et al. 2016, section 4.2): resnet8, resnet20, ... of depth 6n + 2."""
 
     implementation: ClassVar[str] = "permafrost.models.cifar:PROVIDER"
+    largest_side: ClassVar[float] = 64
 
     kind: Literal["cifar"] = "cifar"
     name: str = "resnet20"

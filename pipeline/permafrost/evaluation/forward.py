@@ -509,8 +509,8 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
     if not isinstance(targets, MapTargets):
         return None
     maps = model.maps(output, targets.explained_class)
-    if maps.shape[2] != targets.maps.shape[2]:
-        return None  # a GradCAM map and B-cos weights are not comparable
+    if maps.shape[2] != targets.maps.shape[2] or maps.shape[-2:] == (1, 1):
+        return None  # as GradCAM maps and B-cos weights are not comparable, and maps of one cell are all equal
     cosine, nonzero = map_cosine(maps, targets.maps, model.input_size)
     valid = nonzero & targets.map_valid
     return torch.where(valid, cosine, float("nan")).cpu()

@@ -69,7 +69,8 @@ class TrainedStudent:
     def evaluate_command(self, run: str, store: Store, splits: Sequence[str] = ()) -> str:
         """Return the command that evaluates the student.
 
-        A student whose last layer was not trained is evaluated by its features, if their records have labels.
+        A student whose last layer was not trained is evaluated by its features, if their records have labels. The
+        command is empty if all labeled records are of the split that it was trained on.
 
         Args:
             run: Name of the run.
@@ -78,6 +79,8 @@ class TrainedStudent:
         """
         trained = SavedNetwork(self.folder).describe()
         candidates = labeled_splits(store) | ({HOLDOUT} if trained.subset.holdout else set())
+        if not splits and candidates == {trained.split} and store.manifest.classes:
+            return ""  # an evaluation of what was trained on says nothing
         chosen = _arguments_of_splits(splits) if splits else split_arguments(candidates)
         arguments = [f"store.path={store.path}", f"run={run}", *chosen]
         probes = feature_probes()

@@ -81,6 +81,59 @@ class Network:
             classes = self.classes if reads_head else count_classes(self.classes)
             self.file.check_classes(self.config, classes, self.section)
 
+    def require_weights(self, otherwise: str = "") -> None:
+        """Require that weights are named, and that a file of them exists.
+
+        Args:
+            otherwise: What else could be done without any, for the message.
+
+        Raises:
+            ConfigError: If not.
+        """
+        require(
+            self.config.weights is not None,
+            f"{self.section}.weights is not set, so the network is untrained; name the model.safetensors of permafrost "
+            f"teach, or set {self.section}.weights=random for an untrained network{otherwise}",
+        )
+        self._require_file(
+            f"{self.section}.weights={self.config.weights} does not exist; train the network with permafrost teach, or "
+            "correct the path"
+        )
+
+    def require_outputs(self) -> None:
+        """Require that the number of outputs is known.
+
+        Raises:
+            ConfigError: If neither the data have classes nor the options a number.
+        """
+        require(
+            self.num_classes > 0,
+            f"the records have no classes; set {self.section}.classes to the number of the teacher's outputs, or store "
+            "what needs none, as in annotate.payloads=[pooled]",
+        )
+
+    def build(self, store: str, columns: int | None, *, reads_head: bool) -> None:
+        """Build a teacher for records that are not packed yet, to find what is wrong with it.
+
+        Args:
+            store: Path of the store, for messages.
+            columns: Number of columns of a table, None for images.
+            reads_head: False if the logits are not stored.
+
+        Raises:
+            ConfigError: If there is no such network, or the weights or their outputs do not fit.
+        """
+        from permafrost.models.providers import build_model
+
+        if reads_head:
+            self.require_outputs()
+            if is_published(self.config.weights):
+                self._check_published()
+        self.check(reads_head=reads_head)
+        config = self.config.resolve(self.section, store, columns)
+        classes = self.classes if reads_head else count_classes(self.classes)
+        build_model(config, classes, may_replace_head=not reads_head)
+
     def describe(self, precision: str = "float32", *, reads_head: bool = True) -> dict[str, Any]:
         """Describe the network as the teacher in the manifest of its pass.
 
@@ -94,11 +147,7 @@ class Network:
         """
         from permafrost.models.providers import with_preprocessing
 
-        require(
-            self.config.weights is not None,
-            f"{self.section}.weights is not set, so the network is untrained; name the model.safetensors of permafrost "
-            f"teach, or set {self.section}.weights=random for an untrained network",
-        )
+        self.require_weights()
         is_of_provider = is_published(self.config.weights)
         if is_of_provider and reads_head:
             self._check_published()
@@ -168,10 +217,7 @@ class Network:
     def weights_sha256(self) -> str:
         """SHA-256 of the file of weights, or of the state dict of a network that is built, once per process."""
         if self.file is not None:
-            self._require_file(
-                f"{self.section}.weights={self.file.path} does not exist; train the network with permafrost teach, or "
-                "correct the path"
-            )
+            self.require_weights()
             return self.file.sha256(self.config.sha256)
         built = f"{count_classes(self.classes)} {self.config!r}"
         if built not in _BUILT:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
-from permafrost.config.models import AnyModelConfig, NoModelConfig, rows_of_table
+from permafrost.config.models import AnyModelConfig, ModelConfig, NoModelConfig, rows_of_table
 from permafrost.config.store import PAYLOADS, PrecomputeConfig
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.errors import ConfigError, require
@@ -41,7 +41,8 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
         f"annotate.compile=true: maps of explainer={config.explainer.kind} need gradients of the whole network, which "
         "a compiled forward pass lacks; set annotate.compile=false",
     )
-    return replace(config, teacher=resolve_network(config.teacher, store, "teacher"))
+    size = "teacher.input_size", getattr(config.teacher, "input_size", None)
+    return replace(config, teacher=resolve_network(config.teacher, store, "teacher", size))
 
 
 def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
@@ -51,9 +52,16 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
         ConfigError: If they do not fit the store.
     """
     _check_form(store, _need_images_in_teach(config))
+    size = config.teaching.augment.size
+    wanted = config.teacher.input_size
+    require(
+        wanted is None or wanted == size or (size is None and store.size == (wanted, wanted)),
+        f"teacher.input_size={wanted} is the size of a finished teacher's input; set teaching.augment.size={wanted}, "
+        "the size of the views that it is trained on",
+    )
     return replace(
         config,
-        teacher=resolve_network(config.teacher, store, "teacher"),
+        teacher=resolve_network(config.teacher, store, "teacher", ("teaching.augment.size", size)),
         black_box=resolve_network(config.black_box, store, "black_box")
         if config.teaching.uses_black_box(config.teacher)
         else config.black_box,
@@ -69,22 +77,25 @@ def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
     _check_form(store, _need_images_in_distill(config))
     return replace(
         config,
-        student=resolve_network(config.student, store, "student"),
+        student=resolve_network(config.student, store, "student", ("augment.size", config.augment.size)),
         teacher=resolve_network(config.teacher, store, "teacher"),
     )
 
 
-def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelConfig:
+def resolve_network(
+    config: AnyModelConfig, store: Store, option: str, size: tuple[str, int | None] | None = None
+) -> AnyModelConfig:
     """Resolve the options of a network for the store's records: the exact name of its weights, and a table's columns.
 
     Args:
         config: Options of the network.
         store: Store of the records.
         option: Section of the options, teacher, black_box or student, for messages.
+        size: Option of the size of the network's inputs and its value, None for a network that ran on them before.
 
     Raises:
         ConfigError: If the network does not fit the store's records, or a run has trained its weights with other
-            options.
+            options, or if it is one for small images, and large ones were not asked for.
     """
     if isinstance(config, NoModelConfig):
         return config
@@ -93,10 +104,25 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
     columns = store.form.num_columns
     resolved = network.config.resolve(option, str(store.path), columns)
     described = None if network.file is None else network.file.description
+    if size is not None and columns is None and described is None:
+        _check_size(resolved, store, option, *size)
     of_frame = columns is None and store.size == (resolved.input_size,) * 2
     if of_frame and described is not None and described.model.get("input_size") is None:
         resolved = replace(resolved, input_size=None)  # as the run had it: one identity for both
     return cast("AnyModelConfig", resolved)
+
+
+def _check_size(
+    network: ModelConfig, store: Store, option: str, size_option: str, size: int | None
+) -> None:
+    """Refuse a network for small images at the size of larger frames, unless that size is set."""
+    height, width = store.size
+    require(
+        size is not None or max(height, width) <= network.largest_side,
+        f"{option}={network.kind} {option}.name={network.name} is a network for images of 32 pixels, and the frames of "
+        f"{store.path} are {width}x{height}; choose {option}=torchvision {option}.name=resnet18, or set "
+        f"{size_option}=32",
+    )
 
 
 # ---- options that need images --------------------------------------------------------------------

@@ -625,6 +625,12 @@ class TeacherPass:
         """
         return self.fields.open_shard(self.stored_shard(shard), fields)
 
+    @property
+    def map_cells(self) -> str:
+        """Rows and columns of its maps, as in 7x7, empty without any."""
+        shapes = [spec.shape for spec in self.manifest.fields if spec.name == "map"]
+        return "x".join(map(str, shapes[0][-2:])) if shapes else ""
+
     def fields_of(self, payload: str) -> list[str]:
         """Return the fields of a payload without their scales; empty if the pass does not contain it.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 
+import numpy as np
+
 from permafrost.config.explainers import EXPLAINERS
-from permafrost.config.models import table_arguments
-from permafrost.config.store import PAYLOADS
+from permafrost.config.models import CifarModelConfig, table_arguments
+from permafrost.config.store import PAYLOADS, PrecomputeConfig
+from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.trained_student import (
     EVALUATED_SPLITS,
     labeled_splits,
@@ -20,10 +24,14 @@ from permafrost.storage.addresses import Bucket
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import served_methods
 
+logger = logging.getLogger("permafrost.precompute")
+
 _METHODS = ("e2kd", "cat_kd", "at", "features", "embedding", "kd")
 """Methods that are suggested for a pass, in order of preference: those that read most of what it stores first."""
 _STUDENT_STAGES = 3
-"""Number of stages of the default student."""
+"""Number of stages of the default student, one fewer than that of a student for photographs."""
+_PHOTOGRAPHS = "teacher=torchvision", "teacher.name=resnet18"
+"""Teacher for frames that are too large for the default one."""
 
 
 class NextCommands:
@@ -50,29 +58,75 @@ class NextCommands:
         return ""
 
     def teach(self, run: str) -> str:
-        """Return a command that trains a teacher on the store's kind of records, labels and splits."""
-        arguments = [f"store.path={self.path}", f"run={run}"]
+        """Return a command that trains a teacher on the store's kind of records, labels and splits.
+
+        It is empty if no split is left for an evaluation.
+        """
+        arguments = [f"store.path={self.path}", f"run={_name(run, 'my-teacher')}"]
         if not self.store.form.has_places:
             arguments += [*table_arguments("teacher"), "teaching.augment=none"]
+        elif is_large(self.store.size):
+            arguments += [*_PHOTOGRAPHS, *_augment_arguments("teaching.augment", self.store.size)]
         if self.store.manifest.multi_label:
             arguments.append("teaching.loss=bce")
         split = _training_split(self.store)
         arguments += [] if split == "train" else [f"teaching.split={split}"]
-        arguments += split_arguments(labeled_splits(self.store))
+        others = labeled_splits(self.store) - {split}
+        if not others:
+            logger.warning(
+                "all labeled records of %s are of split %s, so a teacher could be evaluated only on what it has "
+                "learned; pack the data with data.test_fraction=0.2 into a new store.path, which leaves a split test",
+                self.path,
+                split,
+            )
+            return ""
+        arguments += split_arguments(others)
         return " ".join(["permafrost teach", *map(shlex.quote, arguments)])
 
     def distill(self, run: str, teacher: TeacherPass) -> str:
         """Return a command that trains a student on a pass, by a method that the pass can serve."""
-        arguments = [f"store.path={self.path}", f"run={run}"]
+        arguments = [f"store.path={self.path}", f"run={_name(run, 'my-student')}"]
         split = _training_split(self.store)
         arguments += [] if split == "train" else [f"split={split}"]
         if self.store.form.has_places:
-            arguments += _method_arguments(self.store, teacher, split)
+            side = teacher.manifest.teacher["preprocessing"].get("input_size")
+            size = (side, side) if side else self.store.size
+            arguments += _method_arguments(self.store, teacher, split, is_large(size))
+            if is_large(self.store.size):
+                arguments += _augment_arguments("augment", size)
+            arguments += self._holdout_arguments(split)
         else:
             arguments += ["method=kd", *table_arguments("student"), "augment=none"]
         if len(self.store.pass_folders()) > 1:
             arguments.append(f"store.teacher={teacher.name}")
         return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
+
+
+    def _holdout_arguments(self, split: str) -> list[str]:
+        """Return arguments that hold out a fifth of the smallest class if no other split is left to evaluate on."""
+        index = self.store.index
+        has_classes = bool(self.store.manifest.classes) and not self.store.manifest.multi_label
+        if not has_classes or labeled_splits(self.store) != {split}:
+            return []
+        labels = index.values("label", rows_of_split(index, split))
+        counts = np.bincount(labels[labels != NO_LABEL])
+        held_out = int(counts[counts > 0].min()) // 5
+        return [f"subset.holdout={held_out}"] if held_out and (labels != NO_LABEL).all() else []
+
+
+def _name(run: str, default: str) -> str:
+    """Return the name of a run, or a default if it has none."""
+    return default if run == PrecomputeConfig.run else run
+
+
+def is_large(size: tuple[int, int]) -> bool:
+    """Return whether images of (height, width) `size` are too large for the default network."""
+    return max(size) > CifarModelConfig.largest_side
+
+
+def _augment_arguments(section: str, size: tuple[int, int]) -> list[str]:
+    """Return arguments for views of large frames, at the usual size of classifiers or below."""
+    return [f"{section}=pad_crop_flip", f"{section}.size={min(224, *size)}"]
 
 
 def _arguments_of_pass(made: TeacherPass) -> list[str]:
@@ -88,8 +142,10 @@ def _arguments_of_pass(made: TeacherPass) -> list[str]:
     ]
 
 
-def _method_arguments(store: Store, teacher: TeacherPass, split: str) -> list[str]:
-    """Return arguments that choose a method for a pass over images, and its other options; none if the default does."""
+def _method_arguments(
+    store: Store, teacher: TeacherPass, split: str, needs_large: bool
+) -> list[str]:
+    """Return arguments that choose a method and a student for a pass over images; none if the defaults do."""
     from permafrost.loading.selected_records import SelectedRecords  # imports torch
 
     served = served_methods(teacher)
@@ -105,7 +161,7 @@ def _method_arguments(store: Store, teacher: TeacherPass, split: str) -> list[st
     arguments = [] if method == "e2kd" else [f"method={method}"]
     if method in ("e2kd", "kd"):
         arguments += ["method.logits=mld"] if many else []
-    elif method == "at" and len(teacher.fields_of("attention")) != _STUDENT_STAGES:
+    elif method == "at" and len(teacher.fields_of("attention")) != _STUDENT_STAGES + needs_large:
         arguments.append("method.stages=[-1]")
     if method in ("cat_kd", "at") and not has_labels:
         arguments += ["method.lambda_ce=0", "method.lambda_kd=1"]
@@ -114,9 +170,13 @@ def _method_arguments(store: Store, teacher: TeacherPass, split: str) -> list[st
             arguments.append("method.lambda_ce=1")
         elif has_logits and not many:
             arguments.append("method.lambda_kd=1")
+    student: tuple[str, ...] = ()
     if method == "e2kd" and teacher.explainer is not None:
-        arguments += EXPLAINERS[teacher.explainer].student_arguments
-    return arguments
+        student = EXPLAINERS[teacher.explainer].student_arguments
+    if needs_large:  # B-cos networks have the same names
+        kind = student[0] if student else "student=torchvision"
+        student = kind, "student.name=resnet18"
+    return [*arguments, *student]
 
 
 def _training_split(store: Store) -> str:

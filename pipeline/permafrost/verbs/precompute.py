@@ -24,11 +24,12 @@ import numpy as np
 
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
-from permafrost.config.models import NoModelConfig
+from permafrost.config.models import NoModelConfig, is_published
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
+from permafrost.models.network import Network
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings, findings_of_store
@@ -70,6 +71,8 @@ class PrecomputeResult:
     """Number of forward passes, where a record counts once for each of its views."""
     passes: tuple[str, ...] = ()
     """Names of the passes that this call finished or found finished, the canonical one first."""
+    map_cells: str = ""
+    """Rows and columns of the canonical pass's maps, if it has some."""
     bytes_per_record: tuple[float, ...] = ()
     """Mean bytes of a record in each of them."""
     teacher_accuracy: dict[str, float] = field(default_factory=dict)
@@ -121,6 +124,10 @@ def plan_precompute(config: PrecomputeConfig) -> PrecomputePlan:
         f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
         "data=image_folder data.path=photos, or correct store.path",
     )
+    if not isinstance(config.teacher, NoModelConfig) and not is_published(config.teacher.weights):
+        Network(config.teacher, ()).require_weights(
+            ", or teacher=none to pack the records without a pass"
+        )
     return PrecomputePlan(config, path)
 
 
@@ -189,6 +196,13 @@ class PrecomputePlan:
         with self._listed(choice) as (plan, listed):
             executor = choice.for_records(plan.num_records)
             self._announce(plan.describe(), executor)
+            teacher, columns = options.teacher, plan.packing.columns
+            if plan.missing and plan.before is None and not isinstance(teacher, NoModelConfig):
+                Network(teacher, listed.classes).build(
+                    options.store.path,
+                    None if columns is None else len(columns),
+                    reads_head=options.annotate.reads_head,
+                )
             if plan.missing and not plan.repairs:
                 files = options.preview.limit
                 preview = preview_source(options.data, listed, executor, self.path, files=files)
@@ -276,18 +290,18 @@ class PrecomputePlan:
         self, store: Store, packed: int, annotation: Annotation | None, seconds: float
     ) -> PrecomputeResult:
         """Return the result, with the command to run next."""
-        commands = NextCommands(store, self.options.store.folder.root)
+        options = self.options
+        commands = NextCommands(store, options.store.folder.root)
         result = PrecomputeResult(
-            store=self.options.store.path,
+            store=options.store.path,
             frame=store.form.describe(),
             records=_records(store),
             packed_records=packed,
             teacher_records=0,
             records_per_second=f"{packed / seconds:,.0f}" if packed else "",
-            next=commands.precompute() or commands.teach("my-teacher"),
         )
         if annotation is None:
-            return result
+            return replace(result, next=commands.precompute() or commands.teach(options.run))
         done = packed + annotation.forward_passes
         canonical = store.open_pass(annotation.canonical)
         many = store.manifest.multi_label
@@ -295,13 +309,14 @@ class PrecomputePlan:
             result,
             teacher_records=annotation.forward_passes,
             passes=tuple(annotation.passes),
+            map_cells=canonical.map_cells,
             bytes_per_record=tuple(annotation.passes.values()),
             teacher_accuracy={} if many else annotation.accuracy,
             teacher_f1=annotation.accuracy if many else {},
             device=canonical.manifest.made_with.get("device", ""),
             teacher_frame=str(canonical.manifest.teacher["frame"]) if store.form.has_places else "",
             records_per_second=f"{done / seconds:,.0f}" if done else "",
-            next=commands.distill("my-student", canonical),
+            next=commands.distill(options.run, canonical),
         )
 
 
