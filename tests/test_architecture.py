@@ -86,6 +86,7 @@ ORDER = (
         "permafrost_doctor",
         "permafrost_findings",
         "permafrost_shell",
+        "permafrost_timm",
         "permafrost_trackers",
         "e2kd",
     },

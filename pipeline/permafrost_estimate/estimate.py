@@ -91,8 +91,8 @@ def _announce(config: EstimateConfig, finished: bool) -> None:
     teacher = "no teacher"
     if not isinstance(config.teacher, NoModelConfig):
         teacher = (
-            f"teacher {config.teacher.kind} {config.teacher.name} ({', '.join(config.annotate.payloads)}), then "
-            f"{options.rounds} steps of student {config.student.kind} {config.student.name}, "
+            f"teacher {config.teacher.label} ({', '.join(config.annotate.payloads)}), then "
+            f"{options.rounds} steps of student {config.student.label}, "
             f"method={config.method.kind}, with stored and with live targets"
         )
     logger.info(

@@ -352,7 +352,7 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     steps = training.steps
     return lines | {
         "step_stored": f"{_range(steps.stored.times(1e3))} ms per record; mode={config.mode} "
-        f"method={config.method.kind} student={config.student.kind} {config.student.name}",
+        f"method={config.method.kind} student={config.student.label}",
         "step_live": f"{_range(steps.live.times(1e3))} ms per record; the same with mode=live",
         "student": f"{_duration(training.seconds(steps.stored).median)} with stored targets, "
         f"{_duration(training.seconds(steps.live).median)} with a live teacher; trainer.epochs={training.epochs}",

@@ -25,7 +25,6 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import (
     CifarModelConfig,
     ModuleConfig,
-    TimmModelConfig,
     TorchvisionModelConfig,
 )
 from permafrost.config.store import PassOptions
@@ -40,6 +39,7 @@ from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from permafrost_papers.bcos.provider import BcosClassifier
+from permafrost_timm.options import TimmModelConfig
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute

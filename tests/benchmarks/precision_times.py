@@ -20,12 +20,12 @@ import torch
 from permafrost.config.models import (
     CifarModelConfig,
     ModelConfig,
-    TimmModelConfig,
     TorchvisionModelConfig,
 )
 from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.models.providers import build_model, freeze
 from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_timm.options import TimmModelConfig
 from tests.benchmarks.figures import in_rounds
 
 RESULTS = Path(__file__).with_name("precision_times.json")

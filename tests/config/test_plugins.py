@@ -18,7 +18,7 @@ from permafrost.config.experiments import plugin_names
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.help_text import describe_verb
 from permafrost.config.methods import METHODS
-from permafrost.config.models import MODELS, TimmModelConfig
+from permafrost.config.models import MODELS
 from permafrost.config.plugins import load_plugins
 from permafrost.config.store import PAYLOADS
 from permafrost.config.verbs import build_verb_config
@@ -32,6 +32,7 @@ from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
+from permafrost_timm.options import TimmModelConfig
 from tests.support.pages import blocks_of
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT

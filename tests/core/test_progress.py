@@ -66,9 +66,7 @@ def test_a_line_says_what_the_work_waits_for(monkeypatch, caplog):
     assert records == 24
     assert seconds == sum(result.seconds for result in results)
     *_, line = (record.getMessage() for record in caplog.records)
-    assert re.fullmatch(
-        r"teacher: 3/3 shards, [\d,]+ records/s, waiting for write \d+%", line
-    )
+    assert re.fullmatch(r"teacher: 3/3 shards, [\d,]+ records/s, waiting for write \d+%", line)
 
 
 def test_work_that_waits_for_nothing_is_only_counted(monkeypatch, caplog):

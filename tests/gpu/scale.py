@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from permafrost.config.models import (
     CifarModelConfig,
     ModelConfig,
-    TimmModelConfig,
     TorchvisionModelConfig,
 )
 from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_timm.options import TimmModelConfig
 
 CLASSES = 10
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import TimmModelConfig
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import gradcam, gradcam_from_head
 from permafrost.models.providers import build_model
-from permafrost.models.timm import TimmVit
+from permafrost_timm.classifiers import TimmVit
+from permafrost_timm.options import TimmModelConfig
 from tests.support.gradcam import (
     NUM_CLASSES,
     autograd_gradcam,

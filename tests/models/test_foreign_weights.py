@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model
+from permafrost_timm.options import TimmModelConfig
 from tests.support.runs import assert_equal_states
 
 SMALL = CifarModelConfig(name="resnet8", width=4)

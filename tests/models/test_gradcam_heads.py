@@ -23,11 +23,11 @@ from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Classifier, GapLinear, Normalize
 from permafrost.models.explanations import gradcam, gradcam_from_head
 from permafrost.models.providers import freeze
-from permafrost.models.timm import TimmClassifier
 from permafrost.models.torchvision import TorchvisionClassifier, TorchvisionVit
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
+from permafrost_timm.classifiers import TimmClassifier
 from tests.support.gradcam import (
     NUM_CLASSES,
     autograd_gradcam,

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
-from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.torchvision import TorchvisionClassifier
 from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_timm.options import TimmModelConfig
 from tests.support.slow import slow_except
 from tests.support.tensors import random_images
 

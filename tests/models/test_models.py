@@ -8,7 +8,6 @@ from torch import nn
 
 from permafrost.config.models import (
     CifarModelConfig,
-    TimmModelConfig,
     TorchvisionModelConfig,
 )
 from permafrost.core.errors import ConfigError
@@ -21,6 +20,7 @@ from permafrost.models.providers import (
     model_normalization,
     teacher_input_size,
 )
+from permafrost_timm.options import TimmModelConfig
 from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
 from tests.support.runs import assert_equal_states
 from tests.support.tensors import random_images

@@ -10,16 +10,16 @@ import torch
 
 from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.methods import FeaturesConfig
-from permafrost.config.models import TimmModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Intermediates, Normalize
 from permafrost.models.explanations import explainer_named, forward_to_explain
 from permafrost.models.providers import build_model, freeze
-from permafrost.models.timm import TimmEva, TimmVit
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
+from permafrost_timm.classifiers import TimmEva, TimmVit
+from permafrost_timm.options import TimmModelConfig
 from tests.support.runs import distill_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import distill, precompute

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.explanations import gradcam
@@ -34,6 +34,7 @@ from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost.storage.files import sha256_file
 from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_timm.options import TimmModelConfig
 from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
 from tests.support.paths import SHARED_DATA
 from tests.support.runs import assert_equal_states

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
-from permafrost.config.models import CifarModelConfig, TimmModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
 from permafrost.models.module import ModuleClassifier
@@ -27,6 +27,7 @@ from permafrost.models.network import Network
 from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
 from permafrost.storage.files import sha256_file
+from permafrost_timm.options import TimmModelConfig
 from tests.support.networks import torchvision_config
 from tests.support.runs import assert_equal_states
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset
@@ -28,6 +28,7 @@ from permafrost_papers.unicam.estimators import (
     InnerProducts,
     feature_distances,
 )
+from permafrost_timm.options import TimmModelConfig
 from tests.support.synthetic import store_of_rows
 
 

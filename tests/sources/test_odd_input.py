@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.methods import E2KDConfig
-from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
 from permafrost.models.explanations import map_grid, require_places, warn_of_coarse_grid
@@ -34,6 +34,7 @@ from permafrost_papers.ked.data_options import TinyImageNetDataConfig
 from permafrost_report.figures import training_curves
 from permafrost_report.pictures import PictureRow, picture_grid
 from permafrost_sources.options import WebDatasetDataConfig
+from permafrost_timm.options import TimmModelConfig
 from tests.support.images import write_tar
 from tests.support.processes import bare_environment
 from tests.support.runs import distill_config

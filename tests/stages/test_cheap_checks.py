@@ -1,4 +1,4 @@
-"""What is wrong with a teacher or with sizes is known before records are packed, and before torch is imported."""
+"""Checks of a teacher and of sizes before records are packed, and before torch is imported."""
 
 import subprocess
 import sys
@@ -9,14 +9,16 @@ from safetensors.torch import save_file
 
 from tests.support.image_sets import write_images
 
-DATA = "data=image_folder data.path=photos store.path=stores/new".split()
+DATA = ["data=image_folder", "data.path=photos", "store.path=stores/new"]
 
 
 @pytest.fixture
 def photos(tmp_path):
     """Photographs of two classes in splits train and val, larger than networks for small images are meant for."""
     for split in ("train", "val"):
-        write_images(tmp_path / "photos", *(f"{split}/{name}/{i}.png" for name in "ab" for i in range(4)))
+        write_images(
+            tmp_path / "photos", *(f"{split}/{name}/{i}.png" for name in "ab" for i in range(4))
+        )
     return tmp_path / "photos"
 
 
@@ -25,19 +27,29 @@ def photos(tmp_path):
     [
         ("teacher=torchvision teacher.weights=no.pth", "teacher.weights=no.pth does not exist"),
         ("teacher=torchvision", "teacher=none to pack the records without a pass"),
-        ("teacher=torchvision teacher.name=resnet19 teacher.weights=random", "no classifier 'resnet19'"),
-        ("teacher=torchvision teacher.name=resnet18 teacher.weights=head.safetensors", "does not fit ResNet"),
+        (
+            "teacher=torchvision teacher.name=resnet19 teacher.weights=random",
+            "no classifier 'resnet19'",
+        ),
+        (
+            "teacher=torchvision teacher.name=resnet18 teacher.weights=head.safetensors",
+            "does not fit ResNet",
+        ),
         ("teacher=torchvision teacher.weights=pretrained", "has 1000 outputs, but 2 are needed"),
     ],
 )
-def test_a_teacher_is_checked_before_the_first_record_is_packed(permafrost, photos, tmp_path, words, message):
+def test_a_teacher_is_checked_before_the_first_record_is_packed(
+    permafrost, photos, tmp_path, words, message
+):
     save_file({"fc.weight": torch.zeros(1000, 512)}, tmp_path / "head.safetensors")
 
     code, _, err = permafrost("precompute", *DATA, *words.split(), "executor=serial")
 
     assert code in (1, 2)
     assert message in err
-    assert not [path for path in (tmp_path / "stores").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert not [
+        path for path in (tmp_path / "stores").rglob("*") if path.is_file() and path.name != ".lock"
+    ]
 
 
 def test_weights_that_are_not_there_are_missed_without_torch(photos, tmp_path):
@@ -52,22 +64,32 @@ def test_weights_that_are_not_there_are_missed_without_torch(photos, tmp_path):
     """
     words = [*DATA, "teacher=torchvision", "teacher.weights=no.pth"]
 
-    run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True
+    )
 
     assert run.stdout.startswith("teacher.weights=no.pth does not exist")
     assert run.stdout.endswith("False\n")
 
 
 def test_a_network_for_small_images_is_refused_above_64_pixels_unless_asked_for(permafrost, photos):
-    code, packed, _ = permafrost("precompute", *DATA, "store.image_size=96", "teacher=none", "executor=serial")
+    code, _, _ = permafrost(
+        "precompute", *DATA, "store.image_size=96", "teacher=none", "executor=serial"
+    )
     assert code == 0
     store, quick = ["store.path=stores/new"], ["trainer.epochs=1", "trainer.batch_size=4"]
-    teaching = [*(f"teaching.{word}" for word in quick), "evaluate.splits=[val]", "teacher.name=resnet8"]
+    teaching = [
+        *(f"teaching.{word}" for word in quick),
+        "evaluate.splits=[val]",
+        "teacher.name=resnet8",
+    ]
 
     code, _, err = permafrost("teach", *store, "run=t", *teaching)
     assert code == 2
     assert "is a network for images of 32 pixels, and the frames of stores/new are 96x96" in err
-    assert "choose teacher=torchvision teacher.name=resnet18, or set teaching.augment.size=32" in err
+    assert (
+        "choose teacher=torchvision teacher.name=resnet18, or set teaching.augment.size=32" in err
+    )
     code, _, err = permafrost("distill", *store, "run=d", "method=labels", *quick)
     assert code == 2
     assert "or set augment.size=32" in err
@@ -79,7 +101,9 @@ def test_a_network_for_small_images_is_refused_above_64_pixels_unless_asked_for(
 def test_a_teacher_is_not_trained_at_another_size_than_the_options_name(permafrost, photos):
     permafrost("precompute", *DATA, "store.image_size=96", "teacher=none", "executor=serial")
 
-    code, _, err = permafrost("teach", "store.path=stores/new", "run=t", "teacher.input_size=64", "evaluate.splits=[val]")
+    code, _, err = permafrost(
+        "teach", "store.path=stores/new", "run=t", "teacher.input_size=64", "evaluate.splits=[val]"
+    )
 
     assert code == 2
     assert "set teaching.augment.size=64" in err

@@ -14,7 +14,6 @@ from permafrost.annotation.precision import PrecisionError, describe_agreement
 from permafrost.annotation.teacher_fields import pooled_fields
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.methods import ATConfig, EmbeddingConfig, KDConfig
-from permafrost.config.models import TimmModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Intermediates, WeightsError
@@ -26,6 +25,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.metric_log import read_metrics
 from permafrost_report.store_sheet import draw_store
+from permafrost_timm.options import TimmModelConfig
 from tests.support.batches import random_frames
 from tests.support.runs import distill_config, evaluate_config
 from tests.support.slow import slow

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 
 from permafrost.annotation import shard_tasks
 from permafrost.config.data import ImageFolderDataConfig
-from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model, published, with_preprocessing
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store import commit_pass
 from permafrost.store.reader import Store
+from permafrost_timm.options import TimmModelConfig
 from tests.support.kills import killed_at
 from tests.support.runs import distill_config, evaluate_config
 from tests.support.slow import slow

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.models.classifier import Classifier, Normalize
 from permafrost.models.providers import build_model
-from permafrost.models.timm import TimmVit
+from permafrost_timm.classifiers import TimmVit
 
 NUM_CLASSES = 10
 

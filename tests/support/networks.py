@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from permafrost.config.models import (
     CifarModelConfig,
-    TimmModelConfig,
     TorchvisionModelConfig,
 )
 from permafrost.models.providers import build_model
+from permafrost_timm.options import TimmModelConfig
 
 NUM_CLASSES = 7
 

@@ -27,7 +27,7 @@ from permafrost.config.methods import (
     SeveralConfig,
     TeacherTermOptions,
 )
-from permafrost.config.models import CifarModelConfig, TimmModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost_papers.e2kd.options import ReviewKDConfig
@@ -37,6 +37,7 @@ from permafrost_papers.interpretability.options import (
     RotationsViewsConfig,
     SSKDConfig,
 )
+from permafrost_timm.options import TimmModelConfig
 from tests.support.stores import precompute_config
 
 TEACHER = CifarModelConfig(name="resnet8", width=4)

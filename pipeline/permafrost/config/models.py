@@ -121,6 +121,11 @@ class ModelConfig(Options):
         """True if the moments of its inputs are learned from the data, and stored with its weights."""
         return False
 
+    @property
+    def label(self) -> str:
+        """Name of the network and of its provider for log lines."""
+        return f"{self.kind} {self.name}"
+
     def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
         """Return the options for the records of a store.
 
@@ -203,22 +208,6 @@ class TorchvisionModelConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmModelConfig(ModelConfig):
-    """Image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
-
-    implementation: ClassVar[str] = "permafrost.models.timm:PROVIDER"
-    suits_channels_last: ClassVar[bool] = True
-
-    kind: Literal["timm"] = "timm"
-    name: str = "resnet18"
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel in [0, 1]; null takes the model's own."""
-    std: tuple[float, ...] | None = None
-    license: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
-    """License of a trained student as written to its export (an SPDX name); null writes none."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SavedModelConfig(ModelConfig):
     """Network of a finished run, with all options that the run had. Others that are set take precedence."""
 
@@ -241,6 +230,10 @@ class SavedModelConfig(ModelConfig):
 class ModuleConfig(ModelConfig):
     """Any network of your own: a function that builds a torch.nn.Module, and the layer that is explained."""
 
+    @property
+    def label(self) -> str:
+        return self.factory
+
     implementation: ClassVar[str] = "permafrost.models.module:PROVIDER"
 
     kind: Literal["module"] = "module"
@@ -251,7 +244,7 @@ class ModuleConfig(ModelConfig):
     my_package.networks:build, or my_networks.py:build."""
     layer: str = ""
     """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
-    features.7."""
+    features.7. Empty takes the last one whose output is a grid, and logs its name."""
     outputs: Annotated[ModelOutputs, Role.IF_SET] = "logits"
     """Outputs of the network. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
     the values themselves: both are logits up to a constant. A pass with maps needs logits, because their gradient is
@@ -261,10 +254,9 @@ class ModuleConfig(ModelConfig):
 
     def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
         require(
-            bool(self.factory) and bool(self.layer),
+            bool(self.factory),
             f"{option}=module needs {option}.factory=my_networks.py:build, a function (number of classes) -> "
-            f"torch.nn.Module, and {option}.layer=, the name of the layer that is explained, as in "
-            "network.named_modules()",
+            "torch.nn.Module",
         )
         return super().resolve(option, store, columns)
 
@@ -302,7 +294,6 @@ MODELS: Family[type[ModelConfig]] = Family(
         for cls in (
             CifarModelConfig,
             TorchvisionModelConfig,
-            TimmModelConfig,
             ModuleConfig,
             SavedModelConfig,
         )

@@ -1,4 +1,4 @@
-"""Progress: a tqdm bar on a terminal, below which log lines leave room; elsewhere a log line at most every 10 seconds."""
+"""Progress: a tqdm bar on a terminal, around which log lines are written, and elsewhere a log line every 10 seconds."""
 
 from __future__ import annotations
 

@@ -135,6 +135,7 @@ class GapNormLinear:
 
 
 Head = GapLinear | GapNormLinear
+"""Closed form of what follows the explained layer."""
 
 
 def to_float32(x: Tensor) -> Tensor:

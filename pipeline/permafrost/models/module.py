@@ -90,7 +90,8 @@ class ModuleClassifier(ProbedClassifier):
 
         Args:
             network: Module from images to logits [B, K].
-            layer: Name of the module that is explained, as in network.named_modules().
+            layer: Name of the module that is explained, as in network.named_modules(); empty takes the last one whose
+                output is a grid.
             normalize: Normalization of the images, None for none.
             outputs: What the network returns; this module returns the logits in it.
             may_initialize: Whether its first batch may initialize it, as that of a training may.
@@ -102,7 +103,7 @@ class ModuleClassifier(ProbedClassifier):
         network, layer = _unwrapped(network, layer)
         named = dict(network.named_modules())
         name = type(network).__name__
-        if layer not in named or not layer:
+        if layer not in named:
             known = ", ".join(name for name in named if name)
             raise ConfigError(f"{name} has no layer {layer!r}; its modules are {known[:500]}")
         require(
@@ -218,6 +219,8 @@ class ModuleClassifier(ProbedClassifier):
         generator = torch.Generator().manual_seed(0)
         examples = torch.rand(2, *images.shape[1:], generator=generator).to(images)
         try:
+            if not self.layer:
+                self.layer = self._last_grid(examples)
             with (
                 eval_mode(self),
                 self._on_copy(examples),
@@ -239,6 +242,36 @@ class ModuleClassifier(ProbedClassifier):
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.inner.modules()
         )
+
+    @torch.no_grad()
+    def _last_grid(self, examples: Tensor) -> str:
+        """Return the name of the last module whose output has rows and columns."""
+        network, grids = trial_copy(self.inner), []
+
+        def read(name: str, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+                grids.append((name, _described(output)))
+
+        handles = [
+            module.register_forward_hook(lambda _, inputs, output, name=name: read(name, output))
+            for name, module in network.named_modules()
+            if name
+        ]
+        with eval_mode(network):
+            network(self._input(examples))
+        for handle in handles:
+            handle.remove()
+        require(
+            bool(grids),
+            f"{type(network).__name__} has no layer whose output is a grid [B, C, h, w] or [B, h, w, C], which could "
+            "be explained",
+        )
+        name, shape = grids[-1]
+        _log(
+            f"{type(network).__name__} is explained at layer={name} {shape}, its last grid",
+            logging.INFO,
+        )
+        return name
 
     def _probe_with(self, examples: Tensor) -> None:
         """Run the network on variants of two images, and compare what it gives."""
@@ -298,7 +331,7 @@ class ModuleClassifier(ProbedClassifier):
         self.misplacement = geometry or describe_wrong_places(parts)
         scaling = "" if reading is None else reading.describe_scaling()
         if scaling and isinstance(self.normalize, Normalize) and not self.normalize.is_identity:
-            _warn(
+            _log(
                 f"{name} normalizes its images itself, {scaling}, after mean= and std= have done so; if it was "
                 "trained on pixels in [0, 1], set mean=[0,0,0] std=[1,1,1] in its section"
             )
@@ -417,9 +450,9 @@ def _head_of(head: Head, network: nn.Module, other: nn.Module) -> Head:
 
 
 @cache
-def _warn(message: str) -> None:
-    """Log a warning about a network once, as a process may build it several times."""
-    logger.warning("%s", message)
+def _log(message: str, level: int = logging.WARNING) -> None:
+    """Log a line about a network once, as a process may build it several times."""
+    logger.log(level, "%s", message)
 
 
 _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -492,6 +525,11 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
         f"{where}: weights={config.weights} names published weights; load them in the factory, or name a file",
     )
     factory = resolve_factory(config.factory)
+    require(
+        not isinstance(factory, nn.Module),
+        f"{where} is a network and not a function that builds one; write def build(num_classes): return ..., and name "
+        "it",
+    )
     try:
         inspect.signature(factory).bind(outputs, **config.arguments)
     except TypeError as error:

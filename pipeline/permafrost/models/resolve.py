@@ -77,7 +77,9 @@ def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
     _check_form(store, _need_images_in_distill(config))
     return replace(
         config,
-        student=resolve_network(config.student, store, "student", ("augment.size", config.augment.size)),
+        student=resolve_network(
+            config.student, store, "student", ("augment.size", config.augment.size)
+        ),
         teacher=resolve_network(config.teacher, store, "teacher"),
     )
 

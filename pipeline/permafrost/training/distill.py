@@ -183,7 +183,7 @@ class StudentPlan(TrainingJob):
             if value != default[name] and name != "seed"
         )
         return {
-            "student": f"{options.student.kind} {options.student.name}",
+            "student": options.student.label,
             "method": options.method.kind,
             "targets": teacher,
             "records": f"{self.store.num_records(options.split):,} records of split {options.split}{changed} "

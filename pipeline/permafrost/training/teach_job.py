@@ -78,7 +78,7 @@ class TeacherPlan(TrainingJob):
     def describe_work(self) -> dict[str, str]:
         teacher, teaching = self.options.teacher, self.options.teaching
         return {
-            "teacher": f"{teacher.kind} {teacher.name}",
+            "teacher": teacher.label,
             "teaching": teaching.kind,
             "weights": teaching.start or teacher.weights or "random",
             "records": f"{self.store.num_records(teaching.split):,} records of split {teaching.split} in "

@@ -101,7 +101,6 @@ class NextCommands:
             arguments.append(f"store.teacher={teacher.name}")
         return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
 
-
     def _holdout_arguments(self, split: str) -> list[str]:
         """Return arguments that hold out a fifth of the smallest class if no other split is left to evaluate on."""
         index = self.store.index

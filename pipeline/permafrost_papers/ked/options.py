@@ -17,7 +17,6 @@ from permafrost.config.models import (
     CifarModelConfig,
     ModelConfig,
     NoModelConfig,
-    TimmModelConfig,
     TorchvisionModelConfig,
     is_published,
     rows_of_table,
@@ -31,6 +30,7 @@ from permafrost_papers.ked.data_options import (
     TableDataConfig,
     TinyImageNetDataConfig,
 )
+from permafrost_timm.options import TimmModelConfig
 
 PAYLOAD = "superfeature_logits"
 HIDDEN_PAYLOAD = "superfeature_hidden"

@@ -27,7 +27,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from permafrost.config.models import TimmModelConfig, is_published
+from permafrost.config.models import is_published
 from permafrost.core.errors import ConfigError, FileError, first_line, require
 from permafrost.core.seeded import SeededDraws
 from permafrost.models.classifier import (
@@ -50,6 +50,7 @@ from permafrost.models.classifier import (
 from permafrost.models.providers import model_normalization
 from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import write_atomically
+from permafrost_timm.options import TimmModelConfig
 
 _SUPPORTED = (
     "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "

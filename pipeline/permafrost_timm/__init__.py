@@ -1,0 +1,4 @@
+"""Networks of timm (`teacher=timm`, `student=timm`).
+
+Read first: classifiers.py.
+"""

@@ -1,0 +1,28 @@
+"""Options of a network of timm, and how it enters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from permafrost.config.models import MODELS, ModelConfig
+from permafrost.config.options import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmModelConfig(ModelConfig):
+    """Image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
+
+    implementation: ClassVar[str] = "permafrost_timm.classifiers:PROVIDER"
+    suits_channels_last: ClassVar[bool] = True
+
+    kind: Literal["timm"] = "timm"
+    name: str = "resnet18"
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel in [0, 1]; null takes the model's own."""
+    std: tuple[float, ...] | None = None
+    license: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
+    """License of a trained student as written to its export (an SPDX name); null writes none."""
+
+
+MODELS["timm"] = TimmModelConfig
