@@ -247,7 +247,7 @@ def test_published_weights_of_other_classes_are_described_by_their_own_head(
     monkeypatch, name, outputs
 ):
     """The weights are not downloaded: the network is built with those of a seed."""
-    from permafrost.models import timm as provider
+    from permafrost_timm import classifiers as provider
 
     build = provider._create
 

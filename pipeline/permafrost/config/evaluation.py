@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from annotated_types import Ge, Lt
 
@@ -110,9 +111,9 @@ class EvaluateOptions(OpenOptions):
     """Pass of the evaluated store that the student is compared with (agreement, maps, features), named as in
     store.teacher; null is the pass that it was trained on. The results are in runs/<run>/evaluate-against-<pass>, so
     a student may be compared with several teachers, such as its assistant and the first teacher."""
-    splits: tuple[str, ...] = ("test",)
+    splits: tuple[str, ...] = ()
     """Splits of the store to evaluate; `holdout` is the part that subset.holdout kept out of the student's
-    training."""
+    training. Empty takes test, or else the split for validation."""
     batch_size: Annotated[int, Ge(1)] = 256
     """Records per batch."""
     frame: Frame = "auto"
@@ -149,6 +150,17 @@ class EvaluateOptions(OpenOptions):
         sections = {name: getattr(self, name) for name, _ in self.added_by()}
         return tuple(name for name, section in sections.items() if section.is_requested)
 
+    def on(self, records: Mapping[str, int]) -> Self:
+        """Return the options with splits, which a store chooses if they are empty.
+
+        Args:
+            records: Number of records of each split of the store.
+        """
+        if self.splits:
+            return self
+        known = [split for split in ("test", "val", "validation", "valid") if records.get(split)]
+        return replace(self, splits=tuple(known[:1]) or ("test",))
+
     def without_requests(self) -> EvaluateOptions:
         """Return the options without those that have evaluators run."""
         defaults = {name: cls() for name, cls in self.added_by() if name in self.requested}
@@ -161,9 +173,6 @@ class EvaluateOptions(OpenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            len(self.splits) > 0, "evaluate.splits is empty; name at least one split of the store"
-        )
         require(
             not isinstance(self.threshold, float) or 0 < self.threshold < 1,
             f"evaluate.threshold={self.threshold} must be a probability between 0 and 1, or the name of a split",

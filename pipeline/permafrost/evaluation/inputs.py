@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,6 +128,8 @@ def plan_evaluation(config: EvaluateConfig) -> EvaluationPlan:
         StoreMismatchError: If a pass does not fit the network.
     """
     check_logger(config.logger)
+    records = Store(config.store.at(config.evaluate.store)).manifest.records
+    config = replace(config, evaluate=config.evaluate.on(records))
     if config.model == "network":
         return open_network(config)
     if config.model == "teacher":  # a teacher is not compared with another student

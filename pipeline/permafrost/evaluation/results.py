@@ -149,7 +149,7 @@ def _inputs_of(values: Mapping[str, Any]) -> dict[str, str]:
 def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str]:
     """Return the splits and the frame of the options of an evaluation."""
     options = values.get("evaluate", {})
-    splits = options.get("splits", EvaluateOptions.splits)
+    splits = options.get("splits", ("test",))
     return list(splits), str(options.get("frame", EvaluateOptions.frame))
 
 

@@ -66,7 +66,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
                 f"permafrost evaluate model={evaluate.model}",
             )
             check_logger(trained.logger)
-            _check_splits(evaluate)
+            evaluate = _with_splits(evaluate)
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
@@ -106,16 +106,18 @@ def _limit_threads(
     return trained, evaluate
 
 
-def _check_splits(evaluate: EvaluateConfig) -> None:
-    """Raise ConfigError if a split to evaluate is not in the store, before any student is trained."""
+def _with_splits(evaluate: EvaluateConfig) -> EvaluateConfig:
+    """Return the options with splits that the store has, or raise ConfigError before any student is trained."""
     path = evaluate.store.at(evaluate.evaluate.store)
-    splits = set(Store(path).manifest.records)
-    for split in evaluate.evaluate.splits:
+    splits = Store(path).manifest.records
+    options = evaluate.evaluate.on(splits)
+    for split in options.splits:
         require(
             split in splits or split == HOLDOUT,
             f"evaluate.splits names {split}, but the splits of {path} are: {', '.join(sorted(splits))}; name one of "
             "them, or pack the data with data.test_fraction=0.1, which makes a split test",
         )
+    return replace(evaluate, evaluate=options)
 
 
 def _with_baselines(student: Student, students: Sequence[Student]) -> Student:

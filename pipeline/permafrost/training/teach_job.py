@@ -39,6 +39,7 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan:
     check_logger(config.logger)
     folder = RunFolder(config.run).path / "teach"
     store = PassRecords([folder]).part_of(Store(config.store.folder))
+    config = replace(config, evaluate=config.evaluate.on(store.manifest.records))
     # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
