@@ -98,4 +98,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from permafrost.config.verbs import VERBS
 
-    return [*globals(), *dict.fromkeys([*__all__, *VERBS])]
+    return sorted({*__all__, *VERBS, *(name for name in globals() if name.startswith("__"))})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -28,7 +27,7 @@ from permafrost.core.errors import ConfigError, UserError, device_error, printab
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.progress import TerminalHandler
 from permafrost.core.yaml_text import dump_yaml
-from permafrost.runs.folder import RunFolder, mirrored_run, save_options
+from permafrost.runs.folder import RunFolder, mirrored_run, save_options, without_remains
 from permafrost.storage.lock import FolderLock
 
 
@@ -113,6 +112,12 @@ def _run_typed(verb: str, arguments: Sequence[str]) -> None:
         for name, value in describe_plan(verb, [w for w in arguments if w != "--plan"]).items():
             print(f"{name}: {printable(value)}")
         return
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    require(
+        "RANK" not in os.environ or ranks == "1",
+        f"torchrun has started {ranks} processes, and each is this whole command; leave it out and set "
+        f"trainer.ranks={ranks}, or write a loop of your own (docs/howto/own-loop.md)",
+    )
     started = time.monotonic()
     result = run_typed_command(verb, arguments)
     check_interrupted()
@@ -147,6 +152,8 @@ def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
     with ExitStack() as stack:
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
+        if "run" in composed:
+            stack.enter_context(without_remains(composed["run"]))
         if described.locks_run:
             stack.enter_context(FolderLock(RunFolder(composed["run"]).path, "run"))
         _import_pandas()
@@ -226,7 +233,7 @@ def _print_result(result: Any, seconds: float | None = None, arguments: Sequence
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
-            print(f"{name}: {_in_line(value) if isinstance(value, dict) else _printable(value)}")
+            print(f"{name}: {_printable(value)}")
 
 
 def next_command(command: str, arguments: Sequence[str]) -> str:
@@ -265,19 +272,13 @@ def next_command(command: str, arguments: Sequence[str]) -> str:
     )
 
 
-def _in_line(values: dict[str, Any]) -> str:
-    """Format numbers by name as JSON with four digits."""
-    return json.dumps(
-        {
-            name: round(value, 4) if isinstance(value, float) else value
-            for name, value in values.items()
-        }
-    )
-
-
 def _printable(value: Any) -> str:
     """Return a value of a result without control characters. One that begins with a line feed is a block of lines."""
-    text = str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{printable(str(name))} {_printable(part)}" for name, part in value.items())
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = f"{value:,}" if isinstance(value, int) else str(value)
     return "\n".join(map(printable, text.split("\n"))) if text[:1] == "\n" else printable(text)
 
 

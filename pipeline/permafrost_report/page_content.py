@@ -294,8 +294,8 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
         is_default = names == {ReportOptions.candidate, ReportOptions.baseline}
         return not is_default or pair <= labels
     logger.info(
-        "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
-        "point of each arm, as in report.candidate='%s'",
+        "no paired difference, because of several points of the grid in %s; sweep with select=, or name one point of "
+        "each arm, as in report.candidate='%s'",
         ", ".join(sorted(several)),
         next(result.label for result in results if curve_of(result) != result.label),
     )

@@ -196,10 +196,12 @@ class SweepConfig(Options):
             for section in fields(DistillConfig)
             if section.name not in excluded_options
         ]
-        require(
-            option.split(".")[0] in known,
-            f"grid: {option} is not an option of a student; it may name those of {', '.join(known)}",
-        )
+        if option.split(".")[0] not in known:
+            from permafrost.config.compose import complete_arguments  # imports this module
+
+            whole = complete_arguments("distill", [f"{option}=0"])[0].partition("=")[0]
+            hint = f"write {whole}" if whole != option else f"it may name those of {', '.join(known)}"
+            raise ConfigError(f"grid: {option} is not an option of a student; {hint}")
         require(len(values) > 0, f"grid.{option} is empty; set at least one value")
         require(
             all(value not in values[:position] for position, value in enumerate(values)),

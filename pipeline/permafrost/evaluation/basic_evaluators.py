@@ -54,10 +54,15 @@ def _localization(context: EvaluationContext) -> dict[str, Any]:
 def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
     if context.has_regions or context.has_maps:
         return {}
-    needs = (
+    names = [folder.name for folder in context.store.pass_folders()]
+    if names and not context.dataset.passes:
+        needs = f"no teacher pass is named, and {context.split} has no {context.options.region}; set store.teacher="
+        needs += f" to one of {', '.join(names)}"
+    else:
+        needs = (
         f"{context.split} has no {context.options.region} (evaluate.region) and no teacher maps; localization needs "
         "one of them, such as a pass with annotate.payloads=[logits,map]"
-    )
+        )
     if context.config.evaluators is not None:
         raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")
     logger.info("%s", needs)

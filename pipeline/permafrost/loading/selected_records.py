@@ -39,6 +39,10 @@ class SelectedRecords:
         self.rows = rows
         self.labels_apply = labels_apply
 
+    def __repr__(self) -> str:
+        """Describe how many records of which store they are."""
+        return f"<{type(self).__name__}: {len(self.rows):,} of {self.store!r}>"
+
     def rows_at(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows of the index at these positions of the selection."""
         return at + self.rows.start if isinstance(self.rows, range) else self.rows[at]

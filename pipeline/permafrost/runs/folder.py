@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count, islice
@@ -19,7 +20,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.mirrors import files_of_run
 from permafrost.storage.files import remove_partial_files
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.signed_files import (
     DamagedFileError,
     damaged,
@@ -97,6 +98,20 @@ def mirrored_run(run: str) -> Iterator[None]:
         files.upload_top()
 
 
+@contextmanager
+def without_remains(run: str) -> Iterator[None]:
+    """Remove the folder of a run that the block has begun, if it fails before it has written a result."""
+    folder = RunFolder(run).path
+    is_new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        files = {path.name for path in folder.rglob("*") if path.is_file()}
+        if is_new and files <= {LOCK_NAME, CONFIG_NAME}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:
     """Write the config of a run to its folder. Raises ConfigError if the folder holds results of other options."""
     values = to_plain_dict(config) | {"inputs": inputs}
@@ -108,6 +123,8 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
         order = [", ".join(one["inputs"]) for one in (existing, wanted)]
         if existing != wanted or order[0] != order[1]:
             remedy = "choose another run=, or delete that folder"
+            if verb == "distill":
+                remedy += f". For more epochs of this student, train another run from student.weights={folder}"
             if verb.startswith("evaluate") and not verb.endswith("-network"):
                 remedy = (
                     "delete that folder to evaluate again (the student is in another one and stays)"

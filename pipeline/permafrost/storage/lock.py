@@ -215,7 +215,7 @@ class Lease:
                 if lease is None:  # it was released
                     replaces = None
                     continue
-                changed = self._wait_for_change(*lease)
+                changed = lease[0] != "" and self._wait_for_change(*lease)
                 if changed:
                     return lease[0]
                 replaces = lease[1]
@@ -279,11 +279,13 @@ class Lease:
 
 
 def _read_lease(address: str) -> tuple[str, str] | None:
-    """Return the holder of a lease and its ETag, None if there is none."""
+    """Return the holder of a lease and its ETag, None if there is none; a lock file that was copied has no holder."""
     try:
         text, facts = read_object(address, _LEASE_BYTES)
     except FileNotFoundError:
         return None
+    if not text:
+        return "", facts.e_tag
     try:
         return str(json.loads(text)["holder"])[:200], facts.e_tag
     except (ValueError, KeyError, TypeError):

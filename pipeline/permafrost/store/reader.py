@@ -48,6 +48,8 @@ from permafrost.store.shards import JoinedShards, PassShardTable, ShardEntry, Sh
 from permafrost.store.zarr_fields import ZarrFields
 
 _BLOCK = 2**16
+_MAX_NAMED = 8
+"""Number of passes that an error describes."""
 """Rows of the index that are looked at together."""
 
 logger = logging.getLogger("permafrost.store")
@@ -93,6 +95,13 @@ class Store:
     def num_generations(self) -> int:
         """Number of generations: 1, and 1 for each append."""
         return len(self.manifest.generations) or 1
+
+    def __repr__(self) -> str:
+        """Describe its records, classes and passes."""
+        splits = ", ".join(f"{split} {count:,}" for split, count in self.manifest.records.items())
+        passes = ", ".join(folder.name for folder in self.pass_folders()) or "none"
+        classes = len(self.manifest.classes)
+        return f"<{type(self).__name__} {self.path}: {splits}; {classes:,} classes; passes: {passes}>"
 
     def part(self, start: int, stop: int) -> Store:
         """Return the generations from `start` to `stop`, exclusive, as a store."""
@@ -316,13 +325,22 @@ class Store:
         matches = self.passes_named(name, stored_views=stored_views)
         if len(matches) != 1:
             folders = self.pass_folders(stored_views=stored_views)
-            names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
                 f"{self.path} has {'several' if matches else 'no'} {_kind(stored_views)} {name!r}"
                 f"{'' if matches else self._hints(stored_views, name)}; set store.teacher (in Python teacher=) to one "
-                f"of: {names}"
+                f"of: {self._describe_passes(folders)}"
             )
         return self._open(matches[0])
+
+    def _describe_passes(self, folders: Sequence[RootedPath]) -> str:
+        """List passes with the weights and the payloads by which they can be told apart."""
+        lines = []
+        for folder in folders[:_MAX_NAMED]:
+            made = self._open(folder).manifest
+            names = [spec.name for spec in made.fields]
+            details = [made.made_with.get("weights", ""), *(name for name in names if not name.endswith(("_scale", "_class")))]
+            lines.append(f"{folder.name} ({', '.join(filter(None, details))})")
+        return "; ".join([*lines, *(folder.name for folder in folders[_MAX_NAMED:])]) or "none"
 
     def open_passes(
         self, names: Sequence[str] = (), *, stored_views: bool = False
@@ -348,7 +366,7 @@ class Store:
         if not names and len(folders) > 1:
             raise StoreMismatchError(
                 f"{self.path} has several {_kind(stored_views, 'passes')}; set store.teacher (in Python "
-                "teacher=) to one or more of: " + ", ".join(folder.name for folder in folders)
+                f"teacher=) to one or more of: {self._describe_passes(folders)}"
             )
         return [
             self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]

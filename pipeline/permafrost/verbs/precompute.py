@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig, is_published
 from permafrost.config.store import PrecomputeConfig
-from permafrost.core.errors import require
+from permafrost.core.errors import require, shorten
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
 from permafrost.models.network import Network
@@ -35,7 +36,7 @@ from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings, findings_of_store
 from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import exists
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.generations import appended_store, plan_append, restore_tables
@@ -43,6 +44,7 @@ from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
 from permafrost.store.reader import Store
+from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.verbs.next_commands import NextCommands
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ def plan_precompute(config: PrecomputeConfig) -> PrecomputePlan:
         ConfigError: If neither does.
     """
     path = config.store.folder.absolute()
+    _check_place(config, path)
     require(
         not isinstance(config.data, NoDataConfig) or exists(path / MANIFEST_NAME),
         f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
@@ -129,6 +132,25 @@ def plan_precompute(config: PrecomputeConfig) -> PrecomputePlan:
             ", or teacher=none to pack the records without a pass"
         )
     return PrecomputePlan(config, path)
+
+
+def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
+    """Refuse a folder of other things as that of a new store, and one inside of the data, or around them."""
+    if path.is_remote or exists(path / MANIFEST_NAME):
+        return
+    folder = Path(str(path))
+    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    require(
+        not entries or bool(entries & {LOCK_NAME, RECEIPTS_FOLDER}),
+        f"store.path={config.store.path} is a folder with other things ({shorten(sorted(entries), 3)}) and no store; "
+        "name a new folder, as in store.path=stores/photos",
+    )
+    data = Path(str(getattr(config.data, "path", None) or "/dev/null")).absolute()
+    require(
+        not data.is_dir() or not (data.is_relative_to(folder) or folder.is_relative_to(data)),
+        f"store.path={config.store.path} and data.path={getattr(config.data, 'path', '')} lie one in the other; name a "
+        "folder of its own for the store",
+    )
 
 
 class PrecomputePlan:
