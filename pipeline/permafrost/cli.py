@@ -275,7 +275,9 @@ def next_command(command: str, arguments: Sequence[str]) -> str:
 def _printable(value: Any) -> str:
     """Return a value of a result without control characters. One that begins with a line feed is a block of lines."""
     if isinstance(value, dict):
-        return ", ".join(f"{printable(str(name))} {_printable(part)}" for name, part in value.items())
+        return ", ".join(
+            f"{printable(str(name))} {_printable(part)}" for name, part in value.items()
+        )
     if isinstance(value, float):
         return f"{value:.4f}"
     text = f"{value:,}" if isinstance(value, int) else str(value)

@@ -302,7 +302,7 @@ def find_unusual_splits(preview: Preview) -> Iterator[Remark]:
         )
     elif splits == [TRAIN] and getattr(preview.data, "test_fraction", None) == 0:
         yield (
-            "warning",
+            "note",
             f"all {preview.num_records:,} records are for training, so nothing is left to evaluate on; "
             "data.test_fraction=0.2 draws a split test",
         )

@@ -39,15 +39,17 @@ class Frozen:
 
 
 def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
-    """Options of a serial precompute of the tiny set: 72 records in shards of 16."""
+    """Options of a serial precompute of the tiny set: 72 records in shards of 16; tars are used in place."""
     store_options = {
         name: options.pop(name)
         for name in ("backend", "shard_size", "image_size", "format", "path")
         if name in options
     }
+    data = options.pop("data", TINY_DATA)
+    shard_size = None if getattr(data, "reference", "never") in ("auto", "always") else 16
     return PrecomputeConfig(
-        data=options.pop("data", TINY_DATA),
-        store=StoreOptions(path=str(store), **{"shard_size": 16, **store_options}),
+        data=data,
+        store=StoreOptions(path=str(store), **{"shard_size": shard_size, **store_options}),
         teacher=teacher or NoModelConfig(),
         **{
             "explainer": GradCamConfig(),

@@ -19,6 +19,7 @@ from permafrost.config.cluster import ClusterConfig, ExecutorName
 from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
+from permafrost.config.families import FAMILIES
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, options_of
 from permafrost.config.plugins import Family
@@ -197,16 +198,29 @@ class SweepConfig(Options):
             if section.name not in excluded_options
         ]
         if option.split(".")[0] not in known:
-            from permafrost.config.compose import complete_arguments  # imports this module
-
-            whole = complete_arguments("distill", [f"{option}=0"])[0].partition("=")[0]
-            hint = f"write {whole}" if whole != option else f"it may name those of {', '.join(known)}"
+            having = [f"{name}.{option}" for name in known if _has_option(name, option)]
+            hint = (
+                f"write {' or '.join(having)}"
+                if having
+                else f"it may name those of {', '.join(known)}"
+            )
             raise ConfigError(f"grid: {option} is not an option of a student; {hint}")
         require(len(values) > 0, f"grid.{option} is empty; set at least one value")
         require(
             all(value not in values[:position] for position, value in enumerate(values)),
             f"grid.{option} lists a value twice: {list(values)}",
         )
+
+
+def _has_option(section: str, option: str) -> bool:
+    """Return whether a section of distill, or a member of it, has an option."""
+    hint = next(part.hint for part in options_of(DistillConfig) if part.name == section)
+    classes = [*FAMILIES[section].values()] if section in FAMILIES else [hint]
+    return any(
+        option in {part.name for part in options_of(cls)}
+        for cls in classes
+        if isinstance(cls, type) and issubclass(cls, Options)
+    )
 
 
 # ---- verbs -----------------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
         needs += f" to one of {', '.join(names)}"
     else:
         needs = (
-        f"{context.split} has no {context.options.region} (evaluate.region) and no teacher maps; localization needs "
-        "one of them, such as a pass with annotate.payloads=[logits,map]"
+            f"{context.split} has no {context.options.region} (evaluate.region) and no teacher maps; localization "
+            "needs one of them, such as a pass with annotate.payloads=[logits,map]"
         )
     if context.config.evaluators is not None:
         raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")

@@ -351,6 +351,11 @@ def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[
         if in_place is None:
             return plan_shards(listing, config.shard_size)
         check_keys(listing)
+        require(
+            config.shard_size is None,
+            f"store.shard_size={config.shard_size} has no effect on tars that are used in place, one shard each; leave "
+            "it out, or set data.reference=never, which packs copies",
+        )
         return in_place
 
 

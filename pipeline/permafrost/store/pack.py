@@ -118,6 +118,12 @@ def fingerprint_dataset(
     return digest.hexdigest()
 
 
+_IN_PLACE = (
+    " (the tars are used in place and must stay where they are, and work resumes by whole tars; data.reference=never "
+    "packs copies)"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackPlan:
     """The plan of a store: its source, all of its shards and those that are missing.
@@ -156,6 +162,7 @@ class PackPlan:
         return (
             f"{self.num_records:,} records ({counts}) of {len(self.classes):,} classes in "
             f"{len(self.shards):,} shards, of which {len(self.shards) - len(self.missing):,} are packed"
+            f"{_IN_PLACE if any(shard.reference for shard in self.shards) else ''}"
         )
 
 

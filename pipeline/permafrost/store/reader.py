@@ -101,7 +101,9 @@ class Store:
         splits = ", ".join(f"{split} {count:,}" for split, count in self.manifest.records.items())
         passes = ", ".join(folder.name for folder in self.pass_folders()) or "none"
         classes = len(self.manifest.classes)
-        return f"<{type(self).__name__} {self.path}: {splits}; {classes:,} classes; passes: {passes}>"
+        return (
+            f"<{type(self).__name__} {self.path}: {splits}; {classes:,} classes; passes: {passes}>"
+        )
 
     def part(self, start: int, stop: int) -> Store:
         """Return the generations from `start` to `stop`, exclusive, as a store."""
@@ -337,9 +339,9 @@ class Store:
         lines = []
         for folder in folders[:_MAX_NAMED]:
             made = self._open(folder).manifest
-            names = [spec.name for spec in made.fields]
-            details = [made.made_with.get("weights", ""), *(name for name in names if not name.endswith(("_scale", "_class")))]
-            lines.append(f"{folder.name} ({', '.join(filter(None, details))})")
+            payloads = (f.name for f in made.fields if not f.name.endswith(("_scale", "_class")))
+            details = filter(None, [made.made_with.get("weights", ""), *payloads])
+            lines.append(f"{folder.name} ({', '.join(details)})")
         return "; ".join([*lines, *(folder.name for folder in folders[_MAX_NAMED:])]) or "none"
 
     def open_passes(
