@@ -18,6 +18,7 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.core.errors import require
 from permafrost.storage.lock import FolderLock
 from permafrost.store.reader import Store
+from permafrost.verbs.next_commands import NextCommands
 from permafrost_exchange.options import AttachConfig
 
 
@@ -32,6 +33,7 @@ class AttachResult:
     """Number of those that this call has written; 0 if the pass was finished."""
     joined_by: str
     """Digests by which records were found: of files or of pixels."""
+    next: str = ""
 
 
 def attach_targets(config: AttachConfig) -> AttachResult:
@@ -52,9 +54,12 @@ def attach_targets(config: AttachConfig) -> AttachResult:
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         done = attach_pass(config, store, choice.for_records(store.num_records()))
+        has_views = store.passes_named(done.name, stored_views=True)
+        opened = store.open_pass(done.name, stored_views=bool(has_views))
     return AttachResult(
         attached_pass=done.name,
         records=done.records,
         attached_records=done.written,
         joined_by=done.joined_by,
+        next=NextCommands(store, config.store.folder.root).distill("my-student", opened),
     )

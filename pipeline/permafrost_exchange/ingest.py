@@ -22,7 +22,6 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.models import ModelConfig
 from permafrost.core.errors import require
 from permafrost.storage.lock import FolderLock
-from permafrost.store.manifest import CANONICAL_VIEW
 from permafrost.store.reader import Store
 from permafrost.verbs.next_commands import NextCommands
 from permafrost_exchange.options import IngestConfig
@@ -75,7 +74,6 @@ def ingest_files(config: IngestConfig) -> IngestResult:
 
             options = (config.passport, config.cluster, executor)
             passport = check_pass(store, opened, config.teacher, *options)
-    typed = config.store.folder.root
     return IngestResult(
         ingested_pass=f"{done.name} ({opened.bytes_per_record:,.0f} bytes per record)",
         records=done.records,
@@ -84,7 +82,5 @@ def ingest_files(config: IngestConfig) -> IngestResult:
         agreement=""
         if passport is None
         else f"{passport.teacher}: {describe_agreement(passport.agreement)}",
-        next=NextCommands(store, typed).distill("my-student", opened)
-        if opened.views["sampler"] == CANONICAL_VIEW
-        else "",
+        next=NextCommands(store, config.store.folder.root).distill("my-student", opened),
     )

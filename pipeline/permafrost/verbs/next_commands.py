@@ -21,6 +21,7 @@ from permafrost.evaluation.trained_student import (
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.trained_weights import DESCRIPTION_NAME
 from permafrost.storage.addresses import Bucket
+from permafrost.store.manifest import CANONICAL_VIEW
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import served_methods
 
@@ -47,14 +48,26 @@ class NextCommands:
         self.store = store
         self.path = path
 
-    def precompute(self) -> str:
-        """Return a command that completes a pass that lacks generations of the store, empty if none does."""
+    def after_packing(self, run: str) -> str:
+        """Return a command that completes a pass that lacks appended records, or else one that trains a teacher.
+
+        It is empty if only the commands that made passes would complete them, which is logged.
+        """
         generations = self.store.num_generations
-        for folder in self.store.pass_folders() if generations > 1 else ():
-            made = self.store.open_pass(folder.name)
-            if made.num_generations < generations:
-                arguments = [f"store.path={self.path}", *_arguments_of_pass(made)]
+        folders = self.store.pass_folders() if generations > 1 else []
+        passes = [self.store.open_pass(folder.name) for folder in folders]
+        incomplete = [made for made in passes if made.num_generations < generations]
+        if not incomplete:
+            return self.teach(run)
+        for made in incomplete:
+            weights = Path(made.manifest.made_with.get("weights", ""))
+            if (weights.parent / DESCRIPTION_NAME).exists():
+                arguments = [f"store.path={self.path}", *_arguments_of_pass(made, weights.parent)]
                 return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])
+        logger.warning(
+            "the appended records have no targets in %s; the command that made a pass, typed again, adds them",
+            ", ".join(made.name for made in incomplete),
+        )
         return ""
 
     def teach(self, run: str) -> str:
@@ -84,7 +97,9 @@ class NextCommands:
         return " ".join(["permafrost teach", *map(shlex.quote, arguments)])
 
     def distill(self, run: str, teacher: TeacherPass) -> str:
-        """Return a command that trains a student on a pass, by a method that the pass can serve."""
+        """Return a command that trains a student on a pass, by a method that the pass can serve; empty for views."""
+        if teacher.views["sampler"] != CANONICAL_VIEW:
+            return ""
         arguments = [f"store.path={self.path}", f"run={_name(run, 'my-student')}"]
         split = _training_split(self.store)
         arguments += [] if split == "train" else [f"split={split}"]
@@ -128,15 +143,12 @@ def _augment_arguments(section: str, size: tuple[int, int]) -> list[str]:
     return [f"{section}=pad_crop_flip", f"{section}.size={min(224, *size)}"]
 
 
-def _arguments_of_pass(made: TeacherPass) -> list[str]:
-    """Return arguments that repeat a pass of a network of a run, or the beginning of those of another one."""
-    weights = Path(made.manifest.made_with.get("weights", ""))
-    if not (weights.parent / DESCRIPTION_NAME).exists():
-        return [f"teacher.weights=<those of {made.name}, with the options of that pass>"]
+def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
+    """Return arguments that repeat a pass of a network of a run."""
     payloads = ",".join(name for name in PAYLOADS if made.fields_of(name))
     chosen = made.manifest.explainer.get("explained_classes", "top1")
     return [
-        *("teacher=saved", f"teacher.weights={weights.parent}", f"annotate.payloads=[{payloads}]"),
+        *("teacher=saved", f"teacher.weights={network}", f"annotate.payloads=[{payloads}]"),
         *([] if chosen == "top1" else [f"explainer.explained_classes={chosen}"]),
     ]
 

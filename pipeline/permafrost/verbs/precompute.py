@@ -321,7 +321,7 @@ class PrecomputePlan:
             records_per_second=f"{packed / seconds:,.0f}" if packed else "",
         )
         if annotation is None:
-            return replace(result, next=commands.precompute() or commands.teach(options.run))
+            return replace(result, next=commands.after_packing(options.run))
         done = packed + annotation.forward_passes
         canonical = store.open_pass(annotation.canonical)
         many = store.manifest.multi_label
