@@ -39,6 +39,7 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
 from permafrost_estimate.equivariance import RECIPE, compare_views
 from permafrost_estimate.options import EstimateOptions
+from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import pass_parts
 
 if TYPE_CHECKING:
@@ -89,13 +90,16 @@ class ViewCost:
     """Distance of targets of whole images to the teacher's answers to views, by payload that can be compared."""
 
 
-def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCost:
+def measure_views(
+    config: PrecomputeConfig, store: Store, rounds: int, budget: TimeBudget
+) -> ViewCost:
     """Measure what a stored view costs, and how far targets of whole images are from the teacher's answers to views.
 
     Args:
         config: Options of the pass, and `augment`.
         store: Store of the sample, with the pass of whole images.
         rounds: Number of times that a batch is annotated; the fastest one counts.
+        budget: Time of the estimate.
     """
     canonical = store.open_passes((plan_pass(config, store).folder.name,))
     mix = config.views.mix if isinstance(config.views, RandomViewsConfig) else ()
@@ -110,13 +114,20 @@ def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCo
             plan.teacher, plan.classes, plan.explainer, options, store.size
         )
         return ViewCost(
-            seconds=_view_seconds(annotator, views, store, options.records_per_batch, rounds),
+            seconds=_view_seconds(
+                annotator, views, store, options.records_per_batch, rounds, budget
+            ),
             distances=_distances(annotator, config, store, canonical),
         )
 
 
 def _view_seconds(
-    annotator: TeacherAnnotator, views: StoredViews, store: Store, batch_size: int, rounds: int
+    annotator: TeacherAnnotator,
+    views: StoredViews,
+    store: Store,
+    batch_size: int,
+    rounds: int,
+    budget: TimeBudget,
 ) -> float:
     """Measure the seconds of one view of a record of the largest shard."""
     entries = [store.shards[number] for number in views.shards.tolist()]
@@ -125,13 +136,15 @@ def _view_seconds(
     frames = ShardFrames(store, shard, rows)
     keys = [store.index.shard_keys(store.shards.number_of(shard.name))[row] for row in rows]
     drawn = views.draw(store, shard).select(slice(0, len(rows)))
-    times = []
     batch = read_inputs(frames, drawn, annotator.input_size, 0, len(rows))
-    for _ in range(rounds + 1):  # the first one warms up
+
+    def annotate() -> float:
         started = perf_counter()
         annotator.annotate([batch], keys, drawn)
-        times.append((perf_counter() - started) / len(rows))
-    return min(times[1:])
+        return (perf_counter() - started) / len(rows)
+
+    seconds = budget.in_turn({"": annotate}, rounds, "views", share=0.6, needed=1)
+    return min(seconds[""])
 
 
 def _distances(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isinf
@@ -28,7 +29,10 @@ from permafrost_estimate.sample import (
     sample_source,
     spread_of,
 )
+from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import VolumePart, image_part, index_part, pass_parts
+
+logger = logging.getLogger("permafrost.estimate")
 
 if TYPE_CHECKING:
     from permafrost.store.reader import TeacherPass
@@ -130,6 +134,8 @@ class Estimate:
     """Reason why no student was compared."""
     freezing: tuple[FreezingRow, ...] = ()
     """Price of each number of stored views, and of a live teacher; empty without operations of `augment`."""
+    unmeasured: tuple[str, ...] = ()
+    """Options that estimate.seconds left no time for, as they are typed."""
 
 
 def measure(config: EstimateConfig, folder: Path) -> Estimate:
@@ -142,17 +148,15 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
     Raises:
         UserError: If the data, the teacher or the store cannot be used, as in precompute.
     """
-    path, sampled = config.store.folder, RootedPath(folder / "store")
-    if exists(path / MANIFEST_NAME) and not config.store.append:
-        sample = sample_finished(config, Store(path), sampled)
-    else:
-        sample = sample_source(config, sampled)
-    whole, store = sample.whole, sample.store
+    budget = TimeBudget(config.estimate.seconds)
+    sample = _sample(config, RootedPath(folder / "store"))
     teacher = config.teacher
     if sample.appended is not None and not isinstance(teacher, NoModelConfig):
-        first = len(Store(path).part(0, 1).manifest.classes)  # those that the teacher has
-        if first < len(store.manifest.classes) and teacher.classes is None:
+        first = len(Store(config.store.folder).part(0, 1).manifest.classes)  # those that it has
+        if first < len(sample.store.manifest.classes) and teacher.classes is None:
             config = replace(config, teacher=replace(teacher, classes=first))
+    sample = _fitting_sample(sample, config, folder, budget)
+    whole, store = sample.whole, sample.store
     measured = store.shards[1:]
     parts = [image_part(sample), index_part(sample)]
     annotation, teacher_times, training, reason = None, None, None, "teacher=none"
@@ -163,6 +167,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
 
         times = ShardTimes()
         annotate_passes(_for_sample(config, store), store, times)
+        logger.info("annotated the sample; measuring other options, views and students")
         passes = [
             store.open_pass(folder.name, stored_views=stored_views)
             for stored_views in (False, True)
@@ -177,9 +182,11 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
             for results, size in zip(calls, (whole.records, whole.trained), strict=False)
         ]
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])
-        teacher_times, annotation = _with_others(_work(total, config, whole), config, sample)
-        training, reason = _compare(config, sample, total)
-        freezing = _freezing(config, sample, passes[0], seconds[0], training)
+        teacher_times, annotation = _with_others(
+            _work(total, config, whole), config, sample, budget
+        )
+        training, reason = _compare(config, sample, total, budget)
+        freezing = _freezing(config, sample, passes[0], seconds[0], training, budget)
     return Estimate(
         records=whole.records,
         shards=whole.shards,
@@ -200,7 +207,41 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         training=training,
         no_training=reason,
         freezing=freezing,
+        unmeasured=tuple(budget.unmeasured),
     )
+
+
+def _fitting_sample(
+    sample: RecordSample, config: EstimateConfig, folder: Path, budget: TimeBudget
+) -> RecordSample:
+    """Return the sample, or one of fewer records if the teacher would take more than a third of the budget for it."""
+    measured = sum(shard.records for shard in sample.store.shards[1:])
+    logger.info("packed a sample of %s records", f"{measured:,}")
+    if isinstance(config.teacher, NoModelConfig) or isinf(budget.remaining()):
+        return sample
+    from permafrost_estimate.steps import seconds_of_teacher  # imports torch
+
+    views = 0 if config.views.kind == "canonical" else config.views.count
+    each = seconds_of_teacher(_for_sample(config, sample.store), sample.store) * (1 + views)
+    fitting = max(2, int(budget.remaining(1 / 3) / each / config.estimate.shards))
+    if each * measured <= budget.remaining(1 / 3):
+        return sample
+    logger.warning(
+        "the teacher takes about %.2g s per record, so %s records of a shard are measured; estimate.seconds=%g is the "
+        "limit",
+        each,
+        f"{fitting:,}",
+        budget.seconds,
+    )
+    options = replace(config.estimate, shard_records=fitting)
+    return _sample(replace(config, estimate=options), RootedPath(folder / "small"))
+
+
+def _sample(config: EstimateConfig, folder: RootedPath) -> RecordSample:
+    path = config.store.folder
+    if exists(path / MANIFEST_NAME) and not config.store.append:
+        return sample_finished(config, Store(path), folder)
+    return sample_source(config, folder)
 
 
 def _freezing(
@@ -209,6 +250,7 @@ def _freezing(
     teacher: TeacherPass,
     annotation: Spread,
     training: StudentCost | None,
+    budget: TimeBudget,
 ) -> tuple[FreezingRow, ...]:
     """Return the price of each number of stored views, and of a live teacher that several students share.
 
@@ -218,6 +260,7 @@ def _freezing(
         teacher: Its pass of whole images.
         annotation: Seconds of a worker for that pass of all records.
         training: Times of students, None if they were not compared.
+        budget: Time of the estimate.
     """
     from permafrost_estimate.freezing import FreezingRow, freezing_rows, measure_views
 
@@ -231,7 +274,7 @@ def _freezing(
         teacher,
         whole,
         annotation.median,
-        measure_views(resolved, store, config.estimate.rounds),
+        measure_views(resolved, store, config.estimate.rounds, budget),
     )
     if training is not None:
         more = training.steps.saved_shared.median * training.records * training.epochs
@@ -262,7 +305,7 @@ def _work(seconds: Spread, config: EstimateConfig, numbers: Whole) -> Work:
 
 
 def _with_others(
-    annotation: Work, config: EstimateConfig, sample: RecordSample
+    annotation: Work, config: EstimateConfig, sample: RecordSample, budget: TimeBudget
 ) -> tuple[TeacherTimes, Work]:
     """Return the parts of the work of annotation, and the work with that of other options."""
     from permafrost_estimate.steps import measure_annotation  # imports torch
@@ -271,20 +314,20 @@ def _with_others(
     if config.views.kind != "canonical":
         views += sample.whole.trained * config.views.count
     times, others = measure_annotation(
-        _for_sample(config, sample.store), sample.store, config.estimate.rounds
+        _for_sample(config, sample.store), sample.store, config.estimate.rounds, budget
     )
     otherwise = {word: annotation.seconds.plus(more.times(views)) for word, more in others.items()}
     return times, replace(annotation, otherwise=otherwise)
 
 
 def _compare(
-    config: EstimateConfig, sample: RecordSample, annotation: Spread
+    config: EstimateConfig, sample: RecordSample, annotation: Spread, budget: TimeBudget
 ) -> tuple[StudentCost | None, str]:
     """Compare a student with stored targets and one with a live teacher, or return the reason why it cannot be."""
     from permafrost_estimate.steps import measure_steps  # imports torch
 
     try:
-        steps = measure_steps(config, sample.store)
+        steps = measure_steps(config, sample.store, budget)
     except UserError as error:
         return None, str(error).replace(str(sample.store.path), config.store.path)
     per_step = config.views.per_step if config.mode == "replay" else 1
@@ -347,22 +390,36 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         from permafrost_estimate.freezing import propose
 
         lines["proposal"] = propose(estimate.freezing, config.estimate)
+    if estimate.unmeasured:
+        lines["not_measured"] = (
+            f"{', '.join(estimate.unmeasured)}; estimate.seconds={config.estimate.seconds:g} was over"
+        )
     if training is None:
         return lines | {"students": f"not compared: {estimate.no_training}"}
     steps = training.steps
+    whole = config.trainer.batch_size
+    if steps.batch_size != whole:
+        lines["steps_of"] = (
+            f"{steps.batch_size} records; one of trainer.batch_size={whole} would take about "
+            f"{format_bytes(steps.batch_bytes)} of memory (estimate.gigabytes, estimate.seconds, "
+            "estimate.shard_records)"
+        )
     return lines | {
         "step_stored": f"{_range(steps.stored.times(1e3))} ms per record; mode={config.mode} "
         f"method={config.method.kind} student={config.student.label}",
         "step_live": f"{_range(steps.live.times(1e3))} ms per record; the same with mode=live",
         "student": f"{_duration(training.seconds(steps.stored).median)} with stored targets, "
         f"{_duration(training.seconds(steps.live).median)} with a live teacher; trainer.epochs={training.epochs}",
-        "student_with": _durations(
-            {word: training.seconds(step) for word, step in steps.otherwise.items()}
-        )
-        + " with stored targets",
+        **_other_students(training),
         "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
         f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
     }
+
+
+def _other_students(training: StudentCost) -> dict[str, str]:
+    """Return a line of the students with other options, if any was measured."""
+    seconds = {word: training.seconds(step) for word, step in training.steps.otherwise.items()}
+    return {"student_with": f"{_durations(seconds)} with stored targets"} if seconds else {}
 
 
 def _decoding_line(times: TeacherTimes, device: str) -> str:

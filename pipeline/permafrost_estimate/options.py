@@ -31,6 +31,13 @@ class EstimateOptions(Options):
     rounds: Annotated[int, Ge(1)] = 5
     """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher and of
     students with other options of the trainer. On a GPU each measurement takes several steps."""
+    seconds: Annotated[float | None, Gt(0)] = 120.0
+    """Time of the estimate. A teacher or a student that is slow is measured on fewer records and rounds, at least one,
+    and other options are left out, which is printed. The listing and packing of the sample is not limited. null sets
+    no limit."""
+    gigabytes: Annotated[float | None, Gt(0)] = None
+    """Memory that a student's step may take, in 1e9 bytes; a step of fewer records is measured if one of
+    trainer.batch_size would take more. null takes a quarter of what is free on the machine, or on its GPU."""
     students: Annotated[int, Ge(1)] = 10
     """Number of students of the comparison with one job, in which they share batches, views and a live teacher."""
     views: tuple[int, ...] = (0, 1, 4, 16, 50)

@@ -5,7 +5,7 @@ All sides of a comparison take turns on the same records, so that a busy moment 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -23,7 +23,6 @@ from permafrost.config.training import TrainerOptions
 from permafrost.core.batches import Batch, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
-from permafrost.core.progress import progress
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.models.compute import torch_threads
 from permafrost.models.explanations import pass_precision
@@ -36,10 +35,17 @@ from permafrost.training.step import train_step
 from permafrost.training.targets import TargetSource
 from permafrost_estimate.options import EstimateConfig
 from permafrost_estimate.sample import Spread, spread_of
+from permafrost_estimate.turns import TimeBudget, seconds_per_record
 
 _DECODING = "decoding"
-_STEPS_ON_GPU = 4
-"""Steps that are counted together on a GPU."""
+_SMALLEST_STEP = 2
+"""Fewest records of a step, since a batch normalization needs two, and a mixture a pair."""
+_SHARE_OF_MEMORY = 0.25
+"""Share of the free memory that a step may take unless estimate.gigabytes says more."""
+_PEAK_OF_SAVED = 2.5
+"""Peak memory of a step by the bytes that its backward pass keeps; 2.7 for ResNet-18 at 224 pixels on a CPU."""
+_STEPS_OF_A_ROUND = 8
+"""Steps of the sides that are measured in any case, with those that are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +64,21 @@ class StepTimes:
     """Difference for estimate.students students at once: sharing a live teacher in one job, and with stored targets."""
     otherwise: dict[str, Spread]
     """Step with stored targets and another option of the trainer, by the option as it is typed."""
+    batch_size: int
+    """Records of a step, fewer than trainer.batch_size where its step would take too much memory or time."""
+    batch_bytes: float
+    """Bytes of memory that a step of trainer.batch_size takes, guessed from a step of few records."""
 
 
-def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
+def measure_steps(config: EstimateConfig, store: Store, budget: TimeBudget) -> StepTimes:
     """Take steps of students in turn, with the targets of the store's passes and with a live teacher.
 
-    The batches are read from the store.
+    The batches are read from the store. They are halved until a step is within estimate.gigabytes and the budget.
+
+    Args:
+        config: Options of the command.
+        store: Store of the sample, with its passes.
+        budget: Time of the estimate.
 
     Raises:
         ConfigError: If there is no such student, such as for a method of live teachers only, or too few records.
@@ -81,14 +96,15 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
         not isinstance(config.method, SeveralConfig),
         "method=several has no live teacher to compare a store with; estimate one of its terms",
     )
-    needed = config.trainer.batch_size // config.views.per_step
     available = store.num_records(config.split)
     require(
-        available >= needed,
-        f"the sample has {available} records of split {config.split}, fewer than the {needed} of a step; raise "
-        "estimate.shards or estimate.shard_records, or lower trainer.batch_size",
+        available >= _SMALLEST_STEP,
+        f"the sample has {available} records of split {config.split}, fewer than the {_SMALLEST_STEP} of a step; raise "
+        "estimate.shards, estimate.shard_records or estimate.seconds",
     )
     with torch_threads(config.cluster.threads_per_actor):
+        batch_size, batch_bytes = _measured_batch(config, store, budget)
+        config = replace(config, trainer=replace(config.trainer, batch_size=batch_size))
         stored, live = _Steps(config, store, config.mode), _Steps(config, store, "live")
         otherwise = {
             word: _Steps(replace(config, trainer=trainer), store, config.mode)
@@ -100,7 +116,7 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
             "further": live.take_further,
             **{word: steps.take for word, steps in otherwise.items()},
         }
-        rounds = _in_turn(sides, config.estimate.rounds, "steps")
+        rounds = budget.in_turn(sides, config.estimate.rounds, "steps", share=1.0, needed=3)
     sharing = config.estimate.students
     return StepTimes(
         stored=spread_of(rounds["stored"]),
@@ -120,8 +136,31 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
                 )
             ]
         ),
-        otherwise={word: spread_of(rounds[word]) for word in otherwise},
+        otherwise={word: spread_of(rounds[word]) for word in otherwise if word in rounds},
+        batch_size=batch_size,
+        batch_bytes=batch_bytes,
     )
+
+
+def _measured_batch(config: EstimateConfig, store: Store, budget: TimeBudget) -> tuple[int, float]:
+    """Return the records of a step that is within memory and time, and the bytes of one of trainer.batch_size."""
+    smallest = _SMALLEST_STEP * config.views.per_step
+    whole = config.trainer.batch_size
+    if whole <= smallest:
+        return whole, 0.0
+    trainer = replace(config.trainer, batch_size=smallest, compile=False)
+    probe = _Steps(replace(config, trainer=trainer), store, "live")
+    each = _PEAK_OF_SAVED * _saved_bytes(probe.take) / smallest
+    limit = _memory_limit(config.estimate.gigabytes, probe.device)
+    seconds = probe.take()
+    size = min(
+        whole, store.num_records(config.split) * config.views.per_step // smallest * smallest
+    )
+    while size > smallest and (
+        each * size > limit or _STEPS_OF_A_ROUND * seconds * size > budget.remaining()
+    ):
+        size = max(smallest, size // 2 // smallest * smallest)
+    return size, each * whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +178,69 @@ class TeacherTimes:
         return self.decoding.median / self.teacher.median
 
 
+def seconds_of_teacher(config: PrecomputeConfig, store: Store) -> float:
+    """Return the seconds in which the teacher explains a record, from the few of the sample's first shard.
+
+    Args:
+        config: Options of the pass.
+        store: Store of the sample.
+    """
+    plan = plan_pass(config, store)
+    options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
+    shard = store.shards[0]
+    count = min(_SMALLEST_STEP, shard.records)
+    frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
+    keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
+    with torch_threads(config.cluster.threads_per_actor):
+        annotator = TeacherAnnotator(
+            plan.teacher, plan.classes, plan.explainer, options, store.size
+        )
+        annotator.annotate([frames], keys)  # the first one warms up
+        started = perf_counter()
+        annotator.annotate([frames], keys)
+    return (perf_counter() - started) / count
+
+
+def _memory_limit(gigabytes: float | None, device: torch.device) -> float:
+    """Return the bytes that a step may take.
+
+    Args:
+        gigabytes: estimate.gigabytes; None is a quarter of the memory that is free on the device.
+        device: Device of the step.
+    """
+    if gigabytes is not None:
+        return gigabytes * 1e9
+    if device.type == "cuda":
+        return _SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # another system
+        return float("inf")
+    free = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return float("inf") if free is None else _SHARE_OF_MEMORY * 1024 * float(free)
+
+
+def _saved_bytes(step: Callable[[], object]) -> int:
+    """Run a step and return the bytes of the tensors that its backward pass keeps, each storage once.
+
+    Args:
+        step: Function that computes a loss and its gradients.
+    """
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(sizes.values())
+
+
 def measure_annotation(
-    config: PrecomputeConfig, store: Store, rounds: int
+    config: PrecomputeConfig, store: Store, rounds: int, budget: TimeBudget
 ) -> tuple[TeacherTimes, dict[str, Spread]]:
     """Decode a batch of the sample, and annotate it with the options of its pass and with others, in turn.
 
@@ -150,6 +250,7 @@ def measure_annotation(
         config: Options of the pass.
         store: Store of the sample.
         rounds: Number of measurements with each option.
+        budget: Time of the estimate.
 
     Returns:
         The times with the options of the pass, and the additional seconds per view with another option, which may be
@@ -191,29 +292,13 @@ def measure_annotation(
             return (perf_counter() - started) / count
 
         sides = {word: side(annotator) for word, annotator in annotators.items()}
-        seconds = _in_turn({_DECODING: decode, **sides}, rounds, "annotation")
+        sides = {_DECODING: decode, **sides}
+        seconds = budget.in_turn(sides, rounds, "annotation", share=0.5, needed=2)
     base, decoding = seconds.pop(""), seconds.pop(_DECODING)
     return TeacherTimes(decoding=spread_of(decoding), teacher=spread_of(base)), {
         word: spread_of([each - mine for each, mine in zip(times, base, strict=True)])
         for word, times in seconds.items()
     }
-
-
-def _in_turn(
-    sides: Mapping[str, Callable[[], float]], rounds: int, what: str
-) -> dict[str, list[float]]:
-    """Measure every side once in each round, in another order each time, after one that is not counted."""
-    names = list(sides)
-    for name in names:
-        sides[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    with progress(what, total=rounds, unit="round") as bar:
-        for number in range(rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                seconds[name].append(sides[name]())
-            bar.update(1)
-    return seconds
 
 
 def _other_trainers(trainer: TrainerOptions, steps: _Steps) -> dict[str, TrainerOptions]:
@@ -296,29 +381,6 @@ class SharedTargets:
             self.targets = self.source(batch, request)
             self.keys = batch.keys
         return self.targets
-
-
-def seconds_per_record(
-    step: Callable[[], int], synchronize: Callable[[], None], device_type: str
-) -> float:
-    """Take steps and return their seconds per record.
-
-    A GPU's next batch is read during a step, so a single step would not contain the time in which a slower reading is
-    waited for. There the first step is not counted, as its batch was read during the other student's steps.
-
-    Args:
-        step: Takes a step and returns its number of records.
-        synchronize: Waits until the device has finished its work.
-        device_type: Type of the device, such as cuda.
-    """
-    uncounted, counted = (1, _STEPS_ON_GPU) if device_type == "cuda" else (0, 1)
-    for _ in range(uncounted):
-        step()
-        synchronize()
-    started = perf_counter()
-    records = sum(step() for _ in range(counted))
-    synchronize()
-    return (perf_counter() - started) / records
 
 
 def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:

@@ -22,9 +22,10 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from permafrost_estimate import steps
+from permafrost_estimate import steps, turns
 from permafrost_estimate.measurement import printed_lines
 from permafrost_estimate.options import EstimateConfig, EstimateOptions
+from permafrost_estimate.turns import TimeBudget
 from permafrost_papers.interpretability.options import CellsDataConfig
 from permafrost_sources.options import DemoDataConfig
 from tests.support.growing import TEACHER, Pictures, growing_options
@@ -355,7 +356,15 @@ def test_a_student_that_cannot_be_compared_leaves_the_rest(tmp_path, tiny_teache
 
     assert "method=labels uses no teacher" in reason(method=LabelsConfig())
     assert "mode=live reads no stored targets" in reason(mode="live")
-    assert "fewer than the 64 of a step" in reason(trainer=TrainerOptions())
+
+
+def test_a_sample_smaller_than_a_batch_is_a_smaller_step(tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+    one = EstimateOptions(shards=1, rounds=1)
+
+    found = estimate.run(estimate_config(config, estimate=one, trainer=TrainerOptions())).estimate
+
+    assert found.training.steps.batch_size == found.sample_records + 4  # those of the first shard
 
 
 def test_without_data_a_store_must_be_finished(tmp_path, tiny_teacher):
@@ -390,3 +399,59 @@ def test_a_finished_store_of_other_data_is_not_estimated_for_them(frozen):
 def test_numbers_of_workers_are_checked(workers):
     with pytest.raises(ConfigError, match=r"estimate.workers=.* at least one number, each >= 1"):
         build_verb_config("estimate", compose("estimate", [f"estimate.workers={workers}"]))
+
+
+def test_a_budget_of_time_leaves_out_other_options_and_says_so(tmp_path, tiny_teacher, caplog):
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+    short = EstimateOptions(shards=2, rounds=50, seconds=1e-3)
+
+    found = estimate.run(estimate_config(config, estimate=short)).estimate
+
+    assert found.sample_records == 4  # two records of each shard
+    assert "estimate.seconds=0.001 is the limit" in caplog.text
+    assert found.unmeasured == (
+        *("annotate.precision=bfloat16", "annotate.channels_last=true"),
+        *("trainer.precision=bfloat16", "trainer.channels_last=true"),
+    )
+    assert found.training.steps.batch_size == 2  # with no time for more
+    lines = printed_lines(found, estimate_config(config, estimate=short))
+    assert lines["not_measured"].endswith("estimate.seconds=0.001 was over")
+    assert "student_with" not in lines
+
+
+def test_a_step_is_halved_until_it_fits_the_memory(frozen):
+    config = estimate_config(frozen.config, trainer=TrainerOptions(batch_size=32))
+
+    def measure(gigabytes):
+        options = EstimateOptions(rounds=1, gigabytes=gigabytes)
+        return steps.measure_steps(
+            replace(config, estimate=options), frozen.store, TimeBudget(None)
+        )
+
+    whole = measure(1000.0)
+    assert whole.batch_size == 32
+    assert whole.batch_bytes > 32 * 16 * 16 * 3 * 4  # at least the images
+    assert measure(whole.batch_bytes / 3e9).batch_size == 8
+    assert measure(1e-9).batch_size == 2
+
+
+def test_sides_take_turns_while_time_is_left(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(turns, "monotonic", lambda: now[0])
+    budget = TimeBudget(10.0)
+
+    def side(name, seconds):
+        def measure():
+            calls.append(name)
+            now[0] += seconds
+            return seconds
+
+        return measure
+
+    sides = {"a": side("a", 3.0), "b": side("b", 3.0), "c": side("c", 1.0)}
+    seconds = budget.in_turn(sides, 5, "steps", share=0.5, needed=1)
+
+    assert budget.unmeasured == ["c"]
+    assert calls == ["a", "b", "a", "b"]  # the second round would begin after half of the time
+    assert seconds == {"a": [3.0], "b": [3.0]}
+    assert TimeBudget(None).remaining() == float("inf")

@@ -58,6 +58,7 @@ from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.record_form import resize_pixels
 from permafrost_estimate.freezing import measure_views
+from permafrost_estimate.turns import TimeBudget
 from tests.support.buckets import files_below, memory_buckets
 from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
@@ -778,7 +779,7 @@ def test_an_estimate_measures_views_of_the_files(photographs, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TeacherAnnotator, "inputs_of_views", note)
         strong = replace(config, augment=STRONG)
-        cost = measure_views(strong, Store(tmp_path / "store"), rounds=1)
+        cost = measure_views(strong, Store(tmp_path / "store"), 1, TimeBudget(None))
 
     assert shown == [(True, 5)] * 2  # the first one warms up
     assert cost.seconds > 0
