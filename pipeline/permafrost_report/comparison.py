@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from itertools import combinations
 from math import sqrt
 from statistics import mean, stdev
 from typing import Any, TypeVar
@@ -165,21 +164,23 @@ def differences_by_column(
 
 
 def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: bool) -> set[str]:
-    """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference.
+    """Return the arms that are not conclusively below the one with the best mean, down to the first that is.
+
+    The set is empty if all arms are within the best one's uncertainty. An arm with a lower mean than one that is below
+    is not among them, as few or noisy seeds alone may leave its difference open.
 
     Args:
         rows: One row per student.
         column: Name of the column by which arms are compared.
         higher_is_better: Direction of the column.
     """
-    arms = list(dict.fromkeys(str(row["method"]) for row in rows if row[column] is not None))
-    sign = 1 if higher_is_better else -1
-    beaten = set()
-    for first, second in combinations(arms, 2):
-        values = list(differences(rows, first, second, column).values())
+    means = means_by_arm(rows, column)
+    ranked = sorted(means, key=lambda arm: means[arm], reverse=higher_is_better)
+    for position, arm in enumerate(ranked[1:], start=1):
+        values = list(differences(rows, ranked[0], arm, column).values())
         if excludes_zero(confidence_interval(values)):
-            beaten.add(second if sign * mean(values) > 0 else first)
-    return set(arms) - beaten if beaten else set()
+            return set(ranked[:position])
+    return set()
 
 
 def seeds_in_words(number: int) -> str:

@@ -18,6 +18,9 @@ from permafrost_report.comparison import (
 )
 from permafrost_report.main_table import ChanceLimit, Column
 
+_MAJORITY = "the most frequent class"
+"""Prediction of one class for all records, whose accuracy any network should have."""
+
 
 def conclusions(
     rows: Sequence[StudentRow],
@@ -141,7 +144,7 @@ def _levels(
 def chance_remarks(
     rows: Sequence[StudentRow], column: Column, limit: ChanceLimit
 ) -> dict[str, str]:
-    """Return a remark on each arm whose mean accuracy is below chance, or not clearly above it.
+    """Return a remark on each arm whose mean accuracy is below the most frequent class's, or not clearly above.
 
     Args:
         rows: One row per student.
@@ -149,21 +152,41 @@ def chance_remarks(
         limit: Chance level of the column.
     """
     return {
-        arm: "below chance" if value < limit.level else "not clearly above chance"
+        arm: f"below {_MAJORITY}" if value < limit.level else f"not clearly above {_MAJORITY}"
         for arm, value in means_by_arm(rows, column.name).items()
         if value <= limit.highest
     }
 
 
-def remarks_in_words(remarks: Mapping[str, str], column: Column) -> list[str]:
-    """Write one sentence for all arms with the same remark on their values of a column."""
+def remarks_in_words(
+    remarks: Mapping[str, str],
+    column: Column,
+    teachers: Mapping[str, Mapping[str, float]],
+    limit: ChanceLimit,
+) -> list[str]:
+    """Write one sentence for all arms with the same remark on their values of a column.
+
+    Args:
+        remarks: Remarks by arm, from `chance_remarks`.
+        column: Column of the accuracy.
+        teachers: Values by column of each teacher; one that is not better is named in place of the training.
+        limit: Chance level of the column.
+    """
+    weak = [
+        name for name, values in teachers.items() if values.get(column.name, 1.0) <= limit.highest
+    ]
+    cause = (
+        f"the {' and the '.join(weak)}, whose accuracy is not better,"
+        if weak
+        else "what was trained"
+    )
     by_remark = group_pairs((remark, arm) for arm, remark in remarks.items())
     return [
-        f"The {column.words} of {', '.join(arms)} is {remark}, so look at what was trained before comparing it."
+        f"The {column.words} of {', '.join(arms)} is {remark}, so look at {cause} before comparing it."
         for remark, arms in by_remark.items()
     ]
 
 
 def _chance_of(column: Column) -> str:
     """Words for the chance level. For measures of maps it is not a lower limit: maps may mark a part of an object."""
-    return "a uniform map has" if column.measure in ("epg", "iou") else "chance is"
+    return "a uniform map has" if column.measure in ("epg", "iou") else f"{_MAJORITY} has"

@@ -283,9 +283,9 @@ def arm_summary(
 ) -> list[dict[str, Any]]:
     """Build one row per arm: mean and standard deviation of each column over seeds, and whether the arm is `best`.
 
-    The best arms of a column are those that no other arm beats conclusively; without any conclusive difference, or
-    while an arm has one seed only, there are none. Where the arms have different teachers, a number that depends on
-    the teacher is compared among those of the same one.
+    The best arms of a column are those that are not conclusively below the best mean (`leading_arms`); without any
+    conclusive difference, or while an arm has fewer than three seeds, there are none. Where the arms
+    have different teachers, a number that depends on the teacher is compared among those of the same one.
 
     Args:
         rows: One row per student, from `student_rows`.
@@ -307,7 +307,7 @@ def arm_summary(
         compared = [arm for arm in summary if arm[column.name]]
         direction = column.metric.higher_is_better
         leading = set()
-        if direction is not None and all(arm["seeds"] > 1 for arm in compared):
+        if direction is not None and all(arm["seeds"] > 2 for arm in compared):
             labels = [str(arm["method"]) for arm in compared]
             groups = list((arms_by_pass or {}).values()) if column.depends_on_pass else []
             for group in groups if len(groups) > 1 else [labels]:

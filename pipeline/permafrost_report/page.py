@@ -78,8 +78,8 @@ def _source(text: str) -> str:
 
 
 _MEAN_AND_SPREAD = (
-    "Mean and standard deviation over seeds. In each column with a conclusive difference, the arms that no other arm "
-    "beats conclusively are marked (green)."
+    "Mean and standard deviation over seeds. In each column in which an arm is conclusively below the best mean, those "
+    "above it are marked (green), from three seeds on."
 )
 _MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
 _VALUE = f"Values of a single seed ({ONE_SEED})."
@@ -258,6 +258,9 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "columns": page.columns,
         "meanings": meanings(page.columns, values["chance"], passes_of_arms(page.results)),
         "optimistic": optimistic_results(page.results),
+        "over_seeds": "Mean and standard deviation over seeds"
+        if any(arm["seeds"] > 1 for arm in summary)
+        else "One seed",
         "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
         "levels_of_teachers": values.get("teachers") or {"teacher": values["teacher"]},
         "chance": values["chance"],

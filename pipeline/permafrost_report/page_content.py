@@ -280,7 +280,7 @@ def _result_values(
     )
     if is_trained and (limit := accuracy_limit(results, [paired, *columns])):
         values["remarks"] = chance_remarks(rows, *limit)
-        values["summary"] += remarks_in_words(values["remarks"], limit[0])
+        values["summary"] += remarks_in_words(values["remarks"], limit[0], teachers, limit[1])
     return values
 
 

@@ -56,7 +56,7 @@ def test_a_lead_whose_interval_excludes_zero_is_stated_with_its_size():
         "3 seeds) against kd, the second best. This interval does not account for the choice among 3 arms."
         in best
     )
-    assert levels == "The teacher has 90.0 % and chance is 10.0 %."
+    assert levels == "The teacher has 90.0 % and the most frequent class has 10.0 %."
 
 
 def test_an_arm_that_is_not_clearly_better_than_chance_is_remarked_on():
@@ -65,13 +65,20 @@ def test_an_arm_that_is_not_clearly_better_than_chance_is_remarked_on():
     remarks = chance_remarks(rows, ACCURACY, ChanceLimit(level=0.125, highest=0.18))
 
     assert remarks == {
-        "kd": "below chance",
-        "at": "not clearly above chance",
-        "fitnet": "not clearly above chance",
+        "kd": "below the most frequent class",
+        "at": "not clearly above the most frequent class",
+        "fitnet": "not clearly above the most frequent class",
     }
-    below, near = remarks_in_words(remarks, ACCURACY)
-    assert below.startswith("The accuracy of kd is below chance, so look at what was trained")
-    assert near.startswith("The accuracy of at, fitnet is not clearly above chance, so look")
+    limit, good, weak = ChanceLimit(0.125, 0.18), {"accuracy": 0.9}, {"accuracy": 0.15}
+    below, near = remarks_in_words(remarks, ACCURACY, {"teacher": good}, limit)
+    assert below.startswith(
+        "The accuracy of kd is below the most frequent class, so look at what was trained"
+    )
+    assert near.startswith(
+        "The accuracy of at, fitnet is not clearly above the most frequent class"
+    )
+    below, _ = remarks_in_words(remarks, ACCURACY, {"teacher": weak}, limit)
+    assert "so look at the teacher, whose accuracy is not better, before" in below
 
 
 def test_the_limit_of_chance_is_two_standard_errors_above_it():
