@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +52,8 @@ from permafrost.models.providers import model_normalization
 from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import write_atomically
 from permafrost_timm.options import TimmModelConfig
+
+logger = logging.getLogger("permafrost.models")
 
 _SUPPORTED = (
     "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "
@@ -193,6 +196,9 @@ def save_for_hub(folder: Path, model: Classifier, trained: TrainedModel) -> None
 def _create(name: str, **options: Any) -> Any:
     if ":" not in name:
         _require_known(name)
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    once = _FirstRetry()
+    retries.addFilter(once)
     try:
         return timm.create_model(name, **options)
     except (OSError, RuntimeError) as error:
@@ -200,6 +206,26 @@ def _create(name: str, **options: Any) -> Any:
             f"timm cannot build {name} with these weights ({error}); correct the name, "
             "or set weights= to a local file"
         ) from error
+    finally:
+        retries.removeFilter(once)
+
+
+class _FirstRetry(logging.Filter):
+    """Filter that logs one line in place of two for each time that the hub is asked again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_logged = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self._has_logged:
+            logger.warning(
+                "the hub of the weights does not answer and is asked again for up to a minute (%s); HF_HUB_OFFLINE=1 "
+                "reads its local cache at once",
+                record.getMessage().partition("\n")[0],
+            )
+        self._has_logged = True
+        return False
 
 
 def _require_known(name: str) -> None:

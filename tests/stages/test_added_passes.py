@@ -1,21 +1,25 @@
 """Passes that are added to a store which runs have read: what exists stays, and what was begun is finished."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
+from permafrost.models.providers import build_model
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
 from permafrost.training import loop
 from tests.support.kills import killed_at
 from tests.support.runs import (
@@ -293,3 +297,40 @@ def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
     runs = [row["run"] for row in read_sweep()["runs"]]
     teachers = [SavedNetwork(RUNS / run / "distill").describe().teachers for run in runs]
     assert teachers == [(name,) for name in names]
+
+
+# ---- passes that are equal, or removed -----------------------------------------------------------
+
+
+def test_equal_weights_in_another_file_are_said_to_be_equal(one_pass, tmp_path, caplog):
+    network = build_model(FIRST, 10).network
+    for parameter in network.parameters():
+        parameter.data.mul_(2)
+    for name, content in (
+        ("plain", network.state_dict()),
+        ("nested", {"model": network.state_dict()}),
+    ):
+        torch.save(content, tmp_path / f"{name}.pth")
+    config = precompute_config(one_pass.store.path, FIRST)
+
+    for name in ("plain", "nested"):
+        assert "equal" not in caplog.text
+        teacher = replace(FIRST, weights=str(tmp_path / f"{name}.pth"))
+        precompute.run(replace(config, teacher=teacher))
+
+    assert "are equal, tensor for tensor, to those of resnet14-" in caplog.text
+    assert "(plain.pth)" in caplog.text
+
+
+def test_a_removed_pass_leaves_a_sound_store(one_pass):
+    one_pass.add_passes()
+    removed = one_pass.first
+    shutil.rmtree(one_pass.store.path / "teachers" / removed)
+
+    assert list(verify_store(one_pass.store.path)) == []
+    store = Store(one_pass.store.path)
+    left = names_in(store)
+    assert removed not in left
+    distill.run(with_teacher(distill_config(one_pass), left[0]))
+    with pytest.raises(StoreMismatchError, match=re.escape(left[0])):
+        store.open_passes((removed,))

@@ -39,7 +39,7 @@ from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.compute import unused_accelerator
 from permafrost.models.explanations import pass_precision
-from permafrost.models.providers import count_parameters
+from permafrost.models.providers import count_parameters, sha256_tensors
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import exists, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
@@ -296,6 +296,8 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         logger.warning(
             "passes run on CUDA devices and on CPUs, so %s of this machine is not used", kind
         )
+    tensors = sha256_tensors(annotator.model.network)
+    _announce_equal(plan, tensors)
     fields = _fields_of(plan, annotator)
     shared_files = fields.create()
     task = AnnotateShard(
@@ -334,7 +336,7 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         plan.fingerprint,
         fields.fields,
         shared_files,
-        _made_with(plan, annotator),
+        _made_with(plan, annotator) | {"tensors_sha256": tensors},
         plan.added,
         plan.agreement,
         moved_features,
@@ -466,6 +468,23 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
         before = sums.get(shard.split, Correct(0, 0))
         sums[shard.split] = Correct(*map(sum, zip(before, shard_counts, strict=True)))
     return {split: total.correct / total.labeled for split, total in sums.items() if total.labeled}
+
+
+def _announce_equal(plan: PassPlan, tensors: str) -> None:
+    """Log the passes of the same tensors, whose weights are another file."""
+    store = plan.store
+    others = [store.open_pass(folder.name) for folder in store.pass_folders()]
+    equal = [
+        f"{made.name} ({made.manifest.made_with['weights']})"
+        for made in others
+        if made.manifest.made_with.get("tensors_sha256") == tensors
+        and made.manifest.teacher["weights_sha256"] != plan.description["teacher"]["weights_sha256"]
+    ]
+    if equal:
+        logger.warning(
+            "the weights are equal, tensor for tensor, to those of %s, but are another file, so this is another pass",
+            ", ".join(equal),
+        )
 
 
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator) -> dict[str, str]:

@@ -206,7 +206,7 @@ def mean_over_records(distance: Callable[[Logits], Tensor], teacher_logits: AnyL
     return distance(teacher_logits).mean()
 
 
-def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
+def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float = 1.0) -> Tensor:
     """Compute tau * KL(teacher || student) of Bernoulli variables, summed over classes, averaged over the batch.
 
     With a = teacher_logits / tau, b = student_logits / tau and p = sigmoid(a), the divergence of one class is
@@ -232,7 +232,7 @@ def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> T
     return tau * mean_over_records(distance, teacher_logits)
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float = 1.0) -> Tensor:
     """Compute tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
 
     The paper uses the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same gradient. This form
@@ -269,7 +269,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
     return tau**2 * mean_over_records(distance, teacher_logits)
 
 
-def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
+def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float = 1.0) -> Tensor:
     """Compute tau^2 * mean squared difference of the softened probabilities, over records and classes.
 
     This is the logit term of UniCAM's released code. Near uniform probabilities, as at tau = 20, its gradient is about

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -266,7 +265,7 @@ def _describe_input(config: ModelConfig) -> dict[str, Any]:
 
 
 def _sha256_built(config: ModelConfig, num_classes: int) -> str:
-    from permafrost.models.providers import build_model, provider_of, published
+    from permafrost.models.providers import build_model, provider_of, published, sha256_tensors
 
     source = published(config) if is_published(config.weights) else None
     # With the published head, because one for other classes is drawn anew in every process.
@@ -275,8 +274,4 @@ def _sha256_built(config: ModelConfig, num_classes: int) -> str:
         if source is None
         else provider_of(config).build(config, source.classes)
     )
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return sha256_tensors(model.network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
@@ -67,6 +68,15 @@ class Cost(NamedTuple):
 def count_parameters(network: nn.Module) -> int:
     """Count all parameters, each once."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def sha256_tensors(network: nn.Module) -> str:
+    """Compute the SHA-256 of the names, types, shapes and values of a network's state, which no file's form changes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
