@@ -24,7 +24,7 @@ from permafrost.sources.several_files import OTHER_FILES, OTHER_FOLDERS
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST
 from permafrost_sources.tar_members import LINK_MEMBER, PASSED_OVER_MEMBERS, UNNAMED_MEMBER
-from permafrost_sources.webdataset import OTHER_MEMBERS
+from permafrost_sources.webdataset import OTHER_KEYS, OTHER_MEMBERS
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Level, Preview, Remark
@@ -241,6 +241,7 @@ def find_files_left_out(preview: Preview) -> Iterator[Remark]:
         HIDDEN_FILES,
         LEFTOVERS,
         OTHER_MEMBERS,
+        OTHER_KEYS,
     ):
         if preview.tally[topic]:
             yield "note", f"{topic}: {describe_items(preview.tally[topic])}"

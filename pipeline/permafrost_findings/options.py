@@ -41,6 +41,7 @@ FINDINGS["one_hot_labels"] = "permafrost_findings.label_rules:find_one_hot_label
 FINDINGS["constant_labels"] = "permafrost_findings.label_rules:find_constant_labels"
 FINDINGS["flag_column"] = "permafrost_findings.label_rules:find_flag_column"
 FINDINGS["boxes_of_other_labels"] = "permafrost_findings.label_rules:find_boxes_of_other_labels"
+FINDINGS["unread_columns"] = "permafrost_findings.table_rules:find_unread_columns"
 FINDINGS["unread_split"] = "permafrost_findings.table_rules:find_unread_split"
 FINDINGS["one_hot_columns"] = "permafrost_findings.table_rules:find_one_hot_columns"
 FINDINGS["normalized_boxes"] = "permafrost_findings.label_rules:find_normalized_boxes"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import quote
 from permafrost.sources.classes import to_number
-from permafrost.sources.several_files import find_files
+from permafrost.sources.parquet_images import holds_images
+from permafrost.sources.several_files import find_files, inner_folder
 from permafrost.sources.table_files import column_names, iter_parts, readable, to_text
 from permafrost.storage.untrusted import open_parquet_file
 
@@ -30,7 +31,7 @@ def _table_of(preview: Preview) -> tuple[Path, ImageTableDataConfig] | None:
     data = preview.data
     if not isinstance(data, ImageTableDataConfig):
         return None
-    path = Path(data.path).absolute()
+    path = inner_folder(Path(data.path).absolute(), ".parquet")
     return path if path.is_file() else find_files(path, ".parquet")[0], data
 
 
@@ -74,6 +75,23 @@ def find_unread_split(preview: Preview) -> Iterator[Remark]:
                 "warning",
                 f"column {name} is not read; if it has the splits, set data.split={name}",
             )
+
+
+def find_unread_columns(preview: Preview) -> Iterator[Remark]:
+    """Find columns that no option names."""
+    table = _table_of(preview)
+    if table is None:
+        return
+    path, data = table
+    named = [data.image, data.label, data.split, data.boxes, data.mask, *data.group]
+    named += [data.labels] if isinstance(data.labels, str) else list(data.labels or ())
+    with readable(path):
+        names = column_names(path)
+        is_parquet = path.suffix.lower() == ".parquet"
+        images = [name for name in names if is_parquet and holds_images(path, name)]
+    others = [name for name in names if name not in (*named, *images)]
+    if others:
+        yield "note", f"columns that are not read: {quote(', '.join(others), 200)[1:-1]}"
 
 
 def one_hot_columns(path: Path) -> list[str]:

@@ -60,8 +60,8 @@ class HuggingFaceSource:
             import datasets
         except ImportError:
             raise ConfigError(
-                "data=huggingface needs the package datasets; install it (pip install datasets), or read Parquet files "
-                "with data=image_table"
+                "data=huggingface needs the package datasets; install it (pip install datasets), or read the "
+                "Parquet files of a folder with data=image_table data.path=<folder>"
             ) from None
         config = self.config
         where = config.path or config.name

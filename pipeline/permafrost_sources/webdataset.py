@@ -74,6 +74,8 @@ UNLABELED_MEMBERS = "members of samples without a label"
 """Topic of a tally: members of samples that have no label."""
 JSON_KEYS = "keys in the .json of samples without a label"
 """Topic of a tally: keys in the .json of samples that have no label."""
+OTHER_KEYS = "keys of .json that are not read"
+"""Topic of a tally: keys in the .json of samples that no option reads."""
 UNKNOWN_LABELS = "labels of samples taken as unknown"
 """Topic of a tally: texts that were taken for an unknown label."""
 IGNORED_JSON = ".json ignored next to a .cls"
@@ -337,7 +339,9 @@ class WebDatasetSource:
         data = read_member(file, member, f"{where}.json", _MAX_LABEL_BYTES)
         try:
             values: dict[str, Any] = json.loads(data)
-            values.keys()
+            read = {self.config.label_key, "labels", "group", "boxes"}
+            for key in values.keys() - read:
+                self.tally.add(OTHER_KEYS, str(key)[:80], where.rpartition("/")[2])
         except (ValueError, AttributeError, RecursionError) as error:
             raise self._form_error(where, error) from error
         return values

@@ -211,7 +211,7 @@ def _create(name: str, **options: Any) -> Any:
 
 
 class _FirstRetry(logging.Filter):
-    """Filter that logs one line in place of two for each time that the hub is asked again."""
+    """Filter that logs one line in place of two for each retry of the hub."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class _FirstRetry(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not self._has_logged:
             logger.warning(
-                "the hub of the weights does not answer and is asked again for up to a minute (%s); HF_HUB_OFFLINE=1 "
+                "the hub of the weights does not answer and is retried for up to a minute (%s); HF_HUB_OFFLINE=1 "
                 "reads its local cache at once",
                 record.getMessage().partition("\n")[0],
             )

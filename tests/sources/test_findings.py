@@ -581,6 +581,16 @@ def a_box_of_a_class_of_the_record(root):
     return labeled_boxes(root, "1")
 
 
+@case("unread_columns", "note")
+def a_column_that_no_option_names(root):
+    return table(root, {"label": ["cat", "dog"] * 4, "quality": ["good"] * 8})
+
+
+@case("unread_columns", None)
+def columns_that_are_all_read(root):
+    return table(root, {"label": ["cat", "dog"] * 4, "patient": ["a", "b"] * 4}, group=("patient",))
+
+
 @case("unread_split", "warning")
 def a_column_of_splits_that_no_option_names(root):
     return table(root, {"label": ["cat", "dog"] * 4, "Split": ["train", "test"] * 4})

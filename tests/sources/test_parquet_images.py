@@ -194,3 +194,29 @@ def test_paths_beside_a_column_of_bytes_stay_paths(tmp_path):
     source = build_source(config_of(tmp_path, tmp_path / "x.parquet"))
 
     assert [record.content[0] for record in source.records()] == ["a.jpg", "b.jpg"]
+
+
+def test_the_folder_of_a_set_is_enough(tmp_path):
+    write_parquet(tmp_path / "set/data/train-00000-of-00001.parquet")
+    write_parquet(tmp_path / "set/data/test-00000-of-00001.parquet", 4, first=20)
+    source = build_source(
+        ImageTableDataConfig(path=str(tmp_path / "set"), cache=str(tmp_path / "cache"))
+    )
+
+    records = list(source.records())
+
+    assert [record.split for record in records] == ["test"] * 4 + ["train"] * 10
+    assert source.classes == tuple(NAMES)
+
+
+def test_one_of_several_columns_of_images_must_be_named(tmp_path):
+    images = [{"bytes": image_bytes(), "path": None}]
+    pq.write_table(
+        pa.table({"left": images, "right": images, "label": [0]}), tmp_path / "x.parquet"
+    )
+    source = build_source(
+        ImageTableDataConfig(path=str(tmp_path / "x.parquet"), cache=str(tmp_path))
+    )
+
+    with pytest.raises(ConfigError, match=r"data\.image=path is not a column"):
+        list(source.records())

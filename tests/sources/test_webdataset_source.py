@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -607,3 +608,23 @@ def test_tars_in_folders_of_splits_are_named_and_read(tmp_path):
     assert sorted({record.split for record in records}) == ["train", "val"]
     assert all(record.split in record.key for record in records)
     assert len(records) == 4
+
+
+def test_a_key_is_the_samples_name_as_the_page_says(tmp_path):
+    write_tar(tmp_path / "train-000000.tar", {"cam0/f.png": png(1), "cam0/f.cls": "0"})
+    (record,) = build_source(tar_config(tmp_path)).records()
+
+    assert unquote(record.key) == "train-cam0/f"
+    assert record.key == "train-cam0%2Ff"
+
+
+def test_keys_of_json_that_no_option_reads_are_noted(tmp_path):
+    members = {"a.png": png(1), "a.json": '{"label": 0, "caption": "x", "quality": 3}'}
+    write_tar(tmp_path / "train-000000.tar", members)
+
+    preview = preview_of(tar_config(tmp_path))
+
+    (note,) = (finding for finding in preview.findings if "keys of .json" in finding.message)
+    assert "caption" in note.message
+    assert "quality" in note.message
+    assert "label" not in note.message

@@ -147,7 +147,8 @@ class ImageTableDataConfig(ImageFileDataConfig):
     root: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """Folder that image and mask paths are relative to; null takes the folder of the table."""
     image: str = "path"
-    """Column of the image's path, or in Parquet of its bytes, as Hugging Face's datasets writes them."""
+    """Column of the image's path, or in Parquet of its bytes, as Hugging Face's datasets writes them (the only such
+    column is found by itself)."""
     label: str | None = "label"
     """Column of the class: its name, or the label itself if all values are numbers. null: no labels. Not read with
     data.labels."""

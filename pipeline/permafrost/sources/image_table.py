@@ -69,7 +69,12 @@ from permafrost.sources.label_cells import (
     state_of,
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
-from permafrost.sources.several_files import find_files, split_in_name, tally_other_files
+from permafrost.sources.several_files import (
+    find_files,
+    inner_folder,
+    split_in_name,
+    tally_other_files,
+)
 from permafrost.sources.splits import (
     TEST,
     TRAIN,
@@ -80,9 +85,11 @@ from permafrost.sources.splits import (
 )
 from permafrost.sources.table_files import (
     ListedRow,
+    column_names,
     is_all_digits,
     iter_distinct,
     read_rows,
+    readable,
     tally_unknown,
     to_label,
     to_text,
@@ -128,7 +135,7 @@ class ImageTableSource:
 
     def __init__(self, config: ImageTableDataConfig) -> None:
         self.config = config
-        self._table = Path(config.path).absolute()
+        self._table = inner_folder(Path(config.path).absolute(), ".parquet")
         self.tally = Tally()
         """Counts of what the last listing met."""
 
@@ -147,9 +154,21 @@ class ImageTableSource:
         return self._table if self._table.is_dir() else self._table.parent
 
     @cached_property
+    def _image_column(self) -> str:
+        """Column of the images: data.image, or the only one with images if it is not typed and there is no such one."""
+        path, image = self._files[0], self.config.image
+        if path.suffix.lower() == ".parquet" and image == type(self.config).image:
+            with readable(path):
+                names = column_names(path)
+            columns = [name for name in names if holds_images(path, name)]
+            if image not in names and len(columns) == 1:
+                return columns[0]
+        return image
+
+    @cached_property
     def _images(self) -> dict[str, ParquetImages]:
         """The images that the files themselves contain, by the name of the file."""
-        column = self.config.image
+        column = self._image_column
         return {
             path.name: ParquetImages.of(path, column, Path(self.config.cache))
             for path in self._files
@@ -259,7 +278,7 @@ class ImageTableSource:
         """Map each option to the column that it names."""
         config = self.config
         named = {
-            "image": config.image,
+            "image": self._image_column,
             "label": config.label,
             "labels": self._lists_column,
             "split": config.split,

@@ -21,6 +21,19 @@ OTHER_FOLDERS = "folders that are not read"
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
 
+def inner_folder(path: Path, suffix: str) -> Path:
+    """Return the only folder with files of a suffix in a folder that has none itself, or the path as it is.
+
+    Args:
+        path: Folder, such as that of a set of Hugging Face, whose files are in `data`; glob, range or file.
+        suffix: Suffix with its dot, such as .parquet.
+    """
+    if not path.is_dir() or any(path.glob(f"*{suffix}")):
+        return path
+    inner = {file.parent for file in path.glob(f"*/*{suffix}")}
+    return inner.pop() if len(inner) == 1 else path
+
+
 def find_files(path: Path, suffix: str) -> list[Path]:
     """Find the files of a folder with a suffix, or those of a glob or of a {000000..000009} range.
 
