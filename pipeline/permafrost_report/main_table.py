@@ -442,7 +442,7 @@ def summary_table(run: str) -> str:
         levels = [
             column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
         ]
-        table.append(["chance", "", *("" for _ in selected), *levels])
+        table.append(["constant", "", *("" for _ in selected), *levels])
     one_seed = [f"({ONE_SEED})"] if any(arm["seeds"] == 1 for arm in arms) else []
     return "\n".join([align_columns(table), *one_seed])
 

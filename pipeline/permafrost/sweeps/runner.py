@@ -195,6 +195,7 @@ class StudentRunner:
                 finished += 1
                 self.done.add(outcome.name)
                 self.trained |= {outcome.name} & untrained
+                bar.set_description(f"sweep {finished}/{len(missing)} students")
                 logger.info(
                     "%s evaluated on %s (%d of %d)", outcome.name, splits, finished, len(missing)
                 )
