@@ -27,7 +27,7 @@ from pathlib import Path
 
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.core.errors import require
+from permafrost.core.errors import UserError, require
 from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import exists, write_atomically
 from permafrost.store.manifest import MANIFEST_NAME
@@ -62,11 +62,20 @@ def estimate_store(config: EstimateConfig) -> EstimateResult:
         f"store.path={config.store.path} holds no finished store; name the data to estimate with data=, as in "
         "data=image_folder data.path=photos, or correct store.path",
     )
+    require(
+        not config.store.teacher,
+        "store.teacher names a pass that is finished, and an estimate is of one that is made; name its network by "
+        "teacher= and teacher.weights=, and compare students on the pass with permafrost sweep",
+    )
     _announce(config, finished)
     from permafrost_estimate.measurement import measure  # imports torch
 
     with tempfile.TemporaryDirectory(prefix="permafrost-estimate-") as folder, _quiet():
-        estimate = measure(config, Path(folder))
+        try:
+            estimate = measure(config, Path(folder))
+        except UserError as error:  # about the sample
+            error.args = (str(error).replace(f"{folder}/store", config.store.path),)
+            raise
     path = RunFolder(config.run).path / "estimate.json"
     write_atomically(path, (json.dumps(plain_values(estimate), indent=1) + "\n").encode())
     return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))

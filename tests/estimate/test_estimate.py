@@ -455,3 +455,11 @@ def test_sides_take_turns_while_time_is_left(monkeypatch):
     assert calls == ["a", "b", "a", "b"]  # the second round would begin after half of the time
     assert seconds == {"a": [3.0], "b": [3.0]}
     assert TimeBudget(None).remaining() == float("inf")
+
+
+def test_a_pass_that_is_finished_is_not_estimated(frozen):
+    config = estimate_config(frozen.config)
+    named = replace(config.store, teacher=("anything",))
+
+    with pytest.raises(ConfigError, match=r"store\.teacher names a pass that is finished"):
+        estimate.run(replace(config, store=named))
