@@ -321,7 +321,12 @@ def find_shared_groups(preview: Preview) -> Iterator[Remark]:
     if is_of_classes or groups.records > _MAX_SMALL_GROUP * groups.groups:
         return
     drawn = getattr(preview.data, "test_fraction", 0)
-    remedy = "keep them whole with data.keep_groups=true" if drawn else "correct data.split"
+    is_named = getattr(preview.data, "split", None) is not None
+    remedy = (
+        "correct data.split"
+        if is_named or not drawn
+        else "keep them whole with data.keep_groups=true"
+    )
     yield (
         "warning",
         f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "

@@ -121,6 +121,19 @@ def a_store_a_teacher_and_a_student(session, photos):
     assert session.follow()[0] == "evaluate"
 
 
+def a_preview(session, photos):
+    session.type("preview", "data=image_folder", "data.path=photos")
+    verb, words = session.follow()
+    assert verb == "precompute"
+    assert "store.path=stores/photos" in words
+    assert session.printed.startswith("permafrost teach store.path=stores/photos")
+
+    (photos / "train" / "animal").mkdir()
+    for name in "ab":
+        (photos / "train" / name).rename(photos / "train" / "animal" / name)
+    assert "next:" not in session.type("preview", "data=image_folder", "data.path=photos")
+
+
 def a_network_of_a_module(session, photos):
     (photos.parent / "nets.py").write_text(
         "from torch import nn\n\n\ndef build(classes):\n"
@@ -236,6 +249,7 @@ def an_export(session, photos):
 
 
 RUNS = {
+    a_preview: ("preview", "precompute"),
     a_store_a_teacher_and_a_student: ("precompute", "teach", "distill", "evaluate"),
     a_network_of_a_module: ("precompute", "teach", "distill", "evaluate"),
     records_without_a_second_split: ("precompute", "distill"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Lt
 
 from permafrost.config.cluster import ClusterConfig, ExecutorName
-from permafrost.config.options import Options, Role, is_left_out, options_of
+from permafrost.config.options import Command, Options, Role, is_left_out, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
@@ -257,3 +257,5 @@ class PreviewConfig(Options):
     """Folder for a temporary listing, which all hosts of a cluster must see; null takes one of this machine."""
     against: Annotated[str | None, Role.FILE] = None
     """Store to which the records may be appended. New ones are compared with its own, and only their files are read."""
+    command: Command = ()
+    """Command that previews them."""

@@ -15,6 +15,8 @@ from tqdm import tqdm
 logger = logging.getLogger("permafrost.progress")
 
 SECONDS_PER_LINE = 10.0
+_MIN_SHARE = 50
+"""A fiftieth of the work must be done before the rest is estimated, as its first records take longer."""
 _BAR = "{l_bar}{bar}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
@@ -58,6 +60,8 @@ class ProgressLines:
         """Estimate the time that the remaining units take, as text, from all updates but the first."""
         if self._first is None or not self._first[1] < self.n < self.total:
             return ""
+        if (self.n - self._first[1]) * _MIN_SHARE < self.total:
+            return ""  # the first records take longer
         rate = (now - self._first[0]) / (self.n - self._first[1])
         seconds = rate * (self.total - self.n)
         for unit, length in (("h", 3600), ("min", 60)):

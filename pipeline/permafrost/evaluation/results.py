@@ -218,20 +218,23 @@ def stored_thresholds(
 
 
 def label_rows(table: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """Return the cells of a table of labels: counts, threshold, and scores with their intervals.
+    """Return the cells of a table of labels: counts, threshold, F1 with its interval, and the other scores.
+
+    The table fits 120 columns; metrics.json has all intervals.
 
     Args:
         table: Entry PER_LABEL of a split's metrics.
     """
-    counts, measures = ("positives", "negatives", "unknown"), ("f1", "precision", "recall")
-    scores = (*measures, "average_precision", "auroc")
+    counts = ("positives", "negatives", "unknown")
+    scores = ("f1", "precision", "recall", "average_precision", "auroc")
     titles = ["label", *counts, "threshold", *(name.replace("_", " ") for name in scores)]
     rows = [titles]
     for name, row in table.items():
         cells = [name, *(f"{row[count]:,}" for count in counts), f"{row['threshold']:.3f}"]
         for score in scores:
             ends = [row.get(f"{score}{end}", math.nan) for end in ("", "_low", "_high")]
-            cells.append("-" if score not in row else "{:.3f} ({:.3f} to {:.3f})".format(*ends))
+            form = "{:.3f} ({:.3f} to {:.3f})" if score == "f1" else "{:.3f}"
+            cells.append("-" if score not in row else form.format(*ends))
         rows.append(cells)
     return rows
 
@@ -402,11 +405,12 @@ def _later_options(evaluator: str) -> dict[str, Any]:
 def _check_same(
     folder: Path, evaluator: str, done: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    again = f"delete {folder} to evaluate again, or choose another run="
+    again = f"delete {folder} to evaluate again (the student is in another one and stays)"
     later = _later_options(evaluator)
     for name, value in {**later, **options}.items():
         before = done["options"].get(name, later.get(name))
         if before != value:
+            before, value = ("null" if each is None else each for each in (before, value))
             option = name if "." in name else f"evaluate.{evaluator}.{name}"
             raise ConfigError(
                 f"{folder / METRICS_NAME} has {evaluator} with {option}={before}, but this one has {value}; {again}"

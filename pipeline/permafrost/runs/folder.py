@@ -86,6 +86,20 @@ class RunFolder:
             _claim(folder, verb, config, inputs | plugin_digests(config))
             yield folder
 
+    def check(self, verb: str, config: Options, inputs: dict[str, str]) -> None:
+        """Check that the folder of a verb holds no results of other options, without writing to it.
+
+        Args:
+            verb: Command of the work, which names the folder.
+            config: Options of the command.
+            inputs: Fingerprints of the inputs.
+
+        Raises:
+            ConfigError: If it does.
+        """
+        values = to_plain_dict(config) | {"inputs": inputs | plugin_digests(config)}
+        _require_same(self.path / verb, verb, values, type(config))
+
 
 @contextmanager
 def mirrored_run(run: str) -> Iterator[None]:
@@ -115,29 +129,34 @@ def without_remains(run: str) -> Iterator[None]:
 def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:
     """Write the config of a run to its folder. Raises ConfigError if the folder holds results of other options."""
     values = to_plain_dict(config) | {"inputs": inputs}
-    path = folder / CONFIG_NAME
     remove_partial_files(folder)
-    if path.exists() and any((folder / name).exists() for name in _RESULTS):
-        existing = identity(read_config(path, type(config)), type(config))
-        wanted = identity(values, type(config))
-        order = [", ".join(one["inputs"]) for one in (existing, wanted)]
-        if existing != wanted or order[0] != order[1]:
-            remedy = "choose another run=, or delete that folder"
-            if verb == "distill":
-                remedy += f". For more epochs of this student, train another run from student.weights={folder}"
-            if verb.startswith("evaluate") and not verb.endswith("-network"):
-                remedy = (
-                    "delete that folder to evaluate again (the student is in another one and stays)"
-                )
-            difference = (
-                f"the inputs {order[0]} in this order, but this one has {order[1]}"
-                if existing == wanted
-                else _shorten(_differences(existing, wanted))
-            )
-            raise ConfigError(f"{folder} contains a run with {difference}; {remedy}")
-    else:
+    if not _require_same(folder, verb, values, type(config)):
         identity_values = identity(values, type(config)) | {"run": None, "verb": verb}
-        save_config(path, values | {_IDENTITY: sha256_json(identity_values)[:32]})
+        save_config(folder / CONFIG_NAME, values | {_IDENTITY: sha256_json(identity_values)[:32]})
+
+
+def _require_same(folder: Path, verb: str, values: dict[str, Any], cls: type[Options]) -> bool:
+    """Return whether a folder has results. Raises ConfigError if they are of other options."""
+    path = folder / CONFIG_NAME
+    if not (path.exists() and any((folder / name).exists() for name in _RESULTS)):
+        return False
+    existing, wanted = identity(read_config(path, cls), cls), identity(values, cls)
+    order = [", ".join(one["inputs"]) for one in (existing, wanted)]
+    if existing != wanted or order[0] != order[1]:
+        remedy = "choose another run=, or delete that folder"
+        if verb == "distill":
+            remedy += f". For more epochs of this student, train another run from student.weights={folder}"
+        if verb.startswith("evaluate") and not verb.endswith("-network"):
+            remedy = (
+                "delete that folder to evaluate again (the student is in another one and stays)"
+            )
+        difference = (
+            f"the inputs {order[0]} in this order, but this one has {order[1]}"
+            if existing == wanted
+            else _shorten(_differences(existing, wanted))
+        )
+        raise ConfigError(f"{folder} contains a run with {difference}; {remedy}")
+    return True
 
 
 def run_identity(folder: Path) -> str | None:

@@ -76,7 +76,9 @@ def split_of(
     if value not in names and is_unknown(value):
         raise error(f"{quote(value)} is not a split")
     if names and value not in names:
-        raise error(f"data.split_names has no {quote(value)}; it has: {', '.join(names)}")
+        raise error(
+            f"data.split_names has no {quote(value)}; it has: {', '.join(map(quote, names))}"
+        )
     split = names[value] if names else known_split(value) or value
     if not is_split_name(split):
         raise error(

@@ -124,7 +124,12 @@ class TrainingJob(ABC):
         """Return what the training reads, computes and writes, by name."""
 
     def describe_folder(self) -> str:
-        """Return the folder, and whether a checkpoint in it is continued."""
+        """Return the folder, and whether a checkpoint in it is continued.
+
+        Raises:
+            ConfigError: If the folder has results of other options.
+        """
+        RunFolder(self.run).check(self.folder.name, self.options, self.inputs())
         is_begun = (self.folder / CHECKPOINT_NAME).exists()
         return f"{self.folder}{', from its checkpoint' if is_begun else ''}"
 

@@ -15,6 +15,7 @@ Rerun   the same command shows the same
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,10 +43,11 @@ class PreviewResult:
 
     preview: Preview
     lines: dict[str, str] = field(default_factory=dict)
+    next: str = ""
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
-        return self.lines
+        return {**self.lines, "next": self.next}
 
 
 def preview_data(config: PreviewConfig) -> PreviewResult:
@@ -77,7 +79,8 @@ def preview_data(config: PreviewConfig) -> PreviewResult:
         others += _find_changes(config.data, listed)
     preview = add_findings(preview)
     preview = replace(preview, findings=(*others, *preview.findings))
-    return PreviewResult(preview=preview, lines={**preview.lines(), "findings": _describe(preview)})
+    lines = {**preview.lines(), "findings": _describe(preview)}
+    return PreviewResult(preview=preview, lines=lines, next=_next_command(config, preview))
 
 
 def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
@@ -106,6 +109,17 @@ def _find_changes(data: DataConfig, listed: ListedData) -> list[Finding]:
         f"records that the store has are not as they were packed: {'; '.join(changes)}; {advice}"
     )
     return [Finding(name="changed_records", level="error", message=message)] if changes else []
+
+
+def _next_command(config: PreviewConfig, preview: Preview) -> str:
+    """Return the command that packs the data; empty if packing would stop, or they were compared with a store."""
+    typed = [word for word in config.command[1:] if word.startswith("data")]
+    if not typed or config.against or preview.with_level("error"):
+        return ""
+    name = Path(str(getattr(config.data, "path", ""))).stem or "my-store"
+    return shlex.join(
+        ["permafrost", "precompute", *typed, f"store.path=stores/{name}", "teacher=none"]
+    )
 
 
 @contextmanager
