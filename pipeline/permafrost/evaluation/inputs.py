@@ -148,6 +148,11 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     run = RunFolder(config.run).path
     student = run / "distill"
     trained = SavedNetwork(student).describe()
+    require(
+        HOLDOUT not in config.evaluate.splits or trained.subset.holdout > 0,
+        f"evaluate.splits={HOLDOUT}: the student was trained with subset.holdout=0, which holds out no records; name "
+        "another split, or train with subset.holdout=10",
+    )
     place = place_beside(student, Store(config.store.folder))
     main = evaluation_folder(config.evaluate.against, place)
     if config.evaluate.against is not None:
