@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import shutil
@@ -300,8 +301,10 @@ def test_the_next_command_of_each_experiment_is_composed():
 # ---- options and commands that messages name -----------------------------------------------------
 
 
+@functools.cache
 def messages():
-    """Yield (place, text) of each literal that is not a docstring, with {} for what a formatted one inserts."""
+    """Return (place, text) of each literal that is not a docstring, with {} for what a formatted one inserts."""
+    texts = []
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         tree = ast.parse(path.read_text())
         inside = {
@@ -314,13 +317,14 @@ def messages():
             place = f"{path.relative_to(ROOT / 'pipeline')}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.JoinedStr):
                 parts = [v.value if isinstance(v, ast.Constant) else "{}" for v in node.values]
-                yield place, "".join(parts)
+                texts.append((place, "".join(parts)))
             elif (
                 isinstance(node, ast.Constant)
                 and isinstance(node.value, str)
                 and id(node) not in inside
             ):
-                yield place, node.value
+                texts.append((place, node.value))
+    return texts
 
 
 def options_below(prefix, cls):

@@ -149,7 +149,9 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     student = run / "distill"
     trained = SavedNetwork(student).describe()
     require(
-        HOLDOUT not in config.evaluate.splits or trained.subset.holdout > 0,
+        HOLDOUT not in config.evaluate.splits
+        or trained.subset.holdout > 0
+        or config.evaluate.store is not None,
         f"evaluate.splits={HOLDOUT}: the student was trained with subset.holdout=0, which holds out no records; name "
         "another split, or train with subset.holdout=10",
     )
