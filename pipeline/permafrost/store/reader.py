@@ -328,7 +328,8 @@ class Store:
         if len(matches) != 1:
             folders = self.pass_folders(stored_views=stored_views)
             raise StoreMismatchError(
-                f"{self.path} has {'several' if matches else 'no'} {_kind(stored_views)} {name!r}"
+                f"{self.path} has {'several' if matches else 'no'} "
+                f"{_kind(stored_views, 'passes' if matches else 'pass')} {name!r}"
                 f"{'' if matches else self._hints(stored_views, name)}; set store.teacher (in Python teacher=) to one "
                 f"of: {self._describe_passes(folders)}"
             )
