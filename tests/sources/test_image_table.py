@@ -186,7 +186,7 @@ def test_masks_come_as_gray_png_and_may_be_absent(make_table, tmp_path):
         (
             {"part": ["0", "1", "2"]},
             {"split": "part", "split_names": {"0": "train", "1": "val"}},
-            "row 3, column part: data.split_names has no '2'; it has: 0, 1",
+            "row 3, column part: data.split_names has no '2'; it has: '0', '1'",
         ),
         ({}, {"classes": ["x"]}, "row 2, column label: 'y' is not one of the 1 classes"),
         (

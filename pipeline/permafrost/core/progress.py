@@ -15,8 +15,8 @@ from tqdm import tqdm
 logger = logging.getLogger("permafrost.progress")
 
 SECONDS_PER_LINE = 10.0
-_MIN_SHARE = 50
-"""A fiftieth of the work must be done before the rest is estimated, as its first records take longer."""
+_MIN_SHARE = 100
+"""A hundredth of the work must be done before the rest is estimated, as its first records take longer."""
 _BAR = "{l_bar}{bar}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
