@@ -84,10 +84,10 @@ KINDS = [
     ("annotate.payloads=[pooled]", ["method=embedding"]),
     slow("annotate.payloads=[logits,pooled]", ["method=embedding", "method.lambda_kd=1"]),
     slow("annotate.payloads=[features]", ["method=features"]),
-    ("annotate.payloads=[logits,features]", ["method=features", "method.lambda_kd=1"]),
-    ("annotate.payloads=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
+    slow("annotate.payloads=[logits,features]", ["method=features", "method.lambda_kd=1"]),
+    slow("annotate.payloads=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
     slow("annotate.logits=topk annotate.k=3", []),
-    ("views=random views.count=2 augment=pad_crop", []),
+    slow("views=random views.count=2 augment=pad_crop", []),
     slow("teacher=bcos teacher.name=resnet8 teacher.weights=random explainer=bcos_weights", []),
     slow(
         "teacher=additive teacher.name=conv teacher.superfeatures=4 teacher.grid=[4,4] teacher.input_size=16 "

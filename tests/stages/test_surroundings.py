@@ -122,6 +122,7 @@ def test_names_of_passes_are_names(frozen):
 # ---- standard streams ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_command_without_standard_streams_keeps_other_text_out_of_its_files(tmp_path):
     """As a daemon starts it. The next file that is opened would be number 2, to which libraries print."""
     words = ["data=demo", "data.image_size=32", "data.min_digit_size=8", "data.max_digit_size=12"]

@@ -365,6 +365,7 @@ def test_thresholds_of_another_store_must_have_been_chosen(inside):
     assert permafrost.evaluate("evaluate.splits=[new]", store="stores/month", run="student").splits
 
 
+@pytest.mark.slow
 def test_the_program_of_an_export_predicts_by_the_stored_thresholds(
     inside, world, capsys, monkeypatch
 ):
