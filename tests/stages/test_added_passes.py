@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.models.providers import build_model
+from permafrost.models.providers import build_model, sha256_tensors
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
@@ -320,6 +321,25 @@ def test_equal_weights_in_another_file_are_said_to_be_equal(one_pass, tmp_path, 
 
     assert "are equal, tensor for tensor, to those of resnet14-" in caplog.text
     assert "(plain.pth)" in caplog.text
+
+
+def test_a_state_of_any_type_has_a_digest_of_its_own():
+    class Counted(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    networks = [Counted(2, 3).to(dtype) for dtype in (torch.bfloat16, torch.float32)]
+    networks.append(nn.Linear(2, 3))
+    networks[2].load_state_dict(networks[1].state_dict(), strict=False)
+    mixed = nn.BatchNorm2d(2)  # with a counter of whole numbers that has no axis
+
+    digests = [sha256_tensors(network) for network in (*networks, mixed)]
+
+    assert digests[1] == digests[2]
+    assert len(set(digests)) == 3
 
 
 def test_a_removed_pass_leaves_a_sound_store(one_pass):

@@ -71,11 +71,15 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def sha256_tensors(network: nn.Module) -> str:
-    """Compute the SHA-256 of the names, types, shapes and values of a network's state, which no file's form changes."""
+    """Compute the SHA-256 of a network's state: names, types, shapes and values of its tensors of any type.
+
+    Other entries, such as the extra state of a module, are left out.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
