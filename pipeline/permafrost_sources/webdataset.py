@@ -340,8 +340,10 @@ class WebDatasetSource:
         try:
             values: dict[str, Any] = json.loads(data)
             read = {self.config.label_key, "labels", "group", "boxes"}
-            for key in values.keys() - read:
-                self.tally.add(OTHER_KEYS, str(key)[:80], where.rpartition("/")[2])
+            keys = values.keys()  # which only a mapping has
+            for key in keys:
+                if key not in read:
+                    self.tally.add(OTHER_KEYS, str(key)[:80], where.rpartition("/")[2])
         except (ValueError, AttributeError, RecursionError) as error:
             raise self._form_error(where, error) from error
         return values
