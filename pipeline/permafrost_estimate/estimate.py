@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def estimate_store(config: EstimateConfig) -> EstimateResult:
         try:
             estimate = measure(config, Path(folder))
         except UserError as error:  # about the sample
-            error.args = (str(error).replace(f"{folder}/store", config.store.path),)
+            error.args = (re.sub(rf"{re.escape(folder)}/\w+", config.store.path, str(error)),)
             raise
     path = RunFolder(config.run).path / "estimate.json"
     write_atomically(path, (json.dumps(plain_values(estimate), indent=1) + "\n").encode())

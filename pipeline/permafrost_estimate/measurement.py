@@ -32,12 +32,12 @@ from permafrost_estimate.sample import (
 from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import VolumePart, image_part, index_part, pass_parts
 
-logger = logging.getLogger("permafrost.estimate")
-
 if TYPE_CHECKING:
     from permafrost.store.reader import TeacherPass
     from permafrost_estimate.freezing import FreezingRow
     from permafrost_estimate.steps import StepTimes, TeacherTimes
+
+logger = logging.getLogger("permafrost.estimate")
 
 
 def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> Spread:
@@ -148,8 +148,8 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
     Raises:
         UserError: If the data, the teacher or the store cannot be used, as in precompute.
     """
-    budget = TimeBudget(config.estimate.seconds)
     sample = _sample(config, RootedPath(folder / "store"))
+    budget = TimeBudget(config.estimate.seconds)  # of teacher and students
     teacher = config.teacher
     if sample.appended is not None and not isinstance(teacher, NoModelConfig):
         first = len(Store(config.store.folder).part(0, 1).manifest.classes)  # those that it has
@@ -223,9 +223,10 @@ def _fitting_sample(
 
     views = 0 if config.views.kind == "canonical" else config.views.count
     each = seconds_of_teacher(_for_sample(config, sample.store), sample.store) * (1 + views)
-    fitting = max(2, int(budget.remaining(1 / 3) / each / config.estimate.shards))
-    if each * measured <= budget.remaining(1 / 3):
+    seconds = budget.remaining(1 / 3)
+    if each * measured <= seconds:
         return sample
+    fitting = max(2, int(seconds / each / config.estimate.shards))
     logger.warning(
         "the teacher takes about %.2g s per record, so %s records of a shard are measured; estimate.seconds=%g is the "
         "limit",

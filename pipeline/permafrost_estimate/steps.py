@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.pass_plan import plan_pass
+from permafrost.annotation.pass_plan import PassPlan, plan_pass
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import Mode, SeveralConfig
 from permafrost.config.models import NoModelConfig
@@ -35,9 +35,11 @@ from permafrost.training.step import train_step
 from permafrost.training.targets import TargetSource
 from permafrost_estimate.options import EstimateConfig
 from permafrost_estimate.sample import Spread, spread_of
-from permafrost_estimate.turns import TimeBudget, seconds_per_record
+from permafrost_estimate.turns import TimeBudget
 
 _DECODING = "decoding"
+_STEPS_ON_GPU = 4
+"""Steps that are counted together on a GPU."""
 _SMALLEST_STEP = 2
 """Fewest records of a step, since a batch normalization needs two, and a mixture a pair."""
 _SHARE_OF_MEMORY = 0.25
@@ -185,20 +187,28 @@ def seconds_of_teacher(config: PrecomputeConfig, store: Store) -> float:
         config: Options of the pass.
         store: Store of the sample.
     """
-    plan = plan_pass(config, store)
-    options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
     shard = store.shards[0]
     count = min(_SMALLEST_STEP, shard.records)
     frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
     with torch_threads(config.cluster.threads_per_actor):
-        annotator = TeacherAnnotator(
-            plan.teacher, plan.classes, plan.explainer, options, store.size
-        )
+        annotator = _annotator(plan_pass(config, store), config.annotate.channels_last)
         annotator.annotate([frames], keys)  # the first one warms up
         started = perf_counter()
         annotator.annotate([frames], keys)
     return (perf_counter() - started) / count
+
+
+def _annotator(plan: PassPlan, channels_last: bool | None) -> TeacherAnnotator:
+    """Build the teacher of a pass as it is measured, with a memory format."""
+    options = replace(
+        plan.config.annotate,
+        precision=plan.precision,
+        compile=False,
+        min_fidelity=0.0,
+        channels_last=channels_last,
+    )
+    return TeacherAnnotator(plan.teacher, plan.classes, plan.explainer, options, plan.store.size)
 
 
 def _memory_limit(gigabytes: float | None, device: torch.device) -> float:
@@ -257,7 +267,7 @@ def measure_annotation(
         negative, by that option as it is typed.
     """
     plan = plan_pass(config, store)  # precision=auto is that of the pass
-    options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
+    options = config.annotate
     other: PassPrecision = "bfloat16" if plan.precision == "float32" else "float32"
     shard = max(store.shards, key=lambda entry: entry.records)
     count = min(shard.records, options.records_per_batch)
@@ -265,18 +275,14 @@ def measure_annotation(
     records = ShardFrames(store, shard, np.arange(count))
     frames = records.read(0, count)
 
-    def build(channels_last: bool | None) -> TeacherAnnotator:
-        changed = replace(options, channels_last=channels_last)
-        return TeacherAnnotator(plan.teacher, plan.classes, plan.explainer, changed, store.size)
-
     with torch_threads(config.cluster.threads_per_actor):
-        base_annotator = build(options.channels_last)
+        base_annotator = _annotator(plan, options.channels_last)
         annotators = {"": base_annotator}
         if pass_precision(replace(options, precision=other), plan.explainer) == other:
             annotators[f"annotate.precision={other}"] = base_annotator.with_precision(other)
         if store.form.has_places:
             turned = not base_annotator.settings.channels_last
-            annotators[f"annotate.channels_last={str(turned).lower()}"] = build(turned)
+            annotators[f"annotate.channels_last={str(turned).lower()}"] = _annotator(plan, turned)
 
         def side(annotator: TeacherAnnotator) -> Callable[[], float]:
             def annotate() -> float:
@@ -291,8 +297,8 @@ def measure_annotation(
             records.read(0, count)
             return (perf_counter() - started) / count
 
-        sides = {word: side(annotator) for word, annotator in annotators.items()}
-        sides = {_DECODING: decode, **sides}
+        measured = {word: side(annotator) for word, annotator in annotators.items()}
+        sides = {_DECODING: decode, **measured}
         seconds = budget.in_turn(sides, rounds, "annotation", share=0.5, needed=2)
     base, decoding = seconds.pop(""), seconds.pop(_DECODING)
     return TeacherTimes(decoding=spread_of(decoding), teacher=spread_of(base)), {
@@ -381,6 +387,29 @@ class SharedTargets:
             self.targets = self.source(batch, request)
             self.keys = batch.keys
         return self.targets
+
+
+def seconds_per_record(
+    step: Callable[[], int], synchronize: Callable[[], None], device_type: str
+) -> float:
+    """Take steps and return their seconds per record.
+
+    A GPU's next batch is read during a step, so a single step would not contain the time in which a slower reading is
+    waited for. There the first step is not counted, as its batch was read during the other student's steps.
+
+    Args:
+        step: Takes a step and returns its number of records.
+        synchronize: Waits until the device has finished its work.
+        device_type: Type of the device, such as cuda.
+    """
+    uncounted, counted = (1, _STEPS_ON_GPU) if device_type == "cuda" else (0, 1)
+    for _ in range(uncounted):
+        step()
+        synchronize()
+    started = perf_counter()
+    records = sum(step() for _ in range(counted))
+    synchronize()
+    return (perf_counter() - started) / records
 
 
 def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:

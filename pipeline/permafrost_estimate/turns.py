@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from time import monotonic, perf_counter
+from time import monotonic
 
 from permafrost.core.progress import progress
-
-_STEPS_ON_GPU = 4
-"""Steps that are counted together on a GPU."""
 
 
 class TimeBudget:
@@ -75,26 +72,3 @@ class TimeBudget:
                     seconds[name].append(sides[name]())
                 bar.update(1)
         return seconds
-
-
-def seconds_per_record(
-    step: Callable[[], int], synchronize: Callable[[], None], device_type: str
-) -> float:
-    """Take steps and return their seconds per record.
-
-    A GPU's next batch is read during a step, so a single step would not contain the time in which a slower reading is
-    waited for. There the first step is not counted, as its batch was read during the other student's steps.
-
-    Args:
-        step: Takes a step and returns its number of records.
-        synchronize: Waits until the device has finished its work.
-        device_type: Type of the device, such as cuda.
-    """
-    uncounted, counted = (1, _STEPS_ON_GPU) if device_type == "cuda" else (0, 1)
-    for _ in range(uncounted):
-        step()
-        synchronize()
-    started = perf_counter()
-    records = sum(step() for _ in range(counted))
-    synchronize()
-    return (perf_counter() - started) / records

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from permafrost_estimate import turns
+from permafrost_estimate import steps
 from permafrost_estimate.measurement import break_even_epochs, format_bytes
 from permafrost_estimate.sample import Spread, spread_of
 
@@ -40,14 +40,14 @@ def test_on_a_gpu_the_first_step_is_not_counted_as_its_batch_was_ready(
 ):
     """The first step takes 1 s for 4 records, the others take 2 s."""
     seconds, taken = [0.0], []
-    monkeypatch.setattr(turns, "perf_counter", lambda: seconds[0])
+    monkeypatch.setattr(steps, "perf_counter", lambda: seconds[0])
 
     def step():
         seconds[0] += 2.0 if taken else 1.0
         taken.append(4)
         return 4
 
-    found = turns.seconds_per_record(step, lambda: taken.append(0), device)
+    found = steps.seconds_per_record(step, lambda: taken.append(0), device)
 
     assert found == expected
     assert taken == ([4, 0] if device == "cpu" else [4, 0, 4, 4, 4, 4, 0])
