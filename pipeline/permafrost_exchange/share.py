@@ -56,7 +56,7 @@ def share_targets(config: ShareConfig) -> ShareResult:
         records=done.records,
         files=done.files,
         bytes=done.bytes,
-        next=f"permafrost attach {quote(f'from={folder}')} store.path=<ANOTHER-STORE>"
+        next=f"permafrost attach {quote(f'from={folder}')} store.path=ANOTHER-STORE"
         if config.form == "webdataset"
         else "",
     )

@@ -184,3 +184,14 @@ def test_an_image_that_a_table_names_twice_is_an_error(permafrost, tmp_path):
     assert code == 0, err
     assert "error    repeated_keys: " in out
     assert "records 1 and 2 have the key 'a%2Ejpg'" in out
+
+
+def test_the_next_command_packs_into_a_store_of_a_plain_name(permafrost, photos, monkeypatch):
+    _, out, _ = permafrost("preview", f"data.path={photos}", "data=image_folder")
+    assert "store.path=stores/photos teacher=none" in out
+    _, out, _ = permafrost("preview", f"data.path={photos}", "data=image_folder", "experiment=demo")
+    assert "next:" not in out  # it would lose what was typed
+
+    monkeypatch.chdir(photos)
+    _, out, _ = permafrost("preview", "data.path=.", "data=image_folder")
+    assert "store.path=stores/my-store teacher=none" in out

@@ -63,7 +63,7 @@ class Session:
         assert program == "permafrost"
         for name, value in placeholders.items():
             words = [
-                f"{name}.path={value}" if word.startswith(f"{name}.path=<") else word
+                f"{name}.path={value}" if word == f"{name}.path=ANOTHER-STORE" else word
                 for word in words
             ]
         self.type(verb, *words)

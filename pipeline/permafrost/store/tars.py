@@ -76,7 +76,7 @@ def recovery_hint(shard: ShardEntry, ours: str) -> str:
         return ours
     return (
         "it is not the store's own file: restore it, or, if the tars have moved, run permafrost precompute "
-        "store.path=<this store> data=webdataset data.path=<their folder> teacher=none"
+        "store.path=STORE data=webdataset data.path=FOLDER teacher=none with this store and their folder"
     )
 
 

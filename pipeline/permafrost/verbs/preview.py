@@ -15,6 +15,7 @@ Rerun   the same command shows the same
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -113,10 +114,13 @@ def _find_changes(data: DataConfig, listed: ListedData) -> list[Finding]:
 
 def _next_command(config: PreviewConfig, preview: Preview) -> str:
     """Return the command that packs the data; empty if packing would stop, or they were compared with a store."""
-    typed = [word for word in config.command[1:] if word.startswith("data")]
-    if not typed or config.against or preview.with_level("error"):
+    words = config.command[1:]
+    typed = [word for word in words if word.startswith(("data=", "data."))]
+    has_experiment = any(word.startswith("experiment=") for word in words)
+    if not typed or has_experiment or config.against or preview.with_level("error"):
         return ""
-    name = Path(str(getattr(config.data, "path", ""))).stem or "my-store"
+    stem = Path(str(getattr(config.data, "path", ""))).stem
+    name = stem if re.fullmatch(r"[\w-]+", stem) else "my-store"
     return shlex.join(
         ["permafrost", "precompute", *typed, f"store.path=stores/{name}", "teacher=none"]
     )
