@@ -70,11 +70,15 @@ def find_unread_split(preview: Preview) -> Iterator[Remark]:
     with readable(table[0]):
         names = column_names(table[0])
     for name in names:
-        if name.strip().lower() in _SPLIT_COLUMNS:
+        if _may_be_split(name):
             yield (
                 "warning",
                 f"column {name} is not read; if it has the splits, set data.split={name}",
             )
+
+
+def _may_be_split(name: str) -> bool:
+    return name.strip().lower() in _SPLIT_COLUMNS
 
 
 def find_unread_columns(preview: Preview) -> Iterator[Remark]:
@@ -87,9 +91,14 @@ def find_unread_columns(preview: Preview) -> Iterator[Remark]:
     named += [data.labels] if isinstance(data.labels, str) else list(data.labels or ())
     with readable(path):
         names = column_names(path)
-        is_parquet = path.suffix.lower() == ".parquet"
-        images = [name for name in names if is_parquet and holds_images(path, name)]
-    others = [name for name in names if name not in (*named, *images)]
+    is_parquet = path.suffix.lower() == ".parquet"
+    others = [
+        name
+        for name in names
+        if name not in named
+        and not (is_parquet and holds_images(path, name))
+        and not (data.split is None and _may_be_split(name))  # it has a finding of its own
+    ]
     if others:
         yield "note", f"columns that are not read: {quote(', '.join(others), 200)[1:-1]}"
 

@@ -75,7 +75,6 @@ def test_a_training_with_another_key_is_another_run(frozen, checkpoint):
 
 
 def test_the_start_of_a_training_comes_before_published_weights_in_the_plan(frozen):
-    Path("mine.pth").write_bytes(b"weights")
     config = teach_config(frozen, "mine.pth", weights="pretrained:IMAGENET1K_V1")
 
     plan = TeacherPlan(config, Path("runs/teacher/teach"), frozen.store)

@@ -94,6 +94,10 @@ Frame = Literal["auto", "center_crop", "full"]
 E = TypeVar("E", bound=EvaluatorOptions)
 
 
+TEST_SPLITS = ("test", "val", "validation", "valid")
+"""Names of splits that are not trained on, in the order in which one is chosen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(OpenOptions):
     """Options of an evaluation that all evaluators share, and a section for each evaluator with options of its own.
@@ -158,7 +162,7 @@ class EvaluateOptions(OpenOptions):
         """
         if self.splits:
             return self
-        known = [split for split in ("test", "val", "validation", "valid") if records.get(split)]
+        known = [split for split in TEST_SPLITS if records.get(split)]
         return replace(self, splits=tuple(known[:1]) or ("test",))
 
     def without_requests(self) -> EvaluateOptions:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_config
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluation import feature_probes
+from permafrost.config.evaluation import TEST_SPLITS, feature_probes
 from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
 from permafrost.core.records import NO_LABEL
@@ -21,7 +21,7 @@ from permafrost.runs.folder import CONFIG_NAME, read_config
 if TYPE_CHECKING:
     from permafrost.store.reader import Store
 
-EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
+EVALUATED_SPLITS = (*TEST_SPLITS, HOLDOUT, "train")
 """Splits on which a student may be evaluated, in order of preference."""
 
 

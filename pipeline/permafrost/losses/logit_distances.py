@@ -269,7 +269,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float = 1.0)
     return tau**2 * mean_over_records(distance, teacher_logits)
 
 
-def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float = 1.0) -> Tensor:
+def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
     """Compute tau^2 * mean squared difference of the softened probabilities, over records and classes.
 
     This is the logit term of UniCAM's released code. Near uniform probabilities, as at tau = 20, its gradient is about

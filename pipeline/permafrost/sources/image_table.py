@@ -160,8 +160,8 @@ class ImageTableSource:
         if path.suffix.lower() == ".parquet" and image == type(self.config).image:
             with readable(path):
                 names = column_names(path)
-            columns = [name for name in names if holds_images(path, name)]
-            if image not in names and len(columns) == 1:
+            columns = [] if image in names else [n for n in names if holds_images(path, n)]
+            if len(columns) == 1:
                 return columns[0]
         return image
 

@@ -48,9 +48,9 @@ from permafrost.store.shards import JoinedShards, PassShardTable, ShardEntry, Sh
 from permafrost.store.zarr_fields import ZarrFields
 
 _BLOCK = 2**16
+"""Rows of the index that are looked at together."""
 _MAX_NAMED = 8
 """Number of passes that an error describes."""
-"""Rows of the index that are looked at together."""
 
 logger = logging.getLogger("permafrost.store")
 
@@ -97,13 +97,14 @@ class Store:
         return len(self.manifest.generations) or 1
 
     def __repr__(self) -> str:
-        """Describe its records, classes and passes."""
+        """Describe its records and classes, and its passes, unless a bucket would have to be asked for them."""
         splits = ", ".join(f"{split} {count:,}" for split, count in self.manifest.records.items())
-        passes = ", ".join(folder.name for folder in self.pass_folders()) or "none"
-        classes = len(self.manifest.classes)
-        return (
-            f"<{type(self).__name__} {self.path}: {splits}; {classes:,} classes; passes: {passes}>"
+        text = (
+            f"{type(self).__name__} {self.path}: {splits}; {len(self.manifest.classes):,} classes"
         )
+        if self.folder.is_remote:
+            return f"<{text}>"
+        return f"<{text}; passes: {', '.join(f.name for f in self.pass_folders()) or 'none'}>"
 
     def part(self, start: int, stop: int) -> Store:
         """Return the generations from `start` to `stop`, exclusive, as a store."""

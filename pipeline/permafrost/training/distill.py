@@ -116,7 +116,8 @@ def plan_student(config: DistillConfig) -> StudentPlan:
     """Resolve the options of a student, and open what it is trained on.
 
     Raises:
-        ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
+        ConfigError: If the options do not fit the store or the run's folder, or the package of `logger` is not
+            installed.
         StoreMismatchError: If a name fits no pass or several.
     """
     check_logger(config.logger)
@@ -125,7 +126,7 @@ def plan_student(config: DistillConfig) -> StudentPlan:
     store = open_student_store(config, records)
     recorded = records.in_store(store.manifest.fingerprint, replays=replays)
     resolved = with_named_passes(resolve_distill(config, store), store, recorded)
-    return StudentPlan(resolved, folder, store)
+    return StudentPlan(resolved, folder, store).check_folder()
 
 
 class StudentPlan(TrainingJob):

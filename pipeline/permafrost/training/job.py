@@ -82,6 +82,15 @@ class TrainingJob(ABC):
         with RunFolder(self.run).open(self.folder.name, self.options, self.inputs()):
             yield
 
+    def check_folder(self) -> Self:
+        """Return the job.
+
+        Raises:
+            ConfigError: If the folder has results of other options.
+        """
+        RunFolder(self.run).check(self.folder.name, self.options, self.inputs())
+        return self
+
     @property
     def run(self) -> str:
         """Name of the run, or its address in a bucket."""
@@ -124,12 +133,7 @@ class TrainingJob(ABC):
         """Return what the training reads, computes and writes, by name."""
 
     def describe_folder(self) -> str:
-        """Return the folder, and whether a checkpoint in it is continued.
-
-        Raises:
-            ConfigError: If the folder has results of other options.
-        """
-        RunFolder(self.run).check(self.folder.name, self.options, self.inputs())
+        """Return the folder, and whether a checkpoint in it is continued."""
         is_begun = (self.folder / CHECKPOINT_NAME).exists()
         return f"{self.folder}{', from its checkpoint' if is_begun else ''}"
 

@@ -34,7 +34,8 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan:
     """Resolve the options of a teacher's training, and open its store.
 
     Raises:
-        ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
+        ConfigError: If the options do not fit the store or the run's folder, or the package of `logger` is not
+            installed.
     """
     check_logger(config.logger)
     folder = RunFolder(config.run).path / "teach"
@@ -43,7 +44,7 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan:
     # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
-    return TeacherPlan(resolve_teach(config, store), folder, store)
+    return TeacherPlan(resolve_teach(config, store), folder, store).check_folder()
 
 
 class TeacherPlan(TrainingJob):

@@ -145,11 +145,14 @@ def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
         f"store.path={config.store.path} is a folder with other things ({shorten(sorted(entries), 3)}) and no store; "
         "name a new folder, as in store.path=stores/photos",
     )
-    data = Path(str(getattr(config.data, "path", None) or "/dev/null")).absolute()
+    named = str(getattr(config.data, "path", ""))
+    data = Path(named).absolute()
     require(
-        not data.is_dir() or not (data.is_relative_to(folder) or folder.is_relative_to(data)),
-        f"store.path={config.store.path} and data.path={getattr(config.data, 'path', '')} lie one in the other; name a "
-        "folder of its own for the store",
+        named == ""
+        or not data.is_dir()
+        or not (data.is_relative_to(folder) or folder.is_relative_to(data)),
+        f"store.path={config.store.path} and data.path={named} lie one in the other; name a folder of its own for the "
+        "store",
     )
 
 
