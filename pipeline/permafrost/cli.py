@@ -243,8 +243,8 @@ def next_command(command: str, arguments: Sequence[str]) -> str:
         command: Next command as a verb suggests it.
         arguments: Arguments of this command.
     """
-    if not command.startswith("permafrost "):
-        return command
+    if not command.startswith("permafrost ") or " experiment=" in command:
+        return command  # of another program, or that of an experiment, which is whole
     program, verb, *more = shlex.split(command)
     experiment = [argument for argument in arguments if argument.startswith("experiment=")]
     typed = plugin_names([word for word in arguments if word not in experiment])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from permafrost.cli import next_command
 from permafrost.config.compose import compose
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import Options, options_of
@@ -296,6 +297,7 @@ def test_the_next_command_of_each_experiment_is_composed():
         program, verb, *words = shlex.split(text)
         assert program == "permafrost"
         assert resolve(verb, words)
+        assert next_command(text, ["experiment=demo"]) == text
 
 
 # ---- options and commands that messages name -----------------------------------------------------
