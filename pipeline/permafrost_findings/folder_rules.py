@@ -20,7 +20,7 @@ from permafrost.sources.image_files import (
     SAME_STEMS,
 )
 from permafrost.sources.image_folder import CLASS_FOLDERS, FOLDERS_ONLY, NESTED_FOLDERS
-from permafrost.sources.several_files import OTHER_FILES, OTHER_FOLDERS
+from permafrost.sources.several_files import ABSENT_PARTS, OTHER_FILES, OTHER_FOLDERS
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST
 from permafrost_sources.tar_members import LINK_MEMBER, PASSED_OVER_MEMBERS, UNNAMED_MEMBER
@@ -234,6 +234,18 @@ def find_files_left_out(preview: Preview) -> Iterator[Remark]:
             "folders next to the files that are read have further ones, which are left out: "
             f"{describe_items(folders)}; "
             f"name all folders: 'data.path=<folder>/{{.,{first}}}/*.{example.rpartition('.')[2]}'",
+        )
+    parts = preview.tally[ABSENT_PARTS]
+    if parts:
+        yield (
+            "warning",
+            f"the files that are read are only a part of the data, as their names say: {next(iter(parts))} is absent"
+            + (
+                f", and so are {rest:,} others"
+                if (rest := preview.tally.total(ABSENT_PARTS) - 1)
+                else ""
+            )
+            + "; fetch the others, or name their folder in data.path",
         )
     for topic in (
         OTHER_FILES,

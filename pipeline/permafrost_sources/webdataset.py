@@ -41,6 +41,7 @@ from permafrost.sources.several_files import (
     find_files,
     split_before_number,
     split_in_name,
+    tally_absent_parts,
     tally_other_files,
 )
 from permafrost.sources.splits import SPELLED_SPLITS, is_split_name, known_split
@@ -154,7 +155,8 @@ class WebDatasetSource:
         return next(iter(self.tars.values())).parent / "classes.txt"
 
     def tally_other_files(self, tally: Tally) -> None:
-        """Count what the folder of the tars has besides them."""
+        """Count what the folder of the tars has besides them, and tars that their names count and that are absent."""
+        tally_absent_parts(self.tars, tally)
         if not is_address(self.config.path):
             tally_other_files(Path(self.config.path), ".tar", tally, {self._classes_file.name})
 

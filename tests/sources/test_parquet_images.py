@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import permafrost
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.sources.image_files import SourceFileError
 from permafrost.sources.parquet_images import ParquetImages
+from permafrost.sources.several_files import ABSENT_PARTS, tally_absent_parts
 from permafrost.sources.source import build_source
+from permafrost.sources.tally import Tally
 from permafrost.store.reader import Store
 from tests.support.image_sets import image_bytes, pixels_of, write_images
 from tests.support.stores import precompute_config
@@ -87,6 +90,36 @@ def test_several_files_have_the_splits_of_their_names(tmp_path):
         assert (splits.count("train"), splits.count("validation")) == (7, 2)
     one = config_of(tmp_path, tmp_path / "data/validation-00000-of-00001.parquet")
     assert {record.split for record in build_source(one).records()} == {"validation"}
+
+
+@pytest.mark.parametrize(
+    ("names", "absent"),
+    [
+        (["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "more"], {}),
+        (["a-01-of-02", "a-02-of-02"], {}),
+        (["a-02-of-02"], {"a-01-of-02": 1}),
+        (["train-00001-of-00004-0af3", "test-00000-of-00001-17bc"], {"train-00000-of-00004": 3}),
+        (["data.00000-of-00002"], {}),
+    ],
+)
+def test_files_that_the_names_of_others_count_are_said_to_be_absent(names, absent):
+    tally = Tally()
+
+    tally_absent_parts([f"{name}.parquet" for name in names], tally)
+
+    assert {item: count for item, (count, _) in tally[ABSENT_PARTS].items()} == absent
+
+
+def test_a_preview_of_one_part_says_so(tmp_path, caplog):
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", 4)
+    caplog.set_level("INFO")
+
+    words = "data=image_table", f"data.path={tmp_path}", f"data.cache={tmp_path / 'cache'}"
+    findings = [finding.message for finding in permafrost.preview(*words).findings]
+
+    text = "only a part of the data, as their names say: train-00000-of-00002 is absent"
+    assert any(text in finding for finding in findings)
+    assert f"column image is copied to {tmp_path / 'cache'}" in caplog.text
 
 
 def test_the_copy_is_made_once_and_again_after_a_change(tmp_path):

@@ -87,7 +87,12 @@ KINDS = [
     slow("annotate.payloads=[logits,features]", ["method=features", "method.lambda_kd=1"]),
     slow("annotate.payloads=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
     slow("annotate.logits=topk annotate.k=3", []),
-    slow("views=random views.count=2 augment=pad_crop", []),
+    ("views=random views.count=2 augment=pad_crop", []),
+    slow(
+        "views=random views.count=2 augment=pad_crop_flip_randaugment annotate.payloads=[logits]",
+        ["method=kd"],
+    ),
+    slow("views=random views.count=2 'views.mix=[{kind: mixup}]'", ["method=kd"]),
     slow("teacher=bcos teacher.name=resnet8 teacher.weights=random explainer=bcos_weights", []),
     slow(
         "teacher=additive teacher.name=conv teacher.superfeatures=4 teacher.grid=[4,4] teacher.input_size=16 "
@@ -119,11 +124,12 @@ def test_what_follows_a_pass_runs_as_printed(permafrost, packed, tmp_path, words
     if "teacher=" in words:
         base = ["store.path=stores/tiny", "annotate.batch_size=8"]
 
-    code, printed, errors = permafrost("precompute", *base, *words.split())
+    code, printed, errors = permafrost("precompute", *base, *shlex.split(words))
     assert code == 0, errors
     trained, evaluated = follow(permafrost, printed)
 
     assert methods_of(trained) == methods
+    assert ("mode=replay" in trained) == ("views=random" in words)
     # Without labels or logits the last layer is as it was initialized.
     alone = methods in (["method=embedding"], ["method=features"])
     assert ("evaluators=[knn,linear_probe]" in evaluated) == alone

@@ -136,12 +136,18 @@ def a_preview(session, photos):
     assert "next:" not in session.type("preview", "data=image_folder", "data.path=photos")
 
 
+NETWORK_OF_ONES_OWN = """
+from torch import nn
+
+
+def build(classes):
+    layers = nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+    return nn.Sequential(*layers)
+"""
+
+
 def a_network_of_a_module(session, photos):
-    (photos.parent / "nets.py").write_text(
-        "from torch import nn\n\n\ndef build(classes):\n"
-        "    layers = nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)\n"
-        "    return nn.Sequential(*layers)\n"
-    )
+    (photos.parent / "nets.py").write_text(NETWORK_OF_ONES_OWN)
     session.type("precompute", *PHOTOS, "store.path=stores/p", "teacher=none")
     network = "teacher=module", "teacher.factory=nets:build"
     session.type("teach", "store.path=stores/p", "run=own", *network, "evaluate.splits=[val]")
@@ -335,6 +341,28 @@ def options_below(prefix, cls):
         yield f"{prefix}{option.name}"
         if isinstance(option.hint, type) and issubclass(option.hint, Options):
             yield from options_below(f"{prefix}{option.name}.", option.hint)
+
+
+def test_other_code_of_a_trained_network_is_noticed(session, photos, caplog):
+    code = photos.parent / "edited_nets.py"
+    code.write_text(NETWORK_OF_ONES_OWN)
+    session.type("precompute", *PHOTOS, "store.path=stores/p", *NETWORK)
+    network = "student=module", "student.factory=edited_nets:build", "plugins=[edited_nets]"
+    words = "store.path=stores/p", "run=own", *network
+    session.type("distill", *words, "method=kd")
+    evaluation = [word for word in words if not word.startswith("student")]
+    evaluation.append("evaluate.splits=[val]")
+    session.type("evaluate", *evaluation)
+    assert "trained with another state" not in caplog.text
+
+    code.write_text(NETWORK_OF_ONES_OWN.replace("nn.ReLU()", "nn.GELU()"))
+    status, _, errors = session.permafrost("evaluate", *evaluation)
+    assert status == 2
+    assert "plug-in edited_nets" in errors
+
+    shutil.rmtree("runs/own/evaluate")
+    session.type("evaluate", *evaluation)
+    assert "runs/own/distill was trained with another state of edited_nets" in caplog.text
 
 
 @pytest.fixture(scope="module")

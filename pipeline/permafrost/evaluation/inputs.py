@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
@@ -212,6 +213,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
         passes=passes,
         fingerprint=fingerprint,
         build=build,
+        others=plugin_digests(trained.config),
     )
 
 

@@ -89,6 +89,8 @@ def resolve_network(
 ) -> AnyModelConfig:
     """Resolve the options of a network for the store's records: the exact name of its weights, and a table's columns.
 
+    A teacher whose weights a run has trained receives images of the size that it was trained on.
+
     Args:
         config: Options of the network.
         store: Store of the records.
@@ -108,9 +110,19 @@ def resolve_network(
     described = None if network.file is None else network.file.description
     if size is not None and columns is None and described is None:
         _check_size(resolved, store, option, *size)
-    of_frame = columns is None and store.size == (resolved.input_size,) * 2
-    if of_frame and described is not None and described.model.get("input_size") is None:
-        resolved = replace(resolved, input_size=None)  # as the run had it: one identity for both
+    if described is not None and columns is None and described.model.get("input_size") is None:
+        height, width = described.input_size
+        if store.size == (resolved.input_size,) * 2:
+            resolved = replace(
+                resolved, input_size=None
+            )  # as the run had it: one identity for both
+        elif option == "teacher" and resolved.input_size is None and store.size != (height, width):
+            require(
+                height == width,
+                f"{option}.weights={config.weights} were trained on images of {width}x{height} pixels, and the frames "
+                f"of {store.path} are {store.size[1]}x{store.size[0]}; set {option}.input_size=",
+            )
+            resolved = replace(resolved, input_size=height)
     return cast("AnyModelConfig", resolved)
 
 

@@ -22,6 +22,7 @@ from permafrost.models.trained_weights import (
     check_trained_weights,
     read_entries,
     require_classes,
+    warn_of_other_code,
 )
 from permafrost.runs.folder import run_identity
 from permafrost.storage.files import write_atomically
@@ -133,6 +134,7 @@ class SavedNetwork:
         trained = self.describe()
         require_classes(trained.classes, classes, f"the network in {self.folder} was")
         self.check()
+        warn_of_other_code(self.folder, trained.config)
         # The initial weights are not used.
         with limited_construction(self.folder / MODEL_NAME), SeededDraws(0):
             model = build_model(trained.config, trained.num_classes)

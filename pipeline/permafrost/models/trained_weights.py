@@ -19,11 +19,12 @@ from typing import Any
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import RANDOM, ModelConfig, is_published
 from permafrost.config.options import Role, options_of
+from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.core.records import are_numbers
 from permafrost.models.file_kinds import describe_foreign_folder
-from permafrost.runs.folder import run_identity
+from permafrost.runs.folder import run_identity, saved_options
 from permafrost.storage.files import read_regular, sha256_file
 from permafrost.storage.object_cache import local_file
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged
@@ -121,6 +122,25 @@ def check_trained_weights(folder: Path) -> str:
             _ADVICE.format(path=folder / DESCRIPTION_NAME),
         )
     return actual
+
+
+def warn_of_other_code(folder: Path, config: ModelConfig) -> None:
+    """Log that the code of a network of one's own is not that of the run that trained it, if it is known.
+
+    Args:
+        folder: Folder of the trained network.
+        config: Options of the network.
+    """
+    trained = saved_options(folder).get("inputs", {})
+    current = plugin_digests(config)
+    changed = [name for name, digest in current.items() if trained.get(name, digest) != digest]
+    if changed:
+        logger.warning(
+            "%s was trained with another state of %s: what the network computes now may be something else; restore "
+            "that code, or train again in another run=",
+            folder,
+            ", ".join(name.removeprefix("plug-in ") for name in changed),
+        )
 
 
 class WeightsFile:
@@ -236,6 +256,7 @@ class WeightsFile:
                 f"{section}.weights={config.weights} were trained with other options than {values}; "
                 f"set {arguments}, as in {DESCRIPTION_NAME} next to them"
             )
+        warn_of_other_code(self.path.parent, config)
 
     def check_classes(
         self,

@@ -14,11 +14,12 @@ copy is an error and not another value.
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,23 @@ from permafrost.core.errors import ConfigError, FileError, first_line
 from permafrost.storage.files import open_atomically, open_regular, sha256_file
 from permafrost.storage.untrusted import FormatError, iter_cells, open_parquet_file
 
+logger = logging.getLogger("permafrost.sources")
+
 _PLACE = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc32c", "<u4")])
 _FOOTER = struct.Struct("<8sq32s")
 _MARK = b"PFROWS\x00\x02"
 _REVISION = 2
 """Revision of the form of copies, which is part of their names."""
+
+
+@cache
+def _announce(column: str, folder: Path) -> None:
+    logger.info(
+        "Parquet cannot read single rows: column %s is copied to %s (data.cache=), which may be deleted later and is "
+        "then written again",
+        column,
+        folder,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class ColumnCopy:
         return data, np.frombuffer(table, _PLACE)
 
     def _write(self) -> None:
+        _announce(self.column, self.cache.absolute())
         tables, offset = [], 0
         with open_atomically(self._copy_path) as file:
             for values in self.values(self.path, self.column):

@@ -73,6 +73,7 @@ from permafrost.sources.several_files import (
     find_files,
     inner_folder,
     split_in_name,
+    tally_absent_parts,
     tally_other_files,
 )
 from permafrost.sources.splits import (
@@ -218,6 +219,7 @@ class ImageTableSource:
         is_empty = True
         self._tally_labels()
         tally_other_files(self._table, ".parquet", self.tally)
+        tally_absent_parts((path.name for path in self._files), self.tally)
         for path in self._files:
             images = self._images.get(path.name)
             for row in self._read_rows(path, self._columns()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +18,10 @@ OTHER_FILES = "other files, not read"
 OTHER_FOLDERS = "folders that are not read"
 """Topic of a tally: folders in it with further ones."""
 
+ABSENT_PARTS = "parts that are absent"
+"""Topic of a tally: files that the names of others count (train-00000-of-00002), by the first name."""
+
+_PART = re.compile(r"(.*)-(\d+)-of-(\d{1,6})(?=[-.]|$)")
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
 
@@ -91,6 +95,25 @@ def tally_other_files(path: Path, suffix: str, tally: Tally, expected: Container
         elif entry.suffix != suffix and entry.name not in expected:
             item = "hidden" if entry.name.startswith(".") else entry.suffix or "no suffix"
             tally.add(OTHER_FILES, item, entry.name)
+
+
+def tally_absent_parts(names: Iterable[str], tally: Tally) -> None:
+    """Count the files that are absent of sets whose names have a number and a count, as in train-00000-of-00002.
+
+    Args:
+        names: Names of the files that are read.
+        tally: Counts to add to.
+    """
+    sets: dict[tuple[str, str], set[int]] = {}
+    for name in names:
+        if match := _PART.match(name):
+            sets.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (start, count), numbers in sets.items():
+        absent = int(count) - len(numbers)
+        if absent > 0:
+            first = min(set(range(int(count) in numbers, int(count))) - numbers)
+            item = f"{start}-{first:0{len(count)}}-of-{count}"
+            tally.add(ABSENT_PARTS, item, count=absent)
 
 
 def _is_packed(name: str, suffix: str) -> bool:

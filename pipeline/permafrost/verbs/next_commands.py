@@ -97,10 +97,13 @@ class NextCommands:
         return " ".join(["permafrost teach", *map(shlex.quote, arguments)])
 
     def distill(self, run: str, teacher: TeacherPass) -> str:
-        """Return a command that trains a student on a pass, by a method that the pass can serve; empty for views."""
-        if teacher.views["sampler"] != CANONICAL_VIEW:
-            return ""
+        """Return a command that trains a student on a pass, by a method that the pass can serve.
+
+        It replays the views of a pass that stores them.
+        """
+        replays = teacher.views["sampler"] != CANONICAL_VIEW
         arguments = [f"store.path={self.path}", f"run={_name(run, 'my-student')}"]
+        arguments += ["mode=replay"] if replays else []
         split = _training_split(self.store)
         arguments += [] if split == "train" else [f"split={split}"]
         if self.store.form.has_places:
@@ -112,7 +115,7 @@ class NextCommands:
             arguments += self._holdout_arguments(split)
         else:
             arguments += ["method=kd", *table_arguments("student"), "augment=none"]
-        if len(self.store.pass_folders()) > 1:
+        if replays or len(self.store.pass_folders()) > 1:
             arguments.append(f"store.teacher={teacher.name}")
         return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
 
@@ -159,7 +162,7 @@ def _method_arguments(
     """Return arguments that choose a method and a student for a pass over images; none if the defaults do."""
     from permafrost.loading.selected_records import SelectedRecords  # imports torch
 
-    served = served_methods(teacher)
+    served = served_methods(teacher) if not teacher.views.get("mix") else ["kd"]
     has_logits, many = teacher.manifest.has_logits, store.manifest.multi_label
     labels_apply = not has_logits or teacher.num_classes == len(store.manifest.classes)
     rows = rows_of_split(store.index, split)

@@ -326,7 +326,9 @@ class PrecomputePlan:
         if annotation is None:
             return replace(result, next=commands.after_packing(options.run))
         done = packed + annotation.forward_passes
-        canonical = store.open_pass(annotation.canonical)
+        canonical = trained_on = store.open_pass(annotation.canonical)
+        if options.views.kind != "canonical":
+            trained_on = store.open_pass(list(annotation.passes)[-1], stored_views=True)
         many = store.manifest.multi_label
         return replace(
             result,
@@ -339,7 +341,7 @@ class PrecomputePlan:
             device=canonical.manifest.made_with.get("device", ""),
             teacher_frame=str(canonical.manifest.teacher["frame"]) if store.form.has_places else "",
             records_per_second=f"{done / seconds:,.0f}" if done else "",
-            next=commands.distill(options.run, canonical),
+            next=commands.distill(options.run, trained_on),
         )
 
 
