@@ -112,6 +112,29 @@ def test_tars_that_moved_are_pointed_to_anew_and_no_teacher_is_asked(referenced,
     assert list(verify_store(path)) == []
 
 
+def test_a_tar_that_does_not_move_with_the_others_is_named_and_changes_nothing(
+    referenced, tmp_path
+):
+    path, config, _ = referenced
+    moved, before = tmp_path / "elsewhere", tree_bytes(path)
+    (tmp_path / "tars").rename(moved)
+    *_, last = sorted(moved.glob("*.tar"))
+    config = moved_config(config, moved)
+
+    sound = last.read_bytes()
+    last.write_bytes(sound[:-1024] + bytes(1024 * 3))
+    with pytest.raises(StoreMismatchError, match=rf"{last} .*other bytes"):
+        precompute.run(config)
+    assert tree_bytes(path) == before
+
+    last.write_bytes(sound)
+    last.rename(moved / "renamed-000000.tar")
+    with pytest.raises(
+        StoreMismatchError, match=rf"refers to the tars '{last.name}'.* has 'renamed-000000\.tar"
+    ):
+        precompute.run(config)
+
+
 def test_nobody_is_told_to_delete_their_own_tar(referenced, tmp_path):
     path, _, _ = referenced
     tar = tmp_path / "tars" / "train-000000.tar"

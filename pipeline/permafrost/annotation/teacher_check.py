@@ -42,6 +42,8 @@ HIGHEST_ROUNDING_KL = 2e-4
 """Highest mean divergence in nats of the softmax of logits rounded to float16."""
 SIGNIFICANCE = 1e-6
 """Maximum p-value to report labels as permuted, or accuracy as below chance."""
+_SIGNIFICANCE_OF_SKILL = 0.05
+"""Maximum p-value of an accuracy that is taken as better than guessing."""
 _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-6
 _MIN_RECORDS = 8
@@ -117,13 +119,12 @@ class TeacherCheck:
             )
         if self.grid and min(self.grid) < _FEW_CELLS:
             logger.warning(
-                "the teacher's maps have %dx%d cells, in which hardly anything can be located; name an earlier layer, "
-                "as in teacher.layer=, or a larger teacher.input_size",
+                "the teacher's maps have %dx%d cells, in which hardly anything can be located; set a larger "
+                "teacher.input_size, or of your own network an earlier teacher.layer",
                 *self.grid,
             )
-        below = self._below_chance()
-        if below:
-            logger.warning("%s", below)
+        if doubt := self._doubt_about_predictions(classes):
+            logger.warning("%s", doubt)
 
     def _errors(self, classes: Sequence[str]) -> Iterator[str]:
         outputs = self.outputs
@@ -147,7 +148,7 @@ class TeacherCheck:
         if self.maps >= _MIN_RECORDS and self.constant_maps == self.maps:
             yield (
                 f"all {self.maps} maps of a sample are constant on their grid of {'x'.join(map(str, self.grid or ()))} "
-                "cells; name another layer= or a larger teacher.input_size"
+                "cells; set a larger teacher.input_size, or of your own network another teacher.layer"
             )
         if self.grid and self.input_size and not has_proportions(self.grid, self.input_size):
             yield (
@@ -159,24 +160,33 @@ class TeacherCheck:
         if moved:
             yield moved
 
-    def _below_chance(self) -> str:
-        """Say that accuracy is below that of guessing with the same frequencies, nothing if it is not."""
-        if not self.labels:
+    def _doubt_about_predictions(self, classes: Sequence[str]) -> str:
+        """Say that predictions are no better than guessing with the same frequencies, nothing if they are."""
+        count = len(self.labels)
+        if count < _MIN_RECORDS or len(set(self.labels)) == 1:
             return ""
+        if len(set(self.predicted)) == 1:
+            return (
+                f"the teacher predicts {classes[self.predicted[0]]} for all {count} labeled records of a sample; it is "
+                "hardly trained, or its inputs are not those of its training (teacher.mean, teacher.std, "
+                "teacher.input_size, teacher.frame)"
+            )
         size = 1 + max(*self.labels, *self.predicted)
         shares = [
-            np.bincount(column, minlength=size) / len(column)
-            for column in (self.labels, self.predicted)
+            np.bincount(column, minlength=size) / count for column in (self.labels, self.predicted)
         ]
         chance = float(shares[0] @ shares[1])
         correct = int(np.equal(self.labels, self.predicted).sum())
-        p_value = float(bdtr(correct, len(self.labels), chance))  # of a binomial test
-        if not p_value < SIGNIFICANCE:
-            return ""
-        return (
-            f"the teacher is right for {correct} of {len(self.labels)} records of a sample, and guessing would be for "
-            f"{chance * len(self.labels):.0f} (p = {p_value:.1g}): look at the labels and the order of the classes"
+        stated = (
+            f"the teacher is right for {correct} of {count} records of a sample, and guessing would be for "
+            f"{chance * count:.0f}"
         )
+        p_value = float(bdtr(correct, count, chance))  # of a binomial test
+        if p_value < SIGNIFICANCE:
+            return f"{stated} (p = {p_value:.1g}): look at the labels and the order of the classes"
+        if bdtrc(correct - 1, count, chance) > _SIGNIFICANCE_OF_SKILL:
+            return f"{stated}: it is hardly trained, or its labels or inputs are not those of its training"
+        return ""
 
 
 def check_teacher(
@@ -347,7 +357,7 @@ def _other_order(
     Orders that are tried are that of numbers in the names, those shifted by one, and the best assignment of labels to
     predictions in every other record. The latter is tested on the other records.
     """
-    if not len(labels):
+    if not len(labels) or np.ptp(predicted) == 0:  # one output fits any order
         return ""
     count = len(classes)
     orders = {
@@ -361,15 +371,15 @@ def _other_order(
     # Records of a shard may be sorted by class, so halves would have other classes.
     first, second = slice(0, None, 2), slice(1, None, 2)
     # Only classes that occur, as a matrix of all has the square of their number.
-    names, outputs = np.unique(labels[first]), np.unique(predicted[first])
-    confusion = np.zeros((len(names), len(outputs)), np.int64)
-    pairs = np.searchsorted(names, labels[first]), np.searchsorted(outputs, predicted[first])
+    names = np.union1d(labels[first], predicted[first])
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    pairs = np.searchsorted(names, labels[first]), np.searchsorted(names, predicted[first])
     np.add.at(confusion, pairs, 1)
     from scipy.optimize import linear_sum_assignment  # takes a third of a second to import
 
     rows, columns = linear_sum_assignment(confusion, maximize=True)
     order = np.arange(count)
-    order[names[rows]] = outputs[columns]
+    order[names[rows]] = names[columns]
     known = np.isin(labels[second], names[rows])
     if _fits_better(labels[second][known], predicted[second][known], order):
         reason = "the outputs have another order than the classes"

@@ -10,6 +10,7 @@ command need not list the data. The file is not part of the store: without it, t
 from __future__ import annotations
 
 import logging
+import posixpath
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -450,6 +451,7 @@ def _check_committed(
     image_size: int | None,
 ) -> StoreManifest:
     manifest = read_store_manifest(store)
+    _check_tars(store, manifest, plans)
     unnamed = are_numbers(manifest.classes) or are_numbers(classes)
     if manifest.classes != classes and not (unnamed and len(manifest.classes) == len(classes)):
         raise StoreMismatchError(
@@ -487,6 +489,22 @@ def _check_committed(
             f"the config has store.image_size={image_size} store.format={packing.form}; choose another store.path"
         )
     return manifest
+
+
+def _check_tars(store: RootedPath, manifest: StoreManifest, plans: Sequence[ShardPlan]) -> None:
+    """Raise StoreMismatchError if tars that the store refers to have other names in the data, or are not there."""
+    planned = {posixpath.basename(plan.reference) for plan in plans if plan.reference}
+    stored = {posixpath.basename(shard.path) for shard in manifest.shards if shard.referenced}
+    if planned and stored - planned:
+        others = (
+            f", which has {shorten(sorted(planned - stored), 3)} instead"
+            if planned - stored
+            else ""
+        )
+        raise StoreMismatchError(
+            f"{store} refers to the tars {shorten(sorted(stored - planned), 3)}, which are not in data.path{others}; "
+            "restore them under their names, or choose another store.path"
+        )
 
 
 def _has_receipt(

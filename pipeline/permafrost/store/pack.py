@@ -19,8 +19,8 @@ from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import Source
 from permafrost.core.tasks import Executor, ShardResult, run_shards
-from permafrost.storage.files import remove_partial_files
-from permafrost.storage.rooted_paths import RootedPath
+from permafrost.storage.files import remove_partial_files, sha256_file
+from permafrost.storage.rooted_paths import RootedPath, user_path
 from permafrost.store.commit import (
     DEFAULT_FRAME_SIZE,
     commit_store,
@@ -33,6 +33,7 @@ from permafrost.store.image_shards import (
     NAMED_REASONS,
     DamagedRecordsError,
     Packing,
+    require_same_shard,
     write_image_shard,
 )
 from permafrost.store.listing import Listing
@@ -238,14 +239,17 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
     remove_partial_files(path, keep=in_use)
     committed = committed_store(path)
+    digests = {} if committed is None else {shard.name: shard.sha256 for shard in committed.shards}
+    for shard in plan.missing:  # before any receipt names a tar at its other place
+        if shard.reference is not None and shard.name in digests:
+            tar = user_path(shard.reference)
+            require_same_shard(tar, shard.name, sha256_file(tar), digests[shard.name])
     task = PackShard(
         store=path,
         source=plan.source,
         packing=plan.packing,
         dataset_fingerprint=plan.dataset.fingerprint,
-        committed={}
-        if committed is None
-        else {shard.name: shard.sha256 for shard in committed.shards},
+        committed=digests,
     )
     results: list[ShardResult[Damages | None]] = []
     packed, _ = run_shards(

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.training")
 
+_FEW = 0.05
+"""Share of records that an epoch may leave out without a word."""
+
 
 @dataclass(kw_only=True)
 class TrainingProgress:
@@ -51,6 +55,19 @@ class TrainingProgress:
 def records_of_steps(rows: int, trainer: TrainerOptions, views_per_step: int = 1) -> int:
     """Return the number of records that the steps of an epoch over `rows` rows read, once for each view."""
     return rows // (trainer.batch_size // views_per_step) * trainer.batch_size
+
+
+@cache  # the students of a sweep have the same line
+def _announce_rest(rows: int, read: int, batch_size: int) -> None:
+    """Log how many records an epoch leaves out, if they are more than a few."""
+    if rows - read > _FEW * rows:
+        logger.info(
+            "epochs have whole batches of %d: each reads %d of the %d records, drawn anew; a smaller "
+            "trainer.batch_size= leaves out fewer",
+            batch_size,
+            read,
+            rows,
+        )
 
 
 class TrainingJob(ABC):
@@ -185,6 +202,10 @@ class TrainingJob(ABC):
         if spec.warning and distributed.is_first:
             logger.warning("%s", spec.warning)
         records = records_of_steps(len(spec.dataset), spec.trainer, spec.views_per_step)
+        if distributed.is_first:
+            _announce_rest(
+                len(spec.dataset), records // spec.views_per_step, spec.trainer.batch_size
+            )
         started = time.monotonic()
 
         def count_cost(epoch: int, line: str) -> None:

@@ -97,6 +97,17 @@ def _train(plan: TeacherPlan) -> TeachResult:
         {split: metrics[name] for split, metrics in splits.items() if name in metrics}
         for name in ("accuracy", "f1")
     )
+    for split, value in accuracy.items():
+        chance = splits[split].get("majority_accuracy", 0)
+        if value <= chance < 1:
+            logger.warning(
+                "accuracy on %s is %.3f, and that of the most frequent class alone would be %.3f: the teacher has "
+                "hardly learned; train it longer (teaching.trainer.epochs=) or with another teaching.optimizer.lr=, or "
+                "look at the labels",
+                split,
+                value,
+                chance,
+            )
     weights = str(folder / MODEL_NAME)
     return TeachResult(
         weights=weights,

@@ -32,8 +32,8 @@ class DamagedStoreError(UserError):
         self.lines = (
             f"{len(problems)} problem(s) in {store}:",
             *(f"  {problem}" for problem in problems),
-            "to repair a file of the store, delete it and run permafrost precompute again (for a folder of artifacts/, "
-            "the stage that made it); restore a file outside the store yourself",
+            "to repair a file of the store, delete it and run again the permafrost precompute that wrote it, with its "
+            "data= (for a folder of artifacts/, the stage that made it); restore a file outside the store yourself",
         )
         super().__init__("\n".join(self.lines))
 
