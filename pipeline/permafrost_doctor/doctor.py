@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -208,13 +209,13 @@ def _missing_extras() -> Iterator[str]:
         name = re.match(r"[\w.-]+", requirement)
         if extra and name and extra[1] not in _DEVELOPMENT:
             needed.setdefault(extra[1], []).append(name[0])
-    lacking = []
+    lacking: dict[str, list[str]] = {}
     for extra_name, packages in needed.items():
         for package in packages:
             try:
                 metadata(package)
             except PackageNotFoundError:
-                lacking.append(extra_name)
-                break
+                lacking.setdefault(extra_name, []).append(package)
     if lacking:
-        yield f"optional packages of {', '.join(lacking)} (pip install '{_PACKAGE}[{','.join(lacking)}]')"
+        packages = list(dict.fromkeys(chain.from_iterable(lacking.values())))
+        yield f"optional packages of {', '.join(lacking)} (pip install {' '.join(packages)})"

@@ -123,8 +123,8 @@ class TeacherCheck:
                 "teacher.input_size, or of your own network an earlier teacher.layer",
                 *self.grid,
             )
-        if doubt := self._doubt_about_predictions(classes):
-            logger.warning("%s", doubt)
+        if reason := self._describe_guessing(classes):
+            logger.warning("%s", reason)
 
     def _errors(self, classes: Sequence[str]) -> Iterator[str]:
         outputs = self.outputs
@@ -160,8 +160,8 @@ class TeacherCheck:
         if moved:
             yield moved
 
-    def _doubt_about_predictions(self, classes: Sequence[str]) -> str:
-        """Say that predictions are no better than guessing with the same frequencies, nothing if they are."""
+    def _describe_guessing(self, classes: Sequence[str]) -> str:
+        """Say that predictions are not better than guessing with the same frequencies, nothing if they are."""
         count = len(self.labels)
         if count < _MIN_RECORDS or len(set(self.labels)) == 1:
             return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -34,7 +33,7 @@ from permafrost.annotation.teacher_check import CheckTeacher, check_teacher
 from permafrost.config.cluster import WorkConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.core.errors import UserError, require, shorten
+from permafrost.core.errors import require, shorten
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.loading.decode_threads import resolve_decode_threads
@@ -473,13 +472,9 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
 
 def _announce_equal(plan: PassPlan, tensors: str) -> None:
     """Log the passes of the same tensors, whose weights are another file."""
-    others = []
-    for folder in plan.store.pass_folders():
-        with suppress(UserError):  # one of other data, or without records that were appended
-            others.append(plan.store.open_pass(folder.name))
     equal = [
         f"{made.name} ({made.manifest.made_with['weights']})"
-        for made in others
+        for made in plan.store.usable_passes()
         if made.manifest.made_with.get("tensors_sha256") == tensors
         and made.manifest.teacher["weights_sha256"] != plan.description["teacher"]["weights_sha256"]
     ]

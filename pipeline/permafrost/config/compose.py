@@ -284,7 +284,15 @@ def _typed(verb: str, argument: str, arguments: Sequence[str]) -> _Typed:
             f"cannot read {argument!r}, as the shell splits arguments at spaces; quote it as a whole: "
             f"{shlex.quote(split)}"
         )
-    require(equals != "", f"cannot read {argument!r}; options are written key=value, see --help")
+    option = (
+        "store.path"
+        if verb in ("verify", "share") or argument.startswith("stores/")
+        else "data.path"
+    )
+    require(
+        equals != "",
+        f"cannot read {argument!r}; options are written key=value, as in {option}={argument}, see --help",
+    )
     section = section_of(argument)
     hint = suggest_argument(verb, path, text)
     paths = [option.split(".") for option in option_paths(verb)]

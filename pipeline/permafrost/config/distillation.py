@@ -123,7 +123,7 @@ class DistillConfig(Options):
     logger: Logger = "tensorboard"
     """Tracker that gets the curves of metrics.jsonl and the results of the evaluation: TensorBoard, Weights & Biases
     (wandb), MLflow or Trackio. It writes into the run's folder or where its environment variables say; all but
-    TensorBoard need their package, as in pip install 'permafrost-kd[wandb]'."""
+    TensorBoard need their package, as in pip install wandb."""
     command: Command = ()
     """Command that trained the student; of a student of a sweep, the sweep's."""
 

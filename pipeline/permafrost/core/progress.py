@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -96,10 +97,10 @@ def say_if_slow(logger: logging.Logger, text: str) -> Iterator[None]:
 
 
 def _is_terminal(stream: Any) -> bool:
-    """Return whether a stream is a terminal. None, a closed stream, and an object that only writes are not."""
+    """Return whether a stream is a terminal with columns. A closed stream, None and one that only writes are not."""
     try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError):
+        return bool(stream.isatty()) and os.get_terminal_size(stream.fileno()).columns > 0
+    except (AttributeError, ValueError, OSError):
         return False
 
 

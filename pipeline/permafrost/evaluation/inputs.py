@@ -25,7 +25,7 @@ from permafrost.evaluation.results import (
     missing_evaluators,
     place_beside,
 )
-from permafrost.loading.subset import HOLDOUT
+from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs, saved_options
@@ -129,8 +129,10 @@ def plan_evaluation(config: EvaluateConfig) -> EvaluationPlan:
         StoreMismatchError: If a pass does not fit the network.
     """
     check_logger(config.logger)
-    records = Store(config.store.at(config.evaluate.store)).manifest.records
-    config = replace(config, evaluate=config.evaluate.on(records))
+    store = Store(config.store.at(config.evaluate.store))
+    config = replace(config, evaluate=config.evaluate.on(store.manifest.records))
+    for split in set(config.evaluate.splits) - {HOLDOUT}:
+        rows_of_split(store.index, split)  # which names the splits that exist
     if config.model == "network":
         return open_network(config)
     if config.model == "teacher":  # a teacher is not compared with another student

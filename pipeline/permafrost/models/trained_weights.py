@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -248,7 +249,7 @@ class WeightsFile:
             )
         }
         if other:
-            arguments = " ".join(
+            arguments = shlex.join(
                 f"{section}.{name}={_text_of(value)}" for name, value in other.items()
             )
             values = ", ".join(f"{section}.{name}={_text_of(options[name])}" for name in other)
@@ -361,6 +362,7 @@ def require_classes(
     if (
         not reason
         and are_numbers(trained)
+        and classes
         and not isinstance(classes, int)
         and not are_numbers(classes)
     ):

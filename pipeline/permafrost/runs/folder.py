@@ -143,9 +143,16 @@ def _require_same(folder: Path, verb: str, values: dict[str, Any], cls: type[Opt
     existing, wanted = identity(read_config(path, cls), cls), identity(values, cls)
     order = [", ".join(one["inputs"]) for one in (existing, wanted)]
     if existing != wanted or order[0] != order[1]:
+        inputs = existing["inputs"]
         remedy = "choose another run=, or delete that folder"
         if verb == "distill":
-            remedy += f". For more epochs of this student, train another run from student.weights={folder}"
+            plugin = (
+                " and its plugins=" if any(name.startswith("plug-in ") for name in inputs) else ""
+            )
+            remedy += (
+                ". For more epochs of this student, train another run with student=saved "
+                f"student.weights={folder}{plugin}"
+            )
         if verb.startswith("evaluate") and not verb.endswith("-network"):
             remedy = (
                 "delete that folder to evaluate again (the student is in another one and stays)"

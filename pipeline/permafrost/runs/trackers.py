@@ -44,7 +44,7 @@ def check_logger(kind: str) -> None:
     spec = find_spec(kind)
     require(
         spec is not None and spec.origin is not None,  # a folder of that name has no origin
-        f"logger={kind} needs the package {kind}, which is not installed; run pip install 'permafrost-kd[{kind}]'",
+        f"logger={kind} needs the package {kind}, which is not installed; run pip install {kind}",
     )
 
 

@@ -36,8 +36,8 @@ from permafrost.sources.splits import (
     split_off_test,
 )
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import folder_stamp, is_folder
-from permafrost.storage.rooted_paths import user_path
+from permafrost.storage.files import folder_stamp, is_folder, list_folder
+from permafrost.storage.rooted_paths import RootedPath, user_path
 
 # Topics of the tally of a folder. A topic of one split's folder has its path after a colon.
 EMPTY_FOLDERS = "class folders without images"
@@ -48,6 +48,9 @@ FOLDERS_ONLY = "class folders whose images are all in folders"
 """Topic: class folders that have images only in folders inside of them."""
 NESTED_FOLDERS = "folders in class folders"
 """Topic, of a class folder after a colon: the folders inside of it."""
+
+_KINDS_OF_FILES = {".parquet": "image_table", ".csv": "image_table", ".tar": "webdataset"}
+"""Kinds of data that read a folder of files with a suffix."""
 
 
 class ImageFolderSource(FilesBelowRoot):
@@ -217,11 +220,14 @@ class ImageFolderSource(FilesBelowRoot):
     def _class_folders(self, folder: str) -> list[str]:
         self._refuse_loose_images(folder)
         names = sub_folders(self._root / folder)
-        require(
-            len(names) > 0,
-            f"data.path={self.config.path} has no class folders in {folder or 'it'}; expected "
-            "<path>/<class>/<image> or <path>/<split>/<class>/<image>",
-        )
+        if not names:
+            files = list_folder(RootedPath.of(self._root / folder))
+            kinds = [kind for path in files if (kind := _KINDS_OF_FILES.get(path.suffix))]
+            raise ConfigError(
+                f"data.path={self.config.path} has no class folders in {folder or 'it'}; expected "
+                "<path>/<class>/<image> or <path>/<split>/<class>/<image>"
+                + (f", or read its files with data={kinds[0]}" if kinds else "")
+            )
         return names
 
     def _refuse_loose_images(self, folder: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -345,6 +346,14 @@ class Store:
             details = filter(None, [made.made_with.get("weights", ""), *payloads])
             lines.append(f"{folder.name} ({', '.join(details)})")
         return "; ".join([*lines, *(folder.name for folder in folders[_MAX_NAMED:])]) or "none"
+
+    def usable_passes(self) -> list[TeacherPass]:
+        """Open the passes of the canonical view, without damaged ones and those of other data."""
+        passes = []
+        for folder in self.pass_folders():
+            with suppress(UserError):
+                passes.append(self.open_pass(folder.name))
+        return passes
 
     def open_passes(
         self, names: Sequence[str] = (), *, stored_views: bool = False

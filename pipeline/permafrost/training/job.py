@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("permafrost.training")
 
 _FEW = 0.05
-"""Share of records that an epoch may leave out without a word."""
+"""Share of records that an epoch may leave out silently."""
 
 
 @dataclass(kw_only=True)

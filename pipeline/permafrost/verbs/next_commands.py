@@ -49,16 +49,16 @@ class NextCommands:
         self.path = path
 
     def after_packing(self, run: str) -> str:
-        """Return a command that completes a pass that lacks appended records, or else one that trains a teacher.
+        """Return a command that completes a pass that lacks appended records, or else one that trains a student.
 
-        It is empty if only the commands that made passes would complete them, which is logged.
+        Without a pass it is one that trains a teacher. It is empty if only the commands that made passes would
+        complete them, which is logged.
         """
         generations = self.store.num_generations
-        folders = self.store.pass_folders() if generations > 1 else []
-        passes = [self.store.open_pass(folder.name) for folder in folders]
+        passes = self.store.usable_passes()
         incomplete = [made for made in passes if made.num_generations < generations]
         if not incomplete:
-            return self.teach(run)
+            return self.distill(run, passes[0]) if passes else self.teach(run)
         for made in incomplete:
             weights = Path(made.manifest.made_with.get("weights", ""))
             if (weights.parent / DESCRIPTION_NAME).exists():
