@@ -258,6 +258,7 @@ def test_an_accepted_difference_is_noted_and_others_still_stop(photographs, outp
         run_ingest(photographs.store, *words, "format.frame=full", *TEACHER, accept, "name=both")
 
 
+@pytest.mark.slow
 def test_targets_of_another_network_are_accepted_by_name_only(photographs, tmp_path):
     random = np.random.default_rng(5)
     logits = 9 * random.normal(size=(PHOTOS, CLASSES)).astype("float32")

@@ -156,7 +156,7 @@ def test_an_iteration_that_lost_its_worker_processes_says_so(records):
     assert len(list(newer)) == len(expected) - 1  # the newer one is not disturbed
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, slow(1)])
 def test_a_loop_that_was_left_does_not_disturb_the_next(records, num_workers):
     whole = loader_of(records)
     list(whole)

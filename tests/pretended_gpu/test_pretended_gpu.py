@@ -88,6 +88,7 @@ def test_a_pass_names_the_devices_of_its_shards_and_not_that_of_its_driver(resul
     assert results["paths"]["devices"] == {"actors": "Pretended GPU", "driver": "cpu"}
 
 
+@pytest.mark.slow
 def test_float32_is_not_tf32():
     """Torch's default for convolutions has errors of half precision in what subtracts gradients: the control."""
     errors = run("products")

@@ -24,6 +24,7 @@ from permafrost.config.verbs import VERBS
 from permafrost.core.errors import UserError
 from tests.support.commands import resolve
 from tests.support.paths import ROOT
+from tests.support.slow import slow
 from tests.support.target_files import write_npz
 
 QUICK = ("trainer.epochs=1", "trainer.warmup_epochs=0", "trainer.batch_size=8", "trainer.num_threads=1")  # fmt: skip
@@ -273,7 +274,12 @@ RUNS = {
 """Verbs that print a next command in each run."""
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
+_SLOW = an_export, a_report_of_students_that_were_not_evaluated, a_share
+
+
+@pytest.mark.parametrize(
+    "run", [slow(run) if run in _SLOW else run for run in RUNS], ids=lambda run: run.__name__
+)
 def test_what_a_command_prints_next_runs_as_it_stands(run, session, photos):
     run(session, photos)
 

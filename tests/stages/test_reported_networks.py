@@ -226,6 +226,7 @@ def test_a_normalization_inside_is_said_with_the_options_that_leave_it_alone(
     assert "normalizes its images itself" not in caplog.text
 
 
+@pytest.mark.slow
 def test_epochs_of_a_loader_with_persistent_workers_are_those_without(folder, monkeypatch):
     """huggingface/datasets#6673, starVLA/starVLA#471: workers that keep the first epoch."""
     monkeypatch.chdir(folder)

@@ -243,7 +243,7 @@ def test_a_missing_package_is_an_error_before_anything_is_computed(frozen, monke
             work()
         assert str(raised.value) == (
             f"logger={kind} needs the package {kind}, which is not installed; "
-            f"run pip install 'permafrost-kd[{kind}]'"
+            f"run pip install {kind}"
         )
     assert not (RUNS / "one").exists()
 
