@@ -16,6 +16,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.seeded import SeededDraws
 from permafrost.loading.loader import BatchMessage
 from permafrost.loading.sampler import GlobalBatchSampler
+from tests.support.slow import slow
 
 
 @pytest.fixture
