@@ -107,7 +107,9 @@ def test_weights_at_an_address_are_those_of_the_file(served, tiny_teacher, monke
         WeightsFile(addresses[scheme].rpartition("/")[0] + "/weights-none")
 
 
-def test_a_certificate_of_an_unknown_authority_is_one_line_at_once(served):
+def test_a_certificate_of_an_unknown_authority_is_one_line(served, monkeypatch):
+    monkeypatch.setitem(buckets._RETRIES, "max_retries", 0)
+
     with pytest.raises(
         UserError, match="certificate is not accepted, UnknownIssuer; SSL_CERT_FILE"
     ):

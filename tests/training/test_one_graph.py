@@ -11,7 +11,7 @@ from permafrost.training.step import batch_loss
 from tests.support.settings import PASSES, TRAININGS, pass_config, training_config
 from tests.support.verbs import distill, precompute
 
-FEW = ("features", "e2kd.strong")
+FEW = ("e2kd.strong",)
 _DRAWS = ("crd", "crd.live")
 """Methods that draw in each step, so that two losses of one batch differ."""
 _WITHOUT_CLOSED_FORM = ("vit", "vit.bfloat16")
