@@ -20,7 +20,7 @@ from docs.claims import e2kd, interpretability, ked, unicam
 from docs.claims.sections import CONTRADICTS, OPEN, SUPPORTS, verdicts_of
 from docs.measured import ROOT, results_of, runs_of
 from docs.tables.e2kd import EQUAL_TERMS
-from docs.tables.frozen_features import FEATURES as FEATURES_RUNS
+from docs.tables.frontier import POINTS
 from docs.tables.overview import FEW_IMAGES
 from docs.tables.unicam import DEPTHS, UNICAM, UNICAM_ARMS
 from tests.benchmarks.table import RESULTS, load
@@ -135,35 +135,49 @@ def modes() -> Figure:
     return figure
 
 
-_FRONTIER = (
-    # label, experiment, arm, bytes per record that the method reads
-    ("KD", EQUAL_TERMS, "kd_logits", 20),
-    ("e2KD, one map", EQUAL_TERMS, "e2kd_logits", 156),
-    ("CAT-KD", EQUAL_TERMS, "cat_kd_logits", 20 + 10 * (8 + 4)),
-    ("e2KD, all maps", EQUAL_TERMS, "e2kd_logits_all", 20 + 10 * (128 + 4 + 4)),
-    ("ReviewKD, 4x4 cells", FEATURES_RUNS, "pooled", "pooled"),
-    ("ReviewKD, no flipped image", FEATURES_RUNS, "canonical", "canonical"),
-    ("ReviewKD", FEATURES_RUNS, "mirror", "mirror"),
-    ("ReviewKD, border", FEATURES_RUNS, "framed", "framed"),
-    ("method=features", FEATURES_RUNS, "features_both_4096", "mirror"),
-)
+_LABELS = {
+    "logits alone": ("logits (KD)", 0, 9),
+    "class maps of 2x2 cells": ("class maps (CAT-KD)", -10, 4),
+    "one map of 8x8 cells": ("one map (e2KD)", 12, -8),
+    "logits of 16 views": ("logits of 16 views", 26, -16),
+    "logits of 16 mixtures": ("16 mixtures", 0, -17),
+    "features of the last stage, 4x4 cells": ("features of the last stage, 4x4 cells", -10, 6),
+    "features of all stages": ("features of all stages", -10, 3),
+    "features of all stages, also flipped": ("and of the flipped image", -10, 3),
+}
+"""Labels of the points in the figure, with their offsets; others are drawn without one."""
 
 
 def frontier() -> Figure:
-    """Accuracy on few images over the bytes that a method reads of a record, beside a live ReviewKD."""
-    size = {each["name"]: each["bytes"] for each in results_of(FEATURES_RUNS)["passes"]}
-    figure, axis = _axes(5.6, 3.2)
-    for number, (label, experiment, arm, read) in enumerate(_FRONTIER):
-        x = size[read] if isinstance(read, str) else read
-        values = percent(runs_of(experiment, arm))
-        axis.plot([x] * len(values), values, "o", color=f"C{number}", ms=4, alpha=0.6, mew=0)
-        axis.plot([x], [fmean(values)], "_", color=f"C{number}", ms=14, mew=2, label=label)
-    live = fmean(percent(runs_of(EQUAL_TERMS, "review_kd_both")))
-    axis.axhline(live, color=_GRAY, lw=1, ls="--", label="ReviewKD, live")
+    """Accuracy on few images over the bytes that are stored per image; a line joins the best ones."""
+    figure, axis = _axes(7.2, 3.4)
+    best: list[tuple[float, float]] = []
+    for point in POINTS:
+        values = percent(point.runs)
+        mean = fmean(values)
+        leads = not best or mean > best[-1][1]
+        color = "C0" if leads else _GRAY
+        axis.plot([point.bytes] * len(values), values, "o", color=color, ms=3.5, alpha=0.5, mew=0)
+        axis.plot([point.bytes], [mean], "_", color=color, ms=13, mew=2.2)
+        if leads:
+            best.append((point.bytes, mean))
+        if point.stored in _LABELS:
+            text, x, y = _LABELS[point.stored]
+            axis.annotate(
+                text, (point.bytes, mean), (x, y), textcoords="offset points", color=color,
+                ha="left" if x == 12 else "right" if x < 0 else "center", fontsize=9.5,
+            )  # fmt: skip
+    axis.plot(*zip(*best, strict=True), color="C0", lw=1, alpha=0.6, drawstyle="steps-post")
+    labels = fmean(percent(runs_of(EQUAL_TERMS, "labels")))
+    axis.axhline(labels, color=_GRAY, lw=1, ls="--")
+    axis.annotate("no teacher", (12, labels), (0, 4), textcoords="offset points", color=_GRAY)
     axis.set_xscale("log")
-    axis.set_xlabel("bytes per record")
+    axis.set_xlim(10, 200_000)
+    axis.set_ylim(42, 74)
+    axis.set_xticks([20, 200, 2_000, 20_000], ["20 B", "200 B", "2 kB", "20 kB"])
+    axis.minorticks_off()
+    axis.set_xlabel("stored bytes per image")
     axis.set_ylabel("test accuracy, %")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

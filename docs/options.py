@@ -34,6 +34,9 @@ _SECTIONS: dict[str, type[Options]] = {
 }
 
 
+_EMPTY = "''"
+
+
 def options_page() -> str:
     """Return the content of docs/reference/options.md."""
     parts = [
@@ -42,7 +45,11 @@ def options_page() -> str:
     ]
     for verb, described in VERBS.items():
         cls = described.options
-        parts.append(f"## {verb}\n\n{_first_line(cls)}\n\n{_table(cls, '')}")
+        read = [option.name for option in options_of(cls) if _is_section(option.hint)]
+        parts.append(
+            f"## {verb}\n\nOptions of `{verb}` outside of a section. It also reads: {', '.join(read)}.\n\n"
+            f"{_table(cls, '')}"
+        )
     sections = dict(_SECTIONS)
     for described in VERBS.values():
         for option in options_of(described.options):
@@ -71,6 +78,10 @@ def options_page() -> str:
     return "\n".join(parts)
 
 
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Options)
+
+
 def _first_line(cls: type[Options]) -> str:
     return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
 
@@ -80,7 +91,7 @@ def _table(cls: type[Options], section: str) -> str:
     meanings = meanings_of(cls)
     rows = []
     for option in options_of(cls):
-        is_section = isinstance(option.hint, type) and issubclass(option.hint, Options)
+        is_section = _is_section(option.hint)
         hidden = option.name == "kind" or Role.SET_BY_STAGE in option.roles
         is_family = not section and option.name in FAMILIES
         if hidden or is_family or is_section:
@@ -89,7 +100,7 @@ def _table(cls: type[Options], section: str) -> str:
         default = (
             "required"
             if option.default is MISSING
-            else f"`{format_value(to_plain(option.default))}`"
+            else f"`{format_value(to_plain(option.default)) or _EMPTY}`"
         )
         notes = [meanings.get(option.name, "")]
         if Role.OUTSIDE_IDENTITY in option.roles:

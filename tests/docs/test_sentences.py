@@ -84,9 +84,9 @@ def test_directions_margins_and_other_levels_are_left_alone():
     assert unproven_equality(text) == []
 
 
-def test_the_readme_counts_the_verdicts_of_the_page():
+def test_the_results_count_the_verdicts_of_the_page():
     counts = Counter(verdict for verdict, _ in verdicts_of(CLAIMS).values())
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join((ROOT / "docs/results/index.md").read_text().split())
     found = re.search(
         r"Of (\d+) \[comparisons with the e2KD paper\]\S+, (\d+) agree, (\d+) disagree .*?, (\d+) are open",
         text,

@@ -1,0 +1,119 @@
+"""Accuracy by stored bytes: what each target of a teacher taught students of few images, at searched options."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from docs.cells import Cell, Rows, Run, spread, table
+from docs.measured import results_of, runs_of
+from docs.tables.e2kd import EQUAL_TERMS, LOGITS_BYTES, SHOTS, TARGET_BYTES
+
+FRONTIER = "cifar10_frontier"
+SPREAD = "cifar10_spread"
+
+
+class Point(NamedTuple):
+    """Targets of a pass, and the students that were trained on them."""
+
+    stored: str
+    """What is stored, in words."""
+    method: str
+    experiment: str
+    arm: str
+    size: int | str
+    """Bytes per image that the method reads, or the pass of the results that states them."""
+
+    @property
+    def bytes(self) -> float:
+        """Bytes per image."""
+        if not isinstance(self.size, str):
+            return self.size
+        passes = {each["name"]: each["bytes"] for each in results_of(self.experiment)["passes"]}
+        (value,) = (count for name, count in passes.items() if name.startswith(f"{self.size}-"))
+        return float(value)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Students."""
+        return runs_of(self.experiment, self.arm)
+
+
+def _size(target: str) -> int:
+    return LOGITS_BYTES + TARGET_BYTES[target]
+
+
+POINTS = (
+    Point("logits alone", "kd", SHOTS, "kd", LOGITS_BYTES),
+    Point(
+        "class maps of 2x2 cells",
+        "cat_kd",
+        EQUAL_TERMS,
+        "cat_kd_logits searched",
+        _size("class maps"),
+    ),
+    Point("the embedding", "embedding", FRONTIER, "embedding", "f_pooled"),
+    Point("one map of 8x8 cells", "e2kd", SHOTS, "e2kd", _size("one map")),
+    Point("logits of 16 views", "kd", FRONTIER, "views_16", "v16p_final"),
+    Point("logits of 16 mixtures", "kd", FRONTIER, "mixtures_16", "mix16_final"),
+    Point(
+        "class maps of 8x8 cells",
+        "cat_kd",
+        EQUAL_TERMS,
+        "cat_kd_logits searched size=8",
+        _size("class maps, 8x8"),
+    ),
+    Point("maps of all classes", "e2kd", EQUAL_TERMS, "e2kd_logits_all searched", _size("10 maps")),
+    Point("features of the last stage, 4x4 cells", "features", FRONTIER, "s3_4", "f_s3_4"),
+    Point("features of all stages, 4x4 cells", "features", FRONTIER, "stages_4", "f_4"),
+    Point("attention of all stages", "at", EQUAL_TERMS, "at_logits searched", _size("attention")),
+    Point("features of all stages", "features", FRONTIER, "stages_8", "f_canonical"),
+    Point("features of all stages, also flipped", "features", SPREAD, "features", "all_resnet56"),
+)
+"""In the order of their bytes. All students learn from the logits, too."""
+BUDGETS = {
+    "20 B": "logits alone",
+    "200 B": "class maps of 2x2 cells",
+    "2 kB": "features of the last stage, 4x4 cells",
+    "20 kB": "features of all stages",
+    "50 kB": "features of all stages, also flipped",
+}
+"""Budgets of bytes per image, and what is best within about each of them."""
+
+
+def frontier() -> str:
+    """Every point, in the order of its bytes, the best so far in bold."""
+    rows: Rows = []
+    best = 0.0
+    for point in POINTS:
+        accuracy = spread(point.runs, "accuracy")
+        is_best = accuracy.number is not None and accuracy.number > best
+        best = max(best, accuracy.number or 0.0)
+        text = accuracy.bold if is_best else accuracy.text
+        cells = [Cell(f"`method={point.method}`"), Cell(f"{point.bytes:,.0f}"), Cell(text)]
+        rows.append((point.stored, cells))
+    return table(
+        ("stored with the logits", "trained with", "bytes per image", "test accuracy, %"), rows
+    )
+
+
+def budgets() -> str:
+    """What to store for a number of bytes per image."""
+    points = {point.stored: point for point in POINTS}
+    rows: Rows = [
+        (
+            budget,
+            [
+                Cell(stored),
+                Cell(f"`{points[stored].method}`"),
+                Cell(f"{points[stored].bytes:,.0f}"),
+                spread(points[stored].runs, "accuracy"),
+            ],
+        )
+        for budget, stored in BUDGETS.items()
+    ]
+    return table(
+        ("bytes per image", "store with the logits", "`method=`", "used", "accuracy, %"), rows
+    )
+
+
+TABLES = (frontier, budgets)
