@@ -201,7 +201,7 @@ CLAIMS = (
                 "ked tau=4",
                 "kd tau=4",
             ),
-            "all values are in [KED](../papers/ked.md#results-of-ked)",
+            "all values are in [KED](../../pipeline/permafrost_papers/ked/experiments/results.md#results-of-ked)",
         ),
     ),
     Claim(

@@ -11,7 +11,7 @@ from docs.claims import interpretability as study_claims
 from docs.claims import ked as ked_claims
 from docs.claims import unicam as unicam_claims
 from docs.claims.sections import claims_of, verdict_rows
-from docs.measured import ROOT
+from docs.links import PAGES
 from docs.tables import (
     benchmarks,
     doors,
@@ -81,5 +81,5 @@ def with_tables(page: str) -> str:
 
 
 def pages() -> list[Path]:
-    """Pages that may have tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """Pages that may have tables, and files of details next to the experiments."""
+    return PAGES
