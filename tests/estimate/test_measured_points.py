@@ -1,4 +1,4 @@
-"""What was measured to teach most within a number of bytes: the points are those of the committed results."""
+"""The points that an estimate names are the best ones of the committed results."""
 
 from statistics import fmean
 
