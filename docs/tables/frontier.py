@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from math import nan, sqrt
+from statistics import fmean, variance
 from typing import NamedTuple
 
 from docs.cells import Cell, Rows, Run, spread, table
 from docs.measured import results_of, runs_of
 from docs.tables.e2kd import EQUAL_TERMS, LOGITS_BYTES, SHOTS, TARGET_BYTES
+from permafrost_report.comparison import confidence_interval
 
 FRONTIER = "cifar10_frontier"
 SPREAD = "cifar10_spread"
@@ -116,4 +120,71 @@ def budgets() -> str:
     )
 
 
-TABLES = (frontier, budgets)
+_PAIRS = (("e2kd", "kd"), ("features", "kd"), ("features", "e2kd"))
+_NAMES = {"kd": "KD", "e2kd": "e2KD, all maps", "features": "features"}
+TEACHERS = {"resnet56": "ResNet-56 (83.2 %)", "efficientnet": "EfficientNet-Lite0 (90.4 %)"}
+
+
+def _by_selection(arm: str, teacher: str) -> dict[int, list[float]]:
+    """Accuracies of the students of each selection of images, in per cent, in the order of their seeds."""
+    selections: dict[int, list[float]] = {}
+    for run in runs_of(SPREAD, arm):
+        if run["teacher"] == teacher:
+            selections.setdefault(run["selection"], []).append(100 * run["accuracy"])
+    return selections
+
+
+def spread_difference(
+    one: str, other: str, teacher: str
+) -> tuple[float, float, float, float, float]:
+    """Return a mean difference with its 95 % interval over selections, and the deviations of selections and seeds.
+
+    The deviations are those of a random effect of the selection and of the residual, by the method of moments.
+    """
+    first, second = (_by_selection(arm, teacher) for arm in (one, other))
+    differences = [
+        [a - b for a, b in zip(first[selection], second[selection], strict=True)]
+        for selection in sorted(first)
+    ]
+    means = [fmean(each) for each in differences]
+    low, high = confidence_interval(means) or (nan, nan)
+    seeds = len(differences[0])
+    within = fmean(variance(each) for each in differences)
+    between = max(0.0, variance(means) - within / seeds)
+    return fmean(means), low, high, sqrt(between), sqrt(within)
+
+
+def spread_over_selections() -> str:
+    """Means of three methods with each teacher, and their differences with the deviations of selections and seeds."""
+    known = {run["teacher"] for run in results_of(SPREAD)["runs"]}
+    teachers = [teacher for teacher in TEACHERS if teacher in known]
+    means: Rows = [
+        (
+            TEACHERS[teacher],
+            [
+                Cell(f"{fmean(chain.from_iterable(_by_selection(arm, teacher).values())):.1f}")
+                for arm in _NAMES
+            ],
+        )
+        for teacher in teachers
+    ]
+    rows: Rows = []
+    for teacher in teachers:
+        for one, other in _PAIRS:
+            middle, low, high, selections, seeds = spread_difference(one, other, teacher)
+            cells = [
+                Cell(TEACHERS[teacher].partition(" (")[0]),
+                Cell(f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"),
+                Cell(f"{selections:.1f}"),
+                Cell(f"{seeds:.1f}"),
+            ]
+            rows.append((f"{_NAMES[one]} minus {_NAMES[other]}", cells))
+    return "\n".join(
+        [
+            table(("test accuracy, %", *_NAMES.values()), means),
+            table(("difference", "teacher", "95 % interval", "selections", "seeds"), rows),
+        ]
+    )
+
+
+TABLES = (frontier, budgets, spread_over_selections)
