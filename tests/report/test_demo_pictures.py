@@ -1,11 +1,14 @@
 """Pictures of the README, drawn from the students of a sweep as those of the demo."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from docs.demo_pictures import demo_maps, one_geometry
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
+from permafrost.loading.dataset import StoreDataset
 from permafrost_report.cases import open_pair
 from permafrost_report.student_results import load_results
 
@@ -40,10 +43,10 @@ def test_a_digit_stands_beside_its_maps_as_in_training_and_swapped(pair):
     assert not np.array_equal(shown[0], shown[8])
 
 
-def test_the_first_view_is_what_is_stored(pair):
-    figure = one_geometry(pair)
+def test_the_first_view_is_what_is_stored(frozen):
+    figure = one_geometry(Path(frozen.store.path))
 
     images = [images_of(axis)[0] for axis in figure.axes]
-    record = pair.datasets["test"].__getitems__([0])
+    record = StoreDataset(frozen.store, np.arange(1)).__getitems__([0])
     assert np.array_equal(images[0], record.inputs[0].permute(1, 2, 0).numpy())
     assert not any(np.array_equal(images[0], image) for image in images[1:5])
