@@ -87,8 +87,8 @@ class ImageSample:
     formats: Counter[str] = field(default_factory=Counter)
     """Files of each format of Pillow."""
     kinds: Counter[str] = field(default_factory=Counter)
-    """Files that are gray, have a palette (palette), alpha, 16 bits, are turned by EXIF (turned), or are turned and
-    have boxes or a mask (turned with regions)."""
+    """Files that are gray or CMYK, have a palette (palette), alpha, 16 bits, are turned by EXIF (turned), or are turned
+    and have boxes or a mask (turned with regions)."""
     sides: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of the first upright images, for medians."""
     smallest: tuple[int, int] | None = None

@@ -447,7 +447,7 @@ class ImageFacts:
     width: int
     bits: int
     """Bits of a channel: 8 or 16 (fewer count as 8)."""
-    channels: Literal["gray", "color", "palette"]
+    channels: Literal["gray", "color", "palette", "CMYK"]
     has_alpha: bool
     orientation: int
     """EXIF orientation, 1 for an upright file."""
@@ -523,11 +523,13 @@ def _bits_of(image: Image.Image, data: bytes) -> int:
     return 16 if image.mode.startswith("I") else 8
 
 
-def _channels_of(image: Image.Image, data: bytes) -> Literal["gray", "color", "palette"]:
+def _channels_of(image: Image.Image, data: bytes) -> Literal["gray", "color", "palette", "CMYK"]:
     if image.format == "PNG":  # Pillow opens 16 bits of gray and alpha as RGBA
         return {0: "gray", 4: "gray", 3: "palette"}.get(data[_PNG_DEPTH + 1], "color")  # type: ignore[return-value]
     if image.mode in ("P", "PA"):
         return "palette"
+    if image.mode == "CMYK":
+        return "CMYK"
     return "gray" if image.mode[:1] in ("1", "L", "I", "F") else "color"
 
 
