@@ -166,15 +166,16 @@ _CONTROLLED = {
 
 def strong_views_controls() -> str:
     """Students of 16 strong stored views with right and with wrong maps."""
-    arms = {arm: runs_of(CONTROLS, arm) for arm in _CONTROLLED}
     rows: Rows = []
-    for arm, label in _CONTROLLED.items():
-        runs = arms[arm]
-        cells = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
-        for one, other in ((arm, "kd_v16"), ("e2kd_v16", arm)):
-            shown = one != other
-            cells.append(difference(arms[one], arms[other], "accuracy") if shown else Cell(""))
-        rows.append((label, cells))
+    for options, words in ((" searched", ", searched"), ("", "")):
+        arms = {arm: runs_of(CONTROLS, f"{arm}{options}") for arm in _CONTROLLED}
+        for arm, label in _CONTROLLED.items():
+            runs = arms[arm]
+            cells = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+            for one, other in ((arm, "kd_v16"), ("e2kd_v16", arm)):
+                shown = one != other
+                cells.append(difference(arms[one], arms[other], "accuracy") if shown else Cell(""))
+            rows.append((label + words, cells))
     header = ("test accuracy, %, V = 16", "by seed", "mean", "agreement", "minus KD")
     return table((*header, "e2KD minus it"), rows)
 
