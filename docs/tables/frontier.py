@@ -38,8 +38,9 @@ class Point(NamedTuple):
 
     @property
     def runs(self) -> list[Run]:
-        """Students."""
-        return runs_of(self.experiment, self.arm)
+        """Students of the ResNet-56."""
+        runs = runs_of(self.experiment, self.arm)
+        return [run for run in runs if run.get("teacher", "resnet56") == "resnet56"]
 
 
 def _size(target: str) -> int:
