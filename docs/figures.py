@@ -138,7 +138,7 @@ def modes() -> Figure:
 _LABELS = {
     "logits alone": ("logits (KD)", 0, 9),
     "class maps of 2x2 cells": ("class maps (CAT-KD)", -10, 4),
-    "one map of 8x8 cells": ("one map (e2KD)", 12, -8),
+    "one map of 8x8 cells": ("one map (e2KD)", 0, -21),
     "logits of 16 views": ("logits of 16 views", 26, -16),
     "logits of 16 mixtures": ("16 mixtures", 0, -17),
     "features of the last stage, 4x4 cells": ("features of the last stage, 4x4 cells", -10, 6),
