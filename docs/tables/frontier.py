@@ -20,7 +20,7 @@ class Point(NamedTuple):
     """Targets of a pass, and the students that were trained on them."""
 
     stored: str
-    """What is stored, in words."""
+    """Description of the stored targets."""
     method: str
     experiment: str
     arm: str
@@ -103,7 +103,7 @@ def frontier() -> str:
 
 
 def budgets() -> str:
-    """What to store for a number of bytes per image."""
+    """Return the advised targets by their bytes per image."""
     points = {point.stored: point for point in POINTS}
     rows: Rows = [
         (
