@@ -9,7 +9,7 @@ python -m docs.demo_pictures photos     writes docs/figures/one-geometry.png, af
         teacher.frame=full teacher.input_size=256
 
 The digits are the first of the test split, and the views those of the first epochs, without any choice by how well they
-look. The photograph is by danielbuechele (CC BY 2.0, https://www.flickr.com/photos/danielbuechele/6061409035/).
+look. The photograph is CC BY 2.0 (https://www.flickr.com/photos/danielbuechele/6061409035/).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _SPLITS = {"test": "as in training", "test_swapped": "swapped"}
 _DIGITS = 2
 _VIEWS = 4
 _RIGHT, _WRONG = "0.25", "#c00000"
+_CREDIT = "photograph: danielbuechele, CC BY 2.0"
 
 
 def demo_maps(pair: CasePair) -> Figure:
@@ -115,6 +116,7 @@ def one_geometry(store: Path) -> Figure:
         axes[0, number].set_title("stored" if view is None else f"view {number}", fontsize=14)
     axes[0, 0].set_ylabel("image", fontsize=14)
     axes[1, 0].set_ylabel("map", fontsize=14)
+    figure.supxlabel(_CREDIT, fontsize=8, color="0.45", x=0.99, ha="right")
     return figure
 
 

@@ -138,12 +138,12 @@ def modes() -> Figure:
 _LABELS = {
     "logits alone": ("logits (KD)", 0, 9),
     "class maps of 2x2 cells": ("class maps (CAT-KD)", -10, 4),
-    "one map of 8x8 cells": ("one map (e2KD)", 0, -21),
-    "logits of 16 views": ("logits of 16 views", 26, -16),
-    "logits of 16 mixtures": ("16 mixtures", 0, -17),
-    "features of the last stage, 4x4 cells": ("features of the last stage, 4x4 cells", -10, 6),
+    "one map of 8x8 cells": ("one map (e2KD)", 0, -22),
+    "logits of 16 views": ("logits of 16 views", 12, -4),
+    "logits of 16 mixtures": ("logits of 16 mixed images", 0, -22),
+    "features of the last stage, 4x4 cells": ("features of the last stage", -10, 6),
     "features of all stages": ("features of all stages", -10, 3),
-    "features of all stages, also flipped": ("and of the flipped image", -10, 3),
+    "features of all stages, also flipped": ("also of the mirrored image", -10, 3),
 }
 """Labels of the points in the figure, with their offsets; others are drawn without one."""
 
@@ -164,15 +164,17 @@ def frontier() -> Figure:
         if point.stored in _LABELS:
             text, x, y = _LABELS[point.stored]
             axis.annotate(
-                text, (point.bytes, mean), (x, y), textcoords="offset points", color=color,
+                f"{text}, {mean:.0f} %", (point.bytes, mean), (x, y), textcoords="offset points", color=color,
                 ha="left" if x == 12 else "right" if x < 0 else "center", fontsize=9.5,
             )  # fmt: skip
     axis.plot(*zip(*best, strict=True), color="C0", lw=1, alpha=0.6, drawstyle="steps-post")
     labels = fmean(percent(runs_of(EQUAL_TERMS, "labels")))
     axis.axhline(labels, color=_GRAY, lw=1, ls="--")
-    axis.annotate("no teacher", (12, labels), (0, 4), textcoords="offset points", color=_GRAY)
+    axis.annotate(
+        f"labels, {labels:.0f} %", (5, labels), (0, 4), textcoords="offset points", color=_GRAY
+    )
     axis.set_xscale("log")
-    axis.set_xlim(10, 200_000)
+    axis.set_xlim(4, 200_000)
     axis.set_ylim(42, 74)
     axis.set_xticks([20, 200, 2_000, 20_000], ["20 B", "200 B", "2 kB", "20 kB"])
     axis.minorticks_off()

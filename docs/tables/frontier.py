@@ -75,15 +75,6 @@ POINTS = (
     Point("features of all stages, also flipped", "features", SPREAD, "features", "all_resnet56"),
 )
 """In the order of their bytes. All students learn from the logits, too."""
-ADVISED = (
-    "logits alone",
-    "class maps of 2x2 cells",
-    "maps of all classes",
-    "features of the last stage, 4x4 cells",
-    "features of all stages",
-    "features of all stages, also flipped",
-)
-"""Targets that are best for about their bytes."""
 
 
 def frontier() -> str:
@@ -100,23 +91,6 @@ def frontier() -> str:
     return table(
         ("stored with the logits", "trained with", "bytes per image", "test accuracy, %"), rows
     )
-
-
-def budgets() -> str:
-    """Return the advised targets by their bytes per image."""
-    points = {point.stored: point for point in POINTS}
-    rows: Rows = [
-        (
-            f"{points[stored].bytes:,.0f}",
-            [
-                Cell(stored),
-                Cell(f"`{points[stored].method}`"),
-                spread(points[stored].runs, "accuracy"),
-            ],
-        )
-        for stored in ADVISED
-    ]
-    return table(("bytes per image", "store with the logits", "`method=`", "accuracy, %"), rows)
 
 
 _PAIRS = (("e2kd", "kd"), ("features", "kd"), ("features", "e2kd"))
@@ -186,4 +160,4 @@ def spread_over_selections() -> str:
     )
 
 
-TABLES = (frontier, budgets, spread_over_selections)
+TABLES = (frontier, spread_over_selections)
