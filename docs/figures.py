@@ -178,7 +178,10 @@ def frontier() -> Figure:
     axis.set_ylim(42, 74)
     axis.set_xticks([20, 200, 2_000, 20_000], ["20 B", "200 B", "2 kB", "20 kB"])
     axis.minorticks_off()
-    axis.set_xlabel("stored bytes per image")
+    axis.set_title(
+        "ResNet-20 students of a ResNet-56 on 500 unlabeled CIFAR-10 images of 1.7 kB each"
+    )
+    axis.set_xlabel("stored bytes per image (points: seeds, bars: means)")
     axis.set_ylabel("test accuracy, %")
     return figure
 
