@@ -76,8 +76,13 @@ TABLES |= {f"verdicts_{name}": partial(verdict_rows, PAPERS, of) for name, of in
 
 
 def with_tables(page: str) -> str:
-    """Return a page with its tables filled."""
-    return MARK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", page)
+    """Return a page with its tables filled, between empty lines unless a table begins right after its mark."""
+
+    def fill(mark: re.Match[str]) -> str:
+        line = "" if mark[3].startswith("|") else "\n"
+        return f"{mark[1]}{line}{TABLES[mark[2]]()}{line}{mark[4]}"
+
+    return MARK.sub(fill, page)
 
 
 def pages() -> list[Path]:

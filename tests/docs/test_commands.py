@@ -135,7 +135,7 @@ def test_the_lines_of_the_readme_compute_gradients_from_a_store(frozen):
 
     assert names["batch"].images.shape == (32, 3, 16, 16)
     assert names["batch"].maps.shape == (32, 1, 1, 4, 4)
-    assert np.isfinite(names["loss"].item())
+    assert names["student"].fc.weight.grad.isfinite().all()
     assert names["student"].fc.weight.grad.abs().sum() > 0
 
 
