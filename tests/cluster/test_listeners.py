@@ -15,7 +15,9 @@ from tests.support.processes import wait_until
 DATA = ("image_size=16", "min_digit_size=8", "max_digit_size=12", "test_digits=10")
 DATA += ("train_digits=40", "teacher_digits=12", "teacher_placements=1", "test_placements=1")
 TEACHER = ("experiment=demo", "teacher.width=4")
-MADE = (*TEACHER, "store.shard_size=16", *(f"data.{option}" for option in DATA))
+IMAGES = ("store.shard_size=16", *(f"data.{option}" for option in DATA))
+PACKED = ("experiment=demo", "teacher=none", *IMAGES)
+MADE = (*TEACHER, *IMAGES)
 EPOCH = ("teaching.trainer.epochs=1", "teaching.trainer.batch_size=4")
 STUDENT = ("experiment=demo", "student.width=4", "trainer.epochs=1")
 ARMS = ("arms={kd: [method=kd], labels: [method=labels]}", "seeds=[0]", "evaluators=[accuracy]")
@@ -23,12 +25,12 @@ ACCURACY = ("report.columns={accuracy: test.accuracy}", "report.paired_column=ac
 LICENSES = "licenses={images: CC-BY-2.0, weights: Apache-2.0, targets: Apache-2.0}"
 SERIAL = {
     "preview": ("preview", "experiment=demo"),
-    "precompute without a teacher": ("precompute", *MADE, "teacher=none", "executor=serial"),
+    "precompute without a teacher": ("precompute", *PACKED, "executor=serial"),
     "teach": ("teach", *TEACHER, *EPOCH),
     "precompute": ("precompute", *MADE, "executor=serial"),
     "verify": ("verify", "store.path=stores/demo"),
     "show": ("show", "store.path=stores/demo"),
-    "estimate": ("estimate", *MADE, "teacher=none"),
+    "estimate": ("estimate", *PACKED),
     "distill": ("distill", *STUDENT, "run=single"),
     "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),
     "export": ("export", "experiment=demo", "run=single"),
