@@ -174,7 +174,7 @@ def test_a_shard_is_given_to_so_many_new_actors_and_the_others_finish(tmp_path):
     # Work that cannot be loaded is an error at once, not at each of the shards.
     with pytest.raises(ShardError, match=r"^no actor can do the work: no module named mine \("):
         list(executor.map_shards(Unloadable(tmp_path), range(5)))
-    with pytest.raises(ShardError, match=r"^3 processes died, and none has finished a shard"):
+    with pytest.raises(ShardError, match=r"^[3-5] processes died, and none has finished a shard"):
         list(executor.map_shards(Unloadable(tmp_path, is_deadly=True), range(5)))
 
     # A caller that stopped before the end starts no Ray anew.

@@ -93,7 +93,9 @@ def fail_elsewhere(path, pid):
 @pytest.fixture(scope="module")
 def one_core():
     """A Ray of one core."""
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="fatal")
+    ray.init(
+        "local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="fatal"
+    )
     yield
     ray.shutdown()
 

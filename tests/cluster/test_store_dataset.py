@@ -248,7 +248,9 @@ def test_ray_reads_counts_and_divides_it(frozen, ray_cluster):
 def test_the_loop_of_the_page_trains_on_ray(frozen, tmp_path):
     (block,) = blocks_of(ROOT / "docs/howto/ray-data.md", "python")
     (tmp_path / "ray_training.py").write_text(
-        block.code.replace("import ray.train\n", "import ray.train\n\nray.init(num_cpus=3)\n", 1)
+        block.code.replace(
+            "import ray.train\n", "import ray.train\n\nray.init('local', num_cpus=3)\n", 1
+        )
     )
     environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
 
