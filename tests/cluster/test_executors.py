@@ -1,5 +1,6 @@
 """Executors: order, memory and results of a task do not depend on where it runs."""
 
+import asyncio
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from permafrost.annotation import shard_tasks
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.cluster.session import ClusterError
-from permafrost.cluster.shard_rows import ShardAssignment, _ShardActor
+from permafrost.cluster.shard_rows import Gate, ShardAssignment, _ShardActor
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import FileError, RecordError
@@ -360,3 +361,32 @@ def test_a_task_that_fails_uploads_nothing_of_its_shard_and_what_came_before_it(
     with pytest.raises(RecordError):
         list(SerialExecutor().map_shards(task, [1, 2]))
     assert sent == ["data-1"]
+
+
+def test_an_actor_takes_a_second_shard_only_if_each_idle_actor_is_left_one():
+    async def take_shards():
+        gate = Gate(0, actors=2)
+        await gate.add(1, b"task", [b"a", b"b"])
+        first = await gate.take(0, "one")
+        second = asyncio.create_task(gate.take(1, "one"))
+        await asyncio.sleep(0.01)
+        waits = not second.done()
+        other = await gate.take(2, "two")
+        await gate.add(2, b"task", [b"c"])
+        return first.shard, waits, other.shard, (await second).shard
+
+    assert asyncio.run(take_shards()) == (b"a", True, b"b", b"c")
+
+
+def test_an_actor_takes_the_last_shard_once_its_own_is_answered():
+    async def take_shards():
+        gate = Gate(0, actors=2)
+        await gate.add(1, b"task", [b"a", b"b"])
+        first = await gate.take(0, "one")
+        second = asyncio.create_task(gate.take(1, "one"))
+        await asyncio.sleep(0.01)
+        waits = not second.done()
+        await gate.answered(first.number)
+        return waits, (await second).shard
+
+    assert asyncio.run(take_shards()) == (True, b"b")

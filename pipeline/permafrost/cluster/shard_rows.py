@@ -88,13 +88,15 @@ class _Worker(NamedTuple):
 class Gate:
     """Actor of Ray that hands out shards, counts the deaths at each, and knows which actors work."""
 
-    def __init__(self, most_deaths: int) -> None:
-        self._most_deaths = most_deaths
+    def __init__(self, most_deaths: int, actors: int) -> None:
+        self._most_deaths, self._actors = most_deaths, actors
         self._tasks: dict[int, bytes] = {}
         self._shards: list[ShardAssignment] = []
         self._waiting: deque[int] = deque()
         self._rows: dict[int, tuple[int, str]] = {}
         """Number of the shard of each row, and the actor that has it."""
+        self._holders: dict[int, str] = {}
+        """Actor of each shard without an answer."""
         self._begun: defaultdict[int, list[str]] = defaultdict(list)
         """Hosts of the actors that began to work on each shard."""
         self._names: dict[int, str] = {}
@@ -123,11 +125,12 @@ class Gate:
         return self._tasks[work]
 
     async def take(self, row: int, actor: str) -> ShardAssignment:
-        """Return the shard of a row, the same one at every attempt, once there is one."""
+        """Return the shard of a row, the same one at every attempt, once there is one for its actor."""
         if row not in self._rows:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._waiting)
+                await self._changed.wait_for(lambda: self._has_shard_for(actor))
                 self._rows[row] = self._waiting.popleft(), actor
+                self._holders[self._rows[row][0]] = actor
         number = self._rows[row][0]
         deaths = self._count_deaths(number)
         if deaths:
@@ -140,6 +143,13 @@ class Gate:
         return self._shards[number]._replace(
             deaths=deaths, all_died=0 if has_hope else self._deaths
         )
+
+    def _has_shard_for(self, actor: str) -> bool:
+        """Return whether a shard waits for an actor; one that has a shard leaves one to each that has none."""
+        if not self._waiting:
+            return False
+        busy = set(self._holders.values())
+        return actor not in busy or len(self._waiting) > self._actors - len(busy)
 
     def _count_deaths(self, number: int) -> int:
         """Return the number of processes that died at a shard, without those whose host was lost."""
@@ -159,7 +169,10 @@ class Gate:
 
     async def answered(self, number: int) -> None:
         """Note that the driver has the answer of a shard."""
-        self._answered.add(number)
+        async with self._changed:
+            self._answered.add(number)
+            self._holders.pop(number, None)
+            self._changed.notify_all()
 
     async def report(
         self, actor: str, handle: list[Any], host: str, shard: str, units: int
@@ -208,6 +221,8 @@ class Gate:
             del self._workers[actor]
         lost = [row for row, (_, actor) in self._rows.items() if actor in silent]
         numbers = {self._rows.pop(row)[0] for row in lost} - self._answered
+        for number in numbers:
+            self._holders.pop(number, None)
         await self._give(sorted(numbers))
         return len(self._workers), list(silent.values())
 
@@ -311,7 +326,7 @@ class ShardRows:
         import ray.data
 
         gate = ray.remote(Gate).options(max_concurrency=_MAX_WAITING, **on_this_node())
-        self._gate = gate.remote(config.max_restarts * actors)
+        self._gate = gate.remote(config.max_restarts * actors, actors)
         self.left, self.gpus = rows, gpus
         """Number of rows that have no shard yet, and GPUs of each actor."""
         self._work = 0
