@@ -412,7 +412,12 @@ def demo_short() -> str:
         for arm, label in labels.items()
     ]
     return table(
-        ("accuracy in %, three seeds, trained on", "photographs as in training", "swapped"), rows
+        (
+            "accuracy in %, mean &plusmn; deviation of 3 seeds",
+            "photographs as in training",
+            "swapped",
+        ),
+        rows,
     )
 
 
