@@ -100,7 +100,7 @@ class Gate:
         self._begun: defaultdict[int, list[str]] = defaultdict(list)
         """Hosts of the actors that began to work on each shard."""
         self._names: dict[int, str] = {}
-        self._answered: set[int] = set()
+        self._has_answer = False
         self._changed = asyncio.Condition()
         self._deaths = 0
         self._workers: dict[str, _Worker] = {}
@@ -130,8 +130,8 @@ class Gate:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._has_shard_for(actor))
                 self._rows[row] = self._waiting.popleft(), actor
-                self._holders[self._rows[row][0]] = actor
         number = self._rows[row][0]
+        self._rows[row], self._holders[number] = (number, actor), actor
         deaths = self._count_deaths(number)
         if deaths:
             self._deaths += 1
@@ -139,7 +139,7 @@ class Gate:
                 f"a process was lost at shard {self._names[number]}, {deaths} so far (Ray's logs of its host say why; "
                 "memory is a common reason); another one begins with it again"
             )
-        has_hope = self._answered or self._deaths <= self._most_deaths
+        has_hope = self._has_answer or self._deaths <= self._most_deaths
         return self._shards[number]._replace(
             deaths=deaths, all_died=0 if has_hope else self._deaths
         )
@@ -170,7 +170,7 @@ class Gate:
     async def answered(self, number: int) -> None:
         """Note that the driver has the answer of a shard."""
         async with self._changed:
-            self._answered.add(number)
+            self._has_answer = True
             self._holders.pop(number, None)
             self._changed.notify_all()
 
@@ -220,9 +220,9 @@ class Gate:
         for actor in silent:
             del self._workers[actor]
         lost = [row for row, (_, actor) in self._rows.items() if actor in silent]
-        numbers = {self._rows.pop(row)[0] for row in lost} - self._answered
+        numbers = {self._rows.pop(row)[0] for row in lost} & self._holders.keys()
         for number in numbers:
-            self._holders.pop(number, None)
+            del self._holders[number]
         await self._give(sorted(numbers))
         return len(self._workers), list(silent.values())
 
@@ -380,10 +380,11 @@ class ShardRows:
             for answer in self._next_answers():
                 work, number, result, decoded = cloudpickle.loads(answer)
                 batches += decoded
-                # Others are those of an actor that was silent, and whose shard was given to another one.
+                self._gate.answered.remote(number)
+                # Others are those of an actor that was silent, and whose shard was given to another one, or of work
+                # that its caller left.
                 if work == self._work and number not in answered:
                     answered.add(number)
-                    self._gate.answered.remote(number)
                     yield result
         if batches:
             shares = ", ".join(f"{count:,} by {host}" for host, count in batches.most_common())
