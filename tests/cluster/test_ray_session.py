@@ -85,6 +85,7 @@ def test_a_failing_shard_lets_the_others_finish_and_is_reported():
     assert sorted(finished) == ["0", "2", "4"]
     with pytest.raises(ShardError, match="2 of 5 shards failed"):
         next(results)
+    executor.close()
 
 
 @dataclass
@@ -102,7 +103,10 @@ def test_no_shard_waits_for_an_actor_without_room():
     """One of two actors takes all CPUs, and the other one is never started."""
     config = LocalClusterConfig(actors=2, cpus_per_actor=ray.cluster_resources()["CPU"])
 
-    results = list(RayExecutor(config).map_shards(Count(), range(5)))
+    executor = RayExecutor(config)
+
+    results = list(executor.map_shards(Count(), range(5)))
+    executor.close()
 
     assert sorted(result.name for result in results) == ["0", "1", "2", "3", "4"]
 

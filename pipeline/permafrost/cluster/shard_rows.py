@@ -381,8 +381,7 @@ class ShardRows:
                 work, number, result, decoded = cloudpickle.loads(answer)
                 batches += decoded
                 self._gate.answered.remote(number)
-                # Others are those of an actor that was silent, and whose shard was given to another one, or of work
-                # that its caller left.
+                # Others are those of an actor that was silent, and whose shard was given to another one.
                 if work == self._work and number not in answered:
                     answered.add(number)
                     yield result
