@@ -396,10 +396,10 @@ def demo() -> str:
 def demo_short() -> str:
     """Accuracy of the demo's students under both test sets."""
     labels = {
-        "labels": "labels",
+        "labels": "labels only",
         "kd": "stored logits (KD)",
-        "e2kd": "stored logits and maps (e2KD)",
-        "e2kd_shuffled": "stored logits, and maps of other images",
+        "e2kd": "stored logits and maps (e2KD: the student's map must match its teacher's)",
+        "e2kd_shuffled": "stored logits, and maps of other images (control)",
     }
     rows: Rows = [
         (
