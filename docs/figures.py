@@ -143,7 +143,7 @@ _LABELS = {
     "logits of 16 mixtures": ("logits of 16 mixed images", 0, -22),
     "features of the last stage, 4x4 cells": ("features of the last stage", -10, 6),
     "features of all stages": ("features of all stages", -10, 3),
-    "features of all stages, also flipped": ("also of the mirrored image", -10, 3),
+    "features of all stages, also flipped": ("features, also of the mirrored image", -10, 3),
 }
 """Labels of the points in the figure, with their offsets; others are drawn without one."""
 
