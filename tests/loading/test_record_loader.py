@@ -196,7 +196,7 @@ def test_targets_of_no_pass_are_an_error_that_names_the_argument(store):
         ({"batch_size": 10**6, "shuffle": True}, "batch_size=1000000, but"),
         ({"replay": True}, "stored views"),
         ({"batch_size": 8, "num_workers": 1, "multiprocessing_context": "fork"}, "fork"),
-        ({"teacher": "nobody"}, r"nobody.*\(in Python teacher=\)"),
+        ({"teacher": "nobody"}, r"nobody.*\(in Python, the argument teacher=\)"),
         ({"augment": "pad_crop_flip"}, r"augment='pad_crop_flip' must be random views"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_second_teacher_adds_a_folder_and_touches_no_image(tmp_path, tiny_teac
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.tar")} == before
     with pytest.raises(
         StoreMismatchError,
-        match=r"several teacher passes; set store\.teacher \(in Python teacher=\) to one or more of",
+        match=r"several teacher passes; set store\.teacher \(in Python, the argument teacher=\) to one or more of",
     ):
         Store(store).open_passes()
 

@@ -332,8 +332,8 @@ class Store:
             raise StoreMismatchError(
                 f"{self.path} has {'several' if matches else 'no'} "
                 f"{_kind(stored_views, 'passes' if matches else 'pass')} {name!r}"
-                f"{'' if matches else self._hints(stored_views, name)}; set store.teacher (in Python teacher=) to one "
-                f"of: {self._describe_passes(folders)}"
+                f"{'' if matches else self._hints(stored_views, name)}; set store.teacher (in Python, "
+                f"the argument teacher=) to one of: {self._describe_passes(folders)}"
             )
         return self._open(matches[0])
 
@@ -378,8 +378,8 @@ class Store:
             )
         if not names and len(folders) > 1:
             raise StoreMismatchError(
-                f"{self.path} has several {_kind(stored_views, 'passes')}; set store.teacher (in Python "
-                f"teacher=) to one or more of: {self._describe_passes(folders)}"
+                f"{self.path} has several {_kind(stored_views, 'passes')}; set store.teacher (in Python, "
+                f"the argument teacher=) to one or more of: {self._describe_passes(folders)}"
             )
         return [
             self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]
