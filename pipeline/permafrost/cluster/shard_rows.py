@@ -239,6 +239,8 @@ class _ShardActor:
         self._gate = gate
         self._max_restarts = config.max_restarts
         self._tasks: dict[int, ShardTask[Any]] = {}
+        self._failures: dict[int, ShardFailure] = {}
+        """Error of each work whose other shards would fail in the same way, so that none of them is tried."""
         self._work = threading.Lock()
         self._context = TaskContext()
         self._decoding = DecodeTasks(config, gate.say.remote)
@@ -283,6 +285,8 @@ class _ShardActor:
                 return ShardFailure(f"{assignment.deaths} processes died at shard {name}", False)
             self._context.upcoming = shard
             with self._work, collected_uploads() as uploads, offered(self._context):
+                if assignment.work in self._failures:
+                    return self._failures[assignment.work]
                 self._context.upcoming, self._shard = None, name
                 self._context.others = self._decoding if self._decoding.is_used else None
                 ray.get(self._gate.begin.remote(assignment.number, name, self._actor, self._node))
@@ -291,7 +295,10 @@ class _ShardActor:
                 self._shard = ""
             uploads.send()
         except UserError as error:
-            return ShardFailure(str(error), error.is_shared)
+            failure = ShardFailure(str(error), error.is_shared)
+            if failure.is_shared:
+                self._failures[assignment.work] = failure
+            return failure
         except BaseException:  # a SystemExit would end the actor
             return ShardFailure(traceback.format_exc(), is_shared=False)
         return result
