@@ -510,8 +510,13 @@ class _Search:
             return
         best = min(self.fractions)[1]
         bounds = (max(0.1, best - 0.06), min(1.0, best + 0.06))
-        result = minimize_scalar(distance, bounds=bounds, method="bounded", options={"xatol": 5e-4})
-        for fraction in (round(result.x, 2), round(result.x, 3), round(64 * result.x) / 64):
+        result = minimize_scalar(  # of three digits, as 0.874997 would be named in place of 0.875
+            lambda fraction: distance(round(fraction, 3)),
+            bounds=bounds,
+            method="bounded",
+            options={"xatol": 5e-4},
+        )
+        for fraction in (round(result.x, 2), round(64 * result.x) / 64):
             distance(fraction)
 
 
