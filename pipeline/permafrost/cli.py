@@ -243,9 +243,14 @@ def next_command(command: str, arguments: Sequence[str]) -> str:
         command: Next command as a verb suggests it.
         arguments: Arguments of this command.
     """
-    if not command.startswith("permafrost ") or " experiment=" in command:
-        return command  # of another program, or that of an experiment, which is whole
+    if not command.startswith("permafrost "):
+        return command  # of another program
     program, verb, *more = shlex.split(command)
+    location_arguments = [
+        argument for argument in arguments if argument.startswith(VERBS[verb].typed_arguments)
+    ]
+    if " experiment=" in command:  # it is whole, except for the run and the store
+        return shlex.join(dict.fromkeys([program, verb, *more, *location_arguments]))
     experiment = [argument for argument in arguments if argument.startswith("experiment=")]
     typed = plugin_names([word for word in arguments if word not in experiment])
     pairs = [word.partition("=")[::2] for word in arguments]
@@ -258,9 +263,6 @@ def next_command(command: str, arguments: Sequence[str]) -> str:
     prefixes = [*VERBS[verb].suggested_arguments, "plugins="]
     if any(argument.startswith("annotate.") for argument in arguments):
         prefixes.append("method")  # the experiment's may read what this pass does not have
-    location_arguments = [
-        argument for argument in arguments if argument.startswith(VERBS[verb].typed_arguments)
-    ]
     return shlex.join(
         [
             program,

@@ -14,7 +14,7 @@ from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import Metric, align_columns, evaluator_named, metric_of
 from permafrost_report.comparison import ONE_SEED, group_pairs, leading_arms, summarize
-from permafrost_report.model_selection import load_selection
+from permafrost_report.model_selection import load_selection, reservations
 from permafrost_report.student_results import StudentResult, load_results
 
 DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
@@ -444,7 +444,7 @@ def summary_table(run: str) -> str:
         ]
         table.append(["constant", "", *("" for _ in selected), *levels])
     one_seed = [f"({ONE_SEED})"] if any(arm["seeds"] == 1 for arm in arms) else []
-    return "\n".join([align_columns(table), *one_seed])
+    return "\n".join([align_columns(table), *one_seed, *reservations(run, results, selection)])
 
 
 def _spread(column: Column, summary: dict[str, float | None]) -> str:

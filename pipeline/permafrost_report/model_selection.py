@@ -18,7 +18,12 @@ from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_report.comparison import group_pairs, summarize
-from permafrost_report.student_results import StudentResult, read_sweep
+from permafrost_report.student_results import (
+    StudentResult,
+    progress_in_words,
+    read_sweep,
+    records_in_words,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,30 @@ def load_selection(run: str) -> ModelSelection | None:
         for (arm, _), point_rows in members.items()
     ]
     return ModelSelection(select=sweep["select"], candidates=candidates)
+
+
+def ties_in_words(selection: ModelSelection) -> list[str]:
+    """Write a sentence on each arm whose selected point has the same mean as others."""
+    sentences = []
+    for chosen in (candidate for candidate in selection.candidates if candidate.chosen):
+        tied = [
+            point_label(other.point)
+            for other in selection.candidates
+            if other.arm == chosen.arm and other.summary["mean"] == chosen.summary["mean"]
+        ]
+        if len(tied) > 1:
+            sentences.append(
+                f"{chosen.arm}: {', '.join(tied)} have the same {selection.select}, and the first is selected."
+            )
+    return sentences
+
+
+def reservations(
+    run: str, results: Sequence[StudentResult], selection: ModelSelection | None
+) -> list[str]:
+    """Write what a reader of a sweep's numbers must know: that it goes on, ties, and students of other records."""
+    ties = ties_in_words(selection) if selection else []
+    return [*progress_in_words(run), *records_in_words(results), *ties]
 
 
 def curve_of(result: StudentResult) -> str:

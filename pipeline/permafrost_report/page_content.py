@@ -32,7 +32,13 @@ from permafrost_report.main_table import (
     student_rows,
     teacher_rows,
 )
-from permafrost_report.model_selection import ModelSelection, curve_of, load_selection
+from permafrost_report.model_selection import (
+    ModelSelection,
+    curve_of,
+    load_selection,
+    reservations,
+    ties_in_words,
+)
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.passes import UsedPass, check_named_passes, describe_passes, used_passes
 from permafrost_report.pictures import readable_classes
@@ -163,6 +169,8 @@ def gather_page(config: ReportConfig) -> PageContent:
         values["classes"] = classes.values
     if selection:
         values["selection"] = _selection_values(selection)
+    if sentences := reservations(config.run, results, selection):
+        values["summary"] = [*sentences, *values.get("summary", [])]
     return PageContent(
         config=config,
         store=store,
@@ -193,15 +201,22 @@ def _threshold_remarks(students: Sequence[StudentResult]) -> dict[str, str]:
 
 
 def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:
-    """Return the options without the columns that a student outside a sweep does not have.
+    """Return the options without the columns of an experiment that no student has, or a student outside a sweep.
 
-    An experiment names the columns of its sweep, whose evaluators a single student may not have been given.
+    The evaluators that a command names may be fewer than those of its experiment. A column that was typed stays, so
+    that its absence is an error.
     """
     options = config.report
-    if (RunFolder(config.run).path / SWEEP_NAME).exists() or len(results) != 1:
+    is_single = not (RunFolder(config.run).path / SWEEP_NAME).exists() and len(results) == 1
+    is_typed = not config.command or any(
+        word.startswith("report.columns") for word in config.command
+    )
+    if is_typed and not is_single:
         return options
     missing = {
-        name: source for name, source in options.columns.items() if results[0].find(source) is None
+        name: source
+        for name, source in options.columns.items()
+        if all(result.find(source) is None for result in results)
     }
     if missing:
         logger.info("without the columns %s, which were not evaluated", ", ".join(missing.values()))
@@ -305,6 +320,7 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
 def _selection_values(selection: ModelSelection) -> dict[str, Any]:
     return {
         "select": selection.select,
+        "ties": ties_in_words(selection),
         "candidates": [
             {
                 "arm": candidate.arm,

@@ -28,7 +28,14 @@ from permafrost.evaluation.results import (
 )
 from permafrost.evaluation.trained_student import TrainedStudent
 from permafrost.models.saved import SavedNetwork
-from permafrost.runs.folder import CONFIG_NAME, SWEEP_NAME, RunFolder, passes_in, read_config
+from permafrost.runs.folder import (
+    CONFIG_NAME,
+    STUDENTS,
+    SWEEP_NAME,
+    RunFolder,
+    passes_in,
+    read_config,
+)
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
 from permafrost.store.reader import Store
@@ -221,9 +228,13 @@ def load_results(
         results = [_load_student(run, store, must_be_evaluated=False)]
     elif not (other_runs or load_network(run, store) or load_teacher(run, store)):
         check_run(run)
+        searched = len([*RunFolder(run).path.glob(f"{STUDENTS}/*/distill/model.json")])
         logger.info(
-            "%s has neither a sweep nor a finished student, so the report shows only the store",
+            "%s has %s, so the report shows only the store",
             RunFolder(run).path,
+            f"{searched} trained students, of which its sweep has not selected any yet"
+            if searched
+            else "neither a sweep nor a finished student",
         )
     by_run = {run: results} | {other: _read_run(other, store) for other in other_runs}
     runs_of = group_pairs(
@@ -315,7 +326,7 @@ def _read_run(run: str, store: Store | None) -> list[StudentResult]:
 
 
 def read_sweep(run: str) -> dict[str, Any]:
-    """Read sweep.json of a run.
+    """Read sweep.json of a run, with the full names of the students' runs.
 
     Raises:
         DamagedFileError: If the digest or the type of an entry is wrong.
@@ -324,12 +335,40 @@ def read_sweep(run: str) -> dict[str, Any]:
     advice = "delete it, and run the same permafrost sweep again, which keeps its students"
     values = read_json(path, advice)
     try:
-        checked = from_dict(_SweepFile, {"select": None, "candidates": None, **values})
+        checked = from_dict(
+            _SweepFile, {"students": None, "select": None, "candidates": None, **values}
+        )
         for row in (*checked.runs, *(checked.candidates or ())):
             require_inside(row.run)
     except EntryError as error:
         raise damaged(path, error, advice) from error
+    for row in (*values["runs"], *values.get("candidates", ())):
+        row["run"] = f"{run}/{row['run']}"
     return values
+
+
+def progress_in_words(run: str) -> list[str]:
+    """Write a sentence on a sweep that has not finished, none on another one."""
+    sweep = read_sweep(run) if (RunFolder(run).path / SWEEP_NAME).exists() else {}
+    finished, students = len(sweep.get("runs", ())), sweep.get("students", 0)
+    if finished >= students:
+        return []
+    return [f"The sweep has not finished: {finished} of {students} students are evaluated."]
+
+
+def records_in_words(results: Sequence[StudentResult]) -> list[str]:
+    """Write a sentence on students that were trained on different records, none if all records are the same."""
+    inputs = ((result, result.training.get("inputs", {}).get("store")) for result in results)
+    groups = group_pairs(
+        (store, f"{result.label} ({result.seed})") for result, store in inputs if store
+    )
+    if len(groups) < 2:
+        return []
+    named = " | ".join(", ".join(students) for students in groups.values())
+    return [
+        "Students (seeds) were trained on different records, generations of a store or different stores, so their "
+        f"numbers do not compare: {named}."
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +394,8 @@ class _SweepFile:
     """Entries of sweep.json."""
 
     runs: tuple[_SweepRow, ...]
+    students: int | None
+    """Number of students that the sweep reports when it has finished."""
     select: str | None
     candidates: tuple[_CandidateRow, ...] | None
 

@@ -211,7 +211,10 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     assert 0 <= judged.splits["test"]["accuracy"] <= 1
     assert judged.splits["test"]["confidence"] == {"confident": 1}
     for row in json.loads((RUNS / "plugged" / "sweep.json").read_text())["runs"]:
-        assert SavedNetwork(RUNS / row["run"] / "distill").describe().config.kind == "three_layers"
+        assert (
+            SavedNetwork(RUNS / "plugged" / row["run"] / "distill").describe().config.kind
+            == "three_layers"
+        )
     (teacher_pass,) = Store(Path("store")).open_passes()
     assert "margin" in [field.name for field in teacher_pass.manifest.fields]
     page = (RUNS / "plugged" / "report.html").read_text()

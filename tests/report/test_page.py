@@ -52,7 +52,8 @@ def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxy
             lines = [{"step": step, "total": 1 / step} for step in (1, 2)]
             run_files.write_lines(folder / "distill", lines)
             run_files.write_config(folder / "distill/config.yaml", f"seed: {seed}\n")
-            rows.append({"arm": arm, "point": {}, "seed": seed, "run": student})
+            name = student.removeprefix(f"{run}/")
+            rows.append({"arm": arm, "point": {}, "seed": seed, "run": name})
     run_files.write_table(RUNS / run, rows)
 
 

@@ -31,4 +31,8 @@ def run_sweep(base):
 
 
 def read_sweep(run="grid"):
-    return json.loads((RUNS / run / "sweep.json").read_text())
+    """Entries of sweep.json, with the names of the students' runs in full."""
+    values = json.loads((RUNS / run / "sweep.json").read_text())
+    for row in (*values["runs"], *values.get("candidates", ())):
+        row["run"] = f"{run}/{row['run']}"
+    return values

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import SMALL_STORE, ClusterConfig, ExecutorName
 from permafrost.core.tasks import Executor, SerialExecutor
+
+_START_SECONDS = 60.0
+"""Seconds of a core below which students are trained in this process. Ray and its processes take as long to start."""
 
 
 class ExecutorChoice:
@@ -38,9 +42,24 @@ class ExecutorChoice:
         """Return the executor of shards with this many records in total."""
         return self._choose(is_small=self._cluster.actors in (None, 1) and records <= SMALL_STORE)
 
-    def for_tasks(self, tasks: int, at_once: int | None) -> Executor:
-        """Return the executor of this many independent tasks, at most `at_once` of them in parallel."""
-        return self._choose(is_small=tasks <= 1 or at_once == 1 or os.cpu_count() == 1)
+    def for_tasks(
+        self, tasks: int, at_once: int | None, estimate_seconds: Callable[[], float]
+    ) -> tuple[Executor, str]:
+        """Return the executor of independent tasks, and why it was chosen, empty if an option names it.
+
+        Args:
+            tasks: Number of tasks.
+            at_once: Largest number of tasks in parallel; None for no limit.
+            estimate_seconds: Function that estimates the seconds of all tasks on one core, called only if they decide.
+        """
+        if self._option != "auto" or self._cluster.kind != "local":
+            return self._choose(is_small=False), ""
+        if tasks <= 1 or at_once == 1 or os.cpu_count() == 1:
+            return self._serial, "one student at a time"
+        seconds = estimate_seconds()
+        if seconds < _START_SECONDS:
+            return self._serial, f"about {seconds:.0f} s of work, less than Ray takes to start"
+        return self._ray, "several students at once"
 
     def _choose(self, *, is_small: bool) -> Executor:
         is_serial = self._option == "serial" or (

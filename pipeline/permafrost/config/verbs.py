@@ -147,12 +147,16 @@ class EvaluateConfig(EvaluationRun):
         )
 
 
+ONLY_ARM = "student"
+"""Name of the arm of a sweep that has a grid and no arms."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Options):
     """Sections that `sweep` reads in addition to those of distill and evaluate."""
 
     arms: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Mapping from an arm's name to its overrides of the distill options."""
+    """Mapping from an arm's name to its overrides of the distill options; a grid without arms is that of one arm."""
     cluster: ClusterConfig
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Mapping from a distill option to values; each arm runs with every combination of the options that it has."""
@@ -173,9 +177,11 @@ class SweepConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.grid and not self.arms:
+            object.__setattr__(self, "arms", {ONLY_ARM: ()})
         require(
             len(self.arms) > 0,
-            "arms is empty; choose experiment=... or set arms={name: [overrides]}",
+            "arms is empty; choose experiment=..., or set arms={name: [overrides]} or grid={option: [values]}",
         )
         for arm in self.arms:
             require_name("arms", arm)

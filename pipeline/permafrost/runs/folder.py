@@ -283,13 +283,15 @@ class PassRecords:
             DamagedFileError: If a config is damaged.
         """
         self._configs = [saved_options(folder) for folder in folders]
+        self._is_said = False
 
     def part_of(self, store: Store) -> Store:
         """Return the generations of a store that the runs have read, all of them if they have read none of it."""
         fingerprints = {values.get("inputs", {}).get("store") for values in self._configs}
         parts = {part.num_generations: part for part in map(store.part_with, fingerprints)}
         part = parts[min(parts)] if parts else store
-        if part is not store:
+        if part is not store and not self._is_said:
+            self._is_said = True
             logger.info(
                 "of the %d generations of %s the run keeps to the %d that it has read; another run= reads all",
                 store.num_generations,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
@@ -18,7 +18,7 @@ from permafrost.core.errors import require
 from permafrost.evaluation.inputs import open_against, open_evaluation_store
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
-from permafrost.runs.folder import STUDENTS, PassRecords, RunFolder, identity
+from permafrost.runs.folder import STUDENTS, PassRecords, RunFolder, identity, pass_inputs
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
@@ -43,13 +43,13 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
     records = PassRecords(folders)
     known: set[str] = set()
-    planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str], int]] = []
+    planned: list[tuple[str, Point, _Planned]] = []
     for arm, overrides in config.arms.items():
         arguments = [*shared, "trainer.num_threads=1", *overrides]
         for point in _points(arguments, config.grid):
             known |= set(point)
             composed = compose("sweep", [*arguments, *point_arguments(point)])
-            composed["command"] = ["sweep", *base]
+            composed |= {"command": ["sweep", *base], "run": config.run}
             trained: DistillConfig = place_paths(build_verb_config("distill", composed))
             evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
             if config.executor != "serial":
@@ -70,17 +70,16 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
-            trained, inputs, count = _with_inputs(trained, evaluate, records)
-            planned.append((arm, point, trained, evaluate, inputs, count))
+            planned.append((arm, point, _with_inputs(trained, evaluate, records)))
     for option in config.grid:
         require(
             option in known, f"grid: no arm has the option {option}; correct it or leave it out"
         )
     # Seeds are outermost, so that the students that finish first are comparable.
     students = [
-        _student(config.run, arm, point, replace(trained, seed=seed), evaluate, inputs, count)
+        _student(config.run, arm, point, seed, student)
         for seed in config.seeds
-        for arm, point, trained, evaluate, inputs, count in planned
+        for arm, point, student in planned
     ]
     names = [student.name for student in students]
     for student in students:
@@ -155,32 +154,40 @@ def _points(arguments: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[
         yield from ({**choice, **point} for point in iter_points(options))
 
 
-def _student(
-    sweep: str,
-    arm: str,
-    point: Point,
-    trained: DistillConfig,
-    evaluate: EvaluateConfig,
-    inputs: list[str],
-    records: int,
-) -> Student:
-    parts = [identity(to_plain_dict(config), type(config)) for config in (trained, evaluate.shared)]
-    digest = sha256_json([*parts, inputs])
-    name = f"{sweep}/students/{arm}-seed{trained.seed}-{digest[:8]}"
+class _Planned(NamedTuple):
+    """Options and inputs of the students of an arm's point."""
+
+    trained: DistillConfig
+    evaluate: EvaluateConfig
+    reads: dict[str, str]
+    """Fingerprints of the store and of the passes of the training, by name."""
+    fingerprints: list[str]
+    """Fingerprints of all inputs, and of the passes of the evaluation."""
+    records: int
+    """Number of records that an epoch reads."""
+
+
+def _student(sweep: str, arm: str, point: Point, seed: int, planned: _Planned) -> Student:
+    trained = replace(planned.trained, seed=seed)
+    configs = (trained, planned.evaluate.shared)
+    parts = [identity(to_plain_dict(config), type(config)) for config in configs]
+    digest = sha256_json([*parts, planned.fingerprints])
+    name = f"{sweep}/{STUDENTS}/{arm}-seed{seed}-{digest[:8]}"
     return Student(
         arm=arm,
         point=point,
-        seed=trained.seed,
+        seed=seed,
         distill=replace(trained, run=name),
-        evaluate=replace(evaluate, run=name),
-        records=records,
+        evaluate=replace(planned.evaluate, run=name),
+        reads=planned.reads,
+        records=planned.records,
     )
 
 
 def _with_inputs(
     trained: DistillConfig, evaluate: EvaluateConfig, records: PassRecords
-) -> tuple[DistillConfig, list[str], int]:
-    """Return a student's options with the names of its passes, the fingerprints of its inputs, and an epoch's records.
+) -> _Planned:
+    """Return a student's options with the names of its passes, and what it reads.
 
     Args:
         trained: Options of the training.
@@ -193,6 +200,7 @@ def _with_inputs(
     trained = with_named_passes(trained, store, recorded)
     resolved = resolve_distill(trained, store)
     passes = open_passes(resolved, store)
+    reads = {"store": store.manifest.fingerprint, **pass_inputs(passes)}
     against, other = evaluate.evaluate.against, evaluate.evaluate.store
     if against is not None:
         _, passes = open_against(evaluate, against, records)
@@ -200,7 +208,7 @@ def _with_inputs(
         _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, records)
     inputs = student_inputs(resolved, store, passes)
     fingerprints = [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
-    return trained, fingerprints, records_of_epoch(resolved, store)
+    return _Planned(trained, evaluate, reads, fingerprints, records_of_epoch(resolved, store))
 
 
 def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:

@@ -6,6 +6,7 @@ Not here: search strategies and early stopping of poor points. Every point of a 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,12 @@ from permafrost.evaluation.results import (
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import SavedNetwork
-from permafrost.runs.folder import RunFolder
+from permafrost.runs.folder import STUDENTS, RunFolder, saved_options
 from permafrost.runs.mirrors import files_of_run
+from permafrost.training.distill import plan_student
+
+_RECORD_SECONDS, _MACS_PER_SECOND = 0.5e-3, 5e9
+"""Seconds of a core for the views of a record, and multiply-accumulates of a forward pass in a second of training."""
 
 logger = logging.getLogger("permafrost.sweep")
 
@@ -87,6 +92,8 @@ class Student:
     seed: int
     distill: DistillConfig
     evaluate: EvaluateConfig
+    reads: dict[str, str]
+    """Fingerprints of the store and of the passes of its training, by name."""
     records: int
     """Number of records that an epoch reads."""
 
@@ -95,10 +102,18 @@ class Student:
         """Name of the student's run."""
         return self.distill.run
 
+    def record_reads(self) -> None:
+        """Write what it reads into the folder of its training, which keeps to it, unless the folder has options."""
+        folder = RunFolder(self.name)
+        if not saved_options(folder.path / "distill"):
+            with folder.open("distill", self.distill, self.reads):
+                pass
+
     @property
     def row(self) -> dict[str, Any]:
-        """Row of the student in sweep.json."""
-        return {"arm": self.arm, "point": self.point, "seed": self.seed, "run": self.name}
+        """Row of the student in sweep.json, whose folder is relative to the folder of the sweep."""
+        folder = f"{STUDENTS}/{self.name.rpartition('/')[2]}"
+        return {"arm": self.arm, "point": self.point, "seed": self.seed, "run": folder}
 
     def final_run(self) -> StudentRun:
         """Return the run that computes its metrics on evaluate.splits."""
@@ -137,6 +152,27 @@ class Student:
         )
 
 
+def estimate_seconds(runs: Sequence[StudentRun]) -> float:
+    """Estimate the seconds in which one core trains what remains of students, by the network of the first one.
+
+    It is infinite with a live teacher, whose cost is not estimated.
+    """
+    import torch
+
+    from permafrost.core.seeded import kept_generators
+    from permafrost.models.providers import build_model, measure_cost
+
+    job = plan_student(runs[0].distill)
+    if job.options.mode == "live":
+        return math.inf
+    spec = job.spec()
+    with kept_generators():
+        model = build_model(spec.model, spec.data_classes, may_replace_head=True)
+    record = torch.zeros(1, *job.store.form.input_shape(spec.input_size))
+    seconds = _RECORD_SECONDS + measure_cost(model, record).macs / _MACS_PER_SECOND
+    return seconds * sum(run.epochs * run.records for run in runs)
+
+
 # ---- runner ----------------------------------------------------------------------------------------
 
 
@@ -146,6 +182,13 @@ class StudentRunner:
     def __init__(
         self, executor: Executor, build_task: Callable[[StudentRun], Task], at_once: int | None
     ) -> None:
+        """Prepare the runner.
+
+        Args:
+            executor: Executor of the tasks.
+            build_task: Function that makes the task of a run.
+            at_once: Largest number of tasks in parallel; None for no limit.
+        """
         self.executor = executor
         self.build_task = build_task
         self.at_once = at_once
@@ -155,8 +198,10 @@ class StudentRunner:
         """Those of them that were trained."""
         self.errors: list[str] = []
 
-    def finish(self, runs: Sequence[StudentRun]) -> None:
-        """Finish each run whose metrics are missing."""
+    def finish(
+        self, runs: Sequence[StudentRun], on_done: Callable[[str], object] = lambda name: None
+    ) -> None:
+        """Finish each run whose metrics are missing, and call `on_done` with the name of each that is finished."""
         missing = {run.name: run for run in runs if not run.is_done}
         if not missing:
             return
@@ -195,6 +240,7 @@ class StudentRunner:
                 finished += 1
                 self.done.add(outcome.name)
                 self.trained |= {outcome.name} & untrained
+                on_done(outcome.name)
                 bar.set_description(f"sweep {finished}/{len(missing)} students")
                 logger.info(
                     "%s evaluated on %s (%d of %d)", outcome.name, splits, finished, len(missing)

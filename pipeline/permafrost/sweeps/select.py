@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from permafrost.evaluation.inputs import open_record_store
 from permafrost.evaluation.results import read_results
 from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.sweeps.runner import Student
+
+logger = logging.getLogger("permafrost.sweep")
 
 
 def split_and_metric(select: str) -> tuple[str, str]:
@@ -108,13 +111,23 @@ def choose(
     for student in students:
         arms[student.arm][point_label(student.point)].append(student.name)
     chosen: set[str] = set()
-    for points in arms.values():
+    for arm, points in arms.items():
         candidates = list(points.values())
         if all(name in values for names in candidates for name in names):
             means = [mean(values[name] for name in names) for names in candidates]
             read = metric_of(metric)
             assert read is not None
-            chosen |= set(candidates[best_position(means, read)])
+            best = best_position(means, read)
+            chosen |= set(candidates[best])
+            if tied := means.count(means[best]) - 1:
+                logger.warning(
+                    "arm %s: %d other points of the grid have the same %s, %.4f; the first of them is selected, %s",
+                    arm,
+                    tied,
+                    f"{split}.{metric}",
+                    means[best],
+                    list(points)[best],
+                )
     rows = [
         {**student.row, "value": values[student.name], "chosen": student.name in chosen}
         for student in students

@@ -30,7 +30,7 @@ from permafrost.core.errors import UserError
 from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
-from permafrost.sweeps.runner import Student, StudentRun, StudentRunner
+from permafrost.sweeps.runner import Student, StudentRun, StudentRunner, estimate_seconds
 from permafrost.sweeps.select import choose, split_and_metric
 from permafrost.sweeps.student_task import StudentTask
 
@@ -110,9 +110,12 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
     plan = plan_sweep(config, base)
     students = reported = plan.students
     missing = plan.count_missing()
+    table = RunFolder(config.run).path / SWEEP_NAME
     values: dict[str, Any] = {}
     with ExecutorChoice(config.executor, config.cluster) as choice:
-        executor = choice.for_tasks(missing, config.parallel)
+        executor, reason = choice.for_tasks(
+            missing, config.parallel, lambda: estimate_seconds(plan.first_runs(students))
+        )
         logger.info(
             "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
             len(students),
@@ -121,18 +124,25 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
             students[0].distill.store.path,
             len(students) - missing,
             executor.name,
-            _reason(config.executor, executor.name),
+            f" ({reason})" if reason else "",
         )
+        for student in students:
+            student.record_reads()
         runner = StudentRunner(executor, StudentTask, config.parallel)
         if config.select is not None:
             runner.finish(plan.first_runs(baselines_first(students)))
             candidates, reported = choose(students, *split_and_metric(config.select))
             values = {"select": config.select, "candidates": candidates}
-        runner.finish([student.final_run() for student in baselines_first(reported)])
-    finished = [student for student in reported if student.final_run().is_done]
-    values["runs"] = [student.row for student in finished]
-    table = RunFolder(config.run).path / SWEEP_NAME
-    write_json(table, values)
+        finished = {student.name for student in reported if student.final_run().is_done}
+
+        def write_table(*names: str) -> None:
+            """Write the students that are finished, so that a report shows them while others are trained."""
+            finished.update(names)
+            rows = [student.row for student in reported if student.name in finished]
+            write_json(table, {**values, "students": len(reported), "runs": rows})
+
+        write_table()
+        runner.finish([student.final_run() for student in baselines_first(reported)], write_table)
     if runner.errors:
         raise SweepError(
             f"{len(runner.errors)} of {len(students)} students failed ({table} lists the others): "
@@ -148,10 +158,3 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         ),
         next=report_command(students[0].distill.store.path, config.run),
     )
-
-
-def _reason(option: str, executor: str) -> str:
-    """Say why executor=auto is what it is."""
-    if option != "auto":
-        return ""
-    return " (several students at once)" if executor == "ray" else " (one student at a time)"
