@@ -70,6 +70,11 @@ class ExportResult:
 
 def export_student(config: ExportConfig) -> ExportResult:
     """Trace the student, and write and check a program of each format."""
+    with RunFolder(config.run).files.opened(f"distill/{EXPORT_FOLDER}"):
+        return _export(config)
+
+
+def _export(config: ExportConfig) -> ExportResult:
     from permafrost_export import portable
 
     if config.to:

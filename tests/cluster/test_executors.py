@@ -63,7 +63,9 @@ def test_a_small_pass_without_a_named_cluster_is_serial(executor, cluster, recor
 def test_one_task_without_a_named_cluster_is_serial(monkeypatch, cluster, tasks, parallel, chosen):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
-    assert ExecutorChoice("auto", cluster).for_tasks(tasks, parallel, lambda: 100.0)[0].name == chosen
+    assert (
+        ExecutorChoice("auto", cluster).for_tasks(tasks, parallel, lambda: 100.0)[0].name == chosen
+    )
 
 
 # ---- a Ray that does not start --------------------------------------------------------------------
@@ -120,7 +122,11 @@ def test_auto_goes_on_in_this_process_if_a_local_ray_does_not_start(
     with ExecutorChoice("auto", LocalClusterConfig()) as choice:
         lines = []
         tasks = [Note("a"), Note("b")]
-        found = [*choice.for_tasks(2, 2, lambda: 100.0)[0].run_tasks(tasks, lambda *line: lines.append(line), 2)]
+        found = [
+            *choice.for_tasks(2, 2, lambda: 100.0)[0].run_tasks(
+                tasks, lambda *line: lines.append(line), 2
+            )
+        ]
 
     assert [outcome.name for outcome in found] == ["a", "b"]
     assert lines == [("a", "done"), ("b", "done")]

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig
@@ -16,7 +15,6 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
-from permafrost.models.classifier import ModelOutput
 from permafrost.models.compute import (
     ComputeSettings,
     deterministic_algorithms,
@@ -366,73 +364,7 @@ def test_the_memory_format_of_null_is_that_of_the_kind_of_network(frozen):
         assert formats == {wanted}
 
 
-# ---- weights of frozen networks, and fixed orders of sums ----------------------------------------
-
-
-class Casts(TorchDispatchMode):
-    """Number of casts to bfloat16 in the block."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.count += kwargs.get("dtype") == torch.bfloat16
-        return function(*args, **kwargs)
-
-
-def run_counted(network, images):
-    settings = ComputeSettings().with_precision("bfloat16")
-    with torch.no_grad(), Casts() as casts:
-        output = settings.run(network, images)
-    return output.logits, casts.count
-
-
-def test_weights_of_a_frozen_network_are_cast_once_and_change_no_bit():
-    images = torch.rand(3, 3, *FRAME)
-    network = freeze(tiny_model(0))
-    first, casts = run_counted(network, images)
-    again, fewer = run_counted(network, images)
-    assert torch.equal(first, again)
-    assert fewer < casts / 2
-
-
-def test_weights_that_have_changed_are_cast_again():
-    images = torch.rand(3, 3, *FRAME)
-    network = freeze(tiny_model(0))
-    run_counted(network, images)
-    run_counted(network, images)
-    other = freeze(tiny_model(1))
-    network.load_state_dict(other.state_dict())
-    assert torch.equal(run_counted(network, images)[0], run_counted(other, images)[0])
-
-
-def test_a_network_in_training_keeps_the_casts_of_autocast():
-    images = torch.rand(3, 3, *FRAME)
-    network = tiny_model(0).eval()
-    assert run_counted(network, images)[1] == run_counted(network, images)[1]
-
-
-class ReadsWeights(torch.nn.Module):
-    """Network that reads the weights of a layer in float32, as it may."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 5)
-
-    def forward(self, images, _):
-        scale = self.layer.weight.square().sum()
-        logits = self.layer(images.mean((2, 3))) * scale
-        return ModelOutput(logits=logits, features=logits[:, :, None, None])
-
-
-def test_a_network_that_reads_its_weights_has_the_same_bits():
-    images = torch.rand(3, 3, *FRAME)
-    network = ReadsWeights().requires_grad_(False).eval()
-    first, _ = run_counted(network, images)
-    again, _ = run_counted(network, images)
-    assert torch.equal(first, again)
+# ---- fixed orders of sums -------------------------------------------------------------------------
 
 
 def test_fixed_orders_of_sums_are_asked_for_on_a_gpu_alone_and_put_back(monkeypatch):

@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 
 from permafrost.core.errors import require
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
@@ -80,90 +77,7 @@ class ComputeSettings:
             float32_products(tf32=self.tf32),
             torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed),
         ):
-            is_eager = not (self.compile or torch.compiler.is_compiling())
-            if self.is_mixed and is_eager and isinstance(network, nn.Module):
-                return _run_cast(network, (inputs, intermediates), self.precision)
             return network(inputs, intermediates)
-
-
-def _run_cast(
-    network: nn.Module, inputs: tuple[Tensor, Intermediates], dtype: torch.dtype
-) -> ModelOutput:
-    """Run a network under autocast, with the weights of a frozen one cast once for all passes.
-
-    Autocast itself casts them in every pass, as it keeps those with gradients only.
-    """
-    output: ModelOutput
-    if network.training or any(parameter.requires_grad for parameter in network.parameters()):
-        output = network(*inputs)
-    elif network not in _CASTS:
-        output, _CASTS[network] = _learn_casts(network, inputs, dtype)
-    else:
-        output = functional_call(network, _CASTS[network].weights(dtype), inputs)
-    return output
-
-
-def _learn_casts(
-    network: nn.Module, inputs: tuple[Tensor, Intermediates], dtype: torch.dtype
-) -> tuple[ModelOutput, _FrozenCasts]:
-    """Run a frozen network, and learn to which of its layers autocast applies.
-
-    There are none if the output would have other bits or none: a network may also read the weights of a layer itself.
-    """
-    under_autocast: dict[nn.Module, bool] = {}
-
-    def note(layer: nn.Module, _: Any) -> None:
-        applies = torch.is_autocast_enabled(inputs[0].device.type)
-        under_autocast[layer] = under_autocast.get(layer, True) and applies
-
-    kept = getattr(network, "head", None)  # whose weight explanations read in float32
-    hooks = [
-        layer.register_forward_pre_hook(note)
-        for layer in network.modules()
-        if type(layer) in (nn.Linear, nn.Conv2d) and layer is not getattr(kept, "linear", None)
-    ]
-    output = network(*inputs)
-    for hook in hooks:
-        hook.remove()
-    layers = {name: layer for name, layer in network.named_modules() if under_autocast.get(layer)}
-    casts = _FrozenCasts(layers)
-    try:
-        again = functional_call(network, casts.weights(dtype), inputs)
-    except RuntimeError:  # of types that do not fit
-        return output, _FrozenCasts({})
-    pairs = zip(_tensors(output), _tensors(again), strict=True)
-    is_same = all(torch.equal(one, other) for one, other in pairs)
-    return output, casts if is_same else _FrozenCasts({})
-
-
-def _tensors(output: ModelOutput) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-class _FrozenCasts:
-    """Weights of the layers of a frozen network in lower precisions."""
-
-    def __init__(self, layers: dict[str, nn.Module]) -> None:
-        """Keep the layers, by name."""
-        self._layers = layers
-        self._casts: dict[torch.dtype, tuple[Any, dict[str, Tensor]]] = {}
-
-    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the weights by name, which are cast again where they have changed."""
-        sources = {
-            f"{name}.{kind}": weight
-            for name, layer in self._layers.items()
-            for kind, weight in layer.named_parameters(recurse=False)
-        }
-        state = [(weight.data_ptr(), weight._version) for weight in sources.values()]
-        if dtype not in self._casts or self._casts[dtype][0] != state:
-            casts = {name: weight.to(dtype) for name, weight in sources.items()}
-            self._casts[dtype] = state, casts
-        return self._casts[dtype][1]
-
-
-_CASTS: WeakKeyDictionary[nn.Module, _FrozenCasts] = WeakKeyDictionary()
-"""Weights of frozen networks in lower precisions."""
 
 
 @contextmanager

@@ -22,13 +22,15 @@ from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.files import sha256_file, write_atomically
 from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
 from permafrost.storage.lock import LOCK_NAME, FolderLock
-from permafrost.storage.object_cache import scratch_folder_of
+from permafrost.storage.object_cache import cache_folder, scratch_folder_of
 from permafrost.storage.rooted_paths import rooted
 
 logger = logging.getLogger("permafrost.buckets")
 
 RUNS = Path("runs")
 """Folder of all runs that are not in a bucket."""
+_RUNS = "runs"
+"""Folder of the mirrors in that of the cache."""
 _STATES = ".states"
 _LAST = ("checkpoint.pt", "metrics.json", "model.json")
 """Files that are uploaded after all others, in this order: those that others of the folder must agree with."""
@@ -103,7 +105,7 @@ def _mirror_of(address: str) -> Path:
 
 
 def _root() -> Path:
-    return scratch_folder_of(Bucket("")) / "runs"
+    return scratch_folder_of(Bucket("")) / _RUNS
 
 
 def fetch_folder(address: str, *, exactly: bool = False) -> None:
@@ -171,7 +173,7 @@ def upload_mirror(folder: Path) -> None:
     Raises:
         FileError: If a file cannot be uploaded.
     """
-    root = _root()
+    root = cache_folder() / _RUNS  # not created, as a run of this machine needs no cache
     if folder.is_relative_to(root):
         scheme, *rest = folder.relative_to(root).parts
         upload_folder(f"{scheme}://{'/'.join(rest)}")

@@ -15,10 +15,11 @@ import hashlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache, partial
 from typing import IO, Any, NamedTuple, TypeVar
@@ -44,6 +45,8 @@ _PAUSE_SECONDS = 0.1
 """Time before such a request is repeated, doubled each time."""
 WAIT_VARIABLE = "PERMAFROST_SERVER_WAIT"
 """Environment variable of the seconds to wait for an unreachable server."""
+_SLOW_SECONDS = 30.0
+"""Time after which a request without an answer is named."""
 _RETRIES = {
     "max_retries": 10,
     "retry_timeout": timedelta(minutes=3),
@@ -110,6 +113,10 @@ def connect(container: str) -> Any:
             f"{container} needs the package obstore; install it with: pip install obstore"
         ) from None
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    require(
+        not endpoint or endpoint.startswith(("http://", "https://")),
+        f"AWS_ENDPOINT_URL={endpoint} must begin with http:// or https://",
+    )
     plain = endpoint.startswith("http://") or container.startswith("http://")
     options: dict[str, Any] = {**_CLIENT, **({"allow_http": True} if plain else {})}
     return from_url(container, client_options=options, retry_config=_RETRIES)
@@ -166,7 +173,8 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
     attempt = 0
     while True:
         try:
-            answer = request()
+            with _watched(address):
+                answer = request()
         except FileNotFoundError:
             _unreached.pop(_container(address), None)
             raise MissingObjectError(f"{address} does not exist") from None
@@ -184,6 +192,22 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
         else:
             _unreached.pop(_container(address), None)
             return answer
+
+
+@contextmanager
+def _watched(address: str) -> Iterator[None]:
+    """Say after a while that the server has not answered the request of the block."""
+    slow = threading.Timer(
+        _SLOW_SECONDS,
+        logger.warning,
+        ("%s: its server has not answered for %g s; still waiting", address, _SLOW_SECONDS),
+    )
+    slow.daemon = True
+    slow.start()
+    try:
+        yield
+    finally:
+        slow.cancel()
 
 
 _unreached: dict[str, float] = {}
@@ -350,7 +374,12 @@ class Download:
 
         received = 0
         try:
-            for block in self._result.stream(min_chunk_size=_BLOCK_BYTES):
+            blocks = self._result.stream(min_chunk_size=_BLOCK_BYTES)
+            while True:
+                with _watched(self.address):
+                    block = next(blocks, None)
+                if block is None:
+                    break
                 view = memoryview(block)
                 received += len(view)
                 yield view

@@ -193,10 +193,11 @@ class ObjectCache:
 
 def cache_of(bucket: Bucket) -> ObjectCache:
     """Return the cache for the objects of a bucket's folder."""
-    return ObjectCache(_folder(bucket.cache), bucket.cache_bytes)
+    return ObjectCache(cache_folder(bucket.cache), bucket.cache_bytes)
 
 
-def _folder(option: str | None) -> Path:
+def cache_folder(option: str | None = None) -> Path:
+    """Return the folder of the cache, which may not exist: the option, the environment's, or one of the user's home."""
     if option is not None:
         return Path(option).expanduser()
     if VARIABLE in os.environ:
@@ -272,7 +273,7 @@ def scratch_folder_of(bucket: Bucket) -> Path:
     Raises:
         CacheError: If it cannot be created.
     """
-    folder = _folder(bucket.cache)
+    folder = cache_folder(bucket.cache)
     _make_folder(folder)
     return folder
 

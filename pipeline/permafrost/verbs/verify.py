@@ -10,7 +10,9 @@ Rerun   the same command reads everything again
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
 
+_DENIED = os.strerror(errno.EACCES)
+
 logger = logging.getLogger("permafrost.verify")
 
 
@@ -29,12 +33,19 @@ class DamagedStoreError(UserError):
     """Error for a store that does not match its manifests, with a line for each problem."""
 
     def __init__(self, store: RootedPath, problems: Sequence[str]) -> None:
-        self.lines = (
-            f"{len(problems)} problem(s) in {store}:",
-            *(f"  {problem}" for problem in problems),
-            "to repair a file of the store, delete it and run again the permafrost precompute that wrote it, with its "
-            "data= (for a folder of artifacts/, the stage that made it); restore a file outside the store yourself",
-        )
+        unreadable = [problem for problem in problems if _DENIED in problem]
+        advice = [
+            "this user may not read some files; that does not mean that they are damaged. Let it read them, or verify "
+            "as another user"
+        ][: len(unreadable)]
+        if len(unreadable) < len(problems):
+            advice.append(
+                "to repair a file of the store, delete it and run again the permafrost precompute that wrote it, with "
+                "its data= (for a folder of artifacts/, the stage that made it); restore a file outside the store "
+                "yourself"
+            )
+        header = f"{len(problems)} problem(s) in {store}:"
+        self.lines = (header, *(f"  {problem}" for problem in problems), *advice)
         super().__init__("\n".join(self.lines))
 
 

@@ -1,0 +1,113 @@
+"""Every verb with every kind of run and store: runs to its end, can be repeated, and leaves its files where they belong."""
+
+import json
+
+import pytest
+from obstore.store import from_url
+
+from permafrost.library import run_verb
+from permafrost.runs.folder import RunFolder
+from permafrost.storage import buckets
+from tests.support.buckets import KEYS, contents, files_below, memory_buckets, moto_server
+
+STUDENT = [
+    *("student=cifar", "student.name=resnet8", "student.width=4", "method=kd"),
+    *("trainer.epochs=1", "trainer.batch_size=16", "trainer.num_threads=1"),
+]
+TEACHER = ["teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"]
+DATA = [
+    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
+    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
+    *("data.teacher_placements=1", "data.test_placements=1"),
+]
+EVALUATED = ["evaluate.splits=[test]", "evaluate.num_pictures=0"]
+PLACES = ["store.path={top}stores/a", "run={top}one"]
+COMMANDS = {
+    "preview": [*DATA, "executor={executor}"],
+    "precompute": [
+        *(*PLACES, *DATA, *TEACHER, "annotate.payloads=[logits,map]"),
+        *("store.shard_size=16", "executor={executor}"),
+    ],
+    "verify": PLACES[:1],
+    "teach": [*PLACES, *TEACHER[:3], "teaching.trainer.epochs=1", "teaching.trainer.batch_size=8"],
+    "distill": [*PLACES, *STUDENT],
+    "evaluate": [*PLACES, *EVALUATED],
+    "export": [*PLACES, "export.formats=[onnx]"],
+    "show": [*PLACES[:1], "show.records=2"],
+    "sweep": [
+        *(*PLACES, *STUDENT, *EVALUATED, "seeds=[0]", "executor={executor}"),
+        "grid={{method.tau: [1, 4]}}",
+    ],
+    "report": [*PLACES, "report.contact_records=0", "report.cases=0", "augment=pad_crop"],
+}
+"""Verbs in the order of a user."""
+
+
+@pytest.fixture(params=["relative", "absolute", "bucket"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def top(kind, tmp_path, executor):
+    """Beginning of the paths of a kind, and a function that reads a run's files where other machines see them."""
+    if kind != "bucket":
+        text = "" if kind == "relative" else f"{tmp_path}/shared/"
+        yield text, lambda run: files_below(RunFolder(run).path)
+    elif executor == "serial":
+        with memory_buckets(tmp_path / "cache"):
+            yield "s3://bucket/", lambda run: _objects(buckets._client("s3://bucket"), run)
+    else:
+        with moto_server() as address, pytest.MonkeyPatch.context() as patch:
+            for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
+                patch.setenv(name, value)
+            patch.setenv("PERMAFROST_CACHE", str(tmp_path / "cache"))
+            bucket = from_url("s3://bucket", client_options={"allow_http": True})
+            yield "s3://bucket/", lambda run: _objects(bucket, run)
+
+
+def _objects(bucket, run):
+    return contents(bucket, run.removeprefix("s3://bucket/"))
+
+
+def _own(files):
+    return {name: data for name, data in files.items() if not name.endswith((".lock", ".partial"))}
+
+
+@pytest.fixture(
+    params=["serial", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.ray])],
+    scope="module",
+)
+def executor(request):
+    return request.param
+
+
+def test_every_verb_ends_and_can_be_repeated(top, executor, kind):
+    beginning, read = top
+    run, results = f"{beginning}one", {}
+    for verb, words in COMMANDS.items():
+        for _ in range(2):
+            arguments = [word.format(top=beginning, executor=executor) for word in words]
+            results[verb] = run_verb(verb, *arguments)
+        assert _own(read(run)) == _own(files_below(RunFolder(run).path)), verb
+
+    assert results["sweep"].trained_now == 0
+    page = json.loads(_own(read(run))["report.json"])
+    assert {row["method"] for row in page["runs"]} == {"student tau=1", "student tau=4"}
+    assert {"distill/export/student.onnx", "sweep.json", "precompute.yaml"} <= {*read(run)}
+    assert RunFolder(run).path.is_absolute() == (kind != "relative")
+
+
+def test_a_sweep_of_a_job_and_one_below_another_folder_keep_their_names(tmp_path, monkeypatch):
+    """The driver of a job runs in a temporary copy, so every path of its students must be absolute."""
+    store, run = f"store.path={tmp_path}/store", f"run={tmp_path}/runs of mine/sw"
+    run_verb("precompute", store, *DATA, *TEACHER, "annotate.payloads=[logits]", "executor=serial")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    words = [store, run, *STUDENT, *EVALUATED, "seeds=[0]", "executor=serial"]
+
+    swept = run_verb("sweep", *words, "arms={kd: [], labels: ['method=labels']}")
+
+    assert swept.trained_now == 2
+    (tmp_path / "runs of mine").rename(tmp_path / "elsewhere")
+    run_verb("report", store, f"run={tmp_path}/elsewhere/sw", "report.contact_records=0")
+    assert (tmp_path / "elsewhere/sw/report.html").exists()
