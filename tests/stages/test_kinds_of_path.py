@@ -1,4 +1,4 @@
-"""Every verb with every kind of run and store: runs to its end, can be repeated, and leaves its files where they belong."""
+"""Every verb with every kind of run and store: it ends, can be repeated, and leaves its files where they belong."""
 
 import json
 
