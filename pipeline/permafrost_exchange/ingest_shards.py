@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from permafrost.annotation.stored_views import StoredViews
 from permafrost.core.digests import SHORT
 from permafrost.core.records import MOVE_FIELD, VIEW_FIELDS, WINDOW_FIELD, escape_key
-from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.storage.files import (
     exists,
     iter_files,
@@ -87,6 +87,10 @@ class IngestShard:
     fingerprint: str = ""
     origin: str = ""
     """Origin of the values, as in `write_pass_shard`."""
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(str(self.store_path), self.folder.name)
 
     def __call__(self, shard: ShardEntry) -> ShardResult[None]:
         started = monotonic()

@@ -23,7 +23,7 @@ from permafrost.cluster.session import ray_session
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.config.store import PrecomputeConfig
-from permafrost.core.tasks import SAMPLE, Executor, SerialExecutor, ShardResult
+from permafrost.core.tasks import SAMPLE, Executor, SerialExecutor, ShardResult, Subject
 from permafrost.store.reader import Store
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, SHARD_RECORDS, pack, precompute_config, write_tars
@@ -55,6 +55,7 @@ class TimedTask:
     """
 
     needs_gpu: ClassVar[bool] = True
+    subject: ClassVar[Subject] = Subject("", "work")
     task: Any
     folder: Path
     processes: int = 1

@@ -20,7 +20,7 @@ from permafrost.cluster.session import ray_session
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.store import PassOptions
-from permafrost.core.tasks import ShardError, ShardResult
+from permafrost.core.tasks import ShardError, ShardResult, Subject
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost_sources.options import DemoDataConfig
 from tests.support.processes import descendants, title
@@ -129,6 +129,7 @@ class DieAtOdd:
 
     folder: Path
     needs_gpu = False
+    subject = Subject("", "work")
 
     def __call__(self, shard):
         if shard % 2:

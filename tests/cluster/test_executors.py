@@ -17,7 +17,7 @@ from ray import cloudpickle
 from permafrost.annotation import shard_tasks
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.cluster.executors import ExecutorChoice
-from permafrost.cluster.session import ClusterError
+from permafrost.cluster.placement import ClusterError
 from permafrost.cluster.shard_rows import Gate, ShardAssignment, _ShardActor
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.models import NoModelConfig

@@ -12,12 +12,12 @@ import pytest
 from permafrost.cluster import placement, session
 from permafrost.cluster.placement import ClusterGpus, count_actors, gpus_each, place_actors
 from permafrost.cluster.ray_executor import RayExecutor
-from permafrost.cluster.ray_training import _resources
+from permafrost.cluster.ray_training import _request
 from permafrost.cluster.session import ray_session
 from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import ConfigError
-from permafrost.core.tasks import ShardResult
+from permafrost.core.tasks import ShardResult, Subject
 from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.processes import wait_until
 from tests.support.ray_nodes import node_environment, ray_nodes
@@ -100,8 +100,8 @@ def test_all_gpus_of_this_machine_are_used_and_of_a_cluster_what_is_asked_for(mo
 def test_ranks_get_a_gpu_each(monkeypatch, device, option, most, gpus):
     monkeypatch.setattr(ClusterGpus, "read_session", lambda: ClusterGpus(0, most))
     job = SimpleNamespace(trainer=TrainerOptions(device=device, ranks=2))
-    resources = _resources(job, LocalClusterConfig(gpus_per_rank=option))
-    assert resources.get("GPU", 0) == gpus
+    request = _request(job, LocalClusterConfig(gpus_per_rank=option))
+    assert request.gpus == gpus
 
 
 def test_ranks_on_one_named_gpu_are_refused():
@@ -109,7 +109,7 @@ def test_ranks_on_one_named_gpu_are_refused():
         TrainerOptions(device="cuda:1", ranks=2)
     job = SimpleNamespace(trainer=TrainerOptions(device="cuda", ranks=2))
     with pytest.raises(ConfigError, match=r"trainer.device=cuda, but cluster.gpus_per_rank=0"):
-        _resources(job, LocalClusterConfig(gpus_per_rank=0))
+        _request(job, LocalClusterConfig(gpus_per_rank=0))
 
 
 # ---- with a Ray ------------------------------------------------------------------------------------
@@ -119,6 +119,7 @@ class NoteDevices:
     """Task that reports the GPUs that Ray lets its actor see, once there are `actors` of them."""
 
     needs_gpu = True
+    subject = Subject("", "work")
 
     def __init__(self, folder, actors):
         self.folder, self.actors = folder, actors

@@ -11,7 +11,7 @@ import ray
 
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.core.tasks import ShardError, ShardResult
+from permafrost.core.tasks import ShardError, ShardResult, Subject
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
@@ -66,6 +66,7 @@ class FailOnOdd:
     """Task that fails on odd shards, by an exception or by ending its process."""
 
     needs_gpu = False
+    subject = Subject("", "work")
 
     def __call__(self, shard):
         if shard == 1:
@@ -93,6 +94,7 @@ class Count:
     """Task that succeeds."""
 
     needs_gpu = False
+    subject = Subject("", "work")
 
     def __call__(self, shard):
         return ShardResult(name=str(shard), records=shard, seconds=0.0, report=None)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from permafrost.cluster import shard_rows
+from permafrost.cluster.placement import ClusterError
 from permafrost.cluster.ray_executor import RayExecutor
-from permafrost.cluster.session import ClusterError
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.tasks import ShardResult
+from permafrost.core.tasks import ShardResult, Subject
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -25,6 +25,7 @@ class StopOnce:
 
     file: Path
     needs_gpu = False
+    subject = Subject("", "work")
 
     def __call__(self, shard):
         check_interrupted()
@@ -74,6 +75,7 @@ class NeedsGpu:
     """Task of a teacher."""
 
     needs_gpu = True
+    subject = Subject("", "work")
 
     def __call__(self, shard):
         raise AssertionError

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cluster.session import ClusterError, _warn_of_cluster, ray_session
+from permafrost.cluster.placement import ClusterError
+from permafrost.cluster.session import _warn_of_cluster, ray_session
 from permafrost.config.cluster import (
     ExistingClusterConfig,
     LocalClusterConfig,
@@ -174,7 +175,7 @@ def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_package
 
     joined, end = calls
     assert end == "shutdown"
-    assert set(joined) == {"address", "logging_level", "log_to_driver", "runtime_env"}
+    assert set(joined) == {"address", "namespace", "logging_level", "log_to_driver", "runtime_env"}
     assert joined["address"] == "auto"
     runtime = joined["runtime_env"]
     packages = [

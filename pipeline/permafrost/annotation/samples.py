@@ -16,7 +16,7 @@ from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.tasks import SAMPLE, Executor, Report, ShardResult
+from permafrost.core.tasks import SAMPLE, Executor, Report, ShardResult, Subject
 from permafrost.models.compute import torch_threads
 from permafrost.models.trained_weights import DataClasses
 from permafrost.storage.rooted_paths import RootedPath
@@ -74,6 +74,10 @@ class SampleTask(ABC, Generic[Report]):
     explainer: ExplainerConfig
     config: PassOptions
     num_threads: int
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(str(self.store_path), self.teacher.label)
 
     def __call__(self, sample: Sample) -> ShardResult[Report]:
         started = monotonic()

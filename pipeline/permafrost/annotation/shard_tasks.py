@@ -29,7 +29,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
-from permafrost.core.tasks import ShardResult, count_wait, task_context
+from permafrost.core.tasks import ShardResult, Subject, count_wait, task_context
 from permafrost.core.uploads import put_off
 from permafrost.loading.transfer import pinned_for
 from permafrost.models.compute import device_name, torch_threads
@@ -62,6 +62,10 @@ class AnnotateShard:
     """Stored views and their records, None for the canonical view of all records."""
     store_fingerprint: str = ""
     """Fingerprint of the generation that the pass is over; empty for the whole store."""
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(str(self.store_path), self.folder.name)
 
     def __call__(self, shard: ShardEntry) -> ShardResult[Correct]:
         started = time.monotonic()

@@ -15,6 +15,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
 
+from permafrost.cluster.placement import Request
 from permafrost.cluster.session import last_line
 from permafrost.config.cluster import ClusterConfig
 from permafrost.core.tasks import ShardResult
@@ -45,6 +46,7 @@ class DecodeTasks:
             say: Receives lines for the user.
         """
         self.ahead = config.batches_ahead
+        self._request = Request("decoder", 1.0, node=config.decoder)
         self.is_used = config.decode == "hosts"
         """True if hosts decode the next shard."""
         self._chooses = config.decode == "auto"
@@ -65,7 +67,10 @@ class DecodeTasks:
         if self._is_paused:
             return partial(self._call, call)
         task = ray.remote(_decode).options(
-            num_cpus=1, max_retries=_RETRIES, num_returns="streaming", name="decode"
+            **self._request.ray_options,
+            max_retries=_RETRIES,
+            num_returns="streaming",
+            name="decode",
         )
         return partial(self._finish, call, task.remote(cloudpickle.dumps(call)))
 
@@ -130,7 +135,7 @@ class DecodeTasks:
             return
         by = "hosts with free cores" if self.is_used else _IN_ACTOR
         times = ", ".join(
-            f"{1000 * seconds:.1f} ms a record for {'hosts' if is_used else 'its own threads'}"
+            f"{1000 * seconds:.2g} ms a record for {'hosts' if is_used else 'its own threads'}"
             for is_used, seconds in means.items()
         )
         self._say(f"cluster.decode=auto: {by} will decode, as the teacher waited {times}")

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from permafrost.config.cluster import ClusterConfig
-from permafrost.core.errors import require
+from permafrost.config.cluster import ClusterConfig, NodeOptions
+from permafrost.core.errors import UserError, require
+from permafrost.core.interrupts import check_interrupted
+
+_JOIN_SECONDS, _POLL_SECONDS = 15.0, 0.5
+"""Time for which a node that is large enough may still join, and time between two looks."""
 
 logger = logging.getLogger("permafrost.ray")
+
+
+def _announced_resources() -> dict[str, float]:
+    """Return the largest resources that the cluster may have, by its autoscaler; empty without one."""
+    from ray._private.state import state
+
+    return dict(state.get_max_resources_from_cluster_config() or {})
 
 
 @dataclass(frozen=True)
@@ -28,16 +42,104 @@ class ClusterGpus:
     def read_session(cls) -> ClusterGpus:
         """Ask the Ray of this process."""
         import ray
-        from ray._private.state import state
 
         up = ray.cluster_resources().get("GPU", 0.0)
-        announced = state.get_max_resources_from_cluster_config() or {}
-        return cls(up, max(up, announced.get("GPU", 0)))
+        return cls(up, max(up, _announced_resources().get("GPU", 0)))
 
     def __str__(self) -> str:
         """Say how many are up, and how many may come."""
         more = "" if self.most == self.up else ", more to come"
         return f"GPUs of the cluster: {self.up:g}{more}"
+
+
+class ClusterError(UserError, RuntimeError):
+    """Error for a cluster that cannot be started or reached, or cannot run the work."""
+
+    is_shared = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """Resources that a process needs of one node."""
+
+    process: str
+    """Kind of process, as in cluster.cpus_per_actor: actor, decoder, rank or student."""
+    cpus: float
+    gpus: float = 0.0
+    node: NodeOptions = field(default_factory=NodeOptions)
+
+    @property
+    def ray_options(self) -> dict[str, Any]:
+        """Keyword arguments of Ray for the process."""
+        gpus = {"num_gpus": self.gpus} if self.gpus else {}
+        return {"num_cpus": self.cpus, **gpus, **self.node.ray_options()}
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Amounts by Ray's names of resources, without the model of the GPU."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.node.memory or 0.0}
+        return {name: amount for name, amount in amounts.items() if amount} | self.node.resources
+
+    @property
+    def _needs(self) -> dict[str, float]:
+        model = self.node.accelerator_type
+        return self.resources | ({f"accelerator_type:{model}": 0.001} if model else {})
+
+    def __str__(self) -> str:
+        """Name each resource and label with its amount or value."""
+        labels = [f"label {name}={value}" for name, value in self.node.label_selector.items()]
+        needs = [
+            name if ":" in name else f"{amount:,.15g} {name}"
+            for name, amount in self._needs.items()
+        ]
+        return ", ".join([*needs, *labels])
+
+    def is_met_by(self, node: Mapping[str, Any]) -> bool:
+        """Return whether a node of `ray.nodes()` is large enough. Labels with an operator may fit any node."""
+        labels = self.node.label_selector.items()
+        return all(
+            node["Resources"].get(name, 0.0) >= n for name, n in self._needs.items()
+        ) and all(
+            value[:1] == "!" or "(" in value or node["Labels"].get(name) == value
+            for name, value in labels
+        )
+
+    def await_node(self) -> None:
+        """Wait until a node is large enough, as nodes may be about to join.
+
+        With an autoscaler, which may add such a node, return at once: the wait for room has its own limit.
+
+        Raises:
+            ClusterError: If no node is after 15 s.
+        """
+        import ray
+
+        started = None
+        while True:
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            if any(map(self.is_met_by, nodes)) or _announced_resources():
+                return
+            if started is None:
+                started = time.monotonic()
+                logger.warning(
+                    "no node is large enough for a %s, which needs %s; waiting %.0f s for one to join",
+                    self.process,
+                    self,
+                    _JOIN_SECONDS,
+                )
+            if time.monotonic() - started > _JOIN_SECONDS:
+                break
+            check_interrupted()
+            time.sleep(_POLL_SECONDS)
+        has = ", ".join(
+            f"{max(node['Resources'].get(name, 0.0) for node in nodes):,.15g} {name}"
+            for name in self._needs
+        )
+        raise ClusterError(
+            f"no node is large enough for a {self.process}, which needs {self}; the most that one of {len(nodes)} nodes "
+            f"has: {has}. Correct cluster.cpus_per_{self.process}, cluster.gpus_per_{self.process} or "
+            f"cluster.{self.process}, or start a larger node"
+        )
 
 
 def count_actors(config: ClusterConfig) -> int:

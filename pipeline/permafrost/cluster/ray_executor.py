@@ -15,9 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from permafrost.cluster.placement import ClusterGpus, count_actors, gpus_each, place_actors
-from permafrost.cluster.session import (
+from permafrost.cluster.placement import (
     ClusterError,
+    Request,
+    count_actors,
+    gpus_each,
+    place_actors,
+)
+from permafrost.cluster.session import (
     last_line,
     open_queue,
     ray_session,
@@ -26,7 +31,6 @@ from permafrost.cluster.session import (
 )
 from permafrost.cluster.shard_rows import ShardRows
 from permafrost.config.cluster import ClusterConfig
-from permafrost.core.errors import require
 from permafrost.core.tasks import (
     Executor,
     Report,
@@ -132,12 +136,14 @@ class RayExecutor:
             )
 
     def _rows_for(self, task: ShardTask[Any], shards: int, following: int) -> ShardRows:
-        """Return an execution with room for shards: the one that runs, or a new one with room for those that follow."""
+        """Return the running execution if it has room, else start one with room for the shards that follow."""
         gpus = self._gpus if task.needs_gpu else 0.0
-        if self._rows is None or self._rows.left < shards or self._rows.gpus != gpus:
+        request = Request("actor", self._config.cpus_per_actor, gpus, self._config.actor)
+        if self._rows is None or self._rows.left < shards or self._rows.request != request:
             self._close_rows()
             count = shards + following
-            self._rows = ShardRows(self._config, count, min(self._num_actors, count), gpus)
+            actors = min(self._num_actors, count)
+            self._rows = ShardRows(self._config, task.subject, count, actors, request)
         return self._rows
 
     def _close_rows(self) -> None:
@@ -179,8 +185,13 @@ def _outcomes(
     """Iterate over the outcomes of tasks on a running Ray, at most `limit` of them in parallel."""
     import ray
 
+    request = Request(
+        "student", config.cpus_per_student, gpus_each(config.gpus_per_student), config.student
+    )
+    request.await_node()
     reports = open_queue()
-    run_on_ray, resources = ray.remote(_run_task), _resources(config)
+    run_on_ray = ray.remote(_run_task)
+    resources = {**request.ray_options, "max_retries": config.max_restarts}
     waiting = {task.name: task for task in tasks}
     running: dict[Any, Task] = {}
     try:
@@ -219,16 +230,3 @@ def _outcome(ref: Any, task: Task) -> TaskOutcome:
     except ray.exceptions.RayError as error:  # its processes died or could not be started
         return TaskOutcome(name=task.name, error=f"{type(error).__name__}: {last_line(error)}")
     return outcome
-
-
-def _resources(config: ClusterConfig) -> dict[str, Any]:
-    gpus, of_cluster = gpus_each(config.gpus_per_student), ClusterGpus.read_session()
-    require(
-        gpus <= of_cluster.most,
-        f"cluster.gpus_per_student={gpus:g}, and the cluster has no GPU ({of_cluster}); set it to null",
-    )
-    return {
-        "num_cpus": config.cpus_per_student,
-        "num_gpus": gpus,
-        "max_retries": config.max_restarts,
-    }

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
 
-from permafrost.cluster.placement import gpus_each
+from permafrost.cluster.placement import Request, gpus_each
+from permafrost.cluster.ray_metrics import TrainingMetrics
 from permafrost.cluster.session import (
     last_line,
     open_queue,
     put_item,
     ray_session,
     take_items,
+    variables_set,
 )
 from permafrost.config.cluster import ClusterConfig
 from permafrost.config.training import TrainerOptions
@@ -42,8 +44,8 @@ _STATE_FOLDER = ".ray_train"
 _DEVICES_OF_RAY = ("auto", "cuda")
 """Values of trainer.device with which each rank has the device that Ray gives it."""
 _POLL_SECONDS = 0.5
-_PATIENCE_SECONDS = 10.0
-"""Time without room for all ranks after which the driver reports it."""
+_PATIENCE_SECONDS, _AGAIN_SECONDS = 10.0, 30.0
+"""Time without room for all ranks after which the driver reports it, and after which it does so again."""
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -118,6 +120,7 @@ class _RankLoop:
             context.get_world_size(),
             ray.train.torch.get_device() if self.job.trainer.device in _DEVICES_OF_RAY else None,
             context.get_local_world_size(),
+            TrainingMetrics(self.job.run, context.get_world_size(), self.job.trainer.batch_size),
         )
 
         def on_epoch(epoch: int, line: str) -> None:
@@ -151,15 +154,18 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
     """
     job.spec()  # rejects options that do not fit the store before any rank is started
     ranks, cluster = job.trainer.ranks, job.cluster
-    with ray_session(cluster, ranks * cluster.cpus_per_rank):
+    # Ray Train tries to start the ranks this many times, each of which waits for room.
+    timeout = {_START_TIMEOUT: str(cluster.max_wait_seconds / (cluster.max_restarts + 1))}
+    with variables_set(timeout), ray_session(cluster, ranks * cluster.cpus_per_rank):
         import ray
         import ray.train
 
         epochs, failure = open_queue(), open_queue(maxsize=1)
-        room = _Room(ranks, _resources(job, cluster))
+        room = _Room(ranks, _request(job, cluster), cluster.max_wait_seconds)
+        room.request.await_node()
         watcher = _Watcher(epochs, on_epoch, room)
         try:
-            _trainer(_RankLoop(job, epochs, failure), cluster, room.resources).fit()
+            _trainer(_RankLoop(job, epochs, failure), cluster, room.request).fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             (reason,) = take_items(failure) or [_reason(error, cluster, room)]
             raise RanksError(reason) from error
@@ -169,8 +175,8 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
             shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
 
 
-def _resources(job: RankedJob, cluster: ClusterConfig) -> dict[str, float]:
-    """Resources of each rank."""
+def _request(job: RankedJob, cluster: ClusterConfig) -> Request:
+    """Return what each rank needs."""
     device, option = job.trainer.device, cluster.gpus_per_rank
     if device == "cuda":
         require(
@@ -178,22 +184,22 @@ def _resources(job: RankedJob, cluster: ClusterConfig) -> dict[str, float]:
         )
         option = 1.0
     gpus = gpus_each(option) if device in _DEVICES_OF_RAY else 0.0
-    return {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
+    return Request("rank", cluster.cpus_per_rank, gpus, cluster.rank)
 
 
-def _trainer(loop: _RankLoop, cluster: ClusterConfig, resources: dict[str, float]) -> Any:
+def _trainer(loop: _RankLoop, cluster: ClusterConfig, request: Request) -> Any:
     import ray.train
     import ray.train.torch
 
-    # Ray Train tries to start the ranks this many times, each of which waits for room.
-    os.environ[_START_TIMEOUT] = str(cluster.max_wait_seconds / (cluster.max_restarts + 1))
     return ray.train.torch.TorchTrainer(
         loop,
-        torch_config=_process_group("nccl" if "GPU" in resources else "gloo"),
+        torch_config=_process_group("nccl" if request.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=loop.job.trainer.ranks,
-            use_gpu="GPU" in resources,
-            resources_per_worker=resources,
+            use_gpu=request.gpus > 0,
+            resources_per_worker=request.resources,
+            accelerator_type=request.node.accelerator_type,
+            label_selector=request.node.label_selector or None,
         ),
         run_config=ray.train.RunConfig(
             # A new name each time keeps Ray from restoring, because the state is in checkpoint.pt.
@@ -271,17 +277,20 @@ class _Room:
     """Room of the cluster for the ranks of a training."""
 
     ranks: int
-    resources: dict[str, float]
-    """Resources of each rank."""
+    request: Request
+    """Needs of each rank."""
+    max_wait_seconds: float
 
     def states(self) -> set[str]:
         """Return the states of Ray's groups of such ranks: PENDING without room, CREATED with it."""
         import ray.util
 
+        needs = self.request.resources.items()
         return {
             group["state"]
             for group in ray.util.placement_group_table().values()
-            if list(group["bundles"].values()) == [self.resources] * self.ranks
+            if len(group["bundles"]) == self.ranks
+            and all(needs <= bundle.items() for bundle in group["bundles"].values())
         }
 
     def __str__(self) -> str:
@@ -290,11 +299,12 @@ class _Room:
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
         free = ray.available_resources()
-        needs = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
-        has = ", ".join(f"{free.get(name, 0):g} {name}" for name in self.resources)
-        fitting = min(int(free.get(name, 0) / amount) for name, amount in self.resources.items())
+        needs = self.request.resources
+        has = ", ".join(f"{free.get(name, 0):g} {name}" for name in needs)
+        fitting = min(int(free.get(name, 0) / amount) for name, amount in needs.items())
         missing = max(1, self.ranks - fitting)
-        return f"{missing} of {self.ranks} ranks (each needs {needs}; hosts that are up: {len(nodes)}, with {has} free)"
+        hosts = f"hosts that are up: {len(nodes)}, with {has} free"
+        return f"{missing} of {self.ranks} ranks (each needs {self.request}; {hosts})"
 
 
 class _Watcher:
@@ -305,7 +315,7 @@ class _Watcher:
         self.on_epoch = on_epoch
         self.room = room
         self.waiting_since: float | None = None
-        self.is_said = False
+        self.due = _PATIENCE_SECONDS
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -316,15 +326,21 @@ class _Watcher:
             self._say_waiting()
 
     def _say_waiting(self) -> None:
-        """Say once for each wait what the ranks wait for."""
+        """Say again and again what the ranks wait for, and for how long at most."""
         states = self.room.states()
         if "PENDING" in states:
             self.waiting_since = self.waiting_since or time.monotonic()
-            if not self.is_said and time.monotonic() - self.waiting_since > _PATIENCE_SECONDS:
-                self.is_said = True
-                logger.warning("waiting for room for %s", self.room)
+            waited = time.monotonic() - self.waiting_since
+            if waited > self.due:
+                self.due += _AGAIN_SECONDS
+                left = max(self.room.max_wait_seconds - waited, 0)
+                logger.warning(
+                    "waiting for room for %s; cluster.max_wait_seconds leaves %.0f s",
+                    self.room,
+                    left,
+                )
         elif "CREATED" in states:  # between two attempts there is neither
-            self.waiting_since, self.is_said = None, False
+            self.waiting_since, self.due = None, _PATIENCE_SECONDS
 
     def _report(self) -> None:
         for epoch, line in take_items(self.epochs):

@@ -14,12 +14,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from permafrost.cluster.placement import count_local_gpus
+from permafrost.cluster.placement import ClusterError, count_local_gpus
 from permafrost.config.cluster import ClusterConfig, ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.environment import (
     _JOB_VARIABLE,
@@ -29,7 +29,7 @@ from permafrost.config.environment import (
     in_submitted_job,
 )
 from permafrost.config.plugins import ENTRIES, SHIPPED, entry_modules, entry_places, plugin_places
-from permafrost.core.errors import UserError, printable
+from permafrost.core.errors import printable
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -59,12 +59,6 @@ _NODE_ID = re.compile("node id: [0-9a-f]+ and ")
 logger = logging.getLogger("permafrost.ray")
 
 
-class ClusterError(UserError, RuntimeError):
-    """Error for a cluster that cannot be started or reached, or cannot run the work."""
-
-    is_shared = True
-
-
 def last_line(error: Exception) -> str:
     """Return the last line of an error of Ray, which names its cause, without the advice of Ray Data."""
     return str(error).partition("\nFailed to apply UDF")[0].strip().splitlines()[-1]
@@ -81,13 +75,29 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
     Raises:
         ClusterError: If Ray cannot be started or joined.
     """
-    for name, value in _driver_environment(config).items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
+    with variables_set(_driver_environment(config)):
+        yield from _own_session(config, cpus)
+
+
+@contextmanager
+def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables in the block, unless they are set, and remove them afterwards."""
+    absent = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            os.environ.pop(name, None)
+
+
+def _own_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
+    """Start or join Ray, and leave it after the only item."""
+    import ray
+
     on_terminate = signal.getsignal(signal.SIGTERM)
     if isinstance(config, LocalClusterConfig):
         _start(config, cpus)
@@ -107,11 +117,15 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
 def _driver_environment(config: ClusterConfig) -> dict[str, str]:
     environment = {"RAY_AUTH_MODE": config.auth, **_ENVIRONMENT}
     if isinstance(config, LocalClusterConfig):
-        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(
-            32
-        )  # Ray would write one to the home folder
+        environment["RAY_AUTH_TOKEN"] = _token()  # Ray would write one to the home folder
         environment["RAY_USAGE_STATS_ENABLED"] = str(int(config.usage_statistics))
     return environment
+
+
+@cache
+def _token() -> str:
+    """Draw the token of this process's local sessions, which Ray reads once."""
+    return secrets.token_hex(32)
 
 
 def _start(config: LocalClusterConfig, cpus: float) -> None:
@@ -152,6 +166,7 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
     modules = [str(place) for place in plugin_places().values()]
     ray.init(
         address="local",
+        namespace=_namespace(),
         # A whole number, with a slot for what Ray itself runs.
         num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
         num_gpus=count_local_gpus(),  # Ray also counts those that this torch cannot use
@@ -172,6 +187,11 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
             "py_executable": shlex.quote(sys.executable),
         },
     )
+
+
+def _namespace() -> str:
+    """Return the namespace of this command's actors, which names its host and process."""
+    return f"permafrost-{socket.gethostname()}-{os.getpid()}"
 
 
 def _watch_head() -> None:
@@ -225,8 +245,10 @@ def _connect(config: ClusterConfig) -> None:
     address = config.address if isinstance(config, ExistingClusterConfig) else "auto"
     try:
         _check_reachable(address)
+        logger.info("joining the Ray cluster at %s ...", address)
         ray.init(
             address=address,
+            namespace=_namespace(),
             logging_level=logging.WARNING,
             log_to_driver=False,
             runtime_env=_cluster_environment(config),

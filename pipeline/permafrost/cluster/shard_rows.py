@@ -9,6 +9,7 @@ them without end, so the gate counts the attempts of a shard.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import os
@@ -22,12 +23,13 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from permafrost.cluster.decode_tasks import DecodeTasks
-from permafrost.cluster.placement import describe_room
-from permafrost.cluster.session import ClusterError, last_line, on_this_node
+from permafrost.cluster.placement import ClusterError, Request, describe_room
+from permafrost.cluster.ray_metrics import PassMetrics
+from permafrost.cluster.session import last_line, on_this_node
 from permafrost.config.cluster import ClusterConfig
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import units_of_work
-from permafrost.core.tasks import ShardResult, ShardTask, TaskContext, offered
+from permafrost.core.tasks import ShardResult, ShardTask, Subject, TaskContext, offered
 from permafrost.core.uploads import collected_uploads
 
 _CALLS = 2
@@ -39,11 +41,15 @@ _MAX_WAITING = 100_000
 _REPORT_SECONDS = 1.0
 _SILENT_SECONDS = 30.0
 """Time without a report after which an actor is taken for stopped, with its host or alone."""
+_LIVELY_SECONDS = 5.0
+"""Time since its last report within which an actor is counted as one at work."""
 _UNIT_SECONDS, _UNITS = 240.0, 10
-"""Shortest time within a unit of work after which its actor is taken for hanging, such as on a device; requests to a
-bucket are repeated for up to 180 s. And that time in units of the median of those before."""
-_ROOM_SECONDS = 10.0
-"""Time without an actor after which is said what they wait for."""
+"""An actor hangs, such as on a device, if one unit of work takes over 240 s and 10 times the median. Requests to a
+bucket are repeated for up to 180 s."""
+_START_SECONDS, _ROOM_SECONDS = 10.0, 30.0
+"""Seconds without an actor, and with fewer than are wanted, after which a line says what they wait for."""
+_numbers = itertools.count(1)
+"""Numbers of the gates of this process."""
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -102,7 +108,9 @@ class Gate:
         self._names: dict[int, str] = {}
         self._has_answer = False
         self._changed = asyncio.Condition()
-        self._deaths = 0
+        self._deaths = self.restarts = 0
+        """Processes that died at a shard, and times that a shard was begun again."""
+        self._is_over = False
         self._workers: dict[str, _Worker] = {}
         self._unit_seconds: deque[float] = deque(maxlen=100)
         self._lines: list[str] = []
@@ -124,21 +132,29 @@ class Gate:
         """Return the task of a work."""
         return self._tasks[work]
 
-    async def take(self, row: int, actor: str) -> ShardAssignment:
-        """Return the shard of a row, the same one at every attempt, once there is one for its actor."""
+    async def take(self, row: int, actor: str) -> ShardAssignment | None:
+        """Return the shard of a row, once there is one for its actor, the same at every attempt; None at the end."""
         if row not in self._rows:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._has_shard_for(actor))
+                await self._changed.wait_for(lambda: self._is_over or self._has_shard_for(actor))
+                if self._is_over:
+                    return None
                 self._rows[row] = self._waiting.popleft(), actor
         number = self._rows[row][0]
         self._rows[row], self._holders[number] = (number, actor), actor
         deaths = self._count_deaths(number)
-        if deaths:
-            self._deaths += 1
-            self._lines.append(
+        if self._begun[number]:
+            self._deaths += deaths > 0
+            self.restarts += 1
+            now = time.monotonic()
+            working = sum(now - each.beat < _LIVELY_SECONDS for each in self._workers.values())
+            loss = (
                 f"a process was lost at shard {self._names[number]}, {deaths} so far (Ray's logs of its host say why; "
-                "memory is a common reason); another one begins with it again"
+                "memory is a common reason)"
+                if deaths
+                else f"the host of shard {self._names[number]} was lost"
             )
+            self._lines.append(f"{loss}; the shard is done again, {working} actors are at work")
         has_hope = self._has_answer or self._deaths <= self._most_deaths
         return self._shards[number]._replace(
             deaths=deaths, all_died=0 if has_hope else self._deaths
@@ -198,13 +214,19 @@ class Gate:
         """Keep a line for the user."""
         self._lines.append(line)
 
+    async def end(self) -> None:
+        """Let the actors that wait for a shard go, so that none of their calls fails when this process ends."""
+        async with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
     async def take_lines(self) -> list[str]:
         """Return the lines for the user, once each."""
         lines, self._lines = self._lines, []
         return lines
 
-    async def take_silent(self) -> tuple[int, list[_Worker]]:
-        """Return the number of actors, and those that have not reported or not gone on for too long, once each.
+    async def take_silent(self) -> tuple[int, int, list[_Worker]]:
+        """Return the numbers of actors and restarts, and the actors that have not reported or gone on for too long.
 
         An actor that has begun no unit of work builds its network, which may take any time. The shards of a silent
         actor are given to others at once, as it is not started again before a host has room for it.
@@ -224,7 +246,7 @@ class Gate:
         for number in numbers:
             del self._holders[number]
         await self._give(sorted(numbers))
-        return len(self._workers), list(silent.values())
+        return len(self._workers), self.restarts, list(silent.values())
 
 
 class _ShardActor:
@@ -262,7 +284,9 @@ class _ShardActor:
         from ray import cloudpickle
 
         (row,) = rows["row"].tolist()
-        assignment: ShardAssignment = ray.get(self._gate.take.remote(row, self._actor))
+        assignment: ShardAssignment | None = ray.get(self._gate.take.remote(row, self._actor))
+        if assignment is None:
+            return {"answer": []}
         answer = (
             assignment.work,
             assignment.number,
@@ -320,24 +344,37 @@ class _ShardActor:
 class ShardRows:
     """Execution of Ray Data, whose rows are shards."""
 
-    def __init__(self, config: ClusterConfig, rows: int, actors: int, gpus: float) -> None:
+    def __init__(
+        self, config: ClusterConfig, subject: Subject, rows: int, actors: int, request: Request
+    ) -> None:
         """Start the actors.
 
         Args:
             config: Options of `cluster=`.
+            subject: What the actors work on, by which Ray's dashboard names them.
             rows: Number of shards and samples that they may work on.
             actors: Number of actors.
-            gpus: GPUs of each.
+            request: What each of them needs.
+
+        Raises:
+            ClusterError: If no node can hold an actor.
         """
         import ray
         import ray.data
 
-        gate = ray.remote(Gate).options(max_concurrency=_MAX_WAITING, **on_this_node())
+        request.await_node()
+        gate = ray.remote(Gate).options(
+            name=f"gate {next(_numbers)} of {subject}",
+            max_concurrency=_MAX_WAITING,
+            **on_this_node(),
+        )
         self._gate = gate.remote(config.max_restarts * actors, actors)
-        self.left, self.gpus = rows, gpus
-        """Number of rows that have no shard yet, and GPUs of each actor."""
-        self._work = 0
-        self._config = config
+        self.left, self.request = rows, request
+        """Number of rows that have no shard yet, and what each actor needs."""
+        self._work, self._is_idle = 0, False
+        self._config, self._actors = config, actors
+        self._metrics = PassMetrics(subject)
+        logger.info("starting %d actors for %s, each with %s", actors, subject, request)
         rows += _SPARE_ROWS * actors
         pool = ray.data.ActorPoolStrategy(
             min_size=1,
@@ -351,14 +388,12 @@ class ShardRows:
                 [{"row": row} for row in range(rows)], override_num_blocks=rows
             )
             answers = places.map_batches(
-                _ShardActor,
+                type(str(subject), (_ShardActor,), {}),  # Ray names actors and tasks by the class
                 fn_constructor_args=(self._gate, config),
                 batch_size=1,
                 compute=pool,
-                num_cpus=config.cpus_per_actor,
-                **({"num_gpus": gpus} if gpus else {}),
+                **request.ray_options,
             )
-        self._wanted = f"{config.cpus_per_actor:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="shard-watch", daemon=True).start()
         self._batches = iter(
@@ -376,13 +411,14 @@ class ShardRows:
         from ray.exceptions import RayError
 
         self._work, self.left = self._work + 1, self.left - len(shards)
+        self._metrics = PassMetrics(task.subject, len(shards))
         data = [cloudpickle.dumps(shard) for shard in shards]
         try:
             ray.get(self._gate.add.remote(self._work, cloudpickle.dumps(task), data))
         except RayError as error:
             raise _no_actor(error) from error
         answered: set[int] = set()
-        batches = Counter[str]()
+        batches, self._is_idle = Counter[str](), False
         while len(answered) < len(shards):
             for answer in self._next_answers():
                 work, number, result, decoded = cloudpickle.loads(answer)
@@ -391,7 +427,9 @@ class ShardRows:
                 # Others are those of an actor that was silent, and whose shard was given to another one.
                 if work == self._work and number not in answered:
                     answered.add(number)
+                    self._metrics.add(result)
                     yield result
+        self._is_idle = True
         if batches:
             shares = ", ".join(f"{count:,} by {host}" for host, count in batches.most_common())
             logger.info("batches of images that hosts were to decode: %s", shares)
@@ -404,7 +442,7 @@ class ShardRows:
         except GetTimeoutError as error:
             raise ClusterError(
                 f"cluster.max_wait_seconds={self._config.max_wait_seconds:g} went by without room for an actor, which "
-                f"takes {self._wanted}; the cluster has {describe_room()}"
+                f"takes {self.request}; the cluster has {describe_room()}"
             ) from error
         except (RayError, RuntimeError) as error:
             raise _no_actor(error) from error
@@ -415,11 +453,16 @@ class ShardRows:
         import ray
         from ray.exceptions import RayError
 
-        waits_since = time.monotonic()
+        most, since, due = 0, time.monotonic(), _START_SECONDS
+        asked, actors, silent = None, 0, []
         while not self._closed.wait(_REPORT_SECONDS):
             try:
-                self._log_lines()
-                actors, silent = ray.get(self._gate.take_silent.remote(), timeout=_SILENT_SECONDS)
+                asked = asked or self._gate.take_silent.remote()
+                if ray.wait([asked], timeout=_REPORT_SECONDS)[0]:  # it takes seconds to start
+                    actors, restarts, silent = ray.get(asked)
+                    asked = None
+                    self._log_lines()
+                    self._metrics.set_actors(actors, restarts)
             except (RayError, ValueError):  # the work ends, and with it the gate
                 continue
             for worker in silent:
@@ -430,14 +473,26 @@ class ShardRows:
                     f"shard {worker.shard}" if worker.shard else "between two shards",
                 )
                 ray.kill(worker.handle[0], no_restart=False)
-            if actors:
-                waits_since = math.inf
-            elif time.monotonic() - waits_since > _ROOM_SECONDS:
-                waits_since = math.inf
+            silent = []
+            waited = time.monotonic() - since
+            if actors > most:
+                most, since, due = actors, time.monotonic(), _ROOM_SECONDS
+                logger.info("%d of %d actors started", most, self._actors)
+            elif most < self._actors and waited > due:
+                left = self._config.max_wait_seconds - waited
                 logger.warning(
-                    "no actor has started yet; each takes %s, and the cluster has %s",
-                    self._wanted,
+                    "%d of %d actors started; each needs %s, and the cluster has %s%s",
+                    most,
+                    self._actors,
+                    self.request,
                     describe_room(),
+                    "" if most else f"; cluster.max_wait_seconds leaves {left:.0f} s",
+                )
+                # Actors that are at work wait for no other one, so their number is said once.
+                due = (
+                    math.inf
+                    if most
+                    else due + (_START_SECONDS if due < _ROOM_SECONDS else _ROOM_SECONDS)
                 )
 
     def _log_lines(self) -> None:
@@ -453,9 +508,12 @@ class ShardRows:
 
         self._closed.set()
         if ray.is_initialized():  # a caller that stopped early may have closed the executor
-            self._batches.close()
             with suppress(ray.exceptions.RayError):
                 self._log_lines()
+                if self._is_idle:  # the other rows end, so that Ray lists no call that failed
+                    ray.get(self._gate.end.remote(), timeout=_SILENT_SECONDS)
+                    deque(self._batches, maxlen=0)
+            self._batches.close()
             ray.kill(self._gate)
 
 
@@ -469,7 +527,7 @@ def _quiet_context(config: ClusterConfig) -> Iterator[None]:
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, and said once
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a shard may take long

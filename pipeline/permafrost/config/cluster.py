@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from permafrost.config.options import Options
+from permafrost.config.options import Options, options_of
 from permafrost.core.errors import require
 
 Authentication = Literal["disabled", "token"]
 """Authentication of Ray. Ray itself reads the token from RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH. The
 environment variable RAY_AUTH_MODE takes precedence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions(Options):
+    """Needs of a process besides CPUs and GPUs, which Ray is given under its own names."""
+
+    memory: Annotated[float | None, Gt(0)] = None
+    """Bytes of memory that Ray reserves on the node; null reserves none."""
+    accelerator_type: str | None = None
+    """Model of the GPU, by Ray's name, such as A100 or L4; null takes any."""
+    resources: dict[str, float] = field(default_factory=dict, hash=False)
+    """Custom resources of the node (`ray start --resources`), as in {fast_disk: 1}."""
+    label_selector: dict[str, str] = field(default_factory=dict, hash=False)
+    """Labels of the node (`ray start --labels`), as in {zone: a}."""
+
+    def ray_options(self) -> dict[str, Any]:
+        """Return the options that are set, as keyword arguments of Ray."""
+        values = {option.name: getattr(self, option.name) for option in options_of(type(self))}
+        return {name: value for name, value in values.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +72,14 @@ class WorkConfig(Options):
     gpus_per_student: Annotated[float | None, Ge(0)] = None
     """GPUs per student of a sweep: 1, an even fraction of one, or 0; null takes a whole GPU if the cluster has
     any or has announced some."""
+    actor: NodeOptions = field(default_factory=NodeOptions)
+    """Further needs of a teacher replica."""
+    decoder: NodeOptions = field(default_factory=NodeOptions)
+    """Further needs of a decoding task."""
+    rank: NodeOptions = field(default_factory=NodeOptions)
+    """Further needs of a training process."""
+    student: NodeOptions = field(default_factory=NodeOptions)
+    """Further needs of a student of a sweep."""
     max_restarts: Annotated[int, Ge(0)] = 3
     """Times that a shard, the ranks of a training or a student are started again after a process died."""
     max_wait_seconds: Annotated[float, Gt(0)] = 3600.0

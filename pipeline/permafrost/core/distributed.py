@@ -10,7 +10,7 @@ are those of the whole batch (`gather_with_gradient`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ class DistributedContext:
     """Device assigned by the launcher of the processes; None defers to trainer.device."""
     local_world_size: int | None = None
     """Number of ranks on this machine; None if all are."""
+    on_line: Callable[[Mapping[str, float]], object] | None = None
+    """Function that receives each line of the metrics on the first rank; None for no further use of them."""
 
     @property
     def is_first(self) -> bool:

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice, zip_longest
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
@@ -29,11 +29,29 @@ Report = TypeVar("Report", covariant=True)
 """Type of the report of a task to the driver, which is picklable."""
 
 
+class Subject(NamedTuple):
+    """Store, and what of it a task makes, for displays."""
+
+    store: str
+    """Folder or address of the store, empty without one."""
+    name: str
+    """Name of a pass or its teacher, or of other work, such as pack."""
+
+    def __str__(self) -> str:
+        """Return the name, and the last part of the store's."""
+        store = self.store.rpartition("/")[2]
+        return f"{self.name} of {store}" if store else self.name
+
+
 class ShardTask(Protocol[Report]):
     """Picklable operation on one shard."""
 
     needs_gpu: ClassVar[bool]
     """True if an actor that runs the task reserves its share of the GPUs."""
+
+    @property
+    def subject(self) -> Subject:
+        """What the task works on, for displays."""
 
     def __call__(self, shard: Any, /) -> ShardResult[Report]:
         """Process one shard and commit its result to disk."""

@@ -26,7 +26,7 @@ from permafrost.config.data import DataConfig
 from permafrost.core.errors import FileError, UserError, printable, shorten
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import NO_GROUP, Content, Record, Source, are_numbers
-from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.sources.source import ListedData
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import exists, read_regular, write_atomically
@@ -479,6 +479,7 @@ class ReadHeaders:
     """Task that reads the headers of some records: (number, rows of the listing) -> sums."""
 
     needs_gpu: ClassVar[bool] = False
+    subject: ClassVar[Subject] = Subject("", "preview")
     source: Source
     listing: RootedPath
     folder: RootedPath

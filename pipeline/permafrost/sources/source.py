@@ -27,7 +27,7 @@ from permafrost.config.suggestions import suggest
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL, Content, Record, Source
-from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import file_stamp, folder_stamp, move_file
 from permafrost.storage.local_files import PARTIAL_SUFFIX
@@ -249,6 +249,7 @@ class ListPart:
     """Task that lists one part of a source: (number, name) -> a file with its records."""
 
     needs_gpu: ClassVar[bool] = False
+    subject: ClassVar[Subject] = Subject("", "list")
     source: PartedSource
     files: ListingFiles
     seed: int

@@ -18,7 +18,7 @@ from permafrost.config.store import PrecomputeConfig
 from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import Source
-from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.storage.files import remove_partial_files, sha256_file
 from permafrost.storage.rooted_paths import RootedPath, user_path
 from permafrost.store.commit import (
@@ -70,6 +70,10 @@ class PackShard:
     dataset_fingerprint: str
     committed: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each shard's file if the store was committed before; the shard must have it again."""
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(str(self.store), "pack")
 
     def __call__(self, plan: ShardPlan) -> ShardResult[Damages | None]:
         started = time.monotonic()

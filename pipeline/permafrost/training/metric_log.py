@@ -103,6 +103,8 @@ class StepLog:
             "records_per_second": self.records * training.distributed.world_size / seconds,
         }
         self.write(line)
+        if training.distributed.on_line is not None and training.distributed.is_first:
+            training.distributed.on_line(line)
         self.last = line
         count_records(0, f"epoch {training.epoch + 1}, {self.describe_last()}")
         self.sums, self.counts = defaultdict(float), defaultdict(int)
