@@ -75,7 +75,22 @@ def options_page() -> str:
                 f"### {' or '.join(f'{group}={kind}' for group in groups)}\n\n"
                 f"{_first_line(cls)}\n\n{table}"
             )
+        parts += _tables_within(groups[0])
     return "\n".join(parts)
+
+
+def _tables_within(group: str) -> list[str]:
+    """Return a table for each class of the sections within the members of a group."""
+    sections: dict[type[Options], dict[str, None]] = {}
+    for member in FAMILIES[group].values():
+        for option in options_of(member):
+            if _is_section(option.hint):
+                sections.setdefault(option.hint, {})[option.name] = None
+    return [
+        f"### {', '.join(f'{group}.{name}' for name in names)}\n\n{_first_line(cls)}\n\n"
+        + _table(cls, f"{group}.{next(iter(names))}")
+        for cls, names in sections.items()
+    ]
 
 
 def _is_section(hint: Any) -> bool:

@@ -85,7 +85,6 @@ ORDER = (
         "permafrost_export",
         "permafrost_doctor",
         "permafrost_findings",
-        "permafrost_shell",
         "permafrost_timm",
         "permafrost_trackers",
         "e2kd",

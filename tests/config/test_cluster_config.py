@@ -180,8 +180,8 @@ def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_package
     runtime = joined["runtime_env"]
     packages = [
         "permafrost",
-        *(f"permafrost_{name}" for name in sorted(PACKAGES - {"shell"})),
-    ]  # which has no entry point
+        *(f"permafrost_{name}" for name in sorted(PACKAGES)),
+    ]
     assert runtime["py_modules"] == [str(ROOT / "pipeline" / name) for name in packages]
     entries = json.loads(runtime["env_vars"]["PERMAFROST_ENTRY_POINTS"])
     assert ("ked" in entries) == HAS_PAPERS

@@ -76,7 +76,7 @@ def test_an_installed_package_goes_through_all_verbs_and_ray(world):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-def test_an_added_verb_is_shown_completed_called_and_run_as_any_other(world):
+def test_an_added_verb_is_shown_called_and_run_as_any_other(world):
     top, tools = world
     store = "store.path=stores/verb"
     packed = ("data=digits", "data.test_fraction=0.2", "store.shard_size=300", "executor=serial")
@@ -85,8 +85,6 @@ def test_an_added_verb_is_shown_completed_called_and_run_as_any_other(world):
     done = run(top, tools / "permafrost", "tones", store, "executor=serial")
     helped = run(top, tools / "permafrost", "tones", "--help")
     listed = run(top, tools / "permafrost", "--help")
-    completed = run(top, tools / "permafrost-shell", "completion", "words", "tones", "tones.")
-    schema = json.loads(run(top, tools / "permafrost-shell", "schema"))
     page = run(top, tools / "python", ROOT / "docs/options.py")
     script = f"import permafrost; print(permafrost.tones({store!r}).tones)"
     called = run(top, tools / "python", "-c", script)
@@ -103,8 +101,6 @@ def test_an_added_verb_is_shown_completed_called_and_run_as_any_other(world):
     assert "Print the mean tones of a pass." in listed
     assert helped.startswith("Print the mean tones of a pass.")
     assert "tones.channels=3" in helped
-    assert completed.split() == ["tones.channels="]
-    assert "tones" in schema["properties"]
     assert "## tones" in page
     assert "| `tones.channels` | integer | `3` |" in page
     (tones,) = re.findall(r"^tones: (.*)$", done, re.M)

@@ -136,8 +136,8 @@ class Request:
             for name in self._needs
         )
         raise ClusterError(
-            f"no node is large enough for a {self.process}, which needs {self}; the most that one of {len(nodes)} nodes "
-            f"has: {has}. Correct cluster.cpus_per_{self.process}, cluster.gpus_per_{self.process} or "
+            f"no node is large enough for a {self.process}, which needs {self}; the most that one of {len(nodes)} "
+            f"nodes has: {has}. Correct cluster.cpus_per_{self.process}, cluster.gpus_per_{self.process} or "
             f"cluster.{self.process}, or start a larger node"
         )
 

@@ -319,20 +319,6 @@ def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
         node[last] = value
 
 
-def value_type(verb: str, path: str, arguments: Sequence[str]) -> Any:
-    """Return the type of an option of a composition, Any if there is none.
-
-    Args:
-        verb: Command of the composition.
-        path: Full name of the option.
-        arguments: Arguments of the command line.
-
-    Raises:
-        ConfigError: If the arguments cannot be composed.
-    """
-    return _locate(compose(verb, arguments), path)[2]
-
-
 def _locate(values: dict[str, Any], path: str) -> tuple[Any, Any, Any]:
     """Return the section or mapping that has the last name of a path, its type, and that of the entry."""
     *parents, last = path.split(".")

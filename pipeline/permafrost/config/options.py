@@ -296,14 +296,6 @@ def _validator(cls: Hashable, _: tuple[tuple[str, type[Options]], ...]) -> tuple
     return TypeAdapter(with_config(ConfigDict(strict=True))(typed_dict)), ValidationError
 
 
-def option_schema(option: Option) -> dict[str, Any]:
-    """Return the JSON Schema of an option's values."""
-    from pydantic import TypeAdapter
-
-    schema: dict[str, Any] = TypeAdapter(_checked_hint(option)).json_schema()
-    return schema
-
-
 def _checked_hint(option: Option) -> Any:
     """Return the type of an option for pydantic. Sections have checked themselves."""
     hint = _without_sections(option.hint)

@@ -51,7 +51,7 @@ class ShardTask(Protocol[Report]):
 
     @property
     def subject(self) -> Subject:
-        """What the task works on, for displays."""
+        """Store and work of the task, for displays."""
 
     def __call__(self, shard: Any, /) -> ShardResult[Report]:
         """Process one shard and commit its result to disk."""
