@@ -80,11 +80,11 @@ def options_page() -> str:
 
 
 def _tables_within(group: str) -> list[str]:
-    """Return a table for each class of the sections within the members of a group."""
+    """Return a table for each class of sections within the members of a group that has none yet."""
     sections: dict[type[Options], dict[str, None]] = {}
     for member in FAMILIES[group].values():
         for option in options_of(member):
-            if _is_section(option.hint):
+            if _is_section(option.hint) and option.hint not in _SECTIONS.values():
                 sections.setdefault(option.hint, {})[option.name] = None
     return [
         f"### {', '.join(f'{group}.{name}' for name in names)}\n\n{_first_line(cls)}\n\n"
