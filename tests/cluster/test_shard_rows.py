@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cluster import shard_rows
+from permafrost.cluster import placement, shard_rows
 from permafrost.cluster.placement import ClusterError
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import LocalClusterConfig
@@ -54,21 +54,38 @@ def test_an_actor_that_is_stopped_is_ended_and_its_shards_are_given_to_another_o
     assert os.uname().nodename in line
 
 
-def test_a_wait_for_room_is_said_and_bounded(caplog):
-    config = LocalClusterConfig(gpus_per_actor=1, max_wait_seconds=15)
-    executor = RayExecutor(config)
+def test_a_request_that_no_node_can_hold_ends_soon(caplog):
+    executor = RayExecutor(LocalClusterConfig(gpus_per_actor=1))
     started = time.monotonic()
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(ClusterError, match=r"cluster\.max_wait_seconds=15 went by without room"),
+        pytest.raises(ClusterError, match=r"hold one actor, which needs 1 CPU, 1 GPU; .* 0 GPU"),
     ):
         list(executor.map_shards(NeedsGpu(), range(3)))
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < placement._JOIN_SECONDS + 60
+    executor.close()
+    assert "waiting 15 s for a node to join" in caplog.text
+
+
+def test_a_wait_for_room_is_said_again_and_bounded(caplog, capfd):
+    config = LocalClusterConfig(actors=2, cpus_per_actor=4, max_wait_seconds=25)
+    executor = RayExecutor(config)
+    executor._start(8)
+    import ray
+
+    busy = ray.remote(time.sleep).options(num_cpus=ray.cluster_resources()["CPU"]).remote(600)
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(ClusterError, match=r"cluster\.max_wait_seconds=25 went by without room"),
+    ):
+        list(executor.map_shards(StopOnce(Path("never")), range(3)))
+    ray.cancel(busy, force=True)
     executor.close()
 
-    (line,) = [m for m in caplog.messages if "no actor has started yet" in m]
-    assert "each takes 1 CPUs and 1 GPUs, and the cluster has" in line
-    assert "0 GPUs, of which 0 are free" in line
+    lines = [m for m in caplog.messages if "0 of 2 actors started; each needs 4 CPU" in m]
+    assert len(lines) >= 2
+    assert "cluster.max_wait_seconds leaves" in lines[0]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 class NeedsGpu:

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import unquote
@@ -192,6 +193,26 @@ def test_a_page_needs_no_pair_where_several_runs_have_one_arm_of_the_default_pai
 
     assert "paired_difference" not in values
     assert {row["method"] for row in values["runs"]} == {"sweep: kd", "other: kd"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("report", "experiment=demo"), None),
+        (("report", "report.columns={e: all.epg}"), "no student has all.epg"),
+    ],
+)
+def test_a_column_that_was_not_evaluated_is_an_error_only_if_it_is_typed(frozen, words, message):
+    write_sweep()
+    options = ReportOptions(
+        columns={"accuracy": "test.accuracy", "epg": "all.epg"}, contact_records=0, cases=0
+    )
+    store = StoreOptions(path=str(frozen.store.path))
+    config = ReportConfig(store=store, augment=PAD_CROP, report=options, run="sweep", command=words)
+
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
+        values = json.loads(Path(report.run(config).json).read_text())
+        assert [name for name in values["runs"][0] if name in options.columns] == ["accuracy"]
 
 
 def test_the_points_of_another_run_s_grid_leave_the_arms_of_the_run_itself_comparable(

@@ -298,6 +298,13 @@ def test_every_next_command_in_the_source_has_a_run_that_prints_it():
     assert modules == {VERBS[verb].function.partition(":")[0] for verb in verbs}
 
 
+def test_the_next_command_of_an_experiment_keeps_the_run_and_the_store():
+    typed = ["experiment=demo", "run=mine", "store.path=stores/mine", "report.cases=0"]
+    command = "permafrost sweep experiment=demo 'seeds=[3,4]'"
+    assert next_command(command, typed) == f"{command} run=mine store.path=stores/mine"
+    assert next_command(command, typed[:1]) == command
+
+
 def test_the_next_command_of_each_experiment_is_composed():
     texts = {
         path.stem: text

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import METRICS
@@ -16,11 +18,20 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps import student_task
 from permafrost.sweeps.plan import plan_students
+from permafrost.sweeps.runner import estimate_seconds
 from permafrost_report.options import ReportConfig, ReportOptions
+from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
-from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_arguments, sweep_config
-from tests.support.verbs import report, sweep
+from tests.support.sweeps import (
+    TINY,
+    TWO_ARMS,
+    read_sweep,
+    run_sweep,
+    sweep_arguments,
+    sweep_config,
+)
+from tests.support.verbs import precompute, report, sweep
 
 
 def planned(frozen, *more):
@@ -300,6 +311,114 @@ def test_a_metric_that_the_evaluation_does_not_have_is_named(frozen, evaluations
         ConfigError, match=r"has no agreement; choose one of accuracy, kl_to_teacher"
     ):
         run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.agreement"))
+
+
+# ---- while others work, and what a reader must know ------------------------------------------------
+
+
+def test_students_of_a_sweep_keep_to_the_generations_of_its_start_and_others_are_marked(
+    tmp_path, monkeypatch
+):
+    pictures, store = Pictures(tmp_path / "pictures"), tmp_path / "store"
+    pictures.add_all("abcdef")
+    packing = growing_options(pictures, store, teacher=TEACHER)
+    precompute.run(packing)
+    train, evaluated = student_task.distill_student, []
+
+    def append_after_the_first(config, on_epoch):
+        train(config, on_epoch)
+        if not evaluated:
+            pictures.add_all("ghijkl")
+            precompute.run(replace(packing, store=replace(packing.store, append=True)))
+        evaluated.append(config.run)
+
+    monkeypatch.setattr(student_task, "distill_student", append_after_the_first)
+    words = [
+        *(f"store.path={store}", *TINY, "executor=serial", "trainer.batch_size=4"),
+        *("seeds=[0,1]", "arms={labels: ['method=labels']}", "evaluate.splits=[train]"),
+    ]
+    result = run_sweep([*words, "run=first"])
+    again = run_sweep([*words, "run=first"])
+    other = run_sweep([*words, "run=second", "seeds=[1]"])
+
+    def steps(run):
+        folders = [RUNS / row["run"] / "distill" for row in read_sweep(run)["runs"]]
+        return {json.loads((path / "model.json").read_text())["steps"] for path in folders}
+
+    assert (steps("first"), steps("second")) == ({3}, {6})
+    assert again.trained_now == 0
+    assert "different records" not in result.summary + other.summary
+    both = report.run(
+        ReportConfig(
+            store=StoreOptions(path=str(store)),
+            augment=PAD_CROP,
+            report=ReportOptions(contact_records=0, cases=0, runs=("second",)),
+            run="first",
+        )
+    )
+    assert "first: labels (0), first: labels (1) | second: labels (1)" in both.summary
+
+
+def test_a_tie_is_said_where_a_point_is_chosen(frozen, evaluations, monkeypatch, caplog):
+    run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy"))
+    assert "the same" not in caplog.text
+    (RUNS / "grid").rename(RUNS / "before")
+    values = {"holdout": 0.5, "test": 0.1}
+
+    def equal(config, name):
+        metrics = {
+            split: {"records": 4, "accuracy": values[split]} for split in config.evaluate.splits
+        }
+        write_json(RUNS / config.run / name / "metrics.json", {
+            "evaluators": {each: {"options": {}, "files": {}} for each in config.requested_evaluators},
+            "splits": metrics,
+        })  # fmt: skip
+
+    monkeypatch.setattr(student_task, "evaluate_student", equal)
+    result = run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy"))
+
+    assert (
+        "arm kd: 1 other points of the grid have the same holdout.accuracy, 0.5000" in caplog.text
+    )
+    sentence = "kd: tau=1, tau=5 have the same holdout.accuracy, and the first is selected."
+    assert sentence in result.summary
+    assert sentence in sweep_report(frozen)[0]["selection"]["ties"]
+
+
+def test_a_report_shows_finished_students_while_others_are_trained(
+    frozen, evaluations, monkeypatch
+):
+    seen, evaluate = [], student_task.evaluate_student
+
+    def look(config, name):
+        if evaluations:
+            values, _ = sweep_report(frozen)
+            seen.append((len(values["runs"]), values["summary"][0]))
+        evaluate(config, name)
+
+    monkeypatch.setattr(student_task, "evaluate_student", look)
+    monkeypatch.setattr("permafrost_report.page._metric_lines", lambda results: {})
+    monkeypatch.setattr("permafrost_report.page.training_curves", lambda lines, colors: [])
+    run_sweep(sweep_arguments(frozen, "arms={kd: []}", "seeds=[0,1,2]"))
+
+    sentence = "The sweep has not finished: {} of 3 students are evaluated."
+    assert seen == [(number, sentence.format(number)) for number in (1, 2)]
+    assert "not finished" not in str(sweep_report(frozen)[0]["summary"])
+
+
+@pytest.mark.parametrize(("epochs", "executor"), [(1, "serial"), (100_000, "ray")])
+def test_small_sweeps_stay_in_one_process(frozen, monkeypatch, epochs, executor):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    base = sweep_arguments(frozen, TWO_ARMS, f"trainer.epochs={epochs}", "executor=auto")
+    config = sweep_config(base)
+    runs = [student.final_run() for student in plan_students(config, base)]
+
+    chosen, reason = ExecutorChoice("auto", config.cluster).for_tasks(
+        len(runs), None, lambda: estimate_seconds(runs)
+    )
+
+    assert chosen.name == executor
+    assert reason.endswith("than Ray takes to start" if epochs == 1 else "students at once")
 
 
 # ---- real students -------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class Request:
             if started is None:
                 started = time.monotonic()
                 logger.warning(
-                    "no node is large enough for a %s, which needs %s; waiting %.0f s for one to join",
+                    "no node can hold one %s, which needs %s; waiting %.0f s for a node to join",
                     self.process,
                     self,
                     _JOIN_SECONDS,
@@ -136,7 +136,7 @@ class Request:
             for name in self._needs
         )
         raise ClusterError(
-            f"no node is large enough for a {self.process}, which needs {self}; the most that one of {len(nodes)} "
+            f"no node can hold one {self.process}, which needs {self}; the most that one of {len(nodes)} "
             f"nodes has: {has}. Correct cluster.cpus_per_{self.process}, cluster.gpus_per_{self.process} or "
             f"cluster.{self.process}, or start a larger node"
         )
