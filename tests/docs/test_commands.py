@@ -1,5 +1,6 @@
 """Commands of the pages: each is composed, executed, or marked with what it needs."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -102,6 +103,7 @@ def test_every_python_block_is_executed():
             "README.md",
             "datasets.md",
             "datasets.md",
+            "delete.md",
             "evaluate.md",
             "exchange.md",
             "object-storage.md",
@@ -113,6 +115,18 @@ def test_every_python_block_is_executed():
             *["store-format.md"] * 2,
         )
     ]
+
+
+def test_students_that_no_sweep_lists_are_printed(tmp_path, capsys):
+    (block,) = blocks_of(ROOT / "docs/howto/delete.md", "python")
+    for name in ("listed", "left"):
+        (tmp_path / "runs/demo/students" / name).mkdir(parents=True)
+    table = {"runs": [{"run": "students/listed"}]}
+    (tmp_path / "runs/demo/sweep.json").write_text(json.dumps(table))
+
+    exec(block.code)
+
+    assert capsys.readouterr().out.split() == ["runs/demo/students/left"]
 
 
 OWN_LOOP = list(blocks_of(ROOT / "docs/howto/own-loop.md", "python"))

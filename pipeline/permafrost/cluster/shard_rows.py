@@ -427,7 +427,8 @@ class ShardRows:
                 # Others are those of an actor that was silent, and whose shard was given to another one.
                 if work == self._work and number not in answered:
                     answered.add(number)
-                    self._metrics.add(result)
+                    if isinstance(result, ShardResult):
+                        self._metrics.add(result)
                     yield result
         self._is_idle = True
         if batches:
