@@ -68,7 +68,7 @@ ingest share attach:
 
 submit: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)
 submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/howto/cluster.md)
-	@$(dir $(PY))ray job submit --address $(ADDRESS) --working-dir . -- python -m stages.$(VERB) \
+	@$(PY) -m permafrost.cluster.submit $(ADDRESS) python -m stages.$(VERB) \
 		$(if $(filter $(CLUSTER_STAGES),$(VERB)),cluster=existing) $(ARGS)
 
 test: install ## run the tests in JOBS=2 processes: about 4 minutes on 2 cores

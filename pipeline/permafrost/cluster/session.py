@@ -56,12 +56,23 @@ _POLL_SECONDS = 0.05
 _MESSAGE_SIZE = 200
 _NODE_ID = re.compile("node id: [0-9a-f]+ and ")
 
+TOKEN_ADVICE = (
+    "If the head has a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on the "
+    "head. If it has none, unset RAY_AUTH_MODE, and set cluster.auth=disabled"
+)
+"""What to do where a token is missing, wrong or unexpected."""
+
 logger = logging.getLogger("permafrost.ray")
 
 
 def last_line(error: Exception) -> str:
     """Return the last line of an error of Ray, which names its cause, without the advice of Ray Data."""
     return str(error).partition("\nFailed to apply UDF")[0].strip().splitlines()[-1]
+
+
+def reason_of(error: Exception) -> str:
+    """Return the message of an error of Ray as one line, without the advice that Ray adds to a missing token."""
+    return " ".join(str(getattr(error, "message", error)).split()).rstrip(".")
 
 
 @contextmanager
@@ -145,7 +156,7 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
         except Exception as error:  # Ray raises its base class where a node does not start in time
             ray.shutdown()
             seconds = time.monotonic() - started
-            reason = " ".join(str(error).split())[:200].rstrip(".")
+            reason = reason_of(error)[:200]
             failure = error
             logger.warning("Ray did not start: %s (after %.0f s)", reason, seconds)
     advice = "Run the same command again on a less busy machine or with a larger /dev/shm"
@@ -254,10 +265,9 @@ def _connect(config: ClusterConfig) -> None:
             runtime_env=_cluster_environment(config),
         )
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         raise ClusterError(
-            f"no Ray cluster could be joined at cluster.address={address} ({reason}); "
-            "start one (ray start --head), correct cluster.address, or see docs/howto/cluster.md for its token"
+            f"no Ray cluster could be joined at cluster.address={address} ({reason_of(error)}); "
+            f"start one (ray start --head), or correct cluster.address. {TOKEN_ADVICE}"
         ) from error
 
 
