@@ -1,7 +1,7 @@
 """Submission of a job from a checkout: `python -m permafrost.cluster.submit ADDRESS COMMAND ...`.
 
-It is `ray job submit --address ADDRESS --working-dir . -- COMMAND ...`, and first checks that the head answers, accepts
-the token, and accepts an upload of this size. Each of these errors is one line.
+It is `ray job submit` with the folder as the job's code, and first checks that the head answers, accepts the token, and
+accepts an upload of this size. Each of these errors is one line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 
 from permafrost.cluster.session import TOKEN_ADVICE, ClusterError, reason_of
 from permafrost.core.errors import UserError, printable
+
+# The head's environment may have another state of the code installed.
+_CODE = ("--working-dir", ".", "--runtime-env-json", '{"env_vars": {"PYTHONPATH": "pipeline"}}')
 
 
 def main() -> None:
@@ -88,7 +91,7 @@ def _submit(address: str, command: Sequence[str]) -> None:
     from ray.scripts.scripts import cli
 
     try:
-        cli(["job", "submit", "--address", address, "--working-dir", ".", "--", *command])
+        cli(["job", "submit", "--address", address, *_CODE, "--", *command])
     except Exception as error:  # Ray raises errors of requests, of aiohttp and its own
         raise ClusterError(
             f"the head at {address} did not take the job to its end ({reason_of(error)}). See `ray job list --address "
