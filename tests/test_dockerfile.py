@@ -6,12 +6,14 @@ build of the project itself needs a package index.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.paths import ROOT
 
@@ -35,6 +37,7 @@ def test_the_files_that_are_copied_make_the_command(tmp_path):
     installed = next(path for path in map(str, sys.path) if path.endswith("site-packages"))
     (packages / "installed.pth").write_text(installed + "\n")
     (commands / "useradd").write_text("#!/bin/sh\n")
+    (commands / "apt-get").write_text("#!/bin/sh\n")
     (commands / "pip").write_text('#!/bin/sh\n[ "$1 $2 $3" = "install --no-cache-dir uv" ]\n')
     (commands / "uv").write_text(
         f'#!/bin/bash\nset -- "${{@/--system/--python={environment}/bin/python}}"\n'
@@ -65,7 +68,9 @@ def test_the_files_that_are_copied_make_the_command(tmp_path):
         else:
             assert word in {"FROM", "USER"}
     code = "import permafrost; print(permafrost.__file__)"
-    printed, located = (
+    manifest = yaml.safe_load((ROOT / "docs/howto/rayjob.yaml").read_text())
+    job = shlex.split(manifest["spec"]["entrypoint"])
+    printed, located, composed = (
         subprocess.run(
             [environment / "bin" / words[0], *words[1:]],
             cwd=folder,
@@ -74,9 +79,14 @@ def test_the_files_that_are_copied_make_the_command(tmp_path):
             text=True,
             check=True,
         ).stdout
-        for words in ([*entry, "distill", "--help"], ["python", "-c", code])
+        for words in (
+            [*entry, "distill", "--help"],
+            ["python", "-c", code],
+            [*job, "--cfg", "job"],
+        )
     )
 
     assert len(ran) == 3
     assert "method" in printed
+    assert yaml.safe_load(composed)["cluster"]["kind"] == "existing"
     assert Path(located.strip()).is_relative_to(tmp_path / "opt/permafrost/pipeline")

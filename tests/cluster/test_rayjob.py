@@ -43,8 +43,16 @@ def test_kuberays_own_schema_takes_it_with_all_that_is_commented_out():
     assert values["spec"]["activeDeadlineSeconds"] == 86400
     assert yaml.safe_load(values["spec"]["runtimeEnvYAML"])["working_dir"].startswith("file:///")
     assert values["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
+    assert values["spec"]["suspend"] is True
+    assert list(values["metadata"]["labels"]) == ["kueue.x-k8s.io/queue-name"]
     assert pods(values)[0]["serviceAccountName"] == "permafrost"
     assert pods(values)[0]["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket-keys"}}]
+    assert {"nodeSelector", "tolerations"} <= pods(values)[1].keys()
+    for spec in (*pods(values), values["spec"]["submitterPodTemplate"]["spec"]):
+        assert spec["imagePullSecrets"] == [{"name": "registry-login"}]
+    users = re.findall(r"--uid (\d+)|USER (\d+)", (ROOT / "Dockerfile").read_text())
+    groups = {str(spec["securityContext"]["fsGroup"]) for spec in pods(values)}
+    assert {number for pair in users for number in pair if number} == groups
 
 
 @pytest.mark.parametrize(
@@ -83,14 +91,13 @@ def test_the_schema_refuses_a_number_where_ray_takes_text():
 
 
 def test_its_command_composes_and_writes_to_the_volume_only():
-    python, option, stage, *words = shlex.split(manifest()["spec"]["entrypoint"])
-    verb = stage.removeprefix("stages.")
+    command, verb, *words = shlex.split(manifest()["spec"]["entrypoint"])
     config = build_verb_config(verb, compose(verb, words))
     (mount,) = {
         m["mountPath"] for p in pods(manifest()) for m in p["containers"][0]["volumeMounts"]
     }
 
-    assert (python, option, config.cluster.kind) == ("python", "-m", "existing")
+    assert (command, config.cluster.kind) == ("permafrost", "existing")
     for path in (config.store.path, config.run, config.data.path, config.teacher.weights):
         assert PurePosixPath(path).is_relative_to(mount)
 
