@@ -1,6 +1,7 @@
 """The block of the page for a running Ray, typed into a shell, and the errors of `make submit`."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,8 @@ from tests.support.paths import ROOT
 from tests.support.processes import alive, descendants, wait_until
 from tests.support.ray_nodes import RAY, free_port, node_environment
 
-PAGE = ROOT / "docs/howto/cluster.md"
-(BLOCK,) = (block.code for block in blocks_of(PAGE, "bash") if "ray start --head" in block.code)
+BLOCKS = blocks_of(ROOT / "docs/howto/cluster.md", "bash")
+(BLOCK,) = (block.code for block in BLOCKS if "ray start --head" in block.code)
 MAKE = f"make submit -o install PY={sys.executable}"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -89,9 +90,7 @@ def test_the_block_of_the_page_runs_as_written(block, tmp_path, token):
     # Another shell is told what it needs.
     done = type_lines(f"{MAKE} VERB=precompute ADDRESS={head}", tmp_path)
     line, _ = done.stderr.splitlines()  # the second one is of make
-    assert line.startswith(f"make submit: error: the Ray head at {head} refuses this shell")
-    assert "RAY_AUTH_MODE=token" in line
-    assert "cluster.auth=disabled" in line
+    assert re.search(f"{head} refuses .* RAY_AUTH_MODE=token.* cluster.auth=disabled", line)
 
 
 @needs_make
@@ -100,9 +99,7 @@ def test_an_address_without_a_head_is_one_line(tmp_path, address):
     done = type_lines(f"{MAKE} VERB=precompute ADDRESS={address}", tmp_path)
 
     line, _ = done.stderr.splitlines()  # the second one is of make
-    assert line.startswith("make submit: error: ")
-    assert f"ADDRESS={address}" in line
-    assert "ray start --head" in line
+    assert re.match(f"make submit: error: .*ADDRESS={address}.*ray start --head", line)
 
 
 def test_a_folder_that_is_too_large_is_named_with_its_largest_files(tmp_path):

@@ -50,9 +50,8 @@ def test_kuberays_own_schema_takes_it_with_all_that_is_commented_out():
     assert {"nodeSelector", "tolerations"} <= pods(values)[1].keys()
     for spec in (*pods(values), values["spec"]["submitterPodTemplate"]["spec"]):
         assert spec["imagePullSecrets"] == [{"name": "registry-login"}]
-    users = re.findall(r"--uid (\d+)|USER (\d+)", (ROOT / "Dockerfile").read_text())
-    groups = {str(spec["securityContext"]["fsGroup"]) for spec in pods(values)}
-    assert {number for pair in users for number in pair if number} == groups
+    users = re.findall(r"(?:--uid|USER) (\d+)", (ROOT / "Dockerfile").read_text())
+    assert set(users) == {str(spec["securityContext"]["fsGroup"]) for spec in pods(values)}
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ TOKEN_ADVICE = (
     "If the head has a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on the "
     "head. If it has none, unset RAY_AUTH_MODE, and set cluster.auth=disabled"
 )
-"""What to do where a token is missing, wrong or unexpected."""
+"""Remedies for a token that is missing, wrong or unexpected."""
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -70,7 +70,7 @@ def last_line(error: Exception) -> str:
     return str(error).partition("\nFailed to apply UDF")[0].strip().splitlines()[-1]
 
 
-def reason_of(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return the message of an error of Ray as one line, without the advice that Ray adds to a missing token."""
     return " ".join(str(getattr(error, "message", error)).split()).rstrip(".")
 
@@ -156,7 +156,7 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
         except Exception as error:  # Ray raises its base class where a node does not start in time
             ray.shutdown()
             seconds = time.monotonic() - started
-            reason = reason_of(error)[:200]
+            reason = one_line(error)[:200]
             failure = error
             logger.warning("Ray did not start: %s (after %.0f s)", reason, seconds)
     advice = "Run the same command again on a less busy machine or with a larger /dev/shm"
@@ -266,7 +266,7 @@ def _connect(config: ClusterConfig) -> None:
         )
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ClusterError(
-            f"no Ray cluster could be joined at cluster.address={address} ({reason_of(error)}); "
+            f"no Ray cluster could be joined at cluster.address={address} ({one_line(error)}); "
             f"start one (ray start --head), or correct cluster.address. {TOKEN_ADVICE}"
         ) from error
 

@@ -12,15 +12,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from permafrost.cluster.session import TOKEN_ADVICE, ClusterError, reason_of
+from permafrost.cluster.session import TOKEN_ADVICE, ClusterError, one_line
 from permafrost.core.errors import UserError, printable
 
 # The head's environment may have another state of the code installed.
 _CODE = ("--working-dir", ".", "--runtime-env-json", '{"env_vars": {"PYTHONPATH": "pipeline"}}')
 
 
-def main() -> None:
-    """Submit the command that follows the address. The exit code is 1 if the job fails or cannot be submitted."""
+def submit_folder() -> None:
+    """Submit the command line's command with the current folder.
+
+    The exit code is 1 if the job fails or cannot be submitted.
+    """
     address, *command = sys.argv[1:]
     try:
         _check_head(address)
@@ -46,11 +49,11 @@ def _check_head(address: str) -> None:
         JobSubmissionClient(address)
     except AuthenticationError as error:
         raise ClusterError(
-            f"the Ray head at {address} refuses this shell ({reason_of(error)}). {TOKEN_ADVICE}"
+            f"the Ray head at {address} refuses this shell ({one_line(error)}). {TOKEN_ADVICE}"
         ) from error
     except Exception as error:  # also those of requests and of JSON, if another server answers
         raise ClusterError(
-            f"no Ray head answers at ADDRESS={address} ({reason_of(error)}); {advice}"
+            f"no Ray head answers at ADDRESS={address} ({one_line(error)}); {advice}"
         ) from error
 
 
@@ -94,10 +97,10 @@ def _submit(address: str, command: Sequence[str]) -> None:
         cli(["job", "submit", "--address", address, *_CODE, "--", *command])
     except Exception as error:  # Ray raises errors of requests, of aiohttp and its own
         raise ClusterError(
-            f"the head at {address} did not take the job to its end ({reason_of(error)}). See `ray job list --address "
-            f"{address}`; submitting the same command again completes what is missing"
+            f"the Ray head at {address} failed ({one_line(error)}). If it still runs, `ray job list --address "
+            f"{address}` shows the job. Submit the same command again to complete what is missing"
         ) from error
 
 
 if __name__ == "__main__":
-    main()
+    submit_folder()
