@@ -1,10 +1,13 @@
 """Jobs that are submitted to a running Ray head, which neither they nor the client started."""
 
+import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,11 @@ from obstore.store import from_url
 
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
+from permafrost.library import run_verb
 from permafrost.models.saved import SavedNetwork
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import ROOT
+from tests.support.processes import descendants, title, wait_until
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
@@ -38,12 +43,17 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def head(server, tmp_path_factory):
+def nodes(server, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     # `python` of a job is the first one on the head's path.
     with ray_nodes(PATH=PATH, PERMAFROST_CACHE=str(cache), **server) as nodes:
         nodes.start_head("--num-cpus=2", dashboard=True)
-        yield nodes.dashboard
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def head(nodes):
+    return nodes.dashboard
 
 
 def submit(head, folder, verb, *words):
@@ -139,6 +149,51 @@ def test_make_submit_with_a_bucket_writes_what_a_serial_run_writes(head, server,
         bucket = from_url("s3://bucket", client_options={"allow_http": True})
         assert contents(bucket, "store") == files_below(serial)
         assert "distill/model.safetensors" in names_of(bucket, "run")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@needs_make
+def test_a_sweep_whose_driver_is_killed_is_finished_by_the_same_job(nodes, tmp_path, serial):
+    words = [
+        *(
+            f"store.path={serial}",
+            f"run={tmp_path / 'runs/sw'}",
+            "method=kd",
+            "student.name=resnet8",
+        ),
+        *(
+            "student.width=4",
+            "trainer.epochs=1",
+            "trainer.batch_size=8",
+            "seeds=[0,1]",
+            "parallel=1",
+        ),
+        *("grid={method.tau: [1, 4]}", "evaluate.splits=[test]", "evaluate.num_pictures=0"),
+    ]
+    table = tmp_path / "runs/sw/sweep.json"
+
+    def finished():
+        return len(json.loads(table.read_text())["runs"]) if table.exists() else 0
+
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(make_submit, nodes.dashboard, "sweep", *words)
+        wait_until(finished)
+        titles = {pid: title(pid) for pid in descendants(nodes.processes[0].pid)}
+        (driver,) = [
+            pid for pid, text in titles.items() if text.startswith("python -m stages.sweep")
+        ]
+        os.kill(driver, signal.SIGKILL)
+        assert submitted.result().returncode != 0
+    before = finished()
+    assert 1 <= before < 4
+
+    again = make_submit(nodes.dashboard, "sweep", *words)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert finished() == 4
+    assert "trained_now: 4" not in again.stdout
+    run_verb("report", *words[:2], "report.contact_records=0", "augment=pad_crop")
+    assert len(json.loads((tmp_path / "runs/sw/report.json").read_text())["runs"]) == 4
 
 
 @pytest.mark.ray

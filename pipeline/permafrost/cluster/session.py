@@ -151,7 +151,8 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
         )
         started = time.monotonic()
         try:
-            _init(config, cpus)
+            with _without_level_line():
+                _init(config, cpus)
             return
         except Exception as error:  # Ray raises its base class where a node does not start in time
             ray.shutdown()
@@ -169,6 +170,23 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
         f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. {advice}, or avoid Ray with "
         "executor=serial (precompute, sweep) or trainer.ranks=1 (teach, distill)"
     ) from failure
+
+
+@contextmanager
+def _without_level_line() -> Iterator[None]:
+    """Hold back the standard error in the block, and leave out the line in which Ray repeats its log level."""
+    with os.fdopen(os.memfd_create("lines"), "w+b") as lines:
+        stream = os.dup(2)
+        os.dup2(lines.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stream, 2)
+            os.close(stream)
+            lines.seek(0)
+            for line in lines:
+                if b"RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(2, line)
 
 
 def _init(config: LocalClusterConfig, cpus: float) -> None:
@@ -257,13 +275,14 @@ def _connect(config: ClusterConfig) -> None:
     try:
         _check_reachable(address)
         logger.info("joining the Ray cluster at %s ...", address)
-        ray.init(
-            address=address,
-            namespace=_namespace(),
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            runtime_env=_cluster_environment(config),
-        )
+        with _without_level_line():
+            ray.init(
+                address=address,
+                namespace=_namespace(),
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                runtime_env=_cluster_environment(config),
+            )
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ClusterError(
             f"no Ray cluster could be joined at cluster.address={address} ({one_line(error)}); "

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from permafrost.cluster.session import TOKEN_ADVICE, ClusterError, one_line
+from permafrost.cluster.placement import ClusterError
+from permafrost.cluster.session import TOKEN_ADVICE, one_line
 from permafrost.core.errors import UserError, printable
 
 # The head's environment may have another state of the code installed.
