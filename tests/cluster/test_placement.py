@@ -10,11 +10,18 @@ from types import SimpleNamespace
 import pytest
 
 from permafrost.cluster import placement, session
-from permafrost.cluster.placement import ClusterGpus, count_actors, gpus_each, place_actors
+from permafrost.cluster.placement import (
+    ClusterError,
+    ClusterGpus,
+    Request,
+    count_actors,
+    gpus_each,
+    place_actors,
+)
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.cluster.ray_training import _request
 from permafrost.cluster.session import ray_session
-from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
+from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig, NodeOptions
 from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.tasks import ShardResult, Subject
@@ -110,6 +117,65 @@ def test_ranks_on_one_named_gpu_are_refused():
     job = SimpleNamespace(trainer=TrainerOptions(device="cuda", ranks=2))
     with pytest.raises(ConfigError, match=r"trainer.device=cuda, but cluster.gpus_per_rank=0"):
         _request(job, LocalClusterConfig(gpus_per_rank=0))
+
+
+# ---- nodes that are large enough -------------------------------------------------------------------
+
+
+NODE = {
+    "Alive": True,
+    "Resources": {"CPU": 4.0, "memory": 8e9, "disk": 2.0},
+    "Labels": {"zone": "a"},
+}
+GPU_NODE = {**NODE, "Resources": {"CPU": 2.0, "GPU": 1.0, "accelerator_type:A100": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "fits"),
+    [
+        (Request("actor", 4), True),
+        (Request("actor", 5), False),
+        (Request("actor", 2, 1), True),
+        (Request("actor", 4, 1), False),  # no node has both
+        (Request("rank", 1, node=NodeOptions(memory=8e9)), True),
+        (Request("rank", 1, node=NodeOptions(memory=8.1e9)), False),
+        (Request("rank", 1, 1, NodeOptions(accelerator_type="A100")), True),
+        (Request("rank", 1, 1, NodeOptions(accelerator_type="H100")), False),
+        (Request("student", 1, node=NodeOptions(resources={"disk": 2.0})), True),
+        (Request("student", 1, node=NodeOptions(resources={"tape": 1.0})), False),
+        (Request("student", 1, node=NodeOptions(label_selector={"zone": "a"})), True),
+        (Request("student", 1, node=NodeOptions(label_selector={"zone": "b"})), False),
+        (Request("student", 1, node=NodeOptions(label_selector={"zone": "!b"})), True),
+    ],
+    ids=str,
+)
+def test_a_request_that_no_node_can_hold_names_what_is_missing(monkeypatch, request_, fits):
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [NODE, GPU_NODE, {**GPU_NODE, "Alive": False}])
+    monkeypatch.setattr(placement, "_announced_resources", dict)
+    monkeypatch.setattr(placement, "_JOIN_SECONDS", 0.0)
+    monkeypatch.setattr(placement, "_POLL_SECONDS", 0.0)
+    if fits:
+        request_.await_node()
+        return
+    with pytest.raises(ClusterError, match=f"cluster.cpus_per_{request_.process}") as error:
+        request_.await_node()
+    assert str(request_) in str(error.value)
+    assert "the most that one of 2 nodes has:" in str(error.value)
+    monkeypatch.setattr(placement, "_announced_resources", lambda: {"GPU": 8})
+    request_.await_node()  # an autoscaler may add a node
+
+
+def test_needs_of_processes_are_handed_to_ray_by_its_names():
+    needs = NodeOptions(
+        memory=1e9, accelerator_type="L4", resources={"disk": 1}, label_selector={"zone": "a"}
+    )
+    assert Request("actor", 2, 0.5, needs).ray_options == {
+        "num_cpus": 2, "num_gpus": 0.5, "memory": 1e9, "accelerator_type": "L4", "resources": {"disk": 1},
+        "label_selector": {"zone": "a"},
+    }  # fmt: skip
+    assert Request("actor", 1).ray_options == {"num_cpus": 1}
 
 
 # ---- with a Ray ------------------------------------------------------------------------------------

@@ -507,6 +507,29 @@ def test_a_forked_process_raises_an_error_where_its_requests_would_hang(stores):
     child.join()
 
 
+def test_an_endpoint_without_a_scheme_is_one_line(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:5333")
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL=127.0.0.1:5333 must begin with http"):
+        buckets.connect("s3://bucket")
+
+
+def test_a_server_that_does_not_answer_is_named(stores, monkeypatch, caplog):
+    create_object(ADDRESS, b"content")
+    answer = threading.Event()
+
+    def say(message, *arguments):
+        caplog.records.append(message % arguments)
+        answer.set()
+
+    read = obstore.get
+    monkeypatch.setattr(buckets, "_SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(buckets.logger, "warning", say)
+    monkeypatch.setattr(obstore, "get", lambda *key: (answer.wait(), read(*key))[1])
+
+    assert buckets.read_object(ADDRESS)[0] == b"content"
+    assert caplog.records[0] == f"{ADDRESS}: its server has not answered for 0.01 s; still waiting"
+
+
 def test_without_the_package_one_line_names_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
     with pytest.raises(ConfigError, match="pip install obstore"):

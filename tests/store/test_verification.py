@@ -196,3 +196,12 @@ def test_a_manifest_of_another_schema_is_refused_with_the_way_out(copy, tiny_tea
     with pytest.raises(ManifestError, match=f"has schema {schema}, "):
         precompute.run(precompute_config(copy, tiny_teacher))
     assert tree_bytes(copy) == before
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged():
+    denied = "images/a.tar: Permission denied"
+    unreadable = verify.DamagedStoreError(Path("store"), [denied])
+    both = verify.DamagedStoreError(Path("store"), [denied, "images/b.tar: has another SHA-256"])
+    assert "does not mean that they are damaged" in unreadable.lines[-1]
+    assert not any("delete it" in line for line in unreadable.lines)
+    assert "delete it and run again" in both.lines[-1]

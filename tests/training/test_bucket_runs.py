@@ -158,3 +158,12 @@ def test_a_run_that_is_worked_on_elsewhere_is_refused(bucket, frozen, monkeypatc
         ):
             pass
     assert contents(bucket, "runs/one")["teach/result"] == b"1"
+
+
+def test_a_run_of_this_machine_needs_no_cache(frozen, tmp_path, monkeypatch):
+    """A user of a container may have no folder that can be written to besides the run's."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PERMAFROST_CACHE", str(tmp_path / "file/cache"))
+    run_verb("distill", *words(frozen, "here"))
+    run_verb("evaluate", f"store.path={frozen.store.path}", "run=here", "evaluate.splits=[test]")
+    assert (RunFolder("here").path / "evaluate/metrics.json").exists()
