@@ -507,15 +507,20 @@ class ShardRows:
         """End all actors."""
         import ray
 
-        self._closed.set()
         if ray.is_initialized():  # a caller that stopped early may have closed the executor
             with suppress(ray.exceptions.RayError):
                 self._log_lines()
                 if self._is_idle:  # the other rows end, so that Ray lists no call that failed
                     ray.get(self._gate.end.remote(), timeout=_SILENT_SECONDS)
-                    deque(self._batches, maxlen=0)
-            self._batches.close()
+                    ending = threading.Thread(target=deque, args=(self._batches, 0), daemon=True)
+                    ending.start()
+                    ending.join(_SILENT_SECONDS)
+            with suppress(
+                ValueError
+            ):  # an actor was lost meanwhile, and the thread waits for another one
+                self._batches.close()
             ray.kill(self._gate)
+        self._closed.set()
 
 
 def _no_actor(error: Exception) -> ClusterError:
