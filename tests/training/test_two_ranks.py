@@ -1,5 +1,6 @@
-"""Training with two ranks equals training with one process on the whole batch."""
+"""Training with two ranks equals training with one process on the whole batch; three repeat their own sums."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -149,8 +150,47 @@ def test_ranks_that_see_different_checkpoints_say_that_the_folder_is_not_shared(
         assert "storage that all nodes share" in (folder / f"disagreed-{rank}").read_text()
 
 
+def average_twice(rank, folder, model_config):
+    """Save the averaged gradients of two equal steps of a process, and this rank's own gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=3)
+    torch.manual_seed(0)
+    alone = build_model(model_config, 10).eval()
+    wrapped = DistributedContext(rank, 3).wrap(deepcopy(alone), alone.device)
+    images = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(rank))
+    steps = [gradients(wrapped, images) for _ in range(2)]
+    torch.save([*steps, gradients(alone, images)], folder / f"{rank}.pt")
+    leave_group()
+
+
+def gradients(model, images):
+    model.zero_grad()
+    model(images).logits.logsumexp(1).sum().backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_three_ranks_add_gradients_in_their_order_from_the_first_step_on(frozen, tmp_path):
+    run_on_ranks(average_twice, tmp_path, frozen.config.teacher, ranks=3)
+
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    first, second, third = (own for _, _, own in ranks)
+    for step, later, _ in ranks:
+        assert torch.equal(step, (first + second + third) / 3)
+        assert torch.equal(step, later)
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_a_warning(frozen, caplog):
+    training = rank_training(frozen.config.teacher, DistributedContext())
+    training.load_state(training.state())
+    assert caplog.text == ""
+
+    training.load_state(training.state() | {"ranks": 3})
+
+    assert "the checkpoint is from trainer.ranks=3; on trainer.ranks=1, " in caplog.text
+
+
 def test_gradients_of_a_losss_own_parameters_are_averaged(monkeypatch):
-    monkeypatch.setattr(dist, "all_reduce", lambda values: values.add_(3.0))
+    monkeypatch.setattr(DistributedContext, "sum", lambda ranks, values: values + 3.0)
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, 5.0])
 

@@ -6,12 +6,16 @@ the statistics of a BatchNorm in training mode, means over a part of a batch (kn
 cells of moved features that are inside of the frame), the record that precedes the first one
 (`map_control=shuffled`), and negatives that a method draws from the batch. Relations of the records of a batch (RKD)
 are those of the whole batch (`gather_with_gradient`).
+
+Sums over the ranks add each value in the order of the ranks. A training that resumes on the same number of ranks
+therefore has the same bits as an undisturbed one. Another number of ranks rounds otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -53,13 +57,21 @@ class DistributedContext:
 
         Only the single `backward` of a step communicates. Gradients that `torch.autograd.grad` computes for an
         explanation do not.
+
+        DistributedDataParallel reorders its buckets after the first step of a process. Neither the sum of a gradient
+        (`sum`) nor its alignment in memory, on which a norm's last bits depend on a GPU, may depend on this order.
+        Gradients are therefore not views of the buckets, which takes the memory of one more copy of them.
         """
         if self.world_size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
         devices: list[Any] | None = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=devices)
+        wrapped.register_comm_hook(
+            devices, lambda devices, bucket: _completed(self.mean(bucket.buffer()), devices)
+        )
+        return wrapped
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average the gradients of parameters outside the wrapped model, such as those of a loss, in place."""
@@ -74,13 +86,19 @@ class DistributedContext:
         return values if self.world_size == 1 else self.sum(values) / self.world_size
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the elementwise sum over the ranks, on the device of `values`."""
+        """Return the elementwise sum over the ranks, in their order, on the device of `values`.
+
+        Each rank adds its part of the values of all ranks. `all_reduce` would send as many bytes, but the order in
+        which it adds three or more ranks depends on a value's position in the tensor.
+        """
         if self.world_size == 1:
             return values
-        total = values if self.device is None else values.to(self.device)
-        total = total.clone()
-        dist.all_reduce(total)
-        return total.to(values.device)
+        own = (values if self.device is None else values.to(self.device)).flatten()
+        total = nn.functional.pad(own, (0, -len(own) % self.world_size))
+        everyones = torch.empty_like(total)
+        dist.all_to_all_single(everyones, total)
+        dist.all_gather_into_tensor(total, reduce(torch.add, everyones.chunk(self.world_size)))
+        return total[: len(own)].view_as(values).to(values.device)
 
     def gather(self, values: Tensor) -> Tensor:
         """Concatenate the values of all ranks, n on each, in rank order: [n, ...] -> [world_size * n, ...]."""
@@ -121,3 +139,10 @@ class DistributedContext:
         dist.all_gather_object(everyones, list(values))
         if any(other != list(values) for other in everyones):
             raise RanksDisagreeError(f"{message} (values by rank: {everyones})")
+
+
+def _completed(values: Tensor, devices: list[Any] | None) -> torch.futures.Future[Tensor]:
+    """Return a future that has its values already, on one of the devices or on the CPU."""
+    future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+    future.set_result(values)
+    return future

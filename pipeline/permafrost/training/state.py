@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,6 +20,8 @@ from permafrost.models.classifier import Classifier
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import DEFAULT_EXPLAINER, Explainer, explainer_named
 from permafrost.training.targets import TargetSource
+
+logger = logging.getLogger("permafrost.training")
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -104,10 +107,11 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "precision": self.compute_settings.precision_name,
             "position": [self.epoch, self.step, self.global_step],
+            "ranks": self.distributed.world_size,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state exactly, on any number of ranks, with the precision that it was trained in."""
+        """Restore a state exactly, with the precision that it was trained in, and warn of another number of ranks."""
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -115,6 +119,14 @@ class Training:
         # trainer.precision=auto may have chosen another one on this device.
         self.compute_settings = self.compute_settings.with_precision(state["precision"])
         self.epoch, self.step, self.global_step = state["position"]
+        ranks, now = state.get("ranks"), self.distributed.world_size
+        if ranks not in (None, now) and self.distributed.is_first:
+            logger.warning(
+                "the checkpoint is from trainer.ranks=%d; on trainer.ranks=%d, sums round otherwise, so the weights "
+                "will differ slightly from those of an undisturbed training",
+                ranks,
+                now,
+            )
 
     def seed_step(self) -> None:
         """Seed the random draws of the next step from (seed, step, rank), so no generator state has to be stored."""
