@@ -28,6 +28,7 @@ from permafrost.losses.e2kd import E2KDLoss
 from permafrost.runs.mirrors import RUNS
 from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
+from tests.cluster.kill_ranks import run_cell
 from tests.support.paths import PYTHONPATH
 from tests.support.processes import alive, descendants, title, wait_until
 from tests.support.ray_nodes import node_environment, ray_nodes
@@ -138,6 +139,13 @@ def test_a_killed_rank_changes_nothing(frozen, tmp_path):
         "model.json",
     }
     assert not (RUNS / "killed" / "distill" / ".ray_train").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_of_three_killed_at_random_moments_changes_nothing(frozen, tmp_path):
+    _, equal = run_cell(frozen, tmp_path, 3, "float32", seed=0, kills=3)
+
+    assert equal == 3
 
 
 @pytest.mark.ray

@@ -26,8 +26,8 @@ def bare_environment(**variables):
     return {"PYTHONPATH": PYTHONPATH, **needed, **variables}
 
 
-def fork_server():
-    """Multiprocessing context whose processes are forked from one that has imported torch and permafrost.
+def fork_server(*modules):
+    """Multiprocessing context whose processes are forked from one that has imported torch, permafrost and the modules.
 
     Importing them takes three seconds of a core in every new interpreter.
     """
@@ -41,6 +41,7 @@ def fork_server():
                 "permafrost.models.providers",
                 "permafrost.annotation.teacher_pass",
             ),
+            *modules,
         ]
     )
     return context
