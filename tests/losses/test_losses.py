@@ -26,15 +26,6 @@ def random_logits(seed: int, *, scale: float = 3.0) -> Tensor:
     return scale * torch.randn(4, 5, generator=generator, dtype=torch.float64)
 
 
-def test_kd_loss_matches_a_hand_computed_kl():
-    student_logits = torch.zeros(1, 2, dtype=torch.float64)  # probs (1/2, 1/2)
-    teacher_logits = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)  # probs (3/4, 1/4)
-
-    loss = kd_loss(student_logits, teacher_logits, tau=1.0)
-
-    assert loss.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-12)
-
-
 def test_squared_differences_of_softened_probabilities_match_hand_computation():
     student_logits = torch.zeros(2, 2, dtype=torch.float64)  # probs (1/2, 1/2)
     teacher_logits = torch.tensor([[2 * math.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float64)
@@ -48,18 +39,6 @@ def test_squared_differences_of_softened_probabilities_match_hand_computation():
 
     assert loss.item() == pytest.approx(4 * (2 * 0.25**2) / 4, abs=1e-12)
     assert chosen.terms["kd"].item() == loss.item()
-
-
-def test_kd_loss_matches_a_hand_computed_kl_at_temperature_two():
-    student_logits = torch.zeros(2, 2, dtype=torch.float64)  # probs (1/2, 1/2)
-    teacher_logits = torch.tensor(
-        [[2 * math.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float64
-    )  # at tau = 2: probs (3/4, 1/4), and (1/2, 1/2), which adds nothing
-
-    loss = kd_loss(student_logits, teacher_logits, tau=2.0)
-
-    expected = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
-    assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0, 4.0, 1e3])
@@ -84,34 +63,6 @@ def test_kd_loss_equals_tau_squared_times_torch_batchmean_kl(tau):
     (torch_gradient,) = torch.autograd.grad(tau**2 * torch_kl, student_logits)
     assert loss.item() == pytest.approx(tau**2 * torch_kl.item(), rel=0, abs=1e-10)
     torch.testing.assert_close(gradient, torch_gradient, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("tau", [1.0, 4.0])
-def test_kd_loss_equals_the_papers_cross_entropy_less_the_teachers_entropy(tau):
-    student_logits, teacher_logits = random_logits(0).requires_grad_(), random_logits(1)
-    teacher_probs = F.softmax(teacher_logits / tau, dim=1)
-    entropy = -(teacher_probs * teacher_probs.log()).sum(dim=1).mean()
-    student_log_probs = F.log_softmax(student_logits / tau, dim=1)
-    paper_loss = tau**2 * -(teacher_probs * student_log_probs).sum(dim=1).mean()
-
-    loss = kd_loss(student_logits, teacher_logits, tau)
-
-    (gradient,) = torch.autograd.grad(loss, student_logits)
-    (paper_gradient,) = torch.autograd.grad(paper_loss, student_logits)
-    expected = paper_loss - tau**2 * entropy
-    assert loss.item() == pytest.approx(expected.item(), rel=0, abs=1e-10)
-    torch.testing.assert_close(gradient, paper_gradient, rtol=0, atol=1e-10)
-
-
-def test_kd_loss_at_high_temperature_is_half_the_mean_square_of_centered_differences():
-    student_logits, teacher_logits = random_logits(0), random_logits(1)
-    difference = student_logits - teacher_logits
-    centered = difference - difference.mean(dim=1, keepdim=True)
-    expected = centered.square().sum(dim=1).mean() / (2 * difference.shape[1])
-
-    loss = kd_loss(student_logits, teacher_logits, tau=1e3)
-
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])
