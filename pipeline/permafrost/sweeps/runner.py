@@ -15,6 +15,7 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point
 from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.core.tasks import Executor, Task
@@ -165,9 +166,12 @@ def estimate_seconds(runs: Sequence[StudentRun]) -> float:
     job = plan_student(runs[0].distill)
     if job.options.mode == "live":
         return math.inf
-    spec = job.spec()
-    with kept_generators():
-        model = build_model(spec.model, spec.data_classes, may_replace_head=True)
+    try:
+        spec = job.spec()
+        with kept_generators():
+            model = build_model(spec.model, spec.data_classes, may_replace_head=True)
+    except UserError:  # that of one student, which the others do without
+        return math.inf
     record = torch.zeros(1, *job.store.form.input_shape(spec.input_size))
     seconds = _RECORD_SECONDS + measure_cost(model, record).macs / _MACS_PER_SECOND
     return seconds * sum(run.epochs * run.records for run in runs)
