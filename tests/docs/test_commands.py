@@ -124,7 +124,7 @@ def test_students_that_no_sweep_lists_are_printed(tmp_path, capsys):
     table = {"runs": [{"run": "students/listed"}]}
     (tmp_path / "runs/demo/sweep.json").write_text(json.dumps(table))
 
-    exec(block.code)
+    exec(block.code, {})
 
     assert capsys.readouterr().out.split() == ["runs/demo/students/left"]
 

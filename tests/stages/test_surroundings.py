@@ -66,7 +66,7 @@ def test_a_user_without_a_name_and_a_home_has_a_cache(monkeypatch):
     for variable in ("XDG_CACHE_HOME", object_cache.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
 
-    assert object_cache._folder(None).name == f"permafrost-{os.getuid()}"
+    assert object_cache.cache_folder(None).name == f"permafrost-{os.getuid()}"
 
 
 def store_of_splits(root, splits):
