@@ -16,6 +16,7 @@ Rerun   the programs are written again
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,9 @@ def _export(config: ExportConfig) -> ExportResult:
         card=str(card),
         uploaded=hub,
         labels=f"many, predicted from {facts['thresholds']}" if "thresholds" in facts else "",
-        next=f"python {card.with_name(PROGRAM)} {files['onnx']} FILE..." if is_shown else "",
+        next=f"{shlex.join(['python', str(card.with_name(PROGRAM)), files['onnx']])} FILE..."
+        if is_shown
+        else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
@@ -152,7 +153,9 @@ def chance_remarks(
         limit: Chance level of the column.
     """
     return {
-        arm: f"below {_MAJORITY}" if value < limit.level else f"not clearly above {_MAJORITY}"
+        arm: f"below {_MAJORITY}"
+        if value < limit.level and not math.isclose(value, limit.level)
+        else f"not clearly above {_MAJORITY}"
         for arm, value in means_by_arm(rows, column.name).items()
         if value <= limit.highest
     }

@@ -162,7 +162,7 @@ def test_a_request_that_no_node_can_hold_names_what_is_missing(monkeypatch, requ
     with pytest.raises(ClusterError, match=f"cluster.cpus_per_{request_.process}") as error:
         request_.await_node()
     assert str(request_) in str(error.value)
-    assert "the most that one of 2 nodes has:" in str(error.value)
+    assert "the most that a node has, of 2:" in str(error.value)
     monkeypatch.setattr(placement, "_announced_resources", lambda: {"GPU": 8})
     request_.await_node()  # an autoscaler may add a node
 

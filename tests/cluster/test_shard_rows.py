@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.tasks import ShardResult, Subject
+from permafrost.sweeps.student_task import StudentTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -54,8 +56,9 @@ def test_an_actor_that_is_stopped_is_ended_and_its_shards_are_given_to_another_o
     assert os.uname().nodename in line
 
 
-def test_a_request_that_no_node_can_hold_ends_soon(caplog):
+def test_a_request_that_no_node_can_hold_ends_soon(caplog, request):
     executor = RayExecutor(LocalClusterConfig(gpus_per_actor=1))
+    request.addfinalizer(executor.close)
     started = time.monotonic()
     with (
         caplog.at_level(logging.WARNING),
@@ -63,26 +66,41 @@ def test_a_request_that_no_node_can_hold_ends_soon(caplog):
     ):
         list(executor.map_shards(NeedsGpu(), range(3)))
     assert time.monotonic() - started < placement._JOIN_SECONDS + 60
-    executor.close()
     assert "waiting 15 s for a node to join" in caplog.text
 
 
-def test_a_wait_for_room_is_said_again_and_bounded(caplog, capfd):
-    config = LocalClusterConfig(actors=2, cpus_per_actor=4, max_wait_seconds=25)
+def hold():
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("work", "process"),
+    [
+        (lambda executor: executor.map_shards(StopOnce(Path("never")), range(3)), "actors: 0 of 2"),
+        (
+            lambda executor: executor.run_tasks(
+                [StudentTask(SimpleNamespace(name="s", baselines=()))], print
+            ),
+            "students: 0 of 1",
+        ),
+    ],
+)
+def test_a_wait_for_room_is_said_again_and_bounded(work, process, caplog, capfd, request):
+    config = LocalClusterConfig(actors=2, cpus_per_actor=4, cpus_per_student=4, max_wait_seconds=25)
     executor = RayExecutor(config)
+    request.addfinalizer(executor.close)
     executor._start(8)
     import ray
 
-    busy = ray.remote(time.sleep).options(num_cpus=ray.cluster_resources()["CPU"]).remote(600)
+    busy = ray.remote(hold).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(ClusterError, match=r"cluster\.max_wait_seconds=25 went by without room"),
     ):
-        list(executor.map_shards(StopOnce(Path("never")), range(3)))
+        list(work(executor))
     ray.cancel(busy, force=True)
-    executor.close()
 
-    lines = [m for m in caplog.messages if "0 of 2 actors started; each needs 4 CPU" in m]
+    lines = [m for m in caplog.messages if f"{process} started; each needs 4 CPU" in m]
     assert len(lines) >= 2
     assert "cluster.max_wait_seconds leaves" in lines[0]
     assert "Traceback" not in capfd.readouterr().err

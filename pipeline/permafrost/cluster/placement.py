@@ -18,6 +18,8 @@ from permafrost.core.interrupts import check_interrupted
 
 _JOIN_SECONDS, _POLL_SECONDS = 15.0, 0.5
 """Time for which a node that is large enough may still join, and time between two looks."""
+_LINE_SECONDS, _AGAIN_SECONDS = 10.0, 30.0
+"""Time without a process after which a line says so, at first and from the third line on."""
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -132,13 +134,19 @@ class Request:
             check_interrupted()
             time.sleep(_POLL_SECONDS)
         has = ", ".join(
-            f"{max(node['Resources'].get(name, 0.0) for node in nodes):,.15g} {name}"
-            for name in self._needs
+            [
+                f"{max(node['Resources'].get(name, 0.0) for node in nodes):,.15g} {name}"
+                for name in self._needs
+            ]
+            + [
+                f"label {name}={sorted({node['Labels'].get(name, '') for node in nodes})}"
+                for name in self.node.label_selector
+            ]
         )
         raise ClusterError(
-            f"no node can hold one {self.process}, which needs {self}; the most that one of {len(nodes)} "
-            f"nodes has: {has}. Correct cluster.cpus_per_{self.process}, cluster.gpus_per_{self.process} or "
-            f"cluster.{self.process}, or start a larger node"
+            f"no node can hold one {self.process}, which needs {self}; the most that a node has, of {len(nodes)}: "
+            f"{has}. Correct cluster.cpus_per_{self.process}, cluster.gpus_per_{self.process} or "
+            f"cluster.{self.process}, or start a node that has it all"
         )
 
 
@@ -222,12 +230,64 @@ def describe_cluster() -> str:
     return f"{len(hosts)} hosts, {cpus:g} CPUs; {ClusterGpus.read_session()}"
 
 
-def describe_room() -> str:
-    """Describe the CPUs and GPUs of a running Ray, and those that are free."""
+def describe_room(request: Request) -> str:
+    """Describe what a running Ray has of the resources of a request, and what of it is free."""
     import ray
 
     all_of, free = ray.cluster_resources(), ray.available_resources()
-    return " and ".join(
-        f"{all_of.get(kind, 0):g} {kind}s, of which {free.get(kind, 0):g} are free"
-        for kind in ("CPU", "GPU")
+    return ", ".join(
+        f"{all_of.get(name, 0):,.15g} {name} ({free.get(name, 0):,.15g} free)"
+        for name in request.resources
     )
+
+
+class Wait:
+    """Lines on a wait for processes: after 10, 20 and 30 s without one, then every 30 s."""
+
+    def __init__(self, request: Request, wanted: int, max_seconds: float) -> None:
+        """Begin to wait.
+
+        Args:
+            request: What each process needs.
+            wanted: Number of processes.
+            max_seconds: Time after which the wait for the first one ends, for the lines.
+        """
+        self.request, self.wanted, self.max_seconds = request, wanted, max_seconds
+        self._started, self._since, self._due = 0, time.monotonic(), _LINE_SECONDS
+
+    def note(self, started: int) -> float:
+        """Say what is waited for if it is time, and return the seconds since the number of processes changed.
+
+        Args:
+            started: Number of processes that have started.
+        """
+        now, process = time.monotonic(), self.request.process
+        if started != self._started:
+            self._started, self._since = started, now
+            self._due = _AGAIN_SECONDS if started else _LINE_SECONDS
+            if started and self.wanted > 1:
+                logger.info("%ss: %d of %d started", process, started, self.wanted)
+        waited = now - self._since
+        if started < self.wanted and waited > self._due:
+            logger.warning(
+                "%ss: %d of %d started; each needs %s, and the cluster has %s%s",
+                process,
+                started,
+                self.wanted,
+                self.request,
+                describe_room(self.request),
+                ""
+                if started
+                else f"; cluster.max_wait_seconds leaves {max(0, self.max_seconds - waited):.0f} s",
+            )
+            # Processes that are at work wait for no other one, so their number is said once.
+            pause = _LINE_SECONDS if self._due < _AGAIN_SECONDS else _AGAIN_SECONDS
+            self._due = math.inf if started else self._due + pause
+        return waited
+
+    def describe_end(self) -> str:
+        """Describe a wait that was too long."""
+        return (
+            f"cluster.max_wait_seconds={self.max_seconds:g} went by without room for {self.wanted} "
+            f"{self.request.process}s; each needs {self.request}, and the cluster has {describe_room(self.request)}"
+        )

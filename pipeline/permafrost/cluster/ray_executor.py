@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from permafrost.cluster.placement import (
     ClusterError,
     Request,
+    Wait,
     count_actors,
     gpus_each,
     place_actors,
@@ -189,9 +190,9 @@ def _outcomes(
         "student", config.cpus_per_student, gpus_each(config.gpus_per_student), config.student
     )
     request.await_node()
+    wait, started = Wait(request, 1, config.max_wait_seconds), False
     reports = open_queue()
     run_on_ray = ray.remote(_run_task)
-    resources = {**request.ray_options, "max_retries": config.max_restarts}
     waiting = {task.name: task for task in tasks}
     running: dict[Any, Task] = {}
     try:
@@ -202,11 +203,17 @@ def _outcomes(
                 ready = list(waiting.values())[:1]
             for task in ready[: limit - len(running)]:
                 del waiting[task.name]
-                options = run_on_ray.options(name=task.name, **resources)
+                options = run_on_ray.options(
+                    name=task.name, max_retries=config.max_restarts, **request.ray_options
+                )
                 running[options.remote(task, reports, str(Path.cwd()))] = task
             finished, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
             for name, line in take_items(reports):
-                on_report(name, line)
+                started = True
+                if line:
+                    on_report(name, line)
+            if wait.note(int(started)) > config.max_wait_seconds and not started:
+                raise ClusterError(wait.describe_end())
             for ref in finished:
                 yield _outcome(ref, running.pop(ref))
     finally:
@@ -219,6 +226,7 @@ def _run_task(task: Task, reports: Any, folder: str) -> TaskOutcome:
     """Run a task in a Ray process, with relative paths resolved as in the driver."""
     if Path(folder).is_dir():  # on a machine without this folder, only absolute paths work
         os.chdir(folder)
+    send_item(reports, (task.name, ""))  # it has started
     return run_task(task, lambda line: send_item(reports, (task.name, line)))
 
 

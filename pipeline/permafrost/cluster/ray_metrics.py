@@ -43,7 +43,7 @@ class PassMetrics:
             actors="Actors at work",
             restarts="Shards that were begun again after a loss",
         )
-        self._metrics["shards"].set(shards)
+        self._shards = shards
 
     def add(self, result: ShardResult[Any]) -> None:
         """Count a shard."""
@@ -58,7 +58,8 @@ class PassMetrics:
                 self._metrics[name].inc(amount)
 
     def set_actors(self, actors: int, restarts: int) -> None:
-        """Set the number of actors, and the number of shards that were begun again."""
+        """Set the numbers of actors and of shards that were begun again. Ray forgets what is not set for 20 s."""
+        self._metrics["shards"].set(self._shards)
         self._metrics["actors"].set(actors)
         self._metrics["restarts"].set(restarts)
 
@@ -74,7 +75,7 @@ class TrainingMetrics:
             ranks: Number of ranks.
             batch_size: Number of records in a step of all ranks.
         """
-        self._batch_size = batch_size
+        self._ranks, self._batch_size = ranks, batch_size
         self._metrics = _metrics(
             {"run": run},
             ranks="Ranks that train",
@@ -82,9 +83,9 @@ class TrainingMetrics:
             loss="Mean loss of the last steps",
             step_seconds="Mean time of the last steps in seconds",
         )
-        self._metrics["ranks"].set(ranks)
 
     def __call__(self, line: Mapping[str, float]) -> None:
+        self._metrics["ranks"].set(self._ranks)
         self._metrics["step"].set(line["step"])
         self._metrics["loss"].set(line["total"])
         self._metrics["step_seconds"].set(self._batch_size / line["records_per_second"])

@@ -11,14 +11,13 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
 
-from permafrost.cluster.placement import Request, gpus_each
+from permafrost.cluster.placement import Request, Wait, gpus_each
 from permafrost.cluster.ray_metrics import TrainingMetrics
 from permafrost.cluster.session import (
     last_line,
@@ -44,8 +43,8 @@ _STATE_FOLDER = ".ray_train"
 _DEVICES_OF_RAY = ("auto", "cuda")
 """Values of trainer.device with which each rank has the device that Ray gives it."""
 _POLL_SECONDS = 0.5
-_PATIENCE_SECONDS, _AGAIN_SECONDS = 10.0, 30.0
-"""Time without room for all ranks after which the driver reports it, and after which it does so again."""
+_STARTED = -1
+"""Number in place of an epoch's that a rank sends when it begins."""
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -114,6 +113,7 @@ class _RankLoop:
 
         if self.failure.full():
             raise RanksError("a rank failed")  # a restart would fail in the same way
+        put_item(self.epochs, (_STARTED, ""))
         context = ray.train.get_context()
         distributed = DistributedContext(
             context.get_world_rank(),
@@ -161,13 +161,14 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
         import ray.train
 
         epochs, failure = open_queue(), open_queue(maxsize=1)
-        room = _Room(ranks, _request(job, cluster), cluster.max_wait_seconds)
+        room = _Room(ranks, _request(job, cluster))
         room.request.await_node()
-        watcher = _Watcher(epochs, on_epoch, room)
+        wait = Wait(room.request, ranks, cluster.max_wait_seconds)
+        watcher = _Watcher(epochs, on_epoch, room, wait)
         try:
             _trainer(_RankLoop(job, epochs, failure), cluster, room.request).fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            (reason,) = take_items(failure) or [_reason(error, cluster, room)]
+            (reason,) = take_items(failure) or [_reason(error, cluster, wait)]
             raise RanksError(reason) from error
         finally:
             watcher.stop()
@@ -253,7 +254,7 @@ def interface_of(address: str) -> str:
     )
 
 
-def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:
+def _reason(error: Exception, cluster: ClusterConfig, wait: Wait) -> str:
     """Say in a line why the ranks did not finish."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -261,8 +262,8 @@ def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:
     advice = "run the same command again to resume from the last checkpoint"
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
         return (
-            f"cluster.max_wait_seconds={cluster.max_wait_seconds:g} passed without room for {room}; add hosts or lower "
-            f"cluster.cpus_per_rank or trainer.ranks, and {advice}"
+            f"{wait.describe_end()}; add hosts or lower cluster.cpus_per_rank or trainer.ranks, and "
+            f"{advice}"
         )
     if isinstance(error, RayError):  # such as its controller, where the memory ran out
         return f"Ray ended the training ({first_line(error).rstrip('.')}); {advice}"
@@ -279,7 +280,6 @@ class _Room:
     ranks: int
     request: Request
     """Needs of each rank."""
-    max_wait_seconds: float
 
     def states(self) -> set[str]:
         """Return the states of Ray's groups of such ranks: PENDING without room, CREATED with it."""
@@ -293,29 +293,19 @@ class _Room:
             and all(needs <= bundle.items() for bundle in group["bundles"].values())
         }
 
-    def __str__(self) -> str:
-        """Describe what the ranks need and what is free."""
-        import ray
-
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        free = ray.available_resources()
-        needs = self.request.resources
-        has = ", ".join(f"{free.get(name, 0):g} {name}" for name in needs)
-        fitting = min(int(free.get(name, 0) / amount) for name, amount in needs.items())
-        missing = max(1, self.ranks - fitting)
-        hosts = f"hosts that are up: {len(nodes)}, with {has} free"
-        return f"{missing} of {self.ranks} ranks (each needs {self.request}; {hosts})"
-
 
 class _Watcher:
     """Thread that reports the ranks' progress to the driver while `fit` blocks the main thread."""
 
-    def __init__(self, epochs: Queue, on_epoch: Callable[[int, str], None], room: _Room) -> None:
+    def __init__(
+        self, epochs: Queue, on_epoch: Callable[[int, str], None], room: _Room, wait: Wait
+    ) -> None:
         self.epochs = epochs
         self.on_epoch = on_epoch
         self.room = room
-        self.waiting_since: float | None = None
-        self.due = _PATIENCE_SECONDS
+        self.wait = wait
+        self.started = 0
+        """Number of ranks that have begun since there was room for all of them."""
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -323,28 +313,16 @@ class _Watcher:
     def _watch(self) -> None:
         while not self.finished.wait(_POLL_SECONDS):
             self._report()
-            self._say_waiting()
-
-    def _say_waiting(self) -> None:
-        """Say again and again what the ranks wait for, and for how long at most."""
-        states = self.room.states()
-        if "PENDING" in states:
-            self.waiting_since = self.waiting_since or time.monotonic()
-            waited = time.monotonic() - self.waiting_since
-            if waited > self.due:
-                self.due += _AGAIN_SECONDS
-                left = max(self.room.max_wait_seconds - waited, 0)
-                logger.warning(
-                    "waiting for room for %s; cluster.max_wait_seconds leaves %.0f s",
-                    self.room,
-                    left,
-                )
-        elif "CREATED" in states:  # between two attempts there is neither
-            self.waiting_since, self.due = None, _PATIENCE_SECONDS
+            if "PENDING" in self.room.states():
+                self.started = 0
+            self.wait.note(self.started)
 
     def _report(self) -> None:
         for epoch, line in take_items(self.epochs):
-            self.on_epoch(epoch, line)
+            if epoch == _STARTED:
+                self.started = min(self.started + 1, self.room.ranks)
+            else:
+                self.on_epoch(epoch, line)
 
     def stop(self) -> None:
         """Stop the thread and report the remaining progress."""

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from permafrost.cluster.decode_tasks import DecodeTasks
-from permafrost.cluster.placement import ClusterError, Request, describe_room
+from permafrost.cluster.placement import ClusterError, Request, Wait
 from permafrost.cluster.ray_metrics import PassMetrics
 from permafrost.cluster.session import last_line, on_this_node
 from permafrost.config.cluster import ClusterConfig
@@ -46,8 +46,6 @@ _LIVELY_SECONDS = 5.0
 _UNIT_SECONDS, _UNITS = 240.0, 10
 """An actor hangs, such as on a device, if one unit of work takes over 240 s and 10 times the median. Requests to a
 bucket are repeated for up to 180 s."""
-_START_SECONDS, _ROOM_SECONDS = 10.0, 30.0
-"""Seconds without an actor, and with fewer than are wanted, after which a line says what they wait for."""
 _numbers = itertools.count(1)
 """Numbers of the gates of this process."""
 
@@ -372,9 +370,9 @@ class ShardRows:
         self.left, self.request = rows, request
         """Number of rows that have no shard yet, and what each actor needs."""
         self._work, self._is_idle = 0, False
-        self._config, self._actors = config, actors
+        self._wait = Wait(request, actors, config.max_wait_seconds)
         self._metrics = PassMetrics(subject)
-        logger.info("starting %d actors for %s, each with %s", actors, subject, request)
+        logger.info("starting actors for %s: %d, each with %s", subject, actors, request)
         rows += _SPARE_ROWS * actors
         pool = ray.data.ActorPoolStrategy(
             min_size=1,
@@ -441,10 +439,7 @@ class ShardRows:
         try:
             answers: list[bytes] = next(self._batches)["answer"].to_pylist()
         except GetTimeoutError as error:
-            raise ClusterError(
-                f"cluster.max_wait_seconds={self._config.max_wait_seconds:g} went by without room for an actor, which "
-                f"takes {self.request}; the cluster has {describe_room()}"
-            ) from error
+            raise ClusterError(self._wait.describe_end()) from error
         except (RayError, RuntimeError) as error:
             raise _no_actor(error) from error
         return answers
@@ -454,8 +449,7 @@ class ShardRows:
         import ray
         from ray.exceptions import RayError
 
-        most, since, due = 0, time.monotonic(), _START_SECONDS
-        asked, actors, silent = None, 0, []
+        asked, most, actors, silent = None, 0, 0, []
         while not self._closed.wait(_REPORT_SECONDS):
             try:
                 asked = asked or self._gate.take_silent.remote()
@@ -475,26 +469,8 @@ class ShardRows:
                 )
                 ray.kill(worker.handle[0], no_restart=False)
             silent = []
-            waited = time.monotonic() - since
-            if actors > most:
-                most, since, due = actors, time.monotonic(), _ROOM_SECONDS
-                logger.info("%d of %d actors started", most, self._actors)
-            elif most < self._actors and waited > due:
-                left = self._config.max_wait_seconds - waited
-                logger.warning(
-                    "%d of %d actors started; each needs %s, and the cluster has %s%s",
-                    most,
-                    self._actors,
-                    self.request,
-                    describe_room(),
-                    "" if most else f"; cluster.max_wait_seconds leaves {left:.0f} s",
-                )
-                # Actors that are at work wait for no other one, so their number is said once.
-                due = (
-                    math.inf
-                    if most
-                    else due + (_START_SECONDS if due < _ROOM_SECONDS else _ROOM_SECONDS)
-                )
+            most = max(most, actors)
+            self._wait.note(most)
 
     def _log_lines(self) -> None:
         """Log what the actors say."""

@@ -84,7 +84,7 @@ class WorkConfig(Options):
     """Times that a shard, the ranks of a training or a student are started again after a process died."""
     max_wait_seconds: Annotated[float, Gt(0)] = 3600.0
     """Total seconds for which the work may wait for hosts: a pass for room for one teacher, ranks (trainer.ranks) for
-    room for all of them."""
+    room for all of them, a sweep for room for its first student."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

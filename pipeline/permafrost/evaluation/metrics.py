@@ -82,7 +82,7 @@ def majority_share(labels: Tensor) -> float | None:
     if has_many(labels):
         return None
     counts = labels[labels != NO_LABEL].bincount()
-    return float(counts.max() / counts.sum()) if len(counts) else None
+    return int(counts.max()) / int(counts.sum()) if len(counts) else None
 
 
 def label_scores(

@@ -140,7 +140,9 @@ def _require_same(folder: Path, verb: str, values: dict[str, Any], cls: type[Opt
     path = folder / CONFIG_NAME
     if not (path.exists() and any((folder / name).exists() for name in _RESULTS)):
         return False
-    existing, wanted = identity(read_config(path, cls), cls), identity(values, cls)
+    existing, wanted = (
+        identity(config, cls) | {"run": None} for config in (read_config(path, cls), values)
+    )  # the folder may have been moved
     order = [", ".join(one["inputs"]) for one in (existing, wanted)]
     if existing != wanted or order[0] != order[1]:
         inputs = existing["inputs"]

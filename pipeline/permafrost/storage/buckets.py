@@ -112,12 +112,12 @@ def connect(container: str) -> Any:
         raise ConfigError(
             f"{container} needs the package obstore; install it with: pip install obstore"
         ) from None
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT"))
     require(
-        not endpoint or endpoint.startswith(("http://", "https://")),
-        f"AWS_ENDPOINT_URL={endpoint} must begin with http:// or https://",
+        endpoint is None or endpoint.startswith(("http://", "https://")),
+        f"AWS_ENDPOINT_URL={endpoint} must begin with http:// or https://; unset it for the servers of AWS",
     )
-    plain = endpoint.startswith("http://") or container.startswith("http://")
+    plain = (endpoint or "").startswith("http://") or container.startswith("http://")
     options: dict[str, Any] = {**_CLIENT, **({"allow_http": True} if plain else {})}
     return from_url(container, client_options=options, retry_config=_RETRIES)
 

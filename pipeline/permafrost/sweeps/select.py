@@ -119,9 +119,9 @@ def choose(
             assert read is not None
             best = best_position(means, read)
             chosen |= set(candidates[best])
-            if tied := means.count(means[best]) - 1:
+            if (tied := means.count(means[best])) > 1:
                 logger.warning(
-                    "arm %s: %d other points of the grid have the same %s, %.4f; the first of them is selected, %s",
+                    "arm %s: %d points of the grid have the same %s, %.4f; the first is selected, %s",
                     arm,
                     tied,
                     f"{split}.{metric}",
