@@ -114,5 +114,7 @@ def test_a_sweep_of_a_job_and_one_below_another_folder_keep_their_names(tmp_path
 
     assert swept.trained_now == 2
     (tmp_path / "runs of mine").rename(tmp_path / "elsewhere")
-    run_verb("report", store, f"run={tmp_path}/elsewhere/sw", "report.contact_records=0")
+    words[1] = f"run={tmp_path}/elsewhere/sw"
+    assert run_verb("sweep", *words, "arms={kd: [], labels: ['method=labels']}").trained_now == 0
+    run_verb("report", *words[:2], "report.contact_records=0")
     assert (tmp_path / "elsewhere/sw/report.html").exists()
