@@ -19,7 +19,7 @@ from permafrost.core.interrupts import check_interrupted
 _JOIN_SECONDS, _POLL_SECONDS = 15.0, 0.5
 """Time for which a node that is large enough may still join, and time between two looks."""
 _LINE_SECONDS, _AGAIN_SECONDS = 10.0, 30.0
-"""Time without a process after which a line says so, at first and from the third line on."""
+"""Seconds without a process until a line about it, at first and from the third line on."""
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -244,15 +244,15 @@ def describe_room(request: Request) -> str:
 class Wait:
     """Lines on a wait for processes: after 10, 20 and 30 s without one, then every 30 s."""
 
-    def __init__(self, request: Request, wanted: int, max_seconds: float) -> None:
+    def __init__(self, request: Request, count: int, max_seconds: float) -> None:
         """Begin to wait.
 
         Args:
             request: What each process needs.
-            wanted: Number of processes.
+            count: Number of processes.
             max_seconds: Time after which the wait for the first one ends, for the lines.
         """
-        self.request, self.wanted, self.max_seconds = request, wanted, max_seconds
+        self.request, self.count, self.max_seconds = request, count, max_seconds
         self._started, self._since, self._due = 0, time.monotonic(), _LINE_SECONDS
 
     def note(self, started: int) -> float:
@@ -265,15 +265,15 @@ class Wait:
         if started != self._started:
             self._started, self._since = started, now
             self._due = _AGAIN_SECONDS if started else _LINE_SECONDS
-            if started and self.wanted > 1:
-                logger.info("%ss: %d of %d started", process, started, self.wanted)
+            if started and self.count > 1:
+                logger.info("%ss: %d of %d started", process, started, self.count)
         waited = now - self._since
-        if started < self.wanted and waited > self._due:
+        if started < self.count and waited > self._due:
             logger.warning(
                 "%ss: %d of %d started; each needs %s, and the cluster has %s%s",
                 process,
                 started,
-                self.wanted,
+                self.count,
                 self.request,
                 describe_room(self.request),
                 ""
@@ -288,6 +288,6 @@ class Wait:
     def describe_end(self) -> str:
         """Describe a wait that was too long."""
         return (
-            f"cluster.max_wait_seconds={self.max_seconds:g} went by without room for {self.wanted} "
+            f"cluster.max_wait_seconds={self.max_seconds:g} went by without room for {self.count} "
             f"{self.request.process}s; each needs {self.request}, and the cluster has {describe_room(self.request)}"
         )
