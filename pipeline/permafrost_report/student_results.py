@@ -30,7 +30,6 @@ from permafrost.evaluation.trained_student import TrainedStudent
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import (
     CONFIG_NAME,
-    STUDENTS,
     SWEEP_NAME,
     RunFolder,
     passes_in,
@@ -228,13 +227,9 @@ def load_results(
         results = [_load_student(run, store, must_be_evaluated=False)]
     elif not (other_runs or load_network(run, store) or load_teacher(run, store)):
         check_run(run)
-        searched = len([*RunFolder(run).path.glob(f"{STUDENTS}/*/distill/model.json")])
         logger.info(
-            "%s has %s, so the report shows only the store",
+            "%s has neither a sweep nor a finished student, so the report shows only the store",
             RunFolder(run).path,
-            f"{searched} trained students, of which its sweep has not selected any yet"
-            if searched
-            else "neither a sweep nor a finished student",
         )
     by_run = {run: results} | {other: _read_run(other, store) for other in other_runs}
     runs_of = group_pairs(

@@ -32,6 +32,10 @@ PRECOMPUTE = [
     *("teacher.name=resnet8", "teacher.width=4", "teacher.weights=random", "annotate.batch_size=8"),
     "annotate.payloads=[logits, map]",  # with a space, which requires quoting
 ]
+SWEEP = [
+    *("grid={method.tau: [1, 4]}", "seeds=[0,1]", "parallel=1", "method=kd", "trainer.epochs=1"),
+    *("student.name=resnet8", "student.width=4", "trainer.batch_size=8", "evaluate.splits=[test]"),
+]
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
@@ -155,22 +159,7 @@ def test_make_submit_with_a_bucket_writes_what_a_serial_run_writes(head, server,
 @pytest.mark.slow
 @needs_make
 def test_a_sweep_whose_driver_is_killed_is_finished_by_the_same_job(nodes, tmp_path, serial):
-    words = [
-        *(
-            f"store.path={serial}",
-            f"run={tmp_path / 'runs/sw'}",
-            "method=kd",
-            "student.name=resnet8",
-        ),
-        *(
-            "student.width=4",
-            "trainer.epochs=1",
-            "trainer.batch_size=8",
-            "seeds=[0,1]",
-            "parallel=1",
-        ),
-        *("grid={method.tau: [1, 4]}", "evaluate.splits=[test]", "evaluate.num_pictures=0"),
-    ]
+    words = [f"store.path={serial}", f"run={tmp_path / 'runs/sw'}", *SWEEP]
     table = tmp_path / "runs/sw/sweep.json"
 
     def finished():

@@ -19,7 +19,6 @@ from permafrost_papers.interpretability.concepts import (
     ConceptImage,
     DrawnConcepts,
     Labels,
-    encode_labels,
 )
 from permafrost_sources.demo import encode_png
 
@@ -83,6 +82,11 @@ def _write_labels(labels: Labels, covered: NDArray[np.float64], folder: Path) ->
 
 def _category(labels: Labels, label: int) -> str:
     return labels.categories[labels.category_of[label]]
+
+
+def encode_labels(labels):
+    """Encode labels [s, t] below 65,536 as pixels u8 [s, t, 3], the inverse of `decode_labels`."""
+    return np.stack([labels % 256, labels // 256, np.zeros_like(labels)], axis=2).astype(np.uint8)
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -26,8 +26,6 @@ from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill import records_of_epoch, student_inputs
 from permafrost.training.student_passes import open_passes, open_student_store, with_named_passes
 
-_NAMELESS = SweepConfig.run
-"""Name of the run in the identities of students."""
 _OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
 
 
@@ -174,7 +172,8 @@ def _student(sweep: str, arm: str, point: Point, seed: int, planned: _Planned) -
     configs = (trained, planned.evaluate.shared)
     # A run that is moved keeps its students.
     parts = [
-        identity(to_plain_dict(config), type(config)) | {"run": _NAMELESS} for config in configs
+        identity(to_plain_dict(config), type(config)) | {"run": SweepConfig.run}
+        for config in configs
     ]
     digest = sha256_json([*parts, planned.fingerprints])
     name = f"{sweep}/{STUDENTS}/{arm}-seed{seed}-{digest[:8]}"

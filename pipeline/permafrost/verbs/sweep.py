@@ -128,6 +128,9 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         )
         for student in students:
             student.record_reads()
+        if not table.exists():  # and is read as a report reads it, before any student is trained
+            write_json(table, {"students": len(students), "runs": []})
+        _summarize(config.run)
         runner = StudentRunner(executor, StudentTask, config.parallel)
         if config.select is not None:
             runner.finish(plan.first_runs(baselines_first(students)))
@@ -153,8 +156,11 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         trained_now=len(runner.trained),
         finished_now=len(runner.done),
         table=str(table),
-        summary="".join(
-            f"\n{table_of(config.run)}" for table_of in map(resolve_name, SWEEP_SUMMARIES.values())
-        ),
+        summary=_summarize(config.run),
         next=report_command(students[0].distill.store.path, config.run),
     )
+
+
+def _summarize(run: str) -> str:
+    """Return the texts that packages make of a sweep's table."""
+    return "".join(f"\n{summary(run)}" for summary in map(resolve_name, SWEEP_SUMMARIES.values()))

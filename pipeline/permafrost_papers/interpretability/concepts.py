@@ -292,11 +292,6 @@ def decode_labels(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
     return labels
 
 
-def encode_labels(labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Encode labels [s, t] below 65,536 as pixels u8 [s, t, 3], the inverse of `decode_labels`."""
-    return np.stack([labels % 256, labels // 256, np.zeros_like(labels)], axis=2).astype(np.uint8)
-
-
 def _read_labels(folder: Path, categories: tuple[str, ...]) -> Labels:
     rows = _read_table(folder / LABELS)
     names = [""] * (1 + max((int(row["number"]) for row in rows), default=0))

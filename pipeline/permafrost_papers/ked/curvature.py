@@ -110,21 +110,6 @@ def pixel_probes(size: tuple[int, int], grid: tuple[int, int], channels: int = 3
     )
 
 
-def cell_probes(channels: int, grid: tuple[int, int]) -> Probes:
-    """Probe cells of a trunk's features [K, h, w], each along its own activation, whose norm is the cell's scale.
-
-    These directions occur in the trunk's output, and features after a ReLU stay non-negative at a step of 1. If logits
-    are linear in the features (a global average pooling before a linear layer), no cell depends on another. In that
-    case cut the trunk earlier, or probe pixel blocks of the trunk's grid instead.
-
-    Args:
-        channels: Number K of channels.
-        grid: (rows, columns) of the features.
-    """
-    cells = torch.arange(grid[0] * grid[1]).view(grid)
-    return Probes(feature_of=cells.expand(channels, *grid).contiguous(), amplitude=None, grid=grid)
-
-
 def feature_scales(batches: Iterable[Tensor], probes: Probes) -> Tensor:
     """Compute the standard deviation sigma over records of each feature's coordinate along its direction, f64 [d].
 

@@ -15,7 +15,6 @@ from permafrost_papers.interpretability.concepts import (
     DrawnConcepts,
     Labels,
     decode_labels,
-    encode_labels,
 )
 from permafrost_papers.interpretability.dissection import dissect
 from permafrost_papers.interpretability.options import DissectionOptions
@@ -26,7 +25,7 @@ from permafrost_papers.interpretability.overlap import (
     firing_mask,
     kept_of,
 )
-from tests.support.broden import write_broden
+from tests.support.broden import encode_labels, write_broden
 
 SIDE = 25
 LABELS = Labels(("", "red", "cat", "beach"), ("color", "object", "scene"), (0, 0, 1, 2))

@@ -12,7 +12,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import freeze
 from permafrost_papers.ked.curvature import (
-    cell_probes,
+    Probes,
     feature_scales,
     pixel_probes,
     table_probes,
@@ -22,6 +22,11 @@ from permafrost_papers.ked.grouping import group_features
 from tests.support.superfeatures import GROUPS, Additive, groups_of, keyed_rows, measured
 
 INSIDE = torch.zeros(9, 9, dtype=torch.bool)
+
+CELLS = Probes(
+    feature_of=torch.arange(64).view(8, 8).expand(3, 8, 8).contiguous(), amplitude=None, grid=(8, 8)
+)
+"""Cells of a trunk's features [3, 8, 8], each along its own activation."""
 
 
 for members in GROUPS:
@@ -292,7 +297,7 @@ def test_the_cells_of_a_trunk_are_probed_along_their_own_activation():
     model, (keys, features) = freeze(Quadrants().double()), keyed_images()
 
     total = measure_dependency(
-        lambda x: model.forward_head(x, None), [(keys, features.double())], cell_probes(3, (8, 8))
+        lambda x: model.forward_head(x, None), [(keys, features.double())], CELLS
     )
 
     cell = torch.arange(64).view(8, 8)
@@ -301,9 +306,7 @@ def test_the_cells_of_a_trunk_are_probed_along_their_own_activation():
     assert w[0, 1] > 0
     quiet = features.double().clone()
     quiet[:, :, 0, 0] = 0  # a cell without activation has no direction
-    w = measure_dependency(
-        lambda x: model.forward_head(x, None), [(keys, quiet)], cell_probes(3, (8, 8))
-    ).matrix
+    w = measure_dependency(lambda x: model.forward_head(x, None), [(keys, quiet)], CELLS).matrix
     assert w[0].max() == w[:, 0].max() == 0
 
 
@@ -311,9 +314,7 @@ def test_a_head_that_averages_its_features_is_told_so():
     linear = freeze(nn.Linear(3, 5))
     keys, features = keyed_images(2)
 
-    total = measure_dependency(
-        lambda x: linear(x.mean(dim=(2, 3))), [(keys, features)], cell_probes(3, (8, 8))
-    )
+    total = measure_dependency(lambda x: linear(x.mean(dim=(2, 3))), [(keys, features)], CELLS)
 
     with pytest.raises(ConfigError, match=r"global average pooling .*, probe pixel blocks"):
         group_features(total.matrix, 2, grid=(8, 8))
