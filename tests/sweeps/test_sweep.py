@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -537,3 +538,16 @@ def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp
     assert "finished_now: 1" in output
     for name in ("model.safetensors", "model.json"):
         assert (folder / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_a_deleted_student_is_trained_again_and_an_older_table_is_written_anew(frozen):
+    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
+    run_sweep(base)
+    rows = read_sweep()["runs"]
+    shutil.rmtree(RUNS / rows[0]["run"])
+    write_json(RUNS / "grid/sweep.json", {"runs": [{**row, "run": "gone"} for row in rows]})
+
+    again = run_sweep(base)
+
+    assert again.trained_now == 1
+    assert read_sweep()["runs"] == rows

@@ -128,15 +128,7 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         )
         for student in students:
             student.record_reads()
-        if not table.exists():  # and is read as a report reads it, before any student is trained
-            write_json(table, {"students": len(students), "runs": []})
-        _summarize(config.run)
-        runner = StudentRunner(executor, StudentTask, config.parallel)
-        if config.select is not None:
-            runner.finish(plan.first_runs(baselines_first(students)))
-            candidates, reported = choose(students, *split_and_metric(config.select))
-            values = {"select": config.select, "candidates": candidates}
-        finished = {student.name for student in reported if student.final_run().is_done}
+        finished = {student.name for student in students if student.final_run().is_done}
 
         def write_table(*names: str) -> None:
             """Write the students that are finished, so that a report shows them while others are trained."""
@@ -145,6 +137,13 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
             write_json(table, {**values, "students": len(reported), "runs": rows})
 
         write_table()
+        _summarize(config.run)  # reads the table as a report does, before any student is trained
+        runner = StudentRunner(executor, StudentTask, config.parallel)
+        if config.select is not None:
+            runner.finish(plan.first_runs(baselines_first(students)))
+            candidates, reported = choose(students, *split_and_metric(config.select))
+            values = {"select": config.select, "candidates": candidates}
+            write_table()
         runner.finish([student.final_run() for student in baselines_first(reported)], write_table)
     if runner.errors:
         raise SweepError(
