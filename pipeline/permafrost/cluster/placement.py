@@ -18,8 +18,8 @@ from permafrost.core.interrupts import check_interrupted
 
 _JOIN_SECONDS, _POLL_SECONDS = 15.0, 0.5
 """Time for which a node that is large enough may still join, and time between two looks."""
-_LINE_SECONDS, _AGAIN_SECONDS = 10.0, 30.0
-"""Seconds without a process until a line about it, at first and from the third line on."""
+_LINE_SECONDS, _AGAIN_SECONDS = 8.0, 30.0
+"""Seconds without a process until a line about it, at first and from the fourth line on."""
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -242,7 +242,7 @@ def describe_room(request: Request) -> str:
 
 
 class Wait:
-    """Lines on a wait for processes: after 10, 20 and 30 s without one, then every 30 s."""
+    """Lines on a wait for processes, every 8 s at first and then every 30 s."""
 
     def __init__(self, request: Request, count: int, max_seconds: float) -> None:
         """Begin to wait.
