@@ -168,7 +168,8 @@ class SweepConfig(Options):
     """Seeds; every arm is trained once per seed."""
     executor: ExecutorName = "auto"
     """Executor of the work: Ray, or this process alone (serial). auto: serial with cluster=local if only one
-    student is missing, if parallel=1 or if this machine has one CPU; Ray otherwise."""
+    student is missing, if parallel=1, if this machine has one CPU, or if the students take less than a minute of a core
+    by an estimate; Ray otherwise."""
     parallel: Annotated[int | None, Ge(1)] = None
     """Largest number of students that Ray trains in parallel, one thread each. null: the number that
     cluster.cpus_per_student and cluster.gpus_per_student allow."""
