@@ -203,7 +203,7 @@ def _threshold_remarks(students: Sequence[StudentResult]) -> dict[str, str]:
 def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:
     """Return the options without the columns of an experiment that no student has, or a student outside a sweep.
 
-    The evaluators that a command names may be fewer than those of its experiment. A column that was typed stays, so
+    A command may name fewer evaluators than its experiment. A column that was typed stays, so
     that its absence is an error.
     """
     options = config.report

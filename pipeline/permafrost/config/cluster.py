@@ -18,7 +18,7 @@ environment variable RAY_AUTH_MODE takes precedence."""
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions(Options):
-    """Needs of a process besides CPUs and GPUs, which Ray is given under its own names."""
+    """Further needs of a process, under Ray's own names."""
 
     memory: Annotated[float | None, Gt(0)] = None
     """Bytes of memory that Ray reserves on the node; null reserves none."""

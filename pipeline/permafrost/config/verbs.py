@@ -156,7 +156,7 @@ class SweepConfig(Options):
     """Sections that `sweep` reads in addition to those of distill and evaluate."""
 
     arms: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Mapping from an arm's name to its overrides of the distill options; a grid without arms is that of one arm."""
+    """Mapping from an arm's name to its overrides of the distill options; without arms, a grid has one arm."""
     cluster: ClusterConfig
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Mapping from a distill option to values; each arm runs with every combination of the options that it has."""

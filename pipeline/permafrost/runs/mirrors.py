@@ -30,7 +30,7 @@ logger = logging.getLogger("permafrost.buckets")
 RUNS = Path("runs")
 """Folder of all runs that are not in a bucket."""
 _RUNS = "runs"
-"""Folder of the mirrors in that of the cache."""
+"""Folder of the mirrors within the cache."""
 _STATES = ".states"
 _LAST = ("checkpoint.pt", "metrics.json", "model.json")
 """Files that are uploaded after all others, in this order: those that others of the folder must agree with."""

@@ -170,7 +170,7 @@ def estimate_seconds(runs: Sequence[StudentRun]) -> float:
         spec = job.spec()
         with kept_generators():
             model = build_model(spec.model, spec.data_classes, may_replace_head=True)
-    except UserError:  # that of one student, which the others do without
+    except UserError:  # of one student; the others are trained all the same
         return math.inf
     record = torch.zeros(1, *job.store.form.input_shape(spec.input_size))
     seconds = _RECORD_SECONDS + measure_cost(model, record).macs / _MACS_PER_SECOND

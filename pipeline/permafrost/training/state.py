@@ -123,7 +123,7 @@ class Training:
         if ranks not in (None, now) and self.distributed.is_first:
             logger.warning(
                 "the checkpoint is from trainer.ranks=%d; on trainer.ranks=%d, sums round otherwise, so the weights "
-                "will differ slightly from those of an undisturbed training",
+                "will differ slightly from an undisturbed training's",
                 ranks,
                 now,
             )
