@@ -163,10 +163,10 @@ def estimate_seconds(runs: Sequence[StudentRun]) -> float:
     from permafrost.core.seeded import kept_generators
     from permafrost.models.providers import build_model, measure_cost
 
-    job = plan_student(runs[0].distill)
-    if job.options.mode == "live":
+    if runs[0].distill.mode == "live":
         return math.inf
     try:
+        job = plan_student(runs[0].distill)
         spec = job.spec()
         with kept_generators():
             model = build_model(spec.model, spec.data_classes, may_replace_head=True)

@@ -108,7 +108,8 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         SweepError: If students could not be finished. The others are in sweep.json.
     """
     plan = plan_sweep(config, base)
-    students = reported = plan.students
+    students = plan.students
+    reported = students if config.select is None else []  # which are selected later
     missing = plan.count_missing()
     table = RunFolder(config.run).path / SWEEP_NAME
     values: dict[str, Any] = {}
@@ -128,13 +129,13 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         )
         for student in students:
             student.record_reads()
-        finished = {student.name for student in students if student.final_run().is_done}
+        finished = {student.name for student in reported if student.final_run().is_done}
 
         def write_table(*names: str) -> None:
             """Write the students that are finished, so that a report shows them while others are trained."""
             finished.update(names)
             rows = [student.row for student in reported if student.name in finished]
-            write_json(table, {**values, "students": len(reported), "runs": rows})
+            write_json(table, {**values, "students": len(reported or students), "runs": rows})
 
         write_table()
         _summarize(config.run)  # reads the table as a report does, before any student is trained
@@ -143,7 +144,7 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
             runner.finish(plan.first_runs(baselines_first(students)))
             candidates, reported = choose(students, *split_and_metric(config.select))
             values = {"select": config.select, "candidates": candidates}
-            write_table()
+            write_table(*(each.name for each in reported if each.final_run().is_done))
         runner.finish([student.final_run() for student in baselines_first(reported)], write_table)
     if runner.errors:
         raise SweepError(
