@@ -1,16 +1,18 @@
-"""Comparison of arms over seeds: means, paired differences and their intervals.
+"""Comparison of arms over seeds: means, their differences and intervals.
 
-One seed has no spread, so nothing is concluded from it. With several, two arms are compared seed by seed, and a
-difference counts if its 95 % confidence interval (Student's t) excludes 0. Equal differences for all seeds have no
-spread either: a metric of N records is a multiple of 1/N, so equal values happen by chance.
+One seed has no spread, so nothing is concluded from it. With several, two arms differ conclusively if the 95 % interval
+of the difference of their means (Welch's t) excludes 0. Seeds are not paired: a seed fixes the initial weights and the
+order of records, and the accuracies of two arms over common seeds are hardly correlated (docs/results/index.md,
+"Intervals"). So arms may have different seeds. Values without any spread do not settle a difference either: a metric of
+N records is a multiple of 1/N, so equal values happen by chance.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from math import sqrt
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any, TypeVar
 
 from permafrost.core.errors import require
@@ -42,15 +44,30 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Compute the 95 % interval of the mean by Student's t, None for a single value."""
     if len(values) < 2:
         return None
-    half = _quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
-    return float(mean(values) - half), float(mean(values) + half)
+    return _around(mean(values), stdev(values) / sqrt(len(values)), len(values) - 1)
 
 
-@cache
-def _quantile(degrees_of_freedom: int) -> float:
+def welch_interval(
+    candidate: Sequence[float], baseline: Sequence[float]
+) -> tuple[float, float] | None:
+    """Compute the 95 % interval of mean(candidate) - mean(baseline) by Welch's t, None if one has a single value.
+
+    The variances may differ. The degrees of freedom are those of Welch and Satterthwaite, (a + b)^2 / (a^2 / (n - 1) +
+    b^2 / (m - 1)) with the squared standard errors a and b of the two means.
+    """
+    if min(len(candidate), len(baseline)) < 2:
+        return None
+    a, b = (variance(values) / len(values) for values in (candidate, baseline))
+    # Without any spread the width is 0, whatever the degrees are.
+    shares = a**2 / (len(candidate) - 1) + b**2 / (len(baseline) - 1) or 1.0
+    return _around(mean(candidate) - mean(baseline), sqrt(a + b), (a + b) ** 2 / shares)
+
+
+def _around(middle: float, error: float, degrees_of_freedom: float) -> tuple[float, float]:
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees_of_freedom, (1 + _CONFIDENCE) / 2))
+    half = error and float(stdtrit(degrees_of_freedom, (1 + _CONFIDENCE) / 2)) * error
+    return float(middle - half), float(middle + half)
 
 
 def excludes_zero(interval: Sequence[float] | None) -> bool:
@@ -64,10 +81,10 @@ def has_width(interval: Sequence[float]) -> bool:
     return high - low > _ROUNDING * max(abs(low), abs(high))
 
 
-def paired_difference(
+def arm_difference(
     rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
 ) -> dict[str, Any]:
-    """Compare two arms in a column, seed by seed.
+    """Compare the means of two arms in a column.
 
     Args:
         rows: One row per student, with `method`, `seed` and the columns.
@@ -76,60 +93,27 @@ def paired_difference(
         column: Name of the column.
 
     Returns:
-        `mean`, `sd` and `interval` of candidate - baseline over the seeds that both have (`sd` and `interval` are None
-        for one seed), and `per_seed`, the difference by seed.
+        `mean` and `interval` of candidate - baseline (`interval` is None if an arm has one seed), and `seeds`, their
+        numbers.
 
     Raises:
-        ConfigError: If one of them is not an arm, or if they share no seed.
+        ConfigError: If one of them is not an arm, or has no value in the column.
     """
-    arms = {str(row["method"]) for row in rows}
-    known = ", ".join(sorted(arms))
+    values: dict[str, list[float]] = group_pairs(
+        (row["method"], row[column]) for row in rows if row[column] is not None
+    )
     for option, arm in (("candidate", candidate), ("baseline", baseline)):
         require(
-            arm in arms, f"report.{option}={arm} is not an arm of this run; choose one of: {known}"
+            arm in values,
+            f"report.{option}={arm} is not an arm of this run with a value of {column}; choose one of: "
+            + ", ".join(sorted(values)),
         )
-    per_seed = differences(rows, candidate, baseline, column)
-    require(
-        bool(per_seed),
-        f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}",
-    )
-    values = list(per_seed.values())
-    interval = confidence_interval(values)
-    return summarize(values) | {
+    pair = values[candidate], values[baseline]
+    interval = welch_interval(*pair)
+    return {
+        "mean": mean(pair[0]) - mean(pair[1]),
         "interval": None if interval is None else list(interval),
-        "per_seed": per_seed,
-    }
-
-
-def differences(
-    rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
-) -> dict[str, float]:
-    """Compute candidate - baseline by seed, for the seeds for which both have a value.
-
-    Args:
-        rows: One row per student, with `method`, `seed` and the columns.
-        candidate: Arm from which the other is subtracted.
-        baseline: The other arm.
-        column: Name of the column.
-    """
-    values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
-    seeds = sorted({seed for method, seed in values if method == candidate})
-    return {
-        str(seed): values[candidate, seed] - values[baseline, seed]
-        for seed in seeds
-        if (baseline, seed) in values
-    }
-
-
-def _compared_arms(
-    rows: Sequence[StudentRow], baseline: str, baselines: Mapping[str, str], column: str
-) -> dict[str, dict[str, Any]]:
-    arms = list(dict.fromkeys(str(row["method"]) for row in rows))
-    pairs = {arm: baselines.get(arm, baseline) for arm in arms}
-    return {
-        arm: paired_difference(rows, arm, other, column)
-        for arm, other in pairs.items()
-        if arm != other and len(differences(rows, arm, other, column)) > 1
+        "seeds": [len(arm) for arm in pair],
     }
 
 
@@ -138,7 +122,7 @@ def differences_by_column(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compare every arm with its baseline in every column.
 
-    Arms that share fewer than two seeds with their baseline are left out, and so are columns without any arm.
+    A comparison in which an arm has fewer than two seeds is left out, and so are columns without any.
 
     Args:
         rows: One row per student.
@@ -147,20 +131,28 @@ def differences_by_column(
         columns: Names of the columns.
 
     Returns:
-        By column and arm, `mean`, `sd`, `interval` and `per_seed` of the difference.
+        By column and arm, `mean`, `interval` and `seeds` of the difference.
 
     Raises:
         ConfigError: If a baseline is not an arm.
     """
-    arms = {str(row["method"]) for row in rows}
+    arms = list(dict.fromkeys(str(row["method"]) for row in rows))
     for arm, other in baselines.items():
         require(
             arm not in arms or other in arms,
             f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
             + ", ".join(sorted(arms)),
         )
-    by_column = {column: _compared_arms(rows, baseline, baselines, column) for column in columns}
-    return {column: arms for column, arms in by_column.items() if arms}
+    pairs = {arm: baselines.get(arm, baseline) for arm in arms}
+    by_column: dict[str, dict[str, dict[str, Any]]] = {}
+    for column in columns:
+        counts = Counter(row["method"] for row in rows if row[column] is not None)
+        by_column[column] = {
+            arm: arm_difference(rows, arm, other, column)
+            for arm, other in pairs.items()
+            if arm != other and min(counts[arm], counts[other]) > 1
+        }
+    return {column: arms_of for column, arms_of in by_column.items() if arms_of}
 
 
 def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: bool) -> set[str]:
@@ -177,15 +169,15 @@ def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: b
     means = means_by_arm(rows, column)
     ranked = sorted(means, key=lambda arm: means[arm], reverse=higher_is_better)
     for position, arm in enumerate(ranked[1:], start=1):
-        values = list(differences(rows, ranked[0], arm, column).values())
-        if excludes_zero(confidence_interval(values)):
+        if excludes_zero(arm_difference(rows, ranked[0], arm, column)["interval"]):
             return set(ranked[:position])
     return set()
 
 
-def seeds_in_words(number: int) -> str:
-    """Format a number of seeds."""
-    return f"{number} seed{'s' if number > 1 else ''}"
+def seeds_in_words(*numbers: int) -> str:
+    """Format the number of seeds of an arm or of two, once if they are equal."""
+    text = " and ".join(map(str, dict.fromkeys(numbers)))
+    return f"{text} seed{'' if text == '1' else 's'}"
 
 
 def means_by_arm(rows: Sequence[StudentRow], column: str) -> dict[str, float]:

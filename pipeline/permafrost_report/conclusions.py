@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean
+from typing import Any
 
 from permafrost_report.comparison import (
     ONE_SEED,
     StudentRow,
-    confidence_interval,
-    differences,
+    arm_difference,
     excludes_zero,
     group_pairs,
     has_width,
@@ -49,7 +48,7 @@ def conclusions(
         sentences.append(_best(rows, column, means, ranked))
         if set(pair) == set(ranked[:2]):
             pair = ("", "")  # the first sentence is about them
-    if differences(rows, *pair, column.name):
+    if set(pair) <= {row["method"] for row in rows if row[column.name] is not None}:
         sentences.append(_pair(rows, column, pair))
     return [*sentences, *_levels(column, teachers, chance)]
 
@@ -65,66 +64,46 @@ def _alone(rows: Sequence[StudentRow], column: Column, means: Mapping[str, float
 def _best(
     rows: Sequence[StudentRow], column: Column, means: Mapping[str, float], ranked: Sequence[str]
 ) -> str:
-    """Compare the arm with the best mean with the second best.
-
-    Means are over all seeds of an arm, but arms are compared over the seeds that they share. If the arm with the best
-    mean is behind another one there, its rank comes from the choice of seeds.
-    """
+    """Compare the arm with the best mean with the second best."""
     best, second = ranked[:2]
     if means[best] == means[second]:
         return (
             f"{best} and {second} have the same mean {column.words}, {column.value(means[best])}."
         )
-    values = list(differences(rows, best, second, column.name).values())
+    lead = arm_difference(rows, best, second, column.name)
     rank = "highest" if column.metric.higher_is_better else "lowest"
     opening = f"{best} has the {rank} mean {column.words}, {column.value(means[best])}"
-    for rival in ranked[1:]:
-        shared = list(differences(rows, best, rival, column.name).values())
-        if shared and _is_behind(column, mean(shared)):
-            return (
-                f"{opening}, but the order is not conclusive (different seeds): on those that it shares with {rival} "
-                f"the difference is {_interval(column, shared)}."
-            )
-    if len(values) < 2:
-        reason = ONE_SEED if values else "they share no seed"
-        return f"{opening}, before {second}, but the order is not conclusive ({reason})."
-    if not excludes_zero(confidence_interval(values)):
+    if lead["interval"] is None:
+        return f"{opening}, before {second}, but the order is not conclusive ({ONE_SEED})."
+    if not excludes_zero(lead["interval"]):
         return (
-            f"{opening}, but its lead over {second} is not conclusive: {_interval(column, values)}."
+            f"{opening}, but its lead over {second} is not conclusive: {_interval(column, lead)}."
         )
     among = (
         f" This interval does not account for the choice among {len(means)} arms."
         if len(means) > 2
         else ""
     )
-    return f"{opening}: {_interval(column, values)} against {second}, the second best.{among}"
-
-
-def _is_behind(column: Column, difference: float) -> bool:
-    return difference < 0 if column.metric.higher_is_better else difference > 0
+    return f"{opening}: {_interval(column, lead)} against {second}, the second best.{among}"
 
 
 def _pair(rows: Sequence[StudentRow], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
-    values = list(differences(rows, candidate, baseline, column.name).values())
-    opening = f"{candidate} - {baseline} in {column.words}"
-    if len(values) == 1:
-        return f"{opening}: {column.difference(values[0])} ({ONE_SEED})."
-    verdict = "" if excludes_zero(confidence_interval(values)) else ", which is not conclusive"
-    return f"{opening}: {_interval(column, values)}{verdict}."
+    gain = arm_difference(rows, candidate, baseline, column.name)
+    is_open = gain["interval"] is not None and not excludes_zero(gain["interval"])
+    verdict = ", which is not conclusive" if is_open else ""
+    return f"{candidate} - {baseline} in {column.words}: {_interval(column, gain)}{verdict}."
 
 
-def _interval(column: Column, values: Sequence[float]) -> str:
-    interval = confidence_interval(values)
+def _interval(column: Column, difference: Mapping[str, Any]) -> str:
+    middle, interval = column.difference(difference["mean"]), difference["interval"]
     if interval is None:
-        return f"{column.difference(values[0])} ({ONE_SEED})"
+        return f"{middle} ({ONE_SEED})"
+    seeds = seeds_in_words(*difference["seeds"])
     if not has_width(interval):
-        return f"{column.difference(values[0])} for each of {seeds_in_words(len(values))}, so no spread is known"
-    low, high = interval
-    return (
-        f"{column.difference(mean(values))} on average (95 % interval {column.difference(low, unit=False)} to "
-        f"{column.difference(high, unit=False)}, {seeds_in_words(len(values))})"
-    )
+        return f"{middle}, with equal values for all of {seeds}, so no spread is known"
+    low, high = (column.difference(bound, unit=False) for bound in interval)
+    return f"{middle} on average (95 % interval {low} to {high}, {seeds})"
 
 
 def _levels(

@@ -110,7 +110,7 @@ def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> 
             known = sorted({source for result in results for source in result.sources})
             raise ConfigError(
                 f"report.columns: no student has {column.source}; name existing metrics, as in "
-                "report.columns={f1: test.f1} report.paired_column=f1, among: " + ", ".join(known)
+                "report.columns={f1: test.f1} report.compared_column=f1, among: " + ", ".join(known)
             )
     return columns
 
@@ -150,11 +150,11 @@ def _shown_metrics(results: Sequence[StudentResult], split: str) -> list[tuple[s
     return [*((metric, metric) for metric in DEFAULT_METRICS), *probes.items()]
 
 
-def paired_column(name: str | None, columns: Sequence[Column]) -> Column | None:
+def compared_column(name: str | None, columns: Sequence[Column]) -> Column | None:
     """Return the column by which arms are compared, None if there are no columns.
 
     Args:
-        name: report.paired_column; None is accuracy if it is a column, and otherwise the first column.
+        name: report.compared_column; None is accuracy if it is a column, and otherwise the first column.
         columns: Columns of the report.
     """
     wanted = name or "accuracy"

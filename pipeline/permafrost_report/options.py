@@ -34,16 +34,15 @@ class ReportOptions(Options):
     baseline: str = "kd"
     """Arm of the sweep that the candidate is compared with."""
     candidate: str = "e2kd"
-    """Arm of the sweep that is compared with the baseline; the paired difference is candidate - baseline, seed
-    by seed."""
+    """Arm of the sweep that is compared with the baseline."""
     baselines: dict[str, str] = field(default_factory=dict)
     """Baselines of arms that are not compared with `baseline` in the table of differences, by arm, as in
     {e2kd_200: kd_200}."""
-    paired_column: str | None = None
-    """Column of the summary and of the paired difference, one of `columns`; null takes accuracy if it is a column,
+    compared_column: str | None = None
+    """Column of the summary and of candidate - baseline, one of `columns`; null takes accuracy if it is a column,
     and the first column otherwise."""
     plotted: tuple[str, ...] = ()
-    """Columns that are plotted over each numeric option of the sweep's grid; empty takes paired_column."""
+    """Columns that are plotted over each numeric option of the sweep's grid; empty takes compared_column."""
     next_command: str = ""
     """Command to suggest as the next step, printed last."""
     contact_records: Annotated[int, Ge(0)] = 8
@@ -63,7 +62,7 @@ class ReportOptions(Options):
             self.check_names(self.columns)
 
     def check_names(self, columns: Collection[str]) -> None:
-        """Check that paired_column and plotted are empty or name columns of the report.
+        """Check that compared_column and plotted are empty or name columns of the report.
 
         Args:
             columns: Names of the columns.
@@ -72,7 +71,7 @@ class ReportOptions(Options):
             ConfigError: If they do not.
         """
         for option, names, empty in (
-            ("paired_column", [self.paired_column] if self.paired_column else [], "null"),
+            ("compared_column", [self.compared_column] if self.compared_column else [], "null"),
             ("plotted", self.plotted, "[]"),
         ):
             for name in names:

@@ -236,23 +236,23 @@ def _evaluation_sections(page: PageContent) -> dict[str, Any]:
 def _result_tables(page: PageContent) -> dict[str, Any]:
     """Main table, its sentences and the plots below it."""
     values = page.values
-    if page.paired is None:
+    if page.compared is None:
         return {}
     summary = arm_summary(values["runs"], page.columns, passes_of_arms(page.results))
     plotted = [
         column
         for column in page.columns
-        if column.name in (page.options.plotted or [page.paired.name])
+        if column.name in (page.options.plotted or [page.compared.name])
     ]
     plots = [
         *grid_plots(page.results, plotted),
-        bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store), page.colors),
+        bytes_plot(summary, page.compared, bytes_by_arm(page.results, page.store), page.colors),
     ]
     return {
-        "paired": values.get("paired_difference"),
+        "pair": values.get("candidate_minus_baseline"),
         "differences": values["differences_by_column"],
         "arms": describe_arms(page.results),
-        "paired_column": page.paired,
+        "compared_column": page.compared,
         "baseline": page.options.baseline,
         "baselines": page.options.baselines,
         "columns": page.columns,

@@ -17,8 +17,8 @@ from permafrost_report.cases import open_pair
 from permafrost_report.class_results import ClassSection, class_section
 from permafrost_report.comparison import (
     ONE_SEED,
+    arm_difference,
     differences_by_column,
-    paired_difference,
     seeds_in_words,
 )
 from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
@@ -28,7 +28,7 @@ from permafrost_report.main_table import (
     accuracy_limit,
     chance_row,
     columns_of,
-    paired_column,
+    compared_column,
     student_rows,
     teacher_rows,
 )
@@ -66,7 +66,7 @@ class PageContent:
     values: dict[str, Any]
     """Content of report.json."""
     columns: Sequence[Column]
-    paired: Column | None
+    compared: Column | None
     """Column by which arms are compared."""
     teacher: StudentResult | None
     network: StudentResult | None
@@ -92,8 +92,8 @@ class PageContent:
 
     @property
     def headline(self) -> str:
-        """Paired difference in one line, empty if there is none."""
-        difference, column = self.values.get("paired_difference"), self.paired
+        """Difference of candidate and baseline in one line, empty if there is none."""
+        difference, column = self.values.get("candidate_minus_baseline"), self.compared
         if difference is None or column is None:
             return ""
         opening = (
@@ -103,10 +103,7 @@ class PageContent:
         if difference["interval"] is None:
             return f"{opening} ({ONE_SEED})"
         low, high = (column.difference(bound, unit=False) for bound in difference["interval"])
-        return (
-            f"{opening} (sd {column.text(difference['sd'])}, 95 % interval {low} to {high}, "
-            f"{seeds_in_words(len(difference['per_seed']))})"
-        )
+        return f"{opening} (95 % interval {low} to {high} by Welch's t, {seeds_in_words(*difference['seeds'])})"
 
 
 def gather_page(config: ReportConfig) -> PageContent:
@@ -139,7 +136,7 @@ def gather_page(config: ReportConfig) -> PageContent:
     columns = columns_of(options.columns, evaluated) if evaluated else []
     if evaluated:
         options.check_names([column.name for column in columns])
-    paired = paired_column(options.paired_column, columns)
+    compared = compared_column(options.compared_column, columns)
     shows_cases = students and options.cases and store.form.has_places
     pair = (
         open_pair(config, [student for student in students if student.trains_classifier])
@@ -150,8 +147,8 @@ def gather_page(config: ReportConfig) -> PageContent:
     values: dict[str, Any] = {"passes": describe_passes(store)}
     if results:
         values |= _student_values(config.run, results, store)
-    if paired:
-        values |= _result_values(options, evaluated, columns, paired, teacher)
+    if compared:
+        values |= _result_values(options, evaluated, columns, compared, teacher)
     if untrained := list(
         dict.fromkeys(student.label for student in students if not student.trains_classifier)
     ):
@@ -177,7 +174,7 @@ def gather_page(config: ReportConfig) -> PageContent:
         results=results,
         values=values,
         columns=columns,
-        paired=paired,
+        compared=compared,
         teacher=teacher,
         network=network,
         selection=selection,
@@ -223,7 +220,7 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     return replace(
         options,
         columns={name: source for name, source in options.columns.items() if name not in missing},
-        paired_column=None if options.paired_column in missing else options.paired_column,
+        compared_column=None if options.compared_column in missing else options.compared_column,
         plotted=tuple(name for name in options.plotted if name not in missing),
     )
 
@@ -269,7 +266,7 @@ def _result_values(
     options: ReportOptions,
     results: list[StudentResult],
     columns: list[Column],
-    paired: Column,
+    compared: Column,
     teacher: StudentResult | None,
 ) -> dict[str, Any]:
     """Rows of teacher, chance and students, and their comparison."""
@@ -283,17 +280,17 @@ def _result_values(
     }
     pair = (options.candidate, options.baseline)
     if _has_a_pair(results, options):
-        values["paired_difference"] = paired_difference(rows, *pair, paired.name)
+        values["candidate_minus_baseline"] = arm_difference(rows, *pair, compared.name)
     names = [column.name for column in columns]
     differences = differences_by_column(rows, options.baseline, options.baselines, names)
     has_others = len({row["method"] for row in rows}) > 2
-    values["differences"] = differences.get(paired.name, {}) if has_others else {}
+    values["differences"] = differences.get(compared.name, {}) if has_others else {}
     values["differences_by_column"] = differences
     is_trained = results[0].seed is not None  # a given network alone is not an arm
     values["summary"] = (
-        conclusions(rows, paired, pair, teachers=teachers, chance=chance) if is_trained else []
+        conclusions(rows, compared, pair, teachers=teachers, chance=chance) if is_trained else []
     )
-    if is_trained and (limit := accuracy_limit(results, [paired, *columns])):
+    if is_trained and (limit := accuracy_limit(results, [compared, *columns])):
         values["remarks"] = chance_remarks(rows, *limit)
         values["summary"] += remarks_in_words(values["remarks"], limit[0], teachers, limit[1])
     return values
@@ -309,8 +306,8 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
         is_default = names == {ReportOptions.candidate, ReportOptions.baseline}
         return not is_default or pair <= labels
     logger.info(
-        "no paired difference, because of several points of the grid in %s; sweep with select=, or name one point of "
-        "each arm, as in report.candidate='%s'",
+        "no difference of candidate and baseline, because of several points of the grid in %s; sweep with select=, or "
+        "name one point of each arm, as in report.candidate='%s'",
         ", ".join(sorted(several)),
         next(result.label for result in results if curve_of(result) != result.label),
     )

@@ -34,7 +34,7 @@ class ReportResult:
     json: str
     csv: str
     """Numbers of every student, empty if none was evaluated."""
-    paired_difference: str
+    candidate_minus_baseline: str
     summary: str
     """Sentences at the top of the page."""
     next: str
@@ -50,7 +50,7 @@ def report_run(config: ReportConfig) -> ReportResult:
     page = gather_page(config)
     values = page.values
     contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
-    if page.paired:
+    if page.compared:
         contents["csv"] = student_csv(values["runs"], page.columns)
     shown = [*page.results, *filter(None, [page.network])]
     place = next((result.place for result in shown if result.place), "")
@@ -63,7 +63,7 @@ def report_run(config: ReportConfig) -> ReportResult:
         html=str(files["html"]),
         json=str(files["json"]),
         csv=str(files.get("csv", "")),
-        paired_difference=page.headline,
+        candidate_minus_baseline=page.headline,
         summary=" ".join(values.get("summary", [])),
         next=values.get("unevaluated", {}).get("command", config.report.next_command),
     )

@@ -21,7 +21,7 @@ MADE = (*TEACHER, *IMAGES)
 EPOCH = ("teaching.trainer.epochs=1", "teaching.trainer.batch_size=4")
 STUDENT = ("experiment=demo", "student.width=4", "trainer.epochs=1")
 ARMS = ("arms={kd: [method=kd], labels: [method=labels]}", "seeds=[0]", "evaluators=[accuracy]")
-ACCURACY = ("report.columns={accuracy: test.accuracy}", "report.paired_column=accuracy")
+ACCURACY = ("report.columns={accuracy: test.accuracy}", "report.compared_column=accuracy")
 LICENSES = "licenses={images: CC-BY-2.0, weights: Apache-2.0, targets: Apache-2.0}"
 SERIAL = {
     "preview": ("preview", "experiment=demo"),

@@ -69,7 +69,7 @@ WORDS = {
     "true and false": ("sweep", ["trainer.channels_last=true", "store.allow_links=false"]),
     "the options of a report": (
         "report",
-        ["report.columns={f1: test.f1}", "report.title=a: b, c", "report.paired_column=f1"],
+        ["report.columns={f1: test.f1}", "report.title=a: b, c", "report.compared_column=f1"],
     ),
     "a new pass": (
         "precompute",

@@ -53,7 +53,7 @@ def test_a_word_that_cannot_be_read_is_one_line(word, message):
 
 
 def test_a_mapping_replaces_that_of_the_experiment_and_one_entry_is_added():
-    replaced = ["experiment=demo", "report.columns={f1: test.f1}", "report.paired_column=f1"]
+    replaced = ["experiment=demo", "report.columns={f1: test.f1}", "report.compared_column=f1"]
     added = ["experiment=demo", "report.columns.f1=test.f1"]
 
     assert compose("report", replaced)["report"]["columns"] == {"f1": "test.f1"}

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_ind
 
 from permafrost.core.errors import ConfigError
 from permafrost_report.comparison import (
+    arm_difference,
     confidence_interval,
     differences_by_column,
     excludes_zero,
-    paired_difference,
+    leading_arms,
     summarize,
+    welch_interval,
 )
 from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
 from permafrost_report.main_table import ChanceLimit, Column, accuracy_limit
@@ -42,6 +45,19 @@ def test_the_interval_is_that_of_student_s_t():
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
     assert confidence_interval([1.0]) is None
     assert summarize([1.0]) == {"mean": 1.0, "sd": None}
+
+
+def test_the_interval_of_a_difference_is_welch_s():
+    """Against scipy, and with equal variances and numbers against the pooled t of 2n - 2 degrees."""
+    first, second = [0.6, 0.63, 0.61, 0.7], [0.5, 0.52]
+    of_scipy = ttest_ind(first, second, equal_var=False).confidence_interval()
+
+    assert welch_interval(first, second) == pytest.approx((of_scipy.low, of_scipy.high))
+    half = 2.776445 * (2 / 3) ** 0.5
+    assert welch_interval([1, 2, 3], [6, 7, 8]) == pytest.approx((-5 - half, -5 + half))
+    assert welch_interval([1, 2, 3], [2, 1, 3]) == welch_interval([1, 2, 3], [1, 2, 3])
+    assert welch_interval([1.0], [2.0, 3.0]) is None
+    assert welch_interval([2.0, 2.0], [1.0, 1.0]) == (1, 1)
 
 
 def test_a_lead_whose_interval_excludes_zero_is_stated_with_its_size():
@@ -113,36 +129,35 @@ def test_equal_means_have_no_order():
     assert best == "kd and e2kd have the same mean accuracy, 50.0 %."
 
 
-def test_an_arm_that_is_worse_on_every_shared_seed_is_not_called_the_best():
-    rows = rows_of(a=(0.50, 0.52, 0.90), b=(0.55, 0.572))
+def test_arms_without_a_common_seed_are_compared():
+    rows = [
+        *rows_of(kd=(0.5, 0.52, 0.51)),
+        *(
+            {"method": "e2kd", "seed": seed, "accuracy": value}
+            for seed, value in ((7, 0.6), (8, 0.62))
+        ),
+    ]
 
-    (best,) = sentences(rows, pair=("a", "b"))
+    (best,) = sentences(rows)
 
     assert best.startswith(
-        "a has the highest mean accuracy, 64.0 %, but the order is not conclusive (different seeds): on those that it "
-        "shares with b the difference is -5.1 points on average (95 % interval -6.4 to -3.8, 2 seeds)."
+        "e2kd has the highest mean accuracy, 61.0 %: +10.0 points on average (95 % interval "
     )
+    assert "2 and 3 seeds) against kd" in best
+    assert leading_arms(rows, "accuracy", higher_is_better=True) == {"e2kd"}
 
 
-def test_the_arm_with_the_best_mean_is_also_compared_with_arms_behind_the_second():
-    rows = rows_of(a=(0.50, 0.52, 0.90), b=(0.40, 0.45, 0.86), c=(0.55, 0.572))
-
-    best = sentences(rows, pair=("", ""))[0]
-
-    assert "the order is not conclusive (different seeds): on those that it shares with c" in best
-
-
-def test_equal_differences_are_a_spread_that_is_not_known():
-    kd, e2kd = (0.60, 0.61), (0.61, 0.62)
+def test_equal_values_are_a_spread_that_is_not_known():
+    kd, e2kd = (0.60, 0.60), (0.61, 0.61)
 
     (best,) = sentences(rows_of(kd=kd, e2kd=e2kd))
 
-    assert not excludes_zero(confidence_interval([b - a for a, b in zip(kd, e2kd, strict=True)]))
+    assert not excludes_zero(welch_interval(e2kd, kd))
     assert not excludes_zero((0.01, 0.01))
     assert excludes_zero((0.009, 0.011))
     assert best == (
-        "e2kd has the highest mean accuracy, 61.5 %, but its lead over kd is not conclusive: +1.0 points for each of 2 "
-        "seeds, so no spread is known."
+        "e2kd has the highest mean accuracy, 61.0 %, but its lead over kd is not conclusive: +1.0 points, with equal "
+        "values for all of 2 seeds, so no spread is known."
     )
 
 
@@ -170,21 +185,23 @@ def test_a_student_alone_is_compared_with_nobody():
     )
 
 
-def test_a_paired_difference_of_one_seed_has_no_spread():
-    one = paired_difference(rows_of(kd=(0.1,), e2kd=(0.3,)), *PAIR, "accuracy")
-    two = paired_difference(rows_of(kd=(0.1, 0.1), e2kd=(0.3, 0.2)), *PAIR, "accuracy")
+def test_a_difference_of_one_seed_has_no_interval():
+    one = arm_difference(rows_of(kd=(0.1,), e2kd=(0.3,)), *PAIR, "accuracy")
+    two = arm_difference(rows_of(kd=(0.1, 0.1), e2kd=(0.3, 0.2)), *PAIR, "accuracy")
 
-    assert (one["sd"], one["interval"]) == (None, None)
+    assert (one["interval"], one["seeds"]) == (None, [1, 1])
     assert two["interval"][0] < two["mean"] < two["interval"][1]
+    with pytest.raises(ConfigError, match=r"report\.baseline=at is not an arm of this run"):
+        arm_difference(rows_of(kd=(0.1,)), "kd", "at", "accuracy")
 
 
-def test_every_arm_is_compared_with_the_baseline_over_the_seeds_that_both_have():
+def test_every_arm_with_a_spread_is_compared_with_the_baseline():
     rows = rows_of(kd=(0.5, 0.4), labels=(0.3, 0.3), e2kd=(0.6, 0.7), alone=(0.9,))
 
     found = differences_by_column(rows, "kd", {}, ["accuracy"])["accuracy"]
 
-    assert set(found) == {"labels", "e2kd"}  # `alone` shares one seed with kd
-    assert found["e2kd"] == paired_difference(rows, "e2kd", "kd", "accuracy")
+    assert set(found) == {"labels", "e2kd"}  # `alone` has one seed
+    assert found["e2kd"] == arm_difference(rows, "e2kd", "kd", "accuracy")
     assert found["labels"]["mean"] == pytest.approx(-0.15)
     assert differences_by_column(rows, "at", {}, ["accuracy"]) == {}
 
@@ -196,6 +213,6 @@ def test_an_arm_may_have_a_baseline_of_its_own():
     found = differences_by_column(rows, "kd", own, ["accuracy"])["accuracy"]
 
     assert set(found) == {"e2kd", "e2kd_200"}
-    assert found["e2kd_200"] == paired_difference(rows, "e2kd_200", "kd_200", "accuracy")
+    assert found["e2kd_200"] == arm_difference(rows, "e2kd_200", "kd_200", "accuracy")
     with pytest.raises(ConfigError, match=r"report\.baselines=\{e2kd: gone\} names no arm"):
         differences_by_column(rows, "kd", {"e2kd": "gone"}, ["accuracy"])

@@ -181,7 +181,7 @@ def test_the_arms_of_the_run_itself_are_compared_where_other_runs_have_arms_of_t
 
     _, values = page_and_values(frozen, runs=("other",))
 
-    assert values["paired_difference"] == alone["paired_difference"]
+    assert values["candidate_minus_baseline"] == alone["candidate_minus_baseline"]
     assert "points of the grid" not in caplog.text
 
 
@@ -191,7 +191,7 @@ def test_a_page_needs_no_pair_where_several_runs_have_one_arm_of_the_default_pai
 
     _, values = page_and_values(frozen, runs=("other",))
 
-    assert "paired_difference" not in values
+    assert "candidate_minus_baseline" not in values
     assert {row["method"] for row in values["runs"]} == {"sweep: kd", "other: kd"}
 
 
@@ -228,7 +228,7 @@ def test_the_points_of_another_run_s_grid_leave_the_arms_of_the_run_itself_compa
     _, values = page_and_values(frozen, runs=("grid",))
 
     assert {row["method"] for row in values["runs"]} == {*METHODS, "kd tau=1", "kd tau=2"}
-    assert values["paired_difference"]["mean"] == pytest.approx(0.15)
+    assert values["candidate_minus_baseline"]["mean"] == pytest.approx(0.15)
     assert "points of the grid" not in caplog.text
 
 
@@ -327,8 +327,7 @@ def test_one_seed_has_no_spread_no_best_and_no_conclusion(frozen, capsys):
     assert 'class="best"' not in text
     assert "&plusmn;" not in text
     assert "standard deviation 0.0" not in text
-    assert values["paired_difference"]["sd"] is None
-    assert values["paired_difference"]["interval"] is None
+    assert values["candidate_minus_baseline"]["interval"] is None
 
 
 def test_every_column_has_the_differences_from_the_baseline_with_their_intervals(frozen):
@@ -350,9 +349,7 @@ def test_every_column_has_the_differences_from_the_baseline_with_their_intervals
     rows = dict(re.findall(r'<tr data-method="(\w+)">(.*?)</tr>', table, re.DOTALL))
     assert set(rows) == {"labels", "e2kd", "at"}
     assert "+15.0 <span" in rows["e2kd"]
-    assert (
-        rows["at"].count('class="open">+10.0 <span class="sd">(+10.0 to +10.0)') == 1
-    )  # no spread
+    assert rows["at"].count('class="open">+10.0 <span class="sd">(-50.8 to +70.8)') == 1
 
 
 def test_the_table_of_differences_names_a_baseline_that_is_an_arms_own(frozen):
@@ -364,7 +361,7 @@ def test_the_table_of_differences_names_a_baseline_that_is_an_arms_own(frozen):
     text = html.read_text()
     table = text[text.index('data-file="differences"') :]
     table = table[: table.index("</table>")]
-    assert "Differences from kd, or from the arm that a row names, with the same seed" in text
+    assert "Differences from kd, or from the arm that a row names, of the means over seeds" in text
     assert re.findall(r'<tr data-method="(\w+)"><th[^>]*>([^<]*)</th>', table) == [
         ("labels", "labels"),
         ("e2kd", "e2kd \N{MINUS SIGN} labels"),
@@ -420,7 +417,7 @@ def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
 
 
 @pytest.mark.slow
-def test_epg_alone_is_the_paired_column_and_its_chance_level_is_stated(frozen):
+def test_epg_alone_is_the_compared_column_and_its_chance_level_is_stated(frozen):
     extra = {"epg": 0.6, "iou": 0.4, "epg_uniform": 0.507, "majority_accuracy": 0.1}
     write_sweep(extra=extra)
 
@@ -433,7 +430,7 @@ def test_epg_alone_is_the_paired_column_and_its_chance_level_is_stated(frozen):
     assert "which is not worse than chance" not in html
     assert "which is not worse than chance" in by_default.read_text()
     assert values["chance"] == {"epg": 0.507}
-    assert values["paired_difference"]["mean"] == 0
+    assert values["candidate_minus_baseline"]["mean"] == 0
     assert list(shown["runs"][0]) == ["method", "seed", "accuracy", "agreement", "epg", "iou"]
     assert shown["chance"] == {"accuracy": 0.1, "epg": 0.507, "iou": 0.507}
     assert (
@@ -441,9 +438,9 @@ def test_epg_alone_is_the_paired_column_and_its_chance_level_is_stated(frozen):
         in by_default.read_text()
     )
     with pytest.raises(
-        ConfigError, match=r"paired_column=f1 is not one of report\.columns: accura"
+        ConfigError, match=r"compared_column=f1 is not one of report\.columns: accura"
     ):
-        page_and_values(frozen, paired_column="f1")
+        page_and_values(frozen, compared_column="f1")
 
 
 def test_the_numbers_of_every_student_are_a_csv_file(page):

@@ -309,7 +309,7 @@ def test_a_student_alone_is_shown_without_the_columns_that_it_was_not_evaluated_
     columns = {"right": "test.accuracy", "energy": "all.gradient_alignment.mask_energy"}
 
     with caplog.at_level("INFO"):
-        found = report_of(frozen, "alone", columns=columns, paired_column="energy")
+        found = report_of(frozen, "alone", columns=columns, compared_column="energy")
 
     (row,) = json.loads(Path(found.json).read_text())["runs"]
     assert "right" in row

@@ -163,7 +163,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ("sweep", ["experiment=demo", "seeds=1,2"], "seeds must be a list, got '1,2'"),
         (
             "report",
-            ["report.columns={epg: test.epg}", "report.paired_column=f1"],
+            ["report.columns={epg: test.epg}", "report.compared_column=f1"],
             "one of report.columns: epg",
         ),
     ],

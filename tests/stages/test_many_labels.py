@@ -439,7 +439,7 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
         augment=VIEWS,
         report=ReportOptions(
             columns={"f1": "test.f1"},
-            paired_column="f1",
+            compared_column="f1",
             baseline="labels",
             contact_records=3,
             contact_views=1,

@@ -25,7 +25,7 @@ SMALL = {
         *("curve.splits=[]", "evaluators=[accuracy,localization]"),
         *("augment=pad_crop_flip", "arms={labels: [method=labels], e2kd: [method=e2kd]}"),
     ],
-    "report": ["report.columns={accuracy: test.accuracy}", "report.paired_column=accuracy"],
+    "report": ["report.columns={accuracy: test.accuracy}", "report.compared_column=accuracy"],
 }
 """Words that make each verb of the demo small."""
 WORK = {

@@ -478,9 +478,9 @@ def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, mo
     assert {row["method"]: row["accuracy"] for row in values["runs"]} == {
         "kd tau=1": 0.2, "kd tau=5": 0.8, "e2kd tau=1": 0.2, "e2kd tau=5": 0.8,
     }  # fmt: skip
-    assert "paired_difference" not in values
+    assert "candidate_minus_baseline" not in values
     assert ">Selection</h2>" not in html
-    assert named["paired_difference"]["mean"] == pytest.approx(0.6)
+    assert named["candidate_minus_baseline"]["mean"] == pytest.approx(0.6)
 
 
 def start_sweep(base, folder):

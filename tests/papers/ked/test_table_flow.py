@@ -359,7 +359,7 @@ def test_a_sweep_and_its_report_show_what_a_table_has(taught_table):
     values = json.loads((RUNS / "arms" / "report.json").read_text())
     assert {row["method"] for row in values["runs"]} == {"kd", "ked"}
     assert "cases" not in values
-    assert written.paired_difference.startswith("ked - kd in accuracy")
+    assert written.candidate_minus_baseline.startswith("ked - kd in accuracy")
 
 
 # ---- errors --------------------------------------------------------------------------------------
