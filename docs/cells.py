@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from permafrost_report.comparison import confidence_interval
+from permafrost_report.comparison import confidence_interval, welch_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,7 @@ class Cell:
 
 
 def rounded(value: Decimal, digits: int) -> Decimal:
-    """Round as by hand: a 5 is rounded up."""
+    """Round as by hand: a 5 is rounded away from zero."""
     return value.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
 
 
@@ -63,33 +63,45 @@ def difference(
     metric: str = "accuracy",
     scale: float = 100,
     digits: int = 1,
+    *,
+    paired: bool = False,
 ) -> Cell:
-    """Mean difference from the baseline over the seeds that both have, and its 95 % interval by Student's t.
+    """Mean difference from the baseline and its 95 % interval, without one if an arm has a single value.
 
     A dash for the baseline itself.
+
+    paired  whether values with the same number are pairs, as those of one teacher or one selection of images are;
+            seeds are not
     """
     if runs == baseline:
         return Cell("&ndash;")
-    found = paired_interval(runs, baseline, metric, scale)
-    texts = (f"{rounded(Decimal(str(value)), digits):+}" for value in found)
-    return Cell("{} ({} to {})".format(*texts), found[0])
+    middle, *bounds = difference_interval(runs, baseline, metric, scale, paired=paired)
+    first, *others = (f"{rounded(value, digits):+}" for value in (middle, *bounds))
+    return Cell(
+        f"{first} ({' to '.join(others)})" if others else f"{first} (one seed)", float(middle)
+    )
 
 
-def paired_interval(
-    runs: Sequence[Run], baseline: Sequence[Run], metric: str, scale: float
-) -> tuple[float, float, float]:
-    """Mean difference over the seeds that both have, and the bounds of its 95 % interval."""
-    values = paired_values(runs, baseline, metric, scale)
-    low, high = confidence_interval(values) or (values[0], values[0])
-    return mean(values), low, high
+def difference_interval(
+    runs: Sequence[Run],
+    baseline: Sequence[Run],
+    metric: str,
+    scale: float = 100,
+    *,
+    paired: bool = False,
+) -> list[Decimal]:
+    """Mean difference, exactly, and the bounds of its 95 % interval: Welch's, or Student's over pairs.
 
-
-def paired_values(
-    runs: Sequence[Run], baseline: Sequence[Run], metric: str, scale: float
-) -> list[float]:
-    """Difference from the baseline for each seed that both have."""
-    of_seed = {run["seed"]: run[metric] for run in baseline}
-    return [scale * (run[metric] - of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed]
+    Without bounds if an arm has a single value.
+    """
+    first, second = numbers_of(runs, metric, scale), numbers_of(baseline, metric, scale)
+    if paired:
+        values = [a - b for a, b in zip(first, second, strict=True)]
+        middle, interval = mean(values), confidence_interval([float(value) for value in values])
+    else:
+        middle = mean(first) - mean(second)
+        interval = welch_interval(*([float(value) for value in arm] for arm in (first, second)))
+    return [middle, *(Decimal(str(bound)) for bound in interval or ())]
 
 
 def by_seed(runs: Sequence[Run], metric: str) -> Cell:

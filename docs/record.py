@@ -6,7 +6,7 @@
         --command "permafrost sweep experiment=ked/digits run=ked/digits-hint"
 
 Writes  conf/experiment/<experiment>.results.json: the command, the machine, on what the options were chosen, and from
-        the report the teacher, one row per student, the differences from the baseline, the networks and the passes.
+        the report the teacher, one row per student, the networks and the passes.
         `python -m docs.tables` reads it. chosen_on of an earlier measurement and keys that were added by hand stay, and
         are to be checked.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from docs.measured import path_of
 
-KEYS = ("teacher", "runs", "differences", "paired_difference", "networks", "passes")
+KEYS = ("teacher", "runs", "networks", "passes")
 DIGITS = 5
 
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 from docs.claims.sections import Claim, Difference
 
 _DIGITS, _CIFAR10 = "ked/digits", "ked/cifar10"
+_LENGTHS = {_CIFAR10: "no: KED gains more in three times the epochs"}
+"""What a longer training of an experiment shows (docs/results/training-length.md)."""
 
 
 def _ked(experiment: str, point: str, what: str, paper: int = 0) -> Difference:
     candidate, baseline = f"ked {point}", f"kd {point}"
     what = f"KED minus KD, {what}, accuracy"
-    return Difference(what, experiment, candidate, baseline, paper=paper)
+    return Difference(
+        what,
+        experiment,
+        candidate,
+        baseline,
+        paper=paper,
+        differs=("method.mu",),
+        converged=_LENGTHS.get(experiment, Difference.converged),
+    )
 
 
 CLAIMS = (
@@ -62,6 +72,7 @@ CLAIMS = (
                     f"{arm} {point}",
                     f"{other} {point}",
                     paper=int(arm == "ked_chimeras" and other == "ked"),
+                    differs=("method.chimera_fraction",),
                 )
                 for experiment, point, of in (
                     (_DIGITS, "shots=5", "digits, 5 images per class"),
@@ -88,6 +99,7 @@ CLAIMS = (
                 "ked_fitnet shots=5 lambda_hint=1",
                 "kd_fitnet shots=5 lambda_hint=1",
                 paper=1,
+                differs=("method.mu",),
             ),
             Difference(
                 "KED with FitNet minus KED, the same",
@@ -101,6 +113,7 @@ CLAIMS = (
                 "ked_fitnet shots=100",
                 "kd_fitnet shots=100",
                 paper=1,
+                differs=("method.mu",),
             ),
             Difference(
                 "KED with FitNet minus KED, the same",
@@ -130,6 +143,7 @@ CLAIMS = (
                     f"found superfeatures={n}",
                     "found superfeatures=1",
                     paper=-1,
+                    differs=("student.superfeatures",),
                 )
                 for n in (2, 4, 8, 16)
             ),
@@ -140,6 +154,7 @@ CLAIMS = (
                     f"found superfeatures={n}",
                     "found superfeatures=1",
                     paper=-1,
+                    differs=("student.superfeatures",),
                 )
                 for n in (2, 4, 8, 16)
             ),
@@ -245,6 +260,7 @@ CLAIMS = (
                 "ked",
                 "kd",
                 paper=1,
+                differs=("method.mu",),
             ),
             Difference(
                 "KED minus e2KD (lambda 50, its highest mean on the test split and the last weight that was run), the "
@@ -259,6 +275,7 @@ CLAIMS = (
                 "ked",
                 "kd",
                 paper=1,
+                differs=("method.mu",),
             ),
             Difference(
                 "KED minus e2KD (lambda 10, its highest mean on the test split), groups of channels",

@@ -15,15 +15,17 @@ from itertools import takewhile
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
-from scipy.stats import ttest_1samp
+from scipy.stats import ttest_1samp, ttest_ind
 
-from docs.cells import difference, paired_values
-from docs.measured import ROOT, mean_of_arms, means_by_arm, path_of, runs_of
+from docs.cells import difference, numbers_of
+from docs.claims.arms import differing_options, losses_in_words, options_of
+from docs.measured import ROOT, mean_of_arms, means_by_arm, path_of, results_of, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from docs.cells import Run
+    from docs.claims.arms import Options
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ class Difference:
     """Sign of the difference according to the paper; 0 if the paper, as we know it, makes no such claim."""
     over_teachers: bool = False
     """True if each arm is of another teacher and counts as one value, the mean over its seeds. A sentence about
-    teachers in general has the spread of teachers."""
+    teachers in general has the spread of teachers, and the two values of a teacher are a pair."""
+    differs: tuple[str, ...] = ("method.kind",)
+    """Options in which the arms may differ. Another difference leaves the comparison open."""
+    searched: str = ""
+    """Options that were searched, empty if the results say in `chosen_on` that nothing was, or that it is unknown."""
+    converged: str = "not tested"
+    """Whether both arms have converged, as far as a longer training shows it."""
 
     @property
     def experiments(self) -> tuple[str, str]:
@@ -68,6 +76,60 @@ class Difference:
     def is_measured(self) -> bool:
         """True if the results of both experiments are committed."""
         return all(path_of(name).exists() for name in self.experiments)
+
+    @cached_property
+    def arms(self) -> tuple[list[Options], list[Options]]:
+        """Composed options of the arms of candidate and baseline."""
+        candidate, baseline = (
+            [options_of(experiment, arm) for arm in ((arms,) if isinstance(arms, str) else arms)]
+            for experiment, arms in zip(
+                self.experiments, (self.candidate, self.baseline), strict=True
+            )
+        )
+        return candidate, baseline
+
+    @cached_property
+    def differing(self) -> list[str]:
+        """Options in which the arms differ."""
+        candidate, baseline = self.arms
+        others = baseline * len(candidate) if len(baseline) == 1 else baseline
+        pairs = zip(candidate, others, strict=True)
+        return sorted(set().union(*(differing_options(*pair) for pair in pairs)))
+
+    @property
+    def terms(self) -> str:
+        """Losses of candidate and baseline, and their epochs, as two cells."""
+        losses, epochs = (
+            [
+                " or ".join(dict.fromkeys(describe(options) for options in arms))
+                for arms in self.arms
+            ]
+            for describe in (losses_in_words, lambda options: str(options["trainer.epochs"]))
+        )
+        return f"{'; '.join(losses)} | {' and '.join(dict.fromkeys(epochs))}"
+
+    @property
+    def compared(self) -> str:
+        """Arms as the results name them."""
+        texts = (
+            f"`{experiment}`: {', '.join(f'`{arm}`' for arm in ([arms] if isinstance(arms, str) else arms))}"
+            for experiment, arms in zip(
+                self.experiments, (self.candidate, self.baseline), strict=True
+            )
+        )
+        first, second = texts
+        if self.experiments[0] == self.experiments[1]:
+            second = second.partition(": ")[2]
+        return f"{first} &minus; {second}"
+
+    @property
+    def search(self) -> str:
+        """Options that were searched."""
+        if self.searched:
+            return self.searched
+        chosen_on = {results_of(name)["chosen_on"].partition(" ")[0] for name in self.experiments}
+        (known,) = chosen_on & {"nothing:", "how"}
+        return "none" if known == "nothing:" else "not recorded"
 
     @cached_property
     def pair(self) -> tuple[list[Run], list[Run]]:
@@ -83,27 +145,29 @@ class Difference:
         )
         return candidate, baseline
 
-    @cached_property
-    def values(self) -> list[float]:
-        """Difference of each seed that both arms have, or of each teacher."""
-        return paired_values(*self.pair, self.of.name, self.of.scale)
-
     @property
     def units(self) -> str:
-        """Number of values, with what they are if they are not seeds."""
-        count = str(len(self.values))
+        """Number of seeds of each arm, once if they are equal, or of teachers."""
+        count = " and ".join(dict.fromkeys(str(len(runs)) for runs in self.pair))
         return f"{count} teachers" if self.over_teachers else count
 
-    @property
-    def p_value(self) -> float:
-        """Two-sided p-value of the paired t-test."""
-        return float(ttest_1samp(self.values, 0).pvalue)
+    @cached_property
+    def mean_and_p_value(self) -> tuple[float, float]:
+        """Mean difference and its two-sided p-value, by Welch's t, or by the paired t over teachers."""
+        first, second = (list(map(float, numbers_of(runs, self.of.name))) for runs in self.pair)
+        if self.over_teachers:
+            test = ttest_1samp([a - b for a, b in zip(first, second, strict=True)], 0)
+        else:
+            test = ttest_ind(first, second, equal_var=False)
+        return fmean(first) - fmean(second), float(test.pvalue)
 
     @property
     def text(self) -> str:
         """Mean difference with its interval and unit."""
-        cell = difference(*self.pair, self.of.name, self.of.scale, self.of.digits)
-        return f"{cell.text}{self.of.unit}"
+        of, paired = self.of, self.over_teachers
+        return (
+            f"{difference(*self.pair, of.name, of.scale, of.digits, paired=paired).text}{of.unit}"
+        )
 
     @property
     def source(self) -> str:
@@ -160,16 +224,17 @@ def verdicts_of(claims: Sequence[Claim]) -> dict[Difference, tuple[str, float]]:
     """Verdict and p-value of each comparison of a page of which the paper states the sign.
 
     A comparison supports the paper if its p-value is below LEVEL and its sign is the paper's, contradicts it if the
-    sign is the other one, and is open otherwise. The p-values are corrected by Holm's method for the number of these
-    comparisons.
+    sign is the other one, and is open otherwise, or if its arms differ in an option that it does not name. The p-values
+    are corrected by Holm's method for the number of these comparisons.
     """
     tested = tested_claims(claims)
-    p_values = corrected_p_values([one.p_value for one in tested])
+    p_values = corrected_p_values([one.mean_and_p_value[1] for one in tested])
     verdicts = {}
     for one, p_value in zip(tested, p_values, strict=True):
-        agrees = fmean(one.values) * one.paper > 0
+        agrees = one.mean_and_p_value[0] * one.paper > 0
         decided = SUPPORTS if agrees else CONTRADICTS
-        verdicts[one] = (decided if p_value < LEVEL else OPEN, p_value)
+        is_decided = p_value < LEVEL and set(one.differing) <= set(one.differs)
+        verdicts[one] = (decided if is_decided else OPEN, p_value)
     return verdicts
 
 
@@ -201,7 +266,7 @@ def verdict_rows(papers: Mapping[str, Sequence[Claim]], experiments: Sequence[st
                 if one.paper and one.experiment in experiments
             ]
     header = (
-        "| claim of the paper, and comparison | difference (95 % interval) | p (Holm) | verdict |"
+        "| table or claim of the paper, and comparison | difference (95 % interval) | p (Holm) | verdict |"
         "\n|---|---|---|---|"
     )
     return "\n".join([header, *rows]) + "\n"
@@ -217,19 +282,27 @@ def claims_of(claims: Sequence[Claim]) -> str:
         f"| [{claim.title}](#{_anchor(claim.title)}) | {verdict_of(claim, verdicts)} |"
         for claim in claims
     ]
-    summary = "\n".join(["| claim | our results |", "|---|---|", *rows])
-    parts = [_rule(len(verdicts)), summary]
+    summary = "\n".join(["| table or claim | our results |", "|---|---|", *rows])
+    parts = [_rule(verdicts), summary]
     return "\n\n".join([*parts, *(_section(claim, verdicts) for claim in claims)]) + "\n"
 
 
-def _rule(count: int) -> str:
-    """Sentences that say how verdicts are decided."""
+def _rule(verdicts: Mapping[Difference, tuple[str, float]]) -> str:
+    """Sentences that count the verdicts and say how they are decided."""
+    counts = Counter(verdict for verdict, _ in verdicts.values())
+    early = sum(
+        verdict == SUPPORTS and one.converged != Difference.converged
+        for one, (verdict, _) in verdicts.items()
+    )
     return "\n".join(
         textwrap.wrap(
-            "A comparison *supports* or *contradicts* the paper by its sign if p < "
-            f"{LEVEL} in a paired t-test over seeds, or over teachers, corrected for the {count} comparisons of this "
-            "page (Holm), and is *open* otherwise. Rows without a verdict are "
-            "comparisons of our own. The intervals are not corrected.",
+            f"Of the {len(verdicts)} comparisons with a verdict, {counts[SUPPORTS]} support the paper"
+            f"{f' ({early} of them before both arms have converged)' if early else ''}, {counts[CONTRADICTS]} "
+            f"contradict it and {counts[OPEN]} are open. A comparison *supports* or *contradicts* the paper by its "
+            f"sign if p < {LEVEL} in Welch's t-test over seeds, or in a paired t-test over teachers, corrected for the "
+            f"{len(verdicts)} comparisons of this page (Holm), and if its arms differ in nothing but the options that "
+            "it is about. It is *open* otherwise. Rows without a verdict are comparisons of our own. The intervals are "
+            "not corrected. A loss has its terms with their weights, where they are not 1.",
             width=118,
         )
     )
@@ -249,7 +322,10 @@ def _section(claim: Claim, verdicts: Mapping[Difference, tuple[str, float]]) -> 
     parts.append(f"**Our results:** {verdict_of(claim, verdicts)}.")
     if claim.measured:
         rows = [_row(one, verdicts.get(one)) for one in claim.measured]
-        header = "| comparison | difference (95 % interval) | seeds | p | verdict |\n|---|---|---|---|---|"
+        header = (
+            "| comparison | arms | losses | epochs | both converged | options searched | difference (95 % interval) "
+            "| seeds | p | verdict |\n|---|---|---|---|---|---|---|---|---|---|"
+        )
         parts.append("\n".join([header, *rows]))
         sources = dict.fromkeys(one.source for one in claim.measured)
         parts.append(f"Results: {', '.join(sources)}.")
@@ -285,7 +361,12 @@ def _reported_tables(recipes: Sequence[str]) -> list[str]:
 
 def _row(one: Difference, verdict: tuple[str, float] | None) -> str:
     decided, p_value = ("", "") if verdict is None else (verdict[0], _shown_p(verdict[1]))
-    return f"| {one.what} | {one.text} | {one.units} | {p_value} | {decided} |"
+    if verdict is not None and (others := sorted(set(one.differing) - set(one.differs))):
+        decided += f", the arms differ in {', '.join(others)}"
+    return (
+        f"| {one.what} | {one.compared} | {one.terms} | {one.converged} | {one.search} | {one.text} | {one.units} "
+        f"| {p_value} | {decided} |"
+    )
 
 
 def _shown_p(value: float) -> str:

@@ -55,11 +55,12 @@ CLAIMS = (
                     "labels",
                     _RELEVANCE,
                     paper=1,
+                    differs=("method.kind", *live),
                 )
-                for what, arm in (
-                    ("KD", "vanilla"),
-                    ("factor transfer", "feature"),
-                    ("AT", "attention"),
+                for what, arm, live in (
+                    ("KD", "vanilla", ()),
+                    ("factor transfer", "feature", ("mode",)),
+                    ("AT", "attention", ()),
                 )
             ),
             Difference(
@@ -69,6 +70,7 @@ CLAIMS = (
                 "labels",
                 Quantity("relevance", 1, 2),
                 paper=1,
+                converged="no: KD",
             ),
             "the commands are those of unicam/cifar10_small above, and `make demo`",
         ),
@@ -87,8 +89,16 @@ CLAIMS = (
                 "by_teacher",
                 AGREEMENT,
                 paper=1,
+                differs=("store.teacher",),
             ),
-            Difference("the same, accuracy", _ASSISTANT, "by_assistant", "by_teacher", paper=1),
+            Difference(
+                "the same, accuracy",
+                _ASSISTANT,
+                "by_assistant",
+                "by_teacher",
+                paper=1,
+                differs=("store.teacher",),
+            ),
             Difference(
                 "the same, FSS to the first teacher",
                 _ASSISTANT,

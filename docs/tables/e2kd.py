@@ -52,7 +52,7 @@ def cifar10_modes() -> str:
     arms = [
         ("frozen KD", "cifar10_live", "kd", "20"),
         ("live KD", "cifar10_live", "kd_live", ""),
-        ("replayed KD, V = 16", "cifar10_replay", "kd_v16", "1,331"),
+        ("replayed KD, V = 16", "cifar10_replay", "kd_v16", "749"),
         ("frozen e2KD", "cifar10_live", "e2kd", views["1 canonical"]),
         ("replayed e2KD, V = 1", "cifar10_replay", "e2kd_v1", views["1 random"]),
         ("replayed e2KD, V = 4", "cifar10_replay", "e2kd_v4", views["4 random"]),

@@ -18,7 +18,7 @@ _TERMS = "CIFAR-10, 50 images per class"
 _SOURCES = {
     "labels alone": ((_EQUAL, "labels"), (STRONG, "labels")),
     "KD, frozen, 20 B": ((_SHOTS, "kd"), (STRONG, "kd_frozen")),
-    "KD, replayed, 1.3 kB": ((STRONG, "kd_plain_v16"), (STRONG, "kd_v16")),
+    "KD, replayed, 749 B": ((STRONG, "kd_plain_v16"), (STRONG, "kd_v16")),
     "KD, live": (None, (STRONG, "kd_live")),
     "e2KD, frozen, 156 B": ((_SHOTS, "e2kd"), (STRONG, "e2kd_frozen")),
     "e2KD, replayed, 4 kB": ((STRONG, "e2kd_plain_v16"), (STRONG, "e2kd_v16")),

@@ -44,7 +44,7 @@ PAPERS = {
 _STUDY = "interpretability"
 VERDICTS: dict[str, tuple[str, ...]] = {
     "cells": (f"{_STUDY}/cells", f"{_STUDY}/cells_arms"),
-    "shots": ("cifar10_50shots",),
+    "shots": ("cifar10_fresh",),
     "other_claims": ("cifar10_equal_terms", "cifar10_vit", "cifar10_datafree"),
     "modes": ("cifar10_live", "cifar10_replay", "cifar10_bcos"),
     "guided": ("demo_guided",),
@@ -76,11 +76,17 @@ TABLES |= {f"verdicts_{name}": partial(verdict_rows, PAPERS, of) for name, of in
 
 
 def with_tables(page: str) -> str:
-    """Return a page with its tables filled, between empty lines unless a table begins right after its mark."""
+    """Return a page with its tables filled, between empty lines unless a table begins right after its mark.
+
+    Raises ValueError if a table has a header alone.
+    """
 
     def fill(mark: re.Match[str]) -> str:
         line = "" if mark[3].startswith("|") else "\n"
-        return f"{mark[1]}{line}{TABLES[mark[2]]()}{line}{mark[4]}"
+        text = TABLES[mark[2]]()
+        if re.search(r"\n\|(?:---\|)+\n(?!\|)", text):
+            raise ValueError(f"table {mark[2]} is empty: no committed result has a row of it")
+        return f"{mark[1]}{line}{text}{line}{mark[4]}"
 
     return MARK.sub(fill, page)
 

@@ -85,7 +85,7 @@ def training_length() -> str:
         measured = [length for length in lengths if length.is_measured]
         for length in measured if len(measured) > 1 else []:
             pair = [runs_of(length.experiment, arm) for arm in (length.candidate, length.baseline)]
-            seeds = len({run["seed"] for run in pair[0]} & {run["seed"] for run in pair[1]})
+            seeds = len(pair[0])
             cells = [Cell(str(length.epochs)), *(spread(runs, metric) for runs in pair)]
             rows.append((label, [*cells, difference(*pair, metric), Cell(str(seeds))]))
     return table(("", "epochs", "first", "second", "difference", "seeds"), rows)
@@ -122,7 +122,7 @@ def demo_converged() -> str:
         ]
         rows.append((f"students of {teacher}", [*cells, _gain(means, number)]))
     cells = [spread(of, metric) for of in means.values() for metric in _CONVERGED_METRICS]
-    gain = difference(means["e2kd"], means["kd"], "accuracy_swapped")
+    gain = difference(means["e2kd"], means["kd"], "accuracy_swapped", paired=True)
     rows.append(("mean, and spread over teachers", [*cells, gain]))
     names = ("KD, as in training", "swapped", "EPG", "e2KD, as in training", "swapped", "EPG")
     return table(("%", *names, "swapped, e2KD minus KD"), rows)

@@ -45,7 +45,7 @@ def test_results_come_back_as_they_were_reported(tmp_path, monkeypatch):
 
 def test_a_new_measurement_keeps_what_was_added_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "EXPERIMENTS", tmp_path)
-    earlier = {"chosen_on": "holdout", "differences": {"kd": 1}, "runs": []}
+    earlier = {"chosen_on": "holdout", "search": [1], "passes": [2], "runs": []}
     (tmp_path / "mine.results.json").write_text(json.dumps(earlier))
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     words = ["record", str(tmp_path / "report.json"), "mine", "--machine", "2 cores"]
@@ -54,7 +54,8 @@ def test_a_new_measurement_keeps_what_was_added_by_hand(tmp_path, monkeypatch):
     record.main()
 
     found = measured.results_of("mine")
-    assert (found["chosen_on"], "differences" in found, len(found["runs"])) == ("holdout", False, 2)
+    assert (found["chosen_on"], found["search"], len(found["runs"])) == ("holdout", [1], 2)
+    assert found["passes"] != [2]
 
 
 def test_on_what_options_were_chosen_must_be_said(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,16 @@ def test_the_tables_of_a_page_are_those_of_the_results(page):
     assert with_tables(text) == text, "python -m docs.tables"
 
 
+def test_a_table_without_a_row_is_refused(monkeypatch):
+    page = "<!-- table: nothing -->\n\n| a |\n|---|\n\n<!-- end -->"
+    monkeypatch.setitem(TABLES, "nothing", lambda: "| a | b |\n|---|---|\n")
+    with pytest.raises(ValueError, match="table nothing is empty"):
+        with_tables(page)
+
+    monkeypatch.setitem(TABLES, "nothing", lambda: "| a | b |\n|---|---|\n| 1 | 2 |\n")
+    assert "| 1 | 2 |" in with_tables(page)
+
+
 def test_every_table_is_on_a_page():
     named = {name for page in NAMED for _, name, _, _ in MARK.findall(page.read_text())}
 

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import t as student
 
 from docs.claims import e2kd, interpretability, ked, unicam
+from docs.claims.arms import losses_in_words, options_of
 from docs.claims.sections import (
     CONTRADICTS,
     NOT_TESTED,
@@ -43,18 +44,21 @@ def seed_values(experiment, arms, metric, over_teachers):
 
 
 def interval_of(one):
-    """Mean difference, bounds of its 95 % interval and p-value, by the formulas."""
+    """Mean difference, bounds of its 95 % interval and p-value, by the formulas: Welch's, or of pairs of teachers."""
     first, second = (
-        seed_values(experiment, arms, one.of.name, one.over_teachers)
+        one.of.scale
+        * np.array(list(seed_values(experiment, arms, one.of.name, one.over_teachers).values()))
         for experiment, arms in zip(one.experiments, (one.candidate, one.baseline), strict=True)
     )
-    values = np.array(
-        [one.of.scale * (first[s] - second[s]) for s in sorted(first.keys() & second)]
-    )
-    count, error = len(values), values.std(ddof=1) / math.sqrt(len(values))
-    half = student.ppf(0.975, count - 1) * error
-    p_value = 2 * student.sf(abs(values.mean()) / error, count - 1)
-    return values.mean(), values.mean() - half, values.mean() + half, p_value
+    if one.over_teachers:
+        error, degrees = (first - second).std(ddof=1) / math.sqrt(len(first)), len(first) - 1
+    else:
+        a, b = (of.var(ddof=1) / len(of) for of in (first, second))
+        error = math.sqrt(a + b)
+        degrees = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+    mean = first.mean() - second.mean()
+    half = student.ppf(0.975, degrees) * error
+    return mean, mean - half, mean + half, 2 * student.sf(abs(mean) / error, degrees)
 
 
 @pytest.mark.parametrize("paper", MODULES, ids=lambda paper: paper.__name__)
@@ -67,8 +71,9 @@ def test_every_interval_of_a_page_follows_from_the_committed_files(paper):
         mean, low, high, p_value = interval_of(one)
         numbers = [float(n) for n in re.findall(r"[+-][\d.]+", one.text)]
         assert numbers == pytest.approx([mean, low, high], abs=0.51 * 10**-one.of.digits)
-        assert one.p_value == pytest.approx(p_value, rel=1e-6)
-        assert f"| {one.what} | {one.text} |" in text
+        assert one.mean_and_p_value[1] == pytest.approx(p_value, rel=1e-6)
+        assert f"| {one.what} | {one.compared} | {one.terms} | " in text
+        assert f" | {one.text} | " in text
 
 
 def results(monkeypatch, **arms):
@@ -79,6 +84,7 @@ def results(monkeypatch, **arms):
         for seed, value in enumerate(values)
     ]
     monkeypatch.setattr("docs.measured.results_of", lambda name: {"runs": runs})
+    monkeypatch.setattr("docs.claims.sections.options_of", lambda experiment, arm: {})
 
 
 @pytest.mark.parametrize(
@@ -127,8 +133,8 @@ def test_a_comparison_over_teachers_has_their_spread(monkeypatch):
     over_seeds = Difference("seeds", **common)
     over_teachers = Difference("teachers", **common, over_teachers=True)
 
-    assert over_seeds.values == pytest.approx([30, 40])
-    assert over_teachers.values == pytest.approx([20, 50])
+    assert over_seeds.text == "+35.0 (-28.5 to +98.5) points"  # 5 * 12.71 around it, Welch's
+    assert over_teachers.text == "+35.0 (-155.6 to +225.6) points"  # 15 * 12.71
     assert (over_seeds.units, over_teachers.units) == ("2", "2 teachers")
 
 
@@ -138,10 +144,83 @@ def test_the_pages_of_results_have_the_verdicts_of_the_papers():
     for page, claims in PAPERS.items():
         paper = (ROOT / f"docs/papers/{page}.md").read_text()
         for one, (verdict, _) in verdicts_of(claims).items():
-            assert f"| {one.what} | {one.text} |" in paper
+            assert f"| {one.what} | {one.compared} |" in paper
             if any(one.experiment in experiments for experiments in VERDICTS.values()):
                 row = next(line for line in written.splitlines() if f": {one.what} | " in line)
                 assert row.endswith(f"| {verdict} |")
+
+
+TESTED = [one for paper in MODULES for one in verdicts_of(paper.CLAIMS)]
+
+
+@pytest.mark.parametrize(
+    "one", TESTED, ids=lambda one: f"{one.experiment}-{one.candidate}-{one.of.name}"
+)
+def test_the_arms_of_a_tested_comparison_differ_in_the_options_that_it_names_and_in_no_others(one):
+    assert set(one.differing) == set(one.differs)
+    for options in (*one.arms[0], *one.arms[1]):
+        if options["method.kind"] == "e2kd":  # the paper's method has a term on logits
+            assert options["method.lambda_kd"] > 0
+            assert options["method.lambda_map"] > 0
+
+
+@pytest.mark.parametrize(
+    ("differs", "verdict"),
+    [(("method.kind",), OPEN), (("method.kind", "optimizer.lr"), SUPPORTS)],
+)
+def test_a_difference_that_a_comparison_does_not_name_leaves_it_open(monkeypatch, differs, verdict):
+    results(monkeypatch, own=(0.50, 0.51, 0.52), other=(0.40, 0.412, 0.419))
+    common = {"method.lambda_ce": 0, "trainer.epochs": 30}
+    arms = {
+        "own": {
+            **common,
+            "method.kind": "kd",
+            "optimizer.lr": 0.1,
+            "method.lambda_kd": 1,
+            "method.tau": 1,
+        },
+        "other": {
+            **common,
+            "method.kind": "labels",
+            "optimizer.lr": 0.2,
+            "method.label_smoothing": 0,
+        },
+    }
+    monkeypatch.setattr("docs.claims.sections.options_of", lambda experiment, arm: arms[arm])
+    one = Difference(
+        "own minus other", "demo", "own", "other", paper=1, differs=differs, searched="lr"
+    )
+    claim = Claim(title="a", here=(one,))
+
+    assert verdict_of(claim, verdicts_of([claim])) == verdict
+    text = claims_of([claim])
+    assert (
+        "| `demo`: `own` &minus; `other` | logits (tau 1); labels | 30 | not tested | lr | +10.0 ("
+        in text
+    )
+    assert ("the arms differ in optimizer.lr |" in text) == (verdict == OPEN)
+
+
+def test_arms_are_composed_from_the_command_of_their_results():
+    point = options_of("demo_length", "e2kd epochs=270")
+    teacher = options_of("demo_converged", "kd teacher=teacher3")
+
+    assert (point["trainer.epochs"], point["method.lambda_map"], point["method.tau"]) == (270, 5, 4)
+    assert teacher["store.teacher"] == "teacher3"
+    assert losses_in_words(point) == "logits (tau 4) + map (5)"
+    assert (
+        losses_in_words(options_of("ked/cifar10", "ked_fitnet shots=25"))
+        == "ked (0.9, tau 4, mu 0.5) + hint"
+    )
+    five = options_of("cifar10_equal_terms", "e2kd_logits_top5")
+    assert losses_in_words(five) == "logits (tau 1) + maps of 5 classes (10)"
+    with pytest.raises(KeyError):
+        options_of("demo", "gone")
+
+
+def test_every_comparison_says_which_options_were_searched():
+    for paper in MODULES:
+        assert all(one.search for claim in paper.CLAIMS for one in claim.measured)
 
 
 def test_holms_correction_of_known_values():
