@@ -76,7 +76,7 @@ CLAIMS = (
                 )
                 for measure, of in (
                     ("accuracy", ACCURACY),
-                    ("agreement with the teacher", AGREEMENT),
+                    ("agreement", AGREEMENT),
                 )
                 for name, arm in _BASELINE_ARMS.items()
             ),

@@ -50,7 +50,7 @@ class Difference:
     """What is compared, and at which size."""
     experiment: str
     candidate: str | tuple[str, ...]
-    """Arm, as the results name it, or several, whose mean is compared seed by seed."""
+    """Arm, as the results name it, or several, whose mean over the arms is taken for each seed."""
     baseline: str | tuple[str, ...]
     of: Quantity = ACCURACY
     baseline_experiment: str = ""

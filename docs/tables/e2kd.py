@@ -169,7 +169,7 @@ def _methods_by_terms() -> str:
     terms = ("labels", "logits", "both")
     methods = {
         "plain": "nothing further (labels only, KD)",
-        "e2kd": "e2KD, maps of one class",
+        "e2kd": "e2KD, maps of one class (with labels: map loss, no logits)",
         "at": "AT",
         "cat_kd": "CAT-KD",
         "review_kd": "ReviewKD, live",

@@ -170,7 +170,7 @@ DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 
 
 def interpretability_contrasts() -> str:
-    """Differences in detectors between arms, paired by seed."""
+    """Differences in detectors between arms."""
     rows: Rows = []
     for label, sides in DETECTOR_CONTRASTS.items():
         more, less = (mean_of_arms(ARMS, arms, "detectors") for arms in sides)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from math import log10
-from typing import NamedTuple
+from statistics import correlation, fmean
+from typing import TYPE_CHECKING, NamedTuple
 
-from docs.cells import Cell, Rows, Run, difference, spread, table
-from docs.measured import runs_of
-from docs.tables.e2kd import bytes_cell
+from docs.cells import Cell, Rows, Run, difference, single, spread, table
+from docs.measured import committed_results, results_of, runs_of
 from docs.tables.strong_views import TEST as STRONG
+from permafrost_report.comparison import group_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _EQUAL = "cifar10_equal_terms"
 _SHOTS = "cifar10_50shots"
@@ -23,10 +28,6 @@ _SOURCES = {
     "e2KD, frozen, 156 B": ((_SHOTS, "e2kd"), (STRONG, "e2kd_frozen")),
     "e2KD, replayed, 4 kB": ((STRONG, "e2kd_plain_v16"), (STRONG, "e2kd_v16")),
     "e2KD, live": (None, (STRONG, "e2kd_live")),
-    "features, logits and labels, frozen, 51 kB": (
-        ("cifar10_features", "features_both_4096"),
-        None,
-    ),
 }
 """Experiment and arm by targets, for each recipe of views; None where nothing was measured."""
 
@@ -38,33 +39,6 @@ def readme_results() -> str:
         for label, arms in _SOURCES.items()
     ]
     return table(("targets", "shifts, flips", "with RandAugment and erasing"), rows)
-
-
-FEW_IMAGES = {
-    "KD": ("kd_logits", bytes_cell()),
-    "e2KD, one map per record": ("e2kd_logits", bytes_cell("one map")),
-    "AT": ("at_logits", bytes_cell("attention")),
-    "CAT-KD": ("cat_kd_logits", bytes_cell("class maps")),
-    "e2KD, maps of all classes": ("e2kd_logits_all", bytes_cell("10 maps")),
-    "ReviewKD, live, with labels": ("review_kd_both", Cell("live")),
-}
-_FROZEN_REVIEW = "ReviewKD, frozen, with labels"
-_FROZEN_FEATURES = "`method=features`, frozen, with labels, its weight searched"
-
-
-def which_method_few_images() -> str:
-    """Methods on few images without a shortcut, at equal terms."""
-    kd = runs_of(_EQUAL, "kd_logits")
-    rows: Rows = []
-    arms = {label: (runs_of(_EQUAL, arm), size) for label, (arm, size) in FEW_IMAGES.items()}
-    features = bytes_cell("features")
-    arms[_FROZEN_REVIEW] = runs_of("cifar10_features", "mirror"), features
-    arms[_FROZEN_FEATURES] = runs_of("cifar10_features", "features_both_4096"), features
-    for label, (runs, size) in arms.items():
-        cells = [size, spread(runs, "accuracy"), spread(runs, "agreement"), difference(runs, kd)]
-        rows.append((label, cells))
-    header = ("with logits, %", "bytes per record", "accuracy", "agreement", "accuracy minus KD")
-    return table(header, rows)
 
 
 SHORTCUT = {
@@ -165,4 +139,36 @@ def size(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-TABLES = (readme_results, which_method_few_images, which_method_shortcut, store_sizes)
+_GROUPS = {
+    "cifar10_": "CIFAR-10, e2KD, AT, CAT-KD, ReviewKD, features",
+    "ked/": "KED",
+    "interpretability/": "the interpretability study",
+}
+
+
+def seed_correlations() -> str:
+    """Mean correlation of the accuracies of two arms over the five seeds or more that both have, by experiments."""
+    rows: Rows = []
+    for start, label in _GROUPS.items():
+        values = list(_correlations(start))
+        rows.append((label, [Cell(str(len(values))), single(fmean(values))]))
+    return table(("experiments of", "pairs of arms", "mean correlation over seeds"), rows)
+
+
+def _correlations(start: str) -> Iterator[float]:
+    for name in committed_results():
+        runs = results_of(name)["runs"] if name.startswith(start) else []
+        # Students of several selections of images have one seed more than once.
+        arms = group_pairs(
+            (run["method"], (run["seed"], run["accuracy"]))
+            for run in runs
+            if "accuracy" in run and "selection" not in run
+        )
+        for first, second in combinations(map(dict, arms.values()), 2):
+            seeds = sorted(first.keys() & second.keys())
+            pair = [[arm[seed] for seed in seeds] for arm in (first, second)]
+            if len(seeds) > 4 and all(len(set(values)) > 1 for values in pair):
+                yield correlation(*pair)
+
+
+TABLES = (seed_correlations, readme_results, which_method_shortcut, store_sizes)

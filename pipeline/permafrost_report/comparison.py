@@ -1,10 +1,10 @@
 """Comparison of arms over seeds: means, their differences and intervals.
 
 One seed has no spread, so nothing is concluded from it. With several, two arms differ conclusively if the 95 % interval
-of the difference of their means (Welch's t) excludes 0. Seeds are not paired: a seed fixes the initial weights and the
-order of records, and the accuracies of two arms over common seeds are hardly correlated (docs/results/index.md,
-"Intervals"). So arms may have different seeds. Values without any spread do not settle a difference either: a metric of
-N records is a multiple of 1/N, so equal values happen by chance.
+of the difference of their means (Welch's t) excludes 0. Seeds are not paired, so arms may have different ones. How much
+two arms share through a seed differs between experiments (docs/results/index.md, "Seeds of two arms"); where their
+values rise and fall together, the interval is wider than needed. Values without any spread do not settle a difference
+either: a metric of N records is a multiple of 1/N, so equal values happen by chance.
 """
 
 from __future__ import annotations
