@@ -47,8 +47,8 @@ CLAIMS = (
     Claim(
         title="Table 1: standard networks, with few and with all images",
         reported="e2KD agrees more with its teacher than every other method (caption). Its accuracy is called "
-        "competitive with prior work. In this table it is the highest, in Table 2 CAT-KD is above it. Baselines are "
-        "trained with labels, e2KD with logits.",
+        "competitive with prior work: with few images it is the highest in this table, and CAT-KD is above it in "
+        "Table 2. Baselines are trained with labels, e2KD with logits.",
         recipes=("e2kd/table1", "e2kd/table1_baselines"),
         missing=_IMAGENET,
         small=(_SHOTS, _FRESH, _BASELINES, _EQUAL),
