@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import obstore
 import pytest
@@ -673,7 +674,9 @@ def test_a_server_that_stays_away_is_waited_for_once_and_the_line_names_the_way_
     monkeypatch.setitem(buckets._RETRIES, "max_retries", 0)
     monkeypatch.setenv("PERMAFROST_SERVER_WAIT", "0.05")
     pauses, pause = [], time.sleep
-    monkeypatch.setattr(buckets.time, "sleep", lambda s: pauses.append(s) or pause(s))
+    # Other threads of the process sleep, too.
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: pauses.append(s) or pause(s))
+    monkeypatch.setattr(buckets, "time", clock)
     line = r"cannot be read \(connection refused, for 0 s\).*run the same command again"
     for waits in (True, False):
         pauses.clear()
