@@ -19,8 +19,18 @@ _IMAGENET = (
 
 _ALIKE = "lr, tau, weight (up to its upper end)"
 _WEIGHT = "weight alone"
-_LABELS = ("method.kind", "method.lambda_ce", "method.lambda_kd")
-"""Options of a baseline that is trained with labels, where e2KD is trained with logits, as in the paper."""
+_LABELS = (
+    "explainer.explained_classes", "explainer.max_classes", "method.kind", "method.lambda_ce", "method.lambda_kd",
+)  # fmt: skip
+"""Options of a baseline that is trained with labels, where e2KD is trained with logits, as in the paper. Its pass has
+the maps of more classes, which it does not read."""
+_AGAINST_BASELINES: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
+    ("AT", "at_labels", "frozen", "e2kd", ("method.tau",)),
+    ("CAT-KD", "cat_kd_labels", "frozen", "e2kd", ("method.tau", "method.lambda_cat")),
+    ("ReviewKD", "review_kd_labels", "live", "e2kd_live", ("method.tau",)),
+)
+"""Baselines with labels, without a temperature, and e2KD at its searched options, both with frozen targets or both
+with a live teacher."""
 
 
 def _fresh(
@@ -62,23 +72,18 @@ CLAIMS = (
             ),
             *(
                 Difference(
-                    f"{name} with labels minus e2KD with logits, {measure}",
+                    f"{name} with labels minus {mode} e2KD with logits, {measure}",
                     _EQUAL,
                     arm,
-                    "e2kd_logits",
+                    other,
                     of,
+                    baseline_experiment=_FRESH,
                     paper=-1,
-                    differs=_LABELS
-                    + {"cat_kd_labels": ("method.lambda_cat",), "review_kd_labels": ("mode",)}.get(
-                        arm, ()
-                    ),
-                    searched="weights alone, tau is 1",
+                    differs=(*_LABELS, *further),
+                    searched=f"weight of {name}; {_ALIKE} of e2KD",
                 )
-                for measure, of in (
-                    ("accuracy", ACCURACY),
-                    ("agreement", AGREEMENT),
-                )
-                for name, arm in _BASELINE_ARMS.items()
+                for measure, of in (("accuracy", ACCURACY), ("agreement", AGREEMENT))
+                for name, arm, mode, other, further in _AGAINST_BASELINES
             ),
             _fresh(
                 "e2KD minus KD, both with labels and logits",
@@ -87,13 +92,23 @@ CLAIMS = (
             ),
             *(
                 Difference(
-                    f"{name} with labels minus live e2KD at its searched options, {measure}",
+                    f"{name} (frozen) with labels minus live e2KD with logits, {measure}",
                     _EQUAL,
                     arm,
                     "e2kd_live",
                     of,
                     baseline_experiment=_FRESH,
-                    searched=f"weight of {name.partition(' ')[0]}; {_ALIKE} of e2KD",
+                    searched=f"weight of {name}; {_ALIKE} of e2KD",
+                )
+                for measure, of in (("accuracy", ACCURACY), ("agreement", AGREEMENT))
+                for name, arm in (("AT", "at_labels"), ("CAT-KD", "cat_kd_labels"))
+            ),
+            *(
+                _equal(
+                    f"{name} with labels minus frozen e2KD with logits at tau = 1, not searched, {measure}",
+                    arm,
+                    "e2kd_logits",
+                    of,
                 )
                 for measure, of in (("accuracy", ACCURACY), ("agreement", AGREEMENT))
                 for name, arm in _BASELINE_ARMS.items()

@@ -266,6 +266,9 @@ def _find(
         candidate = by_label.get((options.candidate, result.seed))
         if baseline is not None and candidate is not None and baseline is not candidate:
             return baseline, candidate
+    names = (options.baseline, options.candidate)
+    if set(names) <= {result.label for result in results}:
+        logger.info("no cases: %s and %s have no seed in common", *names)
     return None
 
 

@@ -97,10 +97,14 @@ def arm_difference(
         numbers.
 
     Raises:
-        ConfigError: If one of them is not an arm, or has no value in the column.
+        ConfigError: If they are the same, or one is not an arm or has no value in the column.
     """
     values: dict[str, list[float]] = group_pairs(
         (row["method"], row[column]) for row in rows if row[column] is not None
+    )
+    require(
+        candidate != baseline,
+        f"report.candidate and report.baseline are both {baseline}; choose two of: {', '.join(sorted(values))}",
     )
     for option, arm in (("candidate", candidate), ("baseline", baseline)):
         require(
@@ -122,7 +126,7 @@ def differences_by_column(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compare every arm with its baseline in every column.
 
-    A comparison in which an arm has fewer than two seeds is left out, and so are columns without any.
+    Columns in which no arm has two seeds are left out.
 
     Args:
         rows: One row per student.
@@ -150,9 +154,13 @@ def differences_by_column(
         by_column[column] = {
             arm: arm_difference(rows, arm, other, column)
             for arm, other in pairs.items()
-            if arm != other and min(counts[arm], counts[other]) > 1
+            if arm != other and counts[arm] and counts[other]
         }
-    return {column: arms_of for column, arms_of in by_column.items() if arms_of}
+    return {
+        column: arms_of
+        for column, arms_of in by_column.items()
+        if any(found["interval"] for found in arms_of.values())
+    }
 
 
 def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: bool) -> set[str]:

@@ -103,7 +103,7 @@ def _interval(column: Column, difference: Mapping[str, Any]) -> str:
     if not has_width(interval):
         return f"{middle}, with equal values for all of {seeds}, so no spread is known"
     low, high = (column.difference(bound, unit=False) for bound in interval)
-    return f"{middle} on average (95 % interval {low} to {high}, {seeds})"
+    return f"{middle} on average (95 % interval {low} to {high} by Welch's t, {seeds})"
 
 
 def _levels(

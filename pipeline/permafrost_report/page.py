@@ -249,7 +249,6 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         bytes_plot(summary, page.compared, bytes_by_arm(page.results, page.store), page.colors),
     ]
     return {
-        "pair": values.get("candidate_minus_baseline"),
         "differences": values["differences_by_column"],
         "arms": describe_arms(page.results),
         "compared_column": page.compared,

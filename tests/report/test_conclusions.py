@@ -193,14 +193,17 @@ def test_a_difference_of_one_seed_has_no_interval():
     assert two["interval"][0] < two["mean"] < two["interval"][1]
     with pytest.raises(ConfigError, match=r"report\.baseline=at is not an arm of this run"):
         arm_difference(rows_of(kd=(0.1,)), "kd", "at", "accuracy")
+    with pytest.raises(ConfigError, match=r"candidate and report\.baseline are both kd"):
+        arm_difference(rows_of(kd=(0.1, 0.2)), "kd", "kd", "accuracy")
 
 
-def test_every_arm_with_a_spread_is_compared_with_the_baseline():
+def test_every_arm_is_compared_with_the_baseline_one_of_one_seed_without_an_interval():
     rows = rows_of(kd=(0.5, 0.4), labels=(0.3, 0.3), e2kd=(0.6, 0.7), alone=(0.9,))
 
     found = differences_by_column(rows, "kd", {}, ["accuracy"])["accuracy"]
 
-    assert set(found) == {"labels", "e2kd"}  # `alone` has one seed
+    assert set(found) == {"labels", "e2kd", "alone"}
+    assert found["alone"] == {"mean": pytest.approx(0.45), "interval": None, "seeds": [1, 2]}
     assert found["e2kd"] == arm_difference(rows, "e2kd", "kd", "accuracy")
     assert found["labels"]["mean"] == pytest.approx(-0.15)
     assert differences_by_column(rows, "at", {}, ["accuracy"]) == {}
