@@ -29,7 +29,7 @@ from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import evaluation_view, view_images, view_maps
+from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.windows import Views, in_views
 from permafrost.store.reader import Store
@@ -83,8 +83,7 @@ def demo_maps(pair: CasePair) -> Figure:
 
 def _explained(pair: CasePair, number: int, batch: Any) -> dict[str, NDArray[Any]]:
     arm = pair.arms[number]
-    viewed = evaluation_view(batch, pair.evaluation.frame, arm.model.input_size)
-    pictures = explained_pictures(arm.model, viewed, batch.labels)
+    pictures = explained_pictures(arm.model, batch, batch.labels)
     return {name: values.numpy() for name, values in pictures.items()}
 
 

@@ -347,6 +347,8 @@ def _check_explained(classes: Tensor, outputs: int, at_least: int) -> None:
 def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     """Load the frozen network of a finished run, from images in [0, 1] to `ModelOutput`.
 
+    Its attribute `picture` is what `permafrost evaluate` shows it of an image, for `RecordLoader(frame=...)`.
+
     Args:
         run: Name of a run below runs/, or the folder of a trained network.
         plugins: Files and modules of your own that the network needs, as the option `plugins` names them.
@@ -369,7 +371,9 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     folder = next((path for path in candidates if SavedNetwork(path).is_finished), None)
     if folder is None:
         raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")
-    return SavedNetwork(folder).load()[0]
+    network, trained = SavedNetwork(folder).load()
+    network.picture = trained.picture
+    return network
 
 
 # ---- verbs ---------------------------------------------------------------------------------------

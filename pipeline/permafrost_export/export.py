@@ -19,11 +19,11 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.config.version import __version__
 from permafrost.core.errors import require
-from permafrost.evaluation.results import read_results, stored_thresholds
+from permafrost.evaluation.results import PICTURE, read_results, stored_thresholds
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
 from permafrost.sources.data_preview import read_preview
@@ -32,10 +32,6 @@ from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
 from permafrost_export.hub import repository_of, require_hub, upload_to_hub
 from permafrost_export.options import ExportConfig
-
-if TYPE_CHECKING:
-    from permafrost_export.portable import EvaluatedFrame
-
 
 PROGRAM = "predict.py"
 """Program that runs student.onnx on image files."""
@@ -84,13 +80,13 @@ def _export(config: ExportConfig) -> ExportResult:
     student = RunFolder(config.run).path / "distill"
     store = Store(config.store.folder)
     network, trained = SavedNetwork(student).load(store.manifest.classes)
+    trained = trained.shown(config.export.frame, store.size)
+    picture = str(trained.picture or "")
     if "onnx" in config.export.formats:
         portable.require_onnx()
     program = (
-        portable.ImageProgram(
-            network, _frame(config, store, trained.input_size), config.export.output
-        )
-        if store.form.has_places
+        portable.ImageProgram(network, store.size, trained.picture, config.export.output)
+        if trained.picture is not None
         else portable.RowProgram(network, config.export.output)
     )
     inputs = portable.sample_inputs(program, store.size[1])
@@ -106,6 +102,7 @@ def _export(config: ExportConfig) -> ExportResult:
         "classes": list(trained.classes),
         "run": config.run,
         "input": program.inputs,
+        "picture": picture,
         "made_by": f"permafrost {__version__}",
         "bit_range": "[0, 65535]"
         if preview is None
@@ -116,6 +113,11 @@ def _export(config: ExportConfig) -> ExportResult:
         facts["thresholds"] = _thresholds(config, trained)
     files: dict[str, str] = {}
     differences = []
+    card = student / EXPORT_FOLDER / "README.md"
+    if card.exists() and picture not in card.read_text():
+        for program_file in card.parent.iterdir():  # of another picture
+            if program_file.suffix in (".onnx", ".pt2"):
+                program_file.unlink()
     for file_format in config.export.formats:
         data = portable.encode_model(
             traced, file_format, portable.input_name(program), facts, config.export.output
@@ -124,7 +126,6 @@ def _export(config: ExportConfig) -> ExportResult:
         path = student / EXPORT_FOLDER / portable.file_name(file_format, config.export.output)
         write_atomically(path, data)
         files[file_format] = str(path)
-    card = student / EXPORT_FOLDER / "README.md"
     is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places
     if is_shown:
         write_atomically(card.with_name(PROGRAM), Path(__file__).with_name(PROGRAM).read_bytes())
@@ -158,7 +159,12 @@ def _thresholds(config: ExportConfig, trained: TrainedModel) -> list[float]:
 def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
     """Return what the card says of the student."""
     folder = RunFolder(config.run).path
-    splits = read_results(folder / "evaluate")["splits"]
+    folders = [folder / "evaluate", *sorted(folder.glob("evaluate-on-*"))]
+    shown = str(trained.picture or "")
+    splits: dict[str, dict[str, Any]] = {}
+    for results in map(read_results, folders):
+        if results[PICTURE] == shown:
+            splits = results["splits"] | splits
 
     def measured(name: str) -> str:
         values = {split: metrics[name] for split, metrics in splits.items() if name in metrics}
@@ -170,16 +176,9 @@ def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
         "is_timm": trained.config.kind == "timm",
         "network": f"{trained.config.kind} {trained.config.name}",
         "classes": len(trained.classes) or trained.num_classes,
-        "input": " x ".join(map(str, trained.input_size)),
+        "input": shown or " x ".join(map(str, trained.input_size)),
         "teachers": ", ".join(trained.teachers),
         "accuracy": measured("accuracy"),
         "F1": measured("f1"),
         "made by": f"permafrost {__version__}",
     }
-
-
-def _frame(config: ExportConfig, store: Store, size: tuple[int, int]) -> EvaluatedFrame:
-    from permafrost_export.portable import EvaluatedFrame
-
-    whole = config.export.frame == "full" or (config.export.frame == "auto" and store.size == size)
-    return EvaluatedFrame(canonical_size=store.size, input_size=size, is_cropped=not whole)

@@ -1,7 +1,7 @@
 """Programs of a trained network that run without this project: torch.export and ONNX, with all preprocessing.
 
-The program takes decoded pixels of any size and repeats what an evaluation does: the canonical frame of the store, the
-evaluated part of it, and the network's own normalization.
+The program takes decoded pixels of any size and repeats what an evaluation does: the store's frame, or the original
+image, the part of it in the network's picture, and the network's own normalization.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import CENTER_CROP_FRACTION
+from permafrost.config.models import Picture
 from permafrost.core.errors import ConfigError, UserError, first_line
 from permafrost.models.classifier import Classifier, Intermediates, trial_copy
 from permafrost.models.record_independence import PROBED_RECORDS, require_independent_records
@@ -33,18 +32,6 @@ _MAX_SIDE = 16384
 
 class WrongProgramError(UserError):
     """Error for a program whose output differs from the network's."""
-
-
-@dataclass(frozen=True)
-class EvaluatedFrame:
-    """Part of an image that an evaluation shows to the network."""
-
-    canonical_size: tuple[int, int]
-    """(height, width) of the canonical frame."""
-    input_size: tuple[int, int]
-    """(height, width) of the network's input."""
-    is_cropped: bool
-    """Whether the input is the center crop of the original image, 7/8 of its shorter side, and not all of it."""
 
 
 def file_name(file_format: Format, output: ProgramOutput) -> str:
@@ -79,33 +66,49 @@ class ImageProgram(_Program):
     inputs = "decoded RGB images u8 [B, 3, H, W]"
 
     def __init__(
-        self, network: Classifier, frame: EvaluatedFrame, output: ProgramOutput = "logits"
+        self,
+        network: Classifier,
+        canonical_size: tuple[int, int],
+        picture: Picture,
+        output: ProgramOutput = "logits",
     ) -> None:
         super().__init__(network, output)
-        self.frame = frame
+        self.canonical_size = canonical_size
+        """(height, width) of the canonical frame."""
+        self.picture = picture
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output of an evaluation of the images."""
         height, width = images.shape[-2:]
-        # As resize_pixels does with float32; the same operation leaves images of that size as they are.
-        size = list(self.frame.canonical_size)
-        pixels = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-        pixels = pixels.round().clamp(0, 255)
-        if self.frame.is_cropped or self.frame.canonical_size != self.frame.input_size:
+        crop, size = self.picture.crop, self.picture.size
+        if self.picture.antialias:
+            if crop is not None:  # in whole pixels, as loading.windows.views_of_picture
+                side = torch.sym_int(crop * torch.sym_min(height, width) + 0.5)
+                top, left = (height - side) // 2, (width - side) // 2
+                images = images[:, :, top : top + side, left : left + side]
+            return self.run(_resized(images, size) / 255)
+        pixels = _resized(images, self.canonical_size)
+        if crop is not None or self.canonical_size != size:
             pixels = self._sample(pixels, height, width)
         return self.run(pixels / 255)
 
     def _sample(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """Sample the evaluated part of the canonical frame, as loading.geometry.warp does inside the frame."""
-        rows, columns = self.frame.input_size
+        rows, columns = self.picture.size
         down = (2 * torch.arange(rows) + 1) / rows - 1
         across = (2 * torch.arange(columns) + 1) / columns - 1
-        if self.frame.is_cropped:
-            side = CENTER_CROP_FRACTION * cast("int", torch.sym_min(height, width))
+        if self.picture.crop is not None:
+            side = self.picture.crop * cast("int", torch.sym_min(height, width))
             down, across = down * (side / height), across * (side / width)
         grid = torch.stack([across.expand(rows, -1), down[:, None].expand(-1, columns)], dim=-1)
         grid = grid.expand(pixels.shape[0], -1, -1, -1)
         return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    # As resize_pixels does with float32; the same operation leaves images of that size as they are.
+    pixels = F.interpolate(images.float(), list(size), mode="bilinear", antialias=True)
+    return pixels.round().clamp(0, 255)
 
 
 class RowProgram(_Program):
@@ -128,7 +131,12 @@ def sample_inputs(program: nn.Module, columns: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if isinstance(program, RowProgram):
         return torch.randn(PROBED_RECORDS + 1, columns, generator=generator)
-    size = cast("ImageProgram", program).frame.canonical_size
+    shown = cast("ImageProgram", program)
+    size, picture = shown.canonical_size, shown.picture
+    if picture.antialias:  # of whole pixels, so that no rounding differs
+        size = cast(
+            "tuple[int, int]", tuple(round(side / (picture.crop or 1)) for side in picture.size)
+        )
     return torch.randint(
         0, 256, (PROBED_RECORDS + 1, 3, *size), generator=generator, dtype=torch.uint8
     )

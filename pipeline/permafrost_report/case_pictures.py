@@ -15,7 +15,7 @@ from permafrost.config.explainers import EXPLAINERS
 from permafrost.core.batches import Batch
 from permafrost.core.records import NO_GROUP
 from permafrost.evaluation.saved_records import explained_pictures
-from permafrost.loading.geometry import evaluation_view
+from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.regions import regions_of
 from permafrost_report.cases import (
     MEASURE_WORDS,
@@ -85,9 +85,9 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
         many=many,
     )
 
-    def read(cases: Sequence[Case]) -> Batch:
-        position = dataset.positions_of(case.key for case in cases)
-        return dataset.__getitems__([position[case.key] for case in cases])
+    def read(cases: Sequence[Case], records: StoreDataset = dataset) -> Batch:
+        position = records.positions_of(case.key for case in cases)
+        return records.__getitems__([position[case.key] for case in cases])
 
     moved = [case for kind in choice.kinds for case in kind.cases][:_SHIFTED_CASES]
     shift = options.case_shift
@@ -100,7 +100,9 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
             _figure(pair, kind, read(kind.cases)) if kind.cases else CaseFigure(kind.title, 0, 0)
             for kind in choice.kinds
         ],
-        shifted=_shifted_figure(pair, moved, read(moved), shift) if shift and moved else None,
+        shifted=_shifted_figure(pair, moved, read(moved, dataset.in_picture(None)), shift)
+        if shift and moved
+        else None,
         chosen=[
             {
                 "split": split,
@@ -138,12 +140,11 @@ class _Seen:
 
 
 def _predict_with(pair: CasePair, arm: Arm, batch: Batch, labels: Tensor) -> _Seen:
-    viewed = evaluation_view(batch, pair.evaluation.frame, arm.model.input_size)
-    pictures = explained_pictures(arm.model, viewed, labels)
+    pictures = explained_pictures(arm.model, batch, labels)
     arrays = {name: tensor.numpy() for name, tensor in pictures.items()}
     return _Seen(
         frames=arrays["frames"].transpose(0, 2, 3, 1),
-        regions=regions_of(viewed, labels, pair.evaluation.region, arm.model.input_size).numpy(),
+        regions=regions_of(batch, labels, pair.evaluation.region, arm.model.input_size).numpy(),
         arrays=arrays,
     )
 

@@ -167,6 +167,7 @@ def student_rows(
     """Build one row per student: method, seed and the columns, None if it has no value."""
     return [
         {"method": result.label, "seed": result.seed}
+        | ({"picture": result.pictures[0]} if result.pictures[0] else {})
         | {column.name: result.find(column.source) for column in columns}
         for result in results
     ]
@@ -197,17 +198,24 @@ def teacher_rows(
     passes = passes_of_arms(results)
     if len(passes) < 2:
         row = teacher_row(results, columns, teacher_result)
-        return {"teacher": row} if row else {}
+        return {_teacher_name("teacher", results): row} if row else {}
     rows = {}
     if teacher_result is not None and teacher_result.compared_pass not in passes:
         rows["teacher"] = teacher_row([], columns, teacher_result)
     for name in passes:
         learners = [result for result in results if result.compared_pass == name]
         is_evaluated = teacher_result is not None and teacher_result.compared_pass == name
-        rows[f"teacher {name}"] = teacher_row(
+        rows[_teacher_name(f"teacher {name}", learners)] = teacher_row(
             learners, columns, teacher_result if is_evaluated else None
         )
     return rows
+
+
+def _teacher_name(name: str, learners: Sequence[StudentResult]) -> str:
+    """Return the name of a teacher's row, with what it was shown of an image if that is not what students were."""
+    pictures = {learner.pictures for learner in learners}
+    shown = sorted({teacher for student, teacher in pictures if teacher not in (student, "")})
+    return f"{name} ({', '.join(shown)})" if shown else name
 
 
 def teacher_row(
@@ -399,7 +407,8 @@ def _evaluator_sentence(metric: str, column: Column) -> str:
 def student_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """Format the rows of the students as CSV, with fractions as they are and no value as an empty cell."""
     text = io.StringIO()
-    names = ["method", "seed", *(column.name for column in columns)]
+    shown = ["picture"] if any("picture" in row for row in rows) else []
+    names = ["method", "seed", *shown, *(column.name for column in columns)]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -443,8 +452,13 @@ def summary_table(run: str) -> str:
             column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
         ]
         table.append(["constant", "", *("" for _ in selected), *levels])
+    shown = [
+        f"images: {text}" for text in dict.fromkeys(one.pictures[0] for one in results) if text
+    ]
     one_seed = [f"({ONE_SEED})"] if any(arm["seeds"] == 1 for arm in arms) else []
-    return "\n".join([align_columns(table), *one_seed, *reservations(run, results, selection)])
+    return "\n".join(
+        [align_columns(table), *shown, *one_seed, *reservations(run, results, selection)]
+    )
 
 
 def _spread(column: Column, summary: dict[str, float | None]) -> str:

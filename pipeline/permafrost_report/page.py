@@ -255,7 +255,10 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "baseline": page.options.baseline,
         "baselines": page.options.baselines,
         "columns": page.columns,
-        "meanings": meanings(page.columns, values["chance"], passes_of_arms(page.results)),
+        "meanings": [
+            *meanings(page.columns, values["chance"], passes_of_arms(page.results)),
+            *(f"Images were shown as: {text}" for text in _shown_pictures(page.results)),
+        ],
         "optimistic": optimistic_results(page.results),
         "over_seeds": "Mean and standard deviation over seeds"
         if any(arm["seeds"] > 1 for arm in summary)
@@ -268,6 +271,12 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "rows": values["runs"],
         "result_plots": [plot for plot in plots if plot is not None],
     }
+
+
+def _shown_pictures(results: Sequence[StudentResult]) -> list[str]:
+    """Return what all students were shown of an image, nothing if it is not the same (a remark of each arm then)."""
+    pictures = {result.pictures[0] for result in results if result.is_evaluated}
+    return [*filter(None, pictures)] if len(pictures) == 1 else []
 
 
 def _mean_caption(seeds: Sequence[int]) -> str:

@@ -18,7 +18,9 @@ from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
+    PICTURE,
     TEACHER_EVALUATION,
+    TEACHER_PICTURE,
     evaluation_folder,
     evaluations_against,
     further_evaluations,
@@ -149,6 +151,12 @@ class StudentResult:
     def trains_classifier(self) -> bool:
         """False for a student whose last layer was not trained, so that its logits and maps mean nothing."""
         return self.seed is None or TrainedStudent(self.training_folder).trains_classifier
+
+    @cached_property
+    def pictures(self) -> tuple[str, str]:
+        """What the student and the teacher of its pass were shown of an image; empty where there is none."""
+        results = read_results(self.evaluation)
+        return results[PICTURE], results[TEACHER_PICTURE]
 
     @cached_property
     def compared_pass(self) -> str | None:

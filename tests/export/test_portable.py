@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,17 +12,17 @@ import yaml
 from PIL import ExifTags, Image
 
 import permafrost
-from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
-from permafrost.core.batches import Batch
+from permafrost.config.models import CifarModelConfig, Picture, TorchvisionModelConfig
+from permafrost.core.batches import Batch, Rendering
 from permafrost.core.errors import ConfigError
-from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.geometry import view_images
+from permafrost.loading.windows import in_views, pixel_boxes, views_of_picture
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.record_form import resize_pixels
 from permafrost_export.portable import (
-    EvaluatedFrame,
     ImageProgram,
     RowProgram,
     WrongProgramError,
@@ -55,19 +56,26 @@ def frame_of(image, size):
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def evaluated_logits(network, images, frame, canonical_size, input_size):
-    """Logits of an evaluation of images of one size, each in a store of frames."""
+def evaluated_logits(network, images, canonical_size, picture):
+    """Logits of an evaluation of images of one size, each in a store of frames or of the files."""
+    sizes = torch.tensor([images.shape[-2:]] * len(images)).float()
     batch = Batch(
         keys=tuple(map(str, range(len(images)))),
         record_index=torch.arange(len(images)),
         inputs=torch.stack([frame_of(image, canonical_size) for image in images]),
         canonical_from_view=None,
         view_index=torch.zeros(len(images), dtype=torch.long),
-        original_size=torch.tensor([images.shape[-2:]] * len(images)).float(),
+        original_size=sizes,
         labels=torch.zeros(len(images), dtype=torch.long),
         groups=torch.full((len(images),), -1),
     )
-    return network(view_images(evaluation_view(batch, frame, input_size), input_size)).logits
+    views = views_of_picture(picture, sizes)
+    if picture.antialias:
+        left, top, right, bottom = pixel_boxes(views.windows, sizes)[0].tolist()
+        cut = [frame_of(image[:, top:bottom, left:right], picture.size) for image in images]
+        batch = replace(batch, inputs=torch.stack(cut), has_windows=True)
+    batch = in_views(batch, views, Rendering(resize=picture.resize))
+    return network(view_images(batch, picture.size)).logits
 
 
 # ---- preprocessing -------------------------------------------------------------------------------
@@ -75,22 +83,23 @@ def evaluated_logits(network, images, frame, canonical_size, input_size):
 
 @pytest.mark.parametrize("shape", [(32, 32), (40, 48), (75, 50), (20, 90)], ids=str)
 @pytest.mark.parametrize(
-    ("frame", "canonical_size", "input_size"),
+    ("crop", "canonical_size", "antialias"),
     [
-        ("full", (32, 32), (32, 32)),
-        ("full", (40, 48), (32, 32)),
-        ("center_crop", (40, 48), (32, 32)),
-        ("center_crop", (32, 32), (32, 32)),
+        (None, (32, 32), False),
+        (None, (40, 48), False),
+        (0.875, (40, 48), False),
+        (0.875, (32, 32), False),
+        (None, (40, 48), True),
+        (0.875, (40, 48), True),
     ],
     ids=str,
 )
-def test_the_program_repeats_an_evaluation(shape, frame, canonical_size, input_size):
+def test_the_program_repeats_an_evaluation(shape, crop, canonical_size, antialias):
     network, images = small_resnet(), noise(2, 3, *shape)
-    program = ImageProgram(
-        network, EvaluatedFrame(canonical_size, input_size, frame == "center_crop")
-    )
+    picture = Picture(size=(32, 32), crop=crop, antialias=antialias)
+    program = ImageProgram(network, canonical_size, picture)
 
-    expected = evaluated_logits(network, images, frame, canonical_size, input_size)
+    expected = evaluated_logits(network, images, canonical_size, picture)
 
     torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-5)
 
@@ -99,8 +108,8 @@ def test_a_crop_sees_less_than_the_whole_image():
     """Control: the frames of the test above are not alike."""
     network, images = small_resnet(), noise(2, 3, 40, 48)
     whole, cropped = (
-        ImageProgram(network, EvaluatedFrame((40, 48), (32, 32), is_cropped))(images)
-        for is_cropped in (False, True)
+        ImageProgram(network, (40, 48), Picture(size=(32, 32), crop=crop))(images)
+        for crop in (None, 0.875)
     )
 
     assert (whole - cropped).abs().max() > 1e-2
@@ -149,7 +158,7 @@ def test_a_file_gives_the_logits_of_an_evaluation(exported, file_format):
         ((2, 3, 61, 43), 0.02),  # a resized pixel may be rounded the other way
     ]:
         images = noise(*shape)
-        expected = evaluated_logits(network, images, "auto", (16, 16), (16, 16))
+        expected = evaluated_logits(network, images, (16, 16), Picture(size=(16, 16)))
         actual = open_program(files[file_format], file_format, "images")(images)
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
         assert expected.abs().max() > 0.1
@@ -254,8 +263,9 @@ def test_a_program_of_rows_takes_any_number_of_them():
 
 
 def test_a_program_of_another_network_is_not_written():
-    frame, images = EvaluatedFrame((16, 16), (16, 16), False), noise(2, 3, 16, 16)
-    other, network = (ImageProgram(small_resnet(seed), frame) for seed in (0, 1))
+    images = noise(2, 3, 16, 16)
+    shown = (16, 16), Picture(size=(16, 16))
+    other, network = (ImageProgram(small_resnet(seed), *shown) for seed in (0, 1))
     data = encode_model(trace(other, images), "torch", "images", {})
 
     assert check_program(data, "torch", other, images) < 1e-5
@@ -278,7 +288,7 @@ class Own(torch.nn.Module):
 @pytest.mark.parametrize("file_format", ["onnx", "torch"])
 def test_a_network_of_ones_own_is_examined_before_it_is_traced(file_format):
     network = freeze(ModuleClassifier(Own(), "conv"))
-    program = ImageProgram(network, EvaluatedFrame((16, 16), (16, 16), False))
+    program = ImageProgram(network, (16, 16), Picture(size=(16, 16)))
     images = noise(2, 3, 16, 16)
 
     data = encode_model(trace(program, images), file_format, "images", {})
@@ -290,7 +300,7 @@ def check_programs(config, size):
     """Export a network for any number of images in both formats."""
     torch.manual_seed(0)
     network = freeze(build_model(config, 10))
-    program = ImageProgram(network, EvaluatedFrame(size, size, False))
+    program = ImageProgram(network, size, Picture(size=size))
     images = noise(5, 3, *size)
     for file_format in ("onnx", "torch"):
         data = encode_model(trace(program, images[:2]), file_format, "images", {})

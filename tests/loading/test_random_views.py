@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import center_crop, decode_maps, evaluation_view, view_maps, warp
+from permafrost.loading.geometry import center_crop, decode_maps, view_maps, warp
 from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule
 from permafrost.store.reader import Store
 from permafrost.store.record_form import resize_pixels
@@ -402,7 +402,7 @@ def test_the_map_of_a_center_crop_teacher_lies_where_its_teacher_looked(
     torch.testing.assert_close(crops @ stored.map_from_canonical, eye, rtol=0, atol=1e-6)
 
     # The map in the same crop is the stored one, whereas the map in the whole frame differs.
-    evaluated = evaluation_view(batch, "center_crop", (16, 16))
+    evaluated = replace(batch, canonical_from_view=crops)
     grid = stored.maps.shape[-2:]
     torch.testing.assert_close(
         view_maps(evaluated, stored, grid), decode_maps(stored), rtol=0, atol=1e-5

@@ -24,11 +24,11 @@ import torch
 import torchvision
 from torch import nn
 
+from permafrost.config.models import Picture
 from permafrost.core.errors import UserError
 from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier
 from permafrost_export.portable import (
-    EvaluatedFrame,
     ImageProgram,
     check_program,
     encode_model,
@@ -184,7 +184,8 @@ def check_export(network, layer):
     """Return the largest difference of each program from the network, or why there is none."""
     program = ImageProgram(
         ModuleClassifier(network, layer).eval().requires_grad_(False),
-        EvaluatedFrame((SIDE, SIDE), (SIDE, SIDE), False),
+        (SIDE, SIDE),
+        Picture(size=(SIDE, SIDE)),
     )
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     found = {}

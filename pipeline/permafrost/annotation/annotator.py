@@ -31,6 +31,7 @@ from permafrost.annotation.stored_views import DrawnViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.batches import Rendering
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.progress import count_records
 from permafrost.core.records import FieldSpec
@@ -288,15 +289,10 @@ class TeacherAnnotator:
         else:
             canonical_from_input = center_crop(batch.heights, batch.widths, self.crop_fraction)
         growth = 1 + 2 * margin
-        inputs = warp(
-            frames,
-            copy_to(canonical_from_input @ torch.tensor([growth, growth, 1.0]).diag(), self.device),
-            self._size_with(margin),
-            self.interpolation,
-        )
-        if self.interpolation == "bicubic":  # which overshoots
-            inputs = inputs.clamp(0, 255)
-        return inputs / 255
+        matrices = canonical_from_input @ torch.tensor([growth, growth, 1.0]).diag()
+        rendering = Rendering(resize=self.interpolation)
+        size = self._size_with(margin)
+        return render_frames(frames, copy_to(matrices, self.device), None, rendering, size)
 
     def inputs_of_views(self, batch: FrameBatch, views: DrawnViews) -> Iterator[Tensor]:
         """Iterate over the teacher's inputs f32 [n, 3, height, width] in [0, 1] for each view of the records."""

@@ -185,6 +185,8 @@ class StoredViews:
             if self.augment.interpolation != Rendering.interpolation:
                 views["interpolation"] = self.augment.interpolation
             views["pixels"] = "originals" if self.cuts_originals else "frames"
+        if self.config.center_crop is not None:
+            views["center_crop"] = self.config.center_crop
         if self.mix:
             views |= {"mix": describe_mix(self.mix), "mix_block": self.block}
         return views, {"split": self.split, "subset": identifying_values(self.subset)}

@@ -458,6 +458,10 @@ class ViewsConfig(Options):
     """`module:name` of a function (batch without targets) -> batch with `per_step` views of each record, made of the
     student's view, for methods that name this kind as their `live_views`."""
 
+    center_crop: ClassVar[float | None] = None
+    """Side of the center crop, relative to the image's shorter side, on which students of these views are evaluated;
+    None for the whole image. Views of `augment.operations` have the usual one if they have resized_crop."""
+
     count: Annotated[int, Ge(1)] = 1
     """Stored views per record."""
     seed: int = 0

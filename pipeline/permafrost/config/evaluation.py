@@ -120,9 +120,11 @@ class EvaluateOptions(OpenOptions):
     training. Empty takes test, or else the split for validation."""
     batch_size: Annotated[int, Ge(1)] = 256
     """Records per batch."""
-    frame: Frame = "auto"
-    """Part of an image that is evaluated. full: all of it. center_crop: the standard crop of 7/8 of the shorter
-    side in the original's proportions. auto: full if the student's input is the canonical frame."""
+    frame: Annotated[Frame, Role.OUTSIDE_IDENTITY] = "auto"
+    """Part of an image that is evaluated, whose value is part of the results. full: all of it. center_crop: the
+    standard crop of 7/8 of the shorter side in the original's proportions. auto: what the student's training showed,
+    full unless its recipe has resized_crop; what its pass has for a teacher; and for a given network full if its
+    input is the canonical frame, center_crop otherwise."""
     region: Literal["boxes", "masks"] = "boxes"
     """Region that an explanation should cover, for EPG and IoU; with several labels per record, mask values are
     class + 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pkgutil
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
@@ -279,6 +280,63 @@ def table_arguments(option: str) -> list[str]:
 
 
 AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Part of an image that a network receives outside of random views, and how it is resized."""
+
+    size: tuple[int, int]
+    """(height, width) of the network's input."""
+    crop: float | None = None
+    """Side of a center crop relative to the image's shorter side, in the original's proportions; None for all of it."""
+    resize: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation between pixels."""
+    antialias: bool = False
+    """Whether it is cut from the original image and resized once with antialiasing, as windows of a training are. The
+    canonical frame is sampled otherwise."""
+
+    @classmethod
+    def of_teacher(cls, described: Mapping[str, Any], size: tuple[int, int]) -> Picture:
+        """Return the picture of a teacher's canonical view, from its entry in the manifest of a pass.
+
+        Args:
+            described: The entry.
+            size: (height, width) of the canonical frame.
+        """
+        entry = described["preprocessing"]
+        side, fraction = entry["input_size"], entry.get("crop_fraction", CENTER_CROP_FRACTION)
+        return cls(
+            size=(side, side) if side else size,
+            crop=fraction if described["frame"] == "center_crop" else None,
+            resize=entry.get("interpolation", "bilinear"),
+        )
+
+    def on(self, frame: str) -> Picture:
+        """Return the picture that evaluate.frame, or an option like it, asks for; auto is this one."""
+        if frame == "auto":
+            return self
+        return replace(self, crop=None if frame == "full" else CENTER_CROP_FRACTION)
+
+    @property
+    def frame(self) -> str:
+        """Value of evaluate.frame for this part of the image."""
+        return "full" if self.crop is None else "center_crop"
+
+    def __str__(self) -> str:
+        part = "whole image" if self.crop is None else f"center crop of {self.crop:g}"
+        antialias = ", antialiased" if self.antialias else ""
+        return f"{part} at {self.size[1]}x{self.size[0]}, {self.resize}{antialias}"
+
+
+def usual_picture(size: tuple[int, int], frame_size: tuple[int, int]) -> Picture:
+    """Return the picture of a network of which no training is known: whole frames of its size, or the usual crop.
+
+    Args:
+        size: (height, width) of its input.
+        frame_size: (height, width) of the canonical frame.
+    """
+    return Picture(size=size, crop=None if size == frame_size else CENTER_CROP_FRACTION)
 
 
 def whole_frame(config: AnyModelConfig) -> AnyModelConfig:

@@ -86,6 +86,8 @@ class Rendering:
     """Content of views beyond the image."""
     interpolation: Literal["bilinear", "nearest"] = "bilinear"
     """Interpolation between the pixels of windows whose content is moved."""
+    resize: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation between the pixels of frames that are sampled."""
 
     @classmethod
     def of(cls, views: Mapping[str, Any]) -> Rendering:

@@ -18,7 +18,7 @@ from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_s
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.geometry import view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import write_atomically
@@ -34,7 +34,7 @@ class EvaluationContext:
     model: EvaluatedModel
     dataset: StoreDataset
     """Records of the split in the order of the index, each once, with boxes and masks. `iter_batches` reads them in
-    batches, and `geometry.evaluation_view` returns the view to evaluate in. `passes` are those of the evaluated
+    batches in the picture to evaluate in. `passes` are those of the evaluated
     model's teachers."""
     config: EvaluateConfig
     networks: Networks
@@ -84,7 +84,7 @@ class EvaluationContext:
         on_host = iter_batches(records, self.options.batch_size, positions)
         for batch in iter_on_device(on_host, self.model.device):
             check_interrupted()
-            yield evaluation_view(batch, self.options.frame, self.model.input_size)
+            yield batch
 
     def iter_views(
         self, positions: Sequence[int], dataset: StoreDataset | None = None
@@ -100,7 +100,12 @@ class EvaluationContext:
 
     def picture_maps(self, positions: list[int]) -> dict[str, Tensor]:
         """Return `picture_maps` of records of the split in the evaluation view."""
-        return picture_maps(self.model, self.dataset, positions, self.options.frame)
+        return picture_maps(self.model, self.dataset, positions)
+
+    @property
+    def frame(self) -> str:
+        """Part of an image in the evaluation: a value of evaluate.frame other than auto."""
+        return "full" if self.dataset.picture is None else self.dataset.picture.frame
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the evaluation, whose digest metrics.json will list."""
@@ -122,7 +127,7 @@ class EvaluationContext:
             passes,
             payload=payload,
             decode_threads=self.dataset.decode_threads.count,
-        )
+        ).in_picture(self.dataset.picture)
 
     @cached_property
     def has_regions(self) -> bool:

@@ -35,12 +35,16 @@ from permafrost.evaluation.inputs import EvaluationPlan, plan_evaluation, withou
 from permafrost.evaluation.results import (
     METRICS_NAME,
     PER_LABEL,
+    PICTURE,
+    TEACHER_PICTURE,
+    is_outdated,
     label_rows,
     missing_evaluators,
     read_results,
     without_outputs,
 )
 from permafrost.evaluation.trained_student import UNTRAINED, TrainedStudent
+from permafrost.runs.folder import CONFIG_NAME
 from permafrost.runs.trackers import TrackedRun
 
 logger = logging.getLogger("permafrost.evaluate")
@@ -53,6 +57,10 @@ class EvaluateResult:
     metrics: str
     splits: dict[str, dict[str, Any]]
     """Metrics of each split, with a table of the labels where records have many."""
+    picture: str = ""
+    """What the network was shown of an image, empty for a table."""
+    teacher_picture: str = ""
+    """What its teacher was shown for the compared pass, whose numbers are among the results."""
     classifier: str = ""
     """Fault of the last layer of a student, whose logits and maps mean nothing then."""
     next: str = ""
@@ -88,6 +96,8 @@ class EvaluateResult:
         }
         return {
             "metrics": self.metrics,
+            "picture": self.picture,
+            "teacher_picture": "" if self.teacher_picture == self.picture else self.teacher_picture,
             "classifier": self.classifier,
             "results": "\n" + align_columns(rows),
             **of_labels,
@@ -126,6 +136,14 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
     """
     plan = plan_evaluation(config)
     folder_name = plan.folder_name
+    outdated = plan.run.path / (name or folder_name)
+    if is_outdated(outdated, plan.trained.picture):
+        logger.warning(
+            "%s was recorded without what the network was shown (evaluate.frame), so it is evaluated again",
+            outdated,
+        )
+        for file in (METRICS_NAME, CONFIG_NAME):
+            (outdated / file).unlink(missing_ok=True)
     with plan.run.open(name or folder_name, plan.config.shared, plan.inputs) as folder:
         missing = missing_evaluators(folder, plan.config)
         if name in (None, folder_name):  # not one of a sweep's selections
@@ -161,6 +179,8 @@ def _describe_results(
     return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
         splits=results["splits"],
+        picture=results[PICTURE],
+        teacher_picture=results[TEACHER_PICTURE],
         classifier=UNTRAINED if is_untrained else "",
         next=after,
     )

@@ -43,7 +43,6 @@ from permafrost.loading.dataset import (
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import (
     TargetRequest,
-    evaluation_view,
     view_images,
     view_maps,
     view_targets,
@@ -243,7 +242,7 @@ def open_split(
     *,
     with_regions: bool = True,
 ) -> StoreDataset:
-    """Open the records of one of evaluate.splits for the evaluation of a trained model.
+    """Open the records of one of evaluate.splits for the evaluation of a trained model, in its picture.
 
     Passes that lack targets of that split are left out; `predict_split` compares with the first one where it has some.
 
@@ -267,7 +266,7 @@ def open_split(
         with_regions=with_regions,
         num_classes=trained.num_classes,
         decode_threads=decode_threads,
-    )
+    ).in_picture(trained.picture)
 
 
 def evaluate_split(
@@ -314,17 +313,10 @@ def evaluate_model(
     network, trained = SavedNetwork(folder).load(store.manifest.classes)
     device = resolve_device("evaluate.device", options.device)
     model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
+    trained = trained.shown(options.frame, store.size)
+    threads = resolve_decode_threads(options.decode_threads)
     return {
-        split: evaluate_split(
-            model,
-            StoreDataset(
-                store,
-                rows_of_split(store.index, split),
-                with_regions=True,
-                decode_threads=resolve_decode_threads(options.decode_threads),
-            ),
-            options,
-        )
+        split: evaluate_split(model, open_split(store, (), split, trained, threads), options)
         for split in options.splits
     }
 
@@ -342,12 +334,7 @@ def predict_records(
     """
     return join(
         [
-            _predict_batch(
-                model,
-                evaluation_view(batch, options.frame, model.input_size),
-                options,
-                localize=localize,
-            )
+            _predict_batch(model, batch, options, localize=localize)
             for batch in iter_on_device(iter_batches(dataset, options.batch_size), model.device)
         ]
     )
@@ -391,6 +378,7 @@ def predict_split(
         )
         part.labels_apply = dataset.labels_apply
         if len(part):
+            part = part.in_picture(dataset.picture)
             parts.append(predict_records(model, part, options, localize=localize))
     return join(parts)
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.models import ModelConfig, NoModelConfig, Picture
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.evaluation.results import (
     NETWORK_EVALUATION,
+    PICTURE,
     TEACHER_EVALUATION,
+    TEACHER_PICTURE,
     evaluation_folder,
     folder_of_evaluation,
     missing_evaluators,
@@ -81,6 +83,8 @@ class EvaluationPlan:
     store: Store
     passes: list[TeacherPass]
     fingerprint: str
+    trained: TrainedModel
+    """Facts of the network, with its picture in this evaluation."""
     build: Callable[[], tuple[EvaluatedModel, TrainedModel]]
     others: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of other networks that the results depend on, by name, besides those of the passes."""
@@ -96,17 +100,29 @@ class EvaluationPlan:
         return {
             self.config.model: self.fingerprint,
             "store": self.store.manifest.fingerprint,
+            **({} if self.trained.picture is None else {PICTURE: str(self.trained.picture)}),
             **self.others,
             **pass_inputs(self.passes),
         }
 
     @property
+    def pictures(self) -> dict[str, str]:
+        """What the network receives of an image, and what the teacher did for the pass that it is compared with."""
+        if self.trained.picture is None:
+            return {}
+        pictures = {PICTURE: str(self.trained.picture)}
+        if self.passes and "preprocessing" in self.passes[0].manifest.teacher:
+            teacher = Picture.of_teacher(self.passes[0].manifest.teacher, self.store.size)
+            pictures[TEACHER_PICTURE] = str(teacher)
+        return pictures
+
+    @property
     def folder_name(self) -> str:
         """Name of the folder of the evaluation in that of its run."""
-        options = self.config.evaluate
+        options, picture = self.config.evaluate, self.trained.picture
         if options.against is not None:
             return self.main
-        return folder_of_evaluation(self.run.path, self.main, options, self.inputs)
+        return folder_of_evaluation(self.run.path, self.main, options.splits, picture, self.inputs)
 
     def describe_work(self) -> dict[str, str]:
         """Return what the evaluation reads, computes and writes, by name."""
@@ -151,6 +167,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     run = RunFolder(config.run).path
     student = run / "distill"
     trained = SavedNetwork(student).describe()
+    shown = trained.shown(config.evaluate.frame, open_record_store(config).size)
     require(
         HOLDOUT not in config.evaluate.splits
         or trained.subset.holdout > 0
@@ -194,6 +211,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
 
         resolve_network(trained.config, store, "student")
         model, described = SavedNetwork(student).load(store.manifest.classes)
+        described = replace(described, picture=shown.picture)
         compares = passes and passes[0].manifest.has_logits
         if compares and passes[0].num_classes != described.num_classes:
             raise StoreMismatchError(
@@ -214,6 +232,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
         store=store,
         passes=passes,
         fingerprint=fingerprint,
+        trained=shown,
         build=build,
         others=plugin_digests(trained.config),
     )
@@ -346,6 +365,8 @@ def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
     run = RunFolder(config.run).path
     main = TEACHER_EVALUATION + place_beside(run / TEACHER_EVALUATION, store)
     passes = passes_of_teacher(run / main, teacher, store, named)
+    entry = passes[0].manifest.teacher if passes else described
+    picture = Picture.of_teacher(entry, store.size) if store.form.has_places else None
     num_classes = described["classes"]
     if (
         not config.reads_outputs
@@ -362,7 +383,8 @@ def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
-        build=_building(config, teacher, store, num_classes),
+        trained=(trained := _described(config, teacher, store, num_classes, picture)),
+        build=_building(config, trained, store),
     )
 
 
@@ -421,32 +443,41 @@ def open_network(config: EvaluateConfig) -> EvaluationPlan:
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
-        build=_building(config, student, store, num_classes),
+        trained=(trained := _described(config, student, store, num_classes)),
+        build=_building(config, trained, store),
         others={"teacher network": sha256_json(of_teacher)} if alone else {},
     )
 
 
-def _building(
+def _described(
     config: EvaluateConfig,
     network: ModelConfig,
     store: Store,
     num_classes: int,
+    picture: Picture | None = None,
+) -> TrainedModel:
+    """Describe a given network as the one of a training is described; without a picture, in the usual one."""
+    from permafrost.models.providers import teacher_input_size, with_preprocessing
+
+    side = teacher_input_size(with_preprocessing(network, len(store.manifest.classes)))
+    size = store.size if side is None else (side, side)
+    described = TrainedModel(
+        config=network, num_classes=num_classes, input_size=size, picture=picture
+    )
+    return described.shown(config.evaluate.frame, store.size)
+
+
+def _building(
+    config: EvaluateConfig, trained: TrainedModel, store: Store
 ) -> Callable[[], tuple[EvaluatedModel, TrainedModel]]:
-    """Return the function that builds a given network, and describes it as the one of a training is described."""
+    """Return the function that builds a given network."""
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
         from permafrost.evaluation.other_networks import build_teacher
 
-        model = build_teacher(
-            network,
-            store,
-            config.evaluate.device,
-            reads_head=config.reads_outputs,
-        )
-        return model, TrainedModel(
-            config=network,
-            num_classes=num_classes,
-            input_size=model.input_size,
-        )
+        device = config.evaluate.device
+        return build_teacher(
+            trained.config, store, device, reads_head=config.reads_outputs
+        ), trained
 
     return build

@@ -14,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
+from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.models import Picture
 from permafrost.config.options import Role, options_of, to_plain
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError, require
@@ -45,6 +46,9 @@ PER_LABEL = "labels"
 """Entry of a split's metrics with a table of many labels: counts, threshold and scores by class."""
 TEACHER_EVALUATION = "evaluate-teacher"
 """Name of the folder of a teacher's evaluation."""
+PICTURE, TEACHER_PICTURE = "picture", "teacher_picture"
+"""Name of the picture of an evaluation among its inputs and in metrics.json, and that of the compared pass there."""
+_NO_PICTURES = {PICTURE: "", TEACHER_PICTURE: ""}
 NETWORK_EVALUATION = "evaluate-network"
 """Name of the folder of a given network's evaluation."""
 _AGAINST, _ON = "-against-", "-on-"
@@ -81,17 +85,22 @@ def place_beside(folder: Path, store: Store) -> str:
 
 
 def folder_of_evaluation(
-    run: Path, main: str, options: EvaluateOptions, inputs: Mapping[str, str] | None = None
+    run: Path,
+    main: str,
+    splits: Sequence[str],
+    picture: Picture | None,
+    inputs: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the name of the folder of an evaluation of some splits and a frame, within its run's folder.
+    """Return the name of the folder of an evaluation of some splits in a picture, within its run's folder.
 
-    It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or of
-    another frame, are next to it, in <main>-on-<splits>[-<frame>].
+    It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or in
+    another picture, are next to it, in <main>-on-<splits>[-<frame>].
 
     Args:
         run: Folder of the run.
         main: Name of the folder of the first evaluation.
-        options: Options with the splits and the frame.
+        splits: The splits.
+        picture: What the network receives of an image; None for a table.
         inputs: Fingerprints of the network, the store and the passes, None if they are known to be those of the first
             one.
     """
@@ -99,12 +108,13 @@ def folder_of_evaluation(
     if not (path.exists() and (run / main / METRICS_NAME).exists()):
         return main
     first = read_config(path, EvaluationRun)
-    if _view_of(first) == (list(options.splits), options.frame):
-        return main
-    if inputs is not None and _inputs_of(first) != dict(inputs):
+    known, shown = _view_of(first), None if picture is None else str(picture)
+    if known == (list(splits), shown) or (known[1] is None and picture is not None):
+        return main  # an evaluation whose picture is not known is done again
+    if inputs is not None and _inputs_of(first) != _inputs_of({"inputs": inputs}):
         return main  # which is an error of RunFolder.open
-    frame = [] if options.frame == EvaluateOptions.frame else [options.frame]
-    name = "-".join(["-and-".join(options.splits), *frame])
+    frame = [] if picture is None or known[1] == shown else [picture.frame]
+    name = "-".join(["-and-".join(splits), *frame])
     if not re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII):
         name = hashlib.sha256(name.encode()).hexdigest()[:16]
     return f"{main}{_ON}{name}"
@@ -125,32 +135,51 @@ def further_evaluations(run: Path, main: str) -> dict[str, dict[str, Any]]:
     """
     path = run / main / CONFIG_NAME
     first = read_config(path, EvaluationRun) if path.exists() else {}
-    main_splits, main_frame = _view_of(first)
-    known = {(split, main_frame) for split in main_splits}
+    main_splits, main_picture = _view_of(first)
+    known = {(split, main_picture) for split in main_splits}
     metrics_by_split: dict[str, dict[str, Any]] = {}
     for folder in sorted(path.parent for path in run.glob(f"{main}{_ON}*/{METRICS_NAME}")):
         other = read_config(folder / CONFIG_NAME, EvaluationRun)
-        frame = _view_of(other)[1]
+        picture = _view_of(other)[1]
         if _inputs_of(other) != _inputs_of(first):
             continue
         for split, metrics in read_results(folder)["splits"].items():
-            if (split, frame) not in known:
-                metrics_by_split[split if frame == main_frame else f"{split}-{frame}"] = metrics
-                known.add((split, frame))
+            if (split, picture) not in known:
+                name = split if picture == main_picture else f"{split}-{frame_of(picture)}"
+                metrics_by_split[name] = metrics
+                known.add((split, picture))
     return metrics_by_split
 
 
 def _inputs_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the recorded fingerprints of what an evaluation read, without those of plug-ins' code."""
+    """Return the recorded fingerprints of what an evaluation read, without its picture and plug-ins' code."""
     inputs = values.get("inputs", {})
-    return {name: digest for name, digest in inputs.items() if not name.startswith("plug-in ")}
+    return {
+        name: digest
+        for name, digest in inputs.items()
+        if name != PICTURE and not name.startswith("plug-in ")
+    }
 
 
-def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Return the splits and the frame of the options of an evaluation."""
-    options = values.get("evaluate", {})
-    splits = options.get("splits", ("test",))
-    return list(splits), str(options.get("frame", EvaluateOptions.frame))
+def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """Return the splits of the options of an evaluation and its picture, None for a table or if it is not known."""
+    splits = values.get("evaluate", {}).get("splits", ("test",))
+    return list(splits), values.get("inputs", {}).get(PICTURE)
+
+
+def frame_of(picture: str | None) -> str:
+    """Return the value of evaluate.frame for a recorded picture."""
+    return "center_crop" if (picture or "").startswith("center crop") else "full"
+
+
+def is_outdated(folder: Path, picture: Picture | None) -> bool:
+    """Return whether an evaluation was recorded without its picture, so that its numbers may be of another one."""
+    path = folder / CONFIG_NAME
+    return (
+        picture is not None
+        and path.exists()
+        and _view_of(read_config(path, EvaluationRun))[1] is None
+    )
 
 
 def evaluations_against(folder: Path, elsewhere: str = "") -> dict[str, Path]:
@@ -172,7 +201,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / METRICS_NAME
     if not path.exists():
-        return {"evaluators": {}, "splits": {}, "written": {}}
+        return {"evaluators": {}, "splits": {}, "written": {}, **_NO_PICTURES}
     return read_metrics_file(path, f"delete {folder} and run permafrost evaluate again")
 
 
@@ -249,7 +278,7 @@ def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
     Raises:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
-    findings = {"evaluators": {}, "written": {}, **read_json(path, advice)}
+    findings = {"evaluators": {}, "written": {}, **_NO_PICTURES, **read_json(path, advice)}
     try:
         checked = from_dict(_MetricsFile, findings)
         for split, metrics in checked.splits.items():
@@ -281,6 +310,8 @@ class _MetricsFile:
     evaluators: dict[str, _EvaluatorEntry]
     splits: dict[str, dict[str, Any]]
     written: dict[str, str]
+    picture: str
+    teacher_picture: str
 
 
 def check_written(folder: Path, name: str) -> Path:
@@ -371,6 +402,7 @@ def add_result(
     options: Mapping[str, Any],
     files: Mapping[str, str],
     records: Mapping[str, int],
+    pictures: Mapping[str, str] = MappingProxyType({}),
     written: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the results of an evaluator on each split.
@@ -382,9 +414,10 @@ def add_result(
         options: Options of the evaluator, from `evaluator_options`.
         files: SHA-256 of the files it read in addition to the model, its store and its passes, by path.
         records: Number of records of each split.
+        pictures: What the network and its teacher receive of an image, by PICTURE and TEACHER_PICTURE.
         written: SHA-256 of the files that were written next to metrics.json, by name.
     """
-    findings = read_results(folder)
+    findings = {**read_results(folder), **pictures}
     for split, metrics in splits.items():
         split_metrics = findings["splits"].setdefault(split, {"records": records[split]})
         split_metrics |= metrics if EVALUATORS[evaluator].is_flat else {evaluator: metrics}

@@ -103,6 +103,7 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
             options=evaluator_options(evaluator, config),
             files=files[evaluator],
             records={context.split: len(context.dataset) for context in contexts},
+            pictures=plan.pictures,
             written={
                 name: digest for context in contexts for name, digest in context.written.items()
             },

@@ -29,7 +29,7 @@ from permafrost.evaluation.forward import (
     maps_of,
 )
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import evaluation_view, view_images, view_maps
+from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import forward_to_explain, picture_of
 
@@ -134,9 +134,9 @@ PICTURES_NAME = "pictures.safetensors"
 
 @torch.no_grad()
 def picture_maps(
-    model: EvaluatedModel, dataset: StoreDataset, positions: list[int], frame: str = "auto"
+    model: EvaluatedModel, dataset: StoreDataset, positions: list[int]
 ) -> dict[str, Tensor]:
-    """Run `explained_pictures` for the label of each record, in the evaluation view.
+    """Run `explained_pictures` for the label of each record, in the picture of the data set.
 
     If a record has many labels, the class is the first that the teacher explains, or the lowest if it explains none.
 
@@ -144,10 +144,8 @@ def picture_maps(
         model: Evaluated model.
         dataset: Records of the split.
         positions: Positions of the records.
-        frame: Value of evaluate.frame.
     """
     batch = move_batch(dataset.__getitems__(positions), model.device)
-    batch = evaluation_view(batch, frame, model.input_size)
     return explained_pictures(model, batch, _pictured_classes(batch))
 
 

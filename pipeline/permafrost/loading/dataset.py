@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from permafrost.config.models import Picture
 from permafrost.core.batches import Batch, Logits, PixelAugment, Rendering, StoredTargets, TopLogits
 from permafrost.core.errors import require
 from permafrost.core.records import (
@@ -42,7 +43,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import recipe_of_pass
 from permafrost.loading.sampler import WINDOW_SHARDS, EpochSlice
 from permafrost.loading.selected_records import SelectedRecords
-from permafrost.loading.windows import Views, WindowCutter, stored_views_of
+from permafrost.loading.windows import Views, WindowCutter, stored_views_of, views_of_picture
 from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
 from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
@@ -192,6 +193,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     _cutter: WindowCutter | None = None
     """Cuts windows of original images; None where views are sampled from frames."""
     _rendering: Rendering = Rendering()
+    picture: Picture | None = None
+    """Picture of a network in which images are read; None for whole frames and for views."""
 
     def __init__(
         self,
@@ -265,6 +268,17 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         cutter = WindowCutter(size or self.store.size, other._rendering.border, scaled=scaled)
         other._cutter = cutter if cuts else None
         other._start_caches()
+        return other
+
+    def in_picture(self, picture: Picture | None) -> StoreDataset:
+        """Return these records in the picture of a network, or for None in whole frames."""
+        other = copy(self)
+        other.picture = picture if self.store.form.has_places else None
+        shown = other.picture or Picture(size=self.store.size)
+        other._rendering = Rendering(resize=shown.resize)
+        other._cutter = WindowCutter(shown.size, "black") if shown.antialias else None
+        if self._cutter is not other._cutter:
+            other._start_caches()
         return other
 
     @property
@@ -402,7 +416,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         values = [self._gather(number, columns, views, names) for number in read]
         sizes = torch.from_numpy(np.stack([columns["height"], columns["width"]], axis=1)).float()
         shown, pixel_augment, second = None, None, None
-        if epoch_slice is not None and self._schedule is not None:
+        if self.picture is not None:
+            shown = views_of_picture(self.picture, sizes)
+        elif epoch_slice is not None and self._schedule is not None:
             shown = self._schedule.views(epoch_slice.epoch, epoch_slice.first, sizes)
         if views is not None:  # all passes of a run have the same views
             where = str(self.passes[0].folder)

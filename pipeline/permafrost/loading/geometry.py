@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.batches import (
     Batch,
     GridPlacement,
@@ -272,25 +271,6 @@ def downscale(
 # ---- a batch in its view -------------------------------------------------------------------------
 
 
-def evaluation_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
-    """Return the batch in the view for evaluation.
-
-    Args:
-        batch: Batch as loaded.
-        frame: evaluate.frame: "full", "center_crop", or "auto", which means full if the frame already has that size and
-            center_crop otherwise. It is ignored for a table.
-        size: (height, width) of the network's input.
-    """
-    if (
-        not batch.has_places
-        or frame == "full"
-        or (frame == "auto" and batch.inputs.shape[-2:] == size)
-    ):
-        return batch
-    heights, widths = batch.original_size.unbind(dim=1)
-    return replace(batch, canonical_from_view=center_crop(heights, widths, CENTER_CROP_FRACTION))
-
-
 def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     """Render the batch's frames in its view: f32 [B, 3, height, width] in [0, 1], or unchanged rows of a table.
 
@@ -346,7 +326,10 @@ def render_frames(
         images = render_frames(frames, whole, None, rendering, size)
         return _move_windows(images, moves, size, rendering)
     if rendering.border == "black":
-        return warp(frames, canonical_from_view, size, moves=moves).div_(255)
+        images = warp(frames, canonical_from_view, size, rendering.resize, moves)
+        if rendering.resize == "bicubic":  # which overshoots
+            images.clamp_(0, 255)
+        return images.div_(255)
     images, _ = warp_covered(frames, canonical_from_view, size)
     return (images if moves is None else _clip(images, moves)).div_(255)
 

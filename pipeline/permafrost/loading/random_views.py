@@ -11,7 +11,7 @@ needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import kornia.augmentation as K
@@ -20,6 +20,7 @@ from kornia.geometry.conversions import normalize_homography
 from torch import Tensor
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, PolicyConfig
+from permafrost.config.models import CENTER_CROP_FRACTION, Picture
 from permafrost.core.batches import Rendering
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
@@ -30,6 +31,7 @@ from permafrost.loading.windows import Views, pixel_boxes, windows_of_boxes
 
 if TYPE_CHECKING:
     from permafrost.loading.selected_records import SelectedRecords
+    from permafrost.store.reader import Store
 
 VIEW_BLOCK = BLOCK_SIZE
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
@@ -372,6 +374,37 @@ def schedule_views(
         seed,
         one_aspect=records.has_frame_aspect,
         whole_pixels=cuts and not sampled,
+    )
+
+
+def trained_picture(
+    store: Store, augment: AugmentOptions, views: Mapping[str, Any] | None = None
+) -> Picture | None:
+    """Return what a network receives of an image outside of a training, as its views show images; None for tables.
+
+    It is the usual center crop after crops of random sizes, and otherwise the whole image, resized as the views are.
+
+    Args:
+        store: Store of the training.
+        augment: Options of its views.
+        views: Entry of the stored views in the manifest of a pass, of a training that replays them.
+    """
+    if not store.form.has_places:
+        return None
+    if views is None:
+        kinds = {operation.kind for operation in augment.moving}
+        antialias = bool(kinds) and store.has_larger_images and augment.shows_windows
+    else:
+        kinds = {operation["kind"] for operation in views.get("operations", ())}
+        antialias = views.get("pixels") == "originals"
+    return Picture(
+        size=store.size if augment.size is None else (augment.size, augment.size),
+        crop=CENTER_CROP_FRACTION
+        if "resized_crop" in kinds
+        else None
+        if views is None
+        else views.get("center_crop"),
+        antialias=antialias,
     )
 
 

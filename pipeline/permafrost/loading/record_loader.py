@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from permafrost.config.augment import AugmentOptions
+from permafrost.config.models import Picture
 from permafrost.core.batches import (
     Batch,
     MixedLabels,
@@ -209,6 +210,7 @@ class RecordLoader(TrainLoader):
         *,
         teacher: str | Sequence[str] | None = None,
         augment: AugmentOptions | None = None,
+        frame: Picture | None = None,
         replay: bool = False,
         payload: str | None = None,
         batch_size: int = 64,
@@ -226,6 +228,7 @@ class RecordLoader(TrainLoader):
             teacher: Names of passes whose targets are read; None for the only pass of the store, () for none. If the
                 store has several, None reads images and labels, and targets are an error.
             augment: Random views (`permafrost.augmentation`); None shows whole frames.
+            frame: Picture in which a network is evaluated (`load_student(run).picture`), in place of random views.
             replay: True replays the views that a pass stores, instead of drawing new ones.
             payload: Payload to read besides logits and maps, such as "attention" or "class_maps".
             batch_size: Number of records of a batch.
@@ -246,6 +249,10 @@ class RecordLoader(TrainLoader):
             f"RecordLoader takes selected records, as of open_store(...).select('train'), not {type(records).__name__}",
         )
         _check_augment(augment, records)
+        require(
+            frame is None or (augment is None and not replay),
+            "frame= shows each image as in an evaluation; leave out augment and replay",
+        )
         _check_options(options, shuffle=shuffle, replay=replay)
         is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
         require(
@@ -276,6 +283,8 @@ class RecordLoader(TrainLoader):
         self.size, self._epoch, self._lock = size, 0, Lock()
         self.views_per_step, self.expand = 1, None
         dataset = dataset.in_views(views, size)
+        if frame is not None:
+            self.size, dataset = frame.size, dataset.in_picture(frame)
         self._configure(
             dataset,
             _batches(dataset, passes, int(batch_size), seed, options, shuffle, drop_last, replay),

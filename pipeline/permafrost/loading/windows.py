@@ -21,8 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.config.models import Picture
 from permafrost.core.batches import Batch, Border, Moves, Rendering
 from permafrost.core.records import MOVE_FIELD, PIXEL_FIELD, VIEW_FIELD, WINDOW_FIELD
+from permafrost.loading.geometry import center_crop
 from permafrost.loading.recipes import Recipe
 from permafrost.loading.transfer import copy_to, move_values
 from permafrost.store.entries import StoreMismatchError
@@ -105,6 +107,25 @@ def stack_views(views: list[Views]) -> Views:
         strict=True,
     )
     return Views(*(None if part[0] is None else torch.stack(part, dim=1) for part in parts))  # type: ignore[arg-type]
+
+
+def views_of_picture(picture: Picture, sizes: Tensor) -> Views | None:
+    """Return the view of each image in a network's picture; None for whole frames.
+
+    Args:
+        picture: The picture.
+        sizes: (height, width) of the images, [n, 2].
+    """
+    if not picture.antialias:
+        if picture.crop is None:
+            return None
+        heights, widths = sizes.unbind(dim=1)
+        return Views(center_crop(heights, widths, picture.crop))
+    shorter = sizes.min(dim=1, keepdim=True).values
+    sides = sizes if picture.crop is None else (picture.crop * shorter + 0.5).floor().expand(-1, 2)
+    starts = ((sizes - sides) / 2).floor()
+    boxes = torch.cat([starts.flip(1), (starts + sides).flip(1)], dim=1).long().numpy()
+    return Views.of(windows_of_boxes(boxes, torch.ones(len(sizes), 2), sizes), None)
 
 
 def in_views(batch: Batch, views: Views | None, rendering: Rendering) -> Batch:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs
+from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs, Picture
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.records import FEATURES
 
@@ -279,6 +279,8 @@ class Classifier(nn.Module, ABC):
     """Network that this module wraps; one that is a network itself overrides `network`."""
     misplacement: str = ""
     """Why the cells of the features lie in other places of the images than those of a grid do, empty if they do not."""
+    picture: Picture | None = None
+    """What a student receives of an image outside of random views (`permafrost.load_student`)."""
     explanation_mode: Callable[[], AbstractContextManager[None]] | None = None
     """Context in which a gradient to the input is an explanation, of a network that explains itself (B-cos)."""
 

@@ -6,12 +6,12 @@ model.json is written last and lists the digest of the weights (trained_weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.builder import build_config, to_plain_dict
-from permafrost.config.models import MODELS, ModelConfig
+from permafrost.config.models import MODELS, ModelConfig, Picture, usual_picture
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
 from permafrost.config.store import SubsetOptions
@@ -54,6 +54,20 @@ class TrainedModel:
     """Number of steps of its training, None if it was not trained by a run."""
     precision: str | None = None
     """Precision of the forward passes of its training, None if it was not trained by a run."""
+    picture: Picture | None = None
+    """What it receives of an image outside of random views, None for a table, or if that is not known."""
+
+    def shown(self, frame: str, frame_size: tuple[int, int]) -> TrainedModel:
+        """Return it with the picture that evaluate.frame means for it; that of a table stays None.
+
+        Args:
+            frame: Value of evaluate.frame.
+            frame_size: (height, width) of the store's frames.
+        """
+        if len(self.config.input_shape(self.input_size)) != 3:
+            return self
+        picture = self.picture or usual_picture(self.input_size, frame_size)
+        return replace(self, picture=picture.on(frame))
 
 
 def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
@@ -87,6 +101,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "subset": to_plain_dict(trained.subset),
         "steps": trained.steps,
         "precision": trained.precision,
+        "picture": None if trained.picture is None else asdict(trained.picture),
         "parameters": cost.parameters,
         "macs": cost.macs,
         "weights_sha256": weights_sha256,
@@ -185,4 +200,5 @@ class SavedNetwork:
             subset=build_config(SubsetOptions, values.subset, f"{path}: subset"),
             steps=values.steps,
             precision=values.precision,
+            picture=values.picture,
         )

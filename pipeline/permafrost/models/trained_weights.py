@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.models import RANDOM, ModelConfig, is_published
+from permafrost.config.models import RANDOM, ModelConfig, Picture, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, FileError, require, shorten
@@ -77,6 +77,8 @@ class ModelDescription:
     """SHA-256 of model.safetensors."""
     precision: str | None = None
     """Precision of the forward passes of its training, None if it was not trained by a run."""
+    picture: Picture | None = None
+    """What it receives of an image outside of random views; None if that is not known."""
     run: str | None = None
     """Identity of the run that trained it, as its config has it; None if it was not trained by one."""
 
@@ -100,7 +102,9 @@ def read_entries(folder: Path) -> ModelDescription:
     """
     path = folder / DESCRIPTION_NAME
     try:
-        described = from_dict(ModelDescription, {"run": None} | check_json(read_regular(path)))
+        described = from_dict(
+            ModelDescription, {"run": None, "picture": None} | check_json(read_regular(path))
+        )
         run = described.run and run_identity(folder)
         require_entry(run in (None, described.run), "it is that of another run")
     except (DigestError, EntryError) as error:

@@ -30,6 +30,7 @@ from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import STUDENTS, RunFolder, saved_options
 from permafrost.runs.mirrors import files_of_run
+from permafrost.store.reader import Store
 from permafrost.training.distill import plan_student
 
 _RECORD_SECONDS, _MACS_PER_SECOND = 0.5e-3, 5e9
@@ -120,8 +121,11 @@ class Student:
         """Return the run that computes its metrics on evaluate.splits."""
         options = self.evaluate.evaluate
         folder = evaluation_folder(options.against)
-        if options.against is None:
-            folder = folder_of_evaluation(RunFolder(self.name).path, folder, options)
+        student = SavedNetwork(RunFolder(self.name).path / "distill")
+        if options.against is None and student.is_finished:
+            size = Store(self.evaluate.store.at(options.store)).size
+            picture = student.describe().shown(options.frame, size).picture
+            folder = folder_of_evaluation(student.folder.parent, folder, options.splits, picture)
         return StudentRun(
             distill=self.distill,
             evaluate=self.evaluate,

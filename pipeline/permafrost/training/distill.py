@@ -262,6 +262,7 @@ class StudentPlan(TrainingJob):
             num_classes=spec.num_classes,
             classes=spec.class_names,
             input_size=spec.input_size,
+            picture=spec.picture,
             teachers=tuple(teacher.name for teacher in _evaluation_passes(spec)),
             split=self.options.split,
             subset=self.options.subset,

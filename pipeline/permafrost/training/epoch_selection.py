@@ -17,11 +17,13 @@ from typing import Any
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.models import Picture
 from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.core.json_entries import from_dict, require_entry
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import evaluate_training, open_split
 from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.loading.random_views import trained_picture
 from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
@@ -121,8 +123,9 @@ def plan_curve(
         return None
     read_curve(folder)  # a damaged file is an error before the training, not after an epoch
     compared = compared_passes(config, store, passes, num_classes)
+    picture = _picture(config, store, passes)
     evaluators = {
-        split: split_evaluator(config, store, compared, split, num_classes, localize=False)
+        split: split_evaluator(config, store, compared, split, num_classes, picture, localize=False)
         for split in config.curve.splits
     }
     return AccuracyCurve(folder, evaluators, config.curve.every_epochs, config.trainer.epochs)
@@ -296,9 +299,16 @@ def select_epochs(
         compared,
         split,
         num_classes,
+        _picture(config, store, passes),
         localize=metric not in _OF_LOGITS,
     )
     return EpochSelection(folder, config.select_epoch, evaluate)
+
+
+def _picture(config: DistillConfig, store: Store, passes: Sequence[TeacherPass]) -> Picture | None:
+    views = passes[0].views if config.mode == "replay" else None
+    picture = trained_picture(store, config.augment, views)
+    return None if picture is None else picture.on(config.select_frame)
 
 
 def split_evaluator(
@@ -307,6 +317,7 @@ def split_evaluator(
     compared: Sequence[TeacherPass],
     split: str,
     num_classes: int,
+    picture: Picture | None,
     *,
     localize: bool,
 ) -> Callable[[Classifier], dict[str, Any]]:
@@ -318,6 +329,7 @@ def split_evaluator(
         compared: Canonical passes that the student is compared with; () for none.
         split: Name of the split.
         num_classes: Number of the student's classes.
+        picture: What the student receives of an image.
         localize: Compute maps, too.
 
     Raises:
@@ -332,11 +344,11 @@ def split_evaluator(
             config=config.student,
             num_classes=num_classes,
             input_size=size,
+            picture=picture,
             split=config.split,
             subset=config.subset,
         ),
         resolve_decode_threads(config.trainer.decode_threads),
         with_regions=localize,
     )
-    options = EvaluateOptions(frame=config.select_frame)
-    return partial(evaluate_training, size, dataset, options, localize=localize)
+    return partial(evaluate_training, size, dataset, EvaluateOptions(), localize=localize)

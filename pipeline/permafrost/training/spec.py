@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.config.models import ModelConfig
+from permafrost.config.models import ModelConfig, Picture
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.random_views import trained_picture
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import DEFAULT_EXPLAINER
@@ -65,6 +66,12 @@ class TrainingSpec:
     def data_classes(self) -> DataClasses:
         """Class names of the network's outputs, or their number if they are not the classes of the data."""
         return self.class_names or self.num_classes
+
+    @property
+    def picture(self) -> Picture | None:
+        """What the student receives of an image outside of its views."""
+        views = self.dataset.passes[0].views if self.replays else None
+        return trained_picture(self.dataset.store, self.augment, views)
 
     @property
     def input_size(self) -> tuple[int, int]:

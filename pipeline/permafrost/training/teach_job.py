@@ -157,6 +157,7 @@ class TeacherPlan(TrainingJob):
             num_classes=spec.num_classes,
             classes=spec.class_names,
             input_size=spec.input_size,
+            picture=spec.picture,
             split=self.config.teaching.split,
         )
 

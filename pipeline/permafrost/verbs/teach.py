@@ -109,24 +109,16 @@ def _train(plan: TeacherPlan) -> TeachResult:
                 chance,
             )
     weights = str(folder / MODEL_NAME)
+    shown = SavedNetwork(folder).describe().shown(config.evaluate.frame, store.size).picture
     return TeachResult(
         weights=weights,
         accuracy=accuracy,
         f1=f1,
-        frame=_evaluated_frame(config, store, folder),
+        frame="" if shown is None else shown.frame,
         last_epoch=progress.last_line,
         records_per_second=progress.rate(folder),
         next=_next_command(config, store, weights),
     )
-
-
-def _evaluated_frame(config: TeachConfig, store: Store, folder: Path) -> str:
-    """Return what evaluate.frame means for the trained network."""
-    if not store.form.has_places:
-        return ""
-    if config.evaluate.frame != "auto":
-        return config.evaluate.frame
-    return "full" if SavedNetwork(folder).describe().input_size == store.size else "center_crop"
 
 
 def _next_command(config: TeachConfig, store: Store, weights: str) -> str:

@@ -16,6 +16,7 @@ from permafrost.config.teaching import TeachConfig
 from permafrost.core.json_entries import from_dict
 from permafrost.evaluation.forward import evaluate_training
 from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.random_views import trained_picture
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.classifier import Classifier
 from permafrost.store.reader import Store
@@ -126,5 +127,7 @@ def keep_front(
     rows = rows_of_split(store.index, teaching.pareto_split)
     dataset = StoreDataset(store, rows, with_regions=True, decode_threads=decode_threads)
     size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
+    picture = trained_picture(store, teaching.augment)
+    dataset = dataset.in_picture(picture and picture.on(config.evaluate.frame))
     options = replace(config.evaluate, region=teaching.region)
     return ParetoFront(folder, partial(evaluate_training, size, dataset, options))

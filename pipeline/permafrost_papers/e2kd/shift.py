@@ -54,9 +54,10 @@ def shift_curves(
         ConfigError: If the largest shift moves all of the input out of view.
     """
     check_shift("evaluate.shift.pixels", max_shift, model.input_size)
+    frames = dataset.in_picture(None)
     chosen = _select_records(len(dataset), records)
     cosines: dict[str, list[Tensor]] = {}
-    for batch in iter_on_device(iter_batches(dataset, _BATCH, chosen), model.device):
+    for batch in iter_on_device(iter_batches(frames, _BATCH, chosen), model.device):
         for kind, curve in _batch_curves(model, batch.inputs, max_shift).items():
             cosines.setdefault(kind, []).append(curve.cpu())
     return {

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.models import ModelConfig, NoModelConfig, usual_picture
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import decode_threads_of
-from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.geometry import view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
 from permafrost.models.compute import deterministic_algorithms, device_name, torch_threads
@@ -290,9 +290,9 @@ class PartitionSearch:
         if len(rows) == 0:
             return
         dataset = StoreDataset(self.store, rows, decode_threads=self.decode_threads)
+        dataset = dataset.in_picture(usual_picture(size, self.store.size).on(self.teacher.frame))
         for batch in iter_on_device(iter_batches(dataset, _BATCH_SIZE), device):
-            view_batch = evaluation_view(batch, self.teacher.frame, size)
-            yield batch.keys, view_images(view_batch, size)
+            yield batch.keys, view_images(batch, size)
 
     def _correlation(self) -> Tensor:
         """Correlation of a table's columns over the first records: f64 [d, d]."""

@@ -18,7 +18,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, PER_CENT, Evaluator, Page, Quantity
 from permafrost.loading.dataset import iter_batches
-from permafrost.loading.geometry import decode_intermediates, evaluation_view, view_images
+from permafrost.loading.geometry import decode_intermediates, view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost_papers.ked.options import PAYLOAD
 from permafrost_papers.ked.partition import (
@@ -88,9 +88,8 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     for batch in iter_on_device(on_host, model.device):
         stored = decode_intermediates(batch.targets[0])[PAYLOAD]
         teacher_logits = coarsen(stored.cpu(), of_teacher, number)
-        view_batch = evaluation_view(batch, context.options.frame, model.input_size)
         with torch.no_grad():
-            output = model.network(view_images(view_batch, model.input_size))
+            output = model.network(view_images(batch, model.input_size))
         student_logits = coarsen(output.extras[LOGITS], of_student, number)
         total = total + FidelitySums.of(teacher_logits, student_logits.cpu())
     return total.metrics

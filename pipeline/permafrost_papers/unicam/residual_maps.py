@@ -297,7 +297,7 @@ def _write(
         "keys": context.dataset.keys_at(probe_split.positions[: probe_split.explained]),
         "bank_sha256": list(probe_split.bank_sha256),
         "networks": compared,
-        "frame": context.options.frame,
+        "frame": context.frame,
     }
     header = {key: json.dumps(value) for key, value in described.items()}
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}

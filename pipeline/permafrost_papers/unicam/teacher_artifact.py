@@ -21,6 +21,6 @@ def teacher_artifact(context: EvaluationContext, kind: str, **made_from: Any) ->
         # Evaluators run the teacher in float32, independent of its pass.
         "teacher": {name: value for name, value in described.items() if name != "dtype"},
         "store": context.store.manifest.fingerprint,
-        "frame": context.options.frame,
+        "frame": context.frame,
     }
     return Artifact(context.store.folder, kind, made_from, "permafrost evaluate with teacher=")

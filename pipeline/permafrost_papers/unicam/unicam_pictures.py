@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.config.models import usual_picture
 from permafrost.core.errors import first_line
 from permafrost.evaluation.forward import EvaluatedModel, open_split
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.geometry import view_images
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.saved import SavedNetwork
 from permafrost.storage.signed_files import damaged
@@ -177,17 +178,19 @@ def _explained(
     if result.seed is None:
         return _frames(split, store, header)
     network, trained = SavedNetwork(result.folder / "distill").load(store.manifest.classes)
+    trained = trained.shown(header["frame"], store.size)
     dataset = open_split(store, evaluation.open_passes(store), split, trained)
     place = dataset.positions_of(header["keys"])
     positions = [place[key] for key in header["keys"]]
     model = EvaluatedModel(network=network, input_size=trained.input_size)
-    return picture_maps(model, dataset, positions, header["frame"])
+    return picture_maps(model, dataset, positions)
 
 
 def _frames(split: str, store: Store, header: dict[str, Any]) -> dict[str, Tensor]:
     """Images and labels of the explained records in the evaluation view, at the size of the store's frames."""
-    dataset = StoreDataset(store, rows_of_split(store.index, split), [])
+    picture = usual_picture(store.size, store.size).on(header["frame"])
+    dataset = StoreDataset(store, rows_of_split(store.index, split), []).in_picture(picture)
     place = dataset.positions_of(header["keys"])
     batch = dataset.__getitems__([place[key] for key in header["keys"]])
-    images = view_images(evaluation_view(batch, header["frame"], store.size), store.size)
+    images = view_images(batch, store.size)
     return {"frames": (images * 255).round().to(torch.uint8), "labels": batch.labels}

@@ -24,7 +24,7 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.forward import EvaluatedModel, attribution_of, maps_of
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import decode_maps, evaluation_view, view_images
+from permafrost.loading.geometry import decode_maps, view_images
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store
@@ -150,7 +150,7 @@ def test_evidence_is_the_weights_times_what_they_weigh(bcos_store):
     store = Store(Path(bcos_store.store.path))
     dataset = StoreDataset(store, rows_of_split(store.index, "test"), [], with_regions=True)
     network = freeze(build_model(bcos_store.config.teacher, 10))
-    batch = evaluation_view(dataset.__getitems__([0, 1, 2]), "auto", (16, 16))
+    batch = dataset.__getitems__([0, 1, 2])
     model = EvaluatedModel(network=network, input_size=(16, 16))
     with torch.no_grad():
         output = network(view_images(batch, (16, 16)))
