@@ -23,16 +23,17 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
+from permafrost.core.digests import plain_values
 from permafrost.core.errors import UserError, require
 from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import exists, write_atomically
 from permafrost.store.manifest import MANIFEST_NAME
-from permafrost_estimate.measurement import Estimate, plain_values, printed_lines
+from permafrost_estimate.measurement import Estimate, printed_lines
 from permafrost_estimate.options import EstimateConfig
 
 logger = logging.getLogger("permafrost.estimate")
@@ -78,7 +79,7 @@ def estimate_store(config: EstimateConfig) -> EstimateResult:
             error.args = (re.sub(rf"{re.escape(folder)}/\w+", config.store.path, str(error)),)
             raise
     path = RunFolder(config.run).path / "estimate.json"
-    write_atomically(path, (json.dumps(plain_values(estimate), indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(plain_values(asdict(estimate)), indent=1) + "\n").encode())
     return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import inf, isinf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PrecomputeConfig
@@ -483,13 +482,6 @@ def _distance(payload: str, distance: float) -> str:
         return "(distance not measured)"
     shown = "< 0.001" if distance < 1e-3 else _number(distance)
     return f"at {shown} nats" if payload == "logits" else f"at 1 - cos {shown}"
-
-
-def plain_values(estimate: Estimate) -> dict[str, Any]:
-    """Return the estimate as JSON values; null is an infinite number."""
-    text = json.dumps(asdict(estimate))  # with Infinity, which is not JSON
-    values: dict[str, Any] = json.loads(text, parse_constant=lambda name: None)
-    return values
 
 
 def format_bytes(count: float) -> str:

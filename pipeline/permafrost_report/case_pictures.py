@@ -193,7 +193,7 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
             ]
             rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
-        has_contributions = bool(EXPLAINERS[arm.model.network.explainer].contribution)
+        has_contributions = bool(EXPLAINERS[arm.model.explainer].contribution)
         draw = contributions if has_contributions else None
         for title, images, maps in zip(
             (arm.name, f"{arm.name}, moved"), frames, shifted.maps.numpy(), strict=True

@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.evaluation.forward import EvaluatedModel, open_split
+from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.loading.dataset import StoreDataset
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.store.arrow_files import read_table
+from permafrost.store.reader import TeacherPass
 from permafrost_report.comparison import group_pairs
 from permafrost_report.model_selection import read_evaluation
 from permafrost_report.options import ReportConfig, ReportOptions
@@ -247,7 +248,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         return None
     trained = SavedNetwork(pair[1].training_folder).describe().shown(evaluation.frame, store.size)
     datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
-    baseline, candidate = (_open(result, store.manifest.classes) for result in pair)
+    baseline, candidate = (_open(result, store.manifest.classes, passes) for result in pair)
     return CasePair(
         baseline=baseline,
         candidate=candidate,
@@ -286,10 +287,10 @@ def _is_there(result: StudentResult) -> bool:
     return table.exists() and weights.exists()
 
 
-def _open(result: StudentResult, classes: Sequence[str]) -> Arm:
+def _open(result: StudentResult, classes: Sequence[str], passes: Sequence[TeacherPass]) -> Arm:
     assert result.seed is not None  # cases are of students
     network, trained = SavedNetwork(result.training_folder).load(classes)
     table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
     rows = group_pairs((row["split"], row) for row in table.to_pylist())
     model = EvaluatedModel(network=network, input_size=trained.input_size)
-    return Arm(name=result.label, seed=result.seed, model=model, rows=rows)
+    return Arm(name=result.label, seed=result.seed, model=explained_as(model, passes), rows=rows)

@@ -173,7 +173,7 @@ def _shift_plot(
     figure, axis = new_axes()
     for arm, students in arms.items():
         axis.plot(
-            np.array(students).mean(axis=0),
+            np.array(students, dtype=float).mean(axis=0),  # null becomes nan, a gap
             label=legend_name(arm),
             color=colors.get(arm),
             lw=1.2,

@@ -19,6 +19,7 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from permafrost.core.digests import plain_values
 from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import write_atomically
 from permafrost_report.options import ReportConfig
@@ -49,7 +50,7 @@ def report_run(config: ReportConfig) -> ReportResult:
 
     page = gather_page(config)
     values = page.values
-    contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
+    contents = {"html": render_page(page), "json": json.dumps(plain_values(values), indent=1)}
     if page.compared:
         contents["csv"] = student_csv(values["runs"], page.columns)
     shown = [*page.results, *filter(None, [page.network])]

@@ -1,4 +1,4 @@
-"""Digests of JSON values and of keys, and seeds, which are digests of what they are for."""
+"""JSON values, digests of them and of keys, and seeds, which are digests of what they are for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ _CANONICAL = json.JSONEncoder(
 )
 SHORT = 8
 """Number of hexadecimal digits of a fingerprint in the name of a folder."""
+
+
+def plain_values(values: Any) -> Any:
+    """Return values as JSON has them, with null for NaN and infinite numbers, of which JSON has none."""
+    return json.loads(json.dumps(values), parse_constant=lambda name: None)
 
 
 def canonical_json(value: Any) -> bytes:

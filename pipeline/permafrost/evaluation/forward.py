@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.batches import Batch, Logits, MapTargets, StoredTargets, Targets, TopLogits
+from permafrost.core.errors import ConfigError
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.label_forms import classes_of, has_many
 from permafrost.core.records import NO_CLASS
@@ -43,6 +45,7 @@ from permafrost.loading.dataset import (
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import (
     TargetRequest,
+    place_on_grid,
     view_images,
     view_maps,
     view_targets,
@@ -51,7 +54,7 @@ from permafrost.loading.regions import RegionKind, regions_of
 from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_rows
 from permafrost.loading.transfer import iter_on_device, move_values
 from permafrost.losses.map_distances import map_cosine
-from permafrost.models.classifier import Classifier, ModelOutput, eval_mode
+from permafrost.models.classifier import Classifier, ModelOutput, eval_mode, trial_copy
 from permafrost.models.explanations import contributions_of, explainer_named, forward_to_explain
 from permafrost.models.providers import resolve_device
 from permafrost.models.saved import SavedNetwork, TrainedModel
@@ -88,7 +91,7 @@ class Predictions:
     explains one of them."""
     map_cosine: Tensor | None = None
     """Cosine [n, P] of the network's maps with the stored maps of the same class, nan where invalid. None if the two
-    are not comparable."""
+    are by different explainers, or the network's maps have one cell."""
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:
@@ -222,6 +225,11 @@ class EvaluatedModel:
     """(height, width)."""
     thresholds: Thresholds = AT_HALF
     """Logits from which a class is predicted where records have many labels, on the CPU."""
+    explainer: str = ""
+    """Explainer of its maps; an empty one becomes the network's own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "explainer", self.explainer or self.network.explainer)
 
     @property
     def device(self) -> torch.device:
@@ -229,8 +237,36 @@ class EvaluatedModel:
         return self.network.device
 
     def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
-        """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by the network's own explainer."""
-        return explainer_named(self.network.explainer)(self.network, output, explained_class)
+        """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by its explainer."""
+        return explainer_named(self.explainer)(self.network, output, explained_class)
+
+
+@torch.no_grad()
+def explained_as(model: EvaluatedModel, passes: Sequence[TeacherPass]) -> EvaluatedModel:
+    """Return a model whose maps are by the explainer of the pass that it is compared with.
+
+    A network that this explainer refuses (ConfigError) keeps its own, and its maps are not compared with the pass.
+
+    Args:
+        model: Evaluated model.
+        passes: Passes that it is compared with, of which the first one counts.
+    """
+    kind = passes[0].explainer if passes else None
+    if kind is None or kind == model.explainer:
+        return model
+    trial = replace(model, network=trial_copy(model.network), explainer=kind)
+    with suppress(ConfigError):
+        trial.maps(
+            forward_to_explain(
+                trial.network,
+                torch.zeros(
+                    1, *passes[0].store.form.input_shape(model.input_size), device=model.device
+                ),
+            ),
+            torch.zeros(1, 1, dtype=torch.int64, device=model.device),
+        )
+        return replace(model, explainer=kind)
+    return model
 
 
 def open_split(
@@ -302,7 +338,7 @@ def evaluate_training(
         The metrics of the split, as fractions in [0, 1].
     """
     with eval_mode(model):
-        subject = EvaluatedModel(network=model, input_size=input_size)
+        subject = explained_as(EvaluatedModel(network=model, input_size=input_size), dataset.passes)
         return evaluate_split(subject, dataset, options, localize=localize)
 
 
@@ -327,14 +363,21 @@ def predict_records(
 ) -> Predictions:
     """Compute the results per record from which `evaluate_split` derives its metrics.
 
-    Agreement, KL and map cosine compare with the dataset's first teacher pass, if there is one.
+    Agreement, KL and map cosine compare with the dataset's first teacher pass, if there is one. Maps of another
+    explainer than the model's are not compared.
 
     Args:
         localize: False skips maps and regions.
     """
     return join(
         [
-            _predict_batch(model, batch, options, localize=localize)
+            _predict_batch(
+                model,
+                batch,
+                options,
+                localize=localize,
+                compares_maps=model.explainer in [first.explainer for first in dataset.passes[:1]],
+            )
             for batch in iter_on_device(iter_batches(dataset, options.batch_size), model.device)
         ]
     )
@@ -384,7 +427,12 @@ def predict_split(
 
 
 def _predict_batch(
-    model: EvaluatedModel, batch: Batch, options: EvaluateOptions, *, localize: bool
+    model: EvaluatedModel,
+    batch: Batch,
+    options: EvaluateOptions,
+    *,
+    localize: bool,
+    compares_maps: bool,
 ) -> Predictions:
     check_interrupted()
     output = forward_to_explain(model.network, view_images(batch, model.input_size))
@@ -411,7 +459,7 @@ def _predict_batch(
         targets = view_targets(batch, TargetRequest(grid, with_maps=localize))[0]
         if targets.logits is not None:
             teacher_logits = move_values(targets.logits, torch.device("cpu"))
-        cosine = _cosine_to_teacher(model, output, targets)
+        cosine = _cosine_to_teacher(model, output, targets) if compares_maps else None
     return Predictions(
         keys=batch.keys,
         logits=output.logits.detach().float().cpu(),
@@ -493,12 +541,16 @@ def images_at(maps: Tensor, batch: Batch) -> Callable[[], Tensor]:
 
 
 def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> Tensor | None:
-    """Cosine [n, P] of the model's maps with the stored ones, nan where invalid, None if they are not comparable."""
+    """Cosine [n, P] of the model's maps with the stored ones of its explainer, nan where invalid, None without any."""
     if not isinstance(targets, MapTargets):
         return None
     maps = model.maps(output, targets.explained_class)
-    if maps.shape[2] != targets.maps.shape[2] or maps.shape[-2:] == (1, 1):
-        return None  # as GradCAM maps and B-cos weights are not comparable, and maps of one cell are all equal
-    cosine, nonzero = map_cosine(maps, targets.maps, model.input_size)
+    if maps.shape[-2:] == (1, 1):
+        return None  # as maps of one cell are all equal
+    cosine, nonzero = map_cosine(
+        place_on_grid(maps, (targets.maps.shape[-2], targets.maps.shape[-1])),
+        targets.maps,
+        model.input_size,
+    )
     valid = nonzero & targets.map_valid
     return torch.where(valid, cosine, float("nan")).cpu()

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import to_plain_dict
@@ -286,7 +286,7 @@ def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
             require_entry(type(records) is int and records >= 0, f"{split} has {records!r} records")
             for name in METRICS.keys() & metrics.keys():
                 number = metrics[name]
-                is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+                is_number = type(number) in (int, float, NoneType)
                 require_entry(is_number, f"{split}.{name} is {str(number)[:80]!r}")
         for digest in checked.written.values():
             require_digest(digest)

@@ -14,11 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.explainers import EXPLAINERS
 from permafrost.core.errors import device_errors, require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
-from permafrost.evaluation.forward import EvaluatedModel, open_split, predict_split
+from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split, predict_split
 from permafrost.evaluation.inputs import EvaluationPlan
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.per_label import AT_HALF, Thresholds, best_thresholds
@@ -64,6 +65,20 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
     logger.info("evaluators run on %s", device_name(model.device))
     networks = Networks(config, plan.store, plan.passes)
     requested = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
+    model = explained_as(model, plan.passes)
+    kind = plan.passes[0].explainer if plan.passes else None
+    if "localization" in requested and kind not in (None, model.explainer):
+        logger.warning(
+            "map_cosine is not measured: the maps of %s are of explainer=%s, which cannot explain %s, so its EPG, IoU "
+            "and pictures are of its own explainer=%s; to compare maps, name %s",
+            plan.passes[0].name,
+            kind,
+            type(model.network.network).__name__,
+            model.explainer,
+            f"a pass of explainer={model.explainer} with evaluate.against="
+            if kind in EXPLAINERS
+            else f"the plug-in of explainer={kind} with plugins=",
+        )
     threads = resolve_decode_threads(config.evaluate.decode_threads)
     contexts = [
         EvaluationContext(

@@ -204,7 +204,11 @@ DEFAULT_EXPLAINER = "gradcam"
 
 
 def explainer_named(kind: str) -> Explainer:
-    """Return the explainer of that name in config.explainers.EXPLAINERS."""
+    """Return the explainer of that name in config.explainers.EXPLAINERS. Raises ConfigError if it has none."""
+    require(
+        kind in EXPLAINERS,
+        f"explainer={kind} is not among {', '.join(EXPLAINERS)}; name its plug-in with plugins=",
+    )
     explainer: Explainer = resolve_implementation(EXPLAINERS[kind])
     return explainer
 

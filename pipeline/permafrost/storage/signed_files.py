@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from permafrost.core.digests import plain_values
 from permafrost.core.errors import UserError
 from permafrost.core.yaml_text import read_values
 from permafrost.storage.files import read_regular, write_atomically
@@ -48,9 +49,17 @@ def sign_json(
     Args:
         values: The mapping.
         sort_keys: Write entries in the order of their names instead of that of the mapping.
-        allow_nan: Write NaN and infinite numbers, which are not JSON; without, they are a ValueError.
+        allow_nan: Write NaN and infinite numbers as null; without, they are a ValueError.
     """
-    text = json.dumps(values, indent=1, sort_keys=sort_keys, allow_nan=allow_nan) + "\n"
+    text = (
+        json.dumps(
+            plain_values(values) if allow_nan else values,
+            indent=1,
+            sort_keys=sort_keys,
+            allow_nan=False,
+        )
+        + "\n"
+    )
     opening, rest = text.encode().split(b"\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest().encode()
     return b"".join((opening, b"\n", _JSON_START, digest, _JSON_END, b"\n", rest))

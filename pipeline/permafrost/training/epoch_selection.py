@@ -59,7 +59,11 @@ class AccuracyCurve:
         splits = {}
         for split, evaluate in self.evaluators.items():
             metrics = evaluate(model)
-            splits[split] = {name: float(metrics[name]) for name in _ON_CURVE if name in metrics}
+            splits[split] = {
+                name: float(metrics[name])
+                for name in _ON_CURVE
+                if math.isfinite(metrics.get(name, math.nan))
+            }
         earlier = [point for point in read_curve(self.folder) if point["epoch"] < epoch]
         points = [*earlier, {"epoch": epoch, "splits": splits}]
         write_json(self.folder / CURVE_NAME, {"points": points})
@@ -240,7 +244,7 @@ class EpochSelection:
                 "the last epoch"
             )
         require(
-            not math.isnan(value),
+            math.isfinite(value),
             f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split lacks "
             f"it or the training diverged; choose one of {known or 'another split'} or lower optimizer.lr",
         )

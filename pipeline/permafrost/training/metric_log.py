@@ -18,11 +18,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from permafrost.core.digests import plain_values
 from permafrost.core.errors import UserError
 from permafrost.core.progress import count_records
 from permafrost.losses.base import LossTerms
@@ -164,7 +166,7 @@ class MetricWriter:
 
     def write(self, line: dict[str, float]) -> None:
         """Append a line to the file and its numbers to the tracker."""
-        body = json.dumps(line)[:-1]
+        body = json.dumps(plain_values(line))[:-1]
         self._digest = _chain(self._digest, body.encode())
         try:
             with self.path.open("a") as file:
@@ -246,13 +248,15 @@ def _iter_lines(raw: bytes, digest: str) -> Iterator[_Line]:
             values = json.loads(body + b"}")
         except (ValueError, RecursionError) as error:
             raise DigestError(f"line {number} is not JSON ({error})") from error
-        numbers = list(values.values()) if isinstance(values, dict) else [None]
+        numbers = list(values.values()) if isinstance(values, dict) else [""]
         if (
-            not all(type(value) in (int, float) for value in numbers)
+            not all(type(value) in (int, float, NoneType) for value in numbers)
             or type(values.get("step")) is not int
         ):
             raise DigestError(f"line {number} has other values than numbers")
-        yield _Line(values, digest, end)
+        yield _Line(
+            {name: value for name, value in values.items() if value is not None}, digest, end
+        )
 
 
 def _chain(before: str, body: bytes) -> str:

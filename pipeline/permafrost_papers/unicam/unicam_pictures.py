@@ -17,7 +17,7 @@ from torch import Tensor
 
 from permafrost.config.models import usual_picture
 from permafrost.core.errors import first_line
-from permafrost.evaluation.forward import EvaluatedModel, open_split
+from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset
@@ -183,7 +183,7 @@ def _explained(
     place = dataset.positions_of(header["keys"])
     positions = [place[key] for key in header["keys"]]
     model = EvaluatedModel(network=network, input_size=trained.input_size)
-    return picture_maps(model, dataset, positions)
+    return picture_maps(explained_as(model, dataset.passes), dataset, positions)
 
 
 def _frames(split: str, store: Store, header: dict[str, Any]) -> dict[str, Tensor]:
