@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,8 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
+from permafrost.config.methods import E2KDConfig
 from permafrost.core.records import NO_GROUP, NO_LABEL
-from permafrost.evaluation.forward import EvaluatedModel, metrics_of, predict_records
+from permafrost.evaluation.evaluate import evaluate_student
+from permafrost.evaluation.forward import (
+    EvaluatedModel,
+    evaluate_training,
+    metrics_of,
+    predict_records,
+)
 from permafrost.evaluation.metrics import (
     accuracy,
     agreement,
@@ -28,10 +38,26 @@ from permafrost.evaluation.per_label import many_label_scores
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.regions import box_regions
-from permafrost.models.explanations import gradcam
+from permafrost.losses.base import build_loss
+from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
+from permafrost.training.state import Training
+from permafrost.training.step import batch_loss
+from tests.support.runs import evaluation_of
+from tests.support.verbs import precompute
 
 THRESHOLD = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyConfig(ExplainerConfig):
+    implementation: ClassVar[str] = f"{__name__}:energy"
+    kind: str = "energy"
+
+
+def energy(model, output, explained_class):
+    maps = output.features.square().mean(dim=1)[:, None, None]
+    return maps.expand(-1, explained_class.shape[1], -1, -1, -1)
 
 
 def box(
@@ -450,3 +476,45 @@ def test_localization_is_measured_at_the_networks_input_and_not_at_the_frame(fro
     torch.testing.assert_close(predictions.epg[:, 0], expected(24), rtol=0, atol=1e-6)
     # control: the result at the frame's size differs
     assert (expected(24) - expected(16)).abs().max() > 1e-3
+
+
+def frozen_by(own, explainer):
+    precompute.run(replace(own.config, explainer=explainer))
+    passes = map(own.store.open_pass, (folder.name for folder in own.store.pass_folders()))
+    return next(each for each in passes if each.explainer == explainer.kind)
+
+
+@pytest.mark.parametrize("explainer", [GradCamConfig(), EnergyConfig()])
+def test_a_student_is_explained_as_the_pass_was_and_as_its_training_explains_it(
+    own, explainer, monkeypatch
+):
+    monkeypatch.setitem(EXPLAINERS, "energy", EnergyConfig)
+    dataset = StoreDataset(own.store, np.arange(24), [frozen_by(own, explainer)], with_regions=True)
+
+    def measured(model):
+        return evaluate_training((16, 16), dataset, EvaluateOptions(), model)["map_cosine"]
+
+    network = freeze(build_model(own.config.teacher, 10))
+    assert measured(network) == pytest.approx(1, abs=1e-5)
+    other = build_model(replace(own.config.teacher, weights=None), 10).eval()
+    training = Training(
+        model=other,
+        loss=build_loss(E2KDConfig(tau=2.0)),
+        optimizer=torch.optim.SGD(other.parameters(), lr=0.1),
+        explain=explainer_named(explainer.kind),
+    )
+    terms = batch_loss(training, dataset.__getitems__(list(range(24))), (16, 16)).terms
+    assert terms["map"].item() == pytest.approx(1 - measured(other), abs=1e-5)
+    assert measured(other) < 0.99
+
+
+def test_a_pass_of_an_explainer_that_is_not_installed_is_not_compared(own, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setitem(EXPLAINERS, "energy", EnergyConfig)
+        name = frozen_by(own, EnergyConfig()).name
+
+    result = evaluate_student(evaluation_of(own, against=name))
+
+    assert "map_cosine" not in result.splits["test"]
+    assert "agreement" in result.splits["test"]
+    assert "to compare maps, name the plug-in of explainer=energy with plugins=" in caplog.text

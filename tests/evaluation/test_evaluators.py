@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from permafrost.cli import stage_main
+from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
@@ -35,12 +36,13 @@ from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost_papers.e2kd.options import ShiftOptions
 from permafrost_report.main_table import columns_of
+from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results
 from tests.support.papers import needs_papers
-from tests.support.runs import evaluation_of, save_student
+from tests.support.runs import TRAINER, distill_config, evaluation_of, save_student
 from tests.support.stores import precompute_config
 from tests.support.sweeps import read_sweep, run_sweep
-from tests.support.verbs import precompute
+from tests.support.verbs import distill, precompute, report
 
 
 @pytest.fixture
@@ -94,6 +96,29 @@ def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
     table = pd.read_parquet(RUNS / "one" / "evaluate" / "records.parquet")
     assert table.correct.notna().all()
     assert table.epg.str[0].isna().all()
+
+
+def test_numbers_that_are_none_are_null_in_the_files_of_a_run(frozen, monkeypatch):
+    distill.run(distill_config(frozen, trainer=replace(TRAINER, epochs=1)))
+    monkeypatch.setattr(
+        evaluator.EvaluatedModel,
+        "maps",
+        lambda self, output, classes: torch.zeros(*classes.shape, 1, 2, 2),
+    )
+    names = ("localization", "shift")
+    options = {"shift": ShiftOptions(pixels=2, records=4)}
+    result = evaluation.evaluate_student(evaluation_of(frozen, names, **options))
+    store = StoreOptions(path=str(frozen.store.path))
+    report.run(
+        ReportConfig(store=store, augment=AugmentOptions(), report=ReportOptions(), run="one")
+    )
+
+    assert result.splits["test"]["map_cosine"] is None
+    assert result.splits["test"]["shift"] == {"map": [None] * 3}
+    written = [*(RUNS / "one").rglob("*.json")]
+    assert {"metrics.json", "report.json"} <= {path.name for path in written}
+    for path in written:
+        json.loads(path.read_text(), parse_constant=lambda name, path=path: pytest.fail(str(path)))
 
 
 def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):

@@ -129,6 +129,27 @@ def test_a_b_cos_student_learns_from_the_store_and_is_evaluated(bcos_store):
     assert 0 < evaluated["teacher_epg"] < 1
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_only_a_network_of_the_pass_s_explainer_is_compared_with_it(
+    bcos_store, tiny_teacher, caplog, same
+):
+    evaluated = evaluate.run(
+        EvaluateConfig(
+            store=bcos_store.store,
+            evaluate=EvaluateOptions(splits=("test",)),
+            model="network",
+            student=bcos_store.config.teacher if same else tiny_teacher,
+            run="given",
+        )
+    ).splits["test"]
+
+    assert evaluated.get("map_cosine") == (pytest.approx(1, abs=1e-4) if same else None)
+    assert {"epg", "teacher_epg"} <= evaluated.keys()
+    refused = "explainer=bcos_weights, which cannot explain CifarResNet, so"
+    remedy = "to compare maps, name a pass of explainer=gradcam with evaluate.against="
+    assert [refused in caplog.text, remedy in caplog.text] == [not same] * 2
+
+
 def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(bcos_store):
     lines = {}
     for mode in ("frozen", "live"):
