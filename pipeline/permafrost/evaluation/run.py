@@ -69,8 +69,8 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
     kind = plan.passes[0].explainer if plan.passes else None
     if "localization" in requested and kind not in (None, model.explainer):
         logger.warning(
-            "map_cosine is not measured: the maps of %s are of explainer=%s, which cannot explain %s, so its EPG, IoU "
-            "and pictures are of its own explainer=%s; to compare maps, name %s",
+            "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
+            "and pictures use the network's own explainer=%s; to compare maps, name %s",
             plan.passes[0].name,
             kind,
             type(model.network.network).__name__,

@@ -145,7 +145,7 @@ def test_only_a_network_of_the_pass_s_explainer_is_compared_with_it(
 
     assert evaluated.get("map_cosine") == (pytest.approx(1, abs=1e-4) if same else None)
     assert {"epg", "teacher_epg"} <= evaluated.keys()
-    refused = "explainer=bcos_weights, which cannot explain CifarResNet, so"
+    refused = "explainer=bcos_weights, by which CifarResNet cannot be explained."
     remedy = "to compare maps, name a pass of explainer=gradcam with evaluate.against="
     assert [refused in caplog.text, remedy in caplog.text] == [not same] * 2
 
