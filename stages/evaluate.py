@@ -13,7 +13,7 @@ Reads   runs/<run>/distill/ and <store.path>, including its teacher passes; the 
         teacher.weights=) is needed only by some evaluators and with model=teacher. With model=network the network
         of student= and student.weights= takes the place of runs/<run>/distill/
 Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensors, config.yaml; the results
-        of a teacher are in evaluate-teacher/, those of a given network in evaluate-network/, those against a named
+        of a teacher are in evaluate-teacher/, those of a given network in evaluate-network/, those against another
         pass in evaluate-against-<pass>/, those of further splits or frames in evaluate-on-<splits>[-<frame>]/, and
         those on another store than that of the training in evaluate-in-<store>/.
         Those of a student are also in the tracker's run of its training (logger=)

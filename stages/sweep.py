@@ -13,7 +13,8 @@ only those of each arm's best point (by the mean over seeds) on evaluate.splits.
 Reads   <store.path>
 Writes  runs/<run>/students/<arm>-seed<n>-<id>/ in the form of distill and evaluate (with select/<split>/ next to
         evaluate/), then runs/<run>/sweep.json
-Rerun   a run's id is the hash of its config and of its inputs, so finished runs are skipped
+Rerun   a student's id is the hash of the options and inputs of its training, so finished students are not trained
+        again; other splits, frames, passes or stores are evaluated next to the earlier ones
 """
 
 from permafrost.cli import stage_main

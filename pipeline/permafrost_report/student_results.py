@@ -22,9 +22,9 @@ from permafrost.evaluation.results import (
     TEACHER_EVALUATION,
     TEACHER_PICTURE,
     evaluation_folder,
-    evaluations_against,
-    further_evaluations,
+    evaluations_beside,
     place_beside,
+    place_of,
     read_results,
     without_outputs,
 )
@@ -112,6 +112,10 @@ class StudentResult:
     """Part of the names of its evaluations that is of another store than the one of its training (results.place_of)."""
     evaluation_name: str = evaluation_folder(None)
     """Name of the folder of the records and pictures to show, that of `metrics` if there are any."""
+    frame: str = ""
+    """Part of the images that was evaluated there."""
+    folders: dict[str, str] = field(default_factory=dict)
+    """Names of the folders of the evaluations against named passes."""
 
     @property
     def training_folder(self) -> Path:
@@ -132,8 +136,7 @@ class StudentResult:
     @property
     def evaluations(self) -> list[str]:
         """Names of the folders of all its evaluations."""
-        others = (evaluation_folder(teacher, self.place) for teacher in self.against)
-        return [self.evaluation_name, *others]
+        return [self.evaluation_name, *self.folders.values()]
 
     @property
     def is_evaluated(self) -> bool:
@@ -195,14 +198,15 @@ class StudentResult:
         """Return the metric that `source` names, or None if it does not exist.
 
         Args:
-            source: <split>.<metric> or all.<metric>. all is the mean over the splits of the evaluation, which for
-                <metric>@<pass> is the one against that pass.
+            source: <split>.<metric>, <split>-<frame>.<metric> or all.<metric>. all is the mean over the splits of the
+                evaluation, which for <metric>@<pass> is the one against that pass.
         """
         split, _, name = source.partition(".")
         splits: Iterable[str] = [split]
         if split == ALL_SPLITS:
             splits = self.against.get(name.partition("@")[2], self.metrics)
-        chosen = [self.numbers.get(split, {}) for split in splits]
+        in_frame = {f"{split}-{self.frame}": numbers for split, numbers in self.numbers.items()}
+        chosen = [self.numbers.get(split, in_frame.get(split, {})) for split in splits]
         if not chosen or any(name not in metrics for metrics in chosen):
             return None
         records = sum(metrics["records"] for metrics in chosen)
@@ -266,7 +270,7 @@ def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]
                     label=f"{result.label} against {teacher}",
                     metrics=metrics,
                     against={},
-                    evaluation_name=evaluation_folder(teacher, result.place),
+                    evaluation_name=result.folders[teacher],
                 )
             )
     return split
@@ -298,18 +302,11 @@ def _load_untrained(
     """Load the results of a network that the run has not trained."""
     main = RunFolder(run).path / evaluation_name
     evaluation_name += "" if store is None else place_beside(main, store)
-    path = RunFolder(run).path / evaluation_name / METRICS_NAME
-    if not path.exists():
+    folder = RunFolder(run).path
+    measured = _measured(folder, evaluation_name)
+    if not measured:
         return None
-    return StudentResult(
-        arm=label,
-        label=label,
-        seed=None,
-        folder=RunFolder(run).path,
-        metrics=_metrics(path),
-        further=further_evaluations(RunFolder(run).path, evaluation_name),
-        evaluation_name=evaluation_name,
-    )
+    return StudentResult(arm=label, label=label, seed=None, folder=folder, **measured)
 
 
 def _load_student(run: str, store: Store | None, *, must_be_evaluated: bool) -> StudentResult:
@@ -339,13 +336,16 @@ def read_sweep(run: str) -> dict[str, Any]:
     values = read_json(path, advice)
     try:
         checked = from_dict(
-            _SweepFile, {"students": None, "select": None, "candidates": None, **values}
+            _SweepFile,
+            {"students": None, "select": None, "candidates": None, "evaluations": {}, **values},
         )
-        for row in (*checked.runs, *(checked.candidates or ())):
-            require_inside(row.run)
+        rows = (*checked.runs, *(checked.candidates or ()))
+        for folder in (*(row.run for row in rows), *checked.evaluations.values()):
+            require_inside(folder)
     except EntryError as error:
         raise damaged(path, error, advice) from error
     for row in (*values["runs"], *values.get("candidates", ())):
+        row |= {"evaluation": shown} if (shown := checked.evaluations.get(row["run"])) else {}
         row["run"] = f"{run}/{row['run']}"
     return values
 
@@ -401,6 +401,8 @@ class _SweepFile:
     """Number of students that the sweep reports when it has finished."""
     select: str | None
     candidates: tuple[_CandidateRow, ...] | None
+    evaluations: dict[str, str]
+    """Folder of the evaluation of each student that the sweep was called for."""
 
 
 def _config_of(run: str) -> Path:
@@ -418,35 +420,54 @@ def _load_result(
 ) -> StudentResult:
     folder = RunFolder(row["run"]).path
     place = "" if store is None else place_beside(folder / "distill", store)
-    first = folder / evaluation_folder(None)
-    if store is not None and first.exists() and not place_beside(first, store):
-        place = ""  # also with evaluate.store
-    main = evaluation_folder(None, place)
-    path = folder / main / METRICS_NAME
-    of_passes = evaluations_against(folder, place)
-    against = {teacher: _metrics(file) for teacher, file in of_passes.items()}
+    shown = row.get("evaluation") or evaluation_folder(None)
+    if store is not None and (place or "evaluation" not in row):
+        names = (shown, evaluation_folder(None), evaluation_folder(None, place_of(store)))
+        here = (
+            name
+            for name in names
+            if (folder / name / METRICS_NAME).exists() and not place_beside(folder / name, store)
+        )
+        shown = next(here, evaluation_folder(None, place))
+        place = place if shown.startswith(evaluation_folder(None, place)) else ""
+    measured = _measured(folder, shown)
     require(
-        not must_be_evaluated or bool(place) or bool(against) or path.exists(),
-        f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again",
+        not must_be_evaluated or bool(place) or bool(measured),
+        f"{folder / shown / METRICS_NAME} does not exist; run permafrost sweep (or permafrost evaluate for a single "
+        "student) again",
     )
-    shown = None if path.exists() else next(iter(against), None)
     return StudentResult(
         arm=row["arm"],
         label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
         point=row["point"],
         seed=row["seed"],
         folder=folder,
-        metrics=_metrics(path) if path.exists() else {},
-        further=further_evaluations(folder, main) if path.exists() else {},
-        against=against,
         place=place,
-        evaluation_name=evaluation_folder(shown, place),
+        **({"metrics": {}} | measured),
     )
 
 
-def _metrics(path: Path) -> dict[str, dict[str, Any]]:
-    splits: dict[str, dict[str, Any]] = read_results(path.parent)["splits"]
-    return splits
+def _measured(folder: Path, evaluation_name: str) -> dict[str, Any]:
+    """Return the metrics of an evaluation and of those next to it, by the name of their entry in a result."""
+    evaluations = evaluations_beside(folder, evaluation_name)
+    if not evaluations:
+        return {}
+    plain = [each for each in evaluations if not each.against]
+    named = {each.against: each for each in reversed(evaluations) if each.against}
+    main = (plain or evaluations)[0]
+    return {
+        "metrics": main.metrics if plain else {},
+        "further": {
+            split: metrics
+            for other in reversed(plain[1:])
+            for split, metrics in other.metrics.items()
+            if split not in main.metrics
+        },
+        "against": {name: each.metrics for name, each in sorted(named.items())},
+        "folders": {name: each.folder for name, each in named.items()},
+        "evaluation_name": main.folder,
+        "frame": main.frame,
+    }
 
 
 def epoch_curves(

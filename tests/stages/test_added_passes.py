@@ -22,6 +22,7 @@ from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training import loop
+from permafrost_report.student_results import load_results
 from tests.support.kills import killed_at
 from tests.support.runs import (
     PAD_CROP,
@@ -298,6 +299,25 @@ def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
     runs = [row["run"] for row in read_sweep()["runs"]]
     teachers = [SavedNetwork(RUNS / run / "distill").describe().teachers for run in runs]
     assert teachers == [(name,) for name in names]
+
+
+def test_a_student_of_labels_is_compared_with_another_pass_without_a_training(one_pass):
+    words = sweep_arguments(one_pass, "arms={labels: ['method=labels']}", "evaluate.splits=[test]")
+    run_sweep(words)
+    one_pass.add_passes()
+    (other,) = (name for name in names_in(one_pass.store) if name.startswith("another"))
+
+    results = [run_sweep([*words, f"store.teacher={other}"]) for _ in range(2)]
+    (compared,) = load_results("grid")
+    back = run_sweep([*words, f"store.teacher={one_pass.first}"])
+
+    assert [(r.trained_now, r.finished_now) for r in (*results, back)] == [(0, 1), (0, 0), (0, 0)]
+    assert compared.evaluation_name == f"evaluate-against-{other}"
+    assert compared.find(f"test.kl_to_teacher@{one_pass.first}") != compared.find(
+        "test.kl_to_teacher"
+    )
+    (first,) = load_results("grid")
+    assert first.evaluation_name == "evaluate"
 
 
 # ---- passes that are equal, or removed -----------------------------------------------------------

@@ -13,7 +13,7 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.results import further_evaluations
+from permafrost.evaluation.results import evaluations_beside
 from permafrost.runs.mirrors import RUNS
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results, load_teacher
@@ -116,11 +116,14 @@ def test_an_evaluation_of_another_network_is_not_read_as_one_beside(own):
     evaluated(own, splits=("train",))
     evaluated(own, "two", splits=("train",))
     folder = RUNS / "one" / "evaluate-on-train"
-    assert set(further_evaluations(RUNS / "one", "evaluate")) == {"train"}
+    assert [each.folder for each in evaluations_beside(RUNS / "one", "evaluate")] == [
+        "evaluate",
+        "evaluate-on-train",
+    ]
 
     (RUNS / "two" / "evaluate" / "config.yaml").replace(folder / "config.yaml")
 
-    assert further_evaluations(RUNS / "one", "evaluate") == {}
+    assert [each.folder for each in evaluations_beside(RUNS / "one", "evaluate")] == ["evaluate"]
 
 
 def test_a_sweep_reads_its_splits_of_a_student_that_was_evaluated_on_others_before(frozen):

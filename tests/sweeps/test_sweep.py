@@ -14,6 +14,7 @@ import pytest
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
+from permafrost.evaluation import run as evaluation_run
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
@@ -21,9 +22,12 @@ from permafrost.sweeps import student_task
 from permafrost.sweeps.plan import plan_students
 from permafrost.sweeps.runner import estimate_seconds
 from permafrost_report.options import ReportConfig, ReportOptions
+from permafrost_report.student_results import load_results
 from tests.support.growing import TEACHER, Pictures, growing_options
+from tests.support.kills import killed_at
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
+from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.sweeps import (
     TINY,
     TWO_ARMS,
@@ -481,6 +485,120 @@ def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, mo
     assert "candidate_minus_baseline" not in values
     assert ">Selection</h2>" not in html
     assert named["candidate_minus_baseline"]["mean"] == pytest.approx(0.6)
+
+
+def evaluation_files():
+    """Bytes by path of all files in the folders of the students."""
+    paths = (RUNS / "grid").glob("students/*/*/**/*")
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def shown_folders():
+    return set(read_sweep()["evaluations"].values())
+
+
+def test_a_sweep_is_evaluated_in_two_frames_and_trained_once(frozen):
+    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
+    crop = [*base, "evaluate.frame=center_crop"]
+
+    first, before = run_sweep(base), evaluation_files()
+    second, cropped, folders = run_sweep(crop), sweep_report(frozen)[0], shown_folders()
+    third, whole = run_sweep(base), sweep_report(frozen)[0]
+
+    assert [r.trained_now for r in (first, second, third)] == [2, 0, 0]
+    assert [r.finished_now for r in (first, second, third)] == [2, 2, 0]
+    after = evaluation_files()
+    assert {path: after[path] for path in before} == before
+    assert (folders, shown_folders()) == ({"evaluate-on-test-center_crop"}, {"evaluate"})
+    results = [[row["accuracy"] for row in values["runs"]] for values in (cropped, whole)]
+    for accuracies, name in zip(results, (*folders, "evaluate"), strict=True):
+        paths = [RUNS / row["run"] / name / "metrics.json" for row in read_sweep()["runs"]]
+        found = [json.loads(path.read_text())["splits"]["test"]["accuracy"] for path in paths]
+        assert accuracies == found
+    (kd, _) = load_results("grid")
+    assert kd.find("test-auto.accuracy") == kd.find("test.accuracy") == results[1][0]
+    assert kd.find("test-center_crop.accuracy") == results[0][0]
+
+
+def test_a_sweep_that_is_killed_in_its_second_evaluation_completes_it(frozen, monkeypatch):
+    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
+    run_sweep(base)
+    with killed_at(evaluation_run, "add_result", 3):  # accuracy of the second student
+        run_sweep([*base, "evaluate.frame=full"])
+    assert len(read_sweep()["runs"]) == 1
+
+    result = run_sweep([*base, "evaluate.frame=full"])
+
+    assert (result.trained_now, result.finished_now) == (0, 1)
+    assert len(read_sweep()["runs"]) == 2
+    assert shown_folders() == {"evaluate-on-test-full"}
+
+
+def test_points_are_selected_in_the_frame_that_is_evaluated(frozen):
+    base = sweep_arguments(
+        frozen, "arms={kd: []}", "grid={method.tau: [1, 5]}", "subset.holdout=1",
+        "select=holdout.accuracy", "evaluate.splits=[test]",
+    )  # fmt: skip
+    run_sweep(base)
+
+    result = run_sweep([*base, "evaluate.frame=full"])
+
+    assert (result.trained_now, shown_folders()) == (0, {"evaluate-on-test-full"})
+    (chosen,) = read_sweep()["runs"]
+    selections = sorted(path.name for path in (RUNS / chosen["run"] / "select").iterdir())
+    assert selections == ["holdout", "holdout-on-holdout-full"]
+
+
+def test_only_options_of_the_training_name_a_student(frozen):
+    def names(*more, run="grid"):
+        base = sweep_arguments(frozen, TWO_ARMS, *more, run=run)
+        return [s.name.rpartition("/")[2] for s in plan_students(sweep_config(base), base)]
+
+    same = names()
+    for evaluation in (
+        ["evaluate.frame=full", "evaluate.splits=[train]", "evaluate.region=masks"],
+        ["evaluators=[accuracy]", "evaluate.against=resnet8"],
+        [f"evaluate.store={frozen.store.path}"],
+    ):
+        assert names(*evaluation) == same
+    assert names(run="other") == same
+    assert not set(names("trainer.epochs=2")) & set(same)
+
+
+def test_other_options_of_an_evaluation_are_refused_before_anything_is_computed(frozen):
+    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
+    run_sweep(base)
+    before = evaluation_files()
+
+    with pytest.raises(ConfigError, match=r"contains a run with evaluate\.iou_threshold=0\.05"):
+        run_sweep([*base, "evaluate.iou_threshold=0.5"])
+
+    assert evaluation_files() == before
+
+
+def test_evaluations_on_two_stores_lie_beside_each_other(frozen, tmp_path):
+    data = replace(TINY_DATA, test_placements=2)
+    precompute.run(precompute_config(tmp_path / "other", frozen.config.teacher, data=data))
+    base = sweep_arguments(frozen, "arms={kd: []}", "evaluate.splits=[test]")
+    other = [*base, f"evaluate.store={tmp_path / 'other'}"]
+
+    results, folders, records = [], [], []
+    for words in (other, base, other, [*base, "evaluate.against=resnet8"]):
+        results.append(run_sweep(words))
+        folders += sorted(shown_folders())
+        (result,) = load_results("grid")
+        records.append(next(iter(result.numbers.values()))["records"])
+
+    assert [(r.trained_now, r.finished_now) for r in results] == [(1, 1), (0, 1), (0, 0), (0, 1)]
+    assert (folders[0], folders[2], folders[3]) == (
+        "evaluate",
+        "evaluate",
+        "evaluate-against-resnet8",
+    )
+    assert folders[1].startswith("evaluate-in-store-")
+    assert records == [20, 10, 20, 10]
+    sources = {source.partition("@")[2] for source in result.sources}
+    assert sources == {"", "resnet8"}
 
 
 def start_sweep(base, folder):

@@ -120,9 +120,7 @@ class EvaluationPlan:
     def folder_name(self) -> str:
         """Name of the folder of the evaluation in that of its run."""
         options, picture = self.config.evaluate, self.trained.picture
-        if options.against is not None:
-            return self.main
-        return folder_of_evaluation(self.run.path, self.main, options.splits, picture, self.inputs)
+        return folder_of_evaluation(self.run.path, self.main, options, picture, self.inputs)
 
     def describe_work(self) -> dict[str, str]:
         """Return what the evaluation reads, computes and writes, by name."""
@@ -222,13 +220,11 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
         return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 
     fingerprint = SavedNetwork(student).check()
-    if config.evaluate.store is not None and not place:
-        place = place_beside(run / main, store)
-        main = evaluation_folder(config.evaluate.against, place)
+    elsewhere = place or place_beside(run / main, store)
     return EvaluationPlan(
         config=config,
-        main=main,
-        is_elsewhere=bool(place),
+        main=evaluation_folder(config.evaluate.against, elsewhere),
+        is_elsewhere=bool(elsewhere if config.evaluate.store is not None else place),
         store=store,
         passes=passes,
         fingerprint=fingerprint,

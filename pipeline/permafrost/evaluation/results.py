@@ -14,21 +14,21 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.models import Picture
 from permafrost.config.options import Role, options_of, to_plain
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.evaluation.evaluator import METRICS
-from permafrost.runs.folder import CONFIG_NAME, read_config, saved_options
+from permafrost.runs.folder import CONFIG_NAME, passes_in, read_config, saved_options
 from permafrost.storage.files import sha256_file
 from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.storage.untrusted import FormatError, load_tensors
@@ -87,78 +87,119 @@ def place_beside(folder: Path, store: Store) -> str:
 def folder_of_evaluation(
     run: Path,
     main: str,
-    splits: Sequence[str],
+    options: EvaluateOptions,
     picture: Picture | None,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str],
 ) -> str:
     """Return the name of the folder of an evaluation of some splits in a picture, within its run's folder.
 
-    It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or in
-    another picture, are next to it, in <main>-on-<splits>[-<frame>].
+    It is `main` for the first evaluation of the run. Those of the same network on other splits, or in another picture,
+    are next to it, in <main>-on-<splits>[-<frame>], and those of a student against other passes in
+    <main>-against-<passes>[-on-<splits>[-<frame>]].
 
     Args:
         run: Folder of the run.
         main: Name of the folder of the first evaluation.
-        splits: The splits.
+        options: Options with the splits.
         picture: What the network receives of an image; None for a table.
-        inputs: Fingerprints of the network, the store and the passes, None if they are known to be those of the first
-            one.
+        inputs: Fingerprints of the network with its store, and of the passes; each of the two may be left out if it is
+            known to be that of the first evaluation.
     """
     path = run / main / CONFIG_NAME
     if not (path.exists() and (run / main / METRICS_NAME).exists()):
         return main
     first = read_config(path, EvaluationRun)
-    known, shown = _view_of(first), None if picture is None else str(picture)
-    if known == (list(splits), shown) or (known[1] is None and picture is not None):
-        return main  # an evaluation whose picture is not known is done again
-    if inputs is not None and _inputs_of(first) != _inputs_of({"inputs": inputs}):
+    network, passes = _inputs_of(first)
+    wanted_network, wanted_passes = _inputs_of({"inputs": inputs})
+    is_compared = wanted_passes in ([], passes)
+    may_differ = "student" in network and options.against is None
+    if wanted_network not in ({}, network) or not (is_compared or may_differ):
         return main  # which is an error of RunFolder.open
-    frame = [] if picture is None or known[1] == shown else [picture.frame]
-    name = "-".join(["-and-".join(splits), *frame])
-    if not re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII):
-        name = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return f"{main}{_ON}{name}"
+    if not is_compared:
+        names = _shorten("-and-".join(name for name, _ in wanted_passes))
+        return folder_of_evaluation(run, f"{main}{_AGAINST}{names}", options, picture, inputs)
+    splits, shown = _view_of(first)
+    is_shown = picture is None or shown == str(picture)
+    # An evaluation whose picture is not known is done again.
+    if (is_shown and splits == list(options.splits)) or (shown is None and not is_shown):
+        return main
+    frame = [] if picture is None or is_shown else [picture.frame]
+    return f"{main}{_ON}{_shorten('-'.join(['-and-'.join(options.splits), *frame]))}"
 
 
-def further_evaluations(run: Path, main: str) -> dict[str, dict[str, Any]]:
-    """Read the metrics of evaluations next to `main`, by split, or by <split>-<frame> for another frame.
+def _shorten(name: str) -> str:
+    """Return a part of the name of a folder, or a digest in its place if it is too long or has other characters."""
+    is_short = re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII)
+    return name if is_short else hashlib.sha256(name.encode()).hexdigest()[:16]
 
-    A split that `main`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of
-    another network or against other passes.
+
+class StoredEvaluation(NamedTuple):
+    """Results of an evaluation in the folder of a run."""
+
+    folder: str
+    """Name of its folder."""
+    against: str
+    """Pass that it is against, empty for that of the evaluation that is shown."""
+    frame: str
+    """Part of each image that was evaluated."""
+    metrics: dict[str, dict[str, Any]]
+    """Metrics by split, or by <split>-<frame> for another frame than that of the evaluation that is shown."""
+
+
+def evaluations_beside(run: Path, first_folder: str) -> list[StoredEvaluation]:
+    """Read an evaluation and then the others of the same network and store.
 
     Args:
         run: Folder of the run.
-        main: Name of the folder of the first evaluation.
+        first_folder: Folder of the evaluation that is shown. If it is missing, the first one against a named pass is.
+
+    Returns:
+        The evaluations, [] if there is none to show.
 
     Raises:
-        DamagedFileError: If a metrics.json is damaged.
+        DamagedFileError: If a file of an evaluation is damaged.
     """
-    path = run / main / CONFIG_NAME
-    first = read_config(path, EvaluationRun) if path.exists() else {}
-    main_splits, main_picture = _view_of(first)
-    known = {(split, main_picture) for split in main_splits}
-    metrics_by_split: dict[str, dict[str, Any]] = {}
-    for folder in sorted(path.parent for path in run.glob(f"{main}{_ON}*/{METRICS_NAME}")):
-        other = read_config(folder / CONFIG_NAME, EvaluationRun)
-        picture = _view_of(other)[1]
-        if _inputs_of(other) != _inputs_of(first):
-            continue
-        for split, metrics in read_results(folder)["splits"].items():
-            if (split, picture) not in known:
-                name = split if picture == main_picture else f"{split}-{frame_of(picture)}"
-                metrics_by_split[name] = metrics
-                known.add((split, picture))
-    return metrics_by_split
+    named = [run / first_folder, *sorted(run.glob(f"{first_folder}{_AGAINST}*"))]
+    folders = dict.fromkeys([*named, *sorted(run.glob("evaluate*"))])
+    present = [folder for folder in folders if (folder / METRICS_NAME).exists()]
+    every = {
+        folder: read_config(folder / CONFIG_NAME, EvaluationRun)
+        if (folder / CONFIG_NAME).exists()
+        else {}
+        for folder in present
+        if present[0] in named
+    }
+    first = next(iter(every.values()), {})
+    same = [folder for folder in every if _inputs_of(every[folder])[0] == _inputs_of(first)[0]]
+    main = next((every[folder] for folder in same if not _against(every[folder])), first)
+    evaluations = []
+    for folder in same:
+        picture, passes = _view_of(every[folder])[1], _inputs_of(every[folder])[1]
+        others = passes if passes != _inputs_of(main)[1] else []
+        against = _against(every[folder]) or "-and-".join(name for name, _ in others)
+        suffix = "" if picture == _view_of(main)[1] else f"-{frame_of(picture)}"
+        metrics = {f"{key}{suffix}": each for key, each in read_results(folder)["splits"].items()}
+        evaluations.append(StoredEvaluation(folder.name, against, frame_of(picture), metrics))
+    return evaluations
 
 
-def _inputs_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the recorded fingerprints of what an evaluation read, without its picture and plug-ins' code."""
+def _inputs_of(values: Mapping[str, Any]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return the recorded fingerprints of a network with its store, and those of passes in their order, by name.
+
+    The picture and plug-ins' code are left out.
+    """
     inputs = values.get("inputs", {})
-    return {
+    network = {
         name: digest
         for name, digest in inputs.items()
-        if name != PICTURE and not name.startswith("plug-in ")
+        if name != PICTURE and not name.startswith("plug-in ") and not passes_in({name: digest})
     }
+    return network, list(passes_in(inputs).items())
+
+
+def _against(values: Mapping[str, Any]) -> str:
+    """Return the pass that an evaluation names (evaluate.against), empty without one."""
+    return values.get("evaluate", {}).get("against") or ""
 
 
 def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str | None]:
@@ -180,17 +221,6 @@ def is_outdated(folder: Path, picture: Picture | None) -> bool:
         and path.exists()
         and _view_of(read_config(path, EvaluationRun))[1] is None
     )
-
-
-def evaluations_against(folder: Path, elsewhere: str = "") -> dict[str, Path]:
-    """Find the metrics.json of each of a run's evaluations against named passes, by the name of the pass.
-
-    Args:
-        folder: Folder of the run.
-        elsewhere: As for `evaluation_folder`.
-    """
-    paths = sorted(folder.glob(f"evaluate{elsewhere}{_AGAINST}*/{METRICS_NAME}"))
-    return {path.parent.name.partition(_AGAINST)[2]: path for path in paths}
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
@@ -20,7 +20,7 @@ from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
 from permafrost.runs.folder import STUDENTS, PassRecords, RunFolder, identity, pass_inputs
 from permafrost.runs.trackers import check_logger
-from permafrost.store.reader import Store
+from permafrost.store.reader import Store, logits_first
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill import records_of_epoch, student_inputs
@@ -43,7 +43,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
     records = PassRecords(folders)
     known: set[str] = set()
-    planned: list[tuple[str, Point, _Planned]] = []
+    planned: list[Student] = []
     for arm, overrides in config.arms.items():
         arguments = [*shared, "trainer.num_threads=1", *overrides]
         for point in _points(arguments, config.grid):
@@ -70,23 +70,21 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
-            planned.append((arm, point, _with_inputs(trained, evaluate, records)))
+            planned.append(_plan_student(arm, point, trained, evaluate, records))
     for option in config.grid:
         require(
             option in known, f"grid: no arm has the option {option}; correct it or leave it out"
         )
     # Seeds are outermost, so that the students that finish first are comparable.
     students = [
-        _student(config.run, arm, point, seed, student)
-        for seed in config.seeds
-        for arm, point, student in planned
+        _with_seed(student, config.run, seed) for seed in config.seeds for student in planned
     ]
     names = [student.name for student in students]
     for student in students:
         require(
             names.count(student.name) == 1,
             f"grid: two points result in the same student of arm {student.arm}, one of them "
-            f"{point_label(student.point)}; name each value once",
+            f"{point_label(student.point)}; name each value once, and an option that changes only some arms in arms",
         )
     return [_with_baselines(student, students) for student in students]
 
@@ -154,65 +152,55 @@ def _points(arguments: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[
         yield from ({**choice, **point} for point in iter_points(options))
 
 
-class _Planned(NamedTuple):
-    """Options and inputs of the students of an arm's point."""
-
-    trained: DistillConfig
-    evaluate: EvaluateConfig
-    reads: dict[str, str]
-    """Fingerprints of the store and of the passes of the training, by name."""
-    fingerprints: list[str]
-    """Fingerprints of all inputs, and of the passes of the evaluation."""
-    records: int
-    """Number of records that an epoch reads."""
-
-
-def _student(sweep: str, arm: str, point: Point, seed: int, planned: _Planned) -> Student:
-    trained = replace(planned.trained, seed=seed)
-    configs = (trained, planned.evaluate.shared)
-    # A run that is moved keeps its students.
-    parts = [
-        identity(to_plain_dict(config), type(config)) | {"run": SweepConfig.run}
-        for config in configs
-    ]
-    digest = sha256_json([*parts, planned.fingerprints])
-    name = f"{sweep}/{STUDENTS}/{arm}-seed{seed}-{digest[:8]}"
-    return Student(
-        arm=arm,
-        point=point,
+def _with_seed(student: Student, sweep: str, seed: int) -> Student:
+    """Return a student of a seed. A run that is moved keeps its students, however they are evaluated."""
+    trained = replace(student.distill, seed=seed)
+    values = identity(to_plain_dict(trained), DistillConfig) | {"run": SweepConfig.run}
+    digest = sha256_json([values, student.fingerprints])
+    name = f"{sweep}/{STUDENTS}/{student.arm}-seed{seed}-{digest[:8]}"
+    return replace(
+        student,
         seed=seed,
         distill=replace(trained, run=name),
-        evaluate=replace(planned.evaluate, run=name),
-        reads=planned.reads,
-        records=planned.records,
+        evaluate=replace(student.evaluate, run=name),
     )
 
 
-def _with_inputs(
-    trained: DistillConfig, evaluate: EvaluateConfig, records: PassRecords
-) -> _Planned:
-    """Return a student's options with the names of its passes, and what it reads.
+def _plan_student(
+    arm: str, point: Point, trained: DistillConfig, evaluate: EvaluateConfig, records: PassRecords
+) -> Student:
+    """Return a student of any seed, with the full names of its passes, and what it reads.
 
     Args:
+        arm: Name of the arm.
+        point: Point of the grid.
         trained: Options of the training.
         evaluate: Options of the evaluation.
         records: Passes that the sweep's students have read, to which it keeps.
     """
     store = open_student_store(trained, records)
-    replays = trained.mode == "replay"
-    recorded = records.in_store(store.manifest.fingerprint, replays=replays)
+    recorded = records.in_store(store.manifest.fingerprint, replays=trained.mode == "replay")
     trained = with_named_passes(trained, store, recorded)
     resolved = resolve_distill(trained, store)
     passes = open_passes(resolved, store)
-    reads = {"store": store.manifest.fingerprint, **pass_inputs(passes)}
     against, other = evaluate.evaluate.against, evaluate.evaluate.store
     if against is not None:
-        _, passes = open_against(evaluate, against, records)
+        evaluated, compared = open_against(evaluate, against, records)
     if against is None or other is None:
-        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, records)
-    inputs = student_inputs(resolved, store, passes)
-    fingerprints = [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
-    return _Planned(trained, evaluate, reads, fingerprints, records_of_epoch(resolved, store))
+        evaluated, compared = open_evaluation_store(evaluate, evaluate.store.teacher, records)
+    is_named = bool(evaluate.store.teacher) and not passes and against is None
+    return Student(
+        arm=arm,
+        point=point,
+        seed=trained.seed,
+        distill=trained,
+        evaluate=evaluate,
+        reads={"store": store.manifest.fingerprint, **pass_inputs(passes)},
+        fingerprints=tuple(student_inputs(resolved, store, passes).values()),
+        records=records_of_epoch(resolved, store),
+        evaluated=evaluated,
+        compared=pass_inputs(logits_first(compared)) if is_named else {},
+    )
 
 
 def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:

@@ -25,6 +25,7 @@ from permafrost.evaluation.results import (
     evaluation_folder,
     folder_of_evaluation,
     missing_evaluators,
+    place_beside,
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import SavedNetwork
@@ -72,6 +73,8 @@ class StudentRun:
         Raises:
             ConfigError: If one was run with other options.
         """
+        run, inputs = RunFolder(self.name), saved_options(self.metrics.parent).get("inputs", {})
+        run.check(self.metrics_folder, self.evaluate.shared, inputs)
         return not missing_evaluators(self.metrics.parent, self.evaluate)
 
     @property
@@ -96,8 +99,14 @@ class Student:
     evaluate: EvaluateConfig
     reads: dict[str, str]
     """Fingerprints of the store and of the passes of its training, by name."""
+    fingerprints: tuple[str, ...]
+    """Fingerprints of all inputs of its training."""
     records: int
     """Number of records that an epoch reads."""
+    evaluated: Store
+    """Store of the records to evaluate."""
+    compared: dict[str, str]
+    """Fingerprints of the passes that it is compared with, by name, if store.teacher names them for that alone."""
 
     @property
     def name(self) -> str:
@@ -119,19 +128,9 @@ class Student:
 
     def final_run(self) -> StudentRun:
         """Return the run that computes its metrics on evaluate.splits."""
-        options = self.evaluate.evaluate
-        folder = evaluation_folder(options.against)
-        student = SavedNetwork(RunFolder(self.name).path / "distill")
-        if options.against is None and student.is_finished:
-            size = Store(self.evaluate.store.at(options.store)).size
-            picture = student.describe().shown(options.frame, size).picture
-            folder = folder_of_evaluation(student.folder.parent, folder, options.splits, picture)
-        return StudentRun(
-            distill=self.distill,
-            evaluate=self.evaluate,
-            records=self.records,
-            metrics_folder=folder,
-        )
+        run, against = RunFolder(self.name).path, self.evaluate.evaluate.against
+        place = place_beside(run / evaluation_folder(against), self.evaluated)
+        return self._run(self.evaluate, evaluation_folder(against, place), self.compared)
 
     def selection_run(self, split: str, metric: str) -> StudentRun:
         """Return the run that computes only the metric for selecting points.
@@ -140,7 +139,11 @@ class Student:
             split: Split of the metric; HOLDOUT is the records held out of training.
             metric: Name of the metric.
         """
-        options = self.evaluate.evaluate
+        options, main, compared = self.evaluate.evaluate, f"select/{split}", self.compared
+        if split != HOLDOUT:
+            main += place_beside(RunFolder(self.name).path / main, self.evaluated)
+        elif options.store is not None:
+            compared = {}
         options = replace(
             options.without_requests(),
             against=None,
@@ -149,11 +152,20 @@ class Student:
             store=None if split == HOLDOUT else options.store,
             num_pictures=0,
         )
+        evaluate = replace(self.evaluate, evaluate=options, evaluators=evaluators_of(metric))
+        return self._run(evaluate, main, compared)
+
+    def _run(self, evaluate: EvaluateConfig, main: str, compared: dict[str, str]) -> StudentRun:
+        """Return the run of an evaluation, whose folder is `main` or next to it."""
+        path, options, picture = RunFolder(self.name).path, evaluate.evaluate, None
+        student = SavedNetwork(path / "distill")
+        if student.is_finished:
+            picture = student.describe().shown(options.frame, self.evaluated.size).picture
         return StudentRun(
             distill=self.distill,
-            evaluate=replace(self.evaluate, evaluate=options, evaluators=evaluators_of(metric)),
+            evaluate=evaluate,
             records=self.records,
-            metrics_folder=f"select/{split}",
+            metrics_folder=folder_of_evaluation(path, main, options, picture, compared),
         )
 
 

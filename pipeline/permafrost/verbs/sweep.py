@@ -13,7 +13,8 @@ only those of each arm's best point (by the mean over seeds) on evaluate.splits.
 Reads   <store.path>
 Writes  runs/<run>/students/<arm>-seed<n>-<id>/ in the form of distill and evaluate (with select/<split>/ next to
         evaluate/), then runs/<run>/sweep.json
-Rerun   a run's id is the hash of its config and of its inputs, so finished runs are skipped
+Rerun   a student's id is the hash of the options and inputs of its training, so finished students are not trained
+        again; other splits, frames, passes or stores are evaluated next to the earlier ones
 """
 
 from __future__ import annotations
@@ -134,8 +135,14 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         def write_table(*names: str) -> None:
             """Write the students that are finished, so that a report shows them while others are trained."""
             finished.update(names)
-            rows = [student.row for student in reported if student.name in finished]
-            write_json(table, {**values, "students": len(reported or students), "runs": rows})
+            listed = [student for student in reported if student.name in finished]
+            rows = {
+                "runs": [student.row for student in listed],
+                "evaluations": {
+                    each.row["run"]: each.final_run().metrics_folder for each in listed
+                },
+            }
+            write_json(table, {**values, "students": len(reported or students), **rows})
 
         write_table()
         _summarize(config.run)  # reads the table as a report does, before any student is trained
