@@ -143,7 +143,7 @@ def _view_seconds(
         annotator.annotate([batch], keys, drawn)
         return (perf_counter() - started) / len(rows)
 
-    seconds = budget.in_turn({"": annotate}, rounds, "views", share=0.6, needed=1)
+    seconds = budget.in_turn({"": annotate}, rounds, "views", share=0.6)
     return min(seconds[""])
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf, isinf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,8 +73,6 @@ class Work:
     """Seconds of a worker for all records."""
     hours: dict[int, float]
     """Hours by number of workers, each of which processes whole shards."""
-    otherwise: dict[str, Spread] = field(default_factory=dict)
-    """Seconds of a worker for all records with another option, by the option as it is typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +131,6 @@ class Estimate:
     """Reason why no student was compared."""
     freezing: tuple[FreezingRow, ...] = ()
     """Price of each number of stored views, and of a live teacher; empty without operations of `augment`."""
-    unmeasured: tuple[str, ...] = ()
-    """Options that estimate.seconds left no time for, as they are typed."""
 
 
 def measure(config: EstimateConfig, folder: Path) -> Estimate:
@@ -167,7 +162,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
 
         times = ShardTimes()
         annotate_passes(_for_sample(config, store), store, times)
-        logger.info("annotated the sample; measuring other options, views and students")
+        logger.info("annotated the sample; measuring teacher, views and students")
         passes = [
             store.open_pass(folder.name, stored_views=stored_views)
             for stored_views in (False, True)
@@ -182,9 +177,10 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
             for results, size in zip(calls, (whole.records, whole.trained), strict=False)
         ]
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])
-        teacher_times, annotation = _with_others(
-            _work(total, config, whole), config, sample, budget
-        )
+        from permafrost_estimate.steps import measure_annotation  # imports torch
+
+        annotation, resolved = _work(total, config, whole), _for_sample(config, store)
+        teacher_times = measure_annotation(resolved, store, config.estimate.rounds, budget)
         training, reason = _compare(config, sample, total, budget)
         freezing = _freezing(config, sample, passes[0], seconds[0], training, budget)
     return Estimate(
@@ -207,7 +203,6 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         training=training,
         no_training=reason,
         freezing=freezing,
-        unmeasured=tuple(budget.unmeasured),
     )
 
 
@@ -305,22 +300,6 @@ def _work(seconds: Spread, config: EstimateConfig, numbers: Whole) -> Work:
     )
 
 
-def _with_others(
-    annotation: Work, config: EstimateConfig, sample: RecordSample, budget: TimeBudget
-) -> tuple[TeacherTimes, Work]:
-    """Return the parts of the work of annotation, and the work with that of other options."""
-    from permafrost_estimate.steps import measure_annotation  # imports torch
-
-    views = sample.whole.records
-    if config.views.kind != "canonical":
-        views += sample.whole.trained * config.views.count
-    times, others = measure_annotation(
-        _for_sample(config, sample.store), sample.store, config.estimate.rounds, budget
-    )
-    otherwise = {word: annotation.seconds.plus(more.times(views)) for word, more in others.items()}
-    return times, replace(annotation, otherwise=otherwise)
-
-
 def _compare(
     config: EstimateConfig, sample: RecordSample, annotation: Spread, budget: TimeBudget
 ) -> tuple[StudentCost | None, str]:
@@ -378,8 +357,6 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     lines |= {name: _work_line(work) for name, work in works.items() if work is not None}
     if estimate.teacher is not None:
         lines["decoding"] = _decoding_line(estimate.teacher, estimate.device)
-    if estimate.annotation is not None and estimate.annotation.otherwise:
-        lines["annotation_with"] = _durations(estimate.annotation.otherwise) + " of one worker"
     if estimate.appended is not None:
         lines["append"] = _append_line(estimate, estimate.appended)
     if estimate.is_finished:
@@ -393,10 +370,6 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         lines["proposal"] = propose(estimate.freezing, config.estimate)
     if budget := config.estimate.budget_bytes:
         lines["measured"] = describe_nearest(budget / estimate.records)
-    if estimate.unmeasured:
-        lines["not_measured"] = (
-            f"{', '.join(estimate.unmeasured)}; estimate.seconds={config.estimate.seconds:g} was over"
-        )
     if training is None:
         return lines | {"students": f"not compared: {estimate.no_training}"}
     steps = training.steps
@@ -413,16 +386,9 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         "step_live": f"{_range(steps.live.times(1e3))} ms per record; the same with mode=live",
         "student": f"{_duration(training.seconds(steps.stored).median)} with stored targets, "
         f"{_duration(training.seconds(steps.live).median)} with a live teacher; trainer.epochs={training.epochs}",
-        **_other_students(training),
         "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
         f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
     }
-
-
-def _other_students(training: StudentCost) -> dict[str, str]:
-    """Return a line of the students with other options, if any was measured."""
-    seconds = {word: training.seconds(step) for word, step in training.steps.otherwise.items()}
-    return {"student_with": f"{_durations(seconds)} with stored targets"} if seconds else {}
 
 
 def _decoding_line(times: TeacherTimes, device: str) -> str:
@@ -510,10 +476,6 @@ def _work_line(work: Work) -> str:
         f"{each} ms per record; {_duration(whole.median)} ({low} to {high}) of one worker; "
         f"{by_workers} workers"
     )
-
-
-def _durations(seconds: Mapping[str, Spread]) -> str:
-    return ", ".join(f"{word} {_duration(whole.median)}" for word, whole in seconds.items())
 
 
 def _range(spread: Spread) -> str:

@@ -29,12 +29,11 @@ class EstimateOptions(Options):
     shard_records: Annotated[int | None, Ge(1)] = 128
     """Largest number of records to measure of each of these shards; null takes all. A slow teacher needs few."""
     rounds: Annotated[int, Ge(1)] = 5
-    """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher and of
-    students with other options of the trainer. On a GPU each measurement takes several steps."""
+    """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher. On a GPU
+    each measurement takes several steps."""
     seconds: Annotated[float | None, Gt(0)] = 120.0
-    """Time of the estimate. A teacher or a student that is slow is measured on fewer records and rounds, at least one,
-    and other options are left out, which is printed. The listing and packing of the sample is not limited. null sets
-    no limit."""
+    """Time of the estimate. A teacher or a student that is slow is measured on fewer records and rounds, at least one.
+    The listing and packing of the sample is not limited. null sets no limit."""
     gigabytes: Annotated[float | None, Gt(0)] = None
     """Memory that a student's step may take, in 1e9 bytes; a step of fewer records is measured if one of
     trainer.batch_size would take more. null takes a quarter of what is free on the machine, or on its GPU."""

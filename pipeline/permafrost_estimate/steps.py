@@ -18,14 +18,12 @@ from permafrost.annotation.pass_plan import PassPlan, plan_pass
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import Mode, SeveralConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.store import PassPrecision, PrecomputeConfig
-from permafrost.config.training import TrainerOptions
+from permafrost.config.store import PrecomputeConfig
 from permafrost.core.batches import Batch, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.models.compute import torch_threads
-from permafrost.models.explanations import pass_precision
 from permafrost.models.resolve import resolve_distill
 from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
@@ -37,7 +35,6 @@ from permafrost_estimate.options import EstimateConfig
 from permafrost_estimate.sample import Spread, spread_of
 from permafrost_estimate.turns import TimeBudget
 
-_DECODING = "decoding"
 _STEPS_ON_GPU = 4
 """Steps that are counted together on a GPU."""
 _SMALLEST_STEP = 2
@@ -64,8 +61,6 @@ class StepTimes:
     """Difference of live and stored in each round, which may be negative."""
     saved_shared: Spread
     """Difference for estimate.students students at once: sharing a live teacher in one job, and with stored targets."""
-    otherwise: dict[str, Spread]
-    """Step with stored targets and another option of the trainer, by the option as it is typed."""
     batch_size: int
     """Records of a step, fewer than trainer.batch_size where its step would take too much memory or time."""
     batch_bytes: float
@@ -108,17 +103,12 @@ def measure_steps(config: EstimateConfig, store: Store, budget: TimeBudget) -> S
         batch_size, batch_bytes = _measured_batch(config, store, budget)
         config = replace(config, trainer=replace(config.trainer, batch_size=batch_size))
         stored, live = _Steps(config, store, config.mode), _Steps(config, store, "live")
-        otherwise = {
-            word: _Steps(replace(config, trainer=trainer), store, config.mode)
-            for word, trainer in _other_trainers(config.trainer, stored).items()
-        }
         sides: dict[str, Callable[[], float]] = {
             "stored": stored.take,
             "live": live.take,
             "further": live.take_further,
-            **{word: steps.take for word, steps in otherwise.items()},
         }
-        rounds = budget.in_turn(sides, config.estimate.rounds, "steps", share=1.0, needed=3)
+        rounds = budget.in_turn(sides, config.estimate.rounds, "steps", share=1.0)
     sharing = config.estimate.students
     return StepTimes(
         stored=spread_of(rounds["stored"]),
@@ -138,7 +128,6 @@ def measure_steps(config: EstimateConfig, store: Store, budget: TimeBudget) -> S
                 )
             ]
         ),
-        otherwise={word: spread_of(rounds[word]) for word in otherwise if word in rounds},
         batch_size=batch_size,
         batch_bytes=batch_bytes,
     )
@@ -192,21 +181,20 @@ def seconds_of_teacher(config: PrecomputeConfig, store: Store) -> float:
     frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
     with torch_threads(config.cluster.threads_per_actor):
-        annotator = _annotator(plan_pass(config, store), config.annotate.channels_last)
+        annotator = _annotator(plan_pass(config, store))
         annotator.annotate([frames], keys)  # the first one warms up
         started = perf_counter()
         annotator.annotate([frames], keys)
     return (perf_counter() - started) / count
 
 
-def _annotator(plan: PassPlan, channels_last: bool | None) -> TeacherAnnotator:
-    """Build the teacher of a pass as it is measured, with a memory format."""
+def _annotator(plan: PassPlan) -> TeacherAnnotator:
+    """Build the teacher of a pass as it is measured."""
     options = replace(
         plan.config.annotate,
         precision=plan.precision,
         compile=False,
         min_fidelity=0.0,
-        channels_last=channels_last,
     )
     return TeacherAnnotator(plan.teacher, plan.classes, plan.explainer, options, plan.store.size)
 
@@ -251,72 +239,40 @@ def _saved_bytes(step: Callable[[], object]) -> int:
 
 def measure_annotation(
     config: PrecomputeConfig, store: Store, rounds: int, budget: TimeBudget
-) -> tuple[TeacherTimes, dict[str, Spread]]:
-    """Decode a batch of the sample, and annotate it with the options of its pass and with others, in turn.
+) -> TeacherTimes:
+    """Decode a batch of the sample, and annotate it with the options of its pass, in turn.
 
     Compilation takes a minute or more and is not measured.
 
     Args:
         config: Options of the pass.
         store: Store of the sample.
-        rounds: Number of measurements with each option.
+        rounds: Number of measurements.
         budget: Time of the estimate.
-
-    Returns:
-        The times with the options of the pass, and the additional seconds per view with another option, which may be
-        negative, by that option as it is typed.
     """
     plan = plan_pass(config, store)  # precision=auto is that of the pass
-    options = config.annotate
-    other: PassPrecision = "bfloat16" if plan.precision == "float32" else "float32"
     shard = max(store.shards, key=lambda entry: entry.records)
-    count = min(shard.records, options.records_per_batch)
+    count = min(shard.records, config.annotate.records_per_batch)
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
     records = ShardFrames(store, shard, np.arange(count))
     frames = records.read(0, count)
 
     with torch_threads(config.cluster.threads_per_actor):
-        base_annotator = _annotator(plan, options.channels_last)
-        annotators = {"": base_annotator}
-        if pass_precision(replace(options, precision=other), plan.explainer) == other:
-            annotators[f"annotate.precision={other}"] = base_annotator.with_precision(other)
-        if store.form.has_places:
-            turned = not base_annotator.settings.channels_last
-            annotators[f"annotate.channels_last={str(turned).lower()}"] = _annotator(plan, turned)
+        annotator = _annotator(plan)
 
-        def side(annotator: TeacherAnnotator) -> Callable[[], float]:
-            def annotate() -> float:
-                started = perf_counter()
-                annotator.annotate([frames], keys)
-                return (perf_counter() - started) / count
-
-            return annotate
+        def annotate() -> float:
+            started = perf_counter()
+            annotator.annotate([frames], keys)
+            return (perf_counter() - started) / count
 
         def decode() -> float:
             started = perf_counter()
             records.read(0, count)
             return (perf_counter() - started) / count
 
-        measured = {word: side(annotator) for word, annotator in annotators.items()}
-        sides = {_DECODING: decode, **measured}
-        seconds = budget.in_turn(sides, rounds, "annotation", share=0.5, needed=2)
-    base, decoding = seconds.pop(""), seconds.pop(_DECODING)
-    return TeacherTimes(decoding=spread_of(decoding), teacher=spread_of(base)), {
-        word: spread_of([each - mine for each, mine in zip(times, base, strict=True)])
-        for word, times in seconds.items()
-    }
-
-
-def _other_trainers(trainer: TrainerOptions, steps: _Steps) -> dict[str, TrainerOptions]:
-    """Return trainers with another precision and another memory format, by the option as it is typed."""
-    settings = steps.training.compute_settings
-    precision: PassPrecision = "float32" if settings.is_mixed else "bfloat16"
-    others = {f"trainer.precision={precision}": replace(trainer, precision=precision)}
-    if steps.spec.dataset.store.form.has_places:
-        turned = not settings.channels_last
-        word = f"trainer.channels_last={str(turned).lower()}"
-        others[word] = replace(trainer, channels_last=turned)
-    return others
+        sides = {"decoding": decode, "teacher": annotate}
+        seconds = budget.in_turn(sides, rounds, "annotation", share=0.5)
+    return TeacherTimes(**{name: spread_of(times) for name, times in seconds.items()})
 
 
 class _Steps:

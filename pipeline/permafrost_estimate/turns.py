@@ -19,8 +19,6 @@ class TimeBudget:
         """
         self.seconds = seconds
         self._started = monotonic()
-        self.unmeasured: list[str] = []
-        """Options for which no time was left, as they are typed."""
 
     def remaining(self, share: float = 1.0) -> float:
         """Return the seconds until a share of the budget is used up, 0 if it is.
@@ -38,7 +36,6 @@ class TimeBudget:
         rounds: int,
         what: str,
         share: float,
-        needed: int,
     ) -> dict[str, list[float]]:
         """Measure every side once in each round, in another order each time, after one that is not counted.
 
@@ -49,19 +46,13 @@ class TimeBudget:
             rounds: Largest number of rounds.
             what: Title of the progress.
             share: Share of the budget at which the last round begins.
-            needed: Number of sides, the first ones, that are measured in any case. The others are left out, and listed
-                in `unmeasured`, if their first measurement would begin too late.
 
         Returns:
             Seconds of each round by side.
         """
-        names: list[str] = []
-        for name, measure in sides.items():
-            if len(names) >= needed and self.remaining(share) == 0:
-                self.unmeasured.append(name)
-                continue
+        for measure in sides.values():
             measure()
-            names.append(name)
+        names = list(sides)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         with progress(what, total=rounds, unit="round") as bar:
             for number in range(rounds):
