@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +16,14 @@ import torch
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.library import open_store
-from permafrost.loading import transfer
+from permafrost.loading import loader, transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.record_loader import RecordLoader
 from permafrost.loading.transfer import (
     SharedMemoryError,
     check_shared_memory,
-    iter_watched,
+    iter_sent,
     pack_batch,
 )
 from tests.support.batches import random_batch
@@ -123,34 +123,27 @@ def failing(error, cause=None):
 )
 def test_a_lost_batch_is_one_line_with_its_cause(error, cause, message):
     with pytest.raises(UserError, match=message):
-        list(iter_watched(failing(error, cause), OPTION))
+        list(iter_sent(failing(error, cause), OPTION))
 
 
 def test_another_error_passes_through():
     with pytest.raises(RuntimeError, match=r"^other$"):
-        list(iter_watched(failing(RuntimeError("other")), OPTION))
+        list(iter_sent(failing(RuntimeError("other")), OPTION))
 
 
-class _NoBatches:
-    """Iterator of a loader whose batch was lost: it waits until its processes are ended."""
+class _Slow(StoreDataset):
+    """Records of which a process never sends a batch."""
 
-    def __init__(self):
-        self._workers = [self]
-        self.ended = threading.Event()
-
-    def kill(self):
-        self.ended.set()
-
-    def __next__(self):
-        assert self.ended.wait(60)
-        raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+    def __getitems__(self, positions):
+        time.sleep(60)
 
 
-def test_a_batch_that_never_comes_is_not_waited_for_forever(monkeypatch):
-    monkeypatch.setattr(transfer, "MAX_WAIT_SECONDS", 0.05)
+def test_a_batch_that_never_comes_is_not_waited_for_forever(frozen, monkeypatch):
+    monkeypatch.setattr(loader, "MAX_WAIT_SECONDS", 0.5)
+    slow = _Slow(frozen.store, range(8), frozen.store.open_passes(()))
 
-    with pytest.raises(UserError, match=r"no batch came from the loader processes for 0\.05 s"):
-        next(iter_watched(_NoBatches(), OPTION))
+    with pytest.raises(UserError, match=r"no batch came from the loader processes for .* s"):
+        next(TrainLoader(slow, None, batch_size=8, seed=0, loader_processes=1).epoch(0))
 
 
 PROGRAM = """

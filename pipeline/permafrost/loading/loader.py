@@ -25,10 +25,11 @@ from permafrost.loading.sampler import (
     ReplayBatchSampler,
 )
 from permafrost.loading.transfer import (
+    MAX_WAIT_SECONDS,
     ChangedBatch,
     check_shared_memory,
     iter_changed_on_device,
-    iter_watched,
+    iter_sent,
     map_leaves,
     pack_batch,
     unpack_batch,
@@ -123,6 +124,7 @@ class TrainLoader(DataLoader[Any]):
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=num_workers,
+            timeout=MAX_WAIT_SECONDS if num_workers else 0,
             collate_fn=BatchMessage.from_worker if num_workers else BatchMessage,  # type: ignore[arg-type]
             **options,
         )
@@ -182,7 +184,7 @@ class TrainLoader(DataLoader[Any]):
 
     def _from_workers(self, messages: Any, token: object) -> Iterator[Batch]:
         """Iterate over what the worker processes send, as long as no other iteration has taken them over."""
-        watched = iter_watched(messages, self.workers_option)
+        sent = iter_sent(messages, self.workers_option)
         try:
             while True:
                 require(
@@ -192,7 +194,7 @@ class TrainLoader(DataLoader[Any]):
                     f"{self.workers_option}=0",
                 )
                 try:
-                    message = next(watched)
+                    message = next(sent)
                 except StopIteration:
                     return
                 yield message.unpack()

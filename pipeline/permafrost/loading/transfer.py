@@ -11,8 +11,6 @@ compete with the step for cores.
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -110,28 +108,18 @@ def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:
     )
 
 
-def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
+def iter_sent(batches: Iterator[Any], option: str) -> Iterator[Any]:
     """Iterate over what loader processes send; name the cause and the fix if a process or a batch is lost.
 
-    A wait is bounded by ending the processes, which torch then notices. Its own limit would keep it from looking after
-    them meanwhile.
-
     Args:
-        batches: Iterator of a DataLoader with processes.
+        batches: Iterator of a DataLoader with processes, which waits for MAX_WAIT_SECONDS.
         option: Option that sets their number, for messages.
 
     Raises:
-        UserError: If a process was killed, shared memory is full, or no batch came for MAX_WAIT_SECONDS.
+        UserError: If a process was killed, shared memory is full, or no batch came in that time.
     """
-    watch = _Watch(getattr(batches, "_workers", ()))
     try:
-        while True:
-            try:
-                with watch:
-                    batch = next(batches)
-            except StopIteration:
-                return
-            yield batch
+        yield from batches
     except SharedMemoryError as error:
         raise SharedMemoryError(
             f"a batch of a loader process does not fit into {_SHARED_MEMORY}, which is full; enlarge it (docker run "
@@ -139,7 +127,7 @@ def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
         ) from error
     except RuntimeError as error:
         text = " ".join(f"{error} {error.__cause__ or ''}".split())
-        if watch.has_ended_them:
+        if "timed out" in text:
             raise UserError(
                 f"no batch came from the loader processes for {MAX_WAIT_SECONDS} s; look at what they print, or "
                 f"set {option}=0 to read in this process"
@@ -150,38 +138,6 @@ def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
                 f"lower {option} or the batch size"
             ) from error
         raise
-    finally:
-        watch.stop()
-
-
-class _Watch:
-    """Thread that ends loader processes if a wait for a batch, the block of this context, takes too long."""
-
-    def __init__(self, processes: Sequence[Any]) -> None:
-        self.has_ended_them = False
-        self._processes = processes
-        self._since: float | None = None
-        self._stopped = threading.Event()
-        threading.Thread(target=self._work, name="loader-watch", daemon=True).start()
-
-    def __enter__(self) -> None:
-        self._since = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._since = None
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stopped.set()
-
-    def _work(self) -> None:
-        while not self._stopped.wait(min(5.0, MAX_WAIT_SECONDS)):
-            since = self._since
-            if since is not None and time.monotonic() - since > MAX_WAIT_SECONDS:
-                self.has_ended_them = True
-                for process in self._processes:
-                    process.kill()
-                return
 
 
 # ---- transfer --------------------------------------------------------------------------------------
