@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from permafrost.core.records import Box, Content, Record
+from permafrost.core.records import Box, Content, ImageSource, Record
 from permafrost.sources.splits import TRAIN, split_off_test
 from permafrost.store.image_decoding import png_of
 from permafrost_sources.options import DemoDataConfig, DigitsDataConfig
@@ -36,14 +36,12 @@ _SIDE = 8
 _LEVELS = 16
 
 
-class DigitsSource:
+class DigitsSource(ImageSource):
     """Source of digits in white ink on black, as in MNIST; a record's key is its number in scikit-learn's set."""
 
     name = "digits"
-    revision = 1
     classes = tuple(str(digit) for digit in range(10))
-    frame_size: tuple[int, int] | None = (_SIDE, _SIDE)
-    columns = None
+    frame_size = (_SIDE, _SIDE)
 
     def __init__(self, config: DigitsDataConfig) -> None:
         self.config = config
@@ -114,13 +112,11 @@ class Placement:
     """[3] in [0, 1]: position of each color channel between the contrasting extremes."""
 
 
-class DemoSource:
+class DemoSource(ImageSource):
     """Source of digits on photographs; every record is drawn from (seed, digit, placement) only."""
 
     name = "demo"
-    revision = 1
     classes = tuple(str(digit) for digit in range(10))
-    columns = None
 
     def __init__(self, config: DemoDataConfig) -> None:
         self.config = config

@@ -19,6 +19,7 @@ from permafrost.core.records import (
     NONE,
     Box,
     Content,
+    ImageSource,
     Record,
     escape_key,
     label_of_box,
@@ -37,13 +38,10 @@ from permafrost_sources.options import HuggingFaceDataConfig
 _ROWS_AT_ONCE = 1000
 
 
-class HuggingFaceSource:
+class HuggingFaceSource(ImageSource):
     """Source of the images of a data set, with the files' own bytes."""
 
     name = "huggingface"
-    revision = 1
-    frame_size = None
-    columns = None
 
     def __init__(self, config: HuggingFaceDataConfig) -> None:
         self.config = config

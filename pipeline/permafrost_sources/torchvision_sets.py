@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from permafrost.core.errors import UserError
-from permafrost.core.records import Box, Content, Record, escape_key
+from permafrost.core.records import Box, Content, ImageSource, Record, escape_key
 from permafrost.sources.image_files import image_suffix, iter_images, read_file
 from permafrost.sources.splits import split_off_test
 from permafrost.store.image_decoding import png_of
@@ -86,11 +86,8 @@ SETS = {
 }
 
 
-class TorchvisionSource:
+class TorchvisionSource(ImageSource):
     """Source of one of SETS. Arrays are never pickled, so pickles stay small."""
-
-    revision = 1
-    columns = None
 
     def __init__(self, config: TorchvisionDataConfig) -> None:
         self.config = config

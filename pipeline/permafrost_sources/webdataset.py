@@ -21,6 +21,7 @@ from permafrost.core.records import (
     NONE,
     Box,
     Content,
+    ImageSource,
     Record,
     escape_key,
     label_of_box,
@@ -83,13 +84,10 @@ IGNORED_JSON = ".json ignored next to a .cls"
 """Topic of a tally: samples with a .cls, whose .json was not read."""
 
 
-class WebDatasetSource:
+class WebDatasetSource(ImageSource):
     """Source of samples of tars: an image, a .cls or .json, optionally a .mask.png."""
 
     name = "webdataset"
-    revision = 1
-    frame_size: tuple[int, int] | None = None
-    columns = None
     unique_keys_option = "data.key_prefix=shard"
     _last: tuple[str, io.FileIO] | None = None
 

@@ -228,6 +228,14 @@ class Source(Protocol):
         """Return the location of a record, such as its file, for messages."""
 
 
+class ImageSource:
+    """Base of a source of images, with what most of them have in common."""
+
+    revision = 1
+    frame_size: tuple[int, int] | None = None
+    columns: tuple[str, ...] | None = None
+
+
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]*")
 LONG_KEY_HEAD = 150
 """Number of leading bytes that are kept of a key that is too long."""

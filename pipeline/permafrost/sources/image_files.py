@@ -17,7 +17,7 @@ from PIL import Image
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, FileError, UserError, quote, require
 from permafrost.core.json_entries import stays_inside
-from permafrost.core.records import Content, Record
+from permafrost.core.records import Content, ImageSource, Record
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import FolderEntry, entry_bytes, peek, read_regular, scan_folder
 from permafrost.storage.rooted_paths import AnyPath
@@ -373,7 +373,7 @@ def read_file(root: AnyPath, path: str, size: int) -> bytes:
     return data
 
 
-class FilesBelowRoot:
+class FilesBelowRoot(ImageSource):
     """Reading of records whose content is a file below a root: its path and its size."""
 
     _root: AnyPath

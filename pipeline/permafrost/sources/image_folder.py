@@ -57,9 +57,6 @@ class ImageFolderSource(FilesBelowRoot):
     """Source of the images of a folder, with the files' own bytes."""
 
     name = "image_folder"
-    revision = 1
-    frame_size = None
-    columns = None
 
     def __init__(self, config: ImageFolderDataConfig) -> None:
         self.config = config

@@ -36,6 +36,7 @@ from permafrost.core.records import (
     NONE,
     Box,
     Content,
+    ImageSource,
     Record,
     escape_key,
     label_of_box,
@@ -126,13 +127,10 @@ class GroupColumn:
         return {position: text for text, position in self.position_of.items()}
 
 
-class ImageTableSource:
+class ImageTableSource(ImageSource):
     """Source of the images listed in a table, with the files' own bytes."""
 
     name = "image_table"
-    revision = 1
-    frame_size = None
-    columns = None
 
     def __init__(self, config: ImageTableDataConfig) -> None:
         self.config = config

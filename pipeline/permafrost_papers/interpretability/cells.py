@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.core.records import Box, Content, Record
+from permafrost.core.records import Box, Content, ImageSource, Record
 from permafrost_sources.demo import encode_png
 
 if TYPE_CHECKING:
@@ -64,13 +64,11 @@ class Cell:
     """[4, 3] in [0, 1]: background, its second color, body and rim."""
 
 
-class CellsSource:
+class CellsSource(ImageSource):
     """Source of drawn cells; every record is drawn from (seed, series, number) only."""
 
     name = "cells"
-    revision = 1
     classes = CLASSES
-    columns = None
 
     def __init__(self, config: CellsDataConfig) -> None:
         self.config = config

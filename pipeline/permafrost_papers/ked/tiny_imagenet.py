@@ -26,9 +26,7 @@ class TinyImageNetSource(FilesBelowRoot):
     """Source of splits train and val, and of unlabeled_test if the folder test/ exists."""
 
     name = "tiny_imagenet"
-    revision = 1
     frame_size = (64, 64)
-    columns = None
     _root: Path
 
     def __init__(self, config: TinyImageNetDataConfig) -> None:
