@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named, numbers_of
 from permafrost.store.reader import Store
-from permafrost_report.figures import Plot, bar_plot, line_plot
+from permafrost_report.figures import Plot, arm_plot
 from permafrost_report.main_table import Column, arm_summary, student_rows
 from permafrost_report.pictures import TileRow
 from permafrost_report.student_results import StudentResult
@@ -151,7 +151,6 @@ def _plot(
         ]
         for row in rows
     }
-    plot = line_plot if quantity.plot == "line" else bar_plot
     unit = "%" if scale == 100 else ""
-    source = plot([column.name for column in columns], values, unit, colors)
+    source = arm_plot([column.name for column in columns], values, unit, colors, quantity.plot)
     return Plot(source, f"{caption}, one color per method", caption)

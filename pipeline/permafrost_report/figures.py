@@ -189,57 +189,36 @@ def _shift_plot(
 
 
 @styled
-def line_plot(
+def arm_plot(
     names: Sequence[str],
     values: Mapping[str, Sequence[float]],
     ylabel: str = "",
     colors: Mapping[str, str] = _NO_COLORS,
+    kind: str = "line",
 ) -> str:
-    """Plot one curve per arm over ordered names, such as layers. A nan leaves a gap.
+    """Plot the values of all arms for each name: bars, or curves over ordered names, such as layers.
 
     Args:
         names: Names along the x axis.
-        values: Values of each arm, one per name.
+        values: Values of each arm, one per name; a nan leaves a gap.
         ylabel: Label of the y axis.
         colors: Colors of the arms, by default in their order.
-
-    Returns:
-        The plot as a data URI.
-    """
-    figure, axis = new_axes(max(WIDTH, 0.6 * len(names) + 1.2))
-    for arm, of_arm in values.items():
-        color = colors.get(arm)
-        label = legend_name(arm)
-        axis.plot(range(len(names)), of_arm, label=label, color=color, lw=1.3, marker="o", ms=4)
-    axis.set_xticks(range(len(names)), names, **_slanted(names))
-    axis.axhline(0, color="gray", lw=0.6)
-    axis.set_ylabel(ylabel)
-    return finish(figure, axis)
-
-
-@styled
-def bar_plot(
-    names: Sequence[str],
-    values: Mapping[str, Sequence[float]],
-    ylabel: str = "",
-    colors: Mapping[str, str] = _NO_COLORS,
-) -> str:
-    """Plot bars of all arms for each name.
-
-    Args:
-        names: Names along the x axis.
-        values: Values of each arm, one per name.
-        ylabel: Label of the y axis.
-        colors: Colors of the arms, by default in their order.
+        kind: "line" or "bar".
 
     Returns:
         The plot as a data URI.
     """
     width = 0.8 / max(len(values), 1)
-    figure, axis = new_axes(max(WIDTH, 0.16 * len(names) * len(values) + 1.2))
+    each = 0.6 if kind == "line" else 0.16 * len(values)
+    figure, axis = new_axes(max(WIDTH, each * len(names) + 1.2))
+    axis.axhline(0, color="gray", lw=0.6)
     for number, (arm, of_arm) in enumerate(values.items()):
-        places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
-        axis.bar(places, of_arm, width, label=legend_name(arm), color=colors.get(arm))
+        look: Any = {"label": legend_name(arm), "color": colors.get(arm)}
+        if kind == "line":
+            axis.plot(range(len(names)), of_arm, lw=1.3, marker="o", ms=4, **look)
+        else:
+            places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
+            axis.bar(places, of_arm, width, **look)
     axis.set_xticks(range(len(names)), names, **_slanted(names))
     axis.set_ylabel(ylabel)
     return finish(figure, axis)

@@ -8,9 +8,8 @@ import re
 from permafrost_report.figures import (
     Measured,
     arm_colors,
-    bar_plot,
+    arm_plot,
     epoch_plots,
-    line_plot,
     measured_plot,
     training_curves,
 )
@@ -38,8 +37,8 @@ def test_an_arm_has_the_same_color_in_all_plots_of_a_page():
 
     total, kd, of_map = (svg_of(plot.source) for plot in training_curves(lines, colors))
     others = [
-        svg_of(line_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors)),
-        svg_of(bar_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors)),
+        svg_of(arm_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors)),
+        svg_of(arm_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors, kind="bar")),
         svg_of(measured_plot({"e2kd": Measured(1, 2, None)}, "x", "y", colors)),
     ]
 
