@@ -80,7 +80,7 @@ def _export(config: ExportConfig) -> ExportResult:
     student = RunFolder(config.run).path / "distill"
     store = Store(config.store.folder)
     network, trained = SavedNetwork(student).load(store.manifest.classes)
-    trained = trained.shown(config.export.frame, store.size)
+    trained = trained.in_frame(config.export.frame, store.size)
     picture = str(trained.picture or "")
     if "onnx" in config.export.formats:
         portable.require_onnx()

@@ -86,8 +86,8 @@ class ImageProgram(_Program):
                 side = torch.sym_int(crop * torch.sym_min(height, width) + 0.5)
                 top, left = (height - side) // 2, (width - side) // 2
                 images = images[:, :, top : top + side, left : left + side]
-            return self.run(_resized(images, size) / 255)
-        pixels = _resized(images, self.canonical_size)
+            return self.run(_resize(images, size) / 255)
+        pixels = _resize(images, self.canonical_size)
         if crop is not None or self.canonical_size != size:
             pixels = self._sample(pixels, height, width)
         return self.run(pixels / 255)
@@ -105,10 +105,17 @@ class ImageProgram(_Program):
         return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    # As resize_pixels does with float32; the same operation leaves images of that size as they are.
-    pixels = F.interpolate(images.float(), list(size), mode="bilinear", antialias=True)
-    return pixels.round().clamp(0, 255)
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images as torch's kernel for bytes does (store.record_form.resize_pixels), up to a level of a few pixels.
+
+    It resizes rows, then columns, and rounds halves up after each. Its weights have 16 bits, so a sum that is a little
+    less than a half is one there.
+    """
+    pixels = images.float()
+    for shape in ([images.shape[-2], size[1]], list(size)):
+        pixels = F.interpolate(pixels, shape, mode="bilinear", antialias=True)
+        pixels = (pixels + 0.501).floor().clamp(0, 255)
+    return pixels
 
 
 class RowProgram(_Program):
