@@ -65,26 +65,6 @@ def test_both_forms_of_kd_differ_by_the_teachers_entropy_and_have_one_gradient(t
     assert (gradients[0] - gradients[1]).abs().max() < 1e-12
 
 
-def test_a_student_that_is_its_teacher_has_no_soft_gradient():
-    logits = (2 * gaussian(0, 8, 10)).requires_grad_()
-
-    (gradient,) = torch.autograd.grad(kd_loss(logits, logits.detach(), 4.0), logits)
-
-    assert gradient.abs().max() < 1e-15
-
-
-def test_at_high_temperatures_kd_is_the_squared_distance_of_centered_logits():
-    student, teacher = 2 * gaussian(0, 64, 100), 2 * gaussian(1, 64, 100)
-    centered = [each - each.mean(dim=1, keepdim=True) for each in (student, teacher)]
-    limit = (centered[0] - centered[1]).square().sum(dim=1).mean() / (2 * 100)
-
-    ratios = [(kd_loss(student, teacher, tau) / limit).item() for tau in (1.0, 10.0, 1000.0)]
-
-    assert abs(ratios[0] - 1) > 0.02
-    assert ratios[1] == pytest.approx(1, abs=0.005)
-    assert ratios[2] == pytest.approx(1, abs=1e-5)
-
-
 def test_at_as_printed_is_the_mean_of_norms():
     student, teacher = gaussian(0, 3, 7, 7).square(), gaussian(1, 3, 7, 7).square()
     difference = F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))

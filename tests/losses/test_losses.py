@@ -50,34 +50,6 @@ def test_kd_loss_of_equal_logits_is_zero(tau):
     assert abs(loss.item()) <= 1e-12
 
 
-@pytest.mark.parametrize("tau", [1.0, 4.0])
-def test_kd_loss_equals_tau_squared_times_torch_batchmean_kl(tau):
-    student_logits, teacher_logits = random_logits(0).requires_grad_(), random_logits(1)
-    torch_kl = torch.nn.KLDivLoss(reduction="batchmean")(
-        F.log_softmax(student_logits / tau, dim=1), F.softmax(teacher_logits / tau, dim=1)
-    )
-
-    loss = kd_loss(student_logits, teacher_logits, tau)
-
-    (gradient,) = torch.autograd.grad(loss, student_logits)
-    (torch_gradient,) = torch.autograd.grad(tau**2 * torch_kl, student_logits)
-    assert loss.item() == pytest.approx(tau**2 * torch_kl.item(), rel=0, abs=1e-10)
-    torch.testing.assert_close(gradient, torch_gradient, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("tau", [1.0, 4.0])
-def test_kd_loss_ignores_a_constant_added_to_a_records_logits(tau):
-    student_logits, teacher_logits = random_logits(0), random_logits(1)
-    constants = torch.tensor([[-50.0], [0.3], [7.0], [100.0]], dtype=torch.float64)
-    expected = kd_loss(student_logits, teacher_logits, tau).item()
-
-    student_moved = kd_loss(student_logits + constants, teacher_logits, tau)
-    teacher_moved = kd_loss(student_logits, teacher_logits + constants, tau)
-
-    assert student_moved.item() == pytest.approx(expected, rel=0, abs=1e-10)
-    assert teacher_moved.item() == pytest.approx(expected, rel=0, abs=1e-10)
-
-
 def test_kd_loss_module_weighs_its_terms():
     student_logits = torch.zeros(1, 2, dtype=torch.float64)
     teacher_logits = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
@@ -236,28 +208,6 @@ def test_mld_of_equal_logits_is_exactly_zero(tau, scale):
         logits = random_logits(0, scale=scale).to(dtype)
 
         assert mld_loss(logits, logits.clone(), tau).item() == 0
-
-
-def test_mld_matches_a_hand_computed_divergence():
-    student_logits = torch.zeros(2, 2, dtype=torch.float64)  # (1/2, 1/2)
-    teacher_logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]).double()  # (3/4, 1/2)
-
-    loss = mld_loss(student_logits, teacher_logits, tau=1.0)
-
-    expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
-    assert loss.item() == pytest.approx(expected, rel=0, abs=1e-7)
-
-
-@pytest.mark.parametrize("tau", [1.0, 4.0])
-def test_mld_is_tau_times_the_sum_over_classes_of_bernoulli_divergences(tau):
-    student_logits, teacher_logits = random_logits(0), random_logits(1)
-    divergence = bernoulli_kl(student_logits / tau, teacher_logits / tau).sum(dim=1).mean().item()
-
-    loss = mld_loss(student_logits, teacher_logits, tau).item()
-
-    assert loss == pytest.approx(tau * divergence, rel=0, abs=1e-10)
-    if tau != 1:  # control: the factor of the softmax gives another loss
-        assert abs(loss - tau**2 * divergence) > 1
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 4.0])
