@@ -16,6 +16,7 @@ from permafrost.config.environment import THREAD_ENVIRONMENT
 
 if TYPE_CHECKING:
     from permafrost.cluster.store_dataset import ray_dataset
+    from permafrost.config.models import Picture
     from permafrost.core.errors import UserError
     from permafrost.library import (
         OpenStore,
@@ -53,6 +54,7 @@ def _let_threads_sleep() -> None:
 _let_threads_sleep()
 
 _MODULES = {
+    "Picture": "permafrost.config.models",
     "RecordLoader": "permafrost.loading.record_loader",
     "UserError": "permafrost.core.errors",
     "bce_loss": "permafrost.losses.labels",
@@ -64,6 +66,7 @@ _MODULES = {
 
 __all__ = [
     "OpenStore",
+    "Picture",
     "RecordLoader",
     "UserError",
     "augmentation",

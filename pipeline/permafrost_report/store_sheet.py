@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
+from permafrost.config.models import Picture
 from permafrost.core.batches import Logits, TopLogits
 from permafrost.core.label_forms import classes_of, has_many, predict_labels
 from permafrost.loading.dataset import StoreDataset
@@ -93,6 +94,11 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
         "pass": teacher.name,
         "teacher": f"{architecture.get('kind', '')} {architecture.get('name', '')}, weights "
         f"{str(network.get('weights_sha256'))[:12]}, {network.get('dtype', '')}",
+        "teacher_picture": str(
+            Picture.from_manifest(network, store.size) or network.get("frame", "")
+        )
+        if store.form.has_places
+        else "none",
         "explainer": teacher.explainer or "none",
         "views": str(pass_row["views"]),
         "maps": f"{pass_row['map']}, cosine to float32 {pass_row['fidelity']:.6f}"

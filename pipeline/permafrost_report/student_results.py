@@ -157,7 +157,7 @@ class StudentResult:
 
     @cached_property
     def pictures(self) -> tuple[str, str]:
-        """What the student and the teacher of its pass were shown of an image; empty where there is none."""
+        """Pictures that the student and the teacher of its pass received; empty where there is none."""
         results = read_results(self.evaluation)
         return results[PICTURE], results[TEACHER_PICTURE]
 

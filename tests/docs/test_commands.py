@@ -108,7 +108,7 @@ def test_every_python_block_is_executed():
             "exchange.md",
             "object-storage.md",
             "own-data.md",
-            *["own-loop.md"] * 8,
+            *["own-loop.md"] * 9,
             *["package.md"] * 6,
             *["plug-ins.md"] * 4,
             "ray-data.md",

@@ -208,26 +208,6 @@ def test_nothing_held_out_cannot_be_evaluated(two_teachers):
 # ---- frames and precision ------------------------------------------------------------------------
 
 
-def test_auto_evaluates_the_whole_frame_where_it_is_the_student_s_input(two_teachers):
-    distill.run(student_of_teachers(two_teachers, names_of(two_teachers)[:1]))
-    found = {}
-
-    for frame in ("auto", "full", "center_crop"):
-        config = EvaluateConfig(
-            store=StoreOptions(path=str(two_teachers.path)),
-            evaluate=EvaluateOptions(frame=frame, num_pictures=0),
-            run="student",
-        )
-        found[frame] = evaluate.run(config).splits["test"]
-        (RUNS / "student" / "evaluate").rename(f"{frame}.done")
-
-    assert found["auto"] == found["full"]
-    assert found["center_crop"] != found["full"]
-    # The crop contains 7/8 of a square frame, so boxes at its edge are cut.
-    assert 0 <= found["center_crop"]["epg"] <= 1
-    assert found["center_crop"]["teacher_epg"] != found["full"]["teacher_epg"]
-
-
 def test_half_precision_is_another_pass_close_to_the_full_one(tmp_path):
     passes = []
     for precision in ("float32", "bfloat16"):

@@ -14,7 +14,6 @@ import pytest
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation import run as evaluation_run
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
@@ -24,7 +23,6 @@ from permafrost.sweeps.runner import estimate_seconds
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results
 from tests.support.growing import TEACHER, Pictures, growing_options
-from tests.support.kills import killed_at
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
 from tests.support.stores import TINY_DATA, precompute_config
@@ -516,22 +514,8 @@ def test_a_sweep_is_evaluated_in_two_frames_and_trained_once(frozen):
         found = [json.loads(path.read_text())["splits"]["test"]["accuracy"] for path in paths]
         assert accuracies == found
     (kd, _) = load_results("grid")
-    assert kd.find("test-auto.accuracy") == kd.find("test.accuracy") == results[1][0]
+    assert kd.find("test-full.accuracy") == kd.find("test.accuracy") == results[1][0]
     assert kd.find("test-center_crop.accuracy") == results[0][0]
-
-
-def test_a_sweep_that_is_killed_in_its_second_evaluation_completes_it(frozen, monkeypatch):
-    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
-    run_sweep(base)
-    with killed_at(evaluation_run, "add_result", 3):  # accuracy of the second student
-        run_sweep([*base, "evaluate.frame=full"])
-    assert len(read_sweep()["runs"]) == 1
-
-    result = run_sweep([*base, "evaluate.frame=full"])
-
-    assert (result.trained_now, result.finished_now) == (0, 1)
-    assert len(read_sweep()["runs"]) == 2
-    assert shown_folders() == {"evaluate-on-test-full"}
 
 
 def test_points_are_selected_in_the_frame_that_is_evaluated(frozen):
@@ -541,12 +525,12 @@ def test_points_are_selected_in_the_frame_that_is_evaluated(frozen):
     )  # fmt: skip
     run_sweep(base)
 
-    result = run_sweep([*base, "evaluate.frame=full"])
+    result = run_sweep([*base, "evaluate.frame=center_crop"])
 
-    assert (result.trained_now, shown_folders()) == (0, {"evaluate-on-test-full"})
+    assert (result.trained_now, shown_folders()) == (0, {"evaluate-on-test-center_crop"})
     (chosen,) = read_sweep()["runs"]
     selections = sorted(path.name for path in (RUNS / chosen["run"] / "select").iterdir())
-    assert selections == ["holdout", "holdout-on-holdout-full"]
+    assert selections == ["holdout", "holdout-on-holdout-center_crop"]
 
 
 def test_only_options_of_the_training_name_a_student(frozen):

@@ -297,14 +297,18 @@ class Picture:
     canonical frame is sampled otherwise."""
 
     @classmethod
-    def of_teacher(cls, described: Mapping[str, Any], size: tuple[int, int]) -> Picture:
+    def from_manifest(cls, described: Mapping[str, Any], size: tuple[int, int]) -> Picture | None:
         """Return the picture of a teacher's canonical view, from its entry in the manifest of a pass.
+
+        It is None for a table, and for a pass that was imported, which does not say how its images were resized.
 
         Args:
             described: The entry.
             size: (height, width) of the canonical frame.
         """
-        entry = described["preprocessing"]
+        entry = described.get("preprocessing", {})
+        if "input_size" not in entry:
+            return None
         side, fraction = entry["input_size"], entry.get("crop_fraction", CENTER_CROP_FRACTION)
         return cls(
             size=(side, side) if side else size,
@@ -318,15 +322,15 @@ class Picture:
             return self
         return replace(self, crop=None if frame == "full" else CENTER_CROP_FRACTION)
 
-    @property
-    def frame(self) -> str:
-        """Value of evaluate.frame for this part of the image."""
-        return "full" if self.crop is None else "center_crop"
-
     def __str__(self) -> str:
         part = "whole image" if self.crop is None else f"center crop of {self.crop:g}"
         antialias = ", antialiased" if self.antialias else ""
         return f"{part} at {self.size[1]}x{self.size[0]}, {self.resize}{antialias}"
+
+
+def frame_of(picture: str | None) -> str:
+    """Return the value of evaluate.frame for the text of a picture."""
+    return "center_crop" if (picture or "").startswith("center crop") else "full"
 
 
 def usual_picture(size: tuple[int, int], frame_size: tuple[int, int]) -> Picture:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.models import frame_of
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.batches import Batch
 from permafrost.core.errors import require
@@ -105,7 +106,7 @@ class EvaluationContext:
     @property
     def frame(self) -> str:
         """Part of an image in the evaluation: a value of evaluate.frame other than auto."""
-        return "full" if self.dataset.picture is None else self.dataset.picture.frame
+        return frame_of(str(self.dataset.picture))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the evaluation, whose digest metrics.json will list."""

@@ -58,9 +58,9 @@ class EvaluateResult:
     splits: dict[str, dict[str, Any]]
     """Metrics of each split, with a table of the labels where records have many."""
     picture: str = ""
-    """What the network was shown of an image, empty for a table."""
+    """Picture of an image that the network received, empty for a table."""
     teacher_picture: str = ""
-    """What its teacher was shown for the compared pass, whose numbers are among the results."""
+    """Picture that its teacher received for the compared pass, whose numbers are among the results."""
     classifier: str = ""
     """Fault of the last layer of a student, whose logits and maps mean nothing then."""
     next: str = ""

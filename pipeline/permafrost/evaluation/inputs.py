@@ -107,13 +107,14 @@ class EvaluationPlan:
 
     @property
     def pictures(self) -> dict[str, str]:
-        """What the network receives of an image, and what the teacher did for the pass that it is compared with."""
+        """Pictures that the network receives, and that the teacher received for the pass that it is compared with."""
         if self.trained.picture is None:
             return {}
         pictures = {PICTURE: str(self.trained.picture)}
-        if self.passes and "preprocessing" in self.passes[0].manifest.teacher:
-            teacher = Picture.of_teacher(self.passes[0].manifest.teacher, self.store.size)
-            pictures[TEACHER_PICTURE] = str(teacher)
+        if self.passes:
+            teacher = self.passes[0].manifest.teacher
+            picture = Picture.from_manifest(teacher, self.store.size)
+            pictures[TEACHER_PICTURE] = str(picture or teacher.get("frame", ""))
         return pictures
 
     @property
@@ -130,6 +131,7 @@ class EvaluationPlan:
             "network": f"{self.config.model} of run {self.config.run}",
             "records": f"split {', '.join(self.config.evaluate.splits)} of {self.store.path}",
             "passes": ", ".join(teacher.name for teacher in self.passes) or "none",
+            **self.pictures,
             "evaluators": f"runs {', '.join(missing)}" if missing else "nothing to run",
             "folder": str(folder),
         }
@@ -165,7 +167,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     run = RunFolder(config.run).path
     student = run / "distill"
     trained = SavedNetwork(student).describe()
-    shown = trained.shown(config.evaluate.frame, open_record_store(config).size)
+    shown = trained.in_frame(config.evaluate.frame, open_record_store(config).size)
     require(
         HOLDOUT not in config.evaluate.splits
         or trained.subset.holdout > 0
@@ -362,7 +364,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
     main = TEACHER_EVALUATION + place_beside(run / TEACHER_EVALUATION, store)
     passes = passes_of_teacher(run / main, teacher, store, named)
     entry = passes[0].manifest.teacher if passes else described
-    picture = Picture.of_teacher(entry, store.size) if store.form.has_places else None
+    picture = Picture.from_manifest(entry, store.size)
     num_classes = described["classes"]
     if (
         not config.reads_outputs
@@ -460,7 +462,7 @@ def _described(
     described = TrainedModel(
         config=network, num_classes=num_classes, input_size=size, picture=picture
     )
-    return described.shown(config.evaluate.frame, store.size)
+    return described.in_frame(config.evaluate.frame, store.size)
 
 
 def _building(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
-from permafrost.config.models import Picture
+from permafrost.config.models import Picture, frame_of
 from permafrost.config.options import Role, options_of, to_plain
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError, require
@@ -123,7 +123,7 @@ def folder_of_evaluation(
     # An evaluation whose picture is not known is done again.
     if (is_shown and splits == list(options.splits)) or (shown is None and not is_shown):
         return main
-    frame = [] if picture is None or is_shown else [picture.frame]
+    frame = [] if picture is None or is_shown else [frame_of(str(picture))]
     return f"{main}{_ON}{_shorten('-'.join(['-and-'.join(options.splits), *frame]))}"
 
 
@@ -206,11 +206,6 @@ def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str | None]:
     """Return the splits of the options of an evaluation and its picture, None for a table or if it is not known."""
     splits = values.get("evaluate", {}).get("splits", ("test",))
     return list(splits), values.get("inputs", {}).get(PICTURE)
-
-
-def frame_of(picture: str | None) -> str:
-    """Return the value of evaluate.frame for a recorded picture."""
-    return "center_crop" if (picture or "").startswith("center crop") else "full"
 
 
 def is_outdated(folder: Path, picture: Picture | None) -> bool:

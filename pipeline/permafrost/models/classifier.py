@@ -280,7 +280,7 @@ class Classifier(nn.Module, ABC):
     misplacement: str = ""
     """Why the cells of the features lie in other places of the images than those of a grid do, empty if they do not."""
     picture: Picture | None = None
-    """What a student receives of an image outside of random views (`permafrost.load_student`)."""
+    """Picture that a student receives outside of random views (`permafrost.load_student`)."""
     explanation_mode: Callable[[], AbstractContextManager[None]] | None = None
     """Context in which a gradient to the input is an explanation, of a network that explains itself (B-cos)."""
 

@@ -55,9 +55,9 @@ class TrainedModel:
     precision: str | None = None
     """Precision of the forward passes of its training, None if it was not trained by a run."""
     picture: Picture | None = None
-    """What it receives of an image outside of random views, None for a table, or if that is not known."""
+    """Picture that it receives outside of random views; None for a table, or if that is not known."""
 
-    def shown(self, frame: str, frame_size: tuple[int, int]) -> TrainedModel:
+    def in_frame(self, frame: str, frame_size: tuple[int, int]) -> TrainedModel:
         """Return it with the picture that evaluate.frame means for it; that of a table stays None.
 
         Args:

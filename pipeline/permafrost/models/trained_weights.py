@@ -78,7 +78,7 @@ class ModelDescription:
     precision: str | None = None
     """Precision of the forward passes of its training, None if it was not trained by a run."""
     picture: Picture | None = None
-    """What it receives of an image outside of random views; None if that is not known."""
+    """Picture that it receives outside of random views; None if that is not known."""
     run: str | None = None
     """Identity of the run that trained it, as its config has it; None if it was not trained by one."""
 

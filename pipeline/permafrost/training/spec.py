@@ -69,7 +69,7 @@ class TrainingSpec:
 
     @property
     def picture(self) -> Picture | None:
-        """What the student receives of an image outside of its views."""
+        """Picture that the student receives outside of its views."""
         views = self.dataset.passes[0].views if self.replays else None
         return trained_picture(self.dataset.store, self.augment, views)
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
-from permafrost.config.models import NoModelConfig, is_published
+from permafrost.config.models import NoModelConfig, Picture, is_published
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import require, shorten
 from permafrost.core.progress import say_if_slow
@@ -82,26 +82,19 @@ class PrecomputeResult:
     is known of the teacher shows wrong labels, options, normalization or frames."""
     teacher_f1: dict[str, float] = field(default_factory=dict)
     """F1 over all known pairs of a record and a class in place of accuracy, where records have many labels."""
-    teacher_frame: str = ""
-    """Part of an image that the teacher received (teacher.frame), empty for a table and without a teacher."""
+    teacher_picture: str = ""
+    """Picture of an image that the teacher received (teacher.frame), empty for a table and without a teacher."""
     device: str = ""
     """Hardware that has computed the canonical pass, with its numbers of shards if there are several kinds."""
     records_per_second: str = ""
     next: str = ""
 
     def printed(self) -> dict[str, Any]:
-        """Return the values for the terminal, the accuracy with its frame, as `teach` may have used another one."""
+        """Return the values for the terminal."""
         values = asdict(self)
-        frame = values.pop("teacher_frame")
         sizes = zip(self.passes, values.pop("bytes_per_record"), strict=True)
-        values["passes"] = ", ".join(
-            f"{name} ({size:,.0f} bytes per record)" for name, size in sizes
-        )
-        of_frame = f" ({frame})" if frame else ""
-        return {
-            f"{name}{of_frame}" if name in ("teacher_accuracy", "teacher_f1") else name: value
-            for name, value in values.items()
-        }
+        passes = [f"{name} ({size:,.0f} bytes per record)" for name, size in sizes]
+        return {**values, "passes": ", ".join(passes)}
 
 
 def precompute_store(config: PrecomputeConfig) -> PrecomputeResult:
@@ -339,7 +332,9 @@ class PrecomputePlan:
             teacher_accuracy={} if many else annotation.accuracy,
             teacher_f1=annotation.accuracy if many else {},
             device=canonical.manifest.made_with.get("device", ""),
-            teacher_frame=str(canonical.manifest.teacher["frame"]) if store.form.has_places else "",
+            teacher_picture=str(
+                Picture.from_manifest(canonical.manifest.teacher, store.size) or ""
+            ),
             records_per_second=f"{done / seconds:,.0f}" if done else "",
             next=commands.distill(options.run, trained_on),
         )

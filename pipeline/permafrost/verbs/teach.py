@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.progress import show_epochs
@@ -43,20 +42,10 @@ class TeachResult:
     """F1 by split of evaluate.splits, empty if records have one label."""
     last_epoch: str = ""
     """Mean loss and training accuracy of the last epoch, if this call trained."""
-    frame: str = ""
-    """Part of an image on which they were measured (evaluate.frame), empty for a table."""
+    picture: str = ""
+    """Picture of an image on which they were measured (evaluate.frame), empty for a table."""
     records_per_second: str = ""
     next: str = ""
-
-    def printed(self) -> dict[str, Any]:
-        """Return the values for the terminal, the measured ones with their frame, as a pass may be of another one."""
-        values = asdict(self)
-        frame = values.pop("frame")
-        of_frame = f" ({frame})" if frame else ""
-        return {
-            f"{name}{of_frame}" if name in ("accuracy", "f1") else name: value
-            for name, value in values.items()
-        }
 
 
 def teach_network(config: TeachConfig) -> TeachResult:
@@ -109,12 +98,12 @@ def _train(plan: TeacherPlan) -> TeachResult:
                 chance,
             )
     weights = str(folder / MODEL_NAME)
-    shown = SavedNetwork(folder).describe().shown(config.evaluate.frame, store.size).picture
+    trained = SavedNetwork(folder).describe().in_frame(config.evaluate.frame, store.size)
     return TeachResult(
         weights=weights,
         accuracy=accuracy,
         f1=f1,
-        frame="" if shown is None else shown.frame,
+        picture=str(trained.picture or ""),
         last_epoch=progress.last_line,
         records_per_second=progress.rate(folder),
         next=_next_command(config, store, weights),

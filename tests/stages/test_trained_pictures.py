@@ -1,0 +1,172 @@
+"""One picture of an image: a student is measured, reported, exported and loaded on what its training showed it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import permafrost
+from permafrost.evaluation.results import METRICS_NAME
+from permafrost.runs.folder import CONFIG_NAME
+from permafrost.runs.mirrors import RUNS
+from permafrost.storage.signed_files import read_yaml, write_yaml
+from tests.support.pages import blocks_of
+from tests.support.paths import ROOT
+
+FRAME = 24
+RECIPES = {
+    "pad_crop": ("[{kind: pad_crop, padding: 2}]", None),
+    "resized_crop": ("[{kind: resized_crop}, {kind: horizontal_flip}]", 0.875),
+}
+TINY = "teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Folder of images of three sizes, whose class is told by a rim that no center crop has."""
+    root, generator = tmp_path_factory.mktemp("rim"), np.random.default_rng(0)
+    for number in range(40):
+        split, label = "test" if number % 4 == 0 else "train", number % 8 // 4
+        pixels = generator.integers(0, 256, ((36, 36), (30, 44), (40, 32))[number % 3] + (3,))
+        pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:] = [[255 * label, 0, 255]] * 4
+        path = root / split / "ab"[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+def packed(photographs, folder, *options):
+    """Fill stores/<folder> with the photographs and a pass of a tiny teacher."""
+    where = f"store.path=stores/{folder}", "data=image_folder", f"data.path={photographs}"
+    permafrost.precompute(
+        *where, f"store.image_size={FRAME}", "executor=serial", "annotate.name=t", *TINY, *options
+    )
+    return f"store.path=stores/{folder}"
+
+
+def train(store, recipe, size, epochs=1):
+    permafrost.distill(
+        store, "run=one", "student=cifar", "student.name=resnet8", "student.width=4", "method=labels",
+        f"augment.operations={RECIPES[recipe][0]}", f"augment.size={size}", "optimizer.lr=0.01",
+        f"trainer.epochs={epochs}", "trainer.batch_size=10", "trainer.num_threads=1",
+    )  # fmt: skip
+
+
+def own_pixels(path, crop, size, *, is_cut):
+    """Return the picture of an image file f32 [3, size, size] by torch alone."""
+    image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None]
+    height, width = image.shape[-2:]
+    shorter = min(height, width)
+    if not is_cut:  # a bilinear sample of the frame, without antialiasing
+        frame = F.interpolate(image, (FRAME, FRAME), mode="bilinear", antialias=True)
+        scales = [1.0 if crop is None else crop * shorter / side for side in (width, height)]
+        places = (2 * torch.arange(size) + 1) / size - 1
+        down, across = torch.meshgrid(scales[1] * places, scales[0] * places, indexing="ij")
+        grid = torch.stack([across, down], dim=-1)[None]
+        return F.grid_sample(frame / 255, grid, padding_mode="border", align_corners=False)[0]
+    if crop is not None:
+        side = int(crop * shorter + 0.5)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[..., top : top + side, left : left + side]
+    return F.interpolate(image, (size, size), mode="bilinear", antialias=True)[0] / 255
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("form", "size"), [("original", 16), ("raw", 32), ("raw", FRAME)])
+def test_a_student_is_measured_on_what_its_recipe_shows(photographs, form, recipe, size):
+    store = packed(photographs, "photos", f"store.format={form}")
+    train(store, recipe, size)
+
+    done = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
+    page = permafrost.report(store, "run=one")
+
+    network, paths = permafrost.load_student("one"), sorted(photographs.glob("test/*/*.png"))
+    records = permafrost.open_store("stores/photos").select("test")
+    (batch,) = permafrost.RecordLoader(records, frame=network.picture, batch_size=10, teacher=())
+    crop, labels = RECIPES[recipe][1], torch.tensor([path.parent.name == "b" for path in paths])
+    images = [own_pixels(path, crop, size, is_cut=form == "original") for path in paths]
+    order = torch.tensor([batch.keys.index(key_of(path)) for path in paths])
+    torch.testing.assert_close(batch.images[order], torch.stack(images), rtol=0, atol=1e-6)
+    right = (network(torch.stack(images)).logits.argmax(dim=1) == labels).float().mean()
+    assert done.splits["test"]["accuracy"] == pytest.approx(float(right))
+    part = "whole image" if crop is None else "center crop of 0.875"
+    assert done.picture == str(network.picture)
+    assert done.picture.startswith(f"{part} at {size}x{size}, bilinear")
+    row = json.loads(Path(page.json).read_text())["runs"][0]
+    assert (row["picture"], row["accuracy"]) == (done.picture, done.splits["test"]["accuracy"])
+
+
+def key_of(path):
+    return f"test/{path.parent.name}/{path.name}".replace("/", "%2F").replace(".", "%2E")
+
+
+def test_a_rim_is_seen_by_all_that_reads_the_student(photographs, capsys):
+    store = packed(photographs, "photos")
+    train(store, "pad_crop", 16, epochs=12)
+
+    whole = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
+    cropped = permafrost.evaluate(
+        store, "run=one", "evaluators=[accuracy]", "evaluate.frame=center_crop"
+    )
+    *_, load, loop, _ = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
+    exec(load.code, names := {"student": "one"})
+    exec(loop.code, names | {"store": "stores/photos"})
+
+    assert whole.splits["test"]["accuracy"] == 1.0 > cropped.splits["test"]["accuracy"]
+    assert capsys.readouterr().out.endswith(f"{whole.picture}: accuracy 1.000\n")
+    assert cropped.picture == "center crop of 0.875 at 16x16, bilinear, antialiased"
+
+
+@pytest.mark.parametrize("view", [(), ("teacher.frame=center_crop", "teacher.input_size=16")])
+def test_a_teacher_agrees_with_its_own_pass_on_every_record(photographs, view):
+    store = packed(photographs, "photos", *view)
+
+    done = permafrost.evaluate(store, "run=one", "model=teacher", *TINY, *view)
+
+    numbers = done.splits["test"]
+    assert numbers["agreement"] == 1.0
+    assert numbers["map_cosine"] == pytest.approx(1.0, abs=1e-3)  # of float16
+    assert done.picture == done.teacher_picture
+
+
+def test_an_evaluation_that_does_not_name_its_picture_is_done_again(photographs, caplog):
+    store = packed(photographs, "photos")
+    train(store, "pad_crop", 16)
+    done = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
+    path = RUNS / "one/evaluate" / CONFIG_NAME
+    values = read_yaml(path, "")
+    del values["inputs"]["picture"]
+    write_yaml(path, json.dumps(values) + "\n")
+    (path.parent / METRICS_NAME).write_text("earlier numbers")
+
+    again = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
+
+    assert again == done
+    assert "recorded without what the network was shown" in caplog.text
+
+
+def test_a_program_of_another_picture_has_no_accuracy_until_it_is_measured(photographs):
+    store = packed(photographs, "photos")
+    train(store, "pad_crop", 16)
+    permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
+
+    def card(*options):
+        done = permafrost.export(store, "run=one", *options)
+        names = sorted(path.suffix for path in Path(done.card).parent.iterdir())
+        return Path(done.card).read_text(), names
+
+    own, _ = card("export.formats=[onnx,torch]")
+    other, programs = card("export.formats=[torch]", "export.frame=center_crop")
+    permafrost.evaluate(store, "run=one", "evaluators=[accuracy]", "evaluate.frame=center_crop")
+    measured, _ = card("export.formats=[torch]", "export.frame=center_crop")
+
+    assert "whole image at 16x16" in own
+    assert "center crop of 0.875" in other
+    assert ["test " in text for text in (own, other, measured)] == [True, False, True]
+    assert ".onnx" not in programs  # of the whole image
