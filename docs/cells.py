@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from permafrost_report.comparison import confidence_interval, welch_interval
+from permafrost_report.comparison import welch_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -95,12 +95,10 @@ def difference_interval(
     Without bounds if an arm has a single value.
     """
     first, second = numbers_of(runs, metric, scale), numbers_of(baseline, metric, scale)
-    if paired:
-        values = [a - b for a, b in zip(first, second, strict=True)]
-        middle, interval = mean(values), confidence_interval([float(value) for value in values])
-    else:
-        middle = mean(first) - mean(second)
-        interval = welch_interval(*([float(value) for value in arm] for arm in (first, second)))
+    if paired:  # Welch's interval against a constant is Student's
+        first, second = [a - b for a, b in zip(first, second, strict=True)], [Decimal(0)] * 2
+    middle = mean(first) - mean(second)
+    interval = welch_interval(*([float(value) for value in arm] for arm in (first, second)))
     return [middle, *(Decimal(str(bound)) for bound in interval or ())]
 
 

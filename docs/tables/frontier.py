@@ -11,7 +11,7 @@ from typing import NamedTuple
 from docs.cells import Cell, Rows, Run, difference_interval, rounded, single, spread, table
 from docs.measured import results_of, runs_of
 from docs.tables.e2kd import EQUAL_TERMS, LOGITS_BYTES, SHOTS, TARGET_BYTES
-from permafrost_report.comparison import confidence_interval
+from permafrost_report.comparison import welch_interval
 
 FRONTIER = "cifar10_frontier"
 SPREAD = "cifar10_spread"
@@ -175,7 +175,7 @@ def spread_difference(
         for selection in sorted(first)
     ]
     means = [fmean(each) for each in differences]
-    low, high = confidence_interval(means) or (nan, nan)
+    low, high = welch_interval(means, [0.0, 0.0]) or (nan, nan)
     seeds = len(differences[0])
     within = fmean(variance(each) for each in differences)
     between = max(0.0, variance(means) - within / seeds)

@@ -80,12 +80,12 @@ def _export(config: ExportConfig) -> ExportResult:
     student = RunFolder(config.run).path / "distill"
     store = Store(config.store.folder)
     network, trained = SavedNetwork(student).load(store.manifest.classes)
-    trained = trained.in_frame(config.export.frame, store.size)
+    trained = trained.in_frame(config.export.frame, store)
     picture = str(trained.picture or "")
     if "onnx" in config.export.formats:
         portable.require_onnx()
     program = (
-        portable.ImageProgram(network, store.size, trained.picture, config.export.output)
+        portable.ImageProgram(network, trained.picture, config.export.output)
         if trained.picture is not None
         else portable.RowProgram(network, config.export.output)
     )
@@ -114,9 +114,9 @@ def _export(config: ExportConfig) -> ExportResult:
     files: dict[str, str] = {}
     differences = []
     card = student / EXPORT_FOLDER / "README.md"
-    if card.exists() and picture not in card.read_text():
+    if card.exists() and f": {picture}\n" not in card.read_text():
         for program_file in card.parent.iterdir():  # of another picture
-            if program_file.suffix in (".onnx", ".pt2"):
+            if program_file.suffix in (".onnx", ".pt2", ".py"):
                 program_file.unlink()
     for file_format in config.export.formats:
         data = portable.encode_model(

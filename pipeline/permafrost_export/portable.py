@@ -68,27 +68,24 @@ class ImageProgram(_Program):
     def __init__(
         self,
         network: Classifier,
-        canonical_size: tuple[int, int],
         picture: Picture,
         output: ProgramOutput = "logits",
     ) -> None:
         super().__init__(network, output)
-        self.canonical_size = canonical_size
-        """(height, width) of the canonical frame."""
         self.picture = picture
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output of an evaluation of the images."""
         height, width = images.shape[-2:]
-        crop, size = self.picture.crop, self.picture.size
-        if self.picture.antialias:
+        crop, size, frames = self.picture.crop, self.picture.size, self.picture.frames
+        if frames is None:
             if crop is not None:  # in whole pixels, as loading.windows.views_of_picture
                 side = torch.sym_int(crop * torch.sym_min(height, width) + 0.5)
                 top, left = (height - side) // 2, (width - side) // 2
                 images = images[:, :, top : top + side, left : left + side]
             return self.run(_resize(images, size) / 255)
-        pixels = _resize(images, self.canonical_size)
-        if crop is not None or self.canonical_size != size:
+        pixels = _resize(images, frames)
+        if crop is not None or frames != size:
             pixels = self._sample(pixels, height, width)
         return self.run(pixels / 255)
 
@@ -139,11 +136,9 @@ def sample_inputs(program: nn.Module, columns: int) -> Tensor:
     if isinstance(program, RowProgram):
         return torch.randn(PROBED_RECORDS + 1, columns, generator=generator)
     shown = cast("ImageProgram", program)
-    size, picture = shown.canonical_size, shown.picture
-    if picture.antialias:  # of whole pixels, so that no rounding differs
-        size = cast(
-            "tuple[int, int]", tuple(round(side / (picture.crop or 1)) for side in picture.size)
-        )
+    picture = shown.picture
+    # Of whole pixels, so that no rounding differs.
+    size = picture.frames or tuple(round(side / (picture.crop or 1)) for side in picture.size)
     return torch.randint(
         0, 256, (PROBED_RECORDS + 1, 3, *size), generator=generator, dtype=torch.uint8
     )

@@ -40,13 +40,6 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
 
 
-def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Compute the 95 % interval of the mean by Student's t, None for a single value."""
-    if len(values) < 2:
-        return None
-    return _around(mean(values), stdev(values) / sqrt(len(values)), len(values) - 1)
-
-
 def welch_interval(
     candidate: Sequence[float], baseline: Sequence[float]
 ) -> tuple[float, float] | None:

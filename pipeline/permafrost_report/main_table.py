@@ -161,6 +161,17 @@ def compared_column(name: str | None, columns: Sequence[Column]) -> Column | Non
     return next((column for column in columns if column.name == wanted), next(iter(columns), None))
 
 
+def pictures_in_words(results: Sequence[StudentResult]) -> list[str]:
+    """Return what students were shown of an image, and which arms were shown it if there are several pictures."""
+    arms: dict[str, dict[str, None]] = {}
+    for result in results:
+        arms.setdefault(result.pictures[0], {})[result.label] = None
+    arms.pop("", None)
+    if len(arms) == 1:
+        return [f"Images were shown as: {next(iter(arms))}"]
+    return [f"Images of {', '.join(names)} were shown as: {text}" for text, names in arms.items()]
+
+
 def student_rows(
     results: Sequence[StudentResult], columns: Sequence[Column]
 ) -> list[dict[str, Any]]:
@@ -452,12 +463,14 @@ def summary_table(run: str) -> str:
             column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
         ]
         table.append(["constant", "", *("" for _ in selected), *levels])
-    shown = [
-        f"images: {text}" for text in dict.fromkeys(one.pictures[0] for one in results) if text
-    ]
     one_seed = [f"({ONE_SEED})"] if any(arm["seeds"] == 1 for arm in arms) else []
     return "\n".join(
-        [align_columns(table), *shown, *one_seed, *reservations(run, results, selection)]
+        [
+            align_columns(table),
+            *pictures_in_words(results),
+            *one_seed,
+            *reservations(run, results, selection),
+        ]
     )
 
 

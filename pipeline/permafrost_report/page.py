@@ -31,7 +31,12 @@ from permafrost_report.comparison import ONE_SEED, excludes_zero
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.figures import Plot, epoch_plots, shift_plots, training_curves
 from permafrost_report.grid_figures import grid_plots, selection_plot
-from permafrost_report.main_table import arm_summary, meanings, passes_of_arms
+from permafrost_report.main_table import (
+    arm_summary,
+    meanings,
+    passes_of_arms,
+    pictures_in_words,
+)
 from permafrost_report.model_selection import ModelSelection, optimistic_results
 from permafrost_report.options import ReportConfig
 from permafrost_report.page_content import PageContent
@@ -257,7 +262,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "columns": page.columns,
         "meanings": [
             *meanings(page.columns, values["chance"], passes_of_arms(page.results)),
-            *(f"Images were shown as: {text}" for text in _shown_pictures(page.results)),
+            *pictures_in_words(page.results),
         ],
         "optimistic": optimistic_results(page.results),
         "over_seeds": "Mean and standard deviation over seeds"
@@ -271,12 +276,6 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "rows": values["runs"],
         "result_plots": [plot for plot in plots if plot is not None],
     }
-
-
-def _shown_pictures(results: Sequence[StudentResult]) -> list[str]:
-    """Return what all students were shown of an image, nothing if it is not the same (a remark of each arm then)."""
-    pictures = {result.pictures[0] for result in results if result.is_evaluated}
-    return [*filter(None, pictures)] if len(pictures) == 1 else []
 
 
 def _mean_caption(seeds: Sequence[int]) -> str:

@@ -157,9 +157,6 @@ def gather_page(config: ReportConfig) -> PageContent:
         remarks = dict.fromkeys(untrained, "last layer not trained")
         values["remarks"] = {**values.get("remarks", {}), **remarks}
     values["remarks"] = {**values.get("remarks", {}), **_threshold_remarks(students)}
-    pictures = {student.label: student.pictures[0] for student in students}
-    if len(set(pictures.values())) > 1:
-        values["remarks"] = {**pictures, **values["remarks"]}
     if network:
         values["network"] = network.numbers
     if cases:

@@ -23,7 +23,7 @@ class WebDatasetDataConfig(ImageFileDataConfig):
     """WebDataset tar files: a folder, a glob, or http(s) addresses with a {000000..000009} range."""
 
     implementation: ClassVar[str] = "permafrost_sources.webdataset:WebDatasetSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+    path_is: ClassVar[str] = "a folder, a glob or an address of tars"
 
     kind: Literal["webdataset"] = "webdataset"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
@@ -45,7 +45,6 @@ class WebDatasetDataConfig(ImageFileDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_path(self.path, "a folder, a glob or an address of tars")
         require(
             not self.path.startswith("pipe:"),
             f"data.path={self.path} would run a command; name files or http(s) addresses",
@@ -111,7 +110,6 @@ class HuggingFaceDataConfig(ImageFileDataConfig):
     """Data set of Hugging Face, a folder or a name on the hub, read by the package `datasets`."""
 
     implementation: ClassVar[str] = "permafrost_sources.huggingface_sets:HuggingFaceSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
 
     kind: Literal["huggingface"] = "huggingface"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
@@ -161,6 +159,7 @@ class TorchvisionDataConfig(FileDataConfig):
     """Data set of torchvision, downloaded if torchvision offers a download."""
 
     implementation: ClassVar[str] = "permafrost_sources.torchvision_sets:TorchvisionSource"
+    minimal: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["torchvision"] = "torchvision"
     name: Literal[

@@ -39,6 +39,8 @@ from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
 
+WHOLE = Picture(size=(16, 16), frames=(16, 16))
+
 
 def noise(*shape):
     return torch.randint(
@@ -56,13 +58,13 @@ def frame_of(image, size):
     return portable._resize(image[None], size)[0].to(torch.uint8)
 
 
-def evaluated_logits(network, images, canonical_size, picture):
+def evaluated_logits(network, images, picture):
     """Logits of an evaluation of images of one size, each in a store of frames or of the files."""
     sizes = torch.tensor([images.shape[-2:]] * len(images)).float()
     batch = Batch(
         keys=tuple(map(str, range(len(images)))),
         record_index=torch.arange(len(images)),
-        inputs=torch.stack([frame_of(image, canonical_size) for image in images]),
+        inputs=torch.stack([frame_of(image, picture.frames or (8, 8)) for image in images]),
         canonical_from_view=None,
         view_index=torch.zeros(len(images), dtype=torch.long),
         original_size=sizes,
@@ -70,7 +72,7 @@ def evaluated_logits(network, images, canonical_size, picture):
         groups=torch.full((len(images),), -1),
     )
     views = views_of_picture(picture, sizes)
-    if picture.antialias:
+    if picture.frames is None:
         left, top, right, bottom = pixel_boxes(views.windows, sizes)[0].tolist()
         cut = [frame_of(image[:, top:bottom, left:right], picture.size) for image in images]
         batch = replace(batch, inputs=torch.stack(cut), has_windows=True)
@@ -83,23 +85,23 @@ def evaluated_logits(network, images, canonical_size, picture):
 
 @pytest.mark.parametrize("shape", [(32, 32), (40, 48), (75, 50), (20, 90)], ids=str)
 @pytest.mark.parametrize(
-    ("crop", "canonical_size", "antialias"),
+    ("crop", "frames"),
     [
-        (None, (32, 32), False),
-        (None, (40, 48), False),
-        (0.875, (40, 48), False),
-        (0.875, (32, 32), False),
-        (None, (40, 48), True),
-        (0.875, (40, 48), True),
+        (None, (32, 32)),
+        (None, (40, 48)),
+        (0.875, (40, 48)),
+        (0.875, (32, 32)),
+        (None, None),
+        (0.875, None),
     ],
     ids=str,
 )
-def test_the_program_repeats_an_evaluation(shape, crop, canonical_size, antialias):
+def test_the_program_repeats_an_evaluation(shape, crop, frames):
     network, images = small_resnet(), noise(2, 3, *shape)
-    picture = Picture(size=(32, 32), crop=crop, antialias=antialias)
-    program = ImageProgram(network, canonical_size, picture)
+    picture = Picture(size=(32, 32), crop=crop, frames=frames)
+    program = ImageProgram(network, picture)
 
-    expected = evaluated_logits(network, images, canonical_size, picture)
+    expected = evaluated_logits(network, images, picture)
 
     torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-5)
 
@@ -119,7 +121,7 @@ def test_a_crop_sees_less_than_the_whole_image():
     """Control: the frames of the test above are not alike."""
     network, images = small_resnet(), noise(2, 3, 40, 48)
     whole, cropped = (
-        ImageProgram(network, (40, 48), Picture(size=(32, 32), crop=crop))(images)
+        ImageProgram(network, Picture(size=(32, 32), crop=crop, frames=(40, 48)))(images)
         for crop in (None, 0.875)
     )
 
@@ -169,7 +171,7 @@ def test_a_file_gives_the_logits_of_an_evaluation(exported, file_format):
         ((2, 3, 61, 43), 0.02),  # a resized pixel may be rounded the other way
     ]:
         images = noise(*shape)
-        expected = evaluated_logits(network, images, (16, 16), Picture(size=(16, 16)))
+        expected = evaluated_logits(network, images, WHOLE)
         actual = open_program(files[file_format], file_format, "images")(images)
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
         assert expected.abs().max() > 0.1
@@ -275,8 +277,7 @@ def test_a_program_of_rows_takes_any_number_of_them():
 
 def test_a_program_of_another_network_is_not_written():
     images = noise(2, 3, 16, 16)
-    shown = (16, 16), Picture(size=(16, 16))
-    other, network = (ImageProgram(small_resnet(seed), *shown) for seed in (0, 1))
+    other, network = (ImageProgram(small_resnet(seed), WHOLE) for seed in (0, 1))
     data = encode_model(trace(other, images), "torch", "images", {})
 
     assert check_program(data, "torch", other, images) < 1e-5
@@ -299,7 +300,7 @@ class Own(torch.nn.Module):
 @pytest.mark.parametrize("file_format", ["onnx", "torch"])
 def test_a_network_of_ones_own_is_examined_before_it_is_traced(file_format):
     network = freeze(ModuleClassifier(Own(), "conv"))
-    program = ImageProgram(network, (16, 16), Picture(size=(16, 16)))
+    program = ImageProgram(network, WHOLE)
     images = noise(2, 3, 16, 16)
 
     data = encode_model(trace(program, images), file_format, "images", {})
@@ -311,7 +312,7 @@ def check_programs(config, size):
     """Export a network for any number of images in both formats."""
     torch.manual_seed(0)
     network = freeze(build_model(config, 10))
-    program = ImageProgram(network, size, Picture(size=size))
+    program = ImageProgram(network, Picture(size=size, frames=size))
     images = noise(5, 3, *size)
     for file_format in ("onnx", "torch"):
         data = encode_model(trace(program, images[:2]), file_format, "images", {})

@@ -184,8 +184,7 @@ def check_export(network, layer):
     """Return the largest difference of each program from the network, or why there is none."""
     program = ImageProgram(
         ModuleClassifier(network, layer).eval().requires_grad_(False),
-        (SIDE, SIDE),
-        Picture(size=(SIDE, SIDE)),
+        Picture(size=(SIDE, SIDE), frames=(SIDE, SIDE)),
     )
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     found = {}

@@ -41,11 +41,11 @@ def photographs(tmp_path_factory):
     return root
 
 
-def packed(photographs, folder, *options):
+def packed(photographs, folder, *options, frame=FRAME):
     """Fill stores/<folder> with the photographs and a pass of a tiny teacher."""
     where = f"store.path=stores/{folder}", "data=image_folder", f"data.path={photographs}"
     permafrost.precompute(
-        *where, f"store.image_size={FRAME}", "executor=serial", "annotate.name=t", *TINY, *options
+        *where, f"store.image_size={frame}", "executor=serial", "annotate.name=t", *TINY, *options
     )
     return f"store.path=stores/{folder}"
 
@@ -170,3 +170,80 @@ def test_a_program_of_another_picture_has_no_accuracy_until_it_is_measured(photo
     assert "center crop of 0.875" in other
     assert ["test " in text for text in (own, other, measured)] == [True, False, True]
     assert ".onnx" not in programs  # of the whole image
+
+
+def test_a_store_of_other_frames_says_that_it_shows_another_picture(photographs, caplog):
+    train(packed(photographs, "photos", "store.format=raw"), "pad_crop", 16)
+    other = packed(photographs, "larger", "store.format=raw", frame=32)
+
+    done = permafrost.evaluate(
+        "store.path=stores/photos",
+        "run=one",
+        "evaluators=[accuracy]",
+        f"evaluate.{other.replace('.path', '')}",
+    )
+    records = permafrost.open_store("stores/larger").select("test")
+    loader = permafrost.RecordLoader(records, frame=permafrost.load_student("one").picture)
+
+    assert done.picture == "whole image at 16x16, bilinear from frames of 32x32"
+    assert caplog.text.count("the network's training as whole image at 16x16, bilinear from") == 2
+    assert next(iter(loader)).images.shape[-2:] == (16, 16)
+
+
+def test_a_student_of_originals_is_measured_on_frames_where_there_is_nothing_else(photographs):
+    train(packed(photographs, "photos", "store.format=original"), "pad_crop", 16)
+    packed(photographs, "frames", "store.format=raw")
+
+    done = permafrost.evaluate(
+        "store.path=stores/photos", "run=one", "evaluators=[accuracy]",
+        "evaluate.store=stores/frames",
+    )  # fmt: skip
+
+    assert done.picture == "whole image at 16x16, bilinear from frames of 24x24"
+
+
+def test_a_loader_refuses_a_word_for_a_picture(photographs):
+    packed(photographs, "photos")
+    records = permafrost.open_store("stores/photos").select("test")
+
+    with pytest.raises(permafrost.UserError, match=r"must be a permafrost\.Picture"):
+        permafrost.RecordLoader(records, frame="full")
+
+
+@pytest.mark.parametrize(
+    "values", [{"size": (16,)}, {"size": (16, 16), "crop": 1.5}, {"size": (8, 8), "frames": (0, 8)}]
+)
+def test_a_picture_of_no_size_is_refused(values):
+    with pytest.raises(ValueError, match=r"sizes are \(height, width\) in pixels"):
+        permafrost.Picture(**values)
+
+
+def test_a_teacher_is_measured_again_in_another_frame(photographs):
+    store = packed(photographs, "photos")
+
+    def taught(*options):
+        return permafrost.teach(
+            store, "run=one", "teacher=cifar", "teacher.name=resnet8", "teacher.width=4",
+            "teaching.trainer.epochs=8", "teaching.trainer.batch_size=10", "teaching.optimizer.lr=0.01",
+            "teaching.augment=pad_crop", *options,
+        )  # fmt: skip
+
+    whole, cropped = taught(), taught("evaluate.frame=center_crop")
+
+    assert (cropped.last_epoch, cropped.picture[:11]) == ("", "center crop")
+    assert whole.accuracy["test"] > cropped.accuracy["test"]
+    assert taught().accuracy == whole.accuracy
+
+
+def test_weights_of_a_run_are_measured_as_their_run_is(photographs):
+    store = packed(photographs, "photos")
+    train(store, "resized_crop", FRAME)
+
+    student = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
+    network = permafrost.evaluate(
+        store, "run=two", "model=network", "student=saved", "evaluators=[accuracy]",
+        "student.weights=runs/one/distill",
+    )  # fmt: skip
+
+    assert network.picture == student.picture
+    assert network.splits["test"]["accuracy"] == student.splits["test"]["accuracy"]

@@ -43,6 +43,10 @@ class NoDataConfig(DataConfig):
 class FileDataConfig(DataConfig):
     """Options of every source that reads the user's files."""
 
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+    path_is: ClassVar[str] = ""
+    """What data.path names, for messages."""
+
     on_error: Annotated[Literal["stop", "skip"], Role.OUTSIDE_DATASET] = "stop"
     """Treatment of an image that cannot be decoded, or of a row with values that are not finite. stop: end the
     run. skip: list it in the store's manifest. With data=image_table, skip also leaves out rows whose file is
@@ -62,9 +66,10 @@ class FileDataConfig(DataConfig):
             len(set(self.only_classes)) == len(self.only_classes),
             f"data.only_classes names a class twice: {list(self.only_classes)}",
         )
-
-    def _require_path(self, path: str, what: str) -> None:
-        require(path != "", f"data.path is empty; set it to {what}")
+        require(
+            not self.path_is or getattr(self, "path", "") != "",
+            f"data.path is empty; set it to {self.path_is}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,7 @@ class ImageFolderDataConfig(ImageFileDataConfig):
     """Folder of images: <path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
 
     implementation: ClassVar[str] = "permafrost.sources.image_folder:ImageFolderSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+    path_is: ClassVar[str] = "the folder of the images"
 
     kind: Literal["image_folder"] = "image_folder"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
@@ -129,17 +134,13 @@ class ImageFolderDataConfig(ImageFileDataConfig):
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of split train that is moved to split test, chosen by a hash of the key."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_path(self.path, "the folder of the images")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTableDataConfig(ImageFileDataConfig):
     """CSV or Parquet file with one row per image, or Parquet files with the images; options name the columns."""
 
     implementation: ClassVar[str] = "permafrost.sources.image_table:ImageTableSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+    path_is: ClassVar[str] = "the CSV or Parquet file"
 
     kind: Literal["image_table"] = "image_table"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
@@ -187,7 +188,6 @@ class ImageTableDataConfig(ImageFileDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_path(self.path, "the CSV or Parquet file")
         require(
             not self.keep_groups or (bool(self.group) and self.test_fraction > 0),
             "data.keep_groups=true keeps groups whole when a test split is drawn; name their column and the fraction, "

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le
 from permafrost.config.options import Options, Role
 from permafrost.config.plugins import Family
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.json_entries import require_entry
 
 CENTER_CROP_FRACTION = 0.875
 """Fraction of the shorter side in the usual evaluation crop of classifiers, 224 of 256 pixels."""
@@ -292,9 +293,17 @@ class Picture:
     """Side of a center crop relative to the image's shorter side, in the original's proportions; None for all of it."""
     resize: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation between pixels."""
-    antialias: bool = False
-    """Whether it is cut from the original image and resized once with antialiasing, as windows of a training are. The
-    canonical frame is sampled otherwise."""
+    frames: tuple[int, int] | None = None
+    """(height, width) of the canonical frames that it is sampled from, without antialiasing. None if it is cut from
+    original images and resized once with antialiasing, as windows of a training are."""
+
+    def __post_init__(self) -> None:
+        sizes = [self.size, self.frames or self.size]
+        require_entry(
+            all(len(size) == 2 and min(size) >= 1 for size in sizes) and 0 < (self.crop or 1) <= 1,
+            f"Picture(size={self.size}, crop={self.crop}, frames={self.frames}): sizes are (height, width) in pixels, "
+            "and a crop is a part of the shorter side, above 0 and at most 1",
+        )
 
     @classmethod
     def from_manifest(cls, described: Mapping[str, Any], size: tuple[int, int]) -> Picture | None:
@@ -314,6 +323,7 @@ class Picture:
             size=(side, side) if side else size,
             crop=fraction if described["frame"] == "center_crop" else None,
             resize=entry.get("interpolation", "bilinear"),
+            frames=size,
         )
 
     def on(self, frame: str) -> Picture:
@@ -324,8 +334,11 @@ class Picture:
 
     def __str__(self) -> str:
         part = "whole image" if self.crop is None else f"center crop of {self.crop:g}"
-        antialias = ", antialiased" if self.antialias else ""
-        return f"{part} at {self.size[1]}x{self.size[0]}, {self.resize}{antialias}"
+        text = f"{part} at {self.size[1]}x{self.size[0]}, {self.resize}"
+        if self.frames is None:
+            return f"{text}, antialiased"
+        is_frame = self.crop is None and self.frames == self.size
+        return text if is_frame else f"{text} from frames of {self.frames[1]}x{self.frames[0]}"
 
 
 def frame_of(picture: str | None) -> str:
@@ -340,7 +353,8 @@ def usual_picture(size: tuple[int, int], frame_size: tuple[int, int]) -> Picture
         size: (height, width) of its input.
         frame_size: (height, width) of the canonical frame.
     """
-    return Picture(size=size, crop=None if size == frame_size else CENTER_CROP_FRACTION)
+    crop = None if size == frame_size else CENTER_CROP_FRACTION
+    return Picture(size=size, crop=crop, frames=frame_size)
 
 
 def whole_frame(config: AnyModelConfig) -> AnyModelConfig:

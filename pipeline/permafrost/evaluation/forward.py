@@ -349,7 +349,7 @@ def evaluate_model(
     network, trained = SavedNetwork(folder).load(store.manifest.classes)
     device = resolve_device("evaluate.device", options.device)
     model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
-    trained = trained.in_frame(options.frame, store.size)
+    trained = trained.in_frame(options.frame, store)
     threads = resolve_decode_threads(options.decode_threads)
     return {
         split: evaluate_split(model, open_split(store, (), split, trained, threads), options)

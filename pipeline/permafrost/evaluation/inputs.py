@@ -29,7 +29,7 @@ from permafrost.evaluation.results import (
 )
 from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.models.resolve import resolve_network
-from permafrost.models.saved import SavedNetwork, TrainedModel
+from permafrost.models.saved import SavedNetwork, TrainedModel, recorded_picture
 from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs, saved_options
 from permafrost.runs.trackers import check_logger
 from permafrost.store.entries import StoreMismatchError
@@ -167,7 +167,6 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
     run = RunFolder(config.run).path
     student = run / "distill"
     trained = SavedNetwork(student).describe()
-    shown = trained.in_frame(config.evaluate.frame, open_record_store(config).size)
     require(
         HOLDOUT not in config.evaluate.splits
         or trained.subset.holdout > 0
@@ -188,6 +187,9 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
         if not names:
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
     passes = logits_first(passes)
+    if trained.picture is not None:
+        store.warn_of_other_picture(trained.picture)
+    shown = trained.in_frame(config.evaluate.frame, store)
     if len(passes) > 1:
         logger.info(
             "%s has %d teachers; agreement and maps are compared with %s",
@@ -441,7 +443,9 @@ def open_network(config: EvaluateConfig) -> EvaluationPlan:
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
-        trained=(trained := _described(config, student, store, num_classes)),
+        trained=(
+            trained := _described(config, student, store, num_classes, recorded_picture(student))
+        ),
         build=_building(config, trained, store),
         others={"teacher network": sha256_json(of_teacher)} if alone else {},
     )
@@ -462,7 +466,7 @@ def _described(
     described = TrainedModel(
         config=network, num_classes=num_classes, input_size=size, picture=picture
     )
-    return described.in_frame(config.evaluate.frame, store.size)
+    return described.in_frame(config.evaluate.frame, store)
 
 
 def _building(

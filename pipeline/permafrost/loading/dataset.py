@@ -274,9 +274,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Return these records in the picture of a network, or for None in whole frames."""
         other = copy(self)
         other.picture = picture if self.store.form.has_places else None
-        shown = other.picture or Picture(size=self.store.size)
+        shown = other.picture or Picture(size=self.store.size, frames=self.store.size)
         other._rendering = Rendering(resize=shown.resize)
-        other._cutter = WindowCutter(shown.size, "black") if shown.antialias else None
+        other._cutter = WindowCutter(shown.size, "black") if shown.frames is None else None
         if self._cutter is not other._cutter:
             other._start_caches()
         return other

@@ -393,19 +393,20 @@ def trained_picture(
         return None
     if views is None:
         kinds = {operation.kind for operation in augment.moving}
-        antialias = bool(kinds) and store.has_larger_images and augment.shows_windows
+        is_cut = bool(kinds) and augment.shows_windows
     else:
         kinds = {operation["kind"] for operation in views.get("operations", ())}
-        antialias = views.get("pixels") == "originals"
-    return Picture(
+        is_cut = views.get("pixels") == "originals"
+    picture = Picture(
         size=store.size if augment.size is None else (augment.size, augment.size),
         crop=CENTER_CROP_FRACTION
         if "resized_crop" in kinds
         else None
         if views is None
         else views.get("center_crop"),
-        antialias=antialias,
+        frames=None if is_cut else store.size,
     )
+    return store.picture_of(picture)
 
 
 def _numbers_of(matrices: Tensor) -> Tensor:

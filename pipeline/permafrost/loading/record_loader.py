@@ -250,8 +250,9 @@ class RecordLoader(TrainLoader):
         )
         _check_augment(augment, records)
         require(
-            frame is None or (augment is None and not replay),
-            "frame= shows each image as in an evaluation; leave out augment and replay",
+            frame is None or (isinstance(frame, Picture) and augment is None and not replay),
+            f"frame={frame!r} shows each image as in an evaluation, so it must be a permafrost.Picture, as that of "
+            "load_student(run).picture, and augment and replay are left out",
         )
         _check_options(options, shuffle=shuffle, replay=replay)
         is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
@@ -284,7 +285,9 @@ class RecordLoader(TrainLoader):
         self.views_per_step, self.expand = 1, None
         dataset = dataset.in_views(views, size)
         if frame is not None:
-            self.size, dataset = frame.size, dataset.in_picture(frame)
+            records.store.warn_of_other_picture(frame)
+            self.size = frame.size
+            dataset = dataset.in_picture(records.store.picture_of(frame))
         self._configure(
             dataset,
             _batches(dataset, passes, int(batch_size), seed, options, shuffle, drop_last, replay),

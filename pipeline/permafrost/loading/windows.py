@@ -116,7 +116,7 @@ def views_of_picture(picture: Picture, sizes: Tensor) -> Views | None:
         picture: The picture.
         sizes: (height, width) of the images, [n, 2].
     """
-    if not picture.antialias:
+    if picture.frames is not None:
         if picture.crop is None:
             return None
         heights, widths = sizes.unbind(dim=1)

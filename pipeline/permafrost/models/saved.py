@@ -30,6 +30,7 @@ from permafrost.storage.signed_files import write_json
 
 if TYPE_CHECKING:
     from permafrost.models.classifier import Classifier
+    from permafrost.store.reader import Store
 
 EXPORT_FOLDER = "export"
 """Folder of the exported programs of a student, in its run."""
@@ -57,17 +58,24 @@ class TrainedModel:
     picture: Picture | None = None
     """Picture that it receives outside of random views; None for a table, or if that is not known."""
 
-    def in_frame(self, frame: str, frame_size: tuple[int, int]) -> TrainedModel:
-        """Return it with the picture that evaluate.frame means for it; that of a table stays None.
+    def in_frame(self, frame: str, store: Store) -> TrainedModel:
+        """Return it with the picture that evaluate.frame means for it in a store; that of a table stays None.
 
         Args:
             frame: Value of evaluate.frame.
-            frame_size: (height, width) of the store's frames.
+            store: Store of the records.
         """
         if len(self.config.input_shape(self.input_size)) != 3:
             return self
-        picture = self.picture or usual_picture(self.input_size, frame_size)
-        return replace(self, picture=picture.on(frame))
+        picture = self.picture or usual_picture(self.input_size, store.size)
+        return replace(self, picture=store.picture_of(picture.on(frame)))
+
+
+def recorded_picture(network: ModelConfig) -> Picture | None:
+    """Return the picture of the run that trained a network's weights; None if no run did, or it is not known."""
+    path = Path(network.weights or "")
+    is_of_run = path.name == MODEL_NAME and SavedNetwork(path.parent).is_finished
+    return read_entries(path.parent).picture if is_of_run else None
 
 
 def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:

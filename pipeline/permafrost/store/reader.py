@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from permafrost.config.models import Picture
 from permafrost.core.errors import FileError, UserError
 from permafrost.storage.addresses import Bucket
 from permafrost.storage.files import exists, file_stamp, is_folder, list_files, list_folder
@@ -199,6 +200,21 @@ class Store:
             if (sizes["height"] > frame.height).any() or (sizes["width"] > frame.width).any():
                 return True
         return False
+
+    def picture_of(self, picture: Picture) -> Picture:
+        """Return a picture as this store shows it: from its own frames if it has no larger images to cut it from."""
+        is_cut = picture.frames is None and self.has_larger_images
+        return replace(picture, frames=None if is_cut else self.size)
+
+    def warn_of_other_picture(self, picture: Picture) -> None:
+        """Log that this store shows a picture otherwise than the store of its training."""
+        if (shown := self.picture_of(picture)) != picture:
+            logger.warning(
+                "%s shows images as %s, and the network's training as %s: its numbers may differ",
+                self.folder,
+                shown,
+                picture,
+            )
 
     @property
     def size(self) -> tuple[int, int]:

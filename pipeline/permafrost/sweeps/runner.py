@@ -160,7 +160,7 @@ class Student:
         path, options, picture = RunFolder(self.name).path, evaluate.evaluate, None
         student = SavedNetwork(path / "distill")
         if student.is_finished:
-            picture = student.describe().in_frame(options.frame, self.evaluated.size).picture
+            picture = student.describe().in_frame(options.frame, self.evaluated).picture
         return StudentRun(
             distill=self.distill,
             evaluate=evaluate,

@@ -64,6 +64,8 @@ class DistillResult:
     trained_epochs: int
     last_epoch: str = ""
     """Mean loss and, on labeled records, mean training accuracy of the last epoch."""
+    picture: str = ""
+    """Picture that the student receives outside of its views, empty for a table."""
     records_per_second: str = ""
     next: str = ""
 
@@ -107,6 +109,7 @@ def distill_student(
             student=folder,
             trained_epochs=progress.epochs,
             last_epoch=progress.last_line,
+            picture=str(SavedNetwork(plan.folder).describe().picture or ""),
             records_per_second=progress.rate(plan.folder),
             next=plan.next_command(),
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.evaluator import numbers_of
-from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
+from permafrost.evaluation.results import METRICS_NAME, PICTURE, read_metrics_file
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.storage.signed_files import write_json
@@ -62,8 +62,7 @@ def _train(plan: TeacherPlan) -> TeachResult:
     progress = TrainingProgress()
     metrics_path = folder / METRICS_NAME
     advice = "delete it, and the same command evaluates the teacher again"
-    if metrics_path.exists():
-        read_metrics_file(metrics_path, advice)
+    measured = read_metrics_file(metrics_path, advice) if metrics_path.exists() else {}
     if plan.is_finished:
         logger.info("%s is finished", folder)
     else:
@@ -74,14 +73,17 @@ def _train(plan: TeacherPlan) -> TeachResult:
         )
         with show_epochs("teach", plan.trainer.epochs, plan.records) as show:
             progress = plan.finish(show)
-    if not metrics_path.exists():
+    trained = SavedNetwork(folder).describe().in_frame(config.evaluate.frame, store)
+    picture = str(trained.picture or "")
+    if measured.get(PICTURE) != picture:
         from permafrost.evaluation.forward import evaluate_model  # imports torch
 
         splits = evaluate_model(folder, store, config.evaluate)
-        write_json(metrics_path, {"splits": splits})
+        measured = {"splits": splits, PICTURE: picture}
+        write_json(metrics_path, measured)
         numbers = {split: numbers_of(metrics) for split, metrics in splits.items()}
         plan.tracked.add_results("evaluate", numbers)
-    splits = read_metrics_file(metrics_path, advice)["splits"]
+    splits = measured["splits"]
     accuracy, f1 = (
         {split: metrics[name] for split, metrics in splits.items() if name in metrics}
         for name in ("accuracy", "f1")
@@ -98,12 +100,11 @@ def _train(plan: TeacherPlan) -> TeachResult:
                 chance,
             )
     weights = str(folder / MODEL_NAME)
-    trained = SavedNetwork(folder).describe().in_frame(config.evaluate.frame, store.size)
     return TeachResult(
         weights=weights,
         accuracy=accuracy,
         f1=f1,
-        picture=str(trained.picture or ""),
+        picture=picture,
         last_epoch=progress.last_line,
         records_per_second=progress.rate(folder),
         next=_next_command(config, store, weights),

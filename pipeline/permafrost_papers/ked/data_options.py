@@ -20,7 +20,7 @@ class TableDataConfig(FileDataConfig):
     """CSV or Parquet file with one record per row; options name its columns."""
 
     implementation: ClassVar[str] = "permafrost_papers.ked.table:TableSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+    path_is: ClassVar[str] = "the CSV or Parquet file"
 
     kind: Literal["table"] = "table"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
@@ -51,7 +51,6 @@ class TableDataConfig(FileDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_path(self.path, "the CSV or Parquet file")
         answers = {"label": self.label, "split": self.split, "key": self.key}
         for option, column in answers.items():
             require(
@@ -93,12 +92,8 @@ class TinyImageNetDataConfig(FileDataConfig):
     """Tiny ImageNet (200 classes, 64x64) with its boxes, as unpacked from tiny-imagenet-200.zip."""
 
     implementation: ClassVar[str] = "permafrost_papers.ked.tiny_imagenet:TinyImageNetSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+    path_is: ClassVar[str] = "the folder tiny-imagenet-200"
 
     kind: Literal["tiny_imagenet"] = "tiny_imagenet"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
     """Folder tiny-imagenet-200."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_path(self.path, "the folder tiny-imagenet-200")

@@ -16,22 +16,6 @@ Compared = Literal["teacher", "student", "baseline"]
 (baseline)."""
 
 
-def check_compared_pairs(
-    option: str, pairs: tuple[tuple[str, str], ...], baseline: str | None
-) -> None:
-    """Raise ConfigError unless each pair [x, given] names two networks and a baseline is set if one is named."""
-    for one, given in pairs:
-        require(
-            one != given,
-            f"{option} compares {one} with itself; name two different networks, [x, given]",
-        )
-    require(
-        baseline is not None or all("baseline" not in pair for pair in pairs),
-        f"{option} names baseline, which is another run's student; also set that run, as in "
-        f"{option.rpartition('.')[0]}.baseline=kd-student",
-    )
-
-
 def wanted_pairs(
     pairs: tuple[tuple[Compared, Compared], ...], baseline: str | None
 ) -> tuple[tuple[Compared, Compared], ...]:
@@ -47,22 +31,52 @@ def wanted_pairs(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistanceCorrelationOptions(EvaluatorOptions):
+class ComparedFeaturesOptions(EvaluatorOptions):
+    """Options of every comparison of the features of networks."""
+
+    uses_teacher: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
+    reads_outputs: ClassVar[bool] = False
+
+    seed: int = 0
+    """Seed of the choice of records, independent of the run's seed."""
+    embeddings: Annotated[str | None, Role.FILE] = None
+    """File of class embeddings (.npy, [K, e]), for example of the class names; null: one-hot. For two classes
+    the choice makes no difference."""
+    pairs: tuple[tuple[Compared, Compared], ...] = ()
+    """Pairs [x, given], out of teacher, student and baseline: what x has beyond given. Empty: [teacher, student]
+    (residual) and [student, teacher], and with a baseline also [student, baseline] (distilled) and [baseline,
+    student]."""
+    baseline: str | None = None
+    """Run of another student, such as one trained on labels only; what the student has beyond it was distilled.
+    In a sweep it may name an arm, whose student with the same seed is used."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for one, given in self.pairs:
+            require(
+                one != given,
+                f"{self.section}.pairs compares {one} with itself; name two different networks, [x, given]",
+            )
+        require(
+            self.baseline is not None or all("baseline" not in pair for pair in self.pairs),
+            f"{self.section}.pairs names baseline, which is another run's student; also set that run, as in "
+            f"{self.section}.baseline=kd-student",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistanceCorrelationOptions(ComparedFeaturesOptions):
     """Distilled and residual features (UniCAM): FSS and RS by layer, on a fixed set of records."""
 
     section: ClassVar[str] = "evaluate.distance_correlation"
     implementation: ClassVar[str] = "permafrost_papers.unicam.distance_correlation:EVALUATOR"
-    uses_teacher: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
-    reads_outputs: ClassVar[bool] = False
 
     probe_records: Annotated[int, Ge(4)] = 512
     """Records per split, balanced over classes; fewer if a split has fewer. A block too small for 4 records of
     every class contains 4 records each of some randomly drawn classes. With 1,000 classes, one block of 4,000
     records covers all. All features of one layer in a block are held in memory: 1.6 GB for the largest layer of
     a ResNet-50 at 224 pixels and 512 records."""
-    seed: int = 0
-    """Seed of the choice of records, independent of the run's seed."""
     block_records: Annotated[int, Ge(64)] = 512
     """Records per block. A larger set is compared in blocks of about this size, whose inner products are
     summed."""
@@ -70,39 +84,22 @@ class DistanceCorrelationOptions(EvaluatorOptions):
     """Mapping from the student's layers to the teacher's; empty pairs them from the deepest. Names: layer1,
     layer2, ... (the stages) and pooled (the average of the last stage), or features and pooled, or logits,
     depending on the network."""
-    pairs: tuple[tuple[Compared, Compared], ...] = ()
-    """Pairs [x, given] of RS, out of teacher, student and baseline: what x has beyond given. Empty: [teacher,
-    student] and [student, teacher], and with a baseline also [student, baseline] and [baseline, student]."""
-    baseline: str | None = None
-    """Run of another student, such as one trained on labels only; what the student has beyond it was distilled.
-    In a sweep it may name an arm, whose student with the same seed is used."""
     permutations: Annotated[int, Ge(19)] = 999
     """Permutations of the labels for the p-values of relevance and RS; the smallest p-value is 1 /
     (permutations + 1)."""
-    embeddings: Annotated[str | None, Role.FILE] = None
-    """File of class embeddings (.npy, [K, e]), for example of the class names; null: one-hot. For two classes
-    the choice makes no difference."""
     l2norm: bool = False
     """Divide each record's features by their L2 norm, as the released code does for FSS."""
     biased: bool = False
     """Also compute fss_biased, the V-statistic of the released code on such features, for parity. It approaches
     1 for any two networks if there are many features and few records."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        section = "evaluate.distance_correlation"
-        check_compared_pairs(f"{section}.pairs", self.pairs, self.baseline)
-
 
 @dataclass(frozen=True, kw_only=True)
-class UnicamOptions(EvaluatorOptions):
+class UnicamOptions(ComparedFeaturesOptions):
     """Maps of distilled and residual features (UniCAM), of each record against fixed banks of others."""
 
     section: ClassVar[str] = "evaluate.unicam"
     implementation: ClassVar[str] = "permafrost_papers.unicam.residual_maps:EVALUATOR"
-    uses_teacher: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
-    reads_outputs: ClassVar[bool] = False
 
     records: Annotated[int, Ge(1)] = 8
     """Explained records per split, balanced over classes."""
@@ -112,34 +109,24 @@ class UnicamOptions(EvaluatorOptions):
     classes are explained."""
     banks: Annotated[int, Ge(1)] = 2
     """Number of banks R; a map is the mean over them, and its reliability is how well they agree."""
-    seed: int = 0
-    """Seed of the choice of records and banks, independent of the run's seed."""
     depths: tuple[int, ...] = (1,)
     """Depths to compare: 1 the pooled features, 2 the last stage at all positions, 3 the stage before it, and
     so on. With several depths there is also a map of their mean. The features of a bank at all depths are held
     in memory together."""
     reductions: tuple[Literal["cam", "hirescam"], ...] = ("cam", "hirescam")
     """Reductions of the gradient to a map; at depth 1 they are equal up to rounding."""
-    embeddings: Annotated[str | None, Role.FILE] = None
-    """File of class embeddings, as evaluate.distance_correlation.embeddings; null: one-hot."""
-    pairs: tuple[tuple[Compared, Compared], ...] = ()
-    """Pairs [x, given]: the part of x's relevance to the labels beyond given, on x's grid. Empty: [teacher,
-    student] (residual) and [student, teacher], and with a baseline also [student, baseline] (distilled) and
-    [baseline, student]."""
-    baseline: str | None = None
-    """Run of another student, such as one trained on labels only; in a sweep it may name an arm."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        section = "evaluate.unicam"
         for name in ("depths", "reductions"):
             values = getattr(self, name)
             require(
                 len(values) > 0 and len(set(values)) == len(values),
-                f"{section}.{name} must list at least one value, each once, got {list(values)}",
+                f"{self.section}.{name} must list at least one value, each once, got {list(values)}",
             )
-        require(min(self.depths) >= 1, f"{section}.depths must be >= 1, got {list(self.depths)}")
-        check_compared_pairs(f"{section}.pairs", self.pairs, self.baseline)
+        require(
+            min(self.depths) >= 1, f"{self.section}.depths must be >= 1, got {list(self.depths)}"
+        )
 
 
 EVALUATORS["distance_correlation"] = DistanceCorrelationOptions

@@ -178,7 +178,7 @@ def _explained(
     if result.seed is None:
         return _frames(split, store, header)
     network, trained = SavedNetwork(result.folder / "distill").load(store.manifest.classes)
-    trained = trained.in_frame(header["frame"], store.size)
+    trained = trained.in_frame(header["frame"], store)
     dataset = open_split(store, evaluation.open_passes(store), split, trained)
     place = dataset.positions_of(header["keys"])
     positions = [place[key] for key in header["keys"]]
