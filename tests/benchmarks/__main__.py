@@ -11,8 +11,8 @@
     python -m tests.benchmarks fidelity     (passes in bfloat16 compared with float32, fidelity.py, likewise)
 
 Writes runs/bench/bench.json and runs/bench/table.md, prints the tables, and names the figures that are worse than the
-recorded ones. The ratio of a figure that misses its aim is not bold. The exit code stays 0, because a busy machine is
-not a failure.
+recorded ones. The ratio of a figure that misses its aim is not bold, and the exit code stays 0, because a busy machine
+is not a failure. A figure that ends with an error is named at the end, after all others, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from collections.abc import Callable
 from functools import partial
 
 from permafrost.config.environment import keep_freed_memory
+from permafrost.core.errors import first_line
 from tests.benchmarks import (
     busy,
     fidelity,
@@ -166,21 +167,28 @@ def main(arguments: list[str]) -> None:
             options.words = [word for word in options.words if word not in words]
             if not options.words:
                 return
-    figures = measure(options.words, OUT / "bench.json")
-    if not figures:
-        return
+    figures, failed = measure(options.words, OUT / "bench.json")
+    if figures:
+        _print_figures(figures, recorded=options.record)
+    if failed:
+        sys.exit(f"not measured: {'; '.join(failed)}")
+
+
+def _print_figures(figures: list[Figure], *, recorded: bool) -> None:
     tables = "\n".join(filter(None, [markdown(figures), markdown_of_sides(figures)]))
     (OUT / "table.md").write_text(tables)
     print(tables)
     print(describe_drift(figures, load(RESULTS)), end="")
-    if options.record:
+    if recorded:
         record(RESULTS, figures)
 
 
-def measure(words: list[str], path: Path) -> list[Figure]:
+def measure(words: list[str], path: Path) -> tuple[list[Figure], list[str]]:
     """Measure the figures whose names begin with one of the words, or all without words.
 
     path  file to which each figure is written as soon as it is measured
+
+    Returns the figures, and the names of those that ended with an error, each with the error.
     """
     chosen = {
         function: names
@@ -193,6 +201,7 @@ def measure(words: list[str], path: Path) -> list[Figure]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     figures: list[Figure] = []
+    failed: list[str] = []
     for function, names in chosen.items():
         logger.info("measuring %s", ", ".join(names))
         started = time.monotonic()
@@ -203,8 +212,11 @@ def measure(words: list[str], path: Path) -> list[Figure]:
                 figures += measured
             except MissingPeerError as error:
                 logger.info("left out: %s", error)
+            except Exception as error:
+                logger.exception("failed: %s", ", ".join(names))
+                failed.append(f"{', '.join(names)} ({first_line(error)})")
         logger.info("took %.0f s", time.monotonic() - started)
-    return figures
+    return figures, failed
 
 
 if __name__ == "__main__":

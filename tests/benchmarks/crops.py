@@ -48,6 +48,7 @@ from tests.benchmarks.figures import (
 )
 from tests.benchmarks.inputs import pack, write_photographs
 from tests.benchmarks.peer import process_options
+from tests.benchmarks.peers import require_packages
 from tests.benchmarks.streams import OURS
 
 BATCH = 64
@@ -80,6 +81,7 @@ def crops_names() -> tuple[str, ...]:
 
 def crops_figures(folder: Path) -> list[Figure]:
     """Measure the rows."""
+    require_packages({"DALI": "nvidia.dali", "SPDL": "spdl"})
     torch.set_num_threads(1)
     tars = write_photographs(folder / "tars", PHOTOGRAPHS)
     store = pack(tars, folder / "store")

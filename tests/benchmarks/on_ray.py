@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -26,7 +26,14 @@ from permafrost.config.store import PrecomputeConfig
 from permafrost.core.tasks import SAMPLE, Executor, SerialExecutor, ShardResult, Subject
 from permafrost.store.reader import Store
 from tests.benchmarks.figures import Figure, figure, in_turn
-from tests.benchmarks.inputs import CLASSES, SHARD_RECORDS, pack, precompute_config, write_tars
+from tests.benchmarks.inputs import (
+    CLASSES,
+    SHARD_RECORDS,
+    TINY,
+    pack,
+    precompute_config,
+    write_tars,
+)
 from tests.benchmarks.reading import BATCH
 from tests.benchmarks.stand_in import StandInConfig
 from tests.support.verbs import precompute
@@ -166,7 +173,7 @@ def dataset_figures(folder: Path) -> list[Figure]:
         for side, records in DATASET_SIDES.items():
             tars = write_tars(folder / f"tars-{side}", records, side, distinct=100)
             path = folder / f"store-{side}"
-            precompute.run(precompute_config(tars, path))
+            precompute.run(precompute_config(tars, path, teacher=replace(TINY, input_size=side)))
             loader = permafrost.RecordLoader(
                 permafrost.open_store(path).select("train"), batch_size=BATCH
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -321,7 +321,16 @@ PEERS: tuple[Peer, ...] = (
 
 def require_peers() -> None:
     """Raise MissingPeerError if the package of a peer is not installed."""
-    missing = [peer.title for peer in PEERS if find_spec(peer.package) is None]
+    require_packages({peer.title: peer.package for peer in PEERS})
+
+
+def require_packages(packages: Mapping[str, str]) -> None:
+    """Raise MissingPeerError if a package is not installed; packages are named by the title of their peer."""
+    missing = [
+        title
+        for title, package in packages.items()
+        if find_spec(package.partition(".")[0]) is None or find_spec(package) is None
+    ]
     if missing:
         raise MissingPeerError(
             f"{' and '.join(missing)}: not installed; `make bench` installs them in .venv-bench"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store, TeacherPass
 from tests.benchmarks.figures import Figure, exact, figure, in_turn
-from tests.benchmarks.inputs import precompute_config, write_tars
+from tests.benchmarks.inputs import TINY, precompute_config, write_tars
 from tests.support.images import decode_frame
 from tests.support.verbs import precompute
 
 BATCH = 50
+STREAMED, CHECKED = {32: 5_000, 224: 1_000}, {32: 6_000, 224: 1_200}
+"""Records of an epoch by the side of their images."""
+LOADED = 4_000
 ROUNDS = 7
 CHECKED_ROUNDS = 15
 """Rounds for a difference of a few per cent."""
@@ -31,19 +35,20 @@ CHECKED_ROUNDS = 15
 
 def stream_32_figure(folder: Path) -> list[Figure]:
     """Measure small images, where parsing takes most of the time."""
-    return [_stream_figure("stream_vs_webdataset_32px", folder, 5_000, 32, ">= 5")]
+    return [_stream_figure("stream_vs_webdataset_32px", folder, STREAMED[32], 32, ">= 5")]
 
 
 def stream_224_figure(folder: Path) -> list[Figure]:
     """Measure photographs, where decoding takes most of the time on both sides."""
-    return [_stream_figure("stream_vs_webdataset_224px", folder, 1_000, 224, ">= 1.2")]
+    return [_stream_figure("stream_vs_webdataset_224px", folder, STREAMED[224], 224, ">= 1.2")]
 
 
 def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -> Figure:
     torch.set_num_threads(1)
     tars, path = write_tars(folder / "tars", records, side), folder / "store"
+    teacher = replace(TINY, input_size=side)
     for backend in ("zarr", "webdataset"):
-        precompute.run(precompute_config(tars, path, backend=backend))
+        precompute.run(precompute_config(tars, path, backend=backend, teacher=teacher))
     store = Store(path)
     indexed, zipped = sorted(
         store.open_passes([folder.name for folder in store.pass_folders()]),
@@ -65,7 +70,7 @@ def public_loader_figures(folder: Path) -> list[Figure]:
     from permafrost.loading.random_views import ViewSchedule
 
     torch.set_num_threads(1)
-    records, side, grid = 4_000, 32, (8, 8)
+    records, side, grid = LOADED, 32, (8, 8)
     tars, path = write_tars(folder / "tars", records, side), folder / "store"
     precompute.run(precompute_config(tars, path))
     store = permafrost.open_store(path)
@@ -179,18 +184,18 @@ def check(batches: Iterator[dict[str, torch.Tensor]], records: int, side: int) -
 
 def checksums_32_figure(folder: Path) -> list[Figure]:
     """Measure an epoch of small images with every checksum verified against one without checksums."""
-    return [_checksums_figure("checksums_epoch_32px", folder, 6_000, 32, "<= 1.05")]
+    return [_checksums_figure("checksums_epoch_32px", folder, CHECKED[32], 32, "<= 1.05")]
 
 
 def checksums_224_figure(folder: Path) -> list[Figure]:
     """Measure the same for photographs."""
-    return [_checksums_figure("checksums_epoch_224px", folder, 1_200, 224, "<= 1.02")]
+    return [_checksums_figure("checksums_epoch_224px", folder, CHECKED[224], 224, "<= 1.02")]
 
 
 def _checksums_figure(name: str, folder: Path, records: int, side: int, aim: str) -> Figure:
     torch.set_num_threads(1)
     tars, path = write_tars(folder / "tars", records, side), folder / "store"
-    precompute.run(precompute_config(tars, path))
+    precompute.run(precompute_config(tars, path, teacher=replace(TINY, input_size=side)))
     store = Store(path)
     (teacher,) = store.open_passes()
 
@@ -234,7 +239,7 @@ def _no_checksums() -> Iterator[None]:
 
 def bytes_figures(folder: Path) -> list[Figure]:
     """Measure a pass on disk against its payload, and against one file per image as the e2KD release reads them."""
-    records = 5_000
+    records = STREAMED[32]
     tars, path = write_tars(folder / "tars", records, 32), folder / "store"
     precompute.run(precompute_config(tars, path))
     (teacher,) = Store(path).open_passes()

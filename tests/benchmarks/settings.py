@@ -6,6 +6,7 @@ Ours is the precision of `fastest_precision` in channels-last format, the baseli
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,12 @@ def _annotation(store: Store, options: PassOptions) -> Callable[[], object]:
 def step_settings_figures(folder: Path) -> list[Figure]:
     """Measure steps of frozen e2KD of a ResNet-18 at 224 pixels and of a ResNet-20 at 32 pixels."""
     large = read_batches(
-        folder / "224", TINY, GradCamConfig(), side=SIDE, records=2 * LARGE_BATCH, batch=LARGE_BATCH
+        folder / "224",
+        replace(TINY, input_size=SIDE),
+        GradCamConfig(),
+        side=SIDE,
+        records=2 * LARGE_BATCH,
+        batch=LARGE_BATCH,
     )
     small = read_batches(folder / "32", TINY, GradCamConfig(), records=4 * BATCH)
     return [

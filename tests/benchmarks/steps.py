@@ -39,6 +39,7 @@ from tests.support.verbs import precompute
 
 SIZE = (32, 32)
 BATCH = 32
+RECORDS = 40 * BATCH
 FEATURES_BATCH = 16
 ROUNDS = 60
 STUDENT = CifarModelConfig(name="resnet20")
@@ -218,12 +219,12 @@ def read_batches(
     explainer: ExplainerConfig,
     *,
     side: int = 32,
-    records: int = 40 * BATCH,
+    records: int | None = None,
     batch: int = BATCH,
 ) -> list[Batch]:
     """Annotate records of side x side pixels, and read them with random views."""
     torch.set_num_threads(1)
-    tars, path = write_tars(folder / "tars", records, side), folder / "store"
+    tars, path = write_tars(folder / "tars", records or RECORDS, side), folder / "store"
     precompute.run(precompute_config(tars, path, teacher=teacher, explainer=explainer))
     store = Store(path)
     return list(open_stream(store, store.open_passes(), batch).epoch(0))

@@ -235,6 +235,25 @@ def test_a_teacher_is_measured_again_in_another_frame(photographs):
     assert taught().accuracy == whole.accuracy
 
 
+def test_an_input_size_that_no_view_has_is_refused(photographs):
+    store = packed(photographs, "photos")
+    options = store, "run=one", "method=labels", "augment=pad_crop", "trainer.epochs=1"
+
+    def refused(verb, section, option):
+        with pytest.raises(permafrost.UserError) as error:
+            verb(
+                *options, f"{section}=cifar", f"{section}.name=resnet8", f"{section}.input_size=16"
+            )
+        assert str(error.value) == (
+            f"{section}.input_size=16 is not the size of the views that it is trained on, 24x24; set {option}=16, or "
+            f"{section}.input_size to the size of the views"
+        )
+
+    refused(permafrost.distill, "student", "augment.size")
+    options = store, "run=one"
+    refused(permafrost.teach, "teacher", "teaching.augment.size")
+
+
 def test_weights_of_a_run_are_measured_as_their_run_is(photographs):
     store = packed(photographs, "photos")
     train(store, "resized_crop", FRAME)

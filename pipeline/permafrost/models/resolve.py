@@ -53,12 +53,7 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
     """
     _check_form(store, _need_images_in_teach(config))
     size = config.teaching.augment.size
-    wanted = config.teacher.input_size
-    require(
-        wanted is None or wanted == size or (size is None and store.size == (wanted, wanted)),
-        f"teacher.input_size={wanted} is the size of a finished teacher's input; set teaching.augment.size={wanted}, "
-        "the size of the views that it is trained on",
-    )
+    _check_trained_size(config.teacher, store, "teacher", "teaching.augment.size", size)
     return replace(
         config,
         teacher=resolve_network(config.teacher, store, "teacher", ("teaching.augment.size", size)),
@@ -75,6 +70,7 @@ def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
         ConfigError: If they do not fit the store.
     """
     _check_form(store, _need_images_in_distill(config))
+    _check_trained_size(config.student, store, "student", "augment.size", config.augment.size)
     return replace(
         config,
         student=resolve_network(
@@ -124,6 +120,18 @@ def resolve_network(
             )
             resolved = replace(resolved, input_size=height)
     return cast("AnyModelConfig", resolved)
+
+
+def _check_trained_size(
+    network: ModelConfig, store: Store, option: str, size_option: str, size: int | None
+) -> None:
+    """Refuse an input size that is not the size of the views by which a network is trained."""
+    wanted, views = network.input_size, store.size if size is None else (size, size)
+    require(
+        wanted is None or views == (wanted, wanted) or not store.form.has_places,
+        f"{option}.input_size={wanted} is not the size of the views that it is trained on, {views[1]}x{views[0]}; set "
+        f"{size_option}={wanted}, or {option}.input_size to the size of the views",
+    )
 
 
 def _check_size(
