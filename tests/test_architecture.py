@@ -80,6 +80,7 @@ ORDER = (
     {"verbs"},
     {"library"},
     {"permafrost_sources"},
+    {"permafrost_evaluators"},
     {
         "permafrost_estimate",
         "permafrost_export",
@@ -87,11 +88,10 @@ ORDER = (
         "permafrost_findings",
         "permafrost_timm",
         "permafrost_trackers",
-        "e2kd",
     },
     {"permafrost_exchange", "permafrost_report"},
     {"probe_set"},  # shared by papers
-    PAPERS - {"e2kd"},
+    PAPERS,
     {"stages"},
 )
 """Order of the rooms and packages, each of which imports only earlier ones, and no room a package.
@@ -118,9 +118,7 @@ def room_of(module):
 def test_rooms_import_only_what_stands_to_their_left():
     level = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
     allowed = {room: {o for o in level if level[o] < level[room]} | {room} for room in level}
-    allowed = {
-        room: names - (PAPERS - {room, "e2kd"}) - {"library"} for room, names in allowed.items()
-    }
+    allowed = {room: names - (PAPERS - {room}) - {"library"} for room, names in allowed.items()}
     allowed |= {name: {"core", "storage", "config", "runs"} for name in ("cli", "__main__")}
     allowed["stages"] = {"cli"}
     for name in ("library", "__main__"):
@@ -421,3 +419,14 @@ def test_importing_any_module_does_nothing_and_the_serial_executor_imports_no_ra
 
     assert "torch" in loaded
     assert "ray" not in loaded
+
+
+def test_the_tree_is_within_its_size():
+    """Whoever needs more removes something first; whoever removes more than 100 lowers the numbers of size.json."""
+    limits = json.loads((ROOT / "tests/size.json").read_text())
+    actual = whole(ROOT)
+
+    exceeded = {name: size for name, size in actual.items() if size > limits[name]}
+    assert not exceeded, f"larger than tests/size.json allows: {exceeded}"
+    lower = {name: size for name, size in actual.items() if size < limits[name] - 100}
+    assert not lower, f"write these numbers into tests/size.json: {lower}"

@@ -11,6 +11,7 @@ from tests.support.paths import ROOT
 
 CORE = ["preview", "precompute", "teach", "verify", "distill", "evaluate", "sweep"]
 ADDED = {
+    "evaluators": set(),
     "estimate": {"estimate"},
     "export": {"export"},
     "exchange": {"ingest", "share", "attach"},

@@ -115,8 +115,8 @@ def _run_typed(verb: str, arguments: Sequence[str]) -> None:
     ranks = os.environ.get("WORLD_SIZE", "1")
     require(
         "RANK" not in os.environ or ranks == "1",
-        f"torchrun has started {ranks} processes, and each is this whole command; leave it out and set "
-        f"trainer.ranks={ranks}, or write a loop of your own (docs/howto/own-loop.md)",
+        f"torchrun started {ranks} copies of this command; run it without torchrun and set trainer.ranks={ranks}, or "
+        "write a loop of your own (docs/howto/own-loop.md)",
     )
     started = time.monotonic()
     result = run_typed_command(verb, arguments)

@@ -37,10 +37,10 @@ from permafrost.loading.transfer import iter_on_device
 from permafrost.models.compute import torch_threads
 from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
-from permafrost_estimate.equivariance import RECIPE, compare_views
 from permafrost_estimate.options import EstimateOptions
 from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import pass_parts
+from permafrost_evaluators.equivariance import RECIPE, compare_views
 
 if TYPE_CHECKING:
     from permafrost.store.reader import TeacherPass

@@ -80,7 +80,7 @@ class ReadRequest(NamedTuple):
     """Targets to read, and facts about the records that they belong to."""
 
     numbers: NDArray[np.int64]
-    """EpochSlice among the names of the reader, i64 [n]."""
+    """Places among the names of the reader, i64 [n]."""
     names: Sequence[str]
     """The n names."""
     places: Sequence[str]

@@ -179,7 +179,7 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
 
 def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: int) -> CaseFigure:
     """Figure with images and both students' maps before and after a shift, and the teacher's unshifted map."""
-    from permafrost_papers.e2kd.shift import check_shift, shifted_maps
+    from permafrost_evaluators.shift import check_shift, shifted_maps
 
     labels = torch.tensor([case.label for case in cases])
     rows: list[PictureRow] = []
@@ -213,7 +213,7 @@ def _unmoved_teacher(
     pair: CasePair, batch: Batch, labels: Tensor, shift: int, frames: NDArray[np.uint8]
 ) -> list[PictureRow]:
     """Row of the teacher's stored maps in the unshifted window, empty if it has none."""
-    from permafrost_papers.e2kd.shift import window_view
+    from permafrost_evaluators.shift import window_view
 
     size = pair.baseline.model.input_size
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])

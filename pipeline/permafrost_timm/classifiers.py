@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import is_published
 from permafrost.core.errors import ConfigError, FileError, first_line, require
-from permafrost.core.seeded import SeededDraws
+from permafrost.core.generators import SeededDraws
 from permafrost.models.classifier import (
     Classifier,
     GapLinear,

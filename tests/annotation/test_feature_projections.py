@@ -36,7 +36,7 @@ from permafrost.training.build import build_training
 from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import with_named_passes
-from permafrost_estimate.options import EquivarianceOptions
+from permafrost_evaluators.options import EquivarianceOptions
 from permafrost_papers.e2kd.options import ReviewKDConfig
 from permafrost_papers.interpretability.options import FTConfig
 from tests.support.runs import distill_config, evaluation_of

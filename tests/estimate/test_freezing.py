@@ -18,10 +18,10 @@ from permafrost.config.augment import (
 from permafrost.config.methods import KDConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost_estimate.equivariance import SPREAD_BLOCK, probability_spread, recipes_of
 from permafrost_estimate.freezing import FreezingRow, propose
 from permafrost_estimate.measurement import measure, printed_lines
 from permafrost_estimate.options import EstimateOptions
+from permafrost_evaluators.equivariance import SPREAD_BLOCK, probability_spread, recipes_of
 from tests.estimate.test_estimate import DATA, estimate_config
 from tests.support.stores import precompute_config
 

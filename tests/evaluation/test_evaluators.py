@@ -34,7 +34,7 @@ from permafrost.runs.folder import identity
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from permafrost_papers.e2kd.options import ShiftOptions
+from permafrost_evaluators.options import ShiftOptions
 from permafrost_report.main_table import columns_of
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results
@@ -129,7 +129,7 @@ def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, studen
     assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
-        "permafrost_papers.e2kd.shift.shift_curves",
+        "permafrost_evaluators.shift.shift_curves",
         lambda *_, **__: pytest.fail("evaluated again"),
     )
     second = evaluation.evaluate_student(

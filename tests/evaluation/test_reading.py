@@ -17,7 +17,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.frames import InputMemory
-from permafrost_papers.e2kd.options import ShiftOptions
+from permafrost_evaluators.options import ShiftOptions
 from tests.support.papers import needs_papers
 from tests.support.runs import evaluation_of, save_student
 from tests.support.verbs import evaluate

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, WeightedRandomSampler
 
 import permafrost
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeded import SeededDraws
+from permafrost.core.generators import SeededDraws
 from permafrost.loading.loader import BatchMessage
 from permafrost.loading.sampler import GlobalBatchSampler
 from tests.support.slow import slow

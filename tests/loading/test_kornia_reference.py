@@ -16,7 +16,7 @@ from permafrost import augmentation
 from permafrost.config.augment import AugmentOptions, OperationConfig, PolicyConfig
 from permafrost.core.batches import Rendering
 from permafrost.core.digests import derive_seed
-from permafrost.core.seeded import SeededDraws
+from permafrost.core.generators import SeededDraws
 from permafrost.loading.geometry import render_windows, warp
 from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule, build_operations
 from permafrost.loading.recipes import MOVING, SPACE, draw_policy

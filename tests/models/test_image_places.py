@@ -1,4 +1,4 @@
-"""EpochSlice of cells in the image, and changes of images inside of a network: found, and stored or refused."""
+"""Places of cells in the image, and changes of images inside of a network: found, and stored or refused."""
 
 import logging
 

@@ -67,7 +67,7 @@ READ = (
     *("{pass}/fields.zarr/logits/zarr.json", "{pass}/fields.zarr/logits/c/1/0/0"),
     *("{pass}/receipts", "{pass}/receipts/train-000000.parquet"),
 )
-"""EpochSlice that training reads."""
+"""Files that training reads."""
 
 
 def place(store: Path, name: str) -> Path:
@@ -106,7 +106,7 @@ WRITTEN = (
     *("images/train-000000.tar", "receipts/train-000000.parquet", "receipts/.train-000000.deaths"),
     *("{pass}", "{pass}/fields.zarr", "{pass}/receipts", "{pass}/fields.zarr/logits/c"),
 )
-"""EpochSlice that precompute writes."""
+"""Files that precompute writes."""
 
 
 @pytest.mark.parametrize("dangling", [False, True])

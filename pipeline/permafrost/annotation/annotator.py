@@ -46,6 +46,7 @@ from permafrost.models.compute import (
     deterministic_algorithms,
     device_name,
     require_tf32,
+    resolve_device,
 )
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
@@ -92,7 +93,7 @@ class TeacherAnnotator:
         self.config = config
         self.largest_batch = config.records_per_batch
         precision = pass_precision(config, explainer)
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or resolve_device("device")
         if precision == "tf32":
             require_tf32("annotate.precision", self.device)
         self.settings = ComputeSettings(

@@ -19,8 +19,7 @@ from permafrost.config.store import PassPrecision
 from permafrost.core.errors import UserError
 from permafrost.core.records import FieldSpec
 from permafrost.core.tasks import Executor
-from permafrost.models.compute import fastest_precision, require_tf32
-from permafrost.models.providers import resolve_device
+from permafrost.models.compute import fastest_precision, require_tf32, resolve_device
 from permafrost.store.codecs import cosines, decode_scaled
 from permafrost.store.manifest import Agreement
 from permafrost.store.shards import ShardEntry
@@ -91,11 +90,11 @@ class ComparePrecision(SampleTask[tuple[PassPrecision, Agreement | None]]):
     def measure(self, sample: Sample) -> tuple[int, tuple[PassPrecision, Agreement | None]]:
         precision: PassPrecision = self.config.precision
         if precision == "auto":
-            precision = fastest_precision(resolve_device("annotate.precision", "auto"))
+            precision = fastest_precision(resolve_device("annotate.precision"))
         if precision == "float32":
             return 0, (precision, None)
         if precision == "tf32":
-            require_tf32("annotate.precision", resolve_device("annotate.precision", "auto"))
+            require_tf32("annotate.precision", resolve_device("annotate.precision"))
         agreement = self._compare(precision, sample)
         return agreement.records, (precision, agreement)
 

@@ -267,7 +267,7 @@ def _joined(parts: Sequence[Future[list[NDArray[Any]]]], device: torch.device) -
 
 
 def _concatenated(parts: Sequence[NDArray[Any]]) -> Tensor:
-    """Concatenate parts that may be those of another process, which cannot be written to."""
+    """Concatenate parts, and copy a single read-only one, as of another process, for torch."""
     (first, *others) = parts
     return torch.from_numpy(np.concatenate(parts) if others or not first.flags.writeable else first)
 

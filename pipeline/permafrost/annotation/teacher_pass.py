@@ -356,7 +356,7 @@ def _announce_finished(plan: PassPlan) -> None:
     agreement = read_pass_manifest(plan.folder).agreement
     lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
     logger.info(
-        "pass %s is complete%s, by the digests of the weights and of the network's own files, and by the options",
+        "pass %s is complete%s: weights, network files and options match",
         plan.folder.name,
         lower,
     )

@@ -45,7 +45,7 @@ class FileDataConfig(DataConfig):
 
     minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
     path_is: ClassVar[str] = ""
-    """What data.path names, for messages."""
+    """Object that data.path names, for messages."""
 
     on_error: Annotated[Literal["stop", "skip"], Role.OUTSIDE_DATASET] = "stop"
     """Treatment of an image that cannot be decoded, or of a row with values that are not finite. stop: end the

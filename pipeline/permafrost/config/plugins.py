@@ -193,8 +193,10 @@ def load_plugins(names: Sequence[str] = ()) -> None:
 def _check_implementations(installed: set[str]) -> None:
     """Raise ConfigError if a plug-in's member is implemented by a module that is not a plug-in.
 
-    Such as the file of which the plug-in is a copy, whose code would run instead, and outside the run's identity. The
-    plug-ins are those that were named, and the top-level modules `installed`.
+    A copy of a plug-in may name the original file as its implementation. The original would run, unfingerprinted.
+
+    Args:
+        installed: Top-level modules of installed plug-ins, which count besides the named ones.
     """
     allowed = {"", "permafrost", *installed, *_PLACES, *_shipped()}
     for family in Family.every:

@@ -137,7 +137,7 @@ class Targets:
     """Fraction of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
     that were moved and whose cells outside are left out of the loss."""
     placements: dict[str, GridPlacement] = field(default_factory=dict)
-    """EpochSlice of the same fields, from which `geometry.coverage_on` computes the coverage on any other grid."""
+    """Places of these fields in the view, from which `geometry.coverage_on` computes the coverage on any other grid."""
     mixture: Mixture | None = None
     """Mixture of the images to which these stored targets belong, of which `mix_targets` makes those of the mixtures.
     None for targets of the very images that the student is shown."""

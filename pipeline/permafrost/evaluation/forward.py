@@ -55,8 +55,8 @@ from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_row
 from permafrost.loading.transfer import iter_on_device, move_values
 from permafrost.losses.map_distances import map_cosine
 from permafrost.models.classifier import Classifier, ModelOutput, eval_mode, trial_copy
+from permafrost.models.compute import resolve_device
 from permafrost.models.explanations import contributions_of, explainer_named, forward_to_explain
-from permafrost.models.providers import resolve_device
 from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass

@@ -209,7 +209,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
         from permafrost.evaluation.forward import EvaluatedModel
-        from permafrost.models.providers import resolve_device
+        from permafrost.models.compute import resolve_device
 
         resolve_network(trained.config, store, "student")
         model, described = SavedNetwork(student).load(store.manifest.classes)

@@ -12,14 +12,9 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.models.compute import resolve_device
 from permafrost.models.network import Network
-from permafrost.models.providers import (
-    build_model,
-    freeze,
-    resolve_device,
-    teacher_input_size,
-    with_preprocessing,
-)
+from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME

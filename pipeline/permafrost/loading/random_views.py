@@ -24,7 +24,7 @@ from permafrost.config.models import CENTER_CROP_FRACTION, Picture
 from permafrost.core.batches import Rendering
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
-from permafrost.core.seeded import SeededDraws
+from permafrost.core.generators import SeededDraws
 from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.recipes import BLOCK_SIZE, draw_policy, policy_matrices
 from permafrost.loading.windows import Views, pixel_boxes, windows_of_boxes

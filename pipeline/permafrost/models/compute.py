@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from permafrost.core.errors import require
+from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 _AMPERE = (8, 0)
@@ -185,6 +185,28 @@ def require_tf32(option: str, device: torch.device) -> None:
         has_it,
         f"{option}=tf32: {device_name(device)} has no TF32, which NVIDIA GPUs have since Ampere; set it to float32",
     )
+
+
+def resolve_device(option: str, name: str = "auto") -> torch.device:
+    """Return the device that an option names. `auto` selects a GPU if one is available.
+
+    Args:
+        option: Name of the option, for the message.
+        name: Its value.
+
+    Raises:
+        ConfigError: If the device is not available.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"{option}={name} is not available ({error}); set it to auto or to another device"
+        ) from error
+    return device
 
 
 def device_name(device: torch.device) -> str:

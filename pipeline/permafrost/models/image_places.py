@@ -1,4 +1,4 @@
-"""EpochSlice of a layer's cells in the image, and changes that a network makes to its images before it looks at them.
+"""Places of a layer's cells in the image, and changes that a network makes to its images before it looks at them.
 
 Two measurements, with eight images in total. Quarters of an image are replaced, one corner at a time, and the cells
 that change most show where its pixels went. And constants and ramps of coordinates are followed to the first

@@ -236,7 +236,7 @@ class Network:
 
 
 def _find_key(config: ModelConfig, path: Path, num_classes: int) -> str | None:
-    from permafrost.core.seeded import SeededDraws
+    from permafrost.core.generators import SeededDraws
     from permafrost.models.providers import provider_of
     from permafrost.models.weights import choose_fit, read_state_dict
 

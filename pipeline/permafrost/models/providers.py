@@ -1,4 +1,4 @@
-"""Networks by provider, with their devices and their cost."""
+"""Networks by provider, with their cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from permafrost.config.models import PRETRAINED, RANDOM, ModelConfig, is_publish
 from permafrost.config.options import resolve_implementation
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.seeded import SeededDraws
+from permafrost.core.generators import SeededDraws
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import AnyModule, Classifier, PretrainedInfo, Provider, eval_mode
 from permafrost.models.trained_weights import (
@@ -29,28 +29,6 @@ from permafrost.models.trained_weights import (
 from permafrost.models.weights import load_weights
 
 logger = logging.getLogger("permafrost.models")
-
-
-def resolve_device(option: str, name: str) -> torch.device:
-    """Return the device that an option names. `auto` selects a GPU if one is available.
-
-    Args:
-        option: Name of the option, for the message.
-        name: Its value.
-
-    Raises:
-        ConfigError: If the device is not available.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"{option}={name} is not available ({error}); set it to auto or to another device"
-        ) from error
-    return device
 
 
 # ---- cost ------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def digests_of_reads(config: ModelConfig, outputs: int) -> dict[str, str]:
 
 
 def _paths_read(config: ModelConfig, outputs: int) -> tuple[Path, ...]:
-    from permafrost.core.seeded import SeededDraws
+    from permafrost.core.generators import SeededDraws
     from permafrost.models.providers import provider_of
 
     try:

@@ -149,7 +149,7 @@ class SavedNetwork:
             DamagedFileError: If its files are not the ones that it wrote.
             WeightsError: If the weights do not fit the network of the description.
         """
-        from permafrost.core.seeded import SeededDraws
+        from permafrost.core.generators import SeededDraws
         from permafrost.models.build_limit import limited_construction
         from permafrost.models.providers import build_model, freeze
         from permafrost.models.weights import load_weights

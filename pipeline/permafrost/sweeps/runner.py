@@ -176,7 +176,7 @@ def estimate_seconds(runs: Sequence[StudentRun]) -> float:
     """
     import torch
 
-    from permafrost.core.seeded import kept_generators
+    from permafrost.core.generators import kept_generators
     from permafrost.models.providers import build_model, measure_cost
 
     if runs[0].distill.mode == "live":

@@ -26,7 +26,12 @@ from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
 from permafrost.losses.logit_distances import describe_flat_temperature
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, trial_copy
-from permafrost.models.compute import ComputeSettings, fastest_precision, require_tf32
+from permafrost.models.compute import (
+    ComputeSettings,
+    fastest_precision,
+    require_tf32,
+    resolve_device,
+)
 from permafrost.models.explanations import (
     attribution_named,
     explainer_named,
@@ -34,7 +39,7 @@ from permafrost.models.explanations import (
     require_places,
     warn_of_coarse_grid,
 )
-from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
+from permafrost.models.providers import build_model, freeze, teacher_input_size
 from permafrost.models.record_independence import probe_positions, require_independent_network
 from permafrost.store.frames import ShardFrames
 from permafrost.training.optim import build_optimizer

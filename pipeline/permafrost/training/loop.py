@@ -26,8 +26,8 @@ from permafrost.core.batches import Targets
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import device_errors
+from permafrost.core.generators import kept_generators
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.seeded import kept_generators
 from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.mixtures import mix_targets

@@ -200,9 +200,8 @@ class PrecomputePlan:
         if self.options.store.relist or find_finished(self.path, self._digest) is None:
             return False
         logger.info(
-            "the data were not listed again: the options are those of the finished store, and so are sizes and times "
-            "of the files that they name, and the times at which their folders last got or lost an entry. Nothing else "
-            "was looked at; store.relist=true compares the names, sizes and labels of all records"
+            "data unchanged by options, sizes and times, so they are not listed again (store.relist=true compares the "
+            "names, sizes and labels of all records)"
         )
         return True
 

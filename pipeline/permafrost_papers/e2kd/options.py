@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
 from permafrost.config.methods import (
     METHODS,
     FeatureKDConfig,
@@ -17,25 +16,6 @@ from permafrost.config.methods import (
 )
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.core.errors import require
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShiftOptions(EvaluatorOptions):
-    """Shift-equivariance curve of the student's explanation (e2KD, Figure 5)."""
-
-    section: ClassVar[str] = "evaluate.shift"
-    implementation: ClassVar[str] = "permafrost_papers.e2kd.shift:EVALUATOR"
-    order: ClassVar[int] = 30
-
-    pixels: Annotated[int | None, Ge(1)] = None
-    """Largest shift of the input in pixels (32 in the paper); null disables the curve. The frames must be
-    larger than the student's input by that many pixels."""
-    records: Annotated[int, Ge(1)] = 256
-    """Records per split; every shift is one forward pass of each of them."""
-
-    @property
-    def is_requested(self) -> bool:
-        return self.pixels is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,4 +82,3 @@ class GuidedTeachingConfig(LabelTeachingConfig):
 
 METHODS["review_kd"] = ReviewKDConfig
 TEACHINGS["guided"] = GuidedTeachingConfig
-EVALUATORS["shift"] = ShiftOptions

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
+from permafrost.core.generators import SeededDraws
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
-from permafrost.core.seeded import SeededDraws
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.loading.geometry import view_images

@@ -33,9 +33,14 @@ from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
-from permafrost.models.compute import deterministic_algorithms, device_name, torch_threads
+from permafrost.models.compute import (
+    deterministic_algorithms,
+    device_name,
+    resolve_device,
+    torch_threads,
+)
 from permafrost.models.network import Network
-from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
+from permafrost.models.providers import build_model, freeze, teacher_input_size
 from permafrost.storage.files import read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact

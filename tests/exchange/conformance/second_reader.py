@@ -2,7 +2,7 @@
 
 It says what a student of that code receives: the box of a view and whether it is mirrored, the operations on its
 pixels, the erased box, the probabilities of all classes, and the pixels. Photographs are opened as Pillow opens them,
-not turned by their EXIF orientation, as all of these tools do. EpochSlice are those of make_files.py.
+not turned by their EXIF orientation, as all of these tools do. The files are written by make_files.py.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.models.compute import device_name
-from permafrost.models.providers import resolve_device
+from permafrost.models.compute import device_name, resolve_device
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.files import exists, remove_file

@@ -48,7 +48,8 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
-from permafrost_papers.e2kd.options import GuidedTeachingConfig, ShiftOptions
+from permafrost_evaluators.options import ShiftOptions
+from permafrost_papers.e2kd.options import GuidedTeachingConfig
 from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.chimeras import draw_donors
 from permafrost_papers.ked.data_options import SklearnTableDataConfig

@@ -38,7 +38,7 @@ from permafrost.losses.map_distances import map_cosine
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
-from permafrost_estimate.options import EquivarianceOptions
+from permafrost_evaluators.options import EquivarianceOptions
 
 UNMOVED = "none"
 """Name of the measurement on the whole frame. For a teacher of whole frames it shows the error of the store's rounding

@@ -29,7 +29,7 @@ from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.classifier import Intermediates, to_float32
 from permafrost.models.resolve import require_images
 from permafrost.store.index import RowNumbers
-from permafrost_estimate.options import KNNOptions, LinearProbeOptions
+from permafrost_evaluators.options import KNNOptions, LinearProbeOptions
 
 _HELD_OUT = 0.2
 """Fraction of the training records used to choose the regularization of the linear probe."""

@@ -15,8 +15,8 @@ from permafrost.evaluation.results import read_results
 from permafrost.loading.subset import select_training_rows
 from permafrost.models.providers import build_model
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
-from permafrost_estimate.feature_probes import fit_linear, linear_logits, neighbor_votes
-from permafrost_estimate.options import KNNOptions, LinearProbeOptions
+from permafrost_evaluators.feature_probes import fit_linear, linear_logits, neighbor_votes
+from permafrost_evaluators.options import KNNOptions, LinearProbeOptions
 from permafrost_papers.bcos.options import BcosModelConfig
 from tests.support.runs import evaluation_of, save_student
 from tests.support.tensors import gaussian
@@ -101,7 +101,7 @@ def test_features_that_say_the_class_are_recognized_and_shuffled_labels_are_not(
     frozen, student, monkeypatch
 ):
     """The features are replaced by the labels' one-hot codes, for the evaluated records only in the control."""
-    from permafrost_estimate import feature_probes
+    from permafrost_evaluators import feature_probes
 
     def coded(context, dataset):
         labels = torch.from_numpy(dataset.label_numbers.astype(np.int64))
@@ -119,7 +119,7 @@ def test_features_that_say_the_class_are_recognized_and_shuffled_labels_are_not(
 
 
 def test_both_evaluators_share_the_features(frozen, student, monkeypatch):
-    from permafrost_estimate import feature_probes
+    from permafrost_evaluators import feature_probes
 
     compute, numbers = feature_probes._compute_features, []
 
@@ -150,7 +150,7 @@ def trained_on(student, split="train", subset=SUBSET):
 
 
 def test_the_subset_of_the_student_is_learned_from_if_it_is_asked_for(frozen, student, monkeypatch):
-    from permafrost_estimate import feature_probes
+    from permafrost_evaluators import feature_probes
 
     compute, seen = feature_probes._compute_features, []
 

@@ -12,7 +12,7 @@ from permafrost.loading.geometry import warp
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model, freeze
-from permafrost_papers.e2kd.shift import overlap_cosine, shift_curves, window, window_view
+from permafrost_evaluators.shift import overlap_cosine, shift_curves, window, window_view
 from tests.support.stores import TINY_DATA
 
 SIDE = 48
@@ -40,7 +40,7 @@ class ExplainingModel:
 @pytest.fixture
 def curve(monkeypatch):
     monkeypatch.setattr(
-        "permafrost_papers.e2kd.shift.forward_to_explain",
+        "permafrost_evaluators.shift.forward_to_explain",
         lambda model, images: ModelOutput(torch.zeros(len(images), 3), images, None),
     )
     monkeypatch.setattr("permafrost.loading.transfer.move_batch", lambda batch, device: batch)

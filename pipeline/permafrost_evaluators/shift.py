@@ -27,7 +27,7 @@ from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.explanations import contributions_of, explainer_of_maps, forward_to_explain
 from permafrost.models.resolve import require_images
-from permafrost_papers.e2kd.options import ShiftOptions
+from permafrost_evaluators.options import ShiftOptions
 
 _BATCH = 64
 

@@ -21,7 +21,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.runs.folder import identity
 from permafrost.store.reader import Store
-from permafrost_estimate.options import EquivarianceOptions
+from permafrost_evaluators.options import EquivarianceOptions
 from permafrost_papers.bcos.options import BcosWeightsConfig
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.student_results import load_teacher
