@@ -18,6 +18,7 @@ from permafrost.config.sections import group_members
 from permafrost.config.store import PAYLOADS
 from permafrost.config.verbs import VERBS, build_verb_config
 from tests.support.composition import composed_of
+from tests.support.items import for_each
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 
@@ -294,9 +295,7 @@ def test_every_stage_opens_with_the_help_of_its_verb_and_runs_it():
         ]
 
 
-@pytest.mark.parametrize(
-    ("group", "kind"), [(group, kind) for group, members in FAMILIES.items() for kind in members]
-)
+@for_each("group,kind", [(group, kind) for group, of in FAMILIES.items() for kind in of])
 def test_a_member_of_a_family_has_its_kind_and_what_implements_it(group, kind):
     cls = FAMILIES[group][kind]
 
@@ -357,7 +356,7 @@ def test_no_function_and_no_parameter_has_a_name_that_says_nothing():
     assert not wrong
 
 
-@pytest.mark.parametrize("group", [*FAMILIES, "augment", "optimizer", "store", "trainer"])
+@for_each("group", [*FAMILIES, "augment", "optimizer", "store", "trainer"])
 def test_every_member_of_every_group_composes_and_builds(group):
     for member in group_members(group):
         for verb in VERBS:

@@ -9,6 +9,7 @@ import pytest
 from tests.benchmarks import busy, profiles
 from tests.benchmarks.busy import BusyTraining
 from tests.benchmarks.profiles import Profile, Stopwatch, profile
+from tests.support.items import for_each
 
 
 class Work:
@@ -65,7 +66,7 @@ def test_a_part_that_does_not_exist_is_an_error():
         Stopwatch().watch(stack, [(f"{__name__}:Work", "missing", "")])
 
 
-@pytest.mark.parametrize("part", sorted({*profiles.STEP, *profiles.PRECOMPUTE, *profiles.PACK}))
+@for_each("part", sorted({*profiles.STEP, *profiles.PRECOMPUTE, *profiles.PACK}))
 def test_the_parts_of_the_commands_exist(part):
     with ExitStack() as stack:
         Stopwatch().watch(stack, [part])

@@ -12,6 +12,7 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
 from tests.config.compositions import RECORD, digests, experiments
+from tests.support.items import for_each
 from tests.support.papers import needs_papers
 
 RECORDED = json.loads(RECORD.read_text())
@@ -33,8 +34,8 @@ def test_a_composition_is_the_callers_own():
     assert "x" not in compose("sweep", ["experiment=demo"])["report"]["columns"]
 
 
-@pytest.mark.parametrize(
-    ("word", "message"),
+@for_each(
+    "word,message",
     [
         ("method.tua=4", "unknown option method.tua"),
         ("seeds=[", r"cannot read seeds=\[: did not find expected"),
@@ -100,9 +101,8 @@ def test_a_text_option_keeps_the_characters_as_typed(text, tmp_path):
         assert compose("precompute", [f"experiment={path}"])["data"]["only_classes"] == [text, "b"]
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("1e-3", 0.001), (".5", 0.5), ("3", 3), ("1.0", 1.0), ("+2", 2), ("1E+2", 100.0)],
+@for_each(
+    "text,value", [("1e-3", 0.001), (".5", 0.5), ("3", 3), ("1.0", 1.0), ("+2", 2), ("1E+2", 100.0)]
 )
 def test_a_number_reads_what_yaml_1_2_reads(text, value):
     assert compose("distill", [f"optimizer.lr={text}"])["optimizer"]["lr"] == value
@@ -163,8 +163,8 @@ def test_experiments_that_are_based_on_each_other_end(tmp_path):
 # ---- names ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("run", "message"),
+@for_each(
+    "run,message",
     [
         ("", "run= is not a name"),
         (".", r"run=\. is not a name"),
@@ -181,13 +181,13 @@ def test_a_name_of_a_run_that_no_folder_may_have_is_refused(run, message):
         build_verb_config("distill", compose("distill", [f"run={run}"]))
 
 
-@pytest.mark.parametrize("run", ["a", "ked/digits", "/tmp/a b/c", "s3://bucket/a/b", "ü.1", "..a"])
+@for_each("run", ["a", "ked/digits", "/tmp/a b/c", "s3://bucket/a/b", "ü.1", "..a"])
 def test_other_names_are_taken(run):
     assert build_verb_config("distill", compose("distill", [f"run={run}"])).run == run
 
 
-@pytest.mark.parametrize(
-    ("arm", "message"),
+@for_each(
+    "arm,message",
     [
         ("../../evil", r"arms=\.\./\.\./evil leaves its folder|is a path"),
         ("a/b", "arms=a/b is a path; write a name without slashes"),
@@ -205,8 +205,8 @@ def test_a_name_of_an_arm_is_the_name_of_a_folder(arm, message):
 BILLION = "a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
+@for_each(
+    "text,message",
     [
         (BILLION, "anchor or an alias"),
         ("<<: {a: 1}\n<<: {b: 2}", "twice"),
@@ -229,7 +229,7 @@ def test_yaml_of_a_stranger_is_refused_in_one_line_before_it_grows(text, message
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "values",
     [
         {"a": ["no", "010", "1e5", "null", "", "~", "2026-11-25", "a: b", "#", "ü", " x ", "-"]},
@@ -243,7 +243,7 @@ def test_what_is_dumped_is_read_as_it_was(values):
     assert read_values(json.dumps(values).replace("Infinity", ".inf")) == values
 
 
-@pytest.mark.parametrize("section", ["augment", "store", "trainer"])
+@for_each("section", ["augment", "store", "trainer"])
 def test_every_option_of_a_section_of_files_is_one_of_each_of_its_members(section):
     names = {field.name for field in dataclasses.fields(GROUPS[section])}
     for member in group_members(section):

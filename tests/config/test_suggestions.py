@@ -9,6 +9,7 @@ from permafrost.config.compose import compose
 from permafrost.config.sections import option_paths
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError
+from tests.support.items import for_each
 from tests.support.papers import needs_papers
 
 MISTAKES = {
@@ -35,7 +36,7 @@ MISTAKES = {
 
 
 @needs_papers
-@pytest.mark.parametrize(("words", "part"), MISTAKES.items(), ids=[" ".join(m) for m in MISTAKES])
+@for_each("words,part", MISTAKES.items())
 def test_a_mistake_is_understood(words, part):
     verb, argument = words
 
@@ -45,7 +46,7 @@ def test_a_mistake_is_understood(words, part):
     assert f"did you mean {argument.partition('=')[0]}=" not in str(error.value)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@for_each("verb", VERBS)
 def test_no_suggestion_is_what_was_typed(verb):
     """Try options of every member, none of which was chosen, and of every other verb."""
     messages = {}

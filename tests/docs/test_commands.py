@@ -23,6 +23,7 @@ from permafrost.models.providers import build_model
 from permafrost_papers.unicam.residual_maps import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_arguments
 from tests.support.image_sets import write_images
+from tests.support.items import for_each
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
@@ -58,7 +59,7 @@ def block_with(page, text):
     return found
 
 
-@pytest.mark.parametrize(("block", "command"), COMMANDS, ids=str)
+@for_each("block,command", COMMANDS)
 def test_a_command_of_a_page_could_begin(block, command):
     try:
         check(command)
@@ -268,9 +269,8 @@ def test_class_embeddings_are_written_as_the_page_says(frozen, tmp_path, monkeyp
     assert embeddings[:, 0].tolist() == [len(name) for name in classes]
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["permafrost distil", "make everything", "rm -rf stores", "python -m docs.nothing"],
+@for_each(
+    "command", ["permafrost distil", "make everything", "rm -rf stores", "python -m docs.nothing"]
 )
 def test_a_command_that_nobody_knows_is_an_error(command):
     with pytest.raises(UnknownCommandError):

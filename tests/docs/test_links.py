@@ -5,16 +5,15 @@ import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
 
-import pytest
-
 from docs import site
 from docs.links import PAGES, anchors_of, file_of, links_of, problems_of
+from tests.support.items import for_each
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@for_each("page", PAGES)
 def test_every_link_of_a_page_leads_somewhere(page):
     assert list(problems_of(page)) == []
 
@@ -91,8 +90,8 @@ def test_every_page_is_in_the_sites_navigation():
     )
 
 
-@pytest.mark.parametrize(
-    ("remote", "address"),
+@for_each(
+    "remote,address",
     [
         ("git@host.org:owner/name.git", "https://host.org/owner/name"),
         ("https://host.org/owner/name", "https://host.org/owner/name"),

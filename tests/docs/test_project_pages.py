@@ -14,6 +14,7 @@ from permafrost.sources.source import build_source
 from permafrost.storage.files import make_folder, read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost_sources.options import WebDatasetDataConfig
+from tests.support.items import for_each
 from tests.support.paths import ROOT
 
 STATEMENTS = {
@@ -118,7 +119,7 @@ def test_every_statement_of_the_security_page_has_a_test():
     assert len(statements) == len(STATEMENTS)
 
 
-@pytest.mark.parametrize("statement", STATEMENTS)
+@for_each("statement", STATEMENTS)
 def test_the_tests_of_a_statement_exist(statement):
     for name in STATEMENTS[statement]:
         file, _, pattern = name.partition("::")
@@ -127,7 +128,7 @@ def test_the_tests_of_a_statement_exist(statement):
         assert found, name
 
 
-@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${HOME}", "$HOME", "${env:HOME}"])
+@for_each("text", ["${oc.env:HOME}", "${HOME}", "$HOME", "${env:HOME}"])
 def test_an_option_is_not_replaced_by_a_variable(text):
     words = [f"run={text}", "data=digits", "teacher=none"]
 
@@ -169,7 +170,7 @@ def targets_of_the_makefile():
     return {*stages, *re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("page", ["RELEASING.md", "CONTRIBUTING.md"])
+@for_each("page", ["RELEASING.md", "CONTRIBUTING.md"])
 def test_every_target_of_a_page_is_in_the_makefile(page):
     text = (ROOT / page).read_text()
     named = {
@@ -182,7 +183,7 @@ def test_every_target_of_a_page_is_in_the_makefile(page):
     assert named <= targets_of_the_makefile()
 
 
-@pytest.mark.parametrize("page", ["RELEASING.md", "CONTRIBUTING.md"])
+@for_each("page", ["RELEASING.md", "CONTRIBUTING.md"])
 def test_every_module_that_a_page_runs_exists(page):
     for module in re.findall(r"python -m ([\w.]+)", (ROOT / page).read_text()):
         path = module.replace(".", "/")

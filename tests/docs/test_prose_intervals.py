@@ -5,10 +5,10 @@ from functools import cache
 from itertools import combinations
 
 import numpy as np
-import pytest
 from scipy.special import stdtrit
 
 from docs.measured import committed_results, results_of
+from tests.support.items import for_each
 from tests.support.paths import ROOT
 
 PAPERS = "pipeline/permafrost_papers"
@@ -103,7 +103,7 @@ def stray_intervals(page, text):
     return strays
 
 
-@pytest.mark.parametrize("page", PAGES)
+@for_each("page", PAGES)
 def test_every_interval_in_a_sentence_is_that_of_two_arms(page):
     strays = stray_intervals(page, (ROOT / page).read_text())
 

@@ -3,11 +3,10 @@
 import re
 from collections import Counter
 
-import pytest
-
 from docs.claims.e2kd import CLAIMS
 from docs.claims.sections import CONTRADICTS, OPEN, SUPPORTS, verdicts_of
 from docs.links import PAGES
+from tests.support.items import for_each
 from tests.support.paths import ROOT
 
 DIRECTIONLESS = re.compile(
@@ -40,7 +39,7 @@ def unproven_equality(text):
     return [s for s in sentences_of(text) if EQUAL.search(s) and "margin" not in s]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@for_each("page", PAGES)
 def test_a_page_says_of_what_a_divergence_is_and_within_what_margin_results_are_equal(page):
     text = page.read_text()
 
@@ -48,7 +47,7 @@ def test_a_page_says_of_what_a_divergence_is_and_within_what_margin_results_are_
     assert unproven_equality(text) == []
 
 
-@pytest.mark.parametrize(
+@for_each(
     "sentence",
     [
         "| recipe | KL of stored to new logits, nats | top-1 |",
@@ -61,7 +60,7 @@ def test_a_divergence_without_a_direction_is_seen(sentence):
     assert list(directionless(f"# Page\n\n{sentence}\n"))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "sentence",
     [
         "Stored mixtures are level with a live teacher's (-2.0 to +0.9).",

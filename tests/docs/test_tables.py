@@ -10,12 +10,13 @@ from docs.claims.sections import commands_of, header_of, wrapped
 from docs.measured import committed_results
 from docs.tables.pages import MARK, TABLES, pages, with_tables
 from permafrost.config.sections import experiment_files
+from tests.support.items import for_each
 from tests.support.paths import ROOT
 
 NAMED = [page for page in pages() if MARK.search(page.read_text())]
 
 
-@pytest.mark.parametrize("page", NAMED, ids=lambda page: page.relative_to(ROOT).as_posix())
+@for_each("page", NAMED)
 def test_the_tables_of_a_page_are_those_of_the_results(page):
     text = page.read_text()
 
@@ -38,7 +39,7 @@ def test_every_table_is_on_a_page():
     assert named == set(TABLES)
 
 
-@pytest.mark.parametrize("recipe", ["ked/digits_weights", "ked/digits", "unicam/assistant"])
+@for_each("recipe", ["ked/digits_weights", "ked/digits", "unicam/assistant"])
 def test_a_printed_command_has_the_words_of_the_header(recipe):
     typed = [line for line in commands_of(recipe) if not line.startswith("#")]
 
@@ -52,7 +53,7 @@ def test_a_printed_command_has_the_words_of_the_header(recipe):
 RECIPES = sorted(experiment_files())
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@for_each("recipe", RECIPES)
 def test_every_line_among_the_commands_of_a_header_is_printed(recipe):
     blocks = re.findall(r"(?:^  .*\n)+", header_of(recipe) + "\n", re.MULTILINE)
     lines = [

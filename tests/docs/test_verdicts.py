@@ -25,6 +25,7 @@ from docs.claims.sections import (
 from docs.figures import write_figures
 from docs.measured import ROOT, path_of
 from docs.tables.pages import PAPERS, TABLES, VERDICTS
+from tests.support.items import for_each
 
 MODULES = (e2kd, ked, unicam, interpretability)
 
@@ -61,7 +62,7 @@ def interval_of(one):
     return mean, mean - half, mean + half, 2 * student.sf(abs(mean) / error, degrees)
 
 
-@pytest.mark.parametrize("paper", MODULES, ids=lambda paper: paper.__name__)
+@for_each("paper", MODULES)
 def test_every_interval_of_a_page_follows_from_the_committed_files(paper):
     written = [one for claim in paper.CLAIMS for one in claim.measured]
     text = claims_of(paper.CLAIMS)
@@ -153,9 +154,7 @@ def test_the_pages_of_results_have_the_verdicts_of_the_papers():
 TESTED = [one for paper in MODULES for one in verdicts_of(paper.CLAIMS)]
 
 
-@pytest.mark.parametrize(
-    "one", TESTED, ids=lambda one: f"{one.experiment}-{one.candidate}-{one.of.name}"
-)
+@for_each("one", TESTED)
 def test_the_arms_of_a_tested_comparison_differ_in_the_options_that_it_names_and_in_no_others(one):
     assert set(one.differing) == set(one.differs)
     for options in (*one.arms[0], *one.arms[1]):

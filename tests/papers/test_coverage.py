@@ -3,12 +3,11 @@
 import re
 from dataclasses import fields
 
-import pytest
-
 from permafrost.config.families import FAMILIES
 from permafrost.config.points import knows_option
 from permafrost.config.teaching import LabelTeachingConfig
 from tests.support.composition import composed_of
+from tests.support.items import for_each
 from tests.support.paths import ROOT
 
 PAGES = sorted((ROOT / "docs" / "papers").glob("*.md"))
@@ -30,7 +29,7 @@ TEACHINGS = {
 OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+@for_each("row", ROWS)
 def test_a_row_names_a_test_that_is_there(row):
     file, name, link = re.fullmatch(r"\[`(\w+\.py)::(\w+)`\]\((.+)\)", row[2]).groups()
 
@@ -40,7 +39,7 @@ def test_a_row_names_a_test_that_is_there(row):
     assert link == f"../../{path.relative_to(ROOT).as_posix()}"
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@for_each("option", OPTIONS)
 def test_a_row_names_an_option_that_is_there(option):
     name, _, value = option.partition("=")
     words = []

@@ -29,6 +29,7 @@ from tests.support.image_sets import (
     write_table,
     write_voc,
 )
+from tests.support.items import for_each
 from tests.support.listings import fingerprint_records, plan_records
 from tests.support.papers import needs_papers
 from tests.support.sources import code_blocks, documented_config, fingerprint, page_text
@@ -153,7 +154,7 @@ def test_the_demo_is_known_by_all_its_options():
 
 
 @needs_papers
-@pytest.mark.parametrize(
+@for_each(
     "command",
     [c for c in "".join(code_blocks("bash")).splitlines() if not c.startswith("kaggle ")],
 )

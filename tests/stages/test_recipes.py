@@ -32,6 +32,7 @@ from permafrost_sources.options import DemoDataConfig
 from permafrost_sources.torchvision_sets import SETS
 from tests.support.broden import write_broden
 from tests.support.composition import composed_of
+from tests.support.items import for_each
 from tests.support.stores import TINY_DATA
 from tests.support.verbs import distill, evaluate, precompute, teach
 
@@ -60,12 +61,7 @@ def commands(recipe: str) -> list[list[str]]:
 # ---- commands and options ------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=EVERY_RECIPE)
-def recipe(request):
-    """Name of a recipe. All tests of one recipe run after each other, as its composition is kept."""
-    return request.param
-
-
+@for_each("recipe", EVERY_RECIPE)
 def test_every_command_of_a_recipe_composes(recipe):
     """All options exist and are consistent. No file is read."""
     typed = commands(recipe)
@@ -75,6 +71,7 @@ def test_every_command_of_a_recipe_composes(recipe):
         build_verb_config(verb, composed_of(verb, *words))
 
 
+@for_each("recipe", EVERY_RECIPE)
 def test_a_recipe_builds_for_every_verb(recipe):
     composed = composed_of("sweep", f"experiment={recipe}")  # the same for every verb
 
@@ -84,6 +81,7 @@ def test_a_recipe_builds_for_every_verb(recipe):
         build_verb_config(verb, composed)
 
 
+@for_each("recipe", EVERY_RECIPE)
 def test_a_recipe_writes_into_a_run_of_its_own(recipe):
     assert composed_of("sweep", f"experiment={recipe}")["run"] == recipe
 
@@ -102,6 +100,7 @@ def splits_of_data(data: dict[str, Any]) -> set[str] | None:
     return splits | ({"test"} if own else set())
 
 
+@for_each("recipe", EVERY_RECIPE)
 def test_a_recipe_names_splits_that_its_data_have(recipe):
     composed = composed_of("sweep", f"experiment={recipe}")
     splits = splits_of_data(composed["data"])
@@ -208,7 +207,7 @@ STUDY = sorted(n for n in EVERY_RECIPE if n.startswith(("interpretability/", "un
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", STUDY)
+@for_each("recipe", STUDY)
 def test_every_arm_of_a_study_composes(recipe):
     """Check that modes and views fit the methods."""
     experiment = f"experiment={recipe}"

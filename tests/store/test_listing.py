@@ -245,7 +245,7 @@ def test_a_full_disk_is_named_and_an_error_of_the_source_is_not_mistaken_for_it(
 def test_a_full_disk_is_named_by_the_index_too(tmp_path, monkeypatch):
     full = Path("/dev/full")
     monkeypatch.setattr(
-        index_writer, "scratch_file", lambda _: io.BufferedRandom(io.FileIO(full, "r+"))
+        index_writer, "scratch_file", lambda _: io.BufferedWriter(io.FileIO(full, "w"))
     )
 
     def write():
