@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,23 @@ def photographs(tmp_path_factory):
     return root
 
 
-def packed(photographs, folder, *options, frame=FRAME):
-    """Fill stores/<folder> with the photographs and a pass of a tiny teacher."""
-    where = f"store.path=stores/{folder}", "data=image_folder", f"data.path={photographs}"
-    permafrost.precompute(
-        *where, f"store.image_size={frame}", "executor=serial", "annotate.name=t", *TINY, *options
-    )
-    return f"store.path=stores/{folder}"
+@pytest.fixture(scope="module")
+def packed(photographs, tmp_path_factory):
+    """Function that fills stores/<name> with the photographs and a pass of a tiny teacher, packed once per options."""
+    made = {}
+
+    def copy(name, *options, frame=FRAME):
+        key = (frame, *options)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("packed") / "store"
+            permafrost.precompute(
+                f"store.path={made[key]}", "data=image_folder", f"data.path={photographs}",
+                f"store.image_size={frame}", "executor=serial", "annotate.name=t", *TINY, *options,
+            )  # fmt: skip
+        shutil.copytree(made[key], f"stores/{name}")
+        return f"store.path=stores/{name}"
+
+    return copy
 
 
 def train(store, recipe, size, epochs=1):
@@ -79,8 +90,8 @@ def own_pixels(path, crop, size, *, is_cut):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize(("form", "size"), [("original", 16), ("raw", 32), ("raw", FRAME)])
-def test_a_student_is_measured_on_what_its_recipe_shows(photographs, form, recipe, size):
-    store = packed(photographs, "photos", f"store.format={form}")
+def test_a_student_is_measured_on_what_its_recipe_shows(photographs, packed, form, recipe, size):
+    store = packed("photos", f"store.format={form}")
     train(store, recipe, size)
 
     done = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
@@ -106,8 +117,8 @@ def key_of(path):
     return f"test/{path.parent.name}/{path.name}".replace("/", "%2F").replace(".", "%2E")
 
 
-def test_a_rim_is_seen_by_all_that_reads_the_student(photographs, capsys):
-    store = packed(photographs, "photos")
+def test_a_rim_is_seen_by_all_that_reads_the_student(packed, capsys):
+    store = packed("photos")
     train(store, "pad_crop", 16, epochs=12)
 
     whole = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
@@ -124,8 +135,8 @@ def test_a_rim_is_seen_by_all_that_reads_the_student(photographs, capsys):
 
 
 @pytest.mark.parametrize("view", [(), ("teacher.frame=center_crop", "teacher.input_size=16")])
-def test_a_teacher_agrees_with_its_own_pass_on_every_record(photographs, view):
-    store = packed(photographs, "photos", *view)
+def test_a_teacher_agrees_with_its_own_pass_on_every_record(packed, view):
+    store = packed("photos", *view)
 
     done = permafrost.evaluate(store, "run=one", "model=teacher", *TINY, *view)
 
@@ -135,8 +146,8 @@ def test_a_teacher_agrees_with_its_own_pass_on_every_record(photographs, view):
     assert done.picture == done.teacher_picture
 
 
-def test_an_evaluation_that_does_not_name_its_picture_is_done_again(photographs, caplog):
-    store = packed(photographs, "photos")
+def test_an_evaluation_that_does_not_name_its_picture_is_done_again(packed, caplog):
+    store = packed("photos")
     train(store, "pad_crop", 16)
     done = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
     path = RUNS / "one/evaluate" / CONFIG_NAME
@@ -151,8 +162,8 @@ def test_an_evaluation_that_does_not_name_its_picture_is_done_again(photographs,
     assert "recorded without what the network was shown" in caplog.text
 
 
-def test_a_program_of_another_picture_has_no_accuracy_until_it_is_measured(photographs):
-    store = packed(photographs, "photos")
+def test_a_program_of_another_picture_has_no_accuracy_until_it_is_measured(packed):
+    store = packed("photos")
     train(store, "pad_crop", 16)
     permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
 
@@ -172,9 +183,9 @@ def test_a_program_of_another_picture_has_no_accuracy_until_it_is_measured(photo
     assert ".onnx" not in programs  # of the whole image
 
 
-def test_a_store_of_other_frames_says_that_it_shows_another_picture(photographs, caplog):
-    train(packed(photographs, "photos", "store.format=raw"), "pad_crop", 16)
-    other = packed(photographs, "larger", "store.format=raw", frame=32)
+def test_a_store_of_other_frames_says_that_it_shows_another_picture(packed, caplog):
+    train(packed("photos", "store.format=raw"), "pad_crop", 16)
+    other = packed("larger", "store.format=raw", frame=32)
 
     done = permafrost.evaluate(
         "store.path=stores/photos",
@@ -190,9 +201,9 @@ def test_a_store_of_other_frames_says_that_it_shows_another_picture(photographs,
     assert next(iter(loader)).images.shape[-2:] == (16, 16)
 
 
-def test_a_student_of_originals_is_measured_on_frames_where_there_is_nothing_else(photographs):
-    train(packed(photographs, "photos", "store.format=original"), "pad_crop", 16)
-    packed(photographs, "frames", "store.format=raw")
+def test_a_student_of_originals_is_measured_on_frames_where_there_is_nothing_else(packed):
+    train(packed("photos", "store.format=original"), "pad_crop", 16)
+    packed("frames", "store.format=raw")
 
     done = permafrost.evaluate(
         "store.path=stores/photos", "run=one", "evaluators=[accuracy]",
@@ -202,8 +213,8 @@ def test_a_student_of_originals_is_measured_on_frames_where_there_is_nothing_els
     assert done.picture == "whole image at 16x16, bilinear from frames of 24x24"
 
 
-def test_a_loader_refuses_a_word_for_a_picture(photographs):
-    packed(photographs, "photos")
+def test_a_loader_refuses_a_word_for_a_picture(packed):
+    packed("photos")
     records = permafrost.open_store("stores/photos").select("test")
 
     with pytest.raises(permafrost.UserError, match=r"must be a permafrost\.Picture"):
@@ -218,8 +229,8 @@ def test_a_picture_of_no_size_is_refused(values):
         permafrost.Picture(**values)
 
 
-def test_a_teacher_is_measured_again_in_another_frame(photographs):
-    store = packed(photographs, "photos")
+def test_a_teacher_is_measured_again_in_another_frame(packed):
+    store = packed("photos")
 
     def taught(*options):
         return permafrost.teach(
@@ -235,8 +246,8 @@ def test_a_teacher_is_measured_again_in_another_frame(photographs):
     assert taught().accuracy == whole.accuracy
 
 
-def test_an_input_size_that_no_view_has_is_refused(photographs):
-    store = packed(photographs, "photos")
+def test_an_input_size_that_no_view_has_is_refused(packed):
+    store = packed("photos")
     options = store, "run=one", "method=labels", "augment=pad_crop", "trainer.epochs=1"
 
     def refused(verb, section, option):
@@ -254,8 +265,8 @@ def test_an_input_size_that_no_view_has_is_refused(photographs):
     refused(permafrost.teach, "teacher", "teaching.augment.size")
 
 
-def test_weights_of_a_run_are_measured_as_their_run_is(photographs):
-    store = packed(photographs, "photos")
+def test_weights_of_a_run_are_measured_as_their_run_is(packed):
+    store = packed("photos")
     train(store, "resized_crop", FRAME)
 
     student = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
