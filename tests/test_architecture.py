@@ -32,17 +32,24 @@ class Source:
     imports     modules that the file imports, including imports inside functions
     docstrings  docstrings, including those of fields
     names       (line, name) of functions and parameters
+    described   (line, name, docstring) of functions and classes
+    top_names   public names that the module defines, without those of types
+    definition  line of the first function or class of the module, None without any
     """
 
     imports: tuple[str, ...]
     docstrings: tuple[str, ...]
     names: tuple[tuple[int, str], ...]
+    described: tuple[tuple[int, str, str], ...]
+    top_names: tuple[str, ...]
+    definition: int | None
 
 
 @cache
 def source_of(path: Path) -> Source:
-    imports, docstrings, names = [], [], []
-    for node in ast.walk(ast.parse(path.read_text())):
+    imports, docstrings, names, described = [], [], [], []
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -51,12 +58,31 @@ def source_of(path: Path) -> Source:
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.arg):
             name = node.arg if isinstance(node, ast.arg) else node.name
             names.append((node.lineno, name))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            described.append((node.lineno, node.name, ast.get_docstring(node) or ""))
         body = getattr(node, "body", None)
         for statement in body if isinstance(body, list) else ():
             value = statement.value if isinstance(statement, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 docstrings.append(value.value)
-    return Source(tuple(imports), tuple(docstrings), tuple(names))
+    definitions = (n.lineno for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef))
+    return Source(
+        tuple(imports),
+        tuple(docstrings),
+        tuple(names),
+        tuple(described),
+        tuple(top_names(tree)),
+        next(definitions, None),
+    )
+
+
+def top_names(tree):
+    """Iterate over the public names that a module defines, without those of types."""
+    for node in tree.body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names = [node.name] if hasattr(node, "name") else [getattr(t, "id", "") for t in targets]
+        is_type = isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("TypeVar(")
+        yield from (name for name in names if name[:1] not in ("", "_") and not is_type)
 
 
 def imports_of(path):
@@ -191,19 +217,10 @@ CONVENTIONS = {"EVALUATOR", "PROVIDER", "NAME", "logger"}
 """Names that every member of a family has in its own module."""
 
 
-def top_names(path):
-    """Iterate over the public names that a module defines, without those of types."""
-    for node in ast.parse(path.read_text()).body:
-        targets = getattr(node, "targets", [getattr(node, "target", None)])
-        names = [node.name] if hasattr(node, "name") else [getattr(t, "id", "") for t in targets]
-        is_type = isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("TypeVar(")
-        yield from (name for name in names if name[:1] not in ("", "_") and not is_type)
-
-
 def test_a_public_name_is_defined_by_one_module():
     defined = {}
     for path in ROOT.glob("pipeline/**/*.py"):
-        for name in set(top_names(path)) - CONVENTIONS:
+        for name in set(source_of(path).top_names) - CONVENTIONS:
             defined.setdefault(name, []).append(name_of(path))
 
     of_papers = {name for name, modules in defined.items() if name == "register"}
@@ -215,11 +232,9 @@ def test_a_logger_stands_at_the_top_and_a_heading_has_content():
     wrong = []
     for path in MODULES:
         text = path.read_text()
-        body = ast.parse(text).body
-        definitions = (ast.FunctionDef, ast.ClassDef)
-        first = next((n.lineno for n in body if isinstance(n, definitions)), len(text))
+        first = source_of(path).definition
         late = re.search(r"^logger = ", text, re.MULTILINE)
-        if late and text.count("\n", 0, late.start()) >= first:
+        if late and first and text.count("\n", 0, late.start()) >= first:
             wrong.append(f"{path.name}: logger")
         wrong += [
             f"{path.name}: {heading[1]}"
@@ -317,11 +332,10 @@ def test_arguments_are_listed_in_google_style():
     """Tools render `Args:`, and not lists of names and texts with blanks between them."""
     private = re.compile(r"^ *(?:\w+(?:, \w+)*)  +\S", re.MULTILINE)
     wrong = [
-        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        f"{path.relative_to(ROOT)}:{line} {name}"
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        and private.search(ast.get_docstring(node) or "")
+        for line, name, docstring in source_of(path).described
+        if private.search(docstring)
     ]
 
     assert wrong == []

@@ -193,14 +193,6 @@ def test_label_smoothing_belongs_to_the_cross_entropy():
 # ---- soft targets for many labels ----------------------------------------------------------------
 
 
-def bernoulli_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || student) of each class, [B, K], by torch.distributions."""
-    teacher, student = (
-        torch.distributions.Bernoulli(logits=logits) for logits in (teacher_logits, student_logits)
-    )
-    return torch.distributions.kl_divergence(teacher, student)
-
-
 @pytest.mark.parametrize("tau", [0.1, 1.0, 4.0, 1e3])
 @pytest.mark.parametrize("scale", [3.0, 1e3])
 def test_mld_of_equal_logits_is_exactly_zero(tau, scale):

@@ -103,11 +103,6 @@ class Function(nn.Module):
         return self.function(features)
 
 
-def attend_to_records(features):
-    rows = features.flatten(1)
-    return ((rows @ rows.T / rows.shape[1]).softmax(1) @ rows).view_as(features)
-
-
 def attend_to_positions(features):
     tokens = features.flatten(2).transpose(1, 2)
     mixed = (tokens @ tokens.transpose(1, 2)).softmax(2) @ tokens
