@@ -23,6 +23,7 @@ from permafrost_exchange.format_options import (
 )
 from permafrost_exchange.target_reader import reading
 from tests.support.image_sets import image_bytes, write_images
+from tests.support.items import for_each
 from tests.support.paths import ROOT
 from tests.support.verbs import precompute
 
@@ -88,12 +89,12 @@ def test_readers_open_files_through_functions_that_refuse_pipes_and_devices():
     assert opened == set(OPENED)
 
 
-@pytest.mark.parametrize("path", ["a", "a/b.png", "a b/..c", "...", "a/.hidden"])
+@for_each("path", ["a", "a/b.png", "a b/..c", "...", "a/.hidden"])
 def test_a_path_below_stays_inside(path):
     assert stays_inside(path)
 
 
-@pytest.mark.parametrize("path", ["", "/etc/passwd", "..", "../a", "a/../../b", "a/..", "a\0b"])
+@for_each("path", ["", "/etc/passwd", "..", "../a", "a/../../b", "a/..", "a\0b"])
 def test_a_path_that_leaves_does_not(path):
     assert not stays_inside(path)
 

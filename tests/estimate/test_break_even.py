@@ -7,6 +7,7 @@ import pytest
 from permafrost_estimate import steps
 from permafrost_estimate.measurement import break_even_epochs, format_bytes
 from permafrost_estimate.sample import Spread, spread_of
+from tests.support.items import for_each
 
 
 def test_the_break_even_is_the_cost_over_what_an_epoch_saves():
@@ -59,8 +60,8 @@ def test_two_passes_cost_their_sum():
     assert both == Spread(median=22.0, lowest=11.0, highest=34.0)
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
+@for_each(
+    "count,text",
     [
         (0, "0 bytes"),
         (999, "999 bytes"),

@@ -23,6 +23,7 @@ from permafrost_estimate.measurement import measure, printed_lines
 from permafrost_estimate.options import EstimateOptions
 from permafrost_evaluators.equivariance import SPREAD_BLOCK, probability_spread, recipes_of
 from tests.estimate.test_estimate import DATA, estimate_config
+from tests.support.items import for_each
 from tests.support.stores import precompute_config
 
 STRONG = AugmentOptions(
@@ -92,8 +93,8 @@ ROWS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("options", "wanted"),
+@for_each(
+    "options,wanted",
     [
         ({"max_distance": 0.3}, "mode=frozen"),
         ({"max_distance": 0.2}, "mode=replay views=random views.count=1"),

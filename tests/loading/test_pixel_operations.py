@@ -31,6 +31,7 @@ from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.e2kd.options import GuidedTeachingConfig
 from tests.support.batches import FRAME, random_batch, tiny_model
+from tests.support.items import for_each
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.tensors import smooth_images
@@ -419,8 +420,8 @@ def test_operations_are_given_as_a_list_on_the_command_line():
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@for_each(
+    "options,message",
     [
         (
             {"kind": "gaussian_blur", "sigma": (0.02, 0.01)},

@@ -29,6 +29,7 @@ from permafrost.loading.recipes import (
     draw_policy,
     policy_matrices,
 )
+from tests.support.items import for_each
 from tests.support.tensors import smooth_images
 from tests.support.view_matrices import matrices_of
 
@@ -365,8 +366,8 @@ def test_blank_maps_are_0_in_the_erased_rectangle_and_keep_their_values_outside(
 # ---- options -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@for_each(
+    "options,message",
     [
         ({"magnitude": 31.0}, r"augment\.operations\.magnitude must be in \[0, 30\]"),
         ({"count": 5}, r"augment\.operations\.count must be in \[1, 4\]"),

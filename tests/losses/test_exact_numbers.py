@@ -20,6 +20,7 @@ from permafrost.losses.projected_features import covered_cosine
 from permafrost.store.codecs import cosines, decode_scaled, decode_unit
 from permafrost_papers.e2kd.guided import LOCALIZATIONS
 from permafrost_papers.e2kd.review_kd import hierarchical_context_loss
+from tests.support.items import for_each
 from tests.support.tensors import encode_maxabs
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -213,8 +214,7 @@ LOGIT_SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("shapes", LOGIT_SHAPES)
-@pytest.mark.parametrize("name", LOSSES)
+@for_each("name,shapes", product(LOSSES, LOGIT_SHAPES))
 def test_logits_of_other_shapes_are_refused_with_both(name, shapes):
     one, other = (torch.zeros(shape) for shape in shapes)
 
@@ -225,8 +225,8 @@ def test_logits_of_other_shapes_are_refused_with_both(name, shapes):
     assert str(list(shapes[1])) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("call", "one", "other"),
+@for_each(
+    "call,one,other",
     [
         (lambda a, b: permafrost.map_cosine(a, b, (8, 8)), (2, 1, 1, 4, 4), (2, 1, 4, 4)),
         (lambda a, b: permafrost.map_cosine(a, b, (8, 8)), (2, 1, 1, 4, 4), (1, 1, 1, 4, 4)),

@@ -36,6 +36,7 @@ from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.e2kd.options import ReviewKDConfig
 from permafrost_papers.e2kd.review_kd import review_levels
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch, random_frames
+from tests.support.items import for_each
 from tests.support.live_trainings import (
     STUDENT,
     gaussian_maps,
@@ -358,8 +359,8 @@ def test_e2kd_refuses_class_maps_coarser_than_they_are_compared():
         training_with_live_teacher(E2KDConfig(lambda_cat=1.0, resolution=5))
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "message"),
+@for_each(
+    "method,options,message",
     [
         *[(m, {"lambda_ce": 0.0}, r"lambda_ce or method\.lambda_kd above 0") for m in METHODS],
         *[(m, {"tau": 0.0}, r"method\.tau must be > 0") for m in METHODS],

@@ -3,10 +3,11 @@
 import pytest
 
 from permafrost.sources.label_cells import find_separator, is_list_text, parse_list, separate
+from tests.support.items import for_each
 
 
-@pytest.mark.parametrize(
-    ("cells", "separator"),
+@for_each(
+    "cells,separator",
     [
         ({"cat|dog", "cat", "dog"}, "|"),
         ({"cat;dog", "dog;eel", "eel"}, ";"),

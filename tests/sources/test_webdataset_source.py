@@ -21,6 +21,7 @@ from permafrost.store.reader import Store
 from permafrost_sources.options import WebDatasetDataConfig
 from permafrost_sources.webdataset import IGNORED_JSON
 from tests.support.images import png, write_tar
+from tests.support.items import for_each
 from tests.support.listings import plan_whole
 from tests.support.previews import message_of, preview_of
 from tests.support.stores import precompute_config
@@ -67,8 +68,8 @@ def test_every_sample_of_every_tar_is_a_record_with_its_bytes(tmp_path):
         assert content.offset == at
 
 
-@pytest.mark.parametrize(
-    ("name", "split"),
+@for_each(
+    "name,split",
     [
         ("train-000000.tar", "train"),
         ("imagenet-val_03.tar", "val"),

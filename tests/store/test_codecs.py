@@ -13,6 +13,7 @@ from permafrost.store.codecs import (
     encode_npy,
     lowest_cosine_of_arrays,
 )
+from tests.support.items import for_each
 from tests.support.tensors import encode_maxabs
 
 AXES = (2, 3, 4)
@@ -125,8 +126,8 @@ def several():
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
+@for_each(
+    "data,reason",
     [
         (b"", "not an npy file"),
         (pickle.dumps(np.ones((2, 3))), "not an npy file"),

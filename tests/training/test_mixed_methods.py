@@ -1,6 +1,7 @@
 """Every method with mixtures in every mode: trained, or refused by name."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from permafrost.config.store import PassOptions
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.store.reader import Store
+from tests.support.items import for_each
 from tests.support.runs import TRAINER, distill_config, weights_of
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
@@ -38,9 +40,7 @@ REFUSED = {
 WORDS = {"several": ["method.terms=[{teacher: pass, method: kd}]"], "ked": ["student=additive"]}
 
 
-@pytest.mark.parametrize("name", MIXES)
-@pytest.mark.parametrize("mode", REFUSED)
-@pytest.mark.parametrize("kind", FAMILIES["method"])
+@for_each("kind,mode,name", product(FAMILIES["method"], REFUSED, MIXES))
 def test_a_method_takes_mixtures_in_a_mode_or_says_why_not(kind, mode, name):
     mix = f"augment.mix=[{{kind: {name}}}]"
     words = [f"method={kind}", f"mode={mode}", mix, *WORDS.get(kind, []), "trainer.batch_size=64"]

@@ -34,6 +34,7 @@ from permafrost_papers.ked.search import PartitionSearch, load_partition
 from permafrost_papers.probe_set import balanced_order
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_sources.options import DigitsDataConfig
+from tests.support.items import for_each
 from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute, report, teach
@@ -240,8 +241,8 @@ def test_what_cannot_be_found_is_said(digits_folder, monkeypatch, tmp_path, chan
         ask()
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
+@for_each(
+    "option,value",
     [
         ("levels", 0),
         ("records", 0),
