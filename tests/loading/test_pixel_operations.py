@@ -434,6 +434,9 @@ def test_operations_are_given_as_a_list_on_the_command_line():
         ({"kind": "color_jitter", "contrast": 101.0}, r"contrast must be in \[0, 100"),
         ({"kind": "color_jitter", "hue": 0.6}, r"augment\.operations\.hue must be in \[0, 0\.5\]"),
         ({"kind": "grayscale", "p": 1.5}, r"augment\.operations\.p must be in \[0, 1\]"),
+        ({"kind": "solarize", "threshold": 1.5}, r"threshold must be in \[0, 1\]"),
+        ({"kind": "posterize", "bits": 9}, r"bits must be in \[1, 8\]"),
+        ({"kind": "random_erasing", "maps": "drop"}, r"maps must be one of keep, blank"),
     ],
 )
 def test_a_mistake_names_the_option_and_its_limits(options, message):

@@ -378,16 +378,3 @@ def test_blank_maps_are_0_in_the_erased_rectangle_and_keep_their_values_outside(
 def test_a_value_out_of_range_names_its_limits(options, message):
     with pytest.raises(ConfigError, match=message):
         PolicyConfig(**{"kind": "randaugment", **options})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "solarize", "threshold": 1.5}, r"threshold must be in \[0, 1\]"),
-        ({"kind": "posterize", "bits": 9}, r"bits must be in \[1, 8\]"),
-        ({"kind": "random_erasing", "maps": "drop"}, r"maps must be one of keep, blank"),
-    ],
-)
-def test_a_wrong_pixel_option_names_its_limits(options, message):
-    with pytest.raises(ConfigError, match=message):
-        PixelOperationConfig(**options)
