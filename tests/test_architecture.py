@@ -1,6 +1,7 @@
 """Architecture: imports between packages, and agreement of families with their YAML."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.support.composition import composed_of
 from tests.support.items import for_each
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
+from tests.tree import whole
 
 MODULES = sorted([*ROOT.glob("pipeline/*/**/*.py"), *ROOT.glob("stages/*.py")])
 
