@@ -9,8 +9,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -147,9 +147,10 @@ def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
     """
     load_plugins(plugin_names(arguments))
     described = VERBS[verb]
-    function = described.load()
-    config, composed = _configure(verb, arguments)
     with ExitStack() as stack:
+        stack.enter_context(_named_packages(verb))
+        function = described.load()
+        config, composed = _configure(verb, arguments)
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if "run" in composed:
@@ -162,6 +163,27 @@ def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
             path = RunFolder(composed["run"]).path / f"{verb}.yaml"
             save_options(path, sections_of_verb(verb, composed), composed["command"])
         return result
+
+
+_PACKAGES = {
+    **{name: name for name in ("matplotlib", "jinja2", "networkx", "timm")},
+    "sklearn": "scikit-learn",
+}
+"""Packages of the extras report, papers, timm and demo, by the name of their module."""
+
+
+@contextmanager
+def _named_packages(verb: str) -> Iterator[None]:
+    """Say how to install a package of an extra that a verb imports in the block, where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise ConfigError(
+            f"{verb} needs the package {package} for this; install it with: pip install {package}"
+        ) from error
 
 
 def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
@@ -178,7 +200,7 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
     load_plugins(plugin_names(arguments))
     require(VERBS[verb].plan != "", f"{verb} has no plan to print; leave out --plan")
     config, composed = _configure(verb, arguments)
-    with ordinary_torch(), mirrored_run(composed.get("run", "")):
+    with _named_packages(verb), ordinary_torch(), mirrored_run(composed.get("run", "")):
         options = (config, arguments) if VERBS[verb].swept else (config,)
         described: dict[str, str] = resolve_name(VERBS[verb].plan)(*options).describe_work()
         return described

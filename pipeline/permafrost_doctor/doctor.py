@@ -38,7 +38,7 @@ _PACKAGES = (
     *("torch", "torchvision", "ray", "webdataset", "zarr", "kornia", "pyarrow", "numpy", "timm"),
     *("pillow", "simplejpeg"),
 )
-_DEVELOPMENT = ("dev", "docs", "bench")
+_DEVELOPMENT = ("all", "dev", "docs", "bench")
 """Extras that no command needs."""
 _GIB = 2**30
 

@@ -644,3 +644,31 @@ def test_an_interpreter_without_the_packages_is_named_in_one_line():
     assert line.startswith(f"permafrost: error: {sys.executable} (Python 3.")
     assert "lacks what the package needs: No module named 'annotated_types'" in line
     assert "PATH=$PWD/.venv/bin:$PATH ray start --head" in line
+
+
+MADE = "precompute", "executor=serial"
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "words"),
+    [
+        ("jinja2", "jinja2", ("report", "run=one")),
+        ("sklearn", "scikit-learn", (*MADE, "data=demo", "teacher=none")),
+        ("timm", "timm", (*MADE, "data=digits", "teacher=timm", "teacher.weights=random")),
+    ],
+)
+def test_a_package_of_an_extra_that_is_missing_is_named_with_its_command(
+    module, package, words, tmp_path
+):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from permafrost.cli import stage_main; "
+        f"stage_main({words[0]!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words[1:], f"store.path={tmp_path}/store"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    needs = f"needs the package {package} for this; install it with: pip install {package}"
+    assert done.stderr.splitlines()[-1] == f"permafrost {words[0]}: error: {words[0]} {needs}"
+    assert done.returncode == 2

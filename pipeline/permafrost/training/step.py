@@ -5,8 +5,10 @@ Not here: averages of weights (EMA), accumulation of gradients over several batc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from permafrost.core.batches import Batch, MixedLabels, Targets, require_explained, require_maps
@@ -51,10 +53,7 @@ def train_step(
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(_parameters(training), clip_norm)
     if agc is not None:
-        # Brock et al. 2021; timm takes seconds to import.
-        from timm.utils.agc import adaptive_clip_grad
-
-        adaptive_clip_grad(_parameters(training), agc)  # type: ignore[no-untyped-call]
+        clip_by_unit(_parameters(training), agc)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.loss.on_step_end()
@@ -145,6 +144,37 @@ def _training_accuracy(
     known = labels != NO_LABEL
     right = (output.logits.detach().argmax(dim=1) == labels) & known
     return {"training_accuracy": right.sum() / known.sum().clamp(min=1)}
+
+
+_LEAST_NORM = 1e-3
+"""Norm that a unit has at least, so that one that starts at 0 can move (Brock et al. 2021, section 4.1)."""
+
+
+@torch.no_grad()
+def clip_by_unit(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """Scale the gradient of each unit to at most `factor` times the norm of its weights, in place (AGC).
+
+    A unit is a row of a parameter of two axes or more, and otherwise the whole parameter (Brock et al. 2021, equation
+    3).
+
+    Args:
+        parameters: Parameters, of which those without a gradient stay as they are.
+        factor: Largest norm of a gradient relative to its weights, lambda in the paper.
+    """
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        largest = _unit_norms(parameter).clamp(min=_LEAST_NORM) * factor
+        norms = _unit_norms(parameter.grad)
+        scaled = parameter.grad * (largest / norms.clamp(min=1e-6))
+        parameter.grad.copy_(torch.where(norms < largest, parameter.grad, scaled))
+
+
+def _unit_norms(values: Tensor) -> Tensor:
+    """Euclidean norm of each unit, of a shape that is broadcast over its values."""
+    if values.ndim <= 1:
+        return values.norm(2.0)
+    return values.norm(2.0, dim=tuple(range(1, values.ndim)), keepdim=True)
 
 
 def _parameters(training: Training) -> list[nn.Parameter]:
