@@ -172,9 +172,9 @@ def clip_by_unit(parameters: Sequence[nn.Parameter], factor: float) -> None:
 
 def _unit_norms(values: Tensor) -> Tensor:
     """Euclidean norm of each unit, of a shape that is broadcast over its values."""
-    if values.ndim <= 1:
-        return values.norm(2.0)
-    return values.norm(2.0, dim=tuple(range(1, values.ndim)), keepdim=True)
+    axes = tuple(range(1, values.ndim)) or None
+    norms: Tensor = torch.linalg.vector_norm(values, dim=axes, keepdim=axes is not None)
+    return norms
 
 
 def _parameters(training: Training) -> list[nn.Parameter]:

@@ -149,6 +149,12 @@ def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
     )
 
 
+_UNCHANGED = (
+    "data unchanged by options, sizes and times, so they are not listed again (store.relist=true compares the names, "
+    "sizes and labels of all records)"
+)
+
+
 class PrecomputePlan:
     """One call of precompute: its options, and the store that it completes."""
 
@@ -173,6 +179,8 @@ class PrecomputePlan:
         ):
             if not self.is_packed:
                 packed = self.pack(choice)
+            elif self._digest is not None:
+                logger.info(_UNCHANGED)
             store = Store(self.path)
             executor = choice.for_records(store.num_records())
             if self.is_packed:
@@ -194,16 +202,10 @@ class PrecomputePlan:
 
     @cached_property
     def is_packed(self) -> bool:
-        """True if the store is finished, whole and made of the same data, as far as that shows without listing."""
+        """True if the store was finished, whole and made of the same data, as far as that shows without listing."""
         if self._digest is None:
             return True
-        if self.options.store.relist or find_finished(self.path, self._digest) is None:
-            return False
-        logger.info(
-            "data unchanged by options, sizes and times, so they are not listed again (store.relist=true compares the "
-            "names, sizes and labels of all records)"
-        )
-        return True
+        return not self.options.store.relist and find_finished(self.path, self._digest) is not None
 
     def pack(self, choice: ExecutorChoice) -> int:
         """List the data, pack the missing shards and commit; return the number of packed records."""
