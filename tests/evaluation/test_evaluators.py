@@ -57,9 +57,7 @@ def test_the_family_and_the_names_that_the_option_takes_agree():
 
 
 def test_an_unknown_evaluator_is_refused_with_those_that_there_are():
-    with pytest.raises(
-        ConfigError, match=r"evaluators must be among accuracy, localization, .*; got beauty"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluators must be among .*\baccuracy\b.*; got beauty"):
         build_verb_config("evaluate", compose("evaluate", ["evaluators=[beauty]"]))
     with pytest.raises(
         ConfigError, match="evaluators lists an evaluator twice: accuracy, accuracy"

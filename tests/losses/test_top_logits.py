@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -274,9 +274,20 @@ def test_a_student_of_three_classes_is_trained_evaluated_and_reported(frozen):
     assert (RUNS / "one" / "report.html").is_file()
 
 
+@dataclass(frozen=True, kw_only=True)
+class EveryLogitConfig(KDConfig):
+    """Options of a method of one's own, which reads the logits of all classes."""
+
+    of_all_logits = "method=every"
+
+
 @pytest.mark.parametrize(
     ("method", "text"),
     [
+        (
+            EveryLogitConfig(),
+            r"method=every needs the logits of all classes, but .*annotate.logits=all",
+        ),
         (E2KDConfig(tau=3.0), r"method.tau=3: .*temperatures 1, 2, 4 only; choose one"),
         (KDConfig(logits="mld"), r"method.logits=mld needs the logits of all classes"),
         (KDConfig(logits="softmax_mse"), r"method.logits=softmax_mse needs the logits of all"),

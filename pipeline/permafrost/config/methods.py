@@ -71,6 +71,11 @@ class MethodConfig(Options):
         """True if any term reaches the student's last layer."""
         return True
 
+    @property
+    def of_all_logits(self) -> str:
+        """Option by which the loss needs the logits of all classes, not only the largest ones; empty without one."""
+        return ""
+
     def check(self, setting: MethodSetting) -> None:
         """Check that the method and the student's other options agree.
 
@@ -152,6 +157,10 @@ class KDConfig(SoftTargetsConfig):
     """Weight of the label term."""
     lambda_kd: Annotated[float, Ge(0)] = 1.0
     """Weight of the soft targets."""
+
+    @property
+    def of_all_logits(self) -> str:
+        return "" if self.logits == "softmax" else f"method.logits={self.logits}"
 
 
 @dataclass(frozen=True, kw_only=True)

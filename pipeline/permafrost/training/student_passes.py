@@ -18,7 +18,6 @@ from permafrost.config.augment import (
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import (
     METHODS,
-    KDConfig,
     MethodConfig,
     MethodSetting,
     SeveralConfig,
@@ -424,14 +423,12 @@ _STRONG = {
 def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
     """Raise StoreMismatchError unless a method can be trained on the logits that a pass stores."""
     known = teacher.manifest.temperatures
-    if not known or not isinstance(method, SoftTargetsConfig):
-        return
-    if isinstance(method, KDConfig) and method.logits != "softmax":
+    if known and method.of_all_logits:
         raise StoreMismatchError(
-            f"method.logits={method.logits} needs the logits of all classes, but {teacher.folder} holds only the "
-            "largest ones; set method.logits=softmax, or make a pass with annotate.logits=all"
+            f"{method.of_all_logits} needs the logits of all classes, but {teacher.folder} holds only the largest "
+            "ones; choose method=kd with method.logits=softmax, or make a pass with annotate.logits=all"
         )
-    if method.tau not in known:
+    if known and isinstance(method, SoftTargetsConfig) and method.tau not in known:
         raise StoreMismatchError(
             f"method.tau={method.tau:g}: {teacher.folder} holds the sum over all but the largest logits at the "
             f"temperatures {', '.join(f'{temperature:g}' for temperature in known)} only; choose one of "
