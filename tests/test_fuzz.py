@@ -24,8 +24,8 @@ from permafrost.core.errors import ConfigError
 from permafrost.sources.image_table import ImageTableSource
 from permafrost.store.arrow_files import read_table, table_schema
 from permafrost.store.codecs import decode_npy, encode_npy
+from permafrost.store.columns import BOX_FIELDS, NUMBERS
 from permafrost.store.entries import ManifestError
-from permafrost.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
 from permafrost.store.manifest import read_pass_manifest, read_store_manifest
 from permafrost.store.reader import Store
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
@@ -35,8 +35,17 @@ from permafrost_papers.ked.table import TableSource
 from permafrost_sources.options import WebDatasetDataConfig
 from permafrost_sources.webdataset import WebDatasetSource
 from tests.support.fuzzing import Edited, edited_bytes, edited_json, fuzz, reads_or_refuses
+from tests.support.index_table import index_table
 from tests.support.photo_table import write_photo_table
-from tests.support.signing import file_entry, load, load_shards, pass_folder, sign, sign_shards
+from tests.support.signing import (
+    file_entry,
+    load,
+    load_shards,
+    pass_folder,
+    sign,
+    sign_index,
+    sign_shards,
+)
 from tests.support.store_kinds import build_store, write_tars
 
 
@@ -70,13 +79,11 @@ def read_index(store: Path) -> None:
     opened = Store(store)
     index = opened.index
     rows = range(index.num_rows)
-    for name in CHECKED_COLUMNS:
-        if name not in LIST_COLUMNS:
-            index.values(name, rows)
+    index.take(tuple(NUMBERS), rows)
     index.label_lists(rows)
     assert index.boxes(rows)[0].shape[1] == len(BOX_FIELDS)
     index.keys(rows)
-    index.table()
+    index_table(index)
 
 
 def read_store(store: Path) -> None:
@@ -143,18 +150,15 @@ def _same_values(data: bytes, sound: bytes) -> bool:
 
 @examples(40, 8_000)
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["index", "keys"])
+@pytest.mark.parametrize("name", ["key", "key_offsets", "label"])
 def test_an_index_is_read_or_refused(examples, name, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("zarr"), tmp_path / "store")
     values = load(store)
-    path = store / values[name]["path"]
-    sound = path.read_bytes()
+    sound = (store / values["index"][name]["path"]).read_bytes()
     refusals = []
 
     def check(data):
-        path.unlink()  # a mapped file must not change
-        path.write_bytes(data)
-        sign(store, values | {name: file_entry(path.parent, path.name)})
+        sign_index(store, **{name: bytes(data)})
         refusals.append(reads_or_refuses(lambda: read_index(store)))
 
     fuzz(examples, edited_bytes(sound), check)

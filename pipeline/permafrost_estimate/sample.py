@@ -135,7 +135,7 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
     shards, manifest = list(store.shards), store.manifest
     sizes = [(shard.split, shard.records) for shard in shards]
     row = RECEIPT_SCHEMA.get_field_index("row")
-    with StoreTablesWriter(folder, manifest.rows_per_shard) as writer:
+    with StoreTablesWriter(folder) as writer:
         for number, start, stop in _pieces(sizes, config):
             shard = shards[number]
             path = receipt_path(store.folder, shard.name)

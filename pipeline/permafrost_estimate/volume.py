@@ -55,9 +55,10 @@ def index_part(sample: RecordSample) -> VolumePart:
     shards = [(shard.name, shard.records) for shard in store.shards]
     names = (MANIFEST_NAME, manifest.shards.path.name)
     rest = _rest_bytes(store.folder, names, shards, whole.records, whole.shards)
-    with scratch_folder() as folder, IndexWriter(folder, 1) as writer:
-        empty = sum(file.bytes for file in writer.finish())
-    index = (store.num_records(), manifest.index.bytes + manifest.keys.bytes - empty)
+    with scratch_folder() as folder, IndexWriter(folder) as writer:
+        empty = sum(file.bytes for file in writer.finish().values())
+    bytes_of_index = sum(file.bytes for file in manifest.index.values())
+    index = (store.num_records(), bytes_of_index - empty)
     return _part("index", "index, receipts, manifest", [index], whole.records, rest + empty)
 
 

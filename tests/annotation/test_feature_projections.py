@@ -39,6 +39,7 @@ from permafrost.training.student_passes import with_named_passes
 from permafrost_evaluators.options import EquivarianceOptions
 from permafrost_papers.e2kd.options import ReviewKDConfig
 from permafrost_papers.interpretability.options import FTConfig
+from tests.support.index_table import index_table
 from tests.support.runs import distill_config, evaluation_of
 from tests.support.signing import file_entry, load, pass_folder, sign
 from tests.support.slow import slow
@@ -114,7 +115,7 @@ def test_a_stock_reader_rebuilds_the_features_and_the_share_that_is_kept(project
     network = freeze(build_model(tiny_teacher, 10))
     dataset = train_dataset(projected, None)
     images = view_images(dataset.__getitems__(list(range(40))), (16, 16))
-    rows = projected.store.index.table()["array_row"].to_numpy()[
+    rows = index_table(projected.store.index)["array_row"].to_numpy()[
         list(rows_of_split(projected.store.index, "train"))
     ]
     both = [

@@ -28,6 +28,7 @@ from permafrost.store.shards import ShardEntry
 from permafrost_report.passes import UsedPass
 from permafrost_report.provenance import describe_teachers
 from tests.support.batches import FLIP
+from tests.support.index_table import index_table
 from tests.support.runs import PAD_CROP
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
@@ -46,7 +47,9 @@ def pass_of(path, teacher, **options):
 
 def recomputed(store, made, teacher):
     """1 - R^2 by field and view, from the stored arrays of all records and the live teacher."""
-    dataset = StoreDataset(store, np.arange(len(store.index.table())), [made], payload="features")
+    dataset = StoreDataset(
+        store, np.arange(len(index_table(store.index))), [made], payload="features"
+    )
     network = freeze(build_model(teacher, 10))
     sample = select_sample(store.shards, 128)
     rows = [

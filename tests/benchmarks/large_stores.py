@@ -56,7 +56,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
     ]
     manifest = template.manifest
     rows, _ = read_receipt(receipt_path(template.path, "train-000000"), RECEIPT_SCHEMA)
-    with StoreTablesWriter(RootedPath.of(folder), SHARD_RECORDS) as writer:
+    with StoreTablesWriter(RootedPath.of(folder)) as writer:
         for (split, name), keys in zip(names, _keys(names), strict=True):
             path = f"images/{name}.tar"
             _link(template.path / "images/train-000000.tar", folder / path)
@@ -74,7 +74,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
     kept = {
         spec.name: getattr(manifest, spec.name)
         for spec in fields(manifest)
-        if spec.name not in ("shards", "index", "keys", "records", "fingerprint")
+        if spec.name not in ("shards", "index", "records", "fingerprint")
     }
     fingerprint = fingerprint_store(
         manifest.dataset, manifest.canonical, None, tables.shards.names_and_keys()
@@ -84,7 +84,6 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
         **kept,
         shards=tables.shards,
         index=tables.index,
-        keys=tables.keys,
         records=tables.shards.records_of_splits(),
         fingerprint=fingerprint,
     )

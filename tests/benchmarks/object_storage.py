@@ -152,7 +152,7 @@ def _uploads(server: str) -> dict[str, list[float]]:
 
 def _smallest_cache(local: Store) -> int:
     """Return a size that has room for two windows and the index, and not for the whole store."""
-    files = local.manifest.index.bytes + local.manifest.keys.bytes
+    files = sum(file.bytes for file in local.manifest.index.values())
     shard = max(local.shards.table["bytes"].to_pylist())
     (teacher,) = local.open_passes()
     shard += max(sum(file.bytes for file in shard.files) for shard in teacher.shards)

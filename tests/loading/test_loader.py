@@ -26,6 +26,7 @@ from permafrost.loading.subset import (
 from permafrost.runs.folder import identity
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_report.training_facts import count_training_rows
+from tests.support.index_table import index_table
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config
 from tests.support.synthetic import store_of_rows
 from tests.support.verbs import precompute
@@ -384,8 +385,8 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
     expected, pixels = targets_by_key(store), pixels_by_key(store)
     labels = dict(
         zip(
-            store.index.table()["key"].to_pylist(),
-            store.index.table()["label"].to_pylist(),
+            index_table(store.index)["key"].to_pylist(),
+            index_table(store.index)["label"].to_pylist(),
             strict=True,
         )
     )
@@ -407,7 +408,9 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
                 )
                 np.testing.assert_array_equal(targets.maps[i], stored["map"].astype(np.float32))
                 assert targets.explained_class[i].tolist() == stored["explained_class"].tolist()
-                assert store.index.table()["key"][int(rows[batch.record_index[i]])].as_py() == key
+                assert (
+                    index_table(store.index)["key"][int(rows[batch.record_index[i]])].as_py() == key
+                )
                 seen += 1
     assert seen == (len(rows) // 4 - 1) * 4
 

@@ -34,6 +34,7 @@ from permafrost.training import loop
 from permafrost.training.build import worst_downscale
 from permafrost.training.metric_log import read_metrics
 from permafrost_report.options import ReportConfig, ReportOptions
+from tests.support.index_table import index_table
 from tests.support.kills import killed_at
 from tests.support.runs import (
     PAD_CROP,
@@ -399,7 +400,7 @@ def test_the_table_of_an_evaluation_averages_to_its_metrics(frozen):
     assert table.key.tolist() == [
         row["key"]
         for split in result.splits
-        for row in frozen.store.index.table().to_pylist()
+        for row in index_table(frozen.store.index).to_pylist()
         if row["split"] == split
     ]
     for split, metrics in result.splits.items():

@@ -99,7 +99,7 @@ def test_another_option_lists_the_data(store, refusing, options):
         ORIGIN_NAME,
         "images/train-000000.tar",
         "receipts/train-000001.parquet",
-        "index.arrow",
+        "index/label.npy",
         "manifest.json",
     ],
 )

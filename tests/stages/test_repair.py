@@ -32,8 +32,8 @@ from tests.support.verbs import precompute
 LOST = {
     "images/train-000000.tar": 16,
     "receipts/train-000000.parquet": 16,
-    "index.arrow": 0,
-    "keys.arrow": 0,
+    "index/label.npy": 0,
+    "index/key_offsets.npy": 0,
     "fields.zarr/map/c/1/0/0/0/0/0": 10,  # the second shard
     "fields.zarr/map/zarr.json": 0,
     "receipts/test-000000.parquet in the pass": 10,
@@ -251,7 +251,7 @@ def test_a_repair_keeps_the_frame_and_the_places_that_passes_have_seen(
     config = precompute_config(store, tiny_teacher, image_size=8, shard_size=64)
     precompute.run(config)
     expected = tree_bytes(store)
-    (store / "index.arrow").unlink()
+    (store / "index" / "size.npy").unlink()
     (store / "receipts" / "train-000000.parquet").unlink()
 
     precompute.run(precompute_config(store, **{"shard_size": 64, **options}))

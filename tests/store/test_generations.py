@@ -230,7 +230,7 @@ def test_lost_files_of_any_generation_are_written_again(pictures, tmp_path, kind
     shards = [shard.name for shard in manifest.shards]
     lost = {
         "shards": [f"images/{shards[0]}.tar", f"receipts/{shards[-1]}.parquet"],
-        "tables": [manifest.index.path, manifest.keys.path],
+        "tables": [manifest.index["key"].path, manifest.index["label"].path],
     }[kind]
     for name in lost:
         (path / name).unlink()
@@ -245,7 +245,7 @@ def test_lost_tables_are_written_by_a_command_and_not_by_its_plan(pictures, tmp_
     precompute.run(growing_options(pictures, path))
     pictures.add_all("ab")
     precompute.run(growing_options(pictures, path, append=True))
-    index = path / Store(path).manifest.index.path
+    index = path / Store(path).manifest.index["size"].path
     abandoned = path / "images/train-0123abcd-000000.tar"  # of an append that was killed
     index.unlink()
     abandoned.write_bytes(b"")

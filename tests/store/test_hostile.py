@@ -25,7 +25,15 @@ from permafrost.store.reader import Store
 from permafrost.store.shards import PassShardTable, ShardTable
 from permafrost.store.verification import verify_store
 from permafrost.verbs import verify
-from tests.support.signing import load, load_shards, pass_folder, sign, sign_shards
+from tests.support.signing import (
+    index_column,
+    load,
+    load_shards,
+    pass_folder,
+    sign,
+    sign_index,
+    sign_shards,
+)
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
 
 
@@ -246,7 +254,7 @@ def test_no_row_of_a_signed_table_of_shards_ends_in_a_traceback(of_pass, store, 
     schema = PassShardTable.schema if of_pass else ShardTable.schema
     shards = load_shards(folder, schema)
     files = [{"path": "../x", "bytes": -1, "sha256": bytes(32), "crc32c": 0}]
-    replacements = {"files": [[], files, files * 2], "index_crc32c": [[], [1], [0] * 14]}
+    replacements = {"files": [[], files, files * 2]}
     outcomes = Counter()
     for column in schema:
         texts = ["", "x" * 70, "../x", shards[1].get(column.name)]
@@ -268,43 +276,79 @@ def test_no_row_of_a_signed_table_of_shards_ends_in_a_traceback(of_pass, store, 
     assert outcomes["refused"] > 5
 
 
+COLUMN_FAULTS = {
+    "of another type": lambda column: column.astype(np.int16),
+    "shorter": lambda column: column[:-1],
+    "longer": lambda column: np.append(column, column[-1:]),
+    "of two axes": lambda column: column[None],
+}
+
+
+@pytest.mark.parametrize("name", ["label", "key", "key_offsets", "boxes_offsets"])
+@pytest.mark.parametrize("fault", COLUMN_FAULTS)
+def test_a_column_of_another_type_or_length_is_one_line_with_file_and_remedy(store, name, fault):
+    sign_index(store, **{name: COLUMN_FAULTS[fault](index_column(store, name))})
+    path = store / "index" / f"{'key' if name == 'key' else name}.npy"
+
+    with pytest.raises(ManifestError, match="; delete it and run permafrost precompute") as error:
+        read_everything(store)
+
+    blamed = [path] if fault == "of another type" else [path, path.with_name("key.npy")]
+    assert any(str(error.value).startswith(f"{each} is damaged: it ") for each in blamed)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
-    "name", ["index.arrow", pytest.param("keys.arrow", marks=pytest.mark.slow)]
+    ("name", "at", "value"),
+    [("label", 5, 10), ("label", 5, -2), ("boxes_offsets", 5, 2**40), ("boxes_offsets", 5, -1)],
 )
-def test_no_flipped_bit_of_the_index_gives_other_values_or_ends_the_process(store, name):
+def test_values_that_the_manifest_does_not_allow_are_refused(store, name, at, value):
+    column = index_column(store, name)
+    column[at] = value
+    sign_index(store, **{name: column})
+
+    with pytest.raises(ManifestError, match=rf"{name}\.npy is damaged: its values of shard t"):
+        read_everything(store)
+    assert any(f"{name}.npy is damaged" in problem for problem in verify_store(store))
+
+
+@pytest.mark.parametrize(
+    "name", ["key", "key_offsets", pytest.param("boxes_offsets", marks=pytest.mark.slow), "offset"]
+)
+def test_no_flipped_bit_of_the_index_gives_another_record_or_ends_the_process(store, name):
     """The files are mapped into memory, where a wrong offset could read beyond the end."""
     script = """
         import sys
         from pathlib import Path
         import numpy as np
         from permafrost.core.errors import UserError
-        from permafrost.store.index import CHECKED_COLUMNS, LIST_COLUMNS
         from permafrost.store.reader import Store
+        from permafrost.store.shard_records import ShardRecords
 
         def values(store):
-            index = Store(store).index
-            rows = np.arange(index.num_rows)
-            numbers = tuple(name for name in CHECKED_COLUMNS if name not in LIST_COLUMNS)
-            parts = [*index.take(numbers, rows).values(), *index.boxes(rows), *index.label_lists(rows)]
-            return [index.keys(rows), *(part.tolist() for part in parts)]
+            index = (opened := Store(store)).index
+            index.boxes(np.arange(index.num_rows))
+            records = [ShardRecords(opened, shard) for shard in opened.shards]
+            return index.keys(range(index.num_rows)), [[*r.contents(range(len(r)))] for r in records]
 
         path = Path(sys.argv[1])
-        sound, file = values(path.parent), path.read_bytes()
+        store = path.parent.parent
+        sound, file = values(store), path.read_bytes()
         random, refused, same = np.random.default_rng(0), 0, 0
         for place in random.integers(len(file), size=400):
             data = bytearray(file)
             data[place] ^= 1 << int(random.integers(8))
             path.write_bytes(data)
             try:
-                assert values(path.parent) == sound, place
+                assert values(store) == sound, place
                 same += 1
             except UserError as error:
-                assert path.name in str(error)
+                assert path.name in str(error) or "index" in str(error)
                 refused += 1
         print(refused, same)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(store / name)],
+        [sys.executable, "-c", textwrap.dedent(script), str(store / "index" / f"{name}.npy")],
         capture_output=True,
         text=True,
         check=False,

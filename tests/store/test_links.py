@@ -62,7 +62,7 @@ def everything(folder: Path) -> dict[str, object]:
 # ---- attacks -------------------------------------------------------------------------------------
 
 READ = (
-    *("manifest.json", "index.arrow", "keys.arrow", "images", "images/train-000000.tar"),
+    *("manifest.json", "index", "index/label.npy", "images", "images/train-000000.tar"),
     *("teachers", "{pass}", "{pass}/manifest.json", "{pass}/fields.zarr"),
     *("{pass}/fields.zarr/logits/zarr.json", "{pass}/fields.zarr/logits/c/1/0/0"),
     *("{pass}/receipts", "{pass}/receipts/train-000000.parquet"),

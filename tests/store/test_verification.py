@@ -4,12 +4,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.storage.files import remove_file
 from permafrost.store.arrow_files import write_rows
+from permafrost.store.columns import COLUMNS
 from permafrost.store.entries import ManifestError
 from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
@@ -18,7 +20,9 @@ from permafrost.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
 from permafrost.store.verification import verify_store
 from permafrost.verbs import verify
 from tests.support.runs import distill_config
+from tests.support.signing import file_entry, load, sign
 from tests.support.slow import slow
+from tests.support.store_kinds import read_everything
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import all_files, tree_bytes
 from tests.support.verbs import distill, precompute
@@ -154,14 +158,40 @@ def test_a_pass_is_what_its_folder_says(copy, frozen):
     assert tree_bytes(Path(str(own))) == tree_bytes(Path(str(other)))
 
 
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_changed_byte_of_any_column_is_listed(copy, name):
+    """Most of them are read as other values, which nothing else notices."""
+    path = copy / "index" / f"{name}.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    (problem,) = verify_store(copy)
+
+    assert problem.startswith(f"{path} has sha256")
+
+
+def test_a_column_that_this_version_does_not_know_is_only_compared_with_its_digest(copy):
+    folds = np.arange(Store(copy).index.num_rows, dtype="<i4")
+    np.save(copy / "index" / "fold.npy", folds)
+    values = load(copy)
+    values["index"]["fold"] = file_entry(copy, "index/fold.npy")
+    sign(copy, values)
+
+    assert list(verify_store(copy)) == []
+    read_everything(copy)
+    np.save(copy / "index" / "fold.npy", folds + 1)
+    assert ["index/fold.npy has sha256" in problem for problem in verify_store(copy)] == [True]
+
+
 def test_the_stage_fails_with_every_problem_listed(copy):
-    (copy / "index.arrow").unlink()
+    (copy / "index" / "group.npy").unlink()
     (copy / "images" / "train-000000.tar").unlink()
 
     with pytest.raises(verify.DamagedStoreError) as error:
         verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(copy))))
 
-    assert "index.arrow is missing" in str(error.value)
+    assert "group.npy is missing" in str(error.value)
     assert "train-000000.tar is missing" in str(error.value)
 
 
@@ -174,7 +204,7 @@ def test_a_shard_without_its_receipt_is_not_read(copy):
         teacher.read_shard(shard)
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [2, 3])
 def test_a_manifest_of_another_schema_is_refused_with_the_way_out(copy, tiny_teacher, schema):
     taught = Store(copy).open_passes()[0].folder
 
@@ -184,7 +214,7 @@ def test_a_manifest_of_another_schema_is_refused_with_the_way_out(copy, tiny_tea
     ):
         write_manifest(folder, replace(manifest, schema=schema))
         expected = (
-            f"{folder}/manifest.json has schema {schema}, but this version reads schema 3; delete {folder} and run "
+            f"{folder}/manifest.json has schema {schema}, but this version reads schema 4; delete {folder} and run "
             "permafrost precompute again, or use the permafrost version that wrote it"
         )
         with pytest.raises(ManifestError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 import os
 import resource
 import shutil
@@ -29,28 +28,27 @@ from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.core.errors import UserError
 from permafrost.sources.source import build_source
+from permafrost.store.codecs import npy_header
 from permafrost.store.image_shards import Packing, pack_image
-from permafrost.store.receipts import BOX
 from permafrost.store.shards import PassShardTable, ShardTable
 from permafrost_exchange.format_options import ArraysConfig, EmbeddingsConfig, ListColumnsConfig
 from permafrost_exchange.target_reader import ReadRequest, reading
 from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.signing import (
     file_entry,
-    index_columns,
+    index_column,
     load,
     load_shards,
     pass_folder,
     sign,
     sign_index,
     sign_shards,
-    write_index,
 )
 from tests.support.store_kinds import read_everything
 
 GIGABYTE = 10**9
-_BLOCK = 64 * 2**20
-"""Values of a list in a compressed column."""
+_BLOCK = 2**23
+"""Boxes of a list in the index."""
 _SIDE = 30_000
 _JPEG_HEADER = b"\xff\xd8" + bytes.fromhex(
     f"ffc0 0011 08 {_SIDE:04x} {_SIDE:04x} 03 012200 021101 031101 ffda 000c 03 0100 0211 0311 003f00"
@@ -88,34 +86,16 @@ class Outcome:
 # ---- the index -----------------------------------------------------------------------------------
 
 
-def _zeros(count: int) -> pa.Buffer:
-    """Zeros that take no memory until they are copied."""
-    return pa.py_buffer(mmap.mmap(-1, 4 * count))
+def index_of_gigabytes(store: Path) -> None:
+    header = npy_header("|u1", (6 * GIGABYTE,))
+    sign_index(store, key=header + bytes(100))
 
 
-def compressed_index(store: Path) -> None:
-    columns = index_columns(store)
-    rows = len(columns["label"])
-    offsets = pa.array([0] + [_BLOCK] * rows, pa.int64())
-    values = pa.Array.from_buffers(pa.int32(), _BLOCK, [None, _zeros(_BLOCK)])
-    columns["labels"] = pa.LargeListArray.from_arrays(offsets, values)
-    write_index(store, columns, compression="zstd", use_threads=False)
-
-
-def index_with_nulls(name: str) -> Callable[[Path], None]:
-    def build(store: Path) -> None:
-        columns = index_columns(store)
-        values = columns[name].to_pylist()
-        if name == "boxes":
-            parts = [pa.array([None] * len(values), part.type) for part in BOX]
-            boxes = pa.StructArray.from_arrays(parts, fields=list(BOX))
-            offsets = pa.array(range(len(values) + 1), pa.int64())
-            columns[name] = pa.LargeListArray.from_arrays(offsets, boxes)
-        else:
-            columns[name] = pa.array([None, *values[1:]], columns[name].type)
-        write_index(store, columns)
-
-    return build
+def lists_of_gigabytes(store: Path) -> None:
+    """Each second record has all boxes."""
+    offsets = index_column(store, "boxes_offsets")
+    offsets[1::2] = offsets[-1] = _BLOCK
+    sign_index(store, boxes_offsets=offsets, boxes=np.zeros((_BLOCK, 5), np.float32))
 
 
 def image_of_gigabytes(store: Path) -> None:
@@ -123,8 +103,7 @@ def image_of_gigabytes(store: Path) -> None:
     os.truncate(store / shards[0]["path"], 6 * GIGABYTE)
     shards[0]["bytes"] = 6 * GIGABYTE
     sign_shards(store, shards, ShardTable.schema)
-    columns = index_columns(store)
-    offsets, sizes = columns["offset"].to_numpy().copy(), columns["size"].to_numpy().copy()
+    offsets, sizes = index_column(store, "offset"), index_column(store, "size")
     offsets[0], sizes[0] = 0, 6 * GIGABYTE
     sign_index(store, offset=offsets, size=sizes)
 
@@ -133,13 +112,13 @@ def jpeg_of_gigapixels(store: Path) -> None:
     """The first image of the store is the beginning of a JPEG with another size in its header."""
     import google_crc32c
 
-    shards, columns = load_shards(store, ShardTable.schema), index_columns(store)
-    offset, size = columns["offset"][0].as_py(), columns["size"][0].as_py()
+    shards = load_shards(store, ShardTable.schema)
+    offset, size = (int(index_column(store, name)[0]) for name in ("offset", "size"))
     with (store / shards[0]["path"]).open("r+b") as file:
         data = _JPEG_HEADER.ljust(size, b"\0")
         file.seek(offset)
         file.write(data)
-    checksums = columns["image_crc32c"].to_numpy().copy()
+    checksums = index_column(store, "image_crc32c")
     checksums[0] = google_crc32c.value(data)
     sign_index(store, image_crc32c=checksums)
 
@@ -378,11 +357,8 @@ def read_targets(kind: str, folder: Path) -> None:
 
 
 BOMBS = (
-    Bomb("compressed buffers in index.arrow", compressed_index, "store", "compressed"),
-    *(
-        Bomb(f"nulls in {name} of index.arrow", index_with_nulls(name), "store", "empty cells")
-        for name in ("label", "offset", "image_crc32c", "boxes")
-    ),
+    Bomb("column of 6 GB in the index", index_of_gigabytes, "store", "read as npy"),
+    Bomb("lists of many GB in the index", lists_of_gigabytes, "store", "are not those of"),
     Bomb("image of 6 GB in a tar of the store", image_of_gigabytes, "store", "that a record can"),
     Bomb("JPEG of 30,000 x 30,000 in the store", jpeg_of_gigapixels, "store", "decompression bomb"),
     Bomb("table of 500,000 shards", table_of_many_rows, "store", "bytes in memory"),

@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from permafrost.storage.files import sha256_file
 from permafrost.store.arrow_files import read_table, write_rows
+from permafrost.store.codecs import encode_npy
 from permafrost.store.entries import FileEntry
-from permafrost.store.index import CHECKED_COLUMNS, INDEX_NAME, INDEX_SCHEMA, checksum
-from permafrost.store.reader import Store
-from permafrost.store.shards import SHARDS_NAME, ShardTable
+from permafrost.store.shards import SHARDS_NAME
 
 
 def load(folder: Path) -> dict:
@@ -61,31 +60,17 @@ def file_entry(folder: Path, name: str) -> dict:
     return asdict(FileEntry(path=name, bytes=len(data), sha256=sha256_file(path), crc32c=crc32c))
 
 
-def index_columns(store: Path) -> dict[str, pa.Array]:
-    """Columns of the index."""
-    batch = pa.ipc.open_file(store / INDEX_NAME).get_batch(0)
-    return dict(zip(batch.schema.names, batch.columns, strict=True))
+def index_column(store: Path, name: str) -> np.ndarray:
+    """Column of the index, which may be changed."""
+    return np.load(store / load(store)["index"][name]["path"])
 
 
-def write_index(store: Path, columns: dict[str, pa.Array], **options) -> None:
-    """Write the index with other columns, and the manifest that names it. options  of pa.ipc.IpcWriteOptions"""
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), schema=INDEX_SCHEMA)
-    with pa.ipc.new_file(
-        store / INDEX_NAME, batch.schema, options=pa.ipc.IpcWriteOptions(**options)
-    ) as writer:
-        writer.write_batch(batch)
-    sign(store, load(store) | {"index": file_entry(store, INDEX_NAME)})
-
-
-def sign_index(store: Path, **numbers: np.ndarray) -> None:
-    """Write the index with other numbers, with correct checksums in the table of shards."""
-    starts = Store(store).shards.starts
-    columns = index_columns(store)
-    shards = load_shards(store, ShardTable.schema)
-    for name, values in numbers.items():
-        columns[name] = pa.array(values, columns[name].type)
-        for number, shard in enumerate(shards):
-            part = columns[name].to_numpy()[starts[number] : starts[number + 1]]
-            shard["index_crc32c"][CHECKED_COLUMNS.index(name)] = checksum(iter([part]))
-    write_index(store, columns)
-    sign_shards(store, shards, ShardTable.schema)
+def sign_index(store: Path, **columns: np.ndarray | bytes) -> None:
+    """Write columns of the index, or the bytes of their files, and the manifest that names them."""
+    values = load(store)
+    for name, column in columns.items():
+        path = store / values["index"][name]["path"]
+        path.unlink()  # a mapped file must not change
+        path.write_bytes(column if isinstance(column, bytes) else encode_npy(column))
+        values["index"][name] = file_entry(store, values["index"][name]["path"])
+    sign(store, values)

@@ -17,6 +17,7 @@ from permafrost.store.fields import StoredShard
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store
 from permafrost_sources.options import DemoDataConfig
+from tests.support.index_table import index_table
 
 TINY_DATA = DemoDataConfig(
     image_size=16,
@@ -88,7 +89,7 @@ def train_dataset(frozen, payload="pooled", **options):
 def table_of_shard(store, shard):
     """Rows of the index of one shard, as an Arrow table."""
     here = store.rows_of_shard(store.shards.number_of(shard.name))
-    return store.index.table().slice(here.start, len(here))
+    return index_table(store.index).slice(here.start, len(here))
 
 
 def keys_of_shard(store, shard):

@@ -62,7 +62,7 @@ def write_shards(folder: Path, shards, *, rows_per_shard: int, classes: int, rec
     receipts  also write receipts, and a file of a few bytes in place of each tar, as verification needs them
     """
     make_folder(folder)
-    with StoreTablesWriter(RootedPath.of(folder), rows_per_shard) as writer:
+    with StoreTablesWriter(RootedPath.of(folder)) as writer:
         for name, split, rows in shards:
             keys = rows["key"].to_pylist()
             path, digest, size = f"images/{name}.tar", DIGEST, 0
@@ -93,7 +93,6 @@ def write_shards(folder: Path, shards, *, rows_per_shard: int, classes: int, rec
         fingerprint=fingerprint_store(dataset, frame, None, tables.shards.names_and_keys()),
         shards=tables.shards,
         index=tables.index,
-        keys=tables.keys,
         skipped=tables.skipped,
         multi_label=tables.multi_label,
     )

@@ -84,14 +84,13 @@ _SMALL_FILE = 4096
 """Mean size of a batch's files in bytes below which they are decoded in the calling thread. For images of 32 pixels,
 of 1 kB, threads would mostly wait for Python's lock: two are not faster than one."""
 Columns = dict[str, NDArray[Any]]
-"""Columns of the index for the records of a batch, and the numbers of their shards."""
+"""Columns of the index for the records of a batch, the numbers of their shards, and their rows in these."""
 _INDEX_COLUMNS = (
     "offset",
     "size",
     "mask_offset",
     "mask_size",
     "group",
-    "row",
     "height",
     "width",
     "image_crc32c",
@@ -447,9 +446,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         )
 
     def _columns(self, names: tuple[str, ...], rows: NDArray[np.int64]) -> Columns:
-        """Read columns of the index, and the numbers of the shards."""
+        """Read columns of the index, the numbers of the shards, and the rows in these."""
         columns = self.store.index.take(names, rows)
         columns["shard"] = self.store.index.shard_numbers(rows)
+        columns["row"] = rows - self.store.shards.starts[columns["shard"]]
         return columns
 
     def _stored_augment(self, values: Values, *, is_second: bool) -> PixelAugment | None:
@@ -489,7 +489,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             The fields of each pass by name, f32 [n, ...] in their units.
         """
         rows = self.rows_at(at)
-        columns = self._columns(("row", "height", "width"), rows)
+        columns = self._columns(("height", "width"), rows)
         return [
             decode_intermediates(
                 self._targets(number, self._gather(number, columns, None), columns, replayed=False)
@@ -794,7 +794,7 @@ def _check_room(store: Store, passes: Sequence[TeacherPass]) -> None:
             (sum(file.bytes for file in shard.files) for shard in teacher.shards), default=0
         )
     shards = min(2 * WINDOW_SHARDS + 1, len(store.shards))
-    index = store.manifest.index.bytes + store.manifest.keys.bytes
+    index = sum(file.bytes for file in store.manifest.index.values())
     needed = shards * largest + index
     require(
         limit >= needed,

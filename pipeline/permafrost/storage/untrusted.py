@@ -1,6 +1,6 @@
 """Untrusted files: sizes in their headers are compared with limits before anything is allocated.
 
-Arrow, Parquet, Blosc, npy and safetensors. The libraries that read them trust these headers. An error says what is
+Parquet, Blosc, npy and safetensors. The libraries that read them trust these headers. An error says what is
 wrong, and the reader of the file adds its name.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
@@ -59,67 +58,6 @@ def require_plausible(size: int, stored: int, noun: str, any_bytes: int = _ANY_B
             f"{noun} would take {size:,} bytes or more, from {stored:,} compressed ones; if that is right, save it "
             "without compression, in Parquet also with use_dictionary=False"
         )
-
-
-# ---- Arrow ---------------------------------------------------------------------------------------
-
-
-_MARK = b"ARROW1\0\0"
-"""Beginning of an Arrow file; a stream of messages follows."""
-
-
-def plain_batch(data: pa.Buffer) -> pa.Buffer:
-    """Return the stream of an Arrow file with one batch, whose arrays are neither compressed nor have nulls.
-
-    The messages are looked at before they are read, because compressed buffers would be decompressed into memory of any
-    size, and NumPy has no view of a column with nulls.
-
-    Raises:
-        FormatError: If it is another file.
-        pa.ArrowException: If Arrow cannot read a message.
-    """
-    if data.size < len(_MARK) or data.slice(0, len(_MARK)).to_pybytes() != _MARK:
-        raise FormatError("it does not begin as an Arrow file")
-    stream = data.slice(len(_MARK))
-    kinds = []
-    for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
-        kinds.append(message.type)
-        if message.type != "schema":
-            _require_plain(message)
-    if kinds.count("record batch") != 1 or kinds[-1] != "record batch":
-        raise FormatError(f"it has {kinds.count('record batch')} batches, not one")
-    return stream
-
-
-def _require_plain(message: pa.ipc.Message) -> None:
-    """Raise FormatError unless the arrays of a message are neither compressed nor have nulls.
-
-    pyarrow does not show either, so both are read from the message (Message.fbs of Arrow's format). It is a flatbuffer,
-    which pyarrow has verified: a table begins with the distance to the positions of its fields.
-    """
-    data = message.metadata.to_pybytes()
-
-    def field(table: int, number: int) -> int:
-        positions = table - int(struct.unpack_from("<i", data, table)[0])
-        (size,) = struct.unpack_from("<H", data, positions)
-        at = 4 + 2 * number
-        offset = struct.unpack_from("<H", data, positions + at)[0] if at < size else 0
-        return table + int(offset) if offset else 0
-
-    def target(index: int) -> int:
-        return index + int(struct.unpack_from("<I", data, index)[0])
-
-    batch = target(field(target(0), 2))  # Message.header
-    if message.type == "dictionary":
-        batch = target(field(batch, 1))  # DictionaryBatch.data
-    if field(batch, 3):  # RecordBatch.compression
-        raise FormatError("its buffers are compressed")
-    nodes = target(field(batch, 1)) if field(batch, 1) else 0
-    count = struct.unpack_from("<I", data, nodes)[0] if nodes else 0
-    for number in range(count):
-        _, null_count = struct.unpack_from("<qq", data, nodes + 4 + 16 * number)
-        if null_count:
-            raise FormatError("it has empty cells")
 
 
 # ---- Parquet -------------------------------------------------------------------------------------

@@ -23,9 +23,7 @@ from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import AnyPath, RootedPath
 from permafrost.storage.untrusted import (
     MAX_TABLE_BYTES,
-    FormatError,
     open_parquet,
-    plain_batch,
     table_bytes,
 )
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
@@ -44,21 +42,6 @@ def map_arrow(file: io.FileIO) -> pa.RecordBatchFileReader:
     """
     options = pa.ipc.IpcReadOptions(use_threads=False)
     return pa.ipc.open_file(pa.py_buffer(map_file(file)), options=options)
-
-
-def map_batch(file: io.FileIO, schema: pa.Schema) -> pa.RecordBatch:
-    """Map the only batch of an open Arrow file into memory. It lies in the mapped pages and takes no other memory.
-
-    Raises:
-        ValueError: If the file does not hold one plain batch with the columns of `schema`; the message is the reason.
-        pa.ArrowException: If Arrow cannot read the batch.
-    """
-    stream = plain_batch(pa.py_buffer(map_file(file)))
-    options = pa.ipc.IpcReadOptions(use_threads=False)
-    reader = pa.ipc.open_stream(pa.BufferReader(stream), options=options)
-    if not reader.schema.equals(schema):
-        raise FormatError("it does not have the columns of this version")
-    return reader.read_next_batch()
 
 
 def arrow_sink(file: HashingFile) -> pa.NativeFile:

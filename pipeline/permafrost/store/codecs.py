@@ -8,6 +8,8 @@ Shape letters: d columns, and those of FieldSpec.
 from __future__ import annotations
 
 import io
+import math
+import mmap
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,10 @@ from permafrost.store.entries import ManifestError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_HEADER_BYTES = 2**14
+"""Bytes that any header has; NumPy reads headers of at most 10,000 characters."""
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
@@ -44,39 +50,55 @@ def decode_npy(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> N
     Raises:
         ManifestError: If the bytes are not a .npy file, or the array has another dtype or shape.
     """
-    expected = np.dtype(dtype)
-    header = _header(expected.str, shape)
+    try:
+        return npy_array(data, np.dtype(dtype), shape)
+    except FormatError as error:
+        raise ManifestError(f"{where} {error}; run permafrost verify") from error
+
+
+def npy_array(
+    data: bytes | mmap.mmap, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return the array of a .npy file, read-only. It lies in `data`.
+
+    Args:
+        data: The whole file.
+        dtype: Dtype that the array must have.
+        shape: Shape that the array must have.
+
+    Raises:
+        FormatError: If it is not such an array.
+    """
+    expected = npy_header(dtype.str, shape)
     # Another release of NumPy may pad its headers differently.
-    is_ours = data.startswith(header)
-    body = memoryview(data)[len(header) :] if is_ours else _other_body(data, expected, shape, where)
-    if body.nbytes != expected.itemsize * int(np.prod(shape, dtype=np.int64)):
-        raise ManifestError(
-            f"{where} has {len(data)} bytes, which do not match {dtype} {list(shape)}"
-        )
-    return np.frombuffer(body, expected).reshape(shape)
+    is_ours = data[: len(expected)] == expected
+    start = len(expected) if is_ours else _end_of_header(data, dtype, shape)
+    body = memoryview(data)[start:]
+    if body.nbytes != dtype.itemsize * math.prod(shape):
+        raise FormatError(f"has {len(data)} bytes, which do not match {dtype} {list(shape)}")
+    return np.frombuffer(body, dtype).reshape(shape)
 
 
 @lru_cache(maxsize=64)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return the header of a .npy file."""
     buffer = io.BytesIO()
     described = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
 
 
-def _other_body(
-    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: str
-) -> memoryview:
-    """Return the bytes after the header, which is checked before memory of the declared size is allocated."""
+def _end_of_header(data: bytes | mmap.mmap, dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    """Return the place after a header, which is checked before memory of the declared size is allocated."""
     try:
-        header = read_npy_header(data)
+        header = read_npy_header(data[:_HEADER_BYTES], len(data))
     except FormatError as error:
-        raise ManifestError(f"{where} cannot be read as npy; run permafrost verify") from error
+        raise FormatError("cannot be read as npy") from error
     if (header.dtype, header.shape) != (dtype, shape) or (header.is_fortran and len(shape) > 1):
-        raise ManifestError(
-            f"{where} is {header.dtype} {list(header.shape)} instead of {dtype} {list(shape)}; run permafrost verify"
+        raise FormatError(
+            f"is {header.dtype} {list(header.shape)} instead of {dtype} {list(shape)}"
         )
-    return memoryview(data)[header.end :]
+    return header.end
 
 
 # ---- table rows ------------------------------------------------------------------------------------

@@ -198,7 +198,8 @@ def needs_commit(folder: RootedPath) -> bool:
     if not exists(folder / MANIFEST_NAME):
         return True
     values = read_checked(folder / MANIFEST_NAME)
-    tables = [values[name] for name in ("shards", "index", "keys", "skipped") if values.get(name)]
+    tables = [values[name] for name in ("shards", "skipped") if values.get(name)]
+    tables += values.get("index", {}).values()
     tables += [entry["file"] for entry in values.get("projections", {}).values()]
     return not (
         all(is_file(folder / path) for path in values.get("files", ()))
@@ -263,7 +264,7 @@ def commit_store(
     parts = () if before is None else before.packed_parts()
     latest = dataset if plans or not parts else parts[-1].dataset
     suffix = f"-{latest.fingerprint[:SHORT]}" if parts[1:] or (parts and plans) else ""
-    with StoreTablesWriter(store, rows_per_shard, suffix) as writer:
+    with StoreTablesWriter(store, suffix) as writer:
         if before is not None:
             read_packed, numbers = partial(_read_packed, store, before), range(len(before.shards))
             packed = read_each(read_packed, numbers, store)
@@ -308,7 +309,6 @@ def commit_store(
         rows_per_shard=rows_per_shard,
         shards=tables.shards,
         index=tables.index,
-        keys=tables.keys,
         skipped=tables.skipped,
     )
     write_manifest(store, manifest)
@@ -411,9 +411,7 @@ def committed_store(store: RootedPath) -> StoreManifest | None:
 
 def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None) -> CanonicalFrame:
     height, width = packing.size or _frame_size(sizes, image_size)
-    return CanonicalFrame(
-        height=height, width=width, format=packing.form, resampling=packing.resampling
-    )
+    return CanonicalFrame(height=height, width=width, format=packing.form)
 
 
 def _frame_size(sizes: set[tuple[int, int]], image_size: int | None) -> tuple[int, int]:

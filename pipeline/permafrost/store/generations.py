@@ -200,8 +200,6 @@ def plan_append(
     for problem in problems:
         logger.warning("kept as packed (store.changed=keep): %s", problem)
     packing = derive_packing(config, source)
-    if manifest.canonical is not None:
-        packing = replace(packing, resampling=manifest.canonical.resampling)
     with known_files(store.folder):
         lost = [
             number for number, shard in enumerate(store.shards) if not is_whole(store.folder, shard)

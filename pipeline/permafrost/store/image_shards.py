@@ -32,7 +32,6 @@ from permafrost.store.image_decoding import (
     turn_box,
     turn_mask,
 )
-from permafrost.store.manifest import Resampling
 from permafrost.store.receipts import receipt_path, receipt_table, write_receipt
 from permafrost.store.record_form import ImageForm, RecordForm, RowForm, resize_pixels
 from permafrost.store.shard_plan import ShardPlan
@@ -56,8 +55,6 @@ class Packing:
     form: Literal["original", "jpeg95", "raw"] = "original"
     size: tuple[int, int] | None = None
     """(height, width) of re-encoded frames."""
-    resampling: Resampling = "uint8"
-    """Type of the numbers in which images are resized to frames."""
     on_error: Literal["stop", "skip"] = "stop"
     bit_range: tuple[int, ...] = ()
     """Values of images of 16 bits that are black and white; empty keeps such files."""
@@ -70,10 +67,8 @@ class Packing:
             return {"columns": list(self.columns)}
         size = None if self.form == "original" or self.size is None else list(self.size)
         described: dict[str, Any] = {"form": self.form, "size": size}
-        if (
-            size is not None and self.resampling != "float32"
-        ):  # which receipts of before do not name
-            described["resampling"] = self.resampling
+        if size is not None:
+            described["resampling"] = "uint8"
         if self.bit_range:
             described["bit_range"] = list(self.bit_range)
         if self.boxes_of != "upright":
@@ -292,7 +287,7 @@ def _reencode(content: Content, packing: Packing) -> Content:
     from permafrost.store.frames import decode_mask
 
     assert packing.size is not None
-    pixels = resize_pixels(decode_pixels(content.image), packing.size, packing.resampling)
+    pixels = resize_pixels(decode_pixels(content.image), packing.size)
     image, suffix = encode_frame(torch.from_numpy(pixels).permute(2, 0, 1), packing.form)
     mask = content.mask
     if mask is not None:

@@ -1,24 +1,20 @@
-"""Index of a store: one row per record in two Arrow files, which all processes of a machine share.
+"""Index of a store: a row per record in one `.npy` file per column, which all processes of a machine share.
 
-`index.arrow` has the columns that training reads, `keys.arrow` the keys and SHA-256 digests. Each is an Arrow IPC file
-of a single record batch. Every column is therefore one contiguous piece of the file, which is mapped into memory as a
-NumPy array without a copy: opening takes no time, a process holds no private memory for the rows, and it reads from
-disk only what it uses. Files of many small batches lose all three (docs/development/decisions.md has the figures).
+Each column is mapped into memory as a NumPy array when it is first used. Opening therefore takes no time, a process
+holds no private memory for the rows, and it reads from disk only what it uses.
 
-Nothing reads the whole file before its first use, so a digest of the file would not protect it. The table of shards has
-a CRC-32C for each shard and column, and a digest of each shard's keys. They are compared when rows of the shard are
-first read. `permafrost verify` compares the digests of both files as well.
+Nothing reads a whole file before its first use. Opening a column compares its size, dtype and length with the manifest.
+Reading refuses values that would end the process or select other records (docs/reference/store-format.md lists them).
+`permafrost verify` compares the digest of every file.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,20 +23,15 @@ from numpy.typing import NDArray
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL, mark_unknown
-from permafrost.storage.files import open_regular, open_size
+from permafrost.storage.files import map_file, open_regular, open_size, refuse_damaged_copy
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.arrow_files import map_batch, table_schema
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
-from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
+from permafrost.storage.untrusted import FormatError
+from permafrost.store.codecs import npy_array
+from permafrost.store.columns import COLUMNS, LISTS, NUMBERS, OFFSETS
+from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
     from permafrost.store.manifest import StoreManifest
-
-INDEX_NAME = "index.arrow"
-KEYS_NAME = "keys.arrow"
-_PIECE = 2**20
-"""Number of values whose checksum is computed at once."""
-_BOXES_UNIT = "normalized canonical coordinates: the outer edges of the frame are -1 and 1"
 
 _FNV_PRIME = np.uint64(0x100000001B3)
 _MIX_FACTORS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
@@ -48,66 +39,8 @@ _MIX_FACTORS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
 RowNumbers = range | NDArray[np.int64]
 """Rows of the index: a range, or any array of row numbers."""
 
-INDEX_SCHEMA = pa.unify_schemas(
-    [
-        table_schema(
-            split=pa.dictionary(pa.int16(), pa.string()),
-            shard=pa.dictionary(pa.int32(), pa.string()),
-            row=RECEIPT_SCHEMA.field("row").type,
-            array_row=pa.int64(),
-        ),
-        pa.schema([column for column in RECEIPT_SCHEMA if pa.types.is_integer(column.type)]),
-        table_schema(labels=pa.large_list(pa.int32())),
-    ]
-).append(pa.field("boxes", pa.large_list(BOX), nullable=False, metadata={"unit": _BOXES_UNIT}))
-"""Columns of index.arrow, as described in docs/reference/store-format.md."""
-
-KEYS_SCHEMA = table_schema(key=pa.large_string(), image_sha256=pa.binary(32))
-"""Columns of keys.arrow."""
-
-CHECKED_COLUMNS = tuple(INDEX_SCHEMA.names[2:])
-"""Columns with a checksum in the table of shards, in its order. The other two follow from that table itself."""
-LIST_COLUMNS = ("labels", "boxes")
-BOX_FIELDS = tuple(field.name for field in BOX)
-
-
-def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
-    """Map the single record batch of an Arrow file into memory.
-
-    Raises:
-        ManifestError: If the file is missing, or has another size or other columns than its manifest says.
-    """
-    try:
-        with open_regular(path, file.sha256) as opened:
-            size = open_size(opened)
-            if size != file.bytes:
-                raise damage_error(
-                    path,
-                    file.sha256,
-                    f"{path} is damaged: it has {size} bytes, but its manifest lists {file.bytes}; {REWRITE}",
-                )
-            batch = map_batch(opened, schema)
-        batch.validate()
-    except FileNotFoundError:
-        raise ManifestError(f"{path} is missing; {REPAIR}") from None
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, struct.error, MemoryError) as error:
-        raise damage_error(
-            path,
-            file.sha256,
-            f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}",
-        ) from error
-    return batch
-
-
-def checksum(parts: Iterator[NDArray[Any]]) -> int:
-    """Return the CRC-32C of the values of a column's rows."""
-    crc = 0
-    for part in parts:
-        for start in range(0, len(part), _PIECE):
-            crc = google_crc32c.extend(crc, part[start : start + _PIECE].tobytes())
-    return crc
+CHECKED_COLUMNS = ("label", *LISTS)
+"""Columns that have values which are not possible; each shard is checked when its rows are first read."""
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -119,14 +52,14 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class RecordIndex:
-    """Rows of a store's index, mapped into memory and checked shard by shard when they are first read."""
+    """Rows of a store's index, mapped into memory column by column."""
 
     def __init__(self, folder: RootedPath, manifest: StoreManifest) -> None:
         self.shards = manifest.shards
-        self._path = folder / manifest.index.path
-        self._keys_path = folder / manifest.keys.path
+        self._folder = folder
         self._manifest = manifest
-        self._sound = np.zeros((len(self.shards), len(CHECKED_COLUMNS) + 1), bool)
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._checked = {name: np.zeros(len(self.shards), bool) for name in CHECKED_COLUMNS}
 
     @cached_property
     def num_rows(self) -> int:
@@ -143,54 +76,53 @@ class RecordIndex:
         """True if records were appended to those of the first packing."""
         return bool(self._manifest.generations)
 
-    @cached_property
-    def _columns(self) -> dict[str, pa.Array]:
-        batch = self._open(self._path, self._manifest.index, INDEX_SCHEMA)
-        return dict(zip(batch.schema.names, batch.columns, strict=True))
+    def _column(self, name: str) -> NDArray[Any]:
+        """Return a column, with the rows of these shards; the values of lists are those of all shards."""
+        if name not in self._columns:
+            values = self._map(name)
+            if name not in LISTS:
+                first, stop = self.shards.first_row, self.shards.first_row + self.num_rows
+                values = values[first : stop + name.endswith(OFFSETS)]
+            self._columns[name] = values
+        return self._columns[name]
 
-    @cached_property
-    def _numbers(self) -> dict[str, NDArray[Any]]:
-        """Columns of numbers as arrays that lie in the mapped file."""
-        return {
-            name: self._columns[name].to_numpy()
-            for name in CHECKED_COLUMNS
-            if name not in LIST_COLUMNS
-        }
+    def _map(self, name: str) -> NDArray[Any]:
+        """Map the file of a column into memory.
 
-    @cached_property
-    def _lists(self) -> dict[str, tuple[NDArray[np.int64], tuple[NDArray[Any], ...]]]:
-        """Offsets and values of the columns of lists; a list of structures has one array for each field."""
-        lists = {}
-        for name in LIST_COLUMNS:
-            column = self._columns[name]
-            values = column.values
-            parts = values.flatten() if pa.types.is_struct(values.type) else [values]
-            lists[name] = column.offsets.to_numpy(), tuple(part.to_numpy() for part in parts)
-        return lists
+        Raises:
+            ManifestError: If the file is missing, or has another size, dtype or length than its manifest says.
+        """
+        path, file = self._path(name), self._manifest.index[name]
+        length = self.shards.rows_of_file + name.endswith(OFFSETS)
+        if name in LISTS:
+            length = int(self._map(f"{name}{OFFSETS}")[-1])
+        try:
+            with open_regular(path, file.sha256) as opened:
+                size = open_size(opened)
+                if size != file.bytes:
+                    raise FormatError(f"has {size} bytes, but its manifest lists {file.bytes}")
+                data = map_file(opened)
+            dtype = COLUMNS[name]
+            return npy_array(data, dtype.base, (length, *dtype.shape))
+        except FileNotFoundError:
+            raise ManifestError(f"{path} is missing; {REPAIR}") from None
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, f"it {error}") from error
 
-    @cached_property
-    def _keys_batch(self) -> pa.RecordBatch:
-        return self._open(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
+    def _path(self, name: str) -> RootedPath:
+        return self._folder / self._manifest.index[name].path
 
-    @cached_property
-    def _keys(self) -> tuple[NDArray[np.int64], pa.Buffer]:
-        _, offsets, text = self._keys_batch.column(0).buffers()
-        first = self.shards.first_row * np.dtype(np.int64).itemsize  # slices have all of the file
-        count = self.num_rows + 1
-        whole = np.frombuffer(offsets, np.int64, count, first) if self.num_rows else [0]
-        return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
+    def _damaged(self, name: str, fault: str) -> ManifestError:
+        """Return the error to raise for a damaged column.
 
-    def _open(self, path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
-        """Map a file of the index, which must have a row for each record."""
-        batch = open_batch(path, file, schema)
-        first = self.shards.first_row
-        has_all = self.shards.rows == slice(None)
-        if batch.num_rows < first + self.num_rows or (has_all and batch.num_rows > self.num_rows):
-            raise ManifestError(
-                f"{path} has {batch.num_rows} rows, but the manifest lists {self.num_rows} records; "
-                "run permafrost verify"
-            )
-        return batch.slice(first, self.num_rows)
+        Raises:
+            FileError: If only a copy of its file is damaged.
+        """
+        for file in self._manifest.index.values():  # of a list, offsets or values may be wrong
+            refuse_damaged_copy(self._folder / file.path, file.sha256)
+        return ManifestError(f"{self._path(name)} is damaged: {fault}; {REWRITE}")
 
     # ---- reading -------------------------------------------------------------------------------------
 
@@ -212,7 +144,7 @@ class RecordIndex:
         """Return a column of numbers for these rows; of a range a view of the mapped file, which is read-only.
 
         Raises:
-            ManifestError: If the column is damaged in a shard of these rows.
+            ManifestError: If the column is damaged.
         """
         return self.take((name,), rows)[name]
 
@@ -221,24 +153,22 @@ class RecordIndex:
 
         Args:
             names: Names of the columns.
-            rows: Rows of the index; of a range the columns are views of the mapped file, which are read-only.
+            rows: Rows of the index; of a range the columns are views of the mapped files, which are read-only.
 
         Raises:
-            ManifestError: If a column is damaged in a shard of these rows.
+            ManifestError: If a column is damaged.
         """
-        self.require_sound(self.shards_of(rows), names)
+        self.require_possible(rows, set(names) & {"label"})
         where: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
-        return {name: self._numbers[name][where] for name in names}
+        return {name: self._column(name)[where] for name in names}
 
     def label_lists(self, rows: RowNumbers) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the labels of these rows, as in `Record.labels`, one after another, and their number for each row."""
-        (values,), lengths = self._take_lists("labels", rows)
-        return values, lengths
+        return self._take_lists("labels", rows)
 
     def boxes(self, rows: RowNumbers) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return boxes, f32 [n, 5] with label, x0, y0, x1, y1, one row after another, and their number per row."""
-        values, lengths = self._take_lists("boxes", rows)
-        return np.stack([value.astype(np.float32) for value in values], axis=1), lengths
+        return self._take_lists("boxes", rows)
 
     def list_lengths(self, name: str, rows: RowNumbers) -> NDArray[np.int64]:
         """Return the length of each row's list: i64 [n].
@@ -250,8 +180,8 @@ class RecordIndex:
         Raises:
             ManifestError: If the column is damaged in a shard of these rows.
         """
-        self.require_sound(self.shards_of(rows), (name,))
-        offsets, _ = self._lists[name]
+        self.require_possible(rows, (name,))
+        offsets = self._column(f"{name}{OFFSETS}")
         at: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
         after: Any = slice(rows.start + 1, rows.stop + 1) if isinstance(rows, range) else rows + 1
         lengths: NDArray[np.int64] = offsets[after] - offsets[at]
@@ -266,30 +196,31 @@ class RecordIndex:
             return int(np.bincount(owners[values > NO_CLASS]).max(initial=0))
         return int((self.values("label", rows) != NO_LABEL).any())
 
-    def _take_lists(
-        self, name: str, rows: RowNumbers
-    ) -> tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]:
+    def _take_lists(self, name: str, rows: RowNumbers) -> tuple[NDArray[Any], NDArray[np.int64]]:
         lengths = self.list_lengths(name, rows)
-        offsets, values = self._lists[name]
+        offsets, values = self._column(f"{name}{OFFSETS}"), self._column(name)
         if isinstance(rows, range):
             first, last = (offsets[rows.start], offsets[rows.stop]) if rows else (0, 0)
-            return tuple(value[first:last] for value in values), lengths
+            return values[first:last], lengths
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
         at = np.repeat(offsets[rows] - (ends - lengths), lengths) + np.arange(total)
-        return tuple(value[at] for value in values), lengths
+        return values[at], lengths
 
     def keys(self, rows: RowNumbers) -> list[str]:
         """Return the keys of these rows."""
-        self._require_sound_keys(self.shards_of(rows))
-        offsets, text = self._keys
-        return [text[offsets[row] : offsets[row + 1]].to_pybytes().decode() for row in rows]
+        offsets, text = self._keys(rows)
+        return [text[offsets[row] : offsets[row + 1]].tobytes().decode() for row in rows]
+
+    def _keys(self, rows: RowNumbers) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return the offsets and the text of all keys; those of these rows are checked."""
+        self.require_possible(rows, ("key",))
+        return self._column(f"key{OFFSETS}"), self._column("key")
 
     def key_column(self, rows: NDArray[np.int64]) -> pa.Array:
         """Return the keys of these rows as an Arrow column, without an object for each key."""
-        self._require_sound_keys(self.shards_of(rows))
-        offsets, text = self._keys
-        keys = pa.LargeStringArray.from_buffers(self.num_rows, pa.py_buffer(offsets), text)
+        buffers = map(pa.py_buffer, self._keys(rows))
+        keys = pa.LargeStringArray.from_buffers(self.num_rows, *buffers)
         return keys.take(pa.array(rows))
 
     def key_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -301,7 +232,8 @@ class RecordIndex:
 
     def image_digests(self) -> pa.Array:
         """Return the SHA-256 of the images of all rows, 32 bytes each."""
-        return self._keys_batch.column(1)
+        digests = pa.py_buffer(self._column("image_sha256"))
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), self.num_rows, [None, digests])
 
     def key_digests(self, rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
         """Return a digest of the seed and each row's key, u64 [n], without an object for each key.
@@ -309,9 +241,7 @@ class RecordIndex:
         It is FNV-1a of the key's bytes from a digest of the seed, mixed by the last step of MurmurHash3, so it depends
         on nothing but its arguments.
         """
-        self._require_sound_keys(self.shards_of(rows))
-        offsets, text = self._keys
-        data = np.frombuffer(text, np.uint8)
+        offsets, data = self._keys(rows)
         lengths = offsets[rows + 1] - offsets[rows]
         order = np.argsort(-lengths, kind="stable")  # keys that have a byte at a place come first
         starts, shortness = offsets[rows][order], -lengths[order]
@@ -325,10 +255,6 @@ class RecordIndex:
         by_row[order] = _mix(digests)
         return by_row
 
-    def _require_sound_keys(self, numbers: NDArray[np.int64]) -> None:
-        for number in numbers[~self._sound[numbers, -1]].tolist():
-            self.shard_keys(number)
-
     def shard_keys(self, number: int) -> list[str]:
         """Return the keys of a shard in its order, compared with their digest.
 
@@ -338,23 +264,18 @@ class RecordIndex:
         Raises:
             ManifestError: If the keys are not those of the digest.
         """
-        start, stop = self.shards.starts[number : number + 2].tolist()
-        offsets, text = self._keys
-        ends = offsets[start : stop + 1]
+        offsets, text = self._lists_of_shard("key", number)
         keys: list[str] = []
         try:
-            if (np.diff(ends) < 0).any() or ends[0] < 0 or ends[-1] > text.size:
-                raise ValueError("its texts overlap")
-            if ends[-1] - ends[0] > MAX_KEY_BYTES * (stop - start):
-                raise ValueError("its texts are too long")
-            data = text[ends[0] : ends[-1]].to_pybytes()
-            bounds = (ends - ends[0]).tolist()
-            keys = [data[begin:end].decode() for begin, end in pairwise(bounds)]
+            if len(text) > MAX_KEY_BYTES * (len(offsets) - 1):
+                raise ValueError("its keys are too long")
+            data = text.tobytes()
+            keys = [data[begin:end].decode() for begin, end in pairwise(offsets.tolist())]
         except ValueError as error:
-            raise self._damaged(self._keys_path, "key", number) from error
+            raise self._other_values("key", number) from error
         if sha256_keys(keys) != self.shards.keys_sha256(number):
-            raise self._damaged(self._keys_path, "key", number)
-        self._sound[number, -1] = True
+            raise self._other_values("key", number)
+        self._checked["key"][number] = True
         return keys
 
     def rows_of_keys(self, keys: set[str], rows: range) -> dict[str, int]:
@@ -379,88 +300,73 @@ class RecordIndex:
             number: Number of the shard in the index.
         """
         start, stop = self.shards.starts[number : number + 2].tolist()
-        digests = self._keys_batch.column(1).slice(start, stop - start)
-        return [digest.hex() for digest in digests.to_pylist()]
+        return [digest.tobytes().hex() for digest in self._column("image_sha256")[start:stop]]
 
-    def table(self) -> pa.Table:
-        """Return both files as one Arrow table that lies in the mapped files. Its values are not checked."""
-        columns = dict(zip(KEYS_SCHEMA.names, self._keys_batch.columns, strict=True))
-        columns |= self._columns
-        return pa.table(columns)
+    def columns_of_shard(self, number: int) -> dict[str, NDArray[Any]]:
+        """Return all columns of a shard, with offsets from 0; their values are not checked.
+
+        Args:
+            number: Number of the shard in the index.
+
+        Raises:
+            ManifestError: If the values of a list are not in their column.
+        """
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        columns = {name: self._column(name)[start:stop] for name in (*NUMBERS, "image_sha256")}
+        for name in LISTS:
+            columns[f"{name}{OFFSETS}"], columns[name] = self._lists_of_shard(name, number)
+        return columns
 
     # ---- checks --------------------------------------------------------------------------------------
 
-    def require_sound(self, numbers: NDArray[np.int64], names: tuple[str, ...]) -> None:
-        """Check that columns have their checksums, and possible values, in these shards. Each is checked once.
+    def require_possible(self, rows: RowNumbers, names: Iterable[str] = CHECKED_COLUMNS) -> None:
+        """Check the values of columns in the shards of these rows. Each shard is checked once.
 
         Args:
-            numbers: Numbers of the shards.
+            rows: Rows of the index.
             names: Columns, of CHECKED_COLUMNS.
 
         Raises:
-            ManifestError: If a column is damaged.
+            ManifestError: If a shard has keys of another digest, lists beyond their values, or classes that the
+                manifest does not have.
         """
         for name in names:
-            place = CHECKED_COLUMNS.index(name)
-            for number in numbers[~self._sound[numbers, place]].tolist():
-                self._check(name, place, number)
-                self._sound[number, place] = True
+            numbers = self.shards_of(rows)
+            for number in numbers[~self._checked[name][numbers]].tolist():
+                if name == "key":
+                    self.shard_keys(number)
+                elif not self._are_possible(name, number):
+                    raise self._other_values(name, number)
+                self._checked[name][number] = True
 
-    def _check(self, name: str, column: int, number: int) -> None:
-        start, stop = self.shards.starts[number : number + 2].tolist()
-        expected = self.shards.index_crc32c
-        if expected.shape[1] != len(CHECKED_COLUMNS):
-            raise ManifestError(f"{self.shards.path} does not have a checksum for each column")
-        parts = list(self._parts(name, start, stop, number))
-        if checksum(iter(parts)) != expected[number, column]:
-            raise self._damaged(self._path, name, number)
-        if not self._is_possible(name, parts, number):
-            raise ManifestError(
-                f"{self._path} has values in {name} (shard {self.shards[number].name}) that contradict its manifest; "
-                "run permafrost verify"
-            )
-
-    def _parts(self, name: str, start: int, stop: int, number: int) -> Iterator[NDArray[Any]]:
-        if name not in LIST_COLUMNS:
-            yield self._numbers[name][start:stop]
-            return
-        offsets, values = self._lists[name]
-        ends = offsets[start : stop + 1]
-        lengths = np.diff(ends)
-        if (lengths < 0).any() or ends[0] < 0 or ends[-1] > len(values[0]):
-            raise self._damaged(self._path, name, number)
-        yield lengths
-        for value in values:
-            yield value[ends[0] : ends[-1]]
-
-    def _is_possible(self, name: str, parts: list[NDArray[Any]], number: int) -> bool:
+    def _are_possible(self, name: str, number: int) -> bool:
         """Return whether a shard's values of a column agree with the manifest."""
-        manifest, values = self._manifest, parts[-1]
-        if name in ("row", "array_row"):
-            place = manifest.place_in_generation(number)
-            first = place * manifest.rows_per_shard if name == "array_row" else 0
-            return np.array_equal(values, np.arange(first, first + len(values)))
+        classes = len(self._manifest.classes)
         if name == "label":
-            return bool(((values >= NO_LABEL) & (values < len(manifest.classes))).all())
-        if name == "labels":
-            lengths = parts[0]
-            is_none = (values == NO_CLASS) & np.repeat(lengths == 1, lengths)
-            classes = np.where(values < NO_CLASS, mark_unknown(values), values)
-            known = bool((((classes >= 0) & (classes < len(manifest.classes))) | is_none).all())
-            return known and (manifest.multi_label or len(values) == 0)
-        return True
+            start, stop = self.shards.starts[number : number + 2].tolist()
+            label = self._column(name)[start:stop]
+            return bool(((label >= NO_LABEL) & (label < classes)).all())
+        offsets, values = self._lists_of_shard(name, number)
+        if name != "labels":
+            return True
+        lengths = np.diff(offsets)
+        is_none = (values == NO_CLASS) & np.repeat(lengths == 1, lengths)
+        numbers = np.where(values < NO_CLASS, mark_unknown(values), values)
+        known = bool((((numbers >= 0) & (numbers < classes)) | is_none).all())
+        return known and (self._manifest.multi_label or len(values) == 0)
 
-    def _damaged(self, path: RootedPath, column: str, number: int) -> ManifestError:
-        """Return the error to raise for a damaged column.
+    def _lists_of_shard(self, name: str, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return the offsets, from 0, and the values of a shard's lists.
 
         Raises:
-            FileError: If only a copy of its file is damaged.
+            ManifestError: If they are not in their column.
         """
-        is_keys = path == self._keys_path
-        file = self._manifest.keys if is_keys else self._manifest.index
-        return damage_error(
-            path,
-            file.sha256,
-            f"{path} is damaged: column {column} of shard {self.shards[number].name} is not what its manifest lists; "
-            f"{REWRITE}",
-        )
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        offsets, values = self._column(f"{name}{OFFSETS}")[start : stop + 1], self._column(name)
+        if (offsets[1:] < offsets[:-1]).any() or offsets[0] < 0 or offsets[-1] > len(values):
+            raise self._other_values(f"{name}{OFFSETS}", number)
+        return offsets - offsets[0], values[offsets[0] : offsets[-1]]
+
+    def _other_values(self, name: str, number: int) -> ManifestError:
+        shard = self.shards[number].name
+        return self._damaged(name, f"its values of shard {shard} are not those of its manifest")

@@ -31,6 +31,7 @@ from permafrost.storage.files import commit_file, list_folder, read_committed
 from permafrost.storage.local_files import folders_with
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
+from permafrost.store.columns import COLUMNS
 from permafrost.store.entries import NAME_PATTERN, REWRITE, FileEntry, ManifestError
 from permafrost.store.shards import PassShardTable, ShardTable, SkippedTable, TableFile
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Schema of stores and passes, the only one that is read."""
 MANIFEST_NAME = "manifest.json"
 """File of the manifest of a store, of a pass or of an artifact, which is written last."""
@@ -62,8 +63,6 @@ _MAX_MANIFEST_BYTES = 2**24
 _MAX_BRACKETS = 100_000
 """Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
 _DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "uint16": 2, "int32": 4}
-Resampling = Literal["float32", "uint8"]
-"""Type of the numbers in which an image is resized to the frame. They differ by at most one level."""
 M = TypeVar("M")
 D = TypeVar("D", bound="DataclassInstance")
 
@@ -76,16 +75,8 @@ class CanonicalFrame:
     width: int
     format: Literal["original", "jpeg95", "raw"] = "original"
     """Image format: original (the files' own bytes, resized when read), jpeg95 or raw (the frame itself)."""
-    resampling: Resampling = "uint8"
-    """Type in which images are resized to the frame; float32 in a manifest without this entry."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Entries that the fingerprint of a store covers, in a store of an older form those of that time."""
-        entries = asdict(self)
-        if self.resampling == "float32":
-            del entries["resampling"]
-        return entries
+    resampling: Literal["uint8"] = "uint8"
+    """Type of the numbers in which images are resized to the frame."""
 
     def __post_init__(self) -> None:
         fits = min(self.height, self.width) >= 1 and self.height * self.width <= MAX_FRAME_PIXELS
@@ -135,8 +126,8 @@ class StoreManifest:
     fingerprint: str
     """SHA-256 of the records, their frame (or columns) and their shards, used by passes and runs."""
     shards: ShardTable
-    index: FileEntry
-    keys: FileEntry
+    index: dict[str, FileEntry]
+    """File of each column of the index."""
     skipped: SkippedTable
     kind: Literal["image", "table"] = "image"
     columns: tuple[str, ...] | None = None
@@ -188,6 +179,8 @@ class StoreManifest:
         )
         require_entry(min(self.records.values(), default=0) >= 0, f"records are {self.records!r}")
         require_entry(self.rows_per_shard >= 1, f"rows_per_shard={self.rows_per_shard}")
+        missing = COLUMNS.keys() - self.index
+        require_entry(not missing, f"index has no column {', '.join(sorted(missing))}")
 
 
 def joined_identity(parts: tuple[Generation, ...]) -> dict[str, Any]:
@@ -218,7 +211,7 @@ def fingerprint_store(
         shards: Name and keys_sha256 of each shard.
     """
     # Digest of {"canonical": ..., "dataset": ..., "plan": [...]} without holding that text in memory.
-    form = {"columns": columns} if canonical is None else {"canonical": canonical.identity}
+    form = {"columns": columns} if canonical is None else {"canonical": asdict(canonical)}
     start = canonical_json({**form, "dataset": dataset.fingerprint})
     digest = hashlib.sha256(start[:-1] + b',"plan":[')
     for place, shard in enumerate(shards):
@@ -573,8 +566,6 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
 
 def _from_values(cls: type[M], values: dict[str, Any]) -> M:
     """Return the manifest of parsed values, whose tables are opened. Raises EntryError."""
-    if isinstance(frame := values.get("canonical"), dict):
-        frame.setdefault("resampling", "float32")
     if cls is StoreManifest:
         values.setdefault("generations", [])
     if cls is PassManifest:

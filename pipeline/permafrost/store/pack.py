@@ -192,9 +192,7 @@ def plan_pack(
     Raises:
         StoreMismatchError: If the store contains other data or was planned with other options.
     """
-    packing, committed = derive_packing(config, source), committed_store(path)
-    if committed is not None and committed.canonical is not None:
-        packing = replace(packing, resampling=committed.canonical.resampling)
+    packing = derive_packing(config, source)
     dataset = DatasetIdentity(
         name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, listing)
     )

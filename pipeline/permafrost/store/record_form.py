@@ -18,15 +18,13 @@ from permafrost.core.errors import RecordError
 from permafrost.store.codecs import RowError, decode_npy, decode_row
 from permafrost.store.entries import ManifestError
 from permafrost.store.image_decoding import ImageError, decode_part, decode_pixels, height_of_part
-from permafrost.store.manifest import CanonicalFrame, Resampling, StoreManifest
+from permafrost.store.manifest import CanonicalFrame, StoreManifest
 
 if TYPE_CHECKING:  # packing needs no torch
     from torch import Tensor
 
 
-def resize_pixels(
-    pixels: NDArray[np.uint8], size: tuple[int, int], resampling: Resampling = "uint8"
-) -> NDArray[np.uint8]:
+def resize_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize pixels u8 [H, W, 3] to another (height, width): bilinear with antialiasing, rounded.
 
     Torch's kernel for bytes computes the same values on every processor.
@@ -34,7 +32,6 @@ def resize_pixels(
     Args:
         pixels: Pixels of any strides.
         size: (height, width) of the result.
-        resampling: Type of the numbers in which they are computed; float32 takes four times as long.
     """
     if pixels.shape[:2] == size:
         return pixels
@@ -43,12 +40,8 @@ def resize_pixels(
 
     # The batch's stride decides whether torch knows the layout, and returns it.
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    if resampling == "float32":
-        resized = F.interpolate(image.float(), size, mode="bilinear", antialias=True)
-        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
-    else:
-        image = image.contiguous(memory_format=torch.channels_last)
-        resized = F.interpolate(image, size, mode="bilinear", antialias=True)
+    image = image.contiguous(memory_format=torch.channels_last)
+    resized = F.interpolate(image, size, mode="bilinear", antialias=True)
     result: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
     return result
 
@@ -165,7 +158,7 @@ class ImageForm(RecordForm):
         with report_damage(where):
             pixels = decode_pixels(data, memory)
             if pixels is not memory:
-                memory[:] = resize_pixels(pixels, self.size, self.frame.resampling)
+                memory[:] = resize_pixels(pixels, self.size)
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
         import torch

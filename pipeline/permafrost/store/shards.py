@@ -216,7 +216,6 @@ class ShardTable(NamedShards[ShardEntry]):
         keys_sha256=_SHA256,
         referenced=pa.bool_(),
         receipt_sha256=_SHA256,
-        index_crc32c=pa.list_(pa.uint32()),
     )
 
     def _entry(self, row: dict[str, Any]) -> ShardEntry:
@@ -237,6 +236,11 @@ class ShardTable(NamedShards[ShardEntry]):
         return pc.sum(self._file_table["records"][: self.rows.start or 0]).as_py() or 0
 
     @cached_property
+    def rows_of_file(self) -> int:
+        """Number of rows of the index, which has those of all shards of the file."""
+        return pc.sum(self._file_table["records"]).as_py() or 0
+
+    @cached_property
     def splits(self) -> dict[str, NDArray[np.int64]]:
         """Numbers of the shards of each split, ascending, in the order of the first shards."""
         encoded = self.table["split"].combine_chunks().dictionary_encode()
@@ -245,16 +249,6 @@ class ShardTable(NamedShards[ShardEntry]):
             name: np.flatnonzero(codes == code)
             for code, name in enumerate(encoded.dictionary.to_pylist())
         }
-
-    @cached_property
-    def index_crc32c(self) -> NDArray[np.uint32]:
-        """CRC-32C of each shard's rows in each column of the index: [shards, columns]."""
-        column = self.table["index_crc32c"].combine_chunks()
-        flat: NDArray[np.uint32] = column.flatten().to_numpy(zero_copy_only=False)
-        lengths = pc.list_value_length(column)
-        if len(self) == 0 or pc.min(lengths) != pc.max(lengths):
-            raise ManifestError(f"{self.path} does not have a checksum for each column")
-        return flat.reshape(len(self), -1)
 
     @property
     def total_bytes(self) -> int:
@@ -369,15 +363,14 @@ class SkippedTable(TableFile[dict[str, str]]):
         return row
 
 
-def shard_row(entry: ShardEntry, receipt_sha256: str, index_crc32c: list[int]) -> dict[str, Any]:
+def shard_row(entry: ShardEntry, receipt_sha256: str) -> dict[str, Any]:
     """Return a shard's row of a ShardTable.
 
     Args:
         entry: The shard.
         receipt_sha256: SHA-256 of its receipt's file.
-        index_crc32c: CRC-32C of its rows in each column of the index.
     """
-    row = asdict(entry) | {"receipt_sha256": receipt_sha256, "index_crc32c": index_crc32c}
+    row = asdict(entry) | {"receipt_sha256": receipt_sha256}
     return row | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
 
 

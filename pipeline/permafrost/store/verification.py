@@ -22,6 +22,7 @@ from permafrost.storage.files import (
     list_folder,
     listing,
     read_regular,
+    refuse_damaged_copy,
     sha256_file,
 )
 from permafrost.storage.local_files import PARTIAL_SUFFIX
@@ -33,8 +34,7 @@ from permafrost.store.commit import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.fields import Values, in_range
-from permafrost.store.index import CHECKED_COLUMNS
-from permafrost.store.index_writer import checksums_of, is_table
+from permafrost.store.index_writer import columns_of_receipt, is_table
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     TEACHERS_FOLDER,
@@ -74,6 +74,7 @@ def verify_file(
     """
     known_files.add(name)
     try:
+        refuse_damaged_copy(folder / name, digest)
         actual_size = file_size(folder / name)
         if actual_size is None:
             yield f"{folder / name} is missing"
@@ -218,7 +219,7 @@ def _folders(parent: RootedPath) -> list[RootedPath]:
 def _verify_own_files(store: Store) -> Iterator[str]:
     """Check the files of a store without its passes and artifacts."""
     manifest, known = store.manifest, {MANIFEST_NAME}
-    tables = (manifest.shards.file, manifest.index, manifest.keys, manifest.skipped.file)
+    tables = (manifest.shards.file, manifest.skipped.file, *manifest.index.values())
     for file in tables:
         if file is not None:
             yield from verify_file(store.folder, file.path, file.sha256, known, file.bytes)
@@ -338,7 +339,7 @@ def _verify_index(store: Store) -> Iterator[str]:
     many_labels = False
     for number, shard in enumerate(store.shards):
         try:
-            index.require_sound(np.array([number]), CHECKED_COLUMNS)
+            index.require_possible(store.rows_of_shard(number))
             keys = index.shard_keys(number)
             receipt, _ = read_receipt(receipt_path(store.folder, shard.name), RECEIPT_SCHEMA)
         except ManifestError as error:
@@ -346,14 +347,14 @@ def _verify_index(store: Store) -> Iterator[str]:
             continue
         hashes.add(keys)
         many_labels = many_labels or has_many_labels(receipt)
-        columns = {name: receipt[name].combine_chunks() for name in receipt.column_names}
-        first = manifest.place_in_generation(number) * manifest.rows_per_shard
-        columns["array_row"] = pa.array(np.arange(first, first + len(keys)), pa.int64())
+        columns = index.columns_of_shard(number)
         same = (
-            columns["key"].to_pylist() == keys
-            and columns["image_sha256"].to_pylist() == index.image_sha256(number)
-            and set(columns["split"].to_pylist()) <= {shard.split}
-            and checksums_of(columns) == store.shards.index_crc32c[number].tolist()
+            set(receipt["split"].to_pylist()) <= {shard.split}
+            and receipt["row"].to_pylist() == [*range(len(keys))]
+            and all(
+                values.tobytes() == columns[name].tobytes()
+                for name, values in columns_of_receipt(receipt).items()
+            )
         )
         if not same:
             yield f"shard {shard.name}: receipt and index differ"

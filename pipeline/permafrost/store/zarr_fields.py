@@ -342,7 +342,8 @@ def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:
     }
     attributes["padding"] = str(_padding(spec.dtype))
     attributes["array_row"] = (
-        "column array_row of index.arrow, or of receipts/<shard>.parquet where the pass covers a selection"
+        "place of the shard * rows_per_shard + row in the shard, or column array_row of receipts/<shard>.parquet where "
+        "the pass covers a selection"
     )
     if spec.codec == "maxabs":
         attributes["units"] = "values * step"

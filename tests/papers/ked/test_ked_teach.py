@@ -34,6 +34,7 @@ from permafrost_papers.ked.search import PartitionSearch, load_partition
 from permafrost_papers.probe_set import balanced_order
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_sources.options import DigitsDataConfig
+from tests.support.index_table import index_table
 from tests.support.items import for_each
 from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config
@@ -153,7 +154,7 @@ def test_records_are_doubled_until_two_halves_agree(digits_folder, monkeypatch, 
 def test_any_beginning_of_the_records_has_as_many_of_each_class(digits_folder):
     store = Store(digits_folder[0] / "store")
     order = balanced_order(store.index, "train", 0)
-    labels = store.index.table()["label"].to_numpy()
+    labels = index_table(store.index)["label"].to_numpy()
 
     assert sorted(order) == sorted(set(order.tolist()))
     for number in (10, 200, 500):

@@ -80,7 +80,7 @@ def evaluated(own, run, store=None, records=2):
 def test_records_of_another_store_are_shown_from_that_store(own, tmp_path):
     other = shutil.copytree(own.store.path, tmp_path / "other")
     results = evaluated(own, "one", store=other)
-    (tmp_path / "store" / "index.arrow").unlink()  # nothing is read from the store of the training
+    shutil.rmtree(tmp_path / "store" / "index")  # nothing is read from the store of the training
 
     (figure,) = unicam_figures(results, None, own.store)
 
