@@ -47,8 +47,6 @@ TEACHERS_FOLDER = "teachers"
 """Folder of the passes of a store."""
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
-_FIXED_ADDITIONS = ("hierarchy", "partition_sha256")
-"""Added entries that a manifest of this schema has besides the others, null where no payload adds them."""
 INGESTED = "ingested"
 """Kind of the network of a pass whose targets another tool has made."""
 ROWS_DIGEST = "rows_sha256"
@@ -488,15 +486,6 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
         ManifestError: If it could not be read.
     """
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
-    if not values.get("generations", True):
-        del values["generations"]
-    if isinstance(manifest, PassManifest):
-        added = values.pop("added")
-        for name in ("passport", "follows"):
-            if values[name] is None:
-                del values[name]
-        values |= {name: added.pop(name, None) for name in _FIXED_ADDITIONS}
-        values |= {"added": added} if added else {}
     text = sign_json(values, sort_keys=True, allow_nan=False)
     tables = {
         spec.name: table
@@ -504,7 +493,7 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
         if isinstance(table := getattr(manifest, spec.name), TableFile)
     }
     try:
-        _from_values(type(manifest), check_json(text) | tables)
+        from_dict(type(manifest), check_json(text) | tables)
     except EntryError as error:
         raise ManifestError(
             f"{folder / MANIFEST_NAME} is not written, because no reader would accept it: {error}"
@@ -564,25 +553,6 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
     )
 
 
-def _from_values(cls: type[M], values: dict[str, Any]) -> M:
-    """Return the manifest of parsed values, whose tables are opened. Raises EntryError."""
-    if cls is StoreManifest:
-        values.setdefault("generations", [])
-    if cls is PassManifest:
-        _gather_added(values)
-        values.setdefault("passport", None)
-        values.setdefault("follows", None)
-    return from_dict(cls, values)
-
-
-def _gather_added(values: dict[str, Any]) -> None:
-    """Put all entries of payloads under `added`. Raises EntryError."""
-    fixed = {name: values.pop(name, None) for name in _FIXED_ADDITIONS}
-    added = values.setdefault("added", {})
-    require_entry(isinstance(added, dict), f"added is a {type(added).__name__}")
-    added.update({name: value for name, value in fixed.items() if value is not None})
-
-
 def read_manifest(
     cls: type[M],
     folder: RootedPath,
@@ -610,7 +580,7 @@ def read_manifest(
             entry = None if file is None else from_dict(FileEntry, file, name)
             require_entry(entry is not None or table is SkippedTable, f"{name} is missing")
             values[name] = table(folder, entry)
-        return _from_values(cls, values)
+        return from_dict(cls, values)
     except EntryError as error:
         raise ManifestError(
             f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
