@@ -63,7 +63,7 @@ def test_the_example_is_right(uneven):
 
     assert done.returncode == 0, done.stderr
     printed, read = json.loads(done.stdout), np.load("read.npz")
-    index = {row["array_row"]: row for row in index_table(store.index).to_pylist()}
+    index = {row["array_row"]: row for row in index_table(store).to_pylist()}
     shards = {shard.name: teacher.read_shard(shard) for shard in store.manifest.shards}
     right = []
     for array_row, logits, maps in zip(read["rows"], read["logits"], read["maps"], strict=True):
@@ -82,7 +82,7 @@ def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven
     store = Store(uneven)
     (teacher,) = store.open_passes()
     arrays = zarr.open_group(str(teacher.folder / "fields.zarr"), mode="r")
-    array_row = index_table(store.index)["array_row"].to_numpy()
+    array_row = index_table(store)["array_row"].to_numpy()
     padding = np.setdiff1d(np.arange(arrays["logits"].shape[0]), array_row)
 
     assert (array_row != np.arange(len(array_row))).any()
@@ -113,7 +113,7 @@ def test_the_second_example_rebuilds_projected_features(tmp_path, tiny_teacher):
         "folder": folder,
         "manifest": json.loads((folder / "manifest.json").read_text()),
         "fields": zarr.open_group(str(folder / "fields.zarr"), mode="r"),
-        "row": int(index_table(store.index)["array_row"][5].as_py()),
+        "row": int(index_table(store)["array_row"][5].as_py()),
     }
 
     exec(REBUILDING, names)
@@ -143,7 +143,7 @@ def test_what_the_attributes_say_gives_the_units_of_the_network(tmp_path, tiny_t
     described = {n: a for n, a in arrays.arrays() if "units" in a.attrs}
     shard = store.manifest.shards[0]
     keys = made.shard_keys(shard)
-    rows = [index_table(store.index)["array_row"][n].as_py() for n in range(len(keys))]
+    rows = [index_table(store)["array_row"][n].as_py() for n in range(len(keys))]
     read = {name: array.oindex[rows] for name, array in arrays.arrays()}
 
     assert {"map", "class_maps", "attention_3", "features_3"} <= described.keys()

@@ -115,7 +115,7 @@ def test_a_stock_reader_rebuilds_the_features_and_the_share_that_is_kept(project
     network = freeze(build_model(tiny_teacher, 10))
     dataset = train_dataset(projected, None)
     images = view_images(dataset.__getitems__(list(range(40))), (16, 16))
-    rows = index_table(projected.store.index)["array_row"].to_numpy()[
+    rows = index_table(projected.store)["array_row"].to_numpy()[
         list(rows_of_split(projected.store.index, "train"))
     ]
     both = [

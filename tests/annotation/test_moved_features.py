@@ -47,9 +47,7 @@ def pass_of(path, teacher, **options):
 
 def recomputed(store, made, teacher):
     """1 - R^2 by field and view, from the stored arrays of all records and the live teacher."""
-    dataset = StoreDataset(
-        store, np.arange(len(index_table(store.index))), [made], payload="features"
-    )
+    dataset = StoreDataset(store, np.arange(len(index_table(store))), [made], payload="features")
     network = freeze(build_model(teacher, 10))
     sample = select_sample(store.shards, 128)
     rows = [

@@ -385,8 +385,8 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
     expected, pixels = targets_by_key(store), pixels_by_key(store)
     labels = dict(
         zip(
-            index_table(store.index)["key"].to_pylist(),
-            index_table(store.index)["label"].to_pylist(),
+            index_table(store)["key"].to_pylist(),
+            index_table(store)["label"].to_pylist(),
             strict=True,
         )
     )
@@ -408,9 +408,7 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
                 )
                 np.testing.assert_array_equal(targets.maps[i], stored["map"].astype(np.float32))
                 assert targets.explained_class[i].tolist() == stored["explained_class"].tolist()
-                assert (
-                    index_table(store.index)["key"][int(rows[batch.record_index[i]])].as_py() == key
-                )
+                assert index_table(store)["key"][int(rows[batch.record_index[i]])].as_py() == key
                 seen += 1
     assert seen == (len(rows) // 4 - 1) * 4
 

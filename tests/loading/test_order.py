@@ -105,7 +105,7 @@ def test_a_loader_process_receives_a_path_and_a_range_whatever_the_number_of_rec
         dataset.label_numbers, dataset.keys_at([0])  # what was read is not sent either
         sizes.append(len(pickle.dumps(dataset)))
 
-    assert abs(sizes[0] - sizes[1]) < 20  # digits of the numbers
+    assert abs(sizes[0] - sizes[1]) < 50  # digits of the numbers, such as the size of each column
     assert sizes[0] < 4000
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
     assert copy.keys_at([7, 3]) == dataset.keys_at([7, 3])

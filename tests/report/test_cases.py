@@ -77,7 +77,7 @@ def test_the_page_shows_cases_of_both_students(frozen, swept, monkeypatch):
     # One more per split, of moved images.
     assert len(shown) == len(kinds) + len({split for split, _ in kinds})
     assert "http:" not in re.sub('src="data:[^"]*"', "", html)  # self-contained
-    index = {row["key"]: row for row in index_table(frozen.store.index).to_pylist()}
+    index = {row["key"]: row for row in index_table(frozen.store).to_pylist()}
     for case in values["cases"]:
         assert index[case["key"]]["split"] == case["split"]
         assert str(index[case["key"]]["label"]) == case["class"]
@@ -121,7 +121,7 @@ def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, r
 def test_the_box_of_the_class_is_drawn_around_its_pixels(frozen, swept, monkeypatch, rows):
     monkeypatch.chdir(swept)
     values, _ = case_report(frozen)
-    boxes = {row["key"]: row["boxes"] for row in index_table(frozen.store.index).to_pylist()}
+    boxes = {row["key"]: row["boxes"] for row in index_table(frozen.store).to_pylist()}
     cases = iter(values["cases"])
 
     for drawn in rows:

@@ -206,7 +206,7 @@ def test_frames_in_place_and_packed_anew_are_the_same(tmp_path, tars):
     hashes = [
         dict(
             zip(
-                *(index_table(store.index)[n].to_pylist() for n in ("key", "image_sha256")),
+                *(index_table(store)[n].to_pylist() for n in ("key", "image_sha256")),
                 strict=True,
             )
         )
@@ -270,7 +270,7 @@ def test_class_sorted_tars_are_packed_anew_and_mixed(tmp_path, sorted_tars):
     store = Store(tmp_path / "store")
 
     labels = defaultdict(set)
-    for row in index_table(store.index).to_pylist():
+    for row in index_table(store).to_pylist():
         labels[row["shard"]].add(row["label"])
     assert not any(shard.referenced for shard in store.manifest.shards)
     assert len(labels) == 3
@@ -347,7 +347,7 @@ def test_cifar_10_as_published_is_indexed_in_place(tmp_path):
     assert shard.split == "train"
     assert store.size == (32, 32)
     assert len(store.manifest.classes) == 10
-    rows = index_table(store.index).to_pylist()
+    rows = index_table(store).to_pylist()
     with tarfile.open(CIFAR / "train-000003.tar") as tar:
         names = [name for name in tar.getnames() if name.endswith(".jpg")]
         assert [row["key"] for row in rows] == ["train-" + name[:-4] for name in names]

@@ -400,7 +400,7 @@ def test_the_table_of_an_evaluation_averages_to_its_metrics(frozen):
     assert table.key.tolist() == [
         row["key"]
         for split in result.splits
-        for row in index_table(frozen.store.index).to_pylist()
+        for row in index_table(frozen.store).to_pylist()
         if row["split"] == split
     ]
     for split, metrics in result.splits.items():

@@ -198,9 +198,7 @@ def test_a_teacher_of_many_labels_learns_them(many_label_store):
 def test_a_batch_says_many_labels_and_the_index_says_the_same(many_label_store):
     dataset = many_label_store.dataset("test", "top1")
     batch = dataset.__getitems__([3, 0, 3])
-    labels = {
-        row["key"]: row["labels"] for row in index_table(many_label_store.store.index).to_pylist()
-    }
+    labels = {row["key"]: row["labels"] for row in index_table(many_label_store.store).to_pylist()}
 
     assert batch.labels.shape == (3, 4)
     assert batch.labels.dtype == torch.float32
@@ -335,9 +333,7 @@ def test_the_table_of_an_evaluation_has_every_class_of_a_record(many_label_store
     metrics = evaluated_on_test(many_label_store, "all_gt", batch_size=3)
 
     table = pd.read_parquet(RUNS / "student" / "evaluate-3" / "records.parquet")
-    index = {
-        row["key"]: row["labels"] for row in index_table(many_label_store.store.index).to_pylist()
-    }
+    index = {row["key"]: row["labels"] for row in index_table(many_label_store.store).to_pylist()}
     known = table[table.labels.str.len() > 0]
     hits = sum(len({*row.labels} & {*row.predictions}) for row in known.itertuples())
     named = known.labels.str.len().sum() + known.predictions.str.len().sum()
@@ -464,9 +460,7 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
     kinds = ("EPG: e2kd above labels", "EPG: labels above e2kd")
     assert all(f"<b>{kind}</b>" in html for kind in kinds)
     assert "classes of images that have both, the first" in html
-    own = {
-        row["key"]: row["labels"] for row in index_table(many_label_store.store.index).to_pylist()
-    }
+    own = {row["key"]: row["labels"] for row in index_table(many_label_store.store).to_pylist()}
     assert {case["kind"] for case in values["cases"]} <= set(kinds)
     assert all(CLASSES.index(case["class"]) in own[case["key"]] for case in values["cases"])
     by_default = report.run(replace(config, report=ReportOptions(cases=0, contact_records=0)))

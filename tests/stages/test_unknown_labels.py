@@ -126,7 +126,7 @@ def test_a_cell_is_yes_no_or_unknown_in_the_index_and_in_batches(world):
     truth = states_of(world / "pictures" / TABLE)
 
     assert store.manifest.classes == FINDINGS
-    for row in index_table(store.index).to_pylist():
+    for row in index_table(store).to_pylist():
         states = truth[row["key"]]
         expected = [k if states[k] == 1 else mark_unknown(k) for k in range(3) if states[k] != 0]
         if np.isnan(states).all():
@@ -166,7 +166,7 @@ def test_lists_of_states_are_columns_in_one_cell(tmp_path, world):
     permafrost.precompute("teacher=none", "executor=serial", store=tmp_path / "store", data=data)
 
     one, other = (
-        index_table(Store(path).index) for path in (tmp_path / "store", world / "stores/findings")
+        index_table(Store(path)) for path in (tmp_path / "store", world / "stores/findings")
     )
     assert one.select(["key", "labels"]).equals(other.select(["key", "labels"]))
 
@@ -412,7 +412,7 @@ def test_rows_without_a_split_are_drawn_and_no_others(tmp_path):
     )  # fmt: skip
 
     for path in ("b", "c"):
-        for row in index_table(Store(tmp_path / path).index).to_pylist():
+        for row in index_table(Store(tmp_path / path)).to_pylist():
             split = named[row["key"]]
             if isinstance(split, str):
                 assert row["split"] == split
@@ -420,7 +420,7 @@ def test_rows_without_a_split_are_drawn_and_no_others(tmp_path):
                 assert row["split"] in (("train", "test") if path == "b" else ("later",))
     drawn = [
         row
-        for row in index_table(Store(tmp_path / "b").index).to_pylist()
+        for row in index_table(Store(tmp_path / "b")).to_pylist()
         if not isinstance(named[row["key"]], str)
     ]
     assert {row["split"] for row in drawn} == {"train", "test"}
@@ -436,9 +436,9 @@ def test_a_box_without_a_label_is_that_of_the_only_class_or_an_error(tmp_path):
     permafrost.precompute(
         "teacher=none", "executor=serial", store=tmp_path / "a", data=data_of(table, boxes="boxes")
     )
-    assert {
-        row["boxes"][0]["label"] for row in index_table(Store(tmp_path / "a").index).to_pylist()
-    } == {1}
+    assert {row["boxes"][0]["label"] for row in index_table(Store(tmp_path / "a")).to_pylist()} == {
+        1
+    }
     rows.loc[3, "cyst"] = "1"
     rows.to_csv(table, index=False)
     with pytest.raises(

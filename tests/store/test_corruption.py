@@ -168,7 +168,7 @@ def check_receipt_flips(of_pass, contexts, tmp_path, teacher):
 
 def read_values(store: Path) -> dict[str, object]:
     """Contents of a store's index, receipts and pass, independent of the encoding of their files."""
-    index = index_table(Store(store).index)
+    index = index_table(Store(store))
     values = {name: index[name].to_pylist() for name in index.column_names}
     for path in sorted((store / "receipts").glob("*.parquet")):
         table, metadata = read_receipt(path, RECEIPT_SCHEMA)

@@ -123,9 +123,7 @@ def test_the_index_has_the_originals_upright_sizes_in_every_format(mixed, tmp_pa
     pack_small(mixed, tmp_path / "store", format=form)
     store = Store(tmp_path / "store")
 
-    sizes = {
-        unquote(r["key"]): (r["height"], r["width"]) for r in index_table(store.index).to_pylist()
-    }
+    sizes = {unquote(r["key"]): (r["height"], r["width"]) for r in index_table(store).to_pylist()}
 
     assert sizes == UPRIGHT_SIZES
     assert store.size == DEFAULT_FRAME_SIZE == (256, 256)
@@ -179,7 +177,7 @@ def test_original_members_are_the_files_bytes(mixed, tmp_path):
     store = Store(tmp_path / "store")
 
     dataset = whole_dataset(store)
-    for row in index_table(store.index).to_pylist():
+    for row in index_table(store).to_pylist():
         shard = [s.name for s in store.manifest.shards].index(row["shard"])
         data = dataset._open_shard(shard).read(
             row["offset"], row["size"], row["image_crc32c"], row["key"]
@@ -370,7 +368,7 @@ def test_a_skipped_image_is_listed_and_left_out_everywhere(
     assert [shard.records for shard in store.manifest.shards] == [4, 3, 4]
     expected = [r.key for plan in plans_of(equal_images, store.path) for r in plan.records]
     expected.remove(record.key)
-    assert index_table(store.index)["key"].to_pylist() == expected
+    assert index_table(store)["key"].to_pylist() == expected
     assert list(verify_store(store.path)) == []
 
     again = pack_small(skipping, store.path, tiny_teacher)

@@ -4,24 +4,24 @@ import numpy as np
 import pyarrow as pa
 
 from permafrost.store.columns import BOX_FIELDS, NUMBERS
-from permafrost.store.index import RecordIndex
+from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPT_SCHEMA
 
 
-def index_table(index: RecordIndex) -> pa.Table:
+def index_table(store: Store) -> pa.Table:
     """Rows of the index, with the columns of a receipt and `array_row`."""
-    every = range(index.num_rows)
+    index, shards, manifest = store.index, store.shards, store.manifest
+    every = np.arange(index.num_rows)
     numbers = index.shard_numbers(every)
-    shards, starts = index.shards.table, index.shards.starts
-    row = np.arange(index.num_rows) - starts[numbers]
-    places = np.array([index._manifest.place_in_generation(n) for n in range(len(index.shards))])
+    places = np.array([manifest.place_in_generation(number) for number in range(len(shards))])
+    row = every - shards.starts[numbers]
     columns = {
-        "key": index.key_column(np.arange(index.num_rows)),
+        "key": index.key_column(every),
         "image_sha256": index.image_digests(),
-        "split": shards["split"].take(numbers),
-        "shard": shards["name"].take(numbers),
-        "row": pa.array(row, pa.int32()),
-        "array_row": pa.array(places[numbers] * index._manifest.rows_per_shard + row, pa.int64()),
+        "split": shards.table["split"].take(numbers),
+        "shard": shards.table["name"].take(numbers),
+        "row": row,
+        "array_row": places[numbers] * manifest.rows_per_shard + row,
         "labels": _lists(*index.label_lists(every)),
         "boxes": _boxes(*index.boxes(every)),
     }

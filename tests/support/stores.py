@@ -89,7 +89,7 @@ def train_dataset(frozen, payload="pooled", **options):
 def table_of_shard(store, shard):
     """Rows of the index of one shard, as an Arrow table."""
     here = store.rows_of_shard(store.shards.number_of(shard.name))
-    return index_table(store.index).slice(here.start, len(here))
+    return index_table(store).slice(here.start, len(here))
 
 
 def keys_of_shard(store, shard):

@@ -155,7 +155,7 @@ class ShardBytes:
                 self.path,
                 self.shard.sha256,
                 f"{self.path} (shard {self.shard.name}, record {key}) is damaged: the bytes {offset} to "
-                f"{offset + size} are not those of the index; permafrost verify tells whether the tar or the index is "
-                f"wrong; {recovery_hint(self.shard, REWRITE)}",
+                f"{offset + size} are not those of the index; run permafrost verify, and if it names this file, "
+                f"{recovery_hint(self.shard, REWRITE)}",
             )
         return data

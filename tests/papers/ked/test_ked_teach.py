@@ -154,7 +154,7 @@ def test_records_are_doubled_until_two_halves_agree(digits_folder, monkeypatch, 
 def test_any_beginning_of_the_records_has_as_many_of_each_class(digits_folder):
     store = Store(digits_folder[0] / "store")
     order = balanced_order(store.index, "train", 0)
-    labels = index_table(store.index)["label"].to_numpy()
+    labels = index_table(store)["label"].to_numpy()
 
     assert sorted(order) == sorted(set(order.tolist()))
     for number in (10, 200, 500):

@@ -103,7 +103,7 @@ def taught_table(tmp_path_factory):
         save_file({"assignments": groups.assignments}, folder / "partition" / PARTITION_NAME)
         teacher = replace(PARTS, partition=str(folder / "partition"))
         parts = teach.run(table_teach_config(path, teacher, "parts"))
-        index = index_table(Store(path).index)
+        index = index_table(Store(path))
         test_rows = index["split"].to_numpy(zero_copy_only=False) == "test"
         majority = np.bincount(index["label"].to_numpy()[test_rows]).max() / test_rows.sum()
         # Closer to every label than to the more frequent one for all.
@@ -174,9 +174,9 @@ def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught_table
 
 def test_a_network_keeps_the_moments_of_its_training_split(taught_table):
     in_training = np.array(
-        [s == "train" for s in index_table(taught_table.store.index)["split"].to_pylist()]
+        [s == "train" for s in index_table(taught_table.store)["split"].to_pylist()]
     )
-    keys = np.array(index_table(taught_table.store.index)["key"].to_pylist())[in_training]
+    keys = np.array(index_table(taught_table.store)["key"].to_pylist())[in_training]
     rows = load_breast_cancer().data[[int(key.removeprefix("row-")) for key in keys]]
     weights = load_file(taught_table.config.teacher.weights)
 

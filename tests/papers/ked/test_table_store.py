@@ -82,11 +82,11 @@ def test_a_store_says_whether_it_holds_rows_or_images(wine, frozen):
     assert manifest.columns == tuple(load_wine().feature_names)
     assert wine.size == (1, 13)
     assert (
-        set(index_table(wine.index)["height"].to_pylist())
-        == set(index_table(wine.index)["width"].to_pylist())
+        set(index_table(wine)["height"].to_pylist())
+        == set(index_table(wine)["width"].to_pylist())
         == {-1}
     )
-    assert set(index_table(wine.index)["mask_offset"].to_pylist()) == {-1}
+    assert set(index_table(wine)["mask_offset"].to_pylist()) == {-1}
     assert (frozen.store.manifest.kind, frozen.store.form.has_places) == ("image", True)
     assert frozen.store.manifest.columns is None
 
@@ -114,7 +114,7 @@ def test_a_store_of_rows_verifies_and_a_flipped_byte_is_found(tmp_path):
     assert list(verify_store(store.path)) == []
     shard = store.path / store.manifest.shards[0].path
     data = bytearray(shard.read_bytes())
-    data[index_table(store.index)["offset"][0].as_py() + 130] ^= 1
+    data[index_table(store)["offset"][0].as_py() + 130] ^= 1
     shard.write_bytes(data)
 
     (problem,) = verify_store(store.path)
@@ -271,9 +271,7 @@ def test_a_table_has_no_frames(tmp_path, options):
 
 def test_moments_are_those_of_the_whole_split_and_of_no_other(wine):
     batch = every_record(wine)
-    in_training = np.array(
-        [split == "train" for split in index_table(wine.index)["split"].to_pylist()]
-    )
+    in_training = np.array([split == "train" for split in index_table(wine)["split"].to_pylist()])
     rows = batch.inputs.numpy().astype(np.float64)[in_training]
 
     mean, std = column_moments(parts_of(wine, "train"))
