@@ -286,14 +286,15 @@ COLUMN_FAULTS = {
 @pytest.mark.parametrize("fault", COLUMN_FAULTS)
 def test_a_column_of_another_type_or_length_is_one_line_with_file_and_remedy(store, name, fault):
     sign_index(store, **{name: COLUMN_FAULTS[fault](index_column(store, name))})
-    path = store / "index" / f"{'key' if name == 'key' else name}.npy"
+    path = store / "index" / f"{name}.npy"
 
     with pytest.raises(ManifestError, match="; delete it and run permafrost precompute") as error:
         read_everything(store)
 
-    blamed = [path] if fault == "of another type" else [path, path.with_name("key.npy")]
-    assert any(str(error.value).startswith(f"{each} is damaged: it ") for each in blamed)
-    assert "\n" not in str(error.value)
+    message = str(error.value)
+    assert str(path) in message
+    assert " is damaged: it " in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,7 @@ def read_targets(kind: str, folder: Path) -> None:
 
 BOMBS = (
     Bomb("column of 6 GB in the index", index_of_gigabytes, "store", "read as npy"),
-    Bomb("lists of many GB in the index", lists_of_gigabytes, "store", "are not those of"),
+    Bomb("lists of many GB in the index", lists_of_gigabytes, "store", "contradict the manifest"),
     Bomb("image of 6 GB in a tar of the store", image_of_gigabytes, "store", "that a record can"),
     Bomb("JPEG of 30,000 x 30,000 in the store", jpeg_of_gigapixels, "store", "decompression bomb"),
     Bomb("table of 500,000 shards", table_of_many_rows, "store", "bytes in memory"),

@@ -1,4 +1,4 @@
-"""Columns of the index of a store, as docs/reference/store-format.md describes them."""
+"""Columns of a store's index; docs/reference/store-format.md says what they mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMBERS: dict[str, np.dtype[Any]] = {
     "orientation": np.dtype("i1"),
     **dict.fromkeys(("image_crc32c", "mask_crc32c"), np.dtype("<u4")),
 }
-"""Dtype of each column with a number per record, as described in docs/reference/store-format.md."""
+"""Dtype of each column with a number per record."""
 BOX_FIELDS = ("label", "x0", "y0", "x1", "y1")
 LISTS: dict[str, np.dtype[Any]] = {
     "key": np.dtype("u1"),

@@ -40,7 +40,7 @@ RowNumbers = range | NDArray[np.int64]
 """Rows of the index: a range, or any array of row numbers."""
 
 CHECKED_COLUMNS = ("label", *LISTS)
-"""Columns that have values which are not possible; each shard is checked when its rows are first read."""
+"""Columns whose values are compared with the manifest, shard by shard, when they are first read."""
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -120,9 +120,11 @@ class RecordIndex:
         Raises:
             FileError: If only a copy of its file is damaged.
         """
-        for file in self._manifest.index.values():  # of a list, offsets or values may be wrong
+        for file in self._manifest.index.values():
             refuse_damaged_copy(self._folder / file.path, file.sha256)
-        return ManifestError(f"{self._path(name)} is damaged: {fault}; {REWRITE}")
+        names = (name, f"{name}{OFFSETS}") if name in LISTS else (name,)  # either may be wrong
+        paths = " or ".join(str(self._path(each)) for each in names)
+        return ManifestError(f"{paths} is damaged: {fault}; {REWRITE}")
 
     # ---- reading -------------------------------------------------------------------------------------
 
@@ -369,4 +371,4 @@ class RecordIndex:
 
     def _other_values(self, name: str, number: int) -> ManifestError:
         shard = self.shards[number].name
-        return self._damaged(name, f"its values of shard {shard} are not those of its manifest")
+        return self._damaged(name, f"its values of shard {shard} contradict the manifest")
