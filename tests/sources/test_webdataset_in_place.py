@@ -204,12 +204,7 @@ def test_frames_in_place_and_packed_anew_are_the_same(tmp_path, tars):
     for key, frame in frames["always"].items():
         assert torch.equal(frame, frames["never"][key])
     hashes = [
-        dict(
-            zip(
-                *(index_table(store)[n].to_pylist() for n in ("key", "image_sha256")),
-                strict=True,
-            )
-        )
+        {row["key"]: row["image_sha256"] for row in index_table(store).to_pylist()}
         for store in stores
     ]
     assert hashes[0] == hashes[1]

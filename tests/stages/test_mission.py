@@ -43,7 +43,7 @@ WORK = {
         "RandomHorizontalFlip.forward_parameters",
         "loading/random_views.py",
     ),
-    "pyarrow": ("pyarrow.ipc", "new_file", "store/index_writer.py"),
+    "pyarrow": ("pyarrow.parquet", "write_table", "store/arrow_files.py"),
     "ray.train": ("ray.train.torch", "TorchTrainer.fit", "cluster/ray_training.py"),
     "ray.data": ("ray.data", "Dataset.map_batches", "annotation/"),
 }

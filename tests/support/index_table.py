@@ -5,7 +5,6 @@ import pyarrow as pa
 
 from permafrost.store.columns import BOX_FIELDS, NUMBERS
 from permafrost.store.reader import Store
-from permafrost.store.receipts import RECEIPT_SCHEMA
 
 
 def index_table(store: Store) -> pa.Table:
@@ -15,6 +14,10 @@ def index_table(store: Store) -> pa.Table:
     numbers = index.shard_numbers(every)
     places = np.array([manifest.place_in_generation(number) for number in range(len(shards))])
     row = every - shards.starts[numbers]
+    labels, boxes = (
+        [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])]
+        for values, lengths in (index.label_lists(every), index.boxes(every))
+    )
     columns = {
         "key": index.key_column(every),
         "image_sha256": index.image_digests(),
@@ -22,18 +25,7 @@ def index_table(store: Store) -> pa.Table:
         "shard": shards.table["name"].take(numbers),
         "row": row,
         "array_row": places[numbers] * manifest.rows_per_shard + row,
-        "labels": _lists(*index.label_lists(every)),
-        "boxes": _boxes(*index.boxes(every)),
+        "labels": labels,
+        "boxes": [[dict(zip(BOX_FIELDS, box, strict=True)) for box in part] for part in boxes],
     }
     return pa.table(index.take(tuple(NUMBERS), every) | columns)
-
-
-def _boxes(boxes: np.ndarray, lengths: np.ndarray) -> pa.Array:
-    kind = RECEIPT_SCHEMA.field("boxes").type.value_type
-    parts = [pa.array(boxes[:, n].astype(kind[n].type.to_pandas_dtype())) for n in range(5)]
-    return _lists(pa.StructArray.from_arrays(parts, names=BOX_FIELDS), lengths)
-
-
-def _lists(values: np.ndarray | pa.Array, lengths: np.ndarray) -> pa.Array:
-    ends = np.append(0, np.cumsum(lengths)).astype(np.int32)
-    return pa.ListArray.from_arrays(ends, pa.array(values))

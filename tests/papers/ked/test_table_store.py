@@ -180,7 +180,7 @@ def test_a_row_is_read_whatever_numpy_wrote_its_header():
         (npy(np.zeros(5)), r"float64 \[5\]"),
         (npy(np.zeros((1, 5), np.float32)), r"float32 \[1, 5\]"),
         (npy(np.array([{}] * 5), allow_pickle=True), r"object \[5\] instead of float32"),
-        (npy(np.zeros(5, np.float32))[:-1], r"has 147 bytes, which do not match <f4 \[5\]"),
+        (npy(np.zeros(5, np.float32))[:-1], r"has 147 bytes, which do not match float32 \[5\]"),
         (b"", r"cannot be read as npy"),
     ],
 )
