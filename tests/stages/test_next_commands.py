@@ -246,6 +246,8 @@ def test_the_accuracies_of_a_teacher_name_their_pictures(permafrost, packed, tmp
     assert code == 0, errors
     _, made = run_next(permafrost, printed)
 
-    assert "\npicture: whole image at 24x24, bilinear\n" in printed
-    assert "\nteacher_picture: whole image at 24x24, bilinear\n" in made
+    side = TINY_DATA.image_size
+    shown = f"picture: whole image at 24x24, bilinear from frames of {side}x{side}\n"
+    assert f"\n{shown}" in printed
+    assert f"\nteacher_{shown}" in made
     assert printed_next(made)[0] == "distill"
