@@ -12,7 +12,7 @@ from tests.support.processes import environment
 from tests.support.slow import slow_except
 
 MEMBERS = {
-    "e2kd": ("method=review_kd", "teaching=guided", "evaluate.shift.pixels"),
+    "e2kd": ("method=review_kd", "teaching=guided"),
     "bcos": ("teacher=bcos", "explainer=bcos_weights"),
     "unicam": ("evaluate.unicam", "evaluate.distance_correlation"),
     "ked": (

@@ -72,8 +72,8 @@ class MethodConfig(Options):
         return True
 
     @property
-    def of_all_logits(self) -> str:
-        """Option by which the loss needs the logits of all classes, not only the largest ones; empty without one."""
+    def all_logits_option(self) -> str:
+        """Option for which the loss needs the logits of all classes, not only the largest ones; empty without one."""
         return ""
 
     def check(self, setting: MethodSetting) -> None:
@@ -159,7 +159,7 @@ class KDConfig(SoftTargetsConfig):
     """Weight of the soft targets."""
 
     @property
-    def of_all_logits(self) -> str:
+    def all_logits_option(self) -> str:
         return "" if self.logits == "softmax" else f"method.logits={self.logits}"
 
 

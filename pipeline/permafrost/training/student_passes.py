@@ -423,9 +423,9 @@ _STRONG = {
 def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
     """Raise StoreMismatchError unless a method can be trained on the logits that a pass stores."""
     known = teacher.manifest.temperatures
-    if known and method.of_all_logits:
+    if known and method.all_logits_option:
         raise StoreMismatchError(
-            f"{method.of_all_logits} needs the logits of all classes, but {teacher.folder} holds only the largest "
+            f"{method.all_logits_option} needs the logits of all classes, but {teacher.folder} holds only the largest "
             "ones; choose method=kd with method.logits=softmax, or make a pass with annotate.logits=all"
         )
     if known and isinstance(method, SoftTargetsConfig) and method.tau not in known:
