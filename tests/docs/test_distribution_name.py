@@ -69,7 +69,8 @@ def test_the_distribution_has_a_name_of_its_own_and_the_command_does_not_change(
     assert project["name"] == "permafrost-kd"
     assert project["scripts"]["permafrost"] == "permafrost.__main__:main"
     assert [r for r in requirements if r.startswith("permafrost")] == [
-        "permafrost-kd[cloud,heic,onnx]"
+        "permafrost-kd[report,papers,timm,demo,onnx,cloud,heic]",
+        "permafrost-kd[all]",
     ]
 
 
