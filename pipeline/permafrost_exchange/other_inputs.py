@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from itertools import product
+from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,10 +19,12 @@ from permafrost.models.classifier import Normalize
 
 _FRACTIONS = (1.0, 0.95, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """Fractions of the shorter side at which center crops are tried, before the best is refined."""
-_INTERPOLATIONS: tuple[Literal["bilinear", "bicubic"], ...] = ("bilinear", "bicubic")
+_INTERPOLATIONS = ("bilinear", "bicubic")
 _SIDES = (8, 16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384)
 """Sizes in pixels to which others resize images."""
-_NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+_Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of each channel."""
+_NORMALIZATIONS: dict[str, _Statistics] = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "0.5 and 0.5": ((0.5,) * 3, (0.5,) * 3),
     "0 and 1": ((0.0,) * 3, (1.0,) * 3),
@@ -31,22 +33,22 @@ _NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "CIFAR-100's": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-"""Means and standard deviations by name."""
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "images in the order BGR": lambda images: images.flip(1),
+    "mirrored images": lambda images: images.flip(-1),
+    "images upside down": lambda images: images.flip(-2),
+    "transposed images": lambda images: images.mT,
+}
 
 
 class OtherInput(NamedTuple):
     """Another way to run a teacher."""
 
-    text: str
-    advice: str
     annotator: TeacherAnnotator
-    change: Callable[[Tensor], Tensor]
+    text: str = ""
+    advice: str = "make the targets of images as the teacher was trained on"
+    change: Callable[[Tensor], Tensor] = lambda images: images
     """Function of the inputs f32 [n, 3, h, w] in [0, 1]."""
-
-
-def as_they_are(images: Tensor) -> Tensor:
-    """Return the images."""
-    return images
 
 
 def center_cropped(annotator: TeacherAnnotator, fraction: float | None) -> OtherInput:
@@ -54,126 +56,75 @@ def center_cropped(annotator: TeacherAnnotator, fraction: float | None) -> Other
     option = "format.frame=full"
     if fraction is not None:
         option = f"format.frame=center_crop format.crop_fraction={fraction:g}"
-    return OtherInput(
-        f"they are those of another part of the image, {option}",
-        "set these options",
-        annotator.with_changes(crop_fraction=fraction),
-        as_they_are,
-    )
+    text = f"they are those of another part of the image, {option}"
+    return OtherInput(annotator.with_changes(crop_fraction=fraction), text, "set these options")
 
 
 def other_frames(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
-    """Iterate over other parts of the image."""
+    """Iterate over parts of the image."""
     for fraction in (None, *_FRACTIONS):
-        if fraction != annotator.crop_fraction:
-            yield center_cropped(annotator, fraction)
+        yield center_cropped(annotator, fraction)
 
 
 def other_sizes(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
-    """Iterate over other sizes of the teacher's input, and the other interpolation."""
-    height, width = annotator.input_size
-    for interpolation in _INTERPOLATIONS:
-        for side in (height, *_SIDES):
-            is_same = side == height == width and interpolation == annotator.interpolation
-            if is_same or not height / 2 <= side <= 2 * height:
-                continue
-            yield OtherInput(
-                f"they are those of inputs of {side} pixels, {interpolation}",
-                f"set teacher.input_size={side} teacher.interpolation={interpolation}",
-                annotator.with_changes(input_size=(side, side), interpolation=interpolation),
-                as_they_are,
-            )
-
-
-def _flipped(images: Tensor, axis: int) -> Tensor:
-    return images.flip(axis)
-
-
-def _transposed(images: Tensor) -> Tensor:
-    return images.mT
-
-
-def _resized(images: Tensor, *, side: int, mode: str, antialias: bool) -> Tensor:
-    size = images.shape[-2:]
-    small = F.interpolate(images, (side, side), mode=mode, antialias=antialias)
-    return F.interpolate(small, size, mode=mode, antialias=antialias).clamp(0, 1)
-
-
-def _channels_reversed(images: Tensor) -> Tensor:
-    return images.flip(1)
+    """Iterate over sizes of the teacher's input, with both interpolations."""
+    height = annotator.input_size[0]
+    sides = [side for side in {height, *_SIDES} if height / 2 <= side <= 2 * height]
+    for side, interpolation in product(sorted(sides), _INTERPOLATIONS):
+        yield OtherInput(
+            annotator.with_changes(input_size=(side, side), interpolation=interpolation),
+            f"they are those of inputs of {side} pixels, {interpolation}",
+            f"set teacher.input_size={side} teacher.interpolation={interpolation}",
+        )
 
 
 def other_values(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
-    """Iterate over other directions, channels, scales and resolutions of the same images."""
-    wrong = "make the targets of images as the teacher was trained on"
-    yield OtherInput(
-        "they are those of images in the order BGR", wrong, annotator, _channels_reversed
-    )
-    for axis, text in ((-1, "mirrored images"), (-2, "images upside down")):
+    """Iterate over directions, channels, scales and resolutions of the same images."""
+    for text, change in _CHANGES.items():
+        yield OtherInput(annotator, f"they are those of {text}", change=change)
+    stated = _statistics_of(annotator)
+    normalizations = {"the teacher's": stated, **_NORMALIZATIONS}
+    for name, largest in product(normalizations, (1, 255)):
+        mean, std = ([value / largest for value in each] for each in normalizations[name])
         yield OtherInput(
-            f"they are those of {text}",
-            wrong,
             annotator,
-            partial(_flipped, axis=axis),
-        )
-    yield OtherInput("they are those of transposed images", wrong, annotator, _transposed)
-    for text, mean, std in _normalizations(annotator):
-        advice = f"set teacher.mean={_numbers(mean)} teacher.std={_numbers(std)}"
-        yield OtherInput(
-            f"they are those of images normalized by {text}",
-            advice,
-            annotator,
-            _Normalized(annotator, mean, std),
+            f"they are those of images with values from 0 to {largest}, normalized by mean and standard deviation "
+            f"{name}",
+            f"set teacher.mean={_numbers(mean)} teacher.std={_numbers(std)}",
+            partial(_renormalized, stated=stated, other=(mean, std)),
         )
     height = annotator.input_size[0]
-    for side in _SIDES:
-        if side == height or not height / 4 <= side <= 8 * height:
-            continue
-        for mode in ("bilinear", "bicubic"):
-            for antialias in (True, False):
-                yield OtherInput(
-                    f"they are those of images that were resized to {side} pixels before ({mode}"
-                    f"{', with' if antialias else ', without'} antialiasing)",
-                    wrong,
-                    annotator,
-                    partial(_resized, side=side, mode=mode, antialias=antialias),
-                )
+    sides = [side for side in _SIDES if side != height and height / 4 <= side <= 8 * height]
+    for side, mode, antialias in product(sides, _INTERPOLATIONS, (True, False)):
+        yield OtherInput(
+            annotator,
+            f"they are those of images that were resized to {side} pixels before ({mode}"
+            f"{', with' if antialias else ', without'} antialiasing)",
+            change=partial(_resized, side=side, mode=mode, antialias=antialias),
+        )
 
 
 def _numbers(values: Sequence[float]) -> str:
     return f"[{','.join(f'{value:.6g}' for value in values)}]"
 
 
-def _normalizations(
-    annotator: TeacherAnnotator,
-) -> Iterator[tuple[str, tuple[float, ...], tuple[float, ...]]]:
-    """Iterate over the normalizations that are not the teacher's, of values in [0, 1] and in [0, 255]."""
-    stated = _statistics_of(annotator)
-    for name, (mean, std) in _NORMALIZATIONS.items():
-        if stated != (mean, std):
-            yield f"mean and standard deviation {name}", mean, std
-    for name, (mean, std) in {"the teacher's": stated, **_NORMALIZATIONS}.items():
-        scaled = tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
-        yield f"mean and standard deviation {name}, of values from 0 to 255", *scaled
-
-
-def _statistics_of(annotator: TeacherAnnotator) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics_of(annotator: TeacherAnnotator) -> _Statistics:
     """Return the mean and the standard deviation of the teacher's own normalization."""
     for module in annotator.model.modules():
         if isinstance(module, Normalize):
-            return tuple(module.mean.flatten().tolist()), tuple(module.std.flatten().tolist())
-    return (0.0,) * 3, (1.0,) * 3
+            return module.mean.flatten().tolist(), module.std.flatten().tolist()
+    return _NORMALIZATIONS["0 and 1"]
 
 
-class _Normalized:
-    """Change of images after which the teacher's own normalization gives another one."""
+def _renormalized(images: Tensor, *, stated: _Statistics, other: _Statistics) -> Tensor:
+    """Return images of which the teacher's own normalization makes those of another one."""
+    mean, std, other_mean, other_std = (
+        images.new_tensor(values).view(-1, 1, 1) for values in (*stated, *other)
+    )
+    return (images - other_mean) / other_std * std + mean
 
-    def __init__(
-        self, annotator: TeacherAnnotator, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        stated_mean, stated_std = map(torch.tensor, _statistics_of(annotator))
-        self.factor = (stated_std / torch.tensor(std)).view(-1, 1, 1)
-        self.offset = stated_mean.view(-1, 1, 1) - torch.tensor(mean).view(-1, 1, 1) * self.factor
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return images * self.factor.to(images.device) + self.offset.to(images.device)
+def _resized(images: Tensor, *, side: int, mode: str, antialias: bool) -> Tensor:
+    size = images.shape[-2:]
+    small = F.interpolate(images, (side, side), mode=mode, antialias=antialias)
+    return F.interpolate(small, size, mode=mode, antialias=antialias).clamp(0, 1)

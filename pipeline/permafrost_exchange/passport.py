@@ -35,7 +35,12 @@ from permafrost_exchange.diagnosis import CLOSE_NATS, Cause
 from permafrost_exchange.ingest_shards import IngestShard
 from permafrost_exchange.ingestion import IngestedTargets
 from permafrost_exchange.options import IngestConfig, PassportOptions
-from permafrost_exchange.target_comparison import CLOSE_COSINE, ComparePassport, TargetFacts
+from permafrost_exchange.target_comparison import (
+    ComparePassport,
+    TargetFacts,
+    closest,
+    distance_of,
+)
 from permafrost_exchange.target_reader import TargetError
 
 logger = logging.getLogger("permafrost.passport")
@@ -68,11 +73,12 @@ def check_ingested(
     operations = form.operations
     if targets.views is not None:
         operations = tuple(targets.views.describe()[0].get("operations", ()))
+    frame = str(targets.config.frame)
     facts = TargetFacts(
         fields=task.fields.fields,
         classes=form.classes or logits[0],
-        frame=str(targets.config.frame),
-        crop_fraction=targets.config.crop_fraction,
+        frame=frame,
+        crop_fraction=targets.config.crop_fraction if frame == "center_crop" else None,
         explainer=form.explainer or {},
         temperatures=form.temperatures,
         operations=operations,
@@ -85,14 +91,14 @@ def check_ingested(
     passport, causes = _compare(
         task.store, teacher, facts, task, shards, options, cluster, executor
     )
-    distance = _loss(passport.agreement)
+    distance = distance_of(passport.agreement)
     if distance > CLOSE_NATS:
         for option, reader in targets.reader.alternatives().items():
             other = replace(task, targets=targets._replace(reader=reader))
             alternative, _ = _compare(
                 task.store, teacher, facts, other, shards, options, cluster, executor
             )
-            left = _loss(alternative.agreement)
+            left = distance_of(alternative.agreement)
             if left < _HALF * distance:
                 text = f"they are closer with {option}"
                 causes = [Cause("preprocessing", text, f"set {option}", left)]
@@ -119,13 +125,14 @@ def check_pass(
         "the teacher; name another pass",
     )
     has_views = any(spec.name in VIEW_FIELDS for spec in manifest.fields)
+    frame = str(manifest.teacher.get("frame"))
     crops = [spec.crop_fraction for spec in manifest.fields if spec.crop_fraction is not None]
-    described = manifest.teacher.get("format", {})
+    crops.append(manifest.teacher.get("format", {}).get("crop_fraction"))
     facts = TargetFacts(
         fields=manifest.fields,
         classes=teacher_pass.num_classes,
-        frame=str(manifest.teacher.get("frame")),
-        crop_fraction=crops[0] if crops else described.get("crop_fraction"),
+        frame=frame,
+        crop_fraction=crops[0] if frame == "center_crop" else None,
         explainer=manifest.explainer,
         temperatures=manifest.temperatures,
         operations=tuple(manifest.views.get("operations", ())) if has_views else None,
@@ -159,11 +166,12 @@ def _judged(
     nearest = "".join(f"; {cause.text}" for cause in causes if cause.kind == "unknown")
     causes = [cause for cause in causes if cause.kind != "unknown"]
     for cause in causes:
+        unit = "of a cosine" if agreement.kl_mean is None or cause.kind == "maps" else "nats"
         is_severe = cause.kind != "noise" or not _resembles(agreement, _DOUBTFUL, _DOUBTFUL_NATS)
         if cause.kind not in options.accept and is_severe:
             raise TargetError(
                 f"{where}: the targets differ from those of teacher={passport.teacher}: {cause.text}; {cause.left:.2g} "
-                f"{'nats' if facts.has_logits and cause.kind != 'maps' else 'of a cosine'} are left {stated}. "
+                f"{unit} are left {stated}. "
                 f"{cause.advice[0].upper()}{cause.advice[1:]}, or set 'passport.accept=[{cause.kind}]' to take them as "
                 "they are"
             )
@@ -260,27 +268,17 @@ def _compare(
 
 
 def _payloads(fields: Sequence[FieldSpec]) -> tuple[str, ...]:
-    """Return the payloads whose fields a pass has."""
+    """Return the payloads whose fields a pass has, and the logits that maps explain."""
     names = {spec.name for spec in fields}
     kinds = {
-        "logits": {"logits", TOP_LOGITS},
+        "logits": {"logits", TOP_LOGITS, "map", "class_maps"},
         "map": {"map"},
         "class_maps": {"class_maps"},
         "pooled": {"pooled"},
         "attention": {name for name in names if name.startswith("attention_")},
         "features": {name for name in names if name.startswith("features_")},
     }
-    payloads = [kind for kind, having in kinds.items() if names & having]
-    needs_logits = {"map", "class_maps"} & set(payloads) and "logits" not in payloads
-    return (*(("logits",) if needs_logits else ()), *payloads)
-
-
-def _loss(agreement: Agreement) -> float:
-    """Return the distance of an agreement: nats, or 1 minus the mean cosine."""
-    if agreement.kl_mean is not None:
-        return agreement.kl_mean
-    means = list(agreement.cosine_mean.values())
-    return 1 - sum(means) / len(means) if means else 0.0
+    return tuple(kind for kind, having in kinds.items() if names & having)
 
 
 def _resembles(agreement: Agreement, lowest: float, nats: float) -> bool:
@@ -292,15 +290,14 @@ def _resembles(agreement: Agreement, lowest: float, nats: float) -> bool:
 
 def _announce(passport: Passport, rest: Agreement, nearest: str) -> None:
     """Log the agreement, as a warning if what nothing explains is low."""
-    agreement = passport.agreement
-    worst = "" if agreement.kl_largest_key is None else f"; worst {agreement.kl_largest_key}"
+    key = passport.agreement.kl_largest_key
     is_doubtful = not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)
-    differs = is_doubtful or _loss(rest) > (CLOSE_NATS if rest.top1 is not None else CLOSE_COSINE)
+    differs = is_doubtful or distance_of(rest) > closest(rest)
     logger.log(
         logging.WARNING if is_doubtful else logging.INFO,
         "teacher=%s: %s%s%s",
         passport.teacher,
-        describe_agreement(agreement),
-        worst,
+        describe_agreement(passport.agreement),
+        "" if key is None else f"; worst {key}",
         f"; they differ, cause unknown{nearest}" if differs else "",
     )

@@ -25,17 +25,12 @@ _FIRST_ON_ITS_SIDE = 5
 
 def in_stored_pixels(request: ReadRequest) -> ReadRequest:
     """Return a request whose sizes and views are those of the pixels before they are turned upright."""
-    orientations = request.orientations
-    if (orientations == 1).all():
-        return request
-    is_on_side = orientations >= _FIRST_ON_ITS_SIDE
+    is_on_side = request.orientations >= _FIRST_ON_ITS_SIDE
     views = request.views
-    if views is not None:
-        views = _turn_views(views, _MATRICES[orientations])
     return request._replace(
         heights=np.where(is_on_side, request.widths, request.heights),
         widths=np.where(is_on_side, request.heights, request.widths),
-        views=views,
+        views=None if views is None else _turn_views(views, _MATRICES[request.orientations]),
     )
 
 
@@ -49,15 +44,12 @@ def turn_upright(arrays: Arrays, orientations: NDArray[np.int8]) -> Arrays:
     Raises:
         ValueError: If maps are not square, and some would have height and width exchanged.
     """
-    if (orientations == 1).all():
-        return arrays
     if WINDOW_FIELD.name in arrays:  # whose maps are those of the views
         return {**arrays, **_turn_views(arrays, np.swapaxes(_MATRICES[orientations], 1, 2))}
-    turned = dict(arrays)
-    for name, maps in arrays.items():
-        if has_places(name):
-            turned[name] = _turn_maps(name, maps, orientations)
-    return turned
+    return {
+        name: _turn_maps(name, array, orientations) if has_places(name) else array
+        for name, array in arrays.items()
+    }
 
 
 def _turn_views(views: Arrays, turns: NDArray[np.float64]) -> Arrays:

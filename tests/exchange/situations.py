@@ -27,6 +27,7 @@ from PIL import Image
 from torch import nn
 
 from permafrost_exchange import passport
+from permafrost_exchange.target_comparison import closest, distance_of
 from permafrost_exchange.target_reader import TargetError
 from tests.support.exchange import run_ingest, run_precompute
 
@@ -209,8 +210,8 @@ class Bench:
         made, causes = results[0]
         if causes:
             return causes[0].kind, causes[0].text
-        loss, cosines = passport._loss(made.agreement), made.agreement.cosine_mean.values()
-        agrees = loss < 1e-3 if made.agreement.kl_mean is not None else loss < 0.02
+        agrees = distance_of(made.agreement) < closest(made.agreement)
+        cosines = made.agreement.cosine_mean.values()
         return ("agrees" if agrees and min([1, *cosines]) > 0.98 and not text else "unknown"), text
 
 

@@ -62,11 +62,11 @@ def test_names_and_labels_say_which_class_is_which(there, here, records, order):
 @pytest.mark.parametrize(
     ("there", "here", "records", "said"),
     [
-        (WORDS, ("un", "deux", "trois", "quatre"), NONE, "no joined record has a label in both"),
-        (NUMBERS, WORDS, labels(REVERSED, lost=(1, 2)), "except '1', '2'"),
-        (WORDS, WORDS, labels([0, 0, 1, 1]), "no order of the classes explains it"),
-        (NUMBERS, WORDS, labels(SAME, 40, wrong=15), "no order of the classes explains it"),
-        (WORDS, WORDS[::-1], labels([1, 1, 2, 2]), "no order of the classes explains it"),
+        (WORDS, ("un", "deux", "trois", "quatre"), NONE, "0 joined records have a label in both"),
+        (NUMBERS, WORDS, labels(REVERSED, lost=(1, 2)), "without any are '1', '2'"),
+        (WORDS, WORDS, labels([0, 0, 1, 1]), "30 of these another one here"),
+        (NUMBERS, WORDS, labels(SAME, 40, wrong=15), "15 of these another one here"),
+        (WORDS, WORDS[::-1], labels([1, 1, 2, 2]), "neither names nor labels"),
     ],
 )
 def test_what_neither_says_is_refused(there, here, records, said):

@@ -110,26 +110,41 @@ class ComparePrecision(SampleTask[tuple[PassPrecision, Agreement | None]]):
                 column_parts.setdefault(name, []).append(column)
             keys += batch_keys
         columns = {name: np.concatenate(parts) for name, parts in column_parts.items()}
-        of_logits: dict[str, Any] = {}
-        if "kl" in columns:
-            top1, divergence = columns.pop("top1"), columns.pop("kl")
-            of_logits = {
-                "top1": float(top1.mean()),
-                "kl_mean": float(divergence.mean()),
-                "kl_largest": float(divergence.max()),
-                "kl_largest_key": keys[int(divergence.argmax())],
-            }
-        return Agreement(
-            precision=precision,
-            records=len(keys),
-            cosine_mean={
-                name: float(column.mean()) for name, column in columns.items() if len(column)
-            },
-            cosine_lowest={
-                name: float(column.min()) for name, column in columns.items() if len(column)
-            },
-            **of_logits,
-        )
+        return agreement_of(precision, len(keys), keys, columns)
+
+
+def agreement_of(
+    precision: str, records: int, keys: Sequence[str], columns: Mapping[str, NDArray[Any]]
+) -> Agreement:
+    """Summarize what the views of a sample have in common.
+
+    Args:
+        precision: Precision of what is compared.
+        records: Number of records.
+        keys: Key of each view.
+        columns: `top1` and `kl` of each view if there are logits, and the cosines of each other field.
+    """
+    of_logits: dict[str, Any] = {}
+    if "kl" in columns:
+        divergence = columns["kl"]
+        of_logits = {
+            "top1": float(columns["top1"].mean()),
+            "kl_mean": float(divergence.mean()),
+            "kl_largest": float(divergence.max()),
+            "kl_largest_key": keys[int(divergence.argmax())],
+        }
+    fields = {
+        name: column
+        for name, column in columns.items()
+        if name not in ("top1", "kl") and len(column)
+    }
+    return Agreement(
+        precision=precision,
+        records=records,
+        cosine_mean={name: float(column.mean()) for name, column in fields.items()},
+        cosine_lowest={name: float(column.min()) for name, column in fields.items()},
+        **of_logits,
+    )
 
 
 def compare_values(
