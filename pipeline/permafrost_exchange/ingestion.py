@@ -197,11 +197,14 @@ class IngestedPass:
     passport: Passport | None
 
 
+_Check = Callable[[IngestShard, IngestedTargets, Sequence[ShardEntry], dict[str, Any]], Passport]
+
+
 def ingest_targets(
     config: IngestConfig,
     store: Store,
     executor: Executor,
-    check: Callable[[IngestShard, IngestedTargets, Sequence[ShardEntry]], Passport] | None = None,
+    check: _Check | None = None,
 ) -> IngestedPass:
     """Write a pass of targets that exist, or finish one.
 
@@ -262,7 +265,7 @@ def ingest_targets(
             fingerprint,
             is_selection=description["selection"] is not None,
         )
-        passport = None if check is None else check(task, targets, shards)
+        passport = None if check is None else check(task, targets, shards, description)
     written = store_targets(
         task,
         store,

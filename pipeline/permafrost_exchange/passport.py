@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from permafrost.annotation.precision import describe_agreement
 from permafrost.annotation.samples import measure_sample, select_sample
 from permafrost.config.cluster import ClusterConfig
-from permafrost.config.explainers import EXPLAINERS, GradCamConfig
+from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.batches import Rendering
@@ -61,48 +63,49 @@ def check_ingested(
     task: IngestShard,
     targets: IngestedTargets,
     shards: Sequence[ShardEntry],
+    description: dict[str, Any],
 ) -> Passport:
     """Compare targets with the teacher of the options before they are stored.
+
+    Args:
+        config: Options of the command.
+        executor: Executor of the work.
+        task: Task that reads the targets.
+        targets: The targets.
+        shards: Shards of the pass.
+        description: Entries of the pass's manifest.
 
     Raises:
         TargetError: If another meaning of the targets fits much better than that of the options.
     """
     assert task.fields is not None
-    form = targets.form
-    logits = next((spec.shape for spec in task.fields.fields if spec.name == "logits"), (0,))
-    operations = form.operations
-    if targets.views is not None:
-        operations = tuple(targets.views.describe()[0].get("operations", ()))
-    frame = str(targets.config.frame)
-    facts = TargetFacts(
-        fields=task.fields.fields,
-        classes=form.classes or logits[0],
-        frame=frame,
-        crop_fraction=targets.config.crop_fraction if frame == "center_crop" else None,
-        explainer=form.explainer or {},
-        temperatures=form.temperatures,
-        operations=operations,
-        rendering=targets.rendering,
-        cuts_originals=operations is not None and Store(task.store_path).has_larger_images,
+    assert isinstance(config.teacher, ModelConfig)
+    facts = _facts_of(
+        task.fields.fields,
+        description["teacher"],
+        description["views"],
+        description["explainer"],
+        description.get("temperatures", ()),
     )
-    teacher = config.teacher
-    assert isinstance(teacher, ModelConfig)
-    options, cluster = config.passport, config.cluster
-    passport, causes = _compare(
-        task.store, teacher, facts, task, shards, options, cluster, executor
+    compare = partial(
+        _compare,
+        task.store,
+        config.teacher,
+        facts,
+        shards=shards,
+        options=config.passport,
+        cluster=config.cluster,
+        executor=executor,
     )
+    passport, causes = compare(source=task)
     distance = distance_of(passport.agreement)
-    if distance > CLOSE_NATS:
-        for option, reader in targets.reader.alternatives().items():
-            other = replace(task, targets=targets._replace(reader=reader))
-            alternative, _ = _compare(
-                task.store, teacher, facts, other, shards, options, cluster, executor
-            )
-            left = distance_of(alternative.agreement)
-            if left < _HALF * distance:
-                text = f"they are closer with {option}"
-                causes = [Cause("preprocessing", text, f"set {option}", left)]
-    return _judged(passport, causes, options, facts, config.path)
+    for option, reader in targets.reader.alternatives().items() if distance > CLOSE_NATS else ():
+        other = replace(task, targets=targets._replace(reader=reader))
+        left = distance_of(compare(source=other)[0].agreement)
+        if left < _HALF * distance:
+            text = f"they are closer with {option}"
+            causes = [Cause("preprocessing", text, f"set {option}", left)]
+    return _judged(passport, causes, config.passport, facts, config.path)
 
 
 def check_pass(
@@ -124,20 +127,12 @@ def check_pass(
         f"store.teacher={teacher_pass.name}: its views are mixtures of two records, which a passport does not show to "
         "the teacher; name another pass",
     )
-    has_views = any(spec.name in VIEW_FIELDS for spec in manifest.fields)
-    frame = str(manifest.teacher.get("frame"))
-    crops = [spec.crop_fraction for spec in manifest.fields if spec.crop_fraction is not None]
-    crops.append(manifest.teacher.get("format", {}).get("crop_fraction"))
-    facts = TargetFacts(
-        fields=manifest.fields,
-        classes=teacher_pass.num_classes,
-        frame=frame,
-        crop_fraction=crops[0] if frame == "center_crop" else None,
-        explainer=manifest.explainer,
-        temperatures=manifest.temperatures,
-        operations=tuple(manifest.views.get("operations", ())) if has_views else None,
-        rendering=Rendering.of(manifest.views),
-        cuts_originals=manifest.views.get("pixels") == "originals",
+    facts = _facts_of(
+        manifest.fields,
+        manifest.teacher,
+        manifest.views,
+        manifest.explainer,
+        manifest.temperatures,
     )
     covered = [shard for shard in store.shards if teacher_pass.shards.number_of(shard.name) >= 0]
     passport, causes = _compare(
@@ -147,6 +142,30 @@ def check_pass(
     passport = _judged(passport, causes, options, facts, where)
     write_manifest(teacher_pass.folder, replace(manifest, passport=passport))
     return passport
+
+
+def _facts_of(
+    fields: tuple[FieldSpec, ...],
+    teacher: dict[str, Any],
+    views: dict[str, Any],
+    explainer: dict[str, Any],
+    temperatures: tuple[float, ...],
+) -> TargetFacts:
+    """Return what entries of a manifest say of targets."""
+    has_views = any(spec.name in VIEW_FIELDS for spec in fields)
+    crops = [spec.crop_fraction for spec in fields if spec.crop_fraction is not None]
+    crops.append(teacher.get("format", {}).get("crop_fraction"))
+    return TargetFacts(
+        fields=fields,
+        classes=int(teacher["classes"]),
+        frame=str(teacher.get("frame")),
+        crop_fraction=crops[0] if teacher.get("frame") == "center_crop" else None,
+        explainer=explainer,
+        temperatures=temperatures,
+        operations=tuple(views.get("operations", ())) if has_views else None,
+        rendering=Rendering.of(views),
+        cuts_originals=views.get("pixels") == "originals",
+    )
 
 
 def _judged(
@@ -186,7 +205,17 @@ def _judged(
                 "take them as they are"
             )
         accepted["unknown"] = "they differ, and the cause is unknown"
-    _announce(passport, rest, nearest)
+    key = agreement.kl_largest_key
+    is_doubtful = not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)
+    differs = is_doubtful or distance_of(rest) > closest(rest)
+    logger.log(
+        logging.WARNING if is_doubtful else logging.INFO,
+        "teacher=%s: %s%s%s",
+        passport.teacher,
+        describe_agreement(agreement),
+        "" if key is None else f"; worst {key}",
+        f"; they differ, cause unknown{nearest}" if differs else "",
+    )
     return replace(passport, accepted=accepted)
 
 
@@ -223,18 +252,8 @@ def _compare(
         f"teacher.classes: the targets are of {facts.classes} classes, and teacher={config.name} has "
         f"{described['classes']}; name the network that made the targets",
     )
-    kind = facts.explainer.get("kind")
-    explainer = (
-        GradCamConfig()
-        if kind is None
-        else EXPLAINERS[kind](
-            **{
-                name: value
-                for name, value in facts.explainer.items()
-                if name not in ("kind", "seed")
-            }
-        )
-    )
+    explained = {name: value for name, value in facts.explainer.items() if name != "seed"}
+    explainer = EXPLAINERS[explained.pop("kind", "gradcam")](**explained)
     sizes = {spec.name: spec.shape for spec in facts.fields}
     task = ComparePassport(
         store_path=store.folder,
@@ -264,7 +283,7 @@ def _compare(
         weights_sha256=described["weights_sha256"],
         agreement=agreement,
     )
-    return passport, [Cause(*cause) for cause in causes]
+    return passport, causes
 
 
 def _payloads(fields: Sequence[FieldSpec]) -> tuple[str, ...]:
@@ -286,18 +305,3 @@ def _resembles(agreement: Agreement, lowest: float, nats: float) -> bool:
     top1 = 1.0 if agreement.top1 is None else agreement.top1
     worst = min([top1, *agreement.cosine_mean.values()])
     return worst >= lowest and (agreement.kl_mean or 0.0) <= nats
-
-
-def _announce(passport: Passport, rest: Agreement, nearest: str) -> None:
-    """Log the agreement, as a warning if what nothing explains is low."""
-    key = passport.agreement.kl_largest_key
-    is_doubtful = not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)
-    differs = is_doubtful or distance_of(rest) > closest(rest)
-    logger.log(
-        logging.WARNING if is_doubtful else logging.INFO,
-        "teacher=%s: %s%s%s",
-        passport.teacher,
-        describe_agreement(passport.agreement),
-        "" if key is None else f"; worst {key}",
-        f"; they differ, cause unknown{nearest}" if differs else "",
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -96,9 +96,9 @@ class TargetFacts(NamedTuple):
     temperatures: tuple[float, ...]
     operations: tuple[dict[str, Any], ...] | None
     """Recipe of stored views, None for the canonical view."""
-    rendering: Rendering = field(default_factory=Rendering)
+    rendering: Rendering
     """Rules by which views show images."""
-    cuts_originals: bool = False
+    cuts_originals: bool
     """True if views are windows of the original images."""
 
 
