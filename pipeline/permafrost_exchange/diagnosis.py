@@ -287,19 +287,20 @@ def find_noise(logits: NDArray[Any], stored: StoredOutputs) -> Cause | None:
     count, num_classes = logits.shape
     if stored.classes.shape != logits.shape or count < 2 * _MIN_ROWS or num_classes < 3:
         return None
-    noise = stored.log_shares - log_softmax(logits)
+    noise = stored.dense(num_classes) - log_softmax(logits)
     noise -= noise.mean(axis=1, keepdims=True)
     sizes = noise.std(axis=1)
     between = np.asarray(np.corrcoef(noise, rowvar=False))
     off_diagonal = between[~np.eye(num_classes, dtype=bool)]
     expected = -1 / (num_classes - 1)  # rows are centered
-    is_noise = sizes.std() / sizes.mean() < 1.5 / np.sqrt(2 * num_classes) + 0.05 and np.sqrt(
-        np.mean((off_diagonal - expected) ** 2)
-    ) < 1.5 / np.sqrt(count)
+    unevenness = sizes.std() / sizes.mean()
+    coupling = np.sqrt(np.mean((off_diagonal - expected) ** 2))
+    if unevenness > 1.5 / np.sqrt(2 * num_classes) + 0.05 or coupling > 1.5 / np.sqrt(count):
+        return None
     size = noise.std() * np.sqrt(num_classes / (num_classes - 1))
     text = f"they have noise with a standard deviation of {size:.2g} on each logit"
     left = float(stored.divergence(logits).mean())
-    return Cause("noise", text, "save them as the teacher gives them", left) if is_noise else None
+    return Cause("noise", text, "save them as the teacher gives them", left)
 
 
 # ---- maps and vectors ----------------------------------------------------------------------------

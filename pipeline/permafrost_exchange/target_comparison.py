@@ -113,9 +113,10 @@ class _Batch(NamedTuple):
     """Views of the records, None for the canonical one."""
 
     @property
-    def num_views(self) -> int:
-        """Number of stored views of each record."""
-        return int(next(iter(self.stored.values())).shape[1])
+    def keys_of_views(self) -> list[str]:
+        """Key of each stored view's record, of length n V."""
+        num_views = next(iter(self.stored.values())).shape[1]
+        return [key for key in self.keys for _ in range(num_views)]
 
     def first(self, count: int) -> _Batch:
         """Return the first records."""
@@ -146,6 +147,7 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
         columns: dict[str, list[NDArray[Any]]] = defaultdict(list)
         compared: list[tuple[Values, Values]] = []
         keys: list[str] = []
+        records = 0
         largest: _Batch | None = None
         for batch in self._batches(sample, annotator.input_size):
             pair = _compared_values(OtherInput(annotator), batch)
@@ -153,7 +155,8 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
                 columns[name].append(column)
             if len(keys) < _MAX_DIAGNOSED:
                 compared.append(pair)
-            keys += np.repeat(batch.keys, batch.num_views).tolist()
+            keys += batch.keys_of_views
+            records += len(batch.keys)
             if largest is None or len(batch.keys) > len(largest.keys):
                 largest = batch
         if largest is None:
@@ -161,7 +164,6 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
                 "EXIF turns all photographs of the sample, and targets of whole images are not compared for these; set "
                 "passport.records=null to compare all records, or remove teacher="
             )
-        records = len(keys) // largest.num_views
         agreement = agreement_of("float32", records, keys, _joined(columns.items()))
         if agreement.kl_mean is None and not agreement.cosine_mean:
             raise TargetError(
@@ -177,7 +179,7 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
                 for side in (0, 1)
             )
             with say_if_slow(logger, "looking for what explains the difference ..."):
-                search = _Search(annotator, largest, self.facts)
+                search = _Search(annotator, largest, self.facts, closest(agreement))
                 causes = self._find_causes(agreement, stored, teacher, keys, search)
         return records, (agreement, causes)
 
@@ -351,10 +353,14 @@ def _same_field(spec: FieldSpec, teacher: Values) -> str | None:
 class _Search:
     """Search for another input of the teacher that explains the targets of some records."""
 
-    def __init__(self, annotator: TeacherAnnotator, batch: _Batch, facts: TargetFacts) -> None:
+    def __init__(
+        self, annotator: TeacherAnnotator, batch: _Batch, facts: TargetFacts, close: float
+    ) -> None:
+        """Take the first records of a batch, and the distance that rounding explains."""
         self.annotator = annotator
         self.batch = batch.first(_TRIED)
         self.facts = facts
+        self.close = close
         self.tried: list[tuple[float, OtherInput]] = []
         """Distance to the targets with each input."""
 
@@ -362,8 +368,9 @@ class _Search:
         """Return the input that explains the targets, or as an unknown cause one that is much nearer."""
         if self.batch.frames.frames.ndim == 2:  # rows of a table
             return None
-        before, close = self._try(OtherInput(self.annotator))
-        if before < 2 * close:  # these records are alike
+        self._try(OtherInput(self.annotator))
+        before = self.tried[0][0]
+        if before < 2 * self.close:  # these records are as they should be
             return None
         stages = [(other_values(self.annotator), _LEFT_BY_INPUT)]
         if self.facts.operations is None:
@@ -373,7 +380,7 @@ class _Search:
             for way in ways:
                 self._try(way)
             distance, nearest = self._nearest()
-            if distance <= max(close, left * before):
+            if distance <= max(self.close, left * before):
                 return Cause("preprocessing", nearest.text, nearest.advice, distance)
         if distance > _NEARER * before:
             return None
@@ -392,12 +399,13 @@ class _Search:
     def _nearest(self) -> tuple[float, OtherInput]:
         return min(self.tried, key=itemgetter(0))
 
-    def _try(self, way: OtherInput) -> tuple[float, float]:
-        """Run the teacher in some way; return its distance to the targets, and the one that rounding explains."""
+    def _try(self, way: OtherInput) -> None:
+        """Run the teacher in some way, and note its distance to the targets."""
         try:
             distances = _distances(self.facts, *_compared_values(way, self.batch))
         except (RuntimeError, ValueError, AssertionError):  # of networks that take no such input
-            return float("inf"), 0.0
-        agreement = agreement_of("float32", len(self.batch.keys), self.batch.keys, distances)
+            return
+        agreement = agreement_of(
+            "float32", len(self.batch.keys), self.batch.keys_of_views, distances
+        )
         self.tried.append((distance_of(agreement), way))
-        return distance_of(agreement), closest(agreement)

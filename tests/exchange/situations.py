@@ -189,8 +189,8 @@ class Bench:
         np.savez(path, keys=keys, **situation.arrays)
         results = []
 
-        def compare(*arguments):
-            results.append(compared(*arguments))
+        def compare(*arguments, **options):
+            results.append(compared(*arguments, **options))
             return results[-1]
 
         compared = passport._compare

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -16,17 +15,7 @@ from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.verification import verify_store
 from permafrost_exchange.diagnosis import CLOSE_NATS, StoredOutputs, find_cause_of_outputs
 from permafrost_exchange.target_reader import TargetError
-from tests.exchange.situations import (
-    COUNTS,
-    GROUPS,
-    Bench,
-    judge,
-    orders,
-    other_maps,
-    other_rows,
-    sound,
-    temperatures,
-)
+from tests.exchange.situations import COUNTS, Bench, judge, situations
 from tests.exchange.test_readers import CLASSES, key_of
 from tests.support import target_files
 from tests.support.exchange import (
@@ -98,28 +87,11 @@ def test_a_wrong_part_of_the_image_stops_with_the_one_that_fits(photographs, out
         run_ingest(photographs.store, *words, "format.frame=full", *TEACHER)
 
 
-def test_a_wrong_order_of_the_classes_stops(photographs, outputs, tmp_path):
-    order = np.roll(np.arange(CLASSES), 1)
-    words = write(photographs, tmp_path / "t.npz", outputs["full"], order=order)
-
-    with pytest.raises(
-        TargetError, match=r"another order of the classes: class 0 .* is the teacher's 3"
-    ):
-        run_ingest(photographs.store, *words, "format.frame=full", *TEACHER)
-
-
-def test_transposed_maps_stop(photographs, outputs, tmp_path):
-    words = write(photographs, tmp_path / "t.npz", outputs["full"], transposed=True)
-
-    with pytest.raises(TargetError, match="map is transposed"):
-        run_ingest(photographs.store, *words, "format.frame=full", *TEACHER)
-
-
 def test_nothing_is_stored_of_targets_without_their_passport(photographs, outputs, tmp_path):
     words = write(photographs, tmp_path / "t.npz", outputs["full"], transposed=True)
     before = {folder.name for folder in photographs.open().pass_folders()}
 
-    with pytest.raises(TargetError):
+    with pytest.raises(TargetError, match="map is transposed"):
         run_ingest(photographs.store, *words, "format.frame=full", *TEACHER, "name=odd")
 
     assert {folder.name for folder in photographs.open().pass_folders()} == before
@@ -311,21 +283,17 @@ def test_photographs_that_exif_turns_are_not_compared(tmp_path):
 
 # ---- generated situations --------------------------------------------------------------------------
 
-QUICK = (sound, temperatures, orders, other_rows, other_maps)
-"""Groups of which every eleventh is judged in the quick tests."""
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("situations"))
 
 
-@pytest.mark.parametrize("groups", [slow(QUICK), slow(GROUPS)])
-def test_causes_are_named_only_where_they_are_right(bench, groups):
+@pytest.mark.slow
+def test_causes_are_named_only_where_they_are_right(bench):
     """No sound targets are doubted, and no cause is named that is not the one."""
     verdicts = {}
-    step = 1 if groups is GROUPS else 11
-    for situation in list(chain.from_iterable(group(bench) for group in groups))[::step]:
+    for situation in situations(bench):
         kind, text = bench.verdict(situation)
         verdicts[situation.name] = (judge(situation, kind, text), kind, text)
 
