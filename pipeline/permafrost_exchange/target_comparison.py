@@ -172,26 +172,30 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
             )
         causes: list[Cause] = []
         if self.facts.frame != "unknown":
-            stored, teacher = (
-                _joined(
-                    (name, [each[side][name] for each in compared]) for name in compared[0][side]
-                )
-                for side in (0, 1)
-            )
+            search = _Search(annotator, largest, self.facts, closest(agreement))
             with say_if_slow(logger, "looking for what explains the difference ..."):
-                search = _Search(annotator, largest, self.facts, closest(agreement))
-                causes = self._find_causes(agreement, stored, teacher, keys, search)
+                causes = self._find_causes(agreement, compared, keys, search)
         return records, (agreement, causes)
 
     def _find_causes(
         self,
         agreement: Agreement,
-        stored: Values,
-        teacher: Values,
+        compared: Sequence[tuple[Values, Values]],
         keys: Sequence[str],
         search: _Search,
     ) -> list[Cause]:
-        """Explain the differences: that of the outputs, and those of maps and vectors."""
+        """Explain the differences: that of the outputs, and those of maps and vectors.
+
+        Args:
+            agreement: Agreement of the whole sample.
+            compared: Stored fields and the teacher's, of each of the first batches.
+            keys: Keys of the views.
+            search: Search of other inputs.
+        """
+        stored, teacher = (
+            _joined((name, [values[name] for values in batches]) for name in batches[0])
+            for batches in zip(*compared, strict=True)
+        )
         cause = None
         if distance_of(agreement) > closest(agreement):
             if agreement.kl_mean is None:
