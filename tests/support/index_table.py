@@ -10,6 +10,7 @@ from permafrost.store.reader import Store
 def index_table(store: Store) -> pa.Table:
     """Rows of the index, with the columns of a receipt and `array_row`."""
     index, shards, manifest = store.index, store.shards, store.manifest
+    measured = index.take(tuple(NUMBERS), range(index.num_rows))  # before anything has a size
     every = np.arange(index.num_rows)
     numbers = index.shard_numbers(every)
     places = np.array([manifest.place_in_generation(number) for number in range(len(shards))])
@@ -28,4 +29,4 @@ def index_table(store: Store) -> pa.Table:
         "labels": labels,
         "boxes": [[dict(zip(BOX_FIELDS, box, strict=True)) for box in part] for part in boxes],
     }
-    return pa.table(index.take(tuple(NUMBERS), every) | columns)
+    return pa.table(measured | columns)
