@@ -1,4 +1,4 @@
-"""Every figure of `make bench` is measured on a few records, so that what its options are refused for shows here."""
+"""Figures of `make bench` are measured on a few records, so that what their options are refused for shows here."""
 
 import pytest
 import torch
@@ -30,10 +30,6 @@ FEW = {
     crops: {"PHOTOGRAPHS": 2 * crops.BATCH, "ROUNDS": 1},
     inputs: {"SHARD_RECORDS": 50},
     memory: {"FEW": 200, "MANY": 400},
-    on_ray: {
-        "SHARD_RECORDS": 50, "TWIN_ROUNDS": 1, "TWIN_SHARDS": 3, "SHARDS_PER_ACTOR": 3, "ACTORS_ROUNDS": 1,
-        "ACTORS": (1, 2), "DATASET_SIDES": {32: 100, 224: 50}, "DATASET_ROUNDS": 1,
-    },
     precomputing: {"RECORDS": 50, "ROUNDS": 1},
     reading: {
         "STREAMED": {32: 100, 224: 50}, "CHECKED": {32: 100, 224: 50}, "LOADED": 100, "ROUNDS": 1,
@@ -59,7 +55,6 @@ FEW = {
 """Numbers of records and rounds by module."""
 LONG = {
     *(allocator.allocator_figure, bcos.bcos_step_figure, memory.memory_figures),
-    *(on_ray.twin_figures, on_ray.dataset_figures, on_ray.actors_figures),
     *(steps.step_figures, steps.mixed_step_figures, steps.features_step_figures),
     *(students.students_figures, reading.public_loader_figures),
 }
@@ -78,17 +73,13 @@ def few(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def marks_of(function):
-    on_a_ray = function.__module__ == on_ray.__name__
-    return [
-        *([pytest.mark.ray] if on_a_ray else []),
-        *([pytest.mark.slow] if function in LONG else []),
-    ]
+HERE = [function for function in bench.GROUPS if function.__module__ != on_ray.__name__]
+"""Functions of figures of this process; those on Ray start and stop it, which `make bench` alone does."""
 
 
 @pytest.mark.parametrize(
     "measure",
-    [pytest.param(function, marks=marks_of(function)) for function in bench.GROUPS],
+    [pytest.param(each, marks=[pytest.mark.slow] if each in LONG else []) for each in HERE],
     ids=lambda function: function.__name__,
 )
 def test_a_figure_is_measured_on_a_few_records(measure, few, tmp_path):
