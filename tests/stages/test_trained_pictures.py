@@ -222,7 +222,13 @@ def test_a_loader_refuses_a_word_for_a_picture(packed):
 
 
 @pytest.mark.parametrize(
-    "values", [{"size": (16,)}, {"size": (16, 16), "crop": 0.0}, {"size": (8, 8), "frames": (0, 8)}]
+    "values",
+    [
+        {"size": (16,)},
+        {"size": (16, 16), "crop": 0.0},
+        {"size": (16, 16), "crop": 1.5},
+        {"size": (8, 8), "frames": (0, 8)},
+    ],
 )
 def test_a_picture_of_no_size_is_refused(values):
     with pytest.raises(ValueError, match=r"sizes are \(height, width\) in pixels"):
