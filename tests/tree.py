@@ -51,6 +51,8 @@ _OF_BUCKETS = {
     *("is_address", "is_in_bucket", "is_remote", "bucket_of", "cache_of", "fetch_file"),
     *("map_ahead", "listed_once", "collected_uploads"),
 }
+_OF_PLANS = ("self.options", "self.config", "self.inputs")
+"""Attributes by which the methods of a plan read its options."""
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -153,7 +155,7 @@ class Tree:
                 return
             visited.add(key)
             yield depth, *key
-            carriers = {parameter}
+            carriers = {*_OF_PLANS} if parameter == "self" else {parameter}
             for node in ast.walk(
                 function
             ):  # names to which it is assigned, as in config = resolve(config)
@@ -169,11 +171,12 @@ class Tree:
             for call in sorted(
                 calls, key=lambda call: (call.end_lineno or 0, call.end_col_offset or 0)
             ):
-                if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
-                    plan = plans.get(call.func.value.id)
+                if isinstance(call.func, ast.Attribute):
+                    value = call.func.value
+                    plan = plans.get(getattr(value, "id", "")) or self._plan_made_by(module, value)
                     method = plan and self._method_of(*plan, call.func.attr)
                     if method:
-                        yield from visit(*method, "self.options", depth + 1)
+                        yield from visit(*method, "self", depth + 1)
                 name = call.func.id if isinstance(call.func, ast.Name) else None
                 if name not in self.names[module]:
                     continue
@@ -192,18 +195,32 @@ class Tree:
         """Yield the names of plans in a function, by their annotation or that of the function that made them."""
         named = [(argument.arg, argument.annotation) for argument in function.args.args]  # type: ignore[attr-defined]
         for node in ast.walk(function):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                made_by = self.names[module].get(getattr(node.value.func, "id", ""))
-                if made_by and isinstance(made_by[1], _FUNCTIONS):
-                    named += [
-                        (t.id, made_by[1].returns) for t in node.targets if isinstance(t, ast.Name)
-                    ]
+            bound: list[tuple[ast.AST, ast.AST | None]] = []
+            if isinstance(node, ast.Assign):
+                bound = [(target, node.value) for target in node.targets]
+            elif isinstance(node, ast.With):  # also as in closing(plan_precompute(config)) as plan
+                bound = [(item.optional_vars, item.context_expr) for item in node.items]  # type: ignore[misc]
+            for target, value in bound:
+                made = [value, *getattr(value, "args", ())]
+                plan = next(filter(None, (self._plan_made_by(module, each) for each in made)), None)
+                if plan and isinstance(target, ast.Name):
+                    yield target.id, plan
         for name, hint in named:
             cls = getattr(hint, "id", None) or str(getattr(hint, "value", ""))
             if cls.endswith(("Plan", "Job")) and (place := self.classes.get(cls)):
                 yield name, place
         if cls := self.owners.get(id(function)):
             yield "self", cls
+
+    def _plan_made_by(
+        self, module: str, value: ast.AST | None
+    ) -> tuple[str, ast.ClassDef] | None:
+        """Return the plan that a call returns by its function's annotation, None for anything else."""
+        made_by = self.names[module].get(getattr(getattr(value, "func", None), "id", ""))
+        if not made_by or not isinstance(made_by[1], _FUNCTIONS):
+            return None
+        hint = ast.unparse(made_by[1].returns) if made_by[1].returns else ""
+        return self.classes.get(hint) if hint.endswith(("Plan", "Job")) else None
 
     def _method_of(self, module: str, cls: ast.ClassDef, name: str) -> tuple[str, ast.AST] | None:
         """Return the module and the definition of a method, of the class or of one that it is derived from."""

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -202,8 +202,9 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
     config, composed = _configure(verb, arguments)
     with _named_packages(verb), ordinary_torch(), mirrored_run(composed.get("run", "")):
         options = (config, arguments) if VERBS[verb].swept else (config,)
-        described: dict[str, str] = resolve_name(VERBS[verb].plan)(*options).describe_work()
-        return described
+        with closing(resolve_name(VERBS[verb].plan)(*options)) as plan:
+            described: dict[str, str] = plan.describe_work()
+            return described
 
 
 def _configure(verb: str, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:

@@ -251,7 +251,7 @@ def test_lost_tables_are_written_by_a_command_and_not_by_its_plan(pictures, tmp_
     abandoned.write_bytes(b"")
     before = tree_bytes(path)
     with pytest.raises(UserError, match="is missing"):
-        plan_precompute(growing_options(pictures, path)).describe_work()
+        plan_precompute(growing_options(pictures, path))
     assert tree_bytes(path) == before
     precompute.run(growing_options(pictures, path))
     assert index.exists()

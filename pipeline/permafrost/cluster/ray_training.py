@@ -63,7 +63,7 @@ class RankedJob(Protocol):
         """Folder of the training in that of its run."""
 
     @property
-    def run(self) -> str:
+    def run_name(self) -> str:
         """Name of the run, or its address in a bucket."""
 
     @property
@@ -120,7 +120,9 @@ class _RankLoop:
             context.get_world_size(),
             ray.train.torch.get_device() if self.job.trainer.device in _DEVICES_OF_RAY else None,
             context.get_local_world_size(),
-            TrainingMetrics(self.job.run, context.get_world_size(), self.job.trainer.batch_size),
+            TrainingMetrics(
+                self.job.run_name, context.get_world_size(), self.job.trainer.batch_size
+            ),
         )
 
         def on_epoch(epoch: int, line: str) -> None:
@@ -135,7 +137,7 @@ class _RankLoop:
 
 def _at_home(job: RankedJob) -> RankedJob:
     """Return a job whose folder is that of its node, with the last checkpoint, if its run is in a bucket."""
-    files, verb = files_of_run(job.run), job.folder.name
+    files, verb = files_of_run(job.run_name), job.folder.name
     files.fetch(verb, exactly=True)
     return job.moved_to(files.folder / verb) if files.is_mirrored else job
 
@@ -172,7 +174,7 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
             raise RanksError(reason) from error
         finally:
             watcher.stop()
-            files_of_run(job.run).fetch(job.folder.name, exactly=True)
+            files_of_run(job.run_name).fetch(job.folder.name, exactly=True)
             shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
 
 

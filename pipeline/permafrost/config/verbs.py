@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -233,6 +234,21 @@ def _has_option(section: str, option: str) -> bool:
 # ---- verbs -----------------------------------------------------------------------------------------
 
 
+class Plan(ABC):
+    """Work of a verb, complete when it is made: `run` does what `describe_work` says."""
+
+    @abstractmethod
+    def describe_work(self) -> dict[str, str]:
+        """Return what is read, computed and written, by name, as `--plan` prints it."""
+
+    @abstractmethod
+    def run(self) -> Any:
+        """Do what is missing, and return the result, a dataclass whose values are printed."""
+
+    def close(self) -> None:  # noqa: B027, most plans hold nothing
+        """Release what the plan holds until it has run, such as a lock."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verb:
     """A command: what it takes, what it runs, and how the command line, jobs and the Python interface show it.
@@ -248,8 +264,8 @@ class Verb:
     """Function of the work, as module:name, which is imported when the command runs. It takes the options, and
     returns a dataclass, whose values are printed."""
     plan: str = ""
-    """Function of the same arguments that plans the work, as module:name, for --plan. A plan's `describe_work` returns
-    what would be read, computed and written, by name. Empty for a verb without one."""
+    """Function of the same arguments that returns the `Plan` of the work, as module:name, for --plan. Empty for a verb
+    without one."""
     order: int = 100
     """Place in lists of verbs: preview is 10, precompute 20, teach 30, verify 40, distill 50, evaluate 60, sweep 70."""
     python: str = ""
@@ -351,8 +367,8 @@ VERBS: Family[Verb] = Family(
         ),
         "teach": Verb(
             options=TeachConfig,
-            function="permafrost.verbs.teach:teach_network",
-            plan="permafrost.training.teach_job:plan_teacher",
+            function="permafrost.training.teach:teach_network",
+            plan="permafrost.training.teach:plan_teacher",
             order=30,
             typed_arguments=("run=", "store.path=", "teacher."),
         ),
@@ -371,7 +387,7 @@ VERBS: Family[Verb] = Family(
         "evaluate": Verb(
             options=EvaluateConfig,
             function="permafrost.evaluation.evaluate:evaluate_run",
-            plan="permafrost.evaluation.inputs:plan_evaluation",
+            plan="permafrost.evaluation.evaluate:plan_evaluation",
             order=60,
             check_arguments=_check_evaluate_arguments,
         ),

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.evaluation import feature_probes
-from permafrost.config.verbs import EvaluateConfig, report_command
+from permafrost.config.verbs import EvaluateConfig, Plan, report_command
 from permafrost.evaluation.evaluator import align_columns, numbers_of
-from permafrost.evaluation.inputs import EvaluationPlan, plan_evaluation, without_unknown_arms
+from permafrost.evaluation.inputs import EvaluationInputs, open_inputs, without_unknown_arms
 from permafrost.evaluation.results import (
     METRICS_NAME,
     PER_LABEL,
@@ -134,43 +134,97 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
             evaluator was run with other options.
         StoreMismatchError: If a pass does not fit the network.
     """
-    plan = plan_evaluation(config)
-    folder_name = plan.folder_name
-    outdated = plan.run.path / (name or folder_name)
-    if is_outdated(outdated, plan.trained.picture):
-        logger.warning(
-            "%s was recorded without what the network was shown (evaluate.frame), so it is evaluated again",
-            outdated,
-        )
-        for file in (METRICS_NAME, CONFIG_NAME):
-            (outdated / file).unlink(missing_ok=True)
-    with plan.run.open(name or folder_name, plan.config.shared, plan.inputs) as folder:
-        missing = missing_evaluators(folder, plan.config)
-        if name in (None, folder_name):  # not one of a sweep's selections
-            logger.info(
-                "%(network)s on %(records)s: %(evaluators)s; into %(folder)s", plan.describe_work()
-            )
-            if config.model == "student":
-                _warn_of_chosen_epoch(plan)
-        if missing:
-            from permafrost.evaluation.run import run_evaluators  # imports torch
+    return plan_evaluation(config, name).run()
 
-            run_evaluators(plan, folder, missing)
-        results = read_results(folder)
-    result = _describe_results(plan, folder, results)
-    if missing:
-        training = plan.run.path / "distill" if config.model == "student" else folder
-        tracked = TrackedRun(config.logger, config.run, training.absolute())
-        tracked.add_results(folder.relative_to(plan.run.path).as_posix(), result.numbers)
-    return result
+
+def plan_evaluation(config: EvaluateConfig, name: str | None = None) -> EvaluationPlan:
+    """Resolve the options of an evaluation, and open what it reads.
+
+    Args:
+        config: Options of the command.
+        name: As in `evaluate_student`.
+
+    Raises:
+        ConfigError: If a network, a pass or the package of `logger` is missing.
+        StoreMismatchError: If a pass does not fit the network.
+    """
+    inputs = open_inputs(config)
+    usual = inputs.folder_name
+    path = inputs.run_folder.path / (name or usual)
+    outdated = is_outdated(path, inputs.trained.picture)
+    return EvaluationPlan(
+        inputs=inputs,
+        folder=path,
+        is_selection=name not in (None, usual),
+        is_outdated=outdated,
+        missing=[*inputs.config.requested_evaluators]
+        if outdated
+        else [*missing_evaluators(path, inputs.config)],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan(Plan):
+    """An evaluation: what it reads, its folder, and the evaluators whose results the folder lacks."""
+
+    inputs: EvaluationInputs
+    folder: Path
+    is_selection: bool
+    """True for one by which a sweep selects a point."""
+    is_outdated: bool
+    """True if the folder's results do not say what the network was shown."""
+    missing: list[str]
+
+    def describe_work(self) -> dict[str, str]:
+        inputs, config = self.inputs, self.inputs.config
+        return {
+            "network": f"{config.model} of run {config.run}",
+            "records": f"split {', '.join(config.evaluate.splits)} of {inputs.store.path}",
+            "passes": ", ".join(teacher.name for teacher in inputs.passes) or "none",
+            **inputs.pictures,
+            "evaluators": f"runs {', '.join(self.missing)}" if self.missing else "nothing to run",
+            "folder": str(self.folder),
+        }
+
+    def run(self) -> EvaluateResult:
+        """Run the missing evaluators, and return the results of all of them."""
+        inputs, config, run = self.inputs, self.inputs.config, self.inputs.run_folder
+        if self.is_outdated:
+            logger.warning(
+                "%s was recorded without what the network was shown (evaluate.frame), so it is evaluated again",
+                self.folder,
+            )
+            for file in (METRICS_NAME, CONFIG_NAME):
+                (self.folder / file).unlink(missing_ok=True)
+        place = self.folder.relative_to(run.path).as_posix()
+        with run.open(place, config.shared, inputs.fingerprints) as folder:
+            missing = missing_evaluators(folder, config)  # another process may have finished
+            if not self.is_selection:
+                logger.info(
+                    "%(network)s on %(records)s: %(evaluators)s; into %(folder)s",
+                    self.describe_work(),
+                )
+                if config.model == "student":
+                    _warn_of_chosen_epoch(inputs)
+            if missing:
+                from permafrost.evaluation.run import run_evaluators  # imports torch
+
+                run_evaluators(inputs, folder, missing)
+            results = read_results(folder)
+        result = _describe_results(inputs, folder, results)
+        if missing:
+            training = run.path / "distill" if config.model == "student" else folder
+            tracked = TrackedRun(config.logger, config.run, training.absolute())
+            tracked.add_results(place, result.numbers)
+        return result
 
 
 def _describe_results(
-    plan: EvaluationPlan, folder: Path, results: dict[str, Any]
+    inputs: EvaluationInputs, folder: Path, results: dict[str, Any]
 ) -> EvaluateResult:
     """Return the results with the command to run next."""
-    config, store = plan.config, plan.store
-    student = TrainedStudent(plan.run.path / "distill")
+    config, store = inputs.config, inputs.store
+    student = TrainedStudent(inputs.run_folder.path / "distill")
     is_untrained = config.model == "student" and not student.trains_classifier
     after = report_command(config.store.path, config.run)
     is_probed = bool(results["evaluators"].keys() & feature_probes())
@@ -186,12 +240,12 @@ def _describe_results(
     )
 
 
-def _warn_of_chosen_epoch(plan: EvaluationPlan) -> None:
+def _warn_of_chosen_epoch(inputs: EvaluationInputs) -> None:
     """Warn of results on the split by which the student's epoch was chosen."""
-    student = TrainedStudent(plan.run.path / "distill")
-    metric = student.epoch_metric(plan.store.manifest.fingerprint)
+    student = TrainedStudent(inputs.run_folder.path / "distill")
+    metric = student.epoch_metric(inputs.store.manifest.fingerprint)
     split = (metric or "").partition(".")[0]
-    if split in plan.config.evaluate.splits:
+    if split in inputs.config.evaluate.splits:
         logger.warning(
             "the epoch of this student was chosen by %s (select_epoch), so its results on %s look better than they "
             "are; report another split",

@@ -24,7 +24,6 @@ from permafrost.evaluation.results import (
     TEACHER_PICTURE,
     evaluation_folder,
     folder_of_evaluation,
-    missing_evaluators,
     place_beside,
 )
 from permafrost.loading.subset import HOLDOUT, rows_of_split
@@ -72,8 +71,8 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
-    """An evaluation: its options, the network, which is not built yet, its store and its teacher passes."""
+class EvaluationInputs:
+    """Inputs of an evaluation: the network, which is not built yet, its store and its teacher passes."""
 
     config: EvaluateConfig
     main: str
@@ -90,12 +89,12 @@ class EvaluationPlan:
     """Fingerprints of other networks that the results depend on, by name, besides those of the passes."""
 
     @property
-    def run(self) -> RunFolder:
+    def run_folder(self) -> RunFolder:
         """The run."""
         return RunFolder(self.config.run)
 
     @property
-    def inputs(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Fingerprints of all inputs, by name."""
         return {
             self.config.model: self.fingerprint,
@@ -121,23 +120,12 @@ class EvaluationPlan:
     def folder_name(self) -> str:
         """Name of the folder of the evaluation in that of its run."""
         options, picture = self.config.evaluate, self.trained.picture
-        return folder_of_evaluation(self.run.path, self.main, options, picture, self.inputs)
-
-    def describe_work(self) -> dict[str, str]:
-        """Return what the evaluation reads, computes and writes, by name."""
-        folder = self.run.path / self.folder_name
-        missing = missing_evaluators(folder, self.config)
-        return {
-            "network": f"{self.config.model} of run {self.config.run}",
-            "records": f"split {', '.join(self.config.evaluate.splits)} of {self.store.path}",
-            "passes": ", ".join(teacher.name for teacher in self.passes) or "none",
-            **self.pictures,
-            "evaluators": f"runs {', '.join(missing)}" if missing else "nothing to run",
-            "folder": str(folder),
-        }
+        return folder_of_evaluation(
+            self.run_folder.path, self.main, options, picture, self.fingerprints
+        )
 
 
-def plan_evaluation(config: EvaluateConfig) -> EvaluationPlan:
+def open_inputs(config: EvaluateConfig) -> EvaluationInputs:
     """Resolve the options of an evaluation, and open what it reads.
 
     Raises:
@@ -156,7 +144,7 @@ def plan_evaluation(config: EvaluateConfig) -> EvaluationPlan:
     return open_student(config)
 
 
-def open_student(config: EvaluateConfig) -> EvaluationPlan:
+def open_student(config: EvaluateConfig) -> EvaluationInputs:
     """Open the student of the run and the passes that it is compared with, by default those it was trained on.
 
     Raises:
@@ -225,7 +213,7 @@ def open_student(config: EvaluateConfig) -> EvaluationPlan:
 
     fingerprint = SavedNetwork(student).check()
     elsewhere = place or place_beside(run / main, store)
-    return EvaluationPlan(
+    return EvaluationInputs(
         config=config,
         main=evaluation_folder(config.evaluate.against, elsewhere),
         is_elsewhere=bool(elsewhere if config.evaluate.store is not None else place),
@@ -342,7 +330,7 @@ def open_against(
         ) from None
 
 
-def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
+def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     """Open the network of `teacher`, with its own pass if the store has one.
 
     Raises:
@@ -377,7 +365,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
             for teacher_pass in passes
             if teacher_pass.num_classes == num_classes or not teacher_pass.manifest.has_logits
         ]
-    return EvaluationPlan(
+    return EvaluationInputs(
         config=config,
         main=main,
         store=store,
@@ -388,7 +376,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationPlan:
     )
 
 
-def open_network(config: EvaluateConfig) -> EvaluationPlan:
+def open_network(config: EvaluateConfig) -> EvaluationInputs:
     """Open the given network of `student`, with the pass of `teacher`, or the only pass, if the store has one.
 
     A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
@@ -437,7 +425,7 @@ def open_network(config: EvaluateConfig) -> EvaluationPlan:
         passes = teacher_passes
     passes = [teacher_pass for teacher_pass in passes if teacher_pass.num_classes == num_classes]
     alone = of_teacher is not None and not passes
-    return EvaluationPlan(
+    return EvaluationInputs(
         config=config,
         main=main,
         store=store,

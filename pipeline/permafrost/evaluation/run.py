@@ -20,7 +20,7 @@ from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
 from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split, predict_split
-from permafrost.evaluation.inputs import EvaluationPlan
+from permafrost.evaluation.inputs import EvaluationInputs
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.per_label import AT_HALF, Thresholds, best_thresholds
 from permafrost.evaluation.results import (
@@ -42,11 +42,11 @@ logger = logging.getLogger("permafrost.evaluate")
 
 
 @float32_products()  # as evaluators may call networks as they are
-def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -> None:
+def run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[str]) -> None:
     """Run each missing evaluator and add its results, after the checks of all of them have passed.
 
     Args:
-        plan: The evaluation.
+        inputs: The evaluation.
         folder: Folder of the evaluation.
         missing: Names of the evaluators to run.
 
@@ -54,24 +54,24 @@ def run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -
         ConfigError: If a requirement of an evaluator is missing.
         DeviceError: If the device has no room for a batch.
     """
-    with device_errors(f"lower evaluate.batch_size={plan.config.evaluate.batch_size}"):
-        _run_evaluators(plan, folder, missing)
+    with device_errors(f"lower evaluate.batch_size={inputs.config.evaluate.batch_size}"):
+        _run_evaluators(inputs, folder, missing)
 
 
-def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) -> None:
-    config = plan.config
-    model, trained = plan.build()
-    model = replace(model, thresholds=_thresholds(plan, folder, model, trained))
+def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[str]) -> None:
+    config = inputs.config
+    model, trained = inputs.build()
+    model = replace(model, thresholds=_thresholds(inputs, folder, model, trained))
     logger.info("evaluators run on %s", device_name(model.device))
-    networks = Networks(config, plan.store, plan.passes)
+    networks = Networks(config, inputs.store, inputs.passes)
     requested = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
-    model = explained_as(model, plan.passes)
-    kind = plan.passes[0].explainer if plan.passes else None
+    model = explained_as(model, inputs.passes)
+    kind = inputs.passes[0].explainer if inputs.passes else None
     if "localization" in requested and kind not in (None, model.explainer):
         logger.warning(
             "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
             "and pictures use the network's own explainer=%s; to compare maps, name %s",
-            plan.passes[0].name,
+            inputs.passes[0].name,
             kind,
             type(model.network.network).__name__,
             model.explainer,
@@ -84,12 +84,12 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
         EvaluationContext(
             split=split,
             model=model,
-            dataset=open_split(plan.store, plan.passes, split, trained, threads),
+            dataset=open_split(inputs.store, inputs.passes, split, trained, threads),
             config=config,
             networks=networks,
             folder=folder,
             trained=trained if config.model == "student" else None,
-            fingerprint=plan.fingerprint,
+            fingerprint=inputs.fingerprint,
             localize="localization" in requested,
         )
         for split in config.evaluate.splits
@@ -118,7 +118,7 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
             options=evaluator_options(evaluator, config),
             files=files[evaluator],
             records={context.split: len(context.dataset) for context in contexts},
-            pictures=plan.pictures,
+            pictures=inputs.pictures,
             written={
                 name: digest for context in contexts for name, digest in context.written.items()
             },
@@ -126,19 +126,19 @@ def _run_evaluators(plan: EvaluationPlan, folder: Path, missing: Sequence[str]) 
 
 
 def _thresholds(
-    plan: EvaluationPlan, folder: Path, model: EvaluatedModel, trained: TrainedModel
+    inputs: EvaluationInputs, folder: Path, model: EvaluatedModel, trained: TrainedModel
 ) -> Thresholds:
     """Return the logits from which classes are predicted, by evaluate.threshold.
 
     Raises:
         ConfigError: If records have one label each, or the thresholds of another store's split were not chosen yet.
     """
-    option, run = plan.config.evaluate.threshold, plan.run.path
+    option, run = inputs.config.evaluate.threshold, inputs.run_folder.path
     stored = None
-    if plan.store.manifest.multi_label:
+    if inputs.store.manifest.multi_label:
         option = threshold_of(folder) if option is None else option
         name = option if isinstance(option, str) else None
-        stored = stored_thresholds(run, plan.config.model, plan.fingerprint, name)
+        stored = stored_thresholds(run, inputs.config.model, inputs.fingerprint, name)
     if option is None:
         if stored is not None:
             logger.warning(
@@ -147,8 +147,8 @@ def _thresholds(
             )
         return AT_HALF
     require(
-        plan.store.manifest.multi_label,
-        f"evaluate.threshold={option} is for records with many labels, and those of {plan.store.path} have one each",
+        inputs.store.manifest.multi_label,
+        f"evaluate.threshold={option} is for records with many labels, and those of {inputs.store.path} have one each",
     )
     if not isinstance(option, str):
         logit = math.log(option / (1 - option))
@@ -157,19 +157,19 @@ def _thresholds(
         of_model, of_teacher = torch.tensor(stored[1], dtype=torch.float64).T
         return Thresholds(of_model, of_teacher)
     require(
-        not plan.is_elsewhere,
+        not inputs.is_elsewhere,
         f"evaluate.threshold={option} takes the thresholds of split {option} of the store that the student was trained "
-        f"on, and {plan.store.path} is another one; choose them first with permafrost evaluate "
-        f"store.path=<that store> run={plan.config.run} evaluate.threshold={option}",
+        f"on, and {inputs.store.path} is another one; choose them first with permafrost evaluate "
+        f"store.path=<that store> run={inputs.config.run} evaluate.threshold={option}",
     )
     if (run / "distill" / EXPORT_FOLDER).exists():
         logger.warning(
             "%s has other thresholds; run permafrost export again", run / "distill" / EXPORT_FOLDER
         )
-    threads = resolve_decode_threads(plan.config.evaluate.decode_threads)
-    dataset = open_split(plan.store, plan.passes, option, trained, threads, with_regions=False)
-    options = plan.config.evaluate
-    predictions = predict_split(model, dataset, options, plan.passes, localize=False)
+    threads = resolve_decode_threads(inputs.config.evaluate.decode_threads)
+    dataset = open_split(inputs.store, inputs.passes, option, trained, threads, with_regions=False)
+    options = inputs.config.evaluate
+    predictions = predict_split(model, dataset, options, inputs.passes, localize=False)
     logits = predictions.teacher_logits
     of_teacher = 0.0
     if isinstance(logits, Tensor):

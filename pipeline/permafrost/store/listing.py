@@ -94,17 +94,22 @@ def order_path(listing: RootedPath) -> RootedPath:
 
 
 @contextmanager
-def listing_files(store: RootedPath) -> Iterator[ListingFiles]:
+def listing_files(store: RootedPath, *, is_locked: bool = True) -> Iterator[ListingFiles]:
     """Provide paths for a listing in the store's folder, and remove its files when the block ends.
 
     A folder that is read-only for this process has its listing in the machine's temporary folder: only a store without
     missing shards can be there, and no other machine reads the listing.
+
+    Args:
+        store: Folder of the store.
+        is_locked: True if the caller holds its lock, so that other listings are of killed processes, and are removed.
     """
     if not is_writable(store):
         with scratch_folder() as folder, _removed_files(folder) as files:
             yield files
         return
-    _remove(store, ".*")  # the caller holds the store's lock, so these are of killed processes
+    if is_locked:
+        _remove(store, ".*")
     with _removed_files(store) as files:
         yield files
 

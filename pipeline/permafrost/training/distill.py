@@ -89,30 +89,7 @@ def distill_student(
         ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
         StoreMismatchError: If a pass does not have what the method reads.
     """
-    plan = plan_student(config)
-    folder = str(plan.folder)
-    with plan.open_folder():
-        if plan.is_finished:
-            logger.info("%s is finished", plan.folder)
-            return DistillResult(student=folder, trained_epochs=0, next=plan.next_command())
-        if on_epoch is not None:  # a student of a sweep, which has its own progress
-            epochs = plan.finish(on_epoch).epochs
-            return DistillResult(student=folder, trained_epochs=epochs)
-        logger.info(
-            "student %(student)s, method=%(method)s, %(targets)s: %(records)s, trainer.epochs=%(epochs)s, into "
-            "%(folder)s",
-            plan.describe_work(),
-        )
-        with show_epochs("distill", plan.trainer.epochs, plan.records) as show:
-            progress = plan.finish(show)
-        return DistillResult(
-            student=folder,
-            trained_epochs=progress.epochs,
-            last_epoch=progress.last_line,
-            picture=str(SavedNetwork(plan.folder).describe().picture or ""),
-            records_per_second=progress.rate(plan.folder),
-            next=plan.next_command(),
-        )
+    return plan_student(config).run(on_epoch)
 
 
 def plan_student(config: DistillConfig) -> StudentPlan:
@@ -166,7 +143,7 @@ class StudentPlan(TrainingJob):
 
     def next_command(self) -> str:
         """Return the command that evaluates the student."""
-        return TrainedStudent(self.folder).evaluate_command(self.run, self.store)
+        return TrainedStudent(self.folder).evaluate_command(self.run_name, self.store)
 
     def describe_work(self) -> dict[str, str]:
         options = self.options
@@ -195,6 +172,35 @@ class StudentPlan(TrainingJob):
             "epochs": str(options.trainer.epochs),
             "folder": self.describe_folder(),
         }
+
+    def run(self, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
+        """Train and export the student, unless it is finished.
+
+        Args:
+            on_epoch: As in `distill_student`.
+        """
+        folder = str(self.folder)
+        with self.open_folder():
+            if self.is_finished:
+                logger.info("%s is finished", self.folder)
+                return DistillResult(student=folder, trained_epochs=0, next=self.next_command())
+            if on_epoch is not None:  # a student of a sweep, which has its own progress
+                return DistillResult(student=folder, trained_epochs=self.finish(on_epoch).epochs)
+            logger.info(
+                "student %(student)s, method=%(method)s, %(targets)s: %(records)s, trainer.epochs=%(epochs)s, into "
+                "%(folder)s",
+                self.describe_work(),
+            )
+            with show_epochs("distill", self.trainer.epochs, self.records) as show:
+                progress = self.finish(show)
+            return DistillResult(
+                student=folder,
+                trained_epochs=progress.epochs,
+                last_epoch=progress.last_line,
+                picture=str(SavedNetwork(self.folder).describe().picture or ""),
+                records_per_second=progress.rate(self.folder),
+                next=self.next_command(),
+            )
 
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         from permafrost.loading.dataset import StoreDataset, rows_with_targets

@@ -1,4 +1,4 @@
-"""A training as a job, which any process can run: of a student (distill.py) or of a teacher (teach_job.py).
+"""A training as a job, which any process can run: of a student (distill.py) or of a teacher (teach.py).
 
 It runs in this process or on several ranks.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
+from permafrost.config.verbs import Plan
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CHECKPOINT_NAME, RunFolder, read_cost, save_cost
 from permafrost.runs.mirrors import upload_mirror
@@ -70,7 +71,7 @@ def _announce_rest(rows: int, read: int, batch_size: int) -> None:
         )
 
 
-class TrainingJob(ABC):
+class TrainingJob(Plan):
     """A training that any process can finish, alone or with others. Another process opens its inputs itself."""
 
     def __init__(self, options: DistillConfig | TeachConfig, folder: Path, store: Store) -> None:
@@ -96,7 +97,7 @@ class TrainingJob(ABC):
             ConfigError: If the folder has results of other options.
             LockedError: If another process writes to it.
         """
-        with RunFolder(self.run).open(self.folder.name, self.options, self.inputs()):
+        with RunFolder(self.run_name).open(self.folder.name, self.options, self.inputs()):
             yield
 
     def check_folder(self) -> Self:
@@ -105,11 +106,11 @@ class TrainingJob(ABC):
         Raises:
             ConfigError: If the folder has results of other options.
         """
-        RunFolder(self.run).check(self.folder.name, self.options, self.inputs())
+        RunFolder(self.run_name).check(self.folder.name, self.options, self.inputs())
         return self
 
     @property
-    def run(self) -> str:
+    def run_name(self) -> str:
         """Name of the run, or its address in a bucket."""
         return self.options.run
 
@@ -121,7 +122,7 @@ class TrainingJob(ABC):
     @property
     def tracked(self) -> TrackedRun:
         """Run of the tracker."""
-        return TrackedRun(self.options.logger, self.run, self.folder.absolute())
+        return TrackedRun(self.options.logger, self.run_name, self.folder.absolute())
 
     @property
     def is_finished(self) -> bool:
@@ -145,10 +146,6 @@ class TrainingJob(ABC):
     def trainer(self) -> TrainerOptions:
         """Trainer options, such as epochs and number of ranks."""
 
-    @abstractmethod
-    def describe_work(self) -> dict[str, str]:
-        """Return what the training reads, computes and writes, by name."""
-
     def describe_folder(self) -> str:
         """Return the folder, and whether a checkpoint in it is continued."""
         is_begun = (self.folder / CHECKPOINT_NAME).exists()
@@ -162,7 +159,7 @@ class TrainingJob(ABC):
         """Return the same job with the run's folder on another machine."""
         return type(self)(self.options, folder, self.store)
 
-    def prepare(self, distributed: DistributedContext) -> None:  # noqa: B027, most jobs need none
+    def prepare(self, distributed: DistributedContext) -> None:
         """Create the files that the training reads in addition to the store, on all ranks, unless they exist."""
 
     @abstractmethod

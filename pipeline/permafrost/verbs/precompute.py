@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,7 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig, Picture, is_published
 from permafrost.config.store import PrecomputeConfig
+from permafrost.config.verbs import Plan
 from permafrost.core.errors import require, shorten
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
@@ -40,7 +39,7 @@ from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.generations import appended_store, plan_append, restore_tables
-from permafrost.store.listing import listing_files
+from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
 from permafrost.store.reader import Store
@@ -103,15 +102,21 @@ def precompute_store(config: PrecomputeConfig) -> PrecomputeResult:
     Raises:
         UserError: If the options, the data or the store cannot be used. Finished shards are kept.
     """
-    plan = plan_precompute(config)
-    return plan.run()
+    with closing(plan_precompute(config, is_run=True)) as plan:
+        return plan.run()
 
 
-def plan_precompute(config: PrecomputeConfig) -> PrecomputePlan:
-    """Check that the options or a finished store provide records.
+def plan_precompute(config: PrecomputeConfig, *, is_run: bool = False) -> PrecomputePlan:
+    """Check that the options or a finished store provide records, and plan the work on them.
+
+    Args:
+        config: Options of the command.
+        is_run: Lock the store, and write its lost tables again, before its records are compared. A plan that is only
+            described writes nothing.
 
     Raises:
         ConfigError: If neither does.
+        LockedError: If it is to run, and another process writes to the store.
     """
     path = config.store.folder.absolute()
     _check_place(config, path)
@@ -124,7 +129,7 @@ def plan_precompute(config: PrecomputeConfig) -> PrecomputePlan:
         Network(config.teacher, ()).require_weights(
             ", or teacher=none to pack the records without a pass"
         )
-    return PrecomputePlan(config, path)
+    return PrecomputePlan(config, path, is_run=is_run)
 
 
 def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
@@ -155,122 +160,125 @@ _UNCHANGED = (
 )
 
 
-class PrecomputePlan:
-    """One call of precompute: its options, and the store that it completes."""
+class PrecomputePlan(Plan):
+    """Plan of a store and its passes: the options, and the shards that are missing.
 
-    def __init__(self, options: PrecomputeConfig, path: RootedPath) -> None:
-        """Name the work.
+    Until it is closed it holds the listing and, if it is to run, the store's lock.
+    """
+
+    def __init__(self, options: PrecomputeConfig, path: RootedPath, *, is_run: bool) -> None:
+        """List the data, unless the store was finished and made of the same data.
 
         Args:
             options: Options of the command.
             path: Absolute folder of the store.
+            is_run: As for `plan_precompute`.
         """
         self.options = options
         self.path = path
+        self._started = time.monotonic()
+        data = options.data
+        self._digest = (
+            None if isinstance(data, NoDataConfig) else digest_origin(data, options.store)
+        )
+        """Digest of the data's origin, None for a finished store whose data are not named."""
+        with ExitStack() as held:
+            if is_run:
+                held.enter_context(FolderLock(path))
+            self._choice = held.enter_context(ExecutorChoice(options.executor, options.cluster))
+            self._packing = None
+            """What is to be packed; None if the store is finished, as far as that shows without listing."""
+            if self._digest is not None and (
+                options.store.relist or find_finished(path, self._digest) is None
+            ):
+                if is_run:
+                    restore_tables(path)
+                self._packing = self._plan_packing(
+                    held.enter_context(listing_files(path, is_locked=is_run))
+                )
+            self._held = held.pop_all()
+
+    def _plan_packing(self, files: ListingFiles) -> tuple[PackPlan, ListedData]:
+        """List the records, and compare them with the store."""
+        options = self.options
+        with say_if_slow(logger, f"listing the records of data={options.data.kind} ..."):
+            listed = list_data(options.data, files, options.store.seed, self._choice.for_records)
+            store = appended_store(options, self.path)
+            if store is not None:
+                listed = listed.compared_with(store, files, options.store.seed)
+            shards = listed.plan_shards(options.store)
+        records = listed.source, listed.listing
+        if listed.comparison is not None:
+            return plan_append(options, listed.comparison, *records, shards), listed
+        source, listing = records
+        return plan_pack(options, self.path, source, listed.classes, listing, shards), listed
+
+    def close(self) -> None:
+        self._held.close()
 
     def run(self) -> PrecomputeResult:
-        """Do what is missing."""
-        options, started = self.options, time.monotonic()
-        packed = 0
-        annotation: Annotation | None = None
-        with (
-            FolderLock(self.path),
-            ExecutorChoice(options.executor, options.cluster) as choice,
-        ):
-            if not self.is_packed:
-                packed = self.pack(choice)
-            elif self._digest is not None:
-                logger.info(_UNCHANGED)
-            store = Store(self.path)
-            executor = choice.for_records(store.num_records())
-            if self.is_packed:
-                self._announce(f"{store.num_records():,} records, finished", executor)
-            if not isinstance(options.teacher, NoModelConfig):
-                from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
+        """Pack what is missing, then run the teacher on it."""
+        options = self.options
+        packed, annotation = 0, None
+        if self._packing is not None:
+            packed = self._pack(*self._packing)
+        elif self._digest is not None:
+            logger.info(_UNCHANGED)
+        store = Store(self.path)
+        executor = self._choice.for_records(store.num_records())
+        if self._packing is None:
+            self._announce(f"{store.num_records():,} records, finished", executor)
+        if not isinstance(options.teacher, NoModelConfig):
+            from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
-                resolved = resolve_precompute(options, store)
-                annotation = annotate_passes(resolved, store, executor)
+            resolved = resolve_precompute(options, store)
+            annotation = annotate_passes(resolved, store, executor)
         if packed:
             _suggest_frames(store)
-        return self._result(store, packed, annotation, time.monotonic() - started)
+        return self._result(store, packed, annotation, time.monotonic() - self._started)
 
-    @cached_property
-    def _digest(self) -> str | None:
-        """Digest of the data's origin, None for a finished store whose data are not named."""
-        data = self.options.data
-        return None if isinstance(data, NoDataConfig) else digest_origin(data, self.options.store)
-
-    @cached_property
-    def is_packed(self) -> bool:
-        """True if the store was finished, whole and made of the same data, as far as that shows without listing."""
-        if self._digest is None:
-            return True
-        return not self.options.store.relist and find_finished(self.path, self._digest) is not None
-
-    def pack(self, choice: ExecutorChoice) -> int:
-        """List the data, pack the missing shards and commit; return the number of packed records."""
-        options = self.options
-        preview = None
-        restore_tables(self.path)
-        with self._listed(choice) as (plan, listed):
-            executor = choice.for_records(plan.num_records)
-            self._announce(plan.describe(), executor)
-            teacher, columns = options.teacher, plan.packing.columns
-            if plan.missing and plan.before is None and not isinstance(teacher, NoModelConfig):
-                Network(teacher, listed.classes).build(
-                    options.store.path,
-                    None if columns is None else len(columns),
-                    reads_head=options.annotate.reads_head,
-                )
-            if plan.missing and not plan.repairs:
-                files = options.preview.limit
-                preview = preview_source(options.data, listed, executor, self.path, files=files)
-                preview = add_findings(preview)
-                check_findings(preview)
-                preview.write(self.path)
+    def _pack(self, plan: PackPlan, listed: ListedData) -> int:
+        """Pack the missing shards and commit; return the number of packed records."""
+        options, teacher, columns = self.options, self.options.teacher, plan.packing.columns
+        executor = self._choice.for_records(plan.num_records)
+        self._announce(plan.describe(), executor)
+        if plan.missing and plan.before is None and not isinstance(teacher, NoModelConfig):
+            Network(teacher, listed.classes).build(
+                options.store.path,
+                None if columns is None else len(columns),
+                reads_head=options.annotate.reads_head,
+            )
+        if plan.repairs:  # of a generation, before what follows it is compared
             packed = pack(plan, options, executor)
-        if plan.repairs:
-            return packed + self.pack(choice)
+            with listing_files(self.path, is_locked=True) as files:
+                return packed + self._pack(*self._plan_packing(files))
+        preview = None
+        if plan.missing:
+            limit = options.preview.limit
+            preview = preview_source(options.data, listed, executor, self.path, files=limit)
+            preview = add_findings(preview)
+            check_findings(preview)
+            preview.write(self.path)
+        packed = pack(plan, options, executor)
         if preview is not None and (of_store := findings_of_store(Store(self.path))):
             check_findings(replace(preview, findings=of_store))
             replace(preview, findings=(*preview.findings, *of_store)).write(self.path)
         write_origin(self.path, str(self._digest), plan.dataset.fingerprint)
         return packed
 
-    @contextmanager
-    def _listed(self, choice: ExecutorChoice) -> Iterator[tuple[PackPlan, ListedData]]:
-        """Provide the listed records and the shards of the store, of which some are missing."""
-        options = self.options
-        with listing_files(self.path) as files:
-            with say_if_slow(logger, f"listing the records of data={options.data.kind} ..."):
-                listed = list_data(options.data, files, options.store.seed, choice.for_records)
-                store = appended_store(options, self.path)
-                if store is not None:
-                    listed = listed.compared_with(store, files, options.store.seed)
-                shards = listed.plan_shards(options.store)
-            records = listed.source, listed.listing
-            if listed.comparison is not None:
-                yield plan_append(options, listed.comparison, *records, shards), listed
-            else:
-                source, listing = records
-                plan = plan_pack(options, self.path, source, listed.classes, listing, shards)
-                yield plan, listed
-
     def describe_work(self) -> dict[str, str]:
-        """Return what the call reads, computes and writes, by name. Nothing is written but a listing, for a while."""
         options = self.options
         described = {"store": options.store.path}
-        if not self.is_packed:
-            with (
-                ExecutorChoice(options.executor, options.cluster) as choice,
-                self._listed(choice) as (plan, _),
-            ):
-                described["records"] = plan.describe()
-                described["packs"] = f"{len(plan.missing):,} shards"
+        if self._packing is not None:
+            plan, _ = self._packing
+            described |= {
+                "records": plan.describe(),
+                "packs": f"{len(plan.missing):,} shards",
+            }
         if isinstance(options.teacher, NoModelConfig):
             return described | {"teacher": "no teacher"}
         described["teacher"] = self._describe_teacher()
-        if not self.is_packed:
+        if self._packing is not None:
             return described | {"pass": "named by the store, once it is packed"}
         from permafrost.annotation.teacher_pass import plan_passes  # imports torch
 

@@ -26,7 +26,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from permafrost.cluster.executors import ExecutorChoice
-from permafrost.config.verbs import SWEEP_SUMMARIES, SweepConfig, report_command
+from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
 from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
 from permafrost.storage.signed_files import write_json
@@ -56,7 +56,7 @@ class SweepResult:
 
 
 @dataclass(frozen=True)
-class SweepPlan:
+class SweepPlan(Plan):
     """Students of a sweep, seeds outermost, each with its options and its inputs."""
 
     config: SweepConfig
@@ -75,13 +75,80 @@ class SweepPlan:
         return sum(not run.is_done for run in self.first_runs(self.students))
 
     def describe_work(self) -> dict[str, str]:
-        """Return what the sweep reads, trains and writes, by name."""
         return {
             "students": f"{len(self.students)} (arms: {len(self.config.arms)}, seeds: {len(self.config.seeds)}) from "
             f"{self.students[0].distill.store.path}",
             "unfinished": str(self.count_missing()),
             "folder": str(RunFolder(self.config.run).path / STUDENTS),
         }
+
+    def run(self) -> SweepResult:
+        """Finish the students that are missing.
+
+        Raises:
+            SweepError: If students could not be finished. The others are in sweep.json.
+        """
+        config, students = self.config, self.students
+        reported = students if config.select is None else []  # which are selected later
+        missing = self.count_missing()
+        table = RunFolder(config.run).path / SWEEP_NAME
+        values: dict[str, Any] = {}
+        with ExecutorChoice(config.executor, config.cluster) as choice:
+            executor, reason = choice.for_tasks(
+                missing, config.parallel, lambda: estimate_seconds(self.first_runs(students))
+            )
+            logger.info(
+                "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
+                len(students),
+                len(config.arms),
+                len(config.seeds),
+                students[0].distill.store.path,
+                len(students) - missing,
+                executor.name,
+                f" ({reason})" if reason else "",
+            )
+            for student in students:
+                student.record_reads()
+            finished = {student.name for student in reported if student.final_run().is_done}
+
+            def write_table(*names: str) -> None:
+                """Write the students that are finished, so that a report shows them while others are trained."""
+                finished.update(names)
+                listed = [student for student in reported if student.name in finished]
+                rows = {
+                    "runs": [student.row for student in listed],
+                    "evaluations": {
+                        each.row["run"]: each.final_run().metrics_folder for each in listed
+                    },
+                }
+                write_json(table, {**values, "students": len(reported or students), **rows})
+
+            write_table()
+            _summarize(
+                config.run
+            )  # reads the table as a report does, before any student is trained
+            runner = StudentRunner(executor, StudentTask, config.parallel)
+            if config.select is not None:
+                runner.finish(self.first_runs(baselines_first(students)))
+                candidates, reported = choose(students, *split_and_metric(config.select))
+                values = {"select": config.select, "candidates": candidates}
+                write_table(*(each.name for each in reported if each.final_run().is_done))
+            runner.finish(
+                [student.final_run() for student in baselines_first(reported)], write_table
+            )
+        if runner.errors:
+            raise SweepError(
+                f"{len(runner.errors)} of {len(students)} students failed ({table} lists the others): "
+                + " | ".join(runner.errors)
+            )
+        return SweepResult(
+            students=len(students),
+            trained_now=len(runner.trained),
+            finished_now=len(runner.done),
+            table=str(table),
+            summary=_summarize(config.run),
+            next=report_command(students[0].distill.store.path, config.run),
+        )
 
 
 def plan_sweep(config: SweepConfig, base: Sequence[str] = ()) -> SweepPlan:
@@ -108,64 +175,7 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         ConfigError: If arms, grid or options do not fit.
         SweepError: If students could not be finished. The others are in sweep.json.
     """
-    plan = plan_sweep(config, base)
-    students = plan.students
-    reported = students if config.select is None else []  # which are selected later
-    missing = plan.count_missing()
-    table = RunFolder(config.run).path / SWEEP_NAME
-    values: dict[str, Any] = {}
-    with ExecutorChoice(config.executor, config.cluster) as choice:
-        executor, reason = choice.for_tasks(
-            missing, config.parallel, lambda: estimate_seconds(plan.first_runs(students))
-        )
-        logger.info(
-            "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
-            len(students),
-            len(config.arms),
-            len(config.seeds),
-            students[0].distill.store.path,
-            len(students) - missing,
-            executor.name,
-            f" ({reason})" if reason else "",
-        )
-        for student in students:
-            student.record_reads()
-        finished = {student.name for student in reported if student.final_run().is_done}
-
-        def write_table(*names: str) -> None:
-            """Write the students that are finished, so that a report shows them while others are trained."""
-            finished.update(names)
-            listed = [student for student in reported if student.name in finished]
-            rows = {
-                "runs": [student.row for student in listed],
-                "evaluations": {
-                    each.row["run"]: each.final_run().metrics_folder for each in listed
-                },
-            }
-            write_json(table, {**values, "students": len(reported or students), **rows})
-
-        write_table()
-        _summarize(config.run)  # reads the table as a report does, before any student is trained
-        runner = StudentRunner(executor, StudentTask, config.parallel)
-        if config.select is not None:
-            runner.finish(plan.first_runs(baselines_first(students)))
-            candidates, reported = choose(students, *split_and_metric(config.select))
-            values = {"select": config.select, "candidates": candidates}
-            write_table(*(each.name for each in reported if each.final_run().is_done))
-        runner.finish([student.final_run() for student in baselines_first(reported)], write_table)
-    if runner.errors:
-        raise SweepError(
-            f"{len(runner.errors)} of {len(students)} students failed ({table} lists the others): "
-            + " | ".join(runner.errors)
-        )
-    return SweepResult(
-        students=len(students),
-        trained_now=len(runner.trained),
-        finished_now=len(runner.done),
-        table=str(table),
-        summary=_summarize(config.run),
-        next=report_command(students[0].distill.store.path, config.run),
-    )
+    return plan_sweep(config, base).run()
 
 
 def _summarize(run: str) -> str:

@@ -1,27 +1,44 @@
-"""The training job of `teach`: a network trained on a store's labels."""
+"""Train a teacher on a store's labels.
+
+    permafrost teach experiment=demo
+    permafrost teach store.path=stores/demo run=my-teacher teacher=cifar teacher.name=resnet20 \\
+        teaching.split=train teaching.trainer.epochs=30
+
+Reads   <store.path> (packed, without a teacher pass)
+Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml,
+        tensorboard/; a teaching with a preparation also writes its result here, and as an artifact of the store
+Rerun   the same command resumes from the last checkpoint, and does not change a finished run
+"""
 
 from __future__ import annotations
 
+import logging
 import pkgutil
-from collections.abc import Callable
-from dataclasses import replace
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import require
+from permafrost.core.progress import show_epochs
+from permafrost.evaluation.evaluator import numbers_of
+from permafrost.evaluation.results import METRICS_NAME, PICTURE, read_metrics_file
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_teach
-from permafrost.models.saved import TrainedModel
+from permafrost.models.saved import SavedNetwork, TrainedModel
+from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.runs.folder import PassRecords, RunFolder
 from permafrost.runs.trackers import check_logger
+from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
-from permafrost.training.job import TrainingJob, records_of_steps
+from permafrost.training.job import TrainingJob, TrainingProgress, records_of_steps
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
@@ -30,12 +47,37 @@ if TYPE_CHECKING:
     from permafrost.training.targets import TargetSource
 
 
+logger = logging.getLogger("permafrost.teach")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachResult:
+    """The trained teacher and its metrics."""
+
+    weights: str
+    accuracy: dict[str, float]
+    """Accuracy by split of evaluate.splits, empty if records have many labels."""
+    f1: dict[str, float]
+    """F1 by split of evaluate.splits, empty if records have one label."""
+    last_epoch: str = ""
+    """Mean loss and training accuracy of the last epoch, if this call trained."""
+    picture: str = ""
+    """Picture of an image on which they were measured (evaluate.frame), empty for a table."""
+    records_per_second: str = ""
+    next: str = ""
+
+
+def teach_network(config: TeachConfig) -> TeachResult:
+    """Train, export and evaluate the teacher."""
+    return plan_teacher(config).run()
+
+
 def plan_teacher(config: TeachConfig) -> TeacherPlan:
     """Resolve the options of a teacher's training, and open its store.
 
     Raises:
-        ConfigError: If the options do not fit the store or the run's folder, or the package of `logger` is not
-            installed.
+        ConfigError: If the options do not fit the store or the run's folder, a split is unknown, or the package of
+            `logger` is not installed.
     """
     check_logger(config.logger)
     folder = RunFolder(config.run).path / "teach"
@@ -44,6 +86,7 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan:
     # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
+    check_splits(config, store)
     return TeacherPlan(resolve_teach(config, store), folder, store).check_folder()
 
 
@@ -88,6 +131,56 @@ class TeacherPlan(TrainingJob):
             "epochs": str(teaching.trainer.epochs),
             "folder": self.describe_folder(),
         }
+
+    def run(self) -> TeachResult:
+        """Train, export and evaluate the teacher, as far as it is not done."""
+        with self.open_folder():
+            path = self.folder / METRICS_NAME
+            advice = "delete it, and the same command evaluates the teacher again"
+            measured = read_metrics_file(path, advice) if path.exists() else {}
+            progress = self._train()
+            trained = SavedNetwork(self.folder).describe()
+            picture = str(trained.in_frame(self.options.evaluate.frame, self.store).picture or "")
+            if measured.get(PICTURE) != picture:
+                measured = {"splits": self._evaluate(), PICTURE: picture}
+                write_json(path, measured)
+        splits = measured["splits"]
+        _warn_of_chance(splits)
+        accuracy, f1 = (
+            {split: metrics[name] for split, metrics in splits.items() if name in metrics}
+            for name in ("accuracy", "f1")
+        )
+        weights = str(self.folder / MODEL_NAME)
+        return TeachResult(
+            weights=weights,
+            accuracy=accuracy,
+            f1=f1,
+            picture=picture,
+            last_epoch=progress.last_line,
+            records_per_second=progress.rate(self.folder),
+            next=_next_command(self.options, self.store, weights),
+        )
+
+    def _train(self) -> TrainingProgress:
+        if self.is_finished:
+            logger.info("%s is finished", self.folder)
+            return TrainingProgress()
+        logger.info(
+            "teacher %(teacher)s, teaching=%(teaching)s, from %(weights)s weights: %(records)s, "
+            "trainer.epochs=%(epochs)s, into %(folder)s",
+            self.describe_work(),
+        )
+        with show_epochs("teach", self.trainer.epochs, self.records) as show:
+            return self.finish(show)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Return the metrics by split, which the tracker gets, too."""
+        from permafrost.evaluation.forward import evaluate_model  # imports torch
+
+        splits = evaluate_model(self.folder, self.store, self.options.evaluate)
+        numbers = {split: numbers_of(metrics) for split, metrics in splits.items()}
+        self.tracked.add_results("evaluate", numbers)
+        return splits
 
     def prepare(self, distributed: DistributedContext) -> None:
         teaching = self.config.teaching
@@ -162,6 +255,21 @@ class TeacherPlan(TrainingJob):
         )
 
 
+def _warn_of_chance(splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Warn of splits on which the teacher is not better than its most frequent class."""
+    for split, metrics in splits.items():
+        value, chance = metrics.get("accuracy", 1), metrics.get("majority_accuracy", 0)
+        if value <= chance < 1:
+            logger.warning(
+                "accuracy on %s is %.3f, and that of the most frequent class alone would be %.3f: the teacher has "
+                "hardly learned; train it longer (teaching.trainer.epochs=) or with another teaching.optimizer.lr=, or "
+                "look at the labels",
+                split,
+                value,
+                chance,
+            )
+
+
 def check_splits(config: TeachConfig, store: Store) -> None:
     """Raise ConfigError unless the store has the splits for training and evaluation."""
     known = list(store.manifest.records)
@@ -191,3 +299,11 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         black_box = Network(config.black_box, store.manifest.classes, "black_box")
         inputs["black_box"] = black_box.digest()
     return inputs
+
+
+def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
+    arguments = [f"store.path={config.store.path}", f"run={config.run}", "teacher=saved"]
+    arguments.append(f"teacher.weights={Path(weights).parent}")
+    if not store.form.has_places:
+        arguments.append(f"annotate.payloads=[{','.join(config.teacher.table_payloads)}]")
+    return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])
