@@ -212,9 +212,7 @@ class Tree:
         if cls := self.owners.get(id(function)):
             yield "self", cls
 
-    def _plan_made_by(
-        self, module: str, value: ast.AST | None
-    ) -> tuple[str, ast.ClassDef] | None:
+    def _plan_made_by(self, module: str, value: ast.AST | None) -> tuple[str, ast.ClassDef] | None:
         """Return the plan that a call returns by its function's annotation, None for anything else."""
         made_by = self.names[module].get(getattr(getattr(value, "func", None), "id", ""))
         if not made_by or not isinstance(made_by[1], _FUNCTIONS):

@@ -482,11 +482,6 @@ def epoch_curves(
 
     curves: dict[str, dict[str, list[dict[int, float]]]] = {}
     for result in results:
-        by_metric: dict[str, dict[int, float]] = {}
-        for point in read_curve(result.training_folder):
-            for split, metrics in point["splits"].items():
-                for metric, value in metrics.items():
-                    by_metric.setdefault(f"{split}.{metric}", {})[point["epoch"]] = value
-        for name, values in by_metric.items():
+        for name, values in read_curve(result.training_folder).items():
             curves.setdefault(name, {}).setdefault(result.label, []).append(values)
     return curves

@@ -64,7 +64,7 @@ class Trial(NamedTuple):
 _RESUMED = ("config.yaml", "checkpoint.pt", "cost.json", "metrics.jsonl")
 _NETWORK = ("model.json", "model.safetensors", "config.yaml")
 CASES = (
-    *(Case("distill", "half", f"distill/{n}") for n in (*_RESUMED, "curve.json", "epochs.json")),
+    *(Case("distill", "half", f"distill/{n}") for n in (*_RESUMED, "epochs.json")),
     *(Case("distill", "one", f"distill/{name}") for name in _NETWORK),
     Case("distill", "chosen", "distill/selected-epoch-*.safetensors"),
     *(Case("evaluate", "one", f"distill/{name}") for name in _NETWORK),
@@ -74,7 +74,7 @@ CASES = (
     *(Case("precompute", "taught", f"teach/{name}") for name in _NETWORK[:2]),
     *(
         Case("report", "one", f"distill/{name}")
-        for name in ("model.json", "config.yaml", "cost.json", "metrics.jsonl", "curve.json")
+        for name in ("model.json", "config.yaml", "cost.json", "metrics.jsonl")
     ),
     *(Case("report", "one", f"evaluate/{n}") for n in ("metrics.json", "pictures.safetensors")),
     Case("report", "grid", "sweep.json"),

@@ -24,10 +24,12 @@ def test_the_last_point_is_the_evaluation(frozen):
     distill.run(distill_config(frozen, curve=CurveOptions(splits=SPLITS)))
     evaluated = evaluate.run(evaluate_config(frozen)).splits
 
-    assert [point["epoch"] for point in curve_of()] == [1, 2, 3]
-    for split in SPLITS:
-        last = curve_of()[-1]["splits"][split]
-        assert last == {name: evaluated[split][name] for name in ("accuracy", "agreement")}
+    assert {name: list(values) for name, values in curve_of().items()} == {
+        f"{split}.{metric}": [1, 2, 3] for split in SPLITS for metric in ("accuracy", "agreement")
+    }
+    for name, values in curve_of().items():
+        split, _, metric = name.partition(".")
+        assert values[3] == evaluated[split][metric]
 
 
 def test_a_curve_changes_neither_the_student_nor_its_identity(frozen):
@@ -37,13 +39,13 @@ def test_a_curve_changes_neither_the_student_nor_its_identity(frozen):
 
     assert_equal_states(weights_of("one"), weights_of("curve"))
     assert distill.run(replace(plain, curve=CurveOptions(splits=SPLITS))).trained_epochs == 0
-    assert curve_of() == []
+    assert curve_of() == {}
 
 
 def test_the_last_epoch_is_always_a_point(frozen):
     distill.run(distill_config(frozen, curve=CurveOptions(splits=("test",), every_epochs=2)))
 
-    assert [point["epoch"] for point in curve_of()] == [2, 3]
+    assert list(curve_of()["test.accuracy"]) == [2, 3]
 
 
 def test_an_interrupted_training_has_the_curve_of_an_undisturbed_one(frozen):
@@ -51,7 +53,7 @@ def test_an_interrupted_training_has_the_curve_of_an_undisturbed_one(frozen):
     distill.run(distill_config(frozen, run="undisturbed", curve=curve))
     with killed_at(loop, "save_checkpoint", 2):  # the second epoch is a point, and is trained again
         distill.run(distill_config(frozen, curve=curve))
-    assert len(curve_of()) == 2
+    assert list(curve_of()["test.accuracy"]) == [1, 2]
 
     distill.run(distill_config(frozen, curve=curve))
 
@@ -61,7 +63,7 @@ def test_an_interrupted_training_has_the_curve_of_an_undisturbed_one(frozen):
 def test_a_student_of_labels_is_compared_with_the_only_pass(frozen):
     distill.run(distill_config(frozen, method=LabelsConfig(), curve=CurveOptions(splits=("test",))))
 
-    assert set(curve_of()[0]["splits"]["test"]) == {"accuracy", "agreement"}
+    assert set(curve_of()) == {"test.accuracy", "test.agreement"}
 
 
 def test_a_split_that_the_store_lacks_is_named(frozen):

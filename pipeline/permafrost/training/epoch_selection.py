@@ -1,7 +1,6 @@
 """Evaluations during a training: the curve of accuracy (`curve=`), and the epoch whose weights a student keeps.
 
-runs/<run>/distill/curve.json   {"points": [{"epoch": 5, "splits": {<split>: {"accuracy": 0.81, ...}}}, ...]}
-
+A point of the curve is a line of metrics.jsonl: {"curve/<split>/accuracy": 0.81, ..., "step": 40, "epoch": 5, ...}.
 The epoch is selected by a metric on records outside the training (`select_epoch`). e2KD chooses "the best checkpoint"
 on 50 held-out images per class (supplement C.1.1).
 """
@@ -19,7 +18,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import Picture
 from permafrost.core.errors import ConfigError, first_line, require
-from permafrost.core.json_entries import from_dict, require_entry
+from permafrost.core.json_entries import from_dict
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import evaluate_training, open_split
 from permafrost.loading.decode_threads import resolve_decode_threads
@@ -28,84 +27,61 @@ from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import sha256_file
-from permafrost.storage.signed_files import damaged, write_json
+from permafrost.storage.signed_files import damaged
 from permafrost.storage.untrusted import FormatError, load_tensors
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.kept_epochs import KeptEpochs, read_listed
+from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import compared_passes
 
-CURVE_NAME = "curve.json"
+_CURVE = "curve/"
+"""Start of the names of a curve's numbers in metrics.jsonl."""
 _ON_CURVE = ("accuracy", "agreement")
 """Metrics of a curve, as far as a split has them."""
 
 
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """Writer of a student's metrics after every nth epoch and after the last one, in the folder of the run.
+    """Metrics of a student after every nth epoch and after the last one, for metrics.jsonl."""
 
-    A training that continues from an earlier checkpoint replaces the entries of the epochs that it repeats.
-    """
-
-    folder: Path
     evaluators: Mapping[str, Callable[[Classifier], Mapping[str, Any]]]
     """Function that returns a network's metrics on a split, by split."""
     every_epochs: int
     last_epoch: int
 
-    def __call__(self, model: Classifier, epoch: int) -> None:
-        """Evaluate the network after an epoch, if it is one of the curve's."""
+    def __call__(self, model: Classifier, epoch: int) -> dict[str, float]:
+        """Return the metrics as curve/<split>/<metric>, none after an epoch that is not one of the curve's."""
         if epoch % self.every_epochs and epoch != self.last_epoch:
-            return
-        splits = {}
-        for split, evaluate in self.evaluators.items():
-            metrics = evaluate(model)
-            splits[split] = {
-                name: float(metrics[name])
-                for name in _ON_CURVE
-                if math.isfinite(metrics.get(name, math.nan))
-            }
-        earlier = [point for point in read_curve(self.folder) if point["epoch"] < epoch]
-        points = [*earlier, {"epoch": epoch, "splits": splits}]
-        write_json(self.folder / CURVE_NAME, {"points": points})
+            return {}
+        evaluated = {split: evaluate(model) for split, evaluate in self.evaluators.items()}
+        return {
+            f"{_CURVE}{split}/{name}": float(metrics[name])
+            for split, metrics in evaluated.items()
+            for name in _ON_CURVE
+            if math.isfinite(metrics.get(name, math.nan))
+        }
 
 
-def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """Read the points of a run's curve, none if it has no curve.
+def read_curve(folder: Path) -> dict[str, dict[int, float]]:
+    """Read a run's curve: by <split>.<metric>, the value after each of its epochs; empty if it has no curve.
 
     Args:
         folder: Folder of the training, runs/<run>/distill.
 
     Raises:
-        DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
+        DamagedFileError: If lines of metrics.jsonl are missing, or are not those that were written.
     """
-    advice = "delete it; only the curve of the epochs so far is lost"
-    return read_listed(folder / CURVE_NAME, "points", _check_curve, advice)
-
-
-def _check_curve(values: dict[str, Any]) -> None:
-    for point in from_dict(_CurveFile, values).points:
-        for metrics in point.splits.values():
-            require_entry(all(type(value) is float for value in metrics.values()), "no number")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CurvePoint:
-    """Point of a curve."""
-
-    epoch: int
-    splits: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CurveFile:
-    """Entries of curve.json."""
-
-    points: tuple[_CurvePoint, ...]
+    curve: dict[str, dict[int, float]] = {}
+    for line in read_metrics(folder):
+        for name, value in line.items():
+            if name.startswith(_CURVE):
+                split, _, metric = name.removeprefix(_CURVE).rpartition("/")
+                curve.setdefault(f"{split}.{metric}", {})[int(line["epoch"])] = value
+    return curve
 
 
 def plan_curve(
     config: DistillConfig,
-    folder: Path,
     store: Store,
     passes: Sequence[TeacherPass],
     num_classes: int,
@@ -114,25 +90,22 @@ def plan_curve(
 
     Args:
         config: Options of the student.
-        folder: Folder of the training, runs/<run>/distill.
         store: Store of the splits.
         passes: Passes that the student is trained on.
         num_classes: Number of the student's classes.
 
     Raises:
         ConfigError: If a split does not exist.
-        DamagedFileError: If an earlier call has left a damaged curve.
     """
     if not config.curve.splits:
         return None
-    read_curve(folder)  # a damaged file is an error before the training, not after an epoch
     compared = compared_passes(config, store, passes, num_classes)
     picture = _picture(config, store, passes)
     evaluators = {
         split: split_evaluator(config, store, compared, split, num_classes, picture, localize=False)
         for split in config.curve.splits
     }
-    return AccuracyCurve(folder, evaluators, config.curve.every_epochs, config.trainer.epochs)
+    return AccuracyCurve(evaluators, config.curve.every_epochs, config.trainer.epochs)
 
 
 # ---- epoch selection -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ in this phase starts it again with the same result. A run that resumes from a ch
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -105,6 +105,7 @@ def fit(
     input_size: tuple[int, int],
     tracked: TrackedRun,
     on_epoch: Callable[[int, str], None],
+    curve: Callable[[Classifier, int], Mapping[str, float]] | None = None,
     after_epoch: Sequence[Callable[[Classifier, int], bool | None]] = (),
 ) -> None:
     """Train to the last epoch, starting from the folder's checkpoint if there is one.
@@ -119,6 +120,8 @@ def fit(
         input_size: (height, width) of the student's view.
         tracked: Run of the tracker, with the folder of the training.
         on_epoch: Called by the first rank after each epoch with its number and a line of progress.
+        curve: Function of the network and the number of epochs done whose numbers, if there are any, are a line of
+            metrics.jsonl.
         after_epoch: Functions that the first rank calls before an epoch's checkpoint with the network and the number of
             epochs done; if one of them returns True, a checkpoint is written in any case.
 
@@ -169,6 +172,8 @@ def fit(
                     save()
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
+            if curve is not None and writer is not None:
+                writer.write_curve(training, curve(training.model, training.epoch))
             is_wanted = False
             if is_first:
                 answers = [callback(training.model, training.epoch) for callback in after_epoch]
@@ -250,6 +255,7 @@ def _train(
             input_size=spec.input_size,
             tracked=tracked,
             on_epoch=on_epoch,
+            curve=spec.curve,
             after_epoch=[
                 callback
                 for callback in (spec.after_epoch, spec.epoch_selection)

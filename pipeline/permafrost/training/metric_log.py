@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -174,6 +174,11 @@ class MetricWriter:
         except OSError as error:
             raise write_error(self.path, error) from error
         self.tracker.add(line)
+
+    def write_curve(self, training: Training, numbers: Mapping[str, float]) -> None:
+        """Write a line of the numbers of an evaluation after an epoch, if there are any."""
+        if numbers:
+            self.write({**numbers, "step": training.global_step, "epoch": training.epoch})
 
     def sync(self) -> None:
         """Make the lines durable, before a checkpoint that continues them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from permafrost.config.augment import AugmentOptions
@@ -44,6 +44,8 @@ class TrainingSpec:
     target_source: Callable[[int, tuple[int, int]], TargetSource] | None = None
     """Function of the number of classes and the input size that makes the source of targets which take the place of a
     teacher's. The network is then explained by its attributions."""
+    curve: Callable[[Classifier, int], Mapping[str, float]] | None = None
+    """Function like `after_epoch` that returns numbers for metrics.jsonl."""
     after_epoch: Callable[[Classifier, int], bool | None] | None = None
     """Callback of the first rank with the network and the number of epochs done, before their checkpoint."""
     epoch_selection: EpochSelection | None = None

@@ -187,7 +187,7 @@ class PrecomputePlan(Plan):
                 held.enter_context(FolderLock(path))
             self._choice = held.enter_context(ExecutorChoice(options.executor, options.cluster))
             self._packing = None
-            """What is to be packed; None if the store is finished, as far as that shows without listing."""
+            """Records and shards to pack; None if the store is finished, as far as that shows without listing."""
             if self._digest is not None and (
                 options.store.relist or find_finished(path, self._digest) is None
             ):
