@@ -1,8 +1,10 @@
-"""Values of every experiment with many kinds of words, as compositions.json has recorded them.
+"""Options that every experiment sets, alone and with many kinds of words, as compositions.json has recorded them.
 
     python -m tests.config.compositions --write    # record them again, where a change of values is wanted
 
-Each entry is the first half of the SHA-256 of all composed sections as JSON with sorted keys, or `refused`.
+The record of an experiment has a digest of each option whose value differs from the defaults of the members that it
+chooses, so that a new option changes no record: its default is in docs/reference/options.md. `with words` is the digest
+of all such options with each kind of words.
 """
 
 from __future__ import annotations
@@ -10,15 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.compose import compose
 from permafrost.config.sections import experiment_files
 from permafrost.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 RECORD = Path(__file__).with_suffix(".json")
+NAMED_BY_USERS = {"arms", "grid", "report.columns", "evaluate.group_sets"}
+"""Options that are mappings, whose names users choose."""
 WORDS = {
-    "nothing": ("sweep", []),
     "members": (
         "sweep",
         ["method=kd", "student=torchvision", "optimizer=sgd", "augment=resized_crop_flip"],
@@ -91,25 +100,93 @@ def experiments() -> list[str]:
     return sorted(experiment_files())
 
 
-def digest(verb: str, words: list[str]) -> str:
-    """Return the digest of a composition."""
-    try:
-        values = compose(verb, words)
-    except ConfigError:
-        return "refused"
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten sections to options with dots in their names; mappings that users name, such as arms, are one value."""
+    options = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and f"{prefix}{name}" not in NAMED_BY_USERS:
+            options |= flat(value, f"{prefix}{name}.")
+        else:
+            options[f"{prefix}{name}"] = value
+    return options
 
 
-def digests(experiment: str) -> dict[str, str]:
-    """Return the digest of an experiment, of the defaults if it is empty, with each kind of words."""
+@cache
+def usual_values(kinds: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Return the default of each option where these sections have members of other kinds."""
+    sections: dict[str, Any] = {}
+    for name, kind in kinds:
+        section = sections
+        for part in name.split("."):
+            section = section.setdefault(part, {})
+        section["kind"] = kind
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "members.yaml"
+        path.write_text(json.dumps(sections))
+        return flat(compose("sweep", [f"experiment={path}"]))
+
+
+def differences(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the options that words set to another value than the defaults of the members that they choose."""
+    options = flat(compose(verb, list(words)))
+    first = usual_values(())
+    kinds = {name: options[name] for name in options if name.endswith(".kind")}
+    chosen = {name: kind for name, kind in kinds.items() if kind != first.get(name)}
+    usual = usual_values(
+        tuple((name.removesuffix(".kind"), kind) for name, kind in sorted(chosen.items()))
+    )
+    return {
+        name: value
+        for name, value in sorted(options.items())
+        if name in chosen or value != usual.get(name)
+    }
+
+
+def digest(value: Any) -> str:
+    """Return the first digits of the SHA-256 of a value as JSON with sorted keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def with_words(chosen: Sequence[str]) -> dict[str, Any]:
+    """Return the options with each kind of words, some of which are refused."""
+    options: dict[str, Any] = {}
+    for name, (verb, words) in WORDS.items():
+        try:
+            options[name] = differences(verb, [*chosen, *words])
+        except ConfigError:
+            options[name] = "refused"
+    return options
+
+
+def record_of(experiment: str) -> dict[str, str]:
+    """Return the record of an experiment, of the defaults if it is empty."""
     chosen = [f"experiment={experiment}"] if experiment else []
-    return {name: digest(verb, [*chosen, *words]) for name, (verb, words) in WORDS.items()}
+    values = differences("sweep", chosen) | {"with words": with_words(chosen)}
+    return {option: digest(value) for option, value in values.items()}
+
+
+def changes() -> list[str]:
+    """Name each option of each experiment that has another value than the record."""
+    recorded, made = json.loads(RECORD.read_text()), records()
+    empty: dict[str, str] = {}
+    return [
+        f"{experiment or 'the defaults'}: {option}"
+        for experiment in sorted(made.keys() | recorded.keys())
+        for new, old in [(made.get(experiment, empty), recorded.get(experiment, empty))]
+        for option in sorted(new.keys() | old.keys())
+        if new.get(option) != old.get(option)
+    ]
+
+
+def records() -> dict[str, dict[str, str]]:
+    """Return the records of the defaults and of all experiments."""
+    return {name: record_of(name) for name in ("", *experiments())}
 
 
 if __name__ == "__main__":
-    made = {name: digests(name) for name in ("", *experiments())}
     if "--write" in sys.argv[1:]:
-        RECORD.write_text(json.dumps(made, indent=1) + "\n")
+        lines = [f" {json.dumps(name)}: {json.dumps(record)}" for name, record in records().items()]
+        RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     else:
-        print(json.dumps(made, indent=1))
+        print("\n".join(changes()))

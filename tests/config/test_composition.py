@@ -11,11 +11,10 @@ from permafrost.config.sections import GROUPS, group_members
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
-from tests.config.compositions import RECORD, digests, experiments
+from tests.config import compositions
+from tests.config.compositions import changes, record_of
 from tests.support.items import for_each
 from tests.support.papers import needs_papers
-
-RECORDED = json.loads(RECORD.read_text())
 
 _TOO_DEEP = "more than 24 levels|maximum nesting depth"
 """Messages of texts of thousands of levels: ours, and that of libyaml from PyYAML 6.0.4 on, which looks ahead."""
@@ -23,7 +22,22 @@ _TOO_DEEP = "more than 24 levels|maximum nesting depth"
 
 @needs_papers
 def test_values_of_every_experiment_are_those_that_were_recorded():
-    assert {name: digests(name) for name in ("", *experiments())} == RECORDED
+    changed = changes()
+
+    command = "python -m tests.config.compositions --write"
+    assert not changed, "\n".join(
+        [f"if these new values are wanted, run {command}; otherwise correct them:", *changed]
+    )
+
+
+def test_a_changed_option_of_an_experiment_is_named(monkeypatch):
+    first = record_of("demo")
+    monkeypatch.setattr(compositions, "experiments", lambda: ["demo"])
+    monkeypatch.setattr(compositions, "RECORD", Path("record.json"))
+    old = {"": record_of(""), "demo": first | {"trainer.epochs": "other"}}
+    Path("record.json").write_text(json.dumps(old))
+
+    assert changes() == ["demo: trainer.epochs"]
 
 
 def test_a_composition_is_the_callers_own():
