@@ -118,8 +118,8 @@ docs: install .venv/.docs-installed ## write the generated pages, check all link
 .venv/.docs-installed: pyproject.toml .venv/.installed
 	@PATH="$$PWD/.venv/bin:$$PATH" uv pip install -q --python $(PY) -r pyproject.toml --extra docs && touch $@
 
-lint: install ## run ruff and mypy, all of them, and fail if one does
-	@wrong=0; for tool in "ruff check ." "ruff format --check ." mypy; do $(PY) -m $$tool || wrong=1; done; exit $$wrong
+lint: install ## run ruff, mypy and the checks of the pages' words and numbers, all of them, and fail if one does
+	@wrong=0; for tool in "ruff check ." "ruff format --check ." mypy docs.prose; do $(PY) -m $$tool || wrong=1; done; exit $$wrong
 
 format: install ## format the code with ruff
 	@$(PY) -m ruff check --fix-only .

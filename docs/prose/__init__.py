@@ -1,0 +1,1 @@
+"""Checks of the pages' words and numbers, which `make lint` runs with `python -m docs.prose`."""
