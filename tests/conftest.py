@@ -73,6 +73,15 @@ def pytest_xdist_make_scheduler(config, log):
     return ModuleScheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Begin with the modules that take longest where several processes share the tests."""
+    if hasattr(config, "workerinput"):
+        from tests.support.scheduler import sort_by_durations
+
+        sort_by_durations(config.rootpath, items)
+
+
 def pytest_collection_finish():
     """Use one thread, and collect garbage rarely and only of the tests, because there are many imported objects."""
     import torch

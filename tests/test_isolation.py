@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.durations import measured
 from tests.support.paths import PYTHONPATH, ROOT
+from tests.support.scheduler import sort_by_durations
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +69,25 @@ def test_a_group_runs_in_one_process(tmp_path):
     processes = {p.name.partition("-")[2] for p in tmp_path.glob("[ab]-*")}
     assert len(processes) == len(list(tmp_path.glob("c-*"))) == 1
     assert processes.isdisjoint(p.name.partition("-")[2] for p in tmp_path.glob("c-*"))
+
+
+def test_the_groups_that_take_longest_are_begun_first(tmp_path, monkeypatch):
+    texts = {"a.py": "", "b.py": "pytest.mark.ray", "c.py": "", "d.py": "pytest.mark.ray"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    seconds = {"a.py": 2.0, "b.py": 1.5, "d.py": 1.5, "gone.py": 9.0}
+    monkeypatch.setattr("tests.support.scheduler.durations", lambda: seconds)
+    items = [SimpleNamespace(nodeid=f"{name}::test") for name in ("a.py", "b.py", "c.py", "d.py")]
+
+    sort_by_durations(tmp_path, items)
+
+    assert [item.nodeid[:4] for item in items] == ["b.py", "d.py", "a.py", "c.py"]
+
+
+def test_durations_are_the_sums_of_modules_in_junit_files(tmp_path):
+    file = tmp_path / "tests.xml"
+    cases = [("tests.a.test_b", 0.7), ("tests.a.test_b", 0.75), ("tests.test_c", 0.1)]
+    lines = [f'<testcase classname="{name}" time="{time}"/>' for name, time in cases]
+    file.write_text(f"<testsuite>{''.join(lines)}</testsuite>")
+
+    assert measured([file]) == {"tests/a/test_b.py": 1.4}  # less than a second is left out

@@ -1,7 +1,6 @@
 """Suggestions for unknown options: other members, other verbs, words of other programs, never what was typed."""
 
 import re
-from contextlib import suppress
 
 import pytest
 
@@ -51,12 +50,10 @@ def test_no_suggestion_is_what_was_typed(verb):
     """Try options of every member, none of which was chosen, and of every other verb."""
     messages = {}
     for path in {path for other in VERBS for path in option_paths(other)[::7]}:
-        with suppress(ConfigError):
+        try:
             compose(verb, [f"{path}=x"])
-            continue
-        with pytest.raises(ConfigError) as error:
-            compose(verb, [f"{path}=x"])
-        messages[path] = str(error.value)
+        except ConfigError as error:
+            messages[path] = str(error)
     assert messages
     assert [path for path, text in messages.items() if f"did you mean {path}=" in text] == []
 

@@ -76,7 +76,7 @@ def served(tmp_path_factory, tiny_teacher):
     }
     servers["https"].socket = context.wrap_socket(servers["https"].socket, server_side=True)
     for server in servers.values():
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield (
         {
             scheme: f"{scheme}://localhost:{server.server_address[1]}/{weights.name}"

@@ -9,6 +9,7 @@ from permafrost.library import run_verb
 from permafrost.runs.folder import RunFolder
 from permafrost.storage import buckets
 from tests.support.buckets import KEYS, contents, files_below, memory_buckets, moto_server
+from tests.support.slow import slow
 
 STUDENT = [
     *("student=cifar", "student.name=resnet8", "student.width=4", "method=kd"),
@@ -43,7 +44,7 @@ COMMANDS = {
 """Verbs in the order of a user."""
 
 
-@pytest.fixture(params=["relative", "absolute", "bucket"])
+@pytest.fixture(params=["relative", slow("absolute"), "bucket"])
 def kind(request):
     return request.param
 

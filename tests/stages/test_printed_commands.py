@@ -327,24 +327,20 @@ def messages():
     """Return (place, text) of each literal that is not a docstring, with {} for what a formatted one inserts."""
     texts = []
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        inside = {
-            id(part)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Expr | ast.JoinedStr)
-            for part in ast.iter_child_nodes(node)
-        }
-        for node in ast.walk(tree):
-            place = f"{path.relative_to(ROOT / 'pipeline')}:{getattr(node, 'lineno', 0)}"
+        place = path.relative_to(ROOT / "pipeline")
+        waiting = [ast.parse(path.read_text())]
+        for node in waiting:
             if isinstance(node, ast.JoinedStr):
                 parts = [v.value if isinstance(v, ast.Constant) else "{}" for v in node.values]
-                texts.append((place, "".join(parts)))
-            elif (
-                isinstance(node, ast.Constant)
-                and isinstance(node.value, str)
-                and id(node) not in inside
-            ):
-                texts.append((place, node.value))
+                texts.append((f"{place}:{node.lineno}", "".join(parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append((f"{place}:{node.lineno}", node.value))
+            waiting += [
+                child
+                for child in ast.iter_child_nodes(node)
+                if not isinstance(child, ast.Constant)
+                or not isinstance(node, ast.Expr | ast.JoinedStr)
+            ]
     return texts
 
 

@@ -255,7 +255,7 @@ def proxy(
 
     listener = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     listener.daemon_threads = True
-    thread = threading.Thread(target=listener.serve_forever, daemon=True)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{listener.server_address[1]}"

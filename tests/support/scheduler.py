@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING
 
 from xdist.scheduler import LoadFileScheduling
 
+from tests.durations import durations
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 ON_RAY = "on Ray or a server"
 _SIGNS = ("pytest.mark.ray", "tests.support.ranks", "tests.support.signals", "fork_server")
@@ -29,3 +34,12 @@ class ModuleScheduling(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(self.config.rootpath, nodeid.partition("::")[0])
+
+
+def sort_by_durations(root: Path, items: list[pytest.Item]) -> None:
+    """Sort tests so that the groups that take longest come first, and processes end at about the same time."""
+    seconds: Counter[str] = Counter()
+    for path, duration in durations().items():
+        if (root / path).exists():
+            seconds[group_of(root, path)] += duration
+    items.sort(key=lambda item: -seconds[group_of(root, item.nodeid.partition("::")[0])])
