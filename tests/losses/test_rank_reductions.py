@@ -16,6 +16,7 @@ from permafrost.config.methods import (
     METHODS,
     ATConfig,
     CatKDConfig,
+    DKDConfig,
     E2KDConfig,
     FeaturesConfig,
     KDConfig,
@@ -119,6 +120,7 @@ TABLE = [
     ("bce", LabelsConfig(loss="bce_offlabel"), "mean over known labels", "whole"),
     ("kd", KDConfig(tau=2.0), "mean over records", "whole"),
     ("kd", KDConfig(tau=2.0, logits="mld"), "mean over records", "whole"),
+    ("others", DKDConfig(tau=2.0), "mean over known labels", "whole"),
     ("map", E2KDConfig(), "mean over records", "whole"),
     ("map", E2KDConfig(normalize_by="valid"), "mean over records with a valid map", "whole"),
     ("ked", KEDConfig(), "mean over records and superfeatures", "whole"),
@@ -154,7 +156,8 @@ def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
 
 
 @pytest.mark.parametrize(
-    ("quantity", "config"), [("ce", LabelsConfig()), ("bce", LabelsConfig(loss="bce"))]
+    ("quantity", "config"),
+    [("ce", LabelsConfig()), ("bce", LabelsConfig(loss="bce")), ("others", DKDConfig())],
 )
 def test_means_over_known_labels_are_the_slices_own(quantity, config):
     """Control: the means of slices with unknown labels differ from the whole, so the comparison above can fail."""

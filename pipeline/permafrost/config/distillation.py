@@ -186,8 +186,8 @@ class DistillConfig(Options):
 
     def _check_mix(self) -> None:
         check_pairs(self.augment, self.trainer, self.views.per_step)
+        self.method.check_mix_rule(self.mode)
         if self.mode != "live":
-            self.method.check_mix_rule(self.mode)
             return
         chosen = self.explainer.explained_classes
         require(

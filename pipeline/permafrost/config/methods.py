@@ -61,6 +61,8 @@ class MethodConfig(Options):
     has_mix_rule: ClassVar[bool] = False
     """True if the targets of a mixture follow from the stored ones of its records (docs/concepts/one-geometry.md).
     Each class states this itself, since a loss of its own must read them."""
+    needs_one_label: ClassVar[bool] = False
+    """True if the loss needs the one label of a record, which a mixture of two does not have in any mode."""
     is_term: ClassVar[bool] = False
     """True if method=several may combine it with others: its loss keeps no state besides its parameters."""
 
@@ -84,13 +86,18 @@ class MethodConfig(Options):
         """
 
     def check_mix_rule(self, mode: Mode) -> None:
-        """Check that the stored targets of two records can be mixed.
+        """Check that the labels and, outside of mode=live, the stored targets of two records can be mixed.
 
         Raises:
             ConfigError: If the method has no rule for them.
         """
         require(
-            type(self).__dict__.get("has_mix_rule", False),  # of this class itself
+            not self.needs_one_label,
+            f"augment.mix shows two records, and method={self.kind} needs one label; set augment.mix=[]",
+        )
+        require(
+            mode == "live"
+            or type(self).__dict__.get("has_mix_rule", False),  # of this class itself
             f"augment.mix shows two records, and method={self.kind} has no rule for the stored targets of both; set "
             f"augment.mix=[], or mode=live with teacher= in place of mode={mode}",
         )
@@ -161,6 +168,31 @@ class KDConfig(SoftTargetsConfig):
     @property
     def all_logits_option(self) -> str:
         return "" if self.logits == "softmax" else f"method.logits={self.logits}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKDConfig(SoftTargetsConfig):
+    """DKD (Zhao et al. 2022, eq. 8): soft targets in two parts, of the label's class and of the other classes.
+
+    total = lambda_ce * ce + lambda_target * target + lambda_others * others. KD weighs the second part by the
+    teacher's probability of the other classes, which is small where the teacher is sure.
+    """
+
+    implementation: ClassVar[str] = "permafrost.losses.dkd:DKDLoss"
+    needs_places: ClassVar[bool] = False
+    needs_one_label: ClassVar[bool] = True
+
+    kind: Literal["dkd"] = "dkd"
+    lambda_ce: Annotated[float, Ge(0)] = 1.0
+    """Weight of the label term."""
+    lambda_target: Annotated[float, Ge(0)] = 1.0
+    """Weight of the divergence of the label's class from all others (alpha of the paper)."""
+    lambda_others: Annotated[float, Ge(0)] = 8.0
+    """Weight of the divergence within the other classes (beta of the paper, 0.25 to 8 there)."""
+
+    @property
+    def all_logits_option(self) -> str:
+        return "method=dkd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +420,7 @@ class EmbeddingConfig(FeatureKDConfig):
         super().check_mix_rule(mode)
         for option in ("lambda_distance", "lambda_angle"):
             require(
-                getattr(self, option) == 0,
+                mode == "live" or getattr(self, option) == 0,
                 f"method.{option} compares relations of records, which are unknown for mixtures in mode={mode}; set it "
                 "to 0, or augment.mix=[]",
             )
@@ -481,6 +513,7 @@ METHODS: Family[type[MethodConfig]] = Family(
         for cls in (
             LabelsConfig,
             KDConfig,
+            DKDConfig,
             E2KDConfig,
             ATConfig,
             CatKDConfig,
