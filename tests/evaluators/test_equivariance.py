@@ -171,7 +171,7 @@ def test_results_are_of_one_augmentation_and_other_evaluators_of_any(frozen):
     measured(equivariance_of(frozen))
 
     assert measured(equivariance_of(frozen, augment=replace(PAD_CROP, size=32)))  # not read
-    with pytest.raises(ConfigError, match=r"augment\.mix=null, but this one has \[{"):
+    with pytest.raises(ConfigError, match=r"augment\.mix=\[\], but this one has \[{"):
         evaluate.run(
             equivariance_of(frozen, augment=replace(PAD_CROP, mix=(MixConfig(kind="mixup"),)))
         )

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
-from permafrost.evaluation.results import read_results
 from permafrost.loading.subset import select_training_rows
 from permafrost.models.providers import build_model
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
@@ -186,8 +185,7 @@ def test_a_subset_of_other_records_than_the_students_is_refused(frozen, student)
         evaluate_student(replace(config, model="teacher", teacher=frozen.config.teacher))
 
 
-def test_results_without_the_option_are_those_of_the_whole_split(frozen, student):
-    """Results of earlier versions do not name it, and new ones name it only if it is set."""
+def test_results_of_the_whole_split_and_of_the_students_records_are_not_mixed(frozen, student):
     plain = evaluation_of(frozen, ("knn",), splits=("test",), knn=KNNOptions(k=(1,)))
     own = evaluation_of(
         frozen, ("knn",), splits=("test",), knn=KNNOptions(k=(1,), train_subset="student")
@@ -195,9 +193,6 @@ def test_results_without_the_option_are_those_of_the_whole_split(frozen, student
     trained_on(student)
 
     evaluate_student(plain)
-    assert read_results(student.parent / "evaluate")["evaluators"]["knn"]["options"].keys() == {
-        "k", "tau", "train_split", "train_records",
-    }  # fmt: skip
     assert evaluate_student(plain).splits["test"]["knn"]["train_records"] == 40
     with pytest.raises(ConfigError, match=r"knn\.train_subset=all, but this one has student"):
         evaluate_student(own)

@@ -14,12 +14,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.cifar import BasicBlock
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import gradcam
-from permafrost.models.providers import (
-    build_model,
-    freeze,
-    model_normalization,
-    teacher_input_size,
-)
+from permafrost.models.providers import build_model, freeze, model_normalization, teacher_input_size
 from permafrost_timm.options import TimmModelConfig
 from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
 from tests.support.runs import assert_equal_states

@@ -24,12 +24,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.explanations import gradcam
 from permafrost.models.network import Network
-from permafrost.models.providers import (
-    build_model,
-    freeze,
-    model_normalization,
-    published,
-)
+from permafrost.models.providers import build_model, freeze, model_normalization, published
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost.storage.files import sha256_file

@@ -15,7 +15,8 @@ from permafrost.cli import stage_main
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
-from permafrost.models.providers import build_model, count_parameters
+from permafrost.models.cost import count_parameters
+from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_report.options import ReportConfig, ReportOptions

@@ -15,7 +15,8 @@ from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.models.providers import build_model, sha256_tensors
+from permafrost.models.cost import sha256_tensors
+from permafrost.models.providers import build_model
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError

@@ -13,10 +13,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 import permafrost
-from permafrost.evaluation.results import METRICS_NAME
-from permafrost.runs.folder import CONFIG_NAME
-from permafrost.runs.mirrors import RUNS
-from permafrost.storage.signed_files import read_yaml, write_yaml
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.slow import slow
@@ -154,22 +150,6 @@ def test_a_teacher_agrees_with_its_own_pass_on_every_record(packed, view):
     assert numbers["agreement"] == 1.0
     assert numbers["map_cosine"] == pytest.approx(1.0, abs=1e-3)  # of float16
     assert done.picture == done.teacher_picture
-
-
-def test_an_evaluation_that_does_not_name_its_picture_is_done_again(packed, caplog):
-    store = packed("photos")
-    train(store, "pad_crop", 16)
-    done = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
-    path = RUNS / "one/evaluate" / CONFIG_NAME
-    values = read_yaml(path, "")
-    del values["inputs"]["picture"]
-    write_yaml(path, json.dumps(values) + "\n")
-    (path.parent / METRICS_NAME).write_text("earlier numbers")
-
-    again = permafrost.evaluate(store, "run=one", "evaluators=[accuracy]")
-
-    assert again == done
-    assert "recorded without what the network was shown" in caplog.text
 
 
 def test_a_program_of_another_picture_has_no_accuracy_until_it_is_measured(packed):

@@ -11,7 +11,8 @@ import torch
 from permafrost.config.environment import THREAD_ENVIRONMENT
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.models.providers import build_model, measure_cost
+from permafrost.models.cost import measure_cost
+from permafrost.models.providers import build_model
 from permafrost.training import loop as module
 from permafrost.training.loop import step_threads
 from permafrost_papers.ked.options import AdditiveModelConfig

@@ -38,8 +38,8 @@ from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.compute import unused_accelerator
+from permafrost.models.cost import count_parameters, sha256_tensors
 from permafrost.models.explanations import pass_precision
-from permafrost.models.providers import count_parameters, sha256_tensors
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import exists, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute

@@ -65,7 +65,7 @@ class FeatureProbeOptions(EvaluatorOptions):
 
     train_split: str = "train"
     """Split to learn from, without the evaluated records."""
-    train_subset: Annotated[Literal["all", "student"], Role.IF_SET] = "all"
+    train_subset: Literal["all", "student"] = "all"
     """Records of that split to learn from. all: any of them, whatever subset the student was trained on. student: those
     that the student was trained on (its subset.shots, seed, holdout and rule), with their labels only."""
     train_records: Annotated[int, Ge(2)] = 50_000

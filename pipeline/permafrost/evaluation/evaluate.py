@@ -37,14 +37,12 @@ from permafrost.evaluation.results import (
     PER_LABEL,
     PICTURE,
     TEACHER_PICTURE,
-    is_outdated,
     label_rows,
     missing_evaluators,
     read_results,
     without_outputs,
 )
 from permafrost.evaluation.trained_student import UNTRAINED, TrainedStudent
-from permafrost.runs.folder import CONFIG_NAME
 from permafrost.runs.trackers import TrackedRun
 
 logger = logging.getLogger("permafrost.evaluate")
@@ -151,15 +149,11 @@ def plan_evaluation(config: EvaluateConfig, name: str | None = None) -> Evaluati
     inputs = open_inputs(config)
     usual = inputs.folder_name
     path = inputs.run_folder.path / (name or usual)
-    outdated = is_outdated(path, inputs.trained.picture)
     return EvaluationPlan(
         inputs=inputs,
         folder=path,
         is_selection=name not in (None, usual),
-        is_outdated=outdated,
-        missing=[*inputs.config.requested_evaluators]
-        if outdated
-        else [*missing_evaluators(path, inputs.config)],
+        missing=missing_evaluators(path, inputs.config),
     )
 
 
@@ -171,9 +165,7 @@ class EvaluationPlan(Plan):
     folder: Path
     is_selection: bool
     """True for one by which a sweep selects a point."""
-    is_outdated: bool
-    """True if the folder's results do not say what the network was shown."""
-    missing: list[str]
+    missing: tuple[str, ...]
 
     def describe_work(self) -> dict[str, str]:
         inputs, config = self.inputs, self.inputs.config
@@ -189,13 +181,6 @@ class EvaluationPlan(Plan):
     def run(self) -> EvaluateResult:
         """Run the missing evaluators, and return the results of all of them."""
         inputs, config, run = self.inputs, self.inputs.config, self.inputs.run_folder
-        if self.is_outdated:
-            logger.warning(
-                "%s was recorded without what the network was shown (evaluate.frame), so it is evaluated again",
-                self.folder,
-            )
-            for file in (METRICS_NAME, CONFIG_NAME):
-                (self.folder / file).unlink(missing_ok=True)
         place = self.folder.relative_to(run.path).as_posix()
         with run.open(place, config.shared, inputs.fingerprints) as folder:
             missing = missing_evaluators(folder, config)  # another process may have finished

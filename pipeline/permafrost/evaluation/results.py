@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.models import Picture, frame_of
-from permafrost.config.options import Role, options_of, to_plain
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
@@ -120,8 +119,7 @@ def folder_of_evaluation(
         return folder_of_evaluation(run, f"{main}{_AGAINST}{names}", options, picture, inputs)
     splits, shown = _view_of(first)
     is_shown = picture is None or shown == str(picture)
-    # An evaluation whose picture is not known is done again.
-    if (is_shown and splits == list(options.splits)) or (shown is None and not is_shown):
+    if is_shown and splits == list(options.splits):
         return main
     frame = [] if picture is None or is_shown else [frame_of(str(picture))]
     return f"{main}{_ON}{_shorten('-'.join(['-and-'.join(options.splits), *frame]))}"
@@ -203,19 +201,9 @@ def _against(values: Mapping[str, Any]) -> str:
 
 
 def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Return the splits of the options of an evaluation and its picture, None for a table or if it is not known."""
+    """Return the splits of the options of an evaluation and its picture, None for a table."""
     splits = values.get("evaluate", {}).get("splits", ("test",))
     return list(splits), values.get("inputs", {}).get(PICTURE)
-
-
-def is_outdated(folder: Path, picture: Picture | None) -> bool:
-    """Return whether an evaluation was recorded without its picture, so that its numbers may be of another one."""
-    path = folder / CONFIG_NAME
-    return (
-        picture is not None
-        and path.exists()
-        and _view_of(read_config(path, EvaluationRun))[1] is None
-    )
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -406,16 +394,11 @@ def evaluator_options(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
     They are those of its section, and `augment.operations` and `augment.mix` if it applies them.
     """
     options: dict[str, Any] = to_plain_dict(config.evaluate).get(evaluator, {})
-    for name, default in _later_options(evaluator).items():
-        if options[name] == default:
-            del options[name]
     if EVALUATORS[evaluator].reads_threshold and config.evaluate.threshold is not None:
         options[_THRESHOLD] = config.evaluate.threshold
     if EVALUATORS[evaluator].reads_augment:
         augment = to_plain_dict(config.augment)
-        options["augment.operations"] = augment["operations"]
-        if augment["mix"]:  # which came after results without it
-            options["augment.mix"] = augment["mix"]
+        options |= {f"augment.{name}": augment[name] for name in ("operations", "mix")}
     return options
 
 
@@ -451,22 +434,12 @@ def add_result(
     write_json(folder / METRICS_NAME, findings)
 
 
-def _later_options(evaluator: str) -> dict[str, Any]:
-    """Return the defaults of an evaluator's options that came after results without them (IF_SET)."""
-    return {
-        option.name: to_plain(option.default)
-        for option in options_of(EVALUATORS[evaluator])
-        if Role.IF_SET in option.roles
-    }
-
-
 def _check_same(
     folder: Path, evaluator: str, done: dict[str, Any], options: dict[str, Any]
 ) -> None:
     again = f"delete {folder} to evaluate again (the student is in another one and stays)"
-    later = _later_options(evaluator)
-    for name, value in {**later, **options}.items():
-        before = done["options"].get(name, later.get(name))
+    for name, value in options.items():
+        before = done["options"].get(name)
         if before != value:
             before, value = ("null" if each is None else each for each in (before, value))
             option = name if "." in name else f"evaluate.{evaluator}.{name}"

@@ -265,7 +265,8 @@ def _describe_input(config: ModelConfig) -> dict[str, Any]:
 
 
 def _sha256_built(config: ModelConfig, num_classes: int) -> str:
-    from permafrost.models.providers import build_model, provider_of, published, sha256_tensors
+    from permafrost.models.cost import sha256_tensors
+    from permafrost.models.providers import build_model, provider_of, published
 
     source = published(config) if is_published(config.weights) else None
     # With the published head, because one for other classes is drawn anew in every process.

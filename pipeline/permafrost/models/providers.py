@@ -1,18 +1,15 @@
-"""Networks by provider, with their cost."""
+"""Networks by provider, built with their weights."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from permafrost.config.models import PRETRAINED, RANDOM, ModelConfig, is_published
 from permafrost.config.options import resolve_implementation
@@ -20,7 +17,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.generators import SeededDraws
 from permafrost.models.build_limit import limited_construction
-from permafrost.models.classifier import AnyModule, Classifier, PretrainedInfo, Provider, eval_mode
+from permafrost.models.classifier import AnyModule, Classifier, PretrainedInfo, Provider
 from permafrost.models.trained_weights import (
     DataClasses,
     WeightsFile,
@@ -29,50 +26,6 @@ from permafrost.models.trained_weights import (
 from permafrost.models.weights import load_weights
 
 logger = logging.getLogger("permafrost.models")
-
-
-# ---- cost ------------------------------------------------------------------------------------------
-
-
-class Cost(NamedTuple):
-    """Cost of one network."""
-
-    parameters: int
-    """Number of parameters."""
-    macs: int
-    """Multiply-accumulates of convolutions and matrix products in a forward pass of one record."""
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Count all parameters, each once."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def sha256_tensors(network: nn.Module) -> str:
-    """Compute the SHA-256 of a network's state: names, types, shapes and values of its tensors of any type.
-
-    Other entries, such as the extra state of a module, are left out.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def measure_cost(model: Classifier, record: Tensor) -> Cost:
-    """Measure the cost on the input of one record, [1, 3, H, W] or a table's row [1, d], in eval mode.
-
-    The mode of the model is restored afterwards.
-    """
-    with eval_mode(model), FlopCounterMode(display=False) as counter:
-        model(record)
-    return Cost(count_parameters(model), counter.get_total_flops() // 2)
-
-
-# ---- providers -------------------------------------------------------------------------------------
 
 
 AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")

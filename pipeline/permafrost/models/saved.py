@@ -87,7 +87,8 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     import torch
     from safetensors.torch import save
 
-    from permafrost.models.providers import measure_cost, provider_of
+    from permafrost.models.cost import measure_cost
+    from permafrost.models.providers import provider_of
 
     state = {
         name: tensor.detach().cpu().contiguous()

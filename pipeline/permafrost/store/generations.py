@@ -22,11 +22,9 @@ from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers, mark_unknown
 from permafrost.storage.files import exists
-from permafrost.storage.files import listing as known_files
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.commit import commit_store, is_whole, needs_commit, unpacked_shards
+from permafrost.store.commit import unpacked_shards
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.image_shards import Packing
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.manifest import MANIFEST_NAME, DatasetIdentity
 from permafrost.store.pack import PackPlan, derive_packing, fingerprint_dataset
@@ -60,32 +58,6 @@ def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
         return None
     store = Store(path)
     return store if config.store.append or store.num_generations > 1 else None
-
-
-def restore_tables(path: RootedPath) -> None:
-    """Write lost tables of a store of several generations again, from the receipts. Others are left as they are.
-
-    Args:
-        path: Folder of the store, which this process has locked.
-
-    Raises:
-        ManifestError: If a receipt is missing or damaged.
-    """
-    if not exists(path / MANIFEST_NAME) or not needs_commit(path):
-        return
-    manifest = Store(path).manifest
-    if manifest.generations:
-        commit_store(
-            path,
-            [],
-            manifest.dataset,
-            classes=manifest.classes,
-            packing=Packing(columns=manifest.columns, on_error="skip"),
-            image_size=None,
-            rows_per_shard=manifest.rows_per_shard,
-            max_skipped=manifest.generations[-1].skipped,
-            before=manifest,
-        )
 
 
 def compare_listing(store: Store, classes: tuple[str, ...], listing: Listing) -> StoreComparison:
@@ -200,23 +172,10 @@ def plan_append(
     for problem in problems:
         logger.warning("kept as packed (store.changed=keep): %s", problem)
     packing = derive_packing(config, source)
-    with known_files(store.folder):
-        lost = [
-            number for number, shard in enumerate(store.shards) if not is_whole(store.folder, shard)
-        ]
-    if lost:
-        names = [store.shards[number].name for number in lost]
-        require(
-            not problems,
-            f"{store.path} has lost {len(lost)} shards ({shorten(names, 3)}), and their records are not as they were "
-            "packed; restore the shards from a copy, or pack the data into another store.path",
-        )
     added: list[ShardPlan] = []
     missing: list[ShardPlan] = []
     dataset = manifest.dataset
-    if lost:
-        dataset, added, missing = _plan_repair(comparison, listing, plans, lost)
-    elif len(comparison.new):
+    if len(comparison.new):
         require(
             config.store.append,
             f"the data have {len(comparison.new):,} records that {store.path} does not have "
@@ -228,7 +187,7 @@ def plan_append(
             fingerprint=fingerprint_dataset(config.data, source.revision, listing, comparison.new),
         )
         tag = f"{dataset.fingerprint[:8]}-"
-        added = _shards_of_rows(store, listing, comparison.new, plans, tag)
+        added = shards_of_rows(store, listing, comparison.new, plans, tag)
         missing = unpacked_shards(store.folder, added, dataset, packing)
     return PackPlan(
         path=store.folder,
@@ -239,38 +198,28 @@ def plan_append(
         shards=added,
         missing=missing,
         before=manifest,
-        repairs=bool(lost),
     )
 
 
-def _plan_repair(
-    comparison: StoreComparison, listing: Listing, plans: list[ShardPlan], lost: list[int]
-) -> tuple[DatasetIdentity, list[ShardPlan], list[ShardPlan]]:
-    """Plan the first generation that has lost shards as it was packed: its identity, all shards, and the lost ones."""
-    store = comparison.store
-    parts = store.manifest.packed_parts()
-    ends = np.cumsum([part.shards for part in parts])
-    number = int(np.searchsorted(ends, lost[0], side="right"))
-    dataset = parts[number].dataset
-    tag = f"{dataset.fingerprint[:8]}-" if number else ""
-    shards = _shards_of_rows(store, listing, comparison.rows[number], plans, tag)
-    names = {store.shards[shard].name for shard in lost}
-    missing = [plan for plan in shards if plan.name in names]
-    require(
-        len(missing) > 0,
-        f"{store.path} has lost {shorten(sorted(names), 3)}, which the data do not have; restore them from a copy",
-    )
-    return dataset, shards, missing
-
-
-def _shards_of_rows(
+def shards_of_rows(
     store: Store,
     listing: Listing,
     rows: NDArray[np.int64],
     plans: list[ShardPlan],
     tag: str,
 ) -> list[ShardPlan]:
-    """Plan the shards of some records, in place if those of the source are."""
+    """Plan the shards of some records, in place if those of the source are.
+
+    Args:
+        store: The store.
+        listing: Listing of all records of the source.
+        rows: Rows of the records.
+        plans: Shards of all records of the source, as of a first packing.
+        tag: Beginning of the names of the shards, empty for the first generation.
+
+    Raises:
+        ConfigError: If a tar in place has records of several generations.
+    """
     rows_per_shard = store.manifest.rows_per_shard
     if plans[0].reference is None:
         return plan_shards(listing, rows_per_shard, rows, tag)

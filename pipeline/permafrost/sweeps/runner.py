@@ -177,7 +177,8 @@ def estimate_seconds(runs: Sequence[StudentRun]) -> float:
     import torch
 
     from permafrost.core.generators import kept_generators
-    from permafrost.models.providers import build_model, measure_cost
+    from permafrost.models.cost import measure_cost
+    from permafrost.models.providers import build_model
 
     if runs[0].distill.mode == "live":
         return math.inf

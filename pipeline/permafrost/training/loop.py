@@ -33,7 +33,7 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.mixtures import mix_targets
 from permafrost.models.classifier import Classifier
 from permafrost.models.compute import deterministic_algorithms, device_name, torch_threads
-from permafrost.models.providers import measure_cost
+from permafrost.models.cost import measure_cost
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.runs.mirrors import upload_mirror
 from permafrost.runs.trackers import TrackedRun

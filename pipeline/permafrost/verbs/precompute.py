@@ -38,12 +38,13 @@ from permafrost.storage.files import exists
 from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
-from permafrost.store.generations import appended_store, plan_append, restore_tables
+from permafrost.store.generations import appended_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPTS_FOLDER
+from permafrost.store.repair import plan_repair, restore_tables
 from permafrost.verbs.next_commands import NextCommands
 
 if TYPE_CHECKING:
@@ -207,11 +208,11 @@ class PrecomputePlan(Plan):
             if store is not None:
                 listed = listed.compared_with(store, files, options.store.seed)
             shards = listed.plan_shards(options.store)
-        records = listed.source, listed.listing
-        if listed.comparison is not None:
-            return plan_append(options, listed.comparison, *records, shards), listed
-        source, listing = records
-        return plan_pack(options, self.path, source, listed.classes, listing, shards), listed
+        source, listing = listed.source, listed.listing
+        if listed.comparison is None:
+            return plan_pack(options, self.path, source, listed.classes, listing, shards), listed
+        compared = options, listed.comparison, source, listing, shards
+        return plan_repair(*compared) or plan_append(*compared), listed
 
     def close(self) -> None:
         self._held.close()

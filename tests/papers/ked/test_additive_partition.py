@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from permafrost.config.models import CifarModelConfig
 from permafrost.core.errors import ConfigError
+from permafrost.models.cost import count_parameters, measure_cost
 from permafrost.models.explanations import explainer_named
 from permafrost.models.network import Network
-from permafrost.models.providers import build_model, count_parameters, freeze, measure_cost
+from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost_papers.ked.additive_network import network_partition

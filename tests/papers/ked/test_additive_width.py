@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from permafrost.core.errors import ConfigError
-from permafrost.models.providers import build_model, count_parameters
+from permafrost.models.cost import count_parameters
+from permafrost.models.providers import build_model
 from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.ked.subnets import count_subnet_parameters, subnet_width
 

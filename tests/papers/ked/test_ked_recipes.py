@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from permafrost.config.plugins import experiment_folders
 from permafrost.config.points import iter_points, knows_option, point_arguments
 from permafrost.config.verbs import build_verb_config
-from permafrost.models.providers import build_model, count_parameters
+from permafrost.models.cost import count_parameters
+from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
