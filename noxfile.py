@@ -266,7 +266,15 @@ def no_papers(session: nox.Session) -> None:
 
 @nox.session(name="core", venv_backend="none")
 def core(session: nox.Session) -> None:
-    """Run seven verbs from a wheel without the packages next to the core, then add each package."""
+    """Print what an installation without extras has, run seven verbs of the core alone, then add each package."""
+    for extra in ("", "[all]"):
+        with temporary_folder() as folder:
+            session.run_install("uv", "venv", "-q", str(folder))
+            python = ("--python", str(folder / "bin/python"))
+            session.run_install("uv", "pip", "install", "-q", *python, f".{extra}")
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            packages = len(list(folder.glob("lib/*/site-packages/*.dist-info")))
+            session.log(f"permafrost-kd{extra}: {packages} packages, {sum(sizes) / 1e6:,.0f} MB")
     command = (sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/test_core_alone.py")
     session.run(*command, *session.posargs)
 
