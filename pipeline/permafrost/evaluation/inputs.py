@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import ModelConfig, NoModelConfig, Picture
@@ -164,20 +165,59 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
     )
     place = place_beside(student, Store(config.store.folder))
     main = evaluation_folder(config.evaluate.against, place)
-    if config.evaluate.against is not None:
-        store, passes = open_against(config, config.evaluate.against, PassRecords([run / main]))
-    else:
-        names = config.store.teacher or trained.teachers
-        if place and not config.store.teacher:
-            names = _passes_elsewhere(config, Store(config.store.folder), names, student)
-        records = PassRecords([run / main] if place else [student, run / main])
-        store, passes = open_evaluation_store(config, names, records)
-        if not names:
-            passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
-    passes = logits_first(passes)
+    store, passes = _open_compared(config, trained, student, run / main, is_elsewhere=bool(place))
     if trained.picture is not None:
         store.warn_of_other_picture(trained.picture)
     shown = trained.in_frame(config.evaluate.frame, store)
+    _announce_passes(student, store, passes, is_elsewhere=bool(place))
+    elsewhere = place or place_beside(run / main, store)
+    return EvaluationInputs(
+        config=config,
+        main=evaluation_folder(config.evaluate.against, elsewhere),
+        is_elsewhere=bool(elsewhere if config.evaluate.store is not None else place),
+        store=store,
+        passes=passes,
+        fingerprint=SavedNetwork(student).check(),
+        trained=shown,
+        build=partial(_build_student, config, student, store, passes, shown),
+        others=plugin_digests(trained.config),
+    )
+
+
+def _open_compared(
+    config: EvaluateConfig,
+    trained: TrainedModel,
+    student: Path,
+    folder: Path,
+    *,
+    is_elsewhere: bool,
+) -> tuple[Store, list[TeacherPass]]:
+    """Open the store that a student is evaluated on, and the passes that it is compared with, the first with logits.
+
+    Args:
+        config: Options of the command.
+        trained: The student.
+        student: Folder of its training.
+        folder: Folder of its first evaluation.
+        is_elsewhere: True if it was trained on another store than store.path.
+    """
+    if config.evaluate.against is not None:
+        store, passes = open_against(config, config.evaluate.against, PassRecords([folder]))
+        return store, logits_first(passes)
+    names = config.store.teacher or trained.teachers
+    if is_elsewhere and not config.store.teacher:
+        names = _passes_elsewhere(config, Store(config.store.folder), names, student)
+    records = PassRecords([folder] if is_elsewhere else [student, folder])
+    store, passes = open_evaluation_store(config, names, records)
+    if not names:
+        passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
+    return store, logits_first(passes)
+
+
+def _announce_passes(
+    student: Path, store: Store, passes: Sequence[TeacherPass], *, is_elsewhere: bool
+) -> None:
+    """Log which of several passes a student is compared with, or that it is compared with none of those there are."""
     if len(passes) > 1:
         logger.info(
             "%s has %d teachers; agreement and maps are compared with %s",
@@ -186,7 +226,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
             passes[0].name,
         )
     known = [folder.name for folder in store.pass_folders()]
-    if known and not passes and not place:
+    if known and not passes and not is_elsewhere:
         logger.warning(
             "%s was trained without a pass of %s, so its agreement with a teacher is not measured; to measure it, "
             "choose a pass with store.teacher: %s",
@@ -195,35 +235,29 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
             ", ".join(known),
         )
 
-    def build() -> tuple[EvaluatedModel, TrainedModel]:
-        from permafrost.evaluation.forward import EvaluatedModel
-        from permafrost.models.compute import resolve_device
 
-        resolve_network(trained.config, store, "student")
-        model, described = SavedNetwork(student).load(store.manifest.classes)
-        described = replace(described, picture=shown.picture)
-        compares = passes and passes[0].manifest.has_logits
-        if compares and passes[0].num_classes != described.num_classes:
-            raise StoreMismatchError(
-                f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
-                "set store.teacher, or evaluate.against, to a pass of the same classes"
-            )
-        device = resolve_device("evaluate.device", config.evaluate.device)
-        return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
+def _build_student(
+    config: EvaluateConfig,
+    student: Path,
+    store: Store,
+    passes: Sequence[TeacherPass],
+    shown: TrainedModel,
+) -> tuple[EvaluatedModel, TrainedModel]:
+    """Build the student of a folder, which receives images as `shown` says."""
+    from permafrost.evaluation.forward import EvaluatedModel
+    from permafrost.models.compute import resolve_device
 
-    fingerprint = SavedNetwork(student).check()
-    elsewhere = place or place_beside(run / main, store)
-    return EvaluationInputs(
-        config=config,
-        main=evaluation_folder(config.evaluate.against, elsewhere),
-        is_elsewhere=bool(elsewhere if config.evaluate.store is not None else place),
-        store=store,
-        passes=passes,
-        fingerprint=fingerprint,
-        trained=shown,
-        build=build,
-        others=plugin_digests(trained.config),
-    )
+    resolve_network(shown.config, store, "student")
+    model, described = SavedNetwork(student).load(store.manifest.classes)
+    described = replace(described, picture=shown.picture)
+    compares = passes and passes[0].manifest.has_logits
+    if compares and passes[0].num_classes != described.num_classes:
+        raise StoreMismatchError(
+            f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
+            "set store.teacher, or evaluate.against, to a pass of the same classes"
+        )
+    device = resolve_device("evaluate.device", config.evaluate.device)
+    return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 
 
 def _passes_elsewhere(
@@ -372,7 +406,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         passes=passes,
         fingerprint=sha256_json(described),
         trained=(trained := _described(config, teacher, store, num_classes, picture)),
-        build=_building(config, trained, store),
+        build=partial(_build_given, config, trained, store),
     )
 
 
@@ -387,10 +421,9 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
             reads outputs for other classes.
         StoreMismatchError: If `teacher` did not make the pass that is named.
     """
-    from permafrost.evaluation.other_networks import check_made_pass, first_made_pass
     from permafrost.models.network import Network
 
-    student, teacher = config.student, config.teacher
+    student = config.student
     run = RunFolder(config.run).path
     if isinstance(student, NoModelConfig) or student.weights is None:
         raise ConfigError(
@@ -398,7 +431,6 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = open_record_store(config)
     main = NETWORK_EVALUATION + place_beside(run / NETWORK_EVALUATION, store)
-    folder = run / main
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
     described = Network(student, store.manifest.classes, "student").describe()
@@ -410,19 +442,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         f"evaluators=[{','.join(reading)}] reads the network's classes; name evaluators of features, as in "
         f"evaluators=[{','.join(of_features)}]",
     )
-    if isinstance(teacher, NoModelConfig) or teacher.weights is None:
-        of_teacher = None
-        passes = store.resolve_passes(
-            config.store.teacher,
-            PassRecords([folder]).in_store(store.manifest.fingerprint),
-        )
-    else:
-        named = store.open_passes(config.store.teacher) if config.store.teacher else []
-        passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
-        of_teacher = Network(teacher, store.manifest.classes).describe()
-        teacher_passes = first_made_pass(folder, store, of_teacher["weights_sha256"], passes)
-        check_made_pass(teacher, store, teacher_passes or named)
-        passes = teacher_passes
+    passes, of_teacher = _passes_of_pair(config, store, run / main)
     passes = [teacher_pass for teacher_pass in passes if teacher_pass.num_classes == num_classes]
     alone = of_teacher is not None and not passes
     return EvaluationInputs(
@@ -434,9 +454,37 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         trained=(
             trained := _described(config, student, store, num_classes, recorded_picture(student))
         ),
-        build=_building(config, trained, store),
+        build=partial(_build_given, config, trained, store),
         others={"teacher network": sha256_json(of_teacher)} if alone else {},
     )
+
+
+def _passes_of_pair(
+    config: EvaluateConfig, store: Store, folder: Path
+) -> tuple[list[TeacherPass], dict[str, Any] | None]:
+    """Return the passes that a given network is compared with, and the description of its given teacher, if any.
+
+    Args:
+        config: Options of the command.
+        store: Store of the records.
+        folder: Folder of the first evaluation of the network.
+
+    Raises:
+        StoreMismatchError: If the teacher did not make the pass that is named.
+    """
+    from permafrost.evaluation.other_networks import check_made_pass, first_made_pass
+    from permafrost.models.network import Network
+
+    teacher = config.teacher
+    if isinstance(teacher, NoModelConfig) or teacher.weights is None:
+        recorded = PassRecords([folder]).in_store(store.manifest.fingerprint)
+        return store.resolve_passes(config.store.teacher, recorded), None
+    named = store.open_passes(config.store.teacher) if config.store.teacher else []
+    passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
+    described = Network(teacher, store.manifest.classes).describe()
+    teacher_passes = first_made_pass(folder, store, described["weights_sha256"], passes)
+    check_made_pass(teacher, store, teacher_passes or named)
+    return teacher_passes, described
 
 
 def _described(
@@ -457,17 +505,12 @@ def _described(
     return described.in_frame(config.evaluate.frame, store)
 
 
-def _building(
+def _build_given(
     config: EvaluateConfig, trained: TrainedModel, store: Store
-) -> Callable[[], tuple[EvaluatedModel, TrainedModel]]:
-    """Return the function that builds a given network."""
+) -> tuple[EvaluatedModel, TrainedModel]:
+    """Build a given network."""
+    from permafrost.evaluation.other_networks import build_teacher
 
-    def build() -> tuple[EvaluatedModel, TrainedModel]:
-        from permafrost.evaluation.other_networks import build_teacher
-
-        device = config.evaluate.device
-        return build_teacher(
-            trained.config, store, device, reads_head=config.reads_outputs
-        ), trained
-
-    return build
+    device = config.evaluate.device
+    model = build_teacher(trained.config, store, device, reads_head=config.reads_outputs)
+    return model, trained
