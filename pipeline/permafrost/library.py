@@ -278,20 +278,10 @@ def explain(
     """
     import torch
 
-    from permafrost.models.classifier import Classifier, eval_mode
+    from permafrost.models.classifier import eval_mode
     from permafrost.models.explanations import explainer_named, forward_to_explain
 
-    model = network
-    if layer is not None:
-        from permafrost.models.module import ModuleClassifier
-
-        model = ModuleClassifier(network, layer)
-    require(
-        isinstance(model, Classifier),
-        f"explain({type(network).__name__}): name the layer that is explained, layer=...; its modules are "
-        f"{', '.join(name for name, _ in network.named_modules() if name)[:300]}",
-    )
-    assert isinstance(model, Classifier)
+    model = _explained_network(network, layer)
     batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     weights = next(
@@ -323,6 +313,20 @@ def explain(
         f"are {start}",
     )
     return Explanation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _explained_network(network: nn.Module, layer: str | None) -> Classifier:
+    """Return a network with the layer that is explained. Raises ConfigError if no layer is known."""
+    from permafrost.models.classifier import Classifier
+    from permafrost.models.module import ModuleClassifier
+
+    model = network if layer is None else ModuleClassifier(network, layer)
+    if not isinstance(model, Classifier):
+        raise ConfigError(
+            f"explain({type(network).__name__}): name the layer that is explained, layer=...; its modules are "
+            f"{', '.join(name for name, _ in network.named_modules() if name)[:300]}"
+        )
+    return model
 
 
 def _check_explained(classes: Tensor, outputs: int, at_least: int) -> None:

@@ -66,19 +66,8 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
     networks = Networks(config, inputs.store, inputs.passes)
     requested = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
     model = explained_as(model, inputs.passes)
-    kind = inputs.passes[0].explainer if inputs.passes else None
-    if "localization" in requested and kind not in (None, model.explainer):
-        logger.warning(
-            "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
-            "and pictures use the network's own explainer=%s; to compare maps, name %s",
-            inputs.passes[0].name,
-            kind,
-            type(model.network.network).__name__,
-            model.explainer,
-            f"a pass of explainer={model.explainer} with evaluate.against="
-            if kind in EXPLAINERS
-            else f"the plug-in of explainer={kind} with plugins=",
-        )
+    if "localization" in requested:
+        _warn_of_other_explainer(inputs, model)
     threads = resolve_decode_threads(config.evaluate.decode_threads)
     contexts = [
         EvaluationContext(
@@ -98,6 +87,16 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
     if positions:
         views = list(contexts[0].iter_views(positions))
         require_independent_network(trial_copy(model.network), torch.cat(views))
+    _add_results(inputs, folder, missing, contexts)
+
+
+def _add_results(
+    inputs: EvaluationInputs,
+    folder: Path,
+    missing: Sequence[str],
+    contexts: Sequence[EvaluationContext],
+) -> None:
+    """Run each missing evaluator on all splits, after the checks of all of them have passed."""
     evaluators = {evaluator: evaluator_named(evaluator) for evaluator in missing}
     files = {
         evaluator: {
@@ -115,7 +114,7 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
             folder,
             evaluator,
             {context.split: evaluators[evaluator].run(context) for context in contexts},
-            options=evaluator_options(evaluator, config),
+            options=evaluator_options(evaluator, inputs.config),
             files=files[evaluator],
             records={context.split: len(context.dataset) for context in contexts},
             pictures=inputs.pictures,
@@ -123,6 +122,24 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
                 name: digest for context in contexts for name, digest in context.written.items()
             },
         )
+
+
+def _warn_of_other_explainer(inputs: EvaluationInputs, model: EvaluatedModel) -> None:
+    """Warn that maps are not compared if those of the pass are of an explainer that cannot explain the network."""
+    kind = inputs.passes[0].explainer if inputs.passes else None
+    if kind in (None, model.explainer):
+        return
+    logger.warning(
+        "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
+        "and pictures use the network's own explainer=%s; to compare maps, name %s",
+        inputs.passes[0].name,
+        kind,
+        type(model.network.network).__name__,
+        model.explainer,
+        f"a pass of explainer={model.explainer} with evaluate.against="
+        if kind in EXPLAINERS
+        else f"the plug-in of explainer={kind} with plugins=",
+    )
 
 
 def _thresholds(

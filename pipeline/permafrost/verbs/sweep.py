@@ -20,9 +20,11 @@ Rerun   a student's id is the hash of the options and inputs of its training, so
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import Any
 
 from permafrost.cluster.executors import ExecutorChoice
@@ -53,6 +55,37 @@ class SweepResult:
     summary: str
     """Text table of mean and standard deviation over seeds."""
     next: str = ""
+
+
+class SweepTable:
+    """Writer of sweep.json: the finished students of a sweep, which a report shows while others are trained."""
+
+    def __init__(
+        self,
+        path: Path,
+        total: int,
+        students: Sequence[Student],
+        selection: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Find the students that are finished.
+
+        Args:
+            path: File of the table.
+            total: Number of students of the sweep.
+            students: Students that are reported.
+            selection: How their points were selected.
+        """
+        self._path, self._students = path, students
+        self._values = {**selection, "students": total}
+        self._finished = {student.name for student in students if student.final_run().is_done}
+
+    def write(self, *names: str) -> None:
+        """Write the table with these students, which have finished."""
+        self._finished.update(names)
+        listed = [student for student in self._students if student.name in self._finished]
+        folders = {each.row["run"]: each.final_run().metrics_folder for each in listed}
+        rows = [student.row for student in listed]
+        write_json(self._path, {**self._values, "runs": rows, "evaluations": folders})
 
 
 @dataclass(frozen=True)
@@ -91,8 +124,7 @@ class SweepPlan(Plan):
         config, students = self.config, self.students
         reported = students if config.select is None else []  # which are selected later
         missing = self.count_missing()
-        table = RunFolder(config.run).path / SWEEP_NAME
-        values: dict[str, Any] = {}
+        path = RunFolder(config.run).path / SWEEP_NAME
         with ExecutorChoice(config.executor, config.cluster) as choice:
             executor, reason = choice.for_tasks(
                 missing, config.parallel, lambda: estimate_seconds(self.first_runs(students))
@@ -109,43 +141,30 @@ class SweepPlan(Plan):
             )
             for student in students:
                 student.record_reads()
-            finished = {student.name for student in reported if student.final_run().is_done}
-
-            def write_table(*names: str) -> None:
-                """Write the students that are finished, so that a report shows them while others are trained."""
-                finished.update(names)
-                listed = [student for student in reported if student.name in finished]
-                rows = {
-                    "runs": [student.row for student in listed],
-                    "evaluations": {
-                        each.row["run"]: each.final_run().metrics_folder for each in listed
-                    },
-                }
-                write_json(table, {**values, "students": len(reported or students), **rows})
-
-            write_table()
-            _summarize(
-                config.run
-            )  # reads the table as a report does, before any student is trained
+            table = SweepTable(path, len(students), reported)
+            table.write()
+            # It reads the table as a report does, before any student is trained.
+            _summarize(config.run)
             runner = StudentRunner(executor, StudentTask, config.parallel)
             if config.select is not None:
                 runner.finish(self.first_runs(baselines_first(students)))
                 candidates, reported = choose(students, *split_and_metric(config.select))
-                values = {"select": config.select, "candidates": candidates}
-                write_table(*(each.name for each in reported if each.final_run().is_done))
+                selection = {"select": config.select, "candidates": candidates}
+                table = SweepTable(path, len(reported), reported, selection)
+                table.write()
             runner.finish(
-                [student.final_run() for student in baselines_first(reported)], write_table
+                [student.final_run() for student in baselines_first(reported)], table.write
             )
         if runner.errors:
             raise SweepError(
-                f"{len(runner.errors)} of {len(students)} students failed ({table} lists the others): "
+                f"{len(runner.errors)} of {len(students)} students failed ({path} lists the others): "
                 + " | ".join(runner.errors)
             )
         return SweepResult(
             students=len(students),
             trained_now=len(runner.trained),
             finished_now=len(runner.done),
-            table=str(table),
+            table=str(path),
             summary=_summarize(config.run),
             next=report_command(students[0].distill.store.path, config.run),
         )
