@@ -151,6 +151,21 @@ def records_drawn_anew(monkeypatch):
     monkeypatch.setattr(DemoSource, "read", DemoSource.read.__wrapped__)
 
 
+@pytest.fixture(scope="module")
+def pages_drawn_quickly():
+    """Leave plots of reports empty and compress their pictures little, for tests of what a report says."""
+    from permafrost_report import figures, grid_figures, pictures
+
+    encode = pictures._webp
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (figures, grid_figures):
+            patch.setattr(module, "finish", lambda figure, axis: "data:image/svg+xml;base64,")
+        patch.setattr(
+            pictures, "_webp", lambda image, **options: encode(image, **(options | {"quality": 0}))
+        )
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_runs_folder(tmp_path, monkeypatch):
     """Write runs to the test's own folder."""

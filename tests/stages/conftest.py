@@ -7,6 +7,11 @@ import pytest
 from tests.support.paths import ROOT
 
 
+@pytest.fixture(autouse=True, scope="module")
+def every_page(pages_drawn_quickly):
+    """Draw the pages of all stages quickly."""
+
+
 @pytest.fixture
 def permafrost(monkeypatch, capsys):
     """A stage's command run in this process: exit status, standard output and standard error."""
