@@ -23,6 +23,7 @@ from tests.benchmarks import (
     students,
 )
 from tests.benchmarks.peer import MissingPeerError
+from tests.support.slow import slow_except
 
 FEW = {
     allocator: {"RECORDS": 50, "ROUNDS": 1},
@@ -53,12 +54,8 @@ FEW = {
     students: {"RECORDS": students.BATCH, "STUDENTS": 2, "ROUNDS": 1},
 }  # fmt: skip
 """Numbers of records and rounds by module."""
-LONG = {
-    *(allocator.allocator_figure, bcos.bcos_step_figure, memory.memory_figures),
-    *(steps.step_figures, steps.mixed_step_figures, steps.features_step_figures),
-    *(students.students_figures, reading.public_loader_figures),
-}
-"""Functions that take seconds also with few records, for starts of processes and steps of deep networks."""
+QUICK = (replaying.replay_figure, strong_views.strong_replay_figure, reading.stream_32_figure)
+"""Functions that take less than a second with few records; the others start processes or run deep networks."""
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ HERE = [function for function in bench.GROUPS if function.__module__ != on_ray._
 
 @pytest.mark.parametrize(
     "measure",
-    [pytest.param(each, marks=[pytest.mark.slow] if each in LONG else []) for each in HERE],
+    slow_except(QUICK, HERE),
     ids=lambda function: function.__name__,
 )
 def test_a_figure_is_measured_on_a_few_records(measure, few, tmp_path):

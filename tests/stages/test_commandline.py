@@ -25,6 +25,7 @@ from permafrost.core.errors import ConfigError
 from tests.support.items import for_each
 from tests.support.papers import HAS_PAPERS, needs_papers
 from tests.support.paths import ROOT
+from tests.support.slow import slow
 
 
 def build_config(verb, *words):
@@ -654,7 +655,7 @@ MADE = "precompute", "executor=serial"
     [
         ("jinja2", "jinja2", ("report", "run=one")),
         ("sklearn", "scikit-learn", (*MADE, "data=demo", "teacher=none")),
-        ("timm", "timm", (*MADE, "data=digits", "teacher=timm", "teacher.weights=random")),
+        slow("timm", "timm", (*MADE, "data=digits", "teacher=timm", "teacher.weights=random")),
     ],
 )
 def test_a_package_of_an_extra_that_is_missing_is_named_with_its_command(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import google_crc32c
@@ -27,17 +28,22 @@ SHAPES = {
 }
 
 
+@cache
+def small_values(shape, dtype, seed):
+    """Draw values of which few are large, once for all tests."""
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32) ** 3
+    return (values * (100 if dtype == "int8" else 1)).clip(-127, 127).astype(dtype)
+
+
 def written(tmp_path, monkeypatch, shape, dtype, views, rows=17, rows_per_shard=20):
     """Two written shards, the second one short, of mostly small values, as in B-cos weights."""
     monkeypatch.setattr("permafrost.store.zarr_fields._MAX_CHUNK_BYTES", 2**10)
     spec = FieldSpec(name="map", shape=shape, dtype=dtype, codec="maxabs")
     layout = ZarrFields(tmp_path, (spec,), 2, rows_per_shard, views)
     layout.create()
-    generator = np.random.default_rng(0)
     shards = []
     for position, count in enumerate((rows_per_shard, rows)):
-        values = generator.normal(size=(count, views, *shape)) ** 3
-        values = (values * (100 if dtype == "int8" else 1)).clip(-127, 127).astype(dtype)
+        values = small_values((count, views, *shape), dtype, position)
         keys = [f"{position}-{row}" for row in range(count)]
         name = f"train-{position:06d}"
         done = layout.write_shard(position, name, keys, {"map": values})
