@@ -40,7 +40,6 @@ from tests.benchmarks import (
     fidelity,
     object_storage,
     precision_times,
-    previews,
     profiles,
     scale,
 )
@@ -157,7 +156,6 @@ def main(arguments: list[str]) -> None:
         "busy": partial(busy.main, recorded=options.record),
         "precision": partial(precision_times.main, recorded=options.record),
         "fidelity": partial(fidelity.main, recorded=options.record),
-        "preview": partial(previews.main, recorded=options.record),
         "object_storage": partial(object_storage.main, recorded=options.record),
     }
     for beginning, measure_named in named.items():
