@@ -32,9 +32,9 @@ MIXES = {
 CROP = (OperationConfig(kind="pad_crop", padding=3), OperationConfig(kind="horizontal_flip"))
 LIVE = ["teacher=cifar", "teacher.name=resnet8", "teacher.weights=w.pt"]
 REFUSED = {
-    "frozen": {"crd", "ft", "ked", "sskd"},
-    "replay": {"crd", "ft", "ked", "labels", "sskd"},
-    "live": {"crd", "labels", "several", "sskd"},
+    "frozen": {"crd", "dkd", "ft", "ked", "sskd"},
+    "replay": {"crd", "dkd", "ft", "ked", "labels", "sskd"},
+    "live": {"crd", "dkd", "labels", "several", "sskd"},
 }
 """Methods that a mode refuses with mixtures. Labels and several methods have no replay or live mode at all."""
 WORDS = {"several": ["method.terms=[{teacher: pass, method: kd}]"], "ked": ["student=additive"]}

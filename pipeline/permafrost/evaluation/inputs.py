@@ -241,15 +241,15 @@ def _build_student(
     student: Path,
     store: Store,
     passes: Sequence[TeacherPass],
-    shown: TrainedModel,
+    facts: TrainedModel,
 ) -> tuple[EvaluatedModel, TrainedModel]:
-    """Build the student of a folder, which receives images as `shown` says."""
+    """Build the student of a folder, which receives images as `facts` says."""
     from permafrost.evaluation.forward import EvaluatedModel
     from permafrost.models.compute import resolve_device
 
-    resolve_network(shown.config, store, "student")
+    resolve_network(facts.config, store, "student")
     model, described = SavedNetwork(student).load(store.manifest.classes)
-    described = replace(described, picture=shown.picture)
+    described = replace(described, picture=facts.picture)
     compares = passes and passes[0].manifest.has_logits
     if compares and passes[0].num_classes != described.num_classes:
         raise StoreMismatchError(
