@@ -5,8 +5,9 @@ PY := .venv/bin/python
 ARGS ?=
 # Many processes import the same packages, so bytecode is always written.
 export PYTHONDONTWRITEBYTECODE :=
-# As many processes as there are cores on a small machine: a third one adds the 10 s in which it imports the tests.
-JOBS ?= 2
+# As many processes as there are cores on a small machine: a third one adds the 10 s in which it imports the tests. One
+# file is run without processes, which would each import torch.
+JOBS ?= $(if $(findstring .py,$(ARGS)),0,2)
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5

@@ -148,13 +148,13 @@ def build(classes):
 
 
 def a_network_of_a_module(session, photos):
-    (photos.parent / "nets.py").write_text(NETWORK_OF_ONES_OWN)
+    (photos.parent / "printed_nets.py").write_text(NETWORK_OF_ONES_OWN)
     session.type("precompute", *PHOTOS, "store.path=stores/p", "teacher=none")
-    network = "teacher=module", "teacher.factory=nets:build"
+    network = "teacher=module", "teacher.factory=printed_nets:build"
     session.type("teach", "store.path=stores/p", "run=own", *network, "evaluate.splits=[val]")
     followed = session.follow_to_the_end()
     assert [verb for verb, _ in followed] == ["precompute", "distill", "evaluate", "report"]
-    assert all("plugins=[nets]" in words and "run=own" in words for _, words in followed)
+    assert all("plugins=[printed_nets]" in words and "run=own" in words for _, words in followed)
 
 
 def records_without_a_second_split(session, photos):
