@@ -1,4 +1,8 @@
-"""Readers of other tools' formats, against files of two writers that know nothing of each other."""
+"""Readers of other tools' formats, against files that are written from the descriptions of these formats."""
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,23 +12,17 @@ from permafrost.loading.recipes import recipe_from
 from permafrost.store.codecs import decode_unit
 from permafrost.store.verification import verify_store
 from tests.exchange.conformance import second_reader
-from tests.support import foreign_targets, target_files
+from tests.support import target_files
 from tests.support.exchange import CLASSES, PHOTOS, make_photographs, run_ingest, values_by_key
 from tests.support.slow import slow
 from tests.support.view_matrices import matrices_of_fields
 
-WRITERS = (target_files, foreign_targets)
 VIEWS = 3
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     return make_photographs(tmp_path_factory.mktemp("exchange"))
-
-
-@pytest.fixture(params=WRITERS, ids=lambda module: module.__name__.rpartition(".")[2])
-def writer(request):
-    return request.param
 
 
 @pytest.fixture
@@ -98,12 +96,12 @@ def dense(values, temperature=1.0):
 # ---- arrays --------------------------------------------------------------------------------------
 
 
-def test_arrays_come_by_key_in_any_order_with_their_bits(photographs, writer, random, tmp_path):
+def test_arrays_come_by_key_in_any_order_with_their_bits(photographs, random, tmp_path):
     logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
     maps = random.random((PHOTOS, 1, 1, 5, 5)).astype("float32")
     order = random.permutation(PHOTOS)
     names = [key_of(photographs.paths[n]) for n in order]
-    writer.write_npz(tmp_path / "t.npz", names, logits=logits[order], map=maps[order])
+    target_files.write_npz(tmp_path / "t.npz", names, logits=logits[order], map=maps[order])
 
     words = [f"path={tmp_path / 't.npz'}", "format.frame=full", "format.explainer=gradcam"]
     manifest, values = ingested(photographs, "format=npz", *words, "format.dtype=float32")
@@ -128,11 +126,11 @@ def test_an_npy_file_needs_names_and_keeps_halves(photographs, random, tmp_path)
 
 
 def test_embeddings_of_clip_retrieval_are_joined_by_the_end_of_their_path(
-    photographs, writer, random, tmp_path
+    photographs, random, tmp_path
 ):
     embeddings = random.normal(size=(PHOTOS, 8)).astype("float16")
     paths = [f"/mnt/other/{path}" for path in photographs.paths]
-    writer.write_embeddings(tmp_path / "e", paths, embeddings, 10)
+    target_files.write_embeddings(tmp_path / "e", paths, embeddings, 10)
 
     words = ["format=embeddings", f"path={tmp_path / 'e'}", "format.frame=center_crop"]
     _, values = ingested(photographs, *words, "format.crop_fraction=1")
@@ -140,10 +138,10 @@ def test_embeddings_of_clip_retrieval_are_joined_by_the_end_of_their_path(
     assert np.array_equal(values["pooled"][:, 0], embeddings)
 
 
-def test_a_column_of_lists(photographs, writer, random, tmp_path):
+def test_a_column_of_lists(photographs, random, tmp_path):
     logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
     keys = [key_of(path) for path in photographs.paths]
-    writer.write_parquet(tmp_path / "t.parquet", keys, logits)
+    target_files.write_parquet(tmp_path / "t.parquet", keys, logits)
 
     words = ["format=parquet", f"path={tmp_path / 't.parquet'}", f"format.cache={tmp_path}"]
     _, values = ingested(photographs, *words, "format.frame=full")
@@ -155,12 +153,10 @@ def test_a_column_of_lists(photographs, writer, random, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("weight", 6), ("grad_cam", 1)])
-def test_frozen_maps_of_e2kd_come_by_position(
-    photographs, writer, random, tmp_path, kind, channels
-):
+def test_frozen_maps_of_e2kd_come_by_position(photographs, random, tmp_path, kind, channels):
     logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
     maps = random.normal(size=(PHOTOS, channels, 6, 6)).astype("float32")
-    writer.write_e2kd(tmp_path / "fit", range(PHOTOS), logits, maps, kind)
+    target_files.write_e2kd(tmp_path / "fit", range(PHOTOS), logits, maps, kind)
 
     words = ["format=e2kd", f"path={tmp_path / 'fit'}", "format.frame=full", "format.dtype=float32"]
     manifest, values = ingested(photographs, *words)
@@ -172,11 +168,11 @@ def test_frozen_maps_of_e2kd_come_by_position(
 
 
 @pytest.mark.parametrize("fp16", [slow(False), True])
-def test_soft_labels_of_fkd_are_stored_views(photographs, writer, random, tmp_path, fp16):
+def test_soft_labels_of_fkd_are_stored_views(photographs, random, tmp_path, fp16):
     crops = crops_of(photographs, random)
     flips = random.random((PHOTOS, VIEWS)) < 0.5
     probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)) * 2)
-    writer.write_fkd(
+    target_files.write_fkd(
         tmp_path / "f", photographs.paths, crops, flips, photographs.sizes, probabilities, 2, fp16
     )
 
@@ -193,17 +189,32 @@ def test_soft_labels_of_fkd_are_stored_views(photographs, writer, random, tmp_pa
     assert manifest.temperatures == (1.0,)
 
 
+class NumPy1Pickler(pickle._Pickler):
+    """Name NumPy's constructors as NumPy 1 did: the public sets are older than NumPy 2."""
+
+    def save_global(self, obj, name=None):
+        if getattr(obj, "__module__", None) != "numpy._core.multiarray":
+            super().save_global(obj, name)
+            return
+        self.write(pickle.GLOBAL + f"numpy.core.multiarray\n{obj.__name__}\n".encode())
+        self.memoize(obj)
+
+
 def test_files_of_earlier_numpy_and_torch_are_read(photographs, random, tmp_path):
     crops = crops_of(photographs, random)
     flips = np.zeros((PHOTOS, VIEWS), bool)
     probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)))
     labels = (photographs.sizes, probabilities, 2, True)
-    foreign_targets.write_fkd(
-        tmp_path / "f", photographs.paths, crops, flips, *labels, numpy_1=True
-    )
+    target_files.write_fkd(tmp_path / "f", photographs.paths, crops, flips, *labels)
     maps = random.normal(size=(PHOTOS, CLASSES, 15, 15)).astype("float32")
     names = [path.partition("/")[2] for path in photographs.paths]
-    foreign_targets.write_relabel(tmp_path / "m", names, maps, 2, legacy=True)
+    target_files.write_relabel(tmp_path / "m", names, maps, 2)
+    numpy_1 = SimpleNamespace(__name__="pickle", Pickler=NumPy1Pickler)
+    for path in filter(Path.is_file, (tmp_path / "f").rglob("*")):
+        torch.save(torch.load(path, weights_only=False), path, pickle_module=numpy_1)
+        assert b"numpy.core.multiarray" in path.read_bytes()
+    for path in filter(Path.is_file, (tmp_path / "m").rglob("*")):
+        torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
 
     for kind, folder, views in (("fkd", "f", True), ("relabel", "m", False)):
         words = [f"format={kind}", f"path={tmp_path / folder}", f"format.classes={CLASSES}"]
@@ -246,10 +257,10 @@ def recipes_of(photographs, random, augmentation):
 
 
 @pytest.mark.parametrize("compress", [True, slow(False)])
-def test_crops_of_imagenet_plus_are_stored_views(photographs, writer, random, tmp_path, compress):
+def test_crops_of_imagenet_plus_are_stored_views(photographs, random, tmp_path, compress):
     crops, recipes = recipes_of(photographs, random, PLAIN)
     probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)))
-    writer.write_imagenet_plus(
+    target_files.write_imagenet_plus(
         tmp_path / "r", range(PHOTOS), probabilities, 3, recipes, PLAIN, compress
     )
 
@@ -262,10 +273,12 @@ def test_crops_of_imagenet_plus_are_stored_views(photographs, writer, random, tm
     assert np.allclose(dense(values), probabilities, atol=1e-6)
 
 
-def test_recipes_of_imagenet_plus_become_values(photographs, writer, random, tmp_path):
+def test_recipes_of_imagenet_plus_become_values(photographs, random, tmp_path):
     _, recipes = recipes_of(photographs, random, STRONG)
     probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)))
-    writer.write_imagenet_plus(tmp_path / "r", range(PHOTOS), probabilities, 2, recipes, STRONG)
+    target_files.write_imagenet_plus(
+        tmp_path / "r", range(PHOTOS), probabilities, 2, recipes, STRONG
+    )
 
     words = ["format=imagenet_plus", f"path={tmp_path / 'r'}", f"format.classes={CLASSES}"]
     manifest, values = ingested(photographs, *words, "format.rest=zeros", views=True)
@@ -295,13 +308,13 @@ def test_recipes_of_imagenet_plus_become_values(photographs, writer, random, tmp
 
 @pytest.mark.parametrize("bfloat16", [slow(False), True])
 def test_embeddings_of_datacompdr_are_joined_by_the_digest_of_the_image(
-    photographs, writer, random, tmp_path, bfloat16
+    photographs, random, tmp_path, bfloat16
 ):
     crops = crops_of(photographs, random)
     recipes = [[(tuple(map(int, box)), [(0, 0.0), (11, 127.5)]) for box in each] for each in crops]
     embeddings = random.normal(size=(PHOTOS, VIEWS, 6)).astype("float32")
     uids = [f"{n:032x}" for n in range(PHOTOS)]
-    writer.write_datacompdr(
+    target_files.write_datacompdr(
         tmp_path / "d", uids, photographs.digests, recipes, embeddings, bfloat16, 9
     )
 
@@ -317,13 +330,13 @@ def test_embeddings_of_datacompdr_are_joined_by_the_digest_of_the_image(
 
 
 @pytest.mark.parametrize("has_token", [True, slow(False)])
-def test_features_of_theia_are_joined_by_key(photographs, writer, random, tmp_path, has_token):
+def test_features_of_theia_are_joined_by_key(photographs, random, tmp_path, has_token):
     features = random.normal(size=(PHOTOS, 5, 4, 4)).astype("float32")
     features = torch.tensor(features).bfloat16().float().numpy()
     tokens = features[:, :, 0, 0].copy() if has_token else None
     order = random.permutation(PHOTOS)
     stems = [photographs.stems[n] for n in order]
-    writer.write_theia(
+    target_files.write_theia(
         tmp_path / "t",
         "facebook_dinov2-large",
         stems,
@@ -345,11 +358,9 @@ def test_features_of_theia_are_joined_by_key(photographs, writer, random, tmp_pa
 
 
 @pytest.mark.parametrize("ranks", [slow(1), 5])
-def test_logits_of_tinyvit_are_of_views_that_nobody_knows(
-    photographs, writer, random, tmp_path, ranks
-):
+def test_logits_of_tinyvit_are_of_views_that_nobody_knows(photographs, random, tmp_path, ranks):
     probabilities = softmax(random.normal(size=(PHOTOS, CLASSES)))
-    writer.write_tinyvit(tmp_path / "e", photographs.stems, probabilities, 3, ranks)
+    target_files.write_tinyvit(tmp_path / "e", photographs.stems, probabilities, 3, ranks)
     folder = next(path.parent for path in (tmp_path / "e").rglob("rank0-keys.txt"))
 
     words = ["format=tinyvit", f"path={folder}", f"format.classes={CLASSES}"]
@@ -372,10 +383,10 @@ def require_labels(folder, paths, boxes, values, *, transposed):
 
 
 @pytest.mark.parametrize("transposed", [False, slow(True)])
-def test_label_maps_give_the_label_of_every_crop(photographs, writer, random, tmp_path, transposed):
+def test_label_maps_give_the_label_of_every_crop(photographs, random, tmp_path, transposed):
     maps = random.normal(size=(PHOTOS, CLASSES, 15, 15)).astype("float32") * 3
     names = [path.partition("/")[2] for path in photographs.paths]
-    writer.write_relabel(tmp_path / "m", names, maps, 2)
+    target_files.write_relabel(tmp_path / "m", names, maps, 2)
 
     words = [
         *("format=relabel", f"path={tmp_path / 'm'}", f"format.classes={CLASSES}"),
@@ -391,12 +402,10 @@ def test_label_maps_give_the_label_of_every_crop(photographs, writer, random, tm
     require_labels(tmp_path / "m", photographs.paths, boxes, values, transposed=transposed)
 
 
-def test_label_maps_without_views_give_the_label_of_the_whole_image(
-    photographs, writer, random, tmp_path
-):
+def test_label_maps_without_views_give_the_label_of_the_whole_image(photographs, random, tmp_path):
     maps = random.normal(size=(PHOTOS, CLASSES, 15, 15)).astype("float32")
     names = [path.partition("/")[2] for path in photographs.paths]
-    writer.write_relabel(tmp_path / "m", names, maps, CLASSES)
+    target_files.write_relabel(tmp_path / "m", names, maps, CLASSES)
 
     words = ["format=relabel", f"path={tmp_path / 'm'}", f"format.classes={CLASSES}"]
     _, values = ingested(photographs, *words)

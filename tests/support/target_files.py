@@ -154,7 +154,8 @@ def write_theia(folder, model, stems, features, cls_tokens, per_shard):
             for row in range(start, min(start + per_shard, len(stems))):
                 tensors = {"embedding": features[row]}
                 if cls_tokens is not None:
-                    tensors["cls_token"] = cls_tokens[row]
+                    # Theia stores those of DINOv2 with an axis of tokens.
+                    tensors["cls_token"] = cls_tokens[row][None if "dinov2" in model else ...]
                 _add(tar, f"{stems[row]}.{model}.safetensors", _safetensors(tensors))
 
 
