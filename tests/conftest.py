@@ -217,6 +217,17 @@ def ray_cluster():
 
 
 @pytest.fixture
+def two_threads():
+    """Give torch another number of threads than the verbs of a test do."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def count_trials(request):
     """Function that reports the outcomes of a test's trials, by name, to the tables of docs/concepts/reliability.md.
 

@@ -1,6 +1,7 @@
 """Every verb with every kind of run and store: it ends, can be repeated, and leaves its files where they belong."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from obstore.store import from_url
@@ -9,6 +10,7 @@ from permafrost.library import run_verb
 from permafrost.runs.folder import RunFolder
 from permafrost.storage import buckets
 from tests.support.buckets import KEYS, contents, files_below, memory_buckets, moto_server
+from tests.support.process_state import unchanged_process
 from tests.support.slow import slow
 
 STUDENT = [
@@ -83,8 +85,8 @@ def executor(request):
     return request.param
 
 
-def test_every_verb_ends_and_can_be_repeated(top, executor, kind):
-    """On Ray those with an executor, as the others do not know it."""
+def test_every_verb_ends_and_can_be_repeated(top, executor, kind, two_threads):
+    """On Ray those with an executor, as the others do not know it. Others leave the process as they found it."""
     beginning, read = top
     run, results = f"{beginning}one", {}
     for verb, words in COMMANDS.items():
@@ -92,7 +94,8 @@ def test_every_verb_ends_and_can_be_repeated(top, executor, kind):
             continue
         for _ in range(2):
             arguments = [word.format(top=beginning, executor=executor) for word in words]
-            results[verb] = run_verb(verb, *arguments)
+            with nullcontext() if executor == "ray" else unchanged_process():
+                results[verb] = run_verb(verb, *arguments)
         assert _own(read(run)) == _own(files_below(RunFolder(run).path)), verb
 
     assert results["sweep"].trained_now == 0
