@@ -222,6 +222,7 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     assert "squared_error" in page
 
 
+@pytest.mark.slow
 @needs_papers
 def test_superfeatures_are_found_in_a_network_of_a_plugin(plugin):
     words = ["store.path=store", "run=grouped", "evaluate.splits=[test]"]

@@ -274,7 +274,10 @@ RUNS = {
 """Verbs that print a next command in each run."""
 
 
-_SLOW = an_export, a_report_of_students_that_were_not_evaluated, a_share
+_SLOW = (
+    *(an_export, a_report_of_students_that_were_not_evaluated, a_share),
+    *(records_without_a_second_split, a_report_whose_experiment_names_what_follows),
+)
 
 
 @pytest.mark.parametrize(
