@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 
@@ -10,17 +9,15 @@ import pytest
 
 from tests import conditions, outcomes
 from tests.support.paths import ROOT
+from tests.support.processes import run_program
 
 
 def nox(folder, *words, **environment):
     """Run nox with a folder of environments and outcomes."""
-    return subprocess.run(
+    return run_program(
         [sys.executable, "-m", "nox", "--envdir", str(folder), *words],
         cwd=ROOT,
         env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 
@@ -29,14 +26,11 @@ def nox(folder, *words, **environment):
 def test_no_test_runs_where_the_condition_does_not_hold(umask, code):
     words = ["-m", "pytest", "-q", "-n", "0", "-p", "tests.conditions", "-p", "no:cacheprovider"]
 
-    done = subprocess.run(
-        [sys.executable, *words, "tests/support"],  # a folder without tests: exit code 5
+    done = run_program(
+        [sys.executable, *words, "tests/support"],
         cwd=ROOT,
         env=os.environ | {conditions.VARIABLE: "umask"},
         umask=umask,
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
     assert done.returncode == code, done.stdout + done.stderr

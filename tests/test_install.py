@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import run_program
 
 
 @pytest.fixture
@@ -24,13 +24,10 @@ def checkout(tmp_path):
 
 
 def install(checkout, **environment):
-    return subprocess.run(
+    return run_program(
         ["bash", ".ci/install"],
         cwd=checkout,
         env={"PATH": str(checkout / "commands"), "HOME": str(checkout), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.store.columns import COLUMNS
 from permafrost.store.reader import Store
 from tests.support.index_table import index_table
+from tests.support.processes import run_program
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -57,9 +57,7 @@ def test_the_example_is_right(uneven):
     head = f"store, name = {str(uneven)!r}, {teacher.name!r}\n"
     check = "np.savez('read.npz', logits=logits, maps=maps, rows=rows)"
 
-    done = subprocess.run(
-        [sys.executable, "-c", head + EXAMPLE + check], capture_output=True, text=True, check=False
-    )
+    done = run_program([sys.executable, "-c", head + EXAMPLE + check])
 
     assert done.returncode == 0, done.stderr
     printed, read = json.loads(done.stdout), np.load("read.npz")

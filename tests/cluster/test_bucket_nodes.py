@@ -11,6 +11,7 @@ from obstore.store import from_url
 
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import PYTHONPATH
+from tests.support.processes import run_program
 from tests.support.ray_nodes import lose, node_environment, ray_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -33,14 +34,7 @@ def permafrost(
 ) -> subprocess.CompletedProcess:
     """Run a command in a folder of its own."""
     folder.mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, "-m", "permafrost", *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_program([sys.executable, "-m", "permafrost", *words], cwd=folder, env=environment)
 
 
 @pytest.fixture(scope="module")

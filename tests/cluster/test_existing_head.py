@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from permafrost.cluster.submit import ClusterError, _check_size
 from tests.support.image_sets import write_images
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
-from tests.support.processes import alive, descendants, wait_until
+from tests.support.processes import alive, descendants, run_program, wait_until
 from tests.support.ray_nodes import RAY, free_port, node_environment
 
 BLOCKS = blocks_of(ROOT / "docs/howto/cluster.md", "bash")
@@ -31,9 +30,7 @@ def type_lines(lines, home):
     """Run lines in a shell with this home, in which no variable says how Ray authenticates."""
     environment = node_environment(HOME=str(home), PATH=PATH)
     del environment["RAY_AUTH_MODE"]
-    return subprocess.run(
-        ["bash", "-ec", lines], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    return run_program(["bash", "-ec", lines], cwd=ROOT, env=environment)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from permafrost.library import run_verb
 from permafrost.models.saved import SavedNetwork
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import ROOT
-from tests.support.processes import descendants, title, wait_until
+from tests.support.processes import descendants, run_program, title, wait_until
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
@@ -61,16 +60,13 @@ def head(nodes):
 
 
 def submit(head, folder, verb, *words):
-    return subprocess.run(
+    return run_program(
         [
             *(RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--"),
             *(sys.executable, "-m", f"stages.{verb}", *words),
         ],
         cwd=folder,
         env=node_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 
@@ -97,7 +93,7 @@ def test_a_submitted_job_writes_what_a_serial_run_writes_and_a_student_learns_fr
 
 
 def make_submit(head, verb, *words):
-    return subprocess.run(
+    return run_program(
         [
             *("make", "submit", f"VERB={verb}", f"ADDRESS={head}"),
             # The environment of this test, which `make install` would otherwise create.
@@ -105,9 +101,6 @@ def make_submit(head, verb, *words):
         ],
         cwd=ROOT,
         env=node_environment(PATH=PATH),
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

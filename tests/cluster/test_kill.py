@@ -22,6 +22,7 @@ from tests.support.processes import (
     alive,
     descendants,
     environment,
+    run_program,
     status,
     title,
     wait_until,
@@ -367,13 +368,10 @@ def file_content(path):
 
 def poisoned(world, store, part, key, executor):
     words = words_of(world, store, executor=executor)
-    return subprocess.run(
+    return run_program(
         [sys.executable, "-m", "tests.support.poison", part, key, "-", *words],
         cwd=world,
         env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

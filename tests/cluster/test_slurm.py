@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import permafrost
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
-from tests.support.processes import alive, wait_until
+from tests.support.processes import alive, run_program, wait_until
 from tests.support.ray_nodes import node_environment
 from tests.support.trees import tree_bytes
 
@@ -61,7 +60,7 @@ def test_a_job_of_two_nodes_writes_the_store_of_one_process_and_leaves_none(tmp_
     (tmp_path / "job").write_text(BATCH_FILE.replace("source .venv/bin/activate\n", ""))
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     with tempfile.TemporaryDirectory() as ray_folder:  # a short path, as of sockets
-        done = subprocess.run(
+        done = run_program(
             [
                 *("bash", "job", "precompute", *WORDS, f"store.path={tmp_path / 'store'}"),
                 *(f"run={tmp_path / 'run'}", "cluster.actors=2", "cluster.cpus_per_actor=1"),
@@ -74,9 +73,6 @@ def test_a_job_of_two_nodes_writes_the_store_of_one_process_and_leaves_none(tmp_
                 STARTS=str(tmp_path / "starts"),
                 RAY_FOLDER=ray_folder,
             ),
-            capture_output=True,
-            text=True,
-            check=False,
         )
 
         assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from permafrost.store.shard_records import open_same_store
 from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
+from tests.support.processes import run_program
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -254,13 +255,8 @@ def test_the_loop_of_the_page_trains_on_ray(frozen, tmp_path):
     )
     environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
 
-    ended = subprocess.run(
-        [sys.executable, "ray_training.py", str(frozen.store.path)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    ended = run_program(
+        [sys.executable, "ray_training.py", str(frozen.store.path)], cwd=tmp_path, env=environment
     )
 
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -30,7 +30,7 @@ from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
 from tests.cluster.kill_ranks import run_cell
 from tests.support.paths import PYTHONPATH
-from tests.support.processes import alive, descendants, title, wait_until
+from tests.support.processes import alive, descendants, run_program, title, wait_until
 from tests.support.ray_nodes import node_environment, ray_nodes
 from tests.support.runs import (
     TWO_RANKS,
@@ -242,13 +242,10 @@ def test_a_cluster_without_room_for_the_ranks_is_named_and_waited_for_so_long(fr
         nodes.start_head("--num-cpus=1", dashboard=False)
         words = ["cluster=existing", f"cluster.address={nodes.address}", "cluster.cpus_per_rank=1"]
         command = distill_command(frozen, "alone", "trainer.ranks=2", *words)
-        ended = subprocess.run(
+        ended = run_program(
             [*command, "cluster.max_wait_seconds=28"],
             cwd=tmp_path,
             env=node_environment(PYTHONPATH=PYTHONPATH),
-            capture_output=True,
-            text=True,
-            check=False,
         )
 
     assert (

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tests.support.buckets import KEYS, moto_server
 from tests.support.commands import lines_of, verb_and_arguments
 from tests.support.pages import blocks_of
 from tests.support.paths import PYTHONPATH, ROOT
+from tests.support.processes import run_program
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +31,7 @@ SMALLER = {
 
 def run(folder: Path, environment: dict[str, str], *words: str) -> str:
     """Run a command, which must succeed, and return its output."""
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([sys.executable, *words], cwd=folder, env=environment)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
     return done.stdout
 

@@ -30,6 +30,7 @@ from tests.support.hostile_shares import (
     rewrite,
     typed_changes,
 )
+from tests.support.processes import run_program
 from tests.support.trees import tree_bytes
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
@@ -466,7 +467,7 @@ def test_kills_at_random_moments_can_be_repeated(photographs, share, tmp_path, v
         time.sleep(seconds * draw.uniform(0.5, 1))
         process.send_signal(signal.SIGKILL)
         outcomes["killed" if process.wait() == -signal.SIGKILL else "ended"] += 1
-        again = subprocess.run(command, capture_output=True, text=True, check=False)
+        again = run_program(command)
         assert again.returncode == 0, again.stderr
         assert tree_bytes(written) == expected
     count_trials(f"SIGKILL of {verb} at a random moment, and the same command again", outcomes)

@@ -3,7 +3,6 @@
 import copy
 import gc
 import os
-import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -21,7 +20,7 @@ from permafrost.loading.loader import BatchMessage, TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch
 from permafrost.storage.fetch_ahead import FetchAhead
-from tests.support.processes import environment, fork_server
+from tests.support.processes import environment, fork_server, run_program
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -234,9 +233,7 @@ def test_processes_of_a_program_without_a_guard_end_in_one_sentence(frozen, tmp_
         "    pass\n"
     )
 
-    ended = subprocess.run(
-        [sys.executable, str(program)], env=environment(), capture_output=True, text=True
-    )
+    ended = run_program([sys.executable, str(program)], env=environment())
 
     assert ended.returncode == 1
     assert 'put its loop below `if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from permafrost.loading.transfer import (
 from tests.support.batches import random_batch
 from tests.support.image_sets import image_bytes
 from tests.support.paths import ROOT
+from tests.support.processes import run_program
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -186,14 +186,7 @@ def test_a_small_shared_memory_ends_in_a_line_and_no_hang(photographs, when):
     program.write_text(PROGRAM)
     mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
     words = [sys.executable, str(program), str(photographs / "store"), when]
-    done = subprocess.run(
-        [unshare, "-m", "sh", "-c", mount, "sh", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=ROOT,
-    )
+    done = run_program([unshare, "-m", "sh", "-c", mount, "sh", *words], timeout=120, cwd=ROOT)
     if "mount" in done.stderr and "line: " not in done.stdout and done.returncode == 32:
         pytest.skip("mounts are not allowed here")
 

@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from tests.support.environments import make_environment
 from tests.support.paths import ROOT
-from tests.support.processes import environment
+from tests.support.processes import environment, run_program
 from tests.support.slow import slow_except
 
 MEMBERS = {
@@ -64,14 +63,7 @@ def without(request, tmp_path_factory):
 def run(python, top, *words):
     """Run Python in the copy, which comes first on the import path."""
     path = f"{top}:{top / 'pipeline'}"
-    return subprocess.run(
-        [python, *words],
-        cwd=top,
-        env=environment() | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_program([python, *words], cwd=top, env=environment() | {"PYTHONPATH": path})
 
 
 @pytest.fixture(scope="module")

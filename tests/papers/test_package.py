@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shlex
-import subprocess
 
 import pytest
 
 from tests.support.environments import make_environment
 from tests.support.paths import ROOT
-from tests.support.processes import environment
+from tests.support.processes import environment, run_program
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 
 PAGE = (ROOT / "docs/howto/package.md").read_text()
@@ -22,7 +21,7 @@ def run(folder, *words):
     """Run a program in a folder, with nothing of this checkout on its path. Returns what it has printed."""
     hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     known = {name: value for name, value in environment().items() if name not in hidden}
-    done = subprocess.run(words, cwd=folder, env=known, capture_output=True, text=True, check=False)
+    done = run_program(words, cwd=folder, env=known)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -94,7 +93,7 @@ def test_an_added_verb_is_shown_called_and_run_as_any_other(world):
         submit = (RAY, "job", "submit", "--address", nodes.dashboard, "--")
         words = [*submit, *job, f"store.path={top / 'stores/verb'}"]
         environment = node_environment()
-        submitted = subprocess.run(words, cwd=top, env=environment, capture_output=True, text=True)
+        submitted = run_program(words, cwd=top, env=environment)
 
     order = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")][1:]
     assert order[order.index("show") + 1] == "tones"

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
 from tests.support.paths import PYTHONPATH, ROOT
+from tests.support.processes import run_program
 
 extension = pytest.importorskip("tests.pretended_gpu.extension")
 REASON = extension.missing_part()
@@ -18,13 +18,10 @@ TABLE = ROOT / "tests/pretended_gpu/table.json"
 
 def run(module, *words):
     """Run a module of this folder in a process of its own, which has the device for good, and read its JSON."""
-    done = subprocess.run(
+    done = run_program(
         [sys.executable, "-m", f"tests.pretended_gpu.{module}", *words],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)

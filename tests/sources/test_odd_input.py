@@ -36,7 +36,7 @@ from permafrost_report.pictures import PictureRow, picture_grid
 from permafrost_sources.options import WebDatasetDataConfig
 from permafrost_timm.options import TimmModelConfig
 from tests.support.images import write_tar
-from tests.support.processes import bare_environment
+from tests.support.processes import bare_environment, run_program
 from tests.support.runs import distill_config
 from tests.support.stores import precompute_config
 from tests.support.verbs import distill, precompute
@@ -350,13 +350,10 @@ def test_a_class_name_with_dollars_is_text_and_no_formula():
     [["store.path=/dev/null"], pytest.param(["store.path=/proc/x/y"], marks=pytest.mark.slow)],
 )
 def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, words):
-    done = subprocess.run(
+    done = run_program(
         [sys.executable, "-m", "stages.precompute", "data=demo", "teacher=none", *words],
         cwd=tmp_path,
         env=bare_environment(PATH=""),
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
     assert done.returncode == 1

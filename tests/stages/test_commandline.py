@@ -25,6 +25,7 @@ from permafrost.core.errors import ConfigError
 from tests.support.items import for_each
 from tests.support.papers import HAS_PAPERS, needs_papers
 from tests.support.paths import ROOT
+from tests.support.processes import run_program
 from tests.support.slow import slow
 
 
@@ -631,13 +632,10 @@ def test_an_experiment_file_that_is_wrong_is_named(tmp_path, text, message):
 
 def test_an_interpreter_without_the_packages_is_named_in_one_line():
     """Such as the `python` of a job on a head that was started without its environment."""
-    ended = subprocess.run(
+    ended = run_program(
         [sys.executable, "-S", "-m", "stages.precompute", "--help"],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
     assert ended.returncode == 1
@@ -665,10 +663,9 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_its_command(
         f"import sys; sys.modules[{module!r}] = None; from permafrost.cli import stage_main; "
         f"stage_main({words[0]!r})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words[1:], f"store.path={tmp_path}/store"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_program(
+        [sys.executable, "-c", code, *words[1:], f"store.path={tmp_path}/store"], cwd=tmp_path
+    )
 
     needs = f"needs the package {package} for this; install it with: pip install {package}"
     assert done.stderr.splitlines()[-1] == f"permafrost {words[0]}: error: {words[0]} {needs}"

@@ -17,6 +17,7 @@ from permafrost.verbs.next_commands import NextCommands
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.paths import ROOT
 from tests.support.previews import preview_of
+from tests.support.processes import run_program
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -45,14 +46,7 @@ def test_a_process_of_another_locale_is_named_as_the_cause(tmp_path, verb):
     words += [f"store.path={tmp_path / 'store'}", "teacher=none"] if verb == "precompute" else []
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
-    run = subprocess.run(
-        [sys.executable, "-m", f"stages.{verb}", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        cwd=ROOT,
-    )
+    run = run_program([sys.executable, "-m", f"stages.{verb}", *words], env=environment, cwd=ROOT)
 
     assert "Traceback" not in run.stderr
     assert run.returncode == 0 or "set LC_ALL=C.UTF-8 or PYTHONUTF8=1" in run.stderr

@@ -4,7 +4,6 @@ import gc
 import io
 import json
 import logging
-import subprocess
 import sys
 import textwrap
 from dataclasses import replace
@@ -30,6 +29,7 @@ from permafrost.store.tars import TarShard
 from permafrost.store.verification import verify_store
 from tests.support.index_table import index_table
 from tests.support.listings import plan_whole
+from tests.support.processes import run_program
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
@@ -217,12 +217,7 @@ def test_stock_readers_open_every_format_without_importing_ours(mixed, tmp_path)
         assert not [m for m in sys.modules if m.split(".")[0] in ("permafrost", "stages")]
     """
 
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([sys.executable, "-c", textwrap.dedent(script), tmp_path])
 
     assert done.returncode == 0, done.stderr
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import subprocess
 import sys
 import textwrap
 
@@ -23,6 +22,7 @@ from permafrost.store.tars import ShardBytes
 from permafrost.store.zarr_fields import ZarrFields
 from permafrost_sources.demo import DemoSource
 from tests.support.paths import ROOT
+from tests.support.processes import run_program
 from tests.support.stores import (
     TINY_DATA,
     frame_batches,
@@ -188,11 +188,8 @@ def test_stock_readers_open_everything_without_importing_ours(frozen, tmp_path, 
         assert not [m for m in sys.modules if m.split(".")[0] in ("permafrost", "stages")]
     """
 
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), frozen.store.path, tmp_path / "store"],
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run_program(
+        [sys.executable, "-c", textwrap.dedent(script), frozen.store.path, tmp_path / "store"]
     )
 
     assert done.returncode == 0, done.stderr
@@ -250,13 +247,7 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
         assert set(os.listdir("/proc/self/task")) > before
     """
 
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), frozen.store.path],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    done = run_program([sys.executable, "-c", textwrap.dedent(script), frozen.store.path], cwd=ROOT)
 
     assert done.returncode == 0, done.stderr
 

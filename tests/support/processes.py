@@ -26,6 +26,11 @@ def bare_environment(**variables):
     return {"PYTHONPATH": PYTHONPATH, **needed, **variables}
 
 
+def run_program(words, **options):
+    """Run a program to its end, whatever its exit status, and keep what it prints as text."""
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
+
+
 def fork_server(*modules):
     """Multiprocessing context whose processes are forked from one that has imported torch, permafrost and the modules.
 

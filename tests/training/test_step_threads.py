@@ -1,7 +1,6 @@
 """Threads of a training: they follow the work of a step, and wait without taking a core."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from permafrost.training import loop as module
 from permafrost.training.loop import step_threads
 from permafrost_papers.ked.options import AdditiveModelConfig
 from tests.support.paths import ROOT
+from tests.support.processes import run_program
 from tests.support.runs import distill_config
 from tests.support.verbs import distill
 
@@ -92,12 +92,9 @@ def test_threads_of_openmp_soon_sleep_unless_the_user_says_otherwise(theirs, pol
         f"finally: {LOAD_OPENMP}"
     )
 
-    done = subprocess.run(
+    done = run_program(
         [sys.executable, "-c", code],
         env={**environment, **theirs, "OMP_DISPLAY_ENV": "verbose"},
-        capture_output=True,
-        text=True,
-        check=False,
         cwd=ROOT,
     )
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 import textwrap
 from dataclasses import replace
@@ -24,6 +23,7 @@ from permafrost.store.verification import verify_store
 from permafrost_papers.ked.data_options import SklearnTableDataConfig, TableDataConfig
 from permafrost_papers.ked.moments import Standardize, column_moments
 from tests.support.index_table import index_table
+from tests.support.processes import run_program
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
 from tests.support.unicauca import write_unicauca
@@ -144,12 +144,7 @@ def test_stock_readers_open_rows_without_importing_ours(wine):
         assert not [m for m in sys.modules if m.split(".")[0] in ("permafrost", "stages")]
     """
 
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), wine.path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([sys.executable, "-c", textwrap.dedent(script), wine.path])
 
     assert done.returncode == 0, done.stderr
 
