@@ -31,7 +31,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.core.digests import plain_values
 from permafrost.core.errors import UserError, require
 from permafrost.runs.folder import RunFolder
-from permafrost.storage.files import exists, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost_estimate.measurement import Estimate, printed_lines
 from permafrost_estimate.options import EstimateConfig
@@ -58,7 +58,7 @@ def estimate_store(config: EstimateConfig) -> EstimateResult:
     Raises:
         ConfigError: If there are neither data nor a finished store.
     """
-    finished = exists(config.store.folder / MANIFEST_NAME) and not config.store.append
+    finished = file_at(config.store.folder / MANIFEST_NAME).exists() and not config.store.append
     require(
         finished or not isinstance(config.data, NoDataConfig),
         f"store.path={config.store.path} holds no finished store; name the data to estimate with data=, as in "
@@ -79,7 +79,7 @@ def estimate_store(config: EstimateConfig) -> EstimateResult:
             error.args = (re.sub(rf"{re.escape(folder)}/\w+", config.store.path, str(error)),)
             raise
     path = RunFolder(config.run).path / "estimate.json"
-    write_atomically(path, (json.dumps(plain_values(asdict(estimate)), indent=1) + "\n").encode())
+    file_at(path).write((json.dumps(plain_values(asdict(estimate)), indent=1) + "\n").encode())
     return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))
 
 

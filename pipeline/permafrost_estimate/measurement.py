@@ -13,7 +13,7 @@ from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import UserError
 from permafrost.core.tasks import SAMPLE
 from permafrost.models.resolve import resolve_precompute
-from permafrost.storage.files import exists
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
@@ -235,7 +235,7 @@ def _fitting_sample(
 
 def _sample(config: EstimateConfig, folder: RootedPath) -> RecordSample:
     path = config.store.folder
-    if exists(path / MANIFEST_NAME) and not config.store.append:
+    if file_at(path / MANIFEST_NAME).exists() and not config.store.append:
         return sample_finished(config, Store(path), folder)
     return sample_source(config, folder)
 

@@ -24,7 +24,7 @@ from permafrost.core.tasks import Report, SerialExecutor, ShardResult, ShardTask
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import build_source, list_data
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.generations import appended_store
@@ -150,7 +150,7 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
                 referenced=True,
             )
             records = records.set_column(row, RECEIPT_SCHEMA.field(row), rows)
-            writer.append(entry, records, sha256_file(path))
+            writer.append(entry, records, file_at(path).sha256())
         tables = writer.finish()
     splits = tables.shards.records_of_splits()
     write_manifest(folder, replace(manifest, records=splits, **vars(tables)))
@@ -243,7 +243,7 @@ def _seconds_of_a_record(result: ShardResult[Any], plan: ShardPlan) -> float:
     if plan.reference is None:
         return result.seconds / records
     started = monotonic()
-    sha256_file(Path(plan.reference))
+    file_at(Path(plan.reference)).sha256()
     digest = min(monotonic() - started, result.seconds)
     return (result.seconds - digest) / records + digest / plan.num_records
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from permafrost.core.records import FieldSpec
-from permafrost.storage.files import file_size, scratch_folder
+from permafrost.storage.files import file_at, scratch_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.manifest import MANIFEST_NAME
@@ -121,9 +121,9 @@ def _rest_bytes(
     A receipt has a fixed size plus some bytes per record, as the receipts of the given shards show.
     """
     counts = [[count, 1] for _, count in shards]
-    sizes = [file_size(receipt_path(folder, name)) or 0 for name, _ in shards]
+    sizes = [file_at(receipt_path(folder, name)).size() or 0 for name, _ in shards]
     each, per_shard = np.linalg.lstsq(counts, sizes, rcond=None)[0].tolist()
-    fixed = sum(file_size(folder / name) or 0 for name in names)
+    fixed = sum(file_at(folder / name).size() or 0 for name in names)
     return float(fixed + each * records + per_shard * num_shards)
 
 

@@ -22,16 +22,7 @@ from permafrost.annotation.stored_views import StoredViews
 from permafrost.core.digests import SHORT
 from permafrost.core.records import MOVE_FIELD, VIEW_FIELDS, WINDOW_FIELD, escape_key
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
-from permafrost.storage.files import (
-    exists,
-    iter_files,
-    list_folder,
-    open_atomically,
-    open_regular,
-    remove_empty_folder,
-    remove_file,
-    remove_partial_files,
-)
+from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import arrow_sink, map_arrow
 from permafrost.store.commit_pass import ConstantLogitsError, commit_pass, write_pass_shard
@@ -180,7 +171,7 @@ class IngestShard:
 
     @cached_property
     def _join(self) -> pa.RecordBatch:
-        with open_regular(self.folder / JOIN_NAME) as file:
+        with file_at(self.folder / JOIN_NAME).open() as file:
             return map_arrow(file).get_batch(0)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,7 +185,7 @@ class IngestShard:
 def folder_of_pass(store: Store, name: str, fingerprint: str) -> RootedPath:
     """Return the folder of a pass, which keeps the name that it had when it was begun."""
     parent = store.folder / TEACHERS_FOLDER
-    existing = list_folder(parent, f"*-{fingerprint[:SHORT]}")
+    existing = file_at(parent).paths(f"*-{fingerprint[:SHORT]}")
     return existing[0] if existing else parent / f"{escape_key(name)}-{fingerprint[:SHORT]}"
 
 
@@ -212,7 +203,7 @@ def _write_join(folder: RootedPath, joined: JoinedTargets) -> None:
     columns = [pa.array(joined.numbers), *texts]
     batch = pa.record_batch(columns, schema=_JOIN_SCHEMA)
     with (
-        open_atomically(folder / JOIN_NAME) as file,
+        file_at(folder / JOIN_NAME).open_atomically() as file,
         pa.ipc.new_file(arrow_sink(file), _JOIN_SCHEMA) as writer,
     ):
         writer.write_batch(batch)
@@ -226,7 +217,7 @@ def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
         folder: Folder of the pass.
         joined: Targets of the records.
     """
-    has_started = bool(list_folder(folder))
+    has_started = bool(file_at(folder).paths())
     remove_partial_files(folder)
     _write_join(folder, joined)
     try:
@@ -240,12 +231,12 @@ def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
 def _remove_begun(folder: RootedPath) -> None:
     """Remove a pass that cannot be finished, so that the store is as it was."""
     folders = {folder, folder.parent}
-    for path in list(iter_files(folder)):
-        remove_file(path)
+    for path in list(file_at(folder).iter_files()):
+        file_at(path).remove()
         while (path := path.parent) not in folders:
             folders.add(path)
     for each in sorted(folders, key=lambda path: len(path.parts), reverse=True):
-        remove_empty_folder(each)
+        file_at(each).remove_folder()
 
 
 def store_targets(
@@ -280,7 +271,7 @@ def store_targets(
         TargetError: If a file is not what it should be, or all logits are the same.
     """
     assert task.fields is not None
-    was_committed = exists(task.folder / MANIFEST_NAME)
+    was_committed = file_at(task.folder / MANIFEST_NAME).exists()
     try:
         shared_files = task.fields.create()
         written, _ = run_shards(
@@ -291,7 +282,7 @@ def store_targets(
             lambda result: None,
             sum(shard.records for shard in missing),
         )
-        remove_file(task.folder / JOIN_NAME)
+        file_at(task.folder / JOIN_NAME).remove()
         commit_pass(
             task.folder,
             shards,

@@ -25,7 +25,7 @@ from permafrost.core.batches import Rendering
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.manifest import CANONICAL_VIEW, INGESTED, ROWS_DIGEST, Passport
@@ -357,7 +357,7 @@ def require_covered(
     if len(lacking):
         assert missing is not None
         text = "".join(f"{key}\n" for key in store.index.keys(lacking))
-        write_atomically(Path(missing), text.encode())
+        file_at(Path(missing)).write(text.encode())
         logger.warning(
             "%d records without targets are listed in %s; students can read the others only",
             len(lacking),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from permafrost.core.errors import ConfigError, UserError, require
-from permafrost.storage.files import open_regular
+from permafrost.storage.files import file_at
 from permafrost_exchange.formats.reinforced import RECIPES_CONFIG
 from permafrost_exchange.share_format import SHARE_NAME
 from permafrost_exchange.target_reader import TargetError, iter_lines, load_pickled
@@ -131,7 +131,7 @@ def _recognize_file(path: Path) -> Recognition:
         return Recognition("parquet", "a table", _FRAME)
     try:
         if path.suffix == ".tar":
-            with open_regular(path) as file:
+            with file_at(path).open() as file:
                 is_tar = file.read(4) != _TORCH_ZIP
             if is_tar:
                 return _recognize_tar(path)

@@ -22,7 +22,7 @@ from permafrost.core.errors import ConfigError, FileError
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import FieldSpec
-from permafrost.storage.files import file_size, read_regular, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json
 from permafrost.store.arrow_files import read_table
@@ -153,7 +153,7 @@ def read_share(folder: RootedPath) -> Share:
     """
     path = folder / SHARE_NAME
     try:
-        values = check_json(read_regular(path, _MAX_BYTES))
+        values = check_json(file_at(path).read(_MAX_BYTES))
     except FileNotFoundError:
         raise ConfigError(
             f"from={folder} has no {SHARE_NAME}; name a folder that permafrost share has written whole"
@@ -180,7 +180,7 @@ def read_share(folder: RootedPath) -> Share:
     with say_if_slow(logger, f"reading {folder} for its digests ..."):
         for name, digest in share.files.items():
             try:
-                actual = sha256_file(folder / name)
+                actual = file_at(folder / name).sha256()
             except FileNotFoundError:
                 raise TargetError(f"{folder / name} is missing; fetch the folder again") from None
             except LinkError as error:
@@ -213,7 +213,7 @@ def read_shared_records(folder: RootedPath, share: Share) -> pa.Table:
         TargetError: If it is another table, or far larger than the targets.
     """
     targets = [path for path in share.files if path.startswith(f"{TARGETS_FOLDER}/")]
-    records = sum(file_size(folder / path) or 0 for path in targets) // _RECORD_BYTES
+    records = sum(file_at(folder / path).size() or 0 for path in targets) // _RECORD_BYTES
     path = folder / SHARED_RECORDS
     try:
         table = read_table(

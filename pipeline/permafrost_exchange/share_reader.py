@@ -26,7 +26,7 @@ from permafrost.core.errors import FileError, UserError, quote, shorten
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
-from permafrost.storage.files import file_stamp, open_regular, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy
 from permafrost.store.commit import needs_commit
@@ -103,9 +103,9 @@ class SharedFields:
             rows_of[shard].append((row, key))
         for shard, rows in rows_of.items():
             path = self.folder / TARGETS_FOLDER / f"{shard}.tar"
-            members = _members_of(path, *file_stamp(path))
+            members = _members_of(path, *file_at(path).stamp())
             try:
-                with open_regular(path) as file:
+                with file_at(path).open() as file:
                     for row, key in rows:
                         self._read_record(values, row, key, members.get(key, {}), file, path)
             except (ManifestError, ImageError, FileError) as error:
@@ -209,7 +209,7 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     fingerprint = shared.fingerprint if is_same else sha256_json(covered)
     target = folder_of_pass(store, shared.pass_name, fingerprint)
     shards = shards_of(store, joined)
-    origin = f"the share {sha256_file(folder / SHARE_NAME)[:16]}"
+    origin = f"the share {file_at(folder / SHARE_NAME).sha256()[:16]}"
     missing = missing_pass_shards(target, shards, origin)
     records = int((joined.numbers >= 0).sum())
     if not missing and not needs_commit(target):

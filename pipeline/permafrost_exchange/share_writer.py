@@ -36,13 +36,7 @@ from permafrost.core.errors import ConfigError, FileError, require
 from permafrost.core.json_entries import EntryError
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
-from permafrost.storage.files import (
-    commit_file,
-    open_atomically,
-    read_regular,
-    sha256_file,
-    write_atomically,
-)
+from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
@@ -123,14 +117,14 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
             for shard in _parts(config, store, shared, write(config, store, shared, staging)):
                 count += shard
             card = card_of_pass(store, shared, config)
-            write_atomically(staging / "README.md", card.encode())
+            file_at(staging / "README.md").write(card.encode())
             paths = sorted(
                 path for path in staging.rglob("*") if path.is_file() and path.name != LOCK_NAME
             )
-            files = {path.relative_to(staging).as_posix(): sha256_file(path) for path in paths}
+            files = {path.relative_to(staging).as_posix(): file_at(path).sha256() for path in paths}
             size = sum(path.stat().st_size for path in paths)
             described = _describe(config, store, shared, files)
-            commit_file(staging / SHARE_NAME, sign_json(described, sort_keys=True))
+            file_at(staging / SHARE_NAME).commit(sign_json(described, sort_keys=True))
         except Exception:
             _remove_interrupted(staging, folder)
             shutil.rmtree(staging)
@@ -146,7 +140,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
 def _listed_files(folder: Path) -> list[str]:
     """Return the files that a folder's share.json lists; none if it has none that is sound."""
     try:
-        files = check_json(read_regular(folder / SHARE_NAME)).get("files", {})
+        files = check_json(file_at(folder / SHARE_NAME).read()).get("files", {})
         return [SHARE_NAME, *check_files(files)]
     except (DigestError, EntryError, FileNotFoundError, FileError):
         return []
@@ -179,7 +173,7 @@ def _publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name == SHARE_NAME:
-            commit_file(folder / name, read_regular(staging / name))
+            file_at(folder / name).commit(file_at(staging / name).read())
         else:
             (staging / name).rename(folder / name)
 
@@ -217,7 +211,7 @@ def _check_folder(folder: Path, shared: TeacherPass) -> None:
     first = next(others, None)
     require(first is None, f"to={folder} has other files, such as {first}; name a new folder")
     if names:
-        before = check_json(read_regular(folder / SHARE_NAME))
+        before = check_json(file_at(folder / SHARE_NAME).read())
         require(
             before.get("fingerprint") == _fingerprint(shared),
             f"to={folder} is the share of another pass; name a new folder",
@@ -355,16 +349,18 @@ def _write_tars(
     """Write a tar of each shard, and the table of all records."""
     for name, entry in shared.manifest.projections.items():
         open_projection(shared.folder, shared.manifest, name)  # compares its bytes
-        data = read_regular(shared.folder / entry.file.path)
-        write_atomically(folder / "projections" / f"{name}.npy", data)
+        data = file_at(shared.folder / entry.file.path).read()
+        file_at(folder / "projections" / f"{name}.npy").write(data)
     with (
-        open_atomically(folder / SHARED_RECORDS) as table,
+        file_at(folder / SHARED_RECORDS).open_atomically() as table,
         pq.ParquetWriter(pa.PythonFile(table, "w"), SHARED_RECORDS_SCHEMA) as writer,
     ):
         waiting: list[pa.Table] = []
         for shard in _iter_shards(config, store, shared):
             with (
-                open_atomically(folder / TARGETS_FOLDER / f"{shard.entry.name}.tar") as file,
+                file_at(
+                    folder / TARGETS_FOLDER / f"{shard.entry.name}.tar"
+                ).open_atomically() as file,
                 TarShard(file) as tar,
             ):
                 images = _images(store, shard) if config.images else iter(())
@@ -400,7 +396,7 @@ def _write_embeddings(
 
 def _write_part(folder: Path, part: int, shards: list[_SharedShard]) -> None:
     embeddings = np.concatenate([shard.values["pooled"][:, 0] for shard in shards])
-    write_atomically(folder / "img_emb" / f"img_emb_{part}.npy", encode_npy(embeddings))
+    file_at(folder / "img_emb" / f"img_emb_{part}.npy").write(encode_npy(embeddings))
     columns = {
         "image_path": [unquote(key) for shard in shards for key in shard.columns["key"]],
         **{
@@ -414,7 +410,7 @@ def _write_part(folder: Path, part: int, shards: list[_SharedShard]) -> None:
 def _write_parquet(path: Path, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue())
+    file_at(path).write(buffer.getvalue())
 
 
 def _write_tables(

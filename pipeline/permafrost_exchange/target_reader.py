@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError, FileError, UserError, first_line
 from permafrost.core.records import MOVE_FIELD, WINDOW_FIELD
-from permafrost.storage.files import open_regular, read_regular, sha256_file
+from permafrost.storage.files import file_at
 from permafrost_exchange.format_options import TargetFrame
 from permafrost_exchange.formats.unpickling import UnpicklingError, unpickle
 
@@ -136,7 +136,7 @@ class TargetReader(ABC):
 
     def sha256_of(self, path: Path) -> str:
         """Return the SHA-256 of one of the files."""
-        return sha256_file(path)
+        return file_at(path).sha256()
 
     @abstractmethod
     def listing(self) -> Iterator[ListedTargets]:
@@ -271,7 +271,7 @@ def unpickled(data: bytes, where: str) -> Any:
 
 def iter_lines(path: Path) -> Iterator[str]:
     """Iterate over the lines of a text file, without their ends."""
-    with io.TextIOWrapper(io.BufferedReader(open_regular(path)), encoding="utf-8") as file:
+    with io.TextIOWrapper(io.BufferedReader(file_at(path).open()), encoding="utf-8") as file:
         for line in file:
             yield line.rstrip("\n")
 
@@ -279,7 +279,7 @@ def iter_lines(path: Path) -> Iterator[str]:
 def read_target(path: Path, most: int = MAX_TARGET_BYTES) -> bytes:
     """Read a file of targets, of limited size."""
     try:
-        return read_regular(path, most)
+        return file_at(path).read(most)
     except FileNotFoundError:
         raise TargetError(
             f"{path} was removed since it was listed; run the command again"

@@ -27,7 +27,7 @@ from permafrost.evaluation.results import PICTURE, read_results, stored_threshol
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
 from permafrost.sources.data_preview import read_preview
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
 from permafrost_export.hub import repository_of, require_hub, upload_to_hub
@@ -124,17 +124,17 @@ def _export(config: ExportConfig) -> ExportResult:
         )
         differences.append(portable.check_program(data, file_format, program, inputs))
         path = student / EXPORT_FOLDER / portable.file_name(file_format, config.export.output)
-        write_atomically(path, data)
+        file_at(path).write(data)
         files[file_format] = str(path)
     is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places
     if is_shown:
-        write_atomically(card.with_name(PROGRAM), Path(__file__).with_name(PROGRAM).read_bytes())
+        file_at(card.with_name(PROGRAM)).write(Path(__file__).with_name(PROGRAM).read_bytes())
     of_data = {name: facts[name] for name in ("labels", "bit_range")}
     if "thresholds" in facts:
         pairs = zip(facts["classes"], facts["thresholds"], strict=True)
         of_data["thresholds"] = ", ".join(f"{name} {value:.3f}" for name, value in pairs)
     text = card_of_student(_facts(config, trained) | of_data, PROGRAM if is_shown else None)
-    write_atomically(card, text.encode())
+    file_at(card).write(text.encode())
     hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")
     return ExportResult(
         files=files,

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 
 from permafrost.core.digests import plain_values
 from permafrost.runs.folder import RunFolder
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost_report.options import ReportConfig
 
 logger = logging.getLogger("permafrost.report")
@@ -58,7 +58,7 @@ def report_run(config: ReportConfig) -> ReportResult:
     files = {kind: RunFolder(config.run).path / f"report{place}.{kind}" for kind in contents}
     for kind, content in contents.items():
         # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
-        write_atomically(files[kind], content.encode(errors="backslashreplace"))
+        file_at(files[kind]).write(content.encode(errors="backslashreplace"))
     logger.info("%s written on %s UTC", files["html"], f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
     return ReportResult(
         html=str(files["html"]),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
 from permafrost_report.options import ShowConfig
 
@@ -40,5 +40,5 @@ def show_store(config: ShowConfig) -> ShowResult:
     store = Store(config.store.folder)
     sheet = show_records(store, options.split, teacher=teacher, records=options.records)
     path = Path(config.show.output)
-    write_atomically(path, sheet.encoded(path.suffix[1:]))
+    file_at(path).write(sheet.encoded(path.suffix[1:]))
     return ShowResult(facts=sheet.facts, picture=str(path))

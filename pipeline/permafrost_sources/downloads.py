@@ -12,7 +12,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from permafrost.core.errors import UserError
-from permafrost.storage.files import open_atomically, read_regular, sha256_file, write_atomically
+from permafrost.storage.files import file_at
 
 _TIMEOUT_SECONDS = 60
 
@@ -42,7 +42,7 @@ def download(url: str, folder: Path) -> Path:
     try:
         with (
             urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
-            open_atomically(path) as file,
+            file_at(path).open_atomically() as file,
         ):
             shutil.copyfileobj(response, cast("io.BytesIO", file), 2**20)
             expected = response.headers.get("Content-Length")
@@ -50,7 +50,7 @@ def download(url: str, folder: Path) -> Path:
                 raise DownloadError(
                     f"{url} ended after {file.bytes} of {expected} bytes; try again"
                 )
-        write_atomically(digest, file.sha256.encode())
+        file_at(digest).write(file.sha256.encode())
     except UserError:
         raise
     except (OSError, http.client.HTTPException) as error:
@@ -64,7 +64,7 @@ def check_download(path: Path) -> None:
     Raises:
         DownloadError: If it is another file now.
     """
-    if sha256_file(path) != read_regular(_digest_of(path), 64).decode("ascii", "replace"):
+    if file_at(path).sha256() != file_at(_digest_of(path)).read(64).decode("ascii", "replace"):
         raise DownloadError(
             f"{path} is not the file that was downloaded; delete it and run the same command again"
         )

@@ -31,7 +31,7 @@ from permafrost.sources.label_cells import UNLABELED_CELLS, state_of
 from permafrost.sources.splits import known_split, split_off_test
 from permafrost.sources.table_files import UNKNOWN_CELLS, to_label
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import named_file, read_regular
+from permafrost.storage.files import file_at, named_file
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, picture_suffix
 from permafrost_sources.options import HuggingFaceDataConfig
 
@@ -281,7 +281,7 @@ class HuggingFaceSource(ImageSource):
         caches = [config.cache or datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE]
         folder = Path(config.root or config.path or caches[0])
         try:
-            return read_regular(named_file(name, folder, *map(Path, caches)), MAX_IMAGE_BYTES)
+            return file_at(named_file(name, folder, *map(Path, caches))).read(MAX_IMAGE_BYTES)
         except (FileError, FileNotFoundError) as error:
             raise SourceFileError(
                 f"{self.where(record)}: {error}; the folder of all files is data.root="

@@ -13,7 +13,7 @@ from typing import Any
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.sources.several_files import expand_range
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import is_file, list_folder, open_regular, read_at
+from permafrost.storage.files import file_at, read_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, rooted
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
@@ -47,11 +47,11 @@ def find_tars_in_bucket(address: str) -> list[RootedPath]:
     for each in expand_range(address):
         folder, _, name = each.rstrip("/").rpartition("/")
         if "*" in name or "?" in name:
-            matches = list_folder(rooted(folder), name)
+            matches = file_at(rooted(folder)).paths(name)
         elif name.endswith(".tar"):
-            matches = [path for path in (rooted(folder) / name,) if is_file(path)]
+            matches = [path for path in (rooted(folder) / name,) if file_at(path).is_file()]
         else:
-            matches = list_folder(rooted(each), "*.tar")
+            matches = file_at(rooted(each)).paths("*.tar")
         require(
             len(matches) > 0,
             f"data.path={address} names no .tar ({each}); set it to a folder, a glob or a {{000000..000009}} range "
@@ -150,7 +150,7 @@ def _reason_to_pass_over(
 def _opened_tar(path: AnyPath) -> Iterator[tarfile.TarFile]:
     """Provide a tar whose members are listed in the block. Raises ConfigError if it cannot be read."""
     try:
-        with open_regular(path) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        with file_at(path).open() as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             yield tar
     except UserError:
         raise
@@ -178,7 +178,7 @@ class _Headers(io.RawIOBase):
 
 def _check_end(path: AnyPath, offset: int) -> None:
     """Raise ConfigError unless only zeros follow; tarfile treats any unreadable header as the end."""
-    with open_regular(path) as file:
+    with file_at(path).open() as file:
         rest = read_at(file, tarfile.RECORDSIZE, offset)
     require(
         len(rest) >= tarfile.BLOCKSIZE and not any(rest),

@@ -48,7 +48,7 @@ from permafrost.sources.several_files import (
 from permafrost.sources.splits import SPELLED_SPLITS, is_split_name, known_split
 from permafrost.sources.tally import BOXES, Tally
 from permafrost.storage.addresses import is_address
-from permafrost.storage.files import file_size, file_stamp, is_file, open_regular
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.listing import Listing
@@ -143,7 +143,7 @@ class WebDatasetSource(ImageSource):
     @cached_property
     def _names(self) -> tuple[str, ...] | None:
         """Names from a file, which labels may use."""
-        if self.config.classes is None and not is_file(self._classes_file):
+        if self.config.classes is None and not file_at(self._classes_file).is_file():
             return None
         return load_class_names(self.config.classes or str(self._classes_file))
 
@@ -164,7 +164,7 @@ class WebDatasetSource(ImageSource):
 
     def parts(self) -> dict[str, int]:
         """Return the bytes of every tar by file name."""
-        return {name: file_size(path) or 0 for name, path in self.tars.items()}
+        return {name: file_at(path).size() or 0 for name, path in self.tars.items()}
 
     def stamps(self) -> dict[str, tuple[int, int | str]]:
         """Return the bytes of every tar and of the class names, and when they were last changed, or their ETags.
@@ -174,9 +174,9 @@ class WebDatasetSource(ImageSource):
         if _is_downloaded(self.config.path):
             return {}
         files = dict(self.tars)
-        if is_file(self._classes_file):
+        if file_at(self._classes_file).is_file():
             files[self._classes_file.name] = self._classes_file
-        return {name: file_stamp(path) for name, path in files.items()}
+        return {name: file_at(path).stamp() for name, path in files.items()}
 
     def read(self, record: Record) -> Content:
         """Return the sample's image, and its mask if it has one."""
@@ -193,7 +193,7 @@ class WebDatasetSource(ImageSource):
     def _open(self, name: str) -> io.FileIO:
         """Return an open tar, which stays open for the next record: the copy of one in a bucket is asked for once."""
         if self._last is None or self._last[0] != name:
-            self._last = name, open_regular(self.tars[name])
+            self._last = name, file_at(self.tars[name]).open()
         return self._last[1]
 
     def where(self, record: Record) -> str:

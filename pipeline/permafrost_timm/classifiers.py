@@ -50,7 +50,7 @@ from permafrost.models.classifier import (
 )
 from permafrost.models.providers import model_normalization
 from permafrost.models.saved import TrainedModel
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost_timm.options import TimmModelConfig
 
 logger = logging.getLogger("permafrost.models")
@@ -190,7 +190,7 @@ def save_for_hub(folder: Path, model: Classifier, trained: TrainedModel) -> None
         written["label_names"] = list(trained.classes)
     if config.weights is not None:
         written["started_from"] = config.weights if is_published(config.weights) else "a file"
-    write_atomically(path, (json.dumps(written, indent=2) + "\n").encode())
+    file_at(path).write((json.dumps(written, indent=2) + "\n").encode())
 
 
 def _create(name: str, **options: Any) -> Any:

@@ -19,7 +19,7 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.core.digests import sha256_keys
-from permafrost.storage.files import make_folder
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.index_writer import StoreTablesWriter
@@ -48,7 +48,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
     template = _template(folder.with_name(f"{folder.name}-template"))
     (taught,) = template.open_passes()
     own = folder / "teachers" / taught.name
-    make_folder(own)
+    file_at(own).make_folder()
     names = [
         (split, f"{split}-{number:06d}")
         for split, count in sorted(records.items())

@@ -24,7 +24,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import FileError, RecordError
 from permafrost.core.tasks import SerialExecutor, ShardResult
 from permafrost.storage import buckets
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.frames import ShardFrames
@@ -268,7 +268,7 @@ class WriteTwoFiles:
     def __call__(self, shard):
         self.waiting.append(sum(f"receipt-{n}" not in self.sent for n in self.written))
         for name in ("data", "receipt"):
-            write_atomically(rooted("s3://bucket/store") / f"{name}-{shard}", b"x" * shard)
+            file_at(rooted("s3://bucket/store") / f"{name}-{shard}").write(b"x" * shard)
         self.written.append(shard)
         if shard == 2:
             self.second.set()
@@ -359,7 +359,7 @@ def test_an_upload_that_fails_is_an_error_and_its_shard_has_no_receipt(
 
 def test_a_task_that_fails_uploads_nothing_of_its_shard_and_what_came_before_it(bucket, sent):
     def task(shard):
-        write_atomically(rooted("s3://bucket/store") / f"data-{shard}", b"x")
+        file_at(rooted("s3://bucket/store") / f"data-{shard}").write(b"x")
         if shard == 2:
             raise RecordError("a record")
         return ShardResult(name=str(shard), records=1, seconds=0.0, report=None)

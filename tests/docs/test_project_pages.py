@@ -11,7 +11,7 @@ from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import UserError
 from permafrost.sources.source import build_source
-from permafrost.storage.files import make_folder, read_regular, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.items import for_each
@@ -145,15 +145,15 @@ def test_a_hard_link_is_read_as_a_file(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "file").hardlink_to(tmp_path / "outside")
 
-    assert read_regular(RootedPath(tmp_path / "store") / "file") == b"x"
+    assert file_at(RootedPath(tmp_path / "store") / "file").read() == b"x"
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
 def test_modes_of_files_follow_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
-        make_folder(tmp_path / "folder")
-        write_atomically(tmp_path / "folder" / "file", b"x")
+        file_at(tmp_path / "folder").make_folder()
+        file_at(tmp_path / "folder" / "file").write(b"x")
     finally:
         os.umask(before)
 

@@ -27,7 +27,7 @@ from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze, model_normalization, published
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_timm.options import TimmModelConfig
 from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
@@ -308,7 +308,7 @@ def test_a_teacher_is_described_by_its_numbers_and_not_by_where_they_lie(tmp_pat
     assert description["preprocessing"] == {"mean": mean, "std": std, "input_size": 48}
     assert len(description["weights_sha256"]) == 64
     assert description["weights_sha256"] != Network(random, 8).describe()["weights_sha256"]
-    assert Network(from_file, NUM_CLASSES).describe()["weights_sha256"] == sha256_file(path)
+    assert Network(from_file, NUM_CLASSES).describe()["weights_sha256"] == file_at(path).sha256()
     assert Network(from_file, NUM_CLASSES).describe()["preprocessing"]["input_size"] is None
 
 

@@ -26,7 +26,7 @@ from permafrost.models.module import ModuleClassifier
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost_timm.options import TimmModelConfig
 from tests.support.networks import torchvision_config
 from tests.support.runs import assert_equal_states
@@ -193,11 +193,14 @@ def test_a_file_with_a_single_set_keeps_its_identity_and_one_with_several_has_a_
         == Network(of_one, 7).describe()
     )
     assert described["weights_key"] == "state_dict_ema"
-    assert described["weights_sha256"] == sha256_file(several)
+    assert described["weights_sha256"] == file_at(several).sha256()
     other = Network(replace(of_two, weights_key="state_dict"), 7).describe()
     assert other == described | {"weights_key": "state_dict"}
-    assert Network(of_one, 7).identify_start("weights") == sha256_file(single)
-    assert Network(of_two, 7).identify_start("weights") == f"{sha256_file(several)} state_dict_ema"
+    assert Network(of_one, 7).identify_start("weights") == file_at(single).sha256()
+    assert (
+        Network(of_two, 7).identify_start("weights")
+        == f"{file_at(several).sha256()} state_dict_ema"
+    )
 
 
 def test_the_identity_does_not_depend_on_the_last_layer_being_read(tmp_path, good):

@@ -17,7 +17,7 @@ from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
 from permafrost.training.teach import TeacherPlan
 from tests.support.run_files import read_signed
@@ -64,7 +64,7 @@ def test_a_training_says_what_it_starts_from_and_starts_from_it(frozen, checkpoi
         assert trained["linear.weight"].shape == (10, 16)
     configs = [Path(done.weights).parent / "config.yaml" for done in (result, of_last)]
     starts = [yaml.safe_load(config.read_text())["inputs"]["start"] for config in configs]
-    assert starts == [f"{sha256_file(path)} {key}" for key in ("state_dict_ema", "state_dict")]
+    assert starts == [f"{file_at(path).sha256()} {key}" for key in ("state_dict_ema", "state_dict")]
 
 
 def test_a_training_with_another_key_is_another_run(frozen, checkpoint):

@@ -27,7 +27,7 @@ from permafrost.models.providers import build_model, name_weights
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.models.weights import load_weights, read_state_dict
 from permafrost.sources.source import build_source
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.image_decoding import ImageError, inspect_image
 from permafrost_papers.ked.data_options import TinyImageNetDataConfig
@@ -246,7 +246,7 @@ def test_weights_may_be_given_their_digest(tmp_path):
     save_file(build_model(SMALL, 10).state_dict(), path)
     config = replace(SMALL, weights=str(path))
 
-    build_model(replace(config, sha256=sha256_file(path).upper()), 10)
+    build_model(replace(config, sha256=file_at(path).sha256().upper()), 10)
     with pytest.raises(WeightsError, match="the option sha256 is 0000"):
         build_model(replace(config, sha256="0" * 64), 10)
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):

@@ -17,7 +17,7 @@ from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost_sources.downloads import DownloadError, download
@@ -183,7 +183,7 @@ def test_tars_are_indexed_where_they_are(tmp_path, tars):
     ):
         assert shard.referenced
         assert (Path(shard.path), shard.bytes) == (tar, tar.stat().st_size)
-        assert shard.sha256 == sha256_file(tar)
+        assert shard.sha256 == file_at(tar).sha256()
     assert list(verify_store(store.path)) == []
     assert precompute.run(precompute_config(store.path, data=tars)).packed_records == 0
 

@@ -27,7 +27,7 @@ from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
 from permafrost.runs.folder import read_cost
 from permafrost.runs.mirrors import RUNS
-from permafrost.storage.files import remove_file
+from permafrost.storage.files import file_at
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training import loop
@@ -161,8 +161,8 @@ def test_a_lost_file_is_written_again_once_its_manifest_is_gone(tmp_path, frozen
     precompute.run(config)
     store = Store(tmp_path / "store")
     folder = store.folder if lost.startswith("images") else store.pass_folders()[0]
-    remove_file(folder / lost)
-    remove_file(folder / "manifest.json")
+    file_at(folder / lost).remove()
+    file_at(folder / "manifest.json").remove()
 
     result = precompute.run(config)
 

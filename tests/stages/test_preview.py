@@ -6,7 +6,7 @@ import pytest
 
 from permafrost.config.data import FINDINGS
 from permafrost.sources.data_preview import read_preview
-from permafrost.storage.files import read_regular
+from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from tests.support.image_sets import folder_config, write_images
@@ -73,7 +73,7 @@ def test_the_preview_beside_a_store_is_the_same_wherever_the_data_are(tmp_path):
         precompute.run(precompute_config(tmp_path / place / "store", data=data))
     first, second = (Store(tmp_path / place / "store") for place in ("a", "b/c"))
 
-    texts = [read_regular(store.folder / "preview.json") for store in (first, second)]
+    texts = [file_at(store.folder / "preview.json").read() for store in (first, second)]
     assert texts[0] == texts[1]
     assert str(tmp_path) not in texts[0].decode()
     assert read_preview(first.folder).records == {"train": 6}

@@ -17,7 +17,7 @@ from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import FileError
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.sources.findings import DataError
-from permafrost.storage.files import make_folder, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.lock import FolderLock, LockedError
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
@@ -209,17 +209,17 @@ def test_a_folder_that_cannot_be_synced_is_an_error_unless_there_is_no_such_thin
     monkeypatch.setattr("permafrost.storage.local_files.os.fsync", refused)
 
     if error == errno.EINVAL:
-        write_atomically(tmp_path / "file", b"data")
+        file_at(tmp_path / "file").write(b"data")
         assert (tmp_path / "file").read_bytes() == b"data"
     else:
         with pytest.raises(FileError, match="cannot be written"):
-            write_atomically(tmp_path / "file", b"data")
+            file_at(tmp_path / "file").write(b"data")
 
 
 @pytest.mark.parametrize("path", ["/dev/null/store", "/proc/store", "/dev/null", f"x/{'n' * 300}"])
 def test_a_folder_that_cannot_be_is_one_error(path):
     with pytest.raises(FileError, match=r"cannot be written|is not a folder|does not exist"):
-        make_folder(Path(path).absolute())
+        file_at(Path(path).absolute()).make_folder()
 
 
 def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
     monkeypatch.setattr("permafrost.storage.local_files.os.replace", gone)
 
     with pytest.raises(FileError, match="Check that the folder exists"):
-        write_atomically(tmp_path / "store" / "file", b"data")
+        file_at(tmp_path / "store" / "file").write(b"data")
 
 
 # ---- preserved by a repair -----------------------------------------------------------------------

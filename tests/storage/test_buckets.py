@@ -19,7 +19,7 @@ from permafrost.core.errors import ConfigError, FileError
 from permafrost.storage import buckets, files, lock, object_cache
 from permafrost.storage.addresses import Bucket, parse_bucket
 from permafrost.storage.buckets import ReplacedError, create_object
-from permafrost.storage.files import exists, file_size, is_folder, iter_files, list_folder, listing
+from permafrost.storage.files import file_at
 from permafrost.storage.lock import FolderLock, Lease, LockedError
 from permafrost.storage.object_cache import CacheError, ObjectCache
 from permafrost.storage.rooted_paths import RootedPath, rooted
@@ -97,61 +97,61 @@ def test_a_path_below_a_bucket_is_its_address(store):
 
 
 def test_files_of_a_bucket_are_written_listed_read_moved_and_removed(store):
-    files.write_atomically(FOLDER / "b/two", b"22")
-    with files.open_atomically(FOLDER / "a") as file:
+    files.file_at(FOLDER / "b/two").write(b"22")
+    with files.file_at(FOLDER / "a").open_atomically() as file:
         file.write(b"1")
         file.destination = FOLDER / "one"  # a name may depend on the content
-    with files.create_file(FOLDER / "three") as written:
+    with files.file_at(FOLDER / "three").create() as written:
         written.write(b"..3")
         written.seek(0)
         written.write(b"33")
 
-    assert [path.name for path in list_folder(FOLDER)] == ["b", "one", "three"]
-    assert [str(path) for path in iter_files(FOLDER)] == [
+    assert [path.name for path in file_at(FOLDER).paths()] == ["b", "one", "three"]
+    assert [str(path) for path in file_at(FOLDER).iter_files()] == [
         f"s3://bucket/folder/{name}" for name in ("b/two", "one", "three")
     ]
-    assert [str(path) for path in iter_files(FOLDER, ("b",))] == [
+    assert [str(path) for path in file_at(FOLDER).iter_files(("b",))] == [
         "s3://bucket/folder/one",
         "s3://bucket/folder/three",
     ]
-    assert files.read_regular(FOLDER / "three") == b"333"
-    assert files.sha256_file(FOLDER / "b/two") == sha256(b"22")
-    with files.open_regular(FOLDER / "b/two") as file:
+    assert files.file_at(FOLDER / "three").read() == b"333"
+    assert files.file_at(FOLDER / "b/two").sha256() == sha256(b"22")
+    with files.file_at(FOLDER / "b/two").open() as file:
         assert files.open_size(file) == 2
         assert files.read_at(file, 1, 1) == b"2"
         assert files.map_file(file)[:] == b"22"
-    files.move_file(FOLDER / "one", FOLDER / "moved")
-    files.remove_file(FOLDER / "three")
-    files.remove_file(FOLDER / "never")
-    assert exists(FOLDER / "moved")
-    assert not exists(FOLDER / "one")
-    assert not exists(FOLDER / "three")
-    assert is_folder(FOLDER / "b")
-    assert exists(FOLDER / "b")
-    assert not is_folder(FOLDER / "moved")
+    files.file_at(FOLDER / "one").move(FOLDER / "moved")
+    files.file_at(FOLDER / "three").remove()
+    files.file_at(FOLDER / "never").remove()
+    assert file_at(FOLDER / "moved").exists()
+    assert not file_at(FOLDER / "one").exists()
+    assert not file_at(FOLDER / "three").exists()
+    assert file_at(FOLDER / "b").is_folder()
+    assert file_at(FOLDER / "b").exists()
+    assert not file_at(FOLDER / "moved").is_folder()
     with pytest.raises(FileNotFoundError):
-        files.open_regular(FOLDER / "three")
+        files.file_at(FOLDER / "three").open()
     with pytest.raises(FileError, match="more than the 1"):
-        files.read_regular(FOLDER / "b/two", 1)
+        files.file_at(FOLDER / "b/two").read(1)
 
 
 def test_a_file_whose_writer_fails_never_appears(store):
     def fail():
-        with files.open_atomically(FOLDER / "a") as file:
+        with files.file_at(FOLDER / "a").open_atomically() as file:
             file.write(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
-    assert list(iter_files(FOLDER)) == []
+    assert list(file_at(FOLDER).iter_files()) == []
 
 
 def test_sizes_are_asked_for_once_where_a_block_says_so(store, monkeypatch):
     for name in ("a", "b/c"):
-        files.write_atomically(FOLDER / name, b"123")
+        files.file_at(FOLDER / name).write(b"123")
     monkeypatch.setattr(buckets, "object_facts", None)  # no request for an object
-    with listing(FOLDER):
-        assert [file_size(FOLDER / name) for name in ("a", "b/c", "d")] == [3, 3, None]
+    with file_at(FOLDER).listing():
+        assert [file_at(FOLDER / name).size() for name in ("a", "b/c", "d")] == [3, 3, None]
 
 
 # ---- conditional writes --------------------------------------------------------------------------
@@ -171,14 +171,14 @@ def test_an_object_is_created_once_and_the_same_bytes_are_a_success(store):
 
 def test_a_commit_replaces_only_the_object_that_this_process_has_read(store):
     path = FOLDER / "manifest.json"
-    files.commit_file(path, b"one")
-    files.commit_file(path, b"two")  # its own
+    files.file_at(path).commit(b"one")
+    files.file_at(path).commit(b"two")  # its own
     obstore.put(store, "folder/manifest.json", b"of another writer")
     with pytest.raises(ReplacedError, match="run the same command again"):
-        files.commit_file(path, b"three")
-    assert files.read_committed(path, 100) == b"of another writer"
-    files.commit_file(path, b"three")
-    assert files.read_regular(path) == b"three"
+        files.file_at(path).commit(b"three")
+    assert files.file_at(path).read_committed(100) == b"of another writer"
+    files.file_at(path).commit(b"three")
+    assert files.file_at(path).read() == b"three"
 
 
 # ---- lease ---------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_bloc
     ):
         pass
     with FolderLock(FOLDER):
-        assert exists(FOLDER / ".lock")
-    assert not exists(FOLDER / ".lock")
+        assert file_at(FOLDER / ".lock").exists()
+    assert not file_at(FOLDER / ".lock").exists()
 
 
 def test_the_lease_of_a_process_that_died_is_taken_over(store, short_lease):
@@ -234,7 +234,7 @@ def test_an_endpoint_that_ignores_conditions_is_refused_at_the_first_write(store
         FolderLock(FOLDER),
     ):
         pass
-    assert not exists(FOLDER / ".lock")
+    assert not file_at(FOLDER / ".lock").exists()
 
 
 # ---- cache ---------------------------------------------------------------------------------------
@@ -457,7 +457,9 @@ def test_files_of_a_bucket_are_read_at_the_same_time_and_in_order(store, tmp_pat
         together.wait()
         return 10 * number
 
-    assert list(files.read_each(read, range(8), folder)) == [10 * number for number in range(8)]
+    assert list(files.file_at(folder).read_each(read, range(8))) == [
+        10 * number for number in range(8)
+    ]
 
     def fail_at_three(number):
         if number == 3:
@@ -466,11 +468,11 @@ def test_files_of_a_bucket_are_read_at_the_same_time_and_in_order(store, tmp_pat
 
     before = []
     with pytest.raises(FileError, match="the third"):
-        before.extend(files.read_each(fail_at_three, range(100), folder))
+        before.extend(files.file_at(folder).read_each(fail_at_three, range(100)))
     assert before == [0, 1, 2]
     threads = set()
-    local = files.read_each(
-        lambda _: threads.add(threading.get_ident()), range(3), rooted(str(tmp_path))
+    local = files.file_at(rooted(str(tmp_path))).read_each(
+        lambda _: threads.add(threading.get_ident()), range(3)
     )
     assert list(local) == [None] * 3
     assert threads == {threading.get_ident()}
@@ -478,12 +480,12 @@ def test_files_of_a_bucket_are_read_at_the_same_time_and_in_order(store, tmp_pat
 
 def test_a_range_is_read_without_a_copy(store, tmp_path):
     obstore.put(store, "folder/object", b"0123456789")
-    file = files.open_ranges(FOLDER / "object")
+    file = files.file_at(FOLDER / "object").open_ranges()
     assert files.open_size(file) == 10
     assert [files.read_at(file, 3, offset) for offset in (0, 4, 8)] == [b"012", b"456", b"89"]
     assert not (tmp_path / "cache").exists()
     with pytest.raises(FileNotFoundError):
-        files.open_ranges(FOLDER / "none")
+        files.file_at(FOLDER / "none").open_ranges()
 
 
 # ---- processes and servers -----------------------------------------------------------------------
@@ -610,7 +612,7 @@ def test_a_listing_ends_whatever_the_names_and_has_no_markers_of_folders(
         name.partition("/")[0]: "folder" if "/" in name else "file"
         for name in [*filter(None, markers), *expected]
     }
-    assert is_folder(path)
+    assert file_at(path).is_folder()
     for name, size in expected.items():
         assert buckets.object_facts(f"{path}/{name}").size == size
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from permafrost.storage import local_files
-from permafrost.storage.files import create_file, open_regular, read_at
+from permafrost.storage.files import file_at, read_at
 from permafrost.storage.local_files import NoSpaceError
 
 UNREADABLE = Path("/proc/self/mem")
@@ -19,7 +19,7 @@ def test_a_file_without_room_that_is_written_in_place_is_named(tmp_path, monkeyp
     monkeypatch.setattr(local_files, "_open", lambda *_: os.open("/dev/full", os.O_WRONLY))
 
     def write():
-        with create_file(tmp_path / "counted") as file:
+        with file_at(tmp_path / "counted").create() as file:
             file.write(b"1" * size)
 
     reason = os.strerror(errno.ENOSPC)
@@ -37,6 +37,6 @@ def test_a_file_without_room_that_is_written_in_place_is_named(tmp_path, monkeyp
     ],
 )
 def test_a_file_that_a_disk_does_not_return_is_named(read):
-    with open_regular(UNREADABLE) as file, pytest.raises(OSError) as error:  # noqa: PT011
+    with file_at(UNREADABLE).open() as file, pytest.raises(OSError) as error:  # noqa: PT011
         read(file)
     assert (error.value.errno, error.value.filename) == (errno.EIO, str(UNREADABLE))

@@ -7,8 +7,7 @@ from obstore.store import from_url
 
 from permafrost.core.errors import UserError
 from permafrost.library import run_verb
-from permafrost.storage import buckets, files, lock
-from permafrost.storage.bucket_files import BucketFiles
+from permafrost.storage import bucket_files, buckets, lock
 from tests.support.buckets import (
     FAULTS,
     KEYS,
@@ -89,7 +88,7 @@ def connect(monkeypatch, tmp_path):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("PERMAFROST_CACHE", str(tmp_path / cache))
         monkeypatch.setattr(buckets, "_clients", {})
-        monkeypatch.setattr(files, "_BUCKET", BucketFiles())
+        monkeypatch.setattr(bucket_files, "_versions", {})
 
     retry_quickly(monkeypatch)
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.2)  # of a lease that could not be removed

@@ -26,7 +26,7 @@ def test_a_file_is_old_or_new_at_every_point(tmp_path, monkeypatch):
 
     def replace_file(_):
         path.write_bytes(b"old")
-        files.write_atomically(path, b"new")
+        files.file_at(path).write(b"new")
 
     points = stop_everywhere(
         monkeypatch, replace_file, lambda _: assert_one_of(path, (b"old", b"new"))
@@ -39,7 +39,7 @@ def test_a_file_is_old_or_new_at_every_point(tmp_path, monkeypatch):
 
 def test_a_new_file_is_absent_or_whole_at_every_point(tmp_path, monkeypatch):
     def write(point):
-        files.write_atomically(tmp_path / str(point) / "deep" / "file", b"new")
+        files.file_at(tmp_path / str(point) / "deep" / "file").write(b"new")
 
     def check(point):
         path = tmp_path / str(point) / "deep" / "file"
@@ -51,7 +51,7 @@ def test_a_new_file_is_absent_or_whole_at_every_point(tmp_path, monkeypatch):
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     def fail_halfway():
-        with files.open_atomically(tmp_path / "file") as file:
+        with files.file_at(tmp_path / "file").open_atomically() as file:
             file.write(b"half")
             raise RuntimeError
 

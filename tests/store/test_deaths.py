@@ -13,7 +13,8 @@ import pytest
 
 from permafrost.config.models import CifarModelConfig
 from permafrost.core.errors import FileError, UserError
-from permafrost.storage.files import make_folder
+from permafrost.storage.files import file_at
+from permafrost.storage.local_files import LocalFile
 from permafrost.store import deaths as deaths_module
 from permafrost.store.deaths import DEATHS_SUFFIX, PoisonRecordError, ShardDeaths, find_fatal
 from permafrost.store.reader import Store
@@ -135,10 +136,10 @@ def test_no_record_is_tried_before_a_second_death(tmp_path, monkeypatch, count):
 def test_a_count_that_cannot_be_removed_is_a_warning_and_no_failure_of_the_shard(
     tmp_path, monkeypatch, caplog, error
 ):
-    def refuse(path):
-        raise FileError(f"{path} cannot be removed (connection refused)")
+    def refuse(file):
+        raise FileError(f"{file.path} cannot be removed (connection refused)")
 
-    monkeypatch.setattr(deaths_module, "remove_file", refuse)
+    monkeypatch.setattr(LocalFile, "remove", refuse)
     expected = contextlib.nullcontext() if error is None else pytest.raises(KeyError)
     logged = caplog.at_level(logging.WARNING, "permafrost")
     with expected, logged, ShardDeaths(tmp_path, SHARD):
@@ -292,7 +293,7 @@ def test_a_sound_image_at_which_processes_are_killed_is_read_in_the_end(frozen, 
 def test_a_death_that_does_not_come_again_leaves_no_trace(frozen, tmp_path):
     store = tmp_path / "store"
     shard = frozen.store.manifest.shards[0]
-    make_folder(store)
+    file_at(store).make_folder()
     for _ in range(2):
         die(store, shard=shard.name)
 

@@ -32,8 +32,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.resolve import resolve_precompute
-from permafrost.storage import buckets, files, lock
-from permafrost.storage.bucket_files import BucketFiles
+from permafrost.storage import bucket_files, buckets, lock
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store import commit
 from permafrost.store.index_writer import is_table
@@ -357,7 +356,7 @@ def test_of_two_writers_that_append_to_a_bucket_the_second_one_stops(
         monkeypatch.setattr(commit, "write_manifest", original)
         pictures.add("other", "cat")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "_BUCKET", BucketFiles())  # as another process has
+            patch.setattr(bucket_files, "_versions", {})  # as another process has
             if not cleans:  # it has not yet removed the tables of others
                 patch.setattr(commit, "remove_other_tables", lambda *_: None)
             precompute.run(growing_options(pictures, store, append=True))

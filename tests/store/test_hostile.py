@@ -16,7 +16,7 @@ import pytest
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import UserError
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.shard_records import ShardRecords
@@ -90,12 +90,12 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
     for number in range(len(shards)):
         (array / f"{number}.0.0").write_bytes(payload)
     values["files"] = {n: d for n, d in values["files"].items() if "/logits/" not in n}
-    values["files"]["fields.zarr/logits/.zarray"] = sha256_file(array / ".zarray")
+    values["files"]["fields.zarr/logits/.zarray"] = file_at(array / ".zarray").sha256()
     for number, shard in enumerate(shards):
         for entry in shard["files"]:
             if "/logits/" in entry["path"]:
                 path = f"fields.zarr/logits/{number}.0.0"
-                digest = bytes.fromhex(sha256_file(folder / path))
+                digest = bytes.fromhex(file_at(folder / path).sha256())
                 entry |= {"path": path, "bytes": len(payload), "sha256": digest}
     sign_shards(folder, shards, PassShardTable.schema, values)
 
@@ -125,7 +125,7 @@ def test_metadata_that_describe_another_array_are_refused(store, entry, value):
     path = folder / "fields.zarr" / "logits" / "zarr.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
     values = load(folder)
-    values["files"]["fields.zarr/logits/zarr.json"] = sha256_file(path)
+    values["files"]["fields.zarr/logits/zarr.json"] = file_at(path).sha256()
     sign(folder, values)
 
     assert_refused(store, entry)
@@ -137,7 +137,7 @@ def test_metadata_in_another_order_and_with_other_blanks_are_accepted(store, sou
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values, sort_keys=True, indent=7))
     manifest = load(folder)
-    manifest["files"]["fields.zarr/logits/zarr.json"] = sha256_file(path)
+    manifest["files"]["fields.zarr/logits/zarr.json"] = file_at(path).sha256()
     sign(folder, manifest)
 
     assert equal_tensors(read_everything(store), sound[1])

@@ -9,7 +9,7 @@ from PIL import Image, features
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.storage.files import read_regular
+from permafrost.storage.files import file_at
 from permafrost.store import image_decoding
 from permafrost.store.image_decoding import (
     STORED_FROM_UPRIGHT,
@@ -190,7 +190,7 @@ def images_in(store):
     columns = store.index.take(("offset", "size"), rows)
     (shard,) = store.shards
     tar = shard.file(store.folder.absolute())
-    data = read_regular(tar)
+    data = file_at(tar).read()
     return {
         key: data[offset : offset + size]
         for key, offset, size in zip(

@@ -170,13 +170,13 @@ def test_a_folder_that_becomes_a_link_after_a_check_is_refused(
             return os.open(name, *args, **options)
 
     actions = {
-        "read": lambda: files.read_regular(path),
-        "write": lambda: files.create_file(path),
+        "read": lambda: files.file_at(path).read(),
+        "write": lambda: files.file_at(path).create(),
         "lock": lambda: local_files.open_lock(path, create=True),
-        "list": lambda: files.list_folder(path.parent),
-        "remove": lambda: files.remove_file(path),
+        "list": lambda: files.file_at(path.parent).paths(),
+        "remove": lambda: files.file_at(path).remove(),
     }
-    assert files.is_file(path)
+    assert files.file_at(path).is_file()
     monkeypatch.setattr(local_files, "os", Swapping())
 
     with pytest.raises(LinkError, match="deep"):
@@ -189,7 +189,7 @@ def test_a_folder_that_becomes_a_link_after_a_check_is_refused(
 
 def test_a_commit_ends_in_the_folder_in_which_it_began(tmp_path, outside):
     folder = tmp_path / "store/deep"
-    with files.open_atomically(RootedPath(tmp_path / "store") / "deep" / "file") as file:
+    with files.file_at(RootedPath(tmp_path / "store") / "deep" / "file").open_atomically() as file:
         file.write(b"own")
         folder.rename(tmp_path / "moved")
         folder.symlink_to(outside)
@@ -263,7 +263,8 @@ def calls_of_files(path):
             name = ast.unparse(node.func)
             module, _, method = name.rpartition(".")
             is_file_call = module.split(".")[0] in _MODULES or (method in _METHODS and module)
-            if (is_file_call or name == "open") and name not in _ALLOWED:
+            is_ours = name.startswith("file_at(") or name in _ALLOWED
+            if (is_file_call or name == "open") and not is_ours:
                 yield f"{path.name}:{node.lineno}: {name}"
 
 

@@ -17,11 +17,11 @@ import pytest
 from permafrost.core.digests import canonical_json, sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Box, Record
-from permafrost.storage.files import exists
-from permafrost.storage.local_files import NoSpaceError
+from permafrost.storage.files import file_at
+from permafrost.storage.local_files import LocalFile, NoSpaceError
 from permafrost.storage.lock import LockedError
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store import index_writer, listing, shard_plan
+from permafrost.store import listing, shard_plan
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.listing import (
     join_listings,
@@ -209,7 +209,7 @@ def test_a_folder_that_is_read_only_is_listed_elsewhere(tmp_path, monkeypatch):
     with listing_files(tmp_path) as files:
         write_listing(files.records, [Record(key="b", split="train")], 0)
         assert list(tmp_path.iterdir()) == []
-    assert not exists(files.folder)
+    assert not file_at(files.folder).exists()
 
 
 def test_a_listing_that_another_writer_has_removed_is_one_line(tmp_path):
@@ -244,9 +244,7 @@ def test_a_full_disk_is_named_and_an_error_of_the_source_is_not_mistaken_for_it(
 
 def test_a_full_disk_is_named_by_the_index_too(tmp_path, monkeypatch):
     full = Path("/dev/full")
-    monkeypatch.setattr(
-        index_writer, "scratch_file", lambda _: io.BufferedWriter(io.FileIO(full, "w"))
-    )
+    monkeypatch.setattr(LocalFile, "scratch", lambda _: io.BufferedWriter(io.FileIO(full, "w")))
 
     def write():
         with IndexWriter(RootedPath(tmp_path)) as writer:

@@ -19,7 +19,7 @@ from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.findings import DataError
 from permafrost.sources.source import build_source
-from permafrost.storage.files import open_atomically
+from permafrost.storage.files import file_at
 from permafrost.store.commit import DEFAULT_FRAME_SIZE
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.image_decoding import ImageError, decode_pixels
@@ -463,7 +463,7 @@ def test_where_no_image_can_be_decoded_there_is_no_store(equal_images, tmp_path)
 
 def test_a_shard_that_fails_writes_nothing_into_the_next_file(tmp_path):
     def fail():
-        with open_atomically(tmp_path / "a.tar") as file, TarShard(file) as tar:
+        with file_at(tmp_path / "a.tar").open_atomically() as file, TarShard(file) as tar:
             tar.add("a", "bin", bytes(2**20 - 880))  # the stream buffers the last kilobytes
             raise RuntimeError("a bad image")
 

@@ -9,7 +9,7 @@ import pytest
 
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
-from permafrost.storage.files import remove_file
+from permafrost.storage.files import file_at
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.columns import COLUMNS
 from permafrost.store.entries import ManifestError
@@ -114,7 +114,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
 
 def test_a_published_pass_that_lost_its_manifest_is_a_problem(copy):
     teacher = Store(copy).open_passes()[0]
-    remove_file(teacher.folder / "manifest.json")
+    file_at(teacher.folder / "manifest.json").remove()
 
     assert [str(teacher.folder) in problem for problem in verify_store(copy)] == [True]
 
@@ -197,7 +197,7 @@ def test_the_stage_fails_with_every_problem_listed(copy):
 
 def test_a_shard_without_its_receipt_is_not_read(copy):
     teacher = Store(copy).open_passes()[0]
-    remove_file(teacher.folder / "receipts" / "train-000000.parquet")
+    file_at(teacher.folder / "receipts" / "train-000000.parquet").remove()
     shard = next(s for s in teacher.store.manifest.shards if s.name == "train-000000")
 
     with pytest.raises(ManifestError, match=r"train-000000\.parquet is missing"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.storage.files import make_folder
+from permafrost.storage.files import file_at
 from permafrost_papers.interpretability.concepts import (
     CATEGORIES,
     IMAGES,
@@ -25,7 +25,7 @@ from permafrost_sources.demo import encode_png
 
 def write_broden(concepts: DrawnConcepts, folder: Path) -> None:
     """Write the concepts in Broden's layout, as `broden.BrodenFolder` reads it."""
-    make_folder(folder / IMAGES)
+    file_at(folder / IMAGES).make_folder()
     covered = np.zeros(len(concepts.labels.names))
     rows = []
     for number in range(len(concepts)):

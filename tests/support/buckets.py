@@ -22,8 +22,7 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
-from permafrost.storage import buckets, files
-from permafrost.storage.bucket_files import BucketFiles
+from permafrost.storage import bucket_files, buckets
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
 
@@ -34,7 +33,7 @@ def memory_buckets(cache: Path) -> Iterator[dict[str, MemoryStore]]:
     stores: dict[str, MemoryStore] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buckets, "_clients", {})
-        patch.setattr(files, "_BUCKET", BucketFiles())
+        patch.setattr(bucket_files, "_versions", {})
         patch.setattr(
             buckets, "connect", lambda container: stores.setdefault(container, MemoryStore())
         )

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import SIGNATURE, check_json, sign_json
 
 Change = Callable[[Path, dict[str, Any]], None]
@@ -116,7 +116,7 @@ PLANNED: dict[str, Change] = {
 def _table(folder: Path, change: Callable[[pa.Table], pa.Table], values: dict[str, Any]) -> None:
     path = folder / _RECORDS
     pq.write_table(change(pq.read_table(path)), path)
-    values["files"][_RECORDS] = sha256_file(path)
+    values["files"][_RECORDS] = file_at(path).sha256()
 
 
 def of_table(change: Callable[[pa.Table], pa.Table]) -> Change:
@@ -187,7 +187,7 @@ def _listed_projection(data: bytes) -> Change:
         path = folder / "projections" / f"{name}.npy"
         path.parent.mkdir()
         path.write_bytes(data)
-        values["files"][f"projections/{name}.npy"] = sha256_file(path)
+        values["files"][f"projections/{name}.npy"] = file_at(path).sha256()
         values["projected"] = [name]
 
     return change
@@ -198,7 +198,7 @@ def _large_projection(folder: Path, values: dict[str, Any]) -> None:
     path = next((folder / "projections").iterdir())
     with path.open("r+b") as file:
         file.truncate(2**27)
-    values["files"][f"projections/{path.name}"] = sha256_file(path)
+    values["files"][f"projections/{path.name}"] = file_at(path).sha256()
 
 
 def _last_tar(change: Callable[[dict[str, np.ndarray]], object]) -> Change:
@@ -222,7 +222,7 @@ def _last_tar(change: Callable[[dict[str, np.ndarray]], object]) -> Change:
                     entry = tarfile.TarInfo(name)
                     entry.size = len(file.getvalue())
                     tar.addfile(entry, io.BytesIO(file.getvalue()))
-        values["files"][f"targets/{path.name}"] = sha256_file(path)
+        values["files"][f"targets/{path.name}"] = file_at(path).sha256()
 
     return rewrite_tar
 
@@ -255,13 +255,13 @@ def _shard_in_a_folder(folder: Path, values: dict[str, Any]) -> None:
     (folder / "targets/a").mkdir()
     path = sorted((folder / "targets").glob("*.tar"))[0]
     shutil.copy(path, folder / "targets/a/b.tar")
-    values["files"]["targets/a/b.tar"] = sha256_file(path)
+    values["files"]["targets/a/b.tar"] = file_at(path).sha256()
 
 
 def _cut_tar(folder: Path, values: dict[str, Any]) -> None:
     path = sorted((folder / "targets").iterdir())[0]
     path.write_bytes(path.read_bytes()[:700])
-    values["files"][f"targets/{path.name}"] = sha256_file(path)
+    values["files"][f"targets/{path.name}"] = file_at(path).sha256()
 
 
 FILES: dict[str, Change] = {

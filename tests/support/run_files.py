@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from permafrost.config.training import Logger
 from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.runs.trackers import TrackedRun
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import SIGNATURE, read_json, write_json, write_yaml
 from permafrost.training.metric_log import METRIC_LOG_NAME, MetricWriter
 
@@ -50,7 +50,8 @@ def write_records(folder: Path, split: str, rows: Iterable[tuple[int, int, int |
             values.append(row[name])
     pq.write_table(pa.table(columns, schema=RECORDS_SCHEMA), folder / RECORDS_NAME)
     change_signed(
-        folder / "metrics.json", {"written": {RECORDS_NAME: sha256_file(folder / RECORDS_NAME)}}
+        folder / "metrics.json",
+        {"written": {RECORDS_NAME: file_at(folder / RECORDS_NAME).sha256()}},
     )
 
 

@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.store.arrow_files import read_table, write_rows
 from permafrost.store.codecs import encode_npy
 from permafrost.store.entries import FileEntry
@@ -57,7 +57,9 @@ def file_entry(folder: Path, name: str) -> dict:
     path = folder / name
     data = path.read_bytes()
     crc32c = google_crc32c.value(data)
-    return asdict(FileEntry(path=name, bytes=len(data), sha256=sha256_file(path), crc32c=crc32c))
+    return asdict(
+        FileEntry(path=name, bytes=len(data), sha256=file_at(path).sha256(), crc32c=crc32c)
+    )
 
 
 def index_column(store: Path, name: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from permafrost.core.digests import sha256_keys
-from permafrost.storage.files import make_folder, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import (
@@ -61,13 +61,13 @@ def write_shards(folder: Path, shards, *, rows_per_shard: int, classes: int, rec
 
     receipts  also write receipts, and a file of a few bytes in place of each tar, as verification needs them
     """
-    make_folder(folder)
+    file_at(folder).make_folder()
     with StoreTablesWriter(RootedPath.of(folder)) as writer:
         for name, split, rows in shards:
             keys = rows["key"].to_pylist()
             path, digest, size = f"images/{name}.tar", DIGEST, 0
             if receipts:
-                digest, size = write_atomically(folder / path, name.encode()), len(name)
+                digest, size = file_at(folder / path).write(name.encode()), len(name)
             entry = ShardEntry(
                 name=name,
                 split=split,

@@ -23,7 +23,7 @@ from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, escape_key
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.network import Network
-from permafrost.storage.files import exists, list_folder
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
@@ -164,7 +164,7 @@ class PassRequest:
             description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
         fingerprint = fingerprint_pass(description)
         # A pass keeps the name that it was given when it was begun.
-        folders = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
+        folders = file_at(store.folder / TEACHERS_FOLDER).paths(f"*-{fingerprint[:SHORT]}")
         name = escape_key(config.annotate.name or config.teacher.name)
         new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
         folder = folders[0] if folders else new
@@ -265,4 +265,6 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
 
 def _has_shards(folder: RootedPath) -> bool:
     """Return whether a shard of the pass was finished in an earlier call."""
-    return exists(folder / MANIFEST_NAME) or bool(list_folder(folder / RECEIPTS_FOLDER))
+    return file_at(folder / MANIFEST_NAME).exists() or bool(
+        file_at(folder / RECEIPTS_FOLDER).paths()
+    )

@@ -41,7 +41,7 @@ from permafrost.models.compute import unused_accelerator
 from permafrost.models.cost import count_parameters, sha256_tensors
 from permafrost.models.explanations import pass_precision
 from permafrost.runs.folder import RunFolder, save_cost
-from permafrost.storage.files import exists, remove_partial_files
+from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
 from permafrost.store.commit_pass import commit_pass
 from permafrost.store.fields import PassFields
@@ -403,7 +403,7 @@ def _fit_projections(plan: PassPlan, executor: Executor) -> None:
     """
     if "projection" not in plan.description:
         return
-    committed = exists(plan.folder / MANIFEST_NAME)
+    committed = file_at(plan.folder / MANIFEST_NAME).exists()
     listed = read_pass_manifest(plan.folder).projections if committed else {}
     # All of them are written before the first shard.
     has_started = committed or len(plan.missing) < len(plan.shards)

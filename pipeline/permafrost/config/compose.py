@@ -43,7 +43,7 @@ from permafrost.config.suggestions import SHOWN, no_member, suggest_argument
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
-from permafrost.storage.files import read_regular
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import DigestError, check_json
 
 _NETWORKS = ("teacher", "student", "black_box")
@@ -449,7 +449,7 @@ def _options_of_run(section: str, values: Any) -> Any:
     path = Path(values["weights"])
     folder = path.parent if path.name == _WEIGHTS else path
     try:
-        described = check_json(read_regular(folder / _DESCRIPTION))
+        described = check_json(file_at(folder / _DESCRIPTION).read())
         options = described["model"]
         sides = set(described["input_size"])
     except (OSError, DigestError, KeyError, TypeError) as error:

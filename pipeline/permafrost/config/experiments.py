@@ -12,7 +12,7 @@ from permafrost.config.sections import experiment_file, top_options, with_kinds
 from permafrost.config.suggestions import SHOWN, no_member, suggest
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
-from permafrost.storage.files import read_regular
+from permafrost.storage.files import file_at
 
 BASES = "bases"
 """Entry of an experiment that lists those that it is based on."""
@@ -97,7 +97,7 @@ def _experiment_text(name: str) -> str:
             raise no_member("experiment", name)
         return path.read_text(encoding="utf-8")
     try:
-        return read_regular(Path(name), _MAX_BYTES).decode()
+        return file_at(Path(name)).read(_MAX_BYTES).decode()
     except OSError as error:
         raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -42,7 +42,7 @@ _collected: ContextVar[Uploads | None] = ContextVar("collected", default=None)
 def collected_uploads() -> Iterator[Uploads]:
     """Collect the files that this thread writes atomically into a bucket in the block, instead of uploading them.
 
-    Files that make others valid (`commit_file`), and removals, are not put off.
+    Files that make others valid (`commit`), and removals, are not put off.
     """
     uploads = Uploads()
     token = _collected.set(uploads)

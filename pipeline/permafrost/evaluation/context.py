@@ -22,7 +22,7 @@ from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.saved import TrainedModel
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 
@@ -110,7 +110,7 @@ class EvaluationContext:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the evaluation, whose digest metrics.json will list."""
-        self.written[name] = write_atomically(self.folder / name, data)
+        self.written[name] = file_at(self.folder / name).write(data)
 
     def open_rows(
         self, rows: RowNumbers, passes: Sequence[TeacherPass] = (), payload: str | None = None

@@ -28,7 +28,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.folder import CONFIG_NAME, passes_in, read_config, saved_options
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.storage.untrusted import FormatError, load_tensors
 
@@ -330,7 +330,7 @@ class _MetricsFile:
 def check_written(folder: Path, name: str) -> Path:
     """Return the path of a file of an evaluation, after a check of its bytes.
 
-    The errors of `open_regular` are raised as well.
+    The errors of `open` are raised as well.
 
     Args:
         folder: Folder of the evaluation.
@@ -340,7 +340,7 @@ def check_written(folder: Path, name: str) -> Path:
         DamagedFileError: If the bytes are not those that metrics.json lists.
     """
     path = folder / name
-    listed, actual = read_results(folder)["written"].get(name), sha256_file(path)
+    listed, actual = read_results(folder)["written"].get(name), file_at(path).sha256()
     if listed != actual:
         claim = (
             f"{METRICS_NAME} lists {listed[:12]}" if listed else f"{METRICS_NAME} does not list it"
@@ -448,6 +448,6 @@ def _check_same(
             )
     for path, digest in done["files"].items():
         require(
-            not Path(path).is_file() or sha256_file(Path(path)) == digest,
+            not Path(path).is_file() or file_at(Path(path)).sha256() == digest,
             f"{path} has changed since {evaluator} read it for {folder / METRICS_NAME}; {again}",
         )

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from permafrost.storage.files import open_regular
+from permafrost.storage.files import file_at
 
 _HEAD = 512
 _MAX_HEADER = 2**30
@@ -142,7 +142,7 @@ def describe_foreign_file(path: Path) -> str:
     if not head.startswith(b"PK\x03\x04"):
         return ""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with file_at(path).open() as file, zipfile.ZipFile(file) as archive:
             members = archive.namelist()
     except (zipfile.BadZipFile, OSError):  # truncated, which its reader says
         return ""
@@ -176,5 +176,5 @@ def _first_of(kinds: Sequence[tuple[str, str]], members: Sequence[str]) -> str:
 
 
 def _head(path: Path) -> bytes:
-    with open_regular(path) as file:
+    with file_at(path).open() as file:
         return file.read(_HEAD)

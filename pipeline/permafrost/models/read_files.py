@@ -16,7 +16,7 @@ from threading import local
 
 from permafrost.config.models import ModelConfig
 from permafrost.core.digests import sha256_json
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 
 _OF_CODE = (".py", ".pyc", ".pyi", ".so", ".pyd", ".dll")
 _OF_SYSTEM = tuple(
@@ -61,7 +61,7 @@ def digests_of_reads(config: ModelConfig, outputs: int) -> dict[str, str]:
     for path in _PATHS[key]:
         if weights.is_file() and path.samefile(weights):
             continue
-        name, digest = f"file {path.name}", sha256_file(path)
+        name, digest = f"file {path.name}", file_at(path).sha256()
         # Files of one name in several folders have one entry.
         digests[name] = sha256_json([digests[name], digest]) if name in digests else digest
     return digests

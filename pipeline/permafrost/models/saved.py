@@ -25,7 +25,7 @@ from permafrost.models.trained_weights import (
     warn_of_other_code,
 )
 from permafrost.runs.folder import run_identity
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import write_json
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.network.state_dict().items()
     }
-    weights_sha256 = write_atomically(folder / MODEL_NAME, save(state))
+    weights_sha256 = file_at(folder / MODEL_NAME).write(save(state))
     export = provider_of(trained.config).export
     if export is not None:
         export(folder / EXPORT_FOLDER, model, trained)

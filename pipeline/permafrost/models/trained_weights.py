@@ -26,7 +26,7 @@ from permafrost.core.json_entries import EntryError, from_dict, require_digest, 
 from permafrost.core.records import are_numbers
 from permafrost.models.file_kinds import describe_foreign_folder
 from permafrost.runs.folder import run_identity, saved_options
-from permafrost.storage.files import read_regular, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.object_cache import local_file
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged
 from permafrost.store.manifest import MAX_FRAME_PIXELS
@@ -103,7 +103,7 @@ def read_entries(folder: Path) -> ModelDescription:
     path = folder / DESCRIPTION_NAME
     try:
         described = from_dict(
-            ModelDescription, {"run": None, "picture": None} | check_json(read_regular(path))
+            ModelDescription, {"run": None, "picture": None} | check_json(file_at(path).read())
         )
         run = described.run and run_identity(folder)
         require_entry(run in (None, described.run), "it is that of another run")
@@ -119,7 +119,7 @@ def check_trained_weights(folder: Path) -> str:
         DamagedFileError: If it is not the one that model.json lists.
     """
     listed, path = read_entries(folder).weights_sha256, folder / MODEL_NAME
-    actual = sha256_file(path)
+    actual = file_at(path).sha256()
     if actual != listed:
         raise damaged(
             path,
@@ -187,7 +187,7 @@ class WeightsFile:
         """Names of outputs that timm or transformers has written next to the weights, empty if there are none."""
         path = self.path.parent / "config.json"
         try:
-            values = json.loads(read_regular(path)) if path.exists() else {}
+            values = json.loads(file_at(path).read()) if path.exists() else {}
             names = values.get("label_names") or values.get("id2label") or ()
             if isinstance(names, dict):
                 names = [names[key] for key in sorted(names, key=int)]
@@ -219,7 +219,7 @@ class WeightsFile:
     def _digest(self) -> str:
         if self.description is not None:
             return check_trained_weights(self.path.parent)
-        return sha256_file(self.path)
+        return file_at(self.path).sha256()
 
     def check_options(self, config: ModelConfig, section: str) -> None:
         """Check that the options of a network are those that a run has trained these weights with.
@@ -410,7 +410,7 @@ def _is_of_a_run(path: Path) -> bool:
     if path.name != MODEL_NAME or not described.exists():
         return False
     try:
-        values = json.loads(read_regular(described))
+        values = json.loads(file_at(described).read())
     except (ValueError, RecursionError):  # a damaged file, which its reader names
         return True
     return not isinstance(values, dict) or bool({"model", SIGNATURE} & values.keys())

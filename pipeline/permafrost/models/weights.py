@@ -22,7 +22,7 @@ from permafrost.core.errors import require, shorten
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.file_kinds import describe_foreign_file, describe_part, is_safetensors
 from permafrost.models.weights_fit import Fit, rank_fits, unexpected_layers, unused_tensors
-from permafrost.storage.files import open_regular
+from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import load_tensors
 
 logger = logging.getLogger("permafrost.models")
@@ -349,7 +349,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def _load_torch_file(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(_OPTIONS):
         warnings.simplefilter("ignore")  # about the validation of sparse tensors
-        with open_regular(path) as file:  # and not its path, which torch reads by its suffix
+        with file_at(path).open() as file:  # and not its path, which torch reads by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
 
 

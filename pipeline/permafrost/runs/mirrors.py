@@ -19,7 +19,7 @@ from pathlib import Path
 from permafrost.core.errors import MAX_NAME_BYTES, FileError, quote
 from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
-from permafrost.storage.files import sha256_file, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
 from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.object_cache import cache_folder, scratch_folder_of
@@ -160,7 +160,7 @@ def upload_folder(address: str, names: Iterable[str] | None = None) -> None:
     for name in sorted(changed, key=lambda name: (_rank(name), name)):
         path = mirror / name
         with path.open("rb") as file:
-            buckets.put_object(f"{address}/{name}", file, changed[name][0], sha256_file(path))
+            buckets.put_object(f"{address}/{name}", file, changed[name][0], file_at(path).sha256())
         facts = buckets.object_facts(f"{address}/{name}")
         state[name] = [*changed[name], "" if facts is None else facts.e_tag]
     if changed:
@@ -255,4 +255,4 @@ def _read_state(address: str) -> dict[str, list[object]]:
 
 
 def _write_state(address: str, state: dict[str, list[object]]) -> None:
-    write_atomically(_state_path(address), json.dumps(state, sort_keys=True).encode())
+    file_at(_state_path(address)).write(json.dumps(state, sort_keys=True).encode())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from permafrost.core.errors import ConfigError, quote, require
-from permafrost.storage.files import read_regular
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import user_path
 
 MAX_CLASSES = 1_000_000
@@ -170,7 +170,7 @@ def load_class_names(path: str) -> tuple[str, ...]:
     """
     try:
         file = user_path(path)
-        lines = re.split(r"\r\n|\r|\n", read_regular(file).decode("utf-8-sig"))
+        lines = re.split(r"\r\n|\r|\n", file_at(file).read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"data.classes={path} cannot be read: {error}; save it as UTF-8"

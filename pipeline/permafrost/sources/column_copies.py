@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, FileError, first_line
-from permafrost.storage.files import open_atomically, open_regular, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import FormatError, iter_cells, open_parquet_file
 
 logger = logging.getLogger("permafrost.sources")
@@ -79,7 +79,7 @@ class ColumnCopy:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the Parquet file."""
-        return self.listed_sha256 or sha256_file(self.path)
+        return self.listed_sha256 or file_at(self.path).sha256()
 
     @property
     def num_rows(self) -> int:
@@ -115,7 +115,7 @@ class ColumnCopy:
         Raises:
             FileError: If the file has other bytes now.
         """
-        if sha256_file(self.path) != self.sha256:
+        if file_at(self.path).sha256() != self.sha256:
             raise FileError(
                 f"{self.path} was changed since it was listed; run the command again once the data no longer change"
             )
@@ -130,7 +130,7 @@ class ColumnCopy:
         """Mapped bytes of the copy, which is written if it is missing, and the place of each row."""
         if not self._copy_path.exists():
             self._write()
-        with open_regular(self._copy_path) as file:
+        with file_at(self._copy_path).open() as file:
             size = file.seek(0, 2)
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
         mark, rows, digest = _FOOTER.unpack(bytes(data[-_FOOTER.size :]).rjust(_FOOTER.size))
@@ -145,7 +145,7 @@ class ColumnCopy:
     def _write(self) -> None:
         _announce(self.column, self.cache.absolute())
         tables, offset = [], 0
-        with open_atomically(self._copy_path) as file:
+        with file_at(self._copy_path).open_atomically() as file:
             for values in self.values(self.path, self.column):
                 places = _places_of(values, offset)
                 data = _bytes_of(values)

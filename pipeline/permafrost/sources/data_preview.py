@@ -29,7 +29,7 @@ from permafrost.core.records import NO_GROUP, Content, Record, Source, are_numbe
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.sources.source import ListedData
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import exists, read_regular, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.commit import MAX_PREVIEW_BYTES, PREVIEW_NAME
@@ -404,7 +404,7 @@ class Preview:
 
     def write(self, store: RootedPath) -> None:
         """Write the preview next to the store, where it replaces that of an earlier command."""
-        write_atomically(store / PREVIEW_NAME, sign_json(asdict(self.stored())))
+        file_at(store / PREVIEW_NAME).write(sign_json(asdict(self.stored())))
 
     def stored(self) -> StoredPreview:
         """Return what is kept next to a store, which is the same on every machine."""
@@ -614,10 +614,10 @@ def _sampled_rows(listing: Listing, files: int | None, new: NDArray[np.int64] | 
 def read_preview(store: RootedPath) -> StoredPreview | None:
     """Return the preview next to a store; None if it is missing, or if it is damaged, which is logged."""
     path = store / PREVIEW_NAME
-    if not exists(path):
+    if not file_at(path).exists():
         return None
     try:
-        return from_dict(StoredPreview, check_json(read_regular(path, MAX_PREVIEW_BYTES)))
+        return from_dict(StoredPreview, check_json(file_at(path).read(MAX_PREVIEW_BYTES)))
     except (DigestError, EntryError, FileError) as error:
         logger.warning("%s is damaged and is not shown: %s; it may be deleted", path, error)
         return None

@@ -19,7 +19,7 @@ from permafrost.core.errors import ConfigError, FileError, UserError, quote, req
 from permafrost.core.json_entries import stays_inside
 from permafrost.core.records import Content, ImageSource, Record
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import FolderEntry, entry_bytes, peek, read_regular, scan_folder
+from permafrost.storage.files import FolderEntry, entry_bytes, file_at
 from permafrost.storage.rooted_paths import AnyPath
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
@@ -327,7 +327,7 @@ def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
         looked_at = sum(tally[topic].get(item, (0, ""))[0] for topic in (OTHER_PICTURES, LEFT_OUT))
         is_picture = item in tally[OTHER_PICTURES]
         if not suffix or looked_at < _SNIFFED:
-            is_picture = picture_suffix(peek(root / path, 16)) is not None
+            is_picture = picture_suffix(file_at(root / path).peek(16)) is not None
     tally.add(OTHER_PICTURES if is_picture else LEFT_OUT, item, path)
 
 
@@ -360,7 +360,7 @@ def read_file(root: AnyPath, path: str, size: int) -> bytes:
     """
     require_image_bytes(size)
     try:
-        data = read_regular(root / path, MAX_IMAGE_BYTES)
+        data = file_at(root / path).read(MAX_IMAGE_BYTES)
     except FileError as error:
         raise SourceFileError(str(error)) from error
     except FileNotFoundError as error:
@@ -403,7 +403,7 @@ def require_image_bytes(size: int) -> None:
 def _iter_entries(folder: AnyPath) -> Iterator[FolderEntry]:
     """Yield the entries of a folder as the system lists them, for a reader that may stop early."""
     try:
-        yield from scan_folder(folder)
+        yield from file_at(folder).scan()
     except UserError:
         raise
     except OSError as error:

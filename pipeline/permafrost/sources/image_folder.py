@@ -36,7 +36,7 @@ from permafrost.sources.splits import (
     split_off_test,
 )
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import folder_stamp, is_folder, list_folder
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath, user_path
 
 # Topics of the tally of a folder. A topic of one split's folder has its path after a colon.
@@ -115,7 +115,7 @@ class ImageFolderSource(FilesBelowRoot):
         Of a bucket, it is a number that changes then.
         """
         return {
-            (path := join_path(folder, name)): folder_stamp(self._root / path)
+            (path := join_path(folder, name)): file_at(self._root / path).folder_stamp()
             for folder in self._split_folders
             for name in self._class_folders(folder)
         }
@@ -203,7 +203,7 @@ class ImageFolderSource(FilesBelowRoot):
 
     def _check_splits(self) -> None:
         for folder, split in self.config.splits.items():
-            if not is_folder(self._root / folder):
+            if not file_at(self._root / folder).is_folder():
                 there = ", ".join(sub_folders(self._root)) or "no folders"
                 raise ConfigError(
                     f"data.splits names the folder {folder!r}, but data.path={self.config.path} "
@@ -218,7 +218,7 @@ class ImageFolderSource(FilesBelowRoot):
         self._refuse_loose_images(folder)
         names = sub_folders(self._root / folder)
         if not names:
-            files = list_folder(RootedPath.of(self._root / folder))
+            files = file_at(RootedPath.of(self._root / folder)).paths()
             kinds = [kind for path in files if (kind := _KINDS_OF_FILES.get(path.suffix))]
             raise ConfigError(
                 f"data.path={self.config.path} has no class folders in {folder or 'it'}; expected "

@@ -97,7 +97,7 @@ from permafrost.sources.table_files import (
     to_text,
 )
 from permafrost.sources.tally import BOXES, Tally
-from permafrost.storage.files import file_stamp
+from permafrost.storage.files import file_at
 
 _MAX_CLASS_CHARACTERS = 200
 _MAX_DISTINCT = 100_000
@@ -176,7 +176,7 @@ class ImageTableSource(ImageSource):
 
     def stamps(self) -> dict[str, tuple[int, int | str]]:
         """Return the bytes of every file and when it was last changed."""
-        return {path.name: file_stamp(path) for path in self._files if path.is_file()}
+        return {path.name: file_at(path).stamp() for path in self._files if path.is_file()}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL, Content, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import file_stamp, folder_stamp, move_file
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX
 from permafrost.store.generations import StoreComparison, compare_listing, in_order_of_store
 from permafrost.store.listing import (
@@ -117,7 +117,7 @@ def digest_origin(data: DataConfig, store: StoreOptions) -> str:
 def _stamp(path: Path) -> list[int | str] | None:
     """Return the bytes of a file and when it was changed, or when a folder got or lost an entry."""
     try:
-        return [folder_stamp(path)] if path.is_dir() else [*file_stamp(path)]
+        return [file_at(path).folder_stamp()] if path.is_dir() else [*file_at(path).stamp()]
     except OSError:
         return None
 
@@ -263,7 +263,7 @@ class ListPart:
         tally = tally_of(self.source)
         tally.clear()
         counts = write_listing(partial, self.source.part_records(name), self.seed)
-        move_file(partial, path)
+        file_at(partial).move(path)
         return ShardResult(
             name=name,
             records=counts.records.total(),

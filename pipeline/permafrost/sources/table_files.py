@@ -20,7 +20,7 @@ from permafrost.core.errors import ConfigError, quote, require
 from permafrost.sources.classes import composed, is_nan, is_unknown
 from permafrost.sources.label_cells import UNLABELED_CELLS
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import open_regular
+from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import open_parquet_file
 
 logger = logging.getLogger("permafrost.sources")
@@ -54,7 +54,7 @@ def column_names(path: Path) -> list[str]:
     """Return the names of a table's columns, in their order; call it inside of `readable`."""
     if path.suffix.lower() == ".csv":
         with io.TextIOWrapper(
-            io.BufferedReader(open_regular(path)), encoding="utf-8-sig", newline=""
+            io.BufferedReader(file_at(path).open()), encoding="utf-8-sig", newline=""
         ) as text:
             return next((line for line in csv.reader(text) if line), [])
     with open_parquet_file(path) as file:

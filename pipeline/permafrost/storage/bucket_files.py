@@ -22,6 +22,7 @@ from permafrost.core.errors import FileError
 from permafrost.core.uploads import put_off
 from permafrost.storage import buckets
 from permafrost.storage.local_files import (
+    AnyFile,
     HashingFile,
     NamedFile,
     described_errors,
@@ -83,71 +84,76 @@ class RangedFile(NamedTuple):
 # ---- operations ----------------------------------------------------------------------------------
 
 
-class BucketFiles:
-    """Files of buckets. The methods are documented in files.py."""
+_listed: dict[str, dict[str, int]] = {}
+"""Sizes of the objects below some folders, by their names."""
+_versions: dict[str, str] = {}
+"""ETags of the objects that this process has read by `read_committed` or written by `commit`."""
 
-    def __init__(self) -> None:
-        self._listed: dict[str, dict[str, int]] = {}
-        """Sizes of the objects below some folders, by their names."""
-        self._versions: dict[str, str] = {}
-        """ETags of the objects that this process has read by `read_committed` or written by `commit`."""
 
-    def exists(self, path: AnyPath) -> bool:
-        return self.size(path) is not None or self.is_folder(path)
+class BucketFile(AnyFile):
+    """Object or folder of a bucket. The methods are documented in local_files.py."""
 
-    def is_folder(self, path: AnyPath) -> bool:
-        return next(buckets.iter_objects(str(path)), None) is not None
+    @property
+    def address(self) -> str:
+        """Address of the object."""
+        return str(self.path)
 
-    def size(self, path: AnyPath) -> int | None:
-        address = str(path)
-        for folder, sizes in self._listed.items():
-            if address.startswith(f"{folder}/"):
-                return sizes.get(address[len(folder) + 1 :])
-        facts = buckets.object_facts(address)
+    @property
+    def _cache(self) -> ObjectCache:
+        return cache_of(bucket_of(self.path))
+
+    def exists(self) -> bool:
+        return self.is_file() or self.is_folder()
+
+    def is_folder(self) -> bool:
+        return next(buckets.iter_objects(self.address), None) is not None
+
+    def size(self) -> int | None:
+        for folder, sizes in _listed.items():
+            if self.address.startswith(f"{folder}/"):
+                return sizes.get(self.address[len(folder) + 1 :])
+        facts = buckets.object_facts(self.address)
         return None if facts is None else facts.size
 
-    def stamp(self, path: AnyPath) -> tuple[int, int | str]:
-        facts = buckets.object_facts(str(path))
+    def stamp(self) -> tuple[int, int | str]:
+        facts = buckets.object_facts(self.address)
         return (0, "") if facts is None else (facts.size, facts.e_tag)
 
-    def folder_stamp(self, folder: AnyPath) -> int:
-        text = repr(buckets.list_entries(str(folder)))
+    def folder_stamp(self) -> int:
+        text = repr(buckets.list_entries(self.address))
         return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
-    def scan(self, folder: AnyPath) -> Iterator[buckets.Entry]:
-        return iter(buckets.list_entries(str(folder)))
+    def scan(self) -> Iterator[buckets.Entry]:
+        return iter(buckets.list_entries(self.address))
 
-    def peek(self, path: AnyPath, size: int) -> bytes:
+    def peek(self, size: int) -> bytes:
         return b""  # it is not worth a request
 
-    def is_writable(self, folder: AnyPath) -> bool:
+    def is_writable(self) -> bool:
         return True  # which is seen when something is written
 
     @contextmanager
-    def listing(self, folder: RootedPath) -> Iterator[None]:
-        address = str(folder)
-        if address in self._listed:
+    def listing(self) -> Iterator[None]:
+        if self.address in _listed:
             yield
             return
-        self._listed[address] = dict(buckets.iter_objects(address))
+        _listed[self.address] = dict(buckets.iter_objects(self.address))
         try:
             yield
         finally:
-            del self._listed[address]
+            del _listed[self.address]
 
-    def entries(self, folder: AnyPath) -> list[tuple[str, str]]:
-        return [(entry.name, entry.kind) for entry in buckets.list_entries(str(folder))]
+    def entries(self) -> list[tuple[str, str]]:
+        return [(entry.name, entry.kind) for entry in buckets.list_entries(self.address)]
 
-    def iter_files(self, folder: RootedPath, ignored: Container[str]) -> Iterator[RootedPath]:
-        names = (name for name, _ in buckets.iter_objects(str(folder)))
-        return (folder / name for name in names if name.partition("/")[0] not in ignored)
+    def iter_files(self, ignored: Container[str] = ()) -> Iterator[RootedPath]:
+        names = (name for name, _ in buckets.iter_objects(self.address))
+        return (self.folder / name for name in names if name.partition("/")[0] not in ignored)
 
-    def links(self, folder: RootedPath) -> Iterator[RootedPath]:
+    def links(self) -> Iterator[RootedPath]:
         return iter(())
 
-    def read_each(
-        self, read: Callable[[T], R], items: Iterable[T], folder: RootedPath
-    ) -> Iterator[R]:
+    def read_each(self, read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             waiting: deque[Future[R]] = deque()
             try:
@@ -161,12 +167,12 @@ class BucketFiles:
                 pool.shutdown(cancel_futures=True)
 
     @contextmanager
-    def open_atomically(self, path: AnyPath) -> Iterator[HashingFile]:
+    def open_atomically(self) -> Iterator[HashingFile]:
         with ExitStack() as opened:
-            scratch = opened.enter_context(self.scratch(path))
-            file = HashingFile(scratch.fileno(), path)
+            scratch = opened.enter_context(self.scratch())
+            file = HashingFile(scratch.fileno(), self.path)
             try:
-                with described_errors(write_error, path):
+                with described_errors(write_error, self.path):
                     yield file
                     file.flush()
             finally:
@@ -175,68 +181,62 @@ class BucketFiles:
             put = partial(buckets.put_object, address, scratch, file.bytes, file.sha256)
             put_off(put, opened.pop_all())
 
-    def commit(self, path: AnyPath, data: bytes) -> None:
-        address = str(path)
+    def commit(self, data: bytes) -> None:
         try:
-            self._versions[address] = buckets.create_object(
-                address, data, self._versions.get(address)
+            _versions[self.address] = buckets.create_object(
+                self.address, data, _versions.get(self.address)
             )
         except buckets.ReplacedError as error:
             raise buckets.ReplacedError(
                 f"{error}, with other content. Finished files are kept; run the same command again, which compares it"
             ) from None
 
-    def read_committed(self, path: AnyPath, most: int | None) -> bytes:
-        data, facts = buckets.read_object(str(path), most)
-        self._versions[str(path)] = facts.e_tag
+    def read_committed(self, most: int) -> bytes:
+        data, facts = buckets.read_object(self.address, most)
+        _versions[self.address] = facts.e_tag
         return data
 
-    def make_folder(self, path: AnyPath) -> None:
+    def make_folder(self) -> None:
         """Do nothing, as a bucket has no folders."""
 
-    def create(self, path: AnyPath) -> IO[bytes]:
-        with self.scratch(path) as scratch:
-            return UploadedFile(path, scratch)
+    def create(self) -> IO[bytes]:
+        with self.scratch() as scratch:
+            return UploadedFile(self.path, scratch)
 
-    def move(self, path: AnyPath, destination: AnyPath) -> None:
-        buckets.move_object(str(path), str(destination))
+    def move(self, destination: AnyPath) -> None:
+        buckets.move_object(self.address, str(destination))
 
-    def remove(self, path: AnyPath) -> None:
-        buckets.remove_object(str(path))
+    def remove(self) -> None:
+        buckets.remove_object(self.address)
 
-    def remove_folder(self, path: AnyPath) -> None:
-        pass
+    def remove_folder(self) -> None:
+        """Do nothing, as a bucket has no folders."""
 
-    def scratch(self, folder: AnyPath) -> IO[bytes]:
-        with described_errors(_scratch_error, folder):
-            return tempfile.TemporaryFile(dir=scratch_folder_of(bucket_of(folder)))
+    def scratch(self) -> IO[bytes]:
+        with described_errors(_scratch_error, self.path):
+            return tempfile.TemporaryFile(dir=scratch_folder_of(bucket_of(self.path)))
 
-    def open_regular(self, path: AnyPath, sha256: str | None = None) -> io.FileIO:
-        return _cache_of(path).open(str(path), sha256)
+    def open(self, sha256: str | None = None) -> io.FileIO:
+        return self._cache.open(self.address, sha256)
 
-    def open_ranges(self, path: AnyPath, sha256: str | None = None) -> RangedFile:
-        return RangedFile(str(path), buckets.existing_facts(str(path)).size)
+    def open_ranges(self) -> RangedFile:
+        return RangedFile(self.address, buckets.existing_facts(self.address).size)
 
-    def read(self, path: AnyPath, most: int | None, sha256: str | None = None) -> bytes:
+    def read(self, most: int | None = None, sha256: str | None = None) -> bytes:
         if sha256 is None:
-            return buckets.read_object(str(path), most)[0]
-        with self.open_regular(path, sha256) as file:
-            return read_whole(file, path, most)
+            return buckets.read_object(self.address, most)[0]
+        with self.open(sha256) as file:
+            return read_whole(file, self.path, most)
 
-    def fetch(self, path: AnyPath, sha256: str) -> None:
-        _cache_of(path).fetch(str(path), sha256)
+    def fetch(self, sha256: str) -> None:
+        self._cache.fetch(self.address, sha256)
 
-    def refuse_damaged_copy(self, path: AnyPath, sha256: str) -> None:
-        cache = _cache_of(path)
-        if cache.remove_damaged(str(path), sha256):
+    def refuse_damaged_copy(self, sha256: str | None) -> None:
+        if sha256 is not None and self._cache.remove_damaged(self.address, sha256):
             raise FileError(
-                f"the copy of {path} in the cache {cache.folder} was damaged, and is removed; run the same command "
-                "again, which downloads it"
+                f"the copy of {self.path} in the cache {self._cache.folder} was damaged, and is removed; run the same "
+                "command again, which downloads it"
             )
 
-    def sha256(self, path: AnyPath) -> str:
-        return buckets.object_sha256(str(path))
-
-
-def _cache_of(path: AnyPath) -> ObjectCache:
-    return cache_of(bucket_of(path))
+    def sha256(self) -> str:
+        return buckets.object_sha256(self.address)

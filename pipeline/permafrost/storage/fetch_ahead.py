@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple, Self
 
 from permafrost.core.errors import UserError
-from permafrost.storage.files import fetch_file
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 logger = logging.getLogger("permafrost.cache")
@@ -58,7 +58,7 @@ def _fetch(files: queue.SimpleQueue[KnownFile | None]) -> None:
     """Download the files of a queue until it ends."""
     while (file := files.get()) is not None:
         try:
-            fetch_file(file.path, file.sha256)
+            file_at(file.path).fetch(file.sha256)
         except (UserError, FileNotFoundError) as error:
             logger.debug("%s was not fetched ahead: %s", file.path, error)
 

@@ -17,9 +17,11 @@ import os
 import secrets
 import stat
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeGuard, TypeVar
@@ -286,53 +288,170 @@ class HashingFile:
 # ---- operations ----------------------------------------------------------------------------------
 
 
-class LocalFiles:
-    """Files of this machine. The methods are documented in files.py."""
+@dataclass(frozen=True)
+class AnyFile(ABC):
+    """File or folder of any kind: what can be asked of it, atomic writes, and bounded reads."""
 
-    def exists(self, path: AnyPath) -> bool:
-        return _status(path) is not None
+    path: AnyPath
 
-    def is_folder(self, path: AnyPath) -> bool:
-        status = _status(path)
+    @property
+    def folder(self) -> RootedPath:
+        """The path as a root of the paths below it."""
+        return RootedPath.of(self.path, allow_links=True)
+
+    @abstractmethod
+    def size(self) -> int | None:
+        """Return the size of a regular file in bytes, None if there is none.
+
+        Raises:
+            LinkError: If the path has a link where none is allowed.
+        """
+
+    @abstractmethod
+    def entries(self) -> list[tuple[str, str]]:
+        """Return what is in a folder as sorted pairs of a name and file, folder or link; [] if there is no folder.
+
+        Raises:
+            LinkError: If the path of the folder has a link where none is allowed.
+        """
+
+    @abstractmethod
+    def iter_files(self, ignored: Container[str] = ()) -> Iterator[RootedPath]:
+        """Iterate over all files and links below a folder, in each folder sorted. Links to folders are not followed.
+
+        Memory does not grow with their number.
+
+        Args:
+            ignored: Names of folders in it that are left out.
+        """
+
+    @abstractmethod
+    def open_atomically(self) -> AbstractContextManager[HashingFile]:
+        """Provide a file that appears at the path, whole and durable, when the block ends without an error.
+
+        A file of a bucket is uploaded then, or added to the uploads that are collected (`collected_uploads`).
+
+        Raises:
+            FileError: If it cannot be written, such as NoSpaceError and LinkError.
+        """
+
+    def is_file(self) -> bool:
+        """Return whether there is a regular file.
+
+        Raises:
+            LinkError: If the path has a link where none is allowed.
+        """
+        return self.size() is not None
+
+    def paths(self, pattern: str = "*") -> list[RootedPath]:
+        """Return the sorted paths in a folder whose names match a pattern; [] if there is no folder.
+
+        Args:
+            pattern: Pattern of `fnmatch`, in which case matters.
+
+        Raises:
+            LinkError: If the path of the folder has a link where none is allowed.
+        """
+        return [self.folder / name for name, _ in self.entries() if fnmatchcase(name, pattern)]
+
+    def file_names(self) -> frozenset[str]:
+        """Return the names of the files in a folder, none if there is no folder.
+
+        Raises:
+            LinkError: If the folder has a link, or is reached through one, where none is allowed.
+        """
+        entries = self.entries()
+        if not self.folder.allow_links and (
+            link := next((name for name, kind in entries if kind == "link"), "")
+        ):
+            raise LinkError(self.folder / link)
+        return frozenset(name for name, kind in entries if kind != "folder")
+
+    def write(self, data: bytes) -> str:
+        """Write a file in one commit and return its SHA-256.
+
+        Raises:
+            FileError: If it cannot be written, such as NoSpaceError and LinkError.
+        """
+        with self.open_atomically() as file:
+            file.write(data)
+        return file.sha256
+
+
+class LocalFile(AnyFile):
+    """File or folder of this machine."""
+
+    def exists(self) -> bool:
+        """Return whether there is a file or a folder.
+
+        Raises:
+            LinkError: If the path has a link where none is allowed, also one to nothing.
+        """
+        return _status(self.path) is not None
+
+    def is_folder(self) -> bool:
+        """Return whether there is a folder.
+
+        Raises:
+            LinkError: If the path has a link where none is allowed.
+        """
+        status = _status(self.path)
         return status is not None and stat.S_ISDIR(status.st_mode)
 
-    def size(self, path: AnyPath) -> int | None:
-        status = _status(path)
+    def size(self) -> int | None:
+        status = _status(self.path)
         return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
-    def stamp(self, path: AnyPath) -> tuple[int, int | str]:
-        status = Path(str(path)).stat()
+    def stamp(self) -> tuple[int, int | str]:
+        """Return the bytes of a file, and when it and its entry were last changed; of an object its ETag."""
+        status = Path(str(self.path)).stat()
         # the second time cannot be set, as that of unpacked archives is
         return status.st_size, f"{status.st_mtime_ns}-{status.st_ctime_ns}"
 
-    def folder_stamp(self, folder: AnyPath) -> int:
-        return Path(str(folder)).stat().st_mtime_ns
+    def folder_stamp(self) -> int:
+        """Return a number that changes if a file is added to a folder or removed; of a bucket, or changed in it."""
+        return Path(str(self.path)).stat().st_mtime_ns
 
-    def scan(self, folder: AnyPath) -> Iterator[os.DirEntry[str]]:
-        with os.scandir(str(folder)) as entries:
+    def scan(self) -> Iterator[os.DirEntry[str]]:
+        """Iterate over the entries of a folder as the system lists them, following links.
+
+        Raises:
+            OSError: If the folder cannot be listed.
+        """
+        with os.scandir(str(self.path)) as entries:
             yield from entries
 
-    def peek(self, path: AnyPath, size: int) -> bytes:
+    def peek(self, size: int) -> bytes:
+        """Return the first `size` bytes of a file, as far as they can be read without a request to a bucket."""
         try:
-            with Path(str(path)).open("rb") as file:
+            with Path(str(self.path)).open("rb") as file:
                 return file.read(size)
         except OSError:
             return b""
 
-    def is_writable(self, folder: AnyPath) -> bool:
+    def is_writable(self) -> bool:
+        """Return whether this is a folder in which this process may create files; a bucket is taken to be one.
+
+        Raises:
+            LinkError: If the path has a link where none is allowed.
+        """
         try:
-            with opened_folder(folder) as descriptor:
+            with opened_folder(self.path) as descriptor:
                 return os.access(".", os.W_OK, dir_fd=descriptor)
         except ABSENT:
             return False
 
     @contextmanager
-    def listing(self, folder: RootedPath) -> Iterator[None]:
+    def listing(self) -> Iterator[None]:
+        """Answer questions for the sizes of files below a bucket's folder from one listing, not a request for each.
+
+        For a block that asks for many files and writes none of them. A local folder is asked each time.
+        """
         yield
 
-    def entries(self, folder: AnyPath) -> list[tuple[str, str]]:
+    def entries(self) -> list[tuple[str, str]]:
         try:
-            with opened_folder(folder) as place:
+            with opened_folder(self.path) as place:
                 descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
                 try:
                     with os.scandir(descriptor) as entries:
@@ -344,32 +463,39 @@ class LocalFiles:
         except FileError:
             raise
         except OSError as error:
-            raise read_error(folder, error) from error
+            raise read_error(self.path, error) from error
 
-    def iter_files(self, folder: RootedPath, ignored: Container[str]) -> Iterator[RootedPath]:
-        return (path for path, _ in self._iter_entries(folder, ignored))
+    def iter_files(self, ignored: Container[str] = ()) -> Iterator[RootedPath]:
+        return (path for path, _ in self._iter_entries(ignored))
 
-    def links(self, folder: RootedPath) -> Iterator[RootedPath]:
-        if not folder.allow_links:
-            yield from (path for path, kind in self._iter_entries(folder, ()) if kind == "link")
+    def links(self) -> Iterator[RootedPath]:
+        """Iterate over the links below a folder; yield none if links are allowed or it is in a bucket."""
+        if not self.folder.allow_links:
+            yield from (path for path, kind in self._iter_entries(()) if kind == "link")
 
-    def _iter_entries(
-        self, folder: RootedPath, ignored: Container[str]
-    ) -> Iterator[tuple[RootedPath, str]]:
-        entries = self.entries(folder)
-        yield from ((folder / name, kind) for name, kind in entries if kind != "folder")
+    def _iter_entries(self, ignored: Container[str]) -> Iterator[tuple[RootedPath, str]]:
+        entries = self.entries()
+        yield from ((self.folder / name, kind) for name, kind in entries if kind != "folder")
         for name, kind in entries:
             if kind == "folder" and name not in ignored:
-                yield from self._iter_entries(folder / name, ())
+                yield from LocalFile(self.folder / name)._iter_entries(())
 
-    def read_each(
-        self, read: Callable[[T], R], items: Iterable[T], folder: RootedPath
-    ) -> Iterator[R]:
+    def read_each(self, read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Iterate over the results of a function that reads files of this folder, in the order of the items.
+
+        In a bucket the next ones are read at the same time, as each request waits for its answer. Errors of the
+        function are raised at their items.
+
+        Args:
+            read: Function of an item, called from other threads for a bucket.
+            items: Items to read.
+        """
         return map(read, items)
 
     @contextmanager
-    def open_atomically(self, path: AnyPath) -> Iterator[HashingFile]:
-        self.make_folder(path.parent)
+    def open_atomically(self) -> Iterator[HashingFile]:
+        path = self.path
+        LocalFile(path.parent).make_folder()
         partial_name = f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
         with opened_folder(path.parent) as folder:
             with described_errors(write_error, path):
@@ -397,24 +523,38 @@ class LocalFiles:
                 raise
             _fsync_folder(folder, path.parent)
 
-    def commit(self, path: AnyPath, data: bytes) -> None:
-        with self.open_atomically(path) as file:
-            file.write(data)
+    def commit(self, data: bytes) -> None:
+        """Write a file that makes others valid.
 
-    def make_folder(self, path: AnyPath) -> None:
+        In a bucket, where no lock is certain, it is written only if it does not exist yet or is still the one that
+        this process has read; the same bytes by another writer are a success.
+
+        Raises:
+            ReplacedError: If another writer has written an object with other bytes in the meantime.
+            FileError: If it cannot be written.
+        """
+        self.write(data)
+
+    def make_folder(self) -> None:
+        """Create a folder and its parents durably. An existing folder is not an error. A bucket has no folders.
+
+        Raises:
+            FileError: If it cannot be created, such as LinkError.
+        """
+        path = self.path
         if isinstance(path, RootedPath) and not path.parts:
             path = _root_of(path)
-        if self.is_folder(path):
+        if self.is_folder():
             return
         if path.parent == path:
             raise FileError(f"{path} does not exist")
-        self.make_folder(path.parent)
+        LocalFile(path.parent).make_folder()
         try:
             with open_parent(path) as (folder, name):
                 os.mkdir(name, dir_fd=folder)
                 _fsync_folder(folder, path.parent)
         except FileExistsError:
-            if self.is_folder(path):
+            if self.is_folder():
                 return
             raise FileError(
                 f"{path} is not a folder. Choose another path, or move that file away"
@@ -424,54 +564,133 @@ class LocalFiles:
         except OSError as error:
             raise write_error(path, error) from error
 
-    def create(self, path: AnyPath) -> IO[bytes]:
-        with described_errors(write_error, path):
-            descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        return io.BufferedWriter(NamedFile(descriptor, "wb", path))
+    def create(self) -> IO[bytes]:
+        """Open a file for writing in place, empty, where a whole file is not needed.
 
-    def move(self, path: AnyPath, destination: AnyPath) -> None:
-        with open_parent(path) as (folder, name):
+        A file of a bucket appears when it is closed.
+
+        Raises:
+            FileError: If it cannot be opened.
+        """
+        with described_errors(write_error, self.path):
+            descriptor = _open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        return io.BufferedWriter(NamedFile(descriptor, "wb", self.path))
+
+    def move(self, destination: AnyPath) -> None:
+        """Give a file another name in the same folder, in place of any file of that name.
+
+        Args:
+            destination: Its new path.
+        """
+        with open_parent(self.path) as (folder, name):
             os.replace(name, destination.name, src_dir_fd=folder, dst_dir_fd=folder)
 
-    def remove(self, path: AnyPath) -> None:
-        with suppress(*ABSENT), open_parent(path) as (folder, name):
+    def remove(self) -> None:
+        """Remove a file if it exists; of a link, the link itself."""
+        with suppress(*ABSENT), open_parent(self.path) as (folder, name):
             os.unlink(name, dir_fd=folder)
 
-    def remove_folder(self, path: AnyPath) -> None:
-        with suppress(OSError), open_parent(path) as (folder, name):
+    def remove_folder(self) -> None:
+        """Remove a folder without files. A bucket has none."""
+        with suppress(OSError), open_parent(self.path) as (folder, name):
             os.rmdir(name, dir_fd=folder)
 
-    def scratch(self, folder: RootedPath) -> IO[bytes]:
-        return tempfile.TemporaryFile(dir=_root_of(folder))
+    def scratch(self) -> IO[bytes]:
+        """Return a temporary file without a name, on the disk of a root; for a bucket in its cache folder."""
+        return tempfile.TemporaryFile(dir=_root_of(self.folder))
 
-    def open_regular(self, path: AnyPath, sha256: str | None = None) -> io.FileIO:
+    def open(self, sha256: str | None = None) -> io.FileIO:
+        """Open a regular file for reading, unbuffered.
+
+        Anything else is refused, as opening a pipe would block, and a device has no end.
+
+        Args:
+            sha256: Digest of the file, if it is known. It names the copy of a file in a bucket, and is compared when
+                that arrives. A local file is not compared.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            FileError: If it cannot be opened or is not a regular file.
+        """
         try:
-            descriptor = _open(path, _READ)
+            descriptor = _open(self.path, _READ)
         except (FileNotFoundError, FileError):
             raise
         except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-            raise read_error(path, error) from error
+            raise read_error(self.path, error) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise FileError(f"{path} is not a regular file. Restore it, or correct the path")
-        return NamedFile(descriptor, "rb", path)
+            raise FileError(f"{self.path} is not a regular file. Restore it, or correct the path")
+        return NamedFile(descriptor, "rb", self.path)
 
-    open_ranges = open_regular
+    def open_ranges(self) -> io.FileIO:
+        """Open a regular file to read few bytes of it (`read_at`).
 
-    def read(self, path: AnyPath, most: int | None, sha256: str | None = None) -> bytes:
-        with self.open_regular(path, sha256) as file:
-            return read_whole(file, path, most)
+        Of a file in a bucket there is no copy, but a request for each read.
 
-    read_committed = read
+        Raises:
+            FileNotFoundError: If the file is missing.
+            FileError: If it cannot be opened or is not a regular file.
+        """
+        return self.open()
 
-    def fetch(self, path: AnyPath, sha256: str) -> None:
-        """Do nothing, as the file is here."""
+    def read(self, most: int | None = None, sha256: str | None = None) -> bytes:
+        """Return the bytes of a regular file.
 
-    def refuse_damaged_copy(self, path: AnyPath, sha256: str) -> None:
-        """Do nothing, as there is no copy."""
+        Args:
+            most: Largest number of bytes; None for any. A larger file is not read.
+            sha256: As in `open`; a file of a bucket is read from the cache if it is known, and else from the bucket.
 
-    def sha256(self, path: AnyPath) -> str:
-        with self.open_regular(path) as file, described_errors(read_error, path):
+        Raises:
+            FileNotFoundError: If the file is missing.
+            FileError: If it cannot be read, is not a regular file, or is larger than `most`.
+        """
+        with self.open(sha256) as file:
+            return read_whole(file, self.path, most)
+
+    def read_committed(self, most: int) -> bytes:
+        """Return the bytes of a file that `commit` may replace.
+
+        Args:
+            most: Largest number of bytes. A larger file is not read.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            FileError: If it cannot be read, is not a regular file, or is larger than `most`.
+        """
+        return self.read(most)
+
+    def fetch(self, sha256: str) -> None:
+        """Download a file of a bucket to the cache unless it is there; do nothing for a local file.
+
+        Args:
+            sha256: Digest of the file.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            FileError: If it cannot be downloaded.
+        """
+
+    def refuse_damaged_copy(self, sha256: str | None) -> None:
+        """Tell a damaged file of a bucket from a damaged copy of it in the cache, which is removed.
+
+        Readers call it before they say that a file is damaged.
+
+        Args:
+            sha256: Digest of the file; None checks nothing.
+
+        Raises:
+            FileError: If the copy was damaged.
+        """
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of a regular file, computed in constant memory.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            FileError: If it cannot be read or is not a regular file.
+        """
+        with self.open() as file, described_errors(read_error, self.path):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 

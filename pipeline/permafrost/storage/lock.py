@@ -25,7 +25,7 @@ from permafrost.storage.buckets import (
     refuse_unconditional,
     remove_object,
 )
-from permafrost.storage.files import make_folder
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import open_lock
 from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
@@ -82,7 +82,7 @@ class FolderLock(AbstractContextManager[None]):
                 yield
             return
         _forget_in_children()
-        make_folder(self.folder)
+        file_at(self.folder).make_folder()
         file = _open_lock(self.folder, self.option)
         if file is None:
             yield

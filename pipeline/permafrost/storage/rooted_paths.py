@@ -25,7 +25,7 @@ class LinkError(FileError):
 class RootedPath:
     """Path of a folder, or of a file below it, that is opened without following any link below the folder.
 
-    It is not an `os.PathLike`: only the functions of this module and of files.py open it.
+    It is not an `os.PathLike`: only `file_at` (files.py) opens it.
     """
 
     root: Path | Bucket
@@ -36,9 +36,9 @@ class RootedPath:
     """True follows links below the root as well."""
 
     @classmethod
-    def of(cls, path: AnyPath) -> RootedPath:
-        """Return a path as it is if it is rooted, otherwise as a root."""
-        return path if isinstance(path, RootedPath) else cls(path)
+    def of(cls, path: AnyPath, *, allow_links: bool = False) -> RootedPath:
+        """Return a path as it is if it is rooted, otherwise as a root, below which links may be allowed."""
+        return path if isinstance(path, RootedPath) else cls(path, allow_links=allow_links)
 
     def __truediv__(self, name: str) -> RootedPath:
         """Append a relative path. Raises FileError if it leaves the root."""

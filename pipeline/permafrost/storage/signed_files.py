@@ -20,7 +20,7 @@ from typing import Any
 from permafrost.core.digests import plain_values
 from permafrost.core.errors import UserError
 from permafrost.core.yaml_text import read_values
-from permafrost.storage.files import read_regular, write_atomically
+from permafrost.storage.files import file_at
 
 _JSON_START, _JSON_END = b' "self_sha256": "', b'",'
 _YAML_START = b"# sha256: "
@@ -38,7 +38,7 @@ class DigestError(ValueError):
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as JSON with its digest, atomically."""
-    write_atomically(path, sign_json(values))
+    file_at(path).write(sign_json(values))
 
 
 def sign_json(
@@ -98,7 +98,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         FileNotFoundError: If the file is missing.
         FileError: If it cannot be read.
     """
-    raw = read_regular(path)
+    raw = file_at(path).read()
     try:
         return check_json(raw)
     except DigestError as error:
@@ -107,7 +107,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
 
 def write_yaml(path: Path, text: str) -> None:
     """Write YAML text with its digest, atomically."""
-    write_atomically(path, sign_yaml(text))
+    file_at(path).write(sign_yaml(text))
 
 
 def sign_yaml(text: str) -> bytes:
@@ -127,7 +127,7 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
         FileNotFoundError: If the file is missing.
         FileError: If it cannot be read.
     """
-    raw = read_regular(path)
+    raw = file_at(path).read()
     body, start, claim = raw.rpartition(_YAML_START)
     try:
         _compare(body, claim[:-1] if start and claim.endswith(b"\n") else None)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from permafrost.storage.files import open_regular
+from permafrost.storage.files import file_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,7 +213,7 @@ def open_parquet_file(path: Path, texts: list[str] | None = None) -> pq.ParquetF
         pa.ArrowException: If it is another file.
         OSError: If it cannot be opened, or is not a regular file.
     """
-    open_regular(path).close()
+    file_at(path).open().close()
     return pq.ParquetFile(path, pre_buffer=False, read_dictionary=texts)
 
 
@@ -426,7 +426,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _tensor_header(path: Path) -> bytes:
     """Return the header of a file. Raises OSError or FormatError."""
-    with open_regular(path) as file:
+    with file_at(path).open() as file:
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size > _MAX_HEADER_BYTES:
             raise FormatError(

@@ -13,12 +13,7 @@ import pyarrow.parquet as pq
 
 from permafrost.core.digests import SHORT
 from permafrost.core.errors import require
-from permafrost.storage.files import (
-    map_file,
-    open_atomically,
-    read_regular,
-    write_atomically,
-)
+from permafrost.storage.files import file_at, map_file
 from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import AnyPath, RootedPath
 from permafrost.storage.untrusted import (
@@ -88,7 +83,7 @@ def write_table(path: AnyPath, table: pa.Table) -> str:
     """
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    return write_atomically(path, buffer.getvalue())
+    return file_at(path).write(buffer.getvalue())
 
 
 class RowWriter:
@@ -136,7 +131,7 @@ def write_rows(path: RootedPath, schema: pa.Schema) -> Iterator[RowWriter]:
         path: Path of the file without those digits.
         schema: Columns of the rows.
     """
-    with open_atomically(path) as file:
+    with file_at(path).open_atomically() as file:
         parquet = pq.ParquetWriter(arrow_sink(file), schema, compression="zstd")
         writer = RowWriter(path, parquet)
         yield writer
@@ -187,7 +182,7 @@ def read_table(
         ManifestError: If the file is missing, damaged, too large, or contains anything else.
     """
     try:
-        data = read_regular(path, most, sha256)
+        data = file_at(path).read(most, sha256)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {advice[0]}") from None
     if sha256 is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.digests import SHORT, sha256_json
-from permafrost.storage.files import exists, is_file, make_folder, read_regular, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.lock import FolderLock, LockedError
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import ManifestError
@@ -68,7 +68,7 @@ class Artifact:
     @property
     def exists(self) -> bool:
         """True if the artifact has been saved; its manifest is written last."""
-        return exists(self.folder / MANIFEST_NAME)
+        return file_at(self.folder / MANIFEST_NAME).exists()
 
     @property
     def description(self) -> dict[str, Any]:
@@ -102,10 +102,10 @@ class Artifact:
 
         name = _file_name(self.kind)
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        make_folder(self.folder)
+        file_at(self.folder).make_folder()
         try:
             with FolderLock(self.folder):
-                digest = write_atomically(self.folder / name, save(contiguous))
+                digest = file_at(self.folder / name).write(save(contiguous))
                 manifest = ArtifactManifest(
                     kind=self.kind,
                     fingerprint=sha256_json(self.made_from),
@@ -145,9 +145,9 @@ def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, d
     repair = f"delete its folder and run {made_by}"
     name = _file_name(manifest.kind)
     path = folder / name
-    if not is_file(path):
+    if not file_at(path).is_file():
         raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
-    content = read_regular(path)
+    content = file_at(path).read()
     digest, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
     if digest != claimed:
         raise ManifestError(

@@ -24,19 +24,7 @@ from permafrost.core.digests import SHORT, canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import are_numbers
-from permafrost.storage.files import (
-    exists,
-    file_size,
-    is_file,
-    list_folder,
-    listing,
-    read_each,
-    read_regular,
-    remove_file,
-    remove_partial_files,
-    sha256_file,
-    write_atomically,
-)
+from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import REWRITE, ManifestError, StoreMismatchError
@@ -83,7 +71,7 @@ def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
     text = _text(digest, fingerprint)
     if _read(store) != text:
         with suppress(FileError):
-            write_atomically(store / ORIGIN_NAME, text)
+            file_at(store / ORIGIN_NAME).write(text)
 
 
 def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
@@ -104,7 +92,7 @@ def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     manifest = committed_store(store)
     if manifest is None or _read(store) != _text(digest, manifest.dataset.fingerprint):
         return None
-    with listing(store):
+    with file_at(store).listing():
         return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None
 
 
@@ -114,7 +102,7 @@ def _text(digest: str, fingerprint: str) -> bytes:
 
 def _read(store: RootedPath) -> bytes | None:
     try:
-        return read_regular(store / ORIGIN_NAME, _MAX_BYTES)
+        return file_at(store / ORIGIN_NAME).read(_MAX_BYTES)
     except LinkError:
         raise
     except (FileError, FileNotFoundError):
@@ -157,10 +145,10 @@ def missing_image_shards(
     Raises:
         StoreMismatchError: If the store contains another data set, or another plan of this one.
     """
-    if exists(store / MANIFEST_NAME):
+    if file_at(store / MANIFEST_NAME).exists():
         manifest = _check_committed(store, plans, dataset, packing, classes, image_size)
         committed_shards = {shard.name: shard for shard in manifest.shards}
-        with listing(store):
+        with file_at(store).listing():
             return [
                 plan
                 for plan in plans
@@ -178,9 +166,9 @@ def unpacked_shards(
     Raises:
         StoreMismatchError: If a receipt is of other data or another plan.
     """
-    with listing(store):
+    with file_at(store).listing():
         has_receipt = partial(_has_receipt, store, dataset, packing)
-        kept = read_each(has_receipt, plans, store)
+        kept = file_at(store).read_each(has_receipt, plans)
         return [plan for plan, is_kept in zip(plans, kept, strict=True) if not is_kept]
 
 
@@ -195,25 +183,27 @@ def needs_commit(folder: RootedPath) -> bool:
     Raises:
         ManifestError: If the manifest is damaged.
     """
-    if not exists(folder / MANIFEST_NAME):
+    if not file_at(folder / MANIFEST_NAME).exists():
         return True
     values = read_checked(folder / MANIFEST_NAME)
     tables = [values[name] for name in ("shards", "skipped") if values.get(name)]
     tables += values.get("index", {}).values()
     tables += [entry["file"] for entry in values.get("projections", {}).values()]
     return not (
-        all(is_file(folder / path) for path in values.get("files", ()))
+        all(file_at(folder / path).is_file() for path in values.get("files", ()))
         and all(has_size(folder / table["path"], table["bytes"]) for table in tables)
     )
 
 
 def is_whole(store: RootedPath, shard: ShardEntry) -> bool:
     """Return whether a committed shard's receipt and its tar exist."""
-    return is_file(receipt_path(store, shard.name)) and has_size(shard.file(store), shard.bytes)
+    return file_at(receipt_path(store, shard.name)).is_file() and has_size(
+        shard.file(store), shard.bytes
+    )
 
 
 def has_size(path: AnyPath, size: int) -> bool:
-    return file_size(path) == size
+    return file_at(path).size() == size
 
 
 def commit_store(
@@ -267,7 +257,7 @@ def commit_store(
     with StoreTablesWriter(store, suffix) as writer:
         if before is not None:
             read_packed, numbers = partial(_read_packed, store, before), range(len(before.shards))
-            packed = read_each(read_packed, numbers, store)
+            packed = file_at(store).read_each(read_packed, numbers)
             for number, (rows, entry, lost, digest) in enumerate(packed):
                 if before.place_in_generation(number) == 0:
                     writer.begin_generation()
@@ -275,7 +265,9 @@ def commit_store(
                 writer.append(entry, rows, digest)
             if plans:
                 writer.begin_generation()
-        for rows, entry, lost, digest in read_each(partial(_read_planned, store), plans, store):
+        for rows, entry, lost, digest in file_at(store).read_each(
+            partial(_read_planned, store), plans
+        ):
             require_same_shard(entry.file(store), entry.name, entry.sha256, digests.get(entry.name))
             writer.skip(lost)
             writer.append(entry, rows, digest)
@@ -371,7 +363,7 @@ def _read_planned(
     planned = [key for key in plan.keys if key not in gone]
     if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
         raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
-    return table, entry, skipped, sha256_file(path)
+    return table, entry, skipped, file_at(path).sha256()
 
 
 def _receipt_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
@@ -388,10 +380,10 @@ def _other_receipt(path: RootedPath, error: Exception) -> ManifestError:
 def _remove_abandoned(store: RootedPath, shards: ShardTable) -> None:
     """Remove the shards of appends that were killed, and whose records were appended with others later."""
     for folder in (IMAGES_FOLDER, RECEIPTS_FOLDER):
-        for path in list_folder(store / folder):
+        for path in file_at(store / folder).paths():
             name = path.name.partition(".")[0]
             if _APPENDED_SHARD.fullmatch(name) and shards.number_of(name) < 0:
-                remove_file(path)
+                file_at(path).remove()
 
 
 def remove_leftovers(folder: RootedPath) -> None:
@@ -406,7 +398,7 @@ def committed_store(store: RootedPath) -> StoreManifest | None:
     Raises:
         ManifestError: If the manifest is damaged.
     """
-    return read_store_manifest(store) if exists(store / MANIFEST_NAME) else None
+    return read_store_manifest(store) if file_at(store / MANIFEST_NAME).exists() else None
 
 
 def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None) -> CanonicalFrame:
@@ -526,7 +518,7 @@ def _has_receipt(
 
 def read_metadata(path: RootedPath, schema: pa.Schema) -> dict[str, Any] | None:
     """Read a receipt's metadata; None if the receipt is missing or damaged, so that its shard is written again."""
-    if not is_file(path):
+    if not file_at(path).is_file():
         return None
     try:
         return read_receipt(path, schema)[1]

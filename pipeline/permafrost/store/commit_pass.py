@@ -17,7 +17,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.storage.files import exists, is_file, listing, read_each, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.commit import has_size, read_metadata, remove_leftovers
@@ -74,24 +74,24 @@ def missing_pass_shards(
         ManifestError: If the manifest of a committed pass is damaged.
         StoreMismatchError: If an unfinished pass has shards of another origin.
     """
-    if exists(folder / MANIFEST_NAME):
+    if file_at(folder / MANIFEST_NAME).exists():
         annotated = read_pass_manifest(folder).shards
         if annotated.names() == [shard.name for shard in shards]:
             pairs = zip(shards, annotated, strict=True)
-            with listing(folder):
+            with file_at(folder).listing():
                 return [
                     shard for shard, entry in pairs if not _has_files(folder, shard, entry.files)
                 ]
         return list(shards)
-    with listing(folder):
+    with file_at(folder).listing():
         names = [shard.name for shard in shards]
-        done = read_each(partial(_is_annotated, folder, origin), names, folder)
+        done = file_at(folder).read_each(partial(_is_annotated, folder, origin), names)
         return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
 
 
 def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
     sizes = [(folder / entry.path, entry.bytes) for entry in files]
-    return is_file(receipt_path(folder, shard.name)) and all(
+    return file_at(receipt_path(folder, shard.name)).is_file() and all(
         has_size(*file_size) for file_size in sizes
     )
 
@@ -113,7 +113,7 @@ def _is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:
 def _read_receipt(folder: RootedPath, shard: ShardEntry) -> tuple[pa.Table, dict[str, Any], str]:
     """Read a shard's receipt: its rows, its metadata, and the SHA-256 of its file."""
     path = receipt_path(folder, shard.name)
-    return *read_receipt(path, PASS_RECEIPT_SCHEMA), sha256_file(path)
+    return *read_receipt(path, PASS_RECEIPT_SCHEMA), file_at(path).sha256()
 
 
 def _files_of(receipt: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry, ...]:
@@ -238,7 +238,7 @@ def commit_pass(
     num_rows = 0
     covers_all = description["selection"] is None
     with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
-        receipts = read_each(partial(_read_receipt, folder), shards, folder)
+        receipts = file_at(folder).read_each(partial(_read_receipt, folder), shards)
         for shard, (rows, metadata, digest) in zip(shards, receipts, strict=True):
             path = receipt_path(folder, shard.name)
             keys = sha256_keys(rows["key"].to_pylist())

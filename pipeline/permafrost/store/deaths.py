@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from permafrost.core.errors import UserError
-from permafrost.storage.files import create_file, is_file, make_folder, read_regular, remove_file
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.receipts import RECEIPTS_FOLDER
 
@@ -44,11 +44,11 @@ class ShardDeaths:
     def __init__(self, folder: RootedPath, shard: str) -> None:
         self.path = folder / RECEIPTS_FOLDER / f".{shard}{DEATHS_SUFFIX}"
         self.shard = shard
-        self.count = self._read() if is_file(self.path) else 0
+        self.count = self._read() if file_at(self.path).is_file() else 0
 
     def __enter__(self) -> ShardDeaths:
-        make_folder(self.path.parent)
-        with create_file(self.path) as file:
+        file_at(self.path.parent).make_folder()
+        with file_at(self.path).create() as file:
             file.write(b"%d\n" % (self.count + 1))
         return self
 
@@ -59,7 +59,7 @@ class ShardDeaths:
         trace: TracebackType | None,
     ) -> None:
         try:
-            remove_file(self.path)
+            file_at(self.path).remove()
         except OSError as problem:  # the work is done, or raises its own error
             logger.warning("%s could not be removed: %s", self.path, problem)
 
@@ -89,7 +89,7 @@ class ShardDeaths:
 
     def _read(self) -> int:
         """Read the number of deaths. A process may die before it writes it."""
-        digits = read_regular(self.path, _MAX_BYTES).strip()
+        digits = file_at(self.path).read(_MAX_BYTES).strip()
         return int(digits) if digits.isdigit() else 1
 
 

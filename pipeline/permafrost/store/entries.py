@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from permafrost.core.errors import UserError
 from permafrost.core.json_entries import require_digest, require_entry, require_inside
-from permafrost.storage.files import refuse_damaged_copy
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath
 
 _AGAIN = (
@@ -36,7 +36,7 @@ def damage_error(path: AnyPath, sha256: str | None, message: str) -> ManifestErr
     Raises:
         FileError: If not the file is damaged but the local copy of it.
     """
-    refuse_damaged_copy(path, sha256)
+    file_at(path).refuse_damaged_copy(sha256)
     return ManifestError(message)
 
 

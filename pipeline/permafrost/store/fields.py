@@ -27,7 +27,7 @@ from permafrost.core.records import (
     WINDOW_FIELD,
     FieldSpec,
 )
-from permafrost.storage.files import open_atomically, open_regular, open_size, read_at
+from permafrost.storage.files import file_at, open_size, read_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy, decode_unit, encode_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
@@ -171,7 +171,7 @@ def read_entry(
             f"{path} (shard {shard}) would have {entry.bytes:,} bytes, but its fields have at most {most:,}; {REWRITE}"
         )
     try:
-        with open_regular(path, entry.sha256) as file:
+        with file_at(path).open(entry.sha256) as file:
             size = open_size(file)
             data = read_at(file, size, 0) if size == entry.bytes else b""
     except FileNotFoundError:
@@ -220,7 +220,7 @@ class WebDatasetFields(PassFields):
         self, position: int, name: str, keys: Sequence[str], values: Values
     ) -> WrittenShard:
         path = f"{name}.tar"
-        with open_atomically(self.folder / path) as file, TarShard(file) as tar:
+        with file_at(self.folder / path).open_atomically() as file, TarShard(file) as tar:
             for row, key in enumerate(keys):
                 for spec in self.fields:
                     tar.add(key, f"{spec.name}.npy", encode_npy(values[spec.name][row]))

@@ -21,7 +21,7 @@ from permafrost.config.data import DataConfig
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers, mark_unknown
-from permafrost.storage.files import exists
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import unpacked_shards
 from permafrost.store.entries import StoreMismatchError
@@ -54,7 +54,7 @@ class StoreComparison:
 
 def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
     """Return a finished store that has several generations or may get another, None for others."""
-    if not exists(path / MANIFEST_NAME):
+    if not file_at(path / MANIFEST_NAME).exists():
         return None
     store = Store(path)
     return store if config.store.append or store.num_generations > 1 else None

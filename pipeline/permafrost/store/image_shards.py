@@ -18,7 +18,7 @@ from permafrost.core.errors import RecordError
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import count_records
 from permafrost.core.records import NO_LABEL, NO_SIZE, Box, Content, Record, Source
-from permafrost.storage.files import file_size, open_atomically, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, user_path
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
@@ -338,7 +338,7 @@ def _write_tar(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     path = f"{IMAGES_FOLDER}/{plan.name}.tar"
     rows = []
-    with open_atomically(store / path) as file, TarShard(file) as tar:
+    with file_at(store / path).open_atomically() as file, TarShard(file) as tar:
         for row, image in enumerate(images):
             key, content = image.record.key, image.content
             offset = tar.add(key, content.suffix, content.image)
@@ -362,9 +362,9 @@ def _index_in_place(
         _row(plan, row, image, image.content.offset, image.content.mask_offset)
         for row, image in enumerate(images)
     ]
-    digest = sha256_file(path)
+    digest = file_at(path).sha256()
     require_same_shard(path, plan.name, digest, committed)
-    return rows, {"path": plan.reference, "bytes": file_size(path), "sha256": digest}
+    return rows, {"path": plan.reference, "bytes": file_at(path).size(), "sha256": digest}
 
 
 def _row(

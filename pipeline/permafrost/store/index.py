@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL, mark_unknown
-from permafrost.storage.files import map_file, open_regular, open_size, refuse_damaged_copy
+from permafrost.storage.files import file_at, map_file, open_size
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError
 from permafrost.store.codecs import npy_array
@@ -97,7 +97,7 @@ class RecordIndex:
         if name in LISTS:
             length = int(self._map(f"{name}{OFFSETS}")[-1])
         try:
-            with open_regular(path, file.sha256) as opened:
+            with file_at(path).open(file.sha256) as opened:
                 size = open_size(opened)
                 if size != file.bytes:
                     raise FormatError(f"has {size} bytes, but its manifest lists {file.bytes}")
@@ -121,7 +121,7 @@ class RecordIndex:
             FileError: If only a copy of its file is damaged.
         """
         for file in self._manifest.index.values():
-            refuse_damaged_copy(self._folder / file.path, file.sha256)
+            file_at(self._folder / file.path).refuse_damaged_copy(file.sha256)
         names = (name, f"{name}{OFFSETS}") if name in LISTS else (name,)  # either may be wrong
         paths = " or ".join(str(self._path(each)) for each in names)
         return ManifestError(f"{paths} is damaged: {fault}; {REWRITE}")

@@ -17,13 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from permafrost.storage.files import (
-    list_folder,
-    make_folder,
-    open_atomically,
-    remove_file,
-    scratch_file,
-)
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import described_errors, write_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import RowWriter, write_rows
@@ -64,9 +58,9 @@ class IndexWriter:
         self.num_records = 0
 
     def __enter__(self) -> IndexWriter:
-        make_folder(self._folder)
+        file_at(self._folder).make_folder()
         for name in COLUMNS:
-            self._files[name] = scratch_file(self._folder)
+            self._files[name] = file_at(self._folder).scratch()
         for name in LISTS:
             self._append(f"{name}{OFFSETS}", np.zeros(1, np.int64))
         return self
@@ -100,7 +94,7 @@ class IndexWriter:
         size = source.tell()
         with described_errors(write_error, self._folder / path):
             source.seek(0)  # writes what is left in memory
-        with open_atomically(self._folder / path) as file:
+        with file_at(self._folder / path).open_atomically() as file:
             file.write(npy_header(dtype.base.str, (size // dtype.itemsize, *dtype.shape)))
             for start in range(0, size, _PIECE):
                 file.write(source.read(min(_PIECE, size - start)))
@@ -159,7 +153,7 @@ class StoreTablesWriter:
         self.begin_generation()
 
     def __enter__(self) -> StoreTablesWriter:
-        make_folder(self._store)
+        file_at(self._store).make_folder()
         self._index = self._stack.enter_context(IndexWriter(self._store, self._suffix))
         self._shards = self._stack.enter_context(
             write_rows(self._store / SHARDS_NAME, ShardTable.schema)
@@ -230,10 +224,10 @@ def remove_other_tables(folder: RootedPath, *manifests: StoreManifest | PassMani
         files = [table.file for table in tables if table is not None]
         files += getattr(manifest, "index", {}).values()
         used |= {file.path for file in files if file is not None}
-    paths = list_folder(folder / INDEX_FOLDER)
+    paths = file_at(folder / INDEX_FOLDER).paths()
     for name in (SHARDS_NAME, SKIPPED_NAME):
         stem, _, suffix = name.rpartition(".")
-        paths += list_folder(folder, f"{stem}*.{suffix}")
+        paths += file_at(folder).paths(f"{stem}*.{suffix}")
     for path in paths:
         if path.below(folder) not in used:
-            remove_file(path)
+            file_at(path).remove()

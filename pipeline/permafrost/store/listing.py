@@ -34,14 +34,7 @@ from permafrost.core.records import (
     Record,
     mark_unknown,
 )
-from permafrost.storage.files import (
-    create_file,
-    is_writable,
-    list_folder,
-    open_regular,
-    remove_file,
-    scratch_folder,
-)
+from permafrost.storage.files import file_at, scratch_folder
 from permafrost.storage.local_files import PARTIAL_SUFFIX, described_errors, write_error
 from permafrost.storage.lock import LockedError
 from permafrost.storage.rooted_paths import RootedPath
@@ -104,7 +97,7 @@ def listing_files(store: RootedPath, *, is_locked: bool = True) -> Iterator[List
         store: Folder of the store.
         is_locked: True if the caller holds its lock, so that other listings are of killed processes, and are removed.
     """
-    if not is_writable(store):
+    if not file_at(store).is_writable():
         with scratch_folder() as folder, _removed_files(folder) as files:
             yield files
         return
@@ -125,8 +118,8 @@ def _removed_files(folder: RootedPath) -> Iterator[ListingFiles]:
 
 
 def _remove(folder: RootedPath, pattern: str) -> None:
-    for path in list_folder(folder, f"{pattern}{PARTIAL_SUFFIX}"):
-        remove_file(path)
+    for path in file_at(folder).paths(f"{pattern}{PARTIAL_SUFFIX}"):
+        file_at(path).remove()
 
 
 # ---- records as text -----------------------------------------------------------------------------
@@ -186,7 +179,7 @@ def _batch_writer(path: RootedPath) -> Iterator[Callable[[pa.RecordBatch], None]
 
     Errors of the disk name the file, and those of the source pass through.
     """
-    file: Any = create_file(path)
+    file: Any = file_at(path).create()
     try:
         with described_errors(write_error, path):
             batches = pa.ipc.new_file(file, _SCHEMA)
@@ -329,7 +322,7 @@ def join_listings(parts: Iterable[RootedPath], path: RootedPath) -> Listing:
                     or sum(batch.nbytes for batch in waiting) >= BATCH_BYTES
                 ):
                     flush()
-            remove_file(part)
+            file_at(part).remove()
         flush()
     pa.default_memory_pool().release_unused()
     return Listing(path, tuple(sizes))
@@ -345,7 +338,7 @@ def open_listed(path: RootedPath) -> io.FileIO:
         LockedError: If another writer has removed it, where no lock holds.
     """
     try:
-        return open_regular(path)
+        return file_at(path).open()
     except FileNotFoundError:
         raise LockedError(
             f"{path} was removed by another process that writes to {path.parent}. Finished files are kept. Wait until "

@@ -27,7 +27,7 @@ from permafrost.core.json_entries import (
     require_inside,
 )
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.storage.files import commit_file, list_folder, read_committed
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import folders_with
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
@@ -498,7 +498,7 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
         raise ManifestError(
             f"{folder / MANIFEST_NAME} is not written, because no reader would accept it: {error}"
         ) from error
-    commit_file(folder / MANIFEST_NAME, text)
+    file_at(folder / MANIFEST_NAME).commit(text)
 
 
 def _plain(value: Any) -> Any:
@@ -544,7 +544,7 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
         f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or delete it "
         "and run permafrost precompute with its teacher again"
     )
-    originals = [path for path in list_folder(folder.parent, f"*-{digits}") if path != folder]
+    originals = [path for path in file_at(folder.parent).paths(f"*-{digits}") if path != folder]
     if originals:
         remedy = f"it is a copy of {originals[0].name}, which is there; delete the copy"
     raise ManifestError(
@@ -616,7 +616,7 @@ def read_checked(
         ManifestError: If the file is missing or damaged, or has another schema.
     """
     try:
-        raw = read_committed(path, _MAX_MANIFEST_BYTES)
+        raw = file_at(path).read_committed(_MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise ManifestError(
             f"{path} does not exist; run {made_by} to create or finish it{_others_like(path)}"

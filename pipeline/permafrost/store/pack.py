@@ -19,7 +19,7 @@ from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import Source
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
-from permafrost.storage.files import remove_partial_files, sha256_file
+from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.rooted_paths import RootedPath, user_path
 from permafrost.store.commit import (
     DEFAULT_FRAME_SIZE,
@@ -245,7 +245,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     for shard in plan.missing:  # before any receipt names a tar at its other place
         if shard.reference is not None and shard.name in digests:
             tar = user_path(shard.reference)
-            require_same_shard(tar, shard.name, sha256_file(tar), digests[shard.name])
+            require_same_shard(tar, shard.name, file_at(tar).sha256(), digests[shard.name])
     task = PackShard(
         store=path,
         source=plan.source,

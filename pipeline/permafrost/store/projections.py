@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.storage.files import list_folder, read_regular, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost.store.codecs import encode_npy
@@ -59,14 +59,14 @@ def write_projection(folder: RootedPath, field: str, projection: Projection) -> 
     rows = np.concatenate([projection.mean[None], projection.components])
     ends = np.concatenate([[projection.total], projection.variances])
     data = encode_npy(np.concatenate([rows, ends[:, None]], axis=1).astype("<f4"))
-    write_atomically(folder / PROJECTIONS_FOLDER / f"{field}{_SUFFIX}", data)
+    file_at(folder / PROJECTIONS_FOLDER / f"{field}{_SUFFIX}").write(data)
 
 
 def read_projections(folder: RootedPath) -> dict[str, Projection]:
     """Read the projections of a pass that may be unfinished, by field."""
     return {
         path.name.removesuffix(_SUFFIX): read_projection(path)
-        for path in list_folder(folder / PROJECTIONS_FOLDER, f"*{_SUFFIX}")
+        for path in file_at(folder / PROJECTIONS_FOLDER).paths(f"*{_SUFFIX}")
     }
 
 
@@ -77,7 +77,7 @@ def read_projection(path: RootedPath) -> Projection:
         ManifestError: If it is not a projection.
         FileError: If it cannot be read, or is larger than any projection.
     """
-    return _parse(path, read_regular(path, _MAX_BYTES), (None, None))
+    return _parse(path, file_at(path).read(_MAX_BYTES), (None, None))
 
 
 def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> Projection:
@@ -100,7 +100,7 @@ def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> P
         )
     components = spec.shape[int(spec.mirrored)]
     try:
-        data = read_regular(path, _MAX_BYTES)
+        data = file_at(path).read(_MAX_BYTES)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     if hashlib.sha256(data).hexdigest() != entry.file.sha256:
@@ -115,7 +115,7 @@ def describe_projections(folder: RootedPath) -> dict[str, ProjectionEntry]:
     entries = {}
     for field, projection in read_projections(folder).items():
         path = f"{PROJECTIONS_FOLDER}/{field}{_SUFFIX}"
-        data = read_regular(folder / path, _MAX_BYTES)
+        data = file_at(folder / path).read(_MAX_BYTES)
         file = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         entries[field] = ProjectionEntry(
             file=file,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from permafrost.config.models import Picture
 from permafrost.core.errors import FileError, UserError
 from permafrost.storage.addresses import Bucket
-from permafrost.storage.files import exists, file_stamp, is_folder, list_files, list_folder
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath, rooted
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values, WebDatasetFields
@@ -265,9 +265,9 @@ class Store:
             damaged: Where the errors of those that cannot be read are added.
         """
         manifests: dict[RootedPath, PassManifest] = {}
-        for folder in list_folder(self.folder / TEACHERS_FOLDER):
+        for folder in file_at(self.folder / TEACHERS_FOLDER).paths():
             try:
-                if exists(folder / MANIFEST_NAME):
+                if file_at(folder / MANIFEST_NAME).exists():
                     manifests[folder] = self.pass_manifest(folder)
             except (ManifestError, FileError) as error:
                 if damaged is not None:
@@ -284,7 +284,7 @@ class Store:
             ManifestError: If it is missing or damaged.
         """
         path = folder / MANIFEST_NAME
-        stamp = file_stamp(path) if exists(path) else None
+        stamp = file_at(path).stamp() if file_at(path).exists() else None
         before, manifest = self._read_manifests.get(folder, (None, None))
         if manifest is None or before != stamp:
             manifest = read_pass_manifest(folder)
@@ -310,13 +310,13 @@ class Store:
         Args:
             *names: Names of the passes, as in `passes_named`; without names, all passes.
         """
-        folders = list_folder(self.folder / TEACHERS_FOLDER)
+        folders = file_at(self.folder / TEACHERS_FOLDER).paths()
         unfinished = [
             str(folder / MANIFEST_NAME)
             for folder in folders
             if (not names or any(_is_named(folder.name, name) for name in names))
-            and is_folder(folder)
-            and not exists(folder / MANIFEST_NAME)
+            and file_at(folder).is_folder()
+            and not file_at(folder / MANIFEST_NAME).exists()
         ]
         return f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
 
@@ -731,7 +731,7 @@ class TeacherPass:
     @cached_property
     def _receipts(self) -> frozenset[str]:
         """Names of the receipts, listed once in place of a question for each."""
-        return list_files(self.folder / RECEIPTS_FOLDER)
+        return file_at(self.folder / RECEIPTS_FOLDER).file_names()
 
     def _receipt(self, shard: ShardEntry) -> pa.Table:
         digest = self.shards.receipt_sha256(self.shards.number_of(shard.name))

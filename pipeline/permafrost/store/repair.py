@@ -11,8 +11,7 @@ import numpy as np
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import require, shorten
 from permafrost.core.records import Source
-from permafrost.storage.files import exists
-from permafrost.storage.files import listing as known_files
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import commit_store, is_whole, needs_commit
 from permafrost.store.generations import StoreComparison, describe_changes, shards_of_rows
@@ -33,7 +32,7 @@ def restore_tables(path: RootedPath) -> None:
     Raises:
         ManifestError: If a receipt is missing or damaged.
     """
-    if not exists(path / MANIFEST_NAME) or not needs_commit(path):
+    if not file_at(path / MANIFEST_NAME).exists() or not needs_commit(path):
         return
     manifest = Store(path).manifest
     if manifest.generations:
@@ -70,7 +69,7 @@ def plan_repair(
         ConfigError: If the records of a lost shard are not as they were packed, or are not in the data.
     """
     store = comparison.store
-    with known_files(store.folder):
+    with file_at(store.folder).listing():
         lost = [
             number for number, shard in enumerate(store.shards) if not is_whole(store.folder, shard)
         ]

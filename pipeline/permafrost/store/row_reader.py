@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.storage.files import open_regular, open_size, read_at, refuse_damaged_copy
+from permafrost.storage.files import file_at, open_size, read_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, decompress_blosc
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
@@ -131,13 +131,13 @@ class InnerChunkRows:
                 try:
                     read = self._read_chunk(file, int(chunk), int(expected[here][0]))
                 except ManifestError:
-                    refuse_damaged_copy(self.path, self._entry.sha256)
+                    file_at(self.path).refuse_damaged_copy(self._entry.sha256)
                     raise
                 values[here] = read[rows[here] % self.inner[0], views[here] % self.inner[1]]
         return values
 
     def _open(self) -> io.FileIO:
-        return open_regular(self.path, self._entry.sha256)
+        return file_at(self.path).open(self._entry.sha256)
 
     def _read_chunk(self, file: io.FileIO, chunk: int, checksum: int) -> NDArray[Any]:
         offset, length = (int(entry) for entry in self._index[chunk])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Record
-from permafrost.storage.files import create_file, read_at
+from permafrost.storage.files import file_at, read_at
 from permafrost.storage.local_files import described_errors, write_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import Listing, open_listed, open_listing, order_path
@@ -221,7 +221,7 @@ def _write_by_split(
 ) -> None:
     """Write the row numbers split by split, each in this order."""
     places = np.cumsum(sizes) - sizes
-    with described_errors(write_error, path), create_file(path) as file:
+    with described_errors(write_error, path), file_at(path).create() as file:
         for start in range(0, len(order), _BLOCK):
             rows = order[start : start + _BLOCK]
             of_rows = codes[rows]

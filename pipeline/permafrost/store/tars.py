@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING
 import google_crc32c
 
 from permafrost.storage.bucket_files import RangedFile
-from permafrost.storage.files import (
-    open_ranges,
-    open_regular,
-    open_size,
-    read_at,
-    will_read,
-)
+from permafrost.storage.files import file_at, open_size, read_at, will_read
 from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError, damage_error
@@ -104,9 +98,9 @@ class ShardBytes:
         self._file: io.FileIO | RangedFile
         try:
             if reads_ranges:
-                self._file = open_ranges(self.path)
+                self._file = file_at(self.path).open_ranges()
             else:
-                self._file = open_regular(self.path, shard.sha256)
+                self._file = file_at(self.path).open(shard.sha256)
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
         size = open_size(self._file)

@@ -12,19 +12,7 @@ import pyarrow.compute as pc
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import FileError
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.storage.files import (
-    exists,
-    file_size,
-    find_links,
-    is_file,
-    is_folder,
-    iter_files,
-    list_folder,
-    listing,
-    read_regular,
-    refuse_damaged_copy,
-    sha256_file,
-)
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX
 from permafrost.storage.lock import LOCK_NAME
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
@@ -74,13 +62,13 @@ def verify_file(
     """
     known_files.add(name)
     try:
-        refuse_damaged_copy(folder / name, digest)
-        actual_size = file_size(folder / name)
+        file_at(folder / name).refuse_damaged_copy(digest)
+        actual_size = file_at(folder / name).size()
         if actual_size is None:
             yield f"{folder / name} is missing"
         elif size is not None and actual_size != size:
             yield f"{folder / name} has {actual_size} bytes, but its manifest lists {size}"
-        elif (sha256 := sha256_file(folder / name)) != digest:
+        elif (sha256 := file_at(folder / name).sha256()) != digest:
             yield f"{folder / name} has sha256 {sha256[:12]}, but its manifest lists {digest[:12]}"
     except FileError as error:
         yield str(error)
@@ -103,7 +91,7 @@ def unknown_files(
     Yields:
         One line per file.
     """
-    for path in iter_files(folder, ignored):
+    for path in file_at(folder).iter_files(ignored):
         name = path.below(folder)
         if name in known_files or name in (LOCK_NAME, ORIGIN_NAME) or is_earlier(name):
             continue
@@ -112,14 +100,16 @@ def unknown_files(
             continue
         if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
-        elif is_file(path) or not is_folder(path):  # no link to a folder, where links are allowed
+        elif (
+            file_at(path).is_file() or not file_at(path).is_folder()
+        ):  # no link to a folder, where links are allowed
             yield f"{path} is not in any manifest"
 
 
 def _verify_preview(path: AnyPath) -> Iterator[str]:
     """Compare the preview of the data with its own digest."""
     try:
-        check_json(read_regular(path, MAX_PREVIEW_BYTES))
+        check_json(file_at(path).read(MAX_PREVIEW_BYTES))
     except (DigestError, FileError) as error:
         yield f"{path} is damaged: {error}; delete it, as it is not part of the store"
 
@@ -165,8 +155,8 @@ def verify_store(path: AnyPath) -> Iterator[str]:
     Memory grows by 16 bytes per record, for the digests that find a key twice, and by the paths of the files.
     """
     folder = RootedPath.of(path)
-    links = [str(LinkError(link)) for link in find_links(folder)]
-    with listing(folder):
+    links = [str(LinkError(link)) for link in file_at(folder).links()]
+    with file_at(folder).listing():
         yield from links or _verify_contents(folder)
 
 
@@ -193,7 +183,7 @@ def _verify_contents(path: RootedPath) -> Iterator[str]:
     for folder in _folders(path / TEACHERS_FOLDER):
         if folder in unfinished:
             continue
-        if not exists(folder / MANIFEST_NAME):
+        if not file_at(folder / MANIFEST_NAME).exists():
             yield f"{folder / MANIFEST_NAME} is missing; run permafrost precompute again, which writes it"
         elif store is not None:
             yield from _verify_pass(store, folder, rows_too=sound)
@@ -208,12 +198,13 @@ def unfinished_passes(store: RootedPath) -> list[RootedPath]:
     return [
         folder
         for folder in _folders(store / TEACHERS_FOLDER)
-        if not exists(folder / MANIFEST_NAME) and not list_folder(folder, f"{_SHARDS_STEM}*")
+        if not file_at(folder / MANIFEST_NAME).exists()
+        and not file_at(folder).paths(f"{_SHARDS_STEM}*")
     ]
 
 
 def _folders(parent: RootedPath) -> list[RootedPath]:
-    return [path for path in list_folder(parent) if is_folder(path)]
+    return [path for path in file_at(parent).paths() if file_at(path).is_folder()]
 
 
 def _verify_own_files(store: Store) -> Iterator[str]:
@@ -242,7 +233,7 @@ def _verify_shard(path: RootedPath, shard: ShardEntry) -> Iterator[str]:
     hint = f"; {recovery_hint(shard, '')}" if shard.referenced else ""
     file = shard.file(path)
     try:
-        digest = sha256_file(file)
+        digest = file_at(file).sha256()
     except FileNotFoundError:
         yield f"{file} is missing{hint}"
     except FileError as error:
@@ -254,7 +245,7 @@ def _verify_shard(path: RootedPath, shard: ShardEntry) -> Iterator[str]:
 
 def _verify_receipts(path: RootedPath) -> Iterator[str]:
     """Check the receipts of a store with an unreadable manifest, and the shards against them."""
-    for receipt in list_folder(path / RECEIPTS_FOLDER, "*.parquet"):
+    for receipt in file_at(path / RECEIPTS_FOLDER).paths("*.parquet"):
         try:
             table, metadata = read_receipt(receipt, RECEIPT_SCHEMA)
             shard = from_dict(ShardEntry, metadata["entry"])
@@ -309,7 +300,7 @@ def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterato
 
 
 def _verify_artifact(folder: RootedPath) -> Iterator[str]:
-    if not exists(folder / MANIFEST_NAME):
+    if not file_at(folder / MANIFEST_NAME).exists():
         yield f"{folder} has no manifest: the artifact is unfinished; delete it, and it is created again when needed"
         return
     try:

@@ -25,13 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.records import FieldSpec
-from permafrost.storage.files import (
-    is_file,
-    open_atomically,
-    read_regular,
-    sha256_file,
-    write_atomically,
-)
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
@@ -78,10 +72,10 @@ class ZarrFields(PassFields):
         files = {}
         for path, metadata in self._shared_contents().items():
             data = json.dumps(metadata, indent=2).encode()
-            if is_file(self.folder / path) and _read_metadata(self.folder / path) == data:
-                files[path] = sha256_file(self.folder / path)
+            if file_at(self.folder / path).is_file() and _read_metadata(self.folder / path) == data:
+                files[path] = file_at(self.folder / path).sha256()
             else:
-                files[path] = write_atomically(self.folder / path, data)
+                files[path] = file_at(self.folder / path).write(data)
         return files
 
     def shared_files(self) -> list[str]:
@@ -114,7 +108,7 @@ class ZarrFields(PassFields):
         entries, checksums = [], []
         for spec in self.fields:
             path = self._chunk_path(spec, position)
-            with open_atomically(self.folder / path) as file:
+            with file_at(self.folder / path).open_atomically() as file:
                 checksum, by_row = self._write_field(spec, values[spec.name], file)
             entries.append(
                 FileEntry(path=path, bytes=file.bytes, sha256=file.sha256, crc32c=checksum)
@@ -372,7 +366,7 @@ def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
 
 
 def _read_metadata(path: RootedPath) -> bytes:
-    return read_regular(path, _MAX_METADATA_BYTES)
+    return file_at(path).read(_MAX_METADATA_BYTES)
 
 
 def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from permafrost.runs.folder import CHECKPOINT_NAME
-from permafrost.storage.files import open_atomically, open_regular
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.training.state import Training
 
@@ -38,7 +38,7 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     end = bytes(archive[-_END_BYTES:])
     if not end.startswith(_END_OF_ARCHIVE) or not end.endswith(b"\0\0"):
         raise RuntimeError("torch.save did not write a ZIP archive without a comment")
-    with open_atomically(folder / CHECKPOINT_NAME) as file:
+    with file_at(folder / CHECKPOINT_NAME).open_atomically() as file:
         for start in range(0, len(archive) - 2, _BLOCK_BYTES):
             file.write(bytes(archive[start : min(start + _BLOCK_BYTES, len(archive) - 2)]))
         file.write((len(_COMMENT) + _DIGITS).to_bytes(2, "little") + _COMMENT)
@@ -70,7 +70,7 @@ def load_checkpoint(training: Training, folder: Path) -> None:
 def _check_digest(path: Path) -> None:
     """Raise DigestError unless a checkpoint has the digest in its comment."""
     digest = hashlib.sha256()
-    with open_regular(path) as file:
+    with file_at(path).open() as file:
         remaining = file.seek(0, io.SEEK_END) - _DIGITS
         if remaining < len(_COMMENT):
             raise DigestError(f"it has {max(remaining + _DIGITS, 0)} bytes")

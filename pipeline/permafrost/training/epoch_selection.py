@@ -26,7 +26,7 @@ from permafrost.loading.random_views import trained_picture
 from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import damaged
 from permafrost.storage.untrusted import FormatError, load_tensors
 from permafrost.store.reader import Store, TeacherPass
@@ -187,7 +187,7 @@ class EpochSelection:
         best = self._best(epochs)
         (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
         path = self.files.weights(best)
-        actual = sha256_file(path)
+        actual = file_at(path).sha256()
         if actual != listed:
             reason = f"it has sha256 {actual[:12]}, but {EPOCHS_NAME} lists {str(listed)[:12]}"
             raise damaged(path, reason, self._advice)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.json_entries import EntryError
-from permafrost.storage.files import write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import damaged, read_json, write_json
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class KeptEpochs:
                 name: tensor.contiguous().cpu()
                 for name, tensor in model.network.state_dict().items()
             }
-            entry["sha256"] = write_atomically(self.weights(epoch), save(state))
+            entry["sha256"] = file_at(self.weights(epoch)).write(save(state))
         write_json(self.path, {self.section: entries})
         requested = {self.weights(number) for number in kept_numbers}
         for path in self.path.parent.glob(f"{self.prefix}*.safetensors"):

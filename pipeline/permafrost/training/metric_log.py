@@ -30,7 +30,7 @@ from permafrost.core.progress import count_records
 from permafrost.losses.base import LossTerms
 from permafrost.runs.folder import run_identity
 from permafrost.runs.trackers import TrackedRun, Tracker
-from permafrost.storage.files import read_regular, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.local_files import write_error
 from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.training.state import Training
@@ -138,7 +138,7 @@ class MetricWriter:
         kept, self._digest = b"", run_identity(tracked.folder) or ""
         written = global_step
         if self.path.exists():
-            raw = read_regular(self.path)
+            raw = file_at(self.path).read()
             last, problem = 0.0, "it is empty"
             try:
                 for line in _iter_lines(raw, self._digest):
@@ -153,7 +153,7 @@ class MetricWriter:
                 reason = f"{problem}, but the checkpoint is of step {global_step}"
                 raise damaged(self.path, reason, _ADVICE)
             if kept:
-                write_atomically(self.path, kept)
+                file_at(self.path).write(kept)
             else:
                 self.path.unlink()
         self.tracker = Tracker(tracked, global_step + 1, written)
@@ -207,7 +207,7 @@ def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, f
     path = folder / METRIC_LOG_NAME
     if not path.exists():
         return
-    last, end, raw = None, 0, read_regular(path)
+    last, end, raw = None, 0, file_at(path).read()
     try:
         for line in _iter_lines(raw, run_identity(folder) or ""):
             last, end = line.values["step"], line.end

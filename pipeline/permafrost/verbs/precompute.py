@@ -34,7 +34,7 @@ from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings, findings_of_store
 from permafrost.sources.source import ListedData, digest_origin, list_data
-from permafrost.storage.files import exists
+from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, FolderLock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
@@ -122,7 +122,7 @@ def plan_precompute(config: PrecomputeConfig, *, is_run: bool = False) -> Precom
     path = config.store.folder.absolute()
     _check_place(config, path)
     require(
-        not isinstance(config.data, NoDataConfig) or exists(path / MANIFEST_NAME),
+        not isinstance(config.data, NoDataConfig) or file_at(path / MANIFEST_NAME).exists(),
         f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
         "data=image_folder data.path=photos, or correct store.path",
     )
@@ -135,7 +135,7 @@ def plan_precompute(config: PrecomputeConfig, *, is_run: bool = False) -> Precom
 
 def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
     """Refuse a folder of other things as that of a new store, and one inside of the data, or around them."""
-    if path.is_remote or exists(path / MANIFEST_NAME):
+    if path.is_remote or file_at(path / MANIFEST_NAME).exists():
         return
     folder = Path(str(path))
     entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()

@@ -30,7 +30,7 @@ from permafrost.core.records import Source
 from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
 from permafrost.sources.source import ListedData, list_data, named_repeats
-from permafrost.storage.files import make_folder
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.generations import describe_changes
 from permafrost.store.listing import Listing, listing_files
@@ -129,7 +129,7 @@ def _next_command(config: PreviewConfig, preview: Preview) -> str:
 @contextmanager
 def _scratch(folder: str | None) -> Iterator[RootedPath]:
     if folder is not None:
-        make_folder(Path(folder).absolute())
+        file_at(Path(folder).absolute()).make_folder()
     with tempfile.TemporaryDirectory(prefix="permafrost-preview-", dir=folder) as created:
         yield RootedPath.of(Path(created))
 

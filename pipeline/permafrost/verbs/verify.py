@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import UserError
-from permafrost.storage.files import file_size, iter_files, listing
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
@@ -93,10 +93,10 @@ def verify_bytes(config: VerifyConfig) -> VerifyResult:
 def _size(folder: RootedPath) -> tuple[int, int]:
     """Return the number of files below a folder and their bytes, without links that may not be there."""
     files = total = 0
-    with listing(folder):
-        for path in iter_files(folder):
+    with file_at(folder).listing():
+        for path in file_at(folder).iter_files():
             with suppress(LinkError):
-                size = file_size(path)
+                size = file_at(path).size()
                 files, total = files + (size is not None), total + (size or 0)
     return files, total
 

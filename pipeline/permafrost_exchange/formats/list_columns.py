@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import require
 from permafrost.sources.column_copies import ColumnCopy
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import MAX_NAMES_BYTES, iter_column, open_parquet_file
 from permafrost_exchange.target_reader import (
     NAMES_AT_ONCE,
@@ -63,7 +63,7 @@ class ListColumnReader(TargetReader):
 
     def sha256_of(self, path: Path) -> str:
         copies = next(iter(self._copies.values()))
-        return copies[path].sha256 if path in copies else sha256_file(path)
+        return copies[path].sha256 if path in copies else file_at(path).sha256()
 
     def form(self) -> TargetForm:
         return TargetForm()

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.storage.files import open_regular, open_size
+from permafrost.storage.files import file_at, open_size
 from permafrost.storage.untrusted import (
     FormatError,
     NpyHeader,
@@ -30,7 +30,7 @@ _HEADER = 2**16
 def open_member(path: Path, name: str) -> NDArray[Any]:
     """Map an array of an .npz file into memory, from a temporary copy if it is compressed."""
     where = f"{path}: {name}"
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    with file_at(path).open() as file, zipfile.ZipFile(file) as archive:
         info = archive.getinfo(f"{name}.npy")
         if info.compress_type == zipfile.ZIP_STORED:
             file.seek(info.header_offset + 26)
@@ -74,7 +74,7 @@ def member_names(path: Path) -> list[str]:
         TargetError: If it is another file.
     """
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with file_at(path).open() as file, zipfile.ZipFile(file) as archive:
             return archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise TargetError(f"{path} cannot be read as .npz: {error}") from error
@@ -98,5 +98,5 @@ def map_npy(path: Path) -> NDArray[Any]:
     Raises:
         TargetError: If it is another file.
     """
-    with open_regular(path) as file:
+    with file_at(path).open() as file:
         return _map_npy(file, 0, open_size(file), str(path))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from permafrost.core.errors import UserError
-from permafrost.storage.files import file_stamp, open_regular
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath
 from permafrost_exchange.target_reader import (
     NAMES_AT_ONCE,
@@ -125,7 +125,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
 
 @lru_cache(maxsize=_OPEN_TARS)
 def _opened(path: AnyPath, size: int, changed: int | str) -> io.FileIO:
-    return open_regular(path)
+    return file_at(path).open()
 
 
 def member_bytes(path: AnyPath, member: Member, name: str) -> bytes:
@@ -139,7 +139,7 @@ def member_bytes(path: AnyPath, member: Member, name: str) -> bytes:
     Raises:
         TargetError: If it is larger, or the tar ends before it.
     """
-    file = _opened(path, *file_stamp(path))
+    file = _opened(path, *file_at(path).stamp())
     try:
         return read_member(file, member, f"{path}: {name}", _MAX_MEMBER_BYTES)
     except UserError as error:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.errors import require
-from permafrost.storage.files import open_regular
+from permafrost.storage.files import file_at
 from permafrost_exchange.target_reader import (
     Arrays,
     ListedTargets,
@@ -88,7 +88,7 @@ class TinyViTReader(TargetReader):
             dtype = np.dtype(
                 [("seed", "<i4"), ("classes", "<i2", (outcomes,)), ("values", "<f2", (outcomes,))]
             )
-            with open_regular(values) as file:
+            with file_at(values).open() as file:
                 arrays.append(np.memmap(file, dtype, "r"))
         if len({array.dtype for array in arrays}) > 1:
             raise TargetError(f"{self.path}: the ranks have saved different numbers of classes")

@@ -25,7 +25,7 @@ from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
-from permafrost.storage.files import read_regular, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost_papers.interpretability.options import ClassSimilarityOptions
 
@@ -153,7 +153,7 @@ def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
         f"permafrost precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
     )
     path = context.options.of(ClassSimilarityOptions).similarity
-    return {} if path is None else {path: sha256_file(Path(path))}
+    return {} if path is None else {path: file_at(Path(path)).sha256()}
 
 
 def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def read_similarity(path: Path, classes: int) -> Tensor:
     require(path.is_file(), f"{_OPTION}={path} does not exist; correct it, or set it to null")
     if path.suffix == ".npy":
         try:
-            matrix = parse_npy(read_regular(path), "biuf", (classes, classes))
+            matrix = parse_npy(file_at(path).read(), "biuf", (classes, classes))
         except FormatError as error:
             raise ConfigError(
                 f"{_OPTION}={path} is not a matrix of numbers of shape ({classes}, {classes}): {error}; save one with "

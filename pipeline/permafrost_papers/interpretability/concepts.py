@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, FileError, RecordError
-from permafrost.storage.files import named_file, read_regular
+from permafrost.storage.files import file_at, named_file
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
     ImageError,
@@ -276,7 +276,7 @@ class BrodenFolder:
         """Return the path and the bytes of a file that the index names."""
         folder = self.folder / IMAGES
         try:
-            return folder / name, read_regular(named_file(name, folder), MAX_IMAGE_BYTES)
+            return folder / name, file_at(named_file(name, folder)).read(MAX_IMAGE_BYTES)
         except FileNotFoundError:
             raise RecordError(
                 f"{folder / name} is missing, but {INDEX} lists it; unpack the set again"

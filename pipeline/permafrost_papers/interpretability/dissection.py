@@ -23,7 +23,7 @@ from permafrost.evaluation.evaluator import COUNT, MORE, Evaluator, Page, Quanti
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.models.classifier import Normalize
 from permafrost.models.resolve import require_images
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost_papers.interpretability.concepts import (
     BrodenFolder,
     ConceptImage,
@@ -77,7 +77,7 @@ def check_dissection(context: EvaluationContext) -> Mapping[str, str]:
     concepts = open_concepts(options)
     units_of(context.model, _blank(context.model, options), options.stage)
     tables = concepts.tables if isinstance(concepts, BrodenFolder) else []
-    return {str(path): sha256_file(path) for path in tables}
+    return {str(path): file_at(path).sha256() for path in tables}
 
 
 def evaluate_dissection(context: EvaluationContext) -> dict[str, Any]:

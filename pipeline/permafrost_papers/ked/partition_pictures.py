@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.storage.files import exists, list_folder
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import ARTIFACTS_FOLDER
 from permafrost.store.manifest import MANIFEST_NAME
@@ -40,8 +40,8 @@ def partition_section(store: Store) -> StoreSection | None:
     """Build the section of a store's partitions, None if it has none."""
     parts = [
         _partition_part(folder)
-        for folder in list_folder(store.folder / ARTIFACTS_FOLDER, "partition-*")
-        if exists(folder / MANIFEST_NAME)
+        for folder in file_at(store.folder / ARTIFACTS_FOLDER).paths("partition-*")
+        if file_at(folder / MANIFEST_NAME).exists()
     ]
     introduction = (
         "Features of the same color depend on each other in the black box's logits. Below each picture is the "

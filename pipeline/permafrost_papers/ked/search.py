@@ -41,7 +41,7 @@ from permafrost.models.compute import (
 )
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model, freeze, teacher_input_size
-from permafrost.storage.files import read_regular, write_atomically
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.reader import Store
@@ -372,4 +372,4 @@ def search_superfeatures(
         result = search.run(distributed, device) / PARTITION_NAME
     if distributed.is_first:
         load_partition(result.parent)  # checks its bytes
-        write_atomically(folder / PARTITION_NAME, read_regular(result))
+        file_at(folder / PARTITION_NAME).write(file_at(result).read())

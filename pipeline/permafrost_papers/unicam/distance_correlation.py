@@ -32,7 +32,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.store.artifacts import Artifact
 from permafrost_papers.probe_set import (
     ProbeSet,
@@ -183,7 +183,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
         files |= context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
     if options.embeddings is not None:
         _embeddings(context)
-        files[options.embeddings] = sha256_file(Path(options.embeddings))
+        files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
     if options.layers:
         others = teacher_layers(context, _probes(context), _forms(options)[0])
         student_layers = layer_names(context.model)

@@ -29,7 +29,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
-from permafrost.storage.files import read_regular, sha256_file
+from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost_papers.probe_set import (
     LEAST_OF_A_CLASS,
@@ -78,7 +78,7 @@ def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) ->
             f"{option} does not exist; correct the path, or set it to null for one-hot"
         )
     try:
-        values = parse_npy(read_regular(Path(path)), "fiu", (num_classes, None))
+        values = parse_npy(file_at(Path(path)).read(), "fiu", (num_classes, None))
     except FormatError as error:
         raise ConfigError(
             f"{option} is not a matrix of numbers with a row for each of the {num_classes} classes, in order: {error}; "
@@ -123,7 +123,7 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
         check_depths(option, baseline, options.depths, "the baseline")
     if options.embeddings is not None:
         _embeddings(context)
-        files[options.embeddings] = sha256_file(Path(options.embeddings))
+        files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
     return files
 
 

@@ -21,7 +21,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.regions import regions_of
 from permafrost.models.providers import build_model
-from permafrost.storage.files import sha256_file
+from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.e2kd.guided import LOCALIZATIONS, Guidance, GuidedLoss, _draw
@@ -129,7 +129,7 @@ def test_weights_are_kept_while_their_epoch_is_on_the_front(tmp_path):
     assert [p.name for p in (tmp_path / "pareto").glob("*.safetensors")] == [
         "epoch-0003.safetensors"
     ]
-    digest = sha256_file(tmp_path / "pareto" / "epoch-0003.safetensors")
+    digest = file_at(tmp_path / "pareto" / "epoch-0003.safetensors").sha256()
     front = read_signed(tmp_path / "pareto" / "front.json")["front"]
     assert front == [{"epoch": 3, "f1": 0.6, "epg": 0.6, "sha256": digest}]
 

@@ -23,7 +23,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.compute import device_name, resolve_device
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
-from permafrost.storage.files import exists, remove_file
+from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from permafrost_papers.ked import dependency
@@ -180,7 +180,7 @@ def _rank_search(rank, search, folder):
 def test_two_processes_find_the_partition_of_one(digits_folder, tmp_path):
     search = search_of(digits_folder, replace(KED, grouping_seed=7))
     alone = search._measure(DistributedContext(), torch.device("cpu"))
-    assert not exists(search.folder)
+    assert not file_at(search.folder).exists()
 
     run_on_ranks(_rank_search, search, str(tmp_path))
 
@@ -189,7 +189,7 @@ def test_two_processes_find_the_partition_of_one(digits_folder, tmp_path):
     assert torch.allclose(shared[0]["squares"], alone.squares, rtol=1e-12, atol=0)
     assert torch.equal(shared[0]["records"], alone.records)
     together = load_partition(search.folder)
-    remove_file(search.folder / "manifest.json")
+    file_at(search.folder / "manifest.json").remove()
     assert (
         load_partition(search.run(DistributedContext(), torch.device("cpu"))).partition.sha256
         == together.partition.sha256
