@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from permafrost.cli import next_command
+from permafrost.config import plugins
 from permafrost.config.compose import compose
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import Options, options_of
@@ -81,7 +82,8 @@ class Session:
 
 
 @pytest.fixture
-def session(permafrost):
+def session(permafrost, monkeypatch):
+    monkeypatch.setattr(plugins, "_PLACES", dict(plugins._PLACES))  # without those of the test
     return Session(permafrost)
 
 
