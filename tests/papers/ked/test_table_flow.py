@@ -373,7 +373,10 @@ ROWS = r"holds rows of a table with 30 columns"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": E2KDConfig()}, rf"method=e2kd .*{ROWS}; choose one of method=labels, kd, dkd, ked"),
+        (
+            {"method": E2KDConfig()},
+            rf"method=e2kd .*{ROWS}; choose one of method=labels, kd, dkd, ked",
+        ),
         ({"mode": "replay", "method": KDConfig()}, rf"mode=replay .*{ROWS}; set mode=frozen"),
         (
             {"augment": AugmentOptions(operations=(CROP,)), "method": KDConfig()},
