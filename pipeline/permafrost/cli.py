@@ -28,7 +28,7 @@ from permafrost.core.interrupts import catch_signals, check_interrupted, keep_si
 from permafrost.core.progress import TerminalHandler
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import RunFolder, mirrored_run, save_options, without_remains
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import folder_lock
 
 
 class _OneLineFormatter(logging.Formatter):
@@ -156,7 +156,7 @@ def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
         if "run" in composed:
             stack.enter_context(without_remains(composed["run"]))
         if described.locks_run:
-            stack.enter_context(FolderLock(RunFolder(composed["run"]).path, "run"))
+            stack.enter_context(folder_lock(RunFolder(composed["run"]).path, "run"))
         _import_pandas()
         result = function(config, arguments) if described.swept else function(config)
         if described.saves_options:

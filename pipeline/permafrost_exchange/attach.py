@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.core.errors import require
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import folder_lock
 from permafrost.store.reader import Store
 from permafrost.verbs.next_commands import NextCommands
 from permafrost_exchange.options import AttachConfig
@@ -50,7 +50,7 @@ def attach_targets(config: AttachConfig) -> AttachResult:
     path = config.store.folder.absolute()
     store = Store(path)
     with (
-        FolderLock(path),
+        folder_lock(path),
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         done = attach_pass(config, store, choice.for_records(store.num_records()))

@@ -21,7 +21,7 @@ from functools import partial
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.models import ModelConfig
 from permafrost.core.errors import require
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import folder_lock
 from permafrost.store.reader import Store
 from permafrost.verbs.next_commands import NextCommands
 from permafrost_exchange.options import IngestConfig
@@ -56,7 +56,7 @@ def ingest_files(config: IngestConfig) -> IngestResult:
     path = config.store.folder.absolute()
     store = Store(path)
     with (
-        FolderLock(path),
+        folder_lock(path),
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         executor = choice.for_records(store.num_records())

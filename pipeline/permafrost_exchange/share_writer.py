@@ -37,7 +37,7 @@ from permafrost.core.json_entries import EntryError
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
 from permafrost.storage.files import file_at
-from permafrost.storage.lock import LOCK_NAME, FolderLock
+from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
@@ -110,7 +110,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         staging.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"to={folder} cannot be written ({error.strerror})") from error
-    with FolderLock(staging, "to"):
+    with folder_lock(staging, "to"):
         _remove_interrupted(staging, folder)
         try:
             count = 0

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.models import ModelConfig
 from permafrost.core.tasks import SerialExecutor
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import folder_lock
 from permafrost.store.reader import Store
 from permafrost.verbs.verify import VerifyResult, verify_bytes
 from permafrost_exchange.options import VerifyTeacherConfig
@@ -54,7 +54,7 @@ def _compare(config: VerifyTeacherConfig, teacher: ModelConfig) -> dict[str, str
     names = config.store.teacher
     has_views = not store.pass_folders() if not names else not store.passes_named(names[0])
     texts = {}
-    with FolderLock(store.folder):
+    with folder_lock(store.folder):
         for teacher_pass in store.open_passes(names, stored_views=has_views):
             options = (config.passport, LocalClusterConfig(), SerialExecutor())
             passport = check_pass(store, teacher_pass, teacher, *options)

@@ -18,7 +18,7 @@ from permafrost.core.errors import FileError
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.sources.findings import DataError
 from permafrost.storage.files import file_at
-from permafrost.storage.lock import FolderLock, LockedError
+from permafrost.storage.lock import LockedError, folder_lock
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
@@ -192,7 +192,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     monkeypatch.setattr("permafrost.storage.lock.fcntl.flock", refused)
     caplog.set_level(logging.WARNING, "permafrost.store")
 
-    with FolderLock(tmp_path / "store"):
+    with folder_lock(tmp_path / "store"):
         pass
     assert "make sure that no other process writes to it" in caplog.text
 
@@ -292,7 +292,7 @@ def test_a_pass_of_another_frame_is_never_read(tmp_path, tiny_teacher):
 
 
 def test_a_lock_that_belongs_to_somebody_else_still_locks(tmp_path, monkeypatch):
-    with FolderLock(tmp_path / "store"):
+    with folder_lock(tmp_path / "store"):
 
         def refused(path, flags, *mode, real=os.open, **options):
             if flags & os.O_RDWR:
@@ -300,5 +300,5 @@ def test_a_lock_that_belongs_to_somebody_else_still_locks(tmp_path, monkeypatch)
             return real(path, flags, *mode, **options)
 
         monkeypatch.setattr("permafrost.storage.local_files.os.open", refused)
-        with pytest.raises(LockedError), FolderLock(tmp_path / "store"):
+        with pytest.raises(LockedError), folder_lock(tmp_path / "store"):
             pass

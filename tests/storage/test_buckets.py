@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import io
 import itertools
+import logging
 import multiprocessing
 import os
 import threading
@@ -20,7 +21,7 @@ from permafrost.storage import buckets, files, lock, object_cache
 from permafrost.storage.addresses import Bucket, parse_bucket
 from permafrost.storage.buckets import ReplacedError, create_object
 from permafrost.storage.files import file_at
-from permafrost.storage.lock import FolderLock, Lease, LockedError
+from permafrost.storage.lock import Lease, LockedError, folder_lock
 from permafrost.storage.object_cache import CacheError, ObjectCache
 from permafrost.storage.rooted_paths import RootedPath, rooted
 from tests.support.buckets import (
@@ -194,12 +195,12 @@ def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_bloc
     stores, short_lease
 ):
     with (
-        FolderLock(FOLDER),
+        folder_lock(FOLDER),
         pytest.raises(LockedError, match=f"process {os.getpid()} on .* is writing"),
-        FolderLock(FOLDER),
+        folder_lock(FOLDER),
     ):
         pass
-    with FolderLock(FOLDER):
+    with folder_lock(FOLDER):
         assert file_at(FOLDER / ".lock").exists()
     assert not file_at(FOLDER / ".lock").exists()
 
@@ -207,7 +208,7 @@ def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_bloc
 def test_the_lease_of_a_process_that_died_is_taken_over(store, short_lease):
     create_object("s3://bucket/folder/.lock", b'{"holder": "process 1 on gone", "token": "t"}')
     started = time.monotonic()
-    with FolderLock(FOLDER):
+    with folder_lock(FOLDER):
         pass
     assert time.monotonic() - started >= lock.EXPIRY_SECONDS
 
@@ -231,7 +232,7 @@ def test_an_endpoint_that_ignores_conditions_is_refused_at_the_first_write(store
     monkeypatch.setattr(obstore, "put", lambda *words, mode=None, **options: put(*words, **options))
     with (
         pytest.raises(FileError, match="does not support conditional puts"),
-        FolderLock(FOLDER),
+        folder_lock(FOLDER),
     ):
         pass
     assert not file_at(FOLDER / ".lock").exists()
@@ -292,7 +293,7 @@ def test_bytes_that_arrive_damaged_are_an_error_and_leave_nothing(store, cache, 
     addresses = count_downloads(monkeypatch)
     with pytest.raises(FileError, match="damaged: it has sha256"):
         cache.open(ADDRESS, sha256(b"content"))
-    assert len(addresses) == object_cache._TRIES
+    assert len(addresses) == buckets._TRIES
     assert list(object_cache._files(cache.folder)) == []
 
 
@@ -520,13 +521,14 @@ def test_a_server_that_does_not_answer_is_named(stores, monkeypatch, caplog):
     create_object(ADDRESS, b"content")
     answer = threading.Event()
 
-    def say(message, *arguments):
-        caplog.records.append(message % arguments)
+    def say(level, message):
+        assert level == logging.WARNING
+        caplog.records.append(message)
         answer.set()
 
     read = obstore.get
     monkeypatch.setattr(buckets, "_SLOW_SECONDS", 0.01)
-    monkeypatch.setattr(buckets.logger, "warning", say)
+    monkeypatch.setattr(buckets.logger, "log", say)
     monkeypatch.setattr(obstore, "get", lambda *key: (answer.wait(), read(*key))[1])
 
     assert buckets.read_object(ADDRESS)[0] == b"content"

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from permafrost.storage.lock import LOCK_NAME, FolderLock, LockedError
+from permafrost.storage.lock import LOCK_NAME, LockedError, folder_lock
 from permafrost.store.verification import verify_store
 from tests.support.paths import PYTHONPATH
 from tests.support.stores import precompute_config
@@ -16,9 +16,9 @@ from tests.support.verbs import precompute
 HOLD = """
     import sys, time
     from pathlib import Path
-    from permafrost.storage.lock import FolderLock
+    from permafrost.storage.lock import folder_lock
 
-    with FolderLock(Path(sys.argv[1])):
+    with folder_lock(Path(sys.argv[1])):
         print("held", flush=True)
         time.sleep(60)
 """
@@ -57,17 +57,17 @@ def test_a_second_writer_is_turned_away_at_once_and_the_lock_dies_with_its_holde
 
 
 def test_another_folder_is_free(holder, tmp_path):
-    with FolderLock(tmp_path / "other"):
+    with folder_lock(tmp_path / "other"):
         pass
 
 
 def test_the_lock_is_free_after_an_error(tmp_path):
     def fail():
-        with FolderLock(tmp_path):
+        with folder_lock(tmp_path):
             raise KeyError
 
     for _ in range(2):
         with pytest.raises(KeyError):
             fail()
-    with FolderLock(tmp_path), pytest.raises(LockedError), FolderLock(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(LockedError), folder_lock(tmp_path):
         pass

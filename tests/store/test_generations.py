@@ -368,7 +368,7 @@ def test_of_two_writers_that_append_to_a_bucket_the_second_one_stops(
         for name, data in tree_bytes(start).items():
             obstore.put(client, f"store/{name}", data)
         monkeypatch.setattr(commit, "write_manifest", after_another)
-        monkeypatch.setattr(precompute.module, "FolderLock", nullcontext)
+        monkeypatch.setattr(precompute.module, "folder_lock", nullcontext)
         with pytest.raises(UserError, match=r"was written by another process"):
             precompute.run(growing_options(pictures, store, append=True))
         assert labels_of(Store(rooted(store))) == pictures.labels

@@ -13,7 +13,7 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import FileError
 from permafrost.storage import files, local_files
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import folder_lock
 from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.reader import Store
@@ -139,7 +139,7 @@ def test_a_count_of_deaths_and_a_lock_are_not_opened_through_a_link(tmp_path, ou
 
     with pytest.raises(LinkError, match=r"\.a\.deaths"):
         ShardDeaths(folder, "a")
-    with pytest.raises(LinkError, match=r"\.lock"), FolderLock(folder):
+    with pytest.raises(LinkError, match=r"\.lock"), folder_lock(folder):
         pass
 
     assert (outside / "file").read_bytes() == b"content"

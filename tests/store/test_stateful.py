@@ -32,7 +32,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import UserError
 from permafrost.models.providers import build_model
 from permafrost.storage import local_files
-from permafrost.storage.lock import FolderLock, LockedError
+from permafrost.storage.lock import LockedError, folder_lock
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 from permafrost.store.tars import ShardBytes
@@ -180,7 +180,7 @@ class StoreMachine(RuleBasedStateMachine):
     def write_beside_another_writer(self, teacher: str) -> None:
         """Refuse a second writer, and leave every byte as it is."""
         before = tree_bytes(self.store)
-        with FolderLock(self.store), contextlib.suppress(LockedError):
+        with folder_lock(self.store), contextlib.suppress(LockedError):
             precompute.run(self.sound.config(self.store, teacher))
             assert teacher in self.whole, "the second writer was not refused"
         assert tree_bytes(self.store) == before

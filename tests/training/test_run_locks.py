@@ -9,7 +9,7 @@ import pytest
 
 from permafrost.cli import stage_main
 from permafrost.runs.mirrors import RUNS
-from permafrost.storage.lock import FolderLock, LockedError
+from permafrost.storage.lock import LockedError, folder_lock
 from tests.support.paths import PYTHONPATH
 from tests.support.run_corruptions import Runs
 from tests.support.runs import distill_config, evaluate_config, save_student
@@ -19,9 +19,9 @@ from tests.support.verbs import distill, evaluate, teach
 HOLD = """
     import os, sys, time
     from pathlib import Path
-    from permafrost.storage.lock import FolderLock
+    from permafrost.storage.lock import folder_lock
 
-    with FolderLock(Path(sys.argv[1])):
+    with folder_lock(Path(sys.argv[1])):
         runs, tell = os.pipe()
         child = os.fork()  # as a loader's worker, which may live longer than its parent
         if child:
@@ -74,16 +74,16 @@ def test_a_second_training_of_a_run_is_refused_until_the_first_is_gone(frozen, h
 
 def test_a_teacher_and_an_evaluation_are_locked_too(frozen, tmp_path):
     save_student(frozen, "one")
-    with FolderLock(RUNS / "one" / "evaluate"), pytest.raises(LockedError, match="one/evaluate"):
+    with folder_lock(RUNS / "one" / "evaluate"), pytest.raises(LockedError, match="one/evaluate"):
         evaluate.run(evaluate_config(frozen))
-    with FolderLock(RUNS / "taught" / "teach"), pytest.raises(LockedError, match="taught/teach"):
+    with folder_lock(RUNS / "taught" / "teach"), pytest.raises(LockedError, match="taught/teach"):
         teach.run(Runs(frozen, tmp_path).teach["taught"])
 
 
 def test_a_sweep_that_is_refused_leaves_the_config_of_the_running_one(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["permafrost sweep", "experiment=demo", "seeds=[7]"])
     (RUNS / "demo").mkdir(parents=True)
-    with FolderLock(RUNS / "demo"), pytest.raises(SystemExit) as end:
+    with folder_lock(RUNS / "demo"), pytest.raises(SystemExit) as end:
         stage_main("sweep")
 
     assert end.value.code == 1

@@ -80,14 +80,18 @@ class ProgressLines:
 
 
 @contextmanager
-def say_if_slow(logger: logging.Logger, text: str) -> Iterator[None]:
-    """Log `text` if the block takes longer than 3 s, so that no verb is silent for long.
+def say_if_slow(
+    logger: logging.Logger, text: str, *, after: float = 3.0, level: int = logging.INFO
+) -> Iterator[None]:
+    """Log `text` if the block takes long, so that no verb is silent for long.
 
     Args:
         logger: Logger of the verb.
         text: Line that names the slow step.
+        after: Seconds after which it is logged.
+        level: Level of the line.
     """
-    timer = threading.Timer(3.0, logger.info, (text,))
+    timer = threading.Timer(after, logger.log, (level, text))
     timer.daemon = True
     timer.start()
     try:

@@ -20,7 +20,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.mirrors import files_of_run
 from permafrost.storage.files import remove_partial_files
-from permafrost.storage.lock import LOCK_NAME, FolderLock
+from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.signed_files import (
     DamagedFileError,
     damaged,
@@ -82,7 +82,7 @@ class RunFolder:
             LockedError: If another process writes to it.
         """
         folder = self.path / verb
-        with FolderLock(folder, "run"), self.files.opened(verb):
+        with folder_lock(folder, "run"), self.files.opened(verb):
             _claim(folder, verb, config, inputs | plugin_digests(config))
             yield folder
 

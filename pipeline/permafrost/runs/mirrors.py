@@ -21,7 +21,7 @@ from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
-from permafrost.storage.lock import LOCK_NAME, FolderLock
+from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.object_cache import cache_folder, scratch_folder_of
 from permafrost.storage.rooted_paths import rooted
 
@@ -78,7 +78,7 @@ class MirroredRun:
     def opened(self, verb: str) -> Iterator[None]:
         """Keep other writers out of the folder of a verb, fetch it before the block and upload it afterwards."""
         address = f"{self.run}/{verb}"
-        with FolderLock(rooted(address), "run"):
+        with folder_lock(rooted(address), "run"):
             fetch_folder(address, exactly=True)
             try:
                 yield

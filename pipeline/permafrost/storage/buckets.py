@@ -15,17 +15,17 @@ import hashlib
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from functools import cache, partial
 from typing import IO, Any, NamedTuple, TypeVar
 
 from permafrost.core.errors import ConfigError, FileError, UserError, require
 from permafrost.core.interrupts import check_interrupted
+from permafrost.core.progress import say_if_slow
 from permafrost.storage.addresses import ADDRESS
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ _CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
 _HEADS_AT_ONCE = 16
 """Number of empty objects of a listing that are asked for at the same time."""
 _TRIES = 5
-"""Number of times that a request is sent whose answer breaks off."""
+"""Number of times that a request is sent whose answer breaks off, and an object read that arrives damaged."""
 _PAUSE_SECONDS = 0.1
 """Time before such a request is repeated, doubled each time."""
 WAIT_VARIABLE = "PERMAFROST_SERVER_WAIT"
@@ -66,7 +66,11 @@ class MissingObjectError(FileError, FileNotFoundError):
     """Object that does not exist."""
 
 
-class TooLargeError(FileError):
+class FinalError(FileError):
+    """Error of a read that another try cannot mend."""
+
+
+class TooLargeError(FinalError):
     """Object that is larger than any of its kind."""
 
 
@@ -194,20 +198,10 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
             return answer
 
 
-@contextmanager
-def _watched(address: str) -> Iterator[None]:
+def _watched(address: str) -> AbstractContextManager[None]:
     """Say after a while that the server has not answered the request of the block."""
-    slow = threading.Timer(
-        _SLOW_SECONDS,
-        logger.warning,
-        ("%s: its server has not answered for %g s; still waiting", address, _SLOW_SECONDS),
-    )
-    slow.daemon = True
-    slow.start()
-    try:
-        yield
-    finally:
-        slow.cancel()
+    text = f"{address}: its server has not answered for {_SLOW_SECONDS:g} s; still waiting"
+    return say_if_slow(logger, text, after=_SLOW_SECONDS, level=logging.WARNING)
 
 
 _unreached: dict[str, float] = {}
@@ -417,18 +411,22 @@ def read_object(address: str, most: int | None = None) -> tuple[bytes, ObjectFac
             )
         return b"".join(download.blocks()), download.facts
 
-    return _again(read)
+    return read_again(read)
 
 
-def _again(read: Callable[[], T]) -> T:
-    """Return what is read of an object, again if its answer breaks off."""
+def read_again(read: Callable[[], T]) -> T:
+    """Return what is read of an object, again if its answer breaks off or is damaged.
+
+    Args:
+        read: Function that reads it from the beginning. A FinalError and a missing object end the tries.
+    """
     for _ in range(_TRIES - 1):
         try:
             return read()
-        except (FileNotFoundError, TooLargeError):
+        except (FileNotFoundError, FinalError):
             raise
         except FileError as error:
-            logger.debug("%s; it is read again", error)
+            logger.info("%s; it is read again", error)
     return read()
 
 
@@ -616,7 +614,7 @@ def object_sha256(address: str) -> str:
             digest.update(block)
         return digest.hexdigest()
 
-    return _again(read)
+    return read_again(read)
 
 
 def create_object(address: str, data: bytes, replaces: str | None = None) -> str:

@@ -13,9 +13,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 from permafrost.core.errors import FileError, UserError
 from permafrost.storage.buckets import (
@@ -44,72 +43,55 @@ _files: set[io.FileIO] = set()
 """Open files whose locks this process holds."""
 
 
-class FolderLock(AbstractContextManager[None]):
-    """Lock that keeps every other writer out of a folder until the block, or the process, ends.
+@contextmanager
+def folder_lock(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
+    """Keep every other writer out of a folder until the block, or the process, ends.
 
     The kernel releases the lock however the process ends, so no lock is left behind. A folder that is read-only for
     this process needs no lock, so a command without work to do can still succeed there. In a bucket the lock is a lease
-    (buckets.py).
+    (`Lease`).
+
+    Args:
+        folder: Folder to lock, which is created if it is missing.
+        option: Option that chooses the folder, for messages.
+
+    Raises:
+        LockedError: If another process is writing to the folder.
+        FileError: If the lock file cannot be opened.
     """
-
-    def __init__(self, folder: AnyPath, option: str = "store.path") -> None:
-        """Name the folder.
-
-        Args:
-            folder: Folder to lock, which is created if it is missing.
-            option: Option that chooses the folder, for messages.
-        """
-        self.folder = folder
-        self.option = option
-
-    def __enter__(self) -> None:
-        """Take the lock.
-
-        Raises:
-            LockedError: If another process is writing to the folder.
-            FileError: If the lock file cannot be opened.
-        """
-        self._held = self._hold()
-        self._held.__enter__()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._held.__exit__(*error)
-
-    @contextmanager
-    def _hold(self) -> Iterator[None]:
-        if isinstance(self.folder, RootedPath) and self.folder.is_remote:
-            with _leased(self.folder, self.option):
-                yield
-            return
-        _forget_in_children()
-        file_at(self.folder).make_folder()
-        file = _open_lock(self.folder, self.option)
-        if file is None:
+    if isinstance(folder, RootedPath) and folder.is_remote:
+        with _leased(folder, option):
             yield
-            return
-        _files.add(file)
-        try:
-            self._take(file)
-            yield
-        finally:
-            _files.discard(file)
-            file.close()  # a forked child has closed it
+        return
+    _forget_in_children()
+    file_at(folder).make_folder()
+    file = _open_lock(folder, option)
+    if file is None:
+        yield
+        return
+    _files.add(file)
+    try:
+        _take(file, folder, option)
+        yield
+    finally:
+        _files.discard(file)
+        file.close()  # a forked child has closed it
 
-    def _take(self, file: io.FileIO) -> None:
-        """Take the lock of an open file. Raises LockedError if another process holds it."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(
-                f"another process is writing to {self.folder}; wait until it has finished, or choose another "
-                f"{self.option}"
-            ) from None
-        except OSError as error:  # a network mount without a lock service
-            logger.warning(
-                "%s cannot be locked (%s): make sure that no other process writes to it",
-                self.folder,
-                error.strerror,
-            )
+
+def _take(file: io.FileIO, folder: AnyPath, option: str) -> None:
+    """Take the lock of an open file. Raises LockedError if another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(
+            f"another process is writing to {folder}; wait until it has finished, or choose another {option}"
+        ) from None
+    except OSError as error:  # a network mount without a lock service
+        logger.warning(
+            "%s cannot be locked (%s): make sure that no other process writes to it",
+            folder,
+            error.strerror,
+        )
 
 
 @contextmanager

@@ -30,7 +30,13 @@ from pathlib import Path
 
 from permafrost.core.errors import FileError
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
-from permafrost.storage.buckets import Download, MissingObjectError, existing_facts, wait_seconds
+from permafrost.storage.buckets import (
+    Download,
+    FinalError,
+    existing_facts,
+    read_again,
+    wait_seconds,
+)
 from permafrost.storage.local_files import described_errors
 
 logger = logging.getLogger("permafrost.cache")
@@ -43,10 +49,9 @@ _ROOM = ".room"
 WAIT_SECONDS = 120.0
 """Time without progress after which waiting for another process, or for room, ends with an error."""
 _POLL_SECONDS = 0.05
-_TRIES = 3
 
 
-class CacheError(FileError):
+class CacheError(FinalError):
     """Error for a cache folder without room for an object, or where waiting for another process timed out."""
 
 
@@ -125,14 +130,7 @@ class ObjectCache:
         with _made_alone(partial, address) as descriptor:
             if descriptor is None or path.exists():
                 return
-            for attempt in range(_TRIES):
-                try:
-                    self._receive(Download(address), descriptor, sha256)
-                    break
-                except FileError as error:
-                    if isinstance(error, (CacheError, MissingObjectError)) or attempt == _TRIES - 1:
-                        raise
-                    logger.warning("%s; it is downloaded again", error)
+            read_again(lambda: self._receive(Download(address), descriptor, sha256))
             partial.rename(path)
 
     def _receive(self, download: Download, descriptor: int, sha256: str | None) -> None:

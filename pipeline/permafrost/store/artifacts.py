@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.core.digests import SHORT, sha256_json
 from permafrost.storage.files import file_at
-from permafrost.storage.lock import FolderLock, LockedError
+from permafrost.storage.lock import LockedError, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
@@ -104,7 +104,7 @@ class Artifact:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         file_at(self.folder).make_folder()
         try:
-            with FolderLock(self.folder):
+            with folder_lock(self.folder):
                 digest = file_at(self.folder / name).write(save(contiguous))
                 manifest = ArtifactManifest(
                     kind=self.kind,

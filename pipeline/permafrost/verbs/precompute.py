@@ -35,7 +35,7 @@ from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings, findings_of_store
 from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import file_at
-from permafrost.storage.lock import LOCK_NAME, FolderLock
+from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.generations import appended_store, plan_append
@@ -185,7 +185,7 @@ class PrecomputePlan(Plan):
         """Digest of the data's origin, None for a finished store whose data are not named."""
         with ExitStack() as held:
             if is_run:
-                held.enter_context(FolderLock(path))
+                held.enter_context(folder_lock(path))
             self._choice = held.enter_context(ExecutorChoice(options.executor, options.cluster))
             self._packing = None
             """Records and shards to pack; None if the store is finished, as far as that shows without listing."""

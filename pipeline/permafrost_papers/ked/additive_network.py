@@ -89,7 +89,7 @@ class AdditiveMlp(_InputClassifier):
         self.bias = nn.Parameter(torch.zeros(subnets, width))
         self.tail = SubnetTail(subnets, width, config.depth - 1, num_classes)
         self.groups = GroupedFeatures(group)
-        self.register_load_state_dict_post_hook(_place_features)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_place_groups)  # type: ignore[no-untyped-call]
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         """Return normalized images, or standardized rows of a table [B, d] as [B, 1, 1, d]."""
@@ -118,8 +118,8 @@ class AdditiveMlp(_InputClassifier):
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def _place_features(network: AdditiveMlp, _: object) -> None:
-    """Update feature indices after a load, which may have changed the partition."""
+def _place_groups(network: AdditiveMlp | AdditiveChannels, _: object) -> None:
+    """Update the indices of features or channels after a load, which may have changed the partition."""
     network.groups.assign(network.assignments[-1])
 
 
@@ -244,18 +244,13 @@ class AdditiveChannels(_TrunkClassifier):
         self.bias = nn.Parameter(torch.zeros(subnets, width))
         self.tail = SubnetTail(subnets, width, config.depth - 1, num_classes)
         self.groups = GroupedFeatures(group)
-        self.register_load_state_dict_post_hook(_place_channels)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_place_groups)  # type: ignore[no-untyped-call]
 
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
         records, channels, height, width = features.shape
         cells = features.permute(0, 2, 3, 1).reshape(-1, channels, 1)  # [B * d, C, 1]
         x = F.relu(self.groups.product(cells, self.weight) + self.bias)
         return self.tail(x.view(records, height * width, *x.shape[1:]).mean(dim=1))  # type: ignore[no-any-return]
-
-
-def _place_channels(network: AdditiveChannels, _: object) -> None:
-    """Update channel indices after a load, which may have changed the partition."""
-    network.groups.assign(network.assignments[-1])
 
 
 # ---- the trunk -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.runs.mirrors import RUNS
-from permafrost.storage.lock import FolderLock
+from permafrost.storage.lock import folder_lock
 from permafrost.store.artifacts import Artifact
 from permafrost.store.entries import ManifestError
 from permafrost.store.verification import verify_store
@@ -213,7 +213,7 @@ def test_another_seed_and_another_number_are_other_records(own):
 
 def test_an_artifact_that_another_process_writes_is_left_to_it(tmp_path):
     artifact = Artifact(tmp_path, "distances", {"a": 1}, "a test")
-    with FolderLock(artifact.folder):
+    with folder_lock(artifact.folder):
         artifact.save({"layer1/0": torch.ones(3)}, {"layers": ["layer1"]})
         assert not artifact.exists
 
