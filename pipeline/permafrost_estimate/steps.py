@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -182,10 +183,21 @@ def seconds_of_teacher(config: PrecomputeConfig, store: Store) -> float:
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
     with torch_threads(config.cluster.threads_per_actor):
         annotator = _annotator(plan_pass(config, store))
-        annotator.annotate([frames], keys)  # the first one warms up
-        started = perf_counter()
-        annotator.annotate([frames], keys)
-    return (perf_counter() - started) / count
+        annotate = partial(annotator.annotate, [frames], keys)
+        annotate()  # the first one warms up
+        return _seconds_of(annotate, count)
+
+
+def _seconds_of(work: Callable[[], object], records: int) -> float:
+    """Run a function and return its seconds per record.
+
+    Args:
+        work: Function that processes all of the records.
+        records: Number of records.
+    """
+    started = perf_counter()
+    work()
+    return (perf_counter() - started) / records
 
 
 def _annotator(plan: PassPlan) -> TeacherAnnotator:
@@ -258,19 +270,11 @@ def measure_annotation(
     frames = records.read(0, count)
 
     with torch_threads(config.cluster.threads_per_actor):
-        annotator = _annotator(plan)
-
-        def annotate() -> float:
-            started = perf_counter()
-            annotator.annotate([frames], keys)
-            return (perf_counter() - started) / count
-
-        def decode() -> float:
-            started = perf_counter()
-            records.read(0, count)
-            return (perf_counter() - started) / count
-
-        sides = {"decoding": decode, "teacher": annotate}
+        works: dict[str, Callable[[], object]] = {
+            "decoding": partial(records.read, 0, count),
+            "teacher": partial(_annotator(plan).annotate, [frames], keys),
+        }
+        sides = {name: partial(_seconds_of, work, count) for name, work in works.items()}
         seconds = budget.in_turn(sides, rounds, "annotation", share=0.5)
     return TeacherTimes(**{name: spread_of(times) for name, times in seconds.items()})
 
