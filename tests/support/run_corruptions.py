@@ -162,9 +162,12 @@ def trials(
             ignore=shutil.ignore_patterns("tensorboard"),
         )
         path = min((folder / RUNS / case.run).glob(case.file))
-        # What follows the lines of the checkpoint is dropped, as the rest of a killed run.
-        dropped = case.run.endswith("half") and path.name == "metrics.jsonl"
-        kinds = [kind for kind in DAMAGES if not (dropped and kind == "append")]
+        kinds = list(DAMAGES)
+        if case.run.endswith("half") and path.name == "metrics.jsonl":
+            # What follows the lines of the checkpoint, of one epoch, is dropped as the rest of a killed run.
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(x for x in lines if '"epoch": 0,' in x))
+            kinds.remove("append")
         damage = damage_file(path, random, str(random.choice(kinds)))
         before = Path.cwd()
         os.chdir(folder)

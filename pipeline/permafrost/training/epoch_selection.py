@@ -1,6 +1,6 @@
 """Evaluations during a training: the curve of accuracy (`curve=`), and the epoch whose weights a student keeps.
 
-A point of the curve is a line of metrics.jsonl: {"curve/<split>/accuracy": 0.81, ..., "step": 40, "epoch": 5, ...}.
+A point of the curve is in the line of an epoch's last step in metrics.jsonl: {..., "curve/<split>/accuracy": 0.81}.
 The epoch is selected by a metric on records outside the training (`select_epoch`). e2KD chooses "the best checkpoint"
 on 50 held-out images per class (supplement C.1.1).
 """
@@ -76,7 +76,7 @@ def read_curve(folder: Path) -> dict[str, dict[int, float]]:
         for name, value in line.items():
             if name.startswith(_CURVE):
                 split, _, metric = name.removeprefix(_CURVE).rpartition("/")
-                curve.setdefault(f"{split}.{metric}", {})[int(line["epoch"])] = value
+                curve.setdefault(f"{split}.{metric}", {})[int(line["epoch"]) + 1] = value
     return curve
 
 

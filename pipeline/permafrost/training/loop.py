@@ -120,8 +120,8 @@ def fit(
         input_size: (height, width) of the student's view.
         tracked: Run of the tracker, with the folder of the training.
         on_epoch: Called by the first rank after each epoch with its number and a line of progress.
-        curve: Function of the network and the number of epochs done whose numbers, if there are any, are a line of
-            metrics.jsonl.
+        curve: Function of the network and the number of epochs done whose numbers are in the line of an epoch's last
+            step in metrics.jsonl.
         after_epoch: Functions that the first rank calls before an epoch's checkpoint with the network and the number of
             epochs done; if one of them returns True, a checkpoint is written in any case.
 
@@ -166,14 +166,18 @@ def fit(
                 training.step += 1
                 training.global_step += 1
                 log.add(training, terms, len(batch.keys))
-                if training.step < stream.num_steps and _is_nth(
-                    training.global_step, trainer.checkpoint_every_steps
-                ):
+                if training.step == stream.num_steps:
+                    break
+                if log.is_due:
+                    log.flush(training)
+                if _is_nth(training.global_step, trainer.checkpoint_every_steps):
                     save()
-            log.flush(training)
-            training.epoch, training.step = training.epoch + 1, 0
-            if curve is not None and writer is not None:
-                writer.write_curve(training, curve(training.model, training.epoch))
+            epochs_done = training.epoch + 1
+            numbers: Mapping[str, float] = {}
+            if curve is not None and is_first:
+                numbers = curve(training.model, epochs_done)
+            log.flush(training, numbers)
+            training.epoch, training.step = epochs_done, 0
             is_wanted = False
             if is_first:
                 answers = [callback(training.model, training.epoch) for callback in after_epoch]

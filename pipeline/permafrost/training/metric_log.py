@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.training.state import Training
 
 METRIC_LOG_NAME = "metrics.jsonl"
+_NONE: Mapping[str, float] = MappingProxyType({})
 _DIGEST_START = ', "chain": "'
 _ADVICE = "delete it; only the curves of the steps so far are lost"
 
@@ -60,15 +61,12 @@ class StepLog:
     started: float = field(default_factory=time.monotonic)
 
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
-        """Add a finished step, and write a line after every `every_steps` steps.
+        """Add a finished step.
 
         Args:
             training: State after the step.
             terms: Loss of the step.
             records: Number of records of this rank.
-
-        Raises:
-            DivergedError: If a line is written and the mean loss is not finite.
         """
         for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
             self.sums[name] = self.sums[name] + value.detach()
@@ -76,11 +74,18 @@ class StepLog:
         self.steps += 1
         self.records += records
         count_records(records * training.distributed.world_size)
-        if self.steps == self.every_steps:
-            self.flush(training)
 
-    def flush(self, training: Training) -> None:
+    @property
+    def is_due(self) -> bool:
+        """True after `every_steps` steps since the last line."""
+        return self.steps >= self.every_steps
+
+    def flush(self, training: Training, numbers: Mapping[str, float] = _NONE) -> None:
         """Write the means over steps and ranks, if there are any. This synchronizes with the device once.
+
+        Args:
+            training: State after the last step.
+            numbers: Further numbers of the line.
 
         Raises:
             DivergedError: If the mean loss is not finite.
@@ -103,6 +108,7 @@ class StepLog:
             "epoch": training.epoch,
             "lr": training.optimizer.param_groups[0]["lr"],
             "records_per_second": self.records * training.distributed.world_size / seconds,
+            **numbers,
         }
         self.write(line)
         if training.distributed.on_line is not None and training.distributed.is_first:
@@ -174,11 +180,6 @@ class MetricWriter:
         except OSError as error:
             raise write_error(self.path, error) from error
         self.tracker.add(line)
-
-    def write_curve(self, training: Training, numbers: Mapping[str, float]) -> None:
-        """Write a line of the numbers of an evaluation after an epoch, if there are any."""
-        if numbers:
-            self.write({**numbers, "step": training.global_step, "epoch": training.epoch})
 
     def sync(self) -> None:
         """Make the lines durable, before a checkpoint that continues them."""

@@ -183,7 +183,9 @@ class PrecomputePlan(Plan):
             None if isinstance(data, NoDataConfig) else digest_origin(data, options.store)
         )
         """Digest of the data's origin, None for a finished store whose data are not named."""
+        self._listing = ExitStack()
         with ExitStack() as held:
+            held.enter_context(self._listing)
             if is_run:
                 held.enter_context(folder_lock(path))
             self._choice = held.enter_context(ExecutorChoice(options.executor, options.cluster))
@@ -194,10 +196,12 @@ class PrecomputePlan(Plan):
             ):
                 if is_run:
                     restore_tables(path)
-                self._packing = self._plan_packing(
-                    held.enter_context(listing_files(path, is_locked=is_run))
-                )
+                self._packing = self._plan_packing(self._open_listing(is_locked=is_run))
             self._held = held.pop_all()
+
+    def _open_listing(self, *, is_locked: bool) -> ListingFiles:
+        """Return the paths of a listing, which is removed before the store is marked as finished."""
+        return self._listing.enter_context(listing_files(self.path, is_locked=is_locked))
 
     def _plan_packing(self, files: ListingFiles) -> tuple[PackPlan, ListedData]:
         """List the records, and compare them with the store."""
@@ -251,8 +255,8 @@ class PrecomputePlan(Plan):
             )
         if plan.repairs:  # of a generation, before what follows it is compared
             packed = pack(plan, options, executor)
-            with listing_files(self.path, is_locked=True) as files:
-                return packed + self._pack(*self._plan_packing(files))
+            self._listing.close()
+            return packed + self._pack(*self._plan_packing(self._open_listing(is_locked=True)))
         preview = None
         if plan.missing:
             limit = options.preview.limit
@@ -261,6 +265,7 @@ class PrecomputePlan(Plan):
             check_findings(preview)
             preview.write(self.path)
         packed = pack(plan, options, executor)
+        self._listing.close()
         if preview is not None and (of_store := findings_of_store(Store(self.path))):
             check_findings(replace(preview, findings=of_store))
             replace(preview, findings=(*preview.findings, *of_store)).write(self.path)
