@@ -4,8 +4,8 @@
     python -m tests.planted_faults run faults.jsonl           plant one after the other in this checkout; print rows
 
 A fault changes one place: a comparison, a condition, a number (also an axis), an operator, or a check that is left out.
-It is found if a test fails of those that name its module, of the tests of its package, or of tests/stages. The file is
-restored after each. For a checkout of its own, as it edits the tree.
+It is found if a test fails of the files that name its module, or of the tests of its package. The file is restored
+after each. For a checkout of its own, as it edits the tree.
 """
 
 from __future__ import annotations
@@ -106,18 +106,14 @@ def list_faults(other: Path) -> Iterator[dict[str, str]]:
 
 
 def tests_of(file: str) -> list[list[str]]:
-    """Return the tests to run after each other: those that name the module, those of the package, whole commands."""
+    """Return the tests to run after each other: files that name the module, then all of the package."""
     module = file.removeprefix("pipeline/").removesuffix(".py").replace("/", ".")
     parts = module.split(".")
     folder = ROOT / "tests" / (parts[1] if parts[0] != "permafrost_report" else "report")
     folder = ROOT / "tests/exchange" if parts[0] == "permafrost_exchange" else folder
     folder = ROOT / "tests/papers" if parts[0] == "permafrost_papers" else folder
     naming = [str(p) for p in sorted(ROOT.glob("tests/**/test_*.py")) if module in p.read_text()]
-    return [
-        naming[:12],
-        [str(folder)] if folder.exists() else [],
-        ["tests/stages", "tests/test_golden.py"],
-    ]
+    return [naming[:8], [str(folder)] if folder.exists() else []]
 
 
 def is_found(fault: dict[str, str]) -> str:

@@ -75,7 +75,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", end_in_the_third)
-        patch.setattr(mirrors.MirroredRun, "opened", fetched)  # nothing is uploaded after the end
+        patch.setattr(mirrors.RunFiles, "opened", fetched)  # nothing is uploaded after the end
         with pytest.raises(Ended):
             run_verb("distill", *words(frozen, RUN))
     assert "distill/checkpoint.pt" in contents(bucket, "runs/one")
@@ -84,7 +84,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
     with (
         monkeypatch.context() as patch
     ):  # the first rank, which may be elsewhere, uploads the network itself
-        patch.setattr(mirrors.MirroredRun, "opened", fetched)
+        patch.setattr(mirrors.RunFiles, "opened", fetched)
         result = run_verb("distill", *words(frozen, RUN))
     assert result.trained_epochs == 2
     assert "distill/model.json" in contents(bucket, "runs/one")

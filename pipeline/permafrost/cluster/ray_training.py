@@ -30,7 +30,7 @@ from permafrost.cluster.session import (
 from permafrost.config.cluster import ClusterConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import UserError, first_line, require
-from permafrost.runs.mirrors import files_of_run
+from permafrost.runs.mirrors import RunFiles
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -137,7 +137,7 @@ class _RankLoop:
 
 def _at_home(job: RankedJob) -> RankedJob:
     """Return a job whose folder is that of its node, with the last checkpoint, if its run is in a bucket."""
-    files, verb = files_of_run(job.run_name), job.folder.name
+    files, verb = RunFiles(job.run_name), job.folder.name
     files.fetch(verb, exactly=True)
     return job.moved_to(files.folder / verb) if files.is_mirrored else job
 
@@ -174,7 +174,7 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
             raise RanksError(reason) from error
         finally:
             watcher.stop()
-            files_of_run(job.run_name).fetch(job.folder.name, exactly=True)
+            RunFiles(job.run_name).fetch(job.folder.name, exactly=True)
             shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
 
 

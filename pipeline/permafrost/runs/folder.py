@@ -18,7 +18,7 @@ from permafrost.config.plugins import plugin_digests
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.yaml_text import dump_yaml
-from permafrost.runs.mirrors import files_of_run
+from permafrost.runs.mirrors import RunFiles
 from permafrost.storage.files import remove_partial_files
 from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.signed_files import (
@@ -62,7 +62,7 @@ class RunFolder:
         Args:
             run: Path below runs/, or the address of a bucket's folder.
         """
-        self.files = files_of_run(run)
+        self.files = RunFiles(run)
         self.path = self.files.folder
         """The folder; of a run in a bucket its mirror on this machine."""
 
@@ -104,7 +104,7 @@ class RunFolder:
 @contextmanager
 def mirrored_run(run: str) -> Iterator[None]:
     """Fetch a run in a bucket before the block, and upload afterwards what the block itself has written."""
-    files = files_of_run(run)
+    files = RunFiles(run)
     files.fetch()
     try:
         yield

@@ -36,47 +36,35 @@ _LAST = ("checkpoint.pt", "metrics.json", "model.json")
 """Files that are uploaded after all others, in this order: those that others of the folder must agree with."""
 
 
-class LocalRun:
-    """Folder of a run on this machine."""
-
-    is_mirrored = False
+class RunFiles:
+    """Folder of a run on this machine, which is a mirror if the run is in a bucket."""
 
     def __init__(self, run: str) -> None:
-        self.folder = RUNS / run
+        """Name the run.
 
-    def fetch(self, verb: str = "", *, exactly: bool = False) -> None:
-        """Do nothing, as the run is here."""
-
-    @contextmanager
-    def opened(self, verb: str) -> Iterator[None]:
-        """Do nothing before and after the block."""
-        yield
-
-    def upload_top(self) -> None:
-        """Do nothing, as the run is here."""
-
-
-class MirroredRun:
-    """Folder of this machine for a run in a bucket, whose path follows from the address."""
-
-    is_mirrored = True
-
-    def __init__(self, run: str) -> None:
+        Args:
+            run: Path below runs/, or the address of a bucket's folder.
+        """
         self.run = run
-        self.folder = _mirror_of(run)
+        self.is_mirrored = is_address(run)
+        self.folder = _mirror_of(run) if self.is_mirrored else RUNS / run
 
     def fetch(self, verb: str = "", *, exactly: bool = False) -> None:
-        """Fetch what other machines have written to the run, or to the folder of a verb.
+        """Fetch what other machines have written to the run, or to the folder of a verb, if it is in a bucket.
 
         Args:
             verb: Folder to fetch; empty fetches the whole run.
             exactly: As in `fetch_folder`.
         """
-        fetch_folder(f"{self.run}/{verb}".rstrip("/"), exactly=exactly)
+        if self.is_mirrored:
+            fetch_folder(f"{self.run}/{verb}".rstrip("/"), exactly=exactly)
 
     @contextmanager
     def opened(self, verb: str) -> Iterator[None]:
-        """Keep other writers out of the folder of a verb, fetch it before the block and upload it afterwards."""
+        """Keep other writers out of a verb's folder in a bucket, fetch it before the block and upload it afterwards."""
+        if not self.is_mirrored:
+            yield
+            return
         address = f"{self.run}/{verb}"
         with folder_lock(rooted(address), "run"):
             fetch_folder(address, exactly=True)
@@ -86,16 +74,11 @@ class MirroredRun:
                 upload_folder(address)
 
     def upload_top(self) -> None:
-        """Upload the files that are not in the folder of a verb, and the cost of a pass."""
-        names = [path.name for path in self.folder.glob("*") if path.is_file() and _is_own(path)]
-        passes = self.folder.glob("precompute/*")
-        names += [f"precompute/{path.name}" for path in passes if _is_own(path)]
-        upload_folder(self.run, names)
-
-
-def files_of_run(run: str) -> LocalRun | MirroredRun:
-    """Return the folder of a run, which is a path below runs/ or the address of a bucket's folder."""
-    return MirroredRun(run) if is_address(run) else LocalRun(run)
+        """Upload the files that are not in the folder of a verb, and the cost of a pass, if the run is in a bucket."""
+        if self.is_mirrored:
+            paths = [*self.folder.glob("*"), *self.folder.glob("precompute/*")]
+            names = [path.relative_to(self.folder).as_posix() for path in paths if path.is_file()]
+            upload_folder(self.run, [name for name in names if _is_own(Path(name))])
 
 
 def _mirror_of(address: str) -> Path:

@@ -30,7 +30,7 @@ from permafrost.evaluation.results import (
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import STUDENTS, RunFolder, saved_options
-from permafrost.runs.mirrors import files_of_run
+from permafrost.runs.mirrors import RunFiles
 from permafrost.store.reader import Store
 from permafrost.training.distill import plan_student
 
@@ -249,7 +249,7 @@ class StudentRunner:
             tasks = [self.build_task(run) for run in missing.values()]
             for outcome in self.executor.run_tasks(tasks, show, self.at_once):
                 check_interrupted()
-                files_of_run(outcome.name).fetch()  # of the machine that ran it
+                RunFiles(outcome.name).fetch()  # of the machine that ran it
                 error = outcome.error or _invisible(missing[outcome.name])
                 if outcome.traceback:
                     logger.error("%s failed:", outcome.name)
