@@ -62,7 +62,9 @@ def parse_yaml(text: str | bytes) -> Any:
     if len(text) > _MAX_BYTES:
         raise YamlError(f"it has {len(text):,} bytes, of at most {_MAX_BYTES:,}")
     try:
-        return _build(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        _check_events(yaml.parse(text, Loader=loader))
+        return _tree_of(yaml.compose(text, Loader=loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -110,53 +112,38 @@ def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text_node)
 
 
-def _build(events: Any) -> Any:
-    """Build the tree of a stream of events, without recursion."""
-    root: list[Any] = []
-    open_nodes: list[Any] = [root]
-    names: list[str | None] = [None]
+def _check_events(events: Any) -> None:
+    """Raise YamlError for what is not supported, before any node is made."""
+    levels = documents = 0
     for event in events:
-        if isinstance(event, yaml.DocumentStartEvent) and root:
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > 1:
             raise YamlError("it has several documents")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise YamlError("it has an anchor or an alias (& or *), which is not supported")
         if getattr(event, "tag", None) is not None:
             raise YamlError(f"it has the tag {event.tag}, which is not supported")
-        if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            open_nodes.pop()
-            names.pop()
-            continue
-        if isinstance(event, yaml.ScalarEvent):
-            node: Any = str(event.value) if event.style else Plain(event.value)
-        elif isinstance(event, yaml.MappingStartEvent):
-            node = {}
-        elif isinstance(event, yaml.SequenceStartEvent):
-            node = []
-        else:
-            continue
-        parent = open_nodes[-1]
-        if isinstance(parent, list):
-            parent.append(node)
-        elif names[-1] is None:
-            names[-1] = _name(node, parent)
-            continue
-        elif node == "" and type(node) is Plain and ":" in names[-1]:
-            raise YamlError(f"write a space after the colon of {names[-1][:80]}")
-        else:
-            parent[names[-1]] = node
-            names[-1] = None
-        if isinstance(node, (dict, list)):
-            if len(open_nodes) > _MAX_LEVELS:
-                raise YamlError(f"it has more than {_MAX_LEVELS} levels")
-            open_nodes.append(node)
-            names.append(None)
-    return root[0] if root else None
+        levels += isinstance(event, yaml.CollectionStartEvent)
+        levels -= isinstance(event, yaml.CollectionEndEvent)
+        if levels > _MAX_LEVELS:
+            raise YamlError(f"it has more than {_MAX_LEVELS} levels")
 
 
-def _name(node: Any, parent: dict[str, Any]) -> str:
-    """Return the name of an entry of a mapping."""
-    if not isinstance(node, str):
-        raise YamlError("it has a mapping or a list as a name")
-    if node in parent:
-        raise YamlError(f"it has the name {str(node)[:80]!r} twice")
-    return str(node)
+def _tree_of(node: yaml.Node | None) -> Any:
+    if node is None:
+        return None
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value) if node.style else Plain(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_tree_of(member) for member in node.value]
+    tree: dict[str, Any] = {}
+    for name_node, value_node in node.value:
+        if not isinstance(name_node, yaml.ScalarNode):
+            raise YamlError("it has a mapping or a list as a name")
+        name, value = str(name_node.value), _tree_of(value_node)
+        if name in tree:
+            raise YamlError(f"it has the name {name[:80]!r} twice")
+        if value == "" and type(value) is Plain and ":" in name:
+            raise YamlError(f"write a space after the colon of {name[:80]}")
+        tree[name] = value
+    return tree
