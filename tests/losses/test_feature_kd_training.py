@@ -174,16 +174,15 @@ def test_several_teachers_are_weighed_and_the_labels_count_once():
     training.targets = view_targets
     training.model.eval()
 
-    def terms(teachers: list[StoredTargets], *weights: float) -> Any:
-        training.teacher_weights = weights
-        batch = replace(live_batch(0), targets=tuple(teachers))
+    def terms(*teachers: StoredTargets) -> Any:
+        batch = replace(live_batch(0), targets=teachers)
         return batch_loss(training, batch, FRAME).terms
 
-    first, second = terms([stored(0)]), terms([stored(1)])
-    both = terms([stored(0), stored(1)], 0.25, 0.75)
+    first, second = terms(stored(0)), terms(stored(1))
+    both = terms(stored(0), stored(1))
 
     assert first["at"] != second["at"]
-    mean = 0.25 * first["at"] + 0.75 * second["at"]
+    mean = (first["at"] + second["at"]) / 2
     assert both["at"].item() == pytest.approx(mean.item(), rel=1e-6)
     assert both["ce"].item() == pytest.approx(first["ce"].item(), rel=1e-6)
 

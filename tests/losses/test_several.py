@@ -264,10 +264,6 @@ def test_a_term_is_written_as_a_mapping_or_as_the_name_of_its_method():
             [{"teacher": "a", "method": {"kind": "e2kd", "map_control": "shuffled"}}],
             r"map_control is a negative control of a single method",
         ),
-        (
-            [{"teacher": "a", "method": {"kind": "kd", "teacher_weights": [1.0]}}],
-            r"set the term's weight instead",
-        ),
     ],
 )
 def test_terms_that_make_no_sense_are_refused_by_their_place(terms, message):

@@ -27,7 +27,7 @@ TEACHINGS = {
 }
 """Teachings of the papers, each with the words that make its options available."""
 NOT_OF_A_PAPER = {
-    *("kind", "teacher_weights", "label_smoothing", "distance", "teacher_stages", "terms"),
+    *("kind", "label_smoothing", "distance", "teacher_stages", "terms"),
     *("lambda_features", "lambda_embedding", "lambda_distance", "lambda_angle"),
     *("lambda_target", "lambda_others"),
 }

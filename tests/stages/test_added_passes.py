@@ -185,7 +185,7 @@ def test_another_pass_makes_another_run(one_pass):
 def test_the_order_of_several_teachers_is_part_of_a_run(one_pass):
     one_pass.add_passes()
     names = names_in(one_pass.store)[1:]
-    method = KDConfig(teacher_weights=(0.9, 0.1))
+    method = KDConfig()
     distill.run(with_teacher(distill_config(one_pass, method=method), *names))
 
     with pytest.raises(

@@ -158,7 +158,6 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         ("precompute", ["data=webdataset", "data.path=pipe:cat x"], "would run a command"),
         ("precompute", ["store.format=jpeg"], "original, jpeg95, raw"),
-        ("distill", ["method.teacher_weights=[0.5,0.6]"], "sum to 1"),
         ("sweep", [], "arms is empty"),
         ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
         ("sweep", ["experiment=demo", "seeds=1,2"], "seeds must be a list, got '1,2'"),

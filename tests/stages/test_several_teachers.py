@@ -64,40 +64,38 @@ def student_of_teachers(store, teachers, **options):
     )
 
 
-def batch_loss_of(store, names, weights=()):
+def batch_loss_of(store, names, *, sums=False):
     torch.manual_seed(0)
     model = build_model(replace(FIRST, weights=None), 10)
-    method = E2KDConfig(tau=2.0, lambda_map=3.0, lambda_ce=0.5, teacher_weights=weights)
+    method = E2KDConfig(tau=2.0, lambda_map=3.0, lambda_ce=0.5)
     training = Training(
         model=model,
         loss=build_loss(method),
         optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
-        teacher_weights=weights,
+        sums_teachers=sums,
     )
     dataset = StoreDataset(store, np.arange(8), store.open_passes(names))
     return batch_loss(training, dataset.__getitems__(list(range(8))), store.size)
 
 
-@pytest.mark.parametrize("weights", [(0.3, 0.7), (1.0, 0.0), ()])
-def test_the_loss_of_two_teachers_is_the_weighted_sum_of_each_one_s(two_teachers, weights):
+@pytest.mark.parametrize(("sums", "weight"), [(False, 0.5), (True, 1.0)])
+def test_the_loss_of_two_teachers_is_the_mean_or_the_sum_of_each_one_s(two_teachers, sums, weight):
     first, second = (batch_loss_of(two_teachers, [name]) for name in names_of(two_teachers))
     assert not torch.allclose(first.total, second.total)
 
-    both = batch_loss_of(two_teachers, names_of(two_teachers), weights)
+    both = batch_loss_of(two_teachers, names_of(two_teachers), sums=sums)
 
-    a, b = weights or (0.5, 0.5)
-    torch.testing.assert_close(both.total, a * first.total + b * second.total)
+    torch.testing.assert_close(both.total, weight * (first.total + second.total))
     for name, term in both.terms.items():
-        torch.testing.assert_close(term, a * first.terms[name] + b * second.terms[name])
-    # The label term is counted once.
-    torch.testing.assert_close(both.terms["ce"], first.terms["ce"])
+        torch.testing.assert_close(term, weight * (first.terms[name] + second.terms[name]))
+    # The label term of a mean is counted once.
+    torch.testing.assert_close(both.terms["ce"], 2 * weight * first.terms["ce"])
 
 
 def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(two_teachers):
     names = names_of(two_teachers)
-    method = E2KDConfig(teacher_weights=(0.25, 0.75))
 
-    distill.run(student_of_teachers(two_teachers, names, method=method))
+    distill.run(student_of_teachers(two_teachers, names, method=E2KDConfig()))
 
     assert SavedNetwork(RUNS / "student" / "distill").describe().teachers == names
     evaluated = evaluate.run(
@@ -110,15 +108,7 @@ def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(two_teachers)
     assert "agreement" in evaluated.splits["test"]
 
 
-def test_teachers_that_do_not_fit_together_are_refused(two_teachers, tmp_path):
-    names = names_of(two_teachers)
-    with pytest.raises(ConfigError, match="one weight for each of the 2 passes"):
-        distill.run(
-            student_of_teachers(two_teachers, names, method=E2KDConfig(teacher_weights=(1.0,)))
-        )
-    with pytest.raises(ConfigError, match="must be >= 0 and sum to 1"):
-        E2KDConfig(teacher_weights=(0.5, 0.6))
-
+def test_teachers_that_do_not_fit_together_are_refused(tmp_path):
     path = tmp_path / "store"
     for teacher in (FIRST, replace(SECOND, classes=12)):
         precompute.run(precompute_config(path, teacher))

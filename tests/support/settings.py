@@ -192,7 +192,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "e2kd.topk": {"method": E2KD, "teacher": "topk"},
     "e2kd.several_classes": {"method": E2KD, "teacher": "several_classes"},
     "e2kd.two_teachers": {
-        "method": E2KDConfig(tau=4.0, teacher_weights=(0.25, 0.75)),
+        "method": E2KDConfig(tau=4.0),
         "teacher": ("frozen", "several_classes"),
     },
     "several": {

@@ -218,7 +218,6 @@ def test_a_live_student_is_evaluated_against_the_stores_pass(frozen):
         (["teacher=none"], "mode=live needs the teacher network"),
         (["method=labels"], "method=labels uses no teacher"),
         (["teacher.frame=center_crop"], "a live teacher receives the student's view"),
-        (["method.teacher_weights=[1.0]"], "mode=live has one teacher"),
         (["method.map_control=unaugmented"], "needs a stored map of another view"),
     ],
 )

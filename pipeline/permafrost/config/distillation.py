@@ -24,7 +24,6 @@ from permafrost.config.methods import (
     MethodSetting,
     Mode,
     SeveralConfig,
-    SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role
@@ -214,9 +213,4 @@ class DistillConfig(Options):
                 self.teacher.frame == "full",
                 f"teacher.frame={self.teacher.frame} is for precompute; a live teacher receives the student's view: "
                 "set teacher.frame=full",
-            )
-        if isinstance(self.method, SoftTargetsConfig):
-            require(
-                not self.method.teacher_weights,
-                "method.teacher_weights weights the passes of a store; mode=live has one teacher, so leave it empty",
             )

@@ -131,16 +131,6 @@ class SoftTargetsConfig(MethodConfig):
 
     tau: Annotated[float, Gt(0)] = 1.0
     """Temperature of the soft targets."""
-    teacher_weights: tuple[float, ...] = ()
-    """Weight of each pass of store.teacher, in that order, summing to 1; empty weights all equally."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.teacher_weights
-            or (min(self.teacher_weights) >= 0 and abs(sum(self.teacher_weights) - 1) < 1e-6),
-            f"method.teacher_weights must be >= 0 and sum to 1, got {list(self.teacher_weights)}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -482,10 +472,6 @@ class SeveralConfig(MethodConfig):
             require(
                 getattr(method, "map_control", "none") == "none",
                 f"{where}.method: map_control is a negative control of a single method; set it to none",
-            )
-            require(
-                not getattr(method, "teacher_weights", ()),
-                f"{where}.method: teacher_weights weights the passes of store.teacher; set the term's weight instead",
             )
 
     def check(self, setting: MethodSetting) -> None:

@@ -179,28 +179,22 @@ class LossTerms:
     """Additional numbers to log."""
 
 
-def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTerms:
-    """Combine the losses of several teachers, summing all values with the teachers' weights.
+def weighted_sum(parts: Sequence[LossTerms], weight: float) -> LossTerms:
+    """Combine the losses of several teachers, summing all values with a weight.
 
     A term that only some of them have is summed over these.
 
     Args:
         parts: Losses, one for each teacher.
-        weights: Weight of each of them.
+        weight: Weight of each of them.
     """
-    if len(parts) == 1 and weights[0] == 1:
+    if len(parts) == 1:
         return parts[0]
 
     def total(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         names = dict.fromkeys(name for mapping in values for name in mapping)
         return {
-            name: torch.stack(
-                [
-                    weight * each[name]
-                    for weight, each in zip(weights, values, strict=True)
-                    if name in each
-                ]
-            ).sum()
+            name: torch.stack([weight * each[name] for each in values if name in each]).sum()
             for name in names
         }
 

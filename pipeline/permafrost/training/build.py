@@ -101,7 +101,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         if spec.target_source is None
         else attribution_named(model.explainer),
         targets=targets,
-        teacher_weights=spec.teacher_weights,
+        sums_teachers=spec.sums_teachers,
         seed=spec.seed,
         compute_settings=compute_settings,
         distributed=distributed,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import SeveralConfig
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.training import TrainerOptions
 from permafrost.core.progress import show_epochs
@@ -44,7 +45,6 @@ from permafrost.training.student_passes import (
     live_teacher,
     open_passes,
     open_student_store,
-    teacher_weights_of,
     with_named_passes,
 )
 
@@ -252,7 +252,7 @@ class StudentPlan(TrainingJob):
             explainer=explainer_of(passes, loss) or DEFAULT_EXPLAINER
             if live is None
             else live_explainer.kind,
-            teacher_weights=teacher_weights_of(config, passes),
+            sums_teachers=isinstance(config.method, SeveralConfig),
             replays=config.mode == "replay",
             views_per_step=config.views.per_step,
             expand_views=pkgutil.resolve_name(expansion) if expansion else None,

@@ -33,8 +33,8 @@ class TrainingSpec:
     trainer: TrainerOptions
     seed: int
     explainer: str = DEFAULT_EXPLAINER
-    teacher_weights: tuple[float, ...] = ()
-    """Weights of the teachers' losses, see Training."""
+    sums_teachers: bool = False
+    """True to add the losses of the teachers, which have weights of their own, in place of their mean."""
     replays: bool = False
     """True to train on the views stored in the dataset's passes, which ignores `augment.operations`."""
     views_per_step: int = 1

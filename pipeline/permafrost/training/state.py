@@ -50,8 +50,8 @@ class Training:
     """Explainer of the teacher, so that equal maps mean equal explanations. It is not part of a checkpoint."""
     targets: TargetSource = view_targets
     """Source of the teachers' targets, before what the loss changes of them."""
-    teacher_weights: tuple[float, ...] = ()
-    """Weights of the teachers' losses, summing to 1, or empty for equal weights."""
+    sums_teachers: bool = False
+    """True to add the losses of the teachers, which have weights of their own, in place of their mean."""
     seed: int = 0
     """Seed of the random draws within a step, such as dropout masks."""
     compute_settings: ComputeSettings = field(default_factory=ComputeSettings)

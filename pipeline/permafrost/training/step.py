@@ -81,7 +81,7 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     ]
     # 4. The loss with each teacher.
     terms = [training.loss(output, targets, inputs.labels) for output, targets in pairs]
-    total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+    total = weighted_sum(terms, 1.0 if training.sums_teachers else 1 / len(terms))
     accuracy = _training_accuracy(training, student.output, inputs)
     return replace(total, statistics=total.statistics | accuracy)
 

@@ -162,7 +162,7 @@ def check_passes(
     Raises:
         StoreMismatchError: If a pass does not have what the method reads, or the passes differ in views, classes or
             explainer.
-        ConfigError: If method.teacher_weights does not have one weight for each pass.
+        ConfigError: If the student has other classes.
     """
     for teacher in passes:
         if teacher.manifest.teacher.get("frame") == "unknown" and not config.store.unknown_views:
@@ -188,12 +188,6 @@ def check_passes(
             "classes; leave out student.classes",
         )
     _check_alike("explainer", _with_maps(passes, loss))
-    weights = teacher_weights_of(config, passes)
-    require(
-        len(weights) in (0, len(passes)),
-        f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
-        f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}",
-    )
 
 
 def _check_mixtures(config: DistillConfig, teacher: TeacherPass) -> None:
@@ -434,14 +428,6 @@ def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
             f"temperatures {', '.join(f'{temperature:g}' for temperature in known)} only; choose one of "
             "them, or make a pass with annotate.temperatures"
         )
-
-
-def teacher_weights_of(config: DistillConfig, passes: Sequence[TeacherPass]) -> tuple[float, ...]:
-    """Return the weights of the passes in the loss, empty if they count equally."""
-    method = config.method
-    if isinstance(method, SeveralConfig):  # whose terms have weights
-        return (1.0,) * len(passes)
-    return method.teacher_weights if isinstance(method, SoftTargetsConfig) else ()
 
 
 def compared_passes(

@@ -309,7 +309,7 @@ def test_a_stored_hint_is_that_of_a_live_teacher(ked_store):
 
 
 def test_a_hint_of_several_teachers_is_refused(ked_store):
-    method = KEDConfig(lambda_hint=1.0, teacher_weights=(0.5, 0.5))
+    method = KEDConfig(lambda_hint=1.0)
     (teacher,) = ked_store.store.open_passes()
     config = still(ked_store, method=method)
 
