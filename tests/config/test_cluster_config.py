@@ -169,7 +169,10 @@ def calls(monkeypatch):
     return made
 
 
-def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_packages(calls):
+def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_packages(
+    calls, monkeypatch
+):
+    monkeypatch.setattr("permafrost.config.plugins._PLACES", {})  # of other tests in this process
     with ray_session(ExistingClusterConfig(threads_per_actor=3), 8):
         assert os.environ["RAY_AUTH_MODE"] == "token"
 
