@@ -77,6 +77,7 @@ def learn(store_path, model_config, distributed):
         log.add(training, terms, len(batch.keys))
         gradients = [parameter.grad.clone() for parameter in training.model.parameters()]
         seen.append((batch.keys, batch.canonical_from_view, gradients))
+    log.flush(training)
     return {"seen": seen, "line": lines[0]}
 
 
