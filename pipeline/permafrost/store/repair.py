@@ -1,7 +1,7 @@
 """Repair of a finished store that has lost files: its tables from the receipts, its shards from the data.
 
-Lost shards of a store of one generation are missing ones of its packing (pack.py). Where there are several generations, the
-listed records are compared with the store first, and each generation is packed again as it was.
+Lost shards of a store of one generation are missing ones of its packing (pack.py). Where there are several generations,
+the listed records are compared with the store first, and each generation is packed again as it was.
 """
 
 from __future__ import annotations
