@@ -77,7 +77,7 @@ def test_the_divergence_is_that_of_the_named_classes_and_the_rest():
 
 
 @pytest.mark.parametrize("tau", TEMPERATURES)
-def test_with_all_classes_value_and_gradient_are_those_all_logits_option(tau):
+def test_with_all_classes_value_and_gradient_are_those_of_kd(tau):
     teacher, student = draw(6, 7), draw(6, 7, seed=1).requires_grad_()
 
     pairs = []
@@ -91,7 +91,7 @@ def test_with_all_classes_value_and_gradient_are_those_all_logits_option(tau):
 
 
 @pytest.mark.parametrize("tau", TEMPERATURES)
-def test_the_divergence_rises_with_k_towards_that_all_logits_option(tau):
+def test_the_divergence_rises_with_k_towards_that_of_all_logits(tau):
     teacher, student = draw(5, 8), draw(5, 8, seed=1)
 
     each = [top_logits_divergence(student, largest(teacher, k), tau) for k in range(1, 9)]
@@ -108,7 +108,7 @@ def test_the_divergence_rises_with_k_towards_that_all_logits_option(tau):
     assert (each[0] < 0.9 * dense).any()  # a control: the bound is not tight
 
 
-def test_it_is_the_divergence_all_logits_option_if_the_student_divides_the_rest_as_the_teacher_does():
+def test_it_is_the_divergence_of_all_logits_if_the_student_divides_the_rest_as_the_teacher_does():
     teacher, student = draw(4, 6), draw(4, 6, seed=1)
     stored = largest(teacher, 2)
     apart = student.gather(1, stored.classes)
@@ -239,7 +239,7 @@ def test_batches_have_the_largest_logits_through_packing_and_moving(frozen):
         _ = loaded.logits
 
 
-def test_students_of_all_classes_are_those_all_logits_option(frozen):
+def test_students_of_all_classes_are_those_of_all_logits(frozen):
     base, name = frozen(10)
     (every,) = (f.name for f in base.store.pass_folders() if f.name != name)
     losses = []

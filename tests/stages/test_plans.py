@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from permafrost.cli import describe_plan, run_typed_command
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, UserError
 from permafrost.store.entries import StoreMismatchError
 
 DATA = (
@@ -77,6 +77,25 @@ def test_a_plan_refuses_what_the_command_would_refuse(here):
         plan("distill", "method=kd", "run=one", *STUDENT)
     with pytest.raises(ConfigError, match="verify has no plan"):
         plan("verify")
+
+
+def test_a_plan_of_a_student_refuses_what_its_store_cannot_give(here):
+    run("precompute", *DATA, *TEACHER, "executor=serial", "annotate.logits=topk")
+    words = ("run=one", "trainer.batch_size=8", *STUDENT)
+    refused = {
+        "needs the logits of all classes": ["method=dkd"],
+        "holds no payload attention": ["method=at"],
+        "the store has no split 'tset'": ["method=kd", "curve.splits=[tset]"],
+        "has no split 'other'": ["method=kd", "select_epoch=other.accuracy"],
+        "40 records, fewer than trainer.batch_size=64": ["method=kd", "trainer.batch_size=64"],
+    }
+    for message, options in refused.items():
+        with pytest.raises(UserError, match=message) as raised:
+            plan("distill", *words, *options)
+        assert "dkd" not in str(raised.value).partition("it can serve")[2]
+    plan("distill", *words, "method=kd")
+    run("distill", *words, "method=kd")
+    assert plan("distill", *words, "method=kd")["folder"] == "runs/one/distill, finished"
 
 
 def test_a_plan_of_a_sweep_counts_its_students_and_those_that_are_not_finished(here):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
+from permafrost.loading.subset import require_one_batch
 
 FOREIGN_LOADER = (
     "another loader has been made of the parts of a RecordLoader, which has its own order and views: leave it out of "
@@ -143,11 +144,8 @@ class GlobalBatchSampler:
             batch_size % world_size == 0,
             f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks",
         )
-        require(
-            num_records >= batch_size or not drop_last,
-            f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
-            "lower trainer.batch_size or select more records",
-        )
+        if drop_last:
+            require_one_batch(num_records, batch_size, batch_size)
         self.order = order
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size

@@ -20,7 +20,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.distillation import DistillConfig
@@ -29,7 +29,12 @@ from permafrost.config.paths import with_absolute_paths
 from permafrost.config.training import TrainerOptions
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.trained_student import TrainedStudent
-from permafrost.loading.subset import select_training_rows
+from permafrost.loading.subset import (
+    HOLDOUT,
+    require_one_batch,
+    rows_of_split,
+    select_training_rows,
+)
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
@@ -50,6 +55,7 @@ from permafrost.training.student_passes import (
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
+    from permafrost.losses.base import DistillationLoss
     from permafrost.models.classifier import Classifier
     from permafrost.training.spec import TrainingSpec
 
@@ -106,7 +112,7 @@ def plan_student(config: DistillConfig) -> StudentPlan:
     store = open_student_store(config, records)
     recorded = records.in_store(store.manifest.fingerprint, replays=replays)
     resolved = with_named_passes(resolve_distill(config, store), store, recorded)
-    return StudentPlan(resolved, folder, store).check_folder()
+    return StudentPlan(resolved, folder, store).check_folder().check_contents()
 
 
 class StudentPlan(TrainingJob):
@@ -202,30 +208,58 @@ class StudentPlan(TrainingJob):
                 next=self.next_command(),
             )
 
+    def check_contents(self) -> Self:
+        """Return the plan, after the checks of splits, batches and what the method reads, unless it is finished.
+
+        Raises:
+            ConfigError: If a split does not exist, or an epoch has no batch.
+            StoreMismatchError: If a pass does not have what the method reads.
+        """
+        if SavedNetwork(self.folder).is_finished:
+            return self
+        splits = {*self.options.curve.splits, (self.options.select_epoch or "").partition(".")[0]}
+        for split in splits - {"", HOLDOUT}:
+            rows_of_split(self.store.index, split)
+        self._plan_loss()
+        rows = select_training_rows(self.store.index, self.options.split, self.options.subset)
+        batch_size, per_step = self.trainer.batch_size, self.options.views.per_step
+        require_one_batch(len(rows), batch_size // per_step, batch_size)
+        return self
+
+    def _plan_loss(self) -> tuple[DistillationLoss, int]:
+        """Build the loss, after the checks of what it reads; return it and the student's number of classes."""
+        from permafrost.losses.base import build_loss
+
+        config, passes = self.options, self.passes
+        loss = build_loss(config.method)
+        if passes:
+            check_passes(config, passes, loss)
+        if config.mode == "replay":
+            self.store.compared_with(passes)  # refused now and not after the last epoch
+        with_logits = (teacher.num_classes for teacher in passes if teacher.manifest.has_logits)
+        # Without logits and labels the last layer is not trained, and has one output.
+        num_classes = next(with_logits, max(1, len(self.store.manifest.classes)))
+        live = live_teacher(config)
+        if live is not None:
+            num_classes = live.classes or num_classes
+        loss.plan(config, passes, num_classes)
+        return loss, num_classes
+
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         from permafrost.loading.dataset import StoreDataset, rows_with_targets
         from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.losses.base import build_loss
         from permafrost.models.explanations import DEFAULT_EXPLAINER, resolve_explainer
         from permafrost.training.epoch_selection import plan_curve, select_epochs
         from permafrost.training.spec import TrainingSpec
 
         config, store, passes = with_absolute_paths(self.options), self.store, self.passes
+        loss, num_classes = self._plan_loss()
         rows = select_training_rows(store.index, config.split, config.subset)
-        loss = build_loss(config.method)
         if passes:
-            check_passes(config, passes, loss)
             rows = rows_with_targets(store, rows, passes)
-        if config.mode == "replay":
-            store.compared_with(passes)  # refused now and not after the last epoch
-        with_logits = (teacher.num_classes for teacher in passes if teacher.manifest.has_logits)
-        # Without logits and labels the last layer is not trained, and has one output.
-        num_classes = next(with_logits, max(1, len(store.manifest.classes)))
         live, live_explainer = live_teacher(config), config.explainer
         if live is not None:
-            num_classes = live.classes or num_classes
             live_explainer = resolve_explainer(config.explainer, store, num_classes)
-        loss.plan(config, passes, num_classes)
         expansion = config.views.expansion if config.mode == "live" else ""
         return TrainingSpec(
             dataset=StoreDataset(

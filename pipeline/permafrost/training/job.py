@@ -147,7 +147,9 @@ class TrainingJob(Plan):
         """Trainer options, such as epochs and number of ranks."""
 
     def describe_folder(self) -> str:
-        """Return the folder, and whether a checkpoint in it is continued."""
+        """Return the folder, and whether it is finished or a checkpoint in it is continued."""
+        if SavedNetwork(self.folder).is_finished:
+            return f"{self.folder}, finished"
         is_begun = (self.folder / CHECKPOINT_NAME).exists()
         return f"{self.folder}{', from its checkpoint' if is_begun else ''}"
 

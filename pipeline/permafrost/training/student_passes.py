@@ -236,6 +236,8 @@ def served_methods(teacher: TeacherPass) -> list[str]:
         if not (is_own and is_single) or options.live_views:
             continue
         method = options()
+        if teacher.manifest.temperatures and method.all_logits_option:
+            continue
         if all(
             _lack(teacher, needs) is None for needs in build_loss(method).needs_of(teacher.name)
         ):
