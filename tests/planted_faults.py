@@ -5,7 +5,7 @@
 
 A fault changes one place: a comparison, a condition, a number (also an axis), an operator, or a check that is left out.
 It is found if a test fails of the files that name its module, or of the tests of its package. The file is restored
-after each. For a checkout of its own, as it edits the tree.
+after each. Run it in a separate checkout, as it edits the tree.
 """
 
 from __future__ import annotations
