@@ -166,12 +166,11 @@ def fit(
                 training.step += 1
                 training.global_step += 1
                 log.add(training, terms, len(batch.keys))
-                if training.step == stream.num_steps:
-                    break
-                if log.is_due:
-                    log.flush(training)
-                if _is_nth(training.global_step, trainer.checkpoint_every_steps):
-                    save()
+                if training.step < stream.num_steps:
+                    if log.is_due:
+                        log.flush(training)
+                    if _is_nth(training.global_step, trainer.checkpoint_every_steps):
+                        save()
             epochs_done = training.epoch + 1
             numbers: Mapping[str, float] = {}
             if curve is not None and is_first:
