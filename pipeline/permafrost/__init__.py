@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from permafrost.cluster.store_dataset import ray_dataset
     from permafrost.config.models import Picture
     from permafrost.core.errors import UserError
+    from permafrost.functions import distill, evaluate, precompute, preview, sweep, teach
     from permafrost.library import (
         OpenStore,
         augmentation,
-        distill,
-        evaluate,
         explain,
+        list_evaluators,
+        list_explainers,
+        list_methods,
+        list_networks,
+        load_store,
         load_student,
         open_store,
-        precompute,
-        preview,
-        sweep,
-        teach,
     )
     from permafrost.loading.record_loader import RecordLoader
+    from permafrost.loading.samples import StoreSamples
     from permafrost.losses.labels import bce_loss
     from permafrost.losses.logit_distances import kd_loss, mld_loss
     from permafrost.losses.map_distances import map_cosine
@@ -56,18 +57,23 @@ _let_threads_sleep()
 _MODULES = {
     "Picture": "permafrost.config.models",
     "RecordLoader": "permafrost.loading.record_loader",
+    "StoreSamples": "permafrost.loading.samples",
     "UserError": "permafrost.core.errors",
     "bce_loss": "permafrost.losses.labels",
     "kd_loss": "permafrost.losses.logit_distances",
     "map_cosine": "permafrost.losses.map_distances",
     "mld_loss": "permafrost.losses.logit_distances",
     "ray_dataset": "permafrost.cluster.store_dataset",
+    **dict.fromkeys(
+        ("distill", "evaluate", "precompute", "preview", "sweep", "teach"), "permafrost.functions"
+    ),
 }
 
 __all__ = [
     "OpenStore",
     "Picture",
     "RecordLoader",
+    "StoreSamples",
     "UserError",
     "augmentation",
     "bce_loss",
@@ -75,6 +81,11 @@ __all__ = [
     "evaluate",
     "explain",
     "kd_loss",
+    "list_evaluators",
+    "list_explainers",
+    "list_methods",
+    "list_networks",
+    "load_store",
     "load_student",
     "map_cosine",
     "mld_loss",
@@ -94,7 +105,7 @@ def __getattr__(name: str) -> Any:
         from permafrost.config.verbs import VERBS
 
         if name in VERBS:  # of a package
-            return import_module("permafrost.library").verb_function(name)
+            return import_module("permafrost.functions").verb_function(name)
     raise AttributeError(f"module 'permafrost' has no attribute {name!r}")
 
 

@@ -9,11 +9,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import Any
 
 from permafrost.config.compose import complete_arguments, compose
@@ -134,12 +135,17 @@ def _without_cfg(arguments: Sequence[str]) -> list[str]:
     return [*arguments[:place], *arguments[place + 2 :]]
 
 
-def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
+Objects = Mapping[str, Mapping[str, Any]]
+"""Values that no argument can name, such as a network in memory, by section and field."""
+
+
+def run_typed_command(verb: str, arguments: Sequence[str], objects: Objects | None = None) -> Any:
     """Run a verb with the arguments of a command line, and return its result.
 
     Args:
         verb: Name of the verb.
         arguments: Arguments of the command line.
+        objects: Objects of the program that calls it; None for a command.
 
     Raises:
         ConfigError: If the arguments do not fit the verb or its options.
@@ -150,7 +156,7 @@ def run_typed_command(verb: str, arguments: Sequence[str]) -> Any:
     with ExitStack() as stack:
         stack.enter_context(_named_packages(verb))
         function = described.load()
-        config, composed = _configure(verb, arguments)
+        config, composed = _configure(verb, arguments, objects or {})
         stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if "run" in composed:
@@ -207,11 +213,15 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
             return described
 
 
-def _configure(verb: str, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+def _configure(
+    verb: str, arguments: Sequence[str], objects: Objects = MappingProxyType({})
+) -> tuple[Any, dict[str, Any]]:
     """Return the options of a command, and all sections as plain values."""
     complete = complete_arguments(verb, arguments)
     composed = compose(verb, complete) | {"command": [verb, *arguments]}
     config = place_paths(build_verb_config(verb, composed))
+    for section, values in objects.items():
+        config = replace(config, **{section: replace(getattr(config, section), **values)})
     check_arguments = VERBS[verb].check_arguments
     if check_arguments is not None:
         check_arguments(complete, composed, config)

@@ -1,15 +1,12 @@
-"""The public functions: a store for a training loop of one's own, explanations, and a function for each verb.
+"""The public functions besides those of the verbs: a store for a training loop of one's own, explanations, lists.
 
-`permafrost` itself exports them, and imports them on first use. A function of a verb takes the arguments of its command
-line, as text or as keyword arguments, and runs it, so that both make the same files:
-
-    permafrost.distill("experiment=demo", run="mine", method="e2kd", tau=4)
-    permafrost distill experiment=demo run=mine method=e2kd method.tau=4
+`permafrost` itself exports them, and imports them on first use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,15 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from permafrost.cli import run_typed_command
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_config
 from permafrost.config.compose import compose
-from permafrost.config.points import arguments_of_options
 from permafrost.config.store import STORE_METHODS, SubsetOptions
-from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, require
-from permafrost.evaluation.evaluate import EvaluateResult
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import (
     HOLDOUT,
@@ -43,8 +36,7 @@ from permafrost.store.reader import Store
 from permafrost.store.shard_records import shard_table
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview
-    from permafrost.training.distill import DistillResult
+    from permafrost.loading.samples import StoreSamples
 
 # ---- a store -------------------------------------------------------------------------------------
 
@@ -230,6 +222,39 @@ def augmentation(name: str = "pad_crop_flip", **options: Any) -> AugmentOptions:
     return build_config(AugmentOptions, values | options, "augment")
 
 
+def load_store(
+    path: str | Path,
+    split: str = "train",
+    *,
+    teacher: str | None = None,
+    augment: AugmentOptions | str | None = None,
+    seed: int = 0,
+) -> StoreSamples:
+    """Open a split of a store as a map-style dataset, for any DataLoader, sampler or trainer.
+
+    `RecordLoader` reads the same records faster (docs/howto/own-loop.md).
+
+    Args:
+        path: Folder of the store.
+        split: Name of the split.
+        teacher: Name of a teacher pass; None reads the only one.
+        augment: Random views, of `augmentation` or their name; None gives whole frames.
+        seed: Seed of the views, which are a function of it, of the epoch (`set_epoch`) and of the number of the record.
+
+    Raises:
+        UserError: If there is no such store, split or pass.
+
+    Example:
+        >>> samples = load_store(path, augment="pad_crop_flip")
+        >>> len(samples), samples[0].image.shape, samples[0].logits.shape
+        (40, torch.Size([3, 16, 16]), torch.Size([10]))
+    """
+    from permafrost.loading.samples import StoreSamples
+
+    views = augmentation(augment) if isinstance(augment, str) else augment
+    return StoreSamples(open_store(path).select(split), teacher=teacher, augment=views, seed=seed)
+
+
 # ---- networks ------------------------------------------------------------------------------------
 
 
@@ -348,13 +373,17 @@ def _check_explained(classes: Tensor, outputs: int, at_least: int) -> None:
     )
 
 
-def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
+def load_student(
+    run: str | Path, *, network: nn.Module | None = None, plugins: Sequence[str] = ()
+) -> Classifier:
     """Load the frozen network of a finished run, from images in [0, 1] to `ModelOutput`.
 
     Its attribute `picture` is what `permafrost evaluate` shows it of an image, for `RecordLoader(frame=...)`.
 
     Args:
         run: Name of a run below runs/, or the folder of a trained network.
+        network: Module of the same architecture, for a run of `distill(student=module)`; the weights are loaded into a
+            copy. Other verbs of this program then know the network of the run, too.
         plugins: Files and modules of your own that the network needs, as the option `plugins` names them.
 
     Raises:
@@ -375,75 +404,49 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     folder = next((path for path in candidates if SavedNetwork(path).is_finished), None)
     if folder is None:
         raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")
-    network, trained = SavedNetwork(folder).load()
-    network.picture = trained.picture
-    return network
+    if network is not None:
+        SavedNetwork(folder).build_from(network)
+    student, trained = SavedNetwork(folder).load()
+    student.picture = trained.picture
+    return student
 
 
-# ---- verbs ---------------------------------------------------------------------------------------
+# ---- lists ---------------------------------------------------------------------------------------
 
 
-def run_verb(verb: str, *arguments: str, **options: Any) -> Any:
-    """Run a verb in this process, and return its result.
+def list_methods() -> list[str]:
+    """Return the losses of students, the values of `method=`, with those of plug-ins."""
+    from permafrost.config.methods import METHODS
+
+    return sorted(METHODS)
+
+
+def list_networks(pattern: str = "*") -> list[str]:
+    """Return networks as kind/name, such as torchvision/resnet18 for `student=torchvision student.name=resnet18`.
 
     Args:
-        verb: Name of the verb.
-        *arguments: Arguments of the command line, as text.
-        **options: Options as keyword arguments (`permafrost.config.points.arguments_of_options`).
-
-    Raises:
-        UserError: Where the command would end with an error.
-    """
-    return run_typed_command(verb, arguments_of_options(verb, arguments, options))
-
-
-def verb_function(verb: str) -> Callable[..., Any]:
-    """Return the function of a verb that a package adds, `permafrost.<verb>`, with the docstring that it states."""
-
-    def function(*arguments: str, **options: Any) -> Any:
-        return run_verb(verb, *arguments, **options)
-
-    function.__name__ = function.__qualname__ = verb
-    function.__doc__ = VERBS[verb].python or VERBS[verb].help.partition("\n")[0]
-    return function
-
-
-def preview(*arguments: str, **options: Any) -> Preview:
-    """Preview what is understood of data before anything is packed. The result has `classes`, `counts` and `findings`.
+        pattern: Pattern of the name, as in "resnet*".
 
     Example:
-        >>> preview(data="digits").counts.records["train"]
-        1046
+        >>> [name for name in list_networks("resnet1*") if name.startswith("torchvision")]
+        ['torchvision/resnet101', 'torchvision/resnet152', 'torchvision/resnet18']
     """
-    result: Preview = run_verb("preview", *arguments, **options).preview
-    return result
+    from permafrost.config.models import MODELS
+    from permafrost.models.providers import names_of_kind
+
+    names = [f"{kind}/{name}" for kind in MODELS for name in names_of_kind(kind)]
+    return sorted(name for name in names if fnmatchcase(name.partition("/")[2], pattern))
 
 
-def precompute(*arguments: str, **options: Any) -> Any:
-    """Pack inputs into a store, and store the logits and explanations of a frozen teacher once.
+def list_explainers() -> list[str]:
+    """Return the functions from a network to its maps, the values of `explainer=`, with those of plug-ins."""
+    from permafrost.config.explainers import EXPLAINERS
 
-    The result has the folder `store`, the names of the `passes`, and the `teacher_accuracy` by split.
-    """
-    return run_verb("precompute", *arguments, **options)
-
-
-def teach(*arguments: str, **options: Any) -> Any:
-    """Train a teacher on a store's labels. The result has the file of its `weights`, and `accuracy` by split."""
-    return run_verb("teach", *arguments, **options)
+    return sorted(EXPLAINERS)
 
 
-def distill(*arguments: str, **options: Any) -> DistillResult:
-    """Train one student from a store. The result has its folder `student`, and its network `model`."""
-    result: DistillResult = run_verb("distill", *arguments, **options)
-    return result
+def list_evaluators() -> list[str]:
+    """Return what measures a student, the names in `evaluators=`, with those of plug-ins."""
+    from permafrost.config.evaluation import EVALUATORS
 
-
-def evaluate(*arguments: str, **options: Any) -> EvaluateResult:
-    """Evaluate a finished student, its teacher or a network. The result has the metrics by split, `splits`."""
-    result: EvaluateResult = run_verb("evaluate", *arguments, **options)
-    return result
-
-
-def sweep(*arguments: str, **options: Any) -> Any:
-    """Train and evaluate the students of a sweep: arms, a grid of options, and seeds."""
-    return run_verb("sweep", *arguments, **options)
+    return sorted(EVALUATORS)

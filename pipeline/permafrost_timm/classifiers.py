@@ -524,4 +524,4 @@ class TimmEva(TimmVit):
         return net.norm_pre(tokens), blocks
 
 
-PROVIDER = Provider(build_timm, published_timm, save_for_hub)
+PROVIDER = Provider(build_timm, published_timm, save_for_hub, timm.list_models)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 from obstore.store import from_url
 
-from permafrost.library import run_verb
+from permafrost.functions import run_verb
 from permafrost.runs.folder import RunFolder
 from permafrost.storage import buckets
 from tests.support.buckets import KEYS, contents, files_below, memory_buckets, moto_server

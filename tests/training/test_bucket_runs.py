@@ -7,7 +7,7 @@ import obstore
 import pytest
 
 from permafrost.core.errors import UserError
-from permafrost.library import run_verb
+from permafrost.functions import run_verb
 from permafrost.runs import mirrors
 from permafrost.runs.folder import RunFolder
 from permafrost.storage import buckets, lock

@@ -132,7 +132,7 @@ def _join(path: str, name: str) -> str:
 
 def to_plain_dict(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to plain values, as YAML has them."""
-    names = [spec.name for spec in fields(config) if spec.name != "added"]
+    names = [spec.name for spec in fields(config) if spec.repr]
     return {
         name: _to_plain(getattr(config, name)) for name in (*names, *getattr(config, "added", ()))
     }

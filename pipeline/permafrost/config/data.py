@@ -209,12 +209,28 @@ class ImageTableDataConfig(ImageFileDataConfig):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryDataConfig(FileDataConfig):
+    """Dataset of a Python program: `permafrost.precompute(dataset=dataset)`."""
+
+    implementation: ClassVar[str] = "permafrost.sources.memory_dataset:MemorySource"
+    minimal: ClassVar[tuple[str, ...]] = ()
+
+    kind: Literal["memory"] = "memory"
+    sizes: Annotated[Literal["equal", "any"], Role.OUTSIDE_DATASET] = "any"
+    """Sizes of decoded images. equal: an image of another size than the first is an error."""
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    dataset: Any = field(default=None, repr=False)
+
+
 SOURCES: Family[type[DataConfig]] = Family(
     {
         cls.kind: cls
         for cls in (
             ImageFolderDataConfig,
             ImageTableDataConfig,
+            MemoryDataConfig,
         )
     }
 )

@@ -20,6 +20,8 @@ CENTER_CROP_FRACTION = 0.875
 """Fraction of the shorter side in the usual evaluation crop of classifiers, 224 of 256 pixels."""
 RANDOM = "random"
 """Value of `weights` for an untrained network, which is the same in every process."""
+MEMORY = "memory"
+"""Beginning of `weights` for a network in memory, before a colon and the digest of its state."""
 PRETRAINED = "pretrained"
 """Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
 
@@ -30,6 +32,11 @@ ModelOutputs = Literal["logits", "probabilities", "log_probabilities"]
 def is_published(weights: str | None) -> bool:
     """Return whether the option names weights published by the provider rather than a file."""
     return weights is not None and weights.partition(":")[0] == PRETRAINED
+
+
+def is_weights_file(weights: str | None) -> bool:
+    """Return whether the option names a file or folder, rather than published, random or no weights, or a state."""
+    return weights is not None and weights.partition(":")[0] not in (PRETRAINED, RANDOM, MEMORY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +270,36 @@ class ModuleConfig(ModelConfig):
         return super().resolve(option, store, columns)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryModelConfig(ModelConfig):
+    """Network of a Python program, as it is in memory: `permafrost.precompute(teacher=network)`."""
+
+    implementation: ClassVar[str] = "permafrost.models.memory_network:PROVIDER"
+
+    kind: Literal["memory"] = "memory"
+    name: str = "module"
+    """Name of the network's class."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layer: str = ""
+    """Name of the module that is explained, as with kind=module."""
+    outputs: Annotated[ModelOutputs, Role.IF_SET] = "logits"
+    """Outputs of the network, as with kind=module."""
+    code: Annotated[str | None, Role.IF_SET] = None
+    """SHA-256 of the code of the network's classes and of what they call, without installed packages; null where the
+    code cannot be read, as of a program that was typed. The network is then identified by its state alone."""
+    network: Any = field(default=None, repr=False)
+
+    def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
+        require(
+            self.network is not None,
+            f"{option}=memory: {self.name} is a network in the memory of a Python program, which no command can build; "
+            f"pass it there, as {option}=network or by permafrost.load_student(run, network=network), or name a "
+            f"function that builds it, {option}=module",
+        )
+        return super().resolve(option, store, columns)
+
+
 def rows_of_table(store: str, columns: int) -> str:
     """Describe what a store of a table holds, for messages."""
     return f"{store} holds rows of a table with {columns} columns"
@@ -372,6 +409,7 @@ MODELS: Family[type[ModelConfig]] = Family(
             CifarModelConfig,
             TorchvisionModelConfig,
             ModuleConfig,
+            MemoryModelConfig,
             SavedModelConfig,
         )
     }

@@ -157,7 +157,7 @@ def _options_of(cls: Hashable, added: tuple[tuple[str, type[Options]], ...]) -> 
     all_options = [
         _option(spec, [hint[spec.name] for hint in hints if spec.name in hint])
         for spec in fields(declaring)
-        if spec.name != "added"
+        if spec.repr  # others hold what no file has
     ]
     for name, options in added:
         outside = frozenset({Role.OUTSIDE_IDENTITY})

@@ -9,14 +9,12 @@ from typing import TypeVar
 
 from permafrost.config.cluster import ExistingClusterConfig
 from permafrost.config.environment import in_submitted_job
-from permafrost.config.models import is_published
+from permafrost.config.models import is_weights_file
 from permafrost.config.options import Options, Role, options_of
 from permafrost.core.errors import require
 from permafrost.storage.addresses import is_address
 
 C = TypeVar("C", bound=Options)
-
-_NO_FILES = ("", "random")
 
 
 def _require_absolute_paths(config: Options) -> None:
@@ -50,9 +48,7 @@ def _paths(config: Options, section: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_file(value: str | None) -> bool:
-    return (
-        value not in (None, *_NO_FILES) and not is_published(value) and not is_address(str(value))
-    )
+    return bool(value) and is_weights_file(value) and not is_address(str(value))
 
 
 def _is_unused(config: Options, name: str) -> bool:

@@ -26,7 +26,14 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 from permafrost.core.generators import SeededDraws
 from permafrost.loading.method_cache import MethodCache
-from permafrost.loading.recipes import BLOCK_SIZE, draw_policy, policy_matrices
+from permafrost.loading.recipes import (
+    BLOCK_SIZE,
+    KEPT_BLOCKS,
+    Places,
+    draw_policy,
+    policy_matrices,
+    rows_of_blocks,
+)
 from permafrost.loading.windows import Views, pixel_boxes, windows_of_boxes
 
 if TYPE_CHECKING:
@@ -220,6 +227,7 @@ class ViewSchedule:
         *,
         one_aspect: bool = True,
         whole_pixels: bool = False,
+        kept_blocks: int = KEPT_BLOCKS,
     ) -> None:
         """Configure the schedule.
 
@@ -229,6 +237,7 @@ class ViewSchedule:
             seed: Seed of all draws.
             one_aspect: True if every original has the aspect ratio of the canonical frame.
             whole_pixels: True if windows are rounded to whole pixels of the originals, as they are cut from them.
+            kept_blocks: Number of blocks that are kept in memory.
         """
         self.config = config
         self.size = size
@@ -236,26 +245,22 @@ class ViewSchedule:
         self.one_aspect = one_aspect
         self.whole_pixels = whole_pixels
         self.rendering = Rendering(config.border, config.interpolation)
-        self._block = MethodCache(self._draw_block, 4)
+        self._block = MethodCache(self._draw_block, kept_blocks)
 
-    def views(self, epoch: int, start: int, sizes: Tensor) -> Views | None:
-        """Draw the views of consecutive positions of an epoch's order.
+    def views(self, epoch: int, places: Places, sizes: Tensor) -> Views | None:
+        """Draw the views of places in an epoch's order.
 
         Args:
             epoch: Number of the epoch.
-            start: First position.
-            sizes: (height, width) of the original at each position, [n, 2].
+            places: First place, or each of them.
+            sizes: (height, width) of the original at each place, [n, 2].
 
         Returns:
             Views [n], or None without operations.
         """
         if not self.config.moving:
             return None
-        count = len(sizes)
-        first, last = start // VIEW_BLOCK, (start + count - 1) // VIEW_BLOCK
-        drawn = [self._block(epoch, block) for block in range(first, last + 1)]
-        begin = start - first * VIEW_BLOCK
-        steps = [torch.cat(parts)[begin:][:count] for parts in zip(*drawn, strict=True)]
+        steps = rows_of_blocks(self._block, epoch, places, len(sizes))
         if not self.one_aspect:
             height, width = sizes.double().unbind(dim=1)
             steps = self._compose(steps, width / height)
@@ -349,7 +354,12 @@ class ViewSchedule:
 
 
 def schedule_views(
-    records: SelectedRecords, augment: AugmentOptions, seed: int, *, sampled: bool = False
+    records: SelectedRecords,
+    augment: AugmentOptions,
+    seed: int,
+    *,
+    sampled: bool = False,
+    kept_blocks: int = KEPT_BLOCKS,
 ) -> ViewSchedule:
     """Return the schedule of random views of records.
 
@@ -358,6 +368,7 @@ def schedule_views(
         augment: Options of the views.
         seed: Seed of all draws.
         sampled: True for views that are sampled from frames, although the store has the original images.
+        kept_blocks: As for `ViewSchedule`.
 
     Raises:
         ConfigError: If augment.scaled_decoding has nothing to decode.
@@ -374,6 +385,7 @@ def schedule_views(
         seed,
         one_aspect=records.has_frame_aspect,
         whole_pixels=cuts and not sampled,
+        kept_blocks=kept_blocks,
     )
 
 

@@ -29,10 +29,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.augment import (
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 1024
 """Number of consecutive positions of an epoch's order drawn together."""
+KEPT_BLOCKS = 4
+"""Number of blocks that are kept where the places of an epoch are visited in their order."""
 
 _NOT_DRAWN = -1.0
 _NUMBERS = 9
@@ -394,47 +397,68 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
 # ---- draws ---------------------------------------------------------------------------------------
 
 
-def _from_blocks(
-    block_of: Callable[[int, int], Tensor], epoch: int, start: int, count: int
-) -> Tensor:
-    """Return a copy of consecutive rows of an epoch, whose blocks are functions of the epoch and their number."""
-    first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
-    blocks = torch.cat([block_of(epoch, block) for block in range(first, last + 1)])
-    return blocks[start - first * BLOCK_SIZE :][:count]
+Places: TypeAlias = int | NDArray[np.int64]
+"""Place in an epoch's order from which consecutive ones are meant, or the place of each."""
+
+
+def rows_of_blocks(
+    block_of: Callable[[int, int], Sequence[Tensor]], epoch: int, places: Places, count: int
+) -> list[Tensor]:
+    """Return a copy of rows of an epoch, whose blocks are functions of the epoch and their number.
+
+    Args:
+        block_of: Function of the epoch and a block that returns its parts, each [BLOCK_SIZE, ...].
+        epoch: Number of the epoch.
+        places: Places of the rows.
+        count: Number of rows.
+
+    Returns:
+        The rows of each part, [count, ...].
+    """
+    at = places + np.arange(count) if isinstance(places, int) else places
+    blocks, number = np.unique(at // BLOCK_SIZE, return_inverse=True)
+    drawn = [block_of(epoch, block) for block in blocks.tolist()]
+    rows = torch.from_numpy(number * BLOCK_SIZE + at % BLOCK_SIZE)
+    return [torch.cat(parts)[rows] for parts in zip(*drawn, strict=True)]
 
 
 class PixelSchedule:
     """Rows of values of a recipe, as pure functions of (seed, epoch, position in the epoch's order)."""
 
     def __init__(
-        self, operations: Sequence[AnyOperation], seed: int, side: int | None = None
+        self,
+        operations: Sequence[AnyOperation],
+        seed: int,
+        side: int | None = None,
+        *,
+        kept_blocks: int = KEPT_BLOCKS,
     ) -> None:
         """Configure the schedule; `side` is that of `draw_policy`."""
         self.recipe = Recipe(operations)
         self.seed, self.side = seed, side
-        self._block = MethodCache(self._draw_block, 4)
+        self._block = MethodCache(self._draw_block, kept_blocks)
 
-    def rows(self, epoch: int, start: int, count: int) -> Tensor:
-        """Draw the rows of consecutive positions of an epoch's order, f64 [count, C].
-
-        Args:
-            epoch: Number of the epoch.
-            start: First position.
-            count: Number of positions.
-        """
-        return _from_blocks(self._block, epoch, start, count)
-
-    def draw(self, epoch: int, start: int, count: int) -> tuple[PixelChange, ...]:
-        """Draw the changes of consecutive positions of an epoch's order, in order of application.
+    def rows(self, epoch: int, places: Places, count: int) -> Tensor:
+        """Draw the rows of places in an epoch's order, f64 [count, C].
 
         Args:
             epoch: Number of the epoch.
-            start: First position.
-            count: Number of positions.
+            places: First place, or each of them.
+            count: Number of places.
         """
-        return self.recipe.changes(self.rows(epoch, start, count)) if self.recipe.width else ()
+        return rows_of_blocks(self._block, epoch, places, count)[0]
 
-    def _draw_block(self, epoch: int, block: int) -> Tensor:
+    def draw(self, epoch: int, places: Places, count: int) -> tuple[PixelChange, ...]:
+        """Draw the changes of places in an epoch's order, in order of application.
+
+        Args:
+            epoch: Number of the epoch.
+            places: First place, or each of them.
+            count: Number of places.
+        """
+        return self.recipe.changes(self.rows(epoch, places, count)) if self.recipe.width else ()
+
+    def _draw_block(self, epoch: int, block: int) -> tuple[Tensor]:
         """Draw the rows of a block, f64 [BLOCK_SIZE, C]."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "pixels", epoch, block))
         on_pixels = [
@@ -454,7 +478,7 @@ class PixelSchedule:
                 policies += 1
             else:
                 columns.append(_pixel_row(operation, next(numbers)))
-        return torch.cat(columns, dim=1)
+        return (torch.cat(columns, dim=1),)
 
 
 def _policy_row(kinds: Tensor, strengths: Tensor) -> Tensor:
@@ -527,32 +551,36 @@ class PixelAugmentSchedule:
     Those of a row are pure functions of (seed, epoch, position in the epoch's order).
     """
 
-    def __init__(self, config: AugmentOptions, seed: int) -> None:
+    def __init__(
+        self, config: AugmentOptions, seed: int, *, kept_blocks: int = KEPT_BLOCKS
+    ) -> None:
         self.config = config
         self.seed = seed
-        self.pixels = PixelSchedule(config.operations, seed)
-        self._mixtures = MethodCache(self._draw_mixtures, 4)
+        self.pixels = PixelSchedule(config.operations, seed, kept_blocks=kept_blocks)
+        self._mixtures = MethodCache(self._draw_mixtures, kept_blocks)
 
-    def draw(self, epoch: int, start: int, count: int, per_step: int = 1) -> PixelAugment | None:
-        """Draw for `count` consecutive rows, or return None if nothing changes their pixels.
+    def draw(
+        self, epoch: int, places: Places, count: int, per_step: int = 1
+    ) -> PixelAugment | None:
+        """Draw for `count` rows, or return None if nothing changes their pixels.
 
         Args:
             epoch: Number of the epoch.
-            start: Position of the first row in the epoch's order.
+            places: Place of the first row in the epoch's order, or of each.
             count: Number of rows.
             per_step: Number of views of a record, which are in consecutive rows.
         """
         if not self.config.mixes and not self.pixels.recipe.width:
             return None
-        changes = self.pixels.draw(epoch, start, count)
+        changes = self.pixels.draw(epoch, places, count)
         if not self.config.mixes:
             return PixelAugment(changes=changes)
-        drawn = _from_blocks(self._mixtures, epoch, start, count).numpy()
+        drawn = rows_of_blocks(self._mixtures, epoch, places, count)[0].numpy()
         partners = paired_rows(count, per_step)
         drawn[partners.numpy() == np.arange(count)] = UNMIXED
         return PixelAugment(changes=changes, mixture=mixture_of(drawn, partners))
 
-    def _draw_mixtures(self, epoch: int, block: int) -> Tensor:
+    def _draw_mixtures(self, epoch: int, block: int) -> tuple[Tensor]:
         """Draw the shares and boxes of a block, [BLOCK_SIZE, 5]."""
         generator = np.random.default_rng(derive_seed(self.seed, "mix", epoch, block))
-        return torch.from_numpy(draw_mixtures(self.config.mix, generator, BLOCK_SIZE))
+        return (torch.from_numpy(draw_mixtures(self.config.mix, generator, BLOCK_SIZE)),)

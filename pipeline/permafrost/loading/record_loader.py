@@ -248,7 +248,7 @@ class RecordLoader(TrainLoader):
             isinstance(records, SelectedRecords),
             f"RecordLoader takes selected records, as of open_store(...).select('train'), not {type(records).__name__}",
         )
-        _check_augment(augment, records)
+        check_augment(augment, records)
         require(
             frame is None or (isinstance(frame, Picture) and augment is None and not replay),
             f"frame={frame!r} shows each image as in an evaluation, so it must be a permafrost.Picture, as that of "
@@ -263,7 +263,9 @@ class RecordLoader(TrainLoader):
         if shuffle is None:
             shuffle = replay or augment is not None
         drop_last = shuffle if drop_last is None else drop_last
-        passes, self._unread = _open_passes(records.store, teacher, payload, augment, replay=replay)
+        passes, self._unread = open_named_passes(
+            records.store, teacher, payload, augment, replay=replay
+        )
         dataset = StoreDataset(
             records.store,
             records.rows,
@@ -316,7 +318,7 @@ class RecordLoader(TrainLoader):
         self.__dict__.update(state | {"_lock": Lock()})
 
 
-def _check_augment(augment: AugmentOptions | None, records: SelectedRecords) -> None:
+def check_augment(augment: AugmentOptions | None, records: SelectedRecords) -> None:
     """Raise ConfigError unless the views are options of this package that fit the records."""
     require(
         augment is None or isinstance(augment, AugmentOptions),
@@ -344,7 +346,7 @@ def _check_options(options: Mapping[str, Any], *, shuffle: bool | None, replay: 
     )
 
 
-def _open_passes(
+def open_named_passes(
     store: Store,
     teacher: str | Sequence[str] | None,
     payload: str | None,

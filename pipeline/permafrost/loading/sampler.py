@@ -35,8 +35,8 @@ class EpochSlice:
     positions: Sequence[int] | NDArray[np.int64]
     """Positions of the records in the selection."""
     epoch: int
-    first: int
-    """Place of the first record in the epoch's order; the others follow it."""
+    first: int | NDArray[np.int64]
+    """Place of the first record in the epoch's order, which the others follow; or the place of each."""
     views: NDArray[np.int64] | None = None
     """Stored view of each record to replay; None for views that are drawn."""
 

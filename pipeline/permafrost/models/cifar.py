@@ -113,4 +113,8 @@ def _build(config: CifarModelConfig, outputs: int) -> Classifier:
     return CifarResNet(config, outputs)
 
 
-PROVIDER = Provider(_build, lambda config: None)
+PROVIDER = Provider(
+    _build,
+    lambda config: None,
+    names=lambda: [f"resnet{6 * n + 2}" for n in (1, 2, 3, 5, 7, 9, 18)],
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -459,3 +459,5 @@ class Provider:
     export: Callable[[Path, Classifier, Any], None] | None = None
     """Function from a folder, a network and its TrainedModel that writes it in the provider's own format, None if it
     has none."""
+    names: Callable[[], Iterable[str]] = tuple
+    """Function that returns the names of its networks."""

@@ -35,7 +35,7 @@ def sha256_tensors(network: nn.Module) -> str:
     for name, tensor in sorted(network.state_dict().items()):
         if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -100,7 +100,7 @@ class ModuleClassifier(ProbedClassifier):
             ConfigError: If the network has no such layer, or is a scripted one.
         """
         super().__init__()
-        network, layer = _unwrapped(network, layer)
+        network, layer = unwrapped(network, layer)
         named = dict(network.named_modules())
         name = type(network).__name__
         if layer not in named:
@@ -176,9 +176,11 @@ class ModuleClassifier(ProbedClassifier):
         normalized: Tensor = self.normalize(images)
         return normalized.clone() if normalized is images else normalized
 
-    def _to_logits(self, outputs: Tensor) -> Tensor:
+    def _to_logits(self, outputs: Any) -> Tensor:
         """Return logits whose softmax the outputs are: their logarithms, which differ from others by a constant."""
         name = type(self.inner).__name__
+        if isinstance(outputs, dict) and "logits" in outputs:  # of transformers
+            outputs = outputs["logits"]
         require(
             isinstance(outputs, Tensor) and outputs.ndim == 2,
             f"{name} must return logits [B, K]; {'in training ' if self.training else ''}it returns "
@@ -458,7 +460,7 @@ def _log(message: str, level: int = logging.WARNING) -> None:
 _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
-def _unwrapped(network: nn.Module, layer: str) -> tuple[nn.Module, str]:
+def unwrapped(network: nn.Module, layer: str) -> tuple[nn.Module, str]:
     """Return the network inside of torch.compile, DataParallel and DistributedDataParallel, and its layer's name."""
     for attribute in ("_orig_mod", "module"):
         is_wrapper = attribute == "_orig_mod" or isinstance(
@@ -466,7 +468,7 @@ def _unwrapped(network: nn.Module, layer: str) -> tuple[nn.Module, str]:
         )
         inner = getattr(network, attribute, None)
         if is_wrapper and isinstance(inner, nn.Module):
-            return _unwrapped(inner, layer.removeprefix(f"{attribute}."))
+            return unwrapped(inner, layer.removeprefix(f"{attribute}."))
     return network, layer
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
+from permafrost.config.models import CENTER_CROP_FRACTION, MEMORY, ModelConfig, is_published
 from permafrost.config.options import Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.digests import sha256_json
@@ -218,6 +218,9 @@ class Network:
         if self.file is not None:
             self.require_weights()
             return self.file.sha256(self.config.sha256)
+        origin, _, state = str(self.config.weights).partition(":")
+        if origin == MEMORY:
+            return state
         built = f"{count_classes(self.classes)} {self.config!r}"
         if built not in _BUILT:
             _BUILT[built] = _sha256_built(self.config, count_classes(self.classes))

@@ -11,7 +11,14 @@ from typing import TypeVar
 
 from torch import nn
 
-from permafrost.config.models import PRETRAINED, RANDOM, ModelConfig, is_published
+from permafrost.config.models import (
+    MODELS,
+    PRETRAINED,
+    RANDOM,
+    ModelConfig,
+    is_published,
+    is_weights_file,
+)
 from permafrost.config.options import resolve_implementation
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
@@ -37,6 +44,12 @@ def provider_of(config: ModelConfig) -> Provider:
     return provider
 
 
+def names_of_kind(kind: str) -> list[str]:
+    """Return the names of the networks of a kind, none of one whose networks are options or files."""
+    provider = resolve_implementation(MODELS[kind])
+    return list(provider.names()) if isinstance(provider, Provider) else []
+
+
 def build_model(
     config: ModelConfig, classes: DataClasses, *, may_replace_head: bool = False
 ) -> Classifier:
@@ -53,9 +66,8 @@ def build_model(
             weights on other classes.
         WeightsError: If the weights are not available, or do not fit the network.
     """
-    in_file = config.weights != RANDOM and not is_published(config.weights)
     require(
-        config.weights_key is None or in_file,
+        config.weights_key is None or config.weights is None or is_weights_file(config.weights),
         f"weights_key={config.weights_key} names weights in a file, but weights={config.weights} names none; leave it "
         "null",
     )

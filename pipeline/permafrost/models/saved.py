@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from permafrost.config.builder import build_config, to_plain_dict
-from permafrost.config.models import MODELS, ModelConfig, Picture, usual_picture
+from permafrost.config.models import MODELS, MemoryModelConfig, ModelConfig, Picture, usual_picture
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
 from permafrost.config.store import SubsetOptions
@@ -29,6 +30,8 @@ from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import write_json
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from permafrost.models.classifier import Classifier
     from permafrost.store.reader import Store
 
@@ -119,6 +122,10 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     write_json(folder / DESCRIPTION_NAME, description)
 
 
+_IN_MEMORY: WeakValueDictionary[Path, nn.Module] = WeakValueDictionary()
+"""Networks of this program from which others are built for saved weights, by the folder of their training."""
+
+
 class SavedNetwork:
     """Trained network in the folder of a run."""
 
@@ -130,6 +137,10 @@ class SavedNetwork:
     def is_finished(self) -> bool:
         """True if the folder contains a trained model, whose description is written last."""
         return (self.folder / DESCRIPTION_NAME).exists()
+
+    def build_from(self, network: nn.Module) -> None:
+        """Build the network as a copy of this one, as long as the program keeps it: no file describes its code."""
+        _IN_MEMORY[self.folder.absolute()] = network
 
     def check(self) -> str:
         """Return the SHA-256 of model.safetensors.
@@ -199,8 +210,11 @@ class SavedNetwork:
             if option.name in ("weights", "sha256") or {Role.FILE, Role.IN_WEIGHTS} <= option.roles
         }
         options = values.model | dict.fromkeys(files & values.model.keys())
+        config = build_config(MODELS[kind], options, str(path))
+        if isinstance(config, MemoryModelConfig):
+            config = replace(config, network=_IN_MEMORY.get(self.folder.absolute()))
         return TrainedModel(
-            config=build_config(MODELS[kind], options, str(path)),
+            config=config,
             num_classes=values.num_classes,
             classes=values.classes,
             input_size=values.input_size,

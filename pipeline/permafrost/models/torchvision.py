@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -377,7 +378,11 @@ NETWORK_SPLITS: dict[type[nn.Module], Split] = {
 }
 
 
-PROVIDER = Provider(build_torchvision, published_torchvision)
+PROVIDER = Provider(
+    build_torchvision,
+    published_torchvision,
+    names=partial(models.list_models, module=torchvision.models),
+)
 
 
 # ---- torchvision vit -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.models import RANDOM, ModelConfig, Picture, is_published
+from permafrost.config.models import ModelConfig, Picture, is_weights_file
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, FileError, require, shorten
@@ -168,10 +168,8 @@ class WeightsFile:
 
     @classmethod
     def of(cls, config: ModelConfig) -> WeightsFile | None:
-        """Return the file that the options of a network name, None for random and published weights and for none."""
-        weights = config.weights
-        is_file = weights is not None and weights != RANDOM and not is_published(weights)
-        return cls(str(weights)) if is_file else None
+        """Return the file that the options of a network name, None if they name none."""
+        return cls(str(config.weights)) if is_weights_file(config.weights) else None
 
     @cached_property
     def description(self) -> ModelDescription | None:

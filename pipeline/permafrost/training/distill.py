@@ -18,9 +18,9 @@ from __future__ import annotations
 import logging
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.distillation import DistillConfig
@@ -54,9 +54,10 @@ from permafrost.training.student_passes import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from permafrost.core.distributed import DistributedContext
     from permafrost.losses.base import DistillationLoss
-    from permafrost.models.classifier import Classifier
     from permafrost.training.spec import TrainingSpec
 
 logger = logging.getLogger("permafrost.distill")
@@ -74,11 +75,18 @@ class DistillResult:
     """Picture that the student receives outside of its views, empty for a table."""
     records_per_second: str = ""
     next: str = ""
+    network: nn.Module | None = field(default=None, repr=False)
+    """The network of a Python program that was trained."""
 
     @property
-    def model(self) -> Classifier:
-        """The student's frozen network, loaded from its folder, from images in [0, 1] to `ModelOutput`."""
-        return SavedNetwork(Path(self.student)).load()[0]
+    def model(self) -> nn.Module:
+        """The program's own network, or the student's frozen one, from images in [0, 1] to `ModelOutput`."""
+        return self.network or SavedNetwork(Path(self.student)).load()[0]
+
+    def printed(self) -> dict[str, Any]:
+        """Return the values for the terminal."""
+        names = [spec.name for spec in fields(self) if spec.repr]
+        return {name: getattr(self, name) for name in names}
 
 
 def distill_student(

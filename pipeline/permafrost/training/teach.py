@@ -21,7 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.models import ModelConfig, NoModelConfig, is_published
+from permafrost.config.models import (
+    MEMORY,
+    RANDOM,
+    ModelConfig,
+    NoModelConfig,
+    is_weights_file,
+)
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
@@ -84,7 +90,7 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan:
     store = PassRecords([folder]).part_of(Store(config.store.folder))
     config = replace(config, evaluate=config.evaluate.on(store.manifest.records))
     # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
-    if not is_published(config.teacher.weights):
+    if is_weights_file(config.teacher.weights) or config.teacher.weights == RANDOM:
         config = replace(config, teacher=replace(config.teacher, weights=None))
     check_splits(config, store)
     return TeacherPlan(resolve_teach(config, store), folder, store).check_folder()
@@ -290,6 +296,8 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         start = replace(config.teacher, weights=config.teaching.start)
         network = Network(start, store.manifest.classes)
         inputs["start"] = network.identify_start("teaching.start")
+    if str(config.teacher.weights).startswith(MEMORY):
+        inputs["teacher.weights"] = str(config.teacher.weights)
     files = config.teacher.fingerprint_files()
     files |= digests_of_reads(config.teacher, len(store.manifest.classes) or 1)
     inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}

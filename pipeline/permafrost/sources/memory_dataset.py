@@ -1,0 +1,309 @@
+"""Datasets of a Python program: map-style datasets of images, and what stands for a table of image files.
+
+A record of a dataset has no name, so its key is its number with a digest of its pixels and label. A dataset that gives
+another image when it is read again, as one with random transforms, is therefore noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from permafrost.config.data import MemoryDataConfig
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.records import (
+    NO_LABEL,
+    Content,
+    ImageSource,
+    Record,
+    labels_of_states,
+)
+from permafrost.sources.image_files import SourceFileError
+from permafrost.sources.splits import TRAIN, is_split_name, split_off_test
+from permafrost.store.image_decoding import picture_suffix, png_of
+
+_IMAGE_NAMES = ("image", "img", "picture")
+"""Entries that are the image of a record that is a mapping, the first that it has."""
+_LABEL_NAMES = ("label", "labels", "fine_label", "target")
+"""Entries that are its label."""
+_IDENTIFYING_DIGITS = 16
+
+
+class MemorySource(ImageSource):
+    """Source of the images of map-style datasets, one for each split."""
+
+    name = "memory"
+
+    def __init__(self, config: MemoryDataConfig) -> None:
+        require(
+            config.dataset is not None,
+            "data=memory is a dataset of a Python program, which a command line cannot name; pass it as "
+            "permafrost.precompute(dataset=dataset), or name its files, data=image_folder",
+        )
+        self.config = config
+        self._splits = splits_of(config.dataset)
+        self._largest = NO_LABEL
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names that the dataset has for its classes, or the numbers up to the largest label that was listed."""
+        first = next(iter(self._splits.values()))
+        feature = getattr(first, "features", {})
+        names = getattr(first, "classes", None)
+        if isinstance(feature, Mapping):
+            names = next((f.names for f in feature.values() if getattr(f, "names", None)), names)
+        if isinstance(names, Sequence) and names:
+            return tuple(map(str, names))
+        return tuple(map(str, range(self._largest + 1)))
+
+    def stamps(self) -> dict[str, str]:
+        """Return what changes with the datasets: anything, unless they know their digest."""
+        return {
+            split: str(getattr(dataset, "_fingerprint", secrets.token_hex(8)))
+            for split, dataset in self._splits.items()
+        }
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records, reading each once for its digest."""
+        return split_off_test(self._records(), self.config.test_fraction)
+
+    def _records(self) -> Iterator[Record]:
+        first: tuple[str, tuple[int, int]] | None = None
+        for split, dataset in self._splits.items():
+            prefix = f"{split}-" if len(self._splits) > 1 else ""
+            for number in range(len(dataset)):
+                where = self._where(split, number)
+                image, label, labels = self._item(split, number)
+                if isinstance(image, Image.Image) and self.config.sizes == "equal":
+                    first = first or (where, image.size)
+                    require(
+                        image.size == first[1],
+                        f"{where} is {image.size[0]}x{image.size[1]} pixels, and {first[0]} is {first[1][0]}x"
+                        f"{first[1][1]}; name the side of the frame that the teacher receives, as in image_size=224",
+                    )
+                self._largest = max(self._largest, label, *labels, NO_LABEL)
+                digest = _digest(image, label, labels)
+                yield Record(
+                    key=f"{prefix}{number:07d}-{digest}",
+                    split=split,
+                    label=label,
+                    labels=labels,
+                    content=(split, number, digest),
+                )
+
+    def read(self, record: Record) -> Content:
+        """Return the image as PNG, or the bytes that a dataset holds of its file.
+
+        Raises:
+            SourceFileError: If the dataset gives another record than when it was listed.
+        """
+        split, number, digest = record.content
+        item = self._item(split, number)
+        if _digest(*item) != digest:
+            raise SourceFileError(
+                f"{self._where(split, number)} gives another image than when it was listed: a transform of the dataset "
+                "is random, or the dataset was changed; leave random transforms to augment="
+            )
+        image = item[0]
+        if isinstance(image, Image.Image):
+            return Content(image=png_of(image), suffix="png")
+        return Content(image=image, suffix=picture_suffix(image[:16]) or "bin")
+
+    def where(self, record: Record) -> str:
+        """Return the place of a record in its dataset."""
+        return self._where(*record.content[:2])
+
+    def _where(self, split: str, number: int) -> str:
+        return f"dataset[{number}]" if len(self._splits) == 1 else f"dataset[{split!r}][{number}]"
+
+    def _item(self, split: str, number: int) -> tuple[Image.Image | bytes, int, tuple[int, ...]]:
+        """Return the image of a record, and its label or labels."""
+        where = self._where(split, number)
+        item, label = self._splits[split][number], None
+        if isinstance(item, Mapping):
+            names = [name for name in _IMAGE_NAMES if name in item]
+            require(bool(names), f"{where} has {', '.join(map(str, item))} and no entry `image`")
+            label = next((item[name] for name in _LABEL_NAMES if name in item), None)
+            item = item[names[0]]
+        elif isinstance(item, (tuple, list)):
+            item, label = (*item, None)[:2]
+        return _image_of(item, where), *_labels_of(label, where)
+
+
+def splits_of(dataset: Any) -> dict[str, Any]:
+    """Return the datasets of the splits: those of a mapping, or the only one as split train.
+
+    Raises:
+        ConfigError: If one is no map-style dataset.
+    """
+    splits = dict(dataset) if isinstance(dataset, Mapping) else {TRAIN: dataset}
+    for split, each in splits.items():
+        name = type(each).__name__
+        require(
+            is_split_name(str(split)),
+            f"dataset={{{split!r}: ...}}: a split has letters, digits, - and _",
+        )
+        require(
+            hasattr(each, "__len__") and hasattr(each, "__getitem__"),
+            f"dataset={name} is no map-style dataset, as it lacks a length or dataset[i]; a store needs its records in "
+            "any order, so list its items, or give the files (a list of paths, a DataFrame)",
+        )
+        require(len(each) > 0, f"dataset={name} has no records")
+    return splits
+
+
+def _image_of(image: Any, where: str) -> Image.Image | bytes:
+    """Return an image as Pillow's, or the bytes of its file."""
+    if isinstance(image, Mapping) and ("bytes" in image or "path" in image):  # of datasets
+        data: bytes = image.get("bytes") or Path(image["path"]).read_bytes()
+        return data
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, torch.Tensor):
+        image = _pixels_of(image, where)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        return Image.fromarray(image)
+    raise ConfigError(
+        f"{where} is {type(image).__name__}{getattr(image, 'dtype', '')} instead of an image; a dataset gives images "
+        "of Pillow, or tensors [3, H, W] that are uint8 or in [0, 1], alone or with a label"
+    )
+
+
+def _pixels_of(image: torch.Tensor, where: str) -> Any:
+    """Return a tensor [3, H, W] or [1, H, W] as u8 [H, W, 3] or [H, W]."""
+    require(
+        image.ndim == 3 and image.shape[0] in (1, 3),
+        f"{where} is a tensor {[*image.shape]} instead of [3, H, W] or [1, H, W]",
+    )
+    if image.is_floating_point():
+        low, high = float(image.min()), float(image.max())
+        require(
+            low >= 0 and high <= 1,
+            f"{where} has values from {low:g} to {high:g} instead of 0 to 1; leave out the normalization, which "
+            "mean= and std= do, and divide pixels by 255",
+        )
+        image = (image * 255).round().to(torch.uint8)
+    rows = image.detach().cpu().permute(1, 2, 0).numpy()
+    return rows[:, :, 0] if rows.shape[2] == 1 else rows
+
+
+def _labels_of(label: Any, where: str) -> tuple[int, tuple[int, ...]]:
+    """Return the label of a record and its labels, one of which there are."""
+    if label is None:
+        return NO_LABEL, ()
+    values = np.asarray(label)
+    if values.ndim == 1 and np.isin(values, (0, 1)).all():
+        return NO_LABEL, labels_of_states([bool(value) for value in values])
+    require(
+        values.ndim == 0 and np.issubdtype(values.dtype, np.integer) and int(values) >= NO_LABEL,
+        f"{where} has the label {str(label)[:60]!r}; a label is a whole number from 0, or -1 or None where it is "
+        "unknown, and several labels are 0 or 1 for each class",
+    )
+    return int(values), ()
+
+
+def _digest(image: Image.Image | bytes, label: int, labels: tuple[int, ...]) -> str:
+    content = image if isinstance(image, bytes) else image.tobytes()
+    form = "" if isinstance(image, bytes) else f"{image.mode} {image.size}"
+    digest = hashlib.sha256(f"{form} {label} {labels}\n".encode())
+    digest.update(content)
+    return digest.hexdigest()[:_IDENTIFYING_DIGITS]
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+def write_table(dataset: Any, folder: Path) -> dict[str, Any] | None:
+    """Write a dataset of image files as a table; return the options of `data` that read it, or None for others.
+
+    Args:
+        dataset: Folder of torchvision (ImageFolder and its kind), list of paths or of (path, label), or DataFrame; or
+            a mapping from splits to one of the former.
+        folder: Folder of the table.
+
+    Raises:
+        ConfigError: If a folder has a transform, or a DataFrame has cells that are no values.
+    """
+    options: dict[str, Any] = {"kind": "image_table", "path": str(folder / "dataset.parquet")}
+    if hasattr(dataset, "columns") and hasattr(dataset, "to_dict"):
+        try:
+            table = pa.Table.from_pandas(dataset, preserve_index=False)
+        except pa.ArrowException as error:
+            raise ConfigError(
+                f"dataset=DataFrame: {error}; write paths and labels as text"
+            ) from error
+        pq.write_table(table, options["path"])
+        return options | {"root": str(Path.cwd())}
+    files = {split: _files_of(each) for split, each in splits_of(dataset).items()}
+    pairs = [pair for each in files.values() for pair in each or ()]
+    if None in files.values() or not all(isinstance(path, (str, os.PathLike)) for path, _ in pairs):
+        return None
+    roots = [str(each.root) for each in splits_of(dataset).values() if hasattr(each, "root")]
+    paths = [os.fspath(path) for path, _ in pairs]
+    is_relative = not roots and not Path(paths[0]).is_absolute()
+    root = (
+        str(Path.cwd()) if is_relative else os.path.commonpath(map(os.path.abspath, roots or paths))
+    )
+    labels = [None if label is None else str(label) for _, label in pairs]
+    columns = {
+        "path": [os.path.relpath(path, root) for path in paths],
+        "label": pa.array(labels, pa.string()),
+        "split": [split for split, each in files.items() for _ in each or ()],
+    }
+    pq.write_table(pa.table(columns), options["path"])
+    classes = getattr(next(iter(splits_of(dataset).values())), "classes", ())
+    if classes:
+        options["classes"] = str(folder / "classes.txt")
+        Path(options["classes"]).write_text("\n".join(classes), encoding="utf-8")
+    label = None if set(labels) == {None} else "label"
+    return options | {"root": root, "label": label, "split": "split"}
+
+
+def _files_of(dataset: Any) -> list[tuple[Any, Any]] | None:
+    """Return the paths of a dataset of files with their labels; None if its items are something else."""
+    samples = getattr(dataset, "samples", dataset if isinstance(dataset, (list, tuple)) else None)
+    if samples is None:
+        return None
+    for name in ("transform", "target_transform"):
+        require(
+            getattr(dataset, name, None) is None,
+            f"dataset={type(dataset).__name__}(...) has a {name}, but its files are stored as they are; leave it out: "
+            "views belong to augment=, sizes to image_size=, normalization to mean= and std=",
+        )
+    classes = getattr(dataset, "classes", None)
+    pairs = [
+        (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None) for item in samples
+    ]
+    return [(path, label if classes is None else classes[label]) for path, label in pairs]
+
+
+def undecoded(dataset: Any) -> Any:
+    """Return a dataset of Hugging Face without the decoding of its images, any other as it is.
+
+    Raises:
+        ConfigError: If it has a transform, which would be left out.
+    """
+    if isinstance(dataset, Mapping):
+        return {split: undecoded(each) for split, each in dataset.items()}
+    features = getattr(dataset, "features", None)
+    if not (isinstance(features, Mapping) and hasattr(dataset, "cast_column")):
+        return dataset
+    require(
+        dataset.format["type"] is None,
+        f"dataset has the format {dataset.format['type']}, but its images are stored as they are; pass "
+        "dataset.with_format(None): views belong to augment=",
+    )
+    for name, feature in features.items():
+        if type(feature).__name__ == "Image":
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    return dataset
