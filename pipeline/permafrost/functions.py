@@ -27,6 +27,7 @@ from torch import nn
 from permafrost.cli import run_typed_command
 from permafrost.config.points import arguments_of_options
 from permafrost.config.verbs import VERBS
+from permafrost.core.errors import require
 from permafrost.models.memory_network import options_of_network, stateful
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
@@ -402,9 +403,16 @@ class _Call:
     ) -> None:
         """Set the network of a section, and options of it; one that is not trained is in eval mode."""
         if isinstance(network, nn.Module):
-            self._options[section] = options_of_network(network, section, is_frozen=is_frozen)
+            self._options[section] = options_of_network(
+                network, section, is_frozen=is_frozen, side=values.get("input_size")
+            )
             self._objects[section] = {"network": network}
         elif network is not None:
+            require(
+                isinstance(network, (str, Mapping)),
+                f"{section}={network!r} is {type(network).__name__} instead of a torch.nn.Module, the name of a kind, "
+                'or a mapping such as {"kind": "timm", "name": "resnet50"}',
+            )
             self._options[section] = network
         self.set(section, **values)
 
@@ -412,10 +420,16 @@ class _Call:
         """Set the data to a dataset in memory: a table of its files, or the dataset itself."""
         if dataset is None:
             return
+        require(
+            "data" not in self._options, "dataset= and data= both name the records; leave one out"
+        )
         self._folder = TemporaryDirectory(prefix="permafrost-")
         table = write_table(dataset, Path(self._folder.name))
         if table is None:
             table = {"kind": "memory", "sizes": "any" if is_sized else "equal"}
+            teacher = self._options.get("teacher")
+            if isinstance(teacher, dict) and "classes" in teacher:
+                table["classes"] = teacher["classes"]
             self._objects["data"] = {"dataset": undecoded(dataset)}
         self._options["data"] = table
 

@@ -221,6 +221,8 @@ class MemoryDataConfig(FileDataConfig):
     """Sizes of decoded images. equal: an image of another size than the first is an error."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    classes: Annotated[int | None, Ge(1), Role.OUTSIDE_DATASET] = None
+    """Number of classes of a dataset that does not name them; null counts up to the largest label."""
     dataset: Any = field(default=None, repr=False)
 
 

@@ -12,7 +12,8 @@ import logging
 import os
 import sysconfig
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -37,13 +38,20 @@ _INSTALLED = tuple(
 _CONSTANTS = (bool, int, float, complex, str, bytes, tuple, type(None))
 
 
-def options_of_network(network: nn.Module, argument: str, *, is_frozen: bool) -> dict[str, Any]:
+_SIDES = (224, 64, 32)
+"""Sides in pixels of an image on which the outputs of a network are counted, as far as it takes such ones."""
+
+
+def options_of_network(
+    network: nn.Module, argument: str, *, is_frozen: bool, side: int | None
+) -> dict[str, Any]:
     """Return the options of `kind: memory` that identify a network.
 
     Args:
         network: The network, whose state is read from one device.
         argument: Name of the argument, for messages.
         is_frozen: True for one that is not trained, which has to be in eval mode.
+        side: Side in pixels of its images, None if it is not known.
 
     Raises:
         ConfigError: If it cannot be a network of a store.
@@ -79,7 +87,20 @@ def options_of_network(network: nn.Module, argument: str, *, is_frozen: bool) ->
     }
     if isinstance(network, Classifier):  # which normalizes its images itself
         options |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-    return options
+    outputs = _count_outputs(network, _SIDES if side is None else (side,)) if is_frozen else None
+    return options | ({} if outputs is None else {"classes": outputs})
+
+
+@torch.no_grad()
+def _count_outputs(network: nn.Module, sides: Iterable[int]) -> int | None:
+    """Return the number of logits, None if the network does not run on an image of any of these sides."""
+    weights = next(network.parameters(), torch.empty(0))
+    for side in sides:
+        with suppress(Exception):  # which the pass will say
+            returned: Any = deepcopy(network)(torch.zeros(2, 3, side, side).to(weights))
+            logits = returned["logits"] if isinstance(returned, dict) else returned
+            return int(getattr(logits, "logits", logits).shape[1])
+    return None
 
 
 def stateful(network: nn.Module) -> nn.Module:

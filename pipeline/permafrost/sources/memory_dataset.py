@@ -28,7 +28,6 @@ from permafrost.core.records import (
     Record,
     labels_of_states,
 )
-from permafrost.sources.image_files import SourceFileError
 from permafrost.sources.splits import TRAIN, is_split_name, split_off_test
 from permafrost.store.image_decoding import picture_suffix, png_of
 
@@ -37,6 +36,10 @@ _IMAGE_NAMES = ("image", "img", "picture")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target")
 """Entries that are its label."""
 _IDENTIFYING_DIGITS = 16
+
+
+_Item = tuple[Image.Image | bytes, int, tuple[int, ...]]
+"""Image of a record, with its label or labels."""
 
 
 class MemorySource(ImageSource):
@@ -56,7 +59,7 @@ class MemorySource(ImageSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names that the dataset has for its classes, or the numbers up to the largest label that was listed."""
+        """Names that the dataset has for its classes, or numbers: data.classes, or up to the largest label."""
         first = next(iter(self._splits.values()))
         feature = getattr(first, "features", {})
         names = getattr(first, "classes", None)
@@ -64,7 +67,7 @@ class MemorySource(ImageSource):
             names = next((f.names for f in feature.values() if getattr(f, "names", None)), names)
         if isinstance(names, Sequence) and names:
             return tuple(map(str, names))
-        return tuple(map(str, range(self._largest + 1)))
+        return tuple(map(str, range(max(self._largest + 1, self.config.classes or 0))))
 
     def stamps(self) -> dict[str, str]:
         """Return what changes with the datasets: anything, unless they know their digest."""
@@ -93,6 +96,8 @@ class MemorySource(ImageSource):
                     )
                 self._largest = max(self._largest, label, *labels, NO_LABEL)
                 digest = _digest(image, label, labels)
+                if number == 0:
+                    self._require_same(split, number, digest, self._item(split, number))
                 yield Record(
                     key=f"{prefix}{number:07d}-{digest}",
                     split=split,
@@ -105,19 +110,23 @@ class MemorySource(ImageSource):
         """Return the image as PNG, or the bytes that a dataset holds of its file.
 
         Raises:
-            SourceFileError: If the dataset gives another record than when it was listed.
+            ConfigError: If the dataset gives another record than when it was listed.
         """
         split, number, digest = record.content
         item = self._item(split, number)
-        if _digest(*item) != digest:
-            raise SourceFileError(
-                f"{self._where(split, number)} gives another image than when it was listed: a transform of the dataset "
-                "is random, or the dataset was changed; leave random transforms to augment="
-            )
+        self._require_same(split, number, digest, item)
         image = item[0]
         if isinstance(image, Image.Image):
             return Content(image=png_of(image), suffix="png")
         return Content(image=image, suffix=picture_suffix(image[:16]) or "bin")
+
+    def _require_same(self, split: str, number: int, digest: str, item: _Item) -> None:
+        """Raise ConfigError unless a record that was read again has the digest of its first reading."""
+        require(
+            _digest(*item) == digest,
+            f"{self._where(split, number)} gives another image each time, so a transform of the dataset is random, or "
+            "the dataset was changed since it was listed; leave random transforms to augment=",
+        )
 
     def where(self, record: Record) -> str:
         """Return the place of a record in its dataset."""
@@ -126,7 +135,7 @@ class MemorySource(ImageSource):
     def _where(self, split: str, number: int) -> str:
         return f"dataset[{number}]" if len(self._splits) == 1 else f"dataset[{split!r}][{number}]"
 
-    def _item(self, split: str, number: int) -> tuple[Image.Image | bytes, int, tuple[int, ...]]:
+    def _item(self, split: str, number: int) -> _Item:
         """Return the image of a record, and its label or labels."""
         where = self._where(split, number)
         item, label = self._splits[split][number], None
@@ -146,6 +155,11 @@ def splits_of(dataset: Any) -> dict[str, Any]:
     Raises:
         ConfigError: If one is no map-style dataset.
     """
+    require(
+        not isinstance(dataset, (str, os.PathLike)),
+        f"dataset={dataset!r} is a path; read a folder as data='image_folder', data__path={str(dataset)!r}, and a file "
+        "as [path]",
+    )
     splits = dict(dataset) if isinstance(dataset, Mapping) else {TRAIN: dataset}
     for split, each in splits.items():
         name = type(each).__name__
@@ -171,11 +185,13 @@ def _image_of(image: Any, where: str) -> Image.Image | bytes:
         return image
     if isinstance(image, torch.Tensor):
         image = _pixels_of(image, where)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+    is_array = isinstance(image, np.ndarray)
+    if is_array and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
         return Image.fromarray(image)
+    form = f"{image.dtype} {[*image.shape]}" if is_array else type(image).__name__
     raise ConfigError(
-        f"{where} is {type(image).__name__}{getattr(image, 'dtype', '')} instead of an image; a dataset gives images "
-        "of Pillow, or tensors [3, H, W] that are uint8 or in [0, 1], alone or with a label"
+        f"{where} is {form} instead of an image; a dataset gives images of Pillow, tensors [3, H, W] that are uint8 or "
+        "in [0, 1], or uint8 arrays [H, W, 3], alone or with a label"
     )
 
 
