@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ from permafrost.models.memory_network import options_of_network, stateful
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.runs.folder import RunFolder
-from permafrost.sources.memory_dataset import undecoded, write_table
+from permafrost.sources.memory_dataset import options_of_dataset, undecoded
 
 if TYPE_CHECKING:
     from permafrost.evaluation.evaluate import EvaluateResult
@@ -74,11 +74,8 @@ def preview(
         >>> preview(data="digits").counts.records["train"]
         1046
     """
-    with _Call("preview", arguments, options) as call:
-        call.set(data=data)
-        call.set_dataset(dataset)
-        result: Preview = call.run().preview
-    return result
+    preview: Preview = _run("preview", locals()).preview
+    return preview
 
 
 def precompute(
@@ -128,14 +125,7 @@ def precompute(
     Raises:
         UserError: If the teacher, the dataset or an option cannot be used.
     """
-    with _Call("precompute", arguments, options) as call:
-        call.set(store=store, data=data, executor=executor)
-        options_of_input = {"mean": mean, "std": std, "layer": layer, "input_size": input_size}
-        call.set_network("teacher", teacher, is_frozen=True, **options_of_input)
-        call.set_dataset(dataset, is_sized=image_size is not None)
-        call.set("annotate", payloads=outputs, batch_size=batch_size, name=name)
-        call.set("store", image_size=image_size)
-        result: PrecomputeResult = call.run()
+    result: PrecomputeResult = _run("precompute", locals(), frozen=("teacher",))
     return result
 
 
@@ -174,19 +164,8 @@ def teach(
     Returns:
         The file of its `weights`, empty without a run, and its `accuracy` by split.
     """
-    with _Call("teach", arguments, options) as call:
-        call.set(store=store, seed=seed)
-        call.set_network("teacher", teacher, mean=mean, std=std)
-        call.set("teaching", augment=augment)
-        call.set("teaching.trainer", epochs=epochs, batch_size=batch_size)
-        call.set("teaching.optimizer", lr=lr)
-        call.set("evaluate", splits=splits)
-        with _run_of(call, run, teacher):
-            result: TeachResult = call.run()
-            if isinstance(teacher, nn.Module):
-                _take_weights(teacher, Path(result.weights).parent)
-                result = replace(result, weights=result.weights if run else "")
-    return result
+    result: TeachResult = _run("teach", locals(), trained="teacher")
+    return result if run else replace(result, weights="", next="")
 
 
 # ---- students --------------------------------------------------------------------------------------
@@ -233,22 +212,14 @@ def distill(
     Returns:
         The folder `student`, empty without a run, and the network `model`: that of `student` if it is in memory.
     """
-    with _Call("distill", arguments, options) as call:
-        call.set(store=store, method=method, augment=augment, split=split, seed=seed)
-        call.set_network("student", student, mean=mean, std=std)
-        if isinstance(teacher, str) and options.get("mode") != "live":
-            call.set("store", teacher=[teacher])
-        else:
-            call.set_network("teacher", teacher, is_frozen=True)
-        call.set("method", tau=tau)
-        call.set("trainer", epochs=epochs, batch_size=batch_size)
-        call.set("optimizer", lr=lr)
-        with _run_of(call, run, student):
-            result: DistillResult = call.run()
-            if isinstance(student, nn.Module):
-                _take_weights(student, Path(result.student))
-                result = replace(result, network=student, student=result.student if run else "")
-    return result
+    given = locals()
+    if isinstance(teacher, str) and options.get("mode") != "live":
+        given |= {"teacher": None, "store.teacher": [teacher]}
+    result: DistillResult = _run("distill", given, trained="student", frozen=("teacher",))
+    if not isinstance(student, nn.Module):
+        return result
+    named = result if run else replace(result, student="", next="")
+    return replace(named, network=student)
 
 
 def evaluate(
@@ -284,21 +255,14 @@ def evaluate(
     Returns:
         The metrics by split, `splits`, and the file `metrics`, empty without a run.
     """
-    with _Call("evaluate", arguments, options) as call:
-        call.set(store=store, evaluators=evaluators, model=model)
-        call.set("evaluate", splits=splits)
-        call.set_network("teacher", teacher, is_frozen=True)
-        if isinstance(student, nn.Module) and run is not None and _is_as_trained(student, run):
-            student = None
-        elif student is not None:
-            run = None if isinstance(student, nn.Module) else run
-            call.set(model="network")
-            call.set_network("student", student, mean=mean, std=std, layer=layer)
-        with _run_of(call, run, student):
-            result: EvaluateResult = call.run()
-            if isinstance(student, nn.Module):
-                result = replace(result, metrics="")
-    return result
+    given = locals()
+    if isinstance(student, nn.Module) and run is not None and _is_as_trained(student, run):
+        given |= dict.fromkeys(("student", "mean", "std", "layer"))
+    elif isinstance(student, nn.Module):
+        given |= {"model": "network", "run": None}
+    result: EvaluateResult = _run("evaluate", given, trained="student", frozen=("teacher",))
+    is_kept = given["run"] is not None or not isinstance(given["student"], nn.Module)
+    return result if is_kept else replace(result, metrics="", next="")
 
 
 def sweep(
@@ -333,11 +297,7 @@ def sweep(
         parallel: Largest number of students that are trained at once.
         **options: Other options of the command.
     """
-    with _Call("sweep", arguments, options) as call:
-        call.set(store=store, run=run, student=student, arms=arms, grid=grid, seeds=seeds)
-        call.set(select=select, evaluators=evaluators, executor=executor, parallel=parallel)
-        call.set("trainer", epochs=epochs)
-        result: SweepResult = call.run()
+    result: SweepResult = _run("sweep", locals())
     return result
 
 
@@ -368,95 +328,77 @@ def verb_function(verb: str) -> Callable[..., Any]:
 
 # ---- calls -----------------------------------------------------------------------------------------
 
+_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "preview": {},
+    "precompute": {
+        **{name: f"teacher.{name}" for name in ("mean", "std", "layer", "input_size")},
+        **{"outputs": "annotate.payloads", "batch_size": "annotate.batch_size"},
+        **{"name": "annotate.name", "image_size": "store.image_size"},
+    },
+    "teach": {
+        **{name: f"teacher.{name}" for name in ("mean", "std")},
+        **{name: f"teaching.trainer.{name}" for name in ("epochs", "batch_size")},
+        **{"lr": "teaching.optimizer.lr", "augment": "teaching.augment"},
+        **{"splits": "evaluate.splits"},
+    },
+    "distill": {
+        **{name: f"student.{name}" for name in ("mean", "std")},
+        **{name: f"trainer.{name}" for name in ("epochs", "batch_size")},
+        **{"lr": "optimizer.lr", "tau": "method.tau"},
+    },
+    "evaluate": {
+        **{name: f"student.{name}" for name in ("mean", "std", "layer")},
+        **{"splits": "evaluate.splits"},
+    },
+    "sweep": {"epochs": "trainer.epochs"},
+}
+"""Options that the parameters of a verb's function set, where they have other names."""
 
-class _Call:
-    """Call of a verb: its options by name, and the objects that no option can name."""
 
-    def __init__(self, verb: str, arguments: Sequence[str], options: Mapping[str, Any]) -> None:
-        """Begin with the arguments and options that the caller has written as those of the command."""
-        self.verb, self._arguments, self._more = verb, arguments, options
-        self._options: dict[str, Any] = {}
-        self._objects: dict[str, dict[str, Any]] = {}
-        self._folder: TemporaryDirectory[str] | None = None
+def _run(
+    verb: str, given: Mapping[str, Any], *, trained: str = "", frozen: Sequence[str] = ()
+) -> Any:
+    """Run a verb with the parameters of its function, and return its result.
 
-    def __enter__(self) -> _Call:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def set(self, section: str = "", /, **values: Any) -> None:
-        """Set options of a section, empty for the top level, that are not None."""
-        prefix = f"{section}." if section else ""
-        self._options |= {
-            f"{prefix}{name}": value for name, value in values.items() if value is not None
-        }
-
-    def set_network(
-        self,
-        section: str,
-        network: nn.Module | Member | None,
-        *,
-        is_frozen: bool = False,
-        **values: Any,
-    ) -> None:
-        """Set the network of a section, and options of it; one that is not trained is in eval mode."""
-        if isinstance(network, nn.Module):
-            self._options[section] = options_of_network(
-                network, section, is_frozen=is_frozen, side=values.get("input_size")
-            )
-            self._objects[section] = {"network": network}
-        elif network is not None:
-            require(
-                isinstance(network, (str, Mapping)),
-                f"{section}={network!r} is {type(network).__name__} instead of a torch.nn.Module, the name of a kind, "
-                'or a mapping such as {"kind": "timm", "name": "resnet50"}',
-            )
-            self._options[section] = network
-        self.set(section, **values)
-
-    def set_dataset(self, dataset: MapStyle | None, *, is_sized: bool = False) -> None:
-        """Set the data to a dataset in memory: a table of its files, or the dataset itself."""
-        if dataset is None:
-            return
+    Args:
+        verb: Name of the verb.
+        given: Values of the parameters by name.
+        trained: Parameter of the network that gets the weights of the run, which is removed if none is named.
+        frozen: Parameters of networks that are not trained.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    arguments, more = values.pop("arguments"), values.pop("options")
+    network, dataset = given.get(trained), values.pop("dataset", None)
+    objects: dict[str, dict[str, Any]] = {}
+    for section in {trained, *frozen} & values.keys():
+        if isinstance(values[section], nn.Module):
+            objects[section] = {"network": values[section]}
+            is_frozen = section in frozen
+            side = given.get("input_size")
+            values[section] = options_of_network(values[section], section, is_frozen, side)
         require(
-            "data" not in self._options, "dataset= and data= both name the records; leave one out"
+            isinstance(values[section], (str, Mapping)),
+            f"{section}={values[section]!r} is {type(values[section]).__name__} instead of a torch.nn.Module, the name "
+            'of a kind, or a mapping such as {"kind": "timm", "name": "resnet50"}',
         )
-        self._folder = TemporaryDirectory(prefix="permafrost-")
-        table = write_table(dataset, Path(self._folder.name))
-        if table is None:
-            table = {"kind": "memory", "sizes": "any" if is_sized else "equal"}
-            teacher = self._options.get("teacher")
-            if isinstance(teacher, dict) and "classes" in teacher:
-                table["classes"] = teacher["classes"]
-            self._objects["data"] = {"dataset": undecoded(dataset)}
-        self._options["data"] = table
-
-    def run(self) -> Any:
-        """Run the verb, and return its result."""
-        arguments = arguments_of_options(
-            self.verb, self._arguments, self._options | dict(self._more)
-        )
-        return run_typed_command(self.verb, arguments, self._objects)
-
-
-@contextmanager
-def _run_of(call: _Call, run: str | None, network: object) -> Iterator[None]:
-    """Set the run of a verb, one for the block alone where its network is in memory and no run is named."""
-    if not isinstance(network, nn.Module):
-        call.set(run=run)
-        yield
-        return
-    with TemporaryDirectory(prefix="permafrost-") as folder:
-        call.set(run=run or folder)
-        SavedNetwork(RunFolder(run or folder).path / call.verb).build_from(network)
-        yield
-
-
-def _take_weights(network: nn.Module, folder: Path) -> None:
-    """Load the weights of a finished training into the network of the program."""
-    stateful(network).load_state_dict(load_file(folder / MODEL_NAME))
+    with ExitStack() as stack:
+        if dataset is not None:
+            require("data" not in values, "dataset= and data= both name the records; leave one out")
+            folder = stack.enter_context(TemporaryDirectory(prefix="permafrost-"))
+            values["data"] = options_of_dataset(dataset, Path(folder), values)
+            if values["data"]["kind"] == "memory":
+                objects["data"] = {"dataset": undecoded(dataset)}
+        if isinstance(network, nn.Module):
+            if "run" not in values:
+                values["run"] = stack.enter_context(TemporaryDirectory(prefix="permafrost-"))
+            saved = SavedNetwork(RunFolder(values["run"]).path / verb)
+            saved.build_from(network)
+        options = {_OPTIONS[verb].get(name, name): value for name, value in values.items()}
+        words = arguments_of_options(verb, arguments, options | more)
+        result = run_typed_command(verb, words, objects)
+        if isinstance(network, nn.Module) and saved.is_finished:
+            stateful(network).load_state_dict(load_file(saved.folder / MODEL_NAME))
+    return result
 
 
 def _is_as_trained(network: nn.Module, run: str) -> bool:

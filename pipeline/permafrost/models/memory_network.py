@@ -43,7 +43,7 @@ _SIDES = (224, 64, 32)
 
 
 def options_of_network(
-    network: nn.Module, argument: str, *, is_frozen: bool, side: int | None
+    network: nn.Module, argument: str, is_frozen: bool, side: int | None
 ) -> dict[str, Any]:
     """Return the options of `kind: memory` that identify a network.
 
@@ -98,8 +98,8 @@ def _count_outputs(network: nn.Module, sides: Iterable[int]) -> int | None:
     for side in sides:
         with suppress(Exception):  # which the pass will say
             returned: Any = deepcopy(network)(torch.zeros(2, 3, side, side).to(weights))
-            logits = returned["logits"] if isinstance(returned, dict) else returned
-            return int(getattr(logits, "logits", logits).shape[1])
+            logits: Any = returned["logits"] if isinstance(returned, dict) else returned
+            return int(logits.shape[1])
     return None
 
 

@@ -67,7 +67,8 @@ class MemorySource(ImageSource):
             names = next((f.names for f in feature.values() if getattr(f, "names", None)), names)
         if isinstance(names, Sequence) and names:
             return tuple(map(str, names))
-        return tuple(map(str, range(max(self._largest + 1, self.config.classes or 0))))
+        number = max(self._largest + 1, self.config.classes or 0)
+        return tuple(map(str, range(number if self._largest > NO_LABEL else 0)))
 
     def stamps(self) -> dict[str, str]:
         """Return what changes with the datasets: anything, unless they know their digest."""
@@ -239,13 +240,13 @@ def _digest(image: Image.Image | bytes, label: int, labels: tuple[int, ...]) -> 
 # ---- files -----------------------------------------------------------------------------------------
 
 
-def write_table(dataset: Any, folder: Path) -> dict[str, Any] | None:
-    """Write a dataset of image files as a table; return the options of `data` that read it, or None for others.
+def options_of_dataset(dataset: Any, folder: Path, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `data` for a dataset: of a table that is written, or of `kind: memory`.
 
     Args:
-        dataset: Folder of torchvision (ImageFolder and its kind), list of paths or of (path, label), or DataFrame; or
-            a mapping from splits to one of the former.
+        dataset: Dataset, or a mapping from splits to datasets.
         folder: Folder of the table.
+        call: Options of the call, which may have `image_size` and a `teacher`.
 
     Raises:
         ConfigError: If a folder has a transform, or a DataFrame has cells that are no values.
@@ -260,47 +261,50 @@ def write_table(dataset: Any, folder: Path) -> dict[str, Any] | None:
             ) from error
         pq.write_table(table, options["path"])
         return options | {"root": str(Path.cwd())}
-    files = {split: _files_of(each) for split, each in splits_of(dataset).items()}
-    pairs = [pair for each in files.values() for pair in each or ()]
-    if None in files.values() or not all(isinstance(path, (str, os.PathLike)) for path, _ in pairs):
-        return None
-    roots = [str(each.root) for each in splits_of(dataset).values() if hasattr(each, "root")]
-    paths = [os.fspath(path) for path, _ in pairs]
-    is_relative = not roots and not Path(paths[0]).is_absolute()
-    root = (
-        str(Path.cwd()) if is_relative else os.path.commonpath(map(os.path.abspath, roots or paths))
-    )
-    labels = [None if label is None else str(label) for _, label in pairs]
+    splits = splits_of(dataset)
+    rows = [(split, *pair) for split, each in splits.items() for pair in _files_of(each)]
+    if len(rows) < sum(map(len, splits.values())):
+        teacher = call.get("teacher")
+        return {
+            "kind": "memory",
+            "sizes": "any" if "image_size" in call else "equal",
+            "classes": teacher.get("classes") if isinstance(teacher, dict) else None,
+        }
+    roots = [str(each.root) for each in splits.values() if hasattr(each, "root")]
+    paths = roots or [path for _, path, _ in rows]
+    is_relative = not roots and not any(map(os.path.isabs, paths))
+    root = str(Path.cwd()) if is_relative else os.path.commonpath(map(os.path.abspath, paths))
     columns = {
-        "path": [os.path.relpath(path, root) for path in paths],
-        "label": pa.array(labels, pa.string()),
-        "split": [split for split, each in files.items() for _ in each or ()],
+        "path": [os.path.relpath(path, root) for _, path, _ in rows],
+        "label": pa.array([label for _, _, label in rows], pa.string()),
+        "split": [split for split, _, _ in rows],
     }
     pq.write_table(pa.table(columns), options["path"])
-    classes = getattr(next(iter(splits_of(dataset).values())), "classes", ())
+    classes = getattr(next(iter(splits.values())), "classes", ())
     if classes:
         options["classes"] = str(folder / "classes.txt")
         Path(options["classes"]).write_text("\n".join(classes), encoding="utf-8")
-    label = None if set(labels) == {None} else "label"
+    label = "label" if any(label for _, _, label in rows) else None
     return options | {"root": root, "label": label, "split": "split"}
 
 
-def _files_of(dataset: Any) -> list[tuple[Any, Any]] | None:
-    """Return the paths of a dataset of files with their labels; None if its items are something else."""
-    samples = getattr(dataset, "samples", dataset if isinstance(dataset, (list, tuple)) else None)
-    if samples is None:
-        return None
-    for name in ("transform", "target_transform"):
+def _files_of(dataset: Any) -> Iterator[tuple[str, str | None]]:
+    """Yield the paths of a dataset of files with their labels, nothing for items that are something else."""
+    samples = getattr(dataset, "samples", dataset if isinstance(dataset, (list, tuple)) else ())
+    classes = getattr(dataset, "classes", None)
+    for name in ("transform", "target_transform") if samples else ():
         require(
             getattr(dataset, name, None) is None,
             f"dataset={type(dataset).__name__}(...) has a {name}, but its files are stored as they are; leave it out: "
             "views belong to augment=, sizes to image_size=, normalization to mean= and std=",
         )
-    classes = getattr(dataset, "classes", None)
-    pairs = [
-        (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None) for item in samples
-    ]
-    return [(path, label if classes is None else classes[label]) for path, label in pairs]
+    for item in samples:
+        path, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
+        if isinstance(path, (str, os.PathLike)):
+            yield (
+                os.fspath(path),
+                None if label is None else str(classes[label] if classes else label),
+            )
 
 
 def undecoded(dataset: Any) -> Any:
