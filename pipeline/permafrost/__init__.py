@@ -1,18 +1,13 @@
 """Run frozen teachers once, store their logits and explanations, and distill many students from the store.
 
 The names below are public and imported on first use, and so are the verbs of packages, as in `permafrost.report(...)`.
-All others are internal and may change.
+All others are internal and may change. An import changes no setting of the process.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from permafrost.config.environment import THREAD_ENVIRONMENT
 
 if TYPE_CHECKING:
     from permafrost.cluster.store_dataset import ray_dataset
@@ -36,23 +31,6 @@ if TYPE_CHECKING:
     from permafrost.losses.labels import bce_loss
     from permafrost.losses.logit_distances import kd_loss, mld_loss
     from permafrost.losses.map_distances import map_cosine
-
-
-def _let_threads_sleep() -> None:
-    """Set how OpenMP's threads wait, which PyTorch reads when it is imported, unless OMP_WAIT_POLICY is set."""
-    if "OMP_WAIT_POLICY" in os.environ:
-        return
-    if "torch" in sys.modules:
-        logging.getLogger("permafrost").warning(
-            "PyTorch was imported before permafrost, so its threads spin while they wait; on a busy machine, import "
-            "permafrost first, or set OMP_WAIT_POLICY=PASSIVE"
-        )
-    else:
-        for name, value in THREAD_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-
-
-_let_threads_sleep()
 
 _MODULES = {
     "Picture": "permafrost.config.models",

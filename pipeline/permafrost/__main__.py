@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from permafrost.config.environment import let_threads_sleep
 from permafrost.config.version import __version__
 from permafrost.core.interrupts import catch_signals
 
@@ -14,6 +15,7 @@ def main() -> None:
     if verb == "--version":
         print(f"permafrost {__version__}")
         return
+    let_threads_sleep()  # before a plug-in imports PyTorch
     with catch_signals() as signals:
         try:
             with signals.raising():

@@ -18,7 +18,12 @@ from types import MappingProxyType
 from typing import Any
 
 from permafrost.config.compose import complete_arguments, compose
-from permafrost.config.environment import keep_freed_memory, open_closed_streams, ordinary_torch
+from permafrost.config.environment import (
+    keep_freed_memory,
+    let_threads_sleep,
+    open_closed_streams,
+    ordinary_torch,
+)
 from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
@@ -50,6 +55,7 @@ def stage_main(verb: str) -> None:
     """
     arguments = sys.argv[1:]
     open_closed_streams()
+    let_threads_sleep()
     keep_freed_memory()
     handler = TerminalHandler()
     handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))

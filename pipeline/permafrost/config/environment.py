@@ -42,6 +42,16 @@ that sleep at once are woken at every operation: two of them train a small netwo
 """
 
 
+def let_threads_sleep() -> None:
+    """Set how the threads of OpenMP wait, unless OMP_WAIT_POLICY is set; call it before PyTorch is imported.
+
+    The command line and Ray's workers do so. In a user's own process the policy is the user's.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in THREAD_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+
+
 # ---- allocator -------------------------------------------------------------------------------------
 
 
