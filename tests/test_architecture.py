@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.config.compose import compose
 from permafrost.config.environment import CONF
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import options_of, resolve_implementation
 from permafrost.config.sections import group_members
 from permafrost.config.store import PAYLOADS
-from permafrost.config.verbs import VERBS, build_verb_config
-from tests.support.composition import composed_of
+from permafrost.config.verbs import VERBS
+from tests.support.composition import config_of
 from tests.support.items import for_each
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
@@ -323,9 +322,7 @@ def test_a_member_of_a_family_has_its_kind_and_what_implements_it(group, kind):
 
 
 def test_every_payload_can_be_asked_for():
-    config = build_verb_config(
-        "precompute", compose("precompute", [f"annotate.payloads=[{','.join(PAYLOADS)}]"])
-    )
+    config = config_of("precompute", f"annotate.payloads=[{','.join(PAYLOADS)}]")
 
     assert set(config.annotate.payloads) == set(PAYLOADS)
 
@@ -382,7 +379,7 @@ def test_every_member_of_every_group_composes_and_builds(group):
                 words = ["arms={a: []}"] if verb == "sweep" else []
                 cls = FAMILIES.get(group, {}).get(member)
                 words += [] if cls is None else cls.minimal
-                build_verb_config(verb, composed_of(verb, f"{group}={member}", *words))
+                config_of(verb, f"{group}={member}", *words)
 
 
 def test_a_submitted_job_joins_its_cluster_where_its_stage_uses_one():

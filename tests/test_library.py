@@ -14,12 +14,12 @@ from torch import nn
 import permafrost
 from permafrost.config.compose import compose
 from permafrost.config.points import arguments_of_options
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
+from tests.support.composition import config_of
 from tests.support.papers import needs_papers
 from tests.support.processes import environment
 from tests.support.runs import save_student
@@ -246,7 +246,7 @@ def test_a_saved_network_has_the_options_of_its_run(frozen):
 
     for weights in (folder, folder / "model.safetensors"):
         words = ["teacher=saved", f"teacher.weights={weights}", "teacher.interpolation=bicubic"]
-        teacher = build_verb_config("precompute", compose("precompute", words)).teacher
+        teacher = config_of("precompute", *words).teacher
 
         assert (teacher.kind, teacher.name, teacher.width) == (
             *(described["kind"], described["name"], described["width"]),

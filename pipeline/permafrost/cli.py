@@ -17,7 +17,7 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any
 
-from permafrost.config.compose import complete_arguments, compose
+from permafrost.config.compose import complete_arguments, compose, names_teacher
 from permafrost.config.environment import (
     keep_freed_memory,
     let_threads_sleep,
@@ -29,12 +29,21 @@ from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, build_verb_config
-from permafrost.core.errors import ConfigError, UserError, device_error, printable, require
+from permafrost.core.errors import (
+    ConfigError,
+    UserError,
+    device_error,
+    printable,
+    require,
+    require_name,
+)
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.progress import TerminalHandler
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import RunFolder, mirrored_run, save_options, without_remains
 from permafrost.storage.lock import folder_lock
+
+logger = logging.getLogger("permafrost.config")
 
 
 class _OneLineFormatter(logging.Formatter):
@@ -162,16 +171,15 @@ def run_typed_command(verb: str, arguments: Sequence[str], objects: Objects | No
     with ExitStack() as stack:
         stack.enter_context(_named_packages(verb))
         function = described.load()
-        config, composed = _configure(verb, arguments, objects or {})
+        config, composed = _configure(verb, arguments, stack, objects or {})
         stack.enter_context(ordinary_torch())
-        stack.enter_context(mirrored_run(composed.get("run", "")))
-        if "run" in composed:
+        if composed["run"]:
             stack.enter_context(without_remains(composed["run"]))
         if described.locks_run:
             stack.enter_context(folder_lock(RunFolder(composed["run"]).path, "run"))
         _import_pandas()
         result = function(config, arguments) if described.swept else function(config)
-        if described.saves_options:
+        if described.saves_options and composed["run"]:
             path = RunFolder(composed["run"]).path / f"{verb}.yaml"
             save_options(path, sections_of_verb(verb, composed), composed["command"])
         return result
@@ -211,8 +219,10 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
     """
     load_plugins(plugin_names(arguments))
     require(VERBS[verb].plan != "", f"{verb} has no plan to print; leave out --plan")
-    config, composed = _configure(verb, arguments)
-    with _named_packages(verb), ordinary_torch(), mirrored_run(composed.get("run", "")):
+    with ExitStack() as stack:
+        stack.enter_context(_named_packages(verb))
+        config, _ = _configure(verb, arguments, stack)
+        stack.enter_context(ordinary_torch())
         options = (config, arguments) if VERBS[verb].swept else (config,)
         with closing(resolve_name(VERBS[verb].plan)(*options)) as plan:
             described: dict[str, str] = plan.describe_work()
@@ -220,11 +230,28 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _configure(
-    verb: str, arguments: Sequence[str], objects: Objects = MappingProxyType({})
+    verb: str,
+    arguments: Sequence[str],
+    stack: ExitStack,
+    objects: Objects = MappingProxyType({}),
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the options of a command, and all sections as plain values."""
+    """Return the options of a command, and all sections as plain values; mirror its run until the stack is closed."""
     complete = complete_arguments(verb, arguments)
     composed = compose(verb, complete) | {"command": [verb, *arguments]}
+    run, store = composed["run"], composed["store"]
+    if run:
+        require_name("run", run, may_have_folders=True)
+    stack.enter_context(mirrored_run(run))
+    if VERBS[verb].takes_store_of_run and run and not store["path"]:
+        from permafrost.runs.store_of_run import store_of_run  # imports pyarrow
+
+        composed["store"] = store | {"path": store_of_run(run, store)}
+        logger.info("store.path=%s, from which run=%s was trained", composed["store"]["path"], run)
+    packing = "" if verb == "teach" else ", or teacher=none for a store without a pass"
+    require(
+        not VERBS[verb].needs_teacher or names_teacher(verb, complete),
+        f"{verb} needs a teacher; name it, as in teacher=torchvision teacher.name=resnet50{packing}",
+    )
     config = place_paths(build_verb_config(verb, composed))
     for section, values in objects.items():
         config = replace(config, **{section: replace(getattr(config, section), **values)})

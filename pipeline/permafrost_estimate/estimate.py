@@ -78,9 +78,12 @@ def estimate_store(config: EstimateConfig) -> EstimateResult:
         except UserError as error:  # about the sample
             error.args = (re.sub(rf"{re.escape(folder)}/\w+", config.store.path, str(error)),)
             raise
-    path = RunFolder(config.run).path / "estimate.json"
-    file_at(path).write((json.dumps(plain_values(asdict(estimate)), indent=1) + "\n").encode())
-    return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))
+    file = ""
+    if config.run:
+        path = RunFolder(config.run).path / "estimate.json"
+        file_at(path).write((json.dumps(plain_values(asdict(estimate)), indent=1) + "\n").encode())
+        file = str(path)
+    return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=file)
 
 
 @contextmanager

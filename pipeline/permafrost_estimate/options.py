@@ -82,5 +82,7 @@ VERBS["estimate"] = Verb(
     options=EstimateConfig,
     function="permafrost_estimate.estimate:estimate_store",
     order=15,
+    needs_run=False,
+    needs_teacher=True,
     saves_options=True,
 )

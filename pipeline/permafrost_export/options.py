@@ -40,7 +40,7 @@ class ExportConfig(Options):
     to: str = ""
     """hf://<user>/<name>, a repository of the Hugging Face hub that gets the folder with its card (needs
     huggingface_hub and student.license); empty uploads nothing."""
-    run: str = "untitled"
+    run: str = ""
     """Folder below runs/ of the student to export."""
 
 
@@ -48,5 +48,6 @@ VERBS["export"] = Verb(
     options=ExportConfig,
     function="permafrost_export.export:export_student",
     order=65,
+    takes_store_of_run=True,
     python="Write a student as programs that run without this project. The result has the `files` by format.",
 )

@@ -89,8 +89,8 @@ class ReportConfig(Options):
     store: StoreOptions
     augment: AugmentOptions
     report: ReportOptions
-    run: str = "untitled"
-    """Folder below runs/ of the sweep or student to report."""
+    run: str = ""
+    """Folder below runs/ of the sweep or student to report; without one, the report is of the store alone."""
     command: Command = ()
     """Command of the report, which the page repeats."""
 
@@ -128,6 +128,8 @@ VERBS["report"] = Verb(
     options=ReportConfig,
     function="permafrost_report.report:report_run",
     order=75,
+    needs_run=False,
+    takes_store_of_run=True,
     saves_options=True,
     python="Write the page of a run or a sweep. The result has the file `html`.",
 )

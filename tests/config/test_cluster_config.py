@@ -22,6 +22,7 @@ from permafrost.config.environment import THREAD_ENVIRONMENT
 from permafrost.config.paths import place_paths, with_absolute_paths
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
+from tests.support.composition import config_of
 from tests.support.papers import HAS_PAPERS, needs_papers
 from tests.support.paths import ROOT
 
@@ -59,7 +60,12 @@ def placed(verb, *words):
     return place_paths(build_verb_config(verb, compose(verb, words)))
 
 
-SHARED = ["store.path=/shared/store", "run=/shared/run", "teacher.weights=/shared/w.pth"]
+SHARED = [
+    "store.path=/shared/store",
+    "run=/shared/run",
+    "teacher=cifar",
+    "teacher.weights=/shared/w.pth",
+]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,7 @@ def test_in_a_job_the_files_of_an_evaluator_are_checked_and_the_teacher_where_it
     monkeypatch,
 ):
     monkeypatch.setenv(JOB, "{}")
-    words = ["store.path=/shared/store", "run=/shared/run", "teacher.weights=w.pth"]
+    words = [*SHARED, "teacher.weights=w.pth"]
 
     placed("evaluate", *words)  # accuracy and localization need no teacher network
 
@@ -119,9 +125,7 @@ def test_in_a_job_the_files_of_an_evaluator_are_checked_and_the_teacher_where_it
 
 @needs_papers
 def test_a_nested_file_becomes_absolute(monkeypatch):
-    config = build_verb_config(
-        "evaluate", compose("evaluate", ["evaluate.distance_correlation.embeddings=e.npy"])
-    )
+    config = config_of("evaluate", "evaluate.distance_correlation.embeddings=e.npy")
 
     options = with_absolute_paths(config).evaluate
 
@@ -137,7 +141,8 @@ def test_in_a_job_a_stage_without_a_cluster_is_checked_too(monkeypatch):
 
 
 def test_beside_a_head_relative_paths_are_those_of_the_drivers_folder(tmp_path):
-    words = ["data=image_folder", "data.path=photos", "store.path=s", "teacher.weights=pretrained"]
+    words = ["data=image_folder", "data.path=photos", "store.path=s", *SHARED[2:]]
+    words.append("teacher.weights=pretrained")
 
     config = placed("precompute", "cluster=existing", *words)
 

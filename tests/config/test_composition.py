@@ -13,6 +13,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
 from tests.config import compositions
 from tests.config.compositions import changes, record_of
+from tests.support.composition import config_of
 from tests.support.items import for_each
 from tests.support.papers import needs_papers
 
@@ -62,7 +63,7 @@ def test_a_composition_is_the_callers_own():
 )
 def test_a_word_that_cannot_be_read_is_one_line(word, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        build_verb_config("sweep", compose("sweep", ["experiment=demo", word]))
+        config_of("sweep", "experiment=demo", word)
 
     assert "\n" not in str(caught.value)
 
@@ -130,7 +131,7 @@ def test_an_option_without_its_section_is_that_of_the_only_section_that_has_it()
         ConfigError,
         match=r"name is an option of student, teacher; write student\.name= or",
     ):
-        compose("distill", ["name=resnet8"])
+        compose("distill", ["teacher=cifar", "name=resnet8"])
     with pytest.raises(
         ConfigError, match=r"takes no epochs= \(did you mean teaching\.trainer\.epochs="
     ):
@@ -157,7 +158,7 @@ def test_an_experiment_is_refused_in_one_line(tmp_path):
     }.items():
         path.write_text(text)
         with pytest.raises(ConfigError, match=message) as caught:
-            build_verb_config("distill", compose("distill", [f"experiment={path}"]))
+            config_of("distill", f"experiment={path}")
         assert "\n" not in str(caught.value)
 
 
@@ -180,7 +181,7 @@ def test_experiments_that_are_based_on_each_other_end(tmp_path):
 @for_each(
     "run,message",
     [
-        ("", "run= is not a name"),
+        ("", "distill needs run=, as in run=photos"),
         (".", r"run=\. is not a name"),
         ("../../evil", r"run=\.\./\.\./evil leaves its folder"),
         ("a/../../b", "leaves its folder"),
@@ -192,12 +193,12 @@ def test_experiments_that_are_based_on_each_other_end(tmp_path):
 )
 def test_a_name_of_a_run_that_no_folder_may_have_is_refused(run, message):
     with pytest.raises(ConfigError, match=message):
-        build_verb_config("distill", compose("distill", [f"run={run}"]))
+        config_of("distill", f"run={run}")
 
 
 @for_each("run", ["a", "ked/digits", "/tmp/a b/c", "s3://bucket/a/b", "ü.1", "..a"])
 def test_other_names_are_taken(run):
-    assert build_verb_config("distill", compose("distill", [f"run={run}"])).run == run
+    assert config_of("distill", f"run={run}").run == run
 
 
 @for_each(
@@ -211,7 +212,7 @@ def test_other_names_are_taken(run):
 )
 def test_a_name_of_an_arm_is_the_name_of_a_folder(arm, message):
     with pytest.raises(ConfigError, match=message):
-        build_verb_config("sweep", compose("sweep", [f'arms={{"{arm}": [method=kd]}}']))
+        config_of("sweep", f'arms={{"{arm}": [method=kd]}}')
 
 
 # ---- YAML of strangers ---------------------------------------------------------------------------

@@ -1,16 +1,15 @@
 """Identity of a run: every option but those that change no result, and those that `inputs` has a fingerprint of."""
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.verbs import build_verb_config
 from permafrost.runs.folder import identity, save_options
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import read_yaml
+from tests.support.composition import config_of
 
 
 def test_an_identity_has_every_option_that_changes_results_also_at_its_default():
-    config = build_verb_config("distill", compose("distill", ["store.teacher=[first]"]))
+    config = config_of("distill", "store.teacher=[first]")
     values = to_plain_dict(config)
 
     found = identity(values | {"inputs": {"store": "fingerprint"}}, DistillConfig)

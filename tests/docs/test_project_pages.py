@@ -130,7 +130,7 @@ def test_the_tests_of_a_statement_exist(statement):
 
 @for_each("text", ["${oc.env:HOME}", "${HOME}", "$HOME", "${env:HOME}"])
 def test_an_option_is_not_replaced_by_a_variable(text):
-    words = [f"run={text}", "data=digits", "teacher=none"]
+    words = [f"run={text}", "store.path=stores/digits", "data=digits", "teacher=none"]
 
     assert build_verb_config("precompute", compose("precompute", words)).run == text
 

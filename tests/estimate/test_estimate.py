@@ -11,14 +11,12 @@ import pytest
 import torch
 
 from permafrost.config.augment import RandomViewsConfig
-from permafrost.config.compose import compose
 from permafrost.config.data import NoDataConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.sections import section_names
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -28,6 +26,7 @@ from permafrost_estimate.options import EstimateConfig, EstimateOptions
 from permafrost_estimate.turns import TimeBudget
 from permafrost_papers.interpretability.options import CellsDataConfig
 from permafrost_sources.options import DemoDataConfig
+from tests.support.composition import config_of
 from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.images import write_tar
 from tests.support.runs import PAD_CROP
@@ -366,9 +365,7 @@ def test_the_words_of_precompute_are_those_of_an_estimate():
         *("teacher=torchvision", "teacher.name=resnet50", "teacher.weights=w.pth", "views=random"),
         *("annotate.map_dtype=int8", "cluster.actors=4", "executor=ray", "subset.shots=5"),
     )
-    asked, made = (
-        build_verb_config(verb, compose(verb, words)) for verb in ("estimate", "precompute")
-    )
+    asked, made = (config_of(verb, *words) for verb in ("estimate", "precompute"))
 
     assert set(section_names("precompute")) <= set(section_names("estimate"))
     assert all(getattr(asked, name) == getattr(made, name) for name in names(made))
@@ -384,7 +381,7 @@ def test_a_finished_store_of_other_data_is_not_estimated_for_them(frozen):
 @pytest.mark.parametrize("workers", ["[]", "[0]"])
 def test_numbers_of_workers_are_checked(workers):
     with pytest.raises(ConfigError, match=r"estimate.workers=.* at least one number, each >= 1"):
-        build_verb_config("estimate", compose("estimate", [f"estimate.workers={workers}"]))
+        config_of("estimate", f"estimate.workers={workers}")
 
 
 def test_a_budget_of_time_is_kept_with_fewer_records_and_said(tmp_path, tiny_teacher, caplog):

@@ -12,10 +12,9 @@ import torch
 from permafrost.cli import stage_main
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.compose import compose
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import EvaluateConfig, EvaluationRun, build_verb_config
+from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation import evaluate as evaluation
 from permafrost.evaluation import forward as evaluator
@@ -38,6 +37,7 @@ from permafrost_evaluators.options import ShiftOptions
 from permafrost_report.main_table import columns_of
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results
+from tests.support.composition import NAMED, config_of
 from tests.support.papers import needs_papers
 from tests.support.runs import TRAINER, distill_config, evaluation_of, save_student
 from tests.support.stores import precompute_config
@@ -58,7 +58,7 @@ def test_the_family_and_the_names_that_the_option_takes_agree():
 
 def test_an_unknown_evaluator_is_refused_with_those_that_there_are():
     with pytest.raises(ConfigError, match=r"evaluators must be among .*\baccuracy\b.*; got beauty"):
-        build_verb_config("evaluate", compose("evaluate", ["evaluators=[beauty]"]))
+        config_of("evaluate", "evaluators=[beauty]")
     with pytest.raises(
         ConfigError, match="evaluators lists an evaluator twice: accuracy, accuracy"
     ):
@@ -223,14 +223,15 @@ def test_options_of_evaluators_come_through_words():
         "evaluate.distance_correlation.layers={layer3: layer4}",
         "evaluate.unicam.pairs=[[student,baseline]]",
         "evaluate.unicam.baseline=kd",
+        "teacher=cifar",
         "teacher.weights=w.pth",
     ]
-    config = build_verb_config("evaluate", compose("evaluate", words))
+    config = config_of("evaluate", *words)
 
     assert config.evaluate.distance_correlation.layers == {"layer3": "layer4"}
     assert config.evaluate.unicam.pairs == (("student", "baseline"),)
     assert config.teacher.weights == "w.pth"
-    only = build_verb_config("evaluate", compose("evaluate", words[1:]))
+    only = config_of("evaluate", *words[1:])
     assert only.teacher.kind == "none"  # no evaluator reads it
 
 
@@ -250,19 +251,20 @@ def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student
 
 @needs_papers
 def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "teacher.weights=w.pth"])
+    words = [*NAMED, "evaluators=[accuracy]", "teacher.weights=w.pth"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *words])
 
     with pytest.raises(SystemExit) as ended:
         stage_main("evaluate")
 
     assert ended.value.code == 2
-    assert "reads teacher.weights=w.pth with model=teacher and for the evaluators distance" in (
+    assert "reads teacher=cifar with model=teacher and for the evaluators distance" in (
         capsys.readouterr().err
     )
 
 
 def test_a_network_that_is_typed_without_model_network_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["evaluate", "student.weights=w.pth"])
+    monkeypatch.setattr("sys.argv", ["evaluate", *NAMED[:2], "student.weights=w.pth"])
 
     with pytest.raises(SystemExit):
         stage_main("evaluate")
@@ -272,9 +274,9 @@ def test_a_network_that_is_typed_without_model_network_is_refused(monkeypatch, c
 
 def many_student_arguments(frozen, store):
     return [
-        f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher.name=resnet8",
-        "teacher.width=4", f"teacher.weights={frozen.config.teacher.weights}", "augment.operations=[]",
-        "trainer.epochs=1", "trainer.batch_size=8", "arms={kd: ['method=kd']}", "seeds=[0]",
+        f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher=cifar",
+        "teacher.name=resnet8", "teacher.width=4", f"teacher.weights={frozen.config.teacher.weights}",
+        "augment.operations=[]", "trainer.epochs=1", "trainer.batch_size=8", "arms={kd: ['method=kd']}", "seeds=[0]",
         "executor=serial", "evaluate.splits=[train]", "run=many",
     ]  # fmt: skip
 
@@ -282,7 +284,7 @@ def many_student_arguments(frozen, store):
 @needs_papers
 def test_a_single_student_is_not_compared_with_an_arm_of_its_experiments_sweep(caplog):
     words = ["experiment=demo", "run=my-student"]
-    config = build_verb_config("evaluate", compose("evaluate", words))
+    config = config_of("evaluate", *words)
     assert config.evaluate.distance_correlation.baseline == "labels"
 
     with caplog.at_level("INFO"):

@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.store import StoreOptions
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_papers.unicam.options import DistanceCorrelationOptions, UnicamOptions
 from permafrost_report.options import ReportConfig, ReportOptions
-from tests.support.composition import composed_of
+from tests.support.composition import config_of
 from tests.support.runs import distill_config, evaluation_of
 from tests.support.verbs import distill, evaluate, report
 
@@ -191,8 +190,8 @@ def test_a_network_that_is_not_given_or_not_read_is_refused(own):
         evaluated(own, replace(own.config.teacher, weights=None))
     words = ("student=timm", "student.name=resnet10t", "student.weights=w.pth")
 
-    given = build_verb_config("evaluate", composed_of("evaluate", "model=network", *words))
-    unread = build_verb_config("evaluate", composed_of("evaluate", *words))
+    given = config_of("evaluate", "model=network", *words)
+    unread = config_of("evaluate", *words)
 
     assert (given.student.kind, given.student.weights) == ("timm", "w.pth")
     assert unread.student.kind == "none"

@@ -26,6 +26,7 @@ from permafrost_papers.bcos.options import BcosWeightsConfig
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.student_results import load_teacher
 from tests.support.bcos import RESNET
+from tests.support.composition import NAMED
 from tests.support.runs import PAD_CROP, evaluation_of, save_student
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
@@ -191,7 +192,8 @@ def test_results_are_of_one_augmentation_and_other_evaluators_of_any(frozen):
 
 
 def test_an_augmentation_that_is_typed_for_other_evaluators_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "augment=pad_crop_flip"])
+    words = [*NAMED[:2], "evaluators=[accuracy]", "augment=pad_crop_flip"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *words])
 
     with pytest.raises(SystemExit):
         stage_main("evaluate")

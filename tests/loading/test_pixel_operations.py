@@ -8,12 +8,10 @@ import torch
 from kornia.filters import gaussian_blur2d
 
 from permafrost.config.augment import AugmentOptions, PixelOperationConfig
-from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
 from permafrost.loading import transfer
@@ -31,6 +29,7 @@ from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.e2kd.options import GuidedTeachingConfig
 from tests.support.batches import FRAME, random_batch, tiny_model
+from tests.support.composition import config_of
 from tests.support.items import for_each
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
@@ -412,7 +411,7 @@ def test_operations_are_given_as_a_list_on_the_command_line():
         "augment.operations=[{kind: grayscale, p: 0.2}, {kind: color_jitter, hue: 0}]",
     )
 
-    config = build_verb_config("distill", compose("distill", words))
+    config = config_of("distill", *words)
 
     assert config.augment.operations == (
         replace(GRAY, p=0.2),

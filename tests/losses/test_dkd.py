@@ -5,14 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from permafrost.config.methods import DKDConfig
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import build_loss
 from permafrost.losses.dkd import split_divergence
 from permafrost.losses.logit_distances import divergence
-from tests.support.composition import composed_of
+from tests.support.composition import config_of
 from tests.support.items import for_each
 from tests.support.outputs import student_output
 
@@ -82,9 +81,9 @@ def test_equal_logits_have_no_loss_and_far_ones_a_finite_gradient():
 
 def test_what_it_needs_is_refused_before_the_first_step():
     for mode in ("frozen", "live"):
-        words = ["method=dkd", f"mode={mode}", "augment.mix=[{kind: mixup}]"]
+        words = ["method=dkd", "teacher=cifar", f"mode={mode}", "augment.mix=[{kind: mixup}]"]
         with pytest.raises(ConfigError, match="method=dkd needs one label; set"):
-            build_verb_config("distill", composed_of("distill", *words))
+            config_of("distill", *words)
     with pytest.raises(ConfigError, match="have many labels; set method=kd"):
         build_loss(DKDConfig()).check_labels(many=True)
     assert DKDConfig().all_logits_option == "method=dkd"

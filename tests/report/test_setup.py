@@ -343,7 +343,7 @@ def test_a_run_that_does_not_exist_is_an_error_that_names_those_that_do(frozen):
 
 
 def test_a_report_of_the_store_alone_needs_no_run(frozen):
-    html = Path(report_of(frozen, "untitled").html).read_text()
+    html = Path(report_of(frozen, "").html).read_text()
 
     assert ">Teacher passes</h2>" in html
     assert ">Results</h2>" not in html

@@ -46,7 +46,7 @@ def test_each_tar_is_one_task(tars):
 
 def test_shards_in_place_are_the_tars_with_records(tars):
     source = build_source(tars)
-    listing = list_parts(source, StoreOptions())
+    listing = list_parts(source, StoreOptions(path="store"))
 
     plans = source.plan_in_place("original", listing)
 
@@ -80,6 +80,6 @@ def test_a_subset_of_parts_has_the_same_parts(tars):
     subset = build_source(replace(tars, only_classes=("2", "0")))
 
     assert isinstance(subset, PartedSource)
-    listing = list_parts(subset, StoreOptions())
+    listing = list_parts(subset, StoreOptions(path="store"))
     assert listing.records(np.arange(listing.num_records)) == tuple(subset.records())
     assert classes_of_source(subset, listing) == ("2", "0")

@@ -97,7 +97,7 @@ def test_tars_of_an_address_are_kept_and_asked_for_once(tmp_path, server):
     assert fingerprint(config) == fingerprint(replace(config, path=str(kept)))
     assert len(asked) == 2
     # The store contains a copy, as the cache may be cleared.
-    assert source.plan_in_place("original", list_parts(source, StoreOptions())) is None
+    assert source.plan_in_place("original", list_parts(source, StoreOptions(path="store"))) is None
 
 
 def test_files_of_one_name_from_two_addresses_are_two_files(tmp_path, server):

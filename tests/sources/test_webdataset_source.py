@@ -119,7 +119,7 @@ def test_keys_that_come_twice_are_refused_with_the_option_that_helps(tmp_path):
     with pytest.raises(
         ConfigError, match=r"1 sample keys are not unique.*'train-0000'.*key_prefix=shard"
     ):
-        plan_whole(build_source(tar_config(tmp_path)), StoreOptions())
+        plan_whole(build_source(tar_config(tmp_path)), StoreOptions(path="store"))
     assert len(list(build_source(tar_config(tmp_path, key_prefix="shard")).records())) == 3
 
 

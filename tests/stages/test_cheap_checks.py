@@ -81,7 +81,7 @@ def test_a_network_for_small_images_is_refused_above_64_pixels_unless_asked_for(
     teaching = [
         *(f"teaching.{word}" for word in quick),
         "evaluate.splits=[val]",
-        "teacher.name=resnet8",
+        *("teacher=cifar", "teacher.name=resnet8"),
     ]
 
     code, _, err = permafrost("teach", *store, "run=t", *teaching)
@@ -102,7 +102,9 @@ def test_a_teacher_is_not_trained_at_another_size_than_the_options_name(permafro
     permafrost("precompute", *DATA, "store.image_size=96", "teacher=none", "executor=serial")
 
     code, _, err = permafrost(
-        "teach", "store.path=stores/new", "run=t", "teacher.input_size=64", "evaluate.splits=[val]"
+        "teach",
+        *("store.path=stores/new", "run=t", "teacher=cifar", "teacher.input_size=64"),
+        "evaluate.splits=[val]",
     )
 
     assert code == 2

@@ -17,11 +17,12 @@ from permafrost.__main__ import main as console_main
 from permafrost.cli import next_command, stage_main
 from permafrost.config import plugins
 from permafrost.config.compose import compose
-from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.sections import sections_of_verb
-from permafrost.config.verbs import VERBS, build_verb_config
+from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError
+from tests.support.composition import NAMED, config_of
 from tests.support.items import for_each
 from tests.support.papers import HAS_PAPERS, needs_papers
 from tests.support.paths import ROOT
@@ -30,11 +31,12 @@ from tests.support.slow import slow
 
 
 def build_config(verb, *words):
-    return build_verb_config(verb, compose(verb, words))
+    return config_of(verb, *words)
 
 
 def test_the_method_defaults_are_the_papers():
-    assert build_config("distill").method == E2KDConfig(
+    assert build_config("distill").method == KDConfig(tau=1.0, lambda_ce=0.0, lambda_kd=1.0)
+    assert build_config("distill", "method=e2kd").method == E2KDConfig(
         tau=1.0, lambda_ce=0.0, lambda_kd=1.0, lambda_map=1.0
     )
 
@@ -73,10 +75,10 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
             stage_main("distill")
         return capsys.readouterr().err
 
-    assert "distill reads teacher.name=resnet56 with mode=live only" in error_message(
-        "teacher.name=resnet56"
+    assert "distill reads teacher=cifar with mode=live only" in error_message(
+        *NAMED, "teacher.name=resnet56"
     )
-    assert "mode=live" not in error_message("teacher.name=resnet57", "mode=live")
+    assert "mode=live" not in error_message(*NAMED, "teacher.name=resnet57", "mode=live")
 
 
 @needs_papers
@@ -93,14 +95,14 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         (
             "distill",
             ["method.tua=4"],
-            r"unknown option method\.tua \(did you mean method\.tau=\d\?\); available options: .*lambda_map",
+            r"unknown option method\.tua \(did you mean method\.tau=\d\?\); available options: .*lambda_kd",
         ),
         ("distill", ["trainer.epochs=many"], "trainer.epochs must be a whole number, got 'many'"),
         ("distill", ["trainer.epochs=0"], "trainer.epochs must be >= 1, got 0"),
         ("distill", ["method.tau=-1"], "method.tau must be > 0, got -1"),
         (
             "distill",
-            ["method.map_control=shufled"],
+            ["method=e2kd", "method.map_control=shufled"],
             "method.map_control must be one of none, shuffled, unaugmented",
         ),
         ("distill", ["optimizer=adamx"], "choose one of: adam, adamw, sgd"),
@@ -123,7 +125,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ("teach", ["epochs=5"], r"did you mean teaching\.trainer\.epochs=5 or "),
         (
             "distill",
-            ["name=resnet8"],
+            ["teacher=cifar", "name=resnet8"],
             r"name is an option of student, teacher; write student\.name= or ",
         ),
         (
@@ -202,7 +204,7 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
         ),
         (
             "distill",
-            [MIXUP, *LIVE, "method.map_control=shuffled"],
+            [MIXUP, *LIVE, "method=e2kd", "method.map_control=shuffled"],
             r"map_control=shuffled gives each record the map of its neighbor",
             r"map_control=none, or augment\.mix=\[\]",
         ),
@@ -425,7 +427,7 @@ def test_a_python_file_is_no_experiment(permafrost):
 
 def test_an_error_names_paths_below_the_current_folder_alike(permafrost, tmp_path):
     relative, absolute = (
-        permafrost("distill", f"store.path={path}")[2]
+        permafrost("distill", "run=one", f"store.path={path}")[2]
         for path in ("stores/none", tmp_path / "stores/none")
     )
 
@@ -435,7 +437,7 @@ def test_an_error_names_paths_below_the_current_folder_alike(permafrost, tmp_pat
 
 
 def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path, permafrost):
-    code, output, errors = permafrost("distill", "method.tau=0")
+    code, output, errors = permafrost("distill", *NAMED[:2], "method.tau=0")
 
     assert code == 2
     assert errors == "permafrost distill: error: method.tau must be > 0, got 0\n"

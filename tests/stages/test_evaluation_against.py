@@ -15,7 +15,7 @@ from permafrost.config.methods import KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EvaluateConfig, build_verb_config
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
@@ -24,7 +24,7 @@ from permafrost.store.reader import Store
 from permafrost.sweeps.plan import plan_students
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results, split_by_evaluation
-from tests.support.composition import composed_of
+from tests.support.composition import config_of
 from tests.support.papers import needs_papers
 from tests.support.stores import precompute_config
 from tests.support.verbs import distill, evaluate, precompute, report
@@ -158,7 +158,7 @@ def test_a_sweep_checks_the_named_pass_before_it_trains(passes_of_both):
         *(f"store.path={passes_of_both.path}", "store.teacher=[resnet8]", "arms={kd: []}"),
         *("evaluate.against=resnet50", "executor=serial"),
     ]
-    config = build_verb_config("sweep", composed_of("sweep", *words))
+    config = config_of("sweep", *words)
 
     with pytest.raises(ConfigError, match=r"against=resnet50 is not one pass"):
         plan_students(config, words)

@@ -77,7 +77,7 @@ def methods_of(words):
 
 KINDS = [
     slow("annotate.payloads=[logits]", ["method=kd"]),
-    ("", []),
+    ("", ["method=e2kd"]),
     slow("annotate.payloads=[logits,class_maps]", ["method=cat_kd"]),
     slow("annotate.payloads=[logits,attention]", ["method=at"]),
     slow("annotate.payloads=[attention]", ["method=at"]),
@@ -86,14 +86,17 @@ KINDS = [
     slow("annotate.payloads=[features]", ["method=features"]),
     slow("annotate.payloads=[logits,features]", ["method=features", "method.lambda_kd=1"]),
     slow("annotate.payloads=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
-    slow("annotate.logits=topk annotate.k=3", []),
-    ("views=random views.count=2 augment=pad_crop", []),
+    slow("annotate.logits=topk annotate.k=3", ["method=e2kd"]),
+    ("views=random views.count=2 augment=pad_crop", ["method=e2kd"]),
     slow(
         "views=random views.count=2 augment=pad_crop_flip_randaugment annotate.payloads=[logits]",
         ["method=kd"],
     ),
     slow("views=random views.count=2 'views.mix=[{kind: mixup}]'", ["method=kd"]),
-    slow("teacher=bcos teacher.name=resnet8 teacher.weights=random explainer=bcos_weights", []),
+    slow(
+        "teacher=bcos teacher.name=resnet8 teacher.weights=random explainer=bcos_weights",
+        ["method=e2kd"],
+    ),
     slow(
         "teacher=additive teacher.name=conv teacher.superfeatures=4 teacher.grid=[4,4] teacher.input_size=16 "
         "teacher.weights=random annotate.payloads=[logits,superfeature_logits]",
@@ -163,7 +166,7 @@ def test_what_follows_a_pass_over_other_splits_names_them(permafrost, tmp_path):
 @pytest.mark.parametrize(
     ("payloads", "methods"),
     [
-        ("logits,map", ["method.logits=mld"]),
+        ("logits,map", ["method=e2kd", "method.logits=mld"]),
         slow("logits", ["method=kd", "method.logits=mld"]),
         ("logits,attention", ["method=at"]),
         slow("logits,pooled", ["method=embedding", "method.lambda_ce=1"]),
@@ -217,7 +220,7 @@ def test_a_pass_without_maps_names_the_methods_that_it_can_serve(permafrost, pac
     words = [f"store.path={config.store.path}", *TEACHER.split(), "annotate.payloads=[pooled]"]
     permafrost("precompute", *words)
 
-    code, _, errors = permafrost("distill", f"store.path={config.store.path}", "method=e2kd")
+    code, _, errors = permafrost("distill", words[0], "run=one", "method=e2kd")
 
     assert code == 1
     assert "holds no maps, but method=e2kd needs them" in errors
@@ -232,7 +235,7 @@ def test_the_method_of_a_pass_is_kept_beside_an_experiment(permafrost, packed, t
 
     assert "method=kd" in printed_next(printed)
     _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[logits,map]")
-    assert methods_of(printed_next(printed)) == []
+    assert methods_of(printed_next(printed)) == ["method=e2kd"]
 
 
 def test_the_accuracies_of_a_teacher_name_their_pictures(permafrost, packed, tmp_path):
@@ -241,7 +244,7 @@ def test_the_accuracies_of_a_teacher_name_their_pictures(permafrost, packed, tmp
     quick = [f"teaching.{word}" for word in QUICK]
 
     code, printed, errors = permafrost(
-        "teach", "store.path=stores/tiny", *network, *quick, "teaching.augment.size=24"
+        "teach", "store.path=stores/tiny", "run=one", *network, *quick, "teaching.augment.size=24"
     )
     assert code == 0, errors
     _, made = run_next(permafrost, printed)

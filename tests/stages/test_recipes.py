@@ -78,6 +78,8 @@ def test_a_recipe_builds_for_every_verb(recipe):
     for verb in VERBS:
         if verb == "sweep" and not composed["arms"]:
             continue  # the recipe of a teacher has no students
+        if verb == "teach" and composed["teacher"]["kind"] == "none":
+            continue  # the recipe of students of another recipe's teacher
         build_verb_config(verb, composed)
 
 

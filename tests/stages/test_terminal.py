@@ -102,7 +102,7 @@ def test_names_in_a_store_are_printed_as_escapes(place, printed, frozen, tmp_pat
     assert "1 problem(s) in" in text
     assert_harmless(text)
     if place == "teachers":
-        assert_harmless(printed("distill", f"store.path={store}", "student=cifar"))
+        assert_harmless(printed("distill", f"store.path={store}", "run=one", "student=cifar"))
 
 
 def test_only_what_a_terminal_obeys_is_escaped():
@@ -169,7 +169,7 @@ def test_bars_count_records_and_leave_log_lines_whole(words, frozen, tmp_path):
     rows = frozen.store.num_records("train") // 8 * 8
     total = 3 * rows * (2 if words[0] == "sweep" else 1)
 
-    lines, bars = screen_of(*words, f"store.path={tmp_path}/stores/tiny")
+    lines, bars = screen_of(*words, f"store.path={tmp_path}/stores/tiny", "run=one")
 
     text = "\n".join(lines)
     assert {int(of.replace(",", "")) for _, _, of in bars} == {total}, text

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from itertools import product
 
+from permafrost.config.compose import names_teacher
 from permafrost.config.paths import place_paths
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, build_verb_config
@@ -75,8 +76,13 @@ def resolve(verb: str, words: list[str]) -> object:
         return composed_of(verb, *(word for word in words if section_of(word) in names))
     if words[:1] == ["--cfg"]:
         return sections_of_verb(verb, composed_of(verb, *words[2:]))
+    is_named = any(word.startswith("teacher=") for word in words) or names_teacher(verb, words)
+    assert is_named or not VERBS[verb].needs_teacher, "it names no teacher"
     words = without_saved_networks(words)
-    return place_paths(build_verb_config(verb, composed_of(verb, *words)))
+    composed = composed_of(verb, *words)
+    if VERBS[verb].takes_store_of_run and not composed["store"]["path"]:
+        composed = composed | {"store": composed["store"] | {"path": "stores/of-the-run"}}
+    return place_paths(build_verb_config(verb, composed))
 
 
 def without_saved_networks(words: list[str]) -> list[str]:

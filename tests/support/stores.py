@@ -57,6 +57,7 @@ def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
             "annotate": PassOptions(batch_size=8),
             "cluster": LocalClusterConfig(),
             "executor": "serial",
+            "run": "frozen",
             **options,
         },
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from permafrost.config.compose import compose
-from permafrost.config.verbs import build_verb_config
 from permafrost.runs.mirrors import RUNS
+from tests.support.composition import config_of
 from tests.support.verbs import sweep
 
 TINY = (
@@ -23,7 +22,7 @@ def sweep_arguments(frozen, *more, run="grid"):
 
 
 def sweep_config(base):
-    return build_verb_config("sweep", compose("sweep", base))
+    return config_of("sweep", *base)
 
 
 def run_sweep(base):

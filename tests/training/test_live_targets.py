@@ -8,12 +8,10 @@ import torch.nn.functional as F
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
@@ -34,6 +32,7 @@ from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.bcos.options import BcosModelConfig
+from tests.support.composition import config_of
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.verbs import distill, evaluate
 
@@ -217,13 +216,19 @@ def test_a_live_student_is_evaluated_against_the_stores_pass(frozen):
     [
         (["teacher=none"], "mode=live needs the teacher network"),
         (["method=labels"], "method=labels uses no teacher"),
-        (["teacher.frame=center_crop"], "a live teacher receives the student's view"),
-        (["method.map_control=unaugmented"], "needs a stored map of another view"),
+        (
+            ["teacher=cifar", "teacher.frame=center_crop"],
+            "a live teacher receives the student's view",
+        ),
+        (
+            ["teacher=cifar", "method=e2kd", "method.map_control=unaugmented"],
+            "needs a stored map of another view",
+        ),
     ],
 )
 def test_what_a_live_run_cannot_be_is_said(words, message):
     with pytest.raises(ConfigError, match=message):
-        build_verb_config("distill", compose("distill", ["mode=live", *words]))
+        config_of("distill", "mode=live", *words)
 
 
 def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):

@@ -13,12 +13,11 @@ from permafrost.config.augment import (
     OperationConfig,
     RandomViewsConfig,
 )
-from permafrost.config.compose import compose
 from permafrost.config.families import FAMILIES
 from permafrost.config.store import PassOptions
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.store.reader import Store
+from tests.support.composition import config_of
 from tests.support.items import for_each
 from tests.support.runs import TRAINER, distill_config, weights_of
 from tests.support.slow import slow
@@ -50,10 +49,10 @@ def test_a_method_takes_mixtures_in_a_mode_or_says_why_not(kind, mode, name):
         words += ["views=rotations", "views.per_step=4"]
 
     if kind not in REFUSED[mode]:
-        assert build_verb_config("distill", compose("distill", words)).augment.mixes
+        assert config_of("distill", *words).augment.mixes
         return
     with pytest.raises(ConfigError, match=kind):
-        build_verb_config("distill", compose("distill", words))
+        config_of("distill", *words)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from permafrost.config.compose import compose
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.runs import trackers
@@ -24,6 +22,7 @@ from permafrost.storage.local_files import NoSpaceError
 from permafrost.sweeps.plan import plan_students
 from permafrost.training.distill import distill_student
 from permafrost.training.metric_log import MetricWriter, read_metrics
+from tests.support.composition import config_of
 from tests.support.run_files import tracked_run, write_lines
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.verbs import teach
@@ -230,13 +229,13 @@ def test_the_name_of_a_run_in_a_tracker_is_kept_and_checked(tmp_path):
 def test_a_missing_package_is_an_error_before_anything_is_computed(frozen, monkeypatch, kind):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     words = [f"store.path={frozen.store.path}", "run=one", f"logger={kind}"]
-    teacher = build_verb_config("teach", compose("teach", words))
+    teacher = config_of("teach", *words)
     sweep = [*words, "arms={kd: [method=kd]}"]
     works = [
         lambda: distill_student(distill_config(frozen, logger=kind)),
         lambda: evaluate_student(replace(evaluate_config(frozen), logger=kind)),
         lambda: teach.run(teacher),
-        lambda: plan_students(build_verb_config("sweep", compose("sweep", sweep)), sweep),
+        lambda: plan_students(config_of("sweep", *sweep), sweep),
     ]
     for work in works:
         with pytest.raises(ConfigError) as raised:

@@ -327,7 +327,8 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         count,
         sum(shard.records for shard in plan.missing),
     )
-    save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
+    if plan.config.run:
+        save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
     moved_features = _measure_moved_features(plan, executor)
     commit_pass(
         plan.folder,

@@ -61,14 +61,35 @@ def compose(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: If arguments do not fit the verb or their sections.
     """
+    experiment, files, typed = _read(verb, arguments)
+    values, typed = _with_members(files, typed)
+    for file in files:
+        _merge(values, _options_of_members(values, file.sections, experiment))
+    for each in typed:
+        _assign(verb, values, each)
+    hints = {name: option.hint for name, option in top_options().items()}
+    resolved = {name: _resolve(value, hints[name], name) for name, value in values.items()}
+    return {name: _options_of_run(name, value) for name, value in resolved.items()}
+
+
+def names_teacher(verb: str, arguments: Sequence[str]) -> bool:
+    """Return whether an argument or an experiment names the teacher of a command, or says that there is none.
+
+    Raises:
+        ConfigError: If arguments do not fit the verb.
+    """
+    _, files, typed = _read(verb, arguments)
+    return "teacher" in _chosen_members(files, typed)[0]
+
+
+def _read(
+    verb: str, arguments: Sequence[str]
+) -> tuple[str, tuple[ExperimentFile, ...], list[_Typed]]:
+    """Return the name of a command's experiment, the files that it is made of, and the other arguments."""
     typed = [_typed(verb, argument, arguments) for argument in complete_arguments(verb, arguments)]
-    experiment = next(
-        (argument.text for argument in reversed(typed) if argument.path == "experiment"), None
-    )
-    files = () if experiment is None else read_experiment(experiment)
-    defaults = dict(DEFAULT_MEMBERS)
+    named = [argument.text for argument in typed if argument.path == "experiment"]
+    files = read_experiment(named[-1]) if named else ()
     if VERBS[verb].checks_teacher:
-        defaults = defaults | {"teacher": "none"}
         files = tuple(
             file._replace(
                 sections={
@@ -78,14 +99,7 @@ def compose(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
             for file in files
         )
     others = [argument for argument in typed if argument.path != "experiment"]
-    values, typed = _with_members(files, others, defaults)
-    for file in files:
-        _merge(values, _options_of_members(values, file.sections, experiment or ""))
-    for each in typed:
-        _assign(verb, values, each)
-    hints = {name: option.hint for name, option in top_options().items()}
-    resolved = {name: _resolve(value, hints[name], name) for name, value in values.items()}
-    return {name: _options_of_run(name, value) for name, value in resolved.items()}
+    return (named or [""])[-1], files, others
 
 
 def complete_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
@@ -145,10 +159,10 @@ def _without_synonym(verb: str, argument: str) -> str:
 # ---- members ---------------------------------------------------------------------------------------
 
 
-def _with_members(
-    files: Iterable[ExperimentFile], typed: list[_Typed], defaults: Mapping[str, str]
-) -> tuple[dict[str, Any], list[_Typed]]:
-    """Return the defaults of all sections with the members that files and arguments choose, and the other arguments."""
+def _chosen_members(
+    files: Iterable[ExperimentFile], typed: list[_Typed]
+) -> tuple[dict[str, str], list[_Typed]]:
+    """Return the members that files and arguments choose, by place, and the other arguments."""
     chosen: dict[str, str] = {}
     for file in files:
         for section, value in file.sections.items():
@@ -162,10 +176,18 @@ def _with_members(
         if _has_members(place):
             chosen |= _kinds_in(place, with_kinds(place, _value_of(each, Any)))
         others.append(each)
+    return chosen, others
+
+
+def _with_members(
+    files: Iterable[ExperimentFile], typed: list[_Typed]
+) -> tuple[dict[str, Any], list[_Typed]]:
+    """Return the defaults of all sections with the members that files and arguments choose, and the other arguments."""
+    chosen, others = _chosen_members(files, typed)
     values: dict[str, Any] = {}
     for name, option in top_options().items():
         if name in FAMILIES or name in GROUPS:
-            values[name] = _member(name, chosen.get(name, defaults[name]), name)
+            values[name] = _member(name, chosen.get(name, DEFAULT_MEMBERS[name]), name)
         elif is_section(option):
             values[name] = plain_defaults(option.hint)
         else:

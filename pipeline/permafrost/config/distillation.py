@@ -117,7 +117,7 @@ class DistillConfig(Options):
     """Evaluations during the training."""
     seed: int = 0
     """Seed of the training: initial weights, order of the records and augmentation."""
-    run: str = "untitled"
+    run: str = ""
     """Folder below runs/, as in precompute."""
     logger: Logger = "tensorboard"
     """Tracker that gets the curves of metrics.jsonl and the results of the evaluation: TensorBoard, Weights & Biases

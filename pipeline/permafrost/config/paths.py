@@ -20,8 +20,9 @@ C = TypeVar("C", bound=Options)
 def _require_absolute_paths(config: Options) -> None:
     """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes."""
     named = list(_paths(config))
-    if hasattr(config, "run") and not is_address(config.run):
-        named.append(("run", config.run))
+    run = getattr(config, "run", "")
+    if run and not is_address(run):
+        named.append(("run", run))
     for option, path in named:
         require(
             PurePosixPath(path).is_absolute(),

@@ -29,7 +29,7 @@ DEFAULT_MEMBERS: Family[str] = Family(
         **{
             "data": "none",
             "store": "zarr",
-            "teacher": "cifar",
+            "teacher": "none",
             "black_box": "none",
             "student": "cifar",
         },
@@ -39,7 +39,7 @@ DEFAULT_MEMBERS: Family[str] = Family(
             "views": "canonical",
             "teaching": "labels",
         },
-        **{"method": "e2kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
+        **{"method": "kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
     }
 )
 """Members that sections have unless one is chosen."""

@@ -31,8 +31,9 @@ class StoreOptions(Options):
 
     section: ClassVar[str] = "store"
 
-    path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = "stores/demo"
-    """Folder of the store, or of a bucket (s3://bucket/folder)."""
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = ""
+    """Folder of the store, or of a bucket (s3://bucket/folder). evaluate, export and report take the store that the run
+    was trained from if nothing names one."""
     cache: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
     """Folder of each node for copies of the objects of a bucket, which its processes share; null takes the environment
     variable PERMAFROST_CACHE, or ~/.cache/permafrost."""
@@ -74,7 +75,10 @@ class StoreOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.path != "", "store.path is empty; set it to the folder of the store")
+        require(
+            self.path != "",
+            "store.path is empty; name the folder of the store, as in store.path=stores/photos",
+        )
         if is_address(self.path):
             parse_bucket("store.path", self.path)
         else:
@@ -359,8 +363,9 @@ class PrecomputeConfig(Options):
     executor: ExecutorName = "auto"
     """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
     cluster=local without more cluster.actors, Ray otherwise."""
-    run: str = "untitled"
-    """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster)."""
+    run: str = ""
+    """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster). Without
+    one, neither the options nor the time of a pass are recorded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -102,7 +102,7 @@ class TeachConfig(Options):
     """Cluster that the training processes run on."""
     seed: int = 0
     """Seed of the training, as in distill."""
-    run: str = "untitled"
+    run: str = ""
     """Folder below runs/, as in precompute."""
     logger: Logger = "tensorboard"
     """Tracker that gets the curves of metrics.jsonl and the results of the evaluation: TensorBoard, Weights & Biases

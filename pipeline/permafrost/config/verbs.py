@@ -45,7 +45,7 @@ class EvaluationRun(Options):
 
     store: StoreOptions
     evaluate: EvaluateOptions
-    run: str = "untitled"
+    run: str = ""
     """Folder below runs/ of the student to evaluate."""
     command: Command = ()
     """Command that evaluated it; of a student of a sweep, the sweep's."""
@@ -174,7 +174,7 @@ class SweepConfig(Options):
     parallel: Annotated[int | None, Ge(1)] = None
     """Largest number of students that Ray trains in parallel, one thread each. null: the number that
     cluster.cpus_per_student and cluster.gpus_per_student allow."""
-    run: str = "untitled"
+    run: str = ""
     """Folder below runs/, as in precompute."""
 
     def __post_init__(self) -> None:
@@ -273,8 +273,14 @@ class Verb:
     swept: tuple[str, ...] = ()
     """Verbs whose options it takes, too, for each of the students that it trains. Its function then also takes the
     arguments of the command."""
+    needs_run: bool = True
+    """False for a verb with an option `run` that also works without one, and then writes to no run."""
+    needs_teacher: bool = False
+    """True if an argument or an experiment must name the teacher, or say that there is none."""
+    takes_store_of_run: bool = False
+    """True if a store.path that nothing names is the store from which the networks of `run` were trained."""
     saves_options: bool = False
-    """True if its options are written to runs/<run>/<verb>.yaml."""
+    """True if its options are written to runs/<run>/<verb>.yaml, of a verb that needs none only if there is a run."""
     locks_run: bool = False
     """True if no other process may work in its run. The folders of single trainings have separate locks."""
     checks_teacher: bool = False
@@ -362,6 +368,8 @@ VERBS: Family[Verb] = Family(
             function="permafrost.verbs.precompute:precompute_store",
             plan="permafrost.verbs.precompute:plan_precompute",
             order=20,
+            needs_run=False,
+            needs_teacher=True,
             saves_options=True,
             suggested_arguments=("teacher", "store.teacher="),
         ),
@@ -370,6 +378,7 @@ VERBS: Family[Verb] = Family(
             function="permafrost.training.teach:teach_network",
             plan="permafrost.training.teach:plan_teacher",
             order=30,
+            needs_teacher=True,
             typed_arguments=("run=", "store.path=", "teacher."),
         ),
         "verify": Verb(
@@ -389,6 +398,7 @@ VERBS: Family[Verb] = Family(
             function="permafrost.evaluation.evaluate:evaluate_run",
             plan="permafrost.evaluation.evaluate:plan_evaluation",
             order=60,
+            takes_store_of_run=True,
             check_arguments=_check_evaluate_arguments,
         ),
         "sweep": Verb(
@@ -427,9 +437,26 @@ def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
         ConfigError: If an option is unknown or has no such value, or if `run` is not a folder name.
     """
     names = {option.name for option in options_of(VERBS[verb].options)}
+    _require_named(verb, composed)
     config = build_config(
         VERBS[verb].options, {name: value for name, value in composed.items() if name in names}
     )
-    if hasattr(config, "run"):
-        require_name("run", config.run, may_have_folders=True)
+    if run := getattr(config, "run", ""):
+        require_name("run", run, may_have_folders=True)
     return config
+
+
+def _require_named(verb: str, composed: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a store or a run that a verb needs has no name."""
+    names = {option.name for option in options_of(VERBS[verb].options)}
+    missing = {}
+    if "store" in names and composed.get("store", {}).get("path") == "":
+        missing["store.path"] = "stores/photos"
+    suffices = VERBS[verb].takes_store_of_run and bool(missing)
+    if "run" in names and composed.get("run") == "" and (VERBS[verb].needs_run or suffices):
+        missing = ({} if suffices else missing) | {"run": "photos"}
+    arguments = " ".join(f"{option}={example}" for option, example in missing.items())
+    require(
+        not missing,
+        f"{verb} needs {' and '.join(f'{option}=' for option in missing)}, as in {arguments}",
+    )

@@ -26,6 +26,8 @@ from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill import records_of_epoch, student_inputs
 from permafrost.training.student_passes import open_passes, open_student_store, with_named_passes
 
+_ANY_RUN = "untitled"
+"""Name that stands for the sweep's in the digests of its students."""
 _OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
 
 
@@ -155,7 +157,7 @@ def _points(arguments: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[
 def _with_seed(student: Student, sweep: str, seed: int) -> Student:
     """Return a student of a seed. A run that is moved keeps its students, however they are evaluated."""
     trained = replace(student.distill, seed=seed)
-    values = identity(to_plain_dict(trained), DistillConfig) | {"run": SweepConfig.run}
+    values = identity(to_plain_dict(trained), DistillConfig) | {"run": _ANY_RUN}
     digest = sha256_json([values, student.fingerprints])
     name = f"{sweep}/{STUDENTS}/{student.arm}-seed{seed}-{digest[:8]}"
     return replace(

@@ -10,7 +10,7 @@ import numpy as np
 
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.models import CifarModelConfig, table_arguments
-from permafrost.config.store import PAYLOADS, PrecomputeConfig
+from permafrost.config.store import PAYLOADS
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.trained_student import (
     EVALUATED_SPLITS,
@@ -80,6 +80,8 @@ class NextCommands:
             arguments += [*table_arguments("teacher"), "teaching.augment=none"]
         elif is_large(self.store.size):
             arguments += [*_PHOTOGRAPHS, *_augment_arguments("teaching.augment", self.store.size)]
+        else:
+            arguments.append("teacher=cifar")
         if self.store.manifest.multi_label:
             arguments.append("teaching.loss=bce")
         split = _training_split(self.store)
@@ -133,7 +135,7 @@ class NextCommands:
 
 def _name(run: str, default: str) -> str:
     """Return the name of a run, or a default if it has none."""
-    return default if run == PrecomputeConfig.run else run
+    return run or default
 
 
 def is_large(size: tuple[int, int]) -> bool:
@@ -159,7 +161,7 @@ def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
 def _method_arguments(
     store: Store, teacher: TeacherPass, split: str, needs_large: bool
 ) -> list[str]:
-    """Return arguments that choose a method and a student for a pass over images; none if the defaults do."""
+    """Return arguments that choose a method for a pass over images, and a student unless the default one suits."""
     from permafrost.loading.selected_records import SelectedRecords  # imports torch
 
     served = served_methods(teacher) if not teacher.views.get("mix") else ["kd"]
@@ -172,7 +174,7 @@ def _method_arguments(
     if many and teacher.manifest.temperatures:  # mld needs the logits of all classes
         served = [name for name in served if name not in ("e2kd", "kd")]
     method = next((name for name in _METHODS if name in served), "labels")
-    arguments = [] if method == "e2kd" else [f"method={method}"]
+    arguments = [f"method={method}"]
     if method in ("e2kd", "kd"):
         arguments += ["method.logits=mld"] if many else []
     elif method == "at" and len(teacher.fields_of("attention")) != _STUDENT_STAGES + needs_large:

@@ -307,7 +307,7 @@ TEACHER = replace(CONV, weights="random")
 
 def ked_config(**options):
     return DistillConfig(
-        store=StoreOptions(),
+        store=StoreOptions(path="store"),
         optimizer=OptimizerOptions(),
         subset=SubsetOptions(),
         **{
