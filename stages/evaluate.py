@@ -1,7 +1,7 @@
 """Evaluate a finished student, its teacher or a given network: accuracy, agreement with the teacher and localization.
 
     permafrost evaluate experiment=demo
-    permafrost evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
+    permafrost evaluate run=my-student evaluate.splits=[test]      (on the store that it was trained from)
     permafrost evaluate experiment=demo evaluators=[accuracy,localization,shift] evaluate.shift.pixels=4
     permafrost evaluate experiment=demo model=teacher
     permafrost evaluate experiment=demo model=teacher evaluators=[equivariance] augment=pad_crop_flip

@@ -60,19 +60,33 @@ def _require_verb(verb: str) -> None:
     )
 
 
+VERB_GROUPS = {
+    "data": "Data and its store",
+    "teacher": "Teacher",
+    "student": "Student",
+    "report": "Report and share",
+}
+_EXAMPLES = (
+    "permafrost preview data=image_folder data.path=photos",
+    "permafrost precompute --help",
+    "permafrost distill --help method=kd",
+)
+
+
 def overview() -> str:
-    """Return the help text: each verb with the first line of its help."""
+    """Return the help text: each verb with the first line of its help, in groups, and commands to try."""
     from permafrost.config.verbs import VERBS
 
-    lines = [f"  {verb:<11} {VERBS[verb].help.partition(chr(10))[0]}" for verb in VERBS]
-    return "\n".join(
-        [
-            "Run the teachers once, distill many students.\n",
-            "  permafrost <verb> [key=value ...]\n",
-            *lines,
-            "\npermafrost <verb> --help explains a verb and lists its options with their values.",
-        ]
-    )
+    lines = [
+        "Run the teachers once, distill many students.\n",
+        "  permafrost <verb> [key=value ...]",
+    ]
+    for group in dict.fromkeys([*VERB_GROUPS, *(each.group for each in VERBS.values())]):
+        verbs = [verb for verb in VERBS if VERBS[verb].group == group]
+        if verbs:
+            lines.append(f"\n{VERB_GROUPS.get(group, group)}:")
+            lines += [f"  {verb:<11} {VERBS[verb].help.partition(chr(10))[0]}" for verb in verbs]
+    return "\n".join([*lines, "\nTry:", *(f"  {example}" for example in _EXAMPLES)])
 
 
 if __name__ == "__main__":

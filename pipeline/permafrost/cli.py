@@ -118,7 +118,7 @@ def _run_typed(verb: str, arguments: Sequence[str]) -> None:
             for argument in arguments
             if section_of(argument) in (*section_names(verb), "experiment")
         ]
-        print(_help(verb, asked, is_brief="--help" not in arguments))
+        print(_help(verb, asked, is_full=bool(asked) or "all" in arguments))
         return
     if "--cfg" in arguments:
         values = sections_of_verb(verb, compose(verb, _without_cfg(arguments)))
@@ -269,19 +269,17 @@ def _import_pandas() -> None:
         pa.array([0])
 
 
-def _help(verb: str, arguments: Sequence[str] = (), *, is_brief: bool = False) -> str:
-    """Return the help of a verb; `arguments` choose members of groups, whose options are then shown.
+def _help(verb: str, arguments: Sequence[str] = (), *, is_full: bool = False) -> str:
+    """Return the help of a verb, with its common options unless it is full.
 
-    A brief one lists the options with their values only.
+    In a full one, `arguments` choose members of groups, whose options are then shown.
     """
-    from permafrost.config.help_text import describe_verb, list_verb
+    from permafrost.config.help_text import describe_common, describe_verb
 
-    composed = compose(verb, arguments)
-    if is_brief:
-        return f"{VERBS[verb].help}\n\n{list_verb(verb, composed)}\n\n--help explains them."
-    options = describe_verb(verb, composed)
+    describe = describe_verb if is_full else describe_common
     return (
-        f"{VERBS[verb].help}\n\n{options}\n\nAnother member of a group has other options: --help method=kd.\n"
+        f"{VERBS[verb].help}\n\n{describe(verb, compose(verb, arguments))}\n\n"
+        "--help all lists every option, and --help method=kd those of another member of a group.\n"
         "--cfg job [key=value ...] prints the resolved config and does nothing.\n"
         "--plan [key=value ...] prints what would be read, computed and written, and does nothing."
     )

@@ -82,6 +82,11 @@ VERBS["estimate"] = Verb(
     options=EstimateConfig,
     function="permafrost_estimate.estimate:estimate_store",
     order=15,
+    common=(
+        *("store.path", "data", "data.path", "teacher", "teacher.name", "teacher.weights"),
+        *("annotate.payloads", "student", "student.name", "method", "trainer.batch_size"),
+        *("estimate.views", "estimate.workers", "estimate.records", "estimate.budget_bytes"),
+    ),
     needs_run=False,
     needs_teacher=True,
     saves_options=True,

@@ -1,7 +1,7 @@
 """Export a student as programs that run without this project: torch.export and ONNX, with all preprocessing.
 
     permafrost export experiment=demo run=my-student
-    permafrost export store.path=stores/photos run=photos export.formats=[torch]
+    permafrost export run=photos export.formats=[torch]
 
 Each program takes the pixels of decoded images and returns logits, or with export.output=pooled the features before the
 classifier. It is run once, and must give the network's output up to 1e-4 of the largest one.

@@ -48,6 +48,11 @@ VERBS["export"] = Verb(
     options=ExportConfig,
     function="permafrost_export.export:export_student",
     order=65,
+    group="student",
+    common=(
+        *("run", "store.path", "export.formats", "export.output", "export.frame", "to"),
+        *("store.cache", "store.allow_links"),
+    ),
     takes_store_of_run=True,
     python="Write a student as programs that run without this project. The result has the `files` by format.",
 )

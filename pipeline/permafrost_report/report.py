@@ -1,7 +1,7 @@
 """Summarize a store, and a sweep or a student on it if there is one, in one self-contained HTML page.
 
     permafrost report experiment=demo
-    permafrost report store.path=stores/photos run=photos augment=resized_crop_flip
+    permafrost report run=photos augment=resized_crop_flip
     permafrost report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
 
 Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>/distill and evaluate of one student;

@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from docs.options import options_page
+from permafrost.__main__ import VERB_GROUPS
 from permafrost.__main__ import main as console_main
 from permafrost.cli import next_command, stage_main
 from permafrost.config import plugins
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.sections import sections_of_verb
+from permafrost.config.sections import option_paths, section_names, sections_of_verb
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError
 from tests.support.composition import NAMED, config_of
@@ -318,13 +319,37 @@ def test_numbers_in_scientific_notation_are_numbers():
 
 
 @for_each("verb", VERBS)
-def test_help_shows_the_command_the_groups_and_every_option(verb, permafrost):
-    code, output, _ = permafrost(verb, "--help")
+def test_help_of_all_shows_the_command_the_groups_and_every_option(verb, permafrost):
+    code, output, _ = permafrost(verb, "--help", "all")
 
     assert code == 0
     assert f"permafrost {verb}" in output
     for section in sections_of_verb(verb, compose(verb, [])):
         assert re.search(rf"\n  {section}[.=]", output)
+
+
+@for_each("verb", VERBS)
+def test_help_shows_the_command_and_at_most_15_options_that_there_are(verb, permafrost):
+    code, output, _ = permafrost(verb, "--help")
+    _, brief, _ = permafrost(verb, "-h")
+
+    assert code == 0
+    assert output == brief
+    assert f"permafrost {verb}" in output
+    assert "--help all lists every option" in output
+    listed = re.findall(r"^  ([a-z_.]+)=(?! )", output, re.MULTILINE)
+    assert listed == [*VERBS[verb].common]
+    assert len(listed) <= 15
+    assert set(listed) <= {*option_paths(verb), *section_names(verb), "teaching.augment"}
+    assert VERBS[verb].group in VERB_GROUPS
+
+
+def test_an_option_of_a_student_speaks_of_no_teacher(permafrost):
+    _, output, _ = permafrost("distill", "--help", "all")
+
+    entries = re.findall(r"^  (student\.\w+)=.*\n((?: {8}.*\n)*)", output, re.MULTILINE)
+    assert len(entries) > 8
+    assert [name for name, text in entries if "a teacher" in text or "teacher's" in text] == []
 
 
 @needs_papers
@@ -336,7 +361,7 @@ def test_help_says_what_an_option_means_and_shows_the_options_of_a_member(permaf
 
 
 def test_help_names_the_experiments_last_and_how_to_see_the_options_of_a_member(permafrost):
-    _, output, _ = permafrost("precompute", "--help")
+    _, output, _ = permafrost("precompute", "--help", "all")
 
     assert output.index("data.kind=none") < output.index("cifar10_50shots")
     assert "the options of a chosen member: --help data=image_folder" in output
@@ -476,8 +501,10 @@ def test_the_console_command_lists_every_verb_and_runs_it(console):
     _, overview, _ = console()
     code, shown, _ = console("distill", "--cfg", "job", "method.tau=3")
 
-    assert [line.split()[0] for line in overview.splitlines() if line.startswith("  ")][1:] == [
-        *VERBS
+    verbs = re.findall(r"^  (?!permafrost )(\w+) ", overview, re.MULTILINE)
+    assert verbs == sorted(VERBS, key=lambda verb: [*VERB_GROUPS].index(VERBS[verb].group))
+    assert [line.split()[1] for line in overview.splitlines()[-3:]] == [
+        *("preview", "precompute", "distill"),
     ]
     assert code == 0
     assert yaml.safe_load(shown)["method"]["tau"] == 3

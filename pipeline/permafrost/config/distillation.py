@@ -118,7 +118,7 @@ class DistillConfig(Options):
     seed: int = 0
     """Seed of the training: initial weights, order of the records and augmentation."""
     run: str = ""
-    """Folder below runs/, as in precompute."""
+    """Folder below runs/ for the results; an absolute path is taken as it is (required on a cluster)."""
     logger: Logger = "tensorboard"
     """Tracker that gets the curves of metrics.jsonl and the results of the evaluation: TensorBoard, Weights & Biases
     (wandb), MLflow or Trackio. It writes into the run's folder or where its environment variables say; all but

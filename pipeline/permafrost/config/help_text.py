@@ -5,35 +5,48 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
-from permafrost.config.families import section_class
+from permafrost.config.families import FAMILIES, section_class
 from permafrost.config.options import Option, Role, describe_limits, meanings_of, options_of
-from permafrost.config.sections import group_members, section_names
-from permafrost.config.verbs import option_classes
+from permafrost.config.sections import DEFAULT_MEMBERS, group_members, section_names
+from permafrost.config.verbs import VERBS, option_classes
 
 _WIDTH = 100
 _INDENT = " " * 8
+_MAX_COMMON = 15
+"""Number of options that the help of a verb shows, which names no common ones."""
 
 
 # ---- help ----------------------------------------------------------------------------------------
 
 
-def list_verb(verb: str, composed: Mapping[str, Any]) -> str:
-    """List the options of a verb with their values in a composed config, a paragraph for each section."""
-    alone, lines = [], []
-    for name in section_names(verb):
-        value = composed.get(name)
-        if isinstance(value, dict) and value:
-            arguments = [f"{key}={format_value(each)}" for key, each in value.items()]
-            filled = textwrap.fill(
-                f"{name}.  {'  '.join(arguments)}", _WIDTH, subsequent_indent=_INDENT
-            )
-            lines.append(textwrap.indent(filled, "  "))
-        else:
-            alone.append(f"{name}={format_value(value)}")
-    first = textwrap.fill("  ".join(alone), _WIDTH, subsequent_indent=_INDENT)
-    return "\n".join(["Options and their values:\n", textwrap.indent(first, "  "), *lines])
+def describe_common(verb: str, composed: Mapping[str, Any]) -> str:
+    """Describe the common options of a verb: its own choice, each with its value and at most two lines."""
+    described = {entry.path: entry for entry in _entries(verb, composed)}
+    paths = VERBS[verb].common or tuple(described)[:_MAX_COMMON]
+    entries = [described.get(path) or _member_entry(path, composed) for path in paths]
+    lines = [
+        line
+        for entry in entries
+        if entry is not None
+        for line in (f"  {entry.path}={entry.value}", *_wrapped(entry.meaning, max_lines=2))
+    ]
+    return "Common options:\n\n" + "\n".join(lines)
+
+
+def _member_entry(path: str, composed: Mapping[str, Any]) -> _Entry | None:
+    """Return the entry of a section with members, or of an option that members have and the chosen one has not."""
+    section, _, name = path.rpartition(".")
+    if members := group_members(name):
+        node = composed.get(section, composed).get(name) or {}
+        chosen = node.get("kind", DEFAULT_MEMBERS[name])
+        shown = "..." if chosen == "none" else chosen
+        return _Entry(path, shown, f"One of {', '.join(members)}.")
+    for cls in FAMILIES.get(section, {}).values():
+        if name in meanings_of(cls):
+            return _Entry(path, "...", meanings_of(cls)[name])
+    return None
 
 
 def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
@@ -49,16 +62,10 @@ def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
         "data=image_folder" if "data" in groups else "student=timm" if "student" in groups else ""
     )
     hint = f" (the options of a chosen member: --help {chosen})" if chosen else ""
-    options = {
-        option.name: (cls, option)
-        for cls in reversed(option_classes(verb))
-        for option in options_of(cls)
-        if Role.SET_BY_STAGE not in option.roles
-    }
     lines = [
         line
-        for name, (cls, option) in options.items()
-        for line in _describe(option, composed.get(name), name, meanings_of(cls).get(name, ""))
+        for entry in _entries(verb, composed)
+        for line in (f"  {entry.path}={entry.value}{entry.limits}", *_wrapped(entry.meaning))
     ]
     named = textwrap.fill(
         " | ".join(experiments), _WIDTH, initial_indent="  ", subsequent_indent="  "
@@ -70,19 +77,50 @@ def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
     )
 
 
-def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[str]:
-    """Yield the lines of an option, or of every option of a section."""
+class _Entry(NamedTuple):
+    """An option as the help shows it."""
+
+    path: str
+    value: str
+    meaning: str
+    limits: str = ""
+
+
+def _entries(verb: str, composed: Mapping[str, Any]) -> Iterator[_Entry]:
+    """Yield an entry for each option of a verb with its value in a composed config."""
+    options = {
+        option.name: (cls, option)
+        for cls in reversed(option_classes(verb))
+        for option in options_of(cls)
+        if Role.SET_BY_STAGE not in option.roles
+    }
+    for name, (cls, option) in options.items():
+        yield from _describe(option, composed.get(name), name, meanings_of(cls).get(name, ""))
+
+
+def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[_Entry]:
+    """Yield the entry of an option, or of every option of a section."""
     cls = section_class(option, value)
     if cls is None:
         limits = limits_of(option)
-        yield f"  {path}={format_value(value)}" + (f"  ({limits})" if limits else "")
-        yield from textwrap.wrap(meaning, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+        yield _Entry(path, format_value(value), meaning, f"  ({limits})" if limits else "")
         return
     meanings = meanings_of(cls)
     for inner in options_of(cls):
         yield from _describe(
             inner, value.get(inner.name), f"{path}.{inner.name}", meanings.get(inner.name, "")
         )
+
+
+def _wrapped(meaning: str, max_lines: int | None = None) -> list[str]:
+    return textwrap.wrap(
+        meaning,
+        _WIDTH,
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        max_lines=max_lines,
+        placeholder=" ...",
+    )
 
 
 def format_value(value: Any) -> str:

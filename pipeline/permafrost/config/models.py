@@ -72,10 +72,10 @@ class ModelConfig(Options):
     name: str = ""
     """Name of the network."""
     weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
-    """Weights of the network: a file, `pretrained` or `random`; null starts a student at random. File:
+    """Weights of the network: a file, `pretrained` or `random`; null starts a training from random weights. File:
     .safetensors, or .pt/.pth/.th loaded with weights_only. `pretrained`: the provider's published default
-    weights, whose exact name is recorded; `pretrained:IMAGENET1K_V1` selects others. `random`: a deliberately
-    untrained teacher."""
+    weights, whose exact name is recorded; `pretrained:IMAGENET1K_V1` selects others. `random`: weights of a
+    network that is deliberately left untrained."""
     weights_key: Annotated[str | None, Role.BY_FINGERPRINT] = None
     """Key of the weights in a file that has several, as in state_dict_ema; null takes averaged ones first (ema, swa,
     teacher), then state_dict, then model. It is read with teaching.start, too."""
@@ -88,18 +88,18 @@ class ModelConfig(Options):
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
     """Standard deviation of each channel in [0, 1]."""
     input_size: Annotated[int | None, Ge(8), Le(4096)] = None
-    """Side in pixels of a teacher's input (a student's is augment.size). null takes the provider's value for
-    its published weights, and the store's frame otherwise."""
+    """Side in pixels of the network's input outside of random views, which have the size of their augmentation. null
+    takes the provider's value for its published weights, and the store's frame otherwise."""
     frame: Literal["auto", "center_crop", "full"] = "auto"
-    """Part of the canonical frame that a teacher receives. full: all of it, resized to a square. center_crop: a
-    square in the middle, in the original's proportions. auto: the provider's own preprocessing (input size, crop,
-    interpolation) for its published weights, and for a file with as many classes as these that no run has
-    trained; full otherwise, for stored views and for a live teacher."""
+    """Part of the canonical frame that the network receives outside of random views. full: all of it, resized
+    to a square. center_crop: a square in the middle, in the original's proportions. auto: the provider's own
+    preprocessing (input size, crop, interpolation) for its published weights, and for a file with as many
+    classes as these that no run has trained; full otherwise, and wherever the views are random."""
     crop_fraction: Annotated[float | None, Gt(0), Le(1)] = None
     """Side of the center crop as a fraction of the shorter side; null is the provider's with frame=auto, and 7/8
     with frame=center_crop."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Interpolation of a teacher's input; null is the provider's with frame=auto, and bilinear otherwise."""
+    """Interpolation of the network's input; null is the provider's with frame=auto, and bilinear otherwise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

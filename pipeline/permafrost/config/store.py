@@ -32,8 +32,8 @@ class StoreOptions(Options):
     section: ClassVar[str] = "store"
 
     path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = ""
-    """Folder of the store, or of a bucket (s3://bucket/folder). evaluate, export and report take the store that the run
-    was trained from if nothing names one."""
+    """Folder of the store, or of a bucket (s3://bucket/folder). If nothing names one, evaluate, export and report read
+    the store that the run was trained from."""
     cache: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
     """Folder of each node for copies of the objects of a bucket, which its processes share; null takes the environment
     variable PERMAFROST_CACHE, or ~/.cache/permafrost."""

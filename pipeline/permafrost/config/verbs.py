@@ -175,7 +175,7 @@ class SweepConfig(Options):
     """Largest number of students that Ray trains in parallel, one thread each. null: the number that
     cluster.cpus_per_student and cluster.gpus_per_student allow."""
     run: str = ""
-    """Folder below runs/, as in precompute."""
+    """Folder below runs/ for the results; an absolute path is taken as it is (required on a cluster)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,6 +268,11 @@ class Verb:
     without one."""
     order: int = 100
     """Place in lists of verbs: preview is 10, precompute 20, teach 30, verify 40, distill 50, evaluate 60, sweep 70."""
+    group: str = "report"
+    """Group in `permafrost --help`: data, teacher, student or report, or one of a package's own, which comes last."""
+    common: tuple[str, ...] = ()
+    """Options that --help shows, at most 15, as section.option or as a section with members; empty shows the first 15
+    of all options, which --help all lists."""
     python: str = ""
     """Docstring of `permafrost.<verb>()`; empty is the first sentence of the help."""
     swept: tuple[str, ...] = ()
@@ -361,13 +366,41 @@ def _check_evaluate_arguments(
 VERBS: Family[Verb] = Family(
     {
         "preview": Verb(
-            options=PreviewConfig, function="permafrost.verbs.preview:preview_data", order=10
+            options=PreviewConfig,
+            function="permafrost.verbs.preview:preview_data",
+            order=10,
+            group="data",
+            common=(
+                *(
+                    "data",
+                    "data.path",
+                    "data.label",
+                    "data.labels",
+                    "data.split",
+                    "data.only_classes",
+                ),
+                *(
+                    "data.test_fraction",
+                    "data.group",
+                    "data.exclude",
+                    "data.on_error",
+                    "data.accept",
+                ),
+                *("preview.files", "preview.all", "against", "executor"),
+            ),
         ),
         "precompute": Verb(
             options=PrecomputeConfig,
             function="permafrost.verbs.precompute:precompute_store",
             plan="permafrost.verbs.precompute:plan_precompute",
             order=20,
+            group="data",
+            common=(
+                *("store.path", "data", "data.path", "data.test_fraction", "store.image_size"),
+                *("teacher", "teacher.name", "teacher.weights", "teacher.input_size"),
+                *("teacher.frame", "teacher.mean", "teacher.std"),
+                *("annotate.payloads", "explainer", "executor"),
+            ),
             needs_run=False,
             needs_teacher=True,
             saves_options=True,
@@ -378,6 +411,17 @@ VERBS: Family[Verb] = Family(
             function="permafrost.training.teach:teach_network",
             plan="permafrost.training.teach:plan_teacher",
             order=30,
+            group="teacher",
+            common=(
+                *("store.path", "run", "teacher", "teacher.name", "teaching", "teaching.split"),
+                *("teaching.start", "teaching.loss", "teaching.augment", "teaching.augment.size"),
+                *(
+                    "teaching.trainer.epochs",
+                    "teaching.trainer.batch_size",
+                    "teaching.optimizer.lr",
+                ),
+                *("evaluate.splits", "seed"),
+            ),
             needs_teacher=True,
             typed_arguments=("run=", "store.path=", "teacher."),
         ),
@@ -385,12 +429,20 @@ VERBS: Family[Verb] = Family(
             options=VerifyConfig,
             function="permafrost.verbs.verify:verify_bytes",
             order=40,
+            group="data",
+            common=("store.path", "store.cache", "store.allow_links"),
         ),
         "distill": Verb(
             options=DistillConfig,
             function="permafrost.training.distill:distill_student",
             plan="permafrost.training.distill:plan_student",
             order=50,
+            group="student",
+            common=(
+                *("store.path", "run", "student", "student.name", "student.weights"),
+                *("method", "method.tau", "augment", "trainer.epochs", "trainer.batch_size"),
+                *("optimizer.lr", "subset.shots", "seed", "store.teacher", "mode"),
+            ),
             check_arguments=_check_live_arguments,
         ),
         "evaluate": Verb(
@@ -398,6 +450,17 @@ VERBS: Family[Verb] = Family(
             function="permafrost.evaluation.evaluate:evaluate_run",
             plan="permafrost.evaluation.evaluate:plan_evaluation",
             order=60,
+            group="student",
+            common=(
+                *("run", "store.path", "evaluate.splits", "evaluators", "model", "evaluate.store"),
+                *(
+                    "evaluate.against",
+                    "evaluate.frame",
+                    "evaluate.threshold",
+                    "evaluate.batch_size",
+                ),
+                *("evaluate.device", "teacher", "teacher.weights", "student", "student.weights"),
+            ),
             takes_store_of_run=True,
             check_arguments=_check_evaluate_arguments,
         ),
@@ -406,6 +469,12 @@ VERBS: Family[Verb] = Family(
             function="permafrost.verbs.sweep:sweep_students",
             plan="permafrost.verbs.sweep:plan_sweep",
             order=70,
+            group="student",
+            common=(
+                *("store.path", "run", "arms", "grid", "seeds", "select", "executor", "parallel"),
+                *("student", "student.name", "method", "augment", "trainer.epochs"),
+                *("subset.holdout", "evaluate.splits"),
+            ),
             swept=("distill", "evaluate"),
             saves_options=True,
             locks_run=True,
