@@ -32,7 +32,7 @@ for number in range(72):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
 """
-TEACHER = ("teacher.name=resnet8", "teacher.width=4")
+TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4")
 STUDENT = ("student.name=resnet8", "student.width=4", "trainer.epochs=1", "trainer.batch_size=8")
 PROJECT = """
 [build-system]

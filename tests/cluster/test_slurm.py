@@ -44,7 +44,8 @@ WORDS = [
     *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
     *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
     *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
-    *("teacher.name=resnet8", "teacher.width=4", "teacher.weights=random", "annotate.batch_size=8"),
+    *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"),
+    "annotate.batch_size=8",
 ]
 
 

@@ -30,7 +30,8 @@ DATA += ("train_digits=40", "teacher_digits=12", "teacher_placements=1", "test_p
 STORE = ("store.path=store", "run=without")
 PRECOMPUTE = (
     *("precompute", "data=demo", *(f"data.{option}" for option in DATA), "store.shard_size=16"),
-    *("teacher.name=resnet8", "teacher.width=4", "teacher.weights=random", "executor=serial"),
+    *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"),
+    "executor=serial",
 )
 DISTILL = ("distill", "method=e2kd", "student.name=resnet8", "student.width=4")
 DISTILL += ("trainer.epochs=1", "trainer.batch_size=8")
