@@ -120,6 +120,7 @@ def _wrapped(meaning: str, max_lines: int | None = None) -> list[str]:
         subsequent_indent=_INDENT,
         max_lines=max_lines,
         placeholder=" ...",
+        break_on_hyphens=False,
     )
 
 
