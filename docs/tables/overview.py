@@ -105,7 +105,7 @@ _SETS = (
     DataSet("ImageNet-21k", 14_197_122, 21_841, 7, 111_000, "estimated"),
 )
 _OTHER_BYTES = 290
-"""Bytes per record of index, receipts and manifests (docs/results/scale.md)."""
+"""Bytes per record of index, commit markers and manifests (docs/results/scale.md)."""
 _VIEW_BYTES = 36
 """Bytes of the matrix of a stored view."""
 

@@ -65,7 +65,7 @@ class TargetsOfRecords(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class IngestShard:
-    """Task that reads the targets of a shard's records, and writes their fields and their receipt."""
+    """Task that reads the targets of a shard's records, and writes their fields and their commit marker."""
 
     needs_gpu: ClassVar[bool] = False
     store_path: RootedPath

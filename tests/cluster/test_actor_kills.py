@@ -55,13 +55,13 @@ class Killer(threading.Thread):
     def run(self):
         finished = -1
         while not self.stopping.wait(0.01):
-            receipts = len(list(self.store.rglob("receipts/*.parquet")))
-            if receipts == finished or not list(self.store.rglob(f".*{DEATHS_SUFFIX}")):
+            markers = len(list(self.store.rglob("commits/*.parquet")))
+            if markers == finished or not list(self.store.rglob(f".*{DEATHS_SUFFIX}")):
                 continue
             actors = [pid for pid in descendants(os.getpid()) if "_ShardActor" in title(pid)]
             if not actors or self.stopping.wait(self.random.uniform(0, 0.2)):
                 continue
-            finished = receipts
+            finished = markers
             try:
                 os.kill(self.random.choice(actors), signal.SIGKILL)
             except ProcessLookupError:

@@ -62,7 +62,7 @@ def test_bytes_and_hours_grow_by_the_view(estimate):
     assert frozen.distances.keys() == {"logits", "map"}
     assert frozen.distance > 100 * one.distance
     sizes = one.bytes_by_payload
-    assert list(sizes) == ["logits", "map", "receipts", "views"]
+    assert list(sizes) == ["logits", "map", "commits", "views"]
     assert sizes["views"] == records * 30
     assert sum(sizes.values()) == one.bytes
     lines = printed_lines(found, config)
@@ -81,7 +81,7 @@ def test_a_pass_of_strong_views_has_the_estimated_bytes(tmp_path, tiny_teacher, 
     parts = measure(config, tmp_path / "work").parts
 
     stored = sum(part.bytes for part in parts if part.name.startswith("views."))
-    stored -= next(part.bytes for part in parts if part.name == "views.receipts")
+    stored -= next(part.bytes for part in parts if part.name == "views.commits")
     assert stored == pytest.approx(found.freezing[2].bytes - found.freezing[0].bytes, rel=0.01)
 
 

@@ -380,7 +380,7 @@ def test_a_share_does_not_finish_the_pass_of_a_teacher(photographs, tmp_path, mo
     (opened,) = [p for p in Store(store).pass_folders() if p.name.startswith("shared-")]
     run_share(store, tmp_path / "share", "pass=shared")
     Path(str(opened), "manifest.json").unlink()
-    next(Path(str(opened), "receipts").iterdir()).unlink()
+    next(Path(str(opened), "commits").iterdir()).unlink()
     before = tree_bytes(store)
 
     with pytest.raises(UserError, match="come from a teacher that ran here and not from the share"):

@@ -111,10 +111,10 @@ def test_a_pass_comes_back_with_its_bytes_in_a_store_that_was_packed_again(
     made_with = {
         name: json.loads(tree.pop("manifest.json")) for name, tree in (("a", before), ("b", after))
     }
-    receipts = [name for name in before if name.startswith("receipts/")]
-    assert receipts
-    assert {n: d for n, d in before.items() if "shards-" not in n and n not in receipts} == {
-        n: d for n, d in after.items() if "shards-" not in n and n not in receipts
+    markers = [name for name in before if name.startswith("commits/")]
+    assert markers
+    assert {n: d for n, d in before.items() if "shards-" not in n and n not in markers} == {
+        n: d for n, d in after.items() if "shards-" not in n and n not in markers
     }
     assert made_with["b"]["made_with"].pop("attached_by")
     for manifest in made_with.values():

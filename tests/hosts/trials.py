@@ -58,7 +58,7 @@ PRECOMPUTE = Command(
     ],
     result="store",
     ending="",
-    middle="teachers/.*/receipts/",
+    middle="teachers/.*/commits/",
     some=6,
 )
 DISTILL = Command(

@@ -175,7 +175,7 @@ def test_a_pass_over_other_shards_of_the_same_data_is_never_read(tmp_path, tiny_
 
     config = precompute_config(tmp_path / "store", tiny_teacher)
     precompute.run(config)
-    for name in ("images", "receipts"):
+    for name in ("images", "commits"):
         shutil.rmtree(tmp_path / "store" / name)
     (tmp_path / "store" / "manifest.json").unlink()
     replanned = replace(config.store, seed=1)

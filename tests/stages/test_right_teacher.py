@@ -124,9 +124,9 @@ def test_a_resumed_pass_counts_the_shards_of_both_calls(tmp_path):
     teacher = save_teacher(tmp_path / "teach")
     whole = precompute.run(precompute_config(tmp_path / "whole", teacher)).teacher_accuracy
     config = precompute_config(tmp_path / "store", teacher)
-    with killed_at(commit_pass, "write_receipt", 3):
+    with killed_at(commit_pass, "write_marker", 3):
         precompute.run(config)
-    assert len(list((tmp_path / "store").glob("teachers/*/receipts/*.parquet"))) == 2
+    assert len(list((tmp_path / "store").glob("teachers/*/commits/*.parquet"))) == 2
 
     assert precompute.run(config).teacher_accuracy == whole
 

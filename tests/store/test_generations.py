@@ -228,7 +228,7 @@ def test_lost_files_of_any_generation_are_written_again(pictures, tmp_path, kind
     manifest = Store(path).manifest
     shards = [shard.name for shard in manifest.shards]
     lost = {
-        "shards": [f"images/{shards[0]}.tar", f"receipts/{shards[-1]}.parquet"],
+        "shards": [f"images/{shards[0]}.tar", f"commits/{shards[-1]}.parquet"],
         "tables": [manifest.index["key"].path, manifest.index["label"].path],
     }[kind]
     for name in lost:

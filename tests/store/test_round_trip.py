@@ -231,7 +231,7 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
         import os, sys
         from pathlib import Path
         import pyarrow.parquet
-        from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt
+        from permafrost.store.commit_markers import MARKER_SCHEMA, read_marker
         from permafrost.store.reader import Store
 
         store = Path(sys.argv[1])
@@ -239,11 +239,11 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
         index = Store(store).index
         index.take(("label", "offset"), range(index.num_rows))
         index.keys(range(index.num_rows))
-        for path in store.glob("receipts/*.parquet"):
-            read_receipt(path, RECEIPT_SCHEMA)
+        for path in store.glob("commits/*.parquet"):
+            read_marker(path, MARKER_SCHEMA)
         assert set(os.listdir("/proc/self/task")) == before
-        receipt = next(store.glob("receipts/*.parquet"))
-        pyarrow.parquet.read_table(receipt)  # the control: stock reading starts some
+        marker = next(store.glob("commits/*.parquet"))
+        pyarrow.parquet.read_table(marker)  # the control: stock reading starts some
         assert set(os.listdir("/proc/self/task")) > before
     """
 

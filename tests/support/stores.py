@@ -70,7 +70,7 @@ def frame_batches(store: Store, shard, batch_size: int = 64) -> list[FrameBatch]
 
 
 def stored_shard(position, name, keys, written):
-    """Shard as described by the manifest and the receipt of a pass."""
+    """Shard as described by the manifest and the commit marker of a pass."""
     return StoredShard(
         position=position,
         name=name,

@@ -26,10 +26,10 @@ from permafrost.models.network import Network
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
+from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER, Agreement
 from permafrost.store.reader import Store
-from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.precompute")
@@ -266,5 +266,5 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
 def _has_shards(folder: RootedPath) -> bool:
     """Return whether a shard of the pass was finished in an earlier call."""
     return file_at(folder / MANIFEST_NAME).exists() or bool(
-        file_at(folder / RECEIPTS_FOLDER).paths()
+        file_at(folder / COMMITS_FOLDER).paths()
     )
