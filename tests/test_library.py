@@ -124,9 +124,9 @@ def test_explain_gives_gradcam_of_a_network_in_batches(tiny_teacher):
     whole = permafrost.explain(model, images)
     assert model.training
     assert not model.layer1.training
-    parts = permafrost.explain(model, images.split(2), explained_class=classes)
+    parts = permafrost.explain(model, images.split(2), target_class=classes)
 
-    assert torch.equal(whole.explained_class, classes)
+    assert torch.equal(whole.target_class, classes)
     torch.testing.assert_close(whole.maps, gradcam(model, output, classes))
     torch.testing.assert_close(parts.maps, whole.maps)
     with pytest.raises(ConfigError, match="layer="):

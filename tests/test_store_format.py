@@ -87,7 +87,7 @@ def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven
     assert len(padding) == arrays["logits"].shape[0] - store.index.num_rows > 0
     assert np.isnan(arrays["logits"][:][padding]).all()
     assert np.isnan(arrays["map"][:][padding]).all()
-    assert (arrays["explained_class"][:][padding] == -1).all()
+    assert (arrays["target_class"][:][padding] == -1).all()
     for name in arrays.array_keys():
         array = arrays[name]
         assert array.metadata.dimension_names[:2] == ("array_row", "view")

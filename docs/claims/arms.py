@@ -100,6 +100,6 @@ def losses_in_words(options: Options) -> str:
 def _classes(options: Options) -> int:
     """Number of classes whose maps a student of e2KD compares."""
     stored = (
-        options["explainer.max_classes"] if options["explainer.explained_classes"] == "topk" else 1
+        options["explainer.max_classes"] if options["explainer.target_classes"] == "topk" else 1
     )
     return min(stored, options["method.max_classes"] or stored)

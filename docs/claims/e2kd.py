@@ -20,7 +20,7 @@ _IMAGENET = (
 _ALIKE = "lr, tau, weight (up to its upper end)"
 _WEIGHT = "weight alone"
 _LABELS = (
-    "explainer.explained_classes", "explainer.max_classes", "method.kind", "method.lambda_ce", "method.lambda_kd",
+    "explainer.target_classes", "explainer.max_classes", "method.kind", "method.lambda_ce", "method.lambda_kd",
 )  # fmt: skip
 """Options of a baseline that is trained with labels, where e2KD is trained with logits, as in the paper. Its pass has
 the maps of more classes, which it does not read."""

@@ -225,7 +225,7 @@ def freezing_rows(
 _VIEWS = "views"
 _PAYLOADS_OF = {
     **dict.fromkeys((TOP_LOGITS, TOP_CLASS, REST_LOGITS), "logits"),
-    **dict.fromkeys(("map", "map_scale", "explained_class"), "map"),
+    **dict.fromkeys(("map", "map_scale", "target_class"), "map"),
     **dict.fromkeys(VIEW_FIELDS, _VIEWS),
 }
 

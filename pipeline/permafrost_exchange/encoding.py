@@ -46,8 +46,8 @@ _PAYLOADS = (
     _Payload(REST_LOGITS, ("temperature",)),
     _Payload("pooled", ("feature",)),
     _Payload("features_pooled", ("channel",)),
-    _Payload("explained_class", ("explained",)),
-    _Payload("map", ("explained", "channel", "y", "x"), 1, "warp"),
+    _Payload("target_class", ("target",)),
+    _Payload("map", ("target", "channel", "y", "x"), 1, "warp"),
     _Payload("class_maps", ("class", "y", "x"), 1, "warp"),
     _Payload(r"attention_\d+", ("y", "x"), -1, "warp"),
     _Payload(r"features_\d+", ("channel", "y", "x"), 1, "warp_covered"),
@@ -109,7 +109,7 @@ def encode_targets(
                 f"[{', '.join(payload.axes)}]"
             )
         _require_finite(name, array, names, where)
-        if name in (TOP_CLASS, "explained_class"):
+        if name in (TOP_CLASS, "target_class"):
             _require_classes(name, array, classes, names, where)
         if payload.scale_axes:
             specs += _scaled_specs(name, payload, array, config)
@@ -172,7 +172,7 @@ def _require_finite(name: str, array: NDArray[Any], names: Sequence[str], where:
 def _require_classes(
     name: str, array: NDArray[Any], classes: int, names: Sequence[str], where: str
 ) -> None:
-    lowest = NO_CLASS if name == "explained_class" else 0
+    lowest = NO_CLASS if name == "target_class" else 0
     odd = ((array < lowest) | (array >= classes)).reshape(len(array), -1).any(axis=1)
     if odd.any():
         row = int(odd.argmax())
@@ -185,7 +185,7 @@ def _plain_dtype(name: str, array: NDArray[Any], classes: int) -> str:
     """Return the storage dtype of values that are stored as they are."""
     if name == TOP_CLASS:
         return "uint16" if classes <= _MAX_UINT16 else "int32"
-    if name == "explained_class":
+    if name == "target_class":
         return "int32"
     if name == PIXEL_FIELD:
         return "float16"

@@ -52,7 +52,7 @@ def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
 # ---- stored bytes ----------------------------------------------------------------------------------
 
 
-_OF_MAPS = ("map", "map_scale", "explained_class")
+_OF_MAPS = ("map", "map_scale", "target_class")
 
 
 def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
@@ -168,7 +168,7 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
     if moved := teacher.manifest.moved_features:
         facts["Variance that moved features miss"] = describe_moved_features(moved)
     if teacher.explainer is not None:
-        explained = teacher.manifest.explainer.get("explained_classes")
+        explained = teacher.manifest.explainer.get("target_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"
     if made_with:
         listed = (f"{name} {value}" for name, value in made_with.items())

@@ -142,9 +142,9 @@ def test_the_network_runs_once_per_batch(bcos_config, monkeypatch, precision):
 def test_values_of_two_passes_are_compared_by_closed_forms():
     specs = [
         FieldSpec(name="logits", shape=(2,), dtype="float16"),
-        FieldSpec(name="map", shape=(1, 1, 1, 2), dtype="float16", axes=("explained", "channel", "y", "x")),
+        FieldSpec(name="map", shape=(1, 1, 1, 2), dtype="float16", axes=("target", "channel", "y", "x")),
         FieldSpec(name="map_scale", shape=(1,), dtype="float32"),
-        FieldSpec(name="explained_class", shape=(1,), dtype="int32"),
+        FieldSpec(name="target_class", shape=(1,), dtype="int32"),
         FieldSpec(name="pooled", shape=(2,), dtype="float16"),
     ]  # fmt: skip
     log3 = np.log(3.0)
@@ -152,13 +152,13 @@ def test_values_of_two_passes_are_compared_by_closed_forms():
         "logits": np.array([[[log3, 0]], [[0, 1]], [[5, 0]]], np.float32),
         "map": np.array([[1, 0], [1, 1], [1, 0]], np.float16).reshape(3, 1, 1, 1, 1, 2),
         "map_scale": np.ones((3, 1, 1), np.float32),
-        "explained_class": np.array([[[0]], [[1]], [[0]]], np.int32),
+        "target_class": np.array([[[0]], [[1]], [[0]]], np.int32),
         "pooled": np.array([[[1, 0]], [[0, 0]], [[1, 1]]], np.float16),
     }
     lower = exact | {
         "logits": np.array([[[0, 0]], [[1, 0]], [[5, 0]]], np.float32),
         "map": np.array([[1, 1], [0, 1], [1, 0]], np.float16).reshape(3, 1, 1, 1, 1, 2),
-        "explained_class": np.array([[[0]], [[0]], [[0]]], np.int32),
+        "target_class": np.array([[[0]], [[0]], [[0]]], np.int32),
         "pooled": np.array([[[0, 1]], [[0, 0]], [[2, 2]]], np.float16),
     }
 
@@ -290,7 +290,7 @@ def test_a_pass_of_lower_precision_states_its_agreement_with_float32(tmp_path):
     values = [
         {
             name: np.concatenate([made[p].read_shard(s)[name] for s in store.shards])
-            for name in ("logits", "map", "explained_class")
+            for name in ("logits", "map", "target_class")
         }
         for p in ("float32", "bfloat16")
     ]

@@ -45,7 +45,7 @@ def _maps(channels: int, side: int) -> dict[str, Tensor]:
         **_logits(),
         "map": torch.randn(BATCH, 1, channels, side, side).half(),
         "map_scale": torch.rand(BATCH, 1),
-        "explained_class": torch.zeros(BATCH, 1, dtype=torch.int32),
+        "target_class": torch.zeros(BATCH, 1, dtype=torch.int32),
     }
 
 

@@ -345,9 +345,7 @@ def test_the_loss_of_maps_on_the_page_is_their_distance(plugin, frozen):
     maps = torch.rand(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     valid = torch.tensor([[True, True, False], [True, False, False]])
     classes = torch.zeros(2, 3, dtype=torch.long)
-    targets = MapTargets(
-        teacher="t", logits=None, explained_class=classes, maps=maps, map_valid=valid
-    )
+    targets = MapTargets(teacher="t", logits=None, target_class=classes, maps=maps, map_valid=valid)
     corner = torch.zeros(2, 3, 1, 4, 4)
     corner[..., 0, 0] = 1
 

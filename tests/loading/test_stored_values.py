@@ -25,7 +25,7 @@ from tests.support.verbs import precompute
 
 def targets_of(maps, **fields):
     classes = torch.zeros(len(maps), 1, dtype=torch.int64)
-    return StoredTargets(teacher="t", logits=None, explained_class=classes, maps=maps, **fields)
+    return StoredTargets(teacher="t", logits=None, target_class=classes, maps=maps, **fields)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])

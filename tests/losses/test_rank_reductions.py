@@ -77,7 +77,7 @@ def reduction_batch(unknown=()):
     targets = MapTargets(
         teacher="t",
         logits=normal(9, B, K),
-        explained_class=torch.zeros(B, 2, dtype=torch.int64),
+        target_class=torch.zeros(B, 2, dtype=torch.int64),
         maps=normal(30, B, 2, 1, 4, 4),
         map_valid=torch.ones(B, 2, dtype=torch.bool),
         intermediates=intermediates,
@@ -144,7 +144,7 @@ def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
     targets = replace(targets, intermediates=fields)
     if isinstance(config, GuidedTeachingConfig):
         targets = Guidance(
-            explained_class=torch.zeros(B, 1, dtype=torch.int64), regions=normal(9, B, 16, 16) > 0
+            target_class=torch.zeros(B, 1, dtype=torch.int64), regions=normal(9, B, 16, 16) > 0
         )
     loss.build(student, targets)
 

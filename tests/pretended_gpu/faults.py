@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], dict[str, Any] | None]] 
         None,
     ),
     "classes on the host, in a pass": (
-        *(payloads, "explained_classes", after(lambda classes: classes.cpu())),
+        *(payloads, "target_classes", after(lambda classes: classes.cpu())),
         None,
     ),
 }

@@ -109,12 +109,12 @@ def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, r
                 place = row.classes.tolist().index(row.labels[0])
                 epg, iou = (f"{100 * row[name][place]:.0f}" for name in ("epg", "iou"))
                 assert student.notes[column].splitlines()[0] == f"EPG {epg}  IoU {iou}"
-                if row.explained[0] == row.labels[0]:
+                if row.target_classes[0] == row.labels[0]:
                     assert student.notes[column].endswith(f"cosine {row.map_cosine[place]:.2f}")
                     assert teacher.notes[column] == f"EPG {100 * row.teacher_epg[place]:.0f}"
                 else:
                     assert "cosine" not in student.notes[column]
-                    assert teacher.notes[column] == f"map of {row.explained[0]}"
+                    assert teacher.notes[column] == f"map of {row.target_classes[0]}"
     assert next(cases, None) is None
 
 

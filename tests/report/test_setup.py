@@ -107,7 +107,7 @@ def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept,
         for entry in shard.files:
             field = entry.path.split("/")[1]
             sizes[field] = sizes.get(field, 0) + entry.bytes / 72
-    maps = sum(sizes[field] for field in sizes if field in ("map", "map_scale", "explained_class"))
+    maps = sum(sizes[field] for field in sizes if field in ("map", "map_scale", "target_class"))
     assert needed["kd"] == pytest.approx(sizes["logits"])
     assert needed["e2kd"] == pytest.approx(sizes["logits"] + maps)
     assert maps > 0

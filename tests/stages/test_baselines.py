@@ -166,7 +166,7 @@ def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
     for payload in (None, "attention", "class_maps"):
         read.clear()
         batch = train_dataset(inner, payload)[0]
-        names[payload] = {name for name in read if name not in ("logits", "map", "explained_class")}
+        names[payload] = {name for name in read if name not in ("logits", "map", "target_class")}
         assert set(batch.targets[0].intermediates) == {
             n for n in names[payload] if not n.endswith("scale")
         }

@@ -196,9 +196,9 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
         ),
         (
             "distill",
-            [MIXUP, *LIVE, "explainer.explained_classes=sample_gt"],
-            r"explained_classes=sample_gt reads a record's labels",
-            r"explained_classes=top1, or augment\.mix=\[\]",
+            [MIXUP, *LIVE, "explainer.target_classes=sample_gt"],
+            r"target_classes=sample_gt reads a record's labels",
+            r"target_classes=top1, or augment\.mix=\[\]",
         ),
         (
             "distill",

@@ -440,7 +440,7 @@ def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(frozen, reg
     # The same network has two EPGs: of the true class, and of the predicted class, which its stored maps explain.
     rows = pd.read_parquet(RUNS / "self" / "evaluate" / "records.parquet")
     own, stored = (rows[name].explode().dropna().to_numpy() for name in ("epg", "teacher_epg"))
-    is_right = (rows.explained.str[0] == rows.labels.str[0]).to_numpy()
+    is_right = (rows.target_classes.str[0] == rows.labels.str[0]).to_numpy()
     assert is_right.any()
     assert np.abs(own - stored)[is_right].max() < 2e-3
     assert np.abs(own - stored)[~is_right].max() > 2e-3

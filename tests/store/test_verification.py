@@ -90,7 +90,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
     teacher = store.open_passes()[0]
     shard = store.manifest.shards[1]
     values = {name: array.copy() for name, array in teacher.read_shard(shard).items()}
-    values["explained_class"][3] = 10
+    values["target_class"][3] = 10
     position = list(store.manifest.shards).index(shard)
     written = teacher.fields.write_shard(position, shard.name, keys_of_shard(store, shard), values)
     manifest = read_pass_manifest(teacher.folder)
@@ -108,7 +108,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
 
     key = keys_of_shard(store, shard)[3]
     assert problems == [
-        f"{teacher.name}: field explained_class of record {key} (shard {shard.name}) is out of range"
+        f"{teacher.name}: field target_class of record {key} (shard {shard.name}) is out of range"
     ]
 
 

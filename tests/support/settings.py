@@ -93,7 +93,7 @@ PASSES: dict[str, dict[str, Any]] = {
     "topk": {**MAPS, "logits": "topk", "k": 3},
     "several_classes": {
         **MAPS,
-        "explainer": GradCamConfig(explained_classes="topk", max_classes=2),
+        "explainer": GradCamConfig(target_classes="topk", max_classes=2),
     },
     "margin": {"payloads": ("logits", "features"), "features_margin": 0.25, "features_channels": 4},
     "views": {"views": VIEWS, "augment": CROPS},

@@ -105,7 +105,7 @@ def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
             for batch in batches:
                 (targets,) = batch.targets
                 read += [batch.inputs, batch.labels, batch.groups, batch.masks, *batch.boxes]
-                read += [targets.logits, targets.maps, targets.explained_class]
+                read += [targets.logits, targets.maps, targets.target_class]
                 read += [targets.intermediates[name] for name in sorted(targets.intermediates)]
                 if batch.canonical_from_view is not None:
                     read += [batch.canonical_from_view, view_images(batch, store.size)]

@@ -31,7 +31,7 @@ def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
     options = asdict(config)
     if config.max_classes is None:
         del options["max_classes"]
-    if config.explained_classes != "sample_gt":
+    if config.target_classes != "sample_gt":
         del options["seed"]
     return options
 

@@ -30,7 +30,7 @@ from permafrost.models.classifier import (
     ModelOutput,
     stage_number,
 )
-from permafrost.models.explanations import explained_classes, explainer_named
+from permafrost.models.explanations import explainer_named, target_classes
 from permafrost.store.codecs import decode_tensor, encode_unit, lowest_cosine_of_arrays
 from permafrost.store.projections import Projection
 
@@ -180,7 +180,7 @@ def split_logits(
 
 
 class MapPayload:
-    """Fields map [E, A, h, w] with maximum absolute value 1, map_scale f32 [E] and explained_class i32 [E].
+    """Fields map [E, A, h, w] with maximum absolute value 1, map_scale f32 [E] and target_class i32 [E].
 
     The classes are selected by the float32 logits and stored, because rounded logits may tie. If a record has fewer
     than E classes, the last entries are NO_CLASS with a map of zeros.
@@ -204,18 +204,18 @@ class MapPayload:
                 codec="maxabs",
                 when_moved="warp",
                 frame="full",
-                axes=("explained", "channel", "y", "x"),
+                axes=("target", "channel", "y", "x"),
             ),
-            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32", axes=("explained",)),
-            FieldSpec(name="explained_class", shape=shape[:1], dtype="int32", axes=("explained",)),
+            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32", axes=("target",)),
+            FieldSpec(name="target_class", shape=shape[:1], dtype="int32", axes=("target",)),
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         labels = copy_to(records.labels, output.logits.device)
-        classes = explained_classes(self.explainer, output.logits, labels, records.keys)
+        classes = target_classes(self.explainer, output.logits, labels, records.keys)
         maps = explainer_named(self.explainer.kind)(model, output, classes).detach()
         stored, scale = encode_unit(maps, self.dtype, axes=(2, 3, 4))
-        fields = {"map": stored, "map_scale": scale, "explained_class": classes.int()}
+        fields = {"map": stored, "map_scale": scale, "target_class": classes.int()}
         return EncodedFields(
             fields, {"map": lowest_cosine(maps.flatten(0, 1), stored.flatten(0, 1))}
         )

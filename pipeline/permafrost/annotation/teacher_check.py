@@ -236,7 +236,7 @@ class CheckTeacher(SampleTask[TeacherCheck]):
             for payload in maps:
                 stored = payload.encode(annotator.model, output, BatchInfo(keys, frames.labels))
                 classes, values = (
-                    stored.values[field].cpu().numpy() for field in ("explained_class", "map")
+                    stored.values[field].cpu().numpy() for field in ("target_class", "map")
                 )
                 explained = decode_unit(values[classes >= 0])
                 constant += int((np.ptp(explained, axis=(1, 2, 3)) == 0).sum())

@@ -203,7 +203,7 @@ class E2KDConfig(KDConfig):
     """Interval in steps at which the explanation term is added, unscaled."""
     max_classes: Annotated[int | None, Ge(1)] = None
     """Maximum number of target classes that are compared per record, the first ones of the pass; null compares all.
-    One pass with explainer.explained_classes=topk thus serves students that learn one map per record and students
+    One pass with explainer.target_classes=topk thus serves students that learn one map per record and students
     that learn several."""
     lambda_cat: Annotated[float, Ge(0)] = 0.0
     """Weight of CAT-KD's class-map term in addition; 0 disables it, and no class map is read. map_control does not

@@ -376,11 +376,11 @@ class PrecomputeConfig(Options):
             "views=random draws from augment.operations, which is empty: set augment=, or views.mix=",
         )
         if mixes:
-            chosen = self.explainer.explained_classes
+            chosen = self.explainer.target_classes
             require(
                 chosen in ("top1", "topk"),
-                f"explainer.explained_classes={chosen} reads a record's labels, and views.mix shows two records; set "
-                "explainer.explained_classes=top1, or views.mix=[]",
+                f"explainer.target_classes={chosen} reads a record's labels, and views.mix shows two records; set "
+                "explainer.target_classes=top1, or views.mix=[]",
             )
             require(
                 self.annotate.records_per_batch > 1,

@@ -70,11 +70,11 @@ _ALWAYS_READ = (
     TOP_CLASS,
     REST_LOGITS,
     "map",
-    "explained_class",
+    "target_class",
     *VIEW_FIELDS,
 )
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
-_MAP_FIELDS = ("map", "explained_class", FEATURES)
+_MAP_FIELDS = ("map", "target_class", FEATURES)
 """Beginnings of the names of fields that a negative control reads in another view."""
 _SECOND_FIELDS = (VIEW_FIELD.name, WINDOW_FIELD.name, MOVE_FIELD.name, PIXEL_FIELD)
 """Fields of the second record of a stored mixture."""
@@ -608,7 +608,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             return targets
         return replace(
             targets,
-            explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
+            target_class=torch.from_numpy(values["target_class"].astype(np.int64)),
             maps=torch.from_numpy(values["map"]),
         )
 

@@ -121,7 +121,7 @@ class ViewBatch:
         """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], warped like the images.
 
         Those of `augment.mix` are mixed by rules (docs/concepts/one-geometry.md): logits of both records with shares,
-        and maps of the explained classes of both, with `class_weights` and `cell_weights`.
+        and maps of the target classes of both, with `class_weights` and `cell_weights`.
 
         Args:
             grid: (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored.

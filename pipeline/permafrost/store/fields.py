@@ -291,7 +291,7 @@ def in_range(spec: FieldSpec, values: NDArray[Any], num_classes: int) -> NDArray
         num_classes: Number of the teacher's classes.
     """
     good: NDArray[np.bool_] = np.isfinite(values)
-    if spec.name == "explained_class":
+    if spec.name == "target_class":
         good = (values >= NO_CLASS) & (values < num_classes)
     elif spec.codec == "maxabs":
         good &= np.abs(decode_unit(values)) <= 1

@@ -355,7 +355,7 @@ class PassManifest:
         shapes = {spec.name: spec.shape for spec in self.fields}
         self._check_logits(shapes)
         require_entry(
-            "map" not in shapes or self.explainer.keys() >= {"kind", "explained_classes"},
+            "map" not in shapes or self.explainer.keys() >= {"kind", "target_classes"},
             "explainer does not say what made the maps, and of which classes",
         )
 
@@ -449,7 +449,7 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         "preprocessing": (dict, False),
         "format": (dict, False),
     },
-    "explainer": {"kind": (str, False), "explained_classes": (str, False)},
+    "explainer": {"kind": (str, False), "target_classes": (str, False)},
 }
 """Type of each entry of a pass's sections that readers use, and whether it is required. Lists are of mappings."""
 

@@ -149,10 +149,10 @@ def _augment_arguments(section: str, size: tuple[int, int]) -> list[str]:
 def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
     """Return arguments that repeat a pass of a network of a run."""
     payloads = ",".join(name for name in PAYLOADS if made.fields_of(name))
-    chosen = made.manifest.explainer.get("explained_classes", "top1")
+    chosen = made.manifest.explainer.get("target_classes", "top1")
     return [
         *("teacher=saved", f"teacher.weights={network}", f"annotate.payloads=[{payloads}]"),
-        *([] if chosen == "top1" else [f"explainer.explained_classes={chosen}"]),
+        *([] if chosen == "top1" else [f"explainer.target_classes={chosen}"]),
     ]
 
 

@@ -91,14 +91,14 @@ class HiddenPayload:
 
 
 def superfeature_contributions(
-    model: Classifier, output: ModelOutput, explained_class: Tensor
+    model: Classifier, output: ModelOutput, target_class: Tensor
 ) -> Tensor:
     """Compute signed maps of the given classes on the grid of the model's features, float32 or wider.
 
     Args:
         model: An additive network with a partition of cells or columns.
         output: Output of `model`, whose features are used if it has no superfeatures.
-        explained_class: i64 [B, E], where a negative entry results in a zero map.
+        target_class: i64 [B, E], where a negative entry results in a zero map.
 
     Returns:
         [B, E, 1, rows, columns], with a table's columns in one row.
@@ -122,8 +122,8 @@ def superfeature_contributions(
             dtype = next(model.parameters()).dtype
             logits = model.forward_superfeatures(output.features.to(dtype)).logits
     group = model.assignments[-1]
-    index = explained_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
+    index = target_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
     shares = class_centered(logits).gather(2, index) / group.bincount()[:, None]  # [B, M, E]
-    cells = shares[:, group].transpose(1, 2) * (explained_class >= 0)[:, :, None]  # [B, E, d]
+    cells = shares[:, group].transpose(1, 2) * (target_class >= 0)[:, :, None]  # [B, E, d]
     rows, columns = model.grid or (1, len(group))
-    return cells.reshape(*explained_class.shape, 1, rows, columns)
+    return cells.reshape(*target_class.shape, 1, rows, columns)

@@ -68,7 +68,7 @@ def annotated_targets(teacher: BcosClassifier, frames: Tensor) -> StoredTargets:
     return StoredTargets(
         teacher="teacher",
         logits=output.logits,
-        explained_class=values["explained_class"].long(),
+        target_class=values["target_class"].long(),
         maps=values["map"].float(),
         map_from_canonical=torch.eye(3).repeat(len(frames), 1, 1),
     )
@@ -108,9 +108,7 @@ def test_a_pass_stores_six_channels_at_the_inputs_resolution():
 
 def test_a_pass_explains_every_label_of_a_record_and_none_where_there_is_none():
     teacher = freeze(build_model(RESNET, NUM_CLASSES))
-    payload = MapPayload(
-        PassOptions(), BcosWeightsConfig(explained_classes="all_gt", max_classes=2)
-    )
+    payload = MapPayload(PassOptions(), BcosWeightsConfig(target_classes="all_gt", max_classes=2))
     labels = torch.zeros(2, NUM_CLASSES)
     labels[0, [0, 2]] = 1
     with torch.no_grad():
@@ -118,7 +116,7 @@ def test_a_pass_explains_every_label_of_a_record_and_none_where_there_is_none():
 
     encoded = payload.encode(teacher, output, BatchInfo(["a", "b"], labels))
 
-    classes = encoded.values["explained_class"].long()
+    classes = encoded.values["target_class"].long()
     assert sorted(classes[0].tolist()) == [0, 2]
     assert classes[1].tolist() == [-1, -1]
     assert not encoded.values["map"][1].any()
@@ -310,4 +308,4 @@ def test_a_picture_of_any_weights_is_in_range(smooth):
     assert picture.min() >= 0
     assert picture.max() <= 1
     assert picture[0, 0, ..., 3].max() > 0
-    assert not picture[0, 1].any()  # the picture is empty without an target class
+    assert not picture[0, 1].any()  # the picture is empty without a target class
