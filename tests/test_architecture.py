@@ -379,7 +379,7 @@ def test_every_member_of_every_group_composes_and_builds(group):
             if group in VERBS[verb].options.__dataclass_fields__:
                 if (group, member, verb) == ("teacher", "none", "teach"):
                     continue
-                words = ["arms={a: []}"] if verb == "sweep" else []
+                words = ["variants={a: []}"] if verb == "sweep" else []
                 cls = FAMILIES.get(group, {}).get(member)
                 words += [] if cls is None else cls.minimal
                 build_verb_config(verb, composed_of(verb, f"{group}={member}", *words))

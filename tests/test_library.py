@@ -164,11 +164,11 @@ def test_keyword_arguments_are_words_of_the_command_line(options, words):
 
 
 def test_a_mapping_that_is_a_value_stays_whole():
-    options = {"arms": {"kd": ["method=kd"]}, "grid": {"method.tau": [1, 4]}}
+    options = {"variants": {"kd": ["method=kd"]}, "grid": {"method.tau": [1, 4]}}
 
     words = arguments_of_options("sweep", [], options)
 
-    assert words == ['arms={kd: ["method=kd"]}', "grid={method.tau: [1, 4]}"]
+    assert words == ['variants={kd: ["method=kd"]}', "grid={method.tau: [1, 4]}"]
 
 
 def test_held_out_records_are_those_that_a_training_leaves_out(frozen):

@@ -445,5 +445,5 @@ def evaluate(*arguments: str, **options: Any) -> EvaluateResult:
 
 
 def sweep(*arguments: str, **options: Any) -> Any:
-    """Train and evaluate the students of a sweep: arms, a grid of options, and seeds."""
+    """Train and evaluate the students of a sweep: variants, a grid of options, and seeds."""
     return run_verb("sweep", *arguments, **options)

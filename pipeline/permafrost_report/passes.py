@@ -24,7 +24,7 @@ class UsedPass(NamedTuple):
 
     teacher: TeacherPass
     learners: tuple[str, ...]
-    """Arms that were trained on it, empty if they were only compared with it."""
+    """Variants that were trained on it, empty if they were only compared with it."""
 
 
 def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass]:

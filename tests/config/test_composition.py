@@ -53,7 +53,7 @@ def test_a_composition_is_the_callers_own():
     [
         ("method.tua=4", "unknown option method.tua"),
         ("seeds=[", r"cannot read seeds=\[: did not find expected"),
-        ("arms={a:[method=kd]}", r"write a space after each colon"),
+        ("variants={a:[method=kd]}", r"write a space after each colon"),
         ("seeds=&a [*a]", "seeds must be a list"),
         ("seeds=[&a 1]", r"cannot read seeds=\[&a 1\]: it has an anchor or an alias"),
         ("+method.tau=4", r"takes no \+method\.tau="),
@@ -201,17 +201,17 @@ def test_other_names_are_taken(run):
 
 
 @for_each(
-    "arm,message",
+    "variant,message",
     [
-        ("../../evil", r"arms=\.\./\.\./evil leaves its folder|is a path"),
-        ("a/b", "arms=a/b is a path; write a name without slashes"),
+        ("../../evil", r"variants=\.\./\.\./evil leaves its folder|is a path"),
+        ("a/b", "variants=a/b is a path; write a name without slashes"),
         ("x" * 300, "has 300 bytes"),
         ("a\\nb", "has control characters"),
     ],
 )
-def test_a_name_of_an_arm_is_the_name_of_a_folder(arm, message):
+def test_a_name_of_a_variant_is_the_name_of_a_folder(variant, message):
     with pytest.raises(ConfigError, match=message):
-        build_verb_config("sweep", compose("sweep", [f'arms={{"{arm}": [method=kd]}}']))
+        build_verb_config("sweep", compose("sweep", [f'variants={{"{variant}": [method=kd]}}']))
 
 
 # ---- YAML of strangers ---------------------------------------------------------------------------

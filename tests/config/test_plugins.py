@@ -185,9 +185,9 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     teacher = ["teacher=three_layers", "teacher.width=4"]
     weights = "runs/plugged/teach/model.safetensors"
     taught = [f"teaching.{word}" for word in EPOCH]
-    arms = "arms={mine: [method=squared_error, method.scale=0.5], e2kd: [method=e2kd]}"
+    variants = "variants={mine: [method=squared_error, method.scale=0.5], e2kd: [method=e2kd]}"
     sweep_arguments = [
-        *(*words, *EPOCH, "student=three_layers", "student.width=4", "seeds=[0]", arms),
+        *(*words, *EPOCH, "student=three_layers", "student.width=4", "seeds=[0]", variants),
         *("evaluate.splits=[test]", "evaluate.num_pictures=2", "executor=serial"),
     ]
 
@@ -272,7 +272,7 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
     words = ["store.path=store", "run=plugged", f"plugins=[{named}]"]
     teacher = ["teacher=three_layers", "teacher.weights=random"]
     epoch = ["trainer.epochs=1", "trainer.batch_size=8", "seeds=[0,1]"]
-    arms = "arms={mine: [method=squared_error], e2kd: [method=e2kd]}"
+    variants = "variants={mine: [method=squared_error], e2kd: [method=e2kd]}"
 
     def command(verb, *more):
         subprocess.run(
@@ -284,7 +284,9 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
         )
 
     command("precompute", "data=stripes", *teacher, "executor=ray")
-    command("sweep", "student=three_layers", *epoch, "evaluate.splits=[test]", arms, "executor=ray")
+    command(
+        "sweep", "student=three_layers", *epoch, "evaluate.splits=[test]", variants, "executor=ray"
+    )
     command("report")
 
     assert len(json.loads((tmp_path / "runs/plugged/sweep.json").read_text())["runs"]) == 4

@@ -17,7 +17,7 @@ MISTAKES = {
     ("precompute", "data.test_fraction=0.2"): "option of data=image_folder",
     ("distill", "student.layer=layer4"): "option of student=module",
     ("distill", "data.path=photos"): "option of preview and ",
-    ("distill", "arms=x"): "option of sweep",
+    ("distill", "variants=x"): "option of sweep",
     ("evaluate", "split=[val]"): "(did you mean evaluate.splits='[val]'?)",
     ("evaluate", "evaluate.thresholds=val"): "(did you mean evaluate.threshold=val?)",
     ("distill", "metod=kd"): "(did you mean method=kd?)",

@@ -88,9 +88,10 @@ def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, r
     values, _ = case_report(frozen)
 
     runs = {
-        row["arm"]: RUNS / row["run"] / "evaluate" / RECORDS_NAME for row in read_sweep()["runs"]
+        row["variant"]: RUNS / row["run"] / "evaluate" / RECORDS_NAME
+        for row in read_sweep()["runs"]
     }
-    tables = {arm: pd.read_parquet(path).set_index("key") for arm, path in runs.items()}
+    tables = {variant: pd.read_parquet(path).set_index("key") for variant, path in runs.items()}
     cases = iter(values["cases"])
     for image, teacher, *students in rows:
         assert [row.title for row in (image, teacher, *students)] == [

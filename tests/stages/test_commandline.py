@@ -128,8 +128,8 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         (
             "sweep",
-            ["arms={kd:", "[method=kd]}"],
-            r"splits arguments at spaces; quote it as a whole: 'arms=\{kd: \[method=kd\]\}'",
+            ["variants={kd:", "[method=kd]}"],
+            r"splits arguments at spaces; quote it as a whole: 'variants=\{kd: \[method=kd\]\}'",
         ),
         ("distill", ["method.tau=[1"], "method.tau"),
         (
@@ -158,7 +158,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         ("precompute", ["data=webdataset", "data.path=pipe:cat x"], "would run a command"),
         ("precompute", ["store.format=jpeg"], "original, jpeg95, raw"),
-        ("sweep", [], "arms is empty"),
+        ("sweep", [], "variants is empty"),
         ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
         ("sweep", ["experiment=demo", "seeds=1,2"], "seeds must be a list, got '1,2'"),
         (
@@ -283,10 +283,10 @@ def test_randaugment_is_an_option_of_every_mode(verb, words, section):
     assert [operation.kind for operation in built.on_pixels] == ["randaugment"]
 
 
-def test_arms_that_are_typed_replace_an_experiments():
-    config = build_config("sweep", "experiment=demo", "arms={one: ['method=kd']}", "seeds=[4]")
+def test_variants_that_are_typed_replace_an_experiments():
+    config = build_config("sweep", "experiment=demo", "variants={one: ['method=kd']}", "seeds=[4]")
 
-    assert config.arms == {"one": ("method=kd",)}
+    assert config.variants == {"one": ("method=kd",)}
 
 
 @for_each(

@@ -30,7 +30,7 @@ FAILURES = {
     "no such weights": ("precompute", ["teacher=cifar", "teacher.weights=none.pth"]),
     "no such split": ("teach", ["teacher=cifar", "teacher.name=resnet8", "teaching.split=none"]),
     "no such pass": ("distill", ["store.teacher=none"]),
-    "no such arm": ("sweep", ["arms={kd: ['method=none']}"]),
+    "no such variant": ("sweep", ["variants={kd: ['method=none']}"]),
     "no such run": ("report", []),
 }
 

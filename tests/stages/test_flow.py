@@ -450,7 +450,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     base = [
         f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
         "trainer.epochs=1", "trainer.batch_size=8", "evaluate.splits=[test,test_swapped]",
-        "arms={kd: ['method=kd'], e2kd: ['method=e2kd', 'method.tau=2']}", "seeds=[3,4]",
+        "variants={kd: ['method=kd'], e2kd: ['method=e2kd', 'method.tau=2']}", "seeds=[3,4]",
         "executor=serial",
     ]  # fmt: skip
     config: SweepConfig = build_verb_config("sweep", compose("sweep", base))
@@ -476,7 +476,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     )
     values = json.loads(Path(result.json).read_text())
     runs = {(row["method"], row["seed"]): row["accuracy"] for row in values["runs"]}
-    assert set(runs) == {(arm, seed) for arm in ("kd", "e2kd") for seed in (3, 4, 5)}
+    assert set(runs) == {(variant, seed) for variant in ("kd", "e2kd") for seed in (3, 4, 5)}
     pair = values["candidate_minus_baseline"]
     gains = [runs["e2kd", s] - runs["kd", s] for s in (3, 4, 5)]
     assert (pair["seeds"], pair["mean"]) == ([3, 3], pytest.approx(sum(gains) / 3))
@@ -492,7 +492,7 @@ def test_a_failing_student_does_not_stop_the_others(frozen):
     base = [
         f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
         "trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]", "executor=serial",
-        "arms={good: ['method=labels'], bad: ['method=kd', 'trainer.batch_size=4096']}",
+        "variants={good: ['method=labels'], bad: ['method=kd', 'trainer.batch_size=4096']}",
     ]  # fmt: skip
 
     with pytest.raises(
@@ -501,7 +501,7 @@ def test_a_failing_student_does_not_stop_the_others(frozen):
         sweep.run(build_verb_config("sweep", compose("sweep", base)), base)
 
     listed = json.loads((RUNS / "grid" / "sweep.json").read_text())["runs"]
-    assert [row["arm"] for row in listed] == ["good"]
+    assert [row["variant"] for row in listed] == ["good"]
 
 
 def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):

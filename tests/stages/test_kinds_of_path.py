@@ -114,11 +114,13 @@ def test_a_sweep_of_a_job_and_one_below_another_folder_keep_their_names(tmp_path
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     words = [store, run, *STUDENT, *EVALUATED, "seeds=[0]", "executor=serial"]
 
-    swept = run_verb("sweep", *words, "arms={kd: [], labels: ['method=labels']}")
+    swept = run_verb("sweep", *words, "variants={kd: [], labels: ['method=labels']}")
 
     assert swept.trained_now == 2
     (tmp_path / "runs of mine").rename(tmp_path / "elsewhere")
     words[1] = f"run={tmp_path}/elsewhere/sw"
-    assert run_verb("sweep", *words, "arms={kd: [], labels: ['method=labels']}").trained_now == 0
+    assert (
+        run_verb("sweep", *words, "variants={kd: [], labels: ['method=labels']}").trained_now == 0
+    )
     run_verb("report", *words[:2], "report.contact_records=0")
     assert (tmp_path / "elsewhere/sw/report.html").exists()

@@ -430,7 +430,7 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
         f"store.path={many_label_store.config.store.path}", f"store.teacher=[{many_label_store.passes['all_gt']}]",
         "run=grid", "student.name=resnet8", "student.width=4", "trainer.epochs=1",
         "trainer.batch_size=8", "evaluate.splits=[test]", "seeds=[0]", "executor=serial",
-        "arms={labels: ['method=labels', 'method.loss=bce'], e2kd: ['method=e2kd', 'method.logits=mld']}",
+        "variants={labels: ['method=labels', 'method.loss=bce'], e2kd: ['method=e2kd', 'method.logits=mld']}",
         "grid={method.lambda_map: [1, 5]}", "subset.holdout=2", "select=holdout.f1",
     ]  # fmt: skip
 
@@ -452,7 +452,11 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
     values = json.loads(Path(result_of_report.json).read_text())
 
     assert "test.f1" in result.summary
-    assert [row["arm"] for row in values["selection"]["candidates"]] == ["labels", "e2kd", "e2kd"]
+    assert [row["variant"] for row in values["selection"]["candidates"]] == [
+        "labels",
+        "e2kd",
+        "e2kd",
+    ]
     assert values["teacher"]["f1"] == many_label_store.result.f1["test"]
     (of_all_gt,) = (p for p in values["passes"] if p["name"] == many_label_store.passes["all_gt"])
     assert (of_all_gt["explainer"], of_all_gt["map"]) == ("gradcam, all_gt", "2x1x6x6 float16")

@@ -102,10 +102,10 @@ def test_a_plan_of_a_sweep_counts_its_students_and_those_that_are_not_finished(h
     run("precompute", *DATA, *TEACHER, "executor=serial")
     words = (
         *("run=two", "executor=serial", "seeds=[0]", "trainer.batch_size=8", *STUDENT),
-        "arms={labels: [method=labels], kd: [method=kd]}",
+        "variants={labels: [method=labels], kd: [method=kd]}",
     )
     described = plan("sweep", *words)
-    assert described["students"] == "2 (arms: 2, seeds: 1) from store"
+    assert described["students"] == "2 (variants: 2, seeds: 1) from store"
     assert (described["unfinished"], described["folder"]) == ("2", "runs/two/students")
     run("sweep", *words)
     assert plan("sweep", *words)["unfinished"] == "0"

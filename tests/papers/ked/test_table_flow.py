@@ -340,25 +340,25 @@ def batch_labels(taught_table):
 @pytest.mark.slow
 def test_a_sweep_and_its_report_show_what_a_table_has(taught_table):
     words = [
-        *(f"store.path={taught_table.store.path}", "run=arms", "executor=serial", "seeds=[0]"),
+        *(f"store.path={taught_table.store.path}", "run=variants", "executor=serial", "seeds=[0]"),
         *("student=additive", "student.name=mlp", f"student.superfeatures={M}", "augment=none"),
         *(f"student.partition={taught_table.config.teacher.partition}", "student.width=4"),
-        *("trainer.epochs=1", "arms={kd: ['method=kd'], ked: ['method=ked']}"),
+        *("trainer.epochs=1", "variants={kd: ['method=kd'], ked: ['method=ked']}"),
     ]
     result = sweep.run(build_verb_config("sweep", compose("sweep", words)), words)
-    shown = ["run=arms", f"store.path={taught_table.store.path}", "report.candidate=ked"]
+    shown = ["run=variants", f"store.path={taught_table.store.path}", "report.candidate=ked"]
 
     written = report.run(build_verb_config("report", compose("report", shown)))
 
     assert result.students == 2
-    page = (RUNS / "arms" / "report.html").read_text()
+    page = (RUNS / "variants" / "report.html").read_text()
     assert "Rows of a table with 30 columns, so there are no pictures, maps or cases" in page
     assert "<code>mean radius</code>" in page
     assert "Bytes of rows" in page
     assert not any(
         words in page for words in ("Explanation maps", "Case by case", "original aspect ratio")
     )
-    values = json.loads((RUNS / "arms" / "report.json").read_text())
+    values = json.loads((RUNS / "variants" / "report.json").read_text())
     assert {row["method"] for row in values["runs"]} == {"kd", "ked"}
     assert "cases" not in values
     assert written.candidate_minus_baseline.startswith("ked - kd in accuracy")
