@@ -62,8 +62,8 @@ class TeacherCheck:
     """Description of a teacher's outputs and maps for a sample of records."""
 
     records: int
-    outputs: str
-    """Value of teacher.outputs, from which the network's outputs were converted."""
+    returns: str
+    """Value of teacher.returns, from which the network's outputs were converted."""
     form: str
     """"logits", or "probabilities" or "log_probabilities" if all rows are such."""
     is_constant: bool
@@ -105,7 +105,7 @@ class TeacherCheck:
 
         Raises:
             ConstantLogitsError: If the outputs are the same for all records.
-            TeacherError: If the outputs are not what teacher.outputs says, the labels are those of another order of
+            TeacherError: If the outputs are not what teacher.returns says, the labels are those of another order of
                 classes, or all maps are constant.
         """
         if self.is_constant and self.records >= _MIN_RECORDS:
@@ -127,22 +127,22 @@ class TeacherCheck:
             logger.warning("%s", reason)
 
     def _errors(self, classes: Sequence[str]) -> Iterator[str]:
-        outputs = self.outputs
-        if outputs == "logits" and self.form != "logits":
+        returns = self.returns
+        if returns == "logits" and self.form != "logits":
             layer = "softmax" if self.form == "probabilities" else "log_softmax"
             yield (
                 f"the teacher's outputs are {self.form.replace('_', '-')} and not logits, for all {self.records} "
                 f"records of a sample; remove the {layer} at its end, or for your own network and a pass without maps "
-                f"set teacher.outputs={self.form}"
+                f"set teacher.returns={self.form}"
             )
         if (
-            outputs != "logits"
+            returns != "logits"
             and self.form != "log_probabilities"
             and self.records >= _MIN_RECORDS
         ):
-            rows = "rows" if outputs == "probabilities" else "exponentials of the rows"
+            rows = "rows" if returns == "probabilities" else "exponentials of the rows"
             yield (
-                f"teacher.outputs={outputs}, but the {rows} that the teacher returns do not sum to 1; leave the option "
+                f"teacher.returns={returns}, but the {rows} that the teacher returns do not sum to 1; leave the option "
                 "out if they are logits, and remove the sigmoid if they are probabilities of single classes"
             )
         if self.maps >= _MIN_RECORDS and self.constant_maps == self.maps:
@@ -249,7 +249,7 @@ class CheckTeacher(SampleTask[TeacherCheck]):
         )
         check = TeacherCheck(
             **described,
-            outputs=annotator.model.outputs,
+            returns=annotator.model.returns,
             maps=count,
             constant_maps=constant,
             grid=grid,

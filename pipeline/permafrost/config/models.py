@@ -24,7 +24,7 @@ PRETRAINED = "pretrained"
 """Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
 
 
-ModelOutputs = Literal["logits", "probabilities", "log_probabilities"]
+NetworkReturns = Literal["logits", "probabilities", "log_probabilities"]
 
 
 def is_published(weights: str | None) -> bool:
@@ -247,8 +247,8 @@ class ModuleConfig(ModelConfig):
     layer: str = ""
     """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
     features.7. Empty takes the last one whose output is a grid, and logs its name."""
-    outputs: Annotated[ModelOutputs, Role.IF_SET] = "logits"
-    """Outputs of the network. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
+    returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
+    """What the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
     the values themselves: both are logits up to a constant. A pass with maps needs logits, because their gradient is
     another one."""
     arguments: dict[str, Any] = field(default_factory=dict)

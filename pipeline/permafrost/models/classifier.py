@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs, Picture
+from permafrost.config.models import CENTER_CROP_FRACTION, NetworkReturns, Picture
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.records import FEATURES
 
@@ -273,8 +273,8 @@ class Classifier(nn.Module, ABC):
 
     explainer: ClassVar[str] = "gradcam"
     """Name of the explainer of the network."""
-    outputs: ModelOutputs = "logits"
-    """Outputs of the network itself. Others than logits are converted, and have no explanations."""
+    returns: NetworkReturns = "logits"
+    """What the network itself returns. Others than logits are converted, and have no explanations."""
     inner: nn.Module
     """Network that this module wraps; one that is a network itself overrides `network`."""
     misplacement: str = ""

@@ -313,7 +313,7 @@ def gradcam(model: Classifier, output: ModelOutput, target_class: Tensor) -> Ten
         f"input; set explainer={model.explainer}",
     )
     require(
-        model.outputs == "logits",
+        model.returns == "logits",
         f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
         "no maps; remove the softmax at its end",
     )
