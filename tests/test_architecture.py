@@ -16,7 +16,7 @@ from permafrost.config.environment import CONF
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import options_of, resolve_implementation
 from permafrost.config.sections import group_members
-from permafrost.config.store import PAYLOADS
+from permafrost.config.store import OUTPUTS
 from permafrost.config.verbs import VERBS, build_verb_config
 from tests.support.composition import composed_of
 from tests.support.items import for_each
@@ -322,12 +322,12 @@ def test_a_member_of_a_family_has_its_kind_and_what_implements_it(group, kind):
     assert not (CONF / group / f"{kind}.yaml").exists()  # the class contains the defaults
 
 
-def test_every_payload_can_be_asked_for():
+def test_every_output_can_be_asked_for():
     config = build_verb_config(
-        "precompute", compose("precompute", [f"annotate.payloads=[{','.join(PAYLOADS)}]"])
+        "precompute", compose("precompute", [f"annotate.outputs=[{','.join(OUTPUTS)}]"])
     )
 
-    assert set(config.annotate.payloads) == set(PAYLOADS)
+    assert set(config.annotate.outputs) == set(OUTPUTS)
 
 
 def test_arguments_are_listed_in_google_style():

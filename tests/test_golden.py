@@ -210,7 +210,7 @@ def golden_run(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     save_file(build_model(teacher, 10).state_dict(), weights)
     teacher = replace(teacher, weights=str(weights))
     annotate = PassOptions(
-        batch_size=8, payloads=("logits", "map", "attention", "class_maps", "pooled")
+        batch_size=8, outputs=("logits", "maps", "attention", "class_maps", "pooled")
     )
     numbers: dict[str, Any] = {}
     digests: dict[str, str] = {}

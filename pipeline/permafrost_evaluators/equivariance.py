@@ -60,7 +60,7 @@ def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
     require(
         context.has_maps or _has_features(context),
         f"evaluators=equivariance needs the teacher's maps or features, but {lacking}; run permafrost precompute with "
-        "this teacher and annotate.payloads=[logits,map], or name its pass with store.teacher=",
+        "this teacher and annotate.outputs=[logits,maps], or name its pass with store.teacher=",
     )
     return {}
 

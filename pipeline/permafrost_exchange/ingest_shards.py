@@ -261,7 +261,7 @@ def store_targets(
         missing: Those of them that are missing.
         description: Description of the pass, whose fields of the manifest are written.
         made_with: Entry of the manifest, like `added` and `entries`.
-        added: Entries of payloads.
+        added: Entries of outputs.
         **entries: Agreement, passport and error of moved features.
 
     Returns:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.payloads import BatchInfo
+from permafrost.annotation.outputs import BatchInfo
 from permafrost.annotation.precision import agreement_of, in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
 from permafrost.annotation.stored_views import DrawnViews, read_inputs

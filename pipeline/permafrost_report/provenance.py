@@ -120,8 +120,8 @@ def _bytes_needed(teacher: TeacherPass, terms: Sequence[Needs]) -> float:
     for needs in terms:
         if needs.maps_every is not None:
             names |= set(_OF_MAPS)
-        for payload in needs.payloads:
-            fields = teacher.fields_of(payload)
+        for name in needs.outputs:
+            fields = teacher.fields_of(name)
             names |= {*fields, *(f"{name}_scale" for name in fields)}
     return sum(
         _bytes_of_field(teacher, spec.name, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)

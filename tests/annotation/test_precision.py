@@ -65,17 +65,17 @@ def bcos_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("payloads", "explainer", "precision"),
+    ("outputs", "explainer", "precision"),
     [
-        (("logits", "map"), BcosWeightsConfig(), "float32"),
+        (("logits", "maps"), BcosWeightsConfig(), "float32"),
         (("logits",), BcosWeightsConfig(), "bfloat16"),
-        (("logits", "map"), GradCamConfig(), "bfloat16"),
+        (("logits", "maps"), GradCamConfig(), "bfloat16"),
     ],
 )
 def test_only_maps_that_are_gradients_of_the_whole_network_take_a_float32_pass(
-    payloads, explainer, precision
+    outputs, explainer, precision
 ):
-    options = PassOptions(payloads=payloads, precision="bfloat16")
+    options = PassOptions(outputs=outputs, precision="bfloat16")
 
     assert pass_precision(options, explainer) == precision
     assert pass_precision(replace(options, precision="float32"), explainer) == "float32"
@@ -97,7 +97,7 @@ def test_a_bcos_teacher_runs_once_in_any_precision_and_makes_the_pass_of_float32
 
     assert again.teacher_records == 0
     assert [p.name for p in Store(store.path).open_passes()] == [made.name]
-    logits_alone = plan_pass(bcos_config(precision="bfloat16", payloads=("logits",)), store)
+    logits_alone = plan_pass(bcos_config(precision="bfloat16", outputs=("logits",)), store)
     assert logits_alone.description["teacher"]["dtype"] == "bfloat16"
 
 
@@ -106,8 +106,8 @@ def test_logits_beside_maps_are_those_of_float32(bcos_config):
     logits = {}
     for name, options in {
         "with_map": {"precision": "bfloat16"},
-        "exact": {"payloads": ("logits",)},
-        "rounded": {"payloads": ("logits",), "precision": "bfloat16"},
+        "exact": {"outputs": ("logits",)},
+        "rounded": {"outputs": ("logits",), "precision": "bfloat16"},
     }.items():
         precompute.run(bcos_config(name=name, **options))
         store = Store(Path(bcos_config().store.path))
@@ -478,7 +478,7 @@ def test_maps_that_need_a_graph_are_not_compiled(bcos_config):
     ):
         precompute.run(bcos_config(compile=True))
 
-    assert precompute.run(bcos_config(payloads=("logits",))).teacher_records > 0
+    assert precompute.run(bcos_config(outputs=("logits",))).teacher_records > 0
 
 
 def test_a_teacher_that_cannot_be_compiled_ends_in_one_sentence(tmp_path, monkeypatch):

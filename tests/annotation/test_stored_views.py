@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.payloads import BatchInfo
+from permafrost.annotation.outputs import BatchInfo
 from permafrost.annotation.stored_views import plan_stored_views
 from permafrost.config.augment import (
     AugmentOptions,

@@ -248,12 +248,12 @@ def passes(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(NETWORKS)
     load_plugins(["nets.py"])
 
-    def store(payloads=("logits",), returns="logits", logits_dtype="auto", **arguments):
+    def store(outputs=("logits",), returns="logits", logits_dtype="auto", **arguments):
         teacher = ModuleConfig(
             factory="nets.py:build", layer="conv", weights="random", arguments=arguments,
             returns=returns,
         )  # fmt: skip
-        annotate = PassOptions(batch_size=8, payloads=payloads, logits_dtype=logits_dtype)
+        annotate = PassOptions(batch_size=8, outputs=outputs, logits_dtype=logits_dtype)
         config = precompute_config(tmp_path / "store", teacher, annotate=annotate)
         name = precompute.run(config).passes[0]
         opened = Store(tmp_path / "store").open_pass(name)
@@ -289,7 +289,7 @@ def test_a_softmax_is_refused_before_anything_is_stored(passes, tmp_path):
     with pytest.raises(TeacherError, match="remove the softmax"):
         passes(end="softmax")
     with pytest.raises(ConfigError, match="has no maps; remove the softmax"):
-        passes(payloads=("logits", "map"), returns="probabilities", end="softmax")
+        passes(outputs=("logits", "maps"), returns="probabilities", end="softmax")
     with pytest.raises(TeacherError, match="returns=log_probabilities, but"):
         passes(returns="log_probabilities")
     assert not list((tmp_path / "store").glob("teachers/*"))
@@ -355,9 +355,9 @@ def test_the_probes_run_the_teacher_on_two_dozen_records_beside_its_sample(
     counts = []
     forward = TeacherAnnotator._forward
 
-    def count(self, inputs, payloads):
+    def count(self, inputs, outputs):
         counts.append(len(inputs))
-        return forward(self, inputs, payloads)
+        return forward(self, inputs, outputs)
 
     monkeypatch.setattr(TeacherAnnotator, "_forward", count)
     config = precompute_config(frozen.store.path, tiny_teacher)

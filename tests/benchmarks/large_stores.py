@@ -138,7 +138,7 @@ def _template(folder: Path) -> Store:
         store=StoreOptions(path=str(folder), shard_size=SHARD_RECORDS),
         teacher=TEACHER,
         explainer=GradCamConfig(),
-        annotate=PassOptions(payloads=("logits", "map")),
+        annotate=PassOptions(outputs=("logits", "maps")),
         cluster=LocalClusterConfig(),
         executor="serial",
         run=str(folder.with_name("run")),

@@ -86,7 +86,7 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(
         data=DATA,
         backend=backend,
         annotate=PassOptions(
-            batch_size=4, payloads=("logits", "map", "attention", "class_maps", "pooled")
+            batch_size=4, outputs=("logits", "maps", "attention", "class_maps", "pooled")
         ),
         views=RandomViewsConfig(count=2),
         augment=AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),)),

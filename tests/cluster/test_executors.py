@@ -224,7 +224,7 @@ def events_of_pass(folder, monkeypatch, fail_at=None):
     precompute.run(replace(pass_config("whole"), teacher=NoModelConfig()))
     monkeypatch.setattr(AnnotateShard, "_begin", note_begin)
     monkeypatch.setattr(shard_tasks, "write_pass_shard", note_write)
-    precompute.run(pass_config("whole", payloads=("logits",)))
+    precompute.run(pass_config("whole", outputs=("logits",)))
     return events
 
 

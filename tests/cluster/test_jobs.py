@@ -29,7 +29,7 @@ PRECOMPUTE = [
     *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
     *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
     *("teacher.name=resnet8", "teacher.width=4", "teacher.weights=random", "annotate.batch_size=8"),
-    "annotate.payloads=[logits, map]",  # with a space, which requires quoting
+    "annotate.outputs=[logits, maps]",  # with a space, which requires quoting
 ]
 SWEEP = [
     *("grid={method.tau: [1, 4]}", "seeds=[0,1]", "parallel=1", "method=kd", "trainer.epochs=1"),

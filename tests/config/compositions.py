@@ -84,7 +84,7 @@ WORDS = {
         "precompute",
         [
             *("data=image_folder", "data.path=/x", "teacher=timm", "teacher.name=resnet18"),
-            *("store=webdataset", "annotate.payloads=[logits,map]", "explainer=gradcam"),
+            *("store=webdataset", "annotate.outputs=[logits,maps]", "explainer=gradcam"),
             *("cluster=existing", "executor=ray"),
         ],
     ),

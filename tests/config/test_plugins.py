@@ -20,7 +20,7 @@ from permafrost.config.help_text import describe_verb
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS
 from permafrost.config.plugins import load_plugins
-from permafrost.config.store import PAYLOADS
+from permafrost.config.store import OUTPUTS
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import MapTargets
 from permafrost.core.errors import ConfigError
@@ -46,7 +46,7 @@ STAGES = {
     "evaluate": evaluate,
     "report": report,
 }
-FAMILIES_OF_USERS = (METHODS, MODELS, SOURCES, EVALUATORS, EXPLAINERS, PAYLOADS)
+FAMILIES_OF_USERS = (METHODS, MODELS, SOURCES, EVALUATORS, EXPLAINERS, OUTPUTS)
 OPTIONS = {
     "method": "squared_error",
     "student": "three_layers",
@@ -150,18 +150,18 @@ def test_a_copied_plugin_that_still_names_another_module_is_refused(tmp_path, na
             sys.modules.pop(name, None)
 
 
-def test_a_payload_that_another_module_implements_is_refused(tmp_path):
-    (tmp_path / "my_payload.py").write_text(
-        "from permafrost.config.store import PAYLOADS, PayloadInfo\n"
-        "PAYLOADS['mine'] = PayloadInfo('json:JSONDecoder', False)\n"
+def test_an_output_that_another_module_implements_is_refused(tmp_path):
+    (tmp_path / "my_output.py").write_text(
+        "from permafrost.config.store import OUTPUTS, OutputInfo\n"
+        "OUTPUTS['mine'] = OutputInfo('json:JSONDecoder', False)\n"
     )
-    message = r"PAYLOADS\['mine'\] has implementation='json:JSONDecoder', but json is not a file of"
+    message = r"OUTPUTS\['mine'\] has implementation='json:JSONDecoder', but json is not a file of"
     try:
         with pytest.raises(ConfigError, match=message):
-            load_plugins(["my_payload.py"])
+            load_plugins(["my_output.py"])
     finally:
-        PAYLOADS.pop("mine", None)
-        sys.modules.pop("my_payload", None)
+        OUTPUTS.pop("mine", None)
+        sys.modules.pop("my_output", None)
 
 
 def run_stage(verb, *words):
@@ -193,7 +193,7 @@ def test_members_of_plugins_go_through_all_stages(plugin):
 
     packed = run_stage("precompute", *words, "data=stripes", "teacher=none", "executor=serial")
     run_stage("teach", *words, *teacher, *taught, "evaluate.splits=[test]")
-    measured = ["explainer=energy", "annotate.payloads=[logits,map,margin]"]
+    measured = ["explainer=energy", "annotate.outputs=[logits,maps,margin]"]
     taught_pass = [*words, *teacher, f"teacher.weights={weights}", *measured]
     run_stage("precompute", *taught_pass, "executor=serial")
     swept = sweep.run(

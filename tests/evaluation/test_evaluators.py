@@ -151,7 +151,7 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
     tmp_path, tiny_teacher, frozen, monkeypatch
 ):
     store = tmp_path / "store"
-    annotate = PassOptions(payloads=("logits",))
+    annotate = PassOptions(outputs=("logits",))
     precompute.run(precompute_config(store, tiny_teacher, annotate=annotate))
     bare = replace(frozen, store=Store(store))
     save_student(bare, "one")

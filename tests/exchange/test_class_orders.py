@@ -13,7 +13,7 @@ from tests.support.exchange import make_photographs, run_precompute, values_by_k
 
 WORDS = ("cat", "dog", "eel", "fox")
 NUMBERS = ("0", "1", "2", "3")
-PAYLOADS = "annotate.payloads=[logits,map,class_maps]"
+OUTPUTS = "annotate.outputs=[logits,maps,class_maps]"
 
 
 def labels(order, records=40, lost=(), wrong=0):
@@ -91,7 +91,7 @@ def test_labels_of_a_hostile_share_are_ignored():
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     made = make_photographs(tmp_path_factory.mktemp("orders"))
-    words = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random", PAYLOADS)
+    words = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random", OUTPUTS)
     run_precompute(made.store, "data=none", *words)
     return made
 

@@ -43,7 +43,7 @@ from tests.support.verbs import attach, precompute, share
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 LICENSES = "licenses={images: CC-BY-4.0, weights: MIT, targets: CC0-1.0}"
-PAYLOADS = "annotate.payloads=[logits,map,pooled,class_maps,attention,features]"
+OUTPUTS = "annotate.outputs=[logits,maps,pooled,class_maps,attention,features]"
 
 
 def run_share(store, folder, *words, licenses=LICENSES):
@@ -58,13 +58,13 @@ def run_attach(store, folder, *words):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A store with a canonical pass of all payloads and one of strong views."""
+    """A store with a canonical pass of all outputs and one of strong views."""
     photographs = make_photographs(tmp_path_factory.mktemp("share"))
     strong = [
         *("views=random", "views.count=2", "annotate.name=views"),
         "augment.operations=[{kind: resized_crop}, {kind: randaugment}, {kind: random_erasing}]",
     ]
-    run_precompute(photographs.store, "data=none", *TEACHER, PAYLOADS, "annotate.name=whole")
+    run_precompute(photographs.store, "data=none", *TEACHER, OUTPUTS, "annotate.name=whole")
     run_precompute(photographs.store, "data=none", *TEACHER, *strong)
     return photographs
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from permafrost.annotation.payloads import BatchInfo, MapPayload
+from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
@@ -338,8 +338,8 @@ def test_target_class_in_a_step_is_the_teachers_top1():
     inputs = same_frames(3)
     teacher_output = teacher(inputs.float() / 255)
     records = BatchInfo(("a", "b", "c"), torch.full((3,), label))
-    payload = MapPayload(PassOptions(), GradCamConfig())
-    stored = payload.encode(teacher, teacher_output, records).values
+    output_kind = MapsOutput(PassOptions(), GradCamConfig())
+    stored = output_kind.encode(teacher, teacher_output, records).values
     targets = StoredTargets(
         teacher="teacher",
         logits=teacher_output.logits,

@@ -291,7 +291,7 @@ def test_no_tag_has_a_style_or_a_handler_that_the_policy_would_block(page):
 def test_every_table_has_a_sentence_above_it_and_a_name_for_its_file(page):
     html = page.read_text()
     tables = re.findall(
-        r'(.{0,400})<table class="(?:sortable|facts)" data-file="(\w*)"', html, re.S
+        r'(.{0,450})<table class="(?:sortable|facts)" data-file="(\w*)"', html, re.S
     )
 
     assert {"results", "options", "runs", "passes", "networks", "setup", "cost"} <= {

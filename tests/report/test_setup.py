@@ -264,7 +264,7 @@ def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(lea
     store, first, made = learned
     run_command(
         "precompute", "store.path=stores/own", "executor=serial", *NETWORK_WORDS, WEIGHTS,
-        "annotate.payloads=[logits]", "annotate.name=later", "run=photos",
+        "annotate.outputs=[logits]", "annotate.name=later", "run=photos",
     )  # fmt: skip
     (later,) = {folder.name for folder in store.pass_folders()} - {first.name}
 

@@ -27,7 +27,7 @@ from tests.support.verbs import distill, evaluate, precompute, report
 
 SMALL = CifarModelConfig(name="resnet8", width=4, weights="random")
 BIG = CifarModelConfig(name="resnet14", width=4, weights="random")
-PAYLOADS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
+OUTPUTS = PassOptions(batch_size=8, outputs=("logits", "pooled"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def two_passes(tmp_path_factory):
     """Store with the passes of two teachers, which tests must not change."""
     path = tmp_path_factory.mktemp("taught") / "store"
     for teacher in (SMALL, BIG):
-        config = precompute_config(path, teacher, annotate=PAYLOADS)
+        config = precompute_config(path, teacher, annotate=OUTPUTS)
         precompute.run(config)
     return Frozen(Store(path), config)
 

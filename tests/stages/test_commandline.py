@@ -139,7 +139,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         ("precompute", ["executor=spark"], "executor must be one of auto, ray, serial"),
         ("precompute", ["store.path=ftp://host/x"], "not the address of a bucket"),
-        ("precompute", ["annotate.payloads=[map]"], "must contain logits"),
+        ("precompute", ["annotate.outputs=[maps]"], "must contain logits"),
         (
             "precompute",
             ["data=demo", "data.test_digits=1790", "data.train_digits=100"],

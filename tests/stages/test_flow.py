@@ -308,11 +308,11 @@ def test_options_that_change_nothing_do_not_make_another_run(frozen):
 
 
 def test_a_pass_without_maps_cannot_teach_where_to_look(tmp_path, tiny_teacher, frozen):
-    annotate = PassOptions(payloads=("logits",))
+    annotate = PassOptions(outputs=("logits",))
     precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=annotate))
     config = replace(distill_config(frozen), store=StoreOptions(path=str(tmp_path / "store")))
 
-    with pytest.raises(StoreMismatchError, match=r"holds no maps.*payloads=\[logits,map\]"):
+    with pytest.raises(StoreMismatchError, match=r"holds no maps.*outputs=\[logits,maps\]"):
         distill.run(config)
 
 
@@ -360,7 +360,7 @@ def test_views_far_above_the_frame_are_a_warning(frozen, caplog, size, warns):
 
 @pytest.mark.parametrize(("side", "warns"), [(16, False), (18, True)])
 def test_a_teacher_far_below_the_frame_is_a_warning(tmp_path, tiny_teacher, caplog, side, warns):
-    annotate = PassOptions(batch_size=8, payloads=("logits",))
+    annotate = PassOptions(batch_size=8, outputs=("logits",))
     teacher = replace(tiny_teacher, input_size=8)
     path = tmp_path / "store"
 

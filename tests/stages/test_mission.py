@@ -107,7 +107,7 @@ def calls(tmp_path_factory):
         for verb, words in demo_commands():
             run_verb(verb, words)
         network = ["teacher=torchvision", "teacher.name=resnet18", "teacher.weights=random"]
-        network += ["annotate.payloads=[logits]"]
+        network += ["annotate.outputs=[logits]"]
         store = ["data=none", "store.path=stores/demo", "run=demo", "executor=serial"]
         run_typed_command("precompute", store + network)
     return calls

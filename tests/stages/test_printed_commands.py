@@ -211,7 +211,7 @@ def a_report_whose_experiment_names_what_follows(session, photos):
 
 
 def a_student_without_a_classifier(session, photos):
-    words = *PHOTOS, "store.path=stores/p", *NETWORK, "annotate.payloads=[pooled]"
+    words = *PHOTOS, "store.path=stores/p", *NETWORK, "annotate.outputs=[pooled]"
     session.type("precompute", *words)
     session.follow()
     session.type("evaluate", "store.path=stores/p", "run=my-student", "evaluate.splits=[val]")

@@ -559,7 +559,7 @@ def test_every_variant_of_a_small_recipe_trains_for_an_epoch_and_is_evaluated(
         for name, form in forms.items():
             option = [f"annotate.features_{form}"] if form else []
             pack_recipe([*words, f"annotate.name={name}", *option], data)
-        pack_recipe([*words, "annotate.name=embeddings", "annotate.payloads=[pooled]"], data)
+        pack_recipe([*words, "annotate.name=embeddings", "annotate.outputs=[pooled]"], data)
     else:
         pack_recipe(words, data)
     variants = composed_of("sweep", *words)["variants"]

@@ -24,7 +24,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.verbs import verify
 from tests.support.slow import slow
-from tests.support.store_kinds import EVERY_PAYLOAD, build_store, read_everything, write_tars
+from tests.support.store_kinds import EVERY_OUTPUT, build_store, read_everything, write_tars
 from tests.support.stores import precompute_config, table_of_shard
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
@@ -83,7 +83,7 @@ def test_what_killed_processes_left_is_gone_when_a_store_is_published(tmp_path, 
 def referenced(tmp_path, tiny_teacher):
     """Store that refers to tars in tmp_path/tars, its config and its values."""
     path = build_store("referenced tars", tmp_path, tiny_teacher)
-    config = precompute_config(path, tiny_teacher, annotate=EVERY_PAYLOAD, shard_size=None)
+    config = precompute_config(path, tiny_teacher, annotate=EVERY_OUTPUT, shard_size=None)
     return path, config, read_everything(path)
 
 

@@ -219,9 +219,9 @@ def test_a_published_network_sees_photographs_in_their_proportions(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             original = shard_tasks.TeacherAnnotator._annotate_inputs
 
-            def record(self, images, records, payloads, original=original, inputs=inputs):
+            def record(self, images, records, outputs, original=original, inputs=inputs):
                 inputs.append(images)
-                return original(self, images, records, payloads)
+                return original(self, images, records, outputs)
 
             patch.setattr(shard_tasks.TeacherAnnotator, "_annotate_inputs", record)
             precompute.run(config)

@@ -144,7 +144,7 @@ def finished(store: Path):
 
 def packing(store, teacher=None):
     """Options of a precompute with few file operations: four shards, one per split, and logits only."""
-    annotate = PassOptions(payloads=("logits",), batch_size=64)
+    annotate = PassOptions(outputs=("logits",), batch_size=64)
     return precompute_config(store, teacher, shard_size=64, annotate=annotate)
 
 

@@ -80,10 +80,10 @@ def stored_shard(position, name, keys, written):
     )
 
 
-def train_dataset(frozen, payload="pooled", **options):
+def train_dataset(frozen, output_name="pooled", **options):
     store = frozen.store
     passes = store.open_passes(**options)
-    return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, output=output_name)
 
 
 def table_of_shard(store, shard):

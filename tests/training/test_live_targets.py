@@ -136,12 +136,12 @@ def test_the_shuffled_control_gives_a_neighbors_map(frozen, live):
     assert torch.equal(wrong.logits, right.logits)
 
 
-def test_a_live_teacher_has_the_fields_of_the_payloads_unless_the_loss_computes_its_own(
+def test_a_live_teacher_has_the_fields_of_the_outputs_unless_the_loss_computes_its_own(
     frozen, live
 ):
     batch, request = live_batch_of(frozen), TargetRequest((4, 4), with_maps=False)
     needs = Needs(
-        intermediates=Intermediates(stages=True, pooled=True), payloads=("attention", "pooled")
+        intermediates=Intermediates(stages=True, pooled=True), outputs=("attention", "pooled")
     )
 
     live.needs = needs
@@ -234,7 +234,7 @@ def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
         torch.device("cpu"),
     )
     batch = live_batch_of(frozen)
-    output = annotator._forward(view_images(batch, SIZE), annotator.payloads)
+    output = annotator._forward(view_images(batch, SIZE), annotator.output_kinds)
 
     (asked,) = live(batch, TargetRequest((4, 4)))
 

@@ -56,7 +56,7 @@ class PassPlan:
     description: dict[str, Any]
     """Description in the pass's manifest, covered by the fingerprint."""
     added: dict[str, Any]
-    """Part of the description that payloads add about the teacher."""
+    """Part of the description that outputs add about the teacher."""
     fingerprint: str
     folder: RootedPath
     shards: Sequence[ShardEntry]
@@ -115,7 +115,7 @@ class PassRequest:
     described: dict[str, Any]
     """Description of the teacher."""
     added: dict[str, Any]
-    """Part of the description of a pass that payloads state of the teacher."""
+    """Part of the description of a pass that outputs state of the teacher."""
 
     def warn_of_aliasing(self) -> None:
         """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
@@ -160,7 +160,7 @@ class PassRequest:
             views,
             self.added,
         )
-        if FEATURES in options.payloads and options.features_channels is not None:
+        if FEATURES in options.outputs and options.features_channels is not None:
             description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
         fingerprint = fingerprint_pass(description)
         # A pass keeps the name that it was given when it was begun.
@@ -231,7 +231,7 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
         classes=classes,
         explainer=resolve_explainer(config.explainer, store, teacher.classes or len(classes)),
         described=network.describe(reads_head=config.annotate.reads_head),
-        added=describe_network(config.annotate.payloads, teacher, classes),
+        added=describe_network(config.annotate.outputs, teacher, classes),
     )
 
 

@@ -18,7 +18,7 @@ from scipy.special import bdtr, bdtrc
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.payloads import BatchInfo, MapPayload
+from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
@@ -221,7 +221,7 @@ class CheckTeacher(SampleTask[TeacherCheck]):
 
     def measure(self, sample: Sample) -> tuple[int, TeacherCheck]:
         annotator = self.build_annotator(precision="float32")
-        maps = [payload for payload in annotator.payloads if isinstance(payload, MapPayload)]
+        maps = [kind for kind in annotator.output_kinds if isinstance(kind, MapsOutput)]
         name = f"teacher={self.teacher.name}: {type(annotator.model.network).__name__}"
         logits: list[NDArray[np.float64]] = []
         labels: list[Tensor] = []
@@ -233,8 +233,8 @@ class CheckTeacher(SampleTask[TeacherCheck]):
             batches.append(_ProbedBatch.of(inputs, output))
             logits.append(output.logits.detach().double().cpu().numpy())
             labels.append(frames.labels)
-            for payload in maps:
-                stored = payload.encode(annotator.model, output, BatchInfo(keys, frames.labels))
+            for kind in maps:
+                stored = kind.encode(annotator.model, output, BatchInfo(keys, frames.labels))
                 classes, values = (
                     stored.values[field].cpu().numpy() for field in ("target_class", "map")
                 )

@@ -47,8 +47,8 @@ class ModelConfig(Options):
 
     table_options: ClassVar[tuple[str, ...]] = ()
     """Options that choose a network of this kind for rows of a table, empty if all of them take images."""
-    table_payloads: ClassVar[tuple[str, ...]] = ("logits",)
-    """Payloads of a pass over a table."""
+    table_outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    """Outputs of a pass over a table."""
 
     suits_channels_last: ClassVar[bool] = False
     """True if channels_last=null of passes and trainings is channels-last for networks of this kind, which all accept
@@ -248,9 +248,9 @@ class ModuleConfig(ModelConfig):
     """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
     features.7. Empty takes the last one whose output is a grid, and logs its name."""
     returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
-    """What the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
-    the values themselves: both are logits up to a constant. A pass with maps needs logits, because their gradient is
-    another one."""
+    """Values that the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of
+    log-probabilities the values themselves: both are logits up to a constant. A pass with maps needs logits, because
+    their gradient is another one."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Other arguments of the function."""
 

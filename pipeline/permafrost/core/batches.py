@@ -49,7 +49,7 @@ class StoredTargets:
     """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
     max-abs 1 (or all zero). `geometry.decode_maps` decodes them on their device."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
-    """Requested fields of other payloads as stored, which `geometry.decode_intermediates` decodes. Spatial fields on
+    """Requested fields of other outputs as stored, which `geometry.decode_intermediates` decodes. Spatial fields on
     the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r], features_<stage> [B, C, h, w]. Fields
     without spatial axes: pooled [B, d]. Mirrored ones have an axis of two after the first."""
     scales: dict[str, Tensor] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class StoredTargets:
         """
         if self.maps is None or self.target_class is None:
             raise ConfigError(
-                f"{self.teacher} stores no maps; make a pass with map among annotate.payloads"
+                f"{self.teacher} stores no maps; make a pass with maps among annotate.outputs"
             )
         return self.target_class, self.maps
 
@@ -363,7 +363,7 @@ def require_logits(logits: AnyLogits | None) -> AnyLogits:
     """
     if logits is None:
         raise ConfigError(
-            "the pass stores no logits; make one with logits among annotate.payloads, or choose a method without them"
+            "the pass stores no logits; make one with logits among annotate.outputs, or choose a method without them"
         )
     return logits
 
@@ -413,7 +413,7 @@ def require_maps(targets: Targets) -> MapTargets:
     """
     if not isinstance(targets, MapTargets):
         raise ConfigError(
-            f"{targets.teacher} stores no maps; make a pass with map among annotate.payloads, or choose a method "
+            f"{targets.teacher} stores no maps; make a pass with maps among annotate.outputs, or choose a method "
             "without them"
         )
     return targets

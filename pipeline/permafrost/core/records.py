@@ -184,7 +184,7 @@ VIEW_FIELDS = (
 
 
 FEATURES = "features"
-"""Payload of whole features, and the beginning of the names of its fields."""
+"""Output of whole features, and the beginning of the names of its fields."""
 
 TOP_LOGITS, TOP_CLASS, REST_LOGITS = "top_logits", "top_class", "rest_logits"
 """Fields of a pass that stores the largest logits in place of all: the values of TopLogits."""

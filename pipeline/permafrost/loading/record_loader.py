@@ -212,7 +212,7 @@ class RecordLoader(TrainLoader):
         augment: AugmentOptions | None = None,
         frame: Picture | None = None,
         replay: bool = False,
-        payload: str | None = None,
+        output: str | None = None,
         batch_size: int = 64,
         shuffle: bool | None = None,
         drop_last: bool | None = None,
@@ -230,7 +230,7 @@ class RecordLoader(TrainLoader):
             augment: Random views (`permafrost.augmentation`); None shows whole frames.
             frame: Picture in which a network is evaluated (`load_student(run).picture`), in place of random views.
             replay: True replays the views that a pass stores, instead of drawing new ones.
-            payload: Payload to read besides logits and maps, such as "attention" or "class_maps".
+            output: Output to read besides logits and maps, such as "attention" or "class_maps".
             batch_size: Number of records of a batch.
             shuffle: True draws the order of each epoch anew; None: with `augment` or `replay`, as for a training.
             drop_last: True leaves out the last batch if it is smaller; None: as `shuffle`.
@@ -263,12 +263,12 @@ class RecordLoader(TrainLoader):
         if shuffle is None:
             shuffle = replay or augment is not None
         drop_last = shuffle if drop_last is None else drop_last
-        passes, self._unread = _open_passes(records.store, teacher, payload, augment, replay=replay)
+        passes, self._unread = _open_passes(records.store, teacher, output, augment, replay=replay)
         dataset = StoreDataset(
             records.store,
             records.rows,
             passes,
-            payload=payload,
+            output=output,
             decode_threads=decode_threads,
             blanks_maps=augment is not None and augment.blanks_maps,
         )
@@ -347,14 +347,14 @@ def _check_options(options: Mapping[str, Any], *, shuffle: bool | None, replay: 
 def _open_passes(
     store: Store,
     teacher: str | Sequence[str] | None,
-    payload: str | None,
+    output: str | None,
     augment: AugmentOptions | None,
     *,
     replay: bool,
 ) -> tuple[list[TeacherPass], tuple[str, ...]]:
     """Open the passes to read, and return the names of those of which none was named."""
     names = (teacher,) if isinstance(teacher, str) else teacher
-    if names is None and payload is None and not replay and len(store.pass_folders()) > 1:
+    if names is None and output is None and not replay and len(store.pass_folders()) > 1:
         return [], tuple(folder.name for folder in store.pass_folders())
     passes = [] if names == () else store.open_passes(tuple(names or ()), stored_views=replay)
     require(bool(passes) or not replay, "replay=True needs a pass of stored views; name it")

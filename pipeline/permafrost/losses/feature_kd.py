@@ -174,7 +174,7 @@ class ATLoss(FeatureKDLoss):
     term = "at"
     term_needs = Needs(
         intermediates=Intermediates(stages=True),
-        payloads=("attention",),
+        outputs=("attention",),
     )
     config: ATConfig
 
@@ -235,7 +235,7 @@ def class_map_loss(
 
 CLASS_MAP_NEEDS = Needs(
     intermediates=Intermediates(class_maps=True),
-    payloads=("class_maps",),
+    outputs=("class_maps",),
 )
 """Needs of `class_map_loss`."""
 

@@ -268,7 +268,7 @@ def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
     Maps are computed in float32. If they are gradients through the whole network, that takes a float32 pass of it,
     which then is the only one.
     """
-    return "float32" if "map" in config.payloads and explainer.needs_graph else config.precision
+    return "float32" if "maps" in config.outputs and explainer.needs_graph else config.precision
 
 
 def forward_to_explain(

@@ -226,7 +226,7 @@ def commit_pass(
         specs: Stored fields.
         shared_files: SHA-256 by path of the files that all shards share.
         made_with: Entry of the manifest, like the next three; the devices of the commit markers are added.
-        added: Entries of payloads.
+        added: Entries of outputs.
         agreement: Agreement with float32; None if the pass was computed in float32.
         moved_features: Error of warped features; None if it was not measured.
         passport: Agreement with the teacher that targets of others are said to be of.

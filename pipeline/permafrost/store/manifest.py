@@ -314,7 +314,7 @@ class PassManifest:
     follows: str | None = None
     """Fingerprint of the pass over the first generation whose options and measures this one has; None for that one."""
     added: dict[str, Any] = field(default_factory=dict)
-    """Entries that payloads say of the teacher (PayloadInfo.describe), by name; covered by the fingerprint."""
+    """Entries that outputs say of the teacher (OutputInfo.describe), by name; covered by the fingerprint."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions, device, size of the network and name of the weights, for information only; not covered by the
     fingerprint. It has no time, as a pass depends on its inputs alone."""
@@ -360,7 +360,7 @@ class PassManifest:
         )
 
     def entries(self, cls: type[D]) -> D | None:
-        """Return the entries that a payload has added.
+        """Return the entries that an output has added.
 
         Args:
             cls: Dataclass whose fields have the names of the entries.

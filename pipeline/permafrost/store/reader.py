@@ -354,12 +354,12 @@ class Store:
         return self._open(matches[0])
 
     def _describe_passes(self, folders: Sequence[RootedPath]) -> str:
-        """List passes with the weights and the payloads by which they can be told apart."""
+        """List passes with the weights and the outputs by which they can be told apart."""
         lines = []
         for folder in folders[:_MAX_NAMED]:
             made = self._open(folder).manifest
-            payloads = (f.name for f in made.fields if not f.name.endswith(("_scale", "_class")))
-            details = filter(None, [made.made_with.get("weights", ""), *payloads])
+            outputs = (f.name for f in made.fields if not f.name.endswith(("_scale", "_class")))
+            details = filter(None, [made.made_with.get("weights", ""), *outputs])
             lines.append(f"{folder.name} ({', '.join(details)})")
         return "; ".join([*lines, *(folder.name for folder in folders[_MAX_NAMED:])]) or "none"
 
@@ -678,17 +678,18 @@ class TeacherPass:
         shapes = [spec.shape for spec in self.manifest.fields if spec.name == "map"]
         return "x".join(map(str, shapes[0][-2:])) if shapes else ""
 
-    def fields_of(self, payload: str) -> list[str]:
-        """Return the fields of a payload without their scales; empty if the pass does not contain it.
+    def fields_of(self, output_name: str) -> list[str]:
+        """Return the fields of an output without their scales; empty if the pass does not contain it.
 
         Args:
-            payload: Name such as attention, class_maps, features or pooled.
+            output_name: Name such as maps, attention, class_maps, features or pooled.
         """
+        stem = "map" if output_name == "maps" else output_name
         return [
             spec.name
             for spec in self.manifest.fields
-            if spec.name == payload
-            or (spec.name.startswith(f"{payload}_") and not spec.name.endswith("_scale"))
+            if spec.name == stem
+            or (spec.name.startswith(f"{stem}_") and not spec.name.endswith("_scale"))
         ]
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:

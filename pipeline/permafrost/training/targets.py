@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from permafrost.annotation.teacher_fields import fields_of_payloads
+from permafrost.annotation.teacher_fields import fields_of_outputs
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.core.batches import Batch, MapTargets, Targets
 from permafrost.loading.geometry import (
@@ -89,7 +89,7 @@ class LiveTeacher:
         output = self._forward(images, with_maps=request.with_maps)
         logits = output.logits.detach().float()
         classes = target_classes(self.explainer, logits, batch.labels, batch.keys)
-        fields = self.needs.target_fields or partial(fields_of_payloads, self.needs.payloads)
+        fields = self.needs.target_fields or partial(fields_of_outputs, self.needs.outputs)
         intermediates = fields(output)
         if request.map_control == "shuffled":
             intermediates = neighbor_features(intermediates)

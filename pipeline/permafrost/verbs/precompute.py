@@ -300,7 +300,7 @@ class PrecomputePlan(Plan):
         teacher = self.options.teacher
         if isinstance(teacher, NoModelConfig):
             return "no teacher"
-        return f"teacher {teacher.label} ({', '.join(self.options.annotate.payloads)})"
+        return f"teacher {teacher.label} ({', '.join(self.options.annotate.outputs)})"
 
     def _announce(self, records: str, executor: Executor) -> None:
         """Log what this call will do, and on what."""

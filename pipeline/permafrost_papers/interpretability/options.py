@@ -42,7 +42,7 @@ class RotationsViewsConfig(ViewsConfig):
 class FTConfig(FeatureKDConfig):
     """Factor transfer (Kim et al. 2018): the teacher's features paraphrased, the student's translated.
 
-    The features are those of the deepest stage of a pass with the payload features, or of a live teacher's last stage.
+    The features are those of the deepest stage of a pass with the output features, or of a live teacher's last stage.
     """
 
     implementation: ClassVar[str] = "permafrost_papers.interpretability.ft:FTLoss"

@@ -1,6 +1,6 @@
-"""The superfeatures of an additive network, as payloads of a teacher pass and as an explanation.
+"""The superfeatures of an additive network, as outputs of a teacher pass and as an explanation.
 
-The payloads are the logits and the last hidden layer of each superfeature at the teacher's finest level. Logits of
+The outputs are the logits and the last hidden layer of each superfeature at the teacher's finest level. Logits of
 coarser levels are sums. The explanation is the contribution of each superfeature to a class: its logit, class-centered.
 In an additive game this is the exact Shapley value of the superfeature, so no sampling is needed (KED).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from permafrost.annotation.payloads import BatchInfo, EncodedFields, lowest_cosine
+from permafrost.annotation.outputs import BatchInfo, EncodedFields, lowest_cosine
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
@@ -22,7 +22,7 @@ from permafrost_papers.ked.partition import class_centered
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
 
 
-class SuperfeaturePayload:
+class SuperfeatureOutput:
     """Fields superfeature_logits [M, K], centered over classes with maximum 1, and superfeature_logits_scale f32 [M].
 
     They have no spatial position, so they cannot be transformed with a view.
@@ -61,7 +61,7 @@ class SuperfeaturePayload:
         )
 
 
-class HiddenPayload:
+class HiddenOutput:
     """Field superfeature_hidden f16 [M, width]: the last hidden layer of each subnet, for method.lambda_hint.
 
     It has no spatial position, so it cannot be transformed with a view.

@@ -60,7 +60,7 @@ from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 from tests.support.verbs import distill, precompute
 
-PASS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
+PASS = PassOptions(batch_size=8, outputs=("logits", "pooled"))
 SIZE = (16, 16)
 TRAINER = TrainerOptions(epochs=2, batch_size=16, num_threads=1, log_every_steps=1)
 ROTATIONS = RotationsViewsConfig(per_step=4)
@@ -387,7 +387,7 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
 
 
 def test_a_pass_without_features_or_without_rotations_is_refused(frozen, tmp_path, tiny_teacher):
-    with pytest.raises(StoreMismatchError, match=r"no payload pooled, but method=crd"):
+    with pytest.raises(StoreMismatchError, match=r"no output pooled, but method=crd"):
         distill.run(variant_config(frozen, CRD))
     flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
     views = RandomViewsConfig(count=4)
@@ -396,7 +396,7 @@ def test_a_pass_without_features_or_without_rotations_is_refused(frozen, tmp_pat
         distill.run(variant_config(random, SSKD))
 
 
-def test_without_their_term_students_need_no_payload(frozen):
+def test_without_their_term_students_need_no_output(frozen):
     for run, method in (
         ("kd", KDConfig(lambda_ce=1.0)),
         ("crd", CRDConfig(lambda_kd=1.0, lambda_crd=0.0)),

@@ -72,7 +72,7 @@ M = 5
 DATA = SklearnTableDataConfig(name="breast_cancer")
 BOX = AdditiveModelConfig(name="mlp", superfeatures=1, width=16)
 PARTS = AdditiveModelConfig(name="mlp", superfeatures=M, width=8, depth=2)
-PASS = PassOptions(batch_size=64, payloads=("logits", "superfeature_logits"))
+PASS = PassOptions(batch_size=64, outputs=("logits", "superfeature_logits"))
 STILL = AugmentOptions()
 FLIP = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
 SHORT = replace(TRAINER, epochs=2, batch_size=64)
@@ -149,7 +149,7 @@ def row_batch(taught_table, records=64):
         store,
         rows_of_split(store.index, "train"),
         store.open_passes(),
-        payload="superfeature_logits",
+        output="superfeature_logits",
     )
     return dataset.__getitems__(list(range(records)))
 
@@ -426,14 +426,14 @@ def test_options_of_images_are_refused_with_the_way_out(taught_table, options, m
     [
         (
             {"annotate": PassOptions()},
-            rf"annotate.payloads names map, .*{ROWS}; set annotate.payloads=\[logits,superfeature_logits\]",
+            rf"annotate.outputs names maps, .*{ROWS}; set annotate.outputs=\[logits,superfeature_logits\]",
         ),
         (
-            {"annotate": PassOptions(payloads=("logits", "attention", "class_maps"))},
+            {"annotate": PassOptions(outputs=("logits", "attention", "class_maps"))},
             r"names attention, class_maps, which need",
         ),
         (
-            {"annotate": PassOptions(payloads=("logits",), channels_last=True)},
+            {"annotate": PassOptions(outputs=("logits",), channels_last=True)},
             r"annotate.channels_last=true is a layout",
         ),
         (
