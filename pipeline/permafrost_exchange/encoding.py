@@ -208,10 +208,7 @@ def _scaled(
 
 
 def _cosine(
-    array: NDArray[Any],
-    stored: NDArray[np.generic],
-    scale: NDArray[np.float32],
-    kind: _StoredArray,
+    array: NDArray[Any], stored: NDArray[np.generic], scale: NDArray[np.float32], kind: _StoredArray
 ) -> float:
     """Return the lowest cosine: of each map, or of all channels of a record's features."""
     original, decoded = array.astype(np.float32), decode_unit(stored)

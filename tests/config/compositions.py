@@ -101,8 +101,7 @@ def experiments() -> list[str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten sections to options with dots in their names; mappings that users name, such as variants, are one
-    value."""
+    """Flatten sections to options with dots in their names; mappings that users name, such as variants, are a value."""
     options = {}
     for name, value in values.items():
         if isinstance(value, dict) and f"{prefix}{name}" not in NAMED_BY_USERS:

@@ -103,9 +103,7 @@ def test_a_difference_that_a_comparison_does_not_name_leaves_it_open(monkeypatch
             "method.label_smoothing": 0,
         },
     }
-    monkeypatch.setattr(
-        "docs.claims.sections.options_of", lambda experiment, variant: variants[variant]
-    )
+    monkeypatch.setattr("docs.claims.sections.options_of", lambda experiment, name: variants[name])
     one = Difference(
         "own minus other", "demo", "own", "other", paper=1, differs=differs, searched="lr"
     )

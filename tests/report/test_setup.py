@@ -56,10 +56,7 @@ def test_options_that_differ_are_marked_and_the_others_are_stated_once(frozen, s
         name: [variant.cells[place].differs for variant in facts.variants]
         for place, name in enumerate(facts.columns)
     }
-    values = {
-        variant.method: dict(zip(facts.columns, variant.cells, strict=True))
-        for variant in facts.variants
-    }
+    values = {v.method: dict(zip(facts.columns, v.cells, strict=True)) for v in facts.variants}
     assert [name for name, cells in marked.items() if any(cells)] == ["method.kind"]
     assert values["e2kd"]["method.kind"].text == "e2kd"
     assert values["e2kd"]["method.lambda_map"].text == "1"

@@ -70,11 +70,9 @@ def live_teacher_of(frozen, needs):
     return LiveTeacher("teacher", model, gradcam, SIZE, needs=needs)
 
 
-def viewed_batch(frozen, output_name, operations=()):
+def viewed_batch(frozen, name, operations=()):
     views = ViewSchedule(AugmentOptions(operations=operations), frozen.store.size, seed=0)
-    return next(
-        TrainLoader(train_dataset(frozen, output_name), views, batch_size=16, seed=0).epoch(0)
-    )
+    return next(TrainLoader(train_dataset(frozen, name), views, batch_size=16, seed=0).epoch(0))
 
 
 def teacher_output(frozen, images):

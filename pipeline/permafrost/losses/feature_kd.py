@@ -172,10 +172,7 @@ class ATLoss(FeatureKDLoss):
     """Sum over stages of `attention_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "at"
-    term_needs = Needs(
-        intermediates=Intermediates(stages=True),
-        outputs=("attention",),
-    )
+    term_needs = Needs(intermediates=Intermediates(stages=True), outputs=("attention",))
     config: ATConfig
 
     def build(self, student: StudentOutput, targets: Targets) -> None:

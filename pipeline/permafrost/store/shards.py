@@ -286,11 +286,7 @@ class PassShardTable(NamedShards[PassShard]):
     """Shards of a teacher pass, in the order of its arrays."""
 
     schema = table_schema(
-        name=pa.string(),
-        rows=pa.int64(),
-        keys_sha256=_SHA256,
-        marker_sha256=_SHA256,
-        files=_FILES,
+        name=pa.string(), rows=pa.int64(), keys_sha256=_SHA256, marker_sha256=_SHA256, files=_FILES
     )
 
     def _entry(self, row: dict[str, Any]) -> PassShard:

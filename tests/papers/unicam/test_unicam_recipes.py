@@ -1,5 +1,4 @@
-"""Recipes of UniCAM: every variant trains on small data and is compared with its teacher and its baseline at five
-depths.
+"""Recipes of UniCAM: every variant trains on small data and is compared with teacher and baseline at five depths.
 
 Variants, pairs of networks and evaluators are kept. Networks keep their kinds of blocks and stages, with few of them.
 """
@@ -176,9 +175,7 @@ def test_every_variant_trains_and_is_compared_with_its_own_baseline(recipe, tmp_
     )
 
     students = read_sweep("small")["runs"]
-    assert {student["variant"] for student in students} == set(
-        composed_of("sweep", *words)["variants"]
-    )
+    assert {s["variant"] for s in students} == set(composed_of("sweep", *words)["variants"])
     labels = {str(s["point"]): s["run"] for s in students if s["variant"] == "labels"}
     for student in students:
         folder = evaluation_folder("resnet50" if recipe == "assistant" else None)
