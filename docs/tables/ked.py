@@ -24,7 +24,7 @@ class Grid:
     variants: Mapping[str, str]
     """Labels by variant."""
     single_variants: tuple[str, ...] = ()
-    """Values where each is a variant of its own, <variant>_m<value>, in place of points of a grid."""
+    """Values where each is a variant of its own, <variant>_m<value>, in place of grid points."""
 
     @property
     def values(self) -> list[str]:

@@ -33,8 +33,8 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
             plots.append(
                 Plot(
                     selection_plot(grid),
-                    f"{column.words} over the points of the grid, one curve per variant",
-                    f"{column.title} over the points of the grid, mean and standard deviation over seeds",
+                    f"{column.words} over the grid points, one curve per variant",
+                    f"{column.title} over the grid points, mean and standard deviation over seeds",
                 )
             )
     return plots

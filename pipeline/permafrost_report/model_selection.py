@@ -28,7 +28,7 @@ from permafrost_report.student_results import (
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A point of the grid as a candidate of a variant."""
+    """A grid point as a candidate of a variant."""
 
     variant: str
     point: Point

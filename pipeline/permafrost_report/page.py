@@ -321,7 +321,7 @@ def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, A
         "selection_scale": selection.metric.scale,
         "selection_plot": Plot(
             selection_plot(selection),
-            "The selection metric over the points of the grid, one curve per variant",
+            "The selection metric over the grid points, one curve per variant",
         ),
     }
 

@@ -306,7 +306,7 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
         is_default = names == {ReportOptions.candidate, ReportOptions.baseline}
         return not is_default or pair <= labels
     logger.info(
-        "no difference of candidate and baseline, because of several points of the grid in %s; sweep with select=, or "
+        "no difference of candidate and baseline, because of several grid points in %s; sweep with select=, or "
         "name one point of each variant, as in report.candidate='%s'",
         ", ".join(sorted(several)),
         next(result.label for result in results if curve_of(result) != result.label),

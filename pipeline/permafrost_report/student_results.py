@@ -97,7 +97,7 @@ class StudentResult:
 
     variant: str
     label: str
-    """Variant, followed by the point of the grid if the variant has several."""
+    """Variant, followed by the grid point if the variant has several."""
     point: Point = field(default_factory=dict)
     seed: int | None
     """None for a network that the run has not trained."""

@@ -109,7 +109,7 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
 
 
 def describe_variants(results: Sequence[StudentResult]) -> list[DescribedVariant]:
-    """Describe the method of every variant that has a recorded one. Its points of a grid are one."""
+    """Describe the method of every variant that has a recorded one. Its grid points are one."""
     methods = group_pairs(
         (curve_of(result), result.training["method"])
         for result in results

@@ -385,7 +385,7 @@ def test_a_tie_is_said_where_a_point_is_chosen(frozen, evaluations, monkeypatch,
     monkeypatch.setattr(student_task, "evaluate_student", equal)
     result = run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy"))
 
-    assert "variant kd: 2 points of the grid have the same holdout.accuracy, 0.5000" in caplog.text
+    assert "variant kd: 2 grid points have the same holdout.accuracy, 0.5000" in caplog.text
     sentence = "kd: tau=1, tau=5 have the same holdout.accuracy, and the first is selected."
     assert sentence in result.summary
     assert sentence in sweep_report(frozen)[0]["selection"]["ties"]
@@ -470,7 +470,7 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
     assert [row["variant"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
     assert ">Selection</h2>" in html
     assert html.count("<td>chosen</td>") == 2
-    assert 'aria-label="The selection metric over the points of the grid' in html
+    assert 'aria-label="The selection metric over the grid points' in html
     assert 'aria-label="Explanation maps"' in html
 
 

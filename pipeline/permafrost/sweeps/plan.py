@@ -1,4 +1,4 @@
-"""The students of a sweep: every variant with every point of the grid that applies to it, and every seed."""
+"""The students of a sweep: every variant with every grid point that applies to it, and every seed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A student of a sweep, and the execution of the unfinished ones with progress and errors.
 
-Not here: search strategies and early stopping of poor points. Every point of a grid is trained to its last epoch.
+Not here: search strategies and early stopping of poor points. Every grid point is trained to its last epoch.
 """
 
 from __future__ import annotations

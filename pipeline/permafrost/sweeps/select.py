@@ -121,7 +121,7 @@ def choose(
             chosen |= set(candidates[best])
             if (tied := means.count(means[best])) > 1:
                 logger.warning(
-                    "variant %s: %d points of the grid have the same %s, %.4f; the first is selected, %s",
+                    "variant %s: %d grid points have the same %s, %.4f; the first is selected, %s",
                     variant,
                     tied,
                     f"{split}.{metric}",

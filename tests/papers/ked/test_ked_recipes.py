@@ -80,7 +80,7 @@ def write_partition(folder, config, store):
 
 
 def students_of(recipe):
-    """Variant -> options of its students at the first and the last point of the grid that applies to it."""
+    """Variant -> options of its students at the first and the last grid point that applies to it."""
     words = words_of(recipe, "sweep")
     sweep = build_verb_config("sweep", composed_of("sweep", *words))
     for variant, overrides in sweep.variants.items():
