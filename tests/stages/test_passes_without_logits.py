@@ -187,7 +187,7 @@ def test_logits_of_a_trunk_without_a_last_layer_are_refused(tmp_path, tiny_teach
     [
         (
             {"outputs": ("maps",)},
-            r"must contain logits in addition to map; only attention, features, pooled",
+            r"must contain logits in addition to maps; only attention, features, pooled",
         ),
         ({"outputs": ()}, r"annotate\.outputs=\[\] stores nothing"),
     ],
