@@ -27,7 +27,7 @@ install: .venv/.installed ## create .venv with the pinned packages; TORCH_BACKEN
 .venv/.installed: requirements.lock pyproject.toml .ci/install
 	@bash .ci/install
 
-demo: install ## pack, teach, precompute, verify, distill four arms, evaluate, report (about 4 minutes)
+demo: install ## pack, teach, precompute, verify, distill four variants, evaluate, report (about 4 minutes)
 	@$(PY) -m stages.precompute experiment=demo teacher=none executor=serial
 	@$(PY) -m stages.teach experiment=demo
 	@$(PY) -m stages.precompute experiment=demo

@@ -47,12 +47,12 @@ DOORS = (
     "permafrost.models.classifier:Normalize",
     "permafrost.models.classifier:Provider",
     "permafrost.models.classifier:PretrainedInfo",
-    "permafrost.annotation.payloads:Payload",
-    "permafrost.annotation.payloads:EncodedFields",
+    "permafrost.annotation.outputs:OutputKind",
+    "permafrost.annotation.outputs:EncodedFields",
     "permafrost.core.records:FieldSpec",
     "permafrost.core.records:Record",
     "permafrost.core.records:Content",
-    "permafrost.config.store:PayloadInfo",
+    "permafrost.config.store:OutputInfo",
     "permafrost.config.data:DataConfig",
     "permafrost.config.models:ModelConfig",
     "permafrost.config.methods:MethodConfig",
@@ -213,7 +213,7 @@ def main() -> None:
     """Print the page."""
     parts = [
         "# Python interface",
-        "Generated from the docstrings by `python -m docs.api`. Shapes are in brackets: B or n records, E explained\n"
+        "Generated from the docstrings by `python -m docs.api`. Shapes are in brackets: B or n records, E target\n"
         "classes, A channels of a map, K classes. [Your own training loop](../howto/own-loop.md),\n"
         "[Plug-ins](../howto/plug-ins.md) and [A paper as a package](../howto/package.md) use these names;\n"
         "[Options](options.md) has those of the command line.",

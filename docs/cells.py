@@ -66,7 +66,7 @@ def difference(
     *,
     paired: bool = False,
 ) -> Cell:
-    """Mean difference from the baseline and its 95 % interval, without one if an arm has a single value.
+    """Mean difference from the baseline and its 95 % interval, without one if a variant has a single value.
 
     A dash for the baseline itself.
 
@@ -92,13 +92,13 @@ def difference_interval(
 ) -> list[Decimal]:
     """Mean difference, exactly, and the bounds of its 95 % interval: Welch's, or Student's over pairs.
 
-    Without bounds if an arm has a single value.
+    Without bounds if a variant has a single value.
     """
     first, second = numbers_of(runs, metric, scale), numbers_of(baseline, metric, scale)
     if paired:  # Welch's interval against a constant is Student's
         first, second = [a - b for a, b in zip(first, second, strict=True)], [Decimal(0)] * 2
     middle = mean(first) - mean(second)
-    interval = welch_interval(*([float(value) for value in arm] for arm in (first, second)))
+    interval = welch_interval(*([float(value) for value in variant] for variant in (first, second)))
     return [middle, *(Decimal(str(bound)) for bound in interval or ())]
 
 

@@ -82,8 +82,8 @@ def demo_maps(pair: CasePair) -> Figure:
 
 
 def _explained(pair: CasePair, number: int, batch: Any) -> dict[str, NDArray[Any]]:
-    arm = pair.arms[number]
-    pictures = explained_pictures(arm.model, batch, batch.labels)
+    variant = pair.variants[number]
+    pictures = explained_pictures(variant.model, batch, batch.labels)
     return {name: values.numpy() for name, values in pictures.items()}
 
 
@@ -141,7 +141,7 @@ def main() -> None:
         pair = open_pair(config, load_results("demo"))
         if pair is None:
             raise SystemExit(
-                "runs/demo has no evaluated students of both arms: run make demo first"
+                "runs/demo has no evaluated students of both variants: run make demo first"
             )
         figure, file = demo_maps(pair), "demo-maps"
     drawn = io.BytesIO()

@@ -21,7 +21,7 @@ from docs.claims.sections import CONTRADICTS, OPEN, SUPPORTS, verdicts_of
 from docs.measured import ROOT, results_of, runs_of
 from docs.tables.e2kd import EQUAL_TERMS
 from docs.tables.frontier import steps
-from docs.tables.unicam import DEPTHS, UNICAM, UNICAM_ARMS
+from docs.tables.unicam import DEPTHS, UNICAM, UNICAM_VARIANTS
 from tests.benchmarks.table import RESULTS, load
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def _columns(axis: Axes, columns: Mapping[str, Sequence[float]]) -> None:
 def training_length() -> Figure:
     """Accuracy on the demo's swapped photographs over the length of the training."""
     figure, axis = _axes(4.2, 2.8)
-    for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
-        runs = {30: runs_of("demo", arm)}
-        runs |= {n: runs_of("demo_length", f"{arm} epochs={n}") for n in (90, 270)}
+    for variant, label in (("kd", "KD"), ("e2kd", "e2KD")):
+        runs = {30: runs_of("demo", variant)}
+        runs |= {n: runs_of("demo_length", f"{variant} epochs={n}") for n in (90, 270)}
         (line,) = axis.plot(
             list(runs),
             [fmean(percent(of, "accuracy_swapped")) for of in runs.values()],
@@ -98,14 +98,16 @@ _METHODS = {
 def methods() -> Figure:
     """Accuracy of the methods on few images, at equal terms."""
     figure, axis = _axes(4.6, 3.2)
-    _columns(axis, {name: percent(runs_of(EQUAL_TERMS, arm)) for name, arm in _METHODS.items()})
+    _columns(
+        axis, {name: percent(runs_of(EQUAL_TERMS, variant)) for name, variant in _METHODS.items()}
+    )
     axis.set_ylabel("test accuracy, %")
     axis.set_title("CIFAR-10, 50 images per class, tau = 1")
     return figure
 
 
 _MODES = (
-    # label, experiment, arm, bytes per record
+    # label, experiment, variant, bytes per record
     ("frozen", "cifar10_live", "e2kd", "1 canonical"),
     ("V = 1", "cifar10_replay", "e2kd_v1", "1 random"),
     ("V = 4", "cifar10_replay", "e2kd_v4", "4 random"),
@@ -119,8 +121,8 @@ def modes() -> Figure:
     size = {p["views"]: p["bytes"] for p in reversed(results_of("cifar10_replay")["passes"])}
     figure = Figure(figsize=(6.8, 2.8), layout="constrained")
     bytes_axis, seconds_axis = figure.subplots(1, 2, sharey=True)
-    for number, (label, experiment, arm, views) in enumerate(_MODES):
-        runs = runs_of(experiment, arm)
+    for number, (label, experiment, variant, views) in enumerate(_MODES):
+        runs = runs_of(experiment, variant)
         values = percent(runs)
         seconds = fmean(run["seconds"] for run in runs)
         places = [(seconds_axis, seconds)]
@@ -198,9 +200,11 @@ def shift_curves() -> Figure:
     """Cosine of the explanations of a shifted image with the shifted explanations, ViT students."""
     curves = results_of("cifar10_vit")["shift_curves"]
     figure, axis = _axes(4.2, 2.8)
-    for arm, label, color in (("kd", "KD", "C0"), ("e2kd", "e2KD", "C1")):
+    for variant, label, color in (("kd", "KD", "C0"), ("e2kd", "e2KD", "C1")):
         for name, kind, style in (("map", "W", "-"), ("contribution", "contributions", "--")):
-            axis.plot(curves[arm][name], style, color=color, marker=".", label=f"{label}, {kind}")
+            axis.plot(
+                curves[variant][name], style, color=color, marker=".", label=f"{label}, {kind}"
+            )
     axis.set_xlabel("shift in pixels")
     axis.set_ylabel("cosine")
     axis.set_ylim(0, 1.02)
@@ -213,13 +217,13 @@ def ked_partitions() -> Figure:
     name = "ked/cifar10_teachers"
     counts = (1, 2, 4, 8, 16)
     figure, axis = _axes(4.2, 2.8)
-    for arm, label in (
+    for variant, label in (
         ("found", "found in a network"),
         ("contiguous", "contiguous blocks"),
         ("random_0", "random, first draw"),
         ("random_1", "random, second draw"),
     ):
-        runs = [runs_of(name, f"{arm} superfeatures={count}") for count in counts]
+        runs = [runs_of(name, f"{variant} superfeatures={count}") for count in counts]
         (line,) = axis.plot(counts, [fmean(percent(of)) for of in runs], marker=".", label=label)
         low, high = ([pick(percent(of)) for of in runs] for pick in (min, max))
         axis.fill_between(counts, low, high, color=line.get_color(), alpha=0.15, lw=0)
@@ -235,10 +239,10 @@ def unicam_depths() -> Figure:
     """Parts of the features that distillation added and lost through five depths, and a control."""
     figure = Figure(figsize=(6.8, 2.8), layout="constrained")
     for axis, name in zip(figure.subplots(1, 2, sharey=True), ("distilled", "lost"), strict=True):
-        for number, (arm, label) in enumerate(list(UNICAM_ARMS.items())[1:]):
-            runs = runs_of(UNICAM, arm)
+        for number, (variant, label) in enumerate(list(UNICAM_VARIANTS.items())[1:]):
+            runs = runs_of(UNICAM, variant)
             values = [[run[f"{name}_{depth}"] for run in runs] for depth in DEPTHS]
-            color, style = (_GRAY, "--") if arm == "other_seed" else (f"C{number}", "-")
+            color, style = (_GRAY, "--") if variant == "other_seed" else (f"C{number}", "-")
             depths = range(1, len(DEPTHS) + 1)
             axis.plot(depths, [fmean(of) for of in values], style, color=color, label=label)
             axis.fill_between(
@@ -254,11 +258,14 @@ def unicam_depths() -> Figure:
 
 
 def detectors() -> Figure:
-    """Units of each arm's students that detect a concept, seed by seed."""
-    name = "interpretability/cifar10_arms"
-    arms = list(dict.fromkeys(run["method"] for run in results_of(name)["runs"]))
+    """Units of each variant's students that detect a concept, seed by seed."""
+    name = "interpretability/cifar10_variants"
+    variants = list(dict.fromkeys(run["method"] for run in results_of(name)["runs"]))
     figure, axis = _axes(6.8, 3.2)
-    _columns(axis, {arm: [run["detectors"] for run in runs_of(name, arm)] for arm in arms})
+    _columns(
+        axis,
+        {variant: [run["detectors"] for run in runs_of(name, variant)] for variant in variants},
+    )
     axis.set_ylabel("concept detectors")
     return figure
 

@@ -43,38 +43,38 @@ def results_of(experiment: str) -> dict[str, Any]:
     return values
 
 
-def runs_of(experiment: str, arm: str) -> list[Run]:
-    """Runs of one arm, in the order of their seeds. Raises KeyError if the results do not have the arm."""
-    runs = [run for run in results_of(experiment)["runs"] if run["method"] == arm]
+def runs_of(experiment: str, variant: str) -> list[Run]:
+    """Runs of one variant, in the order of their seeds. Raises KeyError if the results do not have the variant."""
+    runs = [run for run in results_of(experiment)["runs"] if run["method"] == variant]
     if not runs:
-        raise KeyError(f"{experiment} has no arm {arm}")
+        raise KeyError(f"{experiment} has no variant {variant}")
     return sorted(runs, key=lambda run: run["seed"])
 
 
-def mean_of_arms(experiment: str, arms: Sequence[str], metric: str) -> list[Run]:
-    """Mean of a metric over several arms, seed by seed."""
-    by_seed = zip(*(runs_of(experiment, arm) for arm in arms), strict=True)
+def mean_of_variants(experiment: str, variants: Sequence[str], metric: str) -> list[Run]:
+    """Mean of a metric over several variants, seed by seed."""
+    by_seed = zip(*(runs_of(experiment, variant) for variant in variants), strict=True)
     return [
         {"seed": runs[0]["seed"], metric: fmean(run[metric] for run in runs)} for runs in by_seed
     ]
 
 
-def means_by_arm(experiment: str, arms: Sequence[str], metric: str) -> list[Run]:
-    """Mean of a metric over the seeds of each arm, with the arm's number in place of the seed."""
+def means_by_variant(experiment: str, variants: Sequence[str], metric: str) -> list[Run]:
+    """Mean of a metric over the seeds of each variant, with the variant's number in place of the seed."""
     return [
-        {"seed": number, metric: fmean(run[metric] for run in runs_of(experiment, arm))}
-        for number, arm in enumerate(arms)
+        {"seed": number, metric: fmean(run[metric] for run in runs_of(experiment, variant))}
+        for number, variant in enumerate(variants)
     ]
 
 
-def measured_arms(experiment: str, arms: Mapping[str, str]) -> dict[str, str]:
-    """Labels of the arms that the committed results have. New arms of a recipe await a measurement."""
+def measured_variants(experiment: str, variants: Mapping[str, str]) -> dict[str, str]:
+    """Labels of the variants that the committed results have. New variants of a recipe await a measurement."""
     known = {run["method"].partition(" ")[0] for run in results_of(experiment)["runs"]}
-    return {arm: label for arm, label in arms.items() if arm in known}
+    return {variant: label for variant, label in variants.items() if variant in known}
 
 
-def measured_values(experiment: str, option: str, arm: str) -> list[str]:
-    """Values of a grid's option that the committed results have of one arm, in the order of the grid."""
-    start = f"{arm} {option}="
+def measured_values(experiment: str, option: str, variant: str) -> list[str]:
+    """Values of a grid's option that the committed results have of one variant, in the order of the grid."""
+    start = f"{variant} {option}="
     names = [run["method"] for run in results_of(experiment)["runs"]]
     return list(dict.fromkeys(n.removeprefix(start) for n in names if n.startswith(start)))

@@ -15,7 +15,7 @@ from permafrost.config.environment import CONF
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import options_of, resolve_implementation
 from permafrost.config.sections import group_members
-from permafrost.config.store import PAYLOADS
+from permafrost.config.store import OUTPUTS
 from permafrost.config.verbs import VERBS
 from tests.support.composition import config_of
 from tests.support.items import for_each
@@ -321,10 +321,10 @@ def test_a_member_of_a_family_has_its_kind_and_what_implements_it(group, kind):
     assert not (CONF / group / f"{kind}.yaml").exists()  # the class contains the defaults
 
 
-def test_every_payload_can_be_asked_for():
-    config = config_of("precompute", f"annotate.payloads=[{','.join(PAYLOADS)}]")
+def test_every_output_can_be_asked_for():
+    config = config_of("precompute", f"annotate.outputs=[{','.join(OUTPUTS)}]")
 
-    assert set(config.annotate.payloads) == set(PAYLOADS)
+    assert set(config.annotate.outputs) == set(OUTPUTS)
 
 
 def test_arguments_are_listed_in_google_style():
@@ -376,7 +376,7 @@ def test_every_member_of_every_group_composes_and_builds(group):
             if group in VERBS[verb].options.__dataclass_fields__:
                 if (group, member, verb) == ("teacher", "none", "teach"):
                     continue
-                words = ["arms={a: []}"] if verb == "sweep" else []
+                words = ["variants={a: []}"] if verb == "sweep" else []
                 cls = FAMILIES.get(group, {}).get(member)
                 words += [] if cls is None else cls.minimal
                 config_of(verb, f"{group}={member}", *words)

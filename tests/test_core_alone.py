@@ -122,8 +122,8 @@ def test_seven_verbs_run_without_the_packages(world, backend):
     assert "verified_passes: 1" in verb("verify", store[0])
     verb("distill", *run_typed_command, "method=e2kd", *STUDENT)
     assert "accuracy" in verb("evaluate", *run_typed_command, "evaluate.splits=[test]")
-    arms = ("arms={kd: [method=kd], e2kd: [method=e2kd]}", "seeds=[0]", "executor=serial")
-    swept = verb("sweep", store[0], f"run={backend}-arms", *arms, *STUDENT)
+    variants = ("variants={kd: [method=kd], e2kd: [method=e2kd]}", "seeds=[0]", "executor=serial")
+    swept = verb("sweep", store[0], f"run={backend}-variants", *variants, *STUDENT)
 
     assert "trained_now: 2" in swept
     assert (top / path / "distill/model.safetensors").is_file()

@@ -25,7 +25,7 @@ PIXELS = torch.randint(
 )
 RECORDS = [(pixels, number % 4) for number, pixels in enumerate(PIXELS)]
 NORMALIZED = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-OUTPUTS = ["logits", "map"]
+OUTPUTS = ["logits", "maps"]
 CODE = """
 import torch
 from torch import nn
@@ -133,7 +133,7 @@ def test_every_form_of_a_dataset_gives_the_values_that_the_command_stores(nets, 
     options = ["data=image_folder", "data.path=photos", "teacher=module", "teacher.layer=trunk"]
     options += [f"teacher.factory={nets.__file__}:build", "teacher.weights=weights.safetensors"]
     options += [f"teacher.{name}={values}" for name, values in NORMALIZED.items()]
-    options += ["annotate.payloads=[logits,map]", "executor=serial", "store.path=command"]
+    options += ["annotate.outputs=[logits,maps]", "executor=serial", "store.path=command"]
     subprocess.run(
         [sys.executable, "-m", "permafrost", "precompute", *options], env=environment(), check=True
     )

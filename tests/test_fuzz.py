@@ -24,10 +24,10 @@ from permafrost.core.errors import ConfigError
 from permafrost.sources.image_table import ImageTableSource
 from permafrost.store.arrow_files import read_table, table_schema
 from permafrost.store.codecs import decode_npy, encode_npy
+from permafrost.store.commit_markers import MARKER_SCHEMA, PASS_MARKER_SCHEMA, read_marker
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import read_pass_manifest, read_store_manifest
 from permafrost.store.reader import Store
-from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
 from permafrost.store.shards import PassShardTable
 from permafrost_papers.ked.data_options import TableDataConfig
 from permafrost_papers.ked.table import TableSource
@@ -157,25 +157,23 @@ def test_an_index_is_read_or_refused(examples, name, stores, tmp_path, count_tri
 @examples(30, 6_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("of_pass", [False, True])
-def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path, count_trials):
+def test_a_marker_is_read_or_refused(examples, of_pass, stores, tmp_path, count_trials):
     store = stores("zarr")
-    folder, schema = (
-        (pass_folder(store), PASS_RECEIPT_SCHEMA) if of_pass else (store, RECEIPT_SCHEMA)
-    )
-    sound = next((folder / "receipts").glob("*.parquet"))
-    expected = read_receipt(sound, schema)
-    path = tmp_path / "receipt.parquet"
+    folder, schema = (pass_folder(store), PASS_MARKER_SCHEMA) if of_pass else (store, MARKER_SCHEMA)
+    sound = next((folder / "commits").glob("*.parquet"))
+    expected = read_marker(sound, schema)
+    path = tmp_path / "marker.parquet"
     refusals = []
 
     def check(data):
         path.write_bytes(data)
         read = []
-        refusals.append(reads_or_refuses(lambda: read.append(read_receipt(path, schema))))
-        # Statistics and padding are not read; whatever is read is the receipt's own content.
+        refusals.append(reads_or_refuses(lambda: read.append(read_marker(path, schema))))
+        # Statistics and padding are not read; whatever is read is the commit marker's own content.
         assert all(table.equals(expected[0]) and rest == expected[1] for table, rest in read)
 
     fuzz(examples, edited_bytes(sound.read_bytes()), check)
-    count_trials("a receipt", count_outcomes(refusals))
+    count_trials("a commit marker", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 4
 

@@ -105,8 +105,8 @@ def given_arrays(rows: int) -> tuple[tuple[FieldSpec, ...], dict[str, np.ndarray
             FieldSpec(name=f"{name}_scale", shape=(3,), dtype="float32"),
         ]
         values |= {name: encoded, f"{name}_scale": scale}
-    specs.append(FieldSpec(name="explained_class", shape=(1,), dtype="int32"))
-    values["explained_class"] = np.arange(rows, dtype=np.int32).reshape(rows, 1, 1)
+    specs.append(FieldSpec(name="target_class", shape=(1,), dtype="int32"))
+    values["target_class"] = np.arange(rows, dtype=np.int32).reshape(rows, 1, 1)
     return tuple(specs), values
 
 
@@ -187,7 +187,7 @@ def pass_numbers(store: Store) -> dict[str, list[float]]:
     return {
         name: summary(rows[name])
         for name in sorted(rows)
-        if np.size(rows[name]) and name != "explained_class"
+        if np.size(rows[name]) and name != "target_class"
     }
 
 
@@ -210,7 +210,7 @@ def golden_run(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     save_file(build_model(teacher, 10).state_dict(), weights)
     teacher = replace(teacher, weights=str(weights))
     annotate = PassOptions(
-        batch_size=8, payloads=("logits", "map", "attention", "class_maps", "pooled")
+        batch_size=8, outputs=("logits", "maps", "attention", "class_maps", "pooled")
     )
     numbers: dict[str, Any] = {}
     digests: dict[str, str] = {}

@@ -124,9 +124,9 @@ def test_explain_gives_gradcam_of_a_network_in_batches(tiny_teacher):
     whole = permafrost.explain(model, images)
     assert model.training
     assert not model.layer1.training
-    parts = permafrost.explain(model, images.split(2), explained_class=classes)
+    parts = permafrost.explain(model, images.split(2), target_class=classes)
 
-    assert torch.equal(whole.explained_class, classes)
+    assert torch.equal(whole.target_class, classes)
     torch.testing.assert_close(whole.maps, gradcam(model, output, classes))
     torch.testing.assert_close(parts.maps, whole.maps)
     with pytest.raises(ConfigError, match="layer="):
@@ -164,11 +164,11 @@ def test_keyword_arguments_are_words_of_the_command_line(options, words):
 
 
 def test_a_mapping_that_is_a_value_stays_whole():
-    options = {"arms": {"kd": ["method=kd"]}, "grid": {"method.tau": [1, 4]}}
+    options = {"variants": {"kd": ["method=kd"]}, "grid": {"method.tau": [1, 4]}}
 
     words = arguments_of_options("sweep", [], options)
 
-    assert words == ['arms={kd: ["method=kd"]}', "grid={method.tau: [1, 4]}"]
+    assert words == ['variants={kd: ["method=kd"]}', "grid={method.tau: [1, 4]}"]
 
 
 def test_held_out_records_are_those_that_a_training_leaves_out(frozen):

@@ -87,7 +87,7 @@ def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven
     assert len(padding) == arrays["logits"].shape[0] - store.index.num_rows > 0
     assert np.isnan(arrays["logits"][:][padding]).all()
     assert np.isnan(arrays["map"][:][padding]).all()
-    assert (arrays["explained_class"][:][padding] == -1).all()
+    assert (arrays["target_class"][:][padding] == -1).all()
     for name in arrays.array_keys():
         array = arrays[name]
         assert array.metadata.dimension_names[:2] == ("array_row", "view")
@@ -101,7 +101,7 @@ def test_the_page_names_every_column_of_the_index():
 
 
 def test_the_second_example_rebuilds_projected_features(tmp_path, tiny_teacher):
-    options = PassOptions(batch_size=8, payloads=("features",), features_channels=3)
+    options = PassOptions(batch_size=8, outputs=("features",), features_channels=3)
     precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=options))
     store = Store(tmp_path / "store")
     (made,) = store.open_passes()
@@ -116,7 +116,7 @@ def test_the_second_example_rebuilds_projected_features(tmp_path, tiny_teacher):
 
     exec(REBUILDING, names)
 
-    batch = StoreDataset(store, np.array([5]), [made], payload="features").__getitems__([0])
+    batch = StoreDataset(store, np.array([5]), [made], output="features").__getitems__([0])
     (targets,) = view_targets(batch, TargetRequest((1, 1), with_maps=False))
     expected = RestoredFeatures([made])(targets).intermediates["features_3"][0]
     assert names["features"].shape == (2, 16, 4, 4)
@@ -130,7 +130,7 @@ def test_what_the_attributes_say_gives_the_units_of_the_network(tmp_path, tiny_t
     """The expression of each array is run with stock Zarr and NumPy, and compared with the teacher's own output."""
     options = PassOptions(
         batch_size=8,
-        payloads=("logits", "map", "class_maps", "attention", "features"),
+        outputs=("logits", "maps", "class_maps", "attention", "features"),
         features_dtype=dtype,
         map_dtype=dtype,
     )

@@ -20,7 +20,7 @@ _IMAGENET = (
 _ALIKE = "lr, tau, weight (up to its upper end)"
 _WEIGHT = "weight alone"
 _LABELS = (
-    "explainer.explained_classes", "explainer.max_classes", "method.kind", "method.lambda_ce", "method.lambda_kd",
+    "explainer.target_classes", "explainer.max_classes", "method.kind", "method.lambda_ce", "method.lambda_kd",
 )  # fmt: skip
 """Options of a baseline that is trained with labels, where e2KD is trained with logits, as in the paper. Its pass has
 the maps of more classes, which it does not read."""
@@ -36,18 +36,18 @@ with a live teacher."""
 def _fresh(
     what: str, ending: str = "", of: Quantity = ACCURACY, searched: str = _ALIKE
 ) -> Difference:
-    arms = f"e2kd{ending}", f"kd{ending}"
-    return Difference(what, _FRESH, *arms, of, paper=1, searched=searched)
+    variants = f"e2kd{ending}", f"kd{ending}"
+    return Difference(what, _FRESH, *variants, of, paper=1, searched=searched)
 
 
 def _equal(
     what: str, candidate: str, baseline: str, of: Quantity = ACCURACY, searched: str = _WEIGHT
 ) -> Difference:
-    """Comparison of our own among the arms that have the same targets."""
+    """Comparison of our own among the variants that have the same targets."""
     return Difference(what, _EQUAL, candidate, baseline, of, searched=searched)
 
 
-_BASELINE_ARMS = {
+_BASELINE_VARIANTS = {
     "AT": "at_labels",
     "CAT-KD": "cat_kd_labels",
     "ReviewKD (live)": "review_kd_labels",
@@ -74,7 +74,7 @@ CLAIMS = (
                 Difference(
                     f"{name} with labels minus {mode} e2KD with logits, {measure}",
                     _EQUAL,
-                    arm,
+                    variant,
                     other,
                     of,
                     baseline_experiment=_FRESH,
@@ -83,7 +83,7 @@ CLAIMS = (
                     searched=f"weight of {name}; {_ALIKE} of e2KD",
                 )
                 for measure, of in (("accuracy", ACCURACY), ("agreement", AGREEMENT))
-                for name, arm, mode, other, further in _AGAINST_BASELINES
+                for name, variant, mode, other, further in _AGAINST_BASELINES
             ),
             _fresh(
                 "e2KD minus KD, both with labels and logits",
@@ -94,24 +94,24 @@ CLAIMS = (
                 Difference(
                     f"{name} (frozen) with labels minus live e2KD with logits, {measure}",
                     _EQUAL,
-                    arm,
+                    variant,
                     "e2kd_live",
                     of,
                     baseline_experiment=_FRESH,
                     searched=f"weight of {name}; {_ALIKE} of e2KD",
                 )
                 for measure, of in (("accuracy", ACCURACY), ("agreement", AGREEMENT))
-                for name, arm in (("AT", "at_labels"), ("CAT-KD", "cat_kd_labels"))
+                for name, variant in (("AT", "at_labels"), ("CAT-KD", "cat_kd_labels"))
             ),
             *(
                 _equal(
                     f"{name} with labels minus frozen e2KD with logits at tau = 1, not searched, {measure}",
-                    arm,
+                    variant,
                     "e2kd_logits",
                     of,
                 )
                 for measure, of in (("accuracy", ACCURACY), ("agreement", AGREEMENT))
-                for name, arm in _BASELINE_ARMS.items()
+                for name, variant in _BASELINE_VARIANTS.items()
             ),
             _equal(
                 "e2KD minus KD, both with logits at tau = 1, below the tau that a search chose",
@@ -121,17 +121,17 @@ CLAIMS = (
             *(
                 _equal(
                     f"{name} minus the map loss with labels and no logits (not in the paper), {measure}",
-                    arm,
+                    variant,
                     "e2kd_labels",
                     of,
                 )
                 for measure, of in (("accuracy", ACCURACY), ("agreement", AGREEMENT))
-                for name, arm in _BASELINE_ARMS.items()
+                for name, variant in _BASELINE_VARIANTS.items()
             ),
             *(
                 _equal(
                     f"{name} minus e2KD, both with {targets}, {measure}",
-                    f"{arm}_{ending}",
+                    f"{variant}_{ending}",
                     f"e2kd_{ending}",
                     of,
                 )
@@ -140,7 +140,7 @@ CLAIMS = (
                     ("agreement", AGREEMENT, "logits", "logits"),
                     ("accuracy", ACCURACY, "labels and logits", "both"),
                 )
-                for name, arm in (("AT", "at"), ("CAT-KD", "cat_kd"))
+                for name, variant in (("AT", "at"), ("CAT-KD", "cat_kd"))
             ),
             _equal("ReviewKD (live) minus e2KD, labels and logits", "review_kd_both", "e2kd_both"),
             _equal(
@@ -299,13 +299,13 @@ CLAIMS = (
                 Difference(
                     f"students under KD: {of} minus the plain teacher, EPG",
                     "demo_guided",
-                    arm,
+                    variant,
                     "kd",
                     Quantity("epg", 100, 1, " points"),
                     searched=_GUIDANCE,
                     converged=_EARLY,
                 )
-                for of, arm in (
+                for of, variant in (
                     ("teacher guided by energy", "kd_epg"),
                     ("teacher guided by L1", "kd_iou"),
                 )
@@ -314,14 +314,14 @@ CLAIMS = (
                 Difference(
                     f"{of}, e2KD minus KD, accuracy of the students on photographs as in training, in place of F1",
                     "demo_guided",
-                    f"e2kd_{arm}",
-                    f"kd_{arm}",
+                    f"e2kd_{variant}",
+                    f"kd_{variant}",
                     Quantity("accuracy_in_distribution", 100, 1, " points"),
                     paper=1,
                     searched=_GUIDANCE,
                     converged=_EARLY,
                 )
-                for of, arm in (
+                for of, variant in (
                     ("teacher guided by energy", "epg"),
                     ("teacher guided by L1", "iou"),
                 )
@@ -333,8 +333,8 @@ CLAIMS = (
     ),
     Claim(
         title="Waterbirds-100 (Figures 2, 4, A1, A2, B1 and B2): right for the right reason out of distribution",
-        reported="mixup and a longer training (patient teaching) raise agreement (4.2). The arms are those whose names "
-        "end in `_mixup` and `_patient`.",
+        reported="mixup and a longer training (patient teaching) raise agreement (4.2). The variants are those whose "
+        "names end in `_mixup` and `_patient`.",
         recipes=(
             "e2kd/waterbirds",
             "e2kd/waterbirds_baselines",

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from docs.claims.sections import ACCURACY, Claim, Difference, Quantity
 
-_ARMS, _EVALUATORS = "interpretability/cifar10_arms", "interpretability/cifar10_evaluators"
-_CELLS, _CELLS_ARMS = "interpretability/cells", "interpretability/cells_arms"
+_VARIANTS, _EVALUATORS = "interpretability/cifar10_variants", "interpretability/cifar10_evaluators"
+_CELLS, _CELLS_VARIANTS = "interpretability/cells", "interpretability/cells_variants"
 _IMAGENET = "training on ImageNet takes days on a GPU, and the images of ImageNet and Broden cannot be downloaded here."
 _DETECTORS = Quantity("detectors", 1, 1, " units")
 _SIMILARITY = Quantity("class_similarity", 1, 2)
 
 CLAIMS = (
     Claim(
-        title="Concept detectors of fourteen arms (main figure)",
+        title="Concept detectors of fourteen variants (main figure)",
         reported="distillation raises the number of units that detect a concept, and label smoothing lowers it.",
         recipes=(
-            "interpretability/imagenet_arms",
-            "interpretability/imagenet_arms_frozen",
-            "interpretability/imagenet_arms_ls_teacher",
-            "interpretability/imagenet_arms_sskd",
+            "interpretability/imagenet_variants",
+            "interpretability/imagenet_variants_frozen",
+            "interpretability/imagenet_variants_ls_teacher",
+            "interpretability/imagenet_variants_sskd",
         ),
         missing=_IMAGENET,
-        small=(_ARMS, "interpretability/cifar10_arms_ls_teacher"),
+        small=(_VARIANTS, "interpretability/cifar10_variants_ls_teacher"),
         here=(
             Difference(
                 "labels minus smoothed labels, CIFAR-10, 50 images per class, detectors of 64 units",
-                _ARMS,
+                _VARIANTS,
                 "scratch",
                 "label_smoothing",
                 _DETECTORS,
@@ -34,7 +34,7 @@ CLAIMS = (
             ),
             Difference(
                 "KD at tau 1, 2, 4 and 8 minus labels, mean over the temperatures, detectors",
-                _ARMS,
+                _VARIANTS,
                 ("kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"),
                 ("scratch",),
                 _DETECTORS,
@@ -42,13 +42,13 @@ CLAIMS = (
             ),
             Difference(
                 "features and logits minus features alone, mean over AT, FT, CRD and SSKD, detectors",
-                _ARMS,
+                _VARIANTS,
                 ("at_logits", "ft_logits", "crd_logits", "sskd_logits"),
                 ("at", "ft", "crd", "sskd"),
                 _DETECTORS,
             ),
-            "all arms and the caveats of the drawn concepts are in "
-            "[interpretability](../papers/interpretability.md#arms-of-the-interpretability-study)",
+            "all variants and the caveats of the drawn concepts are in "
+            "[interpretability](../papers/interpretability.md#variants-of-the-interpretability-study)",
         ),
     ),
     Claim(
@@ -58,7 +58,7 @@ CLAIMS = (
             *(
                 Difference(
                     f"KD at tau {tau} minus labels, CIFAR-10, 50 images per class, accuracy",
-                    _ARMS,
+                    _VARIANTS,
                     f"kd_tau{tau}",
                     "scratch",
                     ACCURACY,
@@ -69,14 +69,14 @@ CLAIMS = (
             ),
             Difference(
                 "smoothed labels minus labels, the same",
-                _ARMS,
+                _VARIANTS,
                 "label_smoothing",
                 "scratch",
                 ACCURACY,
                 paper=1,
                 differs=("method.label_smoothing",),
             ),
-            "the commands are those of interpretability/cifar10_arms above",
+            "the commands are those of interpretability/cifar10_variants above",
         ),
     ),
     Claim(
@@ -96,7 +96,7 @@ CLAIMS = (
             ),
             Difference(
                 "KD at tau 4 minus labels, 200 drawn cells, EPG of the maps",
-                _CELLS_ARMS,
+                _CELLS_VARIANTS,
                 "kd_tau4",
                 "scratch",
                 Quantity("epg", 100, 1, " points"),
@@ -109,12 +109,12 @@ CLAIMS = (
         reported="KD's maps mark the part that determines the class better than those of networks trained on labels: "
         "higher accuracy and a lower false positive rate.",
         missing="its drawn cells have 512 pixels; ours are drawn in the same way at 40.",
-        small=(_CELLS, _CELLS_ARMS),
+        small=(_CELLS, _CELLS_VARIANTS),
         here=(
             *(
                 Difference(
                     f"KD at tau 4 minus labels, 200 drawn cells, {name}",
-                    _CELLS_ARMS,
+                    _CELLS_VARIANTS,
                     "kd_tau4",
                     "scratch",
                     Quantity(metric, 100, 1, " points"),
@@ -125,7 +125,7 @@ CLAIMS = (
                     ("false positive rate (lower is better)", "five_band_fpr", -1),
                 )
             ),
-            "all arms are in "
+            "all variants are in "
             "[cells](../papers/interpretability.md#cells), and the accuracy of the five bands, which no committed file "
             "contains",
         ),
@@ -139,14 +139,14 @@ CLAIMS = (
         small=(_EVALUATORS,),
         further=(
             (
-                "DiffROAR of every arm, on ImageNet and at small size. It trains 43 probes per student:",
-                "permafrost sweep experiment=interpretability/imagenet_arms "
+                "DiffROAR of every variant, on ImageNet and at small size. It trains 43 probes per student:",
+                "permafrost sweep experiment=interpretability/imagenet_variants "
                 "evaluators=[accuracy,class_similarity,gradient_alignment,dissection,diffroar] "
                 "evaluate.diffroar.train_records=20000",
             ),
             (
                 "",
-                "permafrost sweep experiment=interpretability/cifar10_arms "
+                "permafrost sweep experiment=interpretability/cifar10_variants "
                 "evaluators=[accuracy,class_similarity,gradient_alignment,dissection,diffroar]",
             ),
             (
@@ -175,7 +175,7 @@ CLAIMS = (
             *(
                 Difference(
                     f"KD at tau {tau} minus labels, 50 images per class, cosine of loss gradient and teacher's map",
-                    _ARMS,
+                    _VARIANTS,
                     f"kd_tau{tau}",
                     "scratch",
                     Quantity("gradient_cosine"),

@@ -69,22 +69,22 @@ CLAIMS = (
                 Difference(
                     f"{what}, {of}, accuracy",
                     experiment,
-                    f"{arm} {point}",
+                    f"{variant} {point}",
                     f"{other} {point}",
-                    paper=int(arm == "ked_chimeras" and other == "ked"),
+                    paper=int(variant == "ked_chimeras" and other == "ked"),
                     differs=("method.chimera_fraction",),
                 )
                 for experiment, point, of in (
                     (_DIGITS, "shots=5", "digits, 5 images per class"),
                     (_CIFAR10, "shots=100", "CIFAR-10, 100 images per class"),
                 )
-                for what, arm, other in (
+                for what, variant, other in (
                     ("KED with chimeras minus KED", "ked_chimeras", "ked"),
                     ("KD with chimeras minus KD", "kd_chimeras", "kd"),
                     ("KED with chimeras minus KD with chimeras", "ked_chimeras", "kd_chimeras"),
                 )
             ),
-            "the arms are `kd_chimeras` and `ked_chimeras` of `ked/digits` and "
+            "the variants are `kd_chimeras` and `ked_chimeras` of `ked/digits` and "
             "`ked/cifar10`, whose commands are above",
         ),
     ),
@@ -122,7 +122,7 @@ CLAIMS = (
                 "ked shots=100",
             ),
             "the commands are the last two of ked/digits above, and those of ked/cifar10; "
-            "arms `kd_fitnet` and `ked_fitnet` of `ked/digits`, "
+            "variants `kd_fitnet` and `ked_fitnet` of `ked/digits`, "
             "`ked/cifar10` and the recipes at full size",
         ),
     ),

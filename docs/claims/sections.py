@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Literal
 from scipy.stats import ttest_1samp, ttest_ind
 
 from docs.cells import difference, numbers_of
-from docs.claims.arms import differing_options, losses_in_words, options_of
-from docs.measured import ROOT, mean_of_arms, means_by_arm, path_of, results_of, runs_of
+from docs.claims.variants import differing_options, losses_in_words, options_of
+from docs.measured import ROOT, mean_of_variants, means_by_variant, path_of, results_of, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from docs.cells import Run
-    from docs.claims.arms import Options
+    from docs.claims.variants import Options
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ AGREEMENT = Quantity("agreement", 100, 1, " points")
 
 @dataclass(frozen=True)
 class Difference:
-    """A comparison of two arms of committed results."""
+    """A comparison of two variants of committed results."""
 
     what: str
     """What is compared, and at which size."""
     experiment: str
     candidate: str | tuple[str, ...]
-    """Arm, as the results name it, or several, whose mean over the arms is taken for each seed."""
+    """Variant, as the results name it, or several, whose mean over the variants is taken for each seed."""
     baseline: str | tuple[str, ...]
     of: Quantity = ACCURACY
     baseline_experiment: str = ""
@@ -58,14 +58,14 @@ class Difference:
     paper: Literal[-1, 0, 1] = 0
     """Sign of the difference according to the paper; 0 if the paper, as we know it, makes no such claim."""
     over_teachers: bool = False
-    """True if each arm is of another teacher and counts as one value, the mean over its seeds. A sentence about
+    """True if each variant is of another teacher and counts as one value, the mean over its seeds. A sentence about
     teachers in general has the spread of teachers, and the two values of a teacher are a pair."""
     differs: tuple[str, ...] = ("method.kind",)
-    """Options in which the arms may differ. Another difference leaves the comparison open."""
+    """Options in which the variants may differ. Another difference leaves the comparison open."""
     searched: str = ""
     """Options that were searched, empty if the results say in `chosen_on` that nothing was, or that it is unknown."""
     converged: str = "not tested"
-    """Whether both arms have converged, as far as a longer training shows it."""
+    """Whether both variants have converged, as far as a longer training shows it."""
 
     @property
     def experiments(self) -> tuple[str, str]:
@@ -78,11 +78,14 @@ class Difference:
         return all(path_of(name).exists() for name in self.experiments)
 
     @cached_property
-    def arms(self) -> tuple[list[Options], list[Options]]:
-        """Composed options of the arms of candidate and baseline."""
+    def variants(self) -> tuple[list[Options], list[Options]]:
+        """Composed options of the variants of candidate and baseline."""
         candidate, baseline = (
-            [options_of(experiment, arm) for arm in ((arms,) if isinstance(arms, str) else arms)]
-            for experiment, arms in zip(
+            [
+                options_of(experiment, variant)
+                for variant in ((variants,) if isinstance(variants, str) else variants)
+            ]
+            for experiment, variants in zip(
                 self.experiments, (self.candidate, self.baseline), strict=True
             )
         )
@@ -90,8 +93,8 @@ class Difference:
 
     @cached_property
     def differing(self) -> list[str]:
-        """Options in which the arms differ."""
-        candidate, baseline = self.arms
+        """Options in which the variants differ."""
+        candidate, baseline = self.variants
         others = baseline * len(candidate) if len(baseline) == 1 else baseline
         pairs = zip(candidate, others, strict=True)
         return sorted(set().union(*(differing_options(*pair) for pair in pairs)))
@@ -101,8 +104,8 @@ class Difference:
         """Losses of candidate and baseline, and their epochs, as two cells."""
         losses, epochs = (
             [
-                " or ".join(dict.fromkeys(describe(options) for options in arms))
-                for arms in self.arms
+                " or ".join(dict.fromkeys(describe(options) for options in variants))
+                for variants in self.variants
             ]
             for describe in (losses_in_words, lambda options: str(options["trainer.epochs"]))
         )
@@ -110,10 +113,10 @@ class Difference:
 
     @property
     def compared(self) -> str:
-        """Arms as the results name them."""
+        """Variants as the results name them."""
         texts = (
-            f"`{experiment}`: {', '.join(f'`{arm}`' for arm in ([arms] if isinstance(arms, str) else arms))}"
-            for experiment, arms in zip(
+            f"`{experiment}`: {', '.join(f'`{one}`' for one in ([of] if isinstance(of, str) else of))}"
+            for experiment, of in zip(
                 self.experiments, (self.candidate, self.baseline), strict=True
             )
         )
@@ -134,12 +137,12 @@ class Difference:
     @cached_property
     def pair(self) -> tuple[list[Run], list[Run]]:
         """Runs of candidate and baseline."""
-        combined = means_by_arm if self.over_teachers else mean_of_arms
+        combined = means_by_variant if self.over_teachers else mean_of_variants
         candidate, baseline = (
-            runs_of(experiment, arms)
-            if isinstance(arms, str)
-            else combined(experiment, arms, self.of.name)
-            for experiment, arms in zip(
+            runs_of(experiment, variants)
+            if isinstance(variants, str)
+            else combined(experiment, variants, self.of.name)
+            for experiment, variants in zip(
                 self.experiments, (self.candidate, self.baseline), strict=True
             )
         )
@@ -147,7 +150,7 @@ class Difference:
 
     @property
     def units(self) -> str:
-        """Number of seeds of each arm, once if they are equal, or of teachers."""
+        """Number of seeds of each variant, once if they are equal, or of teachers."""
         count = " and ".join(dict.fromkeys(str(len(runs)) for runs in self.pair))
         return f"{count} teachers" if self.over_teachers else count
 
@@ -224,8 +227,8 @@ def verdicts_of(claims: Sequence[Claim]) -> dict[Difference, tuple[str, float]]:
     """Verdict and p-value of each comparison of a page of which the paper states the sign.
 
     A comparison supports the paper if its p-value is below LEVEL and its sign is the paper's, contradicts it if the
-    sign is the other one, and is open otherwise, or if its arms differ in an option that it does not name. The p-values
-    are corrected by Holm's method for the number of these comparisons.
+    sign is the other one, and is open otherwise, or if its variants differ in an option that it does not name. The
+    p-values are corrected by Holm's method for the number of these comparisons.
     """
     tested = tested_claims(claims)
     p_values = corrected_p_values([one.mean_and_p_value[1] for one in tested])
@@ -297,12 +300,12 @@ def _rule(verdicts: Mapping[Difference, tuple[str, float]]) -> str:
     return "\n".join(
         textwrap.wrap(
             f"Of the {len(verdicts)} comparisons with a verdict, {counts[SUPPORTS]} support the paper"
-            f"{f' ({early} of them before both arms have converged)' if early else ''}, {counts[CONTRADICTS]} "
+            f"{f' ({early} of them before both variants have converged)' if early else ''}, {counts[CONTRADICTS]} "
             f"contradict it and {counts[OPEN]} are open. A comparison *supports* or *contradicts* the paper by its "
             f"sign if p < {LEVEL} in Welch's t-test over seeds, or in a paired t-test over teachers, corrected for the "
-            f"{len(verdicts)} comparisons of this page (Holm), and if its arms differ in nothing but the options that "
-            "it is about. It is *open* otherwise. Rows without a verdict are comparisons of our own. The intervals are "
-            "not corrected. A loss has its terms with their weights, where they are not 1.",
+            f"{len(verdicts)} comparisons of this page (Holm), and if its variants differ in nothing but the options "
+            "that it is about. It is *open* otherwise. Rows without a verdict are comparisons of our own. The "
+            "intervals are not corrected. A loss has its terms with their weights, where they are not 1.",
             width=118,
         )
     )
@@ -323,8 +326,8 @@ def _section(claim: Claim, verdicts: Mapping[Difference, tuple[str, float]]) -> 
     if claim.measured:
         rows = [_row(one, verdicts.get(one)) for one in claim.measured]
         header = (
-            "| comparison | arms | losses | epochs | both converged | options searched | difference (95 % interval) "
-            "| seeds | p | verdict |\n|---|---|---|---|---|---|---|---|---|---|"
+            "| comparison | variants | losses | epochs | both converged | options searched | difference "
+            "(95 % interval) | seeds | p | verdict |\n|---|---|---|---|---|---|---|---|---|---|"
         )
         parts.append("\n".join([header, *rows]))
         sources = dict.fromkeys(one.source for one in claim.measured)
@@ -362,7 +365,7 @@ def _reported_tables(recipes: Sequence[str]) -> list[str]:
 def _row(one: Difference, verdict: tuple[str, float] | None) -> str:
     decided, p_value = ("", "") if verdict is None else (verdict[0], _shown_p(verdict[1]))
     if verdict is not None and (others := sorted(set(one.differing) - set(one.differs))):
-        decided += f", the arms differ in {', '.join(others)}"
+        decided += f", the variants differ in {', '.join(others)}"
     return (
         f"| {one.what} | {one.compared} | {one.terms} | {one.converged} | {one.search} | {one.text} | {one.units} "
         f"| {p_value} | {decided} |"

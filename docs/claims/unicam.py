@@ -51,13 +51,13 @@ CLAIMS = (
                 Difference(
                     f"relevance of the features to the labels, {what} minus labels, CIFAR-10, pooled features",
                     _SMALL,
-                    arm,
+                    variant,
                     "labels",
                     _RELEVANCE,
                     paper=1,
                     differs=("method.kind", *live),
                 )
-                for what, arm, live in (
+                for what, variant, live in (
                     ("KD", "vanilla", ()),
                     ("factor transfer", "feature", ("mode",)),
                     ("AT", "attention", ()),
@@ -114,6 +114,6 @@ CLAIMS = (
         reported="the same comparison for these networks (values not seen by us).",
         recipes=("unicam/resnet152_to_vgg", "unicam/vgg_to_resnet152"),
         missing=_DATA
-        + " Every arm is trained and every pair of given networks is compared at small size in the slow tests.",
+        + " Every variant is trained and every pair of given networks is compared at small size in the slow tests.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Intervals in sentences: each is that of a difference between two arms of committed results."""
+"""Intervals in sentences: each is that of a difference between two variants of committed results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPERS = "pipeline/permafrost_papers"
 PAGES = {
     "docs/results/index.md": "cifar10",
     "docs/results/frozen-vs-replay-vs-live.md": "cifar10",
-    "docs/results/cifar10-50shots.md": "cifar10|interpretability/cifar10_arms$",
+    "docs/results/cifar10-50shots.md": "cifar10|interpretability/cifar10_variants$",
     "docs/results/features.md": "cifar10|demo",
     "docs/papers/e2kd.md": "cifar10|demo",
     "docs/howto/which-method.md": "cifar10|demo",
@@ -42,35 +42,37 @@ OTHERS = {
     ),
     f"{PAPERS}/interpretability/experiments/results.md": ("(-0.3 to +6.1", "(1.1 to 11.1"),
 }
-"""Times of steps, a range, and two differences of means over arms, which docs.claims computes."""
+"""Times of steps, a range, and two differences of means over variants, which docs.claims computes."""
 NUMBER = r"[-+]?\d+\.\d+"
 INTERVAL = re.compile(rf"[(,]\s*(?:95 % interval )?({NUMBER})\s+to\s+({NUMBER})")
 """In brackets, after its mean or at once. Other numbers with `to` are ranges of means."""
 PER_CENT = re.compile("accuracy|agreement|epg|iou|five_band|knn|linear_probe|mask_energy")
 
 
-def arms_of(experiments: str) -> list[list[dict[str, Any]]]:
-    """Return the students of every arm, and of KD and e2KD over the seeds of two experiments with the same options."""
-    arms: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def variants_of(experiments: str) -> list[list[dict[str, Any]]]:
+    """Return the students of every variant, and of KD and e2KD over the seeds of two experiments with the same
+    options."""
+    variants: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name in committed_results():
         if not re.match(experiments, name):
             continue
         for run in results_of(name)["runs"]:
             if "selection" not in run:
-                arms.setdefault((name, run["method"]), []).append(run)
+                variants.setdefault((name, run["method"]), []).append(run)
     both = [
-        arms.get((name, arm), [])
-        for arm in ("kd", "e2kd")
+        variants.get((name, variant), [])
+        for variant in ("kd", "e2kd")
         for name in ("cifar10_50shots", "cifar10_fresh")
     ]
-    return [*arms.values(), both[0] + both[1], both[2] + both[3]]
+    return [*variants.values(), both[0] + both[1], both[2] + both[3]]
 
 
 @cache
 def differences(experiments: str) -> set[tuple[float, float, float]]:
-    """Return every (mean, low, high) of Welch's intervals between two arms, rounded to one, two and three digits."""
+    """Return every (mean, low, high) of Welch's intervals between two variants, rounded to one, two and three
+    digits."""
     columns: dict[str, list[tuple[float, float, int]]] = {}
-    for runs in arms_of(experiments):
+    for runs in variants_of(experiments):
         for metric in runs[0] if runs else ():
             values = [run.get(metric) for run in runs]
             if (
@@ -94,9 +96,9 @@ def differences(experiments: str) -> set[tuple[float, float, float]]:
 
 
 def stray_intervals(page: str, text: str) -> Iterator[tuple[int, str]]:
-    """Iterate over the lines and words of intervals in sentences that are not those of two arms.
+    """Iterate over the lines and words of intervals in sentences that are not those of two variants.
 
-    Two arms must have the interval, with a mean that is one of the numbers before it.
+    Two variants must have the interval, with a mean that is one of the numbers before it.
     """
     text = without_blocks(text)
     for found in INTERVAL.finditer(text):
@@ -115,4 +117,4 @@ def problems() -> Iterator[str]:
     for page in PAGES:
         for line, words in stray_intervals(page, read(page)):
             if not any(known in words for known in OTHERS.get(page, ())):
-                yield f"{place(page, line)} {words!r}: no two arms of {PAGES[page]} have this mean and interval"
+                yield f"{place(page, line)} {words!r}: no two variants of {PAGES[page]} have this mean and interval"

@@ -55,8 +55,10 @@ def few_images() -> list[str]:
     stored = {point.stored: mean_accuracy(point.runs) for point in POINTS}
     labels = whole(mean_accuracy(runs_of(EQUAL_TERMS, "labels")))
     logits, features = (
-        whole(mean_accuracy([run for run in runs_of(SPREAD, arm) if run["teacher"] == "resnet56"]))
-        for arm in ("kd", "features")
+        whole(
+            mean_accuracy([run for run in runs_of(SPREAD, variant) if run["teacher"] == "resnet56"])
+        )
+        for variant in ("kd", "features")
     )
     assert max(stored, key=stored.get) == POINTS[-1].stored
     return [
@@ -70,9 +72,11 @@ def texts(interval: Iterable[Any]) -> list[str]:
 
 
 def maps() -> list[str]:
-    arms = (runs_of(CONTROLS, f"{arm} searched") for arm in ("e2kd_v16", "kd_v16"))
-    gain, *bounds = texts(difference_interval(*arms, "accuracy"))
-    ten_seeds = ([*runs_of(SHOTS, arm), *runs_of("cifar10_fresh", arm)] for arm in ("e2kd", "kd"))
+    variants = (runs_of(CONTROLS, f"{variant} searched") for variant in ("e2kd_v16", "kd_v16"))
+    gain, *bounds = texts(difference_interval(*variants, "accuracy"))
+    ten_seeds = (
+        [*runs_of(SHOTS, variant), *runs_of("cifar10_fresh", variant)] for variant in ("e2kd", "kd")
+    )
     single, below, above = texts(difference_interval(*ten_seeds, "accuracy"))
     for experiment, wrong, right, is_open in (
         (SHOTS, "e2kd_shuffled", "e2kd", True),
@@ -95,17 +99,19 @@ def maps() -> list[str]:
 
 
 def live_teachers() -> list[str]:
-    def gains(arm, experiment, stored):
+    def gains(variant, experiment, stored):
         return difference_interval(
-            runs_of(TEST, f"{arm}_live"), runs_of(experiment, f"{arm}_{stored}"), "accuracy"
+            runs_of(TEST, f"{variant}_live"), runs_of(experiment, f"{variant}_{stored}"), "accuracy"
         )
 
-    arms = ("kd", "e2kd")
-    views = [gains(arm, experiment, "v16") for arm in arms for experiment in (TEST, CONTROLS)]
+    variants = ("kd", "e2kd")
+    views = [
+        gains(variant, experiment, "v16") for variant in variants for experiment in (TEST, CONTROLS)
+    ]
     (lead,) = {whole(interval[0]) for interval in views}
     assert all(interval[1] < 0 for interval in views)
-    low, high = sorted(whole(gains(arm, TEST, "frozen")[0]) for arm in arms)
-    assert all(gains(arm, CONTROLS, "v16 searched")[0] < 0 for arm in arms)
+    low, high = sorted(whole(gains(variant, TEST, "frozen")[0]) for variant in variants)
+    assert all(gains(variant, CONTROLS, "v16 searched")[0] < 0 for variant in variants)
     return [
         f"led frozen targets of whole images by {low} to {high} points, and 16 stored views by {lead} (not conclusive)"
     ]
@@ -152,10 +158,12 @@ def rounding() -> list[str]:
     earlier = results_of("demo")["earlier_runs"]
     kd, e2kd = (
         rounded(
-            mean(numbers_of([run for run in earlier if run["method"] == arm], "accuracy_swapped")),
+            mean(
+                numbers_of([run for run in earlier if run["method"] == variant], "accuracy_swapped")
+            ),
             1,
         )
-        for arm in ("kd", "e2kd")
+        for variant in ("kd", "e2kd")
     )
     return [f"other last bits gave KD {kd} and e2KD {e2kd}"]
 

@@ -25,25 +25,28 @@ MODULES = (e2kd, ked, unicam, interpretability)
 
 
 def seed_values(
-    experiment: str, arms: str | tuple[str, ...], metric: str, over_teachers: bool
+    experiment: str, variants: str | tuple[str, ...], metric: str, over_teachers: bool
 ) -> list[float]:
-    """Return the metric of each seed, averaged over arms, or of each teacher's arm, without docs.measured."""
+    """Return the metric of each seed, averaged over variants, or of each teacher's variant, without docs.measured."""
     runs = json.loads(path_of(experiment).read_text())["runs"]
-    arms = (arms,) if isinstance(arms, str) else arms
+    variants = (variants,) if isinstance(variants, str) else variants
     if over_teachers:
-        return [np.mean([run[metric] for run in runs if run["method"] == arm]) for arm in arms]
+        return [
+            np.mean([run[metric] for run in runs if run["method"] == variant])
+            for variant in variants
+        ]
     values: dict[Any, list[float]] = {}
     for run in runs:
-        if run["method"] in arms:
+        if run["method"] in variants:
             values.setdefault(run["seed"], []).append(run[metric])
-    return [np.mean(of) for of in values.values() if len(of) == len(arms)]
+    return [np.mean(of) for of in values.values() if len(of) == len(variants)]
 
 
 def interval_of(one: Difference) -> tuple[float, float, float, float]:
     """Return the mean, the bounds of the 95 % interval and the p-value, by Welch's formula or of pairs of teachers."""
     first, second = (
-        one.of.scale * np.array(seed_values(experiment, arms, one.of.name, one.over_teachers))
-        for experiment, arms in zip(one.experiments, (one.candidate, one.baseline), strict=True)
+        one.of.scale * np.array(seed_values(experiment, variants, one.of.name, one.over_teachers))
+        for experiment, variants in zip(one.experiments, (one.candidate, one.baseline), strict=True)
     )
     if one.over_teachers:
         error, degrees = (first - second).std(ddof=1) / math.sqrt(len(first)), len(first) - 1
@@ -68,19 +71,19 @@ def wrong_intervals(one: Difference) -> Iterator[str]:
         yield "say which options were searched"
 
 
-def wrong_arms(one: Difference) -> Iterator[str]:
-    """Iterate over the options in which the arms of a tested comparison differ without its naming them."""
+def wrong_variants(one: Difference) -> Iterator[str]:
+    """Iterate over the options in which the variants of a tested comparison differ without its naming them."""
     if set(one.differing) != set(one.differs):
-        yield f"the arms differ in {sorted(one.differing)}: name these in `differs`"
-    for options in (*one.arms[0], *one.arms[1]):
+        yield f"the variants differ in {sorted(one.differing)}: name these in `differs`"
+    for options in (*one.variants[0], *one.variants[1]):
         if options["method.kind"] == "e2kd" and not (
             options["method.lambda_kd"] > 0 and options["method.lambda_map"] > 0
         ):
-            yield "the paper's e2KD has a term on logits: compare arms with both terms"
+            yield "the paper's e2KD has a term on logits: compare variants with both terms"
 
 
 def problems() -> Iterator[str]:
-    """Iterate over wrong intervals and arms, and over verdicts that a page does not have."""
+    """Iterate over wrong intervals and variants, and over verdicts that a page does not have."""
     for module in MODULES:
         claims = f"docs/claims/{module.__name__.rpartition('.')[2]}.py"
         text = claims_of(module.CLAIMS)
@@ -89,7 +92,7 @@ def problems() -> Iterator[str]:
             wrong = [*wrong_intervals(one), *([] if row in text else [f"no row {row!r}"])]
             yield from (f"{place(claims)} {one.what}: {words}" for words in wrong)
         for one in verdicts_of(module.CLAIMS):
-            yield from (f"{place(claims)} {one.what}: {words}" for words in wrong_arms(one))
+            yield from (f"{place(claims)} {one.what}: {words}" for words in wrong_variants(one))
     written = "".join(TABLES[f"verdicts_{name}"]() for name in VERDICTS).splitlines()
     for page, claims_of_paper in PAPERS.items():
         path = f"docs/papers/{page}.md"

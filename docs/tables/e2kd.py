@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 AGAINST_KD = "difference from frozen KD"
 SHOTS, EQUAL_TERMS = "cifar10_50shots", "cifar10_equal_terms"
-SHOTS_ARMS = {
+SHOTS_VARIANTS = {
     "labels": "labels only",
     "kd": "frozen KD",
     "e2kd": "frozen e2KD",
@@ -35,9 +35,9 @@ SHOTS_ARMS = {
 def cifar10_50shots() -> str:
     """Students of CIFAR-10 with 50 images per class, seed by seed."""
     rows = []
-    for arm, label in SHOTS_ARMS.items():
+    for variant, label in SHOTS_VARIANTS.items():
         # Students of labels have no temperature, and those of the equal terms have the same options.
-        runs = runs_of(EQUAL_TERMS if arm == "labels" else SHOTS, arm)
+        runs = runs_of(EQUAL_TERMS if variant == "labels" else SHOTS, variant)
         rows.append((label, [*accuracies(runs), difference(runs, runs_of(SHOTS, "kd"))]))
     return table(("test accuracy, %", "by seed", "mean", "agreement", AGAINST_KD), rows)
 
@@ -49,7 +49,7 @@ def cifar10_modes() -> str:
         for item in reversed(results_of("cifar10_replay")["passes"])
     }
     # KD reads no maps, so its bytes are those of the other fields.
-    arms = [
+    variants = [
         ("frozen KD", "cifar10_live", "kd", "20"),
         ("live KD", "cifar10_live", "kd_live", ""),
         ("replayed KD, V = 16", "cifar10_replay", "kd_v16", "749"),
@@ -60,11 +60,11 @@ def cifar10_modes() -> str:
         ("live e2KD", "cifar10_live", "e2kd_live", ""),
     ]
     rows = []
-    for label, experiment, arm, size in arms:
-        runs = runs_of(experiment, arm)
+    for label, experiment, variant, size in variants:
+        runs = runs_of(experiment, variant)
         seeds = [single(run["accuracy"], 100, 1) for run in runs]
         own = [spread(runs, "accuracy"), spread(runs, "agreement"), average(runs, "seconds", 1, 0)]
-        frozen = runs_of("cifar10_live", arm.partition("_")[0])
+        frozen = runs_of("cifar10_live", variant.partition("_")[0])
         rows.append((label, [*seeds, *own, Cell(size), difference(runs, frozen)]))
     header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement")
     return table(
@@ -76,7 +76,7 @@ def cifar10_modes() -> str:
 def cifar10_fresh() -> str:
     """Frozen and live targets with seeds that no other experiment has."""
     name = "cifar10_fresh"
-    arms = {
+    variants = {
         "kd": "frozen KD",
         "e2kd": "frozen e2KD",
         "kd_live": "live KD",
@@ -85,9 +85,9 @@ def cifar10_fresh() -> str:
         "e2kd_both": "frozen e2KD, with labels",
     }
     rows: Rows = []
-    for arm, label in arms.items():
-        runs, other = runs_of(name, arm), arm.replace("e2kd", "kd")
-        gain = Cell("") if other == arm else difference(runs, runs_of(name, other))
+    for variant, label in variants.items():
+        runs, other = runs_of(name, variant), variant.replace("e2kd", "kd")
+        gain = Cell("") if other == variant else difference(runs, runs_of(name, other))
         rows.append((label, [*accuracies(runs), gain]))
     header = ("test accuracy, %", "by seed, 10 to 14", "mean", "agreement", "minus KD")
     return table(header, rows)
@@ -100,7 +100,7 @@ def accuracies(runs: Sequence[Run]) -> list[Cell]:
 
 def cifar10_bcos() -> str:
     """Frozen, replayed and live targets of B-cos networks."""
-    arms = {
+    variants = {
         "labels": "labels only",
         "kd": "frozen KD",
         "kd_live": "live KD",
@@ -112,8 +112,8 @@ def cifar10_bcos() -> str:
         "e2kd_shuffled": "frozen e2KD, maps shuffled",
     }
     rows = []
-    for arm, label in arms.items():
-        runs = runs_of("cifar10_bcos", arm)
+    for variant, label in variants.items():
+        runs = runs_of("cifar10_bcos", variant)
         own = accuracies(runs)
         own += [average(runs, "map_cosine", 1, 2), average(runs, "seconds", 1, 0)]
         rows.append((label, [*own, difference(runs, runs_of("cifar10_bcos", "kd"))]))
@@ -123,7 +123,7 @@ def cifar10_bcos() -> str:
 
 def cifar10_baselines() -> str:
     """Baselines of e2KD."""
-    arms = [
+    variants = [
         ("labels only", EQUAL_TERMS, "labels"),
         ("frozen KD", SHOTS, "kd"),
         ("frozen e2KD", SHOTS, "e2kd"),
@@ -132,8 +132,8 @@ def cifar10_baselines() -> str:
         ("ReviewKD, live, with labels, a third of the epochs", "cifar10_baselines", "review_kd"),
     ]
     rows = []
-    for label, experiment, arm in arms:
-        runs = runs_of(experiment, arm)
+    for label, experiment, variant in variants:
+        runs = runs_of(experiment, variant)
         own = accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of(SHOTS, "e2kd"))]))
     header = ("test accuracy, %", "by seed", "mean", "agreement", "difference from frozen e2KD")
@@ -206,7 +206,7 @@ def _methods_by_terms() -> str:
 
 
 def _maps_beside_logits() -> str:
-    arms = {
+    variants = {
         "e2kd_logits": ("maps of the first class", ("one map",)),
         "e2kd_logits_top2": ("maps of the first 2 classes", ("2 maps",)),
         "e2kd_logits_top5": ("maps of the first 5 classes", ("5 maps",)),
@@ -217,8 +217,8 @@ def _maps_beside_logits() -> str:
         ),
     }
     rows: Rows = []
-    for arm, (label, targets) in arms.items():
-        runs = runs_of(EQUAL_TERMS, arm)
+    for variant, (label, targets) in variants.items():
+        runs = runs_of(EQUAL_TERMS, variant)
         size = LOGITS_BYTES + sum(TARGET_BYTES[target] for target in targets)
         own = [Cell(f"{size:,}"), *accuracies(runs)]
         baselines = ("e2kd_logits", "at_logits", "cat_kd_logits")
@@ -238,9 +238,9 @@ class Searched(NamedTuple):
     """Students of a method with logits whose options were searched alike."""
 
     experiment: str
-    arm: str
+    variant: str
     before: str
-    """Arm at tau = 1, with the weight that was chosen once."""
+    """Variant at tau = 1, with the weight that was chosen once."""
     options: str
     target: str = ""
     """Entry of TARGET_BYTES."""
@@ -284,7 +284,7 @@ SEARCHED = {
 
 def searched_runs(label: str) -> list[Run]:
     """Return the students of a method whose options were searched alike."""
-    return runs_of(SEARCHED[label].experiment, SEARCHED[label].arm)
+    return runs_of(SEARCHED[label].experiment, SEARCHED[label].variant)
 
 
 def cifar10_equal_terms_searched() -> str:
@@ -326,8 +326,12 @@ def _candidates() -> str:
 def cifar10_top_logits() -> str:
     """KD with the largest logits of a pass."""
     rows = []
-    for arm, label in (("kd", "all 10"), ("kd k=5", "the 5 largest"), ("kd k=3", "the 3 largest")):
-        runs = runs_of(SHOTS, arm)
+    for variant, label in (
+        ("kd", "all 10"),
+        ("kd k=5", "the 5 largest"),
+        ("kd k=3", "the 3 largest"),
+    ):
+        runs = runs_of(SHOTS, variant)
         cells = [*accuracies(runs), difference(runs, runs_of(SHOTS, "kd"))]
         rows.append((label, cells))
     header = ("logits, test accuracy, %", "by seed", "mean", "agreement")
@@ -337,8 +341,8 @@ def cifar10_top_logits() -> str:
 def student_precision() -> str:
     """Students trained in bfloat16 and in float32."""
     rows = []
-    for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
-        exact, lower = (runs_of(SHOTS, f"{arm}{end}") for end in ("", " bfloat16"))
+    for variant, label in (("kd", "KD"), ("e2kd", "e2KD")):
+        exact, lower = (runs_of(SHOTS, f"{variant}{end}") for end in ("", " bfloat16"))
         cells = [spread(exact, "accuracy"), spread(lower, "accuracy"), difference(lower, exact)]
         rows.append((label, [*cells, difference(lower, exact, "agreement")]))
     header = ("test accuracy, %", "float32", "bfloat16", "difference", "agreement, difference")
@@ -348,8 +352,8 @@ def student_precision() -> str:
 def cifar10_datafree() -> str:
     """Students that never saw their teacher's images."""
     rows = []
-    for arm, label in (("kd", "frozen KD"), ("e2kd", "frozen e2KD")):
-        runs = runs_of("cifar10_datafree", arm)
+    for variant, label in (("kd", "frozen KD"), ("e2kd", "frozen e2KD")):
+        runs = runs_of("cifar10_datafree", variant)
         own = accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of("cifar10_datafree", "kd"))]))
     header = ("trained on 5,760 images of digits on photographs", "accuracy by seed")
@@ -360,14 +364,14 @@ def cifar10_vit() -> str:
     """Shift curves of a ViT."""
     curves = results_of("cifar10_vit")["shift_curves"]
     rows = [
-        (f"{kind}, frozen {label}", [single(value) for value in curves[arm][name][1:]])
+        (f"{kind}, frozen {label}", [single(value) for value in curves[variant][name][1:]])
         for name, kind in (("map", "W"), ("contribution", "contributions"))
-        for arm, label in (("kd", "KD"), ("e2kd", "e2KD"))
+        for variant, label in (("kd", "KD"), ("e2kd", "e2KD"))
     ]
     return table(("", *map(str, range(1, 9))), rows)
 
 
-DEMO_ARMS = {
+DEMO_VARIANTS = {
     "labels": "labels only",
     "kd": "frozen KD",
     "e2kd": "frozen e2KD",
@@ -386,8 +390,8 @@ def demo() -> str:
     teacher = results_of("demo")["teacher"]
     own = [single(teacher[name], 100, 1) if name in teacher else Cell("") for name in metrics]
     rows: Rows = [("teacher", [*own, Cell("")])]
-    for arm, label in DEMO_ARMS.items():
-        runs = runs_of("demo", arm)
+    for variant, label in DEMO_VARIANTS.items():
+        runs = runs_of("demo", variant)
         gain = difference(runs, runs_of("demo", "kd"), "accuracy_swapped")
         rows.append((label, [*(spread(runs, name) for name in metrics), gain]))
     return table(("%, three seeds", *metrics.values(), "swapped, difference from frozen KD"), rows)
@@ -405,11 +409,11 @@ def demo_short() -> str:
         (
             label,
             [
-                spread(runs_of("demo", arm), f"accuracy_{photographs}")
+                spread(runs_of("demo", variant), f"accuracy_{photographs}")
                 for photographs in ("in_distribution", "swapped")
             ],
         )
-        for arm, label in labels.items()
+        for variant, label in labels.items()
     ]
     return table(
         (
@@ -431,8 +435,8 @@ def demo_features() -> str:
         "mask_energy": "loss gradient's energy on the digit, above its area",
     }
     rows: Rows = []
-    for arm, label in DEMO_ARMS.items():
-        runs = runs_of("demo", arm)
+    for variant, label in DEMO_VARIANTS.items():
+        runs = runs_of("demo", variant)
         own = [spread(runs, name, 1, 2) if name in runs[0] else Cell("&ndash;") for name in metrics]
         rows.append((label, [*own, difference(runs, runs_of("demo", "labels"), "fss", 1, 2)]))
     return table(("", *metrics.values(), "FSS, difference from labels only"), rows)
@@ -451,11 +455,11 @@ def demo_guided() -> str:
         names = ("epg", "iou", "accuracy", "accuracy_swapped")
         rows.append((title, [*(single(of[name], 100, 1) for name in names), Cell(""), Cell("")]))
         kd = runs_of("demo_guided", f"kd{ending}")
-        for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
-            runs = runs_of("demo_guided", arm + ending)
+        for variant, label in (("kd", "KD"), ("e2kd", "e2KD")):
+            runs = runs_of("demo_guided", variant + ending)
             metrics = ("epg", "iou", "accuracy_in_distribution", "accuracy_swapped")
             cells = [spread(runs, metric) for metric in metrics]
-            if arm == "e2kd" and ending:
+            if variant == "e2kd" and ending:
                 cells[0] = Cell(cells[0].bold)
             gains = [difference(runs, kd, metric) for metric in ("epg", "accuracy_swapped")]
             rows.append((f"its students, frozen {label}", [*cells, *gains]))

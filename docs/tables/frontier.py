@@ -24,7 +24,7 @@ class Point(NamedTuple):
     """Description of the stored targets."""
     method: str
     experiment: str
-    arm: str
+    variant: str
     size: int | str
     """Bytes per image that the method reads, or the pass of the results that states them."""
     search: str
@@ -44,7 +44,7 @@ class Point(NamedTuple):
     @property
     def runs(self) -> list[Run]:
         """Students of the ResNet-56."""
-        runs = runs_of(self.experiment, self.arm)
+        runs = runs_of(self.experiment, self.variant)
         return [run for run in runs if run.get("teacher", "resnet56") == "resnet56"]
 
 
@@ -153,10 +153,10 @@ def _of_teacher(name: str) -> str:
     return f"{TEACHERS[name]} ({single(results_of(SPREAD)['teachers'][name], 100, 1).text} %)"
 
 
-def _by_selection(arm: str, teacher: str) -> dict[int, list[float]]:
+def _by_selection(variant: str, teacher: str) -> dict[int, list[float]]:
     """Accuracies of the students of each selection of images, in per cent, in the order of their seeds."""
     selections: dict[int, list[float]] = {}
-    for run in runs_of(SPREAD, arm):
+    for run in runs_of(SPREAD, variant):
         if run["teacher"] == teacher:
             selections.setdefault(run["selection"], []).append(100 * run["accuracy"])
     return selections
@@ -169,7 +169,7 @@ def spread_difference(
 
     The deviations are those of a random effect of the selection and of the residual, by the method of moments.
     """
-    first, second = (_by_selection(arm, teacher) for arm in (one, other))
+    first, second = (_by_selection(variant, teacher) for variant in (one, other))
     differences = [
         [a - b for a, b in zip(first[selection], second[selection], strict=True)]
         for selection in sorted(first)
@@ -195,8 +195,8 @@ def spread_over_selections() -> str:
         (
             _of_teacher(teacher),
             [
-                Cell(_text(fmean(chain.from_iterable(_by_selection(arm, teacher).values()))))
-                for arm in _NAMES
+                Cell(_text(fmean(chain.from_iterable(_by_selection(variant, teacher).values()))))
+                for variant in _NAMES
             ],
         )
         for teacher in teachers

@@ -30,17 +30,17 @@ def cifar10_features() -> str:
         runs_of(FEATURES, "mirror"),
     )
     rows: Rows = []
-    for arm, label in _FORMS.items():
-        runs = runs_of(FEATURES, arm)
+    for variant, label in _FORMS.items():
+        runs = runs_of(FEATURES, variant)
         against = [difference(runs, other) for other in (mirror, live, all_maps)]
-        rows.append((label, [Cell(f"{size[arm]:,.0f}"), *accuracies(runs), *against]))
+        rows.append((label, [Cell(f"{size[variant]:,.0f}"), *accuracies(runs), *against]))
     own = [difference(live, other) for other in (mirror, live, all_maps)]
     rows.append(("live", [Cell(""), *accuracies(live), *own]))
     header = ("features, test accuracy, %", "bytes per record", "by seed", "mean", "agreement")
     forms = table((*header, "minus default", "minus live", "minus e2KD, all maps, tau = 1"), rows)
     controls: Rows = []
-    for arm, label in _CONTROLS.items():
-        runs = runs_of(FEATURES, arm)
+    for variant, label in _CONTROLS.items():
+        runs = runs_of(FEATURES, variant)
         controls.append((label, [*accuracies(runs), difference(runs, mirror)]))
     return "\n".join(
         [forms, table(("features, test accuracy, %", *header[2:], "minus default"), controls)]
@@ -60,8 +60,8 @@ def cifar10_features_methods() -> str:
     """Methods of whole features with labels and logits, and the weights that were searched."""
     best = runs_of(FEATURES, "features_both_4096")
     rows: Rows = [
-        (label, [*accuracies(runs_of(*arm)), difference(best, runs_of(*arm))])
-        for label, arm in _METHODS.items()
+        (label, [*accuracies(runs_of(*variant)), difference(best, runs_of(*variant))])
+        for label, variant in _METHODS.items()
     ]
     header = ("test accuracy, %", "by seed", "mean", "agreement", "`method=features` minus it")
     searched: Rows = [
@@ -103,9 +103,9 @@ def cifar10_features_screen() -> str:
     screen = "cifar10_features_screen"
     size = {each["name"].rpartition("-")[0]: each["bytes"] for each in results_of(screen)["passes"]}
     rows: Rows = []
-    for arm, (label, name) in _SCREENED.items():
-        stored = f"{size[name]:,}" if arm == name else ""
-        rows.append((label, [Cell(stored), by_seed(runs_of(screen, arm), "accuracy")]))
+    for variant, (label, name) in _SCREENED.items():
+        stored = f"{size[name]:,}" if variant == name else ""
+        rows.append((label, [Cell(stored), by_seed(runs_of(screen, variant), "accuracy")]))
     return table(("features, held-out accuracy, %", "bytes per record", "by seed"), rows)
 
 
@@ -119,8 +119,8 @@ def demo_frozen_features() -> str:
     """Students of stored features on the demo's swapped photographs."""
     baseline = runs_of("demo_frozen_features", "e2kd")
     rows: Rows = []
-    for arm, label in _ON_SWAPPED.items():
-        runs = runs_of("demo_frozen_features", arm)
+    for variant, label in _ON_SWAPPED.items():
+        runs = runs_of("demo_frozen_features", variant)
         means = [spread(runs, name) for name in ("accuracy_in_distribution", "epg")]
         rows.append((label, [*accuracies(runs), *means, difference(runs, baseline)]))
     header = ("photographs swapped, %", "by seed", "mean", "agreement", "as in training", "EPG")
@@ -138,8 +138,8 @@ def cifar10_probes() -> str:
     """Neighbors and linear probes on features of students, with and without labels in their training."""
     baseline = runs_of(FEATURES, "mirror")
     rows: Rows = []
-    for arm, label in _WITHOUT_HEAD.items():
-        runs = runs_of(FEATURES, arm)
+    for variant, label in _WITHOUT_HEAD.items():
+        runs = runs_of(FEATURES, variant)
         cells = [by_seed(runs, "linear_probe"), spread(runs, "linear_probe"), spread(runs, "knn")]
         rows.append((label, [*cells, difference(runs, baseline, "linear_probe")]))
     header = ("test accuracy, %", "linear probe by seed", "linear probe", "20 nearest neighbors")
@@ -153,8 +153,8 @@ def cifar10_embedding() -> str:
     of_teacher = [Cell(""), *(Cell(f"{100 * teacher[m]:.1f}") for m in ("linear_probe", "knn"))]
     rows: Rows = [("the teacher, EfficientNet-Lite0", [*of_teacher, Cell("")])]
     baseline = runs_of(name, "labels")
-    for arm, label in (("embedding", "its embedding, no labels"), ("labels", "labels alone")):
-        runs = runs_of(name, arm)
+    for variant, label in (("embedding", "its embedding, no labels"), ("labels", "labels alone")):
+        runs = runs_of(name, variant)
         cells = [by_seed(runs, "linear_probe"), spread(runs, "linear_probe"), spread(runs, "knn")]
         rows.append((label, [*cells, difference(runs, baseline, "linear_probe")]))
     header = ("test accuracy, %", "linear probe by seed", "linear probe", "20 nearest neighbors")

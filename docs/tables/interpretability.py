@@ -1,16 +1,16 @@
-"""Tables of the interpretability study: evaluators, cells, and the detectors of all arms."""
+"""Tables of the interpretability study: evaluators, cells, and the detectors of all variants."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from docs.cells import Cell, Rows, difference, single, spread, table
-from docs.measured import mean_of_arms, measured_arms, results_of, runs_of
+from docs.measured import mean_of_variants, measured_variants, results_of, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-STUDY_ARMS = {
+STUDY_VARIANTS = {
     "labels": "labels",
     "smoothed": "smoothed labels",
     "kd": "KD",
@@ -29,20 +29,22 @@ class Metric(NamedTuple):
     best: Callable[..., float] | None = max
 
 
-def _by_arm(experiment: str, metrics: Sequence[Metric], title: str) -> str:
+def _by_variant(experiment: str, metrics: Sequence[Metric], title: str) -> str:
     rows: Rows = []
     for name, label, scale, digits, teacher, best in metrics:
-        runs = {arm: runs_of(experiment, arm) for arm in STUDY_ARMS}
-        cells = [spread(runs[arm], name, scale, digits) for arm in STUDY_ARMS]
+        runs = {variant: runs_of(experiment, variant) for variant in STUDY_VARIANTS}
+        cells = [spread(runs[variant], name, scale, digits) for variant in STUDY_VARIANTS]
         if best is not None:
             wanted = best(cell.number for cell in cells)
             cells = [Cell(cell.bold) if cell.number == wanted else cell for cell in cells]
         gains = [
-            difference(runs[arm], runs[baseline], name, scale, digits)
-            for arm, baseline in (("kd", "labels"), ("e2kd", "kd"))
+            difference(runs[variant], runs[baseline], name, scale, digits)
+            for variant, baseline in (("kd", "labels"), ("e2kd", "kd"))
         ]
         rows.append((label, [*cells, Cell(teacher), *gains]))
-    return table((title, *STUDY_ARMS.values(), "teacher", "KD minus labels", "e2KD minus KD"), rows)
+    return table(
+        (title, *STUDY_VARIANTS.values(), "teacher", "KD minus labels", "e2KD minus KD"), rows
+    )
 
 
 def cifar10_evaluators() -> str:
@@ -61,7 +63,7 @@ def cifar10_evaluators() -> str:
         Metric("map_cosine", "cosine of maps with the teacher's", 1, 2, "1"),
         Metric("detectors", units, 1, 1, whole["detectors"], None),
     )
-    return _by_arm("interpretability/cifar10_evaluators", metrics, "")
+    return _by_variant("interpretability/cifar10_evaluators", metrics, "")
 
 
 def cells() -> str:
@@ -77,11 +79,11 @@ def cells() -> str:
         Metric(rate, "five bands: false positive rate", 100, 1, teacher[rate], min),
         Metric(energy, "gradient's energy on the cell, above its area", 100, 1, teacher[energy]),
     )
-    return _by_arm("interpretability/cells", metrics, "%")
+    return _by_variant("interpretability/cells", metrics, "%")
 
 
-ARMS = "interpretability/cifar10_arms"
-DISTILLED_ARMS = {
+VARIANTS = "interpretability/cifar10_variants"
+DISTILLED_VARIANTS = {
     "scratch": "labels (scratch)",
     "label_smoothing": "smoothed labels",
     "kd_tau1": "KD, tau 1",
@@ -101,8 +103,8 @@ DISTILLED_ARMS = {
 }
 
 
-def interpretability_arms() -> str:
-    """Arms of the interpretability study, with the concepts that units detect."""
+def interpretability_variants() -> str:
+    """Variants of the interpretability study, with the concepts that units detect."""
     metrics = (
         ("accuracy", 100, 1),
         ("class_similarity", 1, 2),
@@ -114,26 +116,26 @@ def interpretability_arms() -> str:
         ("mean_iou", 1, 4),
     )
     rows: Rows = [
-        (label, [spread(runs_of(ARMS, arm), *metric) for metric in metrics])
-        for arm, label in measured_arms(ARMS, DISTILLED_ARMS).items()
+        (label, [spread(runs_of(VARIANTS, variant), *metric) for metric in metrics])
+        for variant, label in measured_variants(VARIANTS, DISTILLED_VARIANTS).items()
     ]
-    teacher = results_of(ARMS)["teacher"]
+    teacher = results_of(VARIANTS)["teacher"]
     rows.append(("teacher", [single(teacher[name], scale, d) for name, scale, d in metrics]))
     header = ("", "test accuracy, %", "class similarity", "entropy", "gradient and map")
     return table((*header, "detectors of 64", "of a color", "concepts", "mean IoU"), rows)
 
 
-CELLS_ARMS = "interpretability/cells_arms"
+CELLS_VARIANTS = "interpretability/cells_variants"
 
 
-def cells_arms() -> str:
-    """Five-band scores of the study's arms on drawn cells, and their differences from labels."""
+def cells_variants() -> str:
+    """Five-band scores of the study's variants on drawn cells, and their differences from labels."""
     scores = ("five_band_recall", "five_band_fpr")
     rows: Rows = []
-    for arm, label in measured_arms(CELLS_ARMS, DISTILLED_ARMS).items():
-        runs = runs_of(CELLS_ARMS, arm)
+    for variant, label in measured_variants(CELLS_VARIANTS, DISTILLED_VARIANTS).items():
+        runs = runs_of(CELLS_VARIANTS, variant)
         own = [spread(runs, name) for name in ("accuracy", *scores, "mask_energy")]
-        gains = [difference(runs, runs_of(CELLS_ARMS, "scratch"), name) for name in scores]
+        gains = [difference(runs, runs_of(CELLS_VARIANTS, "scratch"), name) for name in scores]
         rows.append((label, [*own, *gains]))
     header = ("%", "test accuracy", "recall", "false positive rate", "gradient's energy")
     return table(
@@ -166,14 +168,14 @@ DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["kd_tau2", "kd_tau4"],
     ),
 }
-"""Comparisons of the study: means over some arms less means over others."""
+"""Comparisons of the study: means over some variants less means over others."""
 
 
 def interpretability_contrasts() -> str:
-    """Differences in detectors between arms."""
+    """Differences in detectors between variants."""
     rows: Rows = []
     for label, sides in DETECTOR_CONTRASTS.items():
-        more, less = (mean_of_arms(ARMS, arms, "detectors") for arms in sides)
+        more, less = (mean_of_variants(VARIANTS, variants, "detectors") for variants in sides)
         rows.append((label, [difference(more, less, "detectors", 1)]))
     return table(("", "difference in detectors"), rows)
 
@@ -181,7 +183,7 @@ def interpretability_contrasts() -> str:
 TABLES = (
     cifar10_evaluators,
     cells,
-    cells_arms,
-    interpretability_arms,
+    cells_variants,
+    interpretability_variants,
     interpretability_contrasts,
 )

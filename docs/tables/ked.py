@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from docs.cells import Cell, Rows, Run, average, difference, spread, table, with_best
-from docs.measured import measured_arms, measured_values, results_of, runs_of
+from docs.measured import measured_values, measured_variants, results_of, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,29 +17,33 @@ KD_AND_KED = {"kd": "KD", "ked": "KED"}
 
 @dataclass(frozen=True)
 class Grid:
-    """Accuracies of an experiment's arms over the values of one option."""
+    """Accuracies of an experiment's variants over the values of one option."""
 
     experiment: str
     option: str
-    arms: Mapping[str, str]
-    """Labels by arm."""
-    single_arms: tuple[str, ...] = ()
-    """Values where each is an arm of its own, <arm>_m<value>, in place of points of a grid."""
+    variants: Mapping[str, str]
+    """Labels by variant."""
+    single_variants: tuple[str, ...] = ()
+    """Values where each is a variant of its own, <variant>_m<value>, in place of grid points."""
 
     @property
     def values(self) -> list[str]:
-        points = measured_values(self.experiment, self.option, next(iter(self.arms)))
-        return list(self.single_arms) or points
+        points = measured_values(self.experiment, self.option, next(iter(self.variants)))
+        return list(self.single_variants) or points
 
-    def runs(self, arm: str, value: str) -> list[Run]:
-        point = f"{arm}_m{value}" if self.single_arms else f"{arm} {self.option}={value}"
+    def runs(self, variant: str, value: str) -> list[Run]:
+        point = (
+            f"{variant}_m{value}" if self.single_variants else f"{variant} {self.option}={value}"
+        )
         return runs_of(self.experiment, point)
 
     def rows(self) -> Rows:
         return [
-            (label, [spread(self.runs(arm, value), "accuracy") for value in self.values])
-            for arm, label in (
-                self.arms if self.single_arms else measured_arms(self.experiment, self.arms)
+            (label, [spread(self.runs(variant, value), "accuracy") for value in self.values])
+            for variant, label in (
+                self.variants
+                if self.single_variants
+                else measured_variants(self.experiment, self.variants)
             ).items()
         ]
 
@@ -95,7 +99,7 @@ def _trade_off(experiment: str, title: str) -> str:
 
 # ---- students ------------------------------------------------------------------------------------
 
-IMAGE_ARMS = {
+IMAGE_VARIANTS = {
     "labels": "labels",
     "kd": "KD",
     "kd_chimeras": "KD + chimeras",
@@ -107,7 +111,7 @@ IMAGE_ARMS = {
     "ked_shuffled": "KED, explanations of other records",
     "ked_noise": "KED, noise in their place",
 }
-COLUMN_ARMS = {
+COLUMN_VARIANTS = {
     "labels": "labels",
     "kd": "KD",
     "ked": "KED",
@@ -117,34 +121,34 @@ COLUMN_ARMS = {
 }
 
 
-def _by_shots(experiment: str, arms: Mapping[str, str], records: str) -> str:
-    grid = Grid(experiment, "shots", arms)
+def _by_shots(experiment: str, variants: Mapping[str, str], records: str) -> str:
+    grid = Grid(experiment, "shots", variants)
     header = (f"{ACCURACY} ({records} a class)", *grid.values)
     return table(header, [*grid.with_best(), *grid.ked_over_kd()])
 
 
 def ked_digits() -> str:
     """Students of digits by the number of images."""
-    return _by_shots("ked/digits", IMAGE_ARMS, "images")
+    return _by_shots("ked/digits", IMAGE_VARIANTS, "images")
 
 
 def ked_cifar10() -> str:
     """Students of CIFAR-10 by the number of images."""
-    return _by_shots("ked/cifar10", IMAGE_ARMS, "images")
+    return _by_shots("ked/cifar10", IMAGE_VARIANTS, "images")
 
 
 def ked_wine() -> str:
     """Students of wine by the number of rows."""
-    return _by_shots("ked/wine", COLUMN_ARMS, "rows")
+    return _by_shots("ked/wine", COLUMN_VARIANTS, "rows")
 
 
 def ked_breast_cancer() -> str:
     """Students of breast cancer by the number of rows."""
-    return _by_shots("ked/breast_cancer", COLUMN_ARMS, "rows")
+    return _by_shots("ked/breast_cancer", COLUMN_VARIANTS, "rows")
 
 
-def _by_superfeatures(experiment: str, single_arms: tuple[str, ...] = ()) -> str:
-    grid = Grid(experiment, "superfeatures", KD_AND_KED, single_arms)
+def _by_superfeatures(experiment: str, single_variants: tuple[str, ...] = ()) -> str:
+    grid = Grid(experiment, "superfeatures", KD_AND_KED, single_variants)
     header = (f"{ACCURACY} (superfeatures)", *grid.values)
     return table(header, [*grid.rows(), *grid.ked_over_kd()])
 
@@ -166,7 +170,7 @@ def ked_cifar10_groups() -> str:
     found = runs_of(experiment, "ked_found")
     rows: Rows = []
     for groups, label in (GROUPS | draws).items():
-        kd, ked = (runs_of(experiment, f"{arm}_{groups}") for arm in ("kd", "ked"))
+        kd, ked = (runs_of(experiment, f"{variant}_{groups}") for variant in ("kd", "ked"))
         own = [spread(kd, "accuracy"), spread(ked, "accuracy"), difference(ked, kd)]
         rows.append((label, [*own, difference(found, ked)]))
     header = (ACCURACY, "KD", "KED", "KED minus KD", "KED of found groups minus KED")
@@ -180,8 +184,8 @@ def ked_digits_retrained() -> str:
 
 def ked_digits_hint() -> str:
     """Students with a hint, by its weight."""
-    arms = {"kd_fitnet": "KD + FitNet", "ked_fitnet": "KED + FitNet"}
-    grid = Grid("ked/digits_hint", "shots=5 lambda_hint", arms)
+    variants = {"kd_fitnet": "KD + FitNet", "ked_fitnet": "KED + FitNet"}
+    grid = Grid("ked/digits_hint", "shots=5 lambda_hint", variants)
     return table((f"{ACCURACY} (weight of the hint)", *grid.values), grid.rows())
 
 
@@ -226,7 +230,7 @@ def ked_cifar10_channels() -> str:
 def _against_e2kd(experiment: str) -> str:
     """Students that learn from superfeatures or from maps, and their differences from KD."""
     weights = {f"e2kd_map{weight}": f"e2KD, lambda {weight}" for weight in (5, 10, 25, 50)}
-    arms = {
+    variants = {
         "labels": "labels",
         "kd": "KD",
         "e2kd": "e2KD, lambda 1",
@@ -235,8 +239,8 @@ def _against_e2kd(experiment: str) -> str:
         "ked_mu1": "KED, mu = 1",
     }
     rows: Rows = []
-    for arm, label in measured_arms(experiment, arms).items():
-        runs = runs_of(experiment, arm)
+    for variant, label in measured_variants(experiment, variants).items():
+        runs = runs_of(experiment, variant)
         own = [spread(runs, "accuracy"), spread(runs, "agreement")]
         own += [average(runs, "map_cosine", 1, 2), average(runs, "superfeature_kl", 1, 2)]
         rows.append((label, [*own, difference(runs, runs_of(experiment, "kd"))]))

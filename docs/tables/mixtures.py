@@ -48,14 +48,15 @@ _TARGETS = {
 
 
 def _runs(method: str, ending: str) -> list[Run]:
-    """Students of an arm on test, of which those without mixtures are of other experiments; empty if not measured."""
+    """Students of a variant on test, of which those without mixtures are of other experiments; empty if not
+    measured."""
     if not ending:
         return runs_of("cifar10_50shots", method)
     if ending == "_plain_v16":
         return runs_of("cifar10_strong_views", f"{method}{ending}")
     measured = {run["method"] for run in results_of(TEST)["runs"]}
-    arm = f"{method}{ending}"
-    return runs_of(TEST, arm) if arm in measured else []
+    variant = f"{method}{ending}"
+    return runs_of(TEST, variant) if variant in measured else []
 
 
 def mixture_test() -> str:

@@ -29,14 +29,20 @@ _SOURCES = {
     "e2KD, replayed, 4 kB": ((STRONG, "e2kd_plain_v16"), (STRONG, "e2kd_v16")),
     "e2KD, live": (None, (STRONG, "e2kd_live")),
 }
-"""Experiment and arm by targets, for each recipe of views; None where nothing was measured."""
+"""Experiment and variant by targets, for each recipe of views; None where nothing was measured."""
 
 
 def readme_results() -> str:
     """Test accuracy by method, source of the targets and recipe of the views."""
     rows: Rows = [
-        (label, [spread(runs_of(*arm), "accuracy") if arm else Cell("") for arm in arms])
-        for label, arms in _SOURCES.items()
+        (
+            label,
+            [
+                spread(runs_of(*variant), "accuracy") if variant else Cell("")
+                for variant in variants
+            ],
+        )
+        for label, variants in _SOURCES.items()
     ]
     return table(("targets", "shifts, flips", "with RandAugment and erasing"), rows)
 
@@ -54,10 +60,10 @@ _LENGTHS = (90, 270)
 def which_method_shortcut() -> str:
     """Methods on the demo's swapped photographs, after two lengths of training; a dash where a length was not run."""
     rows: Rows = []
-    for label, arm in SHORTCUT.items():
+    for label, variant in SHORTCUT.items():
         cells: list[Cell] = []
         for epochs in _LENGTHS:
-            runs = _runs_after(arm, epochs)
+            runs = _runs_after(variant, epochs)
             cells += (
                 [
                     *(spread(runs, name) for name in ("accuracy_swapped", "epg", "agreement")),
@@ -75,9 +81,9 @@ def which_method_shortcut() -> str:
     return table(("with logits, %", *heads), rows)
 
 
-def _runs_after(arm: str, epochs: int) -> list[Run]:
+def _runs_after(variant: str, epochs: int) -> list[Run]:
     try:
-        return runs_of("demo_methods", f"{arm} epochs={epochs}")
+        return runs_of("demo_methods", f"{variant} epochs={epochs}")
     except KeyError:
         return []
 
@@ -105,7 +111,7 @@ _SETS = (
     DataSet("ImageNet-21k", 14_197_122, 21_841, 7, 111_000, "estimated"),
 )
 _OTHER_BYTES = 290
-"""Bytes per record of index, receipts and manifests (docs/results/scale.md)."""
+"""Bytes per record of index, commit markers and manifests (docs/results/scale.md)."""
 _VIEW_BYTES = 36
 """Bytes of the matrix of a stored view."""
 
@@ -147,26 +153,26 @@ _GROUPS = {
 
 
 def seed_correlations() -> str:
-    """Mean correlation of the accuracies of two arms over the five seeds or more that both have, by experiments."""
+    """Mean correlation of the accuracies of two variants over the five seeds or more that both have, by experiments."""
     rows: Rows = []
     for start, label in _GROUPS.items():
         values = list(_correlations(start))
         rows.append((label, [Cell(str(len(values))), single(fmean(values))]))
-    return table(("experiments of", "pairs of arms", "mean correlation over seeds"), rows)
+    return table(("experiments of", "pairs of variants", "mean correlation over seeds"), rows)
 
 
 def _correlations(start: str) -> Iterator[float]:
     for name in committed_results():
         runs = results_of(name)["runs"] if name.startswith(start) else []
         # Students of several selections of images have one seed more than once.
-        arms = group_pairs(
+        variants = group_pairs(
             (run["method"], (run["seed"], run["accuracy"]))
             for run in runs
             if "accuracy" in run and "selection" not in run
         )
-        for first, second in combinations(map(dict, arms.values()), 2):
+        for first, second in combinations(map(dict, variants.values()), 2):
             seeds = sorted(first.keys() & second.keys())
-            pair = [[arm[seed] for seed in seeds] for arm in (first, second)]
+            pair = [[variant[seed] for seed in seeds] for variant in (first, second)]
             if len(seeds) > 4 and all(len(set(values)) > 1 for values in pair):
                 yield correlation(*pair)
 

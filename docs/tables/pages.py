@@ -43,13 +43,13 @@ PAPERS = {
 }
 _STUDY = "interpretability"
 VERDICTS: dict[str, tuple[str, ...]] = {
-    "cells": (f"{_STUDY}/cells", f"{_STUDY}/cells_arms"),
+    "cells": (f"{_STUDY}/cells", f"{_STUDY}/cells_variants"),
     "shots": ("cifar10_fresh",),
     "other_claims": ("cifar10_equal_terms", "cifar10_vit", "cifar10_datafree"),
     "modes": ("cifar10_live", "cifar10_replay", "cifar10_bcos"),
     "guided": ("demo_guided",),
-    "length": ("demo_converged", "ked/cifar10_length", f"{_STUDY}/cifar10_arms_length"),
-    "study": (f"{_STUDY}/cifar10_arms",),
+    "length": ("demo_converged", "ked/cifar10_length", f"{_STUDY}/cifar10_variants_length"),
+    "study": (f"{_STUDY}/cifar10_variants",),
 }
 """Experiments of pages of results whose tables say what the papers' pages decide."""
 

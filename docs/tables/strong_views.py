@@ -36,7 +36,7 @@ def strong_views_screen() -> str:
             label,
             [
                 single(spread, digits=4),
-                *(by_seed(arms[number], "accuracy") for arms in columns.values()),
+                *(by_seed(variants[number], "accuracy") for variants in columns.values()),
             ],
         )
         for number, (label, spread) in enumerate(zip(_RECIPES.values(), spreads, strict=True))
@@ -44,9 +44,9 @@ def strong_views_screen() -> str:
     correlations = [
         spearmanr(
             [-spread for spread in spreads],
-            [fmean(run["accuracy"] for run in runs) for runs in arms],
+            [fmean(run["accuracy"] for run in runs) for runs in variants],
         ).statistic
-        for arms in columns.values()
+        for variants in columns.values()
     ]
     rows.append(("rank correlation with a low spread", [Cell(""), *map(single, correlations)]))
     header = ("held-out accuracy, % (by seed)", "spread of the teacher's mean probability")
@@ -76,7 +76,7 @@ _PLAIN = {
     "e2kd_v16": (TEST, "e2kd_plain_v16"),
     "kd_v16_long": (TEST, "kd_plain_v16_long"),
 }
-"""Students of shifts and flips with the same targets as those of an arm: experiment and arm."""
+"""Students of shifts and flips with the same targets as those of a variant: experiment and variant."""
 _TARGETS = {
     "labels": "labels",
     "kd_frozen": "frozen KD",
@@ -98,13 +98,15 @@ def strong_views_test() -> str:
     """
     measured = {run["method"] for run in results_of(TEST)["runs"]}
     rows: Rows = []
-    for arm, label in _TARGETS.items():
-        strong = runs_of(TEST, arm) if arm in measured else []
+    for variant, label in _TARGETS.items():
+        strong = runs_of(TEST, variant) if variant in measured else []
         if len(strong) < 2:
             continue
-        experiment, plain_arm = _PLAIN.get(arm, ("", ""))
+        experiment, plain_variant = _PLAIN.get(variant, ("", ""))
         plain = (
-            runs_of(experiment, plain_arm) if plain_arm and plain_arm in _arms(experiment) else []
+            runs_of(experiment, plain_variant)
+            if plain_variant and plain_variant in _variants(experiment)
+            else []
         )
         compared = len(plain) > 1
         cells = [
@@ -124,7 +126,7 @@ def strong_views_test() -> str:
     return table((*header, "strong recipe", "difference"), rows)
 
 
-def _arms(experiment: str) -> set[str]:
+def _variants(experiment: str) -> set[str]:
     return {run["method"] for run in results_of(experiment)["runs"]}
 
 
@@ -168,13 +170,15 @@ def strong_views_controls() -> str:
     """Students of 16 strong stored views with right and with wrong maps."""
     rows: Rows = []
     for options, words in ((" searched", ", searched"), ("", "")):
-        arms = {arm: runs_of(CONTROLS, f"{arm}{options}") for arm in _CONTROLLED}
-        for arm, label in _CONTROLLED.items():
-            runs = arms[arm]
+        variants = {variant: runs_of(CONTROLS, f"{variant}{options}") for variant in _CONTROLLED}
+        for variant, label in _CONTROLLED.items():
+            runs = variants[variant]
             cells = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
-            for one, other in ((arm, "kd_v16"), ("e2kd_v16", arm)):
+            for one, other in ((variant, "kd_v16"), ("e2kd_v16", variant)):
                 shown = one != other
-                cells.append(difference(arms[one], arms[other], "accuracy") if shown else Cell(""))
+                cells.append(
+                    difference(variants[one], variants[other], "accuracy") if shown else Cell("")
+                )
             rows.append((label + words, cells))
     header = ("test accuracy, %, V = 16", "by seed", "mean", "agreement", "minus KD")
     return table((*header, "e2KD minus it"), rows)

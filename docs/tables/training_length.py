@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Length(NamedTuple):
-    """Two arms of committed results that were trained for a number of epochs."""
+    """Two variants of committed results that were trained for a number of epochs."""
 
     epochs: int
     experiment: str
@@ -23,31 +23,35 @@ class Length(NamedTuple):
 
     @property
     def is_measured(self) -> bool:
-        """True if the results of both arms are committed."""
+        """True if the results of both variants are committed."""
         if not path_of(self.experiment).exists():
             return False
-        arms = {run["method"] for run in results_of(self.experiment)["runs"]}
-        return {self.candidate, self.baseline} <= arms
+        variants = {run["method"] for run in results_of(self.experiment)["runs"]}
+        return {self.candidate, self.baseline} <= variants
 
 
 def _and_longer(
     epochs: int, experiments: tuple[str, str], candidate: str, baseline: str
 ) -> tuple[Length, Length]:
-    """Two arms at the epochs of their recipe, and at three times as many in the second experiment."""
+    """Two variants at the epochs of their recipe, and at three times as many in the second experiment."""
     return (
         Length(epochs, experiments[0], candidate, baseline),
         Length(3 * epochs, experiments[1], candidate, baseline),
     )
 
 
-def _in_grid(experiment: str, epochs: Sequence[int], arms: tuple[str, str]) -> tuple[Length, ...]:
-    """Two arms of a sweep over the epochs."""
-    return tuple(Length(n, experiment, *(f"{arm} epochs={n}" for arm in arms)) for n in epochs)
+def _in_grid(
+    experiment: str, epochs: Sequence[int], variants: tuple[str, str]
+) -> tuple[Length, ...]:
+    """Two variants of a sweep over the epochs."""
+    return tuple(
+        Length(n, experiment, *(f"{variant} epochs={n}" for variant in variants)) for n in epochs
+    )
 
 
 _DEMO = (Length(30, "demo", "e2kd", "kd"), *_in_grid("demo_length", (90, 270), ("e2kd", "kd")))
 _EQUAL = ("cifar10_equal_terms", "cifar10_equal_terms_length")
-_STUDY = ("interpretability/cifar10_arms", "interpretability/cifar10_arms_length")
+_STUDY = ("interpretability/cifar10_variants", "interpretability/cifar10_variants_length")
 COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
     ("demo, swapped photographs: e2KD minus KD", "accuracy_swapped", _DEMO),
     ("demo, EPG of the maps: e2KD minus KD", "epg", _DEMO),
@@ -79,12 +83,15 @@ COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
 
 
 def training_length() -> str:
-    """Differences of two arms at the epochs of the recipe and at more of them."""
+    """Differences of two variants at the epochs of the recipe and at more of them."""
     rows: Rows = []
     for label, metric, lengths in COMPARISONS:
         measured = [length for length in lengths if length.is_measured]
         for length in measured if len(measured) > 1 else []:
-            pair = [runs_of(length.experiment, arm) for arm in (length.candidate, length.baseline)]
+            pair = [
+                runs_of(length.experiment, variant)
+                for variant in (length.candidate, length.baseline)
+            ]
             seeds = len(pair[0])
             cells = [Cell(str(length.epochs)), *(spread(runs, metric) for runs in pair)]
             rows.append((label, [*cells, difference(*pair, metric), Cell(str(seeds))]))
@@ -95,11 +102,11 @@ CONVERGED = "demo_converged"
 
 
 def converged_means() -> dict[str, list[Run]]:
-    """Means of each arm over the seeds of each teacher, with the teacher's number as their seed."""
+    """Means of each variant over the seeds of each teacher, with the teacher's number as their seed."""
     means: dict[str, list[Run]] = {"kd": [], "e2kd": []}
-    for arm, of_teachers in means.items():
+    for variant, of_teachers in means.items():
         for number, teacher in enumerate(_teachers()):
-            own = runs_of(CONVERGED, f"{arm} teacher={teacher}")
+            own = runs_of(CONVERGED, f"{variant} teacher={teacher}")
             values = {m: fmean(run[m] for run in own) for m in _CONVERGED_METRICS}
             of_teachers.append({"seed": number, **values})
     return means
@@ -116,8 +123,8 @@ def demo_converged() -> str:
     means = converged_means()
     for number, teacher in enumerate(_teachers()):
         cells = [
-            average(runs_of(CONVERGED, f"{arm} teacher={teacher}"), metric)
-            for arm in means
+            average(runs_of(CONVERGED, f"{variant} teacher={teacher}"), metric)
+            for variant in means
             for metric in _CONVERGED_METRICS
         ]
         rows.append((f"students of {teacher}", [*cells, _gain(means, number)]))
@@ -132,8 +139,10 @@ _CONVERGED_METRICS = ("accuracy_in_distribution", "accuracy_swapped", "epg")
 
 
 def _gain(means: dict[str, list[Run]], number: int) -> Cell:
-    """Difference of the arms for one teacher, over the mean of its seeds."""
-    kd, e2kd = (Decimal(str(means[arm][number]["accuracy_swapped"])) for arm in ("kd", "e2kd"))
+    """Difference of the variants for one teacher, over the mean of its seeds."""
+    kd, e2kd = (
+        Decimal(str(means[variant][number]["accuracy_swapped"])) for variant in ("kd", "e2kd")
+    )
     return Cell(f"{rounded(100 * (e2kd - kd), 1):+}")
 
 

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 UNICAM = "unicam/cifar10_small"
-UNICAM_ARMS = {
+UNICAM_VARIANTS = {
     "labels": "labels",
     "vanilla": "logits (vanilla KD)",
     "feature": "features (factor transfer)",
     "attention": "attention (AT)",
     "other_seed": "labels, against labels of another seed",
 }
-UNICAM_COMPARED = [arm for arm in UNICAM_ARMS if arm != "labels"]
+UNICAM_COMPARED = [variant for variant in UNICAM_VARIANTS if variant != "labels"]
 """Students that are compared with a baseline."""
 DEPTHS = [f"depth{depth}" for depth in range(1, 6)]
 
@@ -26,10 +26,10 @@ DEPTHS = [f"depth{depth}" for depth in range(1, 6)]
 def unicam_students() -> str:
     """Students of CIFAR-10 by what they learned from, at depth 1."""
     rows: Rows = []
-    for arm, label in UNICAM_ARMS.items():
-        if arm == "other_seed":
+    for variant, label in UNICAM_VARIANTS.items():
+        if variant == "other_seed":
             continue
-        runs = runs_of(UNICAM, arm)
+        runs = runs_of(UNICAM, variant)
         cells = [spread(runs, "accuracy"), spread(runs, "agreement")]
         cells += [
             spread(runs, f"{name}_depth1", 1, 2)
@@ -40,14 +40,14 @@ def unicam_students() -> str:
     return table((*header, "RS, student only", "accuracy, difference from labels"), rows)
 
 
-def _by_depth(names: Mapping[str, str], arms: Sequence[str], depths: Sequence[str]) -> str:
+def _by_depth(names: Mapping[str, str], variants: Sequence[str], depths: Sequence[str]) -> str:
     rows: Rows = [
         (
-            f"{title}: {UNICAM_ARMS[arm]}",
-            [spread(runs_of(UNICAM, arm), f"{name}_{depth}", 1, 2) for depth in depths],
+            f"{title}: {UNICAM_VARIANTS[variant]}",
+            [spread(runs_of(UNICAM, variant), f"{name}_{depth}", 1, 2) for depth in depths],
         )
         for name, title in names.items()
-        for arm in arms
+        for variant in variants
     ]
     return table(("", *(depth.replace("depth", "depth ") for depth in depths)), rows)
 
@@ -55,7 +55,11 @@ def _by_depth(names: Mapping[str, str], arms: Sequence[str], depths: Sequence[st
 def unicam_depths() -> str:
     """FSS and RS through five depths."""
     parts = [
-        _by_depth({"fss": "FSS"}, [arm for arm in UNICAM_ARMS if arm != "other_seed"], DEPTHS),
+        _by_depth(
+            {"fss": "FSS"},
+            [variant for variant in UNICAM_VARIANTS if variant != "other_seed"],
+            DEPTHS,
+        ),
         _by_depth({"distilled": "distilled", "lost": "lost"}, UNICAM_COMPARED, DEPTHS),
     ]
     return "\n".join(parts)
@@ -69,14 +73,14 @@ def unicam_maps() -> str:
 
 def cifar10_assistant() -> str:
     """Students of the first teacher and of its assistant, compared with the first teacher."""
-    arms = {
+    variants = {
         "labels": "labels",
         "by_teacher": "KD from the first teacher (ResNet-56)",
         "by_assistant": "KD from the assistant (ResNet-20)",
     }
     rows: Rows = []
-    for arm, label in arms.items():
-        runs = runs_of("unicam/cifar10_assistant", arm)
+    for variant, label in variants.items():
+        runs = runs_of("unicam/cifar10_assistant", variant)
         own = [spread(runs, "accuracy"), spread(runs, "agreement")]
         own += [spread(runs, name, 1, 3) for name in ("fss", "left_of_teacher")]
         rows.append(

@@ -270,7 +270,7 @@ def sweep(
     store: Place | None = None,
     run: str | None = None,
     student: Member | None = None,
-    arms: Mapping[str, Sequence[str]] | None = None,
+    variants: Mapping[str, Sequence[str]] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] | None = None,
     select: str | None = None,
@@ -280,17 +280,17 @@ def sweep(
     parallel: int | None = None,
     **options: Any,
 ) -> SweepResult:
-    """Train and evaluate the students of a sweep: arms, a grid of options, and seeds.
+    """Train and evaluate the students of a sweep: variants, a grid of options, and seeds.
 
     Args:
         *arguments: Arguments of the command line.
         store: Folder of the store.
         run: Name of the run.
         student: Network of all students.
-        arms: Arguments of `distill` by the name of the arm.
+        variants: Arguments of `distill` by the name of the variant.
         grid: Values by option of `distill`.
-        seeds: Seeds, each of which trains every arm once.
-        select: Metric that selects the point of each arm, such as "holdout.accuracy".
+        seeds: Seeds, each of which trains every variant once.
+        select: Metric that selects the grid point of each variant, such as "holdout.accuracy".
         epochs: Number of epochs.
         evaluators: What is measured of each student.
         executor: Executor of the work.
@@ -332,7 +332,7 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "preview": {},
     "precompute": {
         **{name: f"teacher.{name}" for name in ("mean", "std", "layer", "input_size")},
-        **{"outputs": "annotate.payloads", "batch_size": "annotate.batch_size"},
+        **{"outputs": "annotate.outputs", "batch_size": "annotate.batch_size"},
         **{"name": "annotate.name", "image_size": "store.image_size"},
     },
     "teach": {

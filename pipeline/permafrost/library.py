@@ -263,7 +263,7 @@ class Explanation(NamedTuple):
 
     logits: Tensor
     """f32 [N, K]."""
-    explained_class: Tensor
+    target_class: Tensor
     """i64 [N, E]."""
     maps: Tensor
     """f32 [N, E, A, h, w], not normalized, on the network's own grid."""
@@ -274,7 +274,7 @@ def explain(
     images: Tensor | Iterable[Tensor],
     *,
     layer: str | None = None,
-    explained_class: Tensor | None = None,
+    target_class: Tensor | None = None,
     batch_size: int = 64,
 ) -> Explanation:
     """Explain the logits of a network by GradCAM, or by the weights of a B-cos network.
@@ -287,7 +287,7 @@ def explain(
         images: f32 [N, 3, H, W] in the form that the network takes, or batches of them. They are converted to the dtype
             of its weights.
         layer: Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules().
-        explained_class: i64 [N, E], where -1 results in a zero map; None explains the class of the highest logit.
+        target_class: i64 [N, E], where -1 results in a zero map; None explains the class of the highest logit.
         batch_size: Number of images of a tensor that are computed at once.
 
     Raises:
@@ -324,17 +324,17 @@ def explain(
             output = forward_to_explain(model, batch.to(weights))
             rows = slice(start, start + len(batch))
             start += len(batch)
-            if explained_class is None:
+            if target_class is None:
                 classes = output.logits.argmax(dim=1, keepdim=True)
             else:
-                _check_explained(explained_class, output.logits.shape[1], at_least=start)
-                classes = explained_class[rows].to(weights.device)
+                _check_target_class(target_class, output.logits.shape[1], at_least=start)
+                classes = target_class[rows].to(weights.device)
             maps = explainer_named(model.explainer)(model, output, classes)
             parts.append((output.logits.detach().float().cpu(), classes.cpu(), maps.detach().cpu()))
     require(bool(parts), "explain: there are no images")
     require(
-        explained_class is None or len(explained_class) == start,
-        f"explain: explained_class is of {0 if explained_class is None else len(explained_class)} images, but there "
+        target_class is None or len(target_class) == start,
+        f"explain: target_class is of {0 if target_class is None else len(target_class)} images, but there "
         f"are {start}",
     )
     return Explanation(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -354,21 +354,21 @@ def _explained_network(network: nn.Module, layer: str | None) -> Classifier:
     return model
 
 
-def _check_explained(classes: Tensor, outputs: int, at_least: int) -> None:
+def _check_target_class(classes: Tensor, outputs: int, at_least: int) -> None:
     """Raise ConfigError unless classes are i64 [N, E], outputs of the network or -1, and N >= `at_least`."""
     require(
         classes.ndim == 2 and not (classes.is_floating_point() or classes.is_complex()),
-        f"explain: explained_class is {str(classes.dtype).removeprefix('torch.')} {[*classes.shape]} instead of int64 "
+        f"explain: target_class is {str(classes.dtype).removeprefix('torch.')} {[*classes.shape]} instead of int64 "
         "[N, E]; give one class an image as classes[:, None]",
     )
     require(
         len(classes) >= at_least,
-        f"explain: explained_class is of {len(classes)} images, but there are at least {at_least}",
+        f"explain: target_class is of {len(classes)} images, but there are at least {at_least}",
     )
     wrong = classes[(classes < -1) | (classes >= outputs)]
     require(
         not len(wrong),
-        f"explain: explained_class has {wrong[:3].tolist()}, but the network's {outputs} outputs are 0 to "
+        f"explain: target_class has {wrong[:3].tolist()}, but the network's {outputs} outputs are 0 to "
         f"{outputs - 1}; -1 stands for no class, whose map is zero",
     )
 

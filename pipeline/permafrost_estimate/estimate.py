@@ -105,7 +105,7 @@ def _announce(config: EstimateConfig, finished: bool) -> None:
     teacher = "no teacher"
     if not isinstance(config.teacher, NoModelConfig):
         teacher = (
-            f"teacher {config.teacher.label} ({', '.join(config.annotate.payloads)}), then "
+            f"teacher {config.teacher.label} ({', '.join(config.annotate.outputs)}), then "
             f"{options.rounds} steps of student {config.student.label}, "
             f"method={config.method.kind}, with stored and with live targets"
         )

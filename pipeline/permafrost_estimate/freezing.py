@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from permafrost.store.reader import TeacherPass
     from permafrost_estimate.sample import Whole
 
-_METRICS = {"logits": "logits_kl", "map": "map_cosine", "features": "features_cosine"}
-"""Metric of each payload, whose distance is the KL in nats, or 1 - cosine."""
+_METRICS = {"logits": "logits_kl", "maps": "map_cosine", "features": "features_cosine"}
+"""Metric of each output, whose distance is the KL in nats, or 1 - cosine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class FreezingRow:
     """Stored views per record, 0 for frozen targets of the whole image."""
     bytes: float
     """Bytes of the targets of all records."""
-    bytes_by_payload: dict[str, float] = field(default_factory=dict)
-    """The same by payload, and of what says what the views are (`views`)."""
+    bytes_by_output: dict[str, float] = field(default_factory=dict)
+    """The same by output, and of what says what the views are (`views`)."""
     hours: float
     """Hours of one worker, once for all students; of a live teacher those that it adds to one job of all students."""
     distances: dict[str, float] = field(default_factory=dict)
-    """Distance of the targets of a view to the teacher's answer to it, by payload: KL in nats, 1 - cosine; infinite for
+    """Distance of the targets of a view to the teacher's answer to it, by output: KL in nats, 1 - cosine; infinite for
     one that was not measured."""
     is_live: bool = False
 
@@ -87,7 +87,7 @@ class ViewCost:
     seconds: float
     """Seconds of a worker for one stored view."""
     distances: dict[str, float]
-    """Distance of targets of whole images to the teacher's answers to views, by payload that can be compared."""
+    """Distance of targets of whole images to the teacher's answers to views, by output that can be compared."""
 
 
 def measure_views(
@@ -153,8 +153,8 @@ def _distances(
     store: Store,
     canonical: Sequence[TeacherPass],
 ) -> dict[str, float]:
-    payload = FEATURES if canonical[0].fields_of(FEATURES) else None
-    dataset = StoreDataset(store, np.arange(store.index.num_rows), canonical, payload=payload)
+    output = FEATURES if canonical[0].fields_of(FEATURES) else None
+    dataset = StoreDataset(store, np.arange(store.index.num_rows), canonical, output=output)
     model = EvaluatedModel(network=annotator.model, input_size=annotator.input_size)
     batches = iter_on_device(
         iter_batches(dataset, config.annotate.records_per_batch, None), model.device
@@ -162,8 +162,8 @@ def _distances(
     recipes = {RECIPE: config.augment.operations}
     metrics = compare_views(model, dataset, recipes, batches)
     measured = {
-        payload: 1 - metrics[metric][RECIPE] if "cosine" in metric else metrics[metric][RECIPE]
-        for payload, metric in _METRICS.items()
+        name: 1 - metrics[metric][RECIPE] if "cosine" in metric else metrics[metric][RECIPE]
+        for name, metric in _METRICS.items()
         if metric in metrics
     }
     return {name: inf if isnan(value) else max(0.0, value) for name, value in measured.items()}
@@ -189,52 +189,52 @@ def freezing_rows(
     """
     whole, view = Counter[str](), Counter[str]()
     for part in pass_parts(teacher, numbers):
-        whole[_payload_of(part.name)] += part.bytes
+        whole[_output_of(part.name)] += part.bytes
     mixed = isinstance(config.views, RandomViewsConfig) and config.views.mixes
     recipe, places = Recipe(config.augment.operations), place_fields_of(config.augment)
     of_views = fields_of_views(recipe, mixed=mixed, place_fields=places)
     for spec in (*teacher.manifest.fields, *of_views):
-        view[_payload_of(spec.name)] += numbers.trained * _view_bytes(spec)
-    payloads = [name for name in view if name != _VIEWS]
+        view[_output_of(spec.name)] += numbers.trained * _view_bytes(spec)
+    outputs = [name for name in view if name != _VIEWS]
     fidelity = teacher.manifest.fidelity
     # The targets of a stored view are the teacher's answer to the same pixels, in their stored form.
     errors = {
         name: max(
-            [1 - cosine for field, cosine in fidelity.items() if _payload_of(field) == name],
+            [1 - cosine for field, cosine in fidelity.items() if _output_of(field) == name],
             default=0.0,
         )
-        for name in payloads
+        for name in outputs
     }
     rows = []
     for count in views:
-        by_payload = {name: whole[name] + count * view[name] for name in whole | view}
+        by_output = {name: whole[name] + count * view[name] for name in whole | view}
         rows.append(
             FreezingRow(
                 views=count,
-                bytes=sum(by_payload.values()),
-                bytes_by_payload={name: size for name, size in by_payload.items() if size},
+                bytes=sum(by_output.values()),
+                bytes_by_output={name: size for name, size in by_output.items() if size},
                 hours=(seconds + cost.seconds * count * numbers.trained) / 3600,
                 distances=errors
                 if count
-                else {name: cost.distances.get(name, inf) for name in payloads},
+                else {name: cost.distances.get(name, inf) for name in outputs},
             )
         )
     return rows
 
 
 _VIEWS = "views"
-_PAYLOADS_OF = {
+_OUTPUTS_OF = {
     **dict.fromkeys((TOP_LOGITS, TOP_CLASS, REST_LOGITS), "logits"),
-    **dict.fromkeys(("map", "map_scale", "explained_class"), "map"),
+    **dict.fromkeys(("map", "map_scale", "target_class"), "maps"),
     **dict.fromkeys(VIEW_FIELDS, _VIEWS),
 }
 
 
-def _payload_of(name: str) -> str:
-    """Return the payload of a field; other parts of a pass have their own name."""
+def _output_of(name: str) -> str:
+    """Return the output of a field; other parts of a pass have their own name."""
     if name.startswith(f"{FEATURES}_"):
         return FEATURES
-    return _PAYLOADS_OF.get(name, name)
+    return _OUTPUTS_OF.get(name, name)
 
 
 def _view_bytes(spec: FieldSpec) -> int:

@@ -427,10 +427,10 @@ def _price(row: FreezingRow, estimate: Estimate, config: EstimateConfig) -> str:
             f"no bytes; one job of {config.estimate.students} students takes {seconds} {change} than as many with "
             "stored targets; distance 0"
         )
-    payloads = [
-        f"{payload} {format_bytes(size)}"
-        + (f" {_distance(payload, row.distances[payload])}" if payload in row.distances else "")
-        for payload, size in row.bytes_by_payload.items()
+    outputs = [
+        f"{name} {format_bytes(size)}"
+        + (f" {_distance(name, row.distances[name])}" if name in row.distances else "")
+        for name, size in row.bytes_by_output.items()
     ]
     visits = ""
     if row.views:
@@ -438,16 +438,16 @@ def _price(row: FreezingRow, estimate: Estimate, config: EstimateConfig) -> str:
         visits = f"; each view {_number(each)} times in trainer.epochs={config.trainer.epochs}"
     return (
         f"{format_bytes(row.bytes)}, {_number(row.bytes / estimate.records)} per record; {seconds} of one worker; "
-        f"{', '.join(payloads)}{visits}"
+        f"{', '.join(outputs)}{visits}"
     )
 
 
-def _distance(payload: str, distance: float) -> str:
+def _distance(output_name: str, distance: float) -> str:
     """Format a distance to live. Below a thousandth it is that of rounding."""
     if isinf(distance):
         return "(distance not measured)"
     shown = "< 0.001" if distance < 1e-3 else _number(distance)
-    return f"at {shown} nats" if payload == "logits" else f"at 1 - cos {shown}"
+    return f"at {shown} nats" if output_name == "logits" else f"at 1 - cos {shown}"
 
 
 def format_bytes(count: float) -> str:

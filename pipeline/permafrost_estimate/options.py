@@ -44,7 +44,7 @@ class EstimateOptions(Options):
     """Maximum bytes of the targets of a proposed setting; null for no limit. What was measured to teach most within as
     many bytes per record is named, too."""
     max_distance: Annotated[float | None, Ge(0)] = None
-    """Largest distance of the targets of a view to the teacher's answer to it, of every payload (KL in nats, or 1 -
+    """Largest distance of the targets of a view to the teacher's answer to it, of every output (KL in nats, or 1 -
     cosine), for which a setting is proposed; null for no limit."""
     records: Annotated[int | None, Ge(1)] = None
     """Number of records to estimate for, such as those of a set that is not here; null takes those of the data."""
@@ -84,7 +84,7 @@ VERBS["estimate"] = Verb(
     order=15,
     common=(
         *("store.path", "data", "data.path", "teacher", "teacher.name", "teacher.weights"),
-        *("annotate.payloads", "student", "student.name", "method", "trainer.batch_size"),
+        *("annotate.outputs", "student", "student.name", "method", "trainer.batch_size"),
         *("estimate.views", "estimate.workers", "estimate.records", "estimate.budget_bytes"),
     ),
     needs_run=False,

@@ -26,6 +26,7 @@ from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import build_source, list_data
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.commit_markers import MARKER_SCHEMA, marker_path, read_marker
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.generations import appended_store
 from permafrost.store.index_writer import StoreTablesWriter
@@ -33,7 +34,6 @@ from permafrost.store.listing import listing_files
 from permafrost.store.manifest import write_manifest
 from permafrost.store.pack import pack, plan_pack
 from permafrost.store.reader import Store
-from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt, receipt_path
 from permafrost.store.shard_plan import ShardPlan
 from permafrost_estimate.options import EstimateConfig
 
@@ -134,12 +134,12 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
     _check_same_data(config, store)
     shards, manifest = list(store.shards), store.manifest
     sizes = [(shard.split, shard.records) for shard in shards]
-    row = RECEIPT_SCHEMA.get_field_index("row")
+    row = MARKER_SCHEMA.get_field_index("row")
     with StoreTablesWriter(folder) as writer:
         for number, start, stop in _pieces(sizes, config):
             shard = shards[number]
-            path = receipt_path(store.folder, shard.name)
-            records = read_receipt(path, RECEIPT_SCHEMA)[0].slice(start, stop - start)
+            path = marker_path(store.folder, shard.name)
+            records = read_marker(path, MARKER_SCHEMA)[0].slice(start, stop - start)
             rows = pa.array(range(stop - start), pa.int32())
             entry = replace(
                 shard,
@@ -149,7 +149,7 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
                 path=str(shard.file(store.folder.absolute())),
                 referenced=True,
             )
-            records = records.set_column(row, RECEIPT_SCHEMA.field(row), rows)
+            records = records.set_column(row, MARKER_SCHEMA.field(row), rows)
             writer.append(entry, records, file_at(path).sha256())
         tables = writer.finish()
     splits = tables.shards.records_of_splits()

@@ -1,6 +1,6 @@
 """Bytes of a whole store by part: bytes per record of the sample's files, times the records of the whole.
 
-An empty index and an empty receipt take kilobytes, which a sample of few records would multiply, so
+An empty index and an empty commit marker take kilobytes, which a sample of few records would multiply, so
 they are counted apart. The tables of shards and the manifests are taken as they are, because they hardly grow.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 from permafrost.core.records import FieldSpec
 from permafrost.storage.files import file_at, scratch_folder
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.commit_markers import marker_path
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.manifest import MANIFEST_NAME
-from permafrost.store.receipts import receipt_path
 
 if TYPE_CHECKING:
     from permafrost.store.reader import TeacherPass
@@ -49,7 +49,7 @@ def image_part(sample: RecordSample) -> VolumePart:
 
 
 def index_part(sample: RecordSample) -> VolumePart:
-    """Return the bytes of the index, the receipts and the manifest of the images."""
+    """Return the bytes of the index, the commit markers and the manifest of the images."""
     store, whole = sample.finished or sample.store, sample.whole
     manifest = store.manifest
     shards = [(shard.name, shard.records) for shard in store.shards]
@@ -59,11 +59,11 @@ def index_part(sample: RecordSample) -> VolumePart:
         empty = sum(file.bytes for file in writer.finish().values())
     bytes_of_index = sum(file.bytes for file in manifest.index.values())
     index = (store.num_records(), bytes_of_index - empty)
-    return _part("index", "index, receipts, manifest", [index], whole.records, rest + empty)
+    return _part("index", "index, commit markers, manifest", [index], whole.records, rest + empty)
 
 
 def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
-    """Return the bytes of a pass: those of its fields, and those of its receipts and manifest.
+    """Return the bytes of a pass: those of its fields, and those of its commit markers and manifest.
 
     Args:
         teacher: Pass of the sample.
@@ -93,7 +93,7 @@ def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
         parts.append(_part(f"{prefix}tars", "headers of the tars", [], records, headers))
     names = (MANIFEST_NAME, manifest.shards.path.name, *manifest.files)
     rest = _rest_bytes(teacher.folder, names, shards, records, num_shards)
-    return [*parts, _part(f"{prefix}receipts", "receipts, manifest", [], records, rest)]
+    return [*parts, _part(f"{prefix}commits", "commit markers, manifest", [], records, rest)]
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -116,12 +116,12 @@ def _rest_bytes(
     records: int,
     num_shards: int,
 ) -> float:
-    """Return the bytes of some files, which do not grow, and of all receipts.
+    """Return the bytes of some files, which do not grow, and of all commit markers.
 
-    A receipt has a fixed size plus some bytes per record, as the receipts of the given shards show.
+    A commit marker has a fixed size plus some bytes per record, as the commit markers of the given shards show.
     """
     counts = [[count, 1] for _, count in shards]
-    sizes = [file_at(receipt_path(folder, name)).size() or 0 for name, _ in shards]
+    sizes = [file_at(marker_path(folder, name)).size() or 0 for name, _ in shards]
     each, per_shard = np.linalg.lstsq(counts, sizes, rcond=None)[0].tolist()
     fixed = sum(file_at(folder / name).size() or 0 for name in names)
     return float(fixed + each * records + per_shard * num_shards)

@@ -60,7 +60,7 @@ def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
     require(
         context.has_maps or _has_features(context),
         f"evaluators=equivariance needs the teacher's maps or features, but {lacking}; run permafrost precompute with "
-        "this teacher and annotate.payloads=[logits,map], or name its pass with store.teacher=",
+        "this teacher and annotate.outputs=[logits,maps], or name its pass with store.teacher=",
     )
     return {}
 
@@ -261,7 +261,7 @@ def _compare_maps(
     model: EvaluatedModel, explain: Explainer, rule: MixedMapTargets, output: ModelOutput
 ) -> tuple[Tensor, Tensor]:
     """Compare stored maps of both records on their cells with those of the mixture: validity and cosine [B, 2E]."""
-    recomputed = explain(model.network, output, rule.explained_class)
+    recomputed = explain(model.network, output, rule.target_class)
     pair = (rule.maps * rule.cell_weights, recomputed * rule.cell_weights)
     cosine, valid = map_cosine(*pair, model.input_size)
     return valid & rule.map_valid, cosine
@@ -331,10 +331,10 @@ def _compare(model: EvaluatedModel, explain: Explainer | None, batch: Batch) -> 
     if explain is None:
         logits = model.network(images).logits
     else:
-        assert stored.explained_class is not None
+        assert stored.target_class is not None
         output = forward_to_explain(model.network, images)
         logits = output.logits.detach()
-        recomputed = explain(model.network, output, stored.explained_class)
+        recomputed = explain(model.network, output, stored.target_class)
         grid = (recomputed.shape[-2], recomputed.shape[-1])
         moved = view_maps(batch, stored, grid)
         cosine, valid = map_cosine(moved, recomputed, model.input_size)

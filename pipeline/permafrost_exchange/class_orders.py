@@ -20,7 +20,7 @@ _MOSTLY = 0.5
 """Fraction of the records whose labels must fit the order that names say."""
 _SURE = 0.9
 """Fraction of the records of a class that must have one label for an order that its name does not say."""
-_CLASSES_AS_VALUES = (TOP_CLASS, "explained_class")
+_CLASSES_AS_VALUES = (TOP_CLASS, "target_class")
 """Fields whose values are classes."""
 
 

@@ -28,7 +28,7 @@ from permafrost_exchange.target_reader import MIN_PROBABILITY, Arrays, TargetErr
 _MAX_UINT16 = 2**16 - 1
 
 
-class _Payload(NamedTuple):
+class _StoredArray(NamedTuple):
     """Form of one kind of targets."""
 
     pattern: str
@@ -39,21 +39,21 @@ class _Payload(NamedTuple):
     when_moved: WhenMoved = "keep"
 
 
-_PAYLOADS = (
-    _Payload("logits", ("class",)),
-    _Payload(TOP_LOGITS, ("rank",)),
-    _Payload(TOP_CLASS, ("rank",)),
-    _Payload(REST_LOGITS, ("temperature",)),
-    _Payload("pooled", ("feature",)),
-    _Payload("features_pooled", ("channel",)),
-    _Payload("explained_class", ("explained",)),
-    _Payload("map", ("explained", "channel", "y", "x"), 1, "warp"),
-    _Payload("class_maps", ("class", "y", "x"), 1, "warp"),
-    _Payload(r"attention_\d+", ("y", "x"), -1, "warp"),
-    _Payload(r"features_\d+", ("channel", "y", "x"), 1, "warp_covered"),
-    _Payload(WINDOW_FIELD.name, ("value",)),
-    _Payload(MOVE_FIELD.name, ("move", "row", "column")),
-    _Payload(PIXEL_FIELD, ("value",)),
+_STORED_ARRAYS = (
+    _StoredArray("logits", ("class",)),
+    _StoredArray(TOP_LOGITS, ("rank",)),
+    _StoredArray(TOP_CLASS, ("rank",)),
+    _StoredArray(REST_LOGITS, ("temperature",)),
+    _StoredArray("pooled", ("feature",)),
+    _StoredArray("features_pooled", ("channel",)),
+    _StoredArray("target_class", ("target",)),
+    _StoredArray("map", ("target", "channel", "y", "x"), 1, "warp"),
+    _StoredArray("class_maps", ("class", "y", "x"), 1, "warp"),
+    _StoredArray(r"attention_\d+", ("y", "x"), -1, "warp"),
+    _StoredArray(r"features_\d+", ("channel", "y", "x"), 1, "warp_covered"),
+    _StoredArray(WINDOW_FIELD.name, ("value",)),
+    _StoredArray(MOVE_FIELD.name, ("move", "row", "column")),
+    _StoredArray(PIXEL_FIELD, ("value",)),
 )
 
 
@@ -62,7 +62,7 @@ _PLACES = (WINDOW_FIELD.name, MOVE_FIELD.name)
 
 def has_places(name: str) -> bool:
     """Return whether targets of a name lie in the image, as maps and dense features do."""
-    return any(re.fullmatch(kind.pattern, name) and kind.axes[-1] == "x" for kind in _PAYLOADS)
+    return any(re.fullmatch(kind.pattern, name) and kind.axes[-1] == "x" for kind in _STORED_ARRAYS)
 
 
 class EncodedTargets(NamedTuple):
@@ -100,22 +100,22 @@ def encode_targets(
     values: dict[str, NDArray[np.generic]] = {}
     fidelity: dict[str, float] = {}
     for name, array in arrays.items():
-        payload = next((kind for kind in _PAYLOADS if re.fullmatch(kind.pattern, name)), None)
-        if payload is None:
+        kind = next((kind for kind in _STORED_ARRAYS if re.fullmatch(kind.pattern, name)), None)
+        if kind is None:
             raise TargetError(f"{where}: there is no kind of target called {name!r}")
-        if array.ndim != 2 + len(payload.axes):
+        if array.ndim != 2 + len(kind.axes):
             raise TargetError(
                 f"{where}: {name} has shape {list(array.shape[2:])} per record, in place of "
-                f"[{', '.join(payload.axes)}]"
+                f"[{', '.join(kind.axes)}]"
             )
         _require_finite(name, array, names, where)
-        if name in (TOP_CLASS, "explained_class"):
+        if name in (TOP_CLASS, "target_class"):
             _require_classes(name, array, classes, names, where)
-        if payload.scale_axes:
-            specs += _scaled_specs(name, payload, array, config)
-            stored, scale = _scaled(array, payload, config.dtype)
+        if kind.scale_axes:
+            specs += _scaled_specs(name, kind, array, config)
+            stored, scale = _scaled(array, kind, config.dtype)
             values |= {name: stored, f"{name}_scale": scale}
-            fidelity[name] = _cosine(array, stored, scale, payload)
+            fidelity[name] = _cosine(array, stored, scale, kind)
         else:
             values[name] = array.astype(_plain_dtype(name, array, classes))
             specs.append(
@@ -123,7 +123,7 @@ def encode_targets(
                     name=name,
                     shape=array.shape[2:],
                     dtype=values[name].dtype.name,  # type: ignore[arg-type]
-                    axes=payload.axes,
+                    axes=kind.axes,
                 )
             )
     return EncodedTargets(tuple(specs), values, fidelity)
@@ -172,7 +172,7 @@ def _require_finite(name: str, array: NDArray[Any], names: Sequence[str], where:
 def _require_classes(
     name: str, array: NDArray[Any], classes: int, names: Sequence[str], where: str
 ) -> None:
-    lowest = NO_CLASS if name == "explained_class" else 0
+    lowest = NO_CLASS if name == "target_class" else 0
     odd = ((array < lowest) | (array >= classes)).reshape(len(array), -1).any(axis=1)
     if odd.any():
         row = int(odd.argmax())
@@ -185,7 +185,7 @@ def _plain_dtype(name: str, array: NDArray[Any], classes: int) -> str:
     """Return the storage dtype of values that are stored as they are."""
     if name == TOP_CLASS:
         return "uint16" if classes <= _MAX_UINT16 else "int32"
-    if name == "explained_class":
+    if name == "target_class":
         return "int32"
     if name == PIXEL_FIELD:
         return "float16"
@@ -193,42 +193,39 @@ def _plain_dtype(name: str, array: NDArray[Any], classes: int) -> str:
     return "float16" if is_half else "float32"
 
 
-def _reduced(array: NDArray[Any], payload: _Payload) -> tuple[int, ...]:
+def _reduced(array: NDArray[Any], kind: _StoredArray) -> tuple[int, ...]:
     """Return the axes that share a scale."""
-    leading = max(0, payload.scale_axes)
+    leading = max(0, kind.scale_axes)
     return tuple(range(2 + leading, array.ndim))
 
 
 def _scaled(
-    array: NDArray[Any], payload: _Payload, dtype: str
+    array: NDArray[Any], kind: _StoredArray, dtype: str
 ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
     values = torch.from_numpy(array.astype(np.float32, order="C"))
-    stored, scale = encode_unit(values, dtype, _reduced(array, payload))
-    return stored.numpy(), (scale[..., None] if payload.scale_axes < 0 else scale).numpy()
+    stored, scale = encode_unit(values, dtype, _reduced(array, kind))
+    return stored.numpy(), (scale[..., None] if kind.scale_axes < 0 else scale).numpy()
 
 
 def _cosine(
-    array: NDArray[Any],
-    stored: NDArray[np.generic],
-    scale: NDArray[np.float32],
-    payload: _Payload,
+    array: NDArray[Any], stored: NDArray[np.generic], scale: NDArray[np.float32], kind: _StoredArray
 ) -> float:
     """Return the lowest cosine: of each map, or of all channels of a record's features."""
     original, decoded = array.astype(np.float32), decode_unit(stored)
-    if payload.when_moved == "warp_covered":
+    if kind.when_moved == "warp_covered":
         decoded = decoded * scale[..., None, None]
         count = array.shape[0] * array.shape[1]
     else:
-        count = int(np.prod(array.shape[: 2 + max(0, payload.scale_axes)]))
+        count = int(np.prod(array.shape[: 2 + max(0, kind.scale_axes)]))
     return lowest_cosine_of_arrays(original.reshape(count, -1), decoded.reshape(count, -1))
 
 
 def _scaled_specs(
-    name: str, payload: _Payload, array: NDArray[Any], config: TargetFormatConfig
+    name: str, kind: _StoredArray, array: NDArray[Any], config: TargetFormatConfig
 ) -> list[FieldSpec]:
     cropped = config.frame == "center_crop"
     frame: Literal["full", "center_crop"] = "center_crop" if cropped else "full"
-    leading = max(0, payload.scale_axes)
+    leading = max(0, kind.scale_axes)
     shape = array.shape[2:]
     return [
         FieldSpec(
@@ -236,15 +233,15 @@ def _scaled_specs(
             shape=shape,
             dtype=config.dtype,
             codec="maxabs",
-            when_moved=payload.when_moved,
+            when_moved=kind.when_moved,
             frame=frame,
             crop_fraction=config.crop_fraction if cropped else None,
-            axes=payload.axes,
+            axes=kind.axes,
         ),
         FieldSpec(
             name=f"{name}_scale",
             shape=shape[:leading] or (1,),
             dtype="float32",
-            axes=payload.axes[:leading] or ("map",),
+            axes=kind.axes[:leading] or ("map",),
         ),
     ]

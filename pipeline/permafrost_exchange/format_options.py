@@ -82,7 +82,7 @@ class ArraysConfig(TargetFormatConfig):
     names: Annotated[str | None, Role.FILE] = None
     """Text file with the name of each row, one per line; null takes the array `keys` of the .npz file."""
     fields: dict[str, str] = field(default_factory=dict)
-    """Mapping from what is stored (logits, probabilities, pooled, map, explained_class, class_maps, attention_<stage>,
+    """Mapping from what is stored (logits, probabilities, pooled, map, target_class, class_maps, attention_<stage>,
     features_<stage>, features_pooled) to the names of arrays; empty takes all arrays of these names, and pooled for an
     .npy file."""
     explainer: str | None = None

@@ -65,7 +65,7 @@ class TargetsOfRecords(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class IngestShard:
-    """Task that reads the targets of a shard's records, and writes their fields and their receipt."""
+    """Task that reads the targets of a shard's records, and writes their fields and their commit marker."""
 
     needs_gpu: ClassVar[bool] = False
     store_path: RootedPath
@@ -261,7 +261,7 @@ def store_targets(
         missing: Those of them that are missing.
         description: Description of the pass, whose fields of the manifest are written.
         made_with: Entry of the manifest, like `added` and `entries`.
-        added: Entries of payloads.
+        added: Entries of outputs.
         **entries: Agreement, passport and error of moved features.
 
     Returns:

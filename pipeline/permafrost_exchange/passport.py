@@ -243,10 +243,10 @@ def _compare(
     names = store.manifest.classes
     outputs = facts.classes or len(names)
     classes: DataClasses = names if outputs == len(names) else outputs
-    payloads = _payloads(facts.fields)
+    stored = _outputs(facts.fields)
     # The provider's input size and interpolation, and the part of the image that the targets say.
     config = with_preprocessing(config, outputs)
-    described = Network(config, classes).describe(reads_head="logits" in payloads)
+    described = Network(config, classes).describe(reads_head="logits" in stored)
     require(
         not facts.classes or described["classes"] == facts.classes,
         f"teacher.classes: the targets are of {facts.classes} classes, and teacher={config.name} has "
@@ -261,7 +261,7 @@ def _compare(
         classes=classes,
         explainer=explainer,
         config=PassOptions(
-            payloads=payloads,
+            outputs=stored,
             class_map_size=sizes.get("class_maps", (0, 0, 2))[-1],
             features_mirror=False,
             features_dtype="float16",
@@ -286,12 +286,12 @@ def _compare(
     return passport, causes
 
 
-def _payloads(fields: Sequence[FieldSpec]) -> tuple[str, ...]:
-    """Return the payloads whose fields a pass has, and the logits that maps explain."""
+def _outputs(fields: Sequence[FieldSpec]) -> tuple[str, ...]:
+    """Return the outputs whose fields a pass has, and the logits that maps explain."""
     names = {spec.name for spec in fields}
     kinds = {
         "logits": {"logits", TOP_LOGITS, "map", "class_maps"},
-        "map": {"map"},
+        "maps": {"map"},
         "class_maps": {"class_maps"},
         "pooled": {"pooled"},
         "attention": {name for name in names if name.startswith("attention_")},

@@ -4,7 +4,7 @@
     records.parquet, targets/  form=webdataset
     img_emb/, metadata/        form=embeddings
     data/<split>-*.parquet     form=huggingface
-    README.md                  a card: teacher, weights, payloads, views, fidelity, licenses
+    README.md                  a card: teacher, weights, outputs, views, fidelity, licenses
 
 The files are written into a hidden folder inside of `to` and moved to their places once all are there, share.json last.
 A repeat of the command first removes what an interrupted one has left. So a folder with share.json has no file of an

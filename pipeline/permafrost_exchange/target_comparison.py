@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.payloads import BatchInfo
+from permafrost.annotation.outputs import BatchInfo
 from permafrost.annotation.precision import agreement_of, in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
 from permafrost.annotation.stored_views import DrawnViews, read_inputs
@@ -328,7 +328,7 @@ def _fields_of_both(
             continue
         rows = np.arange(len(stored[spec.name]))
         if spec.name == "map":
-            is_same = teacher["explained_class"][:, 0] == stored["explained_class"][:, 0]
+            is_same = teacher["target_class"][:, 0] == stored["target_class"][:, 0]
             rows = np.flatnonzero(is_same.all(axis=1))
         if len(rows):
             one, other = in_network_units(teacher, name), in_network_units(stored, spec.name)

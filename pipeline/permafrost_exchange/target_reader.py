@@ -31,7 +31,7 @@ from permafrost_exchange.formats.unpickling import UnpicklingError, unpickle
 
 Arrays = dict[str, "NDArray[Any]"]
 """Decoded values by what they are, [n, V, ...] each: `logits`, `probabilities`, `top_logits` with `top_class` and
-`rest_logits`, `pooled`, `map` with `explained_class`, `class_maps`, `attention_<stage>`, `features_<stage>`,
+`rest_logits`, `pooled`, `map` with `target_class`, `class_maps`, `attention_<stage>`, `features_<stage>`,
 `features_pooled`, `canonical_from_view`, `pixel_values`."""
 NAMES_AT_ONCE = 65_536
 MAX_TARGET_BYTES = 2**27

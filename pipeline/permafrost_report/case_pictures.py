@@ -19,11 +19,11 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.regions import regions_of
 from permafrost_report.cases import (
     MEASURE_WORDS,
-    Arm,
     Case,
     CaseKind,
     CasePair,
     RecordRow,
+    Variant,
     choose_cases,
     value_of,
 )
@@ -139,12 +139,12 @@ class _Seen:
         }
 
 
-def _predict_with(pair: CasePair, arm: Arm, batch: Batch, labels: Tensor) -> _Seen:
-    pictures = explained_pictures(arm.model, batch, labels)
+def _predict_with(pair: CasePair, variant: Variant, batch: Batch, labels: Tensor) -> _Seen:
+    pictures = explained_pictures(variant.model, batch, labels)
     arrays = {name: tensor.numpy() for name, tensor in pictures.items()}
     return _Seen(
         frames=arrays["frames"].transpose(0, 2, 3, 1),
-        regions=regions_of(batch, labels, pair.evaluation.region, arm.model.input_size).numpy(),
+        regions=regions_of(batch, labels, pair.evaluation.region, variant.model.input_size).numpy(),
         arrays=arrays,
     )
 
@@ -153,7 +153,7 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
     """Figure with images, the teacher's maps and both students' maps, predictions above and scores of maps below."""
     cases = kind.cases
     labels = torch.tensor([case.label for case in cases])
-    baseline, candidate = (_predict_with(pair, arm, batch, labels) for arm in pair.arms)
+    baseline, candidate = (_predict_with(pair, variant, batch, labels) for variant in pair.variants)
     images = PictureRow(
         "image",
         _draw_outline(list(candidate.frames), candidate.regions),
@@ -163,12 +163,12 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
     if candidate.teacher_arrays:
         notes = _teacher_notes(pair, cases, candidate.teacher_arrays["classes"])
         rows += _explained(pair, "teacher", candidate, candidate.teacher_arrays, notes)
-    for arm, views, of_arm in (
+    for variant, views, of_variant in (
         (pair.baseline, baseline, [case.baseline for case in cases]),
         (pair.candidate, candidate, [case.candidate for case in cases]),
     ):
-        notes = [_note(row, case.label) for row, case in zip(of_arm, cases, strict=True)]
-        rows += _explained(pair, arm.name, views, views.arrays, notes)
+        notes = [_note(row, case.label) for row, case in zip(of_variant, cases, strict=True)]
+        rows += _explained(pair, variant.name, views, views.arrays, notes)
     return CaseFigure(
         kind.title,
         kind.found,
@@ -183,20 +183,20 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
 
     labels = torch.tensor([case.label for case in cases])
     rows: list[PictureRow] = []
-    for arm in pair.arms:
-        check_shift("report.case_shift", shift, arm.model.input_size)
-        shifted = shifted_maps(arm.model, batch.inputs, shift, labels)
+    for variant in pair.variants:
+        check_shift("report.case_shift", shift, variant.model.input_size)
+        shifted = shifted_maps(variant.model, batch.inputs, shift, labels)
         frames = (shifted.images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
-        if arm is pair.baseline:
+        if variant is pair.baseline:
             rows += [
                 PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.class_names))
             ]
             rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
-        has_contributions = bool(EXPLAINERS[arm.model.explainer].contribution)
+        has_contributions = bool(EXPLAINERS[variant.model.explainer].contribution)
         draw = contributions if has_contributions else None
         for title, images, maps in zip(
-            (arm.name, f"{arm.name}, moved"), frames, shifted.maps.numpy(), strict=True
+            (variant.name, f"{variant.name}, moved"), frames, shifted.maps.numpy(), strict=True
         ):
             rows.append(PictureRow(title, draw(maps) if draw else overlays(images, maps)))
         notes = [_worth("cosine", value) for value in shifted.cosine.tolist()]

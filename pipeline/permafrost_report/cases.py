@@ -185,7 +185,7 @@ _EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class Variant:
     """A student of the pair."""
 
     name: str
@@ -199,8 +199,8 @@ class Arm:
 class CasePair:
     """Two students with the same seed that were evaluated on the same records in the same way."""
 
-    baseline: Arm
-    candidate: Arm
+    baseline: Variant
+    candidate: Variant
     evaluation: EvaluateOptions
     datasets: dict[str, StoreDataset]
     """Evaluated records by split."""
@@ -212,7 +212,7 @@ class CasePair:
         return readable_classes(self.classes)
 
     @property
-    def arms(self) -> tuple[Arm, Arm]:
+    def variants(self) -> tuple[Variant, Variant]:
         """Pair of baseline and candidate."""
         return self.baseline, self.candidate
 
@@ -287,10 +287,10 @@ def _is_there(result: StudentResult) -> bool:
     return table.exists() and weights.exists()
 
 
-def _open(result: StudentResult, classes: Sequence[str], passes: Sequence[TeacherPass]) -> Arm:
+def _open(result: StudentResult, classes: Sequence[str], passes: Sequence[TeacherPass]) -> Variant:
     assert result.seed is not None  # cases are of students
     network, trained = SavedNetwork(result.training_folder).load(classes)
     table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
     rows = group_pairs((row["split"], row) for row in table.to_pylist())
-    model = EvaluatedModel(network=network, input_size=trained.input_size)
-    return Arm(name=result.label, seed=result.seed, model=explained_as(model, passes), rows=rows)
+    model = explained_as(EvaluatedModel(network=network, input_size=trained.input_size), passes)
+    return Variant(name=result.label, seed=result.seed, model=model, rows=rows)

@@ -16,7 +16,7 @@ from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.store.arrow_files import read_table
 from permafrost_report.comparison import summarize
 from permafrost_report.figures import Plot, confusion_plot
-from permafrost_report.main_table import Column, passes_of_arms
+from permafrost_report.main_table import Column, passes_of_variants
 from permafrost_report.model_selection import read_evaluation
 from permafrost_report.student_results import StudentResult
 
@@ -31,10 +31,10 @@ Counts = NDArray[np.int64]
 
 
 class ClassRow(NamedTuple):
-    """Accuracy by class of an arm, or of a teacher."""
+    """Accuracy by class of a variant, or of a teacher."""
 
     name: str
-    is_arm: bool
+    is_variant: bool
     cells: list[dict[str, Any] | None]
     """Mean and `sd` over seeds for each shown class, None for a class without records."""
 
@@ -58,7 +58,7 @@ class ClassSection(NamedTuple):
     """Names of the shown classes."""
     rows: list[ClassRow]
     networks: list[str]
-    """Arm and teacher whose confusions are shown."""
+    """Variant and teacher whose confusions are shown."""
     plots: list[Plot]
     """Confusion matrices of the networks, empty for many classes."""
     confusions: list[Confusion]
@@ -70,7 +70,7 @@ class ClassSection(NamedTuple):
 
 
 def class_section(
-    results: Sequence[StudentResult], names: Sequence[str], arm: str
+    results: Sequence[StudentResult], names: Sequence[str], variant: str
 ) -> ClassSection | None:
     """Build the section on the split of the main table, None without single labels or for very many classes.
 
@@ -78,7 +78,7 @@ def class_section(
         results: Results of the students. Those with a last layer that was not trained, and those on other records than
             the first, are left out.
         names: Names of the classes.
-        arm: Arm whose confusions are shown, if it was evaluated; otherwise those of the most accurate arm are.
+        variant: Variant whose confusions are shown, if it was evaluated; otherwise the most accurate variant.
     """
     results = [
         result
@@ -92,21 +92,22 @@ def class_section(
     if not splits or not 0 < len(names) <= _MAX_COUNTED_CLASSES:
         return None
     split = min(splits, key=lambda name: (name != "test", name))
-    arms, teachers, teacher_names, of_arms = _count(results, split, len(names))
-    best = max(arms, key=lambda name: arms[name].trace() / arms[name].sum())
-    shown_arm = arm if arm in arms else best
-    networks = {shown_arm: arms[shown_arm]}
-    if teacher_names[shown_arm] in teachers:
-        networks[teacher_names[shown_arm]] = teachers[teacher_names[shown_arm]]
-    accuracies = {name: [_accuracies(counts)] for name, counts in teachers.items()} | of_arms
+    variants, teachers, teacher_names, of_variants = _count(results, split, len(names))
+    best = max(variants, key=lambda name: variants[name].trace() / variants[name].sum())
+    shown_variant = variant if variant in variants else best
+    networks = {shown_variant: variants[shown_variant]}
+    if teacher_names[shown_variant] in teachers:
+        networks[teacher_names[shown_variant]] = teachers[teacher_names[shown_variant]]
+    accuracies = {name: [_accuracies(counts)] for name, counts in teachers.items()} | of_variants
     means = {name: np.mean(by_seed, axis=0) for name, by_seed in accuracies.items()}
-    present = np.flatnonzero(~np.isnan(means[shown_arm]))
+    present = np.flatnonzero(~np.isnan(means[shown_variant]))
     places = present.tolist()
     if len(names) > _MAX_CLASSES:
-        order = np.argsort(np.mean([means[name] for name in arms], axis=0)[present], kind="stable")
+        mean = np.mean([means[name] for name in variants], axis=0)
+        order = np.argsort(mean[present], kind="stable")
         places = present[order][:_SHOWN].tolist()
     rows = [
-        ClassRow(name, name in arms, [_cell([one[place] for one in by_seed]) for place in places])
+        ClassRow(name, name in variants, [_cell([by[place] for by in by_seed]) for place in places])
         for name, by_seed in accuracies.items()
     ]
     is_small = len(names) <= _MAX_CLASSES
@@ -133,11 +134,11 @@ def class_section(
 
 
 class LabelRow(NamedTuple):
-    """Scores of a label, of an arm or a teacher."""
+    """Scores of a label, of a variant or a teacher."""
 
     label: str
     name: str
-    is_arm: bool
+    is_variant: bool
     counts: list[str]
     """Numbers of records with the label, without it, and of which that is unknown, and the threshold."""
     cells: list[dict[str, Any] | None]
@@ -175,17 +176,17 @@ def label_section(
         return None
     split = min(splits, key=lambda name: (name != "test", name))
     by_network: dict[str, list[Mapping[str, Mapping[str, float]]]] = {}
-    arms = set()
-    for name, is_arm, metrics in tables:
+    variants = set()
+    for name, is_variant, metrics in tables:
         if PER_LABEL in metrics.get(split, {}):
             by_network.setdefault(name, []).append(metrics[split][PER_LABEL])
-            arms |= {name} if is_arm else set()
+            variants |= {name} if is_variant else set()
     labels = list(next(iter(by_network.values()))[0])
     rows = [
         LabelRow(
             label,
             name,
-            name in arms,
+            name in variants,
             [
                 *(
                     f"{of_seeds[0][label][name]:,}"
@@ -209,14 +210,14 @@ def _count(
 ) -> tuple[
     dict[str, Counts], dict[str, Counts], dict[str, str], dict[str, list[NDArray[np.float64]]]
 ]:
-    """Count the predictions of every arm and of every teacher.
+    """Count the predictions of every variant and of every teacher.
 
     Returns:
-        Counts of each arm over its seeds, counts of each teacher, the teacher of each arm, and the accuracies by class
-        of the students of each arm.
+        Counts of each variant over its seeds, counts of each teacher, the teacher of each variant, and the accuracies
+        by class of the students of each variant.
     """
-    several = len(passes_of_arms(results)) > 1
-    arms: dict[str, Counts] = {}
+    several = len(passes_of_variants(results)) > 1
+    variants: dict[str, Counts] = {}
     accuracies: dict[str, list[NDArray[np.float64]]] = {}
     teachers: dict[str, Counts] = {}
     teacher_names: dict[str, str] = {}
@@ -227,13 +228,13 @@ def _count(
         if not len(table):
             continue
         counts = _confusions(table, "predictions", size)
-        arms[result.label] = arms.get(result.label, 0) + counts
+        variants[result.label] = variants.get(result.label, 0) + counts
         accuracies.setdefault(result.label, []).append(_accuracies(counts))
         teacher = f"teacher {result.compared_pass}" if several else "teacher"
         teacher_names[result.label] = teacher
         if teacher not in teachers and not table["teacher_predictions"].null_count:
             teachers[teacher] = _confusions(table, "teacher_predictions", size)
-    return arms, teachers, teacher_names, accuracies
+    return variants, teachers, teacher_names, accuracies
 
 
 def _confusions(table: pa.Table, name: str, size: int) -> Counts:

@@ -1,9 +1,10 @@
-"""Comparison of arms over seeds: means, their differences and intervals.
+"""Comparison of variants over seeds: means, their differences and intervals.
 
-One seed has no spread, so nothing is concluded from it. With several, two arms differ conclusively if the 95 % interval
-of the difference of their means (Welch's t) excludes 0. Seeds are not paired, so arms may have different ones. How much
-two arms share through a seed differs between experiments (docs/results/index.md, "Seeds of two arms"); where their
-values rise and fall together, the interval is wider than needed. Values without any spread do not settle a difference
+One seed has no spread, so nothing is concluded from it. With several, two variants differ conclusively if the 95 %
+interval of the difference of their means (Welch's t) excludes 0. Seeds are not paired, so variants may have different
+ones. How much two variants share through a seed differs between experiments (docs/results/index.md, "Seeds of two
+variants"); where their values rise and fall together, the interval is wider than needed. Values without any spread do
+not settle a difference
 either: a metric of N records is a multiple of 1/N, so equal values happen by chance.
 """
 
@@ -74,23 +75,23 @@ def has_width(interval: Sequence[float]) -> bool:
     return high - low > _ROUNDING * max(abs(low), abs(high))
 
 
-def arm_difference(
+def variant_difference(
     rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
 ) -> dict[str, Any]:
-    """Compare the means of two arms in a column.
+    """Compare the means of two variants in a column.
 
     Args:
         rows: One row per student, with `method`, `seed` and the columns.
-        candidate: Arm from which the other is subtracted.
-        baseline: The other arm.
+        candidate: Variant from which the other is subtracted.
+        baseline: The other variant.
         column: Name of the column.
 
     Returns:
-        `mean` and `interval` of candidate - baseline (`interval` is None if an arm has one seed), and `seeds`, their
+        `mean` and `interval` of candidate - baseline (`interval` is None if a variant has one seed), and `seeds`, their
         numbers.
 
     Raises:
-        ConfigError: If they are the same, or one is not an arm or has no value in the column.
+        ConfigError: If they are the same, or one is not a variant or has no value in the column.
     """
     values: dict[str, list[float]] = group_pairs(
         (row["method"], row[column]) for row in rows if row[column] is not None
@@ -99,10 +100,10 @@ def arm_difference(
         candidate != baseline,
         f"report.candidate and report.baseline are both {baseline}; choose two of: {', '.join(sorted(values))}",
     )
-    for option, arm in (("candidate", candidate), ("baseline", baseline)):
+    for option, variant in (("candidate", candidate), ("baseline", baseline)):
         require(
-            arm in values,
-            f"report.{option}={arm} is not an arm of this run with a value of {column}; choose one of: "
+            variant in values,
+            f"report.{option}={variant} is not a variant of this run with a value of {column}; choose one of: "
             + ", ".join(sorted(values)),
         )
     pair = values[candidate], values[baseline]
@@ -110,84 +111,84 @@ def arm_difference(
     return {
         "mean": mean(pair[0]) - mean(pair[1]),
         "interval": None if interval is None else list(interval),
-        "seeds": [len(arm) for arm in pair],
+        "seeds": [len(variant) for variant in pair],
     }
 
 
 def differences_by_column(
     rows: Sequence[StudentRow], baseline: str, baselines: Mapping[str, str], columns: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Compare every arm with its baseline in every column.
+    """Compare every variant with its baseline in every column.
 
-    Columns in which no arm has two seeds are left out.
+    Columns in which no variant has two seeds are left out.
 
     Args:
         rows: One row per student.
-        baseline: Arm that the others are compared with.
-        baselines: Baseline of each arm that has one of its own.
+        baseline: Variant that the others are compared with.
+        baselines: Baseline of each variant that has one of its own.
         columns: Names of the columns.
 
     Returns:
-        By column and arm, `mean`, `interval` and `seeds` of the difference.
+        By column and variant, `mean`, `interval` and `seeds` of the difference.
 
     Raises:
-        ConfigError: If a baseline is not an arm.
+        ConfigError: If a baseline is not a variant.
     """
-    arms = list(dict.fromkeys(str(row["method"]) for row in rows))
-    for arm, other in baselines.items():
+    variants = list(dict.fromkeys(str(row["method"]) for row in rows))
+    for variant, other in baselines.items():
         require(
-            arm not in arms or other in arms,
-            f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
-            + ", ".join(sorted(arms)),
+            variant not in variants or other in variants,
+            f"report.baselines={{{variant}: {other}}} names no variant of this run; choose one of: "
+            + ", ".join(sorted(variants)),
         )
-    pairs = {arm: baselines.get(arm, baseline) for arm in arms}
+    pairs = {variant: baselines.get(variant, baseline) for variant in variants}
     by_column: dict[str, dict[str, dict[str, Any]]] = {}
     for column in columns:
         counts = Counter(row["method"] for row in rows if row[column] is not None)
         by_column[column] = {
-            arm: arm_difference(rows, arm, other, column)
-            for arm, other in pairs.items()
-            if arm != other and counts[arm] and counts[other]
+            variant: variant_difference(rows, variant, other, column)
+            for variant, other in pairs.items()
+            if variant != other and counts[variant] and counts[other]
         }
     return {
-        column: arms_of
-        for column, arms_of in by_column.items()
-        if any(found["interval"] for found in arms_of.values())
+        column: variants_of
+        for column, variants_of in by_column.items()
+        if any(found["interval"] for found in variants_of.values())
     }
 
 
-def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: bool) -> set[str]:
-    """Return the arms that are not conclusively below the one with the best mean, down to the first that is.
+def leading_variants(rows: Sequence[StudentRow], column: str, higher_is_better: bool) -> set[str]:
+    """Return the variants that are not conclusively below the one with the best mean, down to the first that is.
 
-    The set is empty if all arms are within the best one's uncertainty. An arm with a lower mean than one that is below
-    is not among them, as few or noisy seeds alone may leave its difference open.
+    The set is empty if all variants are within the best one's uncertainty. A variant with a lower mean than one that is
+    below is not among them, as few or noisy seeds alone may leave its difference open.
 
     Args:
         rows: One row per student.
-        column: Name of the column by which arms are compared.
+        column: Name of the column by which variants are compared.
         higher_is_better: Direction of the column.
     """
-    means = means_by_arm(rows, column)
-    ranked = sorted(means, key=lambda arm: means[arm], reverse=higher_is_better)
-    for position, arm in enumerate(ranked[1:], start=1):
-        if excludes_zero(arm_difference(rows, ranked[0], arm, column)["interval"]):
+    means = means_by_variant(rows, column)
+    ranked = sorted(means, key=lambda variant: means[variant], reverse=higher_is_better)
+    for position, variant in enumerate(ranked[1:], start=1):
+        if excludes_zero(variant_difference(rows, ranked[0], variant, column)["interval"]):
             return set(ranked[:position])
     return set()
 
 
 def seeds_in_words(*numbers: int) -> str:
-    """Format the number of seeds of an arm or of two, once if they are equal."""
+    """Format the number of seeds of a variant or of two, once if they are equal."""
     text = " and ".join(map(str, dict.fromkeys(numbers)))
     return f"{text} seed{'' if text == '1' else 's'}"
 
 
-def means_by_arm(rows: Sequence[StudentRow], column: str) -> dict[str, float]:
-    """Compute the mean of each arm whose students all have a value."""
+def means_by_variant(rows: Sequence[StudentRow], column: str) -> dict[str, float]:
+    """Compute the mean of each variant whose students all have a value."""
     values: dict[str, list[float | None]] = group_pairs(
         (row["method"], row[column]) for row in rows
     )
     return {
-        arm: mean(number for number in numbers if number is not None)
-        for arm, numbers in values.items()
+        variant: mean(number for number in numbers if number is not None)
+        for variant, numbers in values.items()
         if None not in numbers
     }

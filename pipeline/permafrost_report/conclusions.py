@@ -1,4 +1,4 @@
-"""Sentences at the top of a report: which arm is best, by how much, and whether the seeds show it."""
+"""Sentences at the top of a report: which variant is best, by how much, and whether the seeds show it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from permafrost_report.comparison import (
     ONE_SEED,
     StudentRow,
-    arm_difference,
     excludes_zero,
     group_pairs,
     has_width,
-    means_by_arm,
+    means_by_variant,
     seeds_in_words,
+    variant_difference,
 )
 from permafrost_report.main_table import ChanceLimit, Column
 
@@ -30,21 +30,21 @@ def conclusions(
     teachers: Mapping[str, Mapping[str, float]],
     chance: Mapping[str, float],
 ) -> list[str]:
-    """Write one sentence about the best arm, one about the pair and one about teachers and chance, where they apply.
+    """Write one sentence about the best variant, one about the pair and one about teachers and chance, if any.
 
     Args:
         rows: One row per student.
-        column: Column by which arms are compared.
+        column: Column by which variants are compared.
         pair: Candidate and baseline.
         teachers: Values by column of each teacher, by "teacher", or by "teacher <pass>" if there are several.
         chance: Chance level of each column that has one.
     """
-    means = means_by_arm(rows, column.name)
+    means = means_by_variant(rows, column.name)
     sentences = []
     if len(means) == 1:
         sentences.append(_alone(rows, column, means))
     elif means and column.metric.higher_is_better is not None:
-        ranked = sorted(means, key=lambda arm: means[arm], reverse=column.metric.higher_is_better)
+        ranked = sorted(means, key=means.__getitem__, reverse=column.metric.higher_is_better)
         sentences.append(_best(rows, column, means, ranked))
         if set(pair) == set(ranked[:2]):
             pair = ("", "")  # the first sentence is about them
@@ -54,23 +54,23 @@ def conclusions(
 
 
 def _alone(rows: Sequence[StudentRow], column: Column, means: Mapping[str, float]) -> str:
-    (arm,) = means
-    number = sum(row["method"] == arm for row in rows)
+    (variant,) = means
+    number = sum(row["method"] == variant for row in rows)
     seeds = ONE_SEED if number == 1 else seeds_in_words(number)
-    value = f"{column.words} {column.value(means[arm])}"
-    return f"{arm}: {value} ({seeds}), without another arm to compare it with."
+    value = f"{column.words} {column.value(means[variant])}"
+    return f"{variant}: {value} ({seeds}), without another variant to compare it with."
 
 
 def _best(
     rows: Sequence[StudentRow], column: Column, means: Mapping[str, float], ranked: Sequence[str]
 ) -> str:
-    """Compare the arm with the best mean with the second best."""
+    """Compare the variant with the best mean with the second best."""
     best, second = ranked[:2]
     if means[best] == means[second]:
         return (
             f"{best} and {second} have the same mean {column.words}, {column.value(means[best])}."
         )
-    lead = arm_difference(rows, best, second, column.name)
+    lead = variant_difference(rows, best, second, column.name)
     rank = "highest" if column.metric.higher_is_better else "lowest"
     opening = f"{best} has the {rank} mean {column.words}, {column.value(means[best])}"
     if lead["interval"] is None:
@@ -80,7 +80,7 @@ def _best(
             f"{opening}, but its lead over {second} is not conclusive: {_interval(column, lead)}."
         )
     among = (
-        f" This interval does not account for the choice among {len(means)} arms."
+        f" This interval does not account for the choice among {len(means)} variants."
         if len(means) > 2
         else ""
     )
@@ -89,7 +89,7 @@ def _best(
 
 def _pair(rows: Sequence[StudentRow], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
-    gain = arm_difference(rows, candidate, baseline, column.name)
+    gain = variant_difference(rows, candidate, baseline, column.name)
     is_open = gain["interval"] is not None and not excludes_zero(gain["interval"])
     verdict = ", which is not conclusive" if is_open else ""
     return f"{candidate} - {baseline} in {column.words}: {_interval(column, gain)}{verdict}."
@@ -124,7 +124,7 @@ def _levels(
 def chance_remarks(
     rows: Sequence[StudentRow], column: Column, limit: ChanceLimit
 ) -> dict[str, str]:
-    """Return a remark on each arm whose mean accuracy is below the most frequent class's, or not clearly above.
+    """Return a remark on each variant whose mean accuracy is below the most frequent class's, or not clearly above.
 
     Args:
         rows: One row per student.
@@ -132,10 +132,10 @@ def chance_remarks(
         limit: Chance level of the column.
     """
     return {
-        arm: f"below {_MAJORITY}"
+        variant: f"below {_MAJORITY}"
         if value < limit.level and not math.isclose(value, limit.level)
         else f"not clearly above {_MAJORITY}"
-        for arm, value in means_by_arm(rows, column.name).items()
+        for variant, value in means_by_variant(rows, column.name).items()
         if value <= limit.highest
     }
 
@@ -146,10 +146,10 @@ def remarks_in_words(
     teachers: Mapping[str, Mapping[str, float]],
     limit: ChanceLimit,
 ) -> list[str]:
-    """Write one sentence for all arms with the same remark on their values of a column.
+    """Write one sentence for all variants with the same remark on their values of a column.
 
     Args:
-        remarks: Remarks by arm, from `chance_remarks`.
+        remarks: Remarks by variant, from `chance_remarks`.
         column: Column of the accuracy.
         teachers: Values by column of each teacher; one that is not better is named in place of the training.
         limit: Chance level of the column.
@@ -162,10 +162,10 @@ def remarks_in_words(
         if weak
         else "what was trained"
     )
-    by_remark = group_pairs((remark, arm) for arm, remark in remarks.items())
+    by_remark = group_pairs((remark, variant) for variant, remark in remarks.items())
     return [
-        f"The {column.words} of {', '.join(arms)} is {remark}, so look at {cause} before comparing it."
-        for remark, arms in by_remark.items()
+        f"The {column.words} of {', '.join(variants)} is {remark}, so look at {cause} before comparing it."
+        for remark, variants in by_remark.items()
     ]
 
 

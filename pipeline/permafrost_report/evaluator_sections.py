@@ -1,6 +1,6 @@
 """Sections of the page for the evaluators' results: tables and figures for each evaluator that was run.
 
-A table has one row per arm (and one for the teacher, if it was evaluated) and one column for each number of a
+A table has one row per variant (and one for the teacher, if it was evaluated) and one column for each number of a
 quantity of the evaluator, such as a value for each layer.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named, numbers_of
 from permafrost.store.reader import Store
-from permafrost_report.figures import Plot, arm_plot
-from permafrost_report.main_table import Column, arm_summary, student_rows
+from permafrost_report.figures import Plot, variant_plot
+from permafrost_report.main_table import Column, student_rows, variant_summary
 from permafrost_report.pictures import TileRow
 from permafrost_report.student_results import StudentResult
 
@@ -100,9 +100,9 @@ def _section(
             )
             if not columns:
                 continue
-            rows = arm_summary(student_rows(results, columns), columns)
+            rows = variant_summary(student_rows(results, columns), columns)
             if teacher is not None:
-                teacher_summary = arm_summary(student_rows([teacher], columns), columns)
+                teacher_summary = variant_summary(student_rows([teacher], columns), columns)
                 rows = [
                     row for row in teacher_summary if any(row[column.name] for column in columns)
                 ] + rows
@@ -152,5 +152,5 @@ def _plot(
         for row in rows
     }
     unit = "%" if scale == 100 else ""
-    source = arm_plot([column.name for column in columns], values, unit, colors, quantity.plot)
+    source = variant_plot([column.name for column in columns], values, unit, colors, quantity.plot)
     return Plot(source, f"{caption}, one color per method", caption)

@@ -49,7 +49,7 @@ class Plot(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """An arm's mean of a quantity at a place of the x axis."""
+    """A variant's mean of a quantity at a place of the x axis."""
 
     x: float
     mean: float
@@ -69,20 +69,20 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return styled
 
 
-def arm_colors(arms: Sequence[str], teacher: str | None = None) -> dict[str, str]:
-    """Assign each arm of a page the color that it has in all plots; the teacher is gray."""
-    colors = {arm: f"C{number % 10}" for number, arm in enumerate(arms)}
+def colors_of(variants: Sequence[str], teacher: str | None = None) -> dict[str, str]:
+    """Assign each variant of a page the color that it has in all plots; the teacher is gray."""
+    colors = {variant: f"C{number % 10}" for number, variant in enumerate(variants)}
     return colors if teacher is None else colors | {teacher: _GRAY}
 
 
 def training_curves(
     lines: Mapping[str, list[list[dict[str, float]]]], colors: Mapping[str, str] = _NO_COLORS
 ) -> list[Plot]:
-    """Plot each loss term over the steps, with one curve per arm (the mean over its seeds).
+    """Plot each loss term over the steps, with one curve per variant (the mean over its seeds).
 
     Args:
-        lines: By arm, the lines of metrics.jsonl of each of its students.
-        colors: Colors of the arms, by default in the order of each plot.
+        lines: By variant, the lines of metrics.jsonl of each of its students.
+        colors: Colors of the variants, by default in the order of each plot.
     """
     return [_loss_curve(lines, name, colors) for name in _TERMS if _has(lines, name)]
 
@@ -92,7 +92,7 @@ def _loss_curve(
     lines: Mapping[str, list[list[dict[str, float]]]], name: str, colors: Mapping[str, str]
 ) -> Plot:
     figure, axis = new_axes()
-    for arm, students in lines.items():
+    for variant, students in lines.items():
         runs = [[(line["step"], line[name]) for line in run if name in line] for run in students]
         runs = [run for run in runs if run]
         if runs:
@@ -103,15 +103,15 @@ def _loss_curve(
             axis.plot(
                 steps[kept],
                 values.mean(axis=0)[kept],
-                label=legend_name(arm),
-                color=colors.get(arm),
+                label=legend_name(variant),
+                color=colors.get(variant),
                 lw=1,
                 marker="o" if len(kept) == 1 else None,
                 ms=4,
             )
     axis.set(xlabel="step", title=name)
     return Plot(
-        finish(figure, axis), f"Loss term {name} over the training steps, one curve per arm"
+        finish(figure, axis), f"Loss term {name} over the training steps, one curve per variant"
     )
 
 
@@ -119,24 +119,24 @@ def epoch_plots(
     curves: Mapping[str, Mapping[str, list[dict[int, float]]]],
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> list[Plot]:
-    """Plot metrics over the epochs, with one curve per arm (the mean over its seeds) and the range of its seeds.
+    """Plot metrics over the epochs, with one curve per variant (the mean over its seeds) and the range of its seeds.
 
     Args:
-        curves: By <split>.<metric> and arm, the value by epoch of each of its students, in [0, 1].
-        colors: Colors of the arms, by default in the order of each plot.
+        curves: By <split>.<metric> and variant, the value by epoch of each of its students, in [0, 1].
+        colors: Colors of the variants, by default in the order of each plot.
     """
-    return [_epoch_plot(name, arms, colors) for name, arms in curves.items()]
+    return [_epoch_plot(name, variants, colors) for name, variants in curves.items()]
 
 
 @styled
 def _epoch_plot(
-    name: str, arms: Mapping[str, list[dict[int, float]]], colors: Mapping[str, str]
+    name: str, variants: Mapping[str, list[dict[int, float]]], colors: Mapping[str, str]
 ) -> Plot:
     figure, axis = new_axes()
-    for arm, students in arms.items():
+    for variant, students in variants.items():
         epochs = sorted(set.intersection(*map(set, students)))
         values = np.array([[100 * student[epoch] for epoch in epochs] for student in students])
-        label, color = legend_name(arm), colors.get(arm)
+        label, color = legend_name(variant), colors.get(variant)
         (line,) = axis.plot(
             epochs, values.mean(axis=0), label=label, color=color, lw=1.3, marker=".", ms=5
         )
@@ -146,7 +146,7 @@ def _epoch_plot(
     axis.set(xlabel="epoch", ylabel="%", title=name)
     return Plot(
         finish(figure, axis),
-        f"{name} over the epochs of the training, one curve per arm with the range of its seeds",
+        f"{name} over the epochs of the training, one curve per variant with the range of its seeds",
         name,
     )
 
@@ -156,26 +156,26 @@ def shift_plots(
     curves: Mapping[str, Mapping[str, list[list[float]]]],
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> list[Plot]:
-    """Plot the shift-equivariance cosine over the shift, with one curve per arm (the mean over its seeds).
+    """Plot the shift-equivariance cosine over the shift, with one curve per variant (the mean over its seeds).
 
     Args:
         split: Split of the records, for the captions.
-        curves: By kind of map and arm, the cosine at 0, 1, 2, ... pixels of each of its students.
-        colors: Colors of the arms, by default in the order of each plot.
+        curves: By kind of map and variant, the cosine at 0, 1, 2, ... pixels of each of its students.
+        colors: Colors of the variants, by default in the order of each plot.
     """
-    return [_shift_plot(split, kind, arms, colors) for kind, arms in curves.items()]
+    return [_shift_plot(split, kind, variants, colors) for kind, variants in curves.items()]
 
 
 @styled
 def _shift_plot(
-    split: str, kind: str, arms: Mapping[str, list[list[float]]], colors: Mapping[str, str]
+    split: str, kind: str, variants: Mapping[str, list[list[float]]], colors: Mapping[str, str]
 ) -> Plot:
     figure, axis = new_axes()
-    for arm, students in arms.items():
+    for variant, students in variants.items():
         axis.plot(
             np.array(students, dtype=float).mean(axis=0),  # null becomes nan, a gap
-            label=legend_name(arm),
-            color=colors.get(arm),
+            label=legend_name(variant),
+            color=colors.get(variant),
             lw=1.2,
             marker=".",
             ms=4,
@@ -183,26 +183,26 @@ def _shift_plot(
     axis.set(xlabel="shift in pixels", ylabel="cosine", title=kind)
     return Plot(
         finish(figure, axis),
-        f"Cosine of {kind} over the shift in pixels, one curve per arm, on split {split}",
+        f"Cosine of {kind} over the shift in pixels, one curve per variant, on split {split}",
         f"{kind}, split {split}",
     )
 
 
 @styled
-def arm_plot(
+def variant_plot(
     names: Sequence[str],
     values: Mapping[str, Sequence[float]],
     ylabel: str = "",
     colors: Mapping[str, str] = _NO_COLORS,
     kind: str = "line",
 ) -> str:
-    """Plot the values of all arms for each name: bars, or curves over ordered names, such as layers.
+    """Plot the values of all variants for each name: bars, or curves over ordered names, such as layers.
 
     Args:
         names: Names along the x axis.
-        values: Values of each arm, one per name; a nan leaves a gap.
+        values: Values of each variant, one per name; a nan leaves a gap.
         ylabel: Label of the y axis.
-        colors: Colors of the arms, by default in their order.
+        colors: Colors of the variants, by default in their order.
         kind: "line" or "bar".
 
     Returns:
@@ -212,13 +212,13 @@ def arm_plot(
     each = 0.6 if kind == "line" else 0.16 * len(values)
     figure, axis = new_axes(max(WIDTH, each * len(names) + 1.2))
     axis.axhline(0, color="gray", lw=0.6)
-    for number, (arm, of_arm) in enumerate(values.items()):
-        look: Any = {"label": legend_name(arm), "color": colors.get(arm)}
+    for number, (variant, of_variant) in enumerate(values.items()):
+        look: Any = {"label": legend_name(variant), "color": colors.get(variant)}
         if kind == "line":
-            axis.plot(range(len(names)), of_arm, lw=1.3, marker="o", ms=4, **look)
+            axis.plot(range(len(names)), of_variant, lw=1.3, marker="o", ms=4, **look)
         else:
             places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
-            axis.bar(places, of_arm, width, **look)
+            axis.bar(places, of_variant, width, **look)
     axis.set_xticks(range(len(names)), names, **_slanted(names))
     axis.set_ylabel(ylabel)
     return finish(figure, axis)
@@ -226,30 +226,30 @@ def arm_plot(
 
 @styled
 def measured_plot(
-    arms: Mapping[str, Measured],
+    variants: Mapping[str, Measured],
     xlabel: str,
     ylabel: str,
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> str:
-    """Plot one point per arm with its standard deviation, if it is known.
+    """Plot one point per variant with its standard deviation, if it is known.
 
     Args:
-        arms: Point of each arm.
+        variants: Point of each variant.
         xlabel: Label of the x axis.
         ylabel: Label of the y axis.
-        colors: Colors of the arms, by default in their order.
+        colors: Colors of the variants, by default in their order.
 
     Returns:
         The plot as a data URI.
     """
     figure, axis = new_axes()
-    for arm, point in arms.items():
+    for variant, point in variants.items():
         axis.errorbar(
             [point.x],
             [point.mean],
             yerr=point.sd,
-            label=legend_name(arm),
-            color=colors.get(arm),
+            label=legend_name(variant),
+            color=colors.get(variant),
             marker="o",
             ms=5,
             capsize=3,

@@ -1,4 +1,4 @@
-"""Plots of a quantity over the options of a grid: one curve per arm, mean and standard deviation over seeds."""
+"""Plots of a quantity over the options of a grid: one curve per variant, mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WIDEST = 10
 def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> list[Plot]:
     """Plot each column over each numeric option of the grid, or over all points if none is numeric.
 
-    Arms without a value of the column are left out. The list is empty if every arm has a single point.
+    Variants without a value of the column are left out. The list is empty if every variant has a single point.
     """
     plots = []
     for column in columns:
@@ -33,8 +33,8 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
             plots.append(
                 Plot(
                     selection_plot(grid),
-                    f"{column.words} over the points of the grid, one curve per arm",
-                    f"{column.title} over the points of the grid, mean and standard deviation over seeds",
+                    f"{column.words} over the grid points, one curve per variant",
+                    f"{column.title} over the grid points, mean and standard deviation over seeds",
                 )
             )
     return plots
@@ -54,16 +54,16 @@ def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
 def _plot_over(option: str, grid: ModelSelection, column: Column) -> Plot:
     return Plot(
         option_plot(grid, option, column.title),
-        f"{column.words} over {option}, one curve per arm",
+        f"{column.words} over {option}, one curve per variant",
         f"{column.title} over {option}, mean and standard deviation over seeds",
     )
 
 
 @styled
 def option_plot(grid: ModelSelection, option: str, ylabel: str) -> str:
-    """Plot the quantity over one numeric option, with one curve per arm and per point of the other options.
+    """Plot the quantity over one numeric option, with one curve per variant and per point of the other options.
 
-    An arm without the option is a horizontal line.
+    A variant without the option is a horizontal line.
 
     Args:
         grid: Candidates with their values.
@@ -76,7 +76,7 @@ def option_plot(grid: ModelSelection, option: str, ylabel: str) -> str:
     curves: dict[tuple[str, bool], list[Candidate]] = {}
     for candidate in grid.candidates:
         others = {name: value for name, value in candidate.point.items() if name != option}
-        name = f"{candidate.arm} {_label_of(others, grid)}".strip()
+        name = f"{candidate.variant} {_label_of(others, grid)}".strip()
         curves.setdefault((name, option in candidate.point), []).append(candidate)
     places = {
         float(candidate.point[option]) for candidate in grid.candidates if option in candidate.point
@@ -102,7 +102,7 @@ def _label_of(point: Mapping[str, object], grid: ModelSelection) -> str:
 
 @styled
 def selection_plot(selection: ModelSelection) -> str:
-    """Plot the metric of every candidate over its points, with one curve per arm and standard deviations.
+    """Plot the metric of every candidate over its points, with one curve per variant and standard deviations.
 
     A single numeric option is the x axis. Otherwise each point has a separate position.
 
@@ -112,12 +112,12 @@ def selection_plot(selection: ModelSelection) -> str:
     candidates, scale = selection.candidates, selection.metric.scale
     x_of, option = _axis_positions(candidates)
     figure, axis = new_axes(max(1.6 * WIDTH, 0.5 * len(x_of)), 1.25 * HEIGHT)
-    for number, arm in enumerate(dict.fromkeys(candidate.arm for candidate in candidates)):
-        points = [candidate for candidate in candidates if candidate.arm == arm]
+    for number, variant in enumerate(dict.fromkeys(candidate.variant for candidate in candidates)):
+        points = [candidate for candidate in candidates if candidate.variant == variant]
         at = [
             x_of[label] for candidate in points if (label := point_label(candidate.point)) in x_of
         ]
-        _draw_curve(axis, arm, points, at, scale, f"C{number % 10}")
+        _draw_curve(axis, variant, points, at, scale, f"C{number % 10}")
     if option is None:
         names = list(map(legend_name, x_of))
         axis.set_xticks(list(x_of.values()), names, rotation=30, ha="right")

@@ -1,4 +1,4 @@
-"""The main table of a page: its columns, their meanings, one row for each arm, and the same as CSV."""
+"""The main table of a page: its columns, their meanings, one row for each variant, and the same as CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import Metric, align_columns, evaluator_named, metric_of
-from permafrost_report.comparison import ONE_SEED, group_pairs, leading_arms, summarize
+from permafrost_report.comparison import ONE_SEED, group_pairs, leading_variants, summarize
 from permafrost_report.model_selection import load_selection, reservations
 from permafrost_report.student_results import StudentResult, load_results
 
@@ -151,7 +151,7 @@ def _shown_metrics(results: Sequence[StudentResult], split: str) -> list[tuple[s
 
 
 def compared_column(name: str | None, columns: Sequence[Column]) -> Column | None:
-    """Return the column by which arms are compared, None if there are no columns.
+    """Return the column by which variants are compared, None if there are no columns.
 
     Args:
         name: report.compared_column; None is accuracy if it is a column, and otherwise the first column.
@@ -162,14 +162,14 @@ def compared_column(name: str | None, columns: Sequence[Column]) -> Column | Non
 
 
 def pictures_in_words(results: Sequence[StudentResult]) -> list[str]:
-    """Return what students were shown of an image, and which arms were shown it if there are several pictures."""
-    arms: dict[str, dict[str, None]] = {}
+    """Return what students were shown of an image, and which variants were shown it if there are several pictures."""
+    shown: dict[str, dict[str, None]] = {}
     for result in results:
-        arms.setdefault(result.pictures[0], {})[result.label] = None
-    arms.pop("", None)
-    if len(arms) == 1:
-        return [f"Images were shown as: {next(iter(arms))}"]
-    return [f"Images of {', '.join(names)} were shown as: {text}" for text, names in arms.items()]
+        shown.setdefault(result.pictures[0], {})[result.label] = None
+    shown.pop("", None)
+    if len(shown) == 1:
+        return [f"Images were shown as: {next(iter(shown))}"]
+    return [f"Images of {', '.join(names)} were shown as: {text}" for text, names in shown.items()]
 
 
 def student_rows(
@@ -184,14 +184,14 @@ def student_rows(
     ]
 
 
-def passes_of_arms(results: Sequence[StudentResult]) -> dict[str, list[str]]:
-    """Return the arms by the pass that their students are compared with, without those that are compared with none."""
-    arms = group_pairs(
+def passes_of_variants(results: Sequence[StudentResult]) -> dict[str, list[str]]:
+    """Return the variants by the pass that their students are compared with, without those that have none."""
+    variants = group_pairs(
         (result.compared_pass, result.label)
         for result in results
         if result.compared_pass is not None
     )
-    return {name: list(dict.fromkeys(labels)) for name, labels in arms.items()}
+    return {name: list(dict.fromkeys(labels)) for name, labels in variants.items()}
 
 
 def teacher_rows(
@@ -206,7 +206,7 @@ def teacher_rows(
         columns: Columns of the report.
         teacher_result: As in `teacher_row`.
     """
-    passes = passes_of_arms(results)
+    passes = passes_of_variants(results)
     if len(passes) < 2:
         row = teacher_row(results, columns, teacher_result)
         return {_teacher_name("teacher", results): row} if row else {}
@@ -295,45 +295,45 @@ def accuracy_limit(
     return None
 
 
-def arm_summary(
+def variant_summary(
     rows: Sequence[Mapping[str, Any]],
     columns: Sequence[Column],
-    arms_by_pass: Mapping[str, Sequence[str]] | None = None,
+    variants_by_pass: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Build one row per arm: mean and standard deviation of each column over seeds, and whether the arm is `best`.
+    """Build one row per variant: mean and standard deviation of each column over seeds, and whether it is `best`.
 
-    The best arms of a column are those that are not conclusively below the best mean (`leading_arms`); without any
-    conclusive difference, or while an arm has fewer than three seeds, there are none. Where the arms
+    The best variants of a column are those that are not conclusively below the best mean (`leading_variants`); without
+    any conclusive difference, or while a variant has fewer than three seeds, there are none. Where the variants
     have different teachers, a number that depends on the teacher is compared among those of the same one.
 
     Args:
         rows: One row per student, from `student_rows`.
         columns: Columns of the report.
-        arms_by_pass: Arms by the pass that they are compared with, from `passes_of_arms`.
+        variants_by_pass: Variants by the pass that they are compared with, from `passes_of_variants`.
 
     Returns:
         Rows with method, seeds (their number), and for each column `mean`, `sd` and `best`, or None if a student of the
-        arm has no value.
+        variant has no value.
     """
-    by_arm = group_pairs((row["method"], row) for row in rows)
+    by_variant = group_pairs((row["method"], row) for row in rows)
     summary: list[dict[str, Any]] = [
-        {"method": arm, "seeds": len(members)} for arm, members in by_arm.items()
+        {"method": variant, "seeds": len(members)} for variant, members in by_variant.items()
     ]
     for column in columns:
-        for arm in summary:
-            values = [row[column.name] for row in by_arm[arm["method"]]]
-            arm[column.name] = None if None in values else summarize(values)
-        compared = [arm for arm in summary if arm[column.name]]
+        for variant in summary:
+            values = [row[column.name] for row in by_variant[variant["method"]]]
+            variant[column.name] = None if None in values else summarize(values)
+        compared = [variant for variant in summary if variant[column.name]]
         direction = column.metric.higher_is_better
         leading = set()
-        if direction is not None and all(arm["seeds"] > 2 for arm in compared):
-            labels = [str(arm["method"]) for arm in compared]
-            groups = list((arms_by_pass or {}).values()) if column.depends_on_pass else []
+        if direction is not None and all(variant["seeds"] > 2 for variant in compared):
+            labels = [str(variant["method"]) for variant in compared]
+            groups = list((variants_by_pass or {}).values()) if column.depends_on_pass else []
             for group in groups if len(groups) > 1 else [labels]:
-                members = [row for label in labels if label in group for row in by_arm[label]]
-                leading |= leading_arms(members, column.name, higher_is_better=direction)
-        for arm in compared:
-            arm[column.name]["best"] = arm["method"] in leading
+                members = [row for label in labels if label in group for row in by_variant[label]]
+                leading |= leading_variants(members, column.name, higher_is_better=direction)
+        for variant in compared:
+            variant[column.name]["best"] = variant["method"] in leading
     return summary
 
 
@@ -372,7 +372,7 @@ def meanings(
     Args:
         columns: Columns of the report.
         chance: Chance level of each column that has one.
-        passes: Arms by the pass that they are compared with.
+        passes: Variants by the pass that they are compared with.
     """
     by_metric = group_pairs((column.measure, column) for column in columns)
     return [
@@ -383,10 +383,10 @@ def meanings(
 
 
 def _agreement_sentence(metric: str, passes: Mapping[str, Sequence[str]]) -> str:
-    """Say with which of several passes each arm agrees."""
+    """Say with which of several passes each variant agrees."""
     if metric != "agreement" or len(passes) < 2:
         return ""
-    told = (f"{', '.join(arms)} with {name}" for name, arms in passes.items())
+    told = (f"{', '.join(variants)} with {name}" for name, variants in passes.items())
     return f" Each student's is with its own pass, and marks compare those of one pass: {'; '.join(told)}."
 
 
@@ -430,30 +430,30 @@ def student_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) ->
 
 
 def summary_table(run: str) -> str:
-    """Format one row per arm (and point), mean +- standard deviation over seeds in per cent, and the chance levels."""
+    """Format one row per variant (and point), mean +- standard deviation over seeds in per cent, and chance levels."""
     results = load_results(run)
     columns = [
         Column(name=column.source, source=column.source) for column in default_columns(results)
     ]
-    points = {result.label: result.arm for result in results}
+    points = {result.label: result.variant for result in results}
     selection = load_selection(run)
     chosen = (
-        {candidate.arm: candidate for candidate in selection.candidates if candidate.chosen}
+        {candidate.variant: candidate for candidate in selection.candidates if candidate.chosen}
         if selection
         else {}
     )
     selected = [selection.select] if selection else []
-    table = [["arm", "seeds", *selected, *(column.name for column in columns)]]
-    arms = arm_summary(student_rows(results, columns), columns)
-    for arm in arms:
-        row = [arm["method"], str(arm["seeds"])]
+    table = [["variant", "seeds", *selected, *(column.name for column in columns)]]
+    variants = variant_summary(student_rows(results, columns), columns)
+    for variant in variants:
+        row = [variant["method"], str(variant["seeds"])]
         if selection is not None:
-            candidate = chosen[points[arm["method"]]]
+            candidate = chosen[points[variant["method"]]]
             row[0] = f"{row[0]} {point_label(candidate.point)}".strip()
             known = Column(name="", source=f"all.{selection.select}", known=selection.metric)
             row.append(_spread(known, summarize(candidate.values)))
         row += [
-            "-" if arm[column.name] is None else _spread(column, arm[column.name])
+            "-" if variant[column.name] is None else _spread(column, variant[column.name])
             for column in columns
         ]
         table.append(row)
@@ -463,7 +463,7 @@ def summary_table(run: str) -> str:
             column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
         ]
         table.append(["constant", "", *("" for _ in selected), *levels])
-    one_seed = [f"({ONE_SEED})"] if any(arm["seeds"] == 1 for arm in arms) else []
+    one_seed = [f"({ONE_SEED})"] if any(variant["seeds"] == 1 for variant in variants) else []
     return "\n".join(
         [
             align_columns(table),

@@ -28,9 +28,9 @@ from permafrost_report.student_results import (
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A point of the grid as a candidate of an arm."""
+    """A grid point as a candidate of a variant."""
 
-    arm: str
+    variant: str
     point: Point
     values: list[float]
     """Values of the selection metric, one per seed."""
@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSelection:
-    """Selection of the point of each arm."""
+    """Selection of the point of each variant."""
 
     select: str
     """Selection metric <split>.<metric>."""
@@ -57,7 +57,7 @@ class ModelSelection:
 
 
 def load_selection(run: str) -> ModelSelection | None:
-    """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection.
+    """Load the candidates of runs/<run>/sweep.json by variant, or None without a selection.
 
     Raises:
         DamagedFileError: If sweep.json is damaged.
@@ -67,35 +67,35 @@ def load_selection(run: str) -> ModelSelection | None:
         return None
     rows = sweep["candidates"]
     members = group_pairs(
-        ((arm, point_label(row["point"])), row)
-        for arm in dict.fromkeys(row["arm"] for row in rows)
+        ((variant, point_label(row["point"])), row)
+        for variant in dict.fromkeys(row["variant"] for row in rows)
         for row in rows
-        if row["arm"] == arm
+        if row["variant"] == variant
     )
     candidates = [
         Candidate(
-            arm=arm,
+            variant=variant,
             point=point_rows[0]["point"],
             values=[row["value"] for row in point_rows],
             chosen=point_rows[0]["chosen"],
         )
-        for (arm, _), point_rows in members.items()
+        for (variant, _), point_rows in members.items()
     ]
     return ModelSelection(select=sweep["select"], candidates=candidates)
 
 
 def ties_in_words(selection: ModelSelection) -> list[str]:
-    """Write a sentence on each arm whose selected point has the same mean as others."""
+    """Write a sentence on each variant whose selected point has the same mean as others."""
     sentences = []
     for chosen in (candidate for candidate in selection.candidates if candidate.chosen):
         tied = [
             point_label(other.point)
             for other in selection.candidates
-            if other.arm == chosen.arm and other.summary["mean"] == chosen.summary["mean"]
+            if other.variant == chosen.variant and other.summary["mean"] == chosen.summary["mean"]
         ]
         if len(tied) > 1:
             sentences.append(
-                f"{chosen.arm}: {', '.join(tied)} have the same {selection.select}, and the first is selected."
+                f"{chosen.variant}: {', '.join(tied)} have the same {selection.select}, and the first is selected."
             )
     return sentences
 
@@ -109,12 +109,12 @@ def reservations(
 
 
 def curve_of(result: StudentResult) -> str:
-    """Return the name of an arm without its point, with the run if the label has it."""
-    return result.label.removesuffix(point_label(result.point)).strip() or result.arm
+    """Return the name of a variant without its point, with the run if the label has it."""
+    return result.label.removesuffix(point_label(result.point)).strip() or result.variant
 
 
 def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
-    """Collect the values of every arm's points in the form of a selection, without a choice.
+    """Collect the values of every variant's points in the form of a selection, without a choice.
 
     A point is left out if a student has no value.
 
@@ -123,16 +123,16 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
         source: Metric of the values, <split>.<metric>.
 
     Returns:
-        The candidates; None if no arm has several points.
+        The candidates; None if no variant has several points.
     """
     members = group_pairs(((curve_of(result), result.label), result) for result in results)
     candidates = []
-    for (arm, _), same in members.items():
+    for (variant, _), same in members.items():
         values = [value for result in same if (value := result.find(source)) is not None]
         if len(values) == len(same):
             point = same[0].point
-            candidates.append(Candidate(arm=arm, point=point, values=values, chosen=False))
-    if len(candidates) == len({candidate.arm for candidate in candidates}):
+            candidates.append(Candidate(variant=variant, point=point, values=values, chosen=False))
+    if len(candidates) == len({candidate.variant for candidate in candidates}):
         return None
     return ModelSelection(select=source, candidates=candidates)
 
@@ -164,7 +164,7 @@ class Evaluation(NamedTuple):
 
 def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
     """Write one sentence for each metric on a reported split that chose the epoch of students."""
-    arms: dict[str, dict[str, None]] = {}
+    variants: dict[str, dict[str, None]] = {}
     for result in results:
         if not (result.evaluation / CONFIG_NAME).exists():
             continue
@@ -172,11 +172,11 @@ def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
             read_evaluation(result).inputs["store"]
         )
         if metric is not None and metric.partition(".")[0] in result.numbers:
-            arms.setdefault(metric, {})[result.label] = None
+            variants.setdefault(metric, {})[result.label] = None
     return [
         f"The epoch of {', '.join(labels)} was chosen by {metric}, so its values on {metric.partition('.')[0]} look "
         "better than they are."
-        for metric, labels in arms.items()
+        for metric, labels in variants.items()
     ]
 
 

@@ -32,11 +32,11 @@ class ReportOptions(Options):
     runs: tuple[str, ...] = ()
     """Other runs to compare with `run`: sweeps, or runs of one student."""
     baseline: str = "kd"
-    """Arm of the sweep that the candidate is compared with."""
+    """Variant of the sweep that the candidate is compared with."""
     candidate: str = "e2kd"
-    """Arm of the sweep that is compared with the baseline."""
+    """Variant of the sweep that is compared with the baseline."""
     baselines: dict[str, str] = field(default_factory=dict)
-    """Baselines of arms that are not compared with `baseline` in the table of differences, by arm, as in
+    """Baselines of variants that are not compared with `baseline` in the table of differences, by variant, as in
     {e2kd_200: kd_200}."""
     compared_column: str | None = None
     """Column of the summary and of candidate - baseline, one of `columns`; null takes accuracy if it is a column,

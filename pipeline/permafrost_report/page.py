@@ -32,10 +32,10 @@ from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.figures import Plot, epoch_plots, shift_plots, training_curves
 from permafrost_report.grid_figures import grid_plots, selection_plot
 from permafrost_report.main_table import (
-    arm_summary,
     meanings,
-    passes_of_arms,
+    passes_of_variants,
     pictures_in_words,
+    variant_summary,
 )
 from permafrost_report.model_selection import ModelSelection, optimistic_results
 from permafrost_report.options import ReportConfig
@@ -47,10 +47,10 @@ from permafrost_report.pictures import (
     readable_classes,
     shown_name,
 )
-from permafrost_report.provenance import bytes_by_arm, bytes_plot, describe_teachers
+from permafrost_report.provenance import bytes_by_variant, bytes_plot, describe_teachers
 from permafrost_report.run_commands import commands_of
 from permafrost_report.student_results import StudentResult, split_by_evaluation
-from permafrost_report.training_facts import describe_arms, describe_data, training_facts
+from permafrost_report.training_facts import describe_data, describe_variants, training_facts
 
 
 def content_policy(style: str, script: str) -> str:
@@ -83,10 +83,10 @@ def _source(text: str) -> str:
 
 
 _MEAN_AND_SPREAD = (
-    "Mean and standard deviation over seeds. In each column in which an arm is conclusively below the best mean, those "
-    "above it are marked (green), from three seeds on."
+    "Mean and standard deviation over seeds. In each column in which a variant is conclusively below the best mean, "
+    "those above it are marked (green), from three seeds on."
 )
-_MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
+_MEAN = f"Mean over seeds, with the standard deviation of variants with several ({ONE_SEED})."
 _VALUE = f"Values of a single seed ({ONE_SEED})."
 
 
@@ -243,7 +243,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
     values = page.values
     if page.compared is None:
         return {}
-    summary = arm_summary(values["runs"], page.columns, passes_of_arms(page.results))
+    summary = variant_summary(values["runs"], page.columns, passes_of_variants(page.results))
     plotted = [
         column
         for column in page.columns
@@ -251,24 +251,24 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
     ]
     plots = [
         *grid_plots(page.results, plotted),
-        bytes_plot(summary, page.compared, bytes_by_arm(page.results, page.store), page.colors),
+        bytes_plot(summary, page.compared, bytes_by_variant(page.results, page.store), page.colors),
     ]
     return {
         "differences": values["differences_by_column"],
-        "arms": describe_arms(page.results),
+        "variants": describe_variants(page.results),
         "compared_column": page.compared,
         "baseline": page.options.baseline,
         "baselines": page.options.baselines,
         "columns": page.columns,
         "meanings": [
-            *meanings(page.columns, values["chance"], passes_of_arms(page.results)),
+            *meanings(page.columns, values["chance"], passes_of_variants(page.results)),
             *pictures_in_words(page.results),
         ],
         "optimistic": optimistic_results(page.results),
         "over_seeds": "Mean and standard deviation over seeds"
-        if any(arm["seeds"] > 1 for arm in summary)
+        if any(variant["seeds"] > 1 for variant in summary)
         else "One seed",
-        "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
+        "mean_caption": _mean_caption([variant["seeds"] for variant in summary]),
         "levels_of_teachers": values.get("teachers") or {"teacher": values["teacher"]},
         "chance": values["chance"],
         "remarks": values.get("remarks", {}),
@@ -279,7 +279,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
 
 
 def _mean_caption(seeds: Sequence[int]) -> str:
-    """Say what the cells of the main table are, given the number of seeds of each arm."""
+    """Say what the cells of the main table are, given the number of seeds of each variant."""
     if max(seeds) == 1:
         return _VALUE
     return _MEAN_AND_SPREAD if min(seeds) > 1 else _MEAN
@@ -321,7 +321,7 @@ def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, A
         "selection_scale": selection.metric.scale,
         "selection_plot": Plot(
             selection_plot(selection),
-            "The selection metric over the points of the grid, one curve per arm",
+            "The selection metric over the grid points, one curve per variant",
         ),
     }
 
@@ -352,13 +352,13 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
 def _shift_curves(
     results: list[StudentResult],
 ) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
-    """Shift curves: split -> kind of map -> arm -> one curve per student. Splits without curves are left out."""
+    """Shift curves: split -> kind of map -> variant -> one curve per student. Splits without curves are left out."""
     curves: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
     for result in results:
         for split, metrics in result.metrics.items():
             for kind, curve in metrics.get("shift", {}).items():
-                arms = curves.setdefault(split, {}).setdefault(kind, {})
-                arms.setdefault(result.label, []).append(curve)
+                variants = curves.setdefault(split, {}).setdefault(kind, {})
+                variants.setdefault(result.label, []).append(curve)
     return curves
 
 

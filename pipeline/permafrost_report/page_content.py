@@ -17,12 +17,12 @@ from permafrost_report.cases import open_pair
 from permafrost_report.class_results import ClassSection, class_section
 from permafrost_report.comparison import (
     ONE_SEED,
-    arm_difference,
     differences_by_column,
     seeds_in_words,
+    variant_difference,
 )
 from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
-from permafrost_report.figures import arm_colors
+from permafrost_report.figures import colors_of
 from permafrost_report.main_table import (
     Column,
     accuracy_limit,
@@ -67,7 +67,7 @@ class PageContent:
     """Content of report.json."""
     columns: Sequence[Column]
     compared: Column | None
-    """Column by which arms are compared."""
+    """Column by which variants are compared."""
     teacher: StudentResult | None
     network: StudentResult | None
     """Given network that was evaluated in this run (evaluate model=network)."""
@@ -88,7 +88,7 @@ class PageContent:
         """Color of each network in the plots."""
         networks = [*self.results, *([self.network] if self.network else [])]
         labels = [result.label for result in [*networks, *split_by_evaluation(networks)]]
-        return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
+        return colors_of(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
 
     @property
     def headline(self) -> str:
@@ -185,7 +185,7 @@ def gather_page(config: ReportConfig) -> PageContent:
 
 
 def _threshold_remarks(students: Sequence[StudentResult]) -> dict[str, str]:
-    """Return how the labels of each arm are predicted, if their thresholds are not those of a probability of 0.5."""
+    """Return how the labels of each variant are predicted, if their thresholds are not at a probability of 0.5."""
     chosen = {student.label: threshold_of(student.evaluation) for student in students}
     if not any(chosen.values()):
         return {}
@@ -226,19 +226,19 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
 
 
 def _with_named_runs(config: ReportConfig, results: Sequence[StudentResult]) -> ReportOptions:
-    """Return the options with the arms of the run itself called as in the report, whose names may have their run's."""
+    """Return the options with the run's own variants called as in the report, whose names may have the run's."""
     labels = {result.label for result in results}
 
-    def full(arm: str) -> str:
-        prefixed = f"{config.run}: {arm}"
-        return prefixed if arm not in labels and prefixed in labels else arm
+    def full(variant: str) -> str:
+        prefixed = f"{config.run}: {variant}"
+        return prefixed if variant not in labels and prefixed in labels else variant
 
     options = config.report
     return replace(
         options,
         baseline=full(options.baseline),
         candidate=full(options.candidate),
-        baselines={full(arm): full(other) for arm, other in options.baselines.items()},
+        baselines={full(variant): full(other) for variant, other in options.baselines.items()},
     )
 
 
@@ -280,13 +280,13 @@ def _result_values(
     }
     pair = (options.candidate, options.baseline)
     if _has_a_pair(results, options):
-        values["candidate_minus_baseline"] = arm_difference(rows, *pair, compared.name)
+        values["candidate_minus_baseline"] = variant_difference(rows, *pair, compared.name)
     names = [column.name for column in columns]
     differences = differences_by_column(rows, options.baseline, options.baselines, names)
     has_others = len({row["method"] for row in rows}) > 2
     values["differences"] = differences.get(compared.name, {}) if has_others else {}
     values["differences_by_column"] = differences
-    is_trained = results[0].seed is not None  # a given network alone is not an arm
+    is_trained = results[0].seed is not None  # a given network alone is not a variant
     values["summary"] = (
         conclusions(rows, compared, pair, teachers=teachers, chance=chance) if is_trained else []
     )
@@ -297,17 +297,17 @@ def _result_values(
 
 
 def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
-    """Return whether candidate and baseline can be compared, because an arm with several points is not one method."""
+    """Return whether candidate and baseline can be compared: a variant with several points is not one method."""
     labels = {result.label for result in results}
     several = {curve_of(result) for result in results} - labels
     pair = {options.candidate, options.baseline}
     if not pair & several:
-        names = {arm.rpartition(": ")[2] for arm in pair}  # without the run's, see _with_named_runs
+        names = {name.rpartition(": ")[2] for name in pair}  # see _with_named_runs
         is_default = names == {ReportOptions.candidate, ReportOptions.baseline}
         return not is_default or pair <= labels
     logger.info(
-        "no difference of candidate and baseline, because of several points of the grid in %s; sweep with select=, or "
-        "name one point of each arm, as in report.candidate='%s'",
+        "no difference of candidate and baseline, because of several grid points in %s; sweep with select=, or "
+        "name one point of each variant, as in report.candidate='%s'",
         ", ".join(sorted(several)),
         next(result.label for result in results if curve_of(result) != result.label),
     )
@@ -320,7 +320,7 @@ def _selection_values(selection: ModelSelection) -> dict[str, Any]:
         "ties": ties_in_words(selection),
         "candidates": [
             {
-                "arm": candidate.arm,
+                "variant": candidate.variant,
                 "point": candidate.point,
                 "label": point_label(candidate.point),
                 "seeds": len(candidate.values),

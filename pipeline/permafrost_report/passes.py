@@ -24,7 +24,7 @@ class UsedPass(NamedTuple):
 
     teacher: TeacherPass
     learners: tuple[str, ...]
-    """Arms that were trained on it, empty if they were only compared with it."""
+    """Variants that were trained on it, empty if they were only compared with it."""
 
 
 def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass]:
@@ -82,7 +82,7 @@ def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
     yield from passes_in(values.get("inputs", {})).items()
 
 
-_USUAL = {"logits", "map", "map_scale", "explained_class", *VIEW_FIELDS}
+_USUAL = {"logits", "map", "map_scale", "target_class", *VIEW_FIELDS}
 """Fields of most passes."""
 
 
@@ -125,7 +125,7 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         return row
     of_maps = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{spec.name}/")
     shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]
-    explained = manifest.explainer["explained_classes"]
+    explained = manifest.explainer["target_classes"]
     row |= {
         "explainer": teacher.explainer
         if explained == "top1"

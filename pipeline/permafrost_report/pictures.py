@@ -181,10 +181,10 @@ _EDGE = np.array([0.0, 0.65, 0.2])
 
 
 def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[TileRow]:
-    """Show images, the teacher's maps and those of one student per arm, with predictions above.
+    """Show images, the teacher's maps and those of one student per variant, with predictions above.
 
     Args:
-        pictures: By arm, the tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and
+        pictures: By variant, the tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and
             those of the teacher under names that start with teacher_.
         classes: Names of the classes.
     """
@@ -199,9 +199,9 @@ def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
             if "teacher_" in name
         }
         rows += explained_rows("teacher", frames, teacher, labels, classes)
-    for arm, tensors in pictures.items():
+    for variant, tensors in pictures.items():
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        rows += explained_rows(arm, frames, arrays, labels, classes)
+        rows += explained_rows(variant, frames, arrays, labels, classes)
     return picture_grid(rows)
 
 

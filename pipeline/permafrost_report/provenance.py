@@ -30,9 +30,9 @@ from permafrost_report.training_facts import network_text
 
 
 def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
-    """Build one row per arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
+    """Build one row per variant: method, architecture, parameters, and macs, the multiply-accumulates of one record.
 
-    It describes the first student of each arm whose weights exist, at its input size, as model.json has it.
+    It describes the first student of each variant whose weights exist, at its input size, as model.json has it.
     """
     first: dict[str, ModelDescription] = {}
     for result in results:
@@ -52,16 +52,16 @@ def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
 # ---- stored bytes ----------------------------------------------------------------------------------
 
 
-_OF_MAPS = ("map", "map_scale", "explained_class")
+_OF_MAPS = ("map", "map_scale", "target_class")
 
 
-def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
-    """Compute the bytes per record of the fields that each arm's loss needs; arms of other stores are left out."""
-    by_arm: dict[str, float] = {}
+def bytes_by_variant(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
+    """Compute the bytes per record of the fields that each variant's loss needs, without variants of other stores."""
+    by_variant: dict[str, float] = {}
     for result in results:
-        if result.label not in by_arm and (number := _bytes_of(result, store)) is not None:
-            by_arm[result.label] = number
-    return by_arm
+        if result.label not in by_variant and (number := _bytes_of(result, store)) is not None:
+            by_variant[result.label] = number
+    return by_variant
 
 
 def bytes_plot(
@@ -70,16 +70,16 @@ def bytes_plot(
     needed: Mapping[str, float],
     colors: Mapping[str, str] = MappingProxyType({}),
 ) -> Plot | None:
-    """Plot a column's mean over the bytes per record, None if all arms need equally many.
+    """Plot a column's mean over the bytes per record, None if all variants need equally many.
 
     Args:
-        summary: Rows of `main_table.arm_summary`.
+        summary: Rows of `main_table.variant_summary`.
         column: The column.
-        needed: Result of `bytes_by_arm`.
-        colors: Colors of the arms.
+        needed: Result of `bytes_by_variant`.
+        colors: Colors of the variants.
     """
     scale = column.metric.scale
-    arms = {
+    variants = {
         row["method"]: Measured(
             needed[row["method"]],
             scale * row[column.name]["mean"],
@@ -88,13 +88,13 @@ def bytes_plot(
         for row in summary
         if row["method"] in needed and row[column.name]
     }
-    if len({round(point.x, 3) for point in arms.values()}) < 2:
+    if len({round(point.x, 3) for point in variants.values()}) < 2:
         return None
-    source = measured_plot(arms, "stored targets, bytes per record", column.title, colors)
+    source = measured_plot(variants, "stored targets, bytes per record", column.title, colors)
     return Plot(
         source,
-        f"{column.words} over the bytes of stored targets per record, one point per arm",
-        f"{column.title} against the bytes per record of the stored targets that an arm's loss uses",
+        f"{column.words} over the bytes of stored targets per record, one point per variant",
+        f"{column.title} against the bytes per record of the stored targets that a variant's loss uses",
     )
 
 
@@ -120,8 +120,8 @@ def _bytes_needed(teacher: TeacherPass, terms: Sequence[Needs]) -> float:
     for needs in terms:
         if needs.maps_every is not None:
             names |= set(_OF_MAPS)
-        for payload in needs.payloads:
-            fields = teacher.fields_of(payload)
+        for name in needs.outputs:
+            fields = teacher.fields_of(name)
             names |= {*fields, *(f"{name}_scale" for name in fields)}
     return sum(
         _bytes_of_field(teacher, spec.name, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
@@ -168,7 +168,7 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
     if moved := teacher.manifest.moved_features:
         facts["Variance that moved features miss"] = describe_moved_features(moved)
     if teacher.explainer is not None:
-        explained = teacher.manifest.explainer.get("explained_classes")
+        explained = teacher.manifest.explainer.get("target_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"
     if made_with:
         listed = (f"{name} {value}" for name, value in made_with.items())

@@ -206,8 +206,8 @@ def _draw_pairs(
     if stored is not None and stored.logits is not None:
         many = has_many(batch.labels)
         predicted = classes_of(predict_labels(stored.logits, many=many)).tolist()
-    if stored is not None and stored.explained_class is not None:
-        explained = stored.explained_class[:, 0].tolist()
+    if stored is not None and stored.target_class is not None:
+        explained = stored.target_class[:, 0].tolist()
     of_records = classes_of(batch.labels).tolist()
     for number, picture in enumerate(pixels):
         line, column = divmod(number, _COLUMNS)

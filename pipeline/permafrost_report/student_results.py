@@ -95,9 +95,9 @@ ALL_SPLITS = "all"
 class StudentResult:
     """Results of one finished student."""
 
-    arm: str
+    variant: str
     label: str
-    """Arm, followed by the point of the grid if the arm has several."""
+    """Variant, followed by the grid point if the variant has several."""
     point: Point = field(default_factory=dict)
     seed: int | None
     """None for a network that the run has not trained."""
@@ -222,7 +222,7 @@ def load_results(
 
     Args:
         run: Name of the run, or its address in a bucket.
-        other_runs: Sweeps, or runs of one student each. Arms of several runs that are called alike are all prefixed
+        other_runs: Sweeps, or runs of one student each. Variants of several runs that are called alike are all prefixed
             with the names of their runs.
         store: Store of the page. Of a student that was trained on another one the evaluations on this one are loaded;
             None loads those on the store of its training.
@@ -306,13 +306,13 @@ def _load_untrained(
     measured = _measured(folder, evaluation_name)
     if not measured:
         return None
-    return StudentResult(arm=label, label=label, seed=None, folder=folder, **measured)
+    return StudentResult(variant=label, label=label, seed=None, folder=folder, **measured)
 
 
 def _load_student(run: str, store: Store | None, *, must_be_evaluated: bool) -> StudentResult:
     """Load a student that was distilled without a sweep."""
     seed = read_config(_config_of(run), DistillConfig).get("seed", DistillConfig.seed)
-    row = {"arm": run, "run": run, "seed": seed, "point": {}}
+    row = {"variant": run, "run": run, "seed": seed, "point": {}}
     return _load_result(row, store, several=False, must_be_evaluated=must_be_evaluated)
 
 
@@ -321,8 +321,8 @@ def _read_run(run: str, store: Store | None) -> list[StudentResult]:
     if not path.exists():
         return [_load_student(run, store, must_be_evaluated=True)]
     rows = read_sweep(run)["runs"]
-    points = group_pairs((row["arm"], point_label(row["point"])) for row in rows)
-    return [_load_result(row, store, several=len(set(points[row["arm"]])) > 1) for row in rows]
+    points = group_pairs((row["variant"], point_label(row["point"])) for row in rows)
+    return [_load_result(row, store, several=len(set(points[row["variant"]])) > 1) for row in rows]
 
 
 def read_sweep(run: str) -> dict[str, Any]:
@@ -378,7 +378,7 @@ def records_in_words(results: Sequence[StudentResult]) -> list[str]:
 class _SweepRow:
     """Row of a student in sweep.json."""
 
-    arm: str
+    variant: str
     point: dict[str, Any]
     seed: int
     run: str
@@ -437,8 +437,8 @@ def _load_result(
         "student) again",
     )
     return StudentResult(
-        arm=row["arm"],
-        label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
+        variant=row["variant"],
+        label=f"{row['variant']} {point_label(row['point'])}" if several else row["variant"],
         point=row["point"],
         seed=row["seed"],
         folder=folder,
@@ -476,7 +476,7 @@ def epoch_curves(
     """Collect curves over the epochs of a training.
 
     Returns:
-        By <split>.<metric> and arm, the value by epoch of each of its students.
+        By <split>.<metric> and variant, the value by epoch of each of its students.
     """
     from permafrost.training.epoch_selection import read_curve
 

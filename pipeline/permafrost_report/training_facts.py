@@ -1,4 +1,4 @@
-"""Options of every arm of a report: those in which arms differ, and those that all arms share."""
+"""Options of every variant of a report: those in which variants differ, and those that all variants share."""
 
 from __future__ import annotations
 
@@ -44,42 +44,42 @@ _SHARED = {
 
 
 class OptionCell(NamedTuple):
-    """Value of an option in one arm."""
+    """Value of an option in one variant."""
 
     text: str
     differs: bool
-    """True if the arms that have the option do not all have this value."""
+    """True if the variants that have the option do not all have this value."""
 
 
-class ArmOptions(NamedTuple):
-    """Options of one arm, one cell for each column of the table."""
+class VariantOptions(NamedTuple):
+    """Options of one variant, one cell for each column of the table."""
 
     method: str
     cells: list[OptionCell]
 
 
-class DescribedArm(NamedTuple):
-    """An arm as text."""
+class DescribedVariant(NamedTuple):
+    """A variant as text."""
 
     name: str
     method: str
-    """First sentence on the arm's method, empty for a method of another version."""
+    """First sentence on the variant's method, empty for a method of another version."""
     options: str
     """Options of the method that are not at their defaults."""
 
 
 class TrainingFacts(NamedTuple):
-    """Options of the arms of a report."""
+    """Options of the variants of a report."""
 
     shared: dict[str, str]
-    """Name -> value, equal for all arms."""
+    """Name -> value, equal for all variants."""
     columns: list[str]
-    """Options of the methods, and other options in which the arms differ."""
-    arms: list[ArmOptions]
+    """Options of the methods, and other options in which the variants differ."""
+    variants: list[VariantOptions]
 
 
 def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFacts:
-    """Collect the options of every arm from the config of its first student."""
+    """Collect the options of every variant from the config of its first student."""
     first: dict[str, StudentResult] = {}
     for result in results:
         first.setdefault(result.label, result)
@@ -87,7 +87,7 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
     options = {label: _options(result, store, counts) for label, result in first.items()}
     names = [
         name
-        for name in dict.fromkeys(name for of_arm in options.values() for name in of_arm)
+        for name in dict.fromkeys(name for own in options.values() for name in own)
         if _is_set(name, options)
     ]
     differing = [name for name in names if _differs(name, options)]
@@ -101,34 +101,34 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
     }
     seeds = sorted({result.seed for result in results if result.seed is not None})
     shared["Seeds"] = f"{', '.join(map(str, seeds))} ({seeds_in_words(len(seeds))})"
-    arms = [
-        ArmOptions(label, [_cell(of_arm, name, name in differing) for name in columns])
-        for label, of_arm in options.items()
+    variants = [
+        VariantOptions(label, [_cell(own, name, name in differing) for name in columns])
+        for label, own in options.items()
     ]
-    return TrainingFacts(shared, columns, arms)
+    return TrainingFacts(shared, columns, variants)
 
 
-def describe_arms(results: Sequence[StudentResult]) -> list[DescribedArm]:
-    """Describe the method of every arm, whose points of a grid are one. Arms without a recorded method are left out."""
+def describe_variants(results: Sequence[StudentResult]) -> list[DescribedVariant]:
+    """Describe the method of every variant that has a recorded one. Its grid points are one."""
     methods = group_pairs(
         (curve_of(result), result.training["method"])
         for result in results
         if isinstance(result.training.get("method"), Mapping)
     )
-    return [_describe_arm(name, of_arm) for name, of_arm in methods.items()]
+    return [_describe_variant(name, own) for name, own in methods.items()]
 
 
-def _describe_arm(name: str, methods: Sequence[Mapping[str, Any]]) -> DescribedArm:
+def _describe_variant(name: str, methods: Sequence[Mapping[str, Any]]) -> DescribedVariant:
     cls = METHODS.get(str(methods[0].get("kind")))
     if cls is None:
-        return DescribedArm(name, "", "")
+        return DescribedVariant(name, "", "")
     summary = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
     texts = []
     for option, default in to_plain_dict(cls()).items():
         values = dict.fromkeys(_text(method.get(option, default)) for method in methods)
         if option != "kind" and list(values) != [_text(default)]:
             texts.append(f"{option.replace('_', ' ')} {' or '.join(values)}")
-    return DescribedArm(name, summary, ", ".join(texts))
+    return DescribedVariant(name, summary, ", ".join(texts))
 
 
 def describe_data(store: Store) -> dict[str, str]:
@@ -144,13 +144,13 @@ def describe_data(store: Store) -> dict[str, str]:
 
 
 def _is_set(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
-    return any(of_arm.get(name, "null") not in ("null", "[]") for of_arm in options.values())
+    return any(own.get(name, "null") not in ("null", "[]") for own in options.values())
 
 
 def _differs(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
-    """Return whether the arms that have an option have different values of it."""
-    values = {of_arm[name] for of_arm in options.values() if name in of_arm}
-    is_shared = all(name in of_arm for of_arm in options.values()) or name.startswith("method.")
+    """Return whether the variants that have an option have different values of it."""
+    values = {own[name] for own in options.values() if name in own}
+    is_shared = all(name in own for own in options.values()) or name.startswith("method.")
     return len(values) > 1 or not is_shared
 
 

@@ -48,10 +48,10 @@ from tests.support.tensors import gaussian
 from tests.support.verbs import distill, evaluate, precompute
 
 
-def store_of(path, teacher, backend="zarr", payloads=("logits", "features"), **features):
+def store_of(path, teacher, backend="zarr", outputs=("logits", "features"), **features):
     values = {"channels": 3, "dtype": "float16", "mirror": True, **features}
     options = PassOptions(
-        batch_size=8, payloads=payloads, **{f"features_{n}": each for n, each in values.items()}
+        batch_size=8, outputs=outputs, **{f"features_{n}": each for n, each in values.items()}
     )
     config = precompute_config(path, teacher, annotate=options, backend=backend)
     precompute.run(config)

@@ -38,7 +38,7 @@ from tests.support.verbs import precompute
 
 def pass_of(path, teacher, **options):
     features = {name: options.pop(name) for name in list(options) if name.startswith("features_")}
-    annotate = PassOptions(batch_size=8, payloads=("logits", "features"), **features)
+    annotate = PassOptions(batch_size=8, outputs=("logits", "features"), **features)
     config = precompute_config(path, teacher, annotate=annotate, **options)
     precompute.run(config)
     store = Store(path)
@@ -47,7 +47,7 @@ def pass_of(path, teacher, **options):
 
 def recomputed(store, made, teacher):
     """1 - R^2 by field and view, from the stored arrays of all records and the live teacher."""
-    dataset = StoreDataset(store, np.arange(len(index_table(store))), [made], payload="features")
+    dataset = StoreDataset(store, np.arange(len(index_table(store))), [made], output="features")
     network = freeze(build_model(teacher, 10))
     sample = select_sample(store.shards, 128)
     rows = [

@@ -65,17 +65,17 @@ def bcos_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("payloads", "explainer", "precision"),
+    ("outputs", "explainer", "precision"),
     [
-        (("logits", "map"), BcosWeightsConfig(), "float32"),
+        (("logits", "maps"), BcosWeightsConfig(), "float32"),
         (("logits",), BcosWeightsConfig(), "bfloat16"),
-        (("logits", "map"), GradCamConfig(), "bfloat16"),
+        (("logits", "maps"), GradCamConfig(), "bfloat16"),
     ],
 )
 def test_only_maps_that_are_gradients_of_the_whole_network_take_a_float32_pass(
-    payloads, explainer, precision
+    outputs, explainer, precision
 ):
-    options = PassOptions(payloads=payloads, precision="bfloat16")
+    options = PassOptions(outputs=outputs, precision="bfloat16")
 
     assert pass_precision(options, explainer) == precision
     assert pass_precision(replace(options, precision="float32"), explainer) == "float32"
@@ -97,7 +97,7 @@ def test_a_bcos_teacher_runs_once_in_any_precision_and_makes_the_pass_of_float32
 
     assert again.teacher_records == 0
     assert [p.name for p in Store(store.path).open_passes()] == [made.name]
-    logits_alone = plan_pass(bcos_config(precision="bfloat16", payloads=("logits",)), store)
+    logits_alone = plan_pass(bcos_config(precision="bfloat16", outputs=("logits",)), store)
     assert logits_alone.description["teacher"]["dtype"] == "bfloat16"
 
 
@@ -106,8 +106,8 @@ def test_logits_beside_maps_are_those_of_float32(bcos_config):
     logits = {}
     for name, options in {
         "with_map": {"precision": "bfloat16"},
-        "exact": {"payloads": ("logits",)},
-        "rounded": {"payloads": ("logits",), "precision": "bfloat16"},
+        "exact": {"outputs": ("logits",)},
+        "rounded": {"outputs": ("logits",), "precision": "bfloat16"},
     }.items():
         precompute.run(bcos_config(name=name, **options))
         store = Store(Path(bcos_config().store.path))
@@ -142,9 +142,9 @@ def test_the_network_runs_once_per_batch(bcos_config, monkeypatch, precision):
 def test_values_of_two_passes_are_compared_by_closed_forms():
     specs = [
         FieldSpec(name="logits", shape=(2,), dtype="float16"),
-        FieldSpec(name="map", shape=(1, 1, 1, 2), dtype="float16", axes=("explained", "channel", "y", "x")),
+        FieldSpec(name="map", shape=(1, 1, 1, 2), dtype="float16", axes=("target", "channel", "y", "x")),
         FieldSpec(name="map_scale", shape=(1,), dtype="float32"),
-        FieldSpec(name="explained_class", shape=(1,), dtype="int32"),
+        FieldSpec(name="target_class", shape=(1,), dtype="int32"),
         FieldSpec(name="pooled", shape=(2,), dtype="float16"),
     ]  # fmt: skip
     log3 = np.log(3.0)
@@ -152,13 +152,13 @@ def test_values_of_two_passes_are_compared_by_closed_forms():
         "logits": np.array([[[log3, 0]], [[0, 1]], [[5, 0]]], np.float32),
         "map": np.array([[1, 0], [1, 1], [1, 0]], np.float16).reshape(3, 1, 1, 1, 1, 2),
         "map_scale": np.ones((3, 1, 1), np.float32),
-        "explained_class": np.array([[[0]], [[1]], [[0]]], np.int32),
+        "target_class": np.array([[[0]], [[1]], [[0]]], np.int32),
         "pooled": np.array([[[1, 0]], [[0, 0]], [[1, 1]]], np.float16),
     }
     lower = exact | {
         "logits": np.array([[[0, 0]], [[1, 0]], [[5, 0]]], np.float32),
         "map": np.array([[1, 1], [0, 1], [1, 0]], np.float16).reshape(3, 1, 1, 1, 1, 2),
-        "explained_class": np.array([[[0]], [[0]], [[0]]], np.int32),
+        "target_class": np.array([[[0]], [[0]], [[0]]], np.int32),
         "pooled": np.array([[[0, 1]], [[0, 0]], [[2, 2]]], np.float16),
     }
 
@@ -290,7 +290,7 @@ def test_a_pass_of_lower_precision_states_its_agreement_with_float32(tmp_path):
     values = [
         {
             name: np.concatenate([made[p].read_shard(s)[name] for s in store.shards])
-            for name in ("logits", "map", "explained_class")
+            for name in ("logits", "map", "target_class")
         }
         for p in ("float32", "bfloat16")
     ]
@@ -389,7 +389,7 @@ def test_auto_goes_on_with_a_pass_that_was_begun(tmp_path, fast_hardware):
     precompute.run(config)
     made = only_pass(config)
     folder = Path(str(made.folder))
-    sorted((folder / "receipts").iterdir())[0].unlink()
+    sorted((folder / "commits").iterdir())[0].unlink()
     (folder / "manifest.json").unlink()
 
     fast_hardware("float32")
@@ -478,7 +478,7 @@ def test_maps_that_need_a_graph_are_not_compiled(bcos_config):
     ):
         precompute.run(bcos_config(compile=True))
 
-    assert precompute.run(bcos_config(payloads=("logits",))).teacher_records > 0
+    assert precompute.run(bcos_config(outputs=("logits",))).teacher_records > 0
 
 
 def test_a_teacher_that_cannot_be_compiled_ends_in_one_sentence(tmp_path, monkeypatch):

@@ -241,7 +241,7 @@ def test_labels_of_one_record_do_not_choose_the_class_of_a_mixture(tmp_path, tin
             config,
             views=VIEWS,
             augment=RECIPE,
-            explainer=replace(config.explainer, explained_classes="sample_gt"),
+            explainer=replace(config.explainer, target_classes="sample_gt"),
         )
     with pytest.raises(ConfigError, match=r"annotate\.batch_size=1; raise it"):
         replace(

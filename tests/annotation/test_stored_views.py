@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.payloads import BatchInfo
+from permafrost.annotation.outputs import BatchInfo
 from permafrost.annotation.stored_views import plan_stored_views
 from permafrost.config.augment import (
     AugmentOptions,
@@ -175,8 +175,8 @@ def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed)
             one = slice(index, index + 1)
             records = BatchInfo(batch.keys[one], batch.labels[one])
             again = annotator.stored_fields(images[one], records)
-            top1 = again["explained_class"][0]
-            assert targets.explained_class[index].numpy() == top1
+            top1 = again["target_class"][0]
+            assert targets.target_class[index].numpy() == top1
             assert np.allclose(targets.logits[index], again["logits"][0], rtol=1e-2, atol=1e-3)
             assert np.allclose(targets.maps[index], again["map"][0].astype("f4"), atol=5e-3)
 
@@ -207,7 +207,7 @@ def test_the_unaugmented_control_has_the_map_of_the_first_view_with_the_logits_o
     (controlled,) = control.__getitems__(pairs).targets
 
     assert torch.equal(controlled.maps, of_first.maps)
-    assert torch.equal(controlled.explained_class, of_first.explained_class)
+    assert torch.equal(controlled.target_class, of_first.target_class)
     assert torch.equal(controlled.logits, expected.logits)
     assert not torch.equal(controlled.maps, expected.maps)
 

@@ -524,7 +524,7 @@ def compare_recipe(number):
         teacher="t",
         logits=torch.zeros(1, 2),
         maps=maps,
-        explained_class=torch.zeros(1, 1, dtype=torch.int64),
+        target_class=torch.zeros(1, 1, dtype=torch.int64),
         map_from_canonical=torch.eye(3)[None],
         intermediates={"features_0": features},
         specs={"features_0": spec},

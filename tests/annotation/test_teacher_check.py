@@ -37,12 +37,12 @@ def drawn_logits(records=200, classes=10, scale=4.0, seed=0):
     return np.random.default_rng(seed).normal(scale=scale, size=(records, classes))
 
 
-def checked(logits, labels=None, classes=NAMES, outputs="logits", **others):
+def checked(logits, labels=None, classes=NAMES, returns="logits", **others):
     """Describe and judge the outputs of a teacher."""
     if labels is None:
         labels = np.full(len(logits), NO_LABEL)
     described = describe_outputs(np.asarray(logits, float), torch.as_tensor(labels), len(classes))
-    check = TeacherCheck(**described, outputs=outputs, **others)
+    check = TeacherCheck(**described, returns=returns, **others)
     check.require_sound(classes)
     return check
 
@@ -57,7 +57,7 @@ def softmax(logits):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (softmax, "are probabilities and not logits.*remove the softmax.*outputs=probabilities"),
+        (softmax, "are probabilities and not logits.*remove the softmax.*returns=probabilities"),
         (lambda z: np.log(softmax(z)), "are log-probabilities.*remove the log_softmax"),
     ],
 )
@@ -69,14 +69,14 @@ def test_probabilities_are_not_taken_for_logits(make, message, dtype):
     with pytest.raises(TeacherError, match=message):
         checked(outputs)
     # Once converted, both are log-probabilities.
-    checked(np.log(softmax(drawn_logits())), outputs="probabilities")
-    checked(np.log(softmax(drawn_logits())), outputs="log_probabilities")
+    checked(np.log(softmax(drawn_logits())), returns="probabilities")
+    checked(np.log(softmax(drawn_logits())), returns="log_probabilities")
 
 
-@pytest.mark.parametrize("outputs", ["probabilities", "log_probabilities"])
-def test_logits_are_not_taken_for_probabilities(outputs):
-    with pytest.raises(TeacherError, match=rf"teacher\.outputs={outputs}, but the .*rows that"):
-        checked(drawn_logits(), outputs=outputs)
+@pytest.mark.parametrize("returns", ["probabilities", "log_probabilities"])
+def test_logits_are_not_taken_for_probabilities(returns):
+    with pytest.raises(TeacherError, match=rf"teacher\.returns={returns}, but the .*rows that"):
+        checked(drawn_logits(), returns=returns)
 
 
 def test_probabilities_of_single_classes_are_doubtful(caplog):
@@ -248,12 +248,12 @@ def passes(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(NETWORKS)
     load_plugins(["nets.py"])
 
-    def store(payloads=("logits",), outputs="logits", logits_dtype="auto", **arguments):
+    def store(outputs=("logits",), returns="logits", logits_dtype="auto", **arguments):
         teacher = ModuleConfig(
             factory="nets.py:build", layer="conv", weights="random", arguments=arguments,
-            outputs=outputs,
+            returns=returns,
         )  # fmt: skip
-        annotate = PassOptions(batch_size=8, payloads=payloads, logits_dtype=logits_dtype)
+        annotate = PassOptions(batch_size=8, outputs=outputs, logits_dtype=logits_dtype)
         config = precompute_config(tmp_path / "store", teacher, annotate=annotate)
         name = precompute.run(config).passes[0]
         opened = Store(tmp_path / "store").open_pass(name)
@@ -266,8 +266,8 @@ def passes(tmp_path, monkeypatch):
 
 def test_the_logits_of_probabilities_are_stored(passes):
     _, logits = passes()
-    _, of_probabilities = passes(outputs="probabilities", end="softmax")
-    _, of_logarithms = passes(outputs="log_probabilities", end="log_softmax")
+    _, of_probabilities = passes(returns="probabilities", end="softmax")
+    _, of_logarithms = passes(returns="log_probabilities", end="log_softmax")
 
     expected = torch.as_tensor(np.asarray(logits, np.float32)).log_softmax(dim=1)
     for stored in (of_probabilities, of_logarithms):
@@ -279,7 +279,7 @@ def test_the_logits_of_probabilities_are_stored(passes):
 @torch.no_grad()
 def test_an_impossible_class_has_a_finite_logit():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Flatten(), torch.nn.Softmax(1))
-    model = ModuleClassifier(network, "0", outputs="probabilities")
+    model = ModuleClassifier(network, "0", returns="probabilities")
     logits = model(torch.full((1, 3, 1, 1), 1e4)).logits
     assert float(logits.min()) == pytest.approx(-87.3, abs=0.1)
     assert float(logits.max()) == 0
@@ -289,9 +289,9 @@ def test_a_softmax_is_refused_before_anything_is_stored(passes, tmp_path):
     with pytest.raises(TeacherError, match="remove the softmax"):
         passes(end="softmax")
     with pytest.raises(ConfigError, match="has no maps; remove the softmax"):
-        passes(payloads=("logits", "map"), outputs="probabilities", end="softmax")
-    with pytest.raises(TeacherError, match="outputs=log_probabilities, but"):
-        passes(outputs="log_probabilities")
+        passes(outputs=("logits", "maps"), returns="probabilities", end="softmax")
+    with pytest.raises(TeacherError, match="returns=log_probabilities, but"):
+        passes(returns="log_probabilities")
     assert not list((tmp_path / "store").glob("teachers/*"))
 
 
@@ -355,9 +355,9 @@ def test_the_probes_run_the_teacher_on_two_dozen_records_beside_its_sample(
     counts = []
     forward = TeacherAnnotator._forward
 
-    def count(self, inputs, payloads):
+    def count(self, inputs, outputs):
         counts.append(len(inputs))
-        return forward(self, inputs, payloads)
+        return forward(self, inputs, outputs)
 
     monkeypatch.setattr(TeacherAnnotator, "_forward", count)
     config = precompute_config(frozen.store.path, tiny_teacher)

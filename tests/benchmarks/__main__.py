@@ -1,7 +1,7 @@
 """Measure the figures: all of them, or those whose names begin with one of the given words.
 
     python -m tests.benchmarks
-    python -m tests.benchmarks stream bytes_vs_payload
+    python -m tests.benchmarks stream bytes_vs_values
     python -m tests.benchmarks --record     (also writes the figures into results.json, the recorded results)
     python -m tests.benchmarks scale        (figures of scale.py, which are measured only if they are named)
     python -m tests.benchmarks profile      (where the time goes, profiles.py, likewise)
@@ -128,7 +128,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     checksums_32_figure: ("checksums_epoch_32px",),
     checksums_224_figure: ("checksums_epoch_224px",),
     public_loader_figures: tuple(public_loader_name(workers) for workers in LOADER_WORKERS),
-    bytes_figures: ("bytes_vs_payload", "bytes_vs_one_pt_per_image"),
+    bytes_figures: ("bytes_vs_values", "bytes_vs_one_pt_per_image"),
     twin_figures: ("ray_vs_serial", "gap_between_shards"),
     dataset_figures: tuple(map(dataset_name, DATASET_SIDES)),
     actors_figures: tuple(actors_name(actors) for actors in ACTORS[1:]),

@@ -80,8 +80,8 @@ def main(words: Sequence[str], *, recorded: bool = False) -> None:
 
 def _measure(name: str, network: Sequence[str], run: str) -> Fidelity:
     trained = teach.run(_config("teach", [*network, run, *TRAINING, *OWN_TRAINING.get(name, ())]))
-    payloads = ["annotate.payloads=[logits]"] if "teacher=bcos" in network else []
-    words = ["data=demo", *network, run, f"teacher.weights={trained.weights}", *payloads]
+    outputs = ["annotate.outputs=[logits]"] if "teacher=bcos" in network else []
+    words = ["data=demo", *network, run, f"teacher.weights={trained.weights}", *outputs]
     config = _config("precompute", [*words, "annotate.precision=bfloat16"])
     store = Store(config.store.folder)
     plan = plan_pass(resolve_precompute(config, store), store)

@@ -105,7 +105,7 @@ def precompute_config(tars: Path, store: Path, **options: Any) -> PrecomputeConf
         store=StoreOptions(path=str(store), backend=options.pop("backend", "zarr")),
         teacher=options.pop("teacher", TINY),
         explainer=options.pop("explainer", GradCamConfig()),
-        annotate=PassOptions(payloads=options.pop("payloads", ("logits", "map"))),
+        annotate=PassOptions(outputs=options.pop("outputs", ("logits", "maps"))),
         cluster=LocalClusterConfig(),
         executor=options.pop("executor", "serial"),
         run=str(store.parent / "run"),

@@ -1,8 +1,8 @@
 """Readable stores of any number of records, made from one real shard in minutes.
 
 The shard's tar and arrays are hard-linked under the names of all others, so the store takes no space for pixels or
-values. Its index, receipts, tables and manifests are written by the code that publishes real stores, with a key and a
-label for each record.
+values. Its index, commit markers, tables and manifests are written by the code that publishes real stores, with a key
+and a label for each record.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from permafrost.core.digests import sha256_keys
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
+from permafrost.store.commit_markers import (
+    MARKER_SCHEMA,
+    PASS_MARKER_SCHEMA,
+    marker_path,
+    read_marker,
+    write_marker,
+)
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import fingerprint_store, write_manifest
 from permafrost.store.reader import BACKENDS, Store
-from permafrost.store.receipts import (
-    PASS_RECEIPT_SCHEMA,
-    RECEIPT_SCHEMA,
-    read_receipt,
-    receipt_path,
-    write_receipt,
-)
 from permafrost.store.shards import SHARDS_NAME, PassShard, PassShardTable, pass_shard_row
 from permafrost_sources.options import DigitsDataConfig
 from tests.support.verbs import precompute
@@ -55,7 +55,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
         for number in range(count // SHARD_RECORDS)
     ]
     manifest = template.manifest
-    rows, _ = read_receipt(receipt_path(template.path, "train-000000"), RECEIPT_SCHEMA)
+    rows, _ = read_marker(marker_path(template.path, "train-000000"), MARKER_SCHEMA)
     with StoreTablesWriter(RootedPath.of(folder)) as writer:
         for (split, name), keys in zip(names, _keys(names), strict=True):
             path = f"images/{name}.tar"
@@ -68,7 +68,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
                 rows, key=keys, split=[split] * len(keys), shard=[name] * len(keys)
             )
             metadata = {"entry": asdict(entry), "skipped": []}
-            digest = write_receipt(receipt_path(folder, name), own_rows, metadata)
+            digest = write_marker(marker_path(folder, name), own_rows, metadata)
             writer.append(entry, own_rows, digest)
         tables = writer.finish()
     kept = {
@@ -100,7 +100,7 @@ def _write_pass(store: Store, template: Store, folder: Path) -> None:
         folder, taught.manifest.fields, len(store.shards), SHARD_RECORDS, 1
     )
     shared = backend.create()
-    rows, metadata = read_receipt(receipt_path(taught.folder, source.name), PASS_RECEIPT_SCHEMA)
+    rows, metadata = read_marker(marker_path(taught.folder, source.name), PASS_MARKER_SCHEMA)
     with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
         for place, shard in enumerate(store.shards):
             paths = backend.shard_files(place, shard.name)
@@ -117,7 +117,7 @@ def _write_pass(store: Store, template: Store, folder: Path) -> None:
                 "keys_sha256": shard.keys_sha256,
                 "files": [asdict(f) for f in files],
             }
-            digest = write_receipt(receipt_path(folder, shard.name), own_rows, metadata | own)
+            digest = write_marker(marker_path(folder, shard.name), own_rows, metadata | own)
             entry = PassShard(
                 name=shard.name, rows=SHARD_RECORDS, keys_sha256=shard.keys_sha256, files=files
             )
@@ -138,7 +138,7 @@ def _template(folder: Path) -> Store:
         store=StoreOptions(path=str(folder), shard_size=SHARD_RECORDS),
         teacher=TEACHER,
         explainer=GradCamConfig(),
-        annotate=PassOptions(payloads=("logits", "map")),
+        annotate=PassOptions(outputs=("logits", "maps")),
         cluster=LocalClusterConfig(),
         executor="serial",
         run=str(folder.with_name("run")),

@@ -27,7 +27,7 @@ from unittest.mock import patch
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.store import StoreOptions
 from permafrost.core.uploads import collected_uploads
-from permafrost.library import run_verb
+from permafrost.functions import run_verb
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
@@ -53,7 +53,7 @@ _PASS = (
     *("data=demo", "data.image_size=64", "data.train_digits=400", "data.test_digits=4"),
     *("data.test_placements=1", "data.teacher_digits=4", "data.teacher_placements=1"),
     *("store.shard_size=64", "executor=serial", "teacher=cifar", "teacher.name=resnet20"),
-    *("teacher.weights=random", "annotate.payloads=[logits,features]"),
+    *("teacher.weights=random", "annotate.outputs=[logits,features]"),
     *("annotate.features_dtype=float16", "annotate.batch_size=32"),
 )
 _WAITED = 0.02

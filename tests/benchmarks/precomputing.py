@@ -31,8 +31,8 @@ def precompute_figures(folder: Path) -> list[Figure]:
     tars, store = write_tars(folder / "tars", RECORDS, 32), folder / "store"
     pack(tars, store)
     whole, logits = (
-        annotator(tars, store, RECORDS, teacher=TEACHER, payloads=payloads)
-        for payloads in (("logits", "map"), ("logits",))
+        annotator(tars, store, RECORDS, teacher=TEACHER, outputs=outputs)
+        for outputs in (("logits", "maps"), ("logits",))
     )
     per_record = {"unit": "ms/record", "scale": 1e3 / RECORDS}
     return [

@@ -1,4 +1,4 @@
-"""Reading of a store: speed against stock webdataset on the same tars, and bytes against the payload."""
+"""Reading of a store: speed against stock webdataset on the same tars, and bytes against the values."""
 
 from __future__ import annotations
 
@@ -238,19 +238,19 @@ def _no_checksums() -> Iterator[None]:
 
 
 def bytes_figures(folder: Path) -> list[Figure]:
-    """Measure a pass on disk against its payload, and against one file per image as the e2KD release reads them."""
+    """Measure a pass on disk against its values, and against one file per image as the e2KD release reads them."""
     records = STREAMED[32]
     tars, path = write_tars(folder / "tars", records, 32), folder / "store"
     precompute.run(precompute_config(tars, path))
     (teacher,) = Store(path).open_passes()
     values = teacher.read_shard(Store(path).manifest.shards[0])
-    payload = sum(array[0].nbytes for array in values.values())
+    values_bytes = sum(array[0].nbytes for array in values.values())
     whole = sum(p.stat().st_size for p in Path(str(teacher.folder)).rglob("*") if p.is_file())
     one = folder / "0.pt"
     torch.save(_release_entry(values), one)
     block = one.stat().st_blocks * 512  # a file occupies whole blocks
     return [
-        exact("bytes_vs_payload", whole / records, payload, unit="bytes/record", aim="<= 1.10"),
+        exact("bytes_vs_values", whole / records, values_bytes, unit="bytes/record", aim="<= 1.10"),
         exact("bytes_vs_one_pt_per_image", whole / records, block, unit="bytes/record", aim=""),
     ]
 

@@ -1,6 +1,6 @@
 """A pass whose teacher sleeps as long as an H100 computes and holds no lock of Python: what a GPU would be kept busy.
 
-Its payloads return what the device would have encoded. So what remains on the host is what a pass on a GPU has there:
+Its outputs return what the device would have encoded. So what remains on the host is what a pass on a GPU has there:
 reading and decoding, collecting a shard's values, and writing them. The bound is the longest of the three if they were
 perfectly overlapped, and each is measured in the same pass.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from permafrost.annotation import annotator, shard_tasks, teacher_pass
-from permafrost.annotation.payloads import BatchInfo, EncodedFields
+from permafrost.annotation.outputs import BatchInfo, EncodedFields
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.core.records import FieldSpec
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
@@ -45,7 +45,7 @@ def _maps(channels: int, side: int) -> dict[str, Tensor]:
         **_logits(),
         "map": torch.randn(BATCH, 1, channels, side, side).half(),
         "map_scale": torch.rand(BATCH, 1),
-        "explained_class": torch.zeros(BATCH, 1, dtype=torch.int32),
+        "target_class": torch.zeros(BATCH, 1, dtype=torch.int32),
     }
 
 
@@ -58,7 +58,7 @@ def _features() -> dict[str, Tensor]:
     }
 
 
-PAYLOADS: dict[str, tuple[Callable[[], dict[str, Tensor]], int, int, int]] = {
+OUTPUTS: dict[str, tuple[Callable[[], dict[str, Tensor]], int, int, int]] = {
     "logits": (_logits, 4500, 8192, 1024),
     "gradcam": (lambda: _maps(1, 7), 4000, 8192, 1024),
     "features": (_features, 3000, 8192, 256),
@@ -74,19 +74,19 @@ of large fields needs many shards here, as a set of real size has.
 
 def sleeping_names() -> tuple[str, ...]:
     """Return the names of the figures."""
-    return tuple(f"pass_sleeping_{name}" for name in PAYLOADS)
+    return tuple(f"pass_sleeping_{name}" for name in OUTPUTS)
 
 
 def sleeping_figures(folder: Path) -> list[Figure]:
     """Measure passes against the longest of computing, decoding and writing."""
     figures = []
-    for name, (fields, rate, records, per_shard) in PAYLOADS.items():
+    for name, (fields, rate, records, per_shard) in OUTPUTS.items():
         tars = write_tars(folder / f"tars-{name}", records, 224, distinct=64, per_tar=per_shard)
         store = folder / name
         pack(tars, store)
-        payloads = ("logits", "map") if "map" in fields() else ("logits",)
+        outputs = ("logits", "maps") if "map" in fields() else ("logits",)
         teacher = StandInConfig(classes=CLASSES)
-        options = precompute_config(tars, store, teacher=teacher, payloads=payloads)
+        options = precompute_config(tars, store, teacher=teacher, outputs=outputs)
         config = replace(options, cluster=LocalClusterConfig(decode_threads=THREADS))
         pairs = []
         for _ in range(ROUNDS):
@@ -109,8 +109,8 @@ def sleeping_figures(folder: Path) -> list[Figure]:
     return figures
 
 
-class _CannedPayload:
-    """Payload that returns the same fields for each batch."""
+class _CannedOutput:
+    """Kind of output that returns the same fields for each batch."""
 
     intermediates: ClassVar = NO_INTERMEDIATES
 
@@ -148,7 +148,7 @@ def _sleeping_teacher(fields: dict[str, Tensor], rate: int) -> Iterator[dict[str
 
         return run
 
-    def sleep(self: Any, inputs: Tensor, payloads: Any) -> ModelOutput:
+    def sleep(self: Any, inputs: Tensor, outputs: Any) -> ModelOutput:
         time.sleep(len(inputs) / rate)
         return ModelOutput(torch.zeros(len(inputs), CLASSES), torch.zeros(len(inputs), 4, 2, 2))
 
@@ -156,7 +156,7 @@ def _sleeping_teacher(fields: dict[str, Tensor], rate: int) -> Iterator[dict[str
     changes: list[tuple[Any, str, Any]] = [
         (teacher, "_forward", timed("compute", sleep)),
         (teacher, "inputs_of", lambda self, batch, margin: batch.frames),
-        (annotator, "build_payloads", lambda config, explainer: [_CannedPayload(fields)]),
+        (annotator, "build_outputs", lambda config, explainer: [_CannedOutput(fields)]),
         (annotator, "_finite_records", lambda values: {}),  # the device's work, too
         (task, "write_pass_shard", timed("write", task.write_pass_shard)),
         (ImageForm, "decode", timed("decode", ImageForm.decode)),

@@ -139,13 +139,13 @@ def _photograph_step(folder: Path) -> Figure:
     """
     tars, path = write_tars(folder / "tars", 4 * FEATURES_BATCH, 224), folder / "store"
     teacher = TorchvisionModelConfig(name="resnet50", classes=CLASSES, weights="random")
-    config = precompute_config(tars, path, teacher=teacher, payloads=("logits", "features"))
+    config = precompute_config(tars, path, teacher=teacher, outputs=("logits", "features"))
     precompute.run(replace(config, annotate=replace(config.annotate, features_stages=(-1,))))
     store = Store(path)
     student = TorchvisionModelConfig(name="resnet18")
     with_features, without = (
-        _stepping(Steps(KDConfig(), [], student=student), store, payload, FEATURES_BATCH)
-        for payload in ("features", None)
+        _stepping(Steps(KDConfig(), [], student=student), store, output_name, FEATURES_BATCH)
+        for output_name in ("features", None)
     )
     return figure(
         FEATURES_STEPS[0],
@@ -161,7 +161,7 @@ def _review_steps(folder: Path) -> list[Figure]:
     """Measure a step of ReviewKD of a ResNet-20, with all stages of a ResNet-56, their flipped images, too, in int8."""
     tars, path = write_tars(folder / "tars", 8 * BATCH, 32), folder / "store"
     network = _normalized_network(TEACHER, folder / "weights.safetensors")
-    precompute.run(precompute_config(tars, path, teacher=network, payloads=("logits", "features")))
+    precompute.run(precompute_config(tars, path, teacher=network, outputs=("logits", "features")))
     store = Store(path)
     method = ReviewKDConfig(lambda_review=5.0, lambda_kd=1.0)
     needs = build_loss(method).needs
@@ -196,10 +196,10 @@ def _normalized_network(network: CifarModelConfig, path: Path) -> CifarModelConf
     return replace(network, weights=str(path))
 
 
-def _stepping(steps: Steps, store: Store, payload: str | None, size: int) -> Callable[[], None]:
-    """Return a function that reads the next batch of `size` records, with that payload, and takes a step."""
+def _stepping(steps: Steps, store: Store, output_name: str | None, size: int) -> Callable[[], None]:
+    """Return a function that reads the next batch of `size` records, with that output, and takes a step."""
     rows = rows_of_split(store.index, "train")
-    dataset = StoreDataset(store, rows, store.open_passes(), payload=payload)
+    dataset = StoreDataset(store, rows, store.open_passes(), output=output_name)
     views = ViewSchedule(VIEWS, store.size, seed=0)
     loader = TrainLoader(dataset, views, batch_size=size, seed=0)
     batches = chain.from_iterable(loader.epoch(number) for number in count())
@@ -207,7 +207,7 @@ def _stepping(steps: Steps, store: Store, payload: str | None, size: int) -> Cal
 
     def step() -> None:
         batch = next(batches)
-        assert bool(batch.targets[0].intermediates) == (payload is not None)
+        assert bool(batch.targets[0].intermediates) == (output_name is not None)
         steps.take(batch)
 
     return step

@@ -109,7 +109,7 @@ def _save_teacher(path: Path) -> CifarModelConfig:
 
 def _stream_of_views(tars: Path, path: Path, teacher: CifarModelConfig) -> TrainLoader:
     """Store views of the records, and open the stream of a training that replays them."""
-    config = precompute_config(tars, path, teacher=teacher, payloads=("logits", "map"))
+    config = precompute_config(tars, path, teacher=teacher, outputs=("logits", "maps"))
     precompute.run(replace(config, views=RandomViewsConfig(count=STORED), augment=VIEWS))
     store = Store(path)
     passes = store.open_passes(stored_views=True)

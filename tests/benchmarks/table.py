@@ -59,7 +59,7 @@ TITLES = {
     "public_loader_2_workers": "the same, 2 workers of each",
     "ray_dataset_32px_vs_loader": "`ray_dataset`, frames and logits, speed against `RecordLoader`, 32 px",
     "ray_dataset_224px_vs_loader": "the same, 224 px",
-    "bytes_vs_payload": "bytes of a whole pass (Zarr, receipts, manifest) against its payload",
+    "bytes_vs_values": "bytes of a whole pass (Zarr, commit markers, manifest) against its values",
     "bytes_vs_one_pt_per_image": "the same against one `.pt` per image, in disk blocks",
     "precompute_memory_50k_vs_10k": "precompute, peak memory with 50,000 records against 10,000",
     "distill_memory_50k_vs_10k": "distill, the same",

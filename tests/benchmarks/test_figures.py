@@ -124,8 +124,8 @@ def test_recording_some_figures_keeps_the_others_and_the_order(tmp_path):
         exact(name, ours, 1.0, unit="MiB", aim="<= 2")
         for name, ours in (
             ("distill_memory_50k_vs_10k", 1.0),
-            ("bytes_vs_payload", 1.0),
-            ("bytes_vs_payload", 1.5),
+            ("bytes_vs_values", 1.0),
+            ("bytes_vs_values", 1.5),
         )
     )
     record(path, [memory, old])
@@ -148,12 +148,12 @@ def test_figures_whose_peers_are_not_installed_are_left_out(monkeypatch, caplog,
 
 
 def test_a_figure_that_fails_is_named_and_the_others_go_on(monkeypatch, tmp_path, capsys):
-    known = exact("bytes_vs_payload", 1.0, 1.0, unit="bytes/record", aim="<= 1.10")
+    known = exact("bytes_vs_values", 1.0, 1.0, unit="bytes/record", aim="<= 1.10")
 
     def fails(folder):
         raise RuntimeError("no Ray")
 
-    groups = {fails: ("ray_vs_serial",), lambda folder: [known]: ("bytes_vs_payload",)}
+    groups = {fails: ("ray_vs_serial",), lambda folder: [known]: ("bytes_vs_values",)}
     monkeypatch.setattr(bench, "GROUPS", groups)
     monkeypatch.setattr(bench, "OUT", tmp_path / "bench")
     monkeypatch.setattr(bench, "keep_freed_memory", lambda: None)
@@ -186,8 +186,8 @@ def test_the_committed_results_have_every_figure():
 
 
 def test_a_table_marks_what_reached_its_aim():
-    met = exact("bytes_vs_payload", 1.0, 1.0, unit="bytes/record", aim="<= 1.10")
-    missed = exact("bytes_vs_payload", 3.0, 2.0, unit="bytes/record", aim="<= 1.10")
+    met = exact("bytes_vs_values", 1.0, 1.0, unit="bytes/record", aim="<= 1.10")
+    missed = exact("bytes_vs_values", 3.0, 2.0, unit="bytes/record", aim="<= 1.10")
 
     assert "| **1** |" in markdown([met])
     assert "| 1.5 |" in markdown([missed])

@@ -42,9 +42,9 @@ FEW = {
         "STEP_ROUNDS": dict.fromkeys(settings.STEP_ROUNDS, 1),
     },
     sleeping: {
-        "PAYLOADS": {
+        "OUTPUTS": {
             name: (fields, rate, 2 * sleeping.BATCH, sleeping.BATCH)
-            for name, (fields, rate, *_) in sleeping.PAYLOADS.items()
+            for name, (fields, rate, *_) in sleeping.OUTPUTS.items()
         },
         "ROUNDS": 1,
     },

@@ -55,13 +55,13 @@ class Killer(threading.Thread):
     def run(self):
         finished = -1
         while not self.stopping.wait(0.01):
-            receipts = len(list(self.store.rglob("receipts/*.parquet")))
-            if receipts == finished or not list(self.store.rglob(f".*{DEATHS_SUFFIX}")):
+            markers = len(list(self.store.rglob("commits/*.parquet")))
+            if markers == finished or not list(self.store.rglob(f".*{DEATHS_SUFFIX}")):
                 continue
             actors = [pid for pid in descendants(os.getpid()) if "_ShardActor" in title(pid)]
             if not actors or self.stopping.wait(self.random.uniform(0, 0.2)):
                 continue
-            finished = receipts
+            finished = markers
             try:
                 os.kill(self.random.choice(actors), signal.SIGKILL)
             except ProcessLookupError:
@@ -86,7 +86,7 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(
         data=DATA,
         backend=backend,
         annotate=PassOptions(
-            batch_size=4, payloads=("logits", "map", "attention", "class_maps", "pooled")
+            batch_size=4, outputs=("logits", "maps", "attention", "class_maps", "pooled")
         ),
         views=RandomViewsConfig(count=2),
         augment=AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),)),

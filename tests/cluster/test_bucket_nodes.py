@@ -117,7 +117,11 @@ def test_a_node_that_is_lost_in_the_middle_is_made_up_for_and_the_bytes_are_thos
 
 def test_students_of_a_sweep_on_both_nodes_are_those_of_one_process(cluster, bucket, local):
     folder, _, _, driver, words = cluster
-    arms = ["arms={kd: [method=kd], e2kd: [method=e2kd]}", "seeds=[0,1]", "evaluate.splits=[test]"]
+    variants = [
+        "variants={kd: [method=kd], e2kd: [method=e2kd]}",
+        "seeds=[0,1]",
+        "evaluate.splits=[test]",
+    ]
     swept = permafrost(
         folder / "driver",
         driver,
@@ -127,7 +131,7 @@ def test_students_of_a_sweep_on_both_nodes_are_those_of_one_process(cluster, buc
         "executor=ray",
         "parallel=2",
         *STUDENT,
-        *arms,
+        *variants,
         *words,
     )
     assert swept.returncode == 0, swept.stderr
@@ -139,7 +143,7 @@ def test_students_of_a_sweep_on_both_nodes_are_those_of_one_process(cluster, buc
         "run=sweep",
         "executor=serial",
         *STUDENT,
-        *arms,
+        *variants,
     )
     assert own.returncode == 0, own.stderr
     made = contents(bucket, "runs/sweep/students")

@@ -224,7 +224,7 @@ def events_of_pass(folder, monkeypatch, fail_at=None):
     precompute.run(replace(pass_config("whole"), teacher=NoModelConfig()))
     monkeypatch.setattr(AnnotateShard, "_begin", note_begin)
     monkeypatch.setattr(shard_tasks, "write_pass_shard", note_write)
-    precompute.run(pass_config("whole", payloads=("logits",)))
+    precompute.run(pass_config("whole", outputs=("logits",)))
     return events
 
 
@@ -241,7 +241,7 @@ def test_a_shard_that_was_begun_and_is_dropped_leaves_no_mark_of_a_death(tmp_pat
     with pytest.raises(OSError, match="No space left"):
         events_of_pass(tmp_path, monkeypatch, fail_at="teacher-000000")
     (folder,) = (store / "teachers").iterdir()
-    assert list(folder.glob("receipts/.*.deaths")) == []
+    assert list(folder.glob("commits/.*.deaths")) == []
 
 
 # ---- uploads beside the work ---------------------------------------------------------------------
@@ -254,7 +254,7 @@ def bucket(tmp_path):
 
 
 class WriteTwoFiles:
-    """Task of a shard that writes its data and then its receipt."""
+    """Task of a shard that writes its data and then its commit marker."""
 
     needs_gpu = False
 
@@ -266,8 +266,8 @@ class WriteTwoFiles:
         """Number of written shards that were not uploaded when each shard began."""
 
     def __call__(self, shard):
-        self.waiting.append(sum(f"receipt-{n}" not in self.sent for n in self.written))
-        for name in ("data", "receipt"):
+        self.waiting.append(sum(f"marker-{n}" not in self.sent for n in self.written))
+        for name in ("data", "marker"):
             file_at(rooted("s3://bucket/store") / f"{name}-{shard}").write(b"x" * shard)
         self.written.append(shard)
         if shard == 2:
@@ -331,17 +331,17 @@ def test_a_shard_is_uploaded_while_the_next_one_is_worked_on(bucket, sent, monke
     results = []
     for result in run(task, [1, 2, 3]):
         # What a result reports has been uploaded.
-        assert f"receipt-{result.name}" in sent
+        assert f"marker-{result.name}" in sent
         results.append(result.name)
     assert results == ["1", "2", "3"]
     assert overlapped == [True]
     assert max(task.waiting) == 1
-    assert sorted(sent) == sorted(f"{name}-{n}" for name in ("data", "receipt") for n in (1, 2, 3))
-    assert all(sent.index(f"data-{n}") < sent.index(f"receipt-{n}") for n in (1, 2, 3))
+    assert sorted(sent) == sorted(f"{name}-{n}" for name in ("data", "marker") for n in (1, 2, 3))
+    assert all(sent.index(f"data-{n}") < sent.index(f"marker-{n}") for n in (1, 2, 3))
 
 
 @pytest.mark.parametrize("run", [serially, in_an_actor])
-def test_an_upload_that_fails_is_an_error_and_its_shard_has_no_receipt(
+def test_an_upload_that_fails_is_an_error_and_its_shard_has_no_marker(
     bucket, sent, monkeypatch, run
 ):
     put = buckets.put_object

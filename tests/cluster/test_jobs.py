@@ -14,7 +14,7 @@ from obstore.store import from_url
 
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
-from permafrost.library import run_verb
+from permafrost.functions import run_verb
 from permafrost.models.saved import SavedNetwork
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import ROOT
@@ -30,7 +30,7 @@ PRECOMPUTE = [
     *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
     *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"),
     "annotate.batch_size=8",
-    "annotate.payloads=[logits, map]",  # with a space, which requires quoting
+    "annotate.outputs=[logits, maps]",  # with a space, which requires quoting
 ]
 SWEEP = [
     *("grid={method.tau: [1, 4]}", "seeds=[0,1]", "parallel=1", "method=kd", "trainer.epochs=1"),

@@ -102,14 +102,14 @@ def stopped(world, store, process):
     """Wait until a process has stopped itself inside a shard, and return its id.
 
     Check that a shard is finished and that one or, with the one that follows, two are not: their counts of deaths are
-    there, and their receipts are missing.
+    there, and their commit markers are missing.
     """
     file = stop_file(world, store)
     pid = int(wait_until(lambda: file.exists() and file.read_text().strip(), process))
     wait_until(lambda: status(pid) == "T")
     (folder,) = {path.parent.parent for path in files_of_deaths(world / store)}
     begun = {path.name[1:].removesuffix(DEATHS_SUFFIX) for path in files_of_deaths(folder)}
-    names = [path.stem for path in receipts(folder)]
+    names = [path.stem for path in markers(folder)]
     assert 0 < len(names) < SHARDS
     assert len(begun) in (1, 2)
     assert begun.isdisjoint(names)
@@ -123,11 +123,11 @@ def record_in_the_middle(world, number):
 
 
 def files_of_deaths(folder):
-    return sorted(folder.rglob(f"receipts/.*{DEATHS_SUFFIX}"))
+    return sorted(folder.rglob(f"commits/.*{DEATHS_SUFFIX}"))
 
 
-def receipts(folder):
-    return sorted(folder.glob("receipts/*.parquet"))
+def markers(folder):
+    return sorted(folder.glob("commits/*.parquet"))
 
 
 def passes(store):
@@ -171,16 +171,16 @@ def test_a_run_that_is_ended_again_and_again_loses_nothing(world):
             assert "Traceback" not in errors
         # Shards of earlier runs are not processed again.
         assert {path: path.stat().st_mtime_ns for path in finished} == finished
-        finished = {p: p.stat().st_mtime_ns for p in store.rglob("receipts/*.parquet")}
+        finished = {p: p.stat().st_mtime_ns for p in store.rglob("commits/*.parquet")}
     _, output, _ = run(world, name)
 
     assert_same_store(world, name)
-    annotated = SHARDS - len(receipts_before(finished, "teachers"))
+    annotated = SHARDS - len(markers_before(finished, "teachers"))
     assert f"teacher_records: {annotated * RECORDS}" in output
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def receipts_before(finished, part):
+def markers_before(finished, part):
     return [path for path in finished if part in path.parts]
 
 
@@ -293,7 +293,7 @@ def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_head_that_is_killed_is_named_and_leaves_no_process(world, count_trials, name):
     process = start_precompute(world, name, executor="ray")
-    wait_until(lambda: receipts(world / name), process)
+    wait_until(lambda: markers(world / name), process)
     started = descendants(process.pid)
     (head,) = [pid for pid in started if f"/{name} " in title(pid)]
     os.kill(head, signal.SIGKILL)
@@ -403,6 +403,6 @@ def test_on_ray_one_command_finishes_all_other_shards_and_names_the_record(world
     assert f"1 of {SHARDS} shards failed" in done.stderr
     assert f"record {key} " in done.stderr
     folder = world / store if part == "pack" else passes(world / store)[0]
-    assert len(receipts(folder)) == SHARDS - 1
+    assert len(markers(folder)) == SHARDS - 1
     run(world, store)
     assert_same_store(world, store)

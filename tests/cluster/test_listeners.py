@@ -20,7 +20,11 @@ PACKED = ("experiment=demo", "teacher=none", *IMAGES)
 MADE = (*TEACHER, *IMAGES)
 EPOCH = ("teaching.trainer.epochs=1", "teaching.trainer.batch_size=4")
 STUDENT = ("experiment=demo", "student.width=4", "trainer.epochs=1")
-ARMS = ("arms={kd: [method=kd], labels: [method=labels]}", "seeds=[0]", "evaluators=[accuracy]")
+VARIANTS = (
+    "variants={kd: [method=kd], labels: [method=labels]}",
+    "seeds=[0]",
+    "evaluators=[accuracy]",
+)
 ACCURACY = ("report.columns={accuracy: test.accuracy}", "report.compared_column=accuracy")
 LICENSES = "licenses={images: CC-BY-2.0, weights: Apache-2.0, targets: Apache-2.0}"
 SERIAL = {
@@ -35,7 +39,7 @@ SERIAL = {
     "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),
     "export": ("export", "experiment=demo", "run=single"),
     "doctor": ("doctor",),
-    "sweep": ("sweep", *STUDENT, *ARMS, "executor=serial"),
+    "sweep": ("sweep", *STUDENT, *VARIANTS, "executor=serial"),
     "report": ("report", "experiment=demo", *ACCURACY),
     "share": ("share", "store.path=stores/demo", "to=shared", LICENSES),
     "share a table": ("share", "store.path=stores/demo", "to=table", "form=huggingface", LICENSES),
@@ -47,7 +51,7 @@ SERIAL = {
 }
 RAY = {
     "precompute": ("precompute", *MADE, "executor=ray", "store.path=stores/on_ray"),
-    "sweep": ("sweep", *STUDENT, *ARMS, "executor=ray", "run=on_ray", "store.teacher=resnet8"),
+    "sweep": ("sweep", *STUDENT, *VARIANTS, "executor=ray", "run=on_ray", "store.teacher=resnet8"),
     "distill": ("distill", *STUDENT, "run=ranks", "trainer.ranks=2", "store.teacher=resnet8"),
 }
 OF_RAY = {"gcs_server", "raylet", "agent", "worker", "monitor", "dashboard", "python"}

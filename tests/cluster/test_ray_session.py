@@ -115,18 +115,20 @@ def test_no_shard_waits_for_an_actor_without_room():
 
 def student_bytes(run):
     return {
-        row["arm"]: (RUNS / row["run"] / "distill" / "model.safetensors").read_bytes()
+        row["variant"]: (RUNS / row["run"] / "distill" / "model.safetensors").read_bytes()
         for row in read_sweep(run)["runs"]
     }
 
 
 @pytest.mark.slow
 def test_ray_trains_the_same_students_and_finishes_those_that_do_not_fail(frozen, monkeypatch):
-    arms = "arms={kd: ['method=kd'], bad: ['method=kd', 'trainer.batch_size=4096'], e2kd: []}"
+    variants = (
+        "variants={kd: ['method=kd'], bad: ['method=kd', 'trainer.batch_size=4096'], e2kd: []}"
+    )
     messages = []
     for executor in ("serial", "ray"):
         base = sweep_arguments(
-            frozen, arms, f"executor={executor}", "cluster.cpus_per_student=0.5", run=executor
+            frozen, variants, f"executor={executor}", "cluster.cpus_per_student=0.5", run=executor
         )
         with pytest.raises(sweep.SweepError) as error:
             run_sweep(base)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RECORD = Path(__file__).with_suffix(".json")
-NAMED_BY_USERS = {"arms", "grid", "report.columns", "evaluate.group_sets"}
+NAMED_BY_USERS = {"variants", "grid", "report.columns", "evaluate.group_sets"}
 """Options that are mappings, whose names users choose."""
 WORDS = {
     "members": (
@@ -50,7 +50,7 @@ WORDS = {
     "mappings": (
         "sweep",
         [
-            "arms={a: [method=kd, method.tau=2], b_c: [method=labels]}",
+            "variants={a: [method=kd, method.tau=2], b_c: [method=labels]}",
             "grid={method.tau: [1, 2.5, 1e-3]}",
             "evaluate.group_sets={a: [1], b: [0, 2]}",
         ],
@@ -84,7 +84,7 @@ WORDS = {
         "precompute",
         [
             *("data=image_folder", "data.path=/x", "teacher=timm", "teacher.name=resnet18"),
-            *("store=webdataset", "annotate.payloads=[logits,map]", "explainer=gradcam"),
+            *("store=webdataset", "annotate.outputs=[logits,maps]", "explainer=gradcam"),
             *("cluster=existing", "executor=ray"),
         ],
     ),
@@ -101,7 +101,7 @@ def experiments() -> list[str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten sections to options with dots in their names; mappings that users name, such as arms, are one value."""
+    """Flatten sections to options with dots in their names; mappings that users name, such as variants, are a value."""
     options = {}
     for name, value in values.items():
         if isinstance(value, dict) and f"{prefix}{name}" not in NAMED_BY_USERS:

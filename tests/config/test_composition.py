@@ -54,7 +54,7 @@ def test_a_composition_is_the_callers_own():
     [
         ("method.tua=4", "unknown option method.tua"),
         ("seeds=[", r"cannot read seeds=\[: did not find expected"),
-        ("arms={a:[method=kd]}", r"write a space after each colon"),
+        ("variants={a:[method=kd]}", r"write a space after each colon"),
         ("seeds=&a [*a]", "seeds must be a list"),
         ("seeds=[&a 1]", r"cannot read seeds=\[&a 1\]: it has an anchor or an alias"),
         ("+method.tau=4", r"takes no \+method\.tau="),
@@ -202,17 +202,17 @@ def test_other_names_are_taken(run):
 
 
 @for_each(
-    "arm,message",
+    "variant,message",
     [
-        ("../../evil", r"arms=\.\./\.\./evil leaves its folder|is a path"),
-        ("a/b", "arms=a/b is a path; write a name without slashes"),
+        ("../../evil", r"variants=\.\./\.\./evil leaves its folder|is a path"),
+        ("a/b", "variants=a/b is a path; write a name without slashes"),
         ("x" * 300, "has 300 bytes"),
         ("a\\nb", "has control characters"),
     ],
 )
-def test_a_name_of_an_arm_is_the_name_of_a_folder(arm, message):
+def test_a_name_of_a_variant_is_the_name_of_a_folder(variant, message):
     with pytest.raises(ConfigError, match=message):
-        config_of("sweep", f'arms={{"{arm}": [method=kd]}}')
+        config_of("sweep", f'variants={{"{variant}": [method=kd]}}')
 
 
 # ---- YAML of strangers ---------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from permafrost.config.help_text import describe_verb
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS
 from permafrost.config.plugins import load_plugins
-from permafrost.config.store import PAYLOADS
+from permafrost.config.store import OUTPUTS
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import MapTargets
 from permafrost.core.errors import ConfigError
@@ -46,7 +46,7 @@ STAGES = {
     "evaluate": evaluate,
     "report": report,
 }
-FAMILIES_OF_USERS = (METHODS, MODELS, SOURCES, EVALUATORS, EXPLAINERS, PAYLOADS)
+FAMILIES_OF_USERS = (METHODS, MODELS, SOURCES, EVALUATORS, EXPLAINERS, OUTPUTS)
 OPTIONS = {
     "method": "squared_error",
     "student": "three_layers",
@@ -150,18 +150,18 @@ def test_a_copied_plugin_that_still_names_another_module_is_refused(tmp_path, na
             sys.modules.pop(name, None)
 
 
-def test_a_payload_that_another_module_implements_is_refused(tmp_path):
-    (tmp_path / "my_payload.py").write_text(
-        "from permafrost.config.store import PAYLOADS, PayloadInfo\n"
-        "PAYLOADS['mine'] = PayloadInfo('json:JSONDecoder', False)\n"
+def test_an_output_that_another_module_implements_is_refused(tmp_path):
+    (tmp_path / "my_output.py").write_text(
+        "from permafrost.config.store import OUTPUTS, OutputInfo\n"
+        "OUTPUTS['mine'] = OutputInfo('json:JSONDecoder', False)\n"
     )
-    message = r"PAYLOADS\['mine'\] has implementation='json:JSONDecoder', but json is not a file of"
+    message = r"OUTPUTS\['mine'\] has implementation='json:JSONDecoder', but json is not a file of"
     try:
         with pytest.raises(ConfigError, match=message):
-            load_plugins(["my_payload.py"])
+            load_plugins(["my_output.py"])
     finally:
-        PAYLOADS.pop("mine", None)
-        sys.modules.pop("my_payload", None)
+        OUTPUTS.pop("mine", None)
+        sys.modules.pop("my_output", None)
 
 
 def run_stage(verb, *words):
@@ -185,15 +185,15 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     teacher = ["teacher=three_layers", "teacher.width=4"]
     weights = "runs/plugged/teach/model.safetensors"
     taught = [f"teaching.{word}" for word in EPOCH]
-    arms = "arms={mine: [method=squared_error, method.scale=0.5], e2kd: [method=e2kd]}"
+    variants = "variants={mine: [method=squared_error, method.scale=0.5], e2kd: [method=e2kd]}"
     sweep_arguments = [
-        *(*words, *EPOCH, "student=three_layers", "student.width=4", "seeds=[0]", arms),
+        *(*words, *EPOCH, "student=three_layers", "student.width=4", "seeds=[0]", variants),
         *("evaluate.splits=[test]", "evaluate.num_pictures=2", "executor=serial"),
     ]
 
     packed = run_stage("precompute", *words, "data=stripes", "teacher=none", "executor=serial")
     run_stage("teach", *words, *teacher, *taught, "evaluate.splits=[test]")
-    measured = ["explainer=energy", "annotate.payloads=[logits,map,margin]"]
+    measured = ["explainer=energy", "annotate.outputs=[logits,maps,margin]"]
     taught_pass = [*words, *teacher, f"teacher.weights={weights}", *measured]
     run_stage("precompute", *taught_pass, "executor=serial")
     swept = sweep.run(
@@ -272,7 +272,7 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
     words = ["store.path=store", "run=plugged", f"plugins=[{named}]"]
     teacher = ["teacher=three_layers", "teacher.weights=random"]
     epoch = ["trainer.epochs=1", "trainer.batch_size=8", "seeds=[0,1]"]
-    arms = "arms={mine: [method=squared_error], e2kd: [method=e2kd]}"
+    variants = "variants={mine: [method=squared_error], e2kd: [method=e2kd]}"
 
     def command(verb, *more):
         subprocess.run(
@@ -284,7 +284,9 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
         )
 
     command("precompute", "data=stripes", *teacher, "executor=ray")
-    command("sweep", "student=three_layers", *epoch, "evaluate.splits=[test]", arms, "executor=ray")
+    command(
+        "sweep", "student=three_layers", *epoch, "evaluate.splits=[test]", variants, "executor=ray"
+    )
     command("report")
 
     assert len(json.loads((tmp_path / "runs/plugged/sweep.json").read_text())["runs"]) == 4
@@ -345,9 +347,7 @@ def test_the_loss_of_maps_on_the_page_is_their_distance(plugin, frozen):
     maps = torch.rand(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     valid = torch.tensor([[True, True, False], [True, False, False]])
     classes = torch.zeros(2, 3, dtype=torch.long)
-    targets = MapTargets(
-        teacher="t", logits=None, explained_class=classes, maps=maps, map_valid=valid
-    )
+    targets = MapTargets(teacher="t", logits=None, target_class=classes, maps=maps, map_valid=valid)
     corner = torch.zeros(2, 3, 1, 4, 4)
     corner[..., 0, 0] = 1
 

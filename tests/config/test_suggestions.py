@@ -4,10 +4,12 @@ import re
 
 import pytest
 
+import permafrost
 from permafrost.config.compose import compose
 from permafrost.config.sections import option_paths
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError
+from permafrost.core.yaml_text import parse_yaml
 from tests.support.items import for_each
 from tests.support.papers import needs_papers
 
@@ -17,7 +19,7 @@ MISTAKES = {
     ("precompute", "data.test_fraction=0.2"): "option of data=image_folder",
     ("distill", "student.layer=layer4"): "option of student=module",
     ("distill", "data.path=photos"): "option of preview and ",
-    ("distill", "arms=x"): "option of sweep",
+    ("distill", "variants=x"): "option of sweep",
     ("evaluate", "split=[val]"): "(did you mean evaluate.splits='[val]'?)",
     ("evaluate", "evaluate.thresholds=val"): "(did you mean evaluate.threshold=val?)",
     ("distill", "metod=kd"): "(did you mean method=kd?)",
@@ -31,6 +33,9 @@ MISTAKES = {
     ("teach", "trainer.epochs=3"): "(did you mean teaching.trainer.epochs=3?)",
     ("distill", "student=resnet18"): "student=torchvision student.name=resnet18",
     ("distill", "run.name=x"): "unknown option run.name",
+    ("sweep", "arms=[]"): "it is called variants now",
+    ("precompute", "payloads=[logits]"): "it is called outputs now",
+    ("distill", "teacher.outputs=probabilities"): "it is called teacher.returns now",
 }
 
 
@@ -56,6 +61,23 @@ def test_no_suggestion_is_what_was_typed(verb):
             messages[path] = str(error)
     assert messages
     assert [path for path, text in messages.items() if f"did you mean {path}=" in text] == []
+
+
+FORMER = {
+    "arms: {kd: [method=kd]}": "it is called variants now",
+    "annotate: {payloads: [logits]}": "it is called annotate.outputs now",
+    "teacher: {kind: module, outputs: probabilities}": "it is called teacher.returns now",
+    "annotate: {outputs: [logits, map]}": "among logits, maps, ",
+}
+
+
+@for_each("written,part", FORMER.items())
+def test_a_former_name_is_refused_with_the_new_one(written, part, tmp_path):
+    (tmp_path / "old.yaml").write_text(written)
+    verb = permafrost.sweep if "arms" in written else permafrost.precompute
+    for options in ({"experiment": str(tmp_path / "old.yaml")}, parse_yaml(written)):
+        with pytest.raises(ConfigError, match=part):
+            verb(**options)
 
 
 def test_a_path_is_taken_for_that_of_a_store():

@@ -107,18 +107,18 @@ class SmallDevice:
         self.room, self.batches = room, []
         original = TeacherAnnotator._forward
 
-        def forward(annotator, inputs, payloads):
+        def forward(annotator, inputs, outputs):
             self.batches.append(len(inputs))
             if len(inputs) > self.room:
                 raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-            return original(annotator, inputs, payloads)
+            return original(annotator, inputs, outputs)
 
         monkeypatch.setattr(TeacherAnnotator, "_forward", forward)
 
 
 def pass_of(folder, monkeypatch, name, **options):
     monkeypatch.chdir(folder)
-    precompute.run(pass_config(name, **{"payloads": ("logits", "map"), **options}))
+    precompute.run(pass_config(name, **{"outputs": ("logits", "maps"), **options}))
     return values_by_key(Store("store"), name)
 
 

@@ -399,7 +399,7 @@ def test_the_readme_and_the_first_steps_have_the_same_commands():
 def test_the_stages_of_a_table_run_as_they_are_printed(tmp_path, run_block):
     run_block(block_with("docs/howto/datasets.md", "data.name=breast_cancer"), "executor=serial")
 
-    assert (tmp_path / "runs/breast-cancer/arms/report.html").exists()
+    assert (tmp_path / "runs/breast-cancer/variants/report.html").exists()
 
 
 TINY_DEMO = (

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 from PIL import Image
 
-from permafrost.library import run_verb
+from permafrost.functions import run_verb
 from permafrost.store.reader import Store
 from tests.support.paths import ROOT
 

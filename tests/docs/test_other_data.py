@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from permafrost.library import run_verb
+from permafrost.functions import run_verb
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs/howto/other-data.md"

@@ -80,7 +80,7 @@ def test_a_sentence_that_is_misread_is_found_with_its_line(sentence, what):
         ("e2KD is 4.9 points above KD (2.4 to 7.3)", True),
     ],
 )
-def test_an_interval_of_no_two_arms_is_found(text, is_found):
+def test_an_interval_of_no_two_variants_is_found(text, is_found):
     page = "docs/results/frozen-vs-replay-vs-live.md"
 
     assert [line for line, _ in intervals.stray_intervals(page, f"\n{text}")] == [2] * is_found
@@ -105,8 +105,8 @@ def test_another_number_in_the_readme_is_found(number, other):
 def test_another_interval_and_an_unnamed_option_of_a_comparison_are_found(monkeypatch):
     one = next(iter(verdicts_of(CLAIMS)))
 
-    assert list(verdicts.wrong_intervals(one)) == list(verdicts.wrong_arms(one)) == []
-    assert "name these" in next(verdicts.wrong_arms(replace(one, differs=("trainer.epochs",))))
+    assert list(verdicts.wrong_intervals(one)) == list(verdicts.wrong_variants(one)) == []
+    assert "name these" in next(verdicts.wrong_variants(replace(one, differs=("trainer.epochs",))))
 
     monkeypatch.setattr(verdicts, "interval_of", lambda one: (90.0, 89.0, 91.0, 0.5))
     assert [words[:4] for words in verdicts.wrong_intervals(one)] == ["the ", "p is"]

@@ -2,7 +2,6 @@
 
 import pytest
 
-from docs.claims.arms import losses_in_words, options_of
 from docs.claims.sections import (
     CONTRADICTS,
     NOT_TESTED,
@@ -15,19 +14,20 @@ from docs.claims.sections import (
     verdict_of,
     verdicts_of,
 )
+from docs.claims.variants import losses_in_words, options_of
 from docs.figures import write_figures
 from docs.measured import ROOT
 
 
-def results(monkeypatch, **arms):
-    """Committed results of one experiment with these values of each arm by seed."""
+def results(monkeypatch, **variants):
+    """Committed results of one experiment with these values of each variant by seed."""
     runs = [
-        {"method": arm, "seed": seed, "accuracy": value}
-        for arm, values in arms.items()
+        {"method": variant, "seed": seed, "accuracy": value}
+        for variant, values in variants.items()
         for seed, value in enumerate(values)
     ]
     monkeypatch.setattr("docs.measured.results_of", lambda name: {"runs": runs})
-    monkeypatch.setattr("docs.claims.sections.options_of", lambda experiment, arm: {})
+    monkeypatch.setattr("docs.claims.sections.options_of", lambda experiment, variant: {})
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_verdicts_are_corrected_for_the_number_of_comparisons(monkeypatch):
 def test_a_comparison_over_teachers_has_their_spread(monkeypatch):
     """Differences of the teachers are 1 and 3, those of the seeds 2 and 2."""
     results(monkeypatch, **{"own of=a": (0.1, 0.3), "own of=b": (0.5, 0.5), "b": (0, 0)})
-    arms = ("own of=a", "own of=b")
-    common = {"experiment": "demo", "candidate": arms, "baseline": ("b", "b"), "paper": 1}
+    variants = ("own of=a", "own of=b")
+    common = {"experiment": "demo", "candidate": variants, "baseline": ("b", "b"), "paper": 1}
     over_seeds = Difference("seeds", **common)
     over_teachers = Difference("teachers", **common, over_teachers=True)
 
@@ -88,7 +88,7 @@ def test_a_comparison_over_teachers_has_their_spread(monkeypatch):
 def test_a_difference_that_a_comparison_does_not_name_leaves_it_open(monkeypatch, differs, verdict):
     results(monkeypatch, own=(0.50, 0.51, 0.52), other=(0.40, 0.412, 0.419))
     common = {"method.lambda_ce": 0, "trainer.epochs": 30}
-    arms = {
+    variants = {
         "own": {
             **common,
             "method.kind": "kd",
@@ -103,7 +103,7 @@ def test_a_difference_that_a_comparison_does_not_name_leaves_it_open(monkeypatch
             "method.label_smoothing": 0,
         },
     }
-    monkeypatch.setattr("docs.claims.sections.options_of", lambda experiment, arm: arms[arm])
+    monkeypatch.setattr("docs.claims.sections.options_of", lambda experiment, name: variants[name])
     one = Difference(
         "own minus other", "demo", "own", "other", paper=1, differs=differs, searched="lr"
     )
@@ -115,10 +115,10 @@ def test_a_difference_that_a_comparison_does_not_name_leaves_it_open(monkeypatch
         "| `demo`: `own` &minus; `other` | logits (tau 1); labels | 30 | not tested | lr | +10.0 ("
         in text
     )
-    assert ("the arms differ in optimizer.lr |" in text) == (verdict == OPEN)
+    assert ("the variants differ in optimizer.lr |" in text) == (verdict == OPEN)
 
 
-def test_arms_are_composed_from_the_command_of_their_results():
+def test_variants_are_composed_from_the_command_of_their_results():
     point = options_of("demo_length", "e2kd epochs=270")
     teacher = options_of("demo_converged", "kd teacher=teacher3")
 

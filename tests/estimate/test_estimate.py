@@ -127,9 +127,7 @@ def test_bytes_are_those_of_the_store_within_two_percent(made):
     assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.02)
     assert parts["images"] == pytest.approx(images, rel=0.02)
     assert parts["index"] == pytest.approx(bytes_of(store.path) - images - whole_pass, rel=0.04)
-    fields = sum(
-        size for name, size in parts.items() if name not in ("images", "index", "receipts")
-    )
+    fields = sum(size for name, size in parts.items() if name not in ("images", "index", "commits"))
     assert fields == pytest.approx(teacher.bytes_per_record * 600, rel=0.02)
 
 

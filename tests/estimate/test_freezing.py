@@ -59,10 +59,10 @@ def test_bytes_and_hours_grow_by_the_view(estimate):
     assert one.hours > frozen.hours > 0
     assert [row.views for row in found.freezing] == [0, 1, 16, 0]
     assert (live.is_live, live.bytes, live.distance) == (True, 0, 0.0)
-    assert frozen.distances.keys() == {"logits", "map"}
+    assert frozen.distances.keys() == {"logits", "maps"}
     assert frozen.distance > 100 * one.distance
-    sizes = one.bytes_by_payload
-    assert list(sizes) == ["logits", "map", "receipts", "views"]
+    sizes = one.bytes_by_output
+    assert list(sizes) == ["logits", "maps", "commits", "views"]
     assert sizes["views"] == records * 30
     assert sum(sizes.values()) == one.bytes
     lines = printed_lines(found, config)
@@ -81,14 +81,14 @@ def test_a_pass_of_strong_views_has_the_estimated_bytes(tmp_path, tiny_teacher, 
     parts = measure(config, tmp_path / "work").parts
 
     stored = sum(part.bytes for part in parts if part.name.startswith("views."))
-    stored -= next(part.bytes for part in parts if part.name == "views.receipts")
+    stored -= next(part.bytes for part in parts if part.name == "views.commits")
     assert stored == pytest.approx(found.freezing[2].bytes - found.freezing[0].bytes, rel=0.01)
 
 
 ROWS = (
-    FreezingRow(views=0, bytes=100, hours=1, distances={"logits": 0.3, "map": 0.1}),
-    FreezingRow(views=1, bytes=300, hours=2, distances={"logits": 0.0, "map": 1e-6}),
-    FreezingRow(views=16, bytes=900, hours=9, distances={"logits": 0.0, "map": 1e-6}),
+    FreezingRow(views=0, bytes=100, hours=1, distances={"logits": 0.3, "maps": 0.1}),
+    FreezingRow(views=1, bytes=300, hours=2, distances={"logits": 0.0, "maps": 1e-6}),
+    FreezingRow(views=16, bytes=900, hours=9, distances={"logits": 0.0, "maps": 1e-6}),
     FreezingRow(views=0, bytes=0, hours=5, is_live=True),
 )
 
@@ -109,8 +109,8 @@ def test_the_cheapest_setting_within_the_limits_is_proposed(options, wanted):
     assert propose(ROWS, EstimateOptions(**options)).startswith(wanted)
 
 
-def test_a_payload_that_was_not_measured_is_not_within_a_distance(tmp_path, tiny_teacher):
-    pooled = PassOptions(batch_size=8, payloads=("logits", "pooled"))
+def test_an_output_that_was_not_measured_is_not_within_a_distance(tmp_path, tiny_teacher):
+    pooled = PassOptions(batch_size=8, outputs=("logits", "pooled"))
     precompute = precompute_config(tmp_path / "store", tiny_teacher, data=DATA, annotate=pooled)
     options = EstimateOptions(shards=2, shard_records=40, rounds=1, views=(0, 1))
     (tmp_path / "work").mkdir()

@@ -55,9 +55,9 @@ class EnergyConfig(ExplainerConfig):
     kind: str = "energy"
 
 
-def energy(model, output, explained_class):
+def energy(model, output, target_class):
     maps = output.features.square().mean(dim=1)[:, None, None]
-    return maps.expand(-1, explained_class.shape[1], -1, -1, -1)
+    return maps.expand(-1, target_class.shape[1], -1, -1, -1)
 
 
 def box(

@@ -27,7 +27,7 @@ from permafrost.evaluation.evaluator import (
     metric_of,
     numbers_of,
 )
-from permafrost.evaluation.inputs import without_unknown_arms
+from permafrost.evaluation.inputs import without_unknown_variants
 from permafrost.models.providers import build_model
 from permafrost.runs.folder import identity
 from permafrost.runs.mirrors import RUNS
@@ -151,7 +151,7 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
     tmp_path, tiny_teacher, frozen, monkeypatch
 ):
     store = tmp_path / "store"
-    annotate = PassOptions(payloads=("logits",))
+    annotate = PassOptions(outputs=("logits",))
     precompute.run(precompute_config(store, tiny_teacher, annotate=annotate))
     bare = replace(frozen, store=Store(store))
     save_student(bare, "one")
@@ -276,20 +276,20 @@ def many_student_arguments(frozen, store):
     return [
         f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher=cifar",
         "teacher.name=resnet8", "teacher.width=4", f"teacher.weights={frozen.config.teacher.weights}",
-        "augment.operations=[]", "trainer.epochs=1", "trainer.batch_size=8", "arms={kd: ['method=kd']}", "seeds=[0]",
-        "executor=serial", "evaluate.splits=[train]", "run=many",
+        "augment.operations=[]", "trainer.epochs=1", "trainer.batch_size=8", "variants={kd: ['method=kd']}",
+        "seeds=[0]", "executor=serial", "evaluate.splits=[train]", "run=many",
     ]  # fmt: skip
 
 
 @needs_papers
-def test_a_single_student_is_not_compared_with_an_arm_of_its_experiments_sweep(caplog):
+def test_a_single_student_is_not_compared_with_a_variant_of_its_experiments_sweep(caplog):
     words = ["experiment=demo", "run=my-student"]
     config = config_of("evaluate", *words)
     assert config.evaluate.distance_correlation.baseline == "labels"
 
     with caplog.at_level("INFO"):
-        alone = without_unknown_arms(config, words)
-    typed = without_unknown_arms(config, ["evaluate.distance_correlation.baseline=labels"])
+        alone = without_unknown_variants(config, words)
+    typed = without_unknown_variants(config, ["evaluate.distance_correlation.baseline=labels"])
 
     assert alone.evaluate.distance_correlation.baseline is None
     assert "baseline=labels is left out" in caplog.text
@@ -297,24 +297,24 @@ def test_a_single_student_is_not_compared_with_an_arm_of_its_experiments_sweep(c
 
 
 @pytest.mark.slow
-def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tmp_path):
+def test_a_baseline_that_names_a_variant_is_its_student_of_the_same_seed(frozen, tmp_path):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     words = [
-        *many_student_arguments(frozen, store), "arms={kd: ['method=kd'], labels: ['method=labels']}",
+        *many_student_arguments(frozen, store), "variants={kd: ['method=kd'], labels: ['method=labels']}",
         "seeds=[0,1]", "evaluators=[distance_correlation]", "evaluate.distance_correlation.baseline=labels",
     ]  # fmt: skip
 
     run_sweep(words)
 
-    rows = {(row["arm"], row["seed"]): row["run"] for row in read_sweep("many")["runs"]}
-    for (arm, seed), run in rows.items():
+    rows = {(row["variant"], row["seed"]): row["run"] for row in read_sweep("many")["runs"]}
+    for (variant, seed), run in rows.items():
         found = json.loads((RUNS / run / "evaluate" / "metrics.json").read_text())
         (weights,) = found["evaluators"]["distance_correlation"]["files"] or [None]
         pairs = found["splits"]["train"]["distance_correlation"]["rs"]
-        assert ("student_given_baseline" in pairs) == (arm == "kd")
-        if arm == "kd":
+        assert ("student_given_baseline" in pairs) == (variant == "kd")
+        if variant == "kd":
             assert Path(weights) == RUNS / rows["labels", seed] / "distill" / "model.safetensors"
-    with pytest.raises(ConfigError, match="baseline=labels names an arm with 2 students"):
+    with pytest.raises(ConfigError, match="baseline=labels names a variant with 2 students"):
         run_sweep([*words, "grid={method.label_smoothing: [0.0, 0.1]}"])
 
 

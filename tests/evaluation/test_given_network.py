@@ -145,7 +145,7 @@ def test_a_report_shows_a_pair_without_a_student(unpassed, tmp_path):
     fss = found.splits["train"]["distance_correlation"]["fss"]["pooled"]
     assert values["network"]["train"]["distance_correlation.fss.pooled"] == fss
     assert [row["method"] for row in values["runs"]] == ["given network"]
-    assert written.summary == ""  # which speaks of arms and seeds
+    assert written.summary == ""  # which speaks of variants and seeds
     for text in (f"{fss:.3f}", 'id="distance_correlation"', "given network: only teacher"):
         assert text in page
     assert "beyond teacher, depth" not in page

@@ -129,7 +129,7 @@ def test_features_that_a_flip_changes_are_exact_only_with_the_mirror_image(
     tmp_path, tiny_teacher, mirror
 ):
     options = PassOptions(
-        batch_size=8, payloads=("logits", "features"), features_mirror=mirror, features_size=8
+        batch_size=8, outputs=("logits", "features"), features_mirror=mirror, features_size=8
     )
     config = precompute_config(tmp_path / "store", tiny_teacher, annotate=options)
     precompute.run(config)
@@ -219,7 +219,7 @@ def test_a_store_without_the_teachers_maps_is_refused(tmp_path, tiny_teacher, fr
         ("images", None, r"\S+ has no pass of it"),
     ):
         config = precompute_config(
-            tmp_path / name, teacher, annotate=PassOptions(payloads=("logits",))
+            tmp_path / name, teacher, annotate=PassOptions(outputs=("logits",))
         )
         precompute.run(config)
         bare = replace(frozen, store=Store(tmp_path / name))

@@ -33,7 +33,7 @@ class ExplainingModel:
         self.network = SimpleNamespace
         self.explain = explain
 
-    def maps(self, output, explained_class):
+    def maps(self, output, target_class):
         return self.explain(output.features)[:, None]
 
 

@@ -129,7 +129,7 @@ def outputs_of(network: nn.Sequential, inputs: torch.Tensor) -> dict[str, np.nda
         "pooled": features.mean(dim=(2, 3)).numpy(),
         "whole_map": maps.numpy()[:, None, None],
         "map": maps.relu().numpy()[:, None, None],
-        "explained_class": top.numpy()[:, None].astype(np.int32),
+        "target_class": top.numpy()[:, None].astype(np.int32),
     }
 
 
@@ -245,7 +245,7 @@ def forms_of(logits: np.ndarray, random: np.random.Generator) -> dict[str, dict[
 
 
 def with_maps(outputs: dict[str, np.ndarray], **arrays: np.ndarray) -> dict[str, np.ndarray]:
-    return {"map": outputs["map"], "explained_class": outputs["explained_class"]} | arrays
+    return {"map": outputs["map"], "target_class": outputs["target_class"]} | arrays
 
 
 def sound(bench: Bench) -> Iterator[Situation]:
@@ -308,8 +308,8 @@ def orders(bench: Bench) -> Iterator[Situation]:
     found |= {f"permuted {number}": random.permutation(CLASSES) for number in range(5)}
     for name, order in found.items():
         inverse = np.argsort(order)
-        explained = inverse[outputs["explained_class"]].astype(np.int32)
-        arrays = with_maps(outputs, logits=outputs["logits"][:, order], explained_class=explained)
+        explained = inverse[outputs["target_class"]].astype(np.int32)
+        arrays = with_maps(outputs, logits=outputs["logits"][:, order], target_class=explained)
         moved = np.flatnonzero(order != np.arange(CLASSES))
         says = f"class {moved[0]} is the teacher's {order[moved[0]]}"
         yield Situation(f"classes {name}", "classes", arrays, says=says)
@@ -437,7 +437,7 @@ def other_maps(bench: Bench) -> Iterator[Situation]:
         with_maps(outputs, logits=outputs["logits"], map=outputs["whole_map"]),
         says="negative values",
     )
-    top = outputs["explained_class"][:, 0]
+    top = outputs["target_class"][:, 0]
     for seed in range(3):  # maps of other records of the same class
         random, order = np.random.default_rng(seed), np.arange(RECORDS)
         for number in range(CLASSES):

@@ -13,7 +13,7 @@ from tests.support.exchange import make_photographs, run_precompute, values_by_k
 
 WORDS = ("cat", "dog", "eel", "fox")
 NUMBERS = ("0", "1", "2", "3")
-PAYLOADS = "annotate.payloads=[logits,map,class_maps]"
+OUTPUTS = "annotate.outputs=[logits,maps,class_maps]"
 
 
 def labels(order, records=40, lost=(), wrong=0):
@@ -91,7 +91,7 @@ def test_labels_of_a_hostile_share_are_ignored():
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     made = make_photographs(tmp_path_factory.mktemp("orders"))
-    words = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random", PAYLOADS)
+    words = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random", OUTPUTS)
     run_precompute(made.store, "data=none", *words)
     return made
 
@@ -133,7 +133,7 @@ def by_image(store, name):
     ],
 )
 def test_targets_have_the_classes_of_the_store(photographs, share, tmp_path, folders, order):
-    """Each column, map and explained class is that of the same images, whatever their folders are called."""
+    """Each column, map and target class is that of the same images, whatever their folders are called."""
     name = next(iter(photographs.open().pass_folders())).name
     there, here = (
         by_image(photographs.open(), name),
@@ -143,8 +143,8 @@ def test_targets_have_the_classes_of_the_store(photographs, share, tmp_path, fol
     for key, logits in there["logits"].items():
         for field in ("logits", "class_maps", "class_maps_scale"):
             assert np.array_equal(here[field][key][:, order], there[field][key]), field
-        explained = there["explained_class"][key]
-        assert np.array_equal(here["explained_class"][key], np.array(order)[explained])
+        explained = there["target_class"][key]
+        assert np.array_equal(here["target_class"][key], np.array(order)[explained])
         assert np.array_equal(here["map"][key], there["map"][key])
         assert here["logits"][key].argmax() == order[logits.argmax()]
 

@@ -40,8 +40,8 @@ TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 def photographs(tmp_path_factory):
     """A store with two passes, of which one is shared, and a store of the same images with one of its own."""
     photographs = make_photographs(tmp_path_factory.mktemp("hostile"))
-    payloads = "annotate.payloads=[logits,map,features]"
-    run_precompute(photographs.store, "data=none", *TEACHER, payloads, "annotate.name=shared")
+    outputs = "annotate.outputs=[logits,maps,features]"
+    run_precompute(photographs.store, "data=none", *TEACHER, outputs, "annotate.name=shared")
     pack(photographs, photographs.store.with_name("other"), "store.shard_size=5")
     run_precompute(
         photographs.store.with_name("other"), "data=none", *TEACHER, "annotate.name=sound"
@@ -224,9 +224,9 @@ def stopped_after(monkeypatch, calls):
 @pytest.mark.parametrize("calls", [0, 2, 3])
 def test_an_interrupted_share_can_be_repeated(photographs, tmp_path, monkeypatch, form, calls):
     folder = tmp_path / "out"
-    payloads = "annotate.payloads=[logits,pooled]"
+    outputs = "annotate.outputs=[logits,pooled]"
     store = shutil.copytree(photographs.store, tmp_path / "store")
-    run_precompute(store, "data=none", *TEACHER, payloads, "annotate.name=pooled")
+    run_precompute(store, "data=none", *TEACHER, outputs, "annotate.name=pooled")
     words = ("pass=pooled", f"form={form}")
     with monkeypatch.context() as patch:
         stopped_after(patch, calls)
@@ -331,8 +331,8 @@ def test_what_share_has_not_written_stays(photographs, tmp_path, name):
 def test_a_damaged_projection_is_not_shared(photographs, tmp_path):
     store = shutil.copytree(photographs.store, tmp_path / "store")
     components = "annotate.features_channels=2"
-    payloads = "annotate.payloads=[logits,features]"
-    run_precompute(store, "data=none", *TEACHER, payloads, components, "annotate.name=reduced")
+    outputs = "annotate.outputs=[logits,features]"
+    run_precompute(store, "data=none", *TEACHER, outputs, components, "annotate.name=reduced")
     path = next(store.glob("teachers/reduced-*/projections/*.npy"))
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 1
@@ -359,8 +359,8 @@ def test_records_of_a_share_are_not_taken_for_those_of_a_teacher(
             raise Stopped
         original(*arguments)
 
-    payloads = "annotate.payloads=[logits,map,features]"
-    command = ("data=none", *TEACHER, payloads, "annotate.name=shared")
+    outputs = "annotate.outputs=[logits,maps,features]"
+    command = ("data=none", *TEACHER, outputs, "annotate.name=shared")
     with monkeypatch.context() as patch:
         patch.setattr(ingest_shards, "write_pass_shard", stopping)
         with pytest.raises(Stopped):
@@ -380,7 +380,7 @@ def test_a_share_does_not_finish_the_pass_of_a_teacher(photographs, tmp_path, mo
     (opened,) = [p for p in Store(store).pass_folders() if p.name.startswith("shared-")]
     run_share(store, tmp_path / "share", "pass=shared")
     Path(str(opened), "manifest.json").unlink()
-    next(Path(str(opened), "receipts").iterdir()).unlink()
+    next(Path(str(opened), "commits").iterdir()).unlink()
     before = tree_bytes(store)
 
     with pytest.raises(UserError, match="come from a teacher that ran here and not from the share"):

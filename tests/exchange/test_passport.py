@@ -58,7 +58,7 @@ def write(photographs, path, values, *, transposed=False, order=None):
         [key_of(each) for each in photographs.paths],
         logits=logits,
         map=maps.swapaxes(-1, -2) if transposed else maps,
-        explained_class=values["explained_class"],
+        target_class=values["target_class"],
     )
     return [f"path={path}", "format.explainer=gradcam"]
 
@@ -190,7 +190,7 @@ def test_targets_of_another_network_are_refused(photographs, tmp_path):
     values = {
         "logits": 9 * random.normal(size=(PHOTOS, CLASSES)).astype("float32"),
         "map": random.random((PHOTOS, 1, 1, 4, 4)),
-        "explained_class": np.full((PHOTOS, 1), 2),
+        "target_class": np.full((PHOTOS, 1), 2),
     }
     words = write(photographs, tmp_path / "t.npz", values)
 

@@ -107,10 +107,10 @@ def test_arrays_come_by_key_in_any_order_with_their_bits(photographs, random, tm
     manifest, values = ingested(photographs, "format=npz", *words, "format.dtype=float32")
 
     assert np.array_equal(values["logits"][:, 0], logits)
-    assert np.array_equal(values["explained_class"][:, 0, 0], logits.argmax(axis=1))
+    assert np.array_equal(values["target_class"][:, 0, 0], logits.argmax(axis=1))
     units = values["map"][:, 0] * values["map_scale"][:, 0][:, :, None, None, None]
     assert np.allclose(units, maps, atol=1e-6)
-    assert manifest.explainer == {"kind": "gradcam", "explained_classes": "top1"}
+    assert manifest.explainer == {"kind": "gradcam", "target_classes": "top1"}
 
 
 def test_an_npy_file_needs_names_and_keeps_halves(photographs, random, tmp_path):

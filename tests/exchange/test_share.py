@@ -43,7 +43,7 @@ from tests.support.verbs import attach, precompute, share
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 LICENSES = "licenses={images: CC-BY-4.0, weights: MIT, targets: CC0-1.0}"
-PAYLOADS = "annotate.payloads=[logits,map,pooled,class_maps,attention,features]"
+OUTPUTS = "annotate.outputs=[logits,maps,pooled,class_maps,attention,features]"
 
 
 def run_share(store, folder, *words, licenses=LICENSES):
@@ -58,13 +58,13 @@ def run_attach(store, folder, *words):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A store with a canonical pass of all payloads and one of strong views."""
+    """A store with a canonical pass of all outputs and one of strong views."""
     photographs = make_photographs(tmp_path_factory.mktemp("share"))
     strong = [
         *("views=random", "views.count=2", "annotate.name=views"),
         "augment.operations=[{kind: resized_crop}, {kind: randaugment}, {kind: random_erasing}]",
     ]
-    run_precompute(photographs.store, "data=none", *TEACHER, PAYLOADS, "annotate.name=whole")
+    run_precompute(photographs.store, "data=none", *TEACHER, OUTPUTS, "annotate.name=whole")
     run_precompute(photographs.store, "data=none", *TEACHER, *strong)
     return photographs
 
@@ -111,10 +111,10 @@ def test_a_pass_comes_back_with_its_bytes_in_a_store_that_was_packed_again(
     made_with = {
         name: json.loads(tree.pop("manifest.json")) for name, tree in (("a", before), ("b", after))
     }
-    receipts = [name for name in before if name.startswith("receipts/")]
-    assert receipts
-    assert {n: d for n, d in before.items() if "shards-" not in n and n not in receipts} == {
-        n: d for n, d in after.items() if "shards-" not in n and n not in receipts
+    markers = [name for name in before if name.startswith("commits/")]
+    assert markers
+    assert {n: d for n, d in before.items() if "shards-" not in n and n not in markers} == {
+        n: d for n, d in after.items() if "shards-" not in n and n not in markers
     }
     assert made_with["b"]["made_with"].pop("attached_by")
     for manifest in made_with.values():

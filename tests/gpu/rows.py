@@ -141,8 +141,8 @@ def precompute_resnet50(place: Workplace) -> Row:
 
 def precompute_features(place: Workplace) -> Row:
     """Measure logits and features of the last stage of ResNet-50, of which the mirror image has its own."""
-    payloads = {"payloads": ("logits", "features"), "features_stages": (-1,)}
-    return _precompute_row(place, place.store, "features", place.scale.teacher, annotate=payloads)
+    outputs = {"outputs": ("logits", "features"), "features_stages": (-1,)}
+    return _precompute_row(place, place.store, "features", place.scale.teacher, annotate=outputs)
 
 
 def precompute_vit(place: Workplace) -> Row:

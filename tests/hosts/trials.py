@@ -58,7 +58,7 @@ PRECOMPUTE = Command(
     ],
     result="store",
     ending="",
-    middle="teachers/.*/receipts/",
+    middle="teachers/.*/commits/",
     some=6,
 )
 DISTILL = Command(
@@ -73,7 +73,7 @@ DISTILL = Command(
 SWEEP = Command(
     [
         *("sweep", "store.path=s3://bucket/store", "run=s3://bucket/run", *_STUDENT),
-        *("arms={kd: [method=kd]}", "seeds=[0,1,2,3,4,5]", "parallel=3"),
+        *("variants={kd: [method=kd]}", "seeds=[0,1,2,3,4,5]", "parallel=3"),
         *("trainer.epochs=5", "evaluate.splits=[test]"),
     ],
     result="run",

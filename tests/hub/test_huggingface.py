@@ -187,7 +187,7 @@ def test_columns_that_are_not_there_and_folders_that_are_none_are_named(table, t
 
 
 def test_a_shared_pass_is_a_data_set_and_teaches_the_same_student(photographs, tmp_path):
-    words = ["data=none", *TEACHER, "annotate.payloads=[logits,pooled]"]
+    words = ["data=none", *TEACHER, "annotate.outputs=[logits,pooled]"]
     result = run_precompute(photographs.store, *words)
     name = result.passes[0]
     run_share(photographs.store, tmp_path / "h", f"pass={name}", "form=huggingface", "images=true")

@@ -35,7 +35,7 @@ def fill(store: Path) -> tuple[str, ...]:
         teacher=Net().eval(),
         dataset=Squares(),
         store=store,
-        outputs=["logits", "map"],
+        outputs=["logits", "maps"],
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         executor="serial",

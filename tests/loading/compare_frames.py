@@ -44,7 +44,7 @@ def answers(folder: Path, form: str) -> dict[tuple[str, int], tuple[torch.Tensor
         "teacher.name=tf_efficientnet_lite0",
         f"teacher.weights={SHARED_DATA / 'weights/tf_efficientnet_lite0.safetensors'}",
         "teacher.classes=1000",
-        "annotate.payloads=[logits]",
+        "annotate.outputs=[logits]",
         "views=random",
         f"views.count={VIEWS}",
         "augment=resized_crop_flip",

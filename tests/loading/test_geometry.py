@@ -26,17 +26,17 @@ from tests.support.geometry import (
 )
 
 
-def stored_targets(maps, map_from_canonical=None, explained_class=None, teacher="resnet"):
+def stored_targets(maps, map_from_canonical=None, target_class=None, teacher="resnet"):
     """Targets with maps [B, E, A, h, w] of a teacher that saw the whole frame, unless map_from_canonical is given."""
     count = len(maps)
     if map_from_canonical is None:
         map_from_canonical = torch.eye(3)
-    if explained_class is None:
-        explained_class = torch.zeros(maps.shape[:2], dtype=torch.int64)
+    if target_class is None:
+        target_class = torch.zeros(maps.shape[:2], dtype=torch.int64)
     return StoredTargets(
         teacher=teacher,
         logits=float_noise(count, 10),
-        explained_class=explained_class,
+        target_class=target_class,
         maps=maps,
         map_from_canonical=map_from_canonical.expand(count, 3, 3),
     )
@@ -175,19 +175,19 @@ def test_a_map_is_invalid_where_it_is_zero_or_explains_no_class():
     classes = torch.tensor([[3], [3], [-1], [0]])
     right_half = matrix(0.5, 1.0, 0.5, 0.0)
     view = torch.cat([matrix(), matrix(), matrix(), right_half])
-    batch = make_batch(frames_of_size(4), view, (stored_targets(maps, explained_class=classes),))
+    batch = make_batch(frames_of_size(4), view, (stored_targets(maps, target_class=classes),))
 
     (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
     assert targets.map_valid.tolist() == [[True], [False], [False], [False]]
 
 
-def test_validity_is_told_apart_for_each_explained_class():
+def test_validity_is_told_apart_for_each_target_class():
     maps = torch.zeros(1, 3, 2, 4, 4)
     maps[0, 0, 1] = -1  # one nonzero channel makes a map valid, even if it is negative
     maps[0, 2] = 1
     classes = torch.tensor([[4, 2, -1]])
-    batch = make_batch(frames_of_size(1), targets=(stored_targets(maps, explained_class=classes),))
+    batch = make_batch(frames_of_size(1), targets=(stored_targets(maps, target_class=classes),))
 
     (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
@@ -205,7 +205,7 @@ def test_logits_and_classes_pass_through_and_a_teacher_without_maps_has_none():
 
     assert (first.teacher, second.teacher) == ("first", "second")
     assert torch.equal(first.logits, with_maps.logits)
-    assert torch.equal(first.explained_class, with_maps.explained_class)
+    assert torch.equal(first.target_class, with_maps.target_class)
     assert torch.equal(second.logits, without.logits)
     assert type(second) is Targets
 
@@ -251,7 +251,7 @@ def test_the_shuffled_control_gives_each_record_the_map_of_its_neighbor():
     assert own.map_valid.tolist() == [[True], [False], [True], [True]]
     assert shuffled.map_valid.tolist() == [[True], [True], [False], [True]]
     assert torch.equal(shuffled.logits, own.logits)
-    assert torch.equal(shuffled.explained_class, own.explained_class)
+    assert torch.equal(shuffled.target_class, own.target_class)
 
 
 def test_the_unaugmented_control_leaves_the_map_where_it_was_while_the_image_moves():

@@ -407,7 +407,7 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
                     targets.logits[i], stored["logits"].astype(np.float32)
                 )
                 np.testing.assert_array_equal(targets.maps[i], stored["map"].astype(np.float32))
-                assert targets.explained_class[i].tolist() == stored["explained_class"].tolist()
+                assert targets.target_class[i].tolist() == stored["target_class"].tolist()
                 assert index_table(store)["key"][int(rows[batch.record_index[i]])].as_py() == key
                 seen += 1
     assert seen == (len(rows) // 4 - 1) * 4

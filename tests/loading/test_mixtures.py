@@ -302,7 +302,7 @@ def explained_targets(classes=1):
     return MapTargets(
         teacher="teacher",
         logits=None,
-        explained_class=explained,
+        target_class=explained,
         maps=random_maps(0, classes),
         map_valid=torch.ones(4, classes, dtype=torch.bool),
     )
@@ -333,8 +333,8 @@ def test_the_map_term_is_that_of_both_records_on_their_cells_by_their_shares(nam
 
     found = mix_targets(with_mixture(replace(targets, maps=targets.maps.double()), mixture))
 
-    explained = targets.explained_class
-    assert torch.equal(found.explained_class, torch.cat([explained, explained[PAIRS]], dim=1))
+    explained = targets.target_class
+    assert torch.equal(found.target_class, torch.cat([explained, explained[PAIRS]], dim=1))
     x0, y0, x1, y1 = (4 * each for each in BOX)
     inside = np.array(
         [
@@ -391,7 +391,7 @@ def test_a_share_of_one_leaves_the_terms_of_the_record_itself():
 
     alone = map_term(targets, student[:, :1])
     assert map_term(found, student).value.item() == pytest.approx(alone.value.item(), abs=1e-6)
-    assert (found.explained_class[:, 1] == -1).all()
+    assert (found.target_class[:, 1] == -1).all()
 
 
 def test_without_second_maps_a_record_explains_its_own_class_by_its_share():
@@ -400,7 +400,7 @@ def test_without_second_maps_a_record_explains_its_own_class_by_its_share():
 
     found = mix_targets(with_mixture(targets, mixture), second_maps=False)
 
-    assert torch.equal(found.explained_class, targets.explained_class)
+    assert torch.equal(found.target_class, targets.target_class)
     alone = [cosine_distance(student[i, 0, 0], targets.maps[i, 0, 0]) for i in range(4)]
     wanted = np.mean([float(s) * d for s, d in zip(mixture.shares, alone, strict=True)])
     assert map_term(found, student).value.item() == pytest.approx(wanted, abs=1e-5)

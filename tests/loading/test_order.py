@@ -10,7 +10,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.subset import rows_of_split
-from tests.support.synthetic import large_store, receipt_of, store_of_rows, write_shards
+from tests.support.synthetic import large_store, marker_of, store_of_rows, write_shards
 
 LARGE = 14_197_122  # ImageNet-21k
 SHARD = 512
@@ -116,7 +116,7 @@ def test_a_split_of_scattered_shards_is_an_array_of_its_rows(tmp_path):
     def shards():
         for number, split in enumerate(["a", "b", "a"]):
             keys = [f"{number}-{row}" for row in range(4)]
-            yield f"s{number}", split, receipt_of(split, f"s{number}", keys, [0] * 4)
+            yield f"s{number}", split, marker_of(split, f"s{number}", keys, [0] * 4)
 
     store = write_shards(tmp_path / "store", shards(), rows_per_shard=4, classes=1)
 

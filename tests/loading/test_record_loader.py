@@ -82,7 +82,7 @@ def test_a_loop_over_images_goes_on_when_the_store_gets_a_second_pass(own):
     named = next(iter(RecordLoader(records, batch_size=4, teacher=before._first.teacher)))
     assert torch.equal(named.logits, before.logits)
     with pytest.raises(UserError, match="several"):
-        RecordLoader(records, payload="attention")
+        RecordLoader(records, output="attention")
 
 
 def open_files():

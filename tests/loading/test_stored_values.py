@@ -25,7 +25,7 @@ from tests.support.verbs import precompute
 
 def targets_of(maps, **fields):
     classes = torch.zeros(len(maps), 1, dtype=torch.int64)
-    return StoredTargets(teacher="t", logits=None, explained_class=classes, maps=maps, **fields)
+    return StoredTargets(teacher="t", logits=None, target_class=classes, maps=maps, **fields)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
@@ -71,13 +71,13 @@ def test_what_leaves_the_loader_and_moves_to_the_device_has_the_stored_dtype(
     tmp_path, tiny_teacher, dtype
 ):
     annotate = PassOptions(
-        batch_size=8, map_dtype=dtype, payloads=("logits", "map", "attention"), min_fidelity=0.9
+        batch_size=8, map_dtype=dtype, outputs=("logits", "maps", "attention"), min_fidelity=0.9
     )
     precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=annotate))
     store = Store(tmp_path / "store")
     passes = store.open_passes()
     stored = {spec.name: spec.dtype for spec in passes[0].manifest.fields}
-    dataset = StoreDataset(store, range(8), passes, payload="attention")
+    dataset = StoreDataset(store, range(8), passes, output="attention")
 
     batch = dataset.__getitems__(list(range(8)))
 

@@ -65,9 +65,9 @@ def test_the_regions_of_a_guided_step_are_made_without_reading_from_the_device(
     (on_device,) = source(move_batch(batch, META), TargetRequest((4, 4)))
 
     assert on_host.regions.any()
-    assert on_device.regions.device == on_device.explained_class.device == META
+    assert on_device.regions.device == on_device.target_class.device == META
     assert on_device.regions.shape == on_host.regions.shape
-    assert on_device.explained_class.shape == on_host.explained_class.shape
+    assert on_device.target_class.shape == on_host.target_class.shape
 
 
 def test_a_box_without_a_class_belongs_to_no_record_of_many_labels(batch):

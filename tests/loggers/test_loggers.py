@@ -20,7 +20,7 @@ from permafrost.training.distill import distill_student
 from permafrost.training.metric_log import read_metrics
 from tests.support.run_files import read_signed
 from tests.support.runs import TRAINER, distill_config, evaluate_config
-from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_arguments
+from tests.support.sweeps import TWO_VARIANTS, read_sweep, run_sweep, sweep_arguments
 from tests.support.verbs import teach
 
 KINDS = ["wandb", "mlflow", "trackio"]
@@ -206,7 +206,7 @@ def test_each_student_of_a_sweep_is_a_run_in_the_project_of_the_sweep(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/all.db")
     run = f"sweep-{kind}"
-    run_sweep(sweep_arguments(frozen, f"run={run}", f"logger={kind}", TWO_ARMS))
+    run_sweep(sweep_arguments(frozen, f"run={run}", f"logger={kind}", TWO_VARIANTS))
     names = {row["run"] for row in read_sweep(run)["runs"]}
 
     shown = {r.name: r for r in READERS[kind](RUNS / run) if r.project == run}

@@ -128,7 +128,7 @@ def test_without_their_term_they_are_the_supervised_loss_bit_for_bit(config, lab
     labels = training_with_live_teacher(LabelsConfig(loss=label_loss))
     training = training_with_live_teacher(method)
     assert training.loss.needs.intermediates == NO_INTERMEDIATES
-    assert training.loss.needs.payloads == ()
+    assert training.loss.needs.outputs == ()
 
     take_live_steps(labels, range(3))
     take_live_steps(training, range(3))

@@ -46,7 +46,7 @@ GRIDS = {"features_1": (4, 16, 16), "features_2": (8, 8, 8), "features_3": (16, 
 def store_of(path, teacher, backend="zarr", views=None, **features):
     options = PassOptions(
         batch_size=8,
-        payloads=("logits", "features"),
+        outputs=("logits", "features"),
         **{f"features_{name}": value for name, value in {"mirror": False, **features}.items()},
     )
     config = precompute_config(path, teacher, annotate=options, backend=backend, **(views or {}))
@@ -420,5 +420,5 @@ def test_stages_that_are_not_stored_are_refused(tmp_path, tiny_teacher, frozen):
     with pytest.raises(ConfigError, match=r"method\.stages=\[4\]: .* name stages that both have"):
         distill.run(distill_config(few, run="four", method=ReviewKDConfig(stages=(4,))))
     distill.run(distill_config(few, run="two", method=ReviewKDConfig(stages=(-1, -2))))
-    with pytest.raises(StoreMismatchError, match="no payload features, but method=review_kd"):
+    with pytest.raises(StoreMismatchError, match="no output features, but method=review_kd"):
         distill.run(distill_config(frozen, run="none", method=ReviewKDConfig()))

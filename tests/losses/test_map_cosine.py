@@ -61,7 +61,7 @@ def map_terms(
     targets = MapTargets(
         teacher="teacher",
         logits=logits,
-        explained_class=torch.zeros(records, explained, dtype=torch.long),
+        target_class=torch.zeros(records, explained, dtype=torch.long),
         maps=teacher_maps,
         map_valid=torch.ones(records, explained, dtype=torch.bool)
         if map_valid is None
@@ -97,7 +97,7 @@ def unrelated_batch(seed: int) -> Batch:
     targets = StoredTargets(
         teacher="teacher",
         logits=torch.randn(4, NUM_CLASSES, generator=generator),
-        explained_class=torch.randint(0, NUM_CLASSES, (4, 1), generator=generator),
+        target_class=torch.randint(0, NUM_CLASSES, (4, 1), generator=generator),
         maps=torch.rand(4, 1, 1, *GRID, generator=generator),
         map_from_canonical=torch.eye(3).expand(4, 3, 3),
     )
@@ -109,8 +109,8 @@ def batch_of_two_classes(seed: int) -> Batch:
     batch = unrelated_batch(seed)
     (first,) = batch.targets
     second = torch.rand(4, 1, 1, *GRID, generator=torch.Generator().manual_seed(seed + 1))
-    classes = torch.cat([first.explained_class, (first.explained_class + 1) % NUM_CLASSES], dim=1)
-    targets = replace(first, explained_class=classes, maps=torch.cat([first.maps, second], dim=1))
+    classes = torch.cat([first.target_class, (first.target_class + 1) % NUM_CLASSES], dim=1)
+    targets = replace(first, target_class=classes, maps=torch.cat([first.maps, second], dim=1))
     return replace(batch, targets=(targets,))
 
 
@@ -272,13 +272,13 @@ def test_every_record_weighs_the_same_however_many_classes_it_has(normalize_by, 
         torch.tensor([[pair[side] for pair in record] for record in pairs]).double()
         for side in (0, 1)
     )
-    explained_class = torch.tensor([[0, 1], [1, -1], [0, -1]])
+    target_class = torch.tensor([[0, 1], [1, -1], [0, -1]])
     targets = MapTargets(
         teacher="teacher",
         logits=torch.zeros(3, 2).double(),
-        explained_class=explained_class,
+        target_class=target_class,
         maps=teacher[:, :, None, None],
-        map_valid=teacher.any(dim=2) & (explained_class >= 0),
+        map_valid=teacher.any(dim=2) & (target_class >= 0),
     )
     loss = E2KDLoss(E2KDConfig(normalize_by=normalize_by))
     output = student_output(
@@ -300,12 +300,12 @@ def test_frozen_loss_of_a_student_that_is_its_own_teacher_is_zero():
     inputs = random_frames(0)
     with torch.no_grad():
         output = student(inputs.float() / 255)
-        explained_class = output.logits.argmax(dim=1, keepdim=True)
-        maps = gradcam(student, output, explained_class)
+        target_class = output.logits.argmax(dim=1, keepdim=True)
+        maps = gradcam(student, output, target_class)
     targets = StoredTargets(
         teacher="itself",
         logits=output.logits,
-        explained_class=explained_class,
+        target_class=target_class,
         maps=maps,
         map_from_canonical=torch.eye(3).expand(4, 3, 3),
     )

@@ -408,7 +408,7 @@ def test_terms_are_weighted_and_those_of_weight_zero_are_not_computed():
     assert found.total.item() == pytest.approx(total, rel=1e-5)
     labels = build_loss(EmbeddingConfig(lambda_ce=1.0, lambda_embedding=0.0))
     assert labels.needs.intermediates == NO_INTERMEDIATES
-    assert labels.needs.payloads == ()
+    assert labels.needs.outputs == ()
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_options_that_train_nothing_or_do_not_fit_are_refused(config, options, m
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, tiny_teacher):
     """Store with a pass of the canonical images, and one of two views of each, with all features."""
-    options = PassOptions(batch_size=8, payloads=("logits", "features", "pooled"))
+    options = PassOptions(batch_size=8, outputs=("logits", "features", "pooled"))
     path = tmp_path_factory.mktemp("features") / "store"
     flips = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
     views = RandomViewsConfig(count=2, seed=1)
@@ -555,7 +555,7 @@ def test_a_frozen_student_is_a_live_one_where_the_view_is_the_canonical_one(stor
 
 def test_several_teachers_and_too_few_records_are_refused(store, tiny_teacher):
     path = store.store.path
-    annotate = PassOptions(batch_size=8, payloads=("logits", "pooled"), name="second")
+    annotate = PassOptions(batch_size=8, outputs=("logits", "pooled"), name="second")
     precompute.run(precompute_config(path, tiny_teacher, annotate=annotate))
     names = [folder.name for folder in Store(path).pass_folders()]
     assert len(names) == 2

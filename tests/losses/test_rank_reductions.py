@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 
-from permafrost.annotation.teacher_fields import fields_of_payloads
+from permafrost.annotation.teacher_fields import fields_of_outputs
 from permafrost.config.methods import (
     METHODS,
     ATConfig,
@@ -77,7 +77,7 @@ def reduction_batch(unknown=()):
     targets = MapTargets(
         teacher="t",
         logits=normal(9, B, K),
-        explained_class=torch.zeros(B, 2, dtype=torch.int64),
+        target_class=torch.zeros(B, 2, dtype=torch.int64),
         maps=normal(30, B, 2, 1, 4, 4),
         map_valid=torch.ones(B, 2, dtype=torch.bool),
         intermediates=intermediates,
@@ -140,11 +140,11 @@ def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
 ):
     loss = build_loss(config).double()
     student, targets, labels = reduction_batch()
-    fields = {n: v for n, v in targets.intermediates.items() if n.startswith(loss.needs.payloads)}
+    fields = {n: v for n, v in targets.intermediates.items() if n.startswith(loss.needs.outputs)}
     targets = replace(targets, intermediates=fields)
     if isinstance(config, GuidedTeachingConfig):
         targets = Guidance(
-            explained_class=torch.zeros(B, 1, dtype=torch.int64), regions=normal(9, B, 16, 16) > 0
+            target_class=torch.zeros(B, 1, dtype=torch.int64), regions=normal(9, B, 16, 16) > 0
         )
     loss.build(student, targets)
 
@@ -210,7 +210,7 @@ NEEDS_TERMS = {
 def test_every_term_of_every_method_is_that_of_the_whole_batch(kind):
     loss = build_loss(NEEDS_TERMS.get(kind) or METHODS[kind]())
     student, targets, labels = reduction_batch()
-    fields = loss.needs.target_fields or partial(fields_of_payloads, loss.needs.payloads)
+    fields = loss.needs.target_fields or partial(fields_of_outputs, loss.needs.outputs)
     if kind not in NEEDS_TERMS:
         teacher = student.output._replace(stages=stages(40))
         targets = replace(targets, intermediates=fields(teacher))

@@ -66,11 +66,11 @@ BOTH = several(
 
 def store_with_passes(path, **options):
     """Store with features and embeddings of a trunk and no logits, and logits and maps of a classifier."""
-    for name, teacher, payloads in (
+    for name, teacher, outputs in (
         ("trunk", TRUNK, ("features", "pooled")),
-        ("classifier", CLASSIFIER, ("logits", "map")),
+        ("classifier", CLASSIFIER, ("logits", "maps")),
     ):
-        annotate = PassOptions(batch_size=8, name=name, payloads=payloads)
+        annotate = PassOptions(batch_size=8, name=name, outputs=outputs)
         config = precompute_config(path, teacher, annotate=annotate, **options)
         precompute.run(config)
     return Frozen(Store(path), config)
@@ -126,7 +126,7 @@ def test_the_loss_is_the_weighted_sum_of_each_method_s_in_value_and_gradients(st
         torch.testing.assert_close(gradient, summed, rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_payload_of_a_term_is_read(store):
+def test_only_the_output_of_a_term_is_read(store):
     training, _ = terms_of(store, BOTH)
     loss = training.loss
     trunk, classifier = (
@@ -134,8 +134,8 @@ def test_only_the_payload_of_a_term_is_read(store):
         for name in ("trunk", "classifier")
     )
 
-    assert loss.payloads_of(trunk) == ("features", "pooled")
-    assert loss.payloads_of(classifier) == ()
+    assert loss.outputs_of(trunk) == ("features", "pooled")
+    assert loss.outputs_of(classifier) == ()
     assert loss.needs.maps_every == 1
     assert [needs.logits for needs in loss.needs_of(trunk)] == [False, False]
 
@@ -293,7 +293,7 @@ def test_terms_that_make_no_sense_are_refused_by_their_place(terms, message):
         (
             several(term("classifier", ReviewKDConfig()), term("trunk", FEATURES)),
             StoreMismatchError,
-            r"no payload features, but a term method=review_kd .*name its pass with method\.terms$",
+            r"no output features, but a term method=review_kd .*name its pass with method\.terms$",
         ),
         (
             several(term("classifier", E2KDConfig()), term("classifier", E2KDConfig(tau=2.0))),

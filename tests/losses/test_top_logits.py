@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from permafrost import open_store
-from permafrost.annotation.payloads import split_logits
+from permafrost.annotation.outputs import split_logits
 from permafrost.config.methods import ATConfig, E2KDConfig, KDConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.core.batches import TopLogits, top_class

@@ -94,13 +94,13 @@ def test_closed_form_equals_autograd_gradcam_in_map_and_all_parameter_gradients(
 ):
     model = torchvision_model(name).to(dtype).eval()
     images = random_images(64).to(dtype)
-    explained_class = torch.tensor([[3, 7], [1, 9]])
+    target_class = torch.tensor([[3, 7], [1, 9]])
     network = model.network
     features = forward_features(network, model.normalize(images))
     logits = head_layers(network)(features.mean(dim=(2, 3)))
-    expected = autograd_gradcam(features, logits, explained_class)
+    expected = autograd_gradcam(features, logits, target_class)
 
-    maps = gradcam(model, model(images), explained_class)
+    maps = gradcam(model, model(images), target_class)
 
     assert model.head is not None
     assert largest_relative_difference(logits, network(model.normalize(images))) <= tolerance
@@ -133,11 +133,11 @@ def test_closed_form_equals_autograd_gradcam_for_every_averaged_head(build):
     model = build().double().eval()
     side = 32 if isinstance(model, TimmVit) else 64
     images = random_images(side).double()
-    explained_class = torch.tensor([[3, 7], [1, 9]])
+    target_class = torch.tensor([[3, 7], [1, 9]])
     output = model(images)
-    expected = autograd_gradcam(output.features, output.logits, explained_class)
+    expected = autograd_gradcam(output.features, output.logits, target_class)
 
-    maps = gradcam(model, output, explained_class)
+    maps = gradcam(model, output, target_class)
 
     assert model.head is not None
     assert_same_maps_and_parameter_gradients(maps, expected, model, 1e-10)
@@ -147,9 +147,9 @@ def test_the_plain_class_weight_is_not_the_gradient_of_a_head_with_a_norm():
     model = torchvision_model("convnext_tiny").eval()
     with torch.no_grad():
         output = model(random_images(64))
-        explained_class = torch.tensor([[3], [1]])
-        maps = gradcam(model, output, explained_class).flatten(1)
+        target_class = torch.tensor([[3], [1]])
+        maps = gradcam(model, output, target_class).flatten(1)
 
-        naive = gradcam_from_head(output.features, model.head.linear.weight, explained_class)
+        naive = gradcam_from_head(output.features, model.head.linear.weight, target_class)
 
     assert (F.cosine_similarity(maps, naive.flatten(1)) < 1 - 1e-3).any()

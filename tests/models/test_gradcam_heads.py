@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from permafrost.annotation.payloads import BatchInfo, MapPayload
+from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
@@ -97,8 +97,8 @@ def same_frames(records: int) -> Tensor:
 def map_term_of_class(student: CifarResNet, batch: Batch, loss: E2KDLoss, explained: int) -> Tensor:
     """Map term of the loss for the student's maps of one class."""
     output = student(batch.inputs.float() / 255)
-    explained_class = torch.full((len(batch.inputs), 1), explained)
-    maps = gradcam_from_head(output.features, student.linear.weight, explained_class)
+    target_class = torch.full((len(batch.inputs), 1), explained)
+    maps = gradcam_from_head(output.features, student.linear.weight, target_class)
     (targets,) = view_targets(
         batch, TargetRequest((output.features.shape[-2], output.features.shape[-1]))
     )
@@ -152,13 +152,13 @@ def test_second_order_gradients_match_finite_differences(name):
     model = AUTOGRAD_MODELS[name]().double().eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 32, 32, generator=generator).double()
-    explained_class = torch.tensor([[3], [1]])
+    target_class = torch.tensor([[3], [1]])
     parameters = list(model.parameters())
     directions = [
         torch.randn(p.shape, generator=generator).double() * p.detach().abs().mean()
         for p in parameters
     ]
-    maps = gradcam(model, model(images), explained_class)
+    maps = gradcam(model, model(images), target_class)
     weights = torch.rand(maps.shape, generator=generator).double()
 
     gradients = torch.autograd.grad((weights * maps).sum(), parameters, materialize_grads=True)
@@ -169,7 +169,7 @@ def test_second_order_gradients_match_finite_differences(name):
         for sign in (1, -2):
             for parameter, direction in zip(parameters, directions, strict=True):
                 parameter += sign * step * direction
-            values.append((weights * gradcam(model, model(images), explained_class)).sum())
+            values.append((weights * gradcam(model, model(images), target_class)).sum())
     numeric = (values[0] - values[1]) / (2 * step)
     analytic = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
     assert model.head is None
@@ -182,10 +182,10 @@ def test_second_order_gradients_match_finite_differences(name):
 def test_several_classes_are_explained_one_by_one(name):
     model = AUTOGRAD_MODELS[name]()
     output = model(random_images(32))
-    explained_class = torch.tensor([[3, 7], [1, 9]])
-    expected = autograd_gradcam(output.features, output.logits, explained_class)
+    target_class = torch.tensor([[3, 7], [1, 9]])
+    expected = autograd_gradcam(output.features, output.logits, target_class)
 
-    maps = gradcam(model, output, explained_class)
+    maps = gradcam(model, output, target_class)
 
     assert expected.count_nonzero() > 0
     assert largest_relative_difference(maps, expected) <= 1e-5
@@ -195,13 +195,13 @@ def test_several_classes_are_explained_one_by_one(name):
 def test_a_frozen_models_trunk_gets_no_graph_and_its_maps_are_the_students(name):
     model = AUTOGRAD_MODELS[name]()
     images = random_images(32)
-    explained_class = torch.tensor([[3, NO_CLASS], [1, 0]])
-    expected = gradcam(model, model(images), explained_class)
+    target_class = torch.tensor([[3, NO_CLASS], [1, 0]])
+    expected = gradcam(model, model(images), target_class)
     freeze(model)
     with torch.no_grad():
         output = model(images)
 
-    maps = gradcam(model, output, explained_class)
+    maps = gradcam(model, output, target_class)
 
     assert expected.requires_grad
     assert expected.count_nonzero() > 0
@@ -234,16 +234,14 @@ def test_inference_mode_is_refused_where_the_head_must_be_differentiated():
 def test_an_active_dropout_is_part_of_the_gradient():
     model = torchvision_model("mobilenet_v2")
     images = random_images(64, 4)
-    explained_class = torch.tensor([[3], [1], [0], [2]])
+    target_class = torch.tensor([[3], [1], [0], [2]])
     assert isinstance(model.eval().head, GapLinear)
     output = model.train()(images)
-    expected = autograd_gradcam(output.features, output.logits, explained_class)
+    expected = autograd_gradcam(output.features, output.logits, target_class)
 
-    maps = gradcam(model, output, explained_class)
+    maps = gradcam(model, output, target_class)
 
-    undropped = gradcam_from_head(
-        output.features, model.network.classifier[1].weight, explained_class
-    )
+    undropped = gradcam_from_head(output.features, model.network.classifier[1].weight, target_class)
     assert model.head is None
     assert largest_relative_difference(maps, expected) <= 1e-5
     assert largest_relative_difference(undropped, expected) > 1e-3
@@ -261,14 +259,14 @@ def test_a_timm_head_with_dropout_is_left_to_autograd_in_training():
 def test_maps_under_autocast_are_float32_and_keep_their_graph(build):
     model = build().eval()
     images = random_images(32)
-    explained_class = torch.tensor([[3], [1]])
-    expected = gradcam(model, model(images), explained_class).flatten()
+    target_class = torch.tensor([[3], [1]])
+    expected = gradcam(model, model(images), target_class).flatten()
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(images)
-        maps = gradcam(model, output, explained_class)
+        maps = gradcam(model, output, target_class)
         with torch.no_grad():
-            without_graph = gradcam(model, model(images), explained_class)
+            without_graph = gradcam(model, model(images), target_class)
     maps.sum().backward()
 
     assert output.features.dtype == torch.bfloat16 or build is timm_vit
@@ -284,10 +282,10 @@ def test_maps_under_autocast_are_float32_and_keep_their_graph(build):
 def test_gradcam_of_a_cifar_resnet_equals_autograd_gradcam():
     model = model_with_top1(0).double()
     output = model(same_frames(3).double() / 255)
-    explained_class = torch.tensor([[0, 1], [2, 3], [4, 5]])
-    expected = autograd_gradcam(output.features, output.logits, explained_class)
+    target_class = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    expected = autograd_gradcam(output.features, output.logits, target_class)
 
-    maps = gradcam(model, output, explained_class)
+    maps = gradcam(model, output, target_class)
 
     assert maps.shape == (3, 2, 1, 4, 4)
     assert expected.count_nonzero() > 0
@@ -307,9 +305,9 @@ def test_gradcam_matches_a_hand_computed_map():
 def test_negative_class_gives_a_zero_map_and_leaves_its_neighbor_alone():
     features = torch.ones(2, 3, 4, 4)
     weight = torch.ones(5, 3)
-    explained_class = torch.tensor([[NO_CLASS, 0], [2, NO_CLASS]])
+    target_class = torch.tensor([[NO_CLASS, 0], [2, NO_CLASS]])
 
-    maps = gradcam_from_head(features, weight, explained_class)
+    maps = gradcam_from_head(features, weight, target_class)
 
     expected = torch.zeros(2, 2, 1, 4, 4)
     expected[0, 1] = expected[1, 0] = 3 / 16
@@ -320,18 +318,18 @@ def test_negative_class_gives_a_zero_map_and_leaves_its_neighbor_alone():
 def test_gradcam_without_grad_equals_gradcam_with_grad(without_grad):
     model = model_with_top1(0)
     images = same_frames(3).float() / 255
-    explained_class = torch.tensor([[0], [1], [2]])
-    expected = gradcam(model, model(images), explained_class)
+    target_class = torch.tensor([[0], [1], [2]])
+    expected = gradcam(model, model(images), target_class)
 
     with without_grad():
-        maps = gradcam(model, model(images), explained_class)
+        maps = gradcam(model, model(images), target_class)
 
     assert expected.requires_grad
     assert expected.count_nonzero() > 0
     assert torch.equal(maps, expected)
 
 
-def test_explained_class_in_a_step_is_the_teachers_top1():
+def test_target_class_in_a_step_is_the_teachers_top1():
     label, student_top1, teacher_top1 = 0, 1, 2
     teacher, student = (
         freeze(model_with_top1(1, top1=teacher_top1)),
@@ -340,12 +338,12 @@ def test_explained_class_in_a_step_is_the_teachers_top1():
     inputs = same_frames(3)
     teacher_output = teacher(inputs.float() / 255)
     records = BatchInfo(("a", "b", "c"), torch.full((3,), label))
-    payload = MapPayload(PassOptions(), GradCamConfig())
-    stored = payload.encode(teacher, teacher_output, records).values
+    output_kind = MapsOutput(PassOptions(), GradCamConfig())
+    stored = output_kind.encode(teacher, teacher_output, records).values
     targets = StoredTargets(
         teacher="teacher",
         logits=teacher_output.logits,
-        explained_class=stored["explained_class"].long(),
+        target_class=stored["target_class"].long(),
         maps=stored["map"].float(),
         map_from_canonical=torch.eye(3).expand(3, 3, 3),
     )
@@ -365,7 +363,7 @@ def test_explained_class_in_a_step_is_the_teachers_top1():
 
     terms = batch_loss(Training(model=student, loss=loss, optimizer=optimizer), batch, FRAME)
 
-    assert targets.explained_class.flatten().tolist() == [teacher_top1] * 3
+    assert targets.target_class.flatten().tolist() == [teacher_top1] * 3
     assert (student(inputs.float() / 255).logits.argmax(dim=1) == student_top1).all()
     assert terms.statistics["valid_map_fraction"] > 0
     assert torch.equal(terms.terms["map"], map_term_of_class(student, batch, loss, teacher_top1))

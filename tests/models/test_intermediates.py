@@ -246,7 +246,7 @@ def test_a_heads_dropout_spoils_no_pooled_feature_before_it(network, side, size)
 def test_a_network_whose_classifier_reads_something_else_says_so():
     model = frozen_model(TorchvisionModelConfig(name="squeezenet1_1"))
 
-    with pytest.raises(ConfigError, match=r"SqueezeNet has no pooled features.*payload pooled"):
+    with pytest.raises(ConfigError, match=r"SqueezeNet has no pooled features.*output pooled"):
         model(random_images(64), POOLED)
 
 

@@ -106,10 +106,10 @@ def test_a_step_on_a_student_leaves_a_frozen_teacher_alone():
     teacher = freeze(build_model(torchvision_config("resnet18"), NUM_CLASSES))
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     student = build_model(torchvision_config("resnet18", weights=None), NUM_CLASSES).train()
-    images, explained_class = random_images(64), torch.tensor([[0], [1]])
+    images, target_class = random_images(64), torch.tensor([[0], [1]])
 
-    teacher_maps = gradcam(teacher, teacher(images), explained_class)
-    student_maps = gradcam(student, student(images), explained_class)
+    teacher_maps = gradcam(teacher, teacher(images), target_class)
+    student_maps = gradcam(student, student(images), target_class)
     (teacher_maps - student_maps).square().sum().backward()
 
     assert not teacher_maps.requires_grad

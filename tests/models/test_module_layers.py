@@ -230,10 +230,10 @@ def test_images_are_converted_to_the_dtype_of_the_weights(dtype):
     network = Network(flattened, conv=conv(), last=nn.Linear(8 * 8 * 6, 5))
     images = torch.rand(2, 3, 16, 12)
     expected = permafrost.explain(network, images, layer="layers.conv")
-    classes = expected.explained_class
+    classes = expected.target_class
 
     explained = permafrost.explain(
-        copy.deepcopy(network).to(dtype), images, layer="layers.conv", explained_class=classes
+        copy.deepcopy(network).to(dtype), images, layer="layers.conv", target_class=classes
     )
 
     assert explained.maps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -342,5 +342,5 @@ def test_classes_that_cannot_be_explained_are_refused(classes, message):
     network, layer, _ = CASES["ReLU in place"]
     with pytest.raises(ConfigError, match=message):
         permafrost.explain(
-            network, torch.rand(3, 3, 16, 12), layer=layer, explained_class=classes, batch_size=2
+            network, torch.rand(3, 3, 16, 12), layer=layer, target_class=classes, batch_size=2
         )

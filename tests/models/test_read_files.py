@@ -95,7 +95,7 @@ def test_networks_without_a_factory_read_nothing_that_counts():
 def test_a_pass_and_a_student_of_other_settings_are_others(config, tmp_path):
     file = config.factory.partition(":")[0]
     words = [
-        f"plugins=[{file}]", "executor=serial", "annotate.payloads=[logits,map]",
+        f"plugins=[{file}]", "executor=serial", "annotate.outputs=[logits,maps]",
         "teacher=module", f"teacher.factory={config.factory}", "teacher.layer='1'",
         "teacher.weights=random",
     ]  # fmt: skip

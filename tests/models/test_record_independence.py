@@ -212,9 +212,7 @@ def test_a_network_with_autocast_inside_is_explained_as_without_it(dtype):
 
     exact = Network(nn.Identity())
     exact.load_state_dict(network.state_dict())
-    expected = permafrost.explain(
-        exact, images, layer="conv", explained_class=explained.explained_class
-    )
+    expected = permafrost.explain(exact, images, layer="conv", target_class=explained.target_class)
     torch.testing.assert_close(explained.logits, expected.logits, atol=0.01, rtol=0)
     torch.testing.assert_close(
         explained.maps, expected.maps, atol=0.02 * expected.maps.max().item(), rtol=0

@@ -119,7 +119,7 @@ def test_images_that_are_no_whole_patches_and_class_tokens_of_eva_are_refused():
 def test_a_pass_has_the_tokens_of_a_named_transformer_at_the_teachers_input_size(tmp_path):
     teacher = TimmModelConfig(name="vit_tiny_patch16_224", input_size=48, weights="random")
     options = PassOptions(
-        batch_size=8, payloads=("features", "pooled"), features_stages=(-1,), features_mirror=False
+        batch_size=8, outputs=("features", "pooled"), features_stages=(-1,), features_mirror=False
     )
     config = precompute_config(tmp_path / "store", teacher, annotate=options)
     precompute.run(config)

@@ -79,7 +79,7 @@ def test_an_added_verb_is_shown_called_and_run_as_any_other(world):
     top, tools = world
     store = "store.path=stores/verb"
     packed = ("data=digits", "data.test_fraction=0.2", "store.shard_size=300", "executor=serial")
-    network = ("teacher=blocks", "teacher.weights=random", "annotate.payloads=[logits,tone]")
+    network = ("teacher=blocks", "teacher.weights=random", "annotate.outputs=[logits,tone]")
     run(top, tools / "permafrost", "precompute", store, *packed, *network)
     done = run(top, tools / "permafrost", "tones", store, "executor=serial")
     helped = run(top, tools / "permafrost", "tones", "--help")

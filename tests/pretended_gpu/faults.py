@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tests.pretended_gpu import paths
 from tests.support import settings
 
-from permafrost.annotation import payloads  # isort: skip
+from permafrost.annotation import outputs  # isort: skip
 from permafrost.loading import geometry, transfer  # isort: skip
 from permafrost.losses import e2kd, feature_kd  # isort: skip
 from permafrost.training import loop, step  # isort: skip
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], dict[str, Any] | None]] 
         _TRAIN,
     ),
     "a map in NumPy, in a pass": (
-        *(payloads, "explainer_named"),
+        *(outputs, "explainer_named"),
         lambda original: (
             lambda kind: (
                 lambda *words: (lambda maps: (maps.detach().numpy(), maps)[1])(
@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], dict[str, Any] | None]] 
         None,
     ),
     "classes on the host, in a pass": (
-        *(payloads, "explained_classes", after(lambda classes: classes.cpu())),
+        *(outputs, "target_classes", after(lambda classes: classes.cpu())),
         None,
     ),
 }
@@ -135,7 +135,7 @@ def found(name: str) -> str:
         context.setattr(module, function, patch(getattr(module, function)))
         try:
             if options is None:
-                paths.run_pass("faulty", payloads=("logits", "map", "pooled"))
+                paths.run_pass("faulty", outputs=("logits", "maps", "pooled"))
                 return ""
             numbers = paths.run_training("faulty", **options)
         except (RuntimeError, TypeError, AssertionError) as error:
@@ -147,7 +147,7 @@ def main() -> None:
     """Print what shows each fault."""
     torch.set_num_threads(1)
     os.chdir(tempfile.mkdtemp(prefix="faults-"))
-    paths.run_pass("frozen", payloads=("logits", "map", "class_maps"))
+    paths.run_pass("frozen", outputs=("logits", "maps", "class_maps"))
     sound = paths.run_training("sound", **_STRONG)
     results = {
         "": ", ".join([*sound["waits"], *sound["unrepeatable"]]),

@@ -227,7 +227,7 @@ def record_devices() -> Numbers:
                     present["gpu"] = driver
 
             patch.setattr(AnnotateShard, "__call__", on_worker)
-            run_pass(f"gpu_of_{name}", payloads=("logits", "pooled")[: 1 + on_driver])
+            run_pass(f"gpu_of_{name}", outputs=("logits", "pooled")[: 1 + on_driver])
         recorded[name] = Store("store").open_pass(f"gpu_of_{name}").manifest.made_with["device"]
     return recorded
 

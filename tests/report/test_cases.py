@@ -88,9 +88,10 @@ def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, r
     values, _ = case_report(frozen)
 
     runs = {
-        row["arm"]: RUNS / row["run"] / "evaluate" / RECORDS_NAME for row in read_sweep()["runs"]
+        row["variant"]: RUNS / row["run"] / "evaluate" / RECORDS_NAME
+        for row in read_sweep()["runs"]
     }
-    tables = {arm: pd.read_parquet(path).set_index("key") for arm, path in runs.items()}
+    tables = {variant: pd.read_parquet(path).set_index("key") for variant, path in runs.items()}
     cases = iter(values["cases"])
     for image, teacher, *students in rows:
         assert [row.title for row in (image, teacher, *students)] == [
@@ -109,12 +110,12 @@ def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, r
                 place = row.classes.tolist().index(row.labels[0])
                 epg, iou = (f"{100 * row[name][place]:.0f}" for name in ("epg", "iou"))
                 assert student.notes[column].splitlines()[0] == f"EPG {epg}  IoU {iou}"
-                if row.explained[0] == row.labels[0]:
+                if row.target_classes[0] == row.labels[0]:
                     assert student.notes[column].endswith(f"cosine {row.map_cosine[place]:.2f}")
                     assert teacher.notes[column] == f"EPG {100 * row.teacher_epg[place]:.0f}"
                 else:
                     assert "cosine" not in student.notes[column]
-                    assert teacher.notes[column] == f"map of {row.explained[0]}"
+                    assert teacher.notes[column] == f"map of {row.target_classes[0]}"
     assert next(cases, None) is None
 
 

@@ -13,9 +13,9 @@ from tests.support import run_files
 NAMES = ("cat", "dog", "eel", "fox")
 
 
-def evaluated(arm, seed, labels, predictions, teacher=None, *, store="s", named="big"):
+def evaluated(variant, seed, labels, predictions, teacher=None, *, store="s", named="big"):
     """Result of a student whose table of records has these labels and predictions."""
-    folder = Path(f"runs/{arm}-{seed}")
+    folder = Path(f"runs/{variant}-{seed}")
     (folder / "evaluate").mkdir(parents=True)
     right = [a == b for a, b in zip(labels, predictions, strict=True)]
     metrics = {"test": {"records": len(labels), "accuracy": sum(right) / len(right)}}
@@ -26,7 +26,7 @@ def evaluated(arm, seed, labels, predictions, teacher=None, *, store="s", named=
     )
     rows = zip(labels, predictions, teacher or [None] * len(labels), strict=True)
     run_files.write_records(folder / "evaluate", "test", rows)
-    return StudentResult(arm=arm, label=arm, seed=seed, folder=folder, metrics=metrics)
+    return StudentResult(variant=variant, label=variant, seed=seed, folder=folder, metrics=metrics)
 
 
 def test_accuracies_and_confusions_are_those_that_a_reader_would_count():
@@ -47,7 +47,7 @@ def test_accuracies_and_confusions_are_those_that_a_reader_would_count():
         "kd": [(0.5 + 0.75) / 2, 0.75, 0.5],
         "e2kd": [1.0, 0.0, 0.0],
     }
-    assert [row.is_arm for row in section.rows] == [False, True, True]
+    assert [row.is_variant for row in section.rows] == [False, True, True]
     assert section.rows[1].cells[0]["sd"] == pytest.approx(0.25 / 2**0.5)
     assert section.rows[2].cells[0]["sd"] is None
     assert section.values["confusions"] == {
@@ -82,7 +82,7 @@ def test_of_many_classes_the_worst_ones_and_the_most_frequent_confusions_are_sho
     assert len(section.values["accuracy"]["teacher"]) == 30
 
 
-def test_teachers_are_told_apart_by_their_passes_and_the_most_accurate_arm_has_a_matrix():
+def test_teachers_are_told_apart_by_their_passes_and_the_most_accurate_variant_has_a_matrix():
     labels = [0, 0, 1, 1]
     small = evaluated("kd", 0, labels, [0, 1, 1, 0], [0, 1, 1, 1], named="small")
     big = evaluated("e2kd", 0, labels, [0, 0, 1, 0], labels, named="big")
@@ -97,7 +97,11 @@ def test_teachers_are_told_apart_by_their_passes_and_the_most_accurate_arm_has_a
 def test_records_with_many_labels_have_no_section():
     one = evaluated("kd", 0, [0, 1], [0, 1])
     many = StudentResult(
-        arm="kd", label="kd", seed=0, folder=one.folder, metrics={"test": {"records": 2, "f1": 0.5}}
+        variant="kd",
+        label="kd",
+        seed=0,
+        folder=one.folder,
+        metrics={"test": {"records": 2, "f1": 0.5}},
     )
 
     assert class_section([many], NAMES, "kd") is None

@@ -9,11 +9,11 @@ from scipy.stats import ttest_ind
 
 from permafrost.core.errors import ConfigError
 from permafrost_report.comparison import (
-    arm_difference,
     differences_by_column,
     excludes_zero,
-    leading_arms,
+    leading_variants,
     summarize,
+    variant_difference,
     welch_interval,
 )
 from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
@@ -25,10 +25,10 @@ KL = Column(name="kl", source="test.kl_to_teacher")
 PAIR = ("e2kd", "kd")
 
 
-def rows_of(column="accuracy", **arms):
+def rows_of(column="accuracy", **variants):
     return [
-        {"method": arm, "seed": seed, column: value}
-        for arm, values in arms.items()
+        {"method": variant, "seed": seed, column: value}
+        for variant, values in variants.items()
         for seed, value in enumerate(values)
     ]
 
@@ -67,13 +67,13 @@ def test_a_lead_whose_interval_excludes_zero_is_stated_with_its_size():
         "e2kd has the highest mean accuracy, 61.3 %: +10.3 points on average (95 % interval "
     )
     assert (
-        "3 seeds) against kd, the second best. This interval does not account for the choice among 3 arms."
+        "3 seeds) against kd, the second best. This interval does not account for the choice among 3 variants."
         in best
     )
     assert levels == "The teacher has 90.0 % and the most frequent class has 10.0 %."
 
 
-def test_an_arm_that_is_not_clearly_better_than_chance_is_remarked_on():
+def test_a_variant_that_is_not_clearly_better_than_chance_is_remarked_on():
     rows = rows_of(kd=(0.03, 0.04), e2kd=(0.5, 0.6), at=(0.15, 0.2), fitnet=(0.125, 0.125))
 
     remarks = chance_remarks(rows, ACCURACY, ChanceLimit(level=0.125, highest=0.18))
@@ -97,7 +97,9 @@ def test_an_arm_that_is_not_clearly_better_than_chance_is_remarked_on():
 
 def test_the_limit_of_chance_is_two_standard_errors_above_it():
     metrics = {"test": {"records": 100, "accuracy": 0.15, "majority_accuracy": 0.1, "epg": 0.3}}
-    result = StudentResult(arm="kd", label="kd", seed=0, folder=Path("nowhere"), metrics=metrics)
+    result = StudentResult(
+        variant="kd", label="kd", seed=0, folder=Path("nowhere"), metrics=metrics
+    )
     epg = Column(name="epg", source="test.epg")
 
     column, limit = accuracy_limit([result], [epg, ACCURACY])
@@ -127,7 +129,7 @@ def test_equal_means_have_no_order():
     assert best == "kd and e2kd have the same mean accuracy, 50.0 %."
 
 
-def test_arms_without_a_common_seed_are_compared():
+def test_variants_without_a_common_seed_are_compared():
     rows = [
         *rows_of(kd=(0.5, 0.52, 0.51)),
         *(
@@ -142,7 +144,7 @@ def test_arms_without_a_common_seed_are_compared():
         "e2kd has the highest mean accuracy, 61.0 %: +10.0 points on average (95 % interval "
     )
     assert "2 and 3 seeds) against kd" in best
-    assert leading_arms(rows, "accuracy", higher_is_better=True) == {"e2kd"}
+    assert leading_variants(rows, "accuracy", higher_is_better=True) == {"e2kd"}
 
 
 def test_equal_values_are_a_spread_that_is_not_known():
@@ -179,41 +181,41 @@ def test_a_student_alone_is_compared_with_nobody():
 
     assert (
         alone
-        == "photos: accuracy 63.0 % (1 seed: no spread known), without another arm to compare it with."
+        == "photos: accuracy 63.0 % (1 seed: no spread known), without another variant to compare it with."
     )
 
 
 def test_a_difference_of_one_seed_has_no_interval():
-    one = arm_difference(rows_of(kd=(0.1,), e2kd=(0.3,)), *PAIR, "accuracy")
-    two = arm_difference(rows_of(kd=(0.1, 0.1), e2kd=(0.3, 0.2)), *PAIR, "accuracy")
+    one = variant_difference(rows_of(kd=(0.1,), e2kd=(0.3,)), *PAIR, "accuracy")
+    two = variant_difference(rows_of(kd=(0.1, 0.1), e2kd=(0.3, 0.2)), *PAIR, "accuracy")
 
     assert (one["interval"], one["seeds"]) == (None, [1, 1])
     assert two["interval"][0] < two["mean"] < two["interval"][1]
-    with pytest.raises(ConfigError, match=r"report\.baseline=at is not an arm of this run"):
-        arm_difference(rows_of(kd=(0.1,)), "kd", "at", "accuracy")
+    with pytest.raises(ConfigError, match=r"report\.baseline=at is not a variant of this run"):
+        variant_difference(rows_of(kd=(0.1,)), "kd", "at", "accuracy")
     with pytest.raises(ConfigError, match=r"candidate and report\.baseline are both kd"):
-        arm_difference(rows_of(kd=(0.1, 0.2)), "kd", "kd", "accuracy")
+        variant_difference(rows_of(kd=(0.1, 0.2)), "kd", "kd", "accuracy")
 
 
-def test_every_arm_is_compared_with_the_baseline_one_of_one_seed_without_an_interval():
+def test_every_variant_is_compared_with_the_baseline_one_of_one_seed_without_an_interval():
     rows = rows_of(kd=(0.5, 0.4), labels=(0.3, 0.3), e2kd=(0.6, 0.7), alone=(0.9,))
 
     found = differences_by_column(rows, "kd", {}, ["accuracy"])["accuracy"]
 
     assert set(found) == {"labels", "e2kd", "alone"}
     assert found["alone"] == {"mean": pytest.approx(0.45), "interval": None, "seeds": [1, 2]}
-    assert found["e2kd"] == arm_difference(rows, "e2kd", "kd", "accuracy")
+    assert found["e2kd"] == variant_difference(rows, "e2kd", "kd", "accuracy")
     assert found["labels"]["mean"] == pytest.approx(-0.15)
     assert differences_by_column(rows, "at", {}, ["accuracy"]) == {}
 
 
-def test_an_arm_may_have_a_baseline_of_its_own():
+def test_a_variant_may_have_a_baseline_of_its_own():
     rows = rows_of(kd=(0.5, 0.4), e2kd=(0.6, 0.7), kd_200=(0.8, 0.8), e2kd_200=(0.7, 0.9))
     own = {"e2kd_200": "kd_200", "kd_200": "kd_200"}
 
     found = differences_by_column(rows, "kd", own, ["accuracy"])["accuracy"]
 
     assert set(found) == {"e2kd", "e2kd_200"}
-    assert found["e2kd_200"] == arm_difference(rows, "e2kd_200", "kd_200", "accuracy")
-    with pytest.raises(ConfigError, match=r"report\.baselines=\{e2kd: gone\} names no arm"):
+    assert found["e2kd_200"] == variant_difference(rows, "e2kd_200", "kd_200", "accuracy")
+    with pytest.raises(ConfigError, match=r"report\.baselines=\{e2kd: gone\} names no variant"):
         differences_by_column(rows, "kd", {"e2kd": "gone"}, ["accuracy"])

@@ -1,4 +1,4 @@
-"""Tables of an evaluator: one column per name, one row per arm, best values marked, missing values left empty."""
+"""Tables of an evaluator: one column per name, one row per variant, best values marked, missing values left empty."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from permafrost_report.student_results import StudentResult
 from tests.support.papers import needs_papers
 
 
-def result(arm, seed, fss, **others):
+def result(variant, seed, fss, **others):
     metrics = {"records": 10, "distance_correlation": {"fss": fss, "blocks": 1, **others}}
     return StudentResult(
-        arm=arm, label=arm, seed=seed, folder=Path("nowhere"), metrics={"test": metrics}
+        variant=variant, label=variant, seed=seed, folder=Path("nowhere"), metrics={"test": metrics}
     )
 
 
 def test_an_evaluator_that_did_not_look_has_no_section():
     nobody = StudentResult(
-        arm="a", label="a", seed=0, folder=Path("nowhere"), metrics={"test": {"records": 1}}
+        variant="a", label="a", seed=0, folder=Path("nowhere"), metrics={"test": {"records": 1}}
     )
 
     assert evaluator_sections([nobody], None, store=None) == []

@@ -1,4 +1,4 @@
-"""Plots of the report: one color per arm on a page, and nothing that is drawn without being seen."""
+"""Plots of the report: one color per variant on a page, and nothing that is drawn without being seen."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 from permafrost_report.figures import (
     Measured,
-    arm_colors,
-    arm_plot,
+    colors_of,
     epoch_plots,
     measured_plot,
     training_curves,
+    variant_plot,
 )
 
 BLUE, ORANGE, GREEN = "#1f77b4", "#ff7f0e", "#2ca02c"
@@ -22,13 +22,13 @@ def svg_of(source):
 
 
 def lines_of(**terms):
-    """Logged lines of one student of an arm, one per step."""
+    """Logged lines of one student of a variant, one per step."""
     steps = max(map(len, terms.values()))
     return [[{"step": n, **{name: v[n] for name, v in terms.items()}} for n in range(steps)]]
 
 
-def test_an_arm_has_the_same_color_in_all_plots_of_a_page():
-    colors = arm_colors(["labels", "kd", "e2kd"], "teacher")
+def test_a_variant_has_the_same_color_in_all_plots_of_a_page():
+    colors = colors_of(["labels", "kd", "e2kd"], "teacher")
     lines = {
         "labels": lines_of(total=[3, 2]),
         "kd": lines_of(total=[3, 2], kd=[2, 1]),
@@ -37,8 +37,8 @@ def test_an_arm_has_the_same_color_in_all_plots_of_a_page():
 
     total, kd, of_map = (svg_of(plot.source) for plot in training_curves(lines, colors))
     others = [
-        svg_of(arm_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors)),
-        svg_of(arm_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors, kind="bar")),
+        svg_of(variant_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors)),
+        svg_of(variant_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors, kind="bar")),
         svg_of(measured_plot({"e2kd": Measured(1, 2, None)}, "x", "y", colors)),
     ]
 

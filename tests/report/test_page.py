@@ -38,11 +38,11 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxyType({})):
-    """Write the results of two students per arm as a sweep does, without their networks."""
+    """Write the results of two students per variant as a sweep does, without their networks."""
     rows = []
-    for arm, values in methods.items():
+    for variant, values in methods.items():
         for seed, value in enumerate(values):
-            student = f"{run}/students/{arm}-{seed}"
+            student = f"{run}/students/{variant}-{seed}"
             folder = RUNS / student
             (folder / "distill").mkdir(parents=True)
             (folder / "evaluate").mkdir()
@@ -54,7 +54,7 @@ def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxy
             run_files.write_lines(folder / "distill", lines)
             run_files.write_config(folder / "distill/config.yaml", f"seed: {seed}\n")
             name = student.removeprefix(f"{run}/")
-            rows.append({"arm": arm, "point": {}, "seed": seed, "run": name})
+            rows.append({"variant": variant, "point": {}, "seed": seed, "run": name})
     run_files.write_table(RUNS / run, rows)
 
 
@@ -127,32 +127,34 @@ def test_the_style_has_a_dark_side_a_narrow_one_and_one_for_paper(page):
         assert words in html
 
 
-def marked_arms(html, column=0):
+def marked_variants(html, column=0):
     table = html[html.index('data-file="results"') : html.index('data-file="differences"')]
     rows = re.findall(r'<tr data-method="(\w+)">(.*?)</tr>', table, re.DOTALL)
     return [
-        arm for arm, row in rows if 'class="best"' in re.findall("<td.*?</td>", row)[1 + column]
+        variant
+        for variant, row in rows
+        if 'class="best"' in re.findall("<td.*?</td>", row)[1 + column]
     ]
 
 
-def test_arms_above_the_first_that_is_conclusively_below_the_best_are_marked(frozen):
+def test_variants_above_the_first_that_is_conclusively_below_the_best_are_marked(frozen):
     write_sweep(methods=CLEAR)
 
     html = page_and_values(frozen)[0].read_text()
 
     # Neither kd nor noise is conclusively below e2kd, but noise has a lower mean than labels, which is.
-    assert [marked_arms(html, column) for column in (0, 1)] == [["kd", "e2kd"]] * 2
+    assert [marked_variants(html, column) for column in (0, 1)] == [["kd", "e2kd"]] * 2
     assert "conclusively below the best mean" in html
 
 
-def test_no_arm_of_two_seeds_is_marked(frozen):
-    write_sweep(methods={arm: values[:2] for arm, values in CLEAR.items()})
+def test_no_variant_of_two_seeds_is_marked(frozen):
+    write_sweep(methods={variant: values[:2] for variant, values in CLEAR.items()})
 
-    assert marked_arms(page_and_values(frozen)[0].read_text()) == []
+    assert marked_variants(page_and_values(frozen)[0].read_text()) == []
 
 
-def test_no_arm_is_marked_without_a_conclusive_difference(page):
-    assert marked_arms(page.read_text()) == []
+def test_no_variant_is_marked_without_a_conclusive_difference(page):
+    assert marked_variants(page.read_text()) == []
     assert 'class="best"' not in page.read_text()
 
 
@@ -171,7 +173,7 @@ def test_other_runs_join_and_keep_apart_by_their_name(frozen):
         page_and_values(frozen, runs=("nobody",))
 
 
-def test_the_arms_of_the_run_itself_are_compared_where_other_runs_have_arms_of_the_same_names(
+def test_the_variants_of_the_run_itself_are_compared_where_other_runs_have_variants_of_the_same_names(
     frozen, caplog
 ):
     caplog.set_level("INFO", "permafrost.report")
@@ -182,10 +184,10 @@ def test_the_arms_of_the_run_itself_are_compared_where_other_runs_have_arms_of_t
     _, values = page_and_values(frozen, runs=("other",))
 
     assert values["candidate_minus_baseline"] == alone["candidate_minus_baseline"]
-    assert "points of the grid" not in caplog.text
+    assert "grid points" not in caplog.text
 
 
-def test_a_page_needs_no_pair_where_several_runs_have_one_arm_of_the_default_pair(frozen):
+def test_a_page_needs_no_pair_where_several_runs_have_one_variant_of_the_default_pair(frozen):
     write_sweep(methods={"kd": (0.5, 0.7)})
     write_sweep("other", {"kd": (0.1, 0.2)})
 
@@ -215,7 +217,7 @@ def test_a_column_that_was_not_evaluated_is_an_error_only_if_it_is_typed(frozen,
         assert [name for name in values["runs"][0] if name in options.columns] == ["accuracy"]
 
 
-def test_the_points_of_another_run_s_grid_leave_the_arms_of_the_run_itself_comparable(
+def test_the_points_of_another_run_s_grid_leave_the_variants_of_the_run_itself_comparable(
     frozen, caplog
 ):
     caplog.set_level("INFO", "permafrost.report")
@@ -229,7 +231,7 @@ def test_the_points_of_another_run_s_grid_leave_the_arms_of_the_run_itself_compa
 
     assert {row["method"] for row in values["runs"]} == {*METHODS, "kd tau=1", "kd tau=2"}
     assert values["candidate_minus_baseline"]["mean"] == pytest.approx(0.15)
-    assert "points of the grid" not in caplog.text
+    assert "grid points" not in caplog.text
 
 
 def test_a_column_that_some_have_leaves_the_others_open(frozen):
@@ -289,7 +291,7 @@ def test_no_tag_has_a_style_or_a_handler_that_the_policy_would_block(page):
 def test_every_table_has_a_sentence_above_it_and_a_name_for_its_file(page):
     html = page.read_text()
     tables = re.findall(
-        r'(.{0,400})<table class="(?:sortable|facts)" data-file="(\w*)"', html, re.S
+        r'(.{0,450})<table class="(?:sortable|facts)" data-file="(\w*)"', html, re.S
     )
 
     assert {"results", "options", "runs", "passes", "networks", "setup", "cost"} <= {
@@ -299,7 +301,7 @@ def test_every_table_has_a_sentence_above_it_and_a_name_for_its_file(page):
         assert 'class="meaning"' in before or name == "teacher", name
 
 
-def test_an_arm_near_chance_has_a_remark_in_the_table_and_in_the_summary(frozen):
+def test_a_variant_near_chance_has_a_remark_in_the_table_and_in_the_summary(frozen):
     write_sweep(extra={"majority_accuracy": 0.1})
 
     html, values = page_and_values(frozen)
@@ -317,7 +319,7 @@ def test_an_arm_near_chance_has_a_remark_in_the_table_and_in_the_summary(frozen)
 
 
 def test_one_seed_has_no_spread_no_best_and_no_conclusion(frozen, capsys):
-    write_sweep(methods={arm: values[:1] for arm, values in METHODS.items()})
+    write_sweep(methods={variant: values[:1] for variant, values in METHODS.items()})
 
     html, values = page_and_values(frozen)
 
@@ -337,7 +339,7 @@ def test_every_column_has_the_differences_from_the_baseline_with_their_intervals
 
     assert values["differences"]["at"]["mean"] == pytest.approx(0.1)
     found = values["differences_by_column"]
-    assert {column: set(arms) for column, arms in found.items()} == {
+    assert {column: set(variants) for column, variants in found.items()} == {
         name: {"labels", "e2kd", "at"} for name in ("accuracy", "agreement")
     }
     assert found["agreement"]["e2kd"]["mean"] == pytest.approx(0.075)
@@ -352,7 +354,7 @@ def test_every_column_has_the_differences_from_the_baseline_with_their_intervals
     assert rows["at"].count('class="open">+10.0 <span class="sd">(-50.8 to +70.8)') == 1
 
 
-def test_the_table_of_differences_names_a_baseline_that_is_an_arms_own(frozen):
+def test_the_table_of_differences_names_a_baseline_that_is_a_variants_own(frozen):
     write_sweep(methods={**METHODS, "at": [value + 0.1 for value in METHODS["kd"]]})
 
     html, values = page_and_values(frozen, baselines={"e2kd": "labels", "at": "at"})
@@ -361,14 +363,16 @@ def test_the_table_of_differences_names_a_baseline_that_is_an_arms_own(frozen):
     text = html.read_text()
     table = text[text.index('data-file="differences"') :]
     table = table[: table.index("</table>")]
-    assert "Differences from kd, or from the arm that a row names, of the means over seeds" in text
+    assert (
+        "Differences from kd, or from the variant that a row names, of the means over seeds" in text
+    )
     assert re.findall(r'<tr data-method="(\w+)"><th[^>]*>([^<]*)</th>', table) == [
         ("labels", "labels"),
         ("e2kd", "e2kd \N{MINUS SIGN} labels"),
     ]
 
 
-def test_two_arms_have_their_differences_in_every_column_too(frozen):
+def test_two_variants_have_their_differences_in_every_column_too(frozen):
     write_sweep(methods={"kd": (0.5, 0.7), "e2kd": (0.6, 0.81)})
 
     _, values = page_and_values(frozen)
@@ -376,12 +380,12 @@ def test_two_arms_have_their_differences_in_every_column_too(frozen):
     assert set(values["differences_by_column"]["agreement"]) == {"e2kd"}
 
 
-def test_the_arms_are_described_by_their_methods_and_what_they_set(frozen):
+def test_the_variants_are_described_by_their_methods_and_what_they_set(frozen):
     write_sweep()
-    for arm, method in {"labels": "labels", "kd": "kd", "e2kd": "e2kd"}.items():
+    for variant, method in {"labels": "labels", "kd": "kd", "e2kd": "e2kd"}.items():
         for seed in (0, 1):
-            path = RUNS / f"sweep/students/{arm}-{seed}/distill/config.yaml"
-            tau = "" if arm == "labels" else ", tau: 7.0"
+            path = RUNS / f"sweep/students/{variant}-{seed}/distill/config.yaml"
+            tau = "" if variant == "labels" else ", tau: 7.0"
             run_files.write_config(path, f"seed: {seed}\nmethod: {{kind: {method}{tau}}}\n")
 
     html = page_and_values(frozen)[0].read_text()
@@ -410,7 +414,7 @@ def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
         alts = [image["alt"] for image in Page(html).all("img")]
         return [alt for alt in alts if "over student.superfeatures" in alt]
 
-    assert figures() == ["accuracy over student.superfeatures, one curve per arm"]
+    assert figures() == ["accuracy over student.superfeatures, one curve per variant"]
     assert len(figures(plotted=("accuracy", "agreement"))) == 2
     with pytest.raises(ConfigError, match=r"plotted=f1 is not one of report\.columns: accura"):
         figures(plotted=("f1",))
@@ -512,9 +516,9 @@ def test_tables_can_be_saved_and_pictures_enlarged_and_closed_by_keyboard(page):
     assert 'data-closed="false"' in dom
     assert 'data-focusable="0"' in dom
     (link,) = re.findall(r'download="results.csv" href="data:text/csv;charset=utf-8,([^"]*)"', dom)
-    header, *arms = unquote(link).splitlines()
+    header, *variants = unquote(link).splitlines()
     assert header == "method,seeds,accuracy,accuracy_sd,agreement,agreement_sd"
-    assert [line.split(",")[:3] for line in arms] == [
+    assert [line.split(",")[:3] for line in variants] == [
         ["labels", "2", "0.25"], ["kd", "2", "0.6"], ["e2kd", "2", "0.75"],
     ]  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
     monkeypatch.setattr(
         "permafrost_report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
     )
-    arm = {
+    variant = {
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
         "labels": torch.tensor([0, 1]),
         "predictions": torch.tensor([0, 0]),
@@ -79,9 +79,9 @@ def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
         "teacher_predictions": torch.tensor([7, 0]),  # class 7 exists only for the teacher
     }
     if colored:
-        arm["colors"] = torch.zeros(2, 8, 8, 4, dtype=torch.uint8)
+        variant["colors"] = torch.zeros(2, 8, 8, 4, dtype=torch.uint8)
 
-    map_rows({"kd": arm}, ["cat", "dog"])
+    map_rows({"kd": variant}, ["cat", "dog"])
 
     assert [row.title for row in shown] == ["image", "teacher", "kd"] + ["colors"] * colored
     assert shown[1].captions == ["7", "0"]
@@ -106,7 +106,7 @@ def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
     monkeypatch.setattr(
         "permafrost_report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
     )
-    arm = {
+    variant = {
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
         "labels": torch.tensor([[1.0, 1.0], [0.0, 1.0]]),
         "predictions": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
@@ -114,7 +114,7 @@ def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
         "maps": torch.rand(2, 8, 8),
     }
 
-    map_rows({"kd": arm}, ["cat", "dog"])
+    map_rows({"kd": variant}, ["cat", "dog"])
 
     assert shown[0].captions == ["cat\ndog", "dog"]
     assert (shown[1].captions, shown[1].wrong) == (["cat", "dog"], [True, False])

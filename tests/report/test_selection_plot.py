@@ -20,15 +20,15 @@ def svg_of(*candidates, select="holdout.accuracy"):
     selection = ModelSelection(
         select=select,
         candidates=[
-            Candidate(arm=arm, point=point, values=[0.5, 0.6], chosen=False)
-            for arm, point in candidates
+            Candidate(variant=variant, point=point, values=[0.5, 0.6], chosen=False)
+            for variant, point in candidates
         ],
     )
     return base64.b64decode(selection_plot(selection).partition(",")[2]).decode()
 
 
 @pytest.mark.parametrize("taus", [(4,), (1, 4), (0.5, 100)])
-def test_one_numeric_option_is_the_axis_beside_an_arm_that_has_none(taus):
+def test_one_numeric_option_is_the_axis_beside_a_variant_that_has_none(taus):
     svg = svg_of(LABELS, *(("kd", {"method.tau": tau}) for tau in taus))
 
     assert "<!-- method.tau -->" in svg
@@ -51,7 +51,7 @@ def test_other_points_have_a_place_each(points, names):
     assert "<!-- holdout.kl_to_teacher -->" in svg
 
 
-def test_arms_without_a_grid_are_still_shown():
+def test_variants_without_a_grid_are_still_shown():
     assert "<!-- labels -->" in svg_of(LABELS, ("kd", {}))
 
 
@@ -60,12 +60,12 @@ def test_arms_without_a_grid_are_still_shown():
 ACCURACY = Column(name="accuracy", source="test.accuracy")
 
 
-def students(arm, point, *values):
+def students(variant, point, *values):
     """Students of one point, one for each value of the accuracy."""
-    label = " ".join([arm, *(f"{o.rpartition('.')[2]}={v}" for o, v in point.items())])
+    label = " ".join([variant, *(f"{o.rpartition('.')[2]}={v}" for o, v in point.items())])
     return [
         StudentResult(
-            arm=arm,
+            variant=variant,
             label=label,
             point=point,
             seed=seed,
@@ -95,7 +95,7 @@ def drawn(monkeypatch):
     return figures
 
 
-def test_an_option_has_a_figure_of_means_and_standard_deviations_per_arm(drawn):
+def test_an_option_has_a_figure_of_means_and_standard_deviations_per_variant(drawn):
     results = [
         *students("labels", {}, 0.1, 0.2),
         *students("kd", {"student.superfeatures": 8}, 0.5, 0.7),
@@ -115,7 +115,7 @@ def test_an_option_has_a_figure_of_means_and_standard_deviations_per_arm(drawn):
     assert bars[1] == pytest.approx([60 - 2**0.5 * 10, 60 + 2**0.5 * 10])
     assert curves["ked"][0] == [2]
     assert "labels" in lines
-    assert plot.alt == "accuracy over student.superfeatures, one curve per arm"
+    assert plot.alt == "accuracy over student.superfeatures, one curve per variant"
 
 
 def test_each_numeric_option_of_a_grid_has_a_figure_with_a_curve_for_the_others(drawn):
@@ -148,11 +148,12 @@ def test_points_without_numbers_share_one_figure_and_single_points_have_none(dra
     assert len(grid_plots(named, [ACCURACY])) == 1
     assert grid_plots(students("kd", {"m.a": 1}, 0.5), [ACCURACY]) == []
     assert (
-        numeric_options([Candidate(arm="a", point={"b": True}, values=[1.0], chosen=False)]) == []
+        numeric_options([Candidate(variant="a", point={"b": True}, values=[1.0], chosen=False)])
+        == []
     )
 
 
-def test_two_runs_with_one_arm_have_a_curve_each(drawn):
+def test_two_runs_with_one_variant_have_a_curve_each(drawn):
     own = [s for m in (1, 2) for s in students("found", {"m.a": m}, 0.5)]
     other = [replace(student, label=f"teachers: {student.label}") for student in own]
 

@@ -1,4 +1,4 @@
-"""Section on what was trained on what: options by arm, commands, teachers, and the bytes that an arm needs."""
+"""Section on what was trained on what: options by variant, commands, teachers, and the bytes that a variant needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.passes import UsedPass
-from permafrost_report.provenance import bytes_by_arm, bytes_plot, describe_teachers
+from permafrost_report.provenance import bytes_by_variant, bytes_plot, describe_teachers
 from permafrost_report.run_commands import commands_of
 from permafrost_report.student_results import UnknownRunError, load_results
 from permafrost_report.training_facts import describe_augmentation, describe_data, training_facts
@@ -53,10 +53,10 @@ def test_options_that_differ_are_marked_and_the_others_are_stated_once(frozen, s
     assert facts.shared["Training records"] == "40 (all of split train)"
     assert facts.shared["Seeds"] == "0 (1 seed)"
     marked = {
-        name: [arm.cells[place].differs for arm in facts.arms]
+        name: [variant.cells[place].differs for variant in facts.variants]
         for place, name in enumerate(facts.columns)
     }
-    values = {arm.method: dict(zip(facts.columns, arm.cells, strict=True)) for arm in facts.arms}
+    values = {v.method: dict(zip(facts.columns, v.cells, strict=True)) for v in facts.variants}
     assert [name for name, cells in marked.items() if any(cells)] == ["method.kind"]
     assert values["e2kd"]["method.kind"].text == "e2kd"
     assert values["e2kd"]["method.lambda_map"].text == "1"
@@ -95,11 +95,11 @@ def test_an_augmentation_states_the_options_that_its_operations_read():
     assert describe_augmentation(pixels) == "gaussian blur p 0.5 sigma [0.001, 0.01]"
 
 
-def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept, monkeypatch):
+def test_a_variant_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
     results = load_results("grid")
 
-    needed = bytes_by_arm(results, frozen.store)
+    needed = bytes_by_variant(results, frozen.store)
 
     (teacher,) = frozen.store.open_passes()
     sizes = {}
@@ -107,24 +107,25 @@ def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept,
         for entry in shard.files:
             field = entry.path.split("/")[1]
             sizes[field] = sizes.get(field, 0) + entry.bytes / 72
-    maps = sum(sizes[field] for field in sizes if field in ("map", "map_scale", "explained_class"))
+    maps = sum(sizes[field] for field in sizes if field in ("map", "map_scale", "target_class"))
     assert needed["kd"] == pytest.approx(sizes["logits"])
     assert needed["e2kd"] == pytest.approx(sizes["logits"] + maps)
     assert maps > 0
 
 
-def test_accuracy_is_plotted_against_bytes_only_where_arms_need_different_ones():
+def test_accuracy_is_plotted_against_bytes_only_where_variants_need_different_ones():
     from permafrost_report.main_table import Column
 
     column = Column(name="accuracy", source="test.accuracy")
     summary = [
-        {"method": arm, "accuracy": {"mean": 0.5, "sd": None}} for arm in ("labels", "kd", "other")
+        {"method": variant, "accuracy": {"mean": 0.5, "sd": None}}
+        for variant in ("labels", "kd", "other")
     ]
 
     plot = bytes_plot(summary, column, {"labels": 0.0, "kd": 40.0})
 
     assert plot is not None
-    assert plot.alt == "accuracy over the bytes of stored targets per record, one point per arm"
+    assert plot.alt == "accuracy over the bytes of stored targets per record, one point per variant"
     assert bytes_plot(summary, column, {"labels": 40.0, "kd": 40.0}) is None
     assert bytes_plot(summary, column, {}) is None
 
@@ -245,12 +246,12 @@ def test_a_training_with_other_words_is_the_same_run_and_keeps_those_of_its_firs
 def test_a_sweep_and_its_students_have_its_command_with_its_experiment_and_its_quotes(frozen):
     Path("my own.yaml").write_text("run: quoted\nmode: frozen\n")
     words = [word for word in sweep_arguments(frozen) if not word.startswith("run=")]
-    arms = "arms={tau 4: ['method=kd', 'method.tau=4']}"
+    variants = "variants={tau 4: ['method=kd', 'method.tau=4']}"
 
-    command = run_command("sweep", "experiment=my own.yaml", *words, arms)
+    command = run_command("sweep", "experiment=my own.yaml", *words, variants)
 
     (student,) = (row["run"] for row in read_sweep("quoted")["runs"])
-    assert shlex.split(command)[-1] == arms
+    assert shlex.split(command)[-1] == variants
     assert commands_of("quoted") == [command]
     assert commands_of(student) == [command]
 
@@ -260,7 +261,7 @@ def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(lea
     store, first, made = learned
     run_command(
         "precompute", "store.path=stores/own", "executor=serial", *NETWORK_WORDS, WEIGHTS,
-        "annotate.payloads=[logits]", "annotate.name=later", "run=photos",
+        "annotate.outputs=[logits]", "annotate.name=later", "run=photos",
     )  # fmt: skip
     (later,) = {folder.name for folder in store.pass_folders()} - {first.name}
 

@@ -16,7 +16,7 @@ from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
-from permafrost_report.main_table import Column, arm_summary
+from permafrost_report.main_table import Column, variant_summary
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.run_commands import commands_of
 from permafrost_report.student_results import load_results
@@ -27,7 +27,7 @@ from tests.support.verbs import distill, evaluate, precompute, report
 
 SMALL = CifarModelConfig(name="resnet8", width=4, weights="random")
 BIG = CifarModelConfig(name="resnet14", width=4, weights="random")
-PAYLOADS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
+OUTPUTS = PassOptions(batch_size=8, outputs=("logits", "pooled"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def two_passes(tmp_path_factory):
     """Store with the passes of two teachers, which tests must not change."""
     path = tmp_path_factory.mktemp("taught") / "store"
     for teacher in (SMALL, BIG):
-        config = precompute_config(path, teacher, annotate=PAYLOADS)
+        config = precompute_config(path, teacher, annotate=OUTPUTS)
         precompute.run(config)
     return Frozen(Store(path), config)
 
@@ -101,15 +101,15 @@ def test_a_page_of_two_teachers_has_a_row_of_each_and_says_whose_agreement_it_is
 def test_agreement_is_compared_among_the_students_of_one_teacher():
     values = {"a": (0.9, 0.91, 0.93), "b": (0.8, 0.8, 0.8), "c": (0.1, 0.11, 0.12)}
     rows = [
-        {"method": arm, "seed": seed, "accuracy": value, "agreement": value}
-        for arm, by_seed in values.items()
+        {"method": variant, "seed": seed, "accuracy": value, "agreement": value}
+        for variant, by_seed in values.items()
         for seed, value in enumerate(by_seed)
     ]
     columns = [Column(name=name, source=f"test.{name}") for name in ("accuracy", "agreement")]
 
-    def best(column, arms_by_pass=None):
-        summary = arm_summary(rows, columns, arms_by_pass)
-        return {arm["method"] for arm in summary if arm[column]["best"]}
+    def best(column, variants_by_pass=None):
+        summary = variant_summary(rows, columns, variants_by_pass)
+        return {variant["method"] for variant in summary if variant[column]["best"]}
 
     assert best("agreement") == {"a"}
     assert best("agreement", {"one": ["a"], "other": ["b", "c"]}) == {"b"}

@@ -38,7 +38,7 @@ from tests.support.verbs import distill, evaluate, precompute
 
 FIRST = CifarModelConfig(name="resnet14", width=4, weights="random")
 SECOND = CifarModelConfig(name="resnet8", width=4, weights="random")
-THREE_ARMS = "arms={labels: ['method=labels'], kd: ['method=kd'], e2kd: ['method=e2kd']}"
+THREE_VARIANTS = "variants={labels: ['method=labels'], kd: ['method=kd'], e2kd: ['method=e2kd']}"
 
 
 @pytest.fixture(scope="module")
@@ -252,13 +252,13 @@ def test_a_teacher_is_compared_with_its_first_pass(one_pass):
 
 
 def names_of(sweep):
-    return {row["arm"]: row["run"] for row in sweep["runs"]}
+    return {row["variant"]: row["run"] for row in sweep["runs"]}
 
 
 @pytest.mark.slow
 def test_a_finished_sweep_trains_nothing_again(one_pass):
     first = one_pass.first
-    words = sweep_arguments(one_pass, THREE_ARMS)
+    words = sweep_arguments(one_pass, THREE_VARIANTS)
     run_sweep(words)
     before = names_of(read_sweep())
     one_pass.add_passes()
@@ -271,22 +271,22 @@ def test_a_finished_sweep_trains_nothing_again(one_pass):
 @pytest.mark.slow
 def test_an_interrupted_sweep_is_finished_with_the_pass_that_it_began_with(one_pass):
     first = one_pass.first
-    words = sweep_arguments(one_pass, THREE_ARMS)
-    run_sweep(sweep_arguments(one_pass, THREE_ARMS, run="undisturbed"))
+    words = sweep_arguments(one_pass, THREE_VARIANTS)
+    run_sweep(sweep_arguments(one_pass, THREE_VARIANTS, run="undisturbed"))
     with killed_at(loop, "train_step", 2):  # in the first student, of labels
         run_sweep(words)
     one_pass.add_passes()
 
     assert run_sweep(words).finished_now == 3
-    for arm, run in names_of(read_sweep()).items():
-        other = names_of(read_sweep("undisturbed"))[arm]
+    for variant, run in names_of(read_sweep()).items():
+        other = names_of(read_sweep("undisturbed"))[variant]
         assert_equal_states(weights_of(run), weights_of(other))
         metrics = [
             json.loads((RUNS / r / "evaluate/metrics.json").read_text()) for r in (run, other)
         ]
         assert metrics[0] == metrics[1]
         assert "agreement" in metrics[0]["splits"]["test"]
-        if arm != "labels":
+        if variant != "labels":
             assert SavedNetwork(RUNS / run / "distill").describe().teachers == (first,)
 
 
@@ -294,7 +294,9 @@ def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
     one_pass.add_passes()
     names = names_in(one_pass.store)
     run_sweep(
-        sweep_arguments(one_pass, "arms={kd: ['method=kd']}", f"grid={{store.teacher: {names}}}")
+        sweep_arguments(
+            one_pass, "variants={kd: ['method=kd']}", f"grid={{store.teacher: {names}}}"
+        )
     )
 
     runs = [row["run"] for row in read_sweep()["runs"]]
@@ -303,7 +305,9 @@ def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
 
 
 def test_a_student_of_labels_is_compared_with_another_pass_without_a_training(one_pass):
-    words = sweep_arguments(one_pass, "arms={labels: ['method=labels']}", "evaluate.splits=[test]")
+    words = sweep_arguments(
+        one_pass, "variants={labels: ['method=labels']}", "evaluate.splits=[test]"
+    )
     run_sweep(words)
     one_pass.add_passes()
     (other,) = (name for name in names_in(one_pass.store) if name.startswith("another"))

@@ -46,7 +46,7 @@ from tests.support.stores import Frozen, precompute_config, train_dataset
 from tests.support.verbs import distill, precompute
 
 PASS = PassOptions(
-    batch_size=8, payloads=("logits", "map", "attention", "class_maps"), class_map_size=4
+    batch_size=8, outputs=("logits", "maps", "attention", "class_maps"), class_map_size=4
 )
 PAD_CROP = OperationConfig(kind="pad_crop", padding=3)
 VIEWS = {
@@ -58,7 +58,7 @@ SIZE = (16, 16)
 
 @pytest.fixture(scope="module")
 def inner(tmp_path_factory, tiny_teacher):
-    """Store with a canonical pass of every payload and a pass of two stored views."""
+    """Store with a canonical pass of every output and a pass of two stored views."""
     path = tmp_path_factory.mktemp("inner") / "store"
     config = precompute_config(path, tiny_teacher, annotate=PASS, **VIEWS)
     precompute.run(config)
@@ -70,9 +70,9 @@ def live_teacher_of(frozen, needs):
     return LiveTeacher("teacher", model, gradcam, SIZE, needs=needs)
 
 
-def viewed_batch(frozen, payload, operations=()):
+def viewed_batch(frozen, name, operations=()):
     views = ViewSchedule(AugmentOptions(operations=operations), frozen.store.size, seed=0)
-    return next(TrainLoader(train_dataset(frozen, payload), views, batch_size=16, seed=0).epoch(0))
+    return next(TrainLoader(train_dataset(frozen, name), views, batch_size=16, seed=0).epoch(0))
 
 
 def teacher_output(frozen, images):
@@ -119,8 +119,8 @@ def test_what_is_read_is_what_the_teacher_said(inner, tmp_path, tiny_teacher, ba
         precompute.run(config)
         store = Frozen(Store(tmp_path / "store"), config)
     at, cat = (
-        train_dataset(store, payload).__getitems__([0, 5, 30])
-        for payload in ("attention", "class_maps")
+        train_dataset(store, output_name).__getitems__([0, 5, 30])
+        for output_name in ("attention", "class_maps")
     )
 
     output = teacher_output(store, at.inputs.float() / 255)
@@ -163,12 +163,14 @@ def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
     monkeypatch.setattr(ZarrFields, "_read", reading)
 
     names = {}
-    for payload in (None, "attention", "class_maps"):
+    for output_name in (None, "attention", "class_maps"):
         read.clear()
-        batch = train_dataset(inner, payload)[0]
-        names[payload] = {name for name in read if name not in ("logits", "map", "explained_class")}
+        batch = train_dataset(inner, output_name)[0]
+        names[output_name] = {
+            name for name in read if name not in ("logits", "map", "target_class")
+        }
         assert set(batch.targets[0].intermediates) == {
-            n for n in names[payload] if not n.endswith("scale")
+            n for n in names[output_name] if not n.endswith("scale")
         }
 
     assert names[None] == set()
@@ -184,20 +186,20 @@ def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
 
 
 def test_the_fingerprint_of_older_passes_stays_and_others_have_their_own(inner):
-    def describe(*payloads, **options):
-        config = PassOptions(payloads=("logits", *payloads), **options)
+    def describe(*outputs, **options):
+        config = PassOptions(outputs=("logits", *outputs), **options)
         return describe_pass(
             inner.store.manifest, {}, inner.config.explainer, config, backend="zarr"
         )
 
-    assert set(describe("map")) == {
+    assert set(describe("maps")) == {
         *("dataset_fingerprint", "store_fingerprint", "selection", "teacher", "views"),
-        *("explainer", "payloads", "map_dtype", "backend"),
+        *("explainer", "outputs", "map_dtype", "backend"),
     }
-    assert describe("map") == describe("map", class_map_size=7)
-    assert describe("map", "attention") == describe("map", "attention", class_map_size=7)
-    assert describe("map", "class_maps") != describe("map", "class_maps", class_map_size=7)
-    assert describe("map") != describe("map", "attention") != describe("map", "class_maps")
+    assert describe("maps") == describe("maps", class_map_size=7)
+    assert describe("maps", "attention") == describe("maps", "attention", class_map_size=7)
+    assert describe("maps", "class_maps") != describe("maps", "class_maps", class_map_size=7)
+    assert describe("maps") != describe("maps", "attention") != describe("maps", "class_maps")
 
 
 # ---- frozen, replayed and live -------------------------------------------------------------------
@@ -209,7 +211,7 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
     student = build_model(replace(inner.config.teacher, weights=None), 10).eval()
     parameters = list(student.parameters())
     loss = build_loss(method)
-    batch = viewed_batch(inner, *loss.needs.payloads)
+    batch = viewed_batch(inner, *loss.needs.outputs)
     gradients, values = [], []
     for targets in (view_targets, live_teacher_of(inner, loss.needs)):
         part = Training(
@@ -235,11 +237,11 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
 
 
-@pytest.mark.parametrize("payload", ["attention", "class_maps"])
-def test_intermediates_move_with_the_image(inner, payload):
-    still = viewed_batch(inner, payload)
-    mirrored = viewed_batch(inner, payload, (OperationConfig(kind="horizontal_flip", p=1.0),))
-    moved = viewed_batch(inner, payload, (PAD_CROP,))
+@pytest.mark.parametrize("output_name", ["attention", "class_maps"])
+def test_intermediates_move_with_the_image(inner, output_name):
+    still = viewed_batch(inner, output_name)
+    mirrored = viewed_batch(inner, output_name, (OperationConfig(kind="horizontal_flip", p=1.0),))
+    moved = viewed_batch(inner, output_name, (PAD_CROP,))
 
     (kept,), (flipped,), (shifted,) = (
         view_targets(b, TargetRequest((4, 4))) for b in (still, mirrored, moved)
@@ -295,16 +297,16 @@ def test_students_train_on_frozen_replayed_and_live_targets(inner, method, mode)
     assert SavedNetwork(RUNS / "one" / "distill").load()[1].num_classes == 10
 
 
-def test_a_pass_without_the_payload_is_refused_with_the_way_out(frozen):
-    for method, payload in ((ATConfig(), "attention"), (CatKDConfig(), "class_maps")):
+def test_a_pass_without_the_output_is_refused_with_the_way_out(frozen):
+    for method, output_name in ((ATConfig(), "attention"), (CatKDConfig(), "class_maps")):
         with pytest.raises(
             StoreMismatchError,
-            match=rf"no payload {payload}, but method={method.kind}.*payloads=\[logits,map,{payload}\]",
+            match=rf"no output {output_name}, but method={method.kind}.*outputs=\[logits,maps,{output_name}\]",
         ):
             distill.run(distill_config(frozen, method=method))
 
 
-def test_a_term_of_weight_zero_needs_no_payload_and_is_the_labels_student(frozen):
+def test_a_term_of_weight_zero_needs_no_output_and_is_the_labels_student(frozen):
     trainer = replace(TRAINER, epochs=1)
     for run, method in (("labels", LabelsConfig()), ("at", ATConfig(lambda_at=0.0))):
         distill.run(distill_config(frozen, run=run, method=method, trainer=trainer))

@@ -131,8 +131,8 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         (
             "sweep",
-            ["arms={kd:", "[method=kd]}"],
-            r"splits arguments at spaces; quote it as a whole: 'arms=\{kd: \[method=kd\]\}'",
+            ["variants={kd:", "[method=kd]}"],
+            r"splits arguments at spaces; quote it as a whole: 'variants=\{kd: \[method=kd\]\}'",
         ),
         ("distill", ["method.tau=[1"], "method.tau"),
         (
@@ -142,7 +142,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         ("precompute", ["executor=spark"], "executor must be one of auto, ray, serial"),
         ("precompute", ["store.path=ftp://host/x"], "not the address of a bucket"),
-        ("precompute", ["annotate.payloads=[map]"], "must contain logits"),
+        ("precompute", ["annotate.outputs=[maps]"], "must contain logits"),
         (
             "precompute",
             ["data=demo", "data.test_digits=1790", "data.train_digits=100"],
@@ -161,7 +161,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         ("precompute", ["data=webdataset", "data.path=pipe:cat x"], "would run a command"),
         ("precompute", ["store.format=jpeg"], "original, jpeg95, raw"),
-        ("sweep", [], "arms is empty"),
+        ("sweep", [], "variants is empty"),
         ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
         ("sweep", ["experiment=demo", "seeds=1,2"], "seeds must be a list, got '1,2'"),
         (
@@ -199,9 +199,9 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
         ),
         (
             "distill",
-            [MIXUP, *LIVE, "explainer.explained_classes=sample_gt"],
-            r"explained_classes=sample_gt reads a record's labels",
-            r"explained_classes=top1, or augment\.mix=\[\]",
+            [MIXUP, *LIVE, "explainer.target_classes=sample_gt"],
+            r"target_classes=sample_gt reads a record's labels",
+            r"target_classes=top1, or augment\.mix=\[\]",
         ),
         (
             "distill",
@@ -286,10 +286,10 @@ def test_randaugment_is_an_option_of_every_mode(verb, words, section):
     assert [operation.kind for operation in built.on_pixels] == ["randaugment"]
 
 
-def test_arms_that_are_typed_replace_an_experiments():
-    config = build_config("sweep", "experiment=demo", "arms={one: ['method=kd']}", "seeds=[4]")
+def test_variants_that_are_typed_replace_an_experiments():
+    config = build_config("sweep", "experiment=demo", "variants={one: ['method=kd']}", "seeds=[4]")
 
-    assert config.arms == {"one": ("method=kd",)}
+    assert config.variants == {"one": ("method=kd",)}
 
 
 @for_each(

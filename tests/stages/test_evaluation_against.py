@@ -155,7 +155,7 @@ def test_a_named_pass_is_for_students_on_records_of_its_own_store(passes_of_both
 def test_a_sweep_checks_the_named_pass_before_it_trains(passes_of_both):
     words = [
         *("student=cifar", "student.name=resnet8", "student.width=4", "method=kd"),
-        *(f"store.path={passes_of_both.path}", "store.teacher=[resnet8]", "arms={kd: []}"),
+        *(f"store.path={passes_of_both.path}", "store.teacher=[resnet8]", "variants={kd: []}"),
         *("evaluate.against=resnet50", "executor=serial"),
     ]
     config = config_of("sweep", *words)

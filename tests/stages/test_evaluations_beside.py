@@ -18,10 +18,10 @@ from permafrost.runs.mirrors import RUNS
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results, load_teacher
 from tests.support.runs import TRAINER, distill_config, evaluate_config
-from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_arguments
+from tests.support.sweeps import TWO_VARIANTS, read_sweep, run_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, report
 
-ONE_ARM = "arms={kd: ['method=kd']}"
+ONE_VARIANT = "variants={kd: ['method=kd']}"
 
 
 def metrics_of(run, folder):
@@ -127,7 +127,7 @@ def test_an_evaluation_of_another_network_is_not_read_as_one_beside(own):
 
 
 def test_a_sweep_reads_its_splits_of_a_student_that_was_evaluated_on_others_before(frozen):
-    words = sweep_arguments(frozen, ONE_ARM, "evaluate.splits=[test]")
+    words = sweep_arguments(frozen, ONE_VARIANT, "evaluate.splits=[test]")
     run_sweep(words)
     (row,) = read_sweep()["runs"]
     of_sweep = metrics_of(row["run"], "evaluate")["splits"]
@@ -146,7 +146,7 @@ def test_a_sweep_reads_its_splits_of_a_student_that_was_evaluated_on_others_befo
 @pytest.mark.slow
 def test_a_selection_is_of_its_own_split_after_other_evaluations(frozen):
     words = sweep_arguments(
-        frozen, TWO_ARMS, "evaluate.splits=[test]", "select=test_swapped.accuracy"
+        frozen, TWO_VARIANTS, "evaluate.splits=[test]", "select=test_swapped.accuracy"
     )
     run_sweep(words)
     before = read_sweep()

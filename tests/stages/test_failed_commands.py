@@ -22,7 +22,7 @@ def contents(folder):
 
 
 FAILURES = {
-    "another payload": ("distill", ["method=at"]),
+    "another output": ("distill", ["method=at"]),
     "no such network": ("distill", ["student=torchvision", "student.name=resnet19"]),
     "a grid of one cell": ("distill", ["student.stem_stride=2", "augment.size=4"]),
     "a device that is not there": ("distill", ["trainer.device=cuda:7"]),
@@ -30,7 +30,7 @@ FAILURES = {
     "no such weights": ("precompute", ["teacher=cifar", "teacher.weights=none.pth"]),
     "no such split": ("teach", ["teacher=cifar", "teacher.name=resnet8", "teaching.split=none"]),
     "no such pass": ("distill", ["store.teacher=none"]),
-    "no such arm": ("sweep", ["arms={kd: ['method=none']}"]),
+    "no such variant": ("sweep", ["variants={kd: ['method=none']}"]),
     "no such run": ("report", []),
 }
 
@@ -50,7 +50,7 @@ def test_a_command_that_fails_before_it_has_computed_anything_leaves_no_result(
     assert permafrost("distill", store, "run=new/one", *NETWORK)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["another payload", "no such weights", "no such pass"])
+@pytest.mark.parametrize("name", ["another output", "no such weights", "no such pass"])
 def test_a_run_that_was_there_stays_as_it_was(permafrost, frozen, name):
     store = f"store.path={frozen.store.path}"
     assert permafrost("distill", store, "run=one", *NETWORK)[0] == 0

@@ -1,4 +1,4 @@
-"""Every payload, every evaluator and an export of every family of networks: each works, or is one sentence."""
+"""Every output, every evaluator and an export of every family of networks: each works, or is one sentence."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import pytest
 
 import permafrost
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.config.store import PAYLOADS
+from permafrost.config.store import OUTPUTS
 from permafrost.core.errors import UserError
 from tests.support.papers import needs_papers
 
@@ -40,7 +40,7 @@ DATA = [
     *("data.train_digits=24", "data.test_digits=12", "data.teacher_digits=4"),
     *("data.teacher_placements=1", "data.test_placements=1", "data.train_placements=1"),
 ]
-ALL_TARGETS = "[logits,map,attention,class_maps,features,pooled]"
+ALL_TARGETS = "[logits,maps,attention,class_maps,features,pooled]"
 PAIRS = [f"evaluate.diffroar.{name}" for name in ("train_records=24", "records_per_class=1")]
 TEACHER = [
     "teacher=cifar",
@@ -104,7 +104,7 @@ def workplace(tmp_path_factory):
         patch.chdir(folder)
         permafrost.precompute(
             *("store.path=store", *DATA, *TEACHER, "executor=serial"),
-            *("annotate.name=targets", f"annotate.payloads={ALL_TARGETS}"),
+            *("annotate.name=targets", f"annotate.outputs={ALL_TARGETS}"),
         )
     return folder
 
@@ -128,24 +128,24 @@ def words_of(kind, section):
 @pytest.mark.slow
 @needs_papers
 @pytest.mark.parametrize("name", KINDS)
-def test_every_payload_is_stored_or_refused_in_one_sentence(workplace, monkeypatch, name):
+def test_every_output_is_stored_or_refused_in_one_sentence(workplace, monkeypatch, name):
     monkeypatch.chdir(workplace)
     kind = KINDS[name]
     if kind.words == "timm":
         pytest.importorskip("timm")
     teacher = [*words_of(kind, "teacher"), "teacher.weights=random", f"explainer={kind.explainer}"]
     refused = {}
-    for payload in PAYLOADS:
-        payloads = "[logits]" if payload == "logits" else f"[logits,{payload}]"
-        words = [f"annotate.payloads={payloads}", "executor=serial", "annotate.batch_size=16"]
+    for output_name in OUTPUTS:
+        outputs = "[logits]" if output_name == "logits" else f"[logits,{output_name}]"
+        words = [f"annotate.outputs={outputs}", "executor=serial", "annotate.batch_size=16"]
         store = [f"store.path={name}", *DATA]
-        refused[payload] = refusal_of(
+        refused[output_name] = refusal_of(
             lambda store=store, words=words: permafrost.precompute(*store, *teacher, *words)
         )
     is_unsupported = name in UNSUPPORTED
-    assert [bool(refused["logits"]), bool(refused["map"])] == [is_unsupported] * 2
-    for payload, sentence in refused.items():
-        assert "\n" not in sentence, payload
+    assert [bool(refused["logits"]), bool(refused["maps"])] == [is_unsupported] * 2
+    for output_name, sentence in refused.items():
+        assert "\n" not in sentence, output_name
     is_additive = kind.words == "additive"
     assert [bool(refused[f"superfeature_{part}"]) for part in ("logits", "hidden")] == [
         not is_additive

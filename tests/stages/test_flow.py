@@ -175,7 +175,7 @@ def test_a_pass_over_other_shards_of_the_same_data_is_never_read(tmp_path, tiny_
 
     config = precompute_config(tmp_path / "store", tiny_teacher)
     precompute.run(config)
-    for name in ("images", "receipts"):
+    for name in ("images", "commits"):
         shutil.rmtree(tmp_path / "store" / name)
     (tmp_path / "store" / "manifest.json").unlink()
     replanned = replace(config.store, seed=1)
@@ -308,11 +308,11 @@ def test_options_that_change_nothing_do_not_make_another_run(frozen):
 
 
 def test_a_pass_without_maps_cannot_teach_where_to_look(tmp_path, tiny_teacher, frozen):
-    annotate = PassOptions(payloads=("logits",))
+    annotate = PassOptions(outputs=("logits",))
     precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=annotate))
     config = replace(distill_config(frozen), store=StoreOptions(path=str(tmp_path / "store")))
 
-    with pytest.raises(StoreMismatchError, match=r"holds no maps.*payloads=\[logits,map\]"):
+    with pytest.raises(StoreMismatchError, match=r"holds no maps.*outputs=\[logits,maps\]"):
         distill.run(config)
 
 
@@ -360,7 +360,7 @@ def test_views_far_above_the_frame_are_a_warning(frozen, caplog, size, warns):
 
 @pytest.mark.parametrize(("side", "warns"), [(16, False), (18, True)])
 def test_a_teacher_far_below_the_frame_is_a_warning(tmp_path, tiny_teacher, caplog, side, warns):
-    annotate = PassOptions(batch_size=8, payloads=("logits",))
+    annotate = PassOptions(batch_size=8, outputs=("logits",))
     teacher = replace(tiny_teacher, input_size=8)
     path = tmp_path / "store"
 
@@ -440,7 +440,7 @@ def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(frozen, reg
     # The same network has two EPGs: of the true class, and of the predicted class, which its stored maps explain.
     rows = pd.read_parquet(RUNS / "self" / "evaluate" / "records.parquet")
     own, stored = (rows[name].explode().dropna().to_numpy() for name in ("epg", "teacher_epg"))
-    is_right = (rows.explained.str[0] == rows.labels.str[0]).to_numpy()
+    is_right = (rows.target_classes.str[0] == rows.labels.str[0]).to_numpy()
     assert is_right.any()
     assert np.abs(own - stored)[is_right].max() < 2e-3
     assert np.abs(own - stored)[~is_right].max() > 2e-3
@@ -450,7 +450,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     base = [
         f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
         "trainer.epochs=1", "trainer.batch_size=8", "evaluate.splits=[test,test_swapped]",
-        "arms={kd: ['method=kd'], e2kd: ['method=e2kd', 'method.tau=2']}", "seeds=[3,4]",
+        "variants={kd: ['method=kd'], e2kd: ['method=e2kd', 'method.tau=2']}", "seeds=[3,4]",
         "executor=serial",
     ]  # fmt: skip
     config: SweepConfig = build_verb_config("sweep", compose("sweep", base))
@@ -476,7 +476,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     )
     values = json.loads(Path(result.json).read_text())
     runs = {(row["method"], row["seed"]): row["accuracy"] for row in values["runs"]}
-    assert set(runs) == {(arm, seed) for arm in ("kd", "e2kd") for seed in (3, 4, 5)}
+    assert set(runs) == {(variant, seed) for variant in ("kd", "e2kd") for seed in (3, 4, 5)}
     pair = values["candidate_minus_baseline"]
     gains = [runs["e2kd", s] - runs["kd", s] for s in (3, 4, 5)]
     assert (pair["seeds"], pair["mean"]) == ([3, 3], pytest.approx(sum(gains) / 3))
@@ -492,7 +492,7 @@ def test_a_failing_student_does_not_stop_the_others(frozen):
     base = [
         f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
         "trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]", "executor=serial",
-        "arms={good: ['method=labels'], bad: ['method=kd', 'trainer.batch_size=4096']}",
+        "variants={good: ['method=labels'], bad: ['method=kd', 'trainer.batch_size=4096']}",
     ]  # fmt: skip
 
     with pytest.raises(
@@ -501,7 +501,7 @@ def test_a_failing_student_does_not_stop_the_others(frozen):
         sweep.run(build_verb_config("sweep", compose("sweep", base)), base)
 
     listed = json.loads((RUNS / "grid" / "sweep.json").read_text())["runs"]
-    assert [row["arm"] for row in listed] == ["good"]
+    assert [row["variant"] for row in listed] == ["good"]
 
 
 def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):

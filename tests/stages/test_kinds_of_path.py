@@ -28,7 +28,7 @@ PLACES = ["store.path={top}stores/a", "run={top}one"]
 COMMANDS = {
     "preview": [*DATA, "executor={executor}"],
     "precompute": [
-        *(*PLACES, *DATA, *TEACHER, "annotate.payloads=[logits,map]"),
+        *(*PLACES, *DATA, *TEACHER, "annotate.outputs=[logits,maps]"),
         *("store.shard_size=16", "executor={executor}"),
     ],
     "verify": PLACES[:1],
@@ -110,15 +110,17 @@ def test_every_verb_ends_and_can_be_repeated(top, executor, kind, two_threads):
 def test_a_sweep_of_a_job_and_one_below_another_folder_keep_their_names(tmp_path, monkeypatch):
     """The driver of a job runs in a temporary copy, so every path of its students must be absolute."""
     store, run = f"store.path={tmp_path}/store", f"run={tmp_path}/runs of mine/sw"
-    run_verb("precompute", store, *DATA, *TEACHER, "annotate.payloads=[logits]", "executor=serial")
+    run_verb("precompute", store, *DATA, *TEACHER, "annotate.outputs=[logits]", "executor=serial")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     words = [store, run, *STUDENT, *EVALUATED, "seeds=[0]", "executor=serial"]
 
-    swept = run_verb("sweep", *words, "arms={kd: [], labels: ['method=labels']}")
+    swept = run_verb("sweep", *words, "variants={kd: [], labels: ['method=labels']}")
 
     assert swept.trained_now == 2
     (tmp_path / "runs of mine").rename(tmp_path / "elsewhere")
     words[1] = f"run={tmp_path}/elsewhere/sw"
-    assert run_verb("sweep", *words, "arms={kd: [], labels: ['method=labels']}").trained_now == 0
+    assert (
+        run_verb("sweep", *words, "variants={kd: [], labels: ['method=labels']}").trained_now == 0
+    )
     run_verb("report", *words[:2], "report.contact_records=0")
     assert (tmp_path / "elsewhere/sw/report.html").exists()

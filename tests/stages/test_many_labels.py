@@ -52,9 +52,9 @@ VIEWS = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),)
 TRAINER = TrainerOptions(epochs=1, batch_size=8, num_threads=1)
 CHOICES = {
     "top1": GradCamConfig(),
-    "topk": GradCamConfig(explained_classes="topk", max_classes=3),
-    "all_gt": GradCamConfig(explained_classes="all_gt"),
-    "sample_gt": GradCamConfig(explained_classes="sample_gt"),
+    "topk": GradCamConfig(target_classes="topk", max_classes=3),
+    "all_gt": GradCamConfig(target_classes="all_gt"),
+    "sample_gt": GradCamConfig(target_classes="sample_gt"),
 }
 
 
@@ -212,7 +212,7 @@ def test_a_pass_explains_the_classes_that_it_was_asked_for(many_label_store, cho
     dataset = many_label_store.dataset("test", choice)
     batch = dataset.__getitems__(list(range(len(dataset))))
     stored, own = batch.targets[0], batch.labels > 0
-    explained = stored.explained_class
+    explained = stored.target_class
 
     count = {"top1": 1, "topk": 3, "all_gt": 2, "sample_gt": 1}[choice]
     assert explained.shape[1] == stored.maps.shape[1] == count
@@ -236,7 +236,7 @@ def test_the_passes_are_sound_and_a_second_precompute_computes_nothing(many_labe
     explainer = many_label_store.store.open_pass(
         many_label_store.passes["all_gt"]
     ).manifest.explainer
-    assert explainer == {"kind": "gradcam", "explained_classes": "all_gt", "max_classes": 2}
+    assert explainer == {"kind": "gradcam", "target_classes": "all_gt", "max_classes": 2}
 
 
 def test_what_is_explained_does_not_depend_on_the_cut_into_batches(many_label_store, tmp_path):
@@ -252,7 +252,7 @@ def test_what_is_explained_does_not_depend_on_the_cut_into_batches(many_label_st
 
     for shard in many_label_store.store.manifest.shards:
         one, another = first.read_shard(shard), other.read_shard(shard)
-        assert np.array_equal(one["explained_class"], another["explained_class"])
+        assert np.array_equal(one["target_class"], another["target_class"])
         assert np.allclose(one["map"], another["map"], atol=2e-3)
 
 
@@ -343,7 +343,7 @@ def test_the_table_of_an_evaluation_has_every_class_of_a_record(many_label_store
         row.correct == (row.labels.tolist() == row.predictions.tolist())
         for row in known.itertuples()
     )
-    assert [sorted(row) for row in known.explained] == [sorted(row) for row in known.labels]
+    assert [sorted(row) for row in known.target_classes] == [sorted(row) for row in known.labels]
     assert [row.tolist() for row in known.classes] == [row.tolist() for row in known.labels]
     logits = np.stack(table.logits)
     predicted = [np.flatnonzero(row >= 0).tolist() for row in logits]
@@ -396,7 +396,7 @@ def test_on_the_whole_frame_live_targets_are_the_stored_ones(many_label_store):
             view_targets(batch, TargetRequest((6, 6))),
         )
 
-        assert torch.equal(asked.explained_class, stored.explained_class)
+        assert torch.equal(asked.target_class, stored.target_class)
         assert torch.equal(asked.map_valid, stored.map_valid)
         both = (maps[asked.map_valid].flatten(1) for maps in (asked.maps, stored.maps))
         assert torch.nn.functional.cosine_similarity(*both).min() > 0.999
@@ -430,7 +430,7 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
         f"store.path={many_label_store.config.store.path}", f"store.teacher=[{many_label_store.passes['all_gt']}]",
         "run=grid", "student.name=resnet8", "student.width=4", "trainer.epochs=1",
         "trainer.batch_size=8", "evaluate.splits=[test]", "seeds=[0]", "executor=serial",
-        "arms={labels: ['method=labels', 'method.loss=bce'], e2kd: ['method=e2kd', 'method.logits=mld']}",
+        "variants={labels: ['method=labels', 'method.loss=bce'], e2kd: ['method=e2kd', 'method.logits=mld']}",
         "grid={method.lambda_map: [1, 5]}", "subset.holdout=2", "select=holdout.f1",
     ]  # fmt: skip
 
@@ -452,7 +452,11 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
     values = json.loads(Path(result_of_report.json).read_text())
 
     assert "test.f1" in result.summary
-    assert [row["arm"] for row in values["selection"]["candidates"]] == ["labels", "e2kd", "e2kd"]
+    assert [row["variant"] for row in values["selection"]["candidates"]] == [
+        "labels",
+        "e2kd",
+        "e2kd",
+    ]
     assert values["teacher"]["f1"] == many_label_store.result.f1["test"]
     (of_all_gt,) = (p for p in values["passes"] if p["name"] == many_label_store.passes["all_gt"])
     assert (of_all_gt["explainer"], of_all_gt["map"]) == ("gradcam, all_gt", "2x1x6x6 float16")

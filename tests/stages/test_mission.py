@@ -23,7 +23,7 @@ SMALL = {
     "sweep": [
         *("executor=serial", "trainer.epochs=1", "trainer.batch_size=8", "seeds=[0,1]"),
         *("curve.splits=[]", "evaluators=[accuracy,localization]"),
-        *("augment=pad_crop_flip", "arms={labels: [method=labels], e2kd: [method=e2kd]}"),
+        *("augment=pad_crop_flip", "variants={labels: [method=labels], e2kd: [method=e2kd]}"),
     ],
     "report": ["report.columns={accuracy: test.accuracy}", "report.compared_column=accuracy"],
 }
@@ -107,7 +107,7 @@ def calls(tmp_path_factory):
         for verb, words in demo_commands():
             run_verb(verb, words)
         network = ["teacher=torchvision", "teacher.name=resnet18", "teacher.weights=random"]
-        network += ["annotate.payloads=[logits]"]
+        network += ["annotate.outputs=[logits]"]
         store = ["data=none", "store.path=stores/demo", "run=demo", "executor=serial"]
         run_typed_command("precompute", store + network)
     return calls

@@ -76,20 +76,20 @@ def methods_of(words):
 
 
 KINDS = [
-    slow("annotate.payloads=[logits]", ["method=kd"]),
+    slow("annotate.outputs=[logits]", ["method=kd"]),
     ("", ["method=e2kd"]),
-    slow("annotate.payloads=[logits,class_maps]", ["method=cat_kd"]),
-    slow("annotate.payloads=[logits,attention]", ["method=at"]),
-    slow("annotate.payloads=[attention]", ["method=at"]),
-    ("annotate.payloads=[pooled]", ["method=embedding"]),
-    slow("annotate.payloads=[logits,pooled]", ["method=embedding", "method.lambda_kd=1"]),
-    slow("annotate.payloads=[features]", ["method=features"]),
-    slow("annotate.payloads=[logits,features]", ["method=features", "method.lambda_kd=1"]),
-    slow("annotate.payloads=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
+    slow("annotate.outputs=[logits,class_maps]", ["method=cat_kd"]),
+    slow("annotate.outputs=[logits,attention]", ["method=at"]),
+    slow("annotate.outputs=[attention]", ["method=at"]),
+    ("annotate.outputs=[pooled]", ["method=embedding"]),
+    slow("annotate.outputs=[logits,pooled]", ["method=embedding", "method.lambda_kd=1"]),
+    slow("annotate.outputs=[features]", ["method=features"]),
+    slow("annotate.outputs=[logits,features]", ["method=features", "method.lambda_kd=1"]),
+    slow("annotate.outputs=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
     slow("annotate.logits=topk annotate.k=3", ["method=e2kd"]),
     ("views=random views.count=2 augment=pad_crop", ["method=e2kd"]),
     slow(
-        "views=random views.count=2 augment=pad_crop_flip_randaugment annotate.payloads=[logits]",
+        "views=random views.count=2 augment=pad_crop_flip_randaugment annotate.outputs=[logits]",
         ["method=kd"],
     ),
     slow("views=random views.count=2 'views.mix=[{kind: mixup}]'", ["method=kd"]),
@@ -99,7 +99,7 @@ KINDS = [
     ),
     slow(
         "teacher=additive teacher.name=conv teacher.superfeatures=4 teacher.grid=[4,4] teacher.input_size=16 "
-        "teacher.weights=random annotate.payloads=[logits,superfeature_logits]",
+        "teacher.weights=random annotate.outputs=[logits,superfeature_logits]",
         ["method=kd"],
     ),
 ]
@@ -142,7 +142,7 @@ def test_a_pass_that_is_added_is_named_with_a_method_of_its_own(permafrost, froz
     shutil.copytree(frozen.store.path, tmp_path / "stores" / "tiny")
     words = ["store.path=stores/tiny", *TEACHER.split(), "annotate.batch_size=8"]
 
-    _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[pooled]")
+    _, printed, _ = permafrost("precompute", *words, "annotate.outputs=[pooled]")
     trained, _ = follow(permafrost, printed)
 
     assert methods_of(trained) == ["method=embedding"]
@@ -164,20 +164,20 @@ def test_what_follows_a_pass_over_other_splits_names_them(permafrost, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("payloads", "methods"),
+    ("outputs", "methods"),
     [
-        ("logits,map", ["method=e2kd", "method.logits=mld"]),
+        ("logits,maps", ["method=e2kd", "method.logits=mld"]),
         slow("logits", ["method=kd", "method.logits=mld"]),
         ("logits,attention", ["method=at"]),
         slow("logits,pooled", ["method=embedding", "method.lambda_ce=1"]),
     ],
 )
-def test_what_follows_a_pass_over_many_labels_runs(permafrost, tmp_path, payloads, methods):
+def test_what_follows_a_pass_over_many_labels_runs(permafrost, tmp_path, outputs, methods):
     write_images(tmp_path, ("train", "test"), lambda n: f"class{n % 3} class{(n + n // 3) % 3}")
     data = ["data=image_table", "data.path=images.csv", "data.label=null", "data.labels=name"]
     words = ["store.path=stores/many", *data, "data.split=split", *TEACHER.split()]
 
-    code, printed, errors = permafrost("precompute", *words, f"annotate.payloads=[{payloads}]")
+    code, printed, errors = permafrost("precompute", *words, f"annotate.outputs=[{outputs}]")
     assert code == 0, errors
     trained, _ = follow(permafrost, printed)
 
@@ -189,7 +189,7 @@ def test_what_follows_a_pass_over_records_without_classes_runs(permafrost, tmp_p
     data = ["data=image_table", "data.path=images.csv", "data.label=null", "data.split=split"]
     words = ["store.path=stores/none", *data, *TEACHER.split()]
 
-    code, printed, errors = permafrost("precompute", *words, "annotate.payloads=[attention,pooled]")
+    code, printed, errors = permafrost("precompute", *words, "annotate.outputs=[attention,pooled]")
     assert code == 0, errors
     trained, evaluated = follow(permafrost, printed)
 
@@ -203,7 +203,7 @@ def test_what_follows_a_pass_over_a_table_runs(permafrost):
     teacher = ["teacher=additive", "teacher.name=mlp", "teacher.weights=random"]
 
     code, printed, errors = permafrost(
-        "precompute", *data, *teacher, "annotate.payloads=[logits,superfeature_logits]"
+        "precompute", *data, *teacher, "annotate.outputs=[logits,superfeature_logits]"
     )
     assert code == 0, errors
     trained, _ = follow(permafrost, printed)
@@ -215,9 +215,9 @@ def test_what_follows_a_pass_over_a_table_runs(permafrost):
 def test_a_pass_without_maps_names_the_methods_that_it_can_serve(permafrost, packed, tmp_path):
     config = precompute_config(
         shutil.copytree(packed, tmp_path / "stores" / "tiny"),
-        annotate=PassOptions(batch_size=8, payloads=("pooled",)),
+        annotate=PassOptions(batch_size=8, outputs=("pooled",)),
     )
-    words = [f"store.path={config.store.path}", *TEACHER.split(), "annotate.payloads=[pooled]"]
+    words = [f"store.path={config.store.path}", *TEACHER.split(), "annotate.outputs=[pooled]"]
     permafrost("precompute", *words)
 
     code, _, errors = permafrost("distill", words[0], "run=one", "method=e2kd")
@@ -231,10 +231,10 @@ def test_the_method_of_a_pass_is_kept_beside_an_experiment(permafrost, packed, t
     shutil.copytree(packed, tmp_path / "stores" / "tiny")
     words = ["experiment=demo", "store.path=stores/tiny", "data=none", *TEACHER.split()]
 
-    _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[logits]")
+    _, printed, _ = permafrost("precompute", *words, "annotate.outputs=[logits]")
 
     assert "method=kd" in printed_next(printed)
-    _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[logits,map]")
+    _, printed, _ = permafrost("precompute", *words, "annotate.outputs=[logits,maps]")
     assert methods_of(printed_next(printed)) == ["method=e2kd"]
 
 

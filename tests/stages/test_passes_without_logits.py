@@ -32,7 +32,7 @@ from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import distill, evaluate, precompute
 
-ALONE = PassOptions(batch_size=8, payloads=("pooled", "attention"))
+ALONE = PassOptions(batch_size=8, outputs=("pooled", "attention"))
 
 
 def headless(teacher, path):
@@ -186,13 +186,13 @@ def test_logits_of_a_trunk_without_a_last_layer_are_refused(tmp_path, tiny_teach
     ("options", "message"),
     [
         (
-            {"payloads": ("map",)},
-            r"must contain logits in addition to map; only attention, features, pooled",
+            {"outputs": ("maps",)},
+            r"must contain logits in addition to maps; only attention, features, pooled",
         ),
-        ({"payloads": ()}, r"annotate\.payloads=\[\] stores nothing"),
+        ({"outputs": ()}, r"annotate\.outputs=\[\] stores nothing"),
     ],
 )
-def test_payloads_that_read_the_last_layer_need_logits(options, message):
+def test_outputs_that_read_the_last_layer_need_logits(options, message):
     with pytest.raises(ConfigError, match=message):
         PassOptions(**options)
 
@@ -271,6 +271,6 @@ def test_published_weights_of_other_classes_are_described_by_their_own_head(
     assert described[0]["classes"] == 10
     assert freeze(build_model(config, 10))(torch.rand(1, 3, 32, 32)).logits.shape == (1, 10)
     with pytest.raises(
-        ConfigError, match=rf"has {outputs} outputs, but 10 are needed.*payloads=\[pooled\]"
+        ConfigError, match=rf"has {outputs} outputs, but 10 are needed.*outputs=\[pooled\]"
     ):
         Network(config, 10).describe()

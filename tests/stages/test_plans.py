@@ -84,7 +84,7 @@ def test_a_plan_of_a_student_refuses_what_its_store_cannot_give(here):
     words = ("run=one", "trainer.batch_size=8", *STUDENT)
     refused = {
         "needs the logits of all classes": ["method=dkd"],
-        "holds no payload attention": ["method=at"],
+        "holds no output attention": ["method=at"],
         "the store has no split 'tset'": ["method=kd", "curve.splits=[tset]"],
         "has no split 'other'": ["method=kd", "select_epoch=other.accuracy"],
         "40 records, fewer than trainer.batch_size=64": ["method=kd", "trainer.batch_size=64"],
@@ -102,10 +102,10 @@ def test_a_plan_of_a_sweep_counts_its_students_and_those_that_are_not_finished(h
     run("precompute", *DATA, *TEACHER, "executor=serial")
     words = (
         *("run=two", "executor=serial", "seeds=[0]", "trainer.batch_size=8", *STUDENT),
-        "arms={labels: [method=labels], kd: [method=kd]}",
+        "variants={labels: [method=labels], kd: [method=kd]}",
     )
     described = plan("sweep", *words)
-    assert described["students"] == "2 (arms: 2, seeds: 1) from store"
+    assert described["students"] == "2 (variants: 2, seeds: 1) from store"
     assert (described["unfinished"], described["folder"]) == ("2", "runs/two/students")
     run("sweep", *words)
     assert plan("sweep", *words)["unfinished"] == "0"

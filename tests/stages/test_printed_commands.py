@@ -188,7 +188,7 @@ def records_that_come_later(session, photos):
 def a_sweep(session, photos):
     session.type("precompute", *PHOTOS, "store.path=stores/p", *NETWORK)
     session.type(
-        "sweep", "store.path=stores/p", "run=s", "arms={kd: [method=kd], e2kd: []}", "seeds=[0,1]", *QUICK,
+        "sweep", "store.path=stores/p", "run=s", "variants={kd: [method=kd], e2kd: []}", "seeds=[0,1]", *QUICK,
         "evaluate.splits=[val]", "student.name=resnet8", "student.width=4",
     )  # fmt: skip
     assert [verb for verb, _ in session.follow_to_the_end()] == ["report"]
@@ -211,7 +211,7 @@ def a_report_whose_experiment_names_what_follows(session, photos):
 
 
 def a_student_without_a_classifier(session, photos):
-    words = *PHOTOS, "store.path=stores/p", *NETWORK, "annotate.payloads=[pooled]"
+    words = *PHOTOS, "store.path=stores/p", *NETWORK, "annotate.outputs=[pooled]"
     session.type("precompute", *words)
     session.follow()
     session.type("evaluate", "store.path=stores/p", "run=my-student", "evaluate.splits=[val]")

@@ -199,9 +199,9 @@ def test_every_command_of_a_recipe_runs_as_printed(
         json.loads(path.read_text()) for path in tmp_path.glob(f"runs/{recipe}*/**/sweep.json")
     ]
     metrics = list(tmp_path.glob(f"runs/{recipe}/**/evaluate/metrics.json"))
-    arms = composed_of("sweep", f"experiment={recipe}")["arms"]
+    variants = composed_of("sweep", f"experiment={recipe}")["variants"]
     assert sweeps
-    assert len(metrics) >= len(arms)
+    assert len(metrics) >= len(variants)
     assert (tmp_path / f"runs/{recipe}/report.html").exists()
 
 

@@ -1,4 +1,4 @@
-"""Recipes of conf/experiment/: their commands compose, and their arms train on small data of the same shape.
+"""Recipes of conf/experiment/: their commands compose, and their variants train on small data of the same shape.
 
 The networks, losses, grids and schedules of a recipe are kept. Sizes and durations are reduced.
 """
@@ -76,7 +76,7 @@ def test_a_recipe_builds_for_every_verb(recipe):
     composed = composed_of("sweep", f"experiment={recipe}")  # the same for every verb
 
     for verb in VERBS:
-        if verb == "sweep" and not composed["arms"]:
+        if verb == "sweep" and not composed["variants"]:
             continue  # the recipe of a teacher has no students
         if verb == "teach" and composed["teacher"]["kind"] == "none":
             continue  # the recipe of students of another recipe's teacher
@@ -166,9 +166,9 @@ def test_the_grids_are_the_papers():
 def test_the_optimizers_are_the_papers():
     """Compare the optimizers with those of the supplement and the released code."""
 
-    def student(recipe, arm):
+    def student(recipe, variant):
         experiment = f"experiment=e2kd/{recipe}"
-        overrides = composed_of("sweep", experiment)["arms"][arm]
+        overrides = composed_of("sweep", experiment)["variants"][variant]
         return build_verb_config("distill", composed_of("sweep", experiment, *overrides))
 
     standard, bcos = student("table1", "e2kd_50"), student("table2", "e2kd_200")
@@ -210,24 +210,24 @@ STUDY = sorted(n for n in EVERY_RECIPE if n.startswith(("interpretability/", "un
 
 @pytest.mark.slow
 @for_each("recipe", STUDY)
-def test_every_arm_of_a_study_composes(recipe):
+def test_every_variant_of_a_study_composes(recipe):
     """Check that modes and views fit the methods."""
     experiment = f"experiment={recipe}"
     composed = composed_of("sweep", experiment)
 
-    kinds = {arm.rstrip("0123456789"): arm for arm in composed["arms"]}
-    for arm in kinds.values():  # students of one kind differ only in their network or tau
-        overrides = composed["arms"][arm]
+    kinds = {variant.rstrip("0123456789"): variant for variant in composed["variants"]}
+    for variant in kinds.values():  # students of one kind differ only in their network or tau
+        overrides = composed["variants"][variant]
         student = build_verb_config("distill", composed_of("sweep", experiment, *overrides))
         assert (student.mode == "live") == (student.teacher.kind != "none")
 
 
-def test_the_fourteen_arms_have_a_common_baseline_and_columns_in_every_recipe_of_the_study():
+def test_the_fourteen_variants_have_a_common_baseline_and_columns_in_every_recipe_of_the_study():
     """Students of all recipes are shown in one report, so each recipe measures what its columns name."""
     named = {
         recipe.partition("/")[2]: composed_of("report", f"experiment={recipe}")["report"]["columns"]
         for recipe in EVERY_RECIPE
-        if recipe.startswith("interpretability/") and "_arms" in recipe
+        if recipe.startswith("interpretability/") and "_variants" in recipe
     }
     for prefix in ("imagenet", "cifar10"):
         of_size = [columns for name, columns in named.items() if name.startswith(prefix)]
@@ -237,21 +237,21 @@ def test_the_fourteen_arms_have_a_common_baseline_and_columns_in_every_recipe_of
         composed = composed_of("sweep", f"experiment=interpretability/{recipe}")
         measured = {source.split(".")[1] for source in named[recipe].values()}
         assert measured - {"accuracy", "agreement", "epg"} <= set(composed["evaluators"])
-    arms = [
-        list(composed_of("sweep", f"experiment=interpretability/{recipe}")["arms"])
-        for recipe in ("imagenet_arms", "cifar10_arms", "cells_arms")
+    variants = [
+        list(composed_of("sweep", f"experiment=interpretability/{recipe}")["variants"])
+        for recipe in ("imagenet_variants", "cifar10_variants", "cells_variants")
     ]
-    assert arms[0] == arms[1] == arms[2]
-    assert len(arms[0]) == 14
+    assert variants[0] == variants[1] == variants[2]
+    assert len(variants[0]) == 14
 
 
 def test_the_studys_schedules_and_weights_are_those_of_its_code():
-    def student(recipe, arm):
+    def student(recipe, variant):
         experiment = f"experiment=interpretability/{recipe}"
-        overrides = composed_of("sweep", experiment)["arms"][arm]
+        overrides = composed_of("sweep", experiment)["variants"][variant]
         return build_verb_config("distill", composed_of("sweep", experiment, *overrides))
 
-    at, ft, crd = (student("imagenet_arms", arm) for arm in ("at", "ft", "crd"))
+    at, ft, crd = (student("imagenet_variants", variant) for variant in ("at", "ft", "crd"))
     assert (at.optimizer.kind, at.optimizer.lr, at.optimizer.weight_decay) == ("sgd", 0.1, 1e-4)
     assert (at.trainer.epochs, at.trainer.decay_every_epochs, at.trainer.batch_size) == (
         100,
@@ -262,18 +262,18 @@ def test_the_studys_schedules_and_weights_are_those_of_its_code():
     assert (ft.trainer.epochs, ft.method.paraphraser_epochs, ft.method.lambda_ft) == (90, 1, 1000)
     assert (crd.method.lambda_ce, crd.method.lambda_crd, crd.trainer.batch_size) == (0, 1, 85)
     assert (crd.method.tau_crd, crd.method.negatives, crd.method.momentum) == (0.07, 16384, 0.5)
-    sskd = student("imagenet_arms_sskd", "sskd")
+    sskd = student("imagenet_variants_sskd", "sskd")
     weights = [getattr(sskd.method, f"lambda_{name}") for name in ("ce", "kd", "ss", "tf")]
     assert weights == [1, 0, 10, 2.7]
     assert (sskd.method.head_epochs, sskd.trainer.batch_size, sskd.views.per_step) == (30, 340, 4)
-    live = student("imagenet_arms", "sskd_logits")
+    live = student("imagenet_variants", "sskd_logits")
     assert (live.mode, live.views.kind, live.views.per_step) == ("live", "rotations", 4)
     assert (live.trainer.batch_size, live.optimizer.weight_decay) == (340, 5e-4)
     assert (live.method, live.trainer.epochs) == (
-        student("imagenet_arms_sskd", "sskd_logits").method,
+        student("imagenet_variants_sskd", "sskd_logits").method,
         100,
     )
-    taus = [student("imagenet_arms", f"kd_tau{tau}").method.tau for tau in (1, 2, 4, 8)]
+    taus = [student("imagenet_variants", f"kd_tau{tau}").method.tau for tau in (1, 2, 4, 8)]
     assert taus == [1, 2, 4, 8]
 
 
@@ -359,7 +359,7 @@ def small_teacher(words: list[str], classes: int, path: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", TRAINED)
-def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp_path):
+def test_every_variant_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp_path):
     weights = tmp_path / "teacher.safetensors"
     base = [
         f"experiment=e2kd/{recipe}",
@@ -383,16 +383,16 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
         words.append("evaluate.store=null")
     sweep = build_verb_config("sweep", composed_of("sweep", *words))
 
-    for arm, overrides in sweep.arms.items():
-        arm_arguments = [*words, *overrides]
-        known = composed_of("sweep", *arm_arguments)
+    for variant, overrides in sweep.variants.items():
+        variant_arguments = [*words, *overrides]
+        known = composed_of("sweep", *variant_arguments)
         points = [
             point
             for point in iter_points({o: v[-1:] for o, v in sweep.grid.items()})
             if all(knows_option(known, option) for option in point)
         ]
         composed = composed_of(
-            "sweep", *arm_arguments, *point_arguments(points[0] if points else {})
+            "sweep", *variant_arguments, *point_arguments(points[0] if points else {})
         )
         student = build_verb_config("distill", composed)
         assert (student.mode == "live") == (student.teacher.kind != "none")
@@ -409,12 +409,12 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
             student,
             trainer=trainer,
             subset=replace(student.subset, shots=None, holdout=held_out),
-            run=arm,
+            run=variant,
         )
         result = distill.run(student)
         evaluated = replace(
             build_verb_config("evaluate", composed),
-            run=arm,
+            run=variant,
         )
         shift = evaluated.evaluate.shift
         shift = replace(shift, pixels=shift.pixels and 4)
@@ -470,13 +470,15 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
 @pytest.mark.parametrize(
     "recipe",
     [
-        "imagenet_arms",
-        "imagenet_arms_frozen",
-        "imagenet_arms_ls_teacher",
-        "imagenet_arms_sskd",
+        "imagenet_variants",
+        "imagenet_variants_frozen",
+        "imagenet_variants_ls_teacher",
+        "imagenet_variants_sskd",
     ],
 )
-def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(recipe, tmp_path):
+def test_every_variant_of_the_study_trains_on_images_of_its_shape_and_is_dissected(
+    recipe, tmp_path
+):
     """Live, frozen and replayed students of ResNet-34, evaluated on concepts in Broden's layout."""
     weights = tmp_path / "teacher.safetensors"
     write_broden(DrawnConcepts(8, 64), tmp_path / "broden")
@@ -487,9 +489,9 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
     small_teacher(words, 3, weights)
     pack_recipe(words, small_data(recipe, tmp_path / "data"))
     words += [f"evaluate.dissection.path={tmp_path}/broden", f"augment.size={SIDE}"]
-    arms = composed_of("sweep", *words)["arms"]
+    variants = composed_of("sweep", *words)["variants"]
 
-    for arm, overrides in arms.items():
+    for variant, overrides in variants.items():
         composed = composed_of("sweep", *words, *overrides)
         student = build_verb_config("distill", composed)
         method = student.method
@@ -501,10 +503,10 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
             batch_size=6 * student.views.per_step,
             loader_processes=0,
         )
-        distill.run(replace(student, method=method, trainer=trainer, run=arm))
-        metrics = evaluate.run(replace(build_verb_config("evaluate", composed), run=arm)).splits[
-            "val"
-        ]
+        distill.run(replace(student, method=method, trainer=trainer, run=variant))
+        metrics = evaluate.run(
+            replace(build_verb_config("evaluate", composed), run=variant)
+        ).splits["val"]
 
         assert 0 <= metrics["accuracy"] <= 1
         assert (metrics["dissection"]["units"], metrics["dissection"]["images"]) == (512, 8)
@@ -522,17 +524,19 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
                 "unicam/cifar10_assistant",
                 "cifar10_equal_terms",
                 "cifar10_features",
-                "interpretability/cifar10_arms",
-                "interpretability/cifar10_arms_ls_teacher",
+                "interpretability/cifar10_variants",
+                "interpretability/cifar10_variants_ls_teacher",
             )
         ),
         (
-            "interpretability/cells_arms",
+            "interpretability/cells_variants",
             CellsDataConfig(image_size=40, train_records=100, test_records=20),
         ),
     ],
 )
-def test_every_arm_of_a_small_recipe_trains_for_an_epoch_and_is_evaluated(recipe, data, tmp_path):
+def test_every_variant_of_a_small_recipe_trains_for_an_epoch_and_is_evaluated(
+    recipe, data, tmp_path
+):
     """Frozen, replayed and live students share one store, of demo digits at CIFAR-10's size or of cells."""
     weights = tmp_path / "teacher.safetensors"
     words = [
@@ -557,24 +561,24 @@ def test_every_arm_of_a_small_recipe_trains_for_an_epoch_and_is_evaluated(recipe
         for name, form in forms.items():
             option = [f"annotate.features_{form}"] if form else []
             pack_recipe([*words, f"annotate.name={name}", *option], data)
-        pack_recipe([*words, "annotate.name=embeddings", "annotate.payloads=[pooled]"], data)
+        pack_recipe([*words, "annotate.name=embeddings", "annotate.outputs=[pooled]"], data)
     else:
         pack_recipe(words, data)
-    arms = composed_of("sweep", *words)["arms"]
+    variants = composed_of("sweep", *words)["variants"]
 
-    for arm, overrides in arms.items():
+    for variant, overrides in variants.items():
         composed = composed_of("sweep", *words, *overrides)
         student = build_verb_config("distill", composed)
         size = 8 * student.views.per_step
         trainer = replace(
             student.trainer, epochs=1, warmup_epochs=0, batch_size=size, loader_processes=0
         )
-        distill.run(replace(student, trainer=trainer, run=arm))
-        metrics = evaluate.run(replace(build_verb_config("evaluate", composed), run=arm)).splits[
-            "test"
-        ]
+        distill.run(replace(student, trainer=trainer, run=variant))
+        metrics = evaluate.run(
+            replace(build_verb_config("evaluate", composed), run=variant)
+        ).splits["test"]
 
         assert 0 <= metrics["accuracy"] <= 1
         assert 0 <= metrics.get("agreement", 0) <= 1
-        if recipe == "interpretability/cells_arms":
+        if recipe == "interpretability/cells_variants":
             assert 0 <= metrics["five_band"]["recall"]["best"] <= 1

@@ -98,7 +98,7 @@ def test_another_option_lists_the_data(store, refusing, options):
     [
         ORIGIN_NAME,
         "images/train-000000.tar",
-        "receipts/train-000001.parquet",
+        "commits/train-000001.parquet",
         "index/label.npy",
         "manifest.json",
     ],
@@ -210,7 +210,7 @@ def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):
         precompute.run(config)
 
     names = {path.name for path in (tmp_path / "store").rglob("*")}
-    assert names == {".lock", "preview.json", "receipts"}
+    assert names == {".lock", "preview.json", "commits"}
 
 
 def test_a_table_that_is_replaced_under_its_size_and_time_is_listed(tmp_path):

@@ -24,19 +24,19 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.verbs import verify
 from tests.support.slow import slow
-from tests.support.store_kinds import EVERY_PAYLOAD, build_store, read_everything, write_tars
+from tests.support.store_kinds import EVERY_OUTPUT, build_store, read_everything, write_tars
 from tests.support.stores import precompute_config, table_of_shard
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
 
 LOST = {
     "images/train-000000.tar": 16,
-    "receipts/train-000000.parquet": 16,
+    "commits/train-000000.parquet": 16,
     "index/label.npy": 0,
     "index/key_offsets.npy": 0,
     "fields.zarr/map/c/1/0/0/0/0/0": 10,  # the second shard
     "fields.zarr/map/zarr.json": 0,
-    "receipts/test-000000.parquet in the pass": 10,
+    "commits/test-000000.parquet in the pass": 10,
 }
 
 
@@ -64,7 +64,7 @@ def test_what_killed_processes_left_is_gone_when_a_store_is_published(tmp_path, 
     precompute.run(config)
     store = tmp_path / "store"
     (store / "manifest.json").unlink()
-    left = [store / "images/.a.partial", store / "receipts/.train-000000.deaths"]
+    left = [store / "images/.a.partial", store / "commits/.train-000000.deaths"]
     for path in left:
         path.write_bytes(b"left")
     assert [str(p) for p in left if any(str(p) in problem for problem in verify_store(store))] == []
@@ -83,7 +83,7 @@ def test_what_killed_processes_left_is_gone_when_a_store_is_published(tmp_path, 
 def referenced(tmp_path, tiny_teacher):
     """Store that refers to tars in tmp_path/tars, its config and its values."""
     path = build_store("referenced tars", tmp_path, tiny_teacher)
-    config = precompute_config(path, tiny_teacher, annotate=EVERY_PAYLOAD, shard_size=None)
+    config = precompute_config(path, tiny_teacher, annotate=EVERY_OUTPUT, shard_size=None)
     return path, config, read_everything(path)
 
 
@@ -163,8 +163,8 @@ def test_a_tar_of_other_images_in_the_same_layout_is_noticed_when_read(reference
 
     with pytest.raises(ManifestError, match=rf"{tar} .*record {row['key']}\) is damaged"):
         list(iter_batches(StoreDataset(store, np.arange(store.index.num_rows)), 8))
-    receipts = path / "receipts" / f"{shard.name}.parquet"
-    receipts.unlink()
+    markers = path / "commits" / f"{shard.name}.parquet"
+    markers.unlink()
     with pytest.raises(
         (StoreMismatchError, DataError, ValueError), match=r"other bytes|cannot be decoded"
     ):
@@ -252,7 +252,7 @@ def test_a_repair_keeps_the_frame_and_the_places_that_passes_have_seen(
     precompute.run(config)
     expected = tree_bytes(store)
     (store / "index" / "size.npy").unlink()
-    (store / "receipts" / "train-000000.parquet").unlink()
+    (store / "commits" / "train-000000.parquet").unlink()
 
     precompute.run(precompute_config(store, **{"shard_size": 64, **options}))
 
@@ -269,7 +269,7 @@ def test_a_repair_that_would_change_a_sound_tar_leaves_it_alone(tmp_path, tiny_t
     config = precompute_config(tmp_path / "store", data=data)
     precompute.run(config)
     expected = tree_bytes(tmp_path / "store" / "images")
-    (tmp_path / "store" / "receipts" / "train-000000.parquet").unlink()
+    (tmp_path / "store" / "commits" / "train-000000.parquet").unlink()
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)

@@ -124,9 +124,9 @@ def test_a_resumed_pass_counts_the_shards_of_both_calls(tmp_path):
     teacher = save_teacher(tmp_path / "teach")
     whole = precompute.run(precompute_config(tmp_path / "whole", teacher)).teacher_accuracy
     config = precompute_config(tmp_path / "store", teacher)
-    with killed_at(commit_pass, "write_receipt", 3):
+    with killed_at(commit_pass, "write_marker", 3):
         precompute.run(config)
-    assert len(list((tmp_path / "store").glob("teachers/*/receipts/*.parquet"))) == 2
+    assert len(list((tmp_path / "store").glob("teachers/*/commits/*.parquet"))) == 2
 
     assert precompute.run(config).teacher_accuracy == whole
 
@@ -219,9 +219,9 @@ def test_a_published_network_sees_photographs_in_their_proportions(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             original = shard_tasks.TeacherAnnotator._annotate_inputs
 
-            def record(self, images, records, payloads, original=original, inputs=inputs):
+            def record(self, images, records, outputs, original=original, inputs=inputs):
                 inputs.append(images)
-                return original(self, images, records, payloads)
+                return original(self, images, records, outputs)
 
             patch.setattr(shard_tasks.TeacherAnnotator, "_annotate_inputs", record)
             precompute.run(config)

@@ -156,7 +156,7 @@ SWEEP = [
     *(f"student.{word}" for word in NETWORK),
     *QUICK,
     "executor=serial",
-    "arms={t1: [method.tau=1], t4: [method.tau=4]}",
+    "variants={t1: [method.tau=1], t4: [method.tau=4]}",
     "seeds=[0]",
 ]
 

@@ -87,7 +87,7 @@ def world(tmp_path_factory):
                 store=f"stores/{name}",
                 data=data_of(top / folder / TABLE),
                 teacher=teacher,
-                **{"explainer.explained_classes": "all_gt"},
+                **{"explainer.target_classes": "all_gt"},
             )
     return top
 

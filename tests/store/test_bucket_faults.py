@@ -6,7 +6,7 @@ import pytest
 from obstore.store import from_url
 
 from permafrost.core.errors import UserError
-from permafrost.library import run_verb
+from permafrost.functions import run_verb
 from permafrost.storage import bucket_files, buckets, lock
 from tests.support.buckets import (
     FAULTS,

@@ -291,7 +291,7 @@ def test_three_preemptions_at_one_shard_are_no_poison(bucket, local, tiny_teache
     monkeypatch.setattr(
         deaths, "find_fatal", lambda keys, work: tried.append(len(keys)) or find_fatal(keys, work)
     )
-    obstore.put(bucket, "store/receipts/.train-000001.deaths", b"3\n")
+    obstore.put(bucket, "store/commits/.train-000001.deaths", b"3\n")
     precompute.run(precompute_config(ADDRESS, tiny_teacher))
     assert tried == [16]  # the records of that shard, each alone
     assert contents(bucket, "store") == files_below(local)

@@ -3,7 +3,7 @@
 Numbers of the index may be read as other possible ones, which `permafrost verify` alone notices.
 
 `make test` runs a seeded sample. `make test-all` runs 400 corruptions of each kind of store and 1,200 bit flips in
-receipts.
+commit markers.
 """
 
 import shutil
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from permafrost.core.errors import UserError
+from permafrost.store.commit_markers import MARKER_SCHEMA, read_marker
 from permafrost.store.reader import Store
-from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt
 from permafrost.store.verification import verify_store
 from tests.support.index_table import index_table
 from tests.support.slow import slow
@@ -118,25 +118,25 @@ def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, coun
     count_trials(f"a file of a store: {kind}", read)
     assert set(outcomes) <= {"same values", "other number", "named", "verified"}, outcomes
     assert outcomes["verified"] == contexts
-    # The rest hit receipts, padding or headers that are not read.
+    # The rest hit commit markers, padding or headers that are not read.
     assert outcomes["named"] > contexts / 4
     assert equal_tensors(read_everything(folder / "store", kind), sound)
 
 
 @pytest.mark.parametrize(("of_pass", "contexts"), [slow(False, 4), (True, 4)])
-def test_a_flipped_receipt_is_never_published(of_pass, contexts, tmp_path, tiny_teacher):
-    check_receipt_flips(of_pass, contexts, tmp_path, tiny_teacher)
+def test_a_flipped_marker_is_never_published(of_pass, contexts, tmp_path, tiny_teacher):
+    check_marker_flips(of_pass, contexts, tmp_path, tiny_teacher)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("of_pass", "contexts"), [(False, 600), (True, 600)])
-def test_no_flip_of_a_receipt_is_ever_published(of_pass, contexts, tmp_path, tiny_teacher):
-    check_receipt_flips(of_pass, contexts, tmp_path, tiny_teacher)
+def test_no_flip_of_a_marker_is_ever_published(of_pass, contexts, tmp_path, tiny_teacher):
+    check_marker_flips(of_pass, contexts, tmp_path, tiny_teacher)
 
 
-def check_receipt_flips(of_pass, contexts, tmp_path, teacher):
-    """Flip a bit in a receipt of a store or pass without a manifest, finish the store, and compare every value."""
+def check_marker_flips(of_pass, contexts, tmp_path, teacher):
+    """Flip a bit in a commit marker of an unpublished store or pass, finish the store, and compare every value."""
     config = precompute_config(tmp_path / "store", teacher, shard_size=36)
     precompute.run(config)
     store = tmp_path / "store"
@@ -147,11 +147,11 @@ def check_receipt_flips(of_pass, contexts, tmp_path, teacher):
     random = np.random.default_rng(int(of_pass))
     noticed = 0
     for _ in range(contexts):
-        receipts = sorted((unpublished / "receipts").glob("*.parquet"))
-        receipt = receipts[random.integers(len(receipts))]
-        data = bytearray(receipt.read_bytes())
+        markers = sorted((unpublished / "commits").glob("*.parquet"))
+        marker = markers[random.integers(len(markers))]
+        data = bytearray(marker.read_bytes())
         data[random.integers(len(data))] ^= 1 << int(random.integers(8))
-        receipt.write_bytes(data)
+        marker.write_bytes(data)
         (unpublished / "manifest.json").unlink()
         done = precompute.run(config)
         noticed += (done.teacher_records if of_pass else done.packed_records) > 0
@@ -167,11 +167,11 @@ def check_receipt_flips(of_pass, contexts, tmp_path, teacher):
 
 
 def read_values(store: Path) -> dict[str, object]:
-    """Contents of a store's index, receipts and pass, independent of the encoding of their files."""
+    """Contents of a store's index, commit markers and pass, independent of the encoding of their files."""
     index = index_table(Store(store))
     values = {name: index[name].to_pylist() for name in index.column_names}
-    for path in sorted((store / "receipts").glob("*.parquet")):
-        table, metadata = read_receipt(path, RECEIPT_SCHEMA)
+    for path in sorted((store / "commits").glob("*.parquet")):
+        table, metadata = read_marker(path, MARKER_SCHEMA)
         values[path.name] = (table.to_pylist(), metadata)
     (teacher,) = Store(store).open_passes()
     for shard in teacher.store.manifest.shards:

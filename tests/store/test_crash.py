@@ -83,7 +83,8 @@ def test_stopping_anywhere_while_packing_loses_nothing(tmp_path, monkeypatch, ev
 
     points = stop_everywhere(monkeypatch, pack, check, every)
 
-    assert points >= 4 * (8 + 8) + 8 + 8  # tars and receipts of four shards, index and manifest
+    # Tars and commit markers of four shards, index and manifest.
+    assert points >= 4 * (8 + 8) + 8 + 8
 
 
 @EVERY_POINT
@@ -105,7 +106,7 @@ def test_stopping_anywhere_in_a_teacher_pass_loses_nothing(
         assert finished(store) <= expected.items()
         published = Store(store).pass_folders()
         assert not published or dict(finished(store)) == expected
-        missing = 4 - len(list(store.glob("teachers/*/receipts/*.parquet")))
+        missing = 4 - len(list(store.glob("teachers/*/commits/*.parquet")))
         computed.clear()
         precompute.run(packing(store, tiny_teacher))
         assert len(computed) == missing
@@ -113,7 +114,7 @@ def test_stopping_anywhere_in_a_teacher_pass_loses_nothing(
 
     points = stop_everywhere(monkeypatch, annotate, check, every)
 
-    # Array and group, chunks and receipts of four shards, manifest.
+    # Array and group, chunks and commit markers of four shards, manifest.
     assert points >= 2 * 8 + 4 * (8 + 8) + 8
 
 
@@ -143,7 +144,7 @@ def finished(store: Path):
 
 def packing(store, teacher=None):
     """Options of a precompute with few file operations: four shards, one per split, and logits only."""
-    annotate = PassOptions(payloads=("logits",), batch_size=64)
+    annotate = PassOptions(outputs=("logits",), batch_size=64)
     return precompute_config(store, teacher, shard_size=64, annotate=annotate)
 
 

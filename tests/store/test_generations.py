@@ -228,7 +228,7 @@ def test_lost_files_of_any_generation_are_written_again(pictures, tmp_path, kind
     manifest = Store(path).manifest
     shards = [shard.name for shard in manifest.shards]
     lost = {
-        "shards": [f"images/{shards[0]}.tar", f"receipts/{shards[-1]}.parquet"],
+        "shards": [f"images/{shards[0]}.tar", f"commits/{shards[-1]}.parquet"],
         "tables": [manifest.index["key"].path, manifest.index["label"].path],
     }[kind]
     for name in lost:
@@ -445,7 +445,7 @@ def test_a_pass_follows_with_the_projections_of_the_first_one(pictures, tmp_path
     )
     config = replace(
         config,
-        annotate=PassOptions(batch_size=4, payloads=("logits", "features"), features_channels=3),
+        annotate=PassOptions(batch_size=4, outputs=("logits", "features"), features_channels=3),
     )
     first = precompute.run(config)
     pictures.add_all("abc", ("cat", "dog", "bird"))
@@ -479,7 +479,7 @@ def _bits_of(value):
 
 def test_targets_are_those_of_a_store_packed_at_once_with_the_same_projections(pictures, tmp_path):
     annotate = PassOptions(
-        batch_size=4, payloads=("logits", "map", "features"), features_channels=3
+        batch_size=4, outputs=("logits", "maps", "features"), features_channels=3
     )
     pictures.add_all("a")  # whole batches: 3 of the first generation, 2 of the next one
     config = growing_options(pictures, tmp_path / "store", teacher=TEACHER, append=True)
@@ -501,9 +501,9 @@ def test_targets_are_those_of_a_store_packed_at_once_with_the_same_projections(p
     targets = []
     for name in ("store", "at once"):
         store = Store(tmp_path / name)
-        for payload in ("map", "features"):
+        for output_name in ("maps", "features"):
             dataset = StoreDataset(
-                store, range(store.num_records()), store.open_passes(), payload=payload
+                store, range(store.num_records()), store.open_passes(), output=output_name
             )
             batch = dataset.__getitems__(sorted(range(20), key=dataset.keys_at().__getitem__))
             targets.append(batch)

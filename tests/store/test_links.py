@@ -65,7 +65,7 @@ READ = (
     *("manifest.json", "index", "index/label.npy", "images", "images/train-000000.tar"),
     *("teachers", "{pass}", "{pass}/manifest.json", "{pass}/fields.zarr"),
     *("{pass}/fields.zarr/logits/zarr.json", "{pass}/fields.zarr/logits/c/1/0/0"),
-    *("{pass}/receipts", "{pass}/receipts/train-000000.parquet"),
+    *("{pass}/commits", "{pass}/commits/train-000000.parquet"),
 )
 """Files that training reads."""
 
@@ -102,9 +102,9 @@ def test_a_link_to_nothing_is_no_missing_file(store, outside, name):
 
 
 WRITTEN = (
-    *(".lock", ".origin.json", "teachers", "receipts", "images", "manifest.json"),
-    *("images/train-000000.tar", "receipts/train-000000.parquet", "receipts/.train-000000.deaths"),
-    *("{pass}", "{pass}/fields.zarr", "{pass}/receipts", "{pass}/fields.zarr/logits/c"),
+    *(".lock", ".origin.json", "teachers", "commits", "images", "manifest.json"),
+    *("images/train-000000.tar", "commits/train-000000.parquet", "commits/.train-000000.deaths"),
+    *("{pass}", "{pass}/fields.zarr", "{pass}/commits", "{pass}/fields.zarr/logits/c"),
 )
 """Files that precompute writes."""
 
@@ -113,9 +113,9 @@ WRITTEN = (
 @pytest.mark.parametrize("name", WRITTEN)
 def test_nothing_is_written_through_a_link(store, outside, frozen, name, dangling, count_trials):
     path = place(store, name)
-    (store / "receipts/test-000000.parquet").unlink()  # something has to be written
-    (place(store, "{pass}") / "receipts/test-000000.parquet").unlink()
-    (store / "receipts/train-000000.parquet").unlink()
+    (store / "commits/test-000000.parquet").unlink()  # something has to be written
+    (place(store, "{pass}") / "commits/test-000000.parquet").unlink()
+    (store / "commits/train-000000.parquet").unlink()
     if name.endswith("deaths"):
         path.write_bytes(b"1\n")
     link(path, outside, dangling=dangling)
@@ -132,9 +132,9 @@ def test_nothing_is_written_through_a_link(store, outside, frozen, name, danglin
 
 def test_a_count_of_deaths_and_a_lock_are_not_opened_through_a_link(tmp_path, outside):
     folder = RootedPath(tmp_path / "store")
-    (tmp_path / "store/receipts").mkdir(parents=True)
+    (tmp_path / "store/commits").mkdir(parents=True)
     (outside / "file").write_bytes(b"content")
-    (tmp_path / "store/receipts/.a.deaths").symlink_to(outside / "file")
+    (tmp_path / "store/commits/.a.deaths").symlink_to(outside / "file")
     (tmp_path / "store/.lock").symlink_to(outside / "new")
 
     with pytest.raises(LinkError, match=r"\.a\.deaths"):

@@ -69,12 +69,12 @@ def test_stored_targets_are_what_the_teacher_says_about_the_same_pixels(frozen):
         batches = frame_batches(frozen.store, shard, config.annotate.batch_size)
         values, _ = annotator.annotate(batches, keys_of_shard(frozen.store, shard))
         stored_shard = teacher.read_shard(shard)
-        assert set(stored_shard) == {"logits", "map", "map_scale", "explained_class"}
+        assert set(stored_shard) == {"logits", "map", "map_scale", "target_class"}
         for name, array in stored_shard.items():
             np.testing.assert_array_equal(array, values[name])
 
 
-def test_the_explained_class_is_the_argmax_of_unrounded_logits(frozen):
+def test_the_target_class_is_the_argmax_of_unrounded_logits(frozen):
     config = frozen.config
     annotator = TeacherAnnotator(
         config.teacher, 10, config.explainer, config.annotate, frozen.store.size
@@ -86,14 +86,14 @@ def test_the_explained_class_is_the_argmax_of_unrounded_logits(frozen):
 
     stored_shard = frozen.store.open_passes()[0].read_shard(shard)
 
-    assert stored_shard["explained_class"][:, 0, 0].tolist() == logits.argmax(dim=1).tolist()
+    assert stored_shard["target_class"][:, 0, 0].tolist() == logits.argmax(dim=1).tolist()
 
 
 def test_both_backends_hold_the_same_values(tmp_path):
     fields = (
         FieldSpec(name="logits", shape=(3,), dtype="float16"),
         FieldSpec(name="map", shape=(1, 2, 4, 4), dtype="int8", codec="maxabs"),
-        FieldSpec(name="explained_class", shape=(1,), dtype="int32"),
+        FieldSpec(name="target_class", shape=(1,), dtype="int32"),
     )
     generator = np.random.default_rng(0)
     shards = [("train-000000", list("abcde")), ("train-000001", list("fg"))]
@@ -172,7 +172,7 @@ def test_stock_readers_open_everything_without_importing_ours(frozen, tmp_path, 
 
         folder, = glob.glob(f"{zarr_store}/teachers/*/fields.zarr")
         group = zarr.open_group(folder, mode="r")
-        assert set(group.array_keys()) == {"logits", "map", "map_scale", "explained_class"}
+        assert set(group.array_keys()) == {"logits", "map", "map_scale", "target_class"}
         (table,) = glob.glob(f"{zarr_store}/shards-*.parquet")
         records = parquet.read_table(table)["records"].to_pylist()
         size = json.load(open(f"{zarr_store}/manifest.json"))["rows_per_shard"]
@@ -231,7 +231,7 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
         import os, sys
         from pathlib import Path
         import pyarrow.parquet
-        from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt
+        from permafrost.store.commit_markers import MARKER_SCHEMA, read_marker
         from permafrost.store.reader import Store
 
         store = Path(sys.argv[1])
@@ -239,11 +239,11 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
         index = Store(store).index
         index.take(("label", "offset"), range(index.num_rows))
         index.keys(range(index.num_rows))
-        for path in store.glob("receipts/*.parquet"):
-            read_receipt(path, RECEIPT_SCHEMA)
+        for path in store.glob("commits/*.parquet"):
+            read_marker(path, MARKER_SCHEMA)
         assert set(os.listdir("/proc/self/task")) == before
-        receipt = next(store.glob("receipts/*.parquet"))
-        pyarrow.parquet.read_table(receipt)  # the control: stock reading starts some
+        marker = next(store.glob("commits/*.parquet"))
+        pyarrow.parquet.read_table(marker)  # the control: stock reading starts some
         assert set(os.listdir("/proc/self/task")) > before
     """
 
@@ -255,7 +255,7 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
 def test_zarr_reads_the_metadata_and_would_write_the_same(tmp_path):
     specs = (
         FieldSpec(name="logits", shape=(10,), dtype="float16", axes=("class",)),
-        FieldSpec(name="explained_class", shape=(1,), dtype="int32"),
+        FieldSpec(name="target_class", shape=(1,), dtype="int32"),
         FieldSpec(name="map", shape=(1, 6, 64, 64), dtype="float16", codec="maxabs"),
         FieldSpec(name="narrow", shape=(1, 6, 64, 64), dtype="int8", codec="maxabs"),
     )

@@ -68,7 +68,7 @@ class Sound:
     def config(self, store: Path, teacher: str):
         """Options of `precompute` with one of the teachers."""
         network = CifarModelConfig(name="resnet8", width=4, weights=str(self.weights[teacher]))
-        annotate = PassOptions(batch_size=64, payloads=("logits", "map"), name=teacher)
+        annotate = PassOptions(batch_size=64, outputs=("logits", "maps"), name=teacher)
         return precompute_config(store, network, data=DATA, shard_size=8, annotate=annotate)
 
 

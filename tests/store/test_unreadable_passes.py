@@ -23,7 +23,7 @@ def photographs(tmp_path_factory):
         "data=none",
         *TEACHER,
         "annotate.name=other",
-        "annotate.payloads=[logits]",
+        "annotate.outputs=[logits]",
     )
     return photographs
 
@@ -82,7 +82,7 @@ def test_values_above_the_limit_are_refused_before_the_teacher_runs(
     with pytest.raises(
         UserError, match=r"cannot have values of this size: 1 views have .* more than 100"
     ):
-        run_precompute(path, "data=none", *TEACHER, "annotate.payloads=[features]")
+        run_precompute(path, "data=none", *TEACHER, "annotate.outputs=[features]")
 
 
 @pytest.mark.parametrize("name", ["{0} (copy)", "Copy of {0}", "{0} 2", "{0}.bak"])

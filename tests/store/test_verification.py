@@ -90,14 +90,14 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
     teacher = store.open_passes()[0]
     shard = store.manifest.shards[1]
     values = {name: array.copy() for name, array in teacher.read_shard(shard).items()}
-    values["explained_class"][3] = 10
+    values["target_class"][3] = 10
     position = list(store.manifest.shards).index(shard)
     written = teacher.fields.write_shard(position, shard.name, keys_of_shard(store, shard), values)
     manifest = read_pass_manifest(teacher.folder)
     with write_rows(teacher.folder / SHARDS_NAME, PassShardTable.schema) as table:
         for number, own in enumerate(manifest.shards):
             files = written.files if own.name == shard.name else own.files
-            digest = manifest.shards.receipt_sha256(number)
+            digest = manifest.shards.marker_sha256(number)
             table.append(**pass_shard_row(replace(own, files=files), digest))
     shards = PassShardTable(teacher.folder, table.file)
     manifest = replace(manifest, shards=shards)
@@ -108,7 +108,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
 
     key = keys_of_shard(store, shard)[3]
     assert problems == [
-        f"{teacher.name}: field explained_class of record {key} (shard {shard.name}) is out of range"
+        f"{teacher.name}: field target_class of record {key} (shard {shard.name}) is out of range"
     ]
 
 
@@ -121,8 +121,8 @@ def test_a_published_pass_that_lost_its_manifest_is_a_problem(copy):
 
 def test_an_interrupted_pass_is_no_problem_and_both_ways_out_are_named(copy, caplog):
     folder = copy / "teachers" / "resnet20-0123abcd"
-    (folder / "receipts").mkdir(parents=True)
-    (folder / "receipts" / "train-000000.parquet").write_bytes(b"of a shard that is finished")
+    (folder / "commits").mkdir(parents=True)
+    (folder / "commits" / "train-000000.parquet").write_bytes(b"of a shard that is finished")
 
     with caplog.at_level("WARNING"):
         result = verify.verify_bytes(VerifyConfig(store=StoreOptions(path=str(copy))))
@@ -195,9 +195,9 @@ def test_the_stage_fails_with_every_problem_listed(copy):
     assert "train-000000.tar is missing" in str(error.value)
 
 
-def test_a_shard_without_its_receipt_is_not_read(copy):
+def test_a_shard_without_its_marker_is_not_read(copy):
     teacher = Store(copy).open_passes()[0]
-    file_at(teacher.folder / "receipts" / "train-000000.parquet").remove()
+    file_at(teacher.folder / "commits" / "train-000000.parquet").remove()
     shard = next(s for s in teacher.store.manifest.shards if s.name == "train-000000")
 
     with pytest.raises(ManifestError, match=r"train-000000\.parquet is missing"):

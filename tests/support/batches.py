@@ -39,7 +39,7 @@ def random_targets(seed: int) -> StoredTargets:
     return StoredTargets(
         teacher="teacher",
         logits=torch.randn(4, NUM_CLASSES, generator=generator),
-        explained_class=torch.randint(0, NUM_CLASSES, (4, 1), generator=generator),
+        target_class=torch.randint(0, NUM_CLASSES, (4, 1), generator=generator),
         maps=torch.rand(4, 1, 1, *GRID, generator=generator),
         map_from_canonical=torch.eye(3).repeat(4, 1, 1),
     )

@@ -39,10 +39,10 @@ def timm_vit(global_pool: str = "token", **options) -> Classifier:
     return TimmVit("vit", Normalize((0.5,) * 3, (0.5,) * 3), network).eval()
 
 
-def autograd_gradcam(features: Tensor, logits: Tensor, explained_class: Tensor) -> Tensor:
+def autograd_gradcam(features: Tensor, logits: Tensor, target_class: Tensor) -> Tensor:
     """GradCAM [B, E, 1, h, w] by definition, with the graph for second-order gradients."""
     maps = []
-    for classes in explained_class.T:
+    for classes in target_class.T:
         score = logits.gather(1, classes[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, features, create_graph=True)
         alpha = gradient.mean(dim=(2, 3), keepdim=True)

@@ -278,7 +278,7 @@ FILES: dict[str, Change] = {
     "a last tar of another shape": _last_tar(_other_shape),
     "logits that are no numbers": _fill("logits", np.nan),
     "maps without a bound": _fill("map", np.inf),
-    "a class that the teacher lacks": _fill("explained_class", 99),
+    "a class that the teacher lacks": _fill("target_class", 99),
     "a projection of other components": _projection_of_other_components,
     "a projection that is missing": _projection_that_is_missing,
     "a shard in a folder": _shard_in_a_folder,

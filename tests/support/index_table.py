@@ -8,7 +8,7 @@ from permafrost.store.reader import Store
 
 
 def index_table(store: Store) -> pa.Table:
-    """Rows of the index, with the columns of a receipt and `array_row`."""
+    """Rows of the index, with the columns of a commit marker and `array_row`."""
     index, shards, manifest = store.index, store.shards, store.manifest
     measured = index.take(tuple(NUMBERS), range(index.num_rows))  # before anything has a size
     every = np.arange(index.num_rows)

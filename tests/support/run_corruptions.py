@@ -33,7 +33,7 @@ from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
-from tests.support.sweeps import TWO_ARMS, run_sweep, sweep_arguments
+from tests.support.sweeps import TWO_VARIANTS, run_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, precompute, report, teach
 
 _TRAINER = TrainerOptions(
@@ -98,7 +98,7 @@ class Runs:
             "chosen": distill_config(frozen, run="chosen", **chosen),
         }
         self.teach = {run: self._teach_config(run) for run in ("taught", "taught-half")}
-        self.sweep = sweep_arguments(frozen, TWO_ARMS, "evaluate.num_pictures=2")
+        self.sweep = sweep_arguments(frozen, TWO_VARIANTS, "evaluate.num_pictures=2")
 
     def _teach_config(self, run: str) -> TeachConfig:
         return TeachConfig(

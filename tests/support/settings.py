@@ -42,8 +42,8 @@ from tests.support.stores import precompute_config
 
 TEACHER = CifarModelConfig(name="resnet8", width=4)
 FROZEN = replace(TEACHER, weights="random")
-PAYLOADS = ("logits", "map", "attention", "class_maps", "features", "pooled")
-MAPS = {"payloads": ("logits", "map")}
+OUTPUTS = ("logits", "maps", "attention", "class_maps", "features", "pooled")
+MAPS = {"outputs": ("logits", "maps")}
 NONE = AugmentOptions()
 CROPS = AugmentOptions(
     operations=(
@@ -82,7 +82,7 @@ def pass_config(name: str, explainer: Any = None, **options: Any) -> Any:
         Path("store"),
         FROZEN,
         explainer=explainer or GradCamConfig(),
-        annotate=PassOptions(name=name, **{"batch_size": 8, "payloads": PAYLOADS, **options}),
+        annotate=PassOptions(name=name, **{"batch_size": 8, "outputs": OUTPUTS, **options}),
         **outer,
     )
 
@@ -93,13 +93,13 @@ PASSES: dict[str, dict[str, Any]] = {
     "topk": {**MAPS, "logits": "topk", "k": 3},
     "several_classes": {
         **MAPS,
-        "explainer": GradCamConfig(explained_classes="topk", max_classes=2),
+        "explainer": GradCamConfig(target_classes="topk", max_classes=2),
     },
-    "margin": {"payloads": ("logits", "features"), "features_margin": 0.25, "features_channels": 4},
+    "margin": {"outputs": ("logits", "features"), "features_margin": 0.25, "features_channels": 4},
     "views": {"views": VIEWS, "augment": CROPS},
     "strong_views": {**MAPS, "views": VIEWS, "augment": STRONG},
     "mixed_views": {**MAPS, "views": MIXED_VIEWS, "augment": CROPS},
-    "rotations": {"payloads": ("logits", "map", "pooled"), "views": RotationsViewsConfig()},
+    "rotations": {"outputs": ("logits", "maps", "pooled"), "views": RotationsViewsConfig()},
 }
 """Options of each pass."""
 

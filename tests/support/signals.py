@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.support.processes import StageProcess, wait_until
-from tests.support.sweeps import TWO_ARMS
+from tests.support.sweeps import TWO_VARIANTS
 from tests.support.trees import all_files
 
 _STUDENT = ("student.name=resnet8", "student.width=4", "trainer.epochs=3", "trainer.batch_size=8")
@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     ),
     "distill": (*_STORE, *_STUDENT, "trainer.num_threads=1", "run=one", "method=e2kd"),
     "evaluate": (*_STORE, "run=one", "evaluate.splits=[test]"),
-    "sweep": (*_STORE, *_STUDENT, TWO_ARMS, "seeds=[0]", "executor=serial", "run=grid"),
+    "sweep": (*_STORE, *_STUDENT, TWO_VARIANTS, "seeds=[0]", "executor=serial", "run=grid"),
     "report": (*_STORE, "run=one"),
     "verify": _STORE,
 }

@@ -27,8 +27,8 @@ from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.verbs import precompute
 
-EVERY_PAYLOAD = PassOptions(
-    batch_size=8, payloads=("logits", "map", "attention", "class_maps", "pooled")
+EVERY_OUTPUT = PassOptions(
+    batch_size=8, outputs=("logits", "maps", "attention", "class_maps", "pooled")
 )
 
 
@@ -57,7 +57,7 @@ def write_tars(folder: Path) -> WebDatasetDataConfig:
 
 def build_store(kind: str, folder: Path, teacher) -> Path:
     """Write a store of that kind with a canonical pass to folder/store, next to the files that it references."""
-    config = precompute_config(folder / "store", teacher, annotate=EVERY_PAYLOAD)
+    config = precompute_config(folder / "store", teacher, annotate=EVERY_OUTPUT)
     if kind in ("jpeg95", "raw"):
         config = replace(config, store=replace(config.store, format=kind))
     if kind == "webdataset":
@@ -95,8 +95,8 @@ def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
         passes = store.open_passes(stored_views=stored_views)
         every = np.arange(store.index.num_rows)
         rows = np.asarray(rows_of_split(store.index, "train")) if stored_views else every
-        for payload in INTERMEDIATES:
-            dataset = StoreDataset(store, rows, passes, with_regions=True, payload=payload)
+        for output_name in INTERMEDIATES:
+            dataset = StoreDataset(store, rows, passes, with_regions=True, output=output_name)
             if stored_views:
                 positions = [(at, at % 2) for at in range(len(rows))]
                 batches = [dataset.__getitems__(positions)]
@@ -105,7 +105,7 @@ def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
             for batch in batches:
                 (targets,) = batch.targets
                 read += [batch.inputs, batch.labels, batch.groups, batch.masks, *batch.boxes]
-                read += [targets.logits, targets.maps, targets.explained_class]
+                read += [targets.logits, targets.maps, targets.target_class]
                 read += [targets.intermediates[name] for name in sorted(targets.intermediates)]
                 if batch.canonical_from_view is not None:
                     read += [batch.canonical_from_view, view_images(batch, store.size)]

@@ -71,7 +71,7 @@ def frame_batches(store: Store, shard, batch_size: int = 64) -> list[FrameBatch]
 
 
 def stored_shard(position, name, keys, written):
-    """Shard as described by the manifest and the receipt of a pass."""
+    """Shard as described by the manifest and the commit marker of a pass."""
     return StoredShard(
         position=position,
         name=name,
@@ -81,10 +81,10 @@ def stored_shard(position, name, keys, written):
     )
 
 
-def train_dataset(frozen, payload="pooled", **options):
+def train_dataset(frozen, output_name="pooled", **options):
     store = frozen.store
     passes = store.open_passes(**options)
-    return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, output=output_name)
 
 
 def table_of_shard(store, shard):

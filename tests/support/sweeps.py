@@ -14,7 +14,7 @@ TINY = (
 )
 
 
-TWO_ARMS = "arms={kd: ['method=kd'], e2kd: ['method=e2kd']}"
+TWO_VARIANTS = "variants={kd: ['method=kd'], e2kd: ['method=e2kd']}"
 
 
 def sweep_arguments(frozen, *more, run="grid"):

@@ -10,6 +10,7 @@ import pyarrow as pa
 from permafrost.core.digests import sha256_keys
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.commit_markers import MARKER_SCHEMA, marker_path, write_marker
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import (
     CanonicalFrame,
@@ -19,14 +20,13 @@ from permafrost.store.manifest import (
     write_manifest,
 )
 from permafrost.store.reader import Store
-from permafrost.store.receipts import RECEIPT_SCHEMA, receipt_path, write_receipt
 from permafrost.store.shards import ShardEntry
 
 DIGEST = "ab" * 32
 
 
-def receipt_of(split, name, keys, labels, sets=None):
-    """Receipt of a shard whose images are 100 bytes long, as an Arrow table."""
+def marker_of(split, name, keys, labels, sets=None):
+    """Commit marker of a shard whose images are 100 bytes long, as an Arrow table."""
     count = len(keys)
     rows = np.arange(count, dtype=np.int32)
     full = {
@@ -48,25 +48,25 @@ def receipt_of(split, name, keys, labels, sets=None):
         "size": pa.array(np.full(count, 100, np.int64)),
         "label": pa.array(labels, pa.int32()),
         "labels": pa.array(sets or [[]] * count, pa.list_(pa.int32())),
-        "boxes": pa.array([[]] * count, RECEIPT_SCHEMA.field("boxes").type),
+        "boxes": pa.array([[]] * count, MARKER_SCHEMA.field("boxes").type),
         "image_crc32c": pa.array(rows.astype(np.uint32)),
     }
     for column, value in full.items():
-        columns[column] = pa.array([value] * count, RECEIPT_SCHEMA.field(column).type)
-    return pa.table([columns[field.name] for field in RECEIPT_SCHEMA], schema=RECEIPT_SCHEMA)
+        columns[column] = pa.array([value] * count, MARKER_SCHEMA.field(column).type)
+    return pa.table([columns[field.name] for field in MARKER_SCHEMA], schema=MARKER_SCHEMA)
 
 
-def write_shards(folder: Path, shards, *, rows_per_shard: int, classes: int, receipts=False):
-    """Publish a store of the given shards, an iterable of (name, split, receipt).
+def write_shards(folder: Path, shards, *, rows_per_shard: int, classes: int, markers=False):
+    """Publish a store of the given shards, an iterable of (name, split, commit marker).
 
-    receipts  also write receipts, and a file of a few bytes in place of each tar, as verification needs them
+    markers  also write commit markers, and a file of a few bytes in place of each tar, as verification needs them
     """
     file_at(folder).make_folder()
     with StoreTablesWriter(RootedPath.of(folder)) as writer:
         for name, split, rows in shards:
             keys = rows["key"].to_pylist()
             path, digest, size = f"images/{name}.tar", DIGEST, 0
-            if receipts:
+            if markers:
                 digest, size = file_at(folder / path).write(name.encode()), len(name)
             entry = ShardEntry(
                 name=name,
@@ -77,10 +77,10 @@ def write_shards(folder: Path, shards, *, rows_per_shard: int, classes: int, rec
                 sha256=digest,
                 keys_sha256=sha256_keys(keys),
             )
-            receipt = DIGEST
-            if receipts:
-                receipt = write_receipt(receipt_path(folder, name), rows, {"entry": name})
-            writer.append(entry, rows, receipt)
+            marker = DIGEST
+            if markers:
+                marker = write_marker(marker_path(folder, name), rows, {"entry": name})
+            writer.append(entry, rows, marker)
         tables = writer.finish()
     dataset = DatasetIdentity(name="synthetic", fingerprint=DIGEST)
     frame = CanonicalFrame(height=8, width=8)
@@ -108,13 +108,13 @@ def store_of_rows(folder: Path, rows, shard_size: int = 8):
             keys, labels, sets = zip(*rows[start : start + shard_size], strict=True)
             name = f"train-{start // shard_size:06d}"
             lists = [[int(label) for label in labels] for labels in sets]
-            yield name, "train", receipt_of("train", name, list(keys), list(labels), lists)
+            yield name, "train", marker_of("train", name, list(keys), list(labels), lists)
 
     classes = 1 + max(max([label, *map(int, labels)]) for _, label, labels in rows)
     return write_shards(folder, shards(), rows_per_shard=shard_size, classes=max(classes, 1))
 
 
-def large_store(folder: Path, splits, *, shard_size=512, classes=1000, receipts=False):
+def large_store(folder: Path, splits, *, shard_size=512, classes=1000, markers=False):
     """Store with the given number of records in each split, whose labels are drawn."""
 
     def shards():
@@ -124,8 +124,8 @@ def large_store(folder: Path, splits, *, shard_size=512, classes=1000, receipts=
                 name = f"{split}-{number:06d}"
                 keys = [f"{split}-{row:09d}" for row in range(start, start + size)]
                 labels = np.random.default_rng(start).integers(0, classes, size)
-                yield name, split, receipt_of(split, name, keys, labels)
+                yield name, split, marker_of(split, name, keys, labels)
 
     return write_shards(
-        folder, shards(), rows_per_shard=shard_size, classes=classes, receipts=receipts
+        folder, shards(), rows_per_shard=shard_size, classes=classes, markers=markers
     )

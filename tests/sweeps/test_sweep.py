@@ -28,7 +28,7 @@ from tests.support.runs import PAD_CROP
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.sweeps import (
     TINY,
-    TWO_ARMS,
+    TWO_VARIANTS,
     read_sweep,
     run_sweep,
     sweep_arguments,
@@ -39,7 +39,7 @@ from tests.support.verbs import precompute, report, sweep
 
 def planned(frozen, *more):
     base = sweep_arguments(frozen, *more)
-    return [(s.arm, s.point) for s in plan_students(sweep_config(base), base)]
+    return [(s.variant, s.point) for s in plan_students(sweep_config(base), base)]
 
 
 @pytest.fixture
@@ -82,23 +82,28 @@ def evaluations(monkeypatch):
 # ---- the grid ------------------------------------------------------------------------------------
 
 
-def test_every_arm_takes_the_options_of_the_grid_that_its_method_knows(frozen):
+def test_every_variant_takes_the_options_of_the_grid_that_its_method_knows(frozen):
     points = planned(
         frozen,
-        "arms={labels: ['method=labels'], kd: ['method=kd'], e2kd: ['method=e2kd']}",
+        "variants={labels: ['method=labels'], kd: ['method=kd'], e2kd: ['method=e2kd']}",
         "grid={method.tau: [1, 5], method.lambda_map: [2, 3]}",
     )
 
-    assert [point for arm, point in points if arm == "labels"] == [{}]
-    assert [point for arm, point in points if arm == "kd"] == [{"method.tau": 1}, {"method.tau": 5}]
-    assert [point for arm, point in points if arm == "e2kd"] == [
+    assert [point for variant, point in points if variant == "labels"] == [{}]
+    assert [point for variant, point in points if variant == "kd"] == [
+        {"method.tau": 1},
+        {"method.tau": 5},
+    ]
+    assert [point for variant, point in points if variant == "e2kd"] == [
         {"method.tau": tau, "method.lambda_map": weight} for tau in (1, 5) for weight in (2, 3)
     ]
 
 
 def test_a_choice_of_group_decides_which_options_are_known(frozen):
     points = planned(
-        frozen, "arms={a: []}", "grid={method.tau: [1, 5], method: [labels, kd], split: [train]}"
+        frozen,
+        "variants={a: []}",
+        "grid={method.tau: [1, 5], method: [labels, kd], split: [train]}",
     )
 
     assert [point for _, point in points] == [
@@ -108,10 +113,10 @@ def test_a_choice_of_group_decides_which_options_are_known(frozen):
     ]
 
 
-def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
+def test_the_grid_reaches_the_student_and_is_stronger_than_its_variant(frozen):
     base = sweep_arguments(
         frozen,
-        "arms={kd: ['method=kd', 'method.tau=9']}",
+        "variants={kd: ['method=kd', 'method.tau=9']}",
         "grid={method.tau: [1, 5]}",
         "seeds=[3,4]",
     )
@@ -136,7 +141,7 @@ def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
     ],
 )
 def test_students_that_run_at_once_decode_on_their_own_cores(frozen, words, threads, evaluating):
-    base = sweep_arguments(frozen, "arms={kd: ['method=kd']}", *words)
+    base = sweep_arguments(frozen, "variants={kd: ['method=kd']}", *words)
 
     (student,) = plan_students(sweep_config(base), base)
 
@@ -149,9 +154,9 @@ def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):
     plain, chosen = (
         plan_students(sweep_config(base), base)
         for base in (
-            sweep_arguments(frozen, TWO_ARMS, "subset.holdout=1"),
+            sweep_arguments(frozen, TWO_VARIANTS, "subset.holdout=1"),
             sweep_arguments(
-                frozen, TWO_ARMS, "subset.holdout=1", "select=holdout.accuracy", "parallel=7"
+                frozen, TWO_VARIANTS, "subset.holdout=1", "select=holdout.accuracy", "parallel=7"
             ),
         )
     )
@@ -162,13 +167,13 @@ def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):
 def test_a_grid_that_is_typed_replaces_another():
     first, second = "grid={method.tau: [1, 5]}", "grid={optimizer.lr: [1e-3]}"
 
-    assert sweep_config([TWO_ARMS, first, second]).grid == {"optimizer.lr": (0.001,)}
+    assert sweep_config([TWO_VARIANTS, first, second]).grid == {"optimizer.lr": (0.001,)}
 
 
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("{method.tua: [1]}", r"no arm has the option method\.tua"),
+        ("{method.tua: [1]}", r"no variant has the option method\.tua"),
         (
             "{evaluate.frame: [full]}",
             r"evaluate\.frame is not an option of a student; .*method, augment",
@@ -178,28 +183,28 @@ def test_a_grid_that_is_typed_replaces_another():
         ("{method.tau: 5}", r"grid\.method\.tau must be a list, got 5"),
         ("{method.tau: [1, 5, 1.0]}", r"grid\.method\.tau lists a value twice: \[1, 5, 1\.0\]"),
         ("{method.tau: [1, '1']}", r"method\.tau must be a number, got '1'"),
-        ("{curve.splits: [test, [test]]}", r"two points result in the same student of arm kd"),
+        ("{curve.splits: [test, [test]]}", r"two points result in the same student of variant kd"),
         ("{method.tau: [-1]}", r"method\.tau must be > 0"),
         ("{optimizer: [adamx]}", "did you mean adam"),
     ],
 )
 def test_a_mistake_in_the_grid_is_found_before_anything_is_trained(frozen, grid, message):
     with pytest.raises(ConfigError, match=message):
-        planned(frozen, TWO_ARMS, f"grid={grid}")
+        planned(frozen, TWO_VARIANTS, f"grid={grid}")
 
 
 # ---- choosing ------------------------------------------------------------------------------------
 
 
-SEARCH = (TWO_ARMS, "grid={method.tau: [1, 5]}", "subset.holdout=1", "seeds=[0,1]")
+SEARCH = (TWO_VARIANTS, "grid={method.tau: [1, 5]}", "subset.holdout=1", "seeds=[0,1]")
 
 
 def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(frozen, evaluations):
     result = run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy"))
 
     table = read_sweep()
-    assert [(row["arm"], row["seed"], row["point"]) for row in table["runs"]] == [
-        (arm, seed, {"method.tau": 1}) for seed in (0, 1) for arm in ("kd", "e2kd")
+    assert [(row["variant"], row["seed"], row["point"]) for row in table["runs"]] == [
+        (variant, seed, {"method.tau": 1}) for seed in (0, 1) for variant in ("kd", "e2kd")
     ]
     assert (table["select"], len(table["candidates"])) == ("holdout.accuracy", 8)
     assert {(c["point"]["method.tau"], c["value"], c["chosen"]) for c in table["candidates"]} == {
@@ -211,7 +216,7 @@ def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(fro
     ]
     assert (result.students, result.finished_now) == (8, 8)
     assert [line.split() for line in result.summary.splitlines()[1:]] == [
-        ["arm", "seeds", "holdout.accuracy", "test.accuracy"],
+        ["variant", "seeds", "holdout.accuracy", "test.accuracy"],
         ["kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],
         ["e2kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],
     ]
@@ -256,7 +261,7 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
     assert len(evaluations) == len(set(evaluations)) == 8 + 4
 
 
-def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, monkeypatch):
+def test_a_variant_with_a_failed_student_is_not_chosen_from(frozen, evaluations, monkeypatch):
     train = student_task.distill_student
 
     def failing(config, on_epoch):
@@ -270,11 +275,11 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
     with pytest.raises(sweep.SweepError, match=r"1 of 8 students failed.*e2kd-seed1.*out of luck"):
         run_sweep(base)
 
-    assert {row["arm"] for row in read_sweep()["runs"]} == {"kd"}
+    assert {row["variant"] for row in read_sweep()["runs"]} == {"kd"}
     assert not [run for split, run in evaluations if split == "test" and "e2kd" in run]
     monkeypatch.setattr(student_task, "distill_student", train)
     run_sweep(base)
-    assert {row["arm"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
+    assert {row["variant"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
             ["select=holdout"],
             r"select must be <split>\.<metric>, as in holdout\.accuracy; got holdout",
         ),
-        (["trainer.ranks=2", "executor=ray"], "trainer.ranks=2 in arm kd: .*executor=serial"),
+        (["trainer.ranks=2", "executor=ray"], "trainer.ranks=2 in variant kd: .*executor=serial"),
         (["evaluate.splits=[val]"], "evaluate.splits names val, but the splits of .*test_swapped"),
         (["parallel=0"], "parallel must be >= 1 or null, got 0"),
     ],
@@ -305,7 +310,7 @@ def test_a_selection_that_cannot_be_is_refused_before_anything_is_trained(
     frozen, evaluations, options, message
 ):
     with pytest.raises(ConfigError, match=message):
-        run_sweep(sweep_arguments(frozen, TWO_ARMS, *options))
+        run_sweep(sweep_arguments(frozen, TWO_VARIANTS, *options))
     assert not evaluations
 
 
@@ -338,7 +343,7 @@ def test_students_of_a_sweep_keep_to_the_generations_of_its_start_and_others_are
     monkeypatch.setattr(student_task, "distill_student", append_after_the_first)
     words = [
         *(f"store.path={store}", *TINY, "executor=serial", "trainer.batch_size=4"),
-        *("seeds=[0,1]", "arms={labels: ['method=labels']}", "evaluate.splits=[train]"),
+        *("seeds=[0,1]", "variants={labels: ['method=labels']}", "evaluate.splits=[train]"),
     ]
     result = run_sweep([*words, "run=first"])
     again = run_sweep([*words, "run=first"])
@@ -380,7 +385,7 @@ def test_a_tie_is_said_where_a_point_is_chosen(frozen, evaluations, monkeypatch,
     monkeypatch.setattr(student_task, "evaluate_student", equal)
     result = run_sweep(sweep_arguments(frozen, *SEARCH, "select=holdout.accuracy"))
 
-    assert "arm kd: 2 points of the grid have the same holdout.accuracy, 0.5000" in caplog.text
+    assert "variant kd: 2 grid points have the same holdout.accuracy, 0.5000" in caplog.text
     sentence = "kd: tau=1, tau=5 have the same holdout.accuracy, and the first is selected."
     assert sentence in result.summary
     assert sentence in sweep_report(frozen)[0]["selection"]["ties"]
@@ -400,7 +405,7 @@ def test_a_report_shows_finished_students_while_others_are_trained(
     monkeypatch.setattr(student_task, "evaluate_student", look)
     monkeypatch.setattr("permafrost_report.page._metric_lines", lambda results: {})
     monkeypatch.setattr("permafrost_report.page.training_curves", lambda lines, colors: [])
-    run_sweep(sweep_arguments(frozen, "arms={kd: []}", "seeds=[0,1,2]"))
+    run_sweep(sweep_arguments(frozen, "variants={kd: []}", "seeds=[0,1,2]"))
 
     sentence = "The sweep has not finished: {} of 3 students are evaluated."
     assert seen == [(number, sentence.format(number)) for number in (1, 2)]
@@ -410,7 +415,7 @@ def test_a_report_shows_finished_students_while_others_are_trained(
 @pytest.mark.parametrize(("epochs", "executor"), [(1, "serial"), (100_000, "ray")])
 def test_small_sweeps_stay_in_one_process(frozen, monkeypatch, epochs, executor):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    base = sweep_arguments(frozen, TWO_ARMS, f"trainer.epochs={epochs}", "executor=auto")
+    base = sweep_arguments(frozen, TWO_VARIANTS, f"trainer.epochs={epochs}", "executor=auto")
     config = sweep_config(base)
     runs = [student.final_run() for student in plan_students(config, base)]
 
@@ -440,7 +445,7 @@ def sweep_report(frozen, run="grid", **options):
 
 def test_students_are_searched_chosen_evaluated_and_reported(frozen):
     base = sweep_arguments(
-        frozen, TWO_ARMS, "grid={method.lambda_map: [1, 20]}", "subset.holdout=1",
+        frozen, TWO_VARIANTS, "grid={method.lambda_map: [1, 20]}", "subset.holdout=1",
         "select=holdout.accuracy", "evaluate.splits=[test]",
     )  # fmt: skip
 
@@ -460,12 +465,12 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
         assert (folder / "evaluate").exists() == candidate["chosen"]
         of_many = {name for name in METRICS if name == "f1" or name.startswith("macro_")}
         assert set(METRICS) - of_many <= set(evaluated["holdout"])
-    # Without a label, as each arm has one point.
+    # Without a label, as each variant has one point.
     assert [row["method"] for row in values["runs"]] == ["kd", "e2kd"]
-    assert [row["arm"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
+    assert [row["variant"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
     assert ">Selection</h2>" in html
     assert html.count("<td>chosen</td>") == 2
-    assert 'aria-label="The selection metric over the points of the grid' in html
+    assert 'aria-label="The selection metric over the grid points' in html
     assert 'aria-label="Explanation maps"' in html
 
 
@@ -496,7 +501,7 @@ def shown_folders():
 
 
 def test_a_sweep_is_evaluated_in_two_frames_and_trained_once(frozen):
-    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
+    base = sweep_arguments(frozen, TWO_VARIANTS, "evaluate.splits=[test]")
     crop = [*base, "evaluate.frame=center_crop"]
 
     first, before = run_sweep(base), evaluation_files()
@@ -520,7 +525,7 @@ def test_a_sweep_is_evaluated_in_two_frames_and_trained_once(frozen):
 
 def test_points_are_selected_in_the_frame_that_is_evaluated(frozen):
     base = sweep_arguments(
-        frozen, "arms={kd: []}", "grid={method.tau: [1, 5]}", "subset.holdout=1",
+        frozen, "variants={kd: []}", "grid={method.tau: [1, 5]}", "subset.holdout=1",
         "select=holdout.accuracy", "evaluate.splits=[test]",
     )  # fmt: skip
     run_sweep(base)
@@ -535,7 +540,7 @@ def test_points_are_selected_in_the_frame_that_is_evaluated(frozen):
 
 def test_only_options_of_the_training_name_a_student(frozen):
     def names(*more, run="grid"):
-        base = sweep_arguments(frozen, TWO_ARMS, *more, run=run)
+        base = sweep_arguments(frozen, TWO_VARIANTS, *more, run=run)
         return [s.name.rpartition("/")[2] for s in plan_students(sweep_config(base), base)]
 
     same = names()
@@ -550,7 +555,7 @@ def test_only_options_of_the_training_name_a_student(frozen):
 
 
 def test_other_options_of_an_evaluation_are_refused_before_anything_is_computed(frozen):
-    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
+    base = sweep_arguments(frozen, TWO_VARIANTS, "evaluate.splits=[test]")
     run_sweep(base)
     before = evaluation_files()
 
@@ -563,7 +568,7 @@ def test_other_options_of_an_evaluation_are_refused_before_anything_is_computed(
 def test_evaluations_on_two_stores_lie_beside_each_other(frozen, tmp_path):
     data = replace(TINY_DATA, test_placements=2)
     precompute.run(precompute_config(tmp_path / "other", frozen.config.teacher, data=data))
-    base = sweep_arguments(frozen, "arms={kd: []}", "evaluate.splits=[test]")
+    base = sweep_arguments(frozen, "variants={kd: []}", "evaluate.splits=[test]")
     other = [*base, f"evaluate.store={tmp_path / 'other'}"]
 
     results, folders, records = [], [], []
@@ -611,7 +616,7 @@ def students_of(driver):
 @pytest.mark.slow
 def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp_path):
     base = sweep_arguments(
-        frozen, "arms={e2kd: []}", "trainer.epochs=40", "trainer.log_every_steps=1"
+        frozen, "variants={e2kd: []}", "trainer.epochs=40", "trainer.log_every_steps=1"
     )
     run_sweep(base)
     expected = RUNS / read_sweep()["runs"][0]["run"] / "distill"
@@ -643,7 +648,7 @@ def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp
 
 
 def test_a_deleted_student_is_trained_again_and_an_older_table_is_written_anew(frozen):
-    base = sweep_arguments(frozen, TWO_ARMS, "evaluate.splits=[test]")
+    base = sweep_arguments(frozen, TWO_VARIANTS, "evaluate.splits=[test]")
     run_sweep(base)
     rows = read_sweep()["runs"]
     shutil.rmtree(RUNS / rows[0]["run"])

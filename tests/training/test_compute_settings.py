@@ -167,7 +167,7 @@ def test_a_step_reads_nothing_back_from_the_device(precision, kind):
 @pytest.mark.parametrize("choice", ["top1", "topk", "all_gt", "sample_gt"])
 def test_a_live_step_of_many_labels_reads_nothing_back_either(choice):
     count = 2 if choice in ("topk", "all_gt") else None
-    explainer = GradCamConfig(explained_classes=choice, max_classes=count)
+    explainer = GradCamConfig(target_classes=choice, max_classes=count)
     training = training_with(ComputeSettings())
     training.loss = build_loss(replace(METHOD, logits="mld", normalize_by="valid"))
     training.targets = LiveTeacher(

@@ -62,7 +62,7 @@ def test_on_the_whole_frame_live_targets_are_the_stored_ones(frozen, live):
     (asked,) = live(batch, TargetRequest((4, 4)))
     (stored,) = view_targets(batch, TargetRequest((4, 4)))
 
-    assert torch.equal(asked.explained_class, stored.explained_class)
+    assert torch.equal(asked.target_class, stored.target_class)
     assert (asked.logits - stored.logits).abs().max() < 1e-2 * asked.logits.abs().max()
     assert asked.map_valid.any()
     assert torch.equal(asked.map_valid, stored.map_valid)
@@ -98,7 +98,7 @@ def test_a_live_teacher_sees_the_students_view(frozen, live):
     flipped = batch.inputs.flip(-1).float() / 255
     output = live.model(flipped)
     assert torch.allclose(asked.logits, output.logits, atol=1e-4)
-    wanted = gradcam(live.model, output, asked.explained_class)
+    wanted = gradcam(live.model, output, asked.target_class)
     assert cosines(asked.maps, wanted)[asked.map_valid[:, 0]].min() > 0.9999
     (stored,) = view_targets(batch, TargetRequest((4, 4)))
     # The stored logits are those of the unflipped image.
@@ -116,7 +116,7 @@ def test_a_live_teacher_of_another_size_fetches_its_own_pixels_and_its_map_lands
 
     output = teacher.model(view_images(batch, (32, 32)))
     assert torch.equal(asked.logits, output.logits)
-    maps = gradcam(teacher.model, output, asked.explained_class)
+    maps = gradcam(teacher.model, output, asked.target_class)
     assert maps.shape[-2:] == (8, 8)
     # Bilinear sampling midway between four cells is their mean.
     pooled = F.avg_pool2d(maps[:, 0], 2)
@@ -135,12 +135,12 @@ def test_the_shuffled_control_gives_a_neighbors_map(frozen, live):
     assert torch.equal(wrong.logits, right.logits)
 
 
-def test_a_live_teacher_has_the_fields_of_the_payloads_unless_the_loss_computes_its_own(
+def test_a_live_teacher_has_the_fields_of_the_outputs_unless_the_loss_computes_its_own(
     frozen, live
 ):
     batch, request = live_batch_of(frozen), TargetRequest((4, 4), with_maps=False)
     needs = Needs(
-        intermediates=Intermediates(stages=True, pooled=True), payloads=("attention", "pooled")
+        intermediates=Intermediates(stages=True, pooled=True), outputs=("attention", "pooled")
     )
 
     live.needs = needs
@@ -239,9 +239,9 @@ def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
         torch.device("cpu"),
     )
     batch = live_batch_of(frozen)
-    output = annotator._forward(view_images(batch, SIZE), annotator.payloads)
+    output = annotator._forward(view_images(batch, SIZE), annotator.output_kinds)
 
     (asked,) = live(batch, TargetRequest((4, 4)))
 
     assert torch.equal(asked.logits, output.logits)
-    assert torch.equal(asked.maps, gradcam(annotator.model, output, asked.explained_class))
+    assert torch.equal(asked.maps, gradcam(annotator.model, output, asked.target_class))

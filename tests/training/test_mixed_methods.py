@@ -57,10 +57,10 @@ def test_a_method_takes_mixtures_in_a_mode_or_says_why_not(kind, mode, name):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, tiny_teacher):
-    """Store with a canonical pass and one of two stored views, of every payload that methods with rules read."""
+    """Store with a canonical pass and one of two stored views, of every output that methods with rules read."""
     annotate = PassOptions(
         batch_size=8,
-        payloads=("logits", "map", "attention", "class_maps", "features", "pooled"),
+        outputs=("logits", "maps", "attention", "class_maps", "features", "pooled"),
         class_map_size=4,
     )
     path = tmp_path_factory.mktemp("full") / "store"

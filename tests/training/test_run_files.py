@@ -130,7 +130,9 @@ def test_what_is_signed_is_checked_for_its_form(tmp_path):
     with pytest.raises(DamagedFileError, match="seed must be a whole number"):
         read_config(tmp_path / "config.yaml", TeachConfig)
     (RUNS / "s").mkdir(parents=True)
-    run_files.write_table(RUNS / "s", [{"arm": "a", "point": {}, "seed": 0, "run": "../../etc"}])
+    run_files.write_table(
+        RUNS / "s", [{"variant": "a", "point": {}, "seed": 0, "run": "../../etc"}]
+    )
     with pytest.raises(DamagedFileError, match="leaves the folder"):
         read_sweep("s")
 

@@ -230,7 +230,7 @@ def test_a_missing_package_is_an_error_before_anything_is_computed(frozen, monke
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     words = [f"store.path={frozen.store.path}", "run=one", f"logger={kind}"]
     teacher = config_of("teach", *words)
-    sweep = [*words, "arms={kd: [method=kd]}"]
+    sweep = [*words, "variants={kd: [method=kd]}"]
     works = [
         lambda: distill_student(distill_config(frozen, logger=kind)),
         lambda: evaluate_student(replace(evaluate_config(frozen), logger=kind)),

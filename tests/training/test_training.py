@@ -63,7 +63,7 @@ def test_train_step_sends_no_gradient_to_stored_targets_and_leaves_them_unchange
     terms = train_step(training, batch, FRAME, clip_norm=1.0)
 
     assert terms.terms["map"] > 0
-    assert list(before) == ["logits", "explained_class", "maps", "map_from_canonical"]
+    assert list(before) == ["logits", "target_class", "maps", "map_from_canonical"]
     for name, tensor in tensors_of(targets).items():
         assert tensor.grad is None, name
         assert torch.equal(tensor, before[name]), name
@@ -114,7 +114,7 @@ def test_frozen_e2kd_with_the_identity_view_equals_a_live_teacher(view):
     targets = StoredTargets(
         teacher="teacher",
         logits=taught.logits,
-        explained_class=top1,
+        target_class=top1,
         maps=teacher_maps / teacher_maps.amax(dim=(2, 3, 4), keepdim=True),
         map_from_canonical=torch.eye(3).repeat(4, 1, 1),
     )

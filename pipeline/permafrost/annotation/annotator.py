@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from permafrost.annotation.payloads import (
+from permafrost.annotation.outputs import (
     BatchInfo,
     EncodedFields,
-    FeaturesPayload,
+    FeaturesOutput,
     Framing,
-    MapPayload,
-    Payload,
-    build_payloads,
+    MapsOutput,
+    OutputKind,
+    build_outputs,
 )
 from permafrost.annotation.stored_views import DrawnViews
 from permafrost.config.explainers import ExplainerConfig
@@ -69,7 +69,7 @@ class NotFiniteError(UserError, ValueError):
 
 
 class TeacherAnnotator:
-    """One teacher and its payloads, which share one forward pass."""
+    """One teacher and its outputs, which share one forward pass."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class TeacherAnnotator:
         frame_size: tuple[int, int],
         device: torch.device | None = None,
     ) -> None:
-        """Build the teacher and its payloads.
+        """Build the teacher and its outputs.
 
         Args:
             teacher: Options returned by `resolve_network`.
@@ -122,10 +122,10 @@ class TeacherAnnotator:
         # The tasks of a pass share a network, which a compiled one would not be for those that are eager.
         options = teacher, classes, config.reads_head, self.settings.channels_last, config.compile
         self.model = task_context().keep("teacher", (*options, self.device), build)
-        self.payloads = build_payloads(config, explainer)
+        self.output_kinds = build_outputs(config, explainer)
         if self.settings.compile:
             # Some networks examine themselves in their first pass.
-            self._forward(self._example(), self.payloads)
+            self._forward(self._example(), self.output_kinds)
             self.model.compile()
 
     def with_precision(self, precision: str) -> TeacherAnnotator:
@@ -149,15 +149,15 @@ class TeacherAnnotator:
 
     def with_projections(self, projections: Mapping[str, Projection]) -> TeacherAnnotator:
         """Return this annotator, which projects the features of the given fields from now on."""
-        for payload in self.payloads:
-            if isinstance(payload, FeaturesPayload):
-                payload.projections = projections
+        for kind in self.output_kinds:
+            if isinstance(kind, FeaturesOutput):
+                kind.projections = projections
         return self
 
-    def with_payloads(self, kind: type[Payload]) -> TeacherAnnotator:
-        """Return an annotator with the same network, which computes the payloads of one kind only."""
+    def with_outputs(self, cls: type[OutputKind]) -> TeacherAnnotator:
+        """Return an annotator with the same network, which computes the outputs of one kind only."""
         return self.with_changes(
-            payloads=[payload for payload in self.payloads if isinstance(payload, kind)]
+            output_kinds=[kind for kind in self.output_kinds if isinstance(kind, cls)]
         )
 
     def fields(self) -> list[FieldSpec]:
@@ -168,19 +168,19 @@ class TeacherAnnotator:
         """
         outputs: dict[float, ModelOutput] = {}
         specs = []
-        for payload in self.payloads:
-            framing = _framing_of(payload)
+        for kind in self.output_kinds:
+            framing = _framing_of(kind)
             for margin in (0.0, framing.margin):
                 if margin not in outputs:
-                    outputs[margin] = self._forward(self._example(margin), self.payloads)
-            payload_specs = payload.fields(self.model, outputs[framing.margin])
-            if any(spec.frame is not None for spec in payload_specs):
-                require_image_places(self.model, ", ".join(spec.name for spec in payload_specs))
+                    outputs[margin] = self._forward(self._example(margin), self.output_kinds)
+            own_specs = kind.fields(self.model, outputs[framing.margin])
+            if any(spec.frame is not None for spec in own_specs):
+                require_image_places(self.model, ", ".join(spec.name for spec in own_specs))
             if framing.margin:
                 _require_whole_cells(
-                    framing.margin, payload.fields(self.model, outputs[0.0]), payload_specs
+                    framing.margin, kind.fields(self.model, outputs[0.0]), own_specs
                 )
-            specs += [self._with_images(spec, framing) for spec in payload_specs]
+            specs += [self._with_images(spec, framing) for spec in own_specs]
         return specs
 
     def annotate(
@@ -255,8 +255,8 @@ class TeacherAnnotator:
 
     def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the canonical view, with one forward pass for each form of the images."""
-        encoded: list[list[EncodedFields]] = [[] for _ in self.payloads]
-        framings = [_framing_of(payload) for payload in self.payloads]
+        encoded: list[list[EncodedFields]] = [[] for _ in self.output_kinds]
+        framings = [_framing_of(kind) for kind in self.output_kinds]
         for margin in dict.fromkeys(framing.margin for framing in framings):
             inputs = self.inputs_of(batch, margin)
             for is_mirrored in (False, True):
@@ -267,8 +267,8 @@ class TeacherAnnotator:
                 ]
                 if numbers:
                     images = inputs.flip(-1) if is_mirrored else inputs
-                    payloads = [self.payloads[number] for number in numbers]
-                    parts = self._annotate_inputs(images, records, payloads)
+                    kinds = [self.output_kinds[number] for number in numbers]
+                    parts = self._annotate_inputs(images, records, kinds)
                     for number, part in zip(numbers, parts, strict=True):
                         encoded[number].append(part)
         return _joined([_merged(part, _stacked) if len(part) > 1 else part[0] for part in encoded])
@@ -315,7 +315,7 @@ class TeacherAnnotator:
 
     def run_inputs(self, inputs: Tensor) -> ModelOutput:
         """Run the teacher on its inputs."""
-        return self._forward(inputs, self.payloads)
+        return self._forward(inputs, self.output_kinds)
 
     def require_no_memory(self, name: str, inputs: Tensor) -> None:
         """Raise DependentRecordsError if the teacher keeps something of the records that it runs on.
@@ -335,11 +335,11 @@ class TeacherAnnotator:
     def run_views(self, batch: FrameBatch, views: Tensor) -> ModelOutput:
         """Run the teacher on one view canonical_from_view [n, 3, 3] of each whole frame."""
         inputs = warp(self._frames(batch), views.to(self.device), self.input_size) / 255
-        return self._forward(inputs, self.payloads)
+        return self._forward(inputs, self.output_kinds)
 
     def annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1], on its device."""
-        return _joined(self._annotate_inputs(inputs, records, self.payloads))
+        return _joined(self._annotate_inputs(inputs, records, self.output_kinds))
 
     def stored_fields(self, inputs: Tensor, records: BatchInfo) -> dict[str, NDArray[np.generic]]:
         """Compute fields [n, *shape] of the teacher's inputs as they are stored.
@@ -350,9 +350,9 @@ class TeacherAnnotator:
         return _Download(self.annotate_inputs(inputs, records), records.keys, {}).wait()
 
     def _annotate_inputs(
-        self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
+        self, inputs: Tensor, records: BatchInfo, kinds: Sequence[OutputKind]
     ) -> list[EncodedFields]:
-        """Compute the fields of each of the payloads, if need be in parts (annotate.batch_size=auto)."""
+        """Compute the fields of each of the outputs, if need be in parts (annotate.batch_size=auto)."""
 
         most = min(self.largest_batch, len(inputs))
 
@@ -367,25 +367,25 @@ class TeacherAnnotator:
                 )
             cuts = [slice(start, start + batch) for start in range(0, len(inputs), batch)]
             parts = [
-                self._run_payloads(
-                    inputs[rows], BatchInfo(records.keys[rows], records.labels[rows]), payloads
+                self._run_outputs(
+                    inputs[rows], BatchInfo(records.keys[rows], records.labels[rows]), kinds
                 )
                 for rows in cuts
             ]
             return [
-                _merged(parts_of_payload, _concatenated)
-                for parts_of_payload in zip(*parts, strict=True)
+                _merged(parts_of_output, _concatenated)
+                for parts_of_output in zip(*parts, strict=True)
             ]
 
         return in_memory(self.config, most, annotate)
 
-    def _run_payloads(
-        self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
+    def _run_outputs(
+        self, inputs: Tensor, records: BatchInfo, kinds: Sequence[OutputKind]
     ) -> list[EncodedFields]:
-        """Compute the fields of each of the payloads with one forward pass."""
-        output = self._forward(inputs, payloads)
+        """Compute the fields of each of the outputs with one forward pass."""
+        output = self._forward(inputs, kinds)
         with deterministic_algorithms(self.device):
-            encoded = [payload.encode(self.model, output, records) for payload in payloads]
+            encoded = [kind.encode(self.model, output, records) for kind in kinds]
         logits = {_OUTPUT: output.logits.isfinite().all(dim=1)}
         return [part._replace(finite=logits | _finite_records(part.values)) for part in encoded]
 
@@ -420,10 +420,10 @@ class TeacherAnnotator:
         )
 
     @torch.no_grad()
-    def _forward(self, inputs: Tensor, payloads: Sequence[Payload]) -> ModelOutput:
-        """Run the network with the intermediates that these payloads need."""
+    def _forward(self, inputs: Tensor, kinds: Sequence[OutputKind]) -> ModelOutput:
+        """Run the network with the intermediates that these outputs need."""
         intermediates = Intermediates(
-            *map(any, zip(*(payload.intermediates for payload in payloads), strict=True))
+            *map(any, zip(*(kind.intermediates for kind in kinds), strict=True))
         )
         inputs = inputs.to(self.device)
         count = len(inputs)
@@ -433,7 +433,7 @@ class TeacherAnnotator:
             inputs = torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])])
         try:
             with deterministic_algorithms(self.device):
-                if any(isinstance(payload, MapPayload) for payload in payloads):
+                if any(isinstance(kind, MapsOutput) for kind in kinds):
                     output = forward_to_explain(self.model, inputs, intermediates, self.settings)
                 else:
                     output = self.settings.run(self.model, inputs, intermediates)
@@ -464,8 +464,8 @@ def in_memory(config: PassOptions, batch: int, work: Callable[[int], T]) -> T:
         batch //= 2
 
 
-def _framing_of(payload: Payload) -> Framing:
-    framing: Framing = getattr(payload, "framing", _WHOLE_FRAME)
+def _framing_of(kind: OutputKind) -> Framing:
+    framing: Framing = getattr(kind, "framing", _WHOLE_FRAME)
     return framing
 
 
@@ -541,7 +541,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
-    """Join the fields of several payloads."""
+    """Join the fields of several outputs."""
     return EncodedFields(
         *(
             {name: value for part in parts for name, value in part[kind].items()}

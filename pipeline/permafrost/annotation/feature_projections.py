@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from permafrost.annotation.payloads import BatchInfo, EncodedFields, FeaturesPayload
+from permafrost.annotation.outputs import BatchInfo, EncodedFields, FeaturesOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PROJECTION_RECORDS, PassOptions
@@ -92,8 +92,8 @@ class ChannelMoments:
         return float((components @ moments * components).sum() / moments.diagonal().sum())
 
 
-class _MomentsPayload(FeaturesPayload):
-    """Payload that stores nothing, and adds the features of each batch to the moments of their stage."""
+class _MomentsOutput(FeaturesOutput):
+    """Output that stores nothing, and adds the features of each batch to the moments of their stage."""
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         super().__init__(config, explainer)
@@ -121,15 +121,15 @@ class FitProjections(SampleTask[dict[str, float]]):
         count = self.config.features_channels
         assert count is not None
         annotator = self.build_annotator()
-        payload = _MomentsPayload(self.config, self.explainer)
-        annotator.payloads = [payload]
+        output_kind = _MomentsOutput(self.config, self.explainer)
+        annotator.output_kinds = [output_kind]
         existing = read_projections(self.folder)
         records = 0
         for frames, keys in self.iter_batches(sample):
             annotator.annotate([frames], keys)
             records += len(keys)
-        for field, moments in payload.moments.items():
+        for field, moments in output_kind.moments.items():
             if len(moments.sums) > count and field not in existing:
                 write_projection(self.folder, field, moments.fit(count))
-        kept = {name: payload.moments[name].kept_share(existing[name]) for name in existing}
+        kept = {name: output_kind.moments[name].kept_share(existing[name]) for name in existing}
         return records, kept

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
-from permafrost.annotation.payloads import FeaturesPayload
+from permafrost.annotation.outputs import FeaturesOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.core.batches import Batch, StoredTargets
 from permafrost.core.records import FieldSpec
@@ -97,7 +97,7 @@ class MeasureMovedFeatures(SampleTask[MovedFeatures]):
     @torch.no_grad()
     def measure(self, sample: Sample) -> tuple[int, MovedFeatures]:
         projections = read_projections(self.folder)
-        annotator = self.build_annotator().with_payloads(FeaturesPayload)
+        annotator = self.build_annotator().with_outputs(FeaturesOutput)
         annotator = annotator.with_projections(projections)
         specs = {spec.name: spec for spec in annotator.fields()}
         sums: dict[str, dict[str, LostVariance]] = {}

@@ -1,7 +1,7 @@
 """The identity of a teacher pass.
 
 A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
-payloads, views) and excludes everything that does not (library versions, device, actors, batch size). The batch size of
+outputs, views) and excludes everything that does not (library versions, device, actors, batch size). The batch size of
 stored mixtures is part of it, since second records are drawn within a batch.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from permafrost.annotation.stored_views import StoredViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
-from permafrost.config.store import PAYLOADS, PassOptions
+from permafrost.config.store import OUTPUTS, PassOptions
 from permafrost.core.digests import sha256_json
 from permafrost.models.providers import build_model
 from permafrost.store.manifest import CANONICAL_VIEW, StoreManifest
@@ -31,7 +31,7 @@ def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
     options = asdict(config)
     if config.max_classes is None:
         del options["max_classes"]
-    if config.explained_classes != "sample_gt":
+    if config.target_classes != "sample_gt":
         del options["seed"]
     return options
 
@@ -54,12 +54,12 @@ def describe_pass(
         config: Options of the pass, without "auto".
         backend: Format of the pass's fields.
         views: Stored views, None for the canonical view of every record.
-        network: What payloads say about the teacher (PayloadInfo.describe).
+        network: What outputs say about the teacher (OutputInfo.describe).
     """
     views_entry, selection = _CANONICAL if views is None else views.describe()
     only_where_read: dict[str, Any] = {
         option: getattr(config, option)
-        for name in config.payloads
+        for name in config.outputs
         for option in config.read_by(name)
     }
     return {
@@ -68,8 +68,8 @@ def describe_pass(
         "selection": selection,
         "teacher": teacher,
         "views": views_entry,
-        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
-        "payloads": sorted(config.payloads),
+        "explainer": describe_explainer(explainer) if "maps" in config.outputs else {},
+        "outputs": sorted(config.outputs),
         "backend": backend,
         **only_where_read,
         **(network or {}),
@@ -82,14 +82,14 @@ def fingerprint_pass(description: dict[str, Any]) -> str:
 
 
 def describe_network(
-    payloads: Sequence[str], teacher: ModelConfig, classes: Sequence[str]
+    outputs: Sequence[str], teacher: ModelConfig, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the entries that payloads add about the teacher.
+    """Return the entries that outputs add about the teacher.
 
     Raises:
         ConfigError: If the teacher cannot produce one of them.
     """
-    functions = [PAYLOADS[name].describe for name in payloads]
+    functions = [OUTPUTS[name].describe for name in outputs]
     if not any(functions):
         return {}
     network = build_model(teacher, classes)

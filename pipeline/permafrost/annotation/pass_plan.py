@@ -26,10 +26,10 @@ from permafrost.models.network import Network
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
+from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER, Agreement
 from permafrost.store.reader import Store
-from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.precompute")
@@ -56,7 +56,7 @@ class PassPlan:
     description: dict[str, Any]
     """Description in the pass's manifest, covered by the fingerprint."""
     added: dict[str, Any]
-    """Part of the description that payloads add about the teacher."""
+    """Part of the description that outputs add about the teacher."""
     fingerprint: str
     folder: RootedPath
     shards: Sequence[ShardEntry]
@@ -115,7 +115,7 @@ class PassRequest:
     described: dict[str, Any]
     """Description of the teacher."""
     added: dict[str, Any]
-    """Part of the description of a pass that payloads state of the teacher."""
+    """Part of the description of a pass that outputs state of the teacher."""
 
     def warn_of_aliasing(self) -> None:
         """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
@@ -160,7 +160,7 @@ class PassRequest:
             views,
             self.added,
         )
-        if FEATURES in options.payloads and options.features_channels is not None:
+        if FEATURES in options.outputs and options.features_channels is not None:
             description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
         fingerprint = fingerprint_pass(description)
         # A pass keeps the name that it was given when it was begun.
@@ -231,7 +231,7 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
         classes=classes,
         explainer=resolve_explainer(config.explainer, store, teacher.classes or len(classes)),
         described=network.describe(reads_head=config.annotate.reads_head),
-        added=describe_network(config.annotate.payloads, teacher, classes),
+        added=describe_network(config.annotate.outputs, teacher, classes),
     )
 
 
@@ -266,5 +266,5 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
 def _has_shards(folder: RootedPath) -> bool:
     """Return whether a shard of the pass was finished in an earlier call."""
     return file_at(folder / MANIFEST_NAME).exists() or bool(
-        file_at(folder / RECEIPTS_FOLDER).paths()
+        file_at(folder / COMMITS_FOLDER).paths()
     )

@@ -176,8 +176,8 @@ def compare_values(
         if spec.name == "logits" or spec.name.endswith("_scale") or spec.dtype == "int32":
             continue
         one, other = (in_network_units(values, spec.name) for values in (exact, lower))
-        if spec.axes[:1] == ("explained",):
-            same = exact["explained_class"][:, 0] == lower["explained_class"][:, 0]
+        if spec.axes[:1] == ("target",):
+            same = exact["target_class"][:, 0] == lower["target_class"][:, 0]
             one, other = one[same], other[same]
         compared[spec.name] = cosines(one, other)
     return compared

@@ -1,6 +1,6 @@
-"""The task that annotates one shard: read its frames, run the teacher, write the fields and their receipt.
+"""The task that annotates one shard: read its frames, run the teacher, write the fields and their commit marker.
 
-The task is picklable, opens no files until it is called, and commits the shard with its receipt. Running it again
+The task is picklable, opens no files until it is called, and commits the shard with its commit marker. Running it again
 writes the same bytes. The number of threads that torch uses is fixed, as it may change the last bits of a sum.
 """
 
@@ -45,7 +45,7 @@ from permafrost.store.shards import ShardEntry
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateShard:
-    """Task that writes the rows of a ShardEntry in the pass's fields, and their receipt."""
+    """Task that writes the rows of a ShardEntry in the pass's fields, and their commit marker."""
 
     needs_gpu: ClassVar[bool] = True
     store_path: RootedPath

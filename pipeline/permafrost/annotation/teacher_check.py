@@ -18,7 +18,7 @@ from scipy.special import bdtr, bdtrc
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.payloads import BatchInfo, MapPayload
+from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
@@ -62,8 +62,8 @@ class TeacherCheck:
     """Description of a teacher's outputs and maps for a sample of records."""
 
     records: int
-    outputs: str
-    """Value of teacher.outputs, from which the network's outputs were converted."""
+    returns: str
+    """Value of teacher.returns, from which the network's outputs were converted."""
     form: str
     """"logits", or "probabilities" or "log_probabilities" if all rows are such."""
     is_constant: bool
@@ -105,7 +105,7 @@ class TeacherCheck:
 
         Raises:
             ConstantLogitsError: If the outputs are the same for all records.
-            TeacherError: If the outputs are not what teacher.outputs says, the labels are those of another order of
+            TeacherError: If the outputs are not what teacher.returns says, the labels are those of another order of
                 classes, or all maps are constant.
         """
         if self.is_constant and self.records >= _MIN_RECORDS:
@@ -127,22 +127,22 @@ class TeacherCheck:
             logger.warning("%s", reason)
 
     def _errors(self, classes: Sequence[str]) -> Iterator[str]:
-        outputs = self.outputs
-        if outputs == "logits" and self.form != "logits":
+        returns = self.returns
+        if returns == "logits" and self.form != "logits":
             layer = "softmax" if self.form == "probabilities" else "log_softmax"
             yield (
                 f"the teacher's outputs are {self.form.replace('_', '-')} and not logits, for all {self.records} "
                 f"records of a sample; remove the {layer} at its end, or for your own network and a pass without maps "
-                f"set teacher.outputs={self.form}"
+                f"set teacher.returns={self.form}"
             )
         if (
-            outputs != "logits"
+            returns != "logits"
             and self.form != "log_probabilities"
             and self.records >= _MIN_RECORDS
         ):
-            rows = "rows" if outputs == "probabilities" else "exponentials of the rows"
+            rows = "rows" if returns == "probabilities" else "exponentials of the rows"
             yield (
-                f"teacher.outputs={outputs}, but the {rows} that the teacher returns do not sum to 1; leave the option "
+                f"teacher.returns={returns}, but the {rows} that the teacher returns do not sum to 1; leave the option "
                 "out if they are logits, and remove the sigmoid if they are probabilities of single classes"
             )
         if self.maps >= _MIN_RECORDS and self.constant_maps == self.maps:
@@ -221,7 +221,7 @@ class CheckTeacher(SampleTask[TeacherCheck]):
 
     def measure(self, sample: Sample) -> tuple[int, TeacherCheck]:
         annotator = self.build_annotator(precision="float32")
-        maps = [payload for payload in annotator.payloads if isinstance(payload, MapPayload)]
+        maps = [kind for kind in annotator.output_kinds if isinstance(kind, MapsOutput)]
         name = f"teacher={self.teacher.name}: {type(annotator.model.network).__name__}"
         logits: list[NDArray[np.float64]] = []
         labels: list[Tensor] = []
@@ -233,10 +233,10 @@ class CheckTeacher(SampleTask[TeacherCheck]):
             batches.append(_ProbedBatch.of(inputs, output))
             logits.append(output.logits.detach().double().cpu().numpy())
             labels.append(frames.labels)
-            for payload in maps:
-                stored = payload.encode(annotator.model, output, BatchInfo(keys, frames.labels))
+            for kind in maps:
+                stored = kind.encode(annotator.model, output, BatchInfo(keys, frames.labels))
                 classes, values = (
-                    stored.values[field].cpu().numpy() for field in ("explained_class", "map")
+                    stored.values[field].cpu().numpy() for field in ("target_class", "map")
                 )
                 explained = decode_unit(values[classes >= 0])
                 constant += int((np.ptp(explained, axis=(1, 2, 3)) == 0).sum())
@@ -249,7 +249,7 @@ class CheckTeacher(SampleTask[TeacherCheck]):
         )
         check = TeacherCheck(
             **described,
-            outputs=annotator.model.outputs,
+            returns=annotator.model.returns,
             maps=count,
             constant_maps=constant,
             grid=grid,

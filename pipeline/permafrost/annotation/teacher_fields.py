@@ -75,21 +75,21 @@ _FIELDS: dict[str, Callable[[ModelOutput], dict[str, Tensor]]] = {
     FEATURES: stage_fields,
     "pooled": pooled_fields,
 }
-"""Fields of each payload of intermediates, with the default options of a pass."""
+"""Fields of each output of intermediates, with the default options of a pass."""
 
 
-def fields_of_payloads(payloads: Iterable[str], output: ModelOutput) -> dict[str, Tensor]:
-    """Compute the fields of payloads of intermediates, f32 and without a graph.
+def fields_of_outputs(outputs: Iterable[str], output: ModelOutput) -> dict[str, Tensor]:
+    """Compute the fields of outputs of intermediates, f32 and without a graph.
 
     Args:
-        payloads: Names of payloads; those without intermediates are left out.
+        outputs: Names of outputs; those without intermediates are left out.
         output: Output with the intermediates that they need.
     """
     return {
         name: values
-        for payload in payloads
-        if payload in _FIELDS
-        for name, values in _FIELDS[payload](output).items()
+        for output_name in outputs
+        if output_name in _FIELDS
+        for name, values in _FIELDS[output_name](output).items()
     }
 
 

@@ -425,7 +425,7 @@ def _fit_projections(plan: PassPlan, executor: Executor) -> None:
 
 def _measure_moved_features(plan: PassPlan, executor: Executor) -> MovedFeatures | None:
     """Measure the error of warped features, None if the pass warps none."""
-    if FEATURES not in plan.options.payloads or plan.views is not None:
+    if FEATURES not in plan.options.outputs or plan.views is not None:
         return None
     task = _sample_task(MeasureMovedFeatures, plan, plan.options, folder=plan.folder)
     moved = measure_moved_features(executor, task, plan.shards)

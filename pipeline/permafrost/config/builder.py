@@ -12,7 +12,14 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
 from permafrost.config.families import FAMILIES, section_class
-from permafrost.config.options import OptionError, Options, class_of_kind, options_of, validated
+from permafrost.config.options import (
+    OptionError,
+    Options,
+    class_of_kind,
+    new_name,
+    options_of,
+    validated,
+)
 from permafrost.core.errors import ConfigError, require
 
 C = TypeVar("C", bound=Options)
@@ -33,7 +40,7 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
-            f"unknown option {_join(path, unknown[0])}; "
+            f"unknown option {(name := _join(path, unknown[0]))}{new_name(name)}; "
             f"{path or 'the top level'} has: {', '.join(known)}"
         )
     for name, option in known.items():

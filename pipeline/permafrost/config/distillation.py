@@ -191,11 +191,11 @@ class DistillConfig(Options):
         self.method.check_mix_rule(self.mode)
         if self.mode != "live":
             return
-        chosen = self.explainer.explained_classes
+        chosen = self.explainer.target_classes
         require(
             chosen in ("top1", "topk"),
-            f"explainer.explained_classes={chosen} reads a record's labels, and augment.mix shows two records; set "
-            "explainer.explained_classes=top1, or augment.mix=[]",
+            f"explainer.target_classes={chosen} reads a record's labels, and augment.mix shows two records; set "
+            "explainer.target_classes=top1, or augment.mix=[]",
         )
 
     def _check_live(self) -> None:

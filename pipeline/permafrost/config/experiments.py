@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from permafrost.config.options import new_name
 from permafrost.config.sections import experiment_file, top_options, with_kinds
 from permafrost.config.suggestions import SHOWN, no_member, suggest
 from permafrost.core.errors import ConfigError, printable, require
@@ -49,7 +50,7 @@ def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, 
                 f": write {BASES}: [...] for those that it is based on, and `method: kd` or "
                 "`method: {kind: kd, ...}` for a member"
                 if section == "defaults"
-                else suggest(section, [*top_options(), BASES])
+                else new_name(section) or suggest(section, [*top_options(), BASES])
             )
             raise ConfigError(f"experiment={name}: there is no section {section}{hint}")
         values[section] = with_kinds(section, value)

@@ -31,7 +31,7 @@ class ExplainerConfig(Options):
     """True if its maps are gradients through the whole network, which need the graph of its pass."""
 
     kind: str = ""
-    explained_classes: Literal["top1", "topk", "all_gt", "sample_gt"] = "top1"
+    target_classes: Literal["top1", "topk", "all_gt", "sample_gt"] = "top1"
     """Classes that the teacher explains. top1: the predicted class (as in the papers). topk: those with the
     highest logits. all_gt: all labels of the record. sample_gt: one of its labels, drawn once per record."""
     max_classes: int | None = None
@@ -42,15 +42,15 @@ class ExplainerConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        several = self.explained_classes in ("topk", "all_gt")
+        several = self.target_classes in ("topk", "all_gt")
         require(
             self.max_classes is None or (several and self.max_classes >= 1),
-            f"explainer.max_classes={self.max_classes} with explained_classes={self.explained_classes}: set a number "
+            f"explainer.max_classes={self.max_classes} with target_classes={self.target_classes}: set a number "
             ">= 1 with topk or all_gt, and null otherwise",
         )
         require(
-            self.explained_classes != "topk" or self.max_classes is not None,
-            "explainer.explained_classes=topk needs their number; set explainer.max_classes, as in max_classes=3",
+            self.target_classes != "topk" or self.max_classes is not None,
+            "explainer.target_classes=topk needs their number; set explainer.max_classes, as in max_classes=3",
         )
 
 

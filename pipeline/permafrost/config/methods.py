@@ -203,7 +203,7 @@ class E2KDConfig(KDConfig):
     """Interval in steps at which the explanation term is added, unscaled."""
     max_classes: Annotated[int | None, Ge(1)] = None
     """Maximum number of target classes that are compared per record, the first ones of the pass; null compares all.
-    One pass with explainer.explained_classes=topk thus serves students that learn one map per record and students
+    One pass with explainer.target_classes=topk thus serves students that learn one map per record and students
     that learn several."""
     lambda_cat: Annotated[float, Ge(0)] = 0.0
     """Weight of CAT-KD's class-map term in addition; 0 disables it, and no class map is read. map_control does not
@@ -327,7 +327,7 @@ class CatKDConfig(FeatureKDConfig):
 class FeaturesConfig(FeatureKDConfig):
     """Features of chosen stages, through a 1x1 convolution (FitNets, Romero et al. 2015), with any other term or alone.
 
-    The features are those of a pass with the payload features, or of a live teacher, before the stage's last ReLU.
+    The features are those of a pass with the output features, or of a live teacher, before the stage's last ReLU.
     Without lambda_ce and lambda_kd the last layer is not trained, and only the features are worth evaluating.
     """
 
@@ -370,7 +370,7 @@ class FeaturesConfig(FeatureKDConfig):
 class EmbeddingConfig(FeatureKDConfig):
     """Pooled features: through a linear map, or their relations in the batch (RKD, Park et al. 2019), or both.
 
-    The features are those of a pass with the payload pooled, or of a live teacher. Without lambda_ce and lambda_kd the
+    The features are those of a pass with the output pooled, or of a live teacher. Without lambda_ce and lambda_kd the
     last layer is not trained, and only the features are worth evaluating (evaluators=[knn,linear_probe]).
     """
 
@@ -439,7 +439,7 @@ class SeveralConfig(MethodConfig):
     """Several methods at once, each on a pass of its own: total = sum over terms of weight * the method's loss.
 
     A term is {teacher: <pass>, method: <method>, weight: <factor>}, its method a name or a mapping of its kind and
-    options. The passes are those that the terms name, so store.teacher stays empty. They may have different payloads,
+    options. The passes are those that the terms name, so store.teacher stays empty. They may have different outputs,
     and only those that a term compares logits or maps with need them. Each method's own terms (method.lambda_ce and so
     on) are part of its loss, so the labels belong into one term.
     """

@@ -26,7 +26,7 @@ PRETRAINED = "pretrained"
 """Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
 
 
-ModelOutputs = Literal["logits", "probabilities", "log_probabilities"]
+NetworkReturns = Literal["logits", "probabilities", "log_probabilities"]
 
 
 def is_published(weights: str | None) -> bool:
@@ -54,8 +54,8 @@ class ModelConfig(Options):
 
     table_options: ClassVar[tuple[str, ...]] = ()
     """Options that choose a network of this kind for rows of a table, empty if all of them take images."""
-    table_payloads: ClassVar[tuple[str, ...]] = ("logits",)
-    """Payloads of a pass over a table."""
+    table_outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    """Outputs of a pass over a table."""
 
     suits_channels_last: ClassVar[bool] = False
     """True if channels_last=null of passes and trainings is channels-last for networks of this kind, which all accept
@@ -254,10 +254,10 @@ class ModuleConfig(ModelConfig):
     layer: str = ""
     """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
     features.7. Empty takes the last one whose output is a grid, and logs its name."""
-    outputs: Annotated[ModelOutputs, Role.IF_SET] = "logits"
-    """Outputs of the network. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
-    the values themselves: both are logits up to a constant. A pass with maps needs logits, because their gradient is
-    another one."""
+    returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
+    """Values that the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of
+    log-probabilities the values themselves: both are logits up to a constant. A pass with maps needs logits, because
+    their gradient is another one."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Other arguments of the function."""
 
@@ -283,7 +283,7 @@ class MemoryModelConfig(ModelConfig):
     std: tuple[float, ...] | None = None
     layer: str = ""
     """Name of the module that is explained, as with kind=module."""
-    outputs: Annotated[ModelOutputs, Role.IF_SET] = "logits"
+    returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
     """Outputs of the network, as with kind=module."""
     code: Annotated[str | None, Role.IF_SET] = None
     """SHA-256 of the code of the network's classes and of what they call, without installed packages; null where the

@@ -400,3 +400,19 @@ def _meanings_in(module: str) -> dict[str, dict[str, str]]:
                         case ast.Expr(value=ast.Constant(value=str(text))):
                             by_field[field.target.id] = " ".join(text.split())
     return by_class
+
+
+_RENAMED = {"arms": "variants", "explained_classes": "target_classes"}
+_RENAMED |= {"payloads": "outputs", "outputs": "returns"}
+"""Options by their former names. `outputs` was one of a network, before annotate.outputs was."""
+
+
+def new_name(path: str) -> str:
+    """Say how an unknown option is called now, empty if it never had another name.
+
+    Args:
+        path: Name as it was typed, with its section if there was one.
+    """
+    section, dot, name = path.rpartition(".")
+    is_former = name in _RENAMED and path != "annotate.outputs"
+    return f"; it is called {section}{dot}{_RENAMED[name]} now" if is_former else ""

@@ -201,13 +201,13 @@ def _check_implementations(installed: set[str]) -> None:
     allowed = {"", "permafrost", *installed, *_PLACES, *_shipped()}
     for family in Family.every:
         for kind, member in [*family.items()]:
-            # A payload is a value, which does not know the module that made it.
+            # An output is a value, which does not know the module that made it.
             defined = member.__module__ if isinstance(member, type) else ""
             module = str(getattr(member, "implementation", "")).partition(":")[0]
             named = not defined or defined.partition(".")[0] in _PLACES
             if not named or module.partition(".")[0] in allowed:
                 continue
-            place = f"{sys.modules[defined].__file__}: {kind}" if defined else f"PAYLOADS[{kind!r}]"
+            place = f"{sys.modules[defined].__file__}: {kind}" if defined else f"OUTPUTS[{kind!r}]"
             raise ConfigError(
                 f"{place} has implementation={member.implementation!r}, but {module} is not a file of plugins=; write "
                 f"{defined or '<name of the file>'}:<name>"

@@ -1,4 +1,4 @@
-"""Command-line arguments from Python values, and the points of a grid of options with their arguments and labels."""
+"""Command-line arguments from Python values, and grid points with their arguments and labels."""
 
 from __future__ import annotations
 

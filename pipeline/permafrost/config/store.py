@@ -109,8 +109,8 @@ class StoreOptions(Options):
         return RootedPath(Path(path), allow_links=self.allow_links)
 
 
-class PayloadInfo(NamedTuple):
-    """Payload that a teacher pass may store."""
+class OutputInfo(NamedTuple):
+    """Output that a teacher pass may store."""
 
     implementation: str
     """Same as Options.implementation."""
@@ -132,17 +132,17 @@ class PayloadInfo(NamedTuple):
 
 _AUTO_BATCH = 64
 """Records of a batch with annotate.batch_size=auto."""
-_MODULE = "permafrost.annotation.payloads"
-PAYLOADS: Family[PayloadInfo] = Family(
+_MODULE = "permafrost.annotation.outputs"
+OUTPUTS: Family[OutputInfo] = Family(
     {
-        "logits": PayloadInfo(
-            f"{_MODULE}:LogitsPayload", True, ("logits", "k", "temperatures", "logits_dtype")
+        "logits": OutputInfo(
+            f"{_MODULE}:LogitsOutput", True, ("logits", "k", "temperatures", "logits_dtype")
         ),
-        "map": PayloadInfo(f"{_MODULE}:MapPayload", False, ("map_dtype",)),
-        "attention": PayloadInfo(f"{_MODULE}:AttentionPayload", False),
-        "class_maps": PayloadInfo(f"{_MODULE}:ClassMapPayload", False, ("class_map_size",)),
-        "features": PayloadInfo(
-            f"{_MODULE}:FeaturesPayload",
+        "maps": OutputInfo(f"{_MODULE}:MapsOutput", False, ("map_dtype",)),
+        "attention": OutputInfo(f"{_MODULE}:AttentionOutput", False),
+        "class_maps": OutputInfo(f"{_MODULE}:ClassMapsOutput", False, ("class_map_size",)),
+        "features": OutputInfo(
+            f"{_MODULE}:FeaturesOutput",
             False,
             (
                 "features_stages",
@@ -153,17 +153,17 @@ PAYLOADS: Family[PayloadInfo] = Family(
                 "features_channels",
             ),
         ),
-        "pooled": PayloadInfo(f"{_MODULE}:PooledPayload", False),
+        "pooled": OutputInfo(f"{_MODULE}:PooledOutput", False),
     }
 )
-"""Payloads of a pass (`annotate.payloads=`) by name."""
+"""Outputs of a pass (`annotate.outputs=`) by name."""
 
 
 PROJECTION_RECORDS = 1024
 """Number of records on which annotate.features_channels is fitted, or all of the split if it has fewer."""
 
 WITHOUT_HEAD = ("attention", "features", "pooled")
-"""Payloads that a pass may have without logits. They do not read the teacher's last layer."""
+"""Outputs that a pass may have without logits. They do not read the teacher's last layer."""
 
 
 def require_stages(option: str, stages: tuple[int, ...]) -> None:
@@ -195,8 +195,8 @@ class PassOptions(OpenOptions):
 
     name: str | None = None
     """Name of a new pass, before its fingerprint, which `store.teacher=` accepts; null takes the teacher's name."""
-    payloads: tuple[str, ...] = ("logits", "map")
-    """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
+    outputs: tuple[str, ...] = ("logits", "maps")
+    """Outputs to store. logits: the logits. maps: explanation maps. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. features: outputs of whole stages,
     for method=features, review_kd and ft. pooled: the pooled feature before the classifier, for method=embedding,
     crd and sskd. A pass of attention, features and pooled needs no logits, and a teacher of it no last layer."""
@@ -218,7 +218,7 @@ class PassOptions(OpenOptions):
     """Cells per side to which class_maps are pooled. A student's views warp these cells, which is more exact at
     the size of the features (7 for a ResNet at 224 pixels) than at the 2 that CAT-KD compares."""
     features_stages: tuple[int, ...] = ()
-    """Stages of the payload features, counted from 1 at the finest, or from -1 at the deepest; empty stores all."""
+    """Stages of the output features, counted from 1 at the finest, or from -1 at the deepest; empty stores all."""
     features_dtype: Literal["float16", "int8"] = "int8"
     """Storage dtype of features, relative to the largest value of each channel of a record."""
     features_size: Annotated[int | None, Ge(1)] = None
@@ -268,20 +268,18 @@ class PassOptions(OpenOptions):
     @property
     def reads_head(self) -> bool:
         """True if the teacher's logits are stored, so that its last layer must be trained."""
-        return "logits" in self.payloads
+        return "logits" in self.outputs
 
     @classmethod
     def added_by(cls) -> tuple[tuple[str, type[Options]], ...]:
-        return tuple(
-            ("", payload.adds) for payload in PAYLOADS.values() if payload.adds is not None
-        )
+        return tuple(("", output.adds) for output in OUTPUTS.values() if output.adds is not None)
 
-    def read_by(self, payload: str) -> tuple[str, ...]:
-        """Return the names of the options that a payload reads."""
+    def read_by(self, output_name: str) -> tuple[str, ...]:
+        """Return the names of the options that an output reads."""
         unset = {"features_channels"} if self.features_channels is None else set()
         unset |= {"logits_dtype"} if self.logits_dtype != "float32" else set()
         unset |= {"k", "temperatures", "logits"} if self.logits == "all" else set()
-        return tuple(name for name in PAYLOADS[payload].read_options if name not in unset)
+        return tuple(name for name in OUTPUTS[output_name].read_options if name not in unset)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -291,16 +289,16 @@ class PassOptions(OpenOptions):
             self.batch_size == "auto" or self.batch_size >= 1,
             f"annotate.batch_size={self.batch_size} must be >= 1, or auto",
         )
-        unknown = [name for name in self.payloads if name not in PAYLOADS]
+        unknown = [name for name in self.outputs if name not in OUTPUTS]
         require(
             not unknown,
-            f"annotate.payloads must be among {', '.join(PAYLOADS)}; got {', '.join(unknown)}",
+            f"annotate.outputs must be among {', '.join(OUTPUTS)}; got {', '.join(unknown)}",
         )
-        require(len(self.payloads) > 0, "annotate.payloads=[] stores nothing; name a payload")
-        others = [name for name in self.payloads if name not in WITHOUT_HEAD]
+        require(len(self.outputs) > 0, "annotate.outputs=[] stores nothing; name an output")
+        others = [name for name in self.outputs if name not in WITHOUT_HEAD]
         require(
             self.reads_head or not others,
-            f"annotate.payloads must contain logits in addition to {', '.join(others)}; only {', '.join(WITHOUT_HEAD)} "
+            f"annotate.outputs must contain logits in addition to {', '.join(others)}; only {', '.join(WITHOUT_HEAD)} "
             "are stored without",
         )
         require(
@@ -313,8 +311,8 @@ class PassOptions(OpenOptions):
         )
         require_stages("annotate.features_stages", self.features_stages)
         require(
-            len(set(self.payloads)) == len(self.payloads),
-            f"annotate.payloads lists a payload twice: {self.payloads}",
+            len(set(self.outputs)) == len(self.outputs),
+            f"annotate.outputs lists an output twice: {self.outputs}",
         )
 
 
@@ -381,11 +379,11 @@ class PrecomputeConfig(Options):
             "views=random draws from augment.operations, which is empty: set augment=, or views.mix=",
         )
         if mixes:
-            chosen = self.explainer.explained_classes
+            chosen = self.explainer.target_classes
             require(
                 chosen in ("top1", "topk"),
-                f"explainer.explained_classes={chosen} reads a record's labels, and views.mix shows two records; set "
-                "explainer.explained_classes=top1, or views.mix=[]",
+                f"explainer.target_classes={chosen} reads a record's labels, and views.mix shows two records; set "
+                "explainer.target_classes=top1, or views.mix=[]",
             )
             require(
                 self.annotate.records_per_batch > 1,

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from permafrost.config.families import FAMILIES
-from permafrost.config.options import options_of
+from permafrost.config.options import new_name, options_of
 from permafrost.config.sections import group_members, option_paths, section_names
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError, printable
@@ -32,6 +32,8 @@ def suggest_argument(verb: str, path: str, text: str | None = None) -> str:
         text: Value that was typed, which the suggestion then has, too.
     """
     section, _, name = path.rpartition(".")
+    if renamed := new_name(path):
+        return renamed
     first = path.partition(".")[0]
     if first in section_names(verb) and (of_members := _members_with(section, name)):
         return f"; it is an option of {' and '.join(of_members)}, so choose one of them, too"

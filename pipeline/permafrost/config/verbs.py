@@ -128,7 +128,7 @@ class EvaluateConfig(EvaluationRun):
         """Return the config with each baseline that is a key of `runs` replaced by its run, or by None.
 
         Args:
-            runs: Run of the student of each arm, None for the arm that is being evaluated.
+            runs: Run of the student of each variant, None for the variant that is being evaluated.
         """
         comparing = [name for name, options in EVALUATORS.items() if options.compares]
         options = {name: getattr(self.evaluate, name) for name in comparing}
@@ -148,25 +148,25 @@ class EvaluateConfig(EvaluationRun):
         )
 
 
-ONLY_ARM = "student"
-"""Name of the arm of a sweep that has a grid and no arms."""
+ONLY_VARIANT = "student"
+"""Name of the variant of a sweep that has a grid and no variants."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Options):
     """Sections that `sweep` reads in addition to those of distill and evaluate."""
 
-    arms: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Mapping from an arm's name to its overrides of the distill options; without arms, a grid has one arm."""
+    variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Mapping from a variant's name to its overrides of the distill options; without any, a grid has one."""
     cluster: ClusterConfig
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Mapping from a distill option to values; each arm runs with every combination of the options that it has."""
+    """Mapping from a distill option to values; each variant runs with every combination of the options that it has."""
     select: str | None = None
-    """Metric <split>.<metric> that selects each arm's grid point, by the mean over seeds; null selects none.
+    """Metric <split>.<metric> that selects each variant's grid point, by the mean over seeds; null selects none.
     Only the students of that point are evaluated on evaluate.splits. The split is `holdout` (subset.holdout) or
     another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; every arm is trained once per seed."""
+    """Seeds; every variant is trained once per seed."""
     executor: ExecutorName = "auto"
     """Executor of the work: Ray, or this process alone (serial). auto: serial with cluster=local if only one
     student is missing, if parallel=1, if this machine has one CPU, or if the students take less than a minute of a core
@@ -179,14 +179,14 @@ class SweepConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grid and not self.arms:
-            object.__setattr__(self, "arms", {ONLY_ARM: ()})
+        if self.grid and not self.variants:
+            object.__setattr__(self, "variants", {ONLY_VARIANT: ()})
         require(
-            len(self.arms) > 0,
-            "arms is empty; choose experiment=..., or set arms={name: [overrides]} or grid={option: [values]}",
+            len(self.variants) > 0,
+            "variants is empty; choose experiment=..., or set variants={name: [overrides]} or grid={option: [values]}",
         )
-        for arm in self.arms:
-            require_name("arms", arm)
+        for variant in self.variants:
+            require_name("variants", variant)
         require(len(self.seeds) > 0, "seeds is empty; set at least one, as in seeds=[0,1,2]")
         require(
             len(set(self.seeds)) == len(self.seeds), f"seeds lists a seed twice: {list(self.seeds)}"
@@ -399,7 +399,7 @@ VERBS: Family[Verb] = Family(
                 *("store.path", "data", "data.path", "data.test_fraction", "store.image_size"),
                 *("teacher", "teacher.name", "teacher.weights", "teacher.input_size"),
                 *("teacher.frame", "teacher.mean", "teacher.std"),
-                *("annotate.payloads", "explainer", "executor"),
+                *("annotate.outputs", "explainer", "executor"),
             ),
             needs_run=False,
             needs_teacher=True,
@@ -471,7 +471,16 @@ VERBS: Family[Verb] = Family(
             order=70,
             group="student",
             common=(
-                *("store.path", "run", "arms", "grid", "seeds", "select", "executor", "parallel"),
+                *(
+                    "store.path",
+                    "run",
+                    "variants",
+                    "grid",
+                    "seeds",
+                    "select",
+                    "executor",
+                    "parallel",
+                ),
                 *("student", "student.name", "method", "augment", "trainer.epochs"),
                 *("subset.holdout", "evaluate.splits"),
             ),

@@ -43,13 +43,13 @@ class StoredTargets:
     teacher: str
     logits: Logits | None
     """Raw logits, None if the pass has none."""
-    explained_class: Tensor | None = None
+    target_class: Tensor | None = None
     """Target classes, i64 [B, E], padded with NO_CLASS."""
     maps: Tensor | None = None
     """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
     max-abs 1 (or all zero). `geometry.decode_maps` decodes them on their device."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
-    """Requested fields of other payloads as stored, which `geometry.decode_intermediates` decodes. Spatial fields on
+    """Requested fields of other outputs as stored, which `geometry.decode_intermediates` decodes. Spatial fields on
     the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r], features_<stage> [B, C, h, w]. Fields
     without spatial axes: pooled [B, d]. Mirrored ones have an axis of two after the first."""
     scales: dict[str, Tensor] = field(default_factory=dict)
@@ -67,11 +67,11 @@ class StoredTargets:
         Raises:
             ConfigError: If it stores none.
         """
-        if self.maps is None or self.explained_class is None:
+        if self.maps is None or self.target_class is None:
             raise ConfigError(
-                f"{self.teacher} stores no maps; make a pass with map among annotate.payloads"
+                f"{self.teacher} stores no maps; make a pass with maps among annotate.outputs"
             )
-        return self.explained_class, self.maps
+        return self.target_class, self.maps
 
 
 Border: TypeAlias = Literal["black", "edge"]
@@ -153,7 +153,7 @@ NO_TARGETS = Targets(teacher="", logits=None)
 class ExplainedTargets(Targets):
     """Targets of certain classes, which the student explains."""
 
-    explained_class: Tensor
+    target_class: Tensor
     """Target classes, i64 [B, E]."""
 
 
@@ -167,16 +167,16 @@ class MapTargets(ExplainedTargets):
     """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
 
     @classmethod
-    def of(cls, targets: Targets, explained_class: Tensor, maps: Tensor) -> MapTargets:
+    def of(cls, targets: Targets, target_class: Tensor, maps: Tensor) -> MapTargets:
         """Add the maps of these classes to targets."""
-        valid = maps.flatten(2).any(dim=2) & (explained_class >= 0)
-        return cls(**vars(targets), explained_class=explained_class, maps=maps, map_valid=valid)
+        valid = maps.flatten(2).any(dim=2) & (target_class >= 0)
+        return cls(**vars(targets), target_class=target_class, maps=maps, map_valid=valid)
 
-    def first_explained(self, count: int) -> MapTargets:
+    def first_classes(self, count: int) -> MapTargets:
         """Return the targets with the maps of the first `count` target classes of each record only."""
         return replace(
             self,
-            explained_class=self.explained_class[:, :count],
+            target_class=self.target_class[:, :count],
             maps=self.maps[:, :count],
             map_valid=self.map_valid[:, :count],
         )
@@ -187,7 +187,7 @@ class MixedMapTargets(MapTargets):
     """Targets with the maps of both records of each mixture."""
 
     class_weights: Tensor
-    """Weight of each explained class in the sum over those of its record, f32 [B, E], 0 for padding."""
+    """Weight of each target class in the sum over those of its record, f32 [B, E], 0 for padding."""
     cell_weights: Tensor
     """Weight of each cell of the maps of both networks, f32 [B, E, 1, h, w]."""
 
@@ -363,7 +363,7 @@ def require_logits(logits: AnyLogits | None) -> AnyLogits:
     """
     if logits is None:
         raise ConfigError(
-            "the pass stores no logits; make one with logits among annotate.payloads, or choose a method without them"
+            "the pass stores no logits; make one with logits among annotate.outputs, or choose a method without them"
         )
     return logits
 
@@ -413,7 +413,7 @@ def require_maps(targets: Targets) -> MapTargets:
     """
     if not isinstance(targets, MapTargets):
         raise ConfigError(
-            f"{targets.teacher} stores no maps; make a pass with map among annotate.payloads, or choose a method "
+            f"{targets.teacher} stores no maps; make a pass with maps among annotate.outputs, or choose a method "
             "without them"
         )
     return targets

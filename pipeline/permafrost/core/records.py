@@ -26,7 +26,7 @@ MAX_GROUP = 2**31 - 1
 NO_SIZE = -1
 """Placeholder for the height and width of a row of a table."""
 NO_CLASS = -1
-"""Padding of `explained_class` for records that explain fewer than E classes."""
+"""Padding of `target_class` for records that explain fewer than E classes."""
 NONE = (NO_CLASS,)
 """Labels of a record that is known to have none of many labels."""
 
@@ -184,7 +184,7 @@ VIEW_FIELDS = (
 
 
 FEATURES = "features"
-"""Payload of whole features, and the beginning of the names of its fields."""
+"""Output of whole features, and the beginning of the names of its fields."""
 
 TOP_LOGITS, TOP_CLASS, REST_LOGITS = "top_logits", "top_class", "rest_logits"
 """Fields of a pass that stores the largest logits in place of all: the values of TopLogits."""

@@ -59,7 +59,7 @@ def put_off(work: Callable[[], None], opened: ExitStack) -> None:
     """Have an upload or the write of a shard done during the next work where they are collected, and at once elsewhere.
 
     Args:
-        work: Uploads a file, or writes a shard with its receipt last.
+        work: Uploads a file, or writes a shard with its commit marker last.
         opened: Files that it needs, closed after it.
     """
     uploads = _collected.get()

@@ -61,7 +61,7 @@ def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
     else:
         needs = (
             f"{context.split} has no {context.options.region} (evaluate.region) and no teacher maps; localization "
-            "needs one of them, such as a pass with annotate.payloads=[logits,map]"
+            "needs one of them, such as a pass with annotate.outputs=[logits,maps]"
         )
     if context.config.evaluators is not None:
         raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")

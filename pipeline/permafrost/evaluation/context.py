@@ -113,20 +113,20 @@ class EvaluationContext:
         self.written[name] = file_at(self.folder / name).write(data)
 
     def open_rows(
-        self, rows: RowNumbers, passes: Sequence[TeacherPass] = (), payload: str | None = None
+        self, rows: RowNumbers, passes: Sequence[TeacherPass] = (), output: str | None = None
     ) -> StoreDataset:
         """Open rows of the store, to be read as those of the split are.
 
         Args:
             rows: Rows of the store's index.
             passes: Passes whose targets are read with them.
-            payload: Payload to read in addition to logits and maps.
+            output: Output to read in addition to logits and maps.
         """
         return StoreDataset(
             self.store,
             rows,
             passes,
-            payload=payload,
+            output=output,
             decode_threads=self.dataset.decode_threads.count,
         ).in_picture(self.dataset.picture)
 

@@ -31,7 +31,7 @@ from typing import Any
 from permafrost.config.evaluation import feature_probes
 from permafrost.config.verbs import EvaluateConfig, Plan, report_command
 from permafrost.evaluation.evaluator import align_columns, numbers_of
-from permafrost.evaluation.inputs import EvaluationInputs, open_inputs, without_unknown_arms
+from permafrost.evaluation.inputs import EvaluationInputs, open_inputs, without_unknown_variants
 from permafrost.evaluation.results import (
     METRICS_NAME,
     PER_LABEL,
@@ -116,8 +116,8 @@ def _format_value(value: float | None) -> str:
 
 
 def evaluate_run(config: EvaluateConfig) -> EvaluateResult:
-    """Run the missing evaluators, without comparing a single student with an arm that only its experiment names."""
-    return evaluate_student(without_unknown_arms(config, config.command))
+    """Run the missing evaluators, without comparing a single student with a variant that only its experiment names."""
+    return evaluate_student(without_unknown_variants(config, config.command))
 
 
 def evaluate_student(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:

@@ -107,7 +107,7 @@ class Quantity(NamedTuple):
     """One sentence that explains the numbers, for the report."""
     metric: Metric = PLAIN
     plot: str = ""
-    """Kind of plot: "line" (one curve per arm over the names of the numbers), "bar" (arms side by side) or none."""
+    """Kind of plot: "line" (a curve per variant over the numbers' names), "bar" (variants side by side) or none."""
     is_main: bool = True
     """True if the table is always visible, False if it is collapsed."""
 

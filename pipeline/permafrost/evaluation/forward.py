@@ -83,7 +83,7 @@ class Predictions:
     """EPG of a uniform map (`metrics.uniform_score`), in the same form as `epg`."""
     teacher_logits: Logits | None = None
     """Logits of the first records, which are all of them unless the teacher's pass lacks some."""
-    explained_class: Tensor | None = None
+    target_class: Tensor | None = None
     """Target classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
     teacher_epg: Tensor | None = None
     """EPG [n, P] of the stored maps, nan where undefined and without a region. If a record has one label, it is defined
@@ -106,7 +106,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         iou=_padded([part.iou for part in parts]),
         epg_uniform=_padded([part.epg_uniform for part in parts]),
         teacher_logits=_join_logits([part.teacher_logits for part in parts]),
-        explained_class=_all(parts, "explained_class", NO_CLASS),
+        target_class=_all(parts, "target_class", NO_CLASS),
         teacher_epg=_all(parts, "teacher_epg"),
         map_cosine=_all(parts, "map_cosine"),
     )
@@ -171,8 +171,8 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
             metrics[name] = float(values.double().nanmean())
     if has_many(predictions.labels) and "epg" in metrics:
         metrics["epg_pairs"] = int((~predictions.epg.isnan()).sum())
-    if predictions.map_cosine is not None and predictions.explained_class is not None:
-        cosines = predictions.map_cosine[predictions.explained_class >= 0].double()
+    if predictions.map_cosine is not None and predictions.target_class is not None:
+        cosines = predictions.map_cosine[predictions.target_class >= 0].double()
         metrics["map_cosine"] = float(cosines.nanmean())
         metrics["valid_map_fraction"] = float((~cosines.isnan()).double().mean())
     return metrics
@@ -236,9 +236,9 @@ class EvaluatedModel:
         """Device of the model."""
         return self.network.device
 
-    def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
+    def maps(self, output: ModelOutput, target_class: Tensor) -> Tensor:
         """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by its explainer."""
-        return explainer_named(self.explainer)(self.network, output, explained_class)
+        return explainer_named(self.explainer)(self.network, output, target_class)
 
 
 @torch.no_grad()
@@ -454,7 +454,7 @@ def _predict_batch(
     if batch.targets:
         if batch.targets[0].maps is not None and localize:
             teacher_epg = _teacher_epg(batch, batch.targets[0], options.region, size).cpu()
-            explained = batch.targets[0].explained_class
+            explained = batch.targets[0].target_class
         grid = (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, TargetRequest(grid, with_maps=localize))[0]
         if targets.logits is not None:
@@ -470,7 +470,7 @@ def _predict_batch(
         iou=iou.cpu(),
         epg_uniform=epg_uniform.cpu(),
         teacher_logits=teacher_logits,
-        explained_class=None if explained is None else explained.cpu(),
+        target_class=None if explained is None else explained.cpu(),
         teacher_epg=teacher_epg,
         map_cosine=cosine,
     )
@@ -544,7 +544,7 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
     """Cosine [n, P] of the model's maps with the stored ones of its explainer, nan where invalid, None without any."""
     if not isinstance(targets, MapTargets):
         return None
-    maps = model.maps(output, targets.explained_class)
+    maps = model.maps(output, targets.target_class)
     if maps.shape[-2:] == (1, 1):
         return None  # as maps of one cell are all equal
     cosine, nonzero = map_cosine(

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("permafrost.evaluate")
 
 
-def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> EvaluateConfig:
-    """Return the config without the baselines of an experiment that are arms of its sweep, and not runs.
+def without_unknown_variants(config: EvaluateConfig, typed: Sequence[str]) -> EvaluateConfig:
+    """Return the config without the baselines of an experiment that are variants of its sweep, and not runs.
 
-    A single student is not compared with an arm, which has one student for each seed. A baseline that was typed stays,
-    so that its absence is an error.
+    A single student is not compared with a variant, which has one student for each seed. A baseline that was typed
+    stays, so that its absence is an error.
 
     Args:
         config: Options of the command.
@@ -54,18 +54,18 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
     """
     if any(".baseline=" in argument for argument in typed):
         return config
-    arms = {
+    variants = {
         name
         for name in config.baselines
         if not SavedNetwork(RunFolder(name).path / "distill").is_finished
     }
-    for arm in sorted(arms):
+    for variant in sorted(variants):
         logger.info(
-            "the comparison with baseline=%s is left out, as there is no run of that name (an arm is known in its "
+            "the comparison with baseline=%s is left out, as there is no run of that name (a variant is known in its "
             "sweep only); name a run with evaluate.<evaluator>.baseline=",
-            arm,
+            variant,
         )
-    return config.with_baselines(dict.fromkeys(arms))
+    return config.with_baselines(dict.fromkeys(variants))
 
 
 # ---- inputs ----------------------------------------------------------------------------------------

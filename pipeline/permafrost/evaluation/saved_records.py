@@ -47,8 +47,8 @@ RECORDS_SCHEMA = pa.schema(
         "correct": pa.bool_(),  # predictions equal the known labels; null if nothing is known
         "logits": pa.list_(pa.float32()),  # of all classes; null with one label per record
         "teacher_predictions": pa.list_(pa.int32()),  # null without a teacher
-        "explained": pa.list_(pa.int32()),  # classes of the teacher's stored maps
-        "classes": pa.list_(pa.int32()),  # the labels and the explained classes
+        "target_classes": pa.list_(pa.int32()),  # classes of the teacher's stored maps
+        "classes": pa.list_(pa.int32()),  # the labels and the target classes
         "epg": pa.list_(pa.float32()),  # of each of `classes`; null without a region, or no label
         "iou": pa.list_(pa.float32()),
         "teacher_epg": pa.list_(pa.float32()),
@@ -68,7 +68,7 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
     )
     right = ((predicted == labels) | ~known).all(dim=1) if many else predicted == labels
     label_classes = classes_of(labels)
-    explained = predictions.explained_class
+    explained = predictions.target_class
     if explained is None:
         explained = label_classes[:, :0]
     columns: dict[str, Any] = {
@@ -84,7 +84,7 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
         ],
         "logits": predictions.logits.tolist() if many else [None] * count,
         "teacher_predictions": [None] * count,
-        "explained": _classes(explained),
+        "target_classes": _classes(explained),
     }
     if predictions.teacher_logits is not None:
         of_teacher = predict_labels(
@@ -94,7 +94,7 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
         columns["teacher_predictions"] = [*_classes(classes_of(of_teacher)), *lacking]
     columns["classes"] = [
         sorted({*of_label, *of_teacher})
-        for of_label, of_teacher in zip(columns["labels"], columns["explained"], strict=True)
+        for of_label, of_teacher in zip(columns["labels"], columns["target_classes"], strict=True)
     ]
     for name, classes, values in (
         ("epg", label_classes, predictions.epg),
@@ -206,7 +206,7 @@ def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTar
     one = replace(
         stored,
         maps=maps.take_along_dim(place[:, :, None, None, None], dim=1),
-        explained_class=explained.gather(1, place),
+        target_class=explained.gather(1, place),
     )
     return one, explained.gather(1, place)[:, 0]
 
@@ -226,7 +226,7 @@ def _picture_maps(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
 def _pictured_classes(batch: Batch) -> Tensor:
     """Classes [n] to explain, negative where unknown."""
     label_classes = classes_of(batch.labels)[:, 0]
-    explained = batch.targets[0].explained_class if batch.targets else None
+    explained = batch.targets[0].target_class if batch.targets else None
     if explained is None or not has_many(batch.labels):
         return label_classes
     return torch.where(explained[:, 0] >= 0, explained[:, 0], label_classes)

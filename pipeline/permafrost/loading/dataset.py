@@ -70,11 +70,11 @@ _ALWAYS_READ = (
     TOP_CLASS,
     REST_LOGITS,
     "map",
-    "explained_class",
+    "target_class",
     *VIEW_FIELDS,
 )
-"""Fields of a pass that are always read. Fields of other payloads are read on request."""
-_MAP_FIELDS = ("map", "explained_class", FEATURES)
+"""Fields of a pass that are always read. Fields of other outputs are read on request."""
+_MAP_FIELDS = ("map", "target_class", FEATURES)
 """Beginnings of the names of fields that a negative control reads in another view."""
 _SECOND_FIELDS = (VIEW_FIELD.name, WINDOW_FIELD.name, MOVE_FIELD.name, PIXEL_FIELD)
 """Fields of the second record of a stored mixture."""
@@ -203,7 +203,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         *,
         with_regions: bool = False,
         num_classes: int | None = None,
-        payload: str | Sequence[Sequence[str]] | None = None,
+        output: str | Sequence[Sequence[str]] | None = None,
         decode_threads: int = 1,
         keep_bytes: int = _KEPT_BYTES,
         blanks_maps: bool = False,
@@ -217,7 +217,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             passes: Teacher passes whose stored targets are read with the records.
             with_regions: Also read masks and boxes, for evaluation. It has no effect on a table.
             num_classes: Number of outputs of the network that uses the labels, None for the classes of the data.
-            payload: Payload, or those of each pass, to read besides logits and maps (attention, class_maps, pooled).
+            output: Output, or those of each pass, to read besides logits and maps (attention, class_maps, pooled).
             decode_threads: Number of threads that decode a batch, in each process that loads batches.
             blanks_maps: True if maps of replayed views are 0 where an erasing has set the pixels.
             still_maps: True if maps and features of replayed views are those of the record's first stored view.
@@ -234,11 +234,11 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         self.with_regions = with_regions and store.form.has_places
         self.decode_threads = DecodeThreads(decode_threads)
         self.keep_bytes = keep_bytes
-        if payload is None or isinstance(payload, str):
-            payload = [(payload,) if payload else ()] * len(self.passes)
+        if output is None or isinstance(output, str):
+            output = [(output,) if output else ()] * len(self.passes)
         self.intermediate_fields = [
-            [name for payload_name in names for name in teacher.fields_of(payload_name)]
-            for teacher, names in zip(self.passes, payload, strict=True)
+            [name for each_name in names for name in teacher.fields_of(each_name)]
+            for teacher, names in zip(self.passes, output, strict=True)
         ]
         for teacher in self.passes:
             self._require_covered(teacher)
@@ -608,7 +608,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             return targets
         return replace(
             targets,
-            explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
+            target_class=torch.from_numpy(values["target_class"].astype(np.int64)),
             maps=torch.from_numpy(values["map"]),
         )
 

@@ -405,8 +405,8 @@ def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
             mixture=mixture_of_targets(batch),
             specs=stored.specs,
         )
-        if request.with_maps and stored.maps is not None and stored.explained_class is not None:
-            targets = _with_maps(targets, batch, stored, stored.explained_class, request)
+        if request.with_maps and stored.maps is not None and stored.target_class is not None:
+            targets = _with_maps(targets, batch, stored, stored.target_class, request)
         viewed.append(targets)
     return tuple(viewed)
 
@@ -415,7 +415,7 @@ def _with_maps(
     targets: Targets,
     batch: Batch,
     stored: StoredTargets,
-    explained_class: Tensor,
+    target_class: Tensor,
     request: TargetRequest,
 ) -> MapTargets:
     is_warped = request.map_control != "unaugmented"
@@ -423,8 +423,8 @@ def _with_maps(
     if is_warped:
         maps = blank_maps(maps, batch.pixel_augment)
     if request.map_control == "shuffled":
-        maps = neighbor_maps(maps, explained_class)
-    return MapTargets.of(targets, explained_class, maps)
+        maps = neighbor_maps(maps, target_class)
+    return MapTargets.of(targets, target_class, maps)
 
 
 def _view_intermediates(
@@ -532,17 +532,17 @@ def view_maps(
     return warped.view(*maps.shape[:3], *grid)
 
 
-def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
+def neighbor_maps(maps: Tensor, target_class: Tensor) -> Tensor:
     """Assign to each record the maps of the previous record in the batch, repeated if that record has fewer.
 
     Args:
         maps: [B, E, A, h, w].
-        explained_class: i64 [B, E], NO_CLASS after the last one.
+        target_class: i64 [B, E], NO_CLASS after the last one.
 
     Returns:
         [B, E, A, h, w].
     """
-    count = (explained_class >= 0).sum(dim=1).roll(1).clamp(min=1)
+    count = (target_class >= 0).sum(dim=1).roll(1).clamp(min=1)
     place = torch.arange(maps.shape[1], device=maps.device) % count[:, None]
     return maps.roll(1, dims=0).take_along_dim(place[:, :, None, None, None], dim=1)
 

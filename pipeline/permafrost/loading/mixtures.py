@@ -204,7 +204,7 @@ def mixture_of_targets(batch: Batch) -> Mixture | None:
 def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
     """Return targets of mixtures from the stored targets of their images (docs/concepts/one-geometry.md).
 
-    Logits stay those of both records, with their shares. Explained classes are those of both, each with the cells and
+    Logits stay those of both records, with their shares. Target classes are those of both, each with the cells and
     the share of its record. Other fields are mixed cell by cell, those without cells by the share.
 
     Args:
@@ -272,7 +272,7 @@ def _mix_fields(targets: Targets, mixture: Mixture) -> tuple[dict[str, Tensor], 
 
 
 def _mix_maps(targets: MapTargets, mixture: Mixture, *, second_maps: bool) -> MixedMapTargets:
-    """Append the explained classes of each record's partner, and weight the classes and cells of both."""
+    """Append the target classes of each record's partner, and weight the classes and cells of both."""
     partners, grid = mixture.partners, (targets.maps.shape[-2], targets.maps.shape[-1])
     shares_of_cells = own_weights(mixture, grid)
     pasted = (mixture.boxes[:, 2:] > mixture.boxes[:, :2]).all(dim=1)[:, None, None, None]
@@ -284,7 +284,7 @@ def _mix_maps(targets: MapTargets, mixture: Mixture, *, second_maps: bool) -> Mi
     for rows, shares, cell_shares in parts if second_maps else parts[:1]:
         explained, grids, is_valid = (
             tensor if rows is None else tensor[rows]
-            for tensor in (targets.explained_class, targets.maps, targets.map_valid)
+            for tensor in (targets.target_class, targets.maps, targets.map_valid)
         )
         counted = (explained >= 0) & (shares > 0)[:, None]
         classes.append(explained.where(counted, torch.full_like(explained, NO_CLASS)))
@@ -294,7 +294,7 @@ def _mix_maps(targets: MapTargets, mixture: Mixture, *, second_maps: bool) -> Mi
         cell = torch.where(pasted, cell_shares, 1.0)
         cells.append(cell[:, None].expand(-1, explained.shape[1], -1, -1, -1))
     mixed = {
-        "explained_class": torch.cat(classes, dim=1),
+        "target_class": torch.cat(classes, dim=1),
         "maps": torch.cat(maps, dim=1),
         "map_valid": torch.cat(valid, dim=1),
     }

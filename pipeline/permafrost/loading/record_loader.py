@@ -121,7 +121,7 @@ class ViewBatch:
         """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], warped like the images.
 
         Those of `augment.mix` are mixed by rules (docs/concepts/one-geometry.md): logits of both records with shares,
-        and maps of the explained classes of both, with `class_weights` and `cell_weights`.
+        and maps of the target classes of both, with `class_weights` and `cell_weights`.
 
         Args:
             grid: (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored.
@@ -212,7 +212,7 @@ class RecordLoader(TrainLoader):
         augment: AugmentOptions | None = None,
         frame: Picture | None = None,
         replay: bool = False,
-        payload: str | None = None,
+        output: str | None = None,
         batch_size: int = 64,
         shuffle: bool | None = None,
         drop_last: bool | None = None,
@@ -230,7 +230,7 @@ class RecordLoader(TrainLoader):
             augment: Random views (`permafrost.augmentation`); None shows whole frames.
             frame: Picture in which a network is evaluated (`load_student(run).picture`), in place of random views.
             replay: True replays the views that a pass stores, instead of drawing new ones.
-            payload: Payload to read besides logits and maps, such as "attention" or "class_maps".
+            output: Output to read besides logits and maps, such as "attention" or "class_maps".
             batch_size: Number of records of a batch.
             shuffle: True draws the order of each epoch anew; None: with `augment` or `replay`, as for a training.
             drop_last: True leaves out the last batch if it is smaller; None: as `shuffle`.
@@ -264,13 +264,13 @@ class RecordLoader(TrainLoader):
             shuffle = replay or augment is not None
         drop_last = shuffle if drop_last is None else drop_last
         passes, self._unread = open_named_passes(
-            records.store, teacher, payload, augment, replay=replay
+            records.store, teacher, output, augment, replay=replay
         )
         dataset = StoreDataset(
             records.store,
             records.rows,
             passes,
-            payload=payload,
+            output=output,
             decode_threads=decode_threads,
             blanks_maps=augment is not None and augment.blanks_maps,
         )
@@ -349,14 +349,14 @@ def _check_options(options: Mapping[str, Any], *, shuffle: bool | None, replay: 
 def open_named_passes(
     store: Store,
     teacher: str | Sequence[str] | None,
-    payload: str | None,
+    output: str | None,
     augment: AugmentOptions | None,
     *,
     replay: bool,
 ) -> tuple[list[TeacherPass], tuple[str, ...]]:
     """Open the passes to read, and return the names of those of which none was named."""
     names = (teacher,) if isinstance(teacher, str) else teacher
-    if names is None and payload is None and not replay and len(store.pass_folders()) > 1:
+    if names is None and output is None and not replay and len(store.pass_folders()) > 1:
         return [], tuple(folder.name for folder in store.pass_folders())
     passes = [] if names == () else store.open_passes(tuple(names or ()), stored_views=replay)
     require(bool(passes) or not replay, "replay=True needs a pass of stored views; name it")

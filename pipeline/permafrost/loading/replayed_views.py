@@ -11,7 +11,7 @@ def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
     """Check that the views of a pass have the changes of pixels that the options ask for, in their order.
 
     Replayed views are those of the pass. Their geometry may differ from augment.operations, which an experiment sets
-    for its other arms, too.
+    for its other variants, too.
 
     Raises:
         StoreMismatchError: If they lack one, or are mixtures that the options do not fit.

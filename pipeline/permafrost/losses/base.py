@@ -138,9 +138,9 @@ class Needs:
     """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
     """Function from a live teacher's output to the fields of `Targets.intermediates`, f32 and without a graph; None for
-    the fields that its payloads would store."""
-    payloads: tuple[str, ...] = ()
-    """Payloads that store the fields of `Targets.intermediates`."""
+    the fields that its outputs would store."""
+    outputs: tuple[str, ...] = ()
+    """Outputs that store the fields of `Targets.intermediates`."""
 
     def maps_in(self, step: int) -> bool:
         """Return whether maps are needed in this step."""
@@ -285,10 +285,10 @@ class DistillationLoss(nn.Module, LossCallbacks):
         """Inputs that the loss reads of one pass, an entry for each of its terms that reads the pass."""
         return (self.needs,)
 
-    def payloads_of(self, teacher: str) -> tuple[str, ...]:
-        """Payloads that the loss reads of one pass besides logits and maps."""
+    def outputs_of(self, teacher: str) -> tuple[str, ...]:
+        """Outputs that the loss reads of one pass besides logits and maps."""
         return tuple(
-            dict.fromkeys(name for need in self.needs_of(teacher) for name in need.payloads)
+            dict.fromkeys(name for need in self.needs_of(teacher) for name in need.outputs)
         )
 
     def check_labels(self, *, many: bool) -> None:

@@ -74,7 +74,7 @@ class E2KDLoss(KDLoss):
     def _map_distance(
         self, maps: Tensor, targets: MapTargets, input_size: tuple[int, int]
     ) -> TermValue:
-        pair, explained = (maps, targets.maps), targets.explained_class >= 0
+        pair, explained = (maps, targets.maps), targets.target_class >= 0
         if isinstance(targets, MixedMapTargets):
             cells, weights = targets.cell_weights, targets.class_weights
             pair = (maps * cells, targets.maps * cells)

@@ -172,10 +172,7 @@ class ATLoss(FeatureKDLoss):
     """Sum over stages of `attention_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "at"
-    term_needs = Needs(
-        intermediates=Intermediates(stages=True),
-        payloads=("attention",),
-    )
+    term_needs = Needs(intermediates=Intermediates(stages=True), outputs=("attention",))
     config: ATConfig
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
@@ -235,7 +232,7 @@ def class_map_loss(
 
 CLASS_MAP_NEEDS = Needs(
     intermediates=Intermediates(class_maps=True),
-    payloads=("class_maps",),
+    outputs=("class_maps",),
 )
 """Needs of `class_map_loss`."""
 

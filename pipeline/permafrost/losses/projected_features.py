@@ -58,7 +58,7 @@ class FeaturesLoss(FeatureKDLoss):
     """
 
     term = "features"
-    term_needs = Needs(intermediates=Intermediates(stages=True), payloads=(FEATURES,))
+    term_needs = Needs(intermediates=Intermediates(stages=True), outputs=(FEATURES,))
     config: FeaturesConfig
 
     def __init__(self, config: FeaturesConfig) -> None:
@@ -195,7 +195,7 @@ class EmbeddingLoss(FeatureKDLoss):
     """
 
     term = "embedding"
-    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
+    term_needs = Needs(intermediates=Intermediates(pooled=True), outputs=("pooled",))
     config: EmbeddingConfig
 
     @property

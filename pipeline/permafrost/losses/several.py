@@ -76,7 +76,7 @@ class SeveralLoss(DistillationLoss):
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         for term, loss in self._parts():
-            if term.reads(targets.teacher) and loss.needs.payloads:
+            if term.reads(targets.teacher) and loss.needs.outputs:
                 loss.build(student, _select_fields(targets, loss))
 
     def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
@@ -90,11 +90,12 @@ class SeveralLoss(DistillationLoss):
 
 
 def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
-    """Return targets with the intermediates of the loss's payloads alone, converted for it alone."""
+    """Return targets with the intermediates of the loss's outputs alone, converted for it alone."""
 
     def is_read(name: str) -> bool:
         return any(
-            name == payload or name.startswith(f"{payload}_") for payload in loss.needs.payloads
+            name == output_name or name.startswith(f"{output_name}_")
+            for output_name in loss.needs.outputs
         )
 
     selected = replace(

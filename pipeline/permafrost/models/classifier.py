@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs, Picture
+from permafrost.config.models import CENTER_CROP_FRACTION, NetworkReturns, Picture
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.records import FEATURES
 
@@ -273,8 +273,8 @@ class Classifier(nn.Module, ABC):
 
     explainer: ClassVar[str] = "gradcam"
     """Name of the explainer of the network."""
-    outputs: ModelOutputs = "logits"
-    """Outputs of the network itself. Others than logits are converted, and have no explanations."""
+    returns: NetworkReturns = "logits"
+    """Values that the network itself returns. Others than logits are converted, and have no explanations."""
     inner: nn.Module
     """Network that this module wraps; one that is a network itself overrides `network`."""
     misplacement: str = ""
@@ -329,7 +329,7 @@ class Classifier(nn.Module, ABC):
             ConfigError: If the stages of the network are not known.
         """
         raise ConfigError(
-            f"{type(self.network).__name__} has no known stages, which method=at, method=review_kd and the payload "
+            f"{type(self.network).__name__} has no known stages, which method=at, method=review_kd and the output "
             "attention need; choose a ResNet, RegNet, ConvNeXt or DenseNet (kind cifar, torchvision, timm or bcos), a "
             "torchvision VGG or a timm ViT"
         )
@@ -347,7 +347,7 @@ class Classifier(nn.Module, ABC):
                 with torch.autocast(features.device.type, enabled=False):
                     return torch.einsum("kc,bchw->bkhw", linear.weight, to_float32(features))
         raise ConfigError(
-            f"{type(self.network).__name__} has no class maps, which method=cat_kd and the payload class_maps need, "
+            f"{type(self.network).__name__} has no class maps, which method=cat_kd and the output class_maps need, "
             "because its classifier is not linear on the average of its features (or has an active dropout in "
             "training); choose a ResNet, DenseNet or RegNet"
         )
@@ -372,7 +372,7 @@ class Classifier(nn.Module, ABC):
         """
         require(
             self.pools_by_average,
-            f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on them need; "
+            f"{type(self.network).__name__} has no pooled features, which the output pooled and methods on them need; "
             "choose a network that classifies the average of its features (ResNet, DenseNet, RegNet or ConvNeXt)",
         )
         return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))

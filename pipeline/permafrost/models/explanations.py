@@ -55,7 +55,7 @@ ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
 """(explainer config, logits [B, K], labels in the form of Batch, keys) -> i64 [B, E], NO_CLASS after the last one."""
 
 
-def explained_classes(
+def target_classes(
     config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]
 ) -> Tensor:
     """Select the classes that a teacher with these logits [B, K] explains: i64 [B, E], NO_CLASS after the last one.
@@ -63,7 +63,7 @@ def explained_classes(
     Several classes are ordered by descending logit. For a record without labels, choices by label select none. The
     function does not synchronize with the device.
     """
-    return CLASS_CHOICES[config.explained_classes](config, logits.detach(), labels, keys)
+    return CLASS_CHOICES[config.target_classes](config, logits.detach(), labels, keys)
 
 
 def _top1(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
@@ -107,20 +107,20 @@ def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -
 
     Raises ConfigError if the store lacks the labels that the choice needs.
     """
-    chosen = f"explainer.explained_classes={config.explained_classes}"
-    if config.explained_classes in ("all_gt", "sample_gt"):
+    chosen = f"explainer.target_classes={config.target_classes}"
+    if config.target_classes in ("all_gt", "sample_gt"):
         classes = len(store.manifest.classes)
         require(
             num_classes == classes,
             f"{chosen} needs labels, but the teacher's {num_classes} classes are not the {classes} of the data; "
-            "set explainer.explained_classes=top1",
+            "set explainer.target_classes=top1",
         )
         most = store.index.most_labels()
         require(
             most > 0,
-            f"{chosen} needs labels, but {store.path} has none; set explainer.explained_classes=top1",
+            f"{chosen} needs labels, but {store.path} has none; set explainer.target_classes=top1",
         )
-        if config.explained_classes == "all_gt" and config.max_classes is None:
+        if config.target_classes == "all_gt" and config.max_classes is None:
             return replace(config, max_classes=min(most, num_classes))
     require(
         config.max_classes is None or config.max_classes <= num_classes,
@@ -197,7 +197,7 @@ def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
 
 
 Explainer = Callable[[Any, Any, Tensor], Tensor]
-"""(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
+"""(model, its output, target_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
 
 DEFAULT_EXPLAINER = "gradcam"
 """Explainer of a student that is trained on labels only and not compared with a teacher."""
@@ -268,7 +268,7 @@ def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
     Maps are computed in float32. If they are gradients through the whole network, that takes a float32 pass of it,
     which then is the only one.
     """
-    return "float32" if "map" in config.payloads and explainer.needs_graph else config.precision
+    return "float32" if "maps" in config.outputs and explainer.needs_graph else config.precision
 
 
 def forward_to_explain(
@@ -297,12 +297,12 @@ def forward_to_explain(
 # ---- gradcam ---------------------------------------------------------------------------------------
 
 
-def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
+def gradcam(model: Classifier, output: ModelOutput, target_class: Tensor) -> Tensor:
     """Compute maps of the given classes on the features' grid, in float32 or wider.
 
     Args:
         output: Output of `model`, with or without its graph.
-        explained_class: i64 [B, E], where a negative entry results in a zero map.
+        target_class: i64 [B, E], where a negative entry results in a zero map.
 
     Returns:
         [B, E, 1, h, w], >= 0.
@@ -313,7 +313,7 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
         f"input; set explainer={model.explainer}",
     )
     require(
-        model.outputs == "logits",
+        model.returns == "logits",
         f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
         "no maps; remove the softmax at its end",
     )
@@ -322,36 +322,34 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
         features = to_float32(output.features)
         match model.head:
             case GapLinear(linear):
-                return gradcam_from_head(features, to_float32(linear.weight), explained_class)
+                return gradcam_from_head(features, to_float32(linear.weight), target_class)
             case GapNormLinear(norm, linear):
-                class_weight = norm_class_weight(features, norm, linear, explained_class)
-                return _weighted_maps(features, class_weight, explained_class)
-        class_weight = _autograd_class_weight(model, output, explained_class)
-        return _weighted_maps(features, class_weight, explained_class)
+                class_weight = norm_class_weight(features, norm, linear, target_class)
+                return _weighted_maps(features, class_weight, target_class)
+        class_weight = _autograd_class_weight(model, output, target_class)
+        return _weighted_maps(features, class_weight, target_class)
 
 
-def gradcam_from_head(features: Tensor, weight: Tensor, explained_class: Tensor) -> Tensor:
+def gradcam_from_head(features: Tensor, weight: Tensor, target_class: Tensor) -> Tensor:
     """Compute the closed form for a linear head from features [B, C, h, w], weight [K, C] and classes [B, E]."""
-    return _weighted_maps(features, weight[explained_class.clamp(min=0)], explained_class)
+    return _weighted_maps(features, weight[target_class.clamp(min=0)], target_class)
 
 
 def norm_class_weight(
-    features: Tensor, norm: nn.LayerNorm, linear: nn.Linear, explained_class: Tensor
+    features: Tensor, norm: nn.LayerNorm, linear: nn.Linear, target_class: Tensor
 ) -> Tensor:
     """Compute dz_c / dg [B, E, C] of z = linear(norm(g)), g the features' average, differentiable in all inputs."""
     average = features.mean(dim=(2, 3))[:, None]  # [B, 1, C]
     scale = (average.var(dim=2, keepdim=True, correction=0) + norm.eps).sqrt()
     normalized = (average - average.mean(dim=2, keepdim=True)) / scale
-    weight = to_float32(linear.weight)[explained_class.clamp(min=0)]  # [B, E, C]
+    weight = to_float32(linear.weight)[target_class.clamp(min=0)]  # [B, E, C]
     if norm.weight is not None:
         weight = weight * to_float32(norm.weight)
     along = (weight * normalized).mean(dim=2, keepdim=True)
     return (weight - weight.mean(dim=2, keepdim=True) - normalized * along) / scale
 
 
-def _autograd_class_weight(
-    model: Classifier, output: ModelOutput, explained_class: Tensor
-) -> Tensor:
+def _autograd_class_weight(model: Classifier, output: ModelOutput, target_class: Tensor) -> Tensor:
     """Compute h w times alpha, [B, E, C], by differentiating the head.
 
     If no gradients are recorded (a frozen teacher, an evaluation), the head runs again on detached features.
@@ -369,7 +367,7 @@ def _autograd_class_weight(
             context = None if output.context is None else output.context.to(dtype)
             logits = model.forward_head(features, context)
         weights = []
-        for classes in explained_class.clamp(min=0).T:
+        for classes in target_class.clamp(min=0).T:
             score = logits.gather(1, classes[:, None]).sum()
             (gradient,) = torch.autograd.grad(
                 score, features, create_graph=create_graph, retain_graph=True
@@ -378,8 +376,8 @@ def _autograd_class_weight(
     return torch.stack(weights, dim=1)
 
 
-def _weighted_maps(features: Tensor, class_weight: Tensor, explained_class: Tensor) -> Tensor:
+def _weighted_maps(features: Tensor, class_weight: Tensor, target_class: Tensor) -> Tensor:
     """Compute relu(sum_k class_weight_k features_k) / (h w) [B, E, 1, h, w], zero where a class is negative."""
     h, w = features.shape[-2:]
     maps = torch.einsum("bec,bchw->behw", class_weight, features).relu() / (h * w)
-    return (maps * (explained_class >= 0)[:, :, None, None]).unsqueeze(2)
+    return (maps * (target_class >= 0)[:, :, None, None]).unsqueeze(2)

@@ -125,7 +125,7 @@ def build_memory(config: MemoryModelConfig, outputs: int) -> Classifier:
     if isinstance(copied, Classifier):
         return copied
     return ModuleClassifier(
-        copied, config.layer, Normalize(*model_normalization(config)), config.outputs
+        copied, config.layer, Normalize(*model_normalization(config)), config.returns
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from permafrost.config.models import ModelOutputs, ModuleConfig, is_published
+from permafrost.config.models import ModuleConfig, NetworkReturns, is_published
 from permafrost.config.plugins import resolve_factory
 from permafrost.core.errors import ConfigError, UserError, first_line, require
 from permafrost.models.classifier import (
@@ -82,7 +82,7 @@ class ModuleClassifier(ProbedClassifier):
         network: nn.Module,
         layer: str,
         normalize: Normalize | None = None,
-        outputs: ModelOutputs = "logits",
+        returns: NetworkReturns = "logits",
         *,
         may_initialize: bool = False,
     ) -> None:
@@ -93,7 +93,7 @@ class ModuleClassifier(ProbedClassifier):
             layer: Name of the module that is explained, as in network.named_modules(); empty takes the last one whose
                 output is a grid.
             normalize: Normalization of the images, None for none.
-            outputs: What the network returns; this module returns the logits in it.
+            returns: What the network returns; this module returns the logits in it.
             may_initialize: Whether its first batch may initialize it, as that of a training may.
 
         Raises:
@@ -113,7 +113,7 @@ class ModuleClassifier(ProbedClassifier):
         self.inner = network
         self.layer = layer
         self.normalize = normalize or nn.Identity()
-        self.outputs = outputs
+        self.returns = returns
         self.may_initialize = may_initialize
         self._is_probed = False
         self._is_channels_last = False
@@ -186,7 +186,7 @@ class ModuleClassifier(ProbedClassifier):
             f"{name} must return logits [B, K]; {'in training ' if self.training else ''}it returns "
             f"{_described(outputs)}. Wrap it in a module that returns them",
         )
-        if self.outputs == "probabilities":
+        if self.returns == "probabilities":
             return to_float32(outputs).clamp(min=_MIN_PROBABILITY).log()
         return to_float32(outputs)  # of a network with autocast inside
 
@@ -550,7 +550,7 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
         network.float(),
         config.layer,
         normalize,
-        config.outputs,
+        config.returns,
         may_initialize=config.weights is None,
     )
 

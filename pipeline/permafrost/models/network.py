@@ -108,7 +108,7 @@ class Network:
         require(
             self.num_classes > 0,
             f"the records have no classes; set {self.section}.classes to the number of the teacher's outputs, or store "
-            "what needs none, as in annotate.payloads=[pooled]",
+            "what needs none, as in annotate.outputs=[pooled]",
         )
 
     def build(self, store: str, columns: int | None, *, reads_head: bool) -> None:
@@ -188,7 +188,7 @@ class Network:
             raise ConfigError(
                 f"{weights} has {source.classes} outputs, but {self.num_classes} are needed, and a new head would be "
                 f"untrained; {advice}name weights for your classes, or store what needs no head, as in "
-                "annotate.payloads=[pooled]"
+                "annotate.outputs=[pooled]"
             )
         if source is not None:
             require_classes(source.labels, self.classes, f"{weights} are", are_published=True)

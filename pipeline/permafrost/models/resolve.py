@@ -14,7 +14,7 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
 from permafrost.config.models import AnyModelConfig, ModelConfig, NoModelConfig, rows_of_table
-from permafrost.config.store import PAYLOADS, PrecomputeConfig
+from permafrost.config.store import OUTPUTS, PrecomputeConfig
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.network import Network
@@ -35,7 +35,7 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
         "annotate.logits=topk keeps what a softmax needs, but records of this store have many labels; set "
         "annotate.logits=all",
     )
-    takes_graph = config.explainer.needs_graph and "map" in config.annotate.payloads
+    takes_graph = config.explainer.needs_graph and "maps" in config.annotate.outputs
     require(
         not (config.annotate.compile and takes_graph),
         f"annotate.compile=true: maps of explainer={config.explainer.kind} need gradients of the whole network, which "
@@ -171,13 +171,13 @@ def _check_form(store: Store, need_images: Iterable[tuple[str, str]]) -> None:
 
 
 def _need_images_in_precompute(config: PrecomputeConfig) -> Iterator[tuple[str, str]]:
-    spatial = [name for name in config.annotate.payloads if not PAYLOADS[name].fits_tables]
+    spatial = [name for name in config.annotate.outputs if not OUTPUTS[name].fits_tables]
     if spatial:
         teacher = config.teacher
-        others = ("logits",) if isinstance(teacher, NoModelConfig) else teacher.table_payloads
+        others = ("logits",) if isinstance(teacher, NoModelConfig) else teacher.table_outputs
         yield (
-            f"annotate.payloads names {', '.join(spatial)}, which need images",
-            f"; set annotate.payloads=[{','.join(others)}]",
+            f"annotate.outputs names {', '.join(spatial)}, which need images",
+            f"; set annotate.outputs=[{','.join(others)}]",
         )
     if config.views.kind != "canonical":
         yield f"views={config.views.kind} transforms images", "; set views=canonical"

@@ -274,7 +274,7 @@ def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
         layers = shorten(sorted({name.rpartition(".")[0] for name in fit.below_head}), 5)
         return f"It has several last layers, {layers}: name the whole network (kind=module, factory=) or {fine_tune}"
     if head is None:
-        return f"It has no last layer: {fine_tune}, or set annotate.payloads=[pooled]"
+        return f"It has no last layer: {fine_tune}, or set annotate.outputs=[pooled]"
     return (
         f"It has {head.shape[0]:,} classes, the data {expected[name].shape[0]:,}: {fine_tune}, or, if the folders are "
         "classes of the weights, name all of these in data.classes="

@@ -64,8 +64,8 @@ def require_plausible(size: int, stored: int, noun: str, any_bytes: int = _ANY_B
 
 
 MAX_TABLE_BYTES = 2**26
-"""Largest size of a table of a store, as a file and in memory. Receipts of 100,000 records and tables of 50,000 shards
-are smaller."""
+"""Largest size of a table of a store, as a file and in memory. Commit markers of 100,000 records and tables of 50,000
+shards are smaller."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8} | {
     "FIXED_LEN_BYTE_ARRAY": 32  # digests
 }

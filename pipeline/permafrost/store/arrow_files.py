@@ -155,7 +155,7 @@ def require_small(path: RootedPath, size: int) -> None:
     require(
         2 * size <= MAX_TABLE_BYTES,
         f"{path} would have more than {MAX_TABLE_BYTES // 2:,} bytes in memory; choose another store.shard_size: a "
-        "larger one for a table of shards, a smaller one for a receipt",
+        "larger one for a table of shards, a smaller one for a commit marker",
     )
 
 

@@ -26,6 +26,7 @@ from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import are_numbers
 from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
+from permafrost.store.commit_markers import COMMITS_FOLDER, MARKER_SCHEMA, marker_path, read_marker
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import REWRITE, ManifestError, StoreMismatchError
 from permafrost.store.image_shards import IMAGES_FOLDER, Packing, require_same_shard
@@ -43,7 +44,6 @@ from permafrost.store.manifest import (
     read_store_manifest,
     write_manifest,
 )
-from permafrost.store.receipts import RECEIPT_SCHEMA, RECEIPTS_FOLDER, read_receipt, receipt_path
 from permafrost.store.shard_plan import ShardPlan
 from permafrost.store.shards import ShardEntry, ShardTable
 
@@ -82,7 +82,7 @@ def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
         digest: Digest of the options and files of the data, as in `write_origin`.
 
     Returns:
-        The store's manifest; None if the store has another origin, is not committed, or lacks a file or a receipt.
+        The store's manifest; None if the store has another origin, is uncommitted, or lacks a file or a commit marker.
 
     Raises:
         ManifestError: If the manifest is damaged.
@@ -139,8 +139,8 @@ def missing_image_shards(
         image_size: Side of the canonical frame that the config requests; None if it requests none.
 
     Returns:
-        The shards that have no receipt yet. For a committed store, those without their file or receipt, and those whose
-        referenced tar has moved.
+        The shards that have no commit marker yet. For a committed store, those without their file or commit marker, and
+        those whose referenced tar has moved.
 
     Raises:
         StoreMismatchError: If the store contains another data set, or another plan of this one.
@@ -161,14 +161,14 @@ def missing_image_shards(
 def unpacked_shards(
     store: RootedPath, plans: Sequence[ShardPlan], dataset: DatasetIdentity, packing: Packing
 ) -> list[ShardPlan]:
-    """List the planned shards that have no receipt yet.
+    """List the planned shards that have no commit marker yet.
 
     Raises:
-        StoreMismatchError: If a receipt is of other data or another plan.
+        StoreMismatchError: If a commit marker is of other data or another plan.
     """
     with file_at(store).listing():
-        has_receipt = partial(_has_receipt, store, dataset, packing)
-        kept = file_at(store).read_each(has_receipt, plans)
+        has_marker = partial(_has_marker, store, dataset, packing)
+        kept = file_at(store).read_each(has_marker, plans)
         return [plan for plan, is_kept in zip(plans, kept, strict=True) if not is_kept]
 
 
@@ -196,8 +196,8 @@ def needs_commit(folder: RootedPath) -> bool:
 
 
 def is_whole(store: RootedPath, shard: ShardEntry) -> bool:
-    """Return whether a committed shard's receipt and its tar exist."""
-    return file_at(receipt_path(store, shard.name)).is_file() and has_size(
+    """Return whether a committed shard's commit marker and its tar exist."""
+    return file_at(marker_path(store, shard.name)).is_file() and has_size(
         shard.file(store), shard.bytes
     )
 
@@ -218,7 +218,7 @@ def commit_store(
     max_skipped: int,
     before: StoreManifest | None = None,
 ) -> StoreManifest:
-    """Combine the receipts into the index and write the manifest.
+    """Combine the commit markers into the index and write the manifest.
 
     If the store was committed before, its frame and `rows_per_shard` are taken from its manifest, because its passes
     depend on them.
@@ -239,7 +239,7 @@ def commit_store(
 
     Raises:
         ImageError: If more images could not be packed; RowError for a table.
-        ManifestError: If a receipt is missing, damaged, or of another plan.
+        ManifestError: If a commit marker is missing, damaged, or of another plan.
         StoreMismatchError: If the store was committed before and a shard has other bytes now.
     """
     # 1. What an earlier commit has fixed.
@@ -249,7 +249,7 @@ def commit_store(
         classes = classes if before else named_classes(committed, classes)
         rows_per_shard = committed.rows_per_shard
         digests = {shard.name: shard.sha256 for shard in committed.shards}
-    # 2. The tables, from the receipts in the order of the plans.
+    # 2. The tables, from the commit markers in the order of the plans.
     sizes = set[tuple[int, int]]()
     parts = () if before is None else before.packed_parts()
     latest = dataset if plans or not parts else parts[-1].dataset
@@ -278,7 +278,7 @@ def commit_store(
     if packing.columns is None:
         frame = committed.canonical if committed else _frame(packing, sizes, image_size)
     # 3. The manifest, which makes the store valid, and then the removal of what it does not name.
-    for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
+    for name in (IMAGES_FOLDER, COMMITS_FOLDER):
         remove_leftovers(store / name)
     new = tables.shards if before is None else tables.shards.between(len(before.shards), None)
     if plans:
@@ -314,10 +314,10 @@ def commit_store(
 def _read_packed(
     store: RootedPath, manifest: StoreManifest, number: int
 ) -> tuple[pa.Table, ShardEntry, list[dict[str, str]], str]:
-    """Read the receipt of a shard of a finished store, as `_read_planned` does."""
-    entry, digest = manifest.shards[number], manifest.shards.receipt_sha256(number)
-    path = receipt_path(store, entry.name)
-    table, metadata = read_receipt(path, RECEIPT_SCHEMA, digest)
+    """Read the commit marker of a shard of a finished store, as `_read_planned` does."""
+    entry, digest = manifest.shards[number], manifest.shards.marker_sha256(number)
+    path = marker_path(store, entry.name)
+    table, metadata = read_marker(path, MARKER_SCHEMA, digest)
     return table, entry, list(metadata["skipped"]), digest
 
 
@@ -346,19 +346,19 @@ def _check_skipped(
 def _read_planned(
     store: RootedPath, plan: ShardPlan
 ) -> tuple[pa.Table, ShardEntry, list[dict[str, str]], str]:
-    """Read a shard's receipt: its rows, entry, skipped records, and the SHA-256 of its file.
+    """Read a shard's commit marker: its rows, entry, skipped records, and the SHA-256 of its file.
 
     Raises:
         ManifestError: If it does not belong to the plan.
     """
-    path = receipt_path(store, plan.name)
-    table, metadata = read_receipt(path, RECEIPT_SCHEMA)
-    entry = _receipt_entry(path, metadata)
+    path = marker_path(store, plan.name)
+    table, metadata = read_marker(path, MARKER_SCHEMA)
+    entry = _marker_entry(path, metadata)
     try:
         skipped = list(metadata["skipped"])
         gone = {record["key"] for record in skipped}
     except (KeyError, TypeError) as error:
-        raise _other_receipt(path, error) from error
+        raise _other_marker(path, error) from error
     keys = table["key"].to_pylist()
     planned = [key for key in plan.keys if key not in gone]
     if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
@@ -366,20 +366,20 @@ def _read_planned(
     return table, entry, skipped, file_at(path).sha256()
 
 
-def _receipt_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
+def _marker_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
     try:
         return from_dict(ShardEntry, metadata["entry"])
     except (EntryError, KeyError) as error:
-        raise _other_receipt(path, error) from error
+        raise _other_marker(path, error) from error
 
 
-def _other_receipt(path: RootedPath, error: Exception) -> ManifestError:
-    return ManifestError(f"{path} is not a receipt of this version ({error}); {REWRITE}")
+def _other_marker(path: RootedPath, error: Exception) -> ManifestError:
+    return ManifestError(f"{path} is not a commit marker of this version ({error}); {REWRITE}")
 
 
 def _remove_abandoned(store: RootedPath, shards: ShardTable) -> None:
     """Remove the shards of appends that were killed, and whose records were appended with others later."""
-    for folder in (IMAGES_FOLDER, RECEIPTS_FOLDER):
+    for folder in (IMAGES_FOLDER, COMMITS_FOLDER):
         for path in file_at(store / folder).paths():
             name = path.name.partition(".")[0]
             if _APPENDED_SHARD.fullmatch(name) and shards.number_of(name) < 0:
@@ -497,11 +497,11 @@ def _check_tars(store: RootedPath, manifest: StoreManifest, plans: Sequence[Shar
         )
 
 
-def _has_receipt(
+def _has_marker(
     store: RootedPath, dataset: DatasetIdentity, packing: Packing, plan: ShardPlan
 ) -> bool:
-    path = receipt_path(store, plan.name)
-    metadata = read_metadata(path, RECEIPT_SCHEMA)
+    path = marker_path(store, plan.name)
+    metadata = read_metadata(path, MARKER_SCHEMA)
     if metadata is None:
         return False
     described = [
@@ -512,16 +512,16 @@ def _has_receipt(
             f"{path} belongs to an unfinished store with other data, another plan or another format; choose another "
             "store.path or delete the folder"
         )
-    entry = _receipt_entry(path, metadata)
+    entry = _marker_entry(path, metadata)
     return has_size(entry.file(store), entry.bytes)
 
 
 def read_metadata(path: RootedPath, schema: pa.Schema) -> dict[str, Any] | None:
-    """Read a receipt's metadata; None if the receipt is missing or damaged, so that its shard is written again."""
+    """Read a commit marker's metadata; None if it is missing or damaged, so that its shard is written again."""
     if not file_at(path).is_file():
         return None
     try:
-        return read_receipt(path, schema)[1]
+        return read_marker(path, schema)[1]
     except ManifestError as error:
         logger.warning("%s; its shard will be written again", error)
         return None

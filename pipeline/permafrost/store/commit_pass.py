@@ -21,6 +21,12 @@ from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.commit import has_size, read_metadata, remove_leftovers
+from permafrost.store.commit_markers import (
+    PASS_MARKER_SCHEMA,
+    marker_path,
+    read_marker,
+    write_marker,
+)
 from permafrost.store.entries import REWRITE, FileEntry, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, Values
 from permafrost.store.index_writer import remove_other_tables
@@ -34,7 +40,6 @@ from permafrost.store.manifest import (
     write_manifest,
 )
 from permafrost.store.projections import describe_projections
-from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path, write_receipt
 from permafrost.store.shards import (
     SHARDS_NAME,
     PassShard,
@@ -60,10 +65,10 @@ class ConstantLogitsError(UserError, ValueError):
 def missing_pass_shards(
     folder: RootedPath, shards: Sequence[ShardEntry], origin: str = ""
 ) -> list[ShardEntry]:
-    """Return the store's shards that this pass has no receipt for; for a committed pass those that lost a file.
+    """Return the store's shards that this pass has no commit marker for; for a committed pass those that lost a file.
 
-    The folder is named by a fingerprint that covers the store's shards, so a receipt in it belongs to this pass. A
-    receipt counts if the files that it lists exist.
+    The folder is named by a fingerprint that covers the store's shards, so a commit marker in it belongs to this pass.
+    A commit marker counts if the files that it lists exist.
 
     Args:
         folder: Folder of the pass.
@@ -91,14 +96,14 @@ def missing_pass_shards(
 
 def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
     sizes = [(folder / entry.path, entry.bytes) for entry in files]
-    return file_at(receipt_path(folder, shard.name)).is_file() and all(
+    return file_at(marker_path(folder, shard.name)).is_file() and all(
         has_size(*file_size) for file_size in sizes
     )
 
 
 def _is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:
-    path = receipt_path(folder, shard)
-    metadata = read_metadata(path, PASS_RECEIPT_SCHEMA)
+    path = marker_path(folder, shard)
+    metadata = read_metadata(path, PASS_MARKER_SCHEMA)
     if metadata is None or metadata.get("name") != shard:
         return False
     begun_by = metadata.get("origin", "")
@@ -110,19 +115,19 @@ def _is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:
     return all(has_size(folder / entry.path, entry.bytes) for entry in _files_of(path, metadata))
 
 
-def _read_receipt(folder: RootedPath, shard: ShardEntry) -> tuple[pa.Table, dict[str, Any], str]:
-    """Read a shard's receipt: its rows, its metadata, and the SHA-256 of its file."""
-    path = receipt_path(folder, shard.name)
-    return *read_receipt(path, PASS_RECEIPT_SCHEMA), file_at(path).sha256()
+def _read_marker(folder: RootedPath, shard: ShardEntry) -> tuple[pa.Table, dict[str, Any], str]:
+    """Read a shard's commit marker: its rows, its metadata, and the SHA-256 of its file."""
+    path = marker_path(folder, shard.name)
+    return *read_marker(path, PASS_MARKER_SCHEMA), file_at(path).sha256()
 
 
-def _files_of(receipt: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry, ...]:
-    """Return the files that a receipt lists. Raises ManifestError."""
+def _files_of(marker: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry, ...]:
+    """Return the files that a commit marker lists. Raises ManifestError."""
     try:
         return tuple(from_dict(FileEntry, file) for file in metadata["files"])
     except (EntryError, KeyError, TypeError) as error:
         raise ManifestError(
-            f"{receipt} is not a receipt of this version ({error}); {REWRITE}"
+            f"{marker} is not a commit marker of this version ({error}); {REWRITE}"
         ) from error
 
 
@@ -137,10 +142,10 @@ def write_pass_shard(
     origin: str = "",
     device: str = "",
 ) -> None:
-    """Write one whole shard and its receipt, which commits it.
+    """Write one whole shard and its commit marker, which commits it.
 
-    A shard with a receipt is left as it is: another process has finished it after this one was taken for lost, perhaps
-    on a GPU of another model, which has other last bits.
+    A shard with a commit marker is left as it is: another process has finished it after this one was taken for lost,
+    perhaps on a GPU of another model, which has other last bits.
 
     Args:
         fields: Fields of the pass.
@@ -164,9 +169,9 @@ def write_pass_shard(
         "array_row": range(first, first + len(keys)),
         "chunk_crc32c": written.chunk_crc32c,
     }
-    write_receipt(
-        receipt_path(fields.folder, name),
-        pa.Table.from_pydict(rows, schema=PASS_RECEIPT_SCHEMA),
+    write_marker(
+        marker_path(fields.folder, name),
+        pa.Table.from_pydict(rows, schema=PASS_MARKER_SCHEMA),
         {
             "name": name,
             "rows": len(keys),
@@ -211,7 +216,7 @@ def commit_pass(
     passport: Passport | None = None,
     fidelity: Mapping[str, float] | None = None,
 ) -> None:
-    """Combine the receipts and write the pass's manifest.
+    """Combine the commit markers and write the pass's manifest.
 
     Args:
         folder: Folder of the pass, whose shards are all annotated.
@@ -220,17 +225,17 @@ def commit_pass(
         fingerprint: Fingerprint of the pass.
         specs: Stored fields.
         shared_files: SHA-256 by path of the files that all shards share.
-        made_with: Entry of the manifest, like the next three; the devices of the receipts are added.
-        added: Entries of payloads.
+        made_with: Entry of the manifest, like the next three; the devices of the commit markers are added.
+        added: Entries of outputs.
         agreement: Agreement with float32; None if the pass was computed in float32.
         moved_features: Error of warped features; None if it was not measured.
         passport: Agreement with the teacher that targets of others are said to be of.
         fidelity: Lowest cosine of each lossy field of a pass whose values are stored already; None takes those of the
-            receipts.
+            commit markers.
 
     Raises:
         ConstantLogitsError: If the teacher produces the same logits for every record.
-        ManifestError: If a receipt is missing or damaged, or has other records than the store.
+        ManifestError: If a commit marker is missing or damaged, or has other records than the store.
     """
     lowest = dict[str, float]()
     same_logits = set[str | None]()
@@ -238,9 +243,9 @@ def commit_pass(
     num_rows = 0
     covers_all = description["selection"] is None
     with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
-        receipts = file_at(folder).read_each(partial(_read_receipt, folder), shards)
-        for shard, (rows, metadata, digest) in zip(shards, receipts, strict=True):
-            path = receipt_path(folder, shard.name)
+        markers = file_at(folder).read_each(partial(_read_marker, folder), shards)
+        for shard, (rows, metadata, digest) in zip(shards, markers, strict=True):
+            path = marker_path(folder, shard.name)
             keys = sha256_keys(rows["key"].to_pylist())
             if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
                 raise ManifestError(

@@ -1,4 +1,4 @@
-"""Deaths of processes at a shard: their number, in a file next to the receipts, and the record that caused them.
+"""Deaths of processes at a shard: their number, in a file next to the commit markers, and the record that caused them.
 
 A death without an exception (a segmentation fault, the kernel's out-of-memory killer, kill -9) leaves the shard's file
 behind. One may come from outside, so the next process at the shard works on it as if there was none. After a second
@@ -20,7 +20,7 @@ from typing import Any
 from permafrost.core.errors import UserError
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.receipts import RECEIPTS_FOLDER
+from permafrost.store.commit_markers import COMMITS_FOLDER
 
 DEATHS_SUFFIX = ".deaths"
 _MAX_BYTES = 64
@@ -42,7 +42,7 @@ class ShardDeaths:
     """Count of the processes that died at one shard of a store or a pass; a context manager around its work."""
 
     def __init__(self, folder: RootedPath, shard: str) -> None:
-        self.path = folder / RECEIPTS_FOLDER / f".{shard}{DEATHS_SUFFIX}"
+        self.path = folder / COMMITS_FOLDER / f".{shard}{DEATHS_SUFFIX}"
         self.shard = shard
         self.count = self._read() if file_at(self.path).is_file() else 0
 

@@ -40,17 +40,17 @@ Values = dict[str, "NDArray[Any]"]
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """Description of a shard's files for its receipt."""
+    """Description of a shard's files for its commit marker."""
 
     files: tuple[FileEntry, ...]
     chunk_crc32c: list[list[int]]
-    """CRC-32C of the inner chunks that contain each row (PASS_RECEIPT_SCHEMA); empty lists without inner
+    """CRC-32C of the inner chunks that contain each row (PASS_MARKER_SCHEMA); empty lists without inner
     chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredShard:
-    """Shard of a committed pass, as its manifest and its receipt describe it."""
+    """Shard of a committed pass, as its manifest and its commit marker describe it."""
 
     position: int
     """Position among the shards of the pass."""
@@ -291,7 +291,7 @@ def in_range(spec: FieldSpec, values: NDArray[Any], num_classes: int) -> NDArray
         num_classes: Number of the teacher's classes.
     """
     good: NDArray[np.bool_] = np.isfinite(values)
-    if spec.name == "explained_class":
+    if spec.name == "target_class":
         good = (values >= NO_CLASS) & (values < num_classes)
     elif spec.codec == "maxabs":
         good &= np.abs(decode_unit(values)) <= 1

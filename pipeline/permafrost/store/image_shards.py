@@ -1,4 +1,4 @@
-"""Packing of planned records into a shard of images, or of a table's rows, and its receipt.
+"""Packing of planned records into a shard of images, or of a table's rows, and its commit marker.
 
 A shard is a tar of the store's own, or an external tar that is indexed in place.
 """
@@ -20,6 +20,7 @@ from permafrost.core.progress import count_records
 from permafrost.core.records import NO_LABEL, NO_SIZE, Box, Content, Record, Source
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, user_path
+from permafrost.store.commit_markers import marker_path, marker_table, write_marker
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.image_decoding import (
@@ -32,7 +33,6 @@ from permafrost.store.image_decoding import (
     turn_box,
     turn_mask,
 )
-from permafrost.store.receipts import receipt_path, receipt_table, write_receipt
 from permafrost.store.record_form import ImageForm, RecordForm, RowForm, resize_pixels
 from permafrost.store.shard_plan import ShardPlan
 from permafrost.store.shards import ShardEntry
@@ -62,7 +62,7 @@ class Packing:
     """Image whose pixels boxes and masks count."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the options that determine a shard's bytes, for its receipt."""
+        """Return the options that determine a shard's bytes, for its commit marker."""
         if self.columns is not None:
             return {"columns": list(self.columns)}
         size = None if self.form == "original" or self.size is None else list(self.size)
@@ -104,14 +104,14 @@ def write_image_shard(
     dataset_fingerprint: str,
     committed: str | None = None,
 ) -> ShardEntry:
-    """Write one shard's tar and then, as its commit, its receipt; for a referenced tar only the receipt.
+    """Write one shard's tar and then its commit marker; for a referenced tar only the commit marker.
 
     Args:
         store: Folder of the store.
         plan: Shard to write.
         source: Source of the records.
         packing: Form in which records are stored.
-        dataset_fingerprint: Fingerprint of the dataset, for the receipt.
+        dataset_fingerprint: Fingerprint of the dataset, for the commit marker.
         committed: SHA-256 of the shard's file in the committed store; None if the store was not committed.
 
     Raises:
@@ -134,9 +134,9 @@ def write_image_shard(
             referenced=plan.reference is not None,
             **file,
         )
-        write_receipt(
-            receipt_path(store, plan.name),
-            receipt_table(rows),
+        write_marker(
+            marker_path(store, plan.name),
+            marker_table(rows),
             {
                 "entry": asdict(entry),
                 "planned_keys_sha256": sha256_keys(list(records)),
@@ -370,7 +370,7 @@ def _index_in_place(
 def _row(
     plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset: int
 ) -> dict[str, Any]:
-    """Return a record's row of the receipt."""
+    """Return a record's row of the commit marker."""
     record, content = image.record, image.content
     return {
         "key": record.key,

@@ -1,7 +1,7 @@
 """Writing of the tables of a store that is committed: its index, its shards and the records that were left out.
 
-They are written while one receipt after another is read, so memory does not grow with the number of records. The rows
-arrive shard by shard, and the header of a column's file has their number. Each column is therefore collected in a
+They are written while one commit marker after another is read, so memory does not grow with the number of records. The
+rows arrive shard by shard, and the header of a column's file has their number. Each column is therefore collected in a
 temporary file without a name, from which its file is written.
 """
 
@@ -23,8 +23,8 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import RowWriter, write_rows
 from permafrost.store.codecs import npy_header
 from permafrost.store.columns import COLUMNS, INDEX_FOLDER, LISTS, NUMBERS, OFFSETS
+from permafrost.store.commit_markers import has_many_labels
 from permafrost.store.entries import FileEntry
-from permafrost.store.receipts import has_many_labels
 from permafrost.store.shards import (
     SHARDS_NAME,
     SKIPPED_NAME,
@@ -70,16 +70,16 @@ class IndexWriter:
             with suppress(OSError):  # it writes what is left in memory, which is never read
                 file.close()
 
-    def append(self, receipt: pa.Table) -> None:
-        """Append the rows of a shard's receipt."""
-        columns = columns_of_receipt(receipt)
+    def append(self, marker: pa.Table) -> None:
+        """Append the rows of a shard's commit marker."""
+        columns = columns_of_marker(marker)
         for name in LISTS:
             ends = columns[f"{name}{OFFSETS}"][1:]
             columns[f"{name}{OFFSETS}"] = self._ends[name] + ends
             self._ends[name] += len(columns[name])
         for name, values in columns.items():
             self._append(name, values)
-        self.num_records += receipt.num_rows
+        self.num_records += marker.num_rows
 
     def finish(self) -> dict[str, FileEntry]:
         """Write the file of each column atomically, and describe them."""
@@ -106,9 +106,9 @@ class IndexWriter:
         )
 
 
-def columns_of_receipt(receipt: pa.Table) -> dict[str, NDArray[Any]]:
-    """Return the columns of the index of a shard's receipt, with offsets from 0."""
-    table = {name: receipt[name].combine_chunks() for name in receipt.column_names}
+def columns_of_marker(marker: pa.Table) -> dict[str, NDArray[Any]]:
+    """Return the columns of the index of a shard's commit marker, with offsets from 0."""
+    table = {name: marker[name].combine_chunks() for name in marker.column_names}
     columns = {name: table[name].to_numpy() for name in NUMBERS}
     digests = bytes.fromhex("".join(table["image_sha256"].to_pylist()))
     columns["image_sha256"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
@@ -173,16 +173,16 @@ class StoreTablesWriter:
         """Number of records so far."""
         return self._index.num_records
 
-    def append(self, entry: ShardEntry, rows: pa.Table, receipt_sha256: str) -> None:
+    def append(self, entry: ShardEntry, rows: pa.Table, marker_sha256: str) -> None:
         """Append a shard.
 
         Args:
             entry: The shard.
-            rows: Rows of its receipt.
-            receipt_sha256: SHA-256 of the receipt's file.
+            rows: Rows of its commit marker.
+            marker_sha256: SHA-256 of the commit marker's file.
         """
         self._index.append(rows)
-        self._shards.append(**shard_row(entry, receipt_sha256))
+        self._shards.append(**shard_row(entry, marker_sha256))
         self._multi_label = self._multi_label or has_many_labels(rows)
 
     def skip(self, records: Iterable[dict[str, str]]) -> None:

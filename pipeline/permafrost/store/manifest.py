@@ -314,7 +314,7 @@ class PassManifest:
     follows: str | None = None
     """Fingerprint of the pass over the first generation whose options and measures this one has; None for that one."""
     added: dict[str, Any] = field(default_factory=dict)
-    """Entries that payloads say of the teacher (PayloadInfo.describe), by name; covered by the fingerprint."""
+    """Entries that outputs say of the teacher (OutputInfo.describe), by name; covered by the fingerprint."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions, device, size of the network and name of the weights, for information only; not covered by the
     fingerprint. It has no time, as a pass depends on its inputs alone."""
@@ -355,12 +355,12 @@ class PassManifest:
         shapes = {spec.name: spec.shape for spec in self.fields}
         self._check_logits(shapes)
         require_entry(
-            "map" not in shapes or self.explainer.keys() >= {"kind", "explained_classes"},
+            "map" not in shapes or self.explainer.keys() >= {"kind", "target_classes"},
             "explainer does not say what made the maps, and of which classes",
         )
 
     def entries(self, cls: type[D]) -> D | None:
-        """Return the entries that a payload has added.
+        """Return the entries that an output has added.
 
         Args:
             cls: Dataclass whose fields have the names of the entries.
@@ -449,7 +449,7 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         "preprocessing": (dict, False),
         "format": (dict, False),
     },
-    "explainer": {"kind": (str, False), "explained_classes": (str, False)},
+    "explainer": {"kind": (str, False), "target_classes": (str, False)},
 }
 """Type of each entry of a pass's sections that readers use, and whether it is required. Lists are of mappings."""
 

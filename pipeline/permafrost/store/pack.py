@@ -58,7 +58,7 @@ class Damages(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PackShard:
-    """Task that packs one shard: ShardPlan -> its tar and its receipt.
+    """Task that packs one shard: ShardPlan -> its tar and its commit marker.
 
     Picklable. It opens nothing until it is called, and running it again writes the same bytes.
     """
@@ -242,7 +242,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     remove_partial_files(path, keep=in_use)
     committed = committed_store(path)
     digests = {} if committed is None else {shard.name: shard.sha256 for shard in committed.shards}
-    for shard in plan.missing:  # before any receipt names a tar at its other place
+    for shard in plan.missing:  # before any commit marker names a tar at its other place
         if shard.reference is not None and shard.name in digests:
             tar = user_path(shard.reference)
             require_same_shard(tar, shard.name, file_at(tar).sha256(), digests[shard.name])

@@ -23,6 +23,12 @@ from permafrost.core.errors import FileError, UserError
 from permafrost.storage.addresses import Bucket
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath, rooted
+from permafrost.store.commit_markers import (
+    COMMITS_FOLDER,
+    PASS_MARKER_SCHEMA,
+    marker_path,
+    read_marker,
+)
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values, WebDatasetFields
 from permafrost.store.index import RecordIndex
@@ -38,12 +44,6 @@ from permafrost.store.manifest import (
     read_store_manifest,
 )
 from permafrost.store.projections import Projection, open_projection
-from permafrost.store.receipts import (
-    PASS_RECEIPT_SCHEMA,
-    RECEIPTS_FOLDER,
-    read_receipt,
-    receipt_path,
-)
 from permafrost.store.record_form import RecordForm, form_of
 from permafrost.store.row_reader import Rows
 from permafrost.store.shards import JoinedShards, PassShardTable, ShardEntry, ShardTable
@@ -354,12 +354,12 @@ class Store:
         return self._open(matches[0])
 
     def _describe_passes(self, folders: Sequence[RootedPath]) -> str:
-        """List passes with the weights and the payloads by which they can be told apart."""
+        """List passes with the weights and the outputs by which they can be told apart."""
         lines = []
         for folder in folders[:_MAX_NAMED]:
             made = self._open(folder).manifest
-            payloads = (f.name for f in made.fields if not f.name.endswith(("_scale", "_class")))
-            details = filter(None, [made.made_with.get("weights", ""), *payloads])
+            outputs = (f.name for f in made.fields if not f.name.endswith(("_scale", "_class")))
+            details = filter(None, [made.made_with.get("weights", ""), *outputs])
             lines.append(f"{folder.name} ({', '.join(details)})")
         return "; ".join([*lines, *(folder.name for folder in folders[_MAX_NAMED:])]) or "none"
 
@@ -638,7 +638,7 @@ class TeacherPass:
             return self.store.index.shard_keys(self.store.shards.number_of(shard.name))
         if self.shards.number_of(shard.name) < 0:
             return []
-        keys: list[str] = self._receipt(shard)["key"].to_pylist()
+        keys: list[str] = self._marker(shard)["key"].to_pylist()
         return keys
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
@@ -650,7 +650,7 @@ class TeacherPass:
         return np.array([covered.get(key, -1) for key in keys], np.int64)
 
     def covers_shard(self, shard: ShardEntry) -> bool:
-        """Return whether it covers every record of an image shard; reads no receipt."""
+        """Return whether it covers every record of an image shard; reads no commit marker."""
         if self.manifest.selection is None:
             return True
         position = self.shards.number_of(shard.name)
@@ -678,28 +678,29 @@ class TeacherPass:
         shapes = [spec.shape for spec in self.manifest.fields if spec.name == "map"]
         return "x".join(map(str, shapes[0][-2:])) if shapes else ""
 
-    def fields_of(self, payload: str) -> list[str]:
-        """Return the fields of a payload without their scales; empty if the pass does not contain it.
+    def fields_of(self, output_name: str) -> list[str]:
+        """Return the fields of an output without their scales; empty if the pass does not contain it.
 
         Args:
-            payload: Name such as attention, class_maps, features or pooled.
+            output_name: Name such as maps, attention, class_maps, features or pooled.
         """
+        stem = "map" if output_name == "maps" else output_name
         return [
             spec.name
             for spec in self.manifest.fields
-            if spec.name == payload
-            or (spec.name.startswith(f"{payload}_") and not spec.name.endswith("_scale"))
+            if spec.name == stem
+            or (spec.name.startswith(f"{stem}_") and not spec.name.endswith("_scale"))
         ]
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
         """Describe where the rows of an image shard are stored in this pass, and their checksums.
 
         Raises:
-            ManifestError: If the shard's receipt is missing or damaged, or does not fit the manifest.
+            ManifestError: If the shard's commit marker is missing or damaged, or does not fit the manifest.
         """
-        receipt = receipt_path(self.folder, shard.name)
-        if receipt.name not in self._receipts:
-            raise ManifestError(f"{receipt} is missing; {REPAIR}")
+        marker = marker_path(self.folder, shard.name)
+        if marker.name not in self._markers:
+            raise ManifestError(f"{marker} is missing; {REPAIR}")
         position = self.shards.number_of(shard.name)
         entry = self.shards[position]
         odd = {file.path for file in entry.files} ^ set(
@@ -721,21 +722,21 @@ class TeacherPass:
         )
         if not self.fields.inner_chunks_of_a_row():
             return described
-        checksums = self._receipt(shard)["chunk_crc32c"].combine_chunks()
+        checksums = self._marker(shard)["chunk_crc32c"].combine_chunks()
         flat = checksums.flatten().to_numpy(zero_copy_only=False)
         if keys and len(flat) % len(keys):
-            raise ManifestError(f"{receipt} has uneven rows; run permafrost verify")
+            raise ManifestError(f"{marker} has uneven rows; run permafrost verify")
         shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
 
     @cached_property
-    def _receipts(self) -> frozenset[str]:
-        """Names of the receipts, listed once in place of a question for each."""
-        return file_at(self.folder / RECEIPTS_FOLDER).file_names()
+    def _markers(self) -> frozenset[str]:
+        """Names of the commit markers, listed once in place of a question for each."""
+        return file_at(self.folder / COMMITS_FOLDER).file_names()
 
-    def _receipt(self, shard: ShardEntry) -> pa.Table:
-        digest = self.shards.receipt_sha256(self.shards.number_of(shard.name))
-        return read_receipt(receipt_path(self.folder, shard.name), PASS_RECEIPT_SCHEMA, digest)[0]
+    def _marker(self, shard: ShardEntry) -> pa.Table:
+        digest = self.shards.marker_sha256(self.shards.number_of(shard.name))
+        return read_marker(marker_path(self.folder, shard.name), PASS_MARKER_SCHEMA, digest)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process reads the table of shards itself.

@@ -1,4 +1,4 @@
-"""Repair of a finished store that has lost files: its tables from the receipts, its shards from the data.
+"""Repair of a finished store that has lost files: its tables from the commit markers, its shards from the data.
 
 Lost shards of a store of one generation are missing ones of its packing (pack.py). Where there are several generations,
 the listed records are compared with the store first, and each generation is packed again as it was.
@@ -24,13 +24,13 @@ from permafrost.store.shard_plan import ShardPlan
 
 
 def restore_tables(path: RootedPath) -> None:
-    """Write lost tables of a store of several generations again, from the receipts. Others are left as they are.
+    """Write lost tables of a store of several generations again, from the commit markers. Others are left as they are.
 
     Args:
         path: Folder of the store, which this process has locked.
 
     Raises:
-        ManifestError: If a receipt is missing or damaged.
+        ManifestError: If a commit marker is missing or damaged.
     """
     if not file_at(path / MANIFEST_NAME).exists() or not needs_commit(path):
         return

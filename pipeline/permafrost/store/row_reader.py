@@ -67,7 +67,7 @@ class InnerChunkRows:
 
     The file contains the inner chunks in any order, then the offset and the length of each (u64, in C order of the
     grid of inner chunks), then the CRC-32C of those. An inner chunk is Blosc data if it is compressed, followed by
-    its own CRC-32C. This checksum shows that the chunk is whole. The pass's receipt also contains it, which shows
+    its own CRC-32C. This checksum shows that the chunk is whole. The pass's commit marker also contains it, which shows
     that it is the right chunk.
     """
 
@@ -102,7 +102,9 @@ class InnerChunkRows:
         self._entry = entry
         self._checksums = checksums
         if checksums.shape != (shape[0], shape[1] // inner[1]):
-            raise ManifestError(f"{path} has no checksums of its chunks in the receipt; {REPAIR}")
+            raise ManifestError(
+                f"{path} has no checksums of its chunks in the commit marker; {REPAIR}"
+            )
         try:
             with self._open() as file:
                 size = open_size(file)
@@ -149,7 +151,7 @@ class InnerChunkRows:
             raise ManifestError(f"{self.path} cannot be read ({error}); {REREAD}") from error
         if len(data) != length or data[-CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
             raise ManifestError(
-                f"{self.path} is damaged: inner chunk {chunk} is not the one in its receipt; {REREAD}"
+                f"{self.path} is damaged: inner chunk {chunk} is not the one in its commit marker; {REREAD}"
             )
         return decode_chunk(
             data,

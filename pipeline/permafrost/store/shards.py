@@ -62,7 +62,7 @@ class TableFile(Sequence[T], Generic[T]):
             return self.schema.empty_table()
         advice = (
             f"delete {self.folder / 'manifest.json'} and run permafrost precompute again, which writes both again from "
-            "the receipts"
+            "the commit markers"
         )
         table = read_table(self.path, self.schema, self.file.sha256, (advice, advice))
         self._check(table)
@@ -171,7 +171,7 @@ _SHA256 = pa.binary(32)
 
 
 class NamedShards(TableFile[T]):
-    """Table of shards with a name and the SHA-256 of a receipt."""
+    """Table of shards with a name and the SHA-256 of a commit marker."""
 
     _last_found = -1
 
@@ -190,13 +190,13 @@ class NamedShards(TableFile[T]):
         self._last_found = number if number >= 0 else self._last_found
         return number
 
-    def receipt_sha256(self, number: int) -> str:
-        """Return the SHA-256 of a shard's receipt.
+    def marker_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's commit marker.
 
         Args:
             number: Number of the shard in the table.
         """
-        return str(self.table["receipt_sha256"][number].as_py().hex())
+        return str(self.table["marker_sha256"][number].as_py().hex())
 
     def _check(self, table: pa.Table) -> None:
         if pc.count_distinct(table["name"]).as_py() < table.num_rows:
@@ -215,7 +215,7 @@ class ShardTable(NamedShards[ShardEntry]):
         sha256=_SHA256,
         keys_sha256=_SHA256,
         referenced=pa.bool_(),
-        receipt_sha256=_SHA256,
+        marker_sha256=_SHA256,
     )
 
     def _entry(self, row: dict[str, Any]) -> ShardEntry:
@@ -286,11 +286,7 @@ class PassShardTable(NamedShards[PassShard]):
     """Shards of a teacher pass, in the order of its arrays."""
 
     schema = table_schema(
-        name=pa.string(),
-        rows=pa.int64(),
-        keys_sha256=_SHA256,
-        receipt_sha256=_SHA256,
-        files=_FILES,
+        name=pa.string(), rows=pa.int64(), keys_sha256=_SHA256, marker_sha256=_SHA256, files=_FILES
     )
 
     def _entry(self, row: dict[str, Any]) -> PassShard:
@@ -363,25 +359,25 @@ class SkippedTable(TableFile[dict[str, str]]):
         return row
 
 
-def shard_row(entry: ShardEntry, receipt_sha256: str) -> dict[str, Any]:
+def shard_row(entry: ShardEntry, marker_sha256: str) -> dict[str, Any]:
     """Return a shard's row of a ShardTable.
 
     Args:
         entry: The shard.
-        receipt_sha256: SHA-256 of its receipt's file.
+        marker_sha256: SHA-256 of its commit marker's file.
     """
-    row = asdict(entry) | {"receipt_sha256": receipt_sha256}
+    row = asdict(entry) | {"marker_sha256": marker_sha256}
     return row | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
 
 
-def pass_shard_row(entry: PassShard, receipt_sha256: str) -> dict[str, Any]:
+def pass_shard_row(entry: PassShard, marker_sha256: str) -> dict[str, Any]:
     """Return a shard's row of a PassShardTable.
 
     Args:
         entry: The shard.
-        receipt_sha256: SHA-256 of its receipt's file.
+        marker_sha256: SHA-256 of its commit marker's file.
     """
-    row = asdict(entry) | {"receipt_sha256": receipt_sha256}
+    row = asdict(entry) | {"marker_sha256": marker_sha256}
     files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]
     return (
         row
@@ -390,4 +386,4 @@ def pass_shard_row(entry: PassShard, receipt_sha256: str) -> dict[str, Any]:
     )
 
 
-_DIGESTS = ("sha256", "keys_sha256", "receipt_sha256")
+_DIGESTS = ("sha256", "keys_sha256", "marker_sha256")

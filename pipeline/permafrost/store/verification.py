@@ -19,10 +19,17 @@ from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.commit import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
+from permafrost.store.commit_markers import (
+    COMMITS_FOLDER,
+    MARKER_SCHEMA,
+    has_many_labels,
+    marker_path,
+    read_marker,
+)
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.fields import Values, in_range
-from permafrost.store.index_writer import columns_of_receipt, is_table
+from permafrost.store.index_writer import columns_of_marker, is_table
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     TEACHERS_FOLDER,
@@ -34,13 +41,6 @@ from permafrost.store.manifest import (
 )
 from permafrost.store.projections import open_projection
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.store.receipts import (
-    RECEIPT_SCHEMA,
-    RECEIPTS_FOLDER,
-    has_many_labels,
-    read_receipt,
-    receipt_path,
-)
 from permafrost.store.shards import SHARDS_NAME, ShardEntry
 from permafrost.store.tars import recovery_hint
 
@@ -150,8 +150,8 @@ _SHARDS_STEM = SHARDS_NAME.partition(".")[0]
 def verify_store(path: AnyPath) -> Iterator[str]:
     """Yield every problem of a store and its passes, as one line that names the file, the shard or the record.
 
-    If a manifest is damaged, the files that it covers are compared with the receipts, which have their own digests.
-    Links that may not be there come first; if there are any, nothing is read.
+    If a manifest is damaged, the files that it covers are compared with the commit markers, which have their own
+    digests. Links that may not be there come first; if there are any, nothing is read.
     Memory grows by 16 bytes per record, for the digests that find a key twice, and by the paths of the files.
     """
     folder = RootedPath.of(path)
@@ -168,7 +168,7 @@ def _verify_contents(path: RootedPath) -> Iterator[str]:
                 pass
     except (ManifestError, StoreMismatchError, FileError) as error:
         yield str(error)
-        yield from _verify_receipts(path)
+        yield from _verify_markers(path)
         store = None
     sound = store is not None
     if store is not None:
@@ -218,8 +218,8 @@ def _verify_own_files(store: Store) -> Iterator[str]:
         yield from _verify_shard(store.folder, shard)
         if not shard.referenced:
             known.add(shard.path)
-        receipt = receipt_path(store.folder, shard.name).below(store.folder)
-        yield from verify_file(store.folder, receipt, store.shards.receipt_sha256(number), known)
+        marker = marker_path(store.folder, shard.name).below(store.folder)
+        yield from verify_file(store.folder, marker, store.shards.marker_sha256(number), known)
     yield from unknown_files(
         store.folder,
         known,
@@ -243,17 +243,17 @@ def _verify_shard(path: RootedPath, shard: ShardEntry) -> Iterator[str]:
             yield f"{file} has sha256 {digest[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
 
 
-def _verify_receipts(path: RootedPath) -> Iterator[str]:
-    """Check the receipts of a store with an unreadable manifest, and the shards against them."""
-    for receipt in file_at(path / RECEIPTS_FOLDER).paths("*.parquet"):
+def _verify_markers(path: RootedPath) -> Iterator[str]:
+    """Check the commit markers of a store with an unreadable manifest, and the shards against them."""
+    for marker in file_at(path / COMMITS_FOLDER).paths("*.parquet"):
         try:
-            table, metadata = read_receipt(receipt, RECEIPT_SCHEMA)
+            table, metadata = read_marker(marker, MARKER_SCHEMA)
             shard = from_dict(ShardEntry, metadata["entry"])
         except (ManifestError, EntryError, KeyError, FileError) as error:
-            yield str(error) if str(receipt) in str(error) else f"{receipt} is damaged: {error}"
+            yield str(error) if str(marker) in str(error) else f"{marker} is damaged: {error}"
             continue
         if sha256_keys(table["key"].to_pylist()) != shard.keys_sha256:
-            yield f"{receipt} does not have the keys of its entry"
+            yield f"{marker} does not have the keys of its entry"
         yield from _verify_shard(path, shard)
 
 
@@ -291,8 +291,8 @@ def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterato
         for number, shard in enumerate(shards):
             for file in shard.files:
                 yield from verify_file(folder, file.path, file.sha256, known, file.bytes)
-            receipt = receipt_path(folder, shard.name).below(folder)
-            yield from verify_file(folder, receipt, shards.receipt_sha256(number), known)
+            marker = marker_path(folder, shard.name).below(folder)
+            yield from verify_file(folder, marker, shards.marker_sha256(number), known)
     except ManifestError as error:
         yield str(error)
         return
@@ -316,7 +316,7 @@ def _verify_artifact(folder: RootedPath) -> Iterator[str]:
 
 
 def _verify_index(store: Store) -> Iterator[str]:
-    """Compare the index with the receipts, shard by shard, and the keys with each other."""
+    """Compare the index with the commit markers, shard by shard, and the keys with each other."""
     index, manifest = store.index, store.manifest
     for number, part in enumerate(manifest.packed_parts()):
         shards = manifest.part(number, number + 1).shards
@@ -332,23 +332,23 @@ def _verify_index(store: Store) -> Iterator[str]:
         try:
             index.require_possible(store.rows_of_shard(number))
             keys = index.shard_keys(number)
-            receipt, _ = read_receipt(receipt_path(store.folder, shard.name), RECEIPT_SCHEMA)
+            marker, _ = read_marker(marker_path(store.folder, shard.name), MARKER_SCHEMA)
         except ManifestError as error:
             yield str(error)
             continue
         hashes.add(keys)
-        many_labels = many_labels or has_many_labels(receipt)
+        many_labels = many_labels or has_many_labels(marker)
         columns = index.columns_of_shard(number)
         same = (
-            set(receipt["split"].to_pylist()) <= {shard.split}
-            and receipt["row"].to_pylist() == [*range(len(keys))]
+            set(marker["split"].to_pylist()) <= {shard.split}
+            and marker["row"].to_pylist() == [*range(len(keys))]
             and all(
                 values.tobytes() == columns[name].tobytes()
-                for name, values in columns_of_receipt(receipt).items()
+                for name, values in columns_of_marker(marker).items()
             )
         )
         if not same:
-            yield f"shard {shard.name}: receipt and index differ"
+            yield f"shard {shard.name}: commit marker and index differ"
     if not hashes.are_unique():
         yield f"{store.path}: the index contains a key twice"
     if many_labels != manifest.multi_label:

@@ -336,7 +336,7 @@ def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:
     }
     attributes["padding"] = str(_padding(spec.dtype))
     attributes["array_row"] = (
-        "place of the shard * rows_per_shard + row in the shard, or column array_row of receipts/<shard>.parquet where "
+        "place of the shard * rows_per_shard + row in the shard, or column array_row of commits/<shard>.parquet where "
         "the pass covers a selection"
     )
     if spec.codec == "maxabs":

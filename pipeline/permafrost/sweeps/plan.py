@@ -1,4 +1,4 @@
-"""The students of a sweep: every arm with every point of the grid that applies to it, and every seed."""
+"""The students of a sweep: every variant with every grid point that applies to it, and every seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from permafrost.training.student_passes import open_passes, open_student_store, 
 
 _ANY_RUN = "untitled"
 """Name that stands for the sweep's in the digests of its students."""
-_OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
+_OWN_SECTIONS = ("variants", "grid", "select", "seeds", "parallel", "run")
 
 
 def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
@@ -36,17 +36,17 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
 
     Args:
         config: Options of the sweep.
-        base: Overrides from the command line, shared by all arms.
+        base: Overrides from the command line, shared by all variants.
 
     Raises:
-        ConfigError: If arms, grid or options do not fit.
+        ConfigError: If variants, grid or options do not fit.
     """
     shared = [argument for argument in base if section_of(argument) not in _OWN_SECTIONS]
     folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
     records = PassRecords(folders)
     known: set[str] = set()
     planned: list[Student] = []
-    for arm, overrides in config.arms.items():
+    for variant, overrides in config.variants.items():
         arguments = [*shared, "trainer.num_threads=1", *overrides]
         for point in _points(arguments, config.grid):
             known |= set(point)
@@ -59,7 +59,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
                 trained, evaluate = _limit_threads(trained, evaluate, cores)
             require(
                 trained.trainer.ranks == 1 or config.executor == "serial",
-                f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for resources of other "
+                f"trainer.ranks={trained.trainer.ranks} in variant {variant}: ranks would wait for resources of other "
                 "students; set executor=serial or trainer.ranks=1",
             )
             require(
@@ -72,10 +72,10 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
-            planned.append(_plan_student(arm, point, trained, evaluate, records))
+            planned.append(_plan_student(variant, point, trained, evaluate, records))
     for option in config.grid:
         require(
-            option in known, f"grid: no arm has the option {option}; correct it or leave it out"
+            option in known, f"grid: no variant has the option {option}; correct it or leave it out"
         )
     # Seeds are outermost, so that the students that finish first are comparable.
     students = [
@@ -85,8 +85,8 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     for student in students:
         require(
             names.count(student.name) == 1,
-            f"grid: two points result in the same student of arm {student.arm}, one of them "
-            f"{point_label(student.point)}; name each value once, and an option that changes only some arms in arms",
+            f"grid: two points result in the same student of variant {student.variant}, one of them "
+            f"{point_label(student.point)}; name each value once, and an option of only some variants in `variants`",
         )
     return [_with_baselines(student, students) for student in students]
 
@@ -120,15 +120,15 @@ def _with_splits(evaluate: EvaluateConfig) -> EvaluateConfig:
 
 
 def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
-    """Replace evaluator baselines that are arms by that arm's student with the same seed, or None for its own arm."""
+    """Replace evaluator baselines that are variants by their student of the same seed, or None for its own variant."""
     runs: dict[str, str | None] = {}
-    for arm in student.evaluate.baselines & {other.arm for other in students}:
-        of_arm = {
+    for name in student.evaluate.baselines & {other.variant for other in students}:
+        points = {
             other.name: other.point
             for other in students
-            if (other.arm, other.seed) == (arm, student.seed)
+            if (other.variant, other.seed) == (name, student.seed)
         }
-        runs[arm] = None if arm == student.arm else matching_run(arm, student.point, of_arm)
+        runs[name] = None if name == student.variant else matching_run(name, student.point, points)
     return replace(student, evaluate=student.evaluate.with_baselines(runs)) if runs else student
 
 
@@ -139,7 +139,7 @@ def baselines_first(students: Sequence[Student]) -> list[Student]:
 
 
 def _points(arguments: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
-    """Iterate over the points of the options that an arm has.
+    """Iterate over the points of the options that a variant has.
 
     A choice of a config group, such as optimizer: [adam, sgd], may determine these options.
     """
@@ -159,7 +159,7 @@ def _with_seed(student: Student, sweep: str, seed: int) -> Student:
     trained = replace(student.distill, seed=seed)
     values = identity(to_plain_dict(trained), DistillConfig) | {"run": _ANY_RUN}
     digest = sha256_json([values, student.fingerprints])
-    name = f"{sweep}/{STUDENTS}/{student.arm}-seed{seed}-{digest[:8]}"
+    name = f"{sweep}/{STUDENTS}/{student.variant}-seed{seed}-{digest[:8]}"
     return replace(
         student,
         seed=seed,
@@ -169,12 +169,12 @@ def _with_seed(student: Student, sweep: str, seed: int) -> Student:
 
 
 def _plan_student(
-    arm: str, point: Point, trained: DistillConfig, evaluate: EvaluateConfig, records: PassRecords
+    name: str, point: Point, trained: DistillConfig, evaluate: EvaluateConfig, records: PassRecords
 ) -> Student:
     """Return a student of any seed, with the full names of its passes, and what it reads.
 
     Args:
-        arm: Name of the arm.
+        name: Name of the variant.
         point: Point of the grid.
         trained: Options of the training.
         evaluate: Options of the evaluation.
@@ -192,7 +192,7 @@ def _plan_student(
         evaluated, compared = open_evaluation_store(evaluate, evaluate.store.teacher, records)
     is_named = bool(evaluate.store.teacher) and not passes and against is None
     return Student(
-        arm=arm,
+        variant=name,
         point=point,
         seed=trained.seed,
         distill=trained,
@@ -205,13 +205,13 @@ def _plan_student(
     )
 
 
-def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:
-    """Return the only run of an arm whose grid options agree with those of `point`.
+def matching_run(variant: str, point: Point, candidates: Mapping[str, Point]) -> str:
+    """Return the only run of a variant whose grid options agree with those of `point`.
 
     Args:
-        arm: Name of the arm, for the message.
-        point: Point of a student of another arm.
-        candidates: Point of each run of the arm.
+        variant: Name of the variant, for the message.
+        point: Point of a student of another variant.
+        candidates: Point of each run of the variant.
 
     Raises:
         ConfigError: If several runs agree, or none.
@@ -223,7 +223,7 @@ def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str
     ]
     require(
         len(matches) == 1,
-        f"baseline={arm} names an arm with {len(matches)} students that match one point of another arm; name an arm "
-        "without separate options in grid",
+        f"baseline={variant} names a variant with {len(matches)} students that match one point of another variant; "
+        "name a variant without separate options in grid",
     )
     return matches[0]

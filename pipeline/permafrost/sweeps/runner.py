@@ -1,6 +1,6 @@
 """A student of a sweep, and the execution of the unfinished ones with progress and errors.
 
-Not here: search strategies and early stopping of poor points. Every point of a grid is trained to its last epoch.
+Not here: search strategies and early stopping of poor points. Every grid point is trained to its last epoch.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class StudentRun:
 class Student:
     """One student of the sweep."""
 
-    arm: str
+    variant: str
     point: Point
-    """Point of the grid, restricted to the options that its arm has."""
+    """Point of the grid, restricted to the options that its variant has."""
     seed: int
     distill: DistillConfig
     evaluate: EvaluateConfig
@@ -124,7 +124,7 @@ class Student:
     def row(self) -> dict[str, Any]:
         """Row of the student in sweep.json, whose folder is relative to the folder of the sweep."""
         folder = f"{STUDENTS}/{self.name.rpartition('/')[2]}"
-        return {"arm": self.arm, "point": self.point, "seed": self.seed, "run": folder}
+        return {"variant": self.variant, "point": self.point, "seed": self.seed, "run": folder}
 
     def final_run(self) -> StudentRun:
         """Return the run that computes its metrics on evaluate.splits."""

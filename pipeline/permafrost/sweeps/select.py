@@ -1,4 +1,4 @@
-"""Selection of the point of each arm to report, and of epochs, by metrics on splits that are not reported."""
+"""Selection of the point of each variant to report, and of epochs, by metrics on splits that are not reported."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def check_reported_epochs(trained: DistillConfig, evaluate: EvaluateConfig) -> N
 def choose(
     students: Sequence[Student], split: str, metric: str
 ) -> tuple[list[dict[str, Any]], list[Student]]:
-    """Choose the best point of each arm by the mean of the metric over its seeds.
+    """Choose the best point of each variant by the mean of the metric over its seeds.
 
-    An arm with a missing student is skipped.
+    A variant with a missing student is skipped.
 
     Args:
         students: All students of the sweep.
@@ -97,7 +97,7 @@ def choose(
         metric: Name of the metric.
 
     Returns:
-        All evaluated students as rows with their values, and the students of each arm's best point.
+        All evaluated students as rows with their values, and the students of each variant's best point.
 
     Raises:
         ConfigError: If the metrics of an evaluated student lack this one.
@@ -107,11 +107,11 @@ def choose(
         for student in students
         if student.selection_run(split, metric).is_done
     }
-    arms: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    variants: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for student in students:
-        arms[student.arm][point_label(student.point)].append(student.name)
+        variants[student.variant][point_label(student.point)].append(student.name)
     chosen: set[str] = set()
-    for arm, points in arms.items():
+    for variant, points in variants.items():
         candidates = list(points.values())
         if all(name in values for names in candidates for name in names):
             means = [mean(values[name] for name in names) for names in candidates]
@@ -121,8 +121,8 @@ def choose(
             chosen |= set(candidates[best])
             if (tied := means.count(means[best])) > 1:
                 logger.warning(
-                    "arm %s: %d points of the grid have the same %s, %.4f; the first is selected, %s",
-                    arm,
+                    "variant %s: %d grid points have the same %s, %.4f; the first is selected, %s",
+                    variant,
                     tied,
                     f"{split}.{metric}",
                     means[best],

@@ -275,7 +275,7 @@ class StudentPlan(TrainingJob):
                 rows,
                 passes,
                 num_classes=num_classes,
-                payload=[loss.payloads_of(teacher.name) for teacher in passes],
+                output=[loss.outputs_of(teacher.name) for teacher in passes],
                 decode_threads=decode_threads_of(config.trainer, distributed),
                 blanks_maps=config.augment.blanks_maps,
                 still_maps=any(

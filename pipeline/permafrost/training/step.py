@@ -116,9 +116,9 @@ def explain_targets(
     if needs is None:
         return student, mix_targets(targets)
     if needs.max_classes is not None:
-        targets = require_maps(targets).first_explained(needs.max_classes)
+        targets = require_maps(targets).first_classes(needs.max_classes)
     targets = mix_targets(targets, second_maps=needs.second_maps)
-    classes = require_explained(targets).explained_class
+    classes = require_explained(targets).target_class
     maps = training.explain(training.model, student.output, classes)
     return replace(student, maps=maps), targets
 

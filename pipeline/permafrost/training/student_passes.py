@@ -246,10 +246,10 @@ def served_methods(teacher: TeacherPass) -> list[str]:
 
 
 def _lack(teacher: TeacherPass, needs: Needs) -> str | None:
-    """Return what a loss reads and a pass does not have: maps, logits or a payload; None if it has everything."""
+    """Return what a loss reads and a pass does not have: maps, logits or an output; None if it has everything."""
     if needs.maps_in(0) and teacher.explainer is None:
         return "maps"
-    absent = [payload for payload in needs.payloads if not teacher.fields_of(payload)]
+    absent = [name for name in needs.outputs if not teacher.fields_of(name)]
     if absent:
         return absent[0]
     lacks_logits = needs.targets and needs.logits and not teacher.manifest.has_logits
@@ -276,17 +276,17 @@ def _check_contents(
     if lack == "maps":
         raise StoreMismatchError(
             f"{teacher.folder} holds no maps, but {reader} needs them{serves}; "
-            "for maps run permafrost precompute with annotate.payloads=[logits,map]"
+            "for maps run permafrost precompute with annotate.outputs=[logits,maps]"
         )
     if lack == "logits":
         raise StoreMismatchError(
             f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
-            f"permafrost precompute with logits in annotate.payloads and name its pass with {option}"
+            f"permafrost precompute with logits in annotate.outputs and name its pass with {option}"
         )
-    payloads = ",".join(("logits", "map", *needs.payloads))
+    outputs = ",".join(("logits", "maps", *needs.outputs))
     raise StoreMismatchError(
-        f"{teacher.folder} holds no payload {lack}, but {reader} needs it{serves}; run permafrost precompute with "
-        f"annotate.payloads=[{payloads}] and name its pass with {option}{live}"
+        f"{teacher.folder} holds no output {lack}, but {reader} needs it{serves}; run permafrost precompute with "
+        f"annotate.outputs=[{outputs}] and name its pass with {option}{live}"
     )
 
 
@@ -341,7 +341,7 @@ def describe_moved_features_risk(
     for teacher in passes:
         readers = _methods_of(config.method, teacher)
         for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
-            fields = _moved_fields(teacher, method) if FEATURES in needs.payloads else {}
+            fields = _moved_fields(teacher, method) if FEATURES in needs.outputs else {}
             if fields and needs.map_control != "unaugmented":
                 warnings += _warnings_of_views(teacher, fields, config.augment)
     if not warnings:

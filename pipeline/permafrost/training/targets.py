@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from permafrost.annotation.teacher_fields import fields_of_payloads
+from permafrost.annotation.teacher_fields import fields_of_outputs
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.core.batches import Batch, MapTargets, Targets
 from permafrost.loading.geometry import (
@@ -29,7 +29,7 @@ from permafrost.loading.pixel_changes import blank_maps
 from permafrost.losses.base import Needs
 from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.models.compute import ComputeSettings
-from permafrost.models.explanations import Explainer, explained_classes, forward_to_explain
+from permafrost.models.explanations import Explainer, forward_to_explain, target_classes
 
 
 class TargetSource(Protocol):
@@ -88,8 +88,8 @@ class LiveTeacher:
         images = view_images(batch, self.input_size)
         output = self._forward(images, with_maps=request.with_maps)
         logits = output.logits.detach().float()
-        classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
-        fields = self.needs.target_fields or partial(fields_of_payloads, self.needs.payloads)
+        classes = target_classes(self.explainer, logits, batch.labels, batch.keys)
+        fields = self.needs.target_fields or partial(fields_of_outputs, self.needs.outputs)
         intermediates = fields(output)
         if request.map_control == "shuffled":
             intermediates = neighbor_features(intermediates)

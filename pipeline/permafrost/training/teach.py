@@ -313,5 +313,5 @@ def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
     arguments = [f"store.path={config.store.path}", f"run={config.run}", "teacher=saved"]
     arguments.append(f"teacher.weights={Path(weights).parent}")
     if not store.form.has_places:
-        arguments.append(f"annotate.payloads=[{','.join(config.teacher.table_payloads)}]")
+        arguments.append(f"annotate.outputs=[{','.join(config.teacher.table_outputs)}]")
     return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])

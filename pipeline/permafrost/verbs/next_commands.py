@@ -10,7 +10,7 @@ import numpy as np
 
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.models import CifarModelConfig, table_arguments
-from permafrost.config.store import PAYLOADS
+from permafrost.config.store import OUTPUTS
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.trained_student import (
     EVALUATED_SPLITS,
@@ -150,11 +150,11 @@ def _augment_arguments(section: str, size: tuple[int, int]) -> list[str]:
 
 def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
     """Return arguments that repeat a pass of a network of a run."""
-    payloads = ",".join(name for name in PAYLOADS if made.fields_of(name))
-    chosen = made.manifest.explainer.get("explained_classes", "top1")
+    outputs = ",".join(name for name in OUTPUTS if made.fields_of(name))
+    chosen = made.manifest.explainer.get("target_classes", "top1")
     return [
-        *("teacher=saved", f"teacher.weights={network}", f"annotate.payloads=[{payloads}]"),
-        *([] if chosen == "top1" else [f"explainer.explained_classes={chosen}"]),
+        *("teacher=saved", f"teacher.weights={network}", f"annotate.outputs=[{outputs}]"),
+        *([] if chosen == "top1" else [f"explainer.target_classes={chosen}"]),
     ]
 
 

@@ -38,12 +38,12 @@ from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
+from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.generations import appended_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
 from permafrost.store.reader import Store
-from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.repair import plan_repair, restore_tables
 from permafrost.verbs.next_commands import NextCommands
 
@@ -140,7 +140,7 @@ def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
     folder = Path(str(path))
     entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     require(
-        not entries or bool(entries & {LOCK_NAME, RECEIPTS_FOLDER}),
+        not entries or bool(entries & {LOCK_NAME, COMMITS_FOLDER}),
         f"store.path={config.store.path} is a folder with other things ({shorten(sorted(entries), 3)}) and no store; "
         "name a new folder, as in store.path=stores/photos",
     )
@@ -300,7 +300,7 @@ class PrecomputePlan(Plan):
         teacher = self.options.teacher
         if isinstance(teacher, NoModelConfig):
             return "no teacher"
-        return f"teacher {teacher.label} ({', '.join(self.options.annotate.payloads)})"
+        return f"teacher {teacher.label} ({', '.join(self.options.annotate.outputs)})"
 
     def _announce(self, records: str, executor: Executor) -> None:
         """Log what this call will do, and on what."""

@@ -1,17 +1,17 @@
-"""Distill and evaluate many students from one store: every arm with every seed, several in parallel.
+"""Distill and evaluate many students from one store: every variant with every seed, several in parallel.
 
     permafrost sweep experiment=demo
     permafrost sweep experiment=demo seeds=[5,6,7] parallel=4 cluster.gpus_per_student=0.25
     permafrost sweep store.path=stores/demo run=taus executor=serial \\
-        "arms={t1: ['method.tau=1'], t4: ['method.tau=4']}"
+        "variants={t1: ['method.tau=1'], t4: ['method.tau=4']}"
     permafrost sweep experiment=demo run=search subset.holdout=10 select=holdout.accuracy \\
         "grid={method.tau: [1, 4], method.lambda_map: [1, 5, 10]}"
 
-An arm uses the options of `grid` that its method has. With `select`, all students are evaluated on that split, and
-only those of each arm's best point (by the mean over seeds) on evaluate.splits.
+A variant uses the options of `grid` that its method has. With `select`, all students are evaluated on that split, and
+only those of each variant's best point (by the mean over seeds) on evaluate.splits.
 
 Reads   <store.path>
-Writes  runs/<run>/students/<arm>-seed<n>-<id>/ in the form of distill and evaluate (with select/<split>/ next to
+Writes  runs/<run>/students/<variant>-seed<n>-<id>/ in the form of distill and evaluate (with select/<split>/ next to
         evaluate/), then runs/<run>/sweep.json
 Rerun   a student's id is the hash of the options and inputs of its training, so finished students are not trained
         again; other splits, frames, passes or stores are evaluated next to the earlier ones
@@ -109,8 +109,8 @@ class SweepPlan(Plan):
 
     def describe_work(self) -> dict[str, str]:
         return {
-            "students": f"{len(self.students)} (arms: {len(self.config.arms)}, seeds: {len(self.config.seeds)}) from "
-            f"{self.students[0].distill.store.path}",
+            "students": f"{len(self.students)} (variants: {len(self.config.variants)}, seeds: "
+            f"{len(self.config.seeds)}) from {self.students[0].distill.store.path}",
             "unfinished": str(self.count_missing()),
             "folder": str(RunFolder(self.config.run).path / STUDENTS),
         }
@@ -130,9 +130,9 @@ class SweepPlan(Plan):
                 missing, config.parallel, lambda: estimate_seconds(self.first_runs(students))
             )
             logger.info(
-                "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
+                "%d students (variants: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
                 len(students),
-                len(config.arms),
+                len(config.variants),
                 len(config.seeds),
                 students[0].distill.store.path,
                 len(students) - missing,
@@ -175,23 +175,23 @@ def plan_sweep(config: SweepConfig, base: Sequence[str] = ()) -> SweepPlan:
 
     Args:
         config: Options of the sweep.
-        base: Overrides from the command line, which all arms share.
+        base: Overrides from the command line, which all variants share.
 
     Raises:
-        ConfigError: If arms, grid or options do not fit.
+        ConfigError: If variants, grid or options do not fit.
     """
     return SweepPlan(config, plan_students(config, base))
 
 
 def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
-    """Finish every student for each arm, point and seed.
+    """Finish every student for each variant, point and seed.
 
     Args:
         config: Options of the sweep.
-        base: Overrides from the command line, which all arms share.
+        base: Overrides from the command line, which all variants share.
 
     Raises:
-        ConfigError: If arms, grid or options do not fit.
+        ConfigError: If variants, grid or options do not fit.
         SweepError: If students could not be finished. The others are in sweep.json.
     """
     return plan_sweep(config, base).run()

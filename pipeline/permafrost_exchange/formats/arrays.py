@@ -26,7 +26,7 @@ from permafrost_exchange.target_reader import (
 )
 
 _KINDS = re.compile(
-    r"logits|probabilities|pooled|map|explained_class|class_maps|attention_\d+|features_\d+|features_pooled"
+    r"logits|probabilities|pooled|map|target_class|class_maps|attention_\d+|features_\d+|features_pooled"
 )
 _KEYS = "keys"
 
@@ -78,12 +78,12 @@ class ArrayReader(TargetReader):
         )
         if not has_map:
             return TargetForm()
-        classes = "explained_class" in self._arrays
+        classes = "target_class" in self._arrays
         require(
             classes or "logits" in self._arrays or "probabilities" in self._arrays,
-            f"{self.path} has maps, and neither explained_class nor logits, which say what they explain",
+            f"{self.path} has maps, and neither target_class nor logits, which say what they explain",
         )
-        return TargetForm(explainer={"kind": kind, "explained_classes": "top1"})
+        return TargetForm(explainer={"kind": kind, "target_classes": "top1"})
 
     def read(self, request: ReadRequest) -> Arrays:
         order = np.argsort(request.numbers)
@@ -92,10 +92,10 @@ class ArrayReader(TargetReader):
             rows = np.empty((len(order), *array.shape[1:]), array.dtype)
             rows[order] = array[request.numbers[order]]
             arrays[name] = rows[:, None]
-        if "map" in arrays and "explained_class" not in arrays:
+        if "map" in arrays and "target_class" not in arrays:
             scores = arrays.get("logits", arrays.get("probabilities"))
             assert scores is not None
-            arrays["explained_class"] = scores.argmax(axis=2)[..., None].astype(np.int32)
+            arrays["target_class"] = scores.argmax(axis=2)[..., None].astype(np.int32)
         return arrays
 
     @cached_property

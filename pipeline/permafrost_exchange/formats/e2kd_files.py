@@ -80,7 +80,7 @@ class E2KDReader(FileReader):
             raise TargetError(
                 f"{first} has maps of explainer={name}, which needs the part of this project for B-cos networks"
             )
-        return TargetForm(explainer={"kind": name, "explained_classes": "top1"})
+        return TargetForm(explainer={"kind": name, "target_classes": "top1"})
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         if not isinstance(content, dict):
@@ -95,7 +95,7 @@ class E2KDReader(FileReader):
             maps = np.asarray(content[kind])
             maps = maps if maps.ndim == 3 else self._one_teacher(maps)
             arrays["map"] = maps[None, None]
-            arrays["explained_class"] = np.array([[logits.argmax()]], np.int32)
+            arrays["target_class"] = np.array([[logits.argmax()]], np.int32)
         return arrays
 
     def _one_teacher(self, values: NDArray[Any]) -> NDArray[Any]:

@@ -91,7 +91,7 @@ class BcosClassifier(Classifier):
         if not isinstance(self.inner, (BcosResNet, BcosDenseNet)):
             raise ConfigError(
                 "a B-cos ViT has neither stages nor class maps, which methods on features (method=at, cat_kd, "
-                "review_kd) and the payloads attention, class_maps and pooled need; choose another method or payload, "
+                "review_kd) and the outputs attention, class_maps and pooled need; choose another method or output, "
                 "or a B-cos ResNet or DenseNet"
             )
         features, _ = self.forward_trunk(images)

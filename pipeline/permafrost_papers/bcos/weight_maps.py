@@ -26,12 +26,12 @@ _OPAQUE_QUANTILE = 0.995
 """Quantile of the norms of W at and above which a picture is opaque."""
 
 
-def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
+def bcos_weights(model: Classifier, output: ModelOutput, target_class: Tensor) -> Tensor:
     """Compute W of the given classes, float32 or wider, with a graph to the parameters if they are trained.
 
     Args:
         output: Output of `model`, with or without its graph, so one forward pass is enough for logits and W.
-        explained_class: i64 [B, E], where a negative entry results in a zero map.
+        target_class: i64 [B, E], where a negative entry results in a zero map.
 
     Returns:
         [B, E, 6, H, W], signed.
@@ -56,7 +56,7 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
             with exact_float32(features.device):
                 logits = model.forward_head(features, None)
         weights = []
-        for classes in explained_class.clamp(min=0).T:
+        for classes in target_class.clamp(min=0).T:
             score = _LIFT * logits.gather(1, classes[:, None]).sum()
             with model.explanation_mode(), float32_products():
                 (weight,) = torch.autograd.grad(
@@ -64,12 +64,12 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
                 )
             weights.append(to_float32(weight) / _LIFT)
     maps = torch.stack(weights, dim=1)
-    return maps * (explained_class >= 0)[:, :, None, None, None]
+    return maps * (target_class >= 0)[:, :, None, None, None]
 
 
-def bcos_contributions(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
+def bcos_contributions(model: Classifier, output: ModelOutput, target_class: Tensor) -> Tensor:
     """Compute `contribution_map` of `bcos_weights`, with a graph to the parameters if they are trained."""
-    maps = bcos_weights(model, output, explained_class)
+    maps = bcos_weights(model, output, target_class)
     return contribution_map(maps, output.features.detach())
 
 

@@ -144,7 +144,7 @@ class GuidanceSource:
         classes = _draw(multi_hot(batch.labels_on_host, self.num_classes))
         regions = regions_of(batch, classes, self.kind, self.input_size)
         explained = copy_to(classes[:, None], batch.inputs.device)
-        return (Guidance(explained_class=explained, regions=regions),)
+        return (Guidance(target_class=explained, regions=regions),)
 
 
 def _draw(hot: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from permafrost.core.errors import require
 class ReviewKDConfig(FeatureKDConfig):
     """ReviewKD (Chen et al. 2021): the teacher's features, predicted from the student's features fused across stages.
 
-    The features are those of a pass with the payload features, or of a live teacher.
+    The features are those of a pass with the output features, or of a live teacher.
     """
 
     implementation: ClassVar[str] = "permafrost_papers.e2kd.review_kd:ReviewKDLoss"

@@ -116,7 +116,7 @@ class ReviewKDLoss(FeatureKDLoss):
 
     term = "review"
     restores_features = True
-    term_needs = Needs(intermediates=Intermediates(stages=True), payloads=(FEATURES,))
+    term_needs = Needs(intermediates=Intermediates(stages=True), outputs=(FEATURES,))
     config: ReviewKDConfig
 
     def __init__(self, config: ReviewKDConfig) -> None:

@@ -105,7 +105,7 @@ class CRDLoss(FeatureKDLoss):
     """NCE of the student's embedding against the teacher's bank and the reverse, in addition to labels and logits."""
 
     term = "crd"
-    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
+    term_needs = Needs(intermediates=Intermediates(pooled=True), outputs=("pooled",))
     config: CRDConfig
     student_bank: Tensor
     """Unit-norm embeddings [N, embedding_size]."""

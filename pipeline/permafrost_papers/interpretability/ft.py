@@ -72,7 +72,7 @@ class FTLoss(PretrainedLoss, FeatureKDLoss):
     term_needs = Needs(
         intermediates=Intermediates(stages=True),
         target_fields=last_stage_fields,
-        payloads=(FEATURES,),
+        outputs=(FEATURES,),
     )
     config: FTConfig
 

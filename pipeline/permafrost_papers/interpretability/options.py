@@ -1,4 +1,4 @@
-"""Options of the interpretability study (Han et al. 2023): its arms, its drawn set and its evaluators."""
+"""Options of the interpretability study (Han et al. 2023): its variants, its drawn set and its evaluators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from permafrost.config.methods import METHODS, FeatureKDConfig, MethodSetting
 from permafrost.config.options import Role
 from permafrost.core.errors import require
 
-# ---- arms ----------------------------------------------------------------------------------------
+# ---- variants ------------------------------------------------------------------------------------
 
 
 NUM_ROTATIONS = 4
@@ -42,7 +42,7 @@ class RotationsViewsConfig(ViewsConfig):
 class FTConfig(FeatureKDConfig):
     """Factor transfer (Kim et al. 2018): the teacher's features paraphrased, the student's translated.
 
-    The features are those of the deepest stage of a pass with the payload features, or of a live teacher's last stage.
+    The features are those of the deepest stage of a pass with the output features, or of a live teacher's last stage.
     """
 
     implementation: ClassVar[str] = "permafrost_papers.interpretability.ft:FTLoss"
@@ -76,7 +76,7 @@ class SSKDConfig(FeatureKDConfig):
     tau: float = 4.0
     """Temperature of the logits, for upright and rotated images."""
     lambda_kd: float = 0.9
-    """Weight of the logit term on upright images; 0 in the feature-only arm of Han et al. 2023."""
+    """Weight of the logit term on upright images; 0 in the feature-only variant of Han et al. 2023."""
     lambda_ss: Annotated[float, Ge(0)] = 10.0
     """Weight of the similarities; 0 disables them, and no feature is read."""
     lambda_tf: Annotated[float, Ge(0)] = 2.7
@@ -128,7 +128,7 @@ class CRDConfig(FeatureKDConfig):
     """CRD (Tian et al. 2020): contrastive loss on a record's embedding against those of records of other classes.
 
     The defaults are those of its public code. With lambda_ce and lambda_kd 0 the classifier is not trained, and only
-    the features are worth evaluating: the feature-only arm of Han et al. 2023.
+    the features are worth evaluating: the feature-only variant of Han et al. 2023.
     """
 
     implementation: ClassVar[str] = "permafrost_papers.interpretability.crd:CRDLoss"

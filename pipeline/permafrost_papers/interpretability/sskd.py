@@ -86,7 +86,7 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
     """Loss lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of rotated ones."""
 
     term = "ss"
-    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
+    term_needs = Needs(intermediates=Intermediates(pooled=True), outputs=("pooled",))
     config: SSKDConfig
 
     @property
@@ -117,7 +117,7 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
         if sampler != "rotations":
             raise ConfigError(
                 f"{records.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
-                "permafrost precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
+                "permafrost precompute with views=rotations annotate.outputs=[logits,pooled] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
 

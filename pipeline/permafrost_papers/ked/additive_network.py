@@ -331,8 +331,8 @@ def network_partition(model: Any) -> Partition:
     """
     if not isinstance(model, AdditiveClassifier):
         raise ConfigError(
-            f"{type(model.network).__name__} has no superfeatures, which method=ked and its payloads need; set "
-            "teacher=additive, leave superfeature_logits and superfeature_hidden out of annotate.payloads, or choose "
+            f"{type(model.network).__name__} has no superfeatures, which method=ked and its outputs need; set "
+            "teacher=additive, leave superfeature_logits and superfeature_hidden out of annotate.outputs, or choose "
             "another method"
         )
     return model.partition

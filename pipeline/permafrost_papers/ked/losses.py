@@ -28,8 +28,8 @@ from permafrost.training.student_passes import live_teacher
 from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.chimeras import Chimeras
 from permafrost_papers.ked.options import (
-    HIDDEN_PAYLOAD,
-    PAYLOAD,
+    HIDDEN_OUTPUT,
+    OUTPUT,
     AdditiveModelConfig,
     KEDConfig,
     KEDTeachingConfig,
@@ -200,7 +200,7 @@ class KEDLoss(DistillationLoss):
         return Needs(
             labels=labels,
             target_fields=hint_fields if self.has_hint else superfeature_fields,
-            payloads=(PAYLOAD, HIDDEN_PAYLOAD) if self.has_hint else (PAYLOAD,),
+            outputs=(OUTPUT, HIDDEN_OUTPUT) if self.has_hint else (OUTPUT,),
         )
 
     def check_labels(self, *, many: bool) -> None:

@@ -1,4 +1,4 @@
-"""Options of KED: additive networks, the method, the training of a teacher, its explainer, payload and evaluator."""
+"""Options of KED: additive networks, the method, the training of a teacher, its explainer, output and evaluator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from permafrost.config.models import (
     rows_of_table,
 )
 from permafrost.config.options import Options, Role
-from permafrost.config.store import PAYLOADS, STORE_SECTIONS, PayloadInfo
+from permafrost.config.store import OUTPUTS, STORE_SECTIONS, OutputInfo
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost_papers.ked.data_options import (
@@ -32,8 +32,8 @@ from permafrost_papers.ked.data_options import (
 )
 from permafrost_timm.options import TimmModelConfig
 
-PAYLOAD = "superfeature_logits"
-HIDDEN_PAYLOAD = "superfeature_hidden"
+OUTPUT = "superfeature_logits"
+HIDDEN_OUTPUT = "superfeature_hidden"
 PARTITION_NAME = "partition.safetensors"
 """File with all levels of the partition that a run found, as read by the network option partition=<run folder>."""
 
@@ -51,7 +51,7 @@ class AdditiveModelConfig(ModelConfig):
 
     digests: ClassVar[str] = "permafrost_papers.ked.partition:partition_digests"
     table_options: ClassVar[tuple[str, ...]] = ("name=mlp",)
-    table_payloads: ClassVar[tuple[str, ...]] = ("logits", PAYLOAD)
+    table_outputs: ClassVar[tuple[str, ...]] = ("logits", OUTPUT)
 
     kind: Literal["additive"] = "additive"
     name: Literal["mlp", "conv", "trunk"] = "trunk"
@@ -254,7 +254,7 @@ class KEDConfig(SoftTargetsConfig):
     lambda_hint: Annotated[float, Ge(0)] = 0.0
     """Weight of the hint (FitNets), independent of lambda_ked and mu; 0 disables it. With mu=0 it is KD + FitNet. 1 is
     a start, as 10 cost accuracy on handwritten digits. The hint is the mean squared
-    difference of the subnets' last hidden layers, after a linear map of the student's. Stored ones are the payload
+    difference of the subnets' last hidden layers, after a linear map of the student's. Stored ones are the output
     superfeature_hidden."""
     superfeatures: Annotated[int | None, Ge(1)] = None
     """Level of both hierarchies that is compared, in superfeatures; null takes the student's finest."""
@@ -412,8 +412,8 @@ class SuperfeaturesConfig(ExplainerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperfeaturePayloadOptions(Options):
-    """Options of the payload superfeature_logits."""
+class SuperfeatureOutputOptions(Options):
+    """Options of the output superfeature_logits."""
 
     section: ClassVar[str] = "annotate"
 
@@ -436,14 +436,14 @@ SOURCES["sklearn_table"] = SklearnTableDataConfig
 METHODS["ked"] = KEDConfig
 TEACHINGS["ked"] = KEDTeachingConfig
 EXPLAINERS["superfeatures"] = SuperfeaturesConfig
-PAYLOADS[PAYLOAD] = PayloadInfo(
-    "permafrost_papers.ked.superfeatures:SuperfeaturePayload",
+OUTPUTS[OUTPUT] = OutputInfo(
+    "permafrost_papers.ked.superfeatures:SuperfeatureOutput",
     fits_tables=True,
-    adds=SuperfeaturePayloadOptions,
+    adds=SuperfeatureOutputOptions,
     describe="permafrost_papers.ked.additive_network:describe_levels",
 )
-PAYLOADS[HIDDEN_PAYLOAD] = PayloadInfo(
-    "permafrost_papers.ked.superfeatures:HiddenPayload",
+OUTPUTS[HIDDEN_OUTPUT] = OutputInfo(
+    "permafrost_papers.ked.superfeatures:HiddenOutput",
     fits_tables=True,
     describe="permafrost_papers.ked.additive_network:describe_levels",
 )

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from permafrost.core.errors import require
 from permafrost.models.classifier import Classifier, to_float32
-from permafrost_papers.ked.options import HIDDEN_PAYLOAD, PAYLOAD, AdditiveModelConfig
+from permafrost_papers.ked.options import HIDDEN_OUTPUT, OUTPUT, AdditiveModelConfig
 from permafrost_papers.ked.partition import Partition, build_partition
 
-LOGITS = PAYLOAD
+LOGITS = OUTPUT
 """Name in ModelOutput.extras of the logits of each superfeature, [B, M, K]."""
-HIDDEN = HIDDEN_PAYLOAD
+HIDDEN = HIDDEN_OUTPUT
 """Name in ModelOutput.extras of the last hidden layer of each subnet, [B, M, width]."""
 
 

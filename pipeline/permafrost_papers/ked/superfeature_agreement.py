@@ -20,7 +20,7 @@ from permafrost.evaluation.evaluator import LESS, PER_CENT, Evaluator, Page, Qua
 from permafrost.loading.dataset import iter_batches
 from permafrost.loading.geometry import decode_intermediates, view_images
 from permafrost.loading.transfer import iter_on_device
-from permafrost_papers.ked.options import PAYLOAD
+from permafrost_papers.ked.options import OUTPUT
 from permafrost_papers.ked.partition import (
     coarsen,
     hierarchy_of,
@@ -81,12 +81,12 @@ def check_superfeatures(context: EvaluationContext) -> Mapping[str, str]:
 def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     """Compute `FidelitySums.metrics` of the split at the finest level that both networks have."""
     number, of_student, of_teacher = _levels(context)
-    dataset = context.open_rows(context.dataset.rows, context.dataset.passes[:1], PAYLOAD)
+    dataset = context.open_rows(context.dataset.rows, context.dataset.passes[:1], OUTPUT)
     total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
     model = context.model
     on_host = iter_batches(dataset, context.options.batch_size)
     for batch in iter_on_device(on_host, model.device):
-        stored = decode_intermediates(batch.targets[0])[PAYLOAD]
+        stored = decode_intermediates(batch.targets[0])[OUTPUT]
         teacher_logits = coarsen(stored.cpu(), of_teacher, number)
         with torch.no_grad():
             output = model.network(view_images(batch, model.input_size))
@@ -108,7 +108,7 @@ def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
     if teacher is None:
         raise ConfigError(
             "evaluators=superfeatures needs a teacher pass with superfeatures; run permafrost precompute "
-            "teacher=additive annotate.payloads=[logits,superfeature_logits], and name its pass with store.teacher="
+            "teacher=additive annotate.outputs=[logits,superfeature_logits], and name its pass with store.teacher="
         )
     student = hierarchy_of(network.partition)
     number = min(student.most, teacher.most)

@@ -1,6 +1,6 @@
-"""The superfeatures of an additive network, as payloads of a teacher pass and as an explanation.
+"""The superfeatures of an additive network, as outputs of a teacher pass and as an explanation.
 
-The payloads are the logits and the last hidden layer of each superfeature at the teacher's finest level. Logits of
+The outputs are the logits and the last hidden layer of each superfeature at the teacher's finest level. Logits of
 coarser levels are sums. The explanation is the contribution of each superfeature to a class: its logit, class-centered.
 In an additive game this is the exact Shapley value of the superfeature, so no sampling is needed (KED).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from permafrost.annotation.payloads import BatchInfo, EncodedFields, lowest_cosine
+from permafrost.annotation.outputs import BatchInfo, EncodedFields, lowest_cosine
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
@@ -22,7 +22,7 @@ from permafrost_papers.ked.partition import class_centered
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
 
 
-class SuperfeaturePayload:
+class SuperfeatureOutput:
     """Fields superfeature_logits [M, K], centered over classes with maximum 1, and superfeature_logits_scale f32 [M].
 
     They have no spatial position, so they cannot be transformed with a view.
@@ -61,7 +61,7 @@ class SuperfeaturePayload:
         )
 
 
-class HiddenPayload:
+class HiddenOutput:
     """Field superfeature_hidden f16 [M, width]: the last hidden layer of each subnet, for method.lambda_hint.
 
     It has no spatial position, so it cannot be transformed with a view.
@@ -91,14 +91,14 @@ class HiddenPayload:
 
 
 def superfeature_contributions(
-    model: Classifier, output: ModelOutput, explained_class: Tensor
+    model: Classifier, output: ModelOutput, target_class: Tensor
 ) -> Tensor:
     """Compute signed maps of the given classes on the grid of the model's features, float32 or wider.
 
     Args:
         model: An additive network with a partition of cells or columns.
         output: Output of `model`, whose features are used if it has no superfeatures.
-        explained_class: i64 [B, E], where a negative entry results in a zero map.
+        target_class: i64 [B, E], where a negative entry results in a zero map.
 
     Returns:
         [B, E, 1, rows, columns], with a table's columns in one row.
@@ -122,8 +122,8 @@ def superfeature_contributions(
             dtype = next(model.parameters()).dtype
             logits = model.forward_superfeatures(output.features.to(dtype)).logits
     group = model.assignments[-1]
-    index = explained_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
+    index = target_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
     shares = class_centered(logits).gather(2, index) / group.bincount()[:, None]  # [B, M, E]
-    cells = shares[:, group].transpose(1, 2) * (explained_class >= 0)[:, :, None]  # [B, E, d]
+    cells = shares[:, group].transpose(1, 2) * (target_class >= 0)[:, :, None]  # [B, E, d]
     rows, columns = model.grid or (1, len(group))
-    return cells.reshape(*explained_class.shape, 1, rows, columns)
+    return cells.reshape(*target_class.shape, 1, rows, columns)

@@ -49,7 +49,7 @@ class ComparedFeaturesOptions(EvaluatorOptions):
     student]."""
     baseline: str | None = None
     """Run of another student, such as one trained on labels only; what the student has beyond it was distilled.
-    In a sweep it may name an arm, whose student with the same seed is used."""
+    In a sweep it may name a variant, whose student with the same seed is used."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

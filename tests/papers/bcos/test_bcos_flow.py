@@ -193,7 +193,7 @@ def test_the_report_shows_contributions_and_colors(bcos_store):
     options = EvaluateOptions(splits=("test",), num_pictures=2)
     evaluate.run(EvaluateConfig(store=bcos_store.store, evaluate=options, run="student"))
     pictures = load_file("runs/student/evaluate/pictures.safetensors")
-    runs = [{"arm": arm, "point": {}, "seed": 0, "run": "student"} for arm in ("kd", "e2kd")]
+    runs = [{"variant": name, "point": {}, "seed": 0, "run": "student"} for name in ("kd", "e2kd")]
     write_table(Path("runs/study"), runs)
 
     result = report.run(

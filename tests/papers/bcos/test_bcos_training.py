@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.annotation.payloads import BatchInfo, MapPayload
+from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.config.methods import E2KDConfig, KDConfig, MethodConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
@@ -61,14 +61,14 @@ def unlabeled(count: int) -> BatchInfo:
 
 def annotated_targets(teacher: BcosClassifier, frames: Tensor) -> StoredTargets:
     """Targets with the values that a pass would store."""
-    payload = MapPayload(PassOptions(), BcosWeightsConfig())
+    output_kind = MapsOutput(PassOptions(), BcosWeightsConfig())
     with torch.no_grad():
         output = teacher(frames.float() / 255)
-        values = payload.encode(teacher, output, unlabeled(len(frames))).values
+        values = output_kind.encode(teacher, output, unlabeled(len(frames))).values
     return StoredTargets(
         teacher="teacher",
         logits=output.logits,
-        explained_class=values["explained_class"].long(),
+        target_class=values["target_class"].long(),
         maps=values["map"].float(),
         map_from_canonical=torch.eye(3).repeat(len(frames), 1, 1),
     )
@@ -93,12 +93,12 @@ E2KD = E2KDConfig(tau=2.0, lambda_map=3.0)
 
 def test_a_pass_stores_six_channels_at_the_inputs_resolution():
     teacher = freeze(build_model(RESNET, NUM_CLASSES))
-    payload = MapPayload(PassOptions(), BcosWeightsConfig())
+    output_kind = MapsOutput(PassOptions(), BcosWeightsConfig())
     with torch.no_grad():
         output = teacher(double_images(16).float())
 
-    fields = {spec.name: spec for spec in payload.fields(teacher, output)}
-    encoded = payload.encode(teacher, output, unlabeled(2))
+    fields = {spec.name: spec for spec in output_kind.fields(teacher, output)}
+    encoded = output_kind.encode(teacher, output, unlabeled(2))
 
     assert fields["map"].shape == (1, 6, *FRAME)
     assert encoded.values["map"].shape == (2, 1, 6, *FRAME)
@@ -108,17 +108,17 @@ def test_a_pass_stores_six_channels_at_the_inputs_resolution():
 
 def test_a_pass_explains_every_label_of_a_record_and_none_where_there_is_none():
     teacher = freeze(build_model(RESNET, NUM_CLASSES))
-    payload = MapPayload(
-        PassOptions(), BcosWeightsConfig(explained_classes="all_gt", max_classes=2)
+    output_kind = MapsOutput(
+        PassOptions(), BcosWeightsConfig(target_classes="all_gt", max_classes=2)
     )
     labels = torch.zeros(2, NUM_CLASSES)
     labels[0, [0, 2]] = 1
     with torch.no_grad():
         output = teacher(double_images(16).float())
 
-    encoded = payload.encode(teacher, output, BatchInfo(["a", "b"], labels))
+    encoded = output_kind.encode(teacher, output, BatchInfo(["a", "b"], labels))
 
-    classes = encoded.values["explained_class"].long()
+    classes = encoded.values["target_class"].long()
     assert sorted(classes[0].tolist()) == [0, 2]
     assert classes[1].tolist() == [-1, -1]
     assert not encoded.values["map"][1].any()
@@ -310,4 +310,4 @@ def test_a_picture_of_any_weights_is_in_range(smooth):
     assert picture.min() >= 0
     assert picture.max() <= 1
     assert picture[0, 0, ..., 3].max() > 0
-    assert not picture[0, 1].any()  # the picture is empty without an target class
+    assert not picture[0, 1].any()  # the picture is empty without a target class

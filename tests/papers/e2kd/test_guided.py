@@ -77,7 +77,7 @@ def test_the_localization_is_a_sum_over_records_that_have_a_region():
     regions = INSIDE.expand(3, 2, 2).clone()
     regions[2] = False
     student = student_output(logits=torch.zeros(3, 2), maps=maps, input_size=(2, 2))
-    guidance = Guidance(explained_class=torch.zeros(3, 1).long(), regions=regions)
+    guidance = Guidance(target_class=torch.zeros(3, 1).long(), regions=regions)
 
     terms = guided()(student, guidance, torch.tensor([0, 0, 1]))
 

@@ -192,7 +192,7 @@ def test_the_teachers_head_learns_the_task_and_the_student_never_moves_it():
 def test_without_similarities_no_feature_is_read_and_no_head_trained():
     loss = build_loss(SSKDConfig(lambda_ss=0.0))
 
-    assert (loss.needs.intermediates, loss.needs.payloads, loss.pretraining) == (
+    assert (loss.needs.intermediates, loss.needs.outputs, loss.pretraining) == (
         NO_INTERMEDIATES,
         (),
         None,

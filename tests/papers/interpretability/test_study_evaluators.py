@@ -90,7 +90,7 @@ def test_pictures_are_the_loss_gradients_of_the_same_records_for_every_network(
     assert F.cosine_similarity(other, wanted.flatten(1)).max() < 0.9
 
     student = StudentResult(
-        arm="one",
+        variant="one",
         label="one",
         seed=0,
         folder=RUNS / "one",

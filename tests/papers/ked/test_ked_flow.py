@@ -64,7 +64,7 @@ from tests.support.verbs import distill, evaluate, precompute, teach
 
 M = 4
 NETWORK = AdditiveModelConfig(name="conv", superfeatures=M, grid=(4, 4), width=3)
-PASS = PassOptions(batch_size=8, payloads=("logits", "superfeature_logits", HIDDEN))
+PASS = PassOptions(batch_size=8, outputs=("logits", "superfeature_logits", HIDDEN))
 STILL = AugmentOptions()
 FLIP = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
 SHORT = replace(TRAINER, epochs=1)
@@ -172,7 +172,7 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_pa
         ked_store.config.teacher,
         annotate=replace(
             PASS,
-            payloads=("logits", "map", "superfeature_logits"),
+            outputs=("logits", "maps", "superfeature_logits"),
             added={"superfeature_dtype": "int8"},
         ),
         explainer=SuperfeaturesConfig(),
@@ -197,8 +197,8 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_pa
 
 
 def test_a_pass_names_its_superfeatures_where_it_stores_them(ked_store, frozen):
-    def describe(*payloads, network=None, **options):
-        config = PassOptions(payloads=("logits", *payloads), added=options)
+    def describe(*outputs, network=None, **options):
+        config = PassOptions(outputs=("logits", *outputs), added=options)
         levels = None if network is None else describe_levels(network)
         return describe_pass(
             frozen.store.manifest, {}, frozen.config.explainer, config, "zarr", network=levels
@@ -208,8 +208,8 @@ def test_a_pass_names_its_superfeatures_where_it_stores_them(ked_store, frozen):
     network = build_model(NETWORK, 10)
     other = build_model(replace(NETWORK, partition_control="random"), 10)
 
-    assert describe("map") == describe("map", superfeature_dtype="int8")
-    assert not {"partition_sha256", "hierarchy", "superfeature_dtype"} & set(describe("map"))
+    assert describe("maps") == describe("maps", superfeature_dtype="int8")
+    assert not {"partition_sha256", "hierarchy", "superfeature_dtype"} & set(describe("maps"))
     stored = describe("superfeature_logits", network=network)
     assert stored["partition_sha256"] == network.partition.sha256
     assert stored != describe("superfeature_logits", network=network, superfeature_dtype="int8")
@@ -218,10 +218,10 @@ def test_a_pass_names_its_superfeatures_where_it_stores_them(ked_store, frozen):
 
 
 def test_a_teacher_without_superfeatures_stores_none(tmp_path, tiny_teacher):
-    for payload in ("superfeature_logits", HIDDEN):
-        annotate = replace(PASS, payloads=("logits", payload))
+    for output_name in ("superfeature_logits", HIDDEN):
+        annotate = replace(PASS, outputs=("logits", output_name))
         with pytest.raises(
-            ConfigError, match=r"CifarResNet has no superfeatures.*annotate.payloads"
+            ConfigError, match=r"CifarResNet has no superfeatures.*annotate.outputs"
         ):
             precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=annotate))
 
@@ -369,7 +369,7 @@ def test_students_of_other_superfeatures_are_refused(ked_store, options, message
 
 def test_a_pass_without_superfeatures_says_how_to_get_them(frozen):
     with pytest.raises(
-        StoreMismatchError, match=r"annotate.payloads=\[logits,.*superfeature_logits\]"
+        StoreMismatchError, match=r"annotate.outputs=\[logits,.*superfeature_logits\]"
     ):
         distill.run(still(frozen, student=NETWORK))
 

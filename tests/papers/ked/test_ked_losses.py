@@ -43,7 +43,7 @@ from permafrost_papers.ked.partition import (
     require_same_level,
 )
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS
-from permafrost_papers.ked.superfeatures import SuperfeaturePayload
+from permafrost_papers.ked.superfeatures import SuperfeatureOutput
 from tests.support.batches import live_batch, random_frames
 from tests.support.outputs import student_output
 
@@ -124,7 +124,7 @@ def test_without_mu_it_is_kd_and_asks_for_nothing_inside():
     kd = value(KDConfig(tau=4.0, lambda_ce=1 - 0.8, lambda_kd=0.8), student, teacher)
 
     assert torch.equal(value(method, student, teacher), kd)
-    assert (loss.needs.target_fields, loss.needs.payloads) == (None, ())
+    assert (loss.needs.target_fields, loss.needs.outputs) == (None, ())
 
 
 def test_without_lambda_it_is_the_supervised_loss():
@@ -133,7 +133,7 @@ def test_without_lambda_it_is_the_supervised_loss():
     loss = build_loss(method)
 
     assert torch.equal(value(method, student, teacher), value(LabelsConfig(), student, teacher))
-    assert (loss.needs.target_fields, loss.needs.payloads, loss.needs.labels) == (None, (), True)
+    assert (loss.needs.target_fields, loss.needs.outputs, loss.needs.labels) == (None, (), True)
 
 
 def test_equal_networks_cost_nothing_and_pull_nowhere():
@@ -268,10 +268,10 @@ def test_levels_that_differ_or_are_not_there_are_refused():
 def test_stored_superfeatures_are_class_centered_and_come_back(dtype, most):
     each = superfeature_values(0, 64, 8, 100, scale=3.0, dtype=torch.float32) + 5
     output = ModelOutput(each.sum(dim=1), each, extras={LOGITS: each})
-    payload = SuperfeaturePayload(PassOptions(added={"superfeature_dtype": dtype}), None)
+    output_kind = SuperfeatureOutput(PassOptions(added={"superfeature_dtype": dtype}), None)
 
-    spec, scale = payload.fields(None, output)
-    encoded = payload.encode(None, output, None)
+    spec, scale = output_kind.fields(None, output)
+    encoded = output_kind.encode(None, output, None)
 
     assert (spec.name, spec.shape, spec.dtype) == ("superfeature_logits", (8, 100), dtype)
     assert (spec.codec, spec.when_moved, spec.frame) == ("maxabs", "refuse", None)

@@ -1,4 +1,4 @@
-"""Recipes of KED: every arm trains on small data of the recipe's shape, and comparisons are made at equal terms.
+"""Recipes of KED: every variant trains on small data of the recipe's shape, and comparisons are made at equal terms.
 
 Methods, grids and the networks above a trunk are kept. Trunks, data and durations are reduced.
 """
@@ -80,25 +80,25 @@ def write_partition(folder, config, store):
 
 
 def students_of(recipe):
-    """Arm -> options of its students at the first and the last point of the grid that applies to it."""
+    """Variant -> options of its students at the first and the last grid point that applies to it."""
     words = words_of(recipe, "sweep")
     sweep = build_verb_config("sweep", composed_of("sweep", *words))
-    for arm, overrides in sweep.arms.items():
+    for variant, overrides in sweep.variants.items():
         composed = composed_of("sweep", *words, *overrides)
         grid = {o: v for o, v in sweep.grid.items() if knows_option(composed, o)}
         points = list(iter_points(grid))
         for point in [points[0], *points[1:][-1:]]:
-            yield arm, composed_of("sweep", *words, *overrides, *point_arguments(point))
+            yield variant, composed_of("sweep", *words, *overrides, *point_arguments(point))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
+def test_every_variant_of_a_ked_recipe_trains_and_is_evaluated(recipe):
     teacher = TEACHERS.get(recipe, recipe)
     store = pack(teacher, f"experiment=ked/{teacher}", "teacher=none")
 
     passes = set()
-    for number, (arm, composed) in enumerate(students_of(recipe)):
+    for number, (variant, composed) in enumerate(students_of(recipe)):
         student = build_verb_config("distill", composed)
         path, network = student.store.path, student.student
         if path not in passes:
@@ -117,7 +117,7 @@ def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
             student.trainer, epochs=1, batch_size=10, loader_processes=0, log_every_steps=1
         )
         shots = replace(student.subset, shots=None if not store.form.has_places else 2)
-        run = f"{number}-{arm}"
+        run = f"{number}-{variant}"
         distill.run(replace(student, trainer=trainer, subset=shots, run=run))
         config = build_verb_config("evaluate", composed)
         # The stand-in for Tiny ImageNet has a split of another name.
@@ -144,13 +144,13 @@ def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
 def test_networks_of_every_number_of_superfeatures_have_equal_sizes(recipe):
     experiment = f"experiment=ked/{recipe}"
     sweep, option = composed_of("sweep", experiment), "student.superfeatures"
-    of_arms = {
+    of_variants = {
         int(argument.partition("=")[2])
-        for arguments in sweep["arms"].values()
+        for arguments in sweep["variants"].values()
         for argument in arguments
         if argument.startswith(option)
     }
-    numbers = (sweep["grid"] or {}).get(option, sorted(of_arms))
+    numbers = (sweep["grid"] or {}).get(option, sorted(of_variants))
     sizes = []
     for number in numbers:
         words = (experiment, f"student.superfeatures={number}", "student.partition=null")
@@ -163,7 +163,7 @@ def test_networks_of_every_number_of_superfeatures_have_equal_sizes(recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_arms_of_one_recipe_have_one_network(recipe):
+def test_variants_of_one_recipe_have_one_network(recipe):
     """A gain of more parameters is not one of the method."""
     networks = set()
     for _, composed in students_of(recipe):
@@ -188,12 +188,12 @@ def test_the_weights_are_those_of_the_paper_and_around_the_defaults():
         assert composed_of("sweep", f"experiment=ked/{recipe}")["grid"] == {
             "method.mu": [0, 0.25, 0.5, 0.75, 1]
         }
-    arms = composed_of("sweep", "experiment=ked/cifar10_trunk")["arms"]
-    e2kd = [arm for arm in arms if arm.startswith("e2kd")]
+    variants = composed_of("sweep", "experiment=ked/cifar10_trunk")["variants"]
+    e2kd = [variant for variant in variants if variant.startswith("e2kd")]
     methods = [
         build_verb_config(
-            "distill", composed_of("sweep", "experiment=ked/cifar10_trunk", *arms[arm])
+            "distill", composed_of("sweep", "experiment=ked/cifar10_trunk", *variants[variant])
         ).method
-        for arm in e2kd
+        for variant in e2kd
     ]
     assert [method.lambda_map for method in methods] == [1, 5, 10, 25, 50]

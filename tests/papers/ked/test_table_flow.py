@@ -72,7 +72,7 @@ M = 5
 DATA = SklearnTableDataConfig(name="breast_cancer")
 BOX = AdditiveModelConfig(name="mlp", superfeatures=1, width=16)
 PARTS = AdditiveModelConfig(name="mlp", superfeatures=M, width=8, depth=2)
-PASS = PassOptions(batch_size=64, payloads=("logits", "superfeature_logits"))
+PASS = PassOptions(batch_size=64, outputs=("logits", "superfeature_logits"))
 STILL = AugmentOptions()
 FLIP = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
 SHORT = replace(TRAINER, epochs=2, batch_size=64)
@@ -149,7 +149,7 @@ def row_batch(taught_table, records=64):
         store,
         rows_of_split(store.index, "train"),
         store.open_passes(),
-        payload="superfeature_logits",
+        output="superfeature_logits",
     )
     return dataset.__getitems__(list(range(records)))
 
@@ -340,25 +340,25 @@ def batch_labels(taught_table):
 @pytest.mark.slow
 def test_a_sweep_and_its_report_show_what_a_table_has(taught_table):
     words = [
-        *(f"store.path={taught_table.store.path}", "run=arms", "executor=serial", "seeds=[0]"),
+        *(f"store.path={taught_table.store.path}", "run=variants", "executor=serial", "seeds=[0]"),
         *("student=additive", "student.name=mlp", f"student.superfeatures={M}", "augment=none"),
         *(f"student.partition={taught_table.config.teacher.partition}", "student.width=4"),
-        *("trainer.epochs=1", "arms={kd: ['method=kd'], ked: ['method=ked']}"),
+        *("trainer.epochs=1", "variants={kd: ['method=kd'], ked: ['method=ked']}"),
     ]
     result = sweep.run(build_verb_config("sweep", compose("sweep", words)), words)
-    shown = ["run=arms", f"store.path={taught_table.store.path}", "report.candidate=ked"]
+    shown = ["run=variants", f"store.path={taught_table.store.path}", "report.candidate=ked"]
 
     written = report.run(build_verb_config("report", compose("report", shown)))
 
     assert result.students == 2
-    page = (RUNS / "arms" / "report.html").read_text()
+    page = (RUNS / "variants" / "report.html").read_text()
     assert "Rows of a table with 30 columns, so there are no pictures, maps or cases" in page
     assert "<code>mean radius</code>" in page
     assert "Bytes of rows" in page
     assert not any(
         words in page for words in ("Explanation maps", "Case by case", "original aspect ratio")
     )
-    values = json.loads((RUNS / "arms" / "report.json").read_text())
+    values = json.loads((RUNS / "variants" / "report.json").read_text())
     assert {row["method"] for row in values["runs"]} == {"kd", "ked"}
     assert "cases" not in values
     assert written.candidate_minus_baseline.startswith("ked - kd in accuracy")
@@ -426,14 +426,14 @@ def test_options_of_images_are_refused_with_the_way_out(taught_table, options, m
     [
         (
             {"annotate": PassOptions()},
-            rf"annotate.payloads names map, .*{ROWS}; set annotate.payloads=\[logits,superfeature_logits\]",
+            rf"annotate.outputs names maps, .*{ROWS}; set annotate.outputs=\[logits,superfeature_logits\]",
         ),
         (
-            {"annotate": PassOptions(payloads=("logits", "attention", "class_maps"))},
+            {"annotate": PassOptions(outputs=("logits", "attention", "class_maps"))},
             r"names attention, class_maps, which need",
         ),
         (
-            {"annotate": PassOptions(payloads=("logits",), channels_last=True)},
+            {"annotate": PassOptions(outputs=("logits",), channels_last=True)},
             r"annotate.channels_last=true is a layout",
         ),
         (

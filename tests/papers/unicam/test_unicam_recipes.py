@@ -1,6 +1,6 @@
-"""Recipes of UniCAM: every arm trains on small data and is compared with its teacher and its baseline at five depths.
+"""Recipes of UniCAM: every variant trains on small data and is compared with teacher and baseline at five depths.
 
-Arms, pairs of networks and evaluators are kept. Networks keep their kinds of blocks and stages, with few of them.
+Variants, pairs of networks and evaluators are kept. Networks keep their kinds of blocks and stages, with few of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision.models.vgg import make_layers
 from permafrost.config.plugins import experiment_folders
 from permafrost.config.verbs import build_verb_config
 from permafrost.evaluation.evaluate import evaluate_student
-from permafrost.evaluation.inputs import without_unknown_arms
+from permafrost.evaluation.inputs import without_unknown_variants
 from permafrost.evaluation.results import evaluation_folder
 from permafrost.models import torchvision as networks
 from permafrost.models.providers import build_model
@@ -115,7 +115,7 @@ def test_students_are_compared_with_labels_at_five_depths_and_reported(recipe):
     columns = composed["report"]["columns"].values()
     sources = [str(source).partition("@")[0] for source in columns]
 
-    assert composed["arms"]["labels"] == ["method=labels"]
+    assert composed["variants"]["labels"] == ["method=labels"]
     assert (options.distance_correlation.baseline, options.unicam.baseline) == ("labels", "labels")
     assert options.unicam.depths == (1, 2, 3, 4, 5)
     for name in ("fss", "rs.student_given_baseline", "rs.teacher_given_student"):
@@ -157,7 +157,7 @@ def test_teacher_and_students_are_trained_as_in_the_released_code(recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_arm_trains_and_is_compared_with_its_own_baseline(recipe, tmp_path, monkeypatch):
+def test_every_variant_trains_and_is_compared_with_its_own_baseline(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "_build_network", small_network)
     words = packed(recipe, tmp_path)
     names = (composed_of("sweep", *words)["grid"] or {}).get("student.name", [])
@@ -175,8 +175,8 @@ def test_every_arm_trains_and_is_compared_with_its_own_baseline(recipe, tmp_path
     )
 
     students = read_sweep("small")["runs"]
-    assert {student["arm"] for student in students} == set(composed_of("sweep", *words)["arms"])
-    labels = {str(s["point"]): s["run"] for s in students if s["arm"] == "labels"}
+    assert {s["variant"] for s in students} == set(composed_of("sweep", *words)["variants"])
+    labels = {str(s["point"]): s["run"] for s in students if s["variant"] == "labels"}
     for student in students:
         folder = evaluation_folder("resnet50" if recipe == "assistant" else None)
         found = json.loads((RUNS / student["run"] / folder / "metrics.json").read_text())
@@ -187,7 +187,7 @@ def test_every_arm_trains_and_is_compared_with_its_own_baseline(recipe, tmp_path
         assert len(distances["fss"]) == 5
         assert list(maps["objective"][beyond]) == DEPTHS
         assert set(maps["empty_fraction"][beyond]) == {*DEPTHS, "mean"}
-        if student["arm"] == "labels":
+        if student["variant"] == "labels":
             assert "student_given_baseline" not in distances["rs"]
             continue
         assert len(distances["rs"]["student_given_baseline"]) == 5
@@ -218,7 +218,7 @@ def test_the_released_pair_of_networks_is_compared_without_a_run_or_pass(
     for network, path in files.items():
         write_weights(getattr(config, network), path)
 
-    result = evaluate_student(without_unknown_arms(config, words))
+    result = evaluate_student(without_unknown_variants(config, words))
 
     found = result.splits["test"]
     assert config.run in result.metrics

@@ -1,4 +1,4 @@
-"""Arms of the study on a store: pooled features, and students of FT, CRD and SSKD."""
+"""Variants of the study on a store: pooled features, and students of FT, CRD and SSKD."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 from tests.support.verbs import distill, precompute
 
-PASS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
+PASS = PassOptions(batch_size=8, outputs=("logits", "pooled"))
 SIZE = (16, 16)
 TRAINER = TrainerOptions(epochs=2, batch_size=16, num_threads=1, log_every_steps=1)
 ROTATIONS = RotationsViewsConfig(per_step=4)
@@ -88,7 +88,7 @@ def rotated(tmp_path_factory, tiny_teacher):
     return store_with(path, tiny_teacher, views=RotationsViewsConfig())
 
 
-def arm_config(frozen, method, **options):
+def variant_config(frozen, method, **options):
     """Options of a student of `method`, in the mode that the method requires."""
     fitting = {"mode": "replay", "views": ROTATIONS} if method.kind == "sskd" else {}
     if method.kind == "ft" or options.get("mode") == "live":
@@ -154,7 +154,7 @@ def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
     ids=["ft", "ft_kd", "crd", "crd_alone", "sskd", "sskd_feature"],
 )
 def test_students_train_and_leave_what_the_loss_brings_behind(rotated, method, terms):
-    distill.run(arm_config(rotated, method))
+    distill.run(variant_config(rotated, method))
 
     lines = list(read_metrics(RUNS / "one" / "distill"))
     student, _ = SavedNetwork(RUNS / "one" / "distill").load()
@@ -175,7 +175,7 @@ def test_crd_learns_from_replayed_and_live_teachers(featured, tmp_path, tiny_tea
         store = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
         options["views"] = views
 
-    distill.run(arm_config(store, CRD, trainer=replace(TRAINER, epochs=1), **options))
+    distill.run(variant_config(store, CRD, trainer=replace(TRAINER, epochs=1), **options))
 
     assert next(read_metrics(RUNS / "one" / "distill"))["crd"] > 0
 
@@ -304,7 +304,7 @@ def test_a_live_and_a_replayed_sskd_step_on_still_images_have_the_same_gradient(
 
 
 def test_a_live_sskd_student_trains_on_moved_views_of_a_store_without_rotations(featured):
-    result = distill.run(arm_config(featured, SSKD, mode="live"))
+    result = distill.run(variant_config(featured, SSKD, mode="live"))
 
     lines = list(read_metrics(RUNS / "one" / "distill"))
     assert result.trained_epochs == 2
@@ -315,16 +315,16 @@ def test_a_live_sskd_student_trains_on_moved_views_of_a_store_without_rotations(
     "method", [FT, CRD, pytest.param(SSKD, marks=pytest.mark.slow)], ids=lambda method: method.kind
 )
 def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
-    distill.run(arm_config(rotated, method, run="whole"))
+    distill.run(variant_config(rotated, method, run="whole"))
     steps = sum(1 for _ in read_metrics(RUNS / "whole" / "distill")) // 2
     kills = [(loop, "train_step", steps + 2)]
     if method.kind != "crd":
         kills.insert(0, (auxiliary_phase, "derive_seed", 2))
     for module, name, call in kills:
         with killed_at(module, name, call):
-            distill.run(arm_config(rotated, method, run="killed"))
+            distill.run(variant_config(rotated, method, run="killed"))
     monkeypatch.setattr(auxiliary_phase, "derive_seed", None)  # the phase must not begin again
-    distill.run(arm_config(rotated, method, run="killed"))
+    distill.run(variant_config(rotated, method, run="killed"))
 
     assert_equal_states(weights_of("killed"), weights_of("whole"))
     assert_equal_states(saved_loss("killed"), saved_loss("whole"))
@@ -343,9 +343,9 @@ def test_the_teachers_part_is_trained_before_the_student_and_stands_still_after(
 ):
     first = {"paraphraser_epochs": 0} if method.kind == "ft" else {"head_epochs": 0}
     one_epoch = replace(TRAINER, epochs=1)
-    distill.run(arm_config(rotated, method, run="long"))
-    distill.run(arm_config(rotated, method, run="short", trainer=one_epoch))
-    distill.run(arm_config(rotated, replace(method, **first), run="random", trainer=one_epoch))
+    distill.run(variant_config(rotated, method, run="long"))
+    distill.run(variant_config(rotated, method, run="short", trainer=one_epoch))
+    distill.run(variant_config(rotated, replace(method, **first), run="random", trainer=one_epoch))
 
     long, short, random = (saved_loss(run) for run in ("long", "short", "random"))
 
@@ -366,7 +366,7 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
     ):
         with pytest.raises(ConfigError, match=r"mode=replay views=rotations views.per_step=4"):
             distill_config(rotated, method=SSKD, **options)
-    live = arm_config(featured, SSKD, mode="live")
+    live = variant_config(featured, SSKD, mode="live")
     assert (live.views.kind, live.views.per_step) == ("rotations", 4)
     with pytest.raises(ConfigError, match=r"batch_size=18 is not a multiple of views.per_step=4"):
         replace(live, trainer=replace(TRAINER, batch_size=18))
@@ -375,11 +375,11 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
         with pytest.raises(ConfigError, match=r"would be different images; set method=kd, or"):
             replace(live, augment=AugmentOptions(**options))
     with pytest.raises(ConfigError, match=r"method=sskd needs several to distinguish"):
-        arm_config(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
+        variant_config(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
     with pytest.raises(ConfigError, match=r"views.per_step=1"):
         distill_config(rotated, method=CRD, mode="replay", views=ROTATIONS)
     mixed = AugmentOptions(mix=(MixConfig(kind="cutmix"),))
-    live = arm_config(featured, CRD, mode="live")
+    live = variant_config(featured, CRD, mode="live")
     with pytest.raises(
         ConfigError, match=r"a mixed image has two: set method=kd, or augment.mix=\[\]"
     ):
@@ -387,16 +387,16 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
 
 
 def test_a_pass_without_features_or_without_rotations_is_refused(frozen, tmp_path, tiny_teacher):
-    with pytest.raises(StoreMismatchError, match=r"no payload pooled, but method=crd"):
-        distill.run(arm_config(frozen, CRD))
+    with pytest.raises(StoreMismatchError, match=r"no output pooled, but method=crd"):
+        distill.run(variant_config(frozen, CRD))
     flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
     views = RandomViewsConfig(count=4)
     random = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
     with pytest.raises(ConfigError, match=r"has views=random.*views=rotations"):
-        distill.run(arm_config(random, SSKD))
+        distill.run(variant_config(random, SSKD))
 
 
-def test_without_their_term_students_need_no_payload(frozen):
+def test_without_their_term_students_need_no_output(frozen):
     for run, method in (
         ("kd", KDConfig(lambda_ce=1.0)),
         ("crd", CRDConfig(lambda_kd=1.0, lambda_crd=0.0)),

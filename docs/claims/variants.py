@@ -1,4 +1,5 @@
-"""Options of the arms of committed results, as their commands compose them, and in which of them two arms differ."""
+"""Options of the variants of committed results, as their commands compose them, and in which of them two variants
+differ."""
 
 from __future__ import annotations
 
@@ -20,18 +21,19 @@ Options = dict[str, Any]
 
 
 @cache
-def options_of(experiment: str, arm: str) -> Options:
-    """Compose the options of an arm: those of the sweep that its results name, of the arm and of its point of the grid.
+def options_of(experiment: str, variant: str) -> Options:
+    """Compose the options of a variant: those of the sweep that its results name, of the variant and of its point of
+    the grid.
 
-    Raises KeyError if the sweep has no such arm or no such option in its grid.
+    Raises KeyError if the sweep has no such variant or no such option in its grid.
     """
     arguments = _sweep_arguments(experiment)
     sweep = compose("sweep", arguments)
-    name, *point = arm.split()
+    name, *point = variant.split()
     grid = {option.rpartition(".")[2]: option for option in sweep["grid"] or {}}
     values = dict(text.split("=", 1) for text in point)
     chosen = [f"{grid[option]}={value}" for option, value in values.items()]
-    composed = compose("sweep", [*arguments, *sweep["arms"][name], *chosen])
+    composed = compose("sweep", [*arguments, *sweep["variants"][name], *chosen])
     options = _flat({section: composed[section] for section in _COMPARED})
     return options | {"store.teacher": composed["store"]["teacher"]}
 
@@ -56,7 +58,7 @@ def _flat(values: Any, name: str = "") -> Options:
 
 
 def differing_options(candidate: Options, baseline: Options) -> set[str]:
-    """Options of which both arms have one, with other values. An option of one kind only differs by its kind."""
+    """Options of which both variants have one, with other values. An option of one kind only differs by its kind."""
     return {
         option for option in candidate.keys() & baseline if candidate[option] != baseline[option]
     }
@@ -100,6 +102,6 @@ def losses_in_words(options: Options) -> str:
 def _classes(options: Options) -> int:
     """Number of classes whose maps a student of e2KD compares."""
     stored = (
-        options["explainer.max_classes"] if options["explainer.explained_classes"] == "topk" else 1
+        options["explainer.max_classes"] if options["explainer.target_classes"] == "topk" else 1
     )
     return min(stored, options["method.max_classes"] or stored)

@@ -1,4 +1,4 @@
-"""The payloads of a teacher pass: what each stores of a forward pass, and how it is encoded."""
+"""The outputs of a teacher pass: what each stores of a forward pass, and how it is encoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from permafrost.annotation.teacher_fields import (
     stage_fields,
 )
 from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.store import PAYLOADS, PassOptions
+from permafrost.config.store import OUTPUTS, PassOptions
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.loading.transfer import copy_to
 from permafrost.models.classifier import (
@@ -30,7 +30,7 @@ from permafrost.models.classifier import (
     ModelOutput,
     stage_number,
 )
-from permafrost.models.explanations import explained_classes, explainer_named
+from permafrost.models.explanations import explainer_named, target_classes
 from permafrost.store.codecs import decode_tensor, encode_unit, lowest_cosine_of_arrays
 from permafrost.store.projections import Projection
 
@@ -46,7 +46,7 @@ class BatchInfo(NamedTuple):
 
 
 class EncodedFields(NamedTuple):
-    """Stored form of one payload for a batch of n records, on the device of the teacher."""
+    """Stored form of one output for a batch of n records, on the device of the teacher."""
 
     values: dict[str, Tensor]
     """Field -> [n, *shape] of its FieldSpec, in its dtype."""
@@ -58,7 +58,7 @@ class EncodedFields(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """Form of the images that the teacher receives for a payload."""
+    """Form of the images that the teacher receives for an output."""
 
     margin: float = 0.0
     """FieldSpec.margin of the fields."""
@@ -66,10 +66,10 @@ class Framing:
     """True if the teacher also receives horizontal flips, so that fields get a first axis of two."""
 
 
-class Payload(Protocol):
+class OutputKind(Protocol):
     """One kind of teacher output to store.
 
-    A payload may have an attribute `framing: Framing`, if the teacher shall receive other images than the whole frame
+    An output may have an attribute `framing: Framing`, if the teacher shall receive other images than the whole frame
     for it. Each of these is another forward pass, and its fields are encoded one by one.
     """
 
@@ -99,7 +99,7 @@ _MAX_UINT16 = 2**16 - 1
 """Number of classes that u16 can number, without 65,535, which is padding."""
 
 
-class LogitsPayload:
+class LogitsOutput:
     """Field logits f16 [K], or with annotate.logits=topk top_logits f16 [k], top_class [k] and rest_logits f32 [T].
 
     With annotate.logits_dtype=float32 logits and top_logits are f32. The largest logits are in descending order.
@@ -179,8 +179,8 @@ def split_logits(
 # ---- explanation map -------------------------------------------------------------------------------
 
 
-class MapPayload:
-    """Fields map [E, A, h, w] with maximum absolute value 1, map_scale f32 [E] and explained_class i32 [E].
+class MapsOutput:
+    """Fields map [E, A, h, w] with maximum absolute value 1, map_scale f32 [E] and target_class i32 [E].
 
     The classes are selected by the float32 logits and stored, because rounded logits may tie. If a record has fewer
     than E classes, the last entries are NO_CLASS with a map of zeros.
@@ -204,18 +204,18 @@ class MapPayload:
                 codec="maxabs",
                 when_moved="warp",
                 frame="full",
-                axes=("explained", "channel", "y", "x"),
+                axes=("target", "channel", "y", "x"),
             ),
-            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32", axes=("explained",)),
-            FieldSpec(name="explained_class", shape=shape[:1], dtype="int32", axes=("explained",)),
+            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32", axes=("target",)),
+            FieldSpec(name="target_class", shape=shape[:1], dtype="int32", axes=("target",)),
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         labels = copy_to(records.labels, output.logits.device)
-        classes = explained_classes(self.explainer, output.logits, labels, records.keys)
+        classes = target_classes(self.explainer, output.logits, labels, records.keys)
         maps = explainer_named(self.explainer.kind)(model, output, classes).detach()
         stored, scale = encode_unit(maps, self.dtype, axes=(2, 3, 4))
-        fields = {"map": stored, "map_scale": scale, "explained_class": classes.int()}
+        fields = {"map": stored, "map_scale": scale, "target_class": classes.int()}
         return EncodedFields(
             fields, {"map": lowest_cosine(maps.flatten(0, 1), stored.flatten(0, 1))}
         )
@@ -251,7 +251,7 @@ def lowest_cosine(values: Tensor, stored: Tensor, scale: Tensor | None = None) -
 # ---- intermediates ---------------------------------------------------------------------------------
 
 
-class _SpatialPayload(ABC):
+class _SpatialOutput(ABC):
     """Base for fields [..., h, w] f16 with spatial maximum 1, and <field>_scale f32 [...] ([1] for a single map)."""
 
     intermediates: ClassVar[Intermediates]
@@ -315,7 +315,7 @@ class _SpatialPayload(ABC):
         """Compute the fields before encoding."""
 
 
-class FeaturesPayload(_SpatialPayload):
+class FeaturesOutput(_SpatialOutput):
     """Fields features_<stage> [C, h, w] before the stage's last ReLU, each with a scale f32 [C], and features_pooled.
 
     Channels are divided by their largest absolute value in the record. The stages are those of
@@ -380,7 +380,7 @@ class FeaturesPayload(_SpatialPayload):
         return fields
 
 
-class AttentionPayload(_SpatialPayload):
+class AttentionOutput(_SpatialOutput):
     """Fields attention_<stage> [h, w]: Q of attention transfer, 8 kB per record for a ResNet at 224 pixels."""
 
     intermediates = Intermediates(stages=True)
@@ -389,7 +389,7 @@ class AttentionPayload(_SpatialPayload):
         return attention_fields(output)
 
 
-class ClassMapPayload(_SpatialPayload):
+class ClassMapsOutput(_SpatialOutput):
     """Field class_maps [K, r, r]: the maps of all classes, pooled to annotate.class_map_size cells per side."""
 
     intermediates = Intermediates(class_maps=True)
@@ -404,7 +404,7 @@ class ClassMapPayload(_SpatialPayload):
 # ---- pooled feature --------------------------------------------------------------------------------
 
 
-class PooledPayload:
+class PooledOutput:
     """Field pooled f16 [d], which has no spatial position and is not changed by a view's transform."""
 
     intermediates = Intermediates(pooled=True)
@@ -431,9 +431,9 @@ class PooledPayload:
 # ---- build -----------------------------------------------------------------------------------------
 
 
-def build_payloads(config: PassOptions, explainer: ExplainerConfig) -> list[Payload]:
-    """Build one payload for each of `annotate.payloads`, in that order."""
+def build_outputs(config: PassOptions, explainer: ExplainerConfig) -> list[OutputKind]:
+    """Build one output for each of `annotate.outputs`, in that order."""
     return [
-        pkgutil.resolve_name(PAYLOADS[name].implementation)(config, explainer)
-        for name in config.payloads
+        pkgutil.resolve_name(OUTPUTS[name].implementation)(config, explainer)
+        for name in config.outputs
     ]

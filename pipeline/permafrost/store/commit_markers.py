@@ -1,7 +1,7 @@
-"""Receipts: one Parquet table for each shard of a store or of a pass, which commits the shard.
+"""Commit markers: one Parquet table for each shard of a store or of a pass, which commits the shard.
 
-The receipt of an image shard is its part of the index. Its metadata list the bytes that it covers and a digest of the
-receipt's own content. Manifests are written from receipts, so a flipped bit in a receipt must be detected.
+The commit marker of an image shard is its part of the index. Its metadata list the bytes that it covers and a digest of
+its own content. Manifests are written from commit markers, so a flipped bit in one must be detected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BOX = pa.struct(
     [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]
 )
 
-RECEIPT_SCHEMA = table_schema(
+MARKER_SCHEMA = table_schema(
     key=pa.string(),
     split=pa.string(),
     shard=pa.string(),
@@ -44,45 +44,45 @@ RECEIPT_SCHEMA = table_schema(
     image_crc32c=pa.uint32(),
     mask_crc32c=pa.uint32(),
 )
-"""Columns of an image shard's receipt: where the bytes of a record are, and its description. Those of the index follow
-from them (docs/reference/store-format.md)."""
+"""Columns of an image shard's commit marker: where the bytes of a record are, and its description. Those of the index
+follow from them (docs/reference/store-format.md)."""
 
-PASS_RECEIPT_SCHEMA = table_schema(
+PASS_MARKER_SCHEMA = table_schema(
     key=pa.string(),
     row=pa.int32(),
     array_row=pa.int64(),
     chunk_crc32c=pa.list_(pa.uint32()),
 )
-"""Columns of a pass's receipt: each record's row in the shard and in the arrays, and the CRC-32C of the inner chunks
-that contain it, view by view and field by field, for fields that are divided into inner chunks."""
+"""Columns of a pass's commit marker: each record's row in the shard and in the arrays, and the CRC-32C of the inner
+chunks that contain it, view by view and field by field, for fields that are divided into inner chunks."""
 
-RECEIPTS_FOLDER = "receipts"
+COMMITS_FOLDER = "commits"
 
 _METADATA_KEY = b"permafrost"
 _DIGEST_KEY = "content_sha256"
 
 
-def receipt_path(folder: RootedPath, shard: str) -> RootedPath:
-    """Return the path of a shard's receipt in a store or a pass."""
-    return folder / RECEIPTS_FOLDER / f"{shard}.parquet"
+def marker_path(folder: RootedPath, shard: str) -> RootedPath:
+    """Return the path of a shard's commit marker in a store or a pass."""
+    return folder / COMMITS_FOLDER / f"{shard}.parquet"
 
 
-def receipt_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Convert rows, each with a value for every column of RECEIPT_SCHEMA, to a table."""
-    return pa.Table.from_pylist(rows, schema=RECEIPT_SCHEMA)
+def marker_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Convert rows, each with a value for every column of MARKER_SCHEMA, to a table."""
+    return pa.Table.from_pylist(rows, schema=MARKER_SCHEMA)
 
 
-def has_many_labels(receipt: pa.Table) -> bool:
+def has_many_labels(marker: pa.Table) -> bool:
     """Return whether any record lists its classes in `labels`; `label` is then not read."""
-    return bool(pc.max(pc.list_value_length(receipt["labels"])).as_py())
+    return bool(pc.max(pc.list_value_length(marker["labels"])).as_py())
 
 
-def write_receipt(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) -> str:
-    """Write a receipt atomically and return the SHA-256 of its file.
+def write_marker(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) -> str:
+    """Write a commit marker atomically and return the SHA-256 of its file.
 
     Args:
         path: File to write.
-        table: Rows of the receipt.
+        table: Rows of the commit marker.
         metadata: JSON values for the footer, to which the digest of the content is added.
 
     Raises:
@@ -94,13 +94,13 @@ def write_receipt(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) -
     return write_table(path, table.replace_schema_metadata({_METADATA_KEY: text.encode()}))
 
 
-def read_receipt(
+def read_marker(
     path: RootedPath, schema: pa.Schema, sha256: str | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Read a receipt and its metadata, checked against the digest that it contains.
+    """Read a commit marker and its metadata, checked against the digest that it contains.
 
     Args:
-        path: File of the receipt.
+        path: File of the commit marker.
         schema: Columns that it must have.
         sha256: Digest of the file in its manifest; None is not checked.
 
@@ -108,7 +108,7 @@ def read_receipt(
         The rows, and the metadata without the digest.
 
     Raises:
-        ManifestError: If the receipt is missing, damaged or of another version.
+        ManifestError: If the commit marker is missing, damaged or of another version.
     """
     table = read_table(path, schema, sha256)
     stored = (table.schema.metadata or {}).get(_METADATA_KEY, b"{}")
