@@ -84,7 +84,7 @@ test-anywhere: install ## run the tests under conditions of other machines; ARGS
 test-versions: install ## run the tests with the lowest and the highest versions of the packages
 	@$(PY) -m nox -s lowest highest $(ARGS)
 
-test-hub: .venv-hub/.installed ## run the tests of Hugging Face's data sets, in an environment with the extra `hub`
+test-hub: .venv-hub/.installed ## run the tests beside other libraries, in an environment with the extras `hub` and `neighbors`
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-hub/bin/python -m pytest -q tests/hub $(ARGS)
 
 .venv-hub/.installed: tests/hub/requirements.lock pyproject.toml .ci/install
@@ -131,7 +131,7 @@ lock: ## update the pinned packages from pyproject.toml
 	cp requirements.lock tests/benchmarks/requirements.lock  # versions that are kept where the extra allows it
 	$(LOCK) --extra bench pyproject.toml -o tests/benchmarks/requirements.lock
 	cp requirements.lock tests/hub/requirements.lock
-	$(LOCK) --extra dev --extra hub pyproject.toml -o tests/hub/requirements.lock
+	$(LOCK) --extra dev --extra hub --extra neighbors pyproject.toml -o tests/hub/requirements.lock
 	cp requirements.lock tests/loggers/requirements.lock
 	$(LOCK) --extra dev --extra wandb --extra mlflow --extra trackio pyproject.toml -o tests/loggers/requirements.lock
 

@@ -214,7 +214,7 @@ def main() -> None:
     parts = [
         "# Python interface",
         "Generated from the docstrings by `python -m docs.api`. Shapes are in brackets: B or n records, E target\n"
-        "classes, A channels of a map, K classes. [Your own training loop](../howto/own-loop.md),\n"
+        "classes, A channels of a map, K classes. [Python](../howto/own-loop.md),\n"
         "[Plug-ins](../howto/plug-ins.md) and [A paper as a package](../howto/package.md) use these names;\n"
         "[Options](options.md) has those of the command line.",
     ]

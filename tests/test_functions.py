@@ -262,8 +262,8 @@ def with_item(item):
 
 
 BAD_DATASETS = {
-    "a stream": (Stream(), "dataset=Stream is no map-style dataset"),
-    "no length": (Unsized(), "lacks a length"),
+    "a stream": (Stream(), "dataset=Stream is not a map-style dataset"),
+    "no length": (Unsized(), "has no length"),
     "None": (with_item(None), r"dataset\[5\] is NoneType instead of an image"),
     "no image": (with_item((None, 1)), r"dataset\[5\] is NoneType"),
     "an entry": (with_item({"pixels": 1}), r"dataset\[5\] has pixels and no entry `image`"),
@@ -278,7 +278,7 @@ BAD_DATASETS = {
     "empty": ([], "dataset=list has no records"),
     "a path": ("photos", "dataset='photos' is a path; read a folder as data='image_folder'"),
     "no file": (["nowhere.jpg"], "nowhere.jpg; correct data.root or the table"),
-    "a number": (5, "dataset=int is no map-style dataset"),
+    "a number": (5, "dataset=int is not a map-style dataset"),
 }
 
 

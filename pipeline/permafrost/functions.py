@@ -46,7 +46,7 @@ logger = logging.getLogger("permafrost.functions")
 
 Place = str | os.PathLike[str]
 """Path of a file or folder, or the address of a bucket."""
-Member = str | Mapping[str, Any]
+Choice = str | Mapping[str, Any]
 """Member of a family: its kind, or a mapping with its kind and options, {"kind": "timm", "name": "resnet50"}."""
 
 
@@ -60,7 +60,7 @@ class MapStyle(Protocol):
 
 
 def preview(
-    *arguments: str, data: Member | None = None, dataset: MapStyle | None = None, **options: Any
+    *arguments: str, data: Choice | None = None, dataset: MapStyle | None = None, **options: Any
 ) -> Preview:
     """Preview what is understood of data before anything is packed. The result has `classes`, `counts` and `findings`.
 
@@ -80,10 +80,10 @@ def preview(
 
 def precompute(
     *arguments: str,
-    teacher: nn.Module | Member | None = None,
+    teacher: nn.Module | Choice | None = None,
     dataset: MapStyle | None = None,
     store: Place | None = None,
-    data: Member | None = None,
+    data: Choice | None = None,
     outputs: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -131,13 +131,13 @@ def precompute(
 
 def teach(
     *arguments: str,
-    teacher: nn.Module | Member | None = None,
+    teacher: nn.Module | Choice | None = None,
     store: Place | None = None,
     run: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
-    augment: Member | None = None,
+    augment: Choice | None = None,
     splits: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -173,13 +173,13 @@ def teach(
 
 def distill(
     *arguments: str,
-    student: nn.Module | Member | None = None,
+    student: nn.Module | Choice | None = None,
     store: Place | None = None,
     run: str | None = None,
     teacher: str | nn.Module | Mapping[str, Any] | None = None,
-    method: Member | None = None,
+    method: Choice | None = None,
     tau: float | None = None,
-    augment: Member | None = None,
+    augment: Choice | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -224,13 +224,13 @@ def distill(
 
 def evaluate(
     *arguments: str,
-    student: nn.Module | Member | None = None,
+    student: nn.Module | Choice | None = None,
     store: Place | None = None,
     run: str | None = None,
     splits: Sequence[str] | None = None,
     evaluators: Sequence[str] | None = None,
     model: Literal["student", "teacher", "network"] | None = None,
-    teacher: nn.Module | Member | None = None,
+    teacher: nn.Module | Choice | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layer: str | None = None,
@@ -269,7 +269,7 @@ def sweep(
     *arguments: str,
     store: Place | None = None,
     run: str | None = None,
-    student: Member | None = None,
+    student: Choice | None = None,
     variants: Mapping[str, Sequence[str]] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] | None = None,

@@ -387,7 +387,7 @@ def contact_sheet(
     pictures = _rows(batch, "image", names, (sizes[:, 1] / sizes[:, 0]).tolist())
     pixels = PixelAugmentSchedule(replace(augment, mix=()), seed=0)  # maps are those of one record
     for view in range(num_views):
-        drawn = schedule.views(epoch=view, places=0, sizes=sizes)
+        drawn = schedule.views(epoch=view, positions=0, sizes=sizes)
         changes = pixels.draw(view, 0, len(sizes))
         if drawn is not None or changes is not None:
             moved = replace(in_views(batch, drawn, schedule.rendering), pixel_augment=changes)

@@ -75,9 +75,10 @@ FORMER = {
 def test_a_former_name_is_refused_with_the_new_one(written, part, tmp_path):
     (tmp_path / "old.yaml").write_text(written)
     verb = permafrost.sweep if "arms" in written else permafrost.precompute
+    named = ["store.path=s", "run=one"] + ([] if "teacher" in written else ["teacher=none"])
     for options in ({"experiment": str(tmp_path / "old.yaml")}, parse_yaml(written)):
         with pytest.raises(ConfigError, match=part):
-            verb(**options)
+            verb(*named, **options)
 
 
 def test_a_path_is_taken_for_that_of_a_store():

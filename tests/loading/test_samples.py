@@ -69,7 +69,7 @@ def test_a_map_moves_with_its_image(path):
 
 
 def test_views_are_those_of_places_in_any_order(path):
-    """Of places in several blocks, too, which the schedule draws as a whole."""
+    """Positions may be of several blocks, each of which is drawn as a whole."""
     records = permafrost.open_store(path).select("train")
     schedule = StoreSamples(records, augment=VIEWS)._dataset._schedule
     places = np.array([3 * BLOCK_SIZE + 5, 2, BLOCK_SIZE, 1])
@@ -113,7 +113,7 @@ def test_samplers_of_torch_choose_records(path):
 
     assert sorted(ranks[0] + ranks[1]) == sorted(samples[number].key for number in range(40))
     batch = next(iter(shuffled))
-    assert type(batch).__name__ == "Sample"
+    assert type(batch).__name__ == "StoreSample"
     assert batch.logits.shape == (8, 10)
     assert batch.maps.shape == (8, 1, 1, 4, 4)
 

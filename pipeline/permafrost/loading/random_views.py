@@ -29,7 +29,7 @@ from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.recipes import (
     BLOCK_SIZE,
     KEPT_BLOCKS,
-    Places,
+    Positions,
     draw_policy,
     policy_matrices,
     rows_of_blocks,
@@ -247,20 +247,20 @@ class ViewSchedule:
         self.rendering = Rendering(config.border, config.interpolation)
         self._block = MethodCache(self._draw_block, kept_blocks)
 
-    def views(self, epoch: int, places: Places, sizes: Tensor) -> Views | None:
-        """Draw the views of places in an epoch's order.
+    def views(self, epoch: int, positions: Positions, sizes: Tensor) -> Views | None:
+        """Draw the views of positions in an epoch's order.
 
         Args:
             epoch: Number of the epoch.
-            places: First place, or each of them.
-            sizes: (height, width) of the original at each place, [n, 2].
+            positions: First position, or each of them.
+            sizes: (height, width) of the original at each position, [n, 2].
 
         Returns:
             Views [n], or None without operations.
         """
         if not self.config.moving:
             return None
-        steps = rows_of_blocks(self._block, epoch, places, len(sizes))
+        steps = rows_of_blocks(self._block, epoch, positions, len(sizes))
         if not self.one_aspect:
             height, width = sizes.double().unbind(dim=1)
             steps = self._compose(steps, width / height)

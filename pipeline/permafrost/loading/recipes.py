@@ -397,25 +397,25 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
 # ---- draws ---------------------------------------------------------------------------------------
 
 
-Places: TypeAlias = int | NDArray[np.int64]
-"""Place in an epoch's order from which consecutive ones are meant, or the place of each."""
+Positions: TypeAlias = int | NDArray[np.int64]
+"""Position in an epoch's order from which consecutive ones are meant, or the position of each."""
 
 
 def rows_of_blocks(
-    block_of: Callable[[int, int], Sequence[Tensor]], epoch: int, places: Places, count: int
+    block_of: Callable[[int, int], Sequence[Tensor]], epoch: int, positions: Positions, count: int
 ) -> list[Tensor]:
     """Return a copy of rows of an epoch, whose blocks are functions of the epoch and their number.
 
     Args:
         block_of: Function of the epoch and a block that returns its parts, each [BLOCK_SIZE, ...].
         epoch: Number of the epoch.
-        places: Places of the rows.
+        positions: Positions of the rows.
         count: Number of rows.
 
     Returns:
         The rows of each part, [count, ...].
     """
-    at = places + np.arange(count) if isinstance(places, int) else places
+    at = positions + np.arange(count) if isinstance(positions, int) else positions
     blocks, number = np.unique(at // BLOCK_SIZE, return_inverse=True)
     drawn = [block_of(epoch, block) for block in blocks.tolist()]
     rows = torch.from_numpy(number * BLOCK_SIZE + at % BLOCK_SIZE)
@@ -438,25 +438,25 @@ class PixelSchedule:
         self.seed, self.side = seed, side
         self._block = MethodCache(self._draw_block, kept_blocks)
 
-    def rows(self, epoch: int, places: Places, count: int) -> Tensor:
-        """Draw the rows of places in an epoch's order, f64 [count, C].
+    def rows(self, epoch: int, positions: Positions, count: int) -> Tensor:
+        """Draw the rows of positions in an epoch's order, f64 [count, C].
 
         Args:
             epoch: Number of the epoch.
-            places: First place, or each of them.
-            count: Number of places.
+            positions: First position, or each of them.
+            count: Number of positions.
         """
-        return rows_of_blocks(self._block, epoch, places, count)[0]
+        return rows_of_blocks(self._block, epoch, positions, count)[0]
 
-    def draw(self, epoch: int, places: Places, count: int) -> tuple[PixelChange, ...]:
-        """Draw the changes of places in an epoch's order, in order of application.
+    def draw(self, epoch: int, positions: Positions, count: int) -> tuple[PixelChange, ...]:
+        """Draw the changes of positions in an epoch's order, in order of application.
 
         Args:
             epoch: Number of the epoch.
-            places: First place, or each of them.
-            count: Number of places.
+            positions: First position, or each of them.
+            count: Number of positions.
         """
-        return self.recipe.changes(self.rows(epoch, places, count)) if self.recipe.width else ()
+        return self.recipe.changes(self.rows(epoch, positions, count)) if self.recipe.width else ()
 
     def _draw_block(self, epoch: int, block: int) -> tuple[Tensor]:
         """Draw the rows of a block, f64 [BLOCK_SIZE, C]."""
@@ -560,22 +560,22 @@ class PixelAugmentSchedule:
         self._mixtures = MethodCache(self._draw_mixtures, kept_blocks)
 
     def draw(
-        self, epoch: int, places: Places, count: int, per_step: int = 1
+        self, epoch: int, positions: Positions, count: int, per_step: int = 1
     ) -> PixelAugment | None:
         """Draw for `count` rows, or return None if nothing changes their pixels.
 
         Args:
             epoch: Number of the epoch.
-            places: Place of the first row in the epoch's order, or of each.
+            positions: Position of the first row in the epoch's order, or of each.
             count: Number of rows.
             per_step: Number of views of a record, which are in consecutive rows.
         """
         if not self.config.mixes and not self.pixels.recipe.width:
             return None
-        changes = self.pixels.draw(epoch, places, count)
+        changes = self.pixels.draw(epoch, positions, count)
         if not self.config.mixes:
             return PixelAugment(changes=changes)
-        drawn = rows_of_blocks(self._mixtures, epoch, places, count)[0].numpy()
+        drawn = rows_of_blocks(self._mixtures, epoch, positions, count)[0].numpy()
         partners = paired_rows(count, per_step)
         drawn[partners.numpy() == np.arange(count)] = UNMIXED
         return PixelAugment(changes=changes, mixture=mixture_of(drawn, partners))

@@ -25,7 +25,7 @@ _KEPT_BLOCKS = 1024
 """Number of blocks of drawn views that are kept, for records in any order: those of a million, at most 0.1 GB."""
 
 
-class Sample(NamedTuple):
+class StoreSample(NamedTuple):
     """A record with its targets, in one view. A value that the store does not have is an empty tensor."""
 
     image: Tensor
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     key: str
 
 
-class StoreSamples(Dataset[Sample]):
+class StoreSamples(Dataset[StoreSample]):
     """Records of a selection by number. A view is a pure function of (seed, epoch, number).
 
     `set_epoch` draws new views, also in the worker processes of a loader that runs. Records that are read together,
@@ -95,13 +95,13 @@ class StoreSamples(Dataset[Sample]):
         """Set the epoch of which views are drawn, as DistributedSampler.set_epoch does for the order."""
         self._epoch.fill_(epoch)
 
-    def __getitem__(self, number: int) -> Sample:
+    def __getitem__(self, number: int) -> StoreSample:
         count = len(self)
         if not -count <= number < count:
             raise IndexError(f"record {number} of {count}")
         return self.__getitems__([number % count])[0]
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[Sample]:
+    def __getitems__(self, numbers: Sequence[int]) -> list[StoreSample]:
         """Read several records at once, as a DataLoader asks for the records of a batch."""
         at, epoch = np.asarray(numbers, np.int64), int(self._epoch)
         stored = self._dataset.__getitems__(EpochSlice(at, epoch, at))
@@ -120,6 +120,6 @@ class StoreSamples(Dataset[Sample]):
             )
             maps = targets.maps if isinstance(targets, MapTargets) else absent
         return [
-            Sample(*values)
+            StoreSample(*values)
             for values in zip(batch.images, batch.labels, logits, maps, batch.keys, strict=True)
         ]

@@ -29,6 +29,7 @@ from permafrost.core.records import (
     labels_of_states,
 )
 from permafrost.sources.splits import TRAIN, is_split_name, split_off_test
+from permafrost.storage.files import file_at
 from permafrost.store.image_decoding import picture_suffix, png_of
 
 _IMAGE_NAMES = ("image", "img", "picture")
@@ -154,7 +155,7 @@ def splits_of(dataset: Any) -> dict[str, Any]:
     """Return the datasets of the splits: those of a mapping, or the only one as split train.
 
     Raises:
-        ConfigError: If one is no map-style dataset.
+        ConfigError: If one is not a map-style dataset.
     """
     require(
         not isinstance(dataset, (str, os.PathLike)),
@@ -170,8 +171,8 @@ def splits_of(dataset: Any) -> dict[str, Any]:
         )
         require(
             hasattr(each, "__len__") and hasattr(each, "__getitem__"),
-            f"dataset={name} is no map-style dataset, as it lacks a length or dataset[i]; a store needs its records in "
-            "any order, so list its items, or give the files (a list of paths, a DataFrame)",
+            f"dataset={name} is not a map-style dataset, as it has no length or no dataset[i]; a store needs records in "
+            "any order, so list the items, or give the files (a list of paths, a DataFrame)",
         )
         require(len(each) > 0, f"dataset={name} has no records")
     return splits
@@ -180,7 +181,7 @@ def splits_of(dataset: Any) -> dict[str, Any]:
 def _image_of(image: Any, where: str) -> Image.Image | bytes:
     """Return an image as Pillow's, or the bytes of its file."""
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):  # of datasets
-        data: bytes = image.get("bytes") or Path(image["path"]).read_bytes()
+        data: bytes = image.get("bytes") or file_at(Path(image["path"])).read()
         return data
     if isinstance(image, Image.Image):
         return image
@@ -249,7 +250,7 @@ def options_of_dataset(dataset: Any, folder: Path, call: Mapping[str, Any]) -> d
         call: Options of the call, which may have `image_size` and a `teacher`.
 
     Raises:
-        ConfigError: If a folder has a transform, or a DataFrame has cells that are no values.
+        ConfigError: If a folder has a transform, or a DataFrame has cells that Arrow cannot hold.
     """
     options: dict[str, Any] = {"kind": "image_table", "path": str(folder / "dataset.parquet")}
     if hasattr(dataset, "columns") and hasattr(dataset, "to_dict"):
@@ -289,7 +290,7 @@ def options_of_dataset(dataset: Any, folder: Path, call: Mapping[str, Any]) -> d
 
 
 def _files_of(dataset: Any) -> Iterator[tuple[str, str | None]]:
-    """Yield the paths of a dataset of files with their labels, nothing for items that are something else."""
+    """Yield the paths of a dataset of files with their labels, nothing for other items."""
     samples = getattr(dataset, "samples", dataset if isinstance(dataset, (list, tuple)) else ())
     classes = getattr(dataset, "classes", None)
     for name in ("transform", "target_transform") if samples else ():
