@@ -61,11 +61,14 @@ from tests.benchmarks.peer import MissingPeerError
 from tests.benchmarks.precomputing import precompute_figures
 from tests.benchmarks.reading import (
     LOADER_WORKERS,
+    SAMPLE_WORKERS,
     bytes_figures,
     checksums_32_figure,
     checksums_224_figure,
     public_loader_figures,
     public_loader_name,
+    samples_figures,
+    samples_name,
     stream_32_figure,
     stream_224_figure,
 )
@@ -128,6 +131,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     checksums_32_figure: ("checksums_epoch_32px",),
     checksums_224_figure: ("checksums_epoch_224px",),
     public_loader_figures: tuple(public_loader_name(workers) for workers in LOADER_WORKERS),
+    samples_figures: tuple(map(samples_name, SAMPLE_WORKERS)),
     bytes_figures: ("bytes_vs_values", "bytes_vs_one_pt_per_image"),
     twin_figures: ("ray_vs_serial", "gap_between_shards"),
     dataset_figures: tuple(map(dataset_name, DATASET_SIDES)),

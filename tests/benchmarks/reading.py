@@ -125,6 +125,61 @@ def public_loader_name(workers: int) -> str:
     return f"public_loader_{workers}_workers"
 
 
+SAMPLE_WORKERS = (0, 1, 2)
+
+
+def samples_name(workers: int) -> str:
+    """Name of a figure."""
+    return f"samples_{workers}_workers"
+
+
+def samples_figures(folder: Path) -> list[Figure]:
+    """Measure epochs of a stock DataLoader of permafrost.load_store against those of RecordLoader, in random order."""
+    import permafrost
+
+    torch.set_num_threads(1)
+    records, side = LOADED, 32
+    tars, path = write_tars(folder / "tars", records, side), folder / "store"
+    precompute.run(precompute_config(tars, path))
+    views = permafrost.augmentation("pad_crop_flip")
+    figures = []
+    for workers in SAMPLE_WORKERS:
+        loader = permafrost.RecordLoader(
+            permafrost.open_store(path).select("train"),
+            **{"augment": views, "batch_size": BATCH, "num_workers": workers},
+        )
+        samples = permafrost.load_store(path, augment=views)
+        kept = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+        stock = torch.utils.data.DataLoader(
+            samples, BATCH, shuffle=True, num_workers=workers, **kept
+        )
+        for dataset in (loader.dataset, samples._dataset):
+            dataset.keep_bytes = 0  # type: ignore[attr-defined]  # decode in every epoch, as of a large set
+            dataset._start_caches()  # type: ignore[attr-defined]
+
+        epochs = count()
+
+        def read_samples(
+            loader: Any = stock, samples: Any = samples, numbers: Iterator[int] = epochs
+        ) -> None:
+            samples.set_epoch(next(numbers))
+            counted = sum(_rendered(batch.image, batch.maps, side) for batch in loader)
+            assert counted == records
+
+        def read_batches(loader: Any = loader) -> None:
+            assert sum(_rendered(batch.images, batch.maps, side) for batch in loader) == records
+
+        pairs = in_turn(read_samples, read_batches, ROUNDS)
+        figures.append(
+            figure(
+                samples_name(workers),
+                pairs,
+                **{"faster": True, "unit": "us/record", "scale": 1e6 / records, "aim": ""},
+            )
+        )
+    return figures
+
+
 def _rendered(images: torch.Tensor, maps: torch.Tensor | None, side: int) -> int:
     assert images.shape[1:] == (3, side, side)
     assert maps is not None

@@ -171,8 +171,8 @@ def splits_of(dataset: Any) -> dict[str, Any]:
         )
         require(
             hasattr(each, "__len__") and hasattr(each, "__getitem__"),
-            f"dataset={name} is not a map-style dataset, as it has no length or no dataset[i]; a store needs records in "
-            "any order, so list the items, or give the files (a list of paths, a DataFrame)",
+            f"dataset={name} is not a map-style dataset, as it has no length or no dataset[i]; a store reads records "
+            "in any order, so list the items, or give the files (a list of paths, a DataFrame)",
         )
         require(len(each) > 0, f"dataset={name} has no records")
     return splits
