@@ -376,6 +376,20 @@ def test_a_training_without_a_run_leaves_nothing(nets, student):
     assert not network.fc.weight.equal(before)
 
 
+def test_a_student_of_other_outputs_than_its_teacher_is_one_error(nets, student):
+    with pytest.raises(permafrost.UserError, match="returns 5 logits, but .* of 4 classes; build"):
+        permafrost.distill(student=nets.Net(5), **TRAINING)
+
+
+def test_a_network_of_torchvision_stores_the_features_of_its_stages():
+    teacher = torchvision.models.resnet18(num_classes=4).eval()
+    options = {"outputs": ["logits", "features"], "input_size": 64, "layer": None}
+    fill("s", teacher=teacher, dataset=RECORDS, **options)
+
+    values = permafrost.open_store("s").arrays("train", fields=("features_4",))
+    assert values["features_4"].shape == (24, 2, 512, 2, 2)  # of the image and of its mirror image
+
+
 def test_a_run_of_another_program_needs_its_network(nets, student):
     permafrost.distill(student=student, run="mine", **TRAINING)
     del student

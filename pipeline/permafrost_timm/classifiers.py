@@ -28,7 +28,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from permafrost.config.models import is_published
+from permafrost.config.models import ModelConfig, is_published
 from permafrost.core.errors import ConfigError, FileError, first_line, require
 from permafrost.core.generators import SeededDraws
 from permafrost.models.classifier import (
@@ -89,6 +89,10 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
         num_classes=outputs,
         **({"img_size": config.input_size} if resize else {}),
     )
+    return _wrap(config, network)
+
+
+def _wrap(config: ModelConfig, network: nn.Module) -> Classifier:
     mean, std = model_normalization(config)
     if isinstance(network, VisionTransformer):
         return TimmVit(config.name, Normalize(mean, std), network)
@@ -524,4 +528,4 @@ class TimmEva(TimmVit):
         return net.norm_pre(tokens), blocks
 
 
-PROVIDER = Provider(build_timm, published_timm, save_for_hub, timm.list_models)
+PROVIDER = Provider(build_timm, published_timm, save_for_hub, timm.list_models, _wrap)

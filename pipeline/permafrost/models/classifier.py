@@ -461,3 +461,6 @@ class Provider:
     has none."""
     names: Callable[[], Iterable[str]] = tuple
     """Function that returns the names of its networks."""
+    wrap: Callable[[Any, Any], Classifier] | None = None
+    """Function from a config and a network of its library, which a program has built, to the network. Raises KeyError
+    or ConfigError for one that it does not know."""

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from permafrost.config.models import MEMORY, MemoryModelConfig
+from permafrost.config.models import MEMORY, MODELS, MemoryModelConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import Classifier, Normalize, Provider
 from permafrost.models.cost import sha256_tensors
 from permafrost.models.module import ModuleClassifier, unwrapped
-from permafrost.models.providers import model_normalization
+from permafrost.models.providers import model_normalization, provider_of
 
 logger = logging.getLogger("permafrost.models")
 
@@ -124,9 +124,16 @@ def build_memory(config: MemoryModelConfig, outputs: int) -> Classifier:
         ) from error
     if isinstance(copied, Classifier):
         return copied
-    return ModuleClassifier(
-        copied, config.layer, Normalize(*model_normalization(config)), config.returns
-    )
+    library = type(copied).__module__.partition(".")[0]
+    if (
+        library in MODELS and not config.layer
+    ):  # torchvision or timm, whose networks have known stages
+        wrap = provider_of(MODELS[library]()).wrap
+        if wrap is not None:
+            with suppress(KeyError, ConfigError):
+                return wrap(config, copied)
+    normalize = Normalize(*model_normalization(config))
+    return ModuleClassifier(copied, config.layer, normalize, config.returns)
 
 
 PROVIDER = Provider(build_memory, lambda config: None)

@@ -25,7 +25,7 @@ from torchvision import models
 from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from permafrost.config.models import TorchvisionModelConfig, is_published
+from permafrost.config.models import ModelConfig, TorchvisionModelConfig, is_published
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import (
     Classifier,
@@ -70,6 +70,10 @@ def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifie
     network = _build_network(config, outputs)
     if is_published(config.weights):
         _load_published(network, config)
+    return _wrap(config, network)
+
+
+def _wrap(config: ModelConfig, network: nn.Module) -> Classifier:
     if isinstance(network, models.VisionTransformer):
         return TorchvisionVit(config, network)
     return TorchvisionClassifier(config, network)
@@ -158,7 +162,7 @@ def _load_published(network: nn.Module, config: TorchvisionModelConfig) -> None:
 class TorchvisionClassifier(Classifier):
     """A network whose head is a sequence of layers on its last stage."""
 
-    def __init__(self, config: TorchvisionModelConfig, network: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, network: nn.Module) -> None:
         super().__init__()
         self.normalize = Normalize(*model_normalization(config))
         self.inner = network
@@ -382,6 +386,7 @@ PROVIDER = Provider(
     build_torchvision,
     published_torchvision,
     names=partial(models.list_models, module=torchvision.models),
+    wrap=_wrap,
 )
 
 
@@ -394,7 +399,7 @@ class TorchvisionVit(Classifier):
     The context [B, 1 + h * w, C] is the residual stream into that block, with the class token first.
     """
 
-    def __init__(self, config: TorchvisionModelConfig, network: models.VisionTransformer) -> None:
+    def __init__(self, config: ModelConfig, network: models.VisionTransformer) -> None:
         super().__init__()
         self.name = config.name
         self.normalize = Normalize(*model_normalization(config))

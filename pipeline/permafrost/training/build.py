@@ -164,10 +164,18 @@ def _read_probes(spec: TrainingSpec, device: torch.device) -> Batch | None:
 
 
 def _check_independence(spec: TrainingSpec, model: Classifier, batch: Batch) -> None:
-    """Raise DependentRecordsError if a network's outputs of a record depend on other records in eval mode."""
+    """Raise ConfigError if a network's outputs are not the classes, or depend on other records in eval mode."""
     images = view_images(batch, spec.input_size)
     with torch.no_grad():
-        model(images)  # what the first batch of a training initializes
+        logits = model(
+            images
+        ).logits  # which also initializes what the first batch of a training does
+    outputs, needs = spec.model.classes or spec.num_classes, spec.loss.needs
+    require(
+        logits.shape[1] == outputs or not (needs.labels or (needs.targets and needs.logits)),
+        f"{spec.model.label} returns {logits.shape[1]} logits, but its targets are of {outputs} classes; build it with "
+        f"{outputs} outputs",
+    )
     require_independent_network(model, images)
 
 
