@@ -377,7 +377,7 @@ def test_a_training_without_a_run_leaves_nothing(nets, student):
 
 
 def test_a_student_of_other_outputs_than_its_teacher_is_one_error(nets, student):
-    with pytest.raises(permafrost.UserError, match="returns 5 logits, but .* of 4 classes; build"):
+    with pytest.raises(permafrost.UserError, match=r"returns 5 logits, but .* of 4 classes; build"):
         permafrost.distill(student=nets.Net(5), **TRAINING)
 
 

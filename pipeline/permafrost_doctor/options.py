@@ -21,8 +21,8 @@ VERBS["doctor"] = Verb(
     function="permafrost_doctor.doctor:examine_machine",
     order=90,
     common=(
-        *("cluster", "cluster.address", "cluster.auth", "cluster.actors"),
-        *("cluster.cpus_per_actor", "cluster.gpus_per_actor", "cluster.threads_per_actor"),
+        "cluster cluster.address cluster.auth cluster.actors cluster.cpus_per_actor "
+        "cluster.gpus_per_actor cluster.threads_per_actor"
     ),
     python="Say what this machine has, and what a pass and a training would use of it.",
 )

@@ -83,9 +83,9 @@ VERBS["estimate"] = Verb(
     function="permafrost_estimate.estimate:estimate_store",
     order=15,
     common=(
-        *("store.path", "data", "data.path", "teacher", "teacher.name", "teacher.weights"),
-        *("annotate.outputs", "student", "student.name", "method", "trainer.batch_size"),
-        *("estimate.views", "estimate.workers", "estimate.records", "estimate.budget_bytes"),
+        "store.path data data.path teacher teacher.name teacher.weights annotate.outputs "
+        "student student.name method trainer.batch_size estimate.views estimate.workers "
+        "estimate.records estimate.budget_bytes"
     ),
     needs_run=False,
     needs_teacher=True,

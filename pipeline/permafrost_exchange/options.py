@@ -145,9 +145,9 @@ VERBS["ingest"] = Verb(
     order=25,
     group="data",
     common=(
-        *("store.path", "format", "path", "name", "missing", "format.column", "format.fields"),
-        *("format.split", "format.temperature", "format.index_map", "teacher", "teacher.name"),
-        *("teacher.weights", "passport.records", "passport.accept"),
+        "store.path format path name missing format.column format.fields format.split "
+        "format.temperature format.index_map teacher teacher.name teacher.weights "
+        "passport.records passport.accept"
     ),
     checks_teacher=True,
     python="Make a pass of targets of another tool. The result has its name, and the number of `records`.",
@@ -160,9 +160,8 @@ VERBS.replace(
         order=40,
         group="data",
         common=(
-            *("store.path", "store.teacher", "teacher", "teacher.name", "teacher.weights"),
-            *("passport.records", "passport.views", "passport.accept"),
-            *("store.cache", "store.allow_links"),
+            "store.path store.teacher teacher teacher.name teacher.weights passport.records "
+            "passport.views passport.accept store.cache store.allow_links"
         ),
         checks_teacher=True,
     ),
@@ -171,7 +170,7 @@ VERBS["share"] = Verb(
     options=ShareConfig,
     function="permafrost_exchange.share:share_targets",
     order=80,
-    common=("store.path", "store.teacher", "to", "form", "images", "pixels", "licenses"),
+    common="store.path store.teacher to form images pixels licenses",
     python="""Write a pass for others, without images. The result has the folder or address, `shared`.
 
     The pass is named by the argument `pass=...`, as `pass` cannot be a keyword argument in Python.
@@ -182,6 +181,6 @@ VERBS["attach"] = Verb(
     function="permafrost_exchange.attach:attach_targets",
     order=85,
     group="data",
-    common=("path", "store.path", "missing", "executor", "store.cache", "store.allow_links"),
+    common="path store.path missing executor store.cache store.allow_links",
     python="Join a shared pass, the folder `path`, to a store of the same images. The result has its name.",
 )

@@ -50,8 +50,7 @@ VERBS["export"] = Verb(
     order=65,
     group="student",
     common=(
-        *("run", "store.path", "export.formats", "export.output", "export.frame", "to"),
-        *("store.cache", "store.allow_links"),
+        "run store.path export.formats export.output export.frame to store.cache store.allow_links"
     ),
     takes_store_of_run=True,
     python="Write a student as programs that run without this project. The result has the `files` by format.",

@@ -129,10 +129,9 @@ VERBS["report"] = Verb(
     function="permafrost_report.report:report_run",
     order=75,
     common=(
-        *("run", "store.path", "report.title", "report.columns", "report.baseline"),
-        *("report.candidate", "report.compared_column", "report.plotted", "report.runs"),
-        *("report.cases", "report.contact_records", "report.contact_views", "augment"),
-        *("augment.size", "store.teacher"),
+        "run store.path report.title report.columns report.baseline report.candidate "
+        "report.compared_column report.plotted report.runs report.cases report.contact_records "
+        "report.contact_views augment augment.size store.teacher"
     ),
     needs_run=False,
     takes_store_of_run=True,
@@ -143,7 +142,7 @@ VERBS["show"] = Verb(
     options=ShowConfig,
     function="permafrost_report.show:show_store",
     order=45,
-    common=("store.path", "store.teacher", "show.split", "show.records", "show.output"),
+    common="store.path store.teacher show.split show.records show.output",
 )
 SWEEP_SUMMARIES["table"] = "permafrost_report.main_table:summary_table"
 STORE_METHODS["show"] = "permafrost_report.store_sheet:show_records"

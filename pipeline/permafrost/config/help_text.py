@@ -24,7 +24,7 @@ _MAX_COMMON = 15
 def describe_common(verb: str, composed: Mapping[str, Any]) -> str:
     """Describe the common options of a verb: its own choice, each with its value and at most two lines."""
     described = {entry.path: entry for entry in _entries(verb, composed)}
-    paths = VERBS[verb].common or tuple(described)[:_MAX_COMMON]
+    paths = VERBS[verb].common.split() or tuple(described)[:_MAX_COMMON]
     entries = [described.get(path) or _member_entry(path, composed) for path in paths]
     lines = [
         line

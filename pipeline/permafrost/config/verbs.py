@@ -270,9 +270,9 @@ class Verb:
     """Place in lists of verbs: preview is 10, precompute 20, teach 30, verify 40, distill 50, evaluate 60, sweep 70."""
     group: str = "report"
     """Group in `permafrost --help`: data, teacher, student or report, or one of a package's own, which comes last."""
-    common: tuple[str, ...] = ()
-    """Options that --help shows, at most 15, as section.option or as a section with members; empty shows the first 15
-    of all options, which --help all lists."""
+    common: str = ""
+    """Options that --help shows, at most 15, between blanks: section.option, or a section with members. Empty shows the
+    first 15 of all options, which --help all lists."""
     python: str = ""
     """Docstring of `permafrost.<verb>()`; empty is the first sentence of the help."""
     swept: tuple[str, ...] = ()
@@ -371,22 +371,9 @@ VERBS: Family[Verb] = Family(
             order=10,
             group="data",
             common=(
-                *(
-                    "data",
-                    "data.path",
-                    "data.label",
-                    "data.labels",
-                    "data.split",
-                    "data.only_classes",
-                ),
-                *(
-                    "data.test_fraction",
-                    "data.group",
-                    "data.exclude",
-                    "data.on_error",
-                    "data.accept",
-                ),
-                *("preview.files", "preview.all", "against", "executor"),
+                "data data.path data.label data.labels data.split data.only_classes "
+                "data.test_fraction data.group data.exclude data.on_error data.accept "
+                "preview.files preview.all against executor"
             ),
         ),
         "precompute": Verb(
@@ -396,10 +383,9 @@ VERBS: Family[Verb] = Family(
             order=20,
             group="data",
             common=(
-                *("store.path", "data", "data.path", "data.test_fraction", "store.image_size"),
-                *("teacher", "teacher.name", "teacher.weights", "teacher.input_size"),
-                *("teacher.frame", "teacher.mean", "teacher.std"),
-                *("annotate.outputs", "explainer", "executor"),
+                "store.path data data.path data.test_fraction store.image_size teacher "
+                "teacher.name teacher.weights teacher.input_size teacher.frame teacher.mean "
+                "teacher.std annotate.outputs explainer executor"
             ),
             needs_run=False,
             needs_teacher=True,
@@ -413,14 +399,9 @@ VERBS: Family[Verb] = Family(
             order=30,
             group="teacher",
             common=(
-                *("store.path", "run", "teacher", "teacher.name", "teaching", "teaching.split"),
-                *("teaching.start", "teaching.loss", "teaching.augment", "teaching.augment.size"),
-                *(
-                    "teaching.trainer.epochs",
-                    "teaching.trainer.batch_size",
-                    "teaching.optimizer.lr",
-                ),
-                *("evaluate.splits", "seed"),
+                "store.path run teacher teacher.name teaching teaching.split teaching.start "
+                "teaching.loss teaching.augment teaching.augment.size teaching.trainer.epochs "
+                "teaching.trainer.batch_size teaching.optimizer.lr evaluate.splits seed"
             ),
             needs_teacher=True,
             typed_arguments=("run=", "store.path=", "teacher."),
@@ -430,7 +411,7 @@ VERBS: Family[Verb] = Family(
             function="permafrost.verbs.verify:verify_bytes",
             order=40,
             group="data",
-            common=("store.path", "store.cache", "store.allow_links"),
+            common="store.path store.cache store.allow_links",
         ),
         "distill": Verb(
             options=DistillConfig,
@@ -439,9 +420,9 @@ VERBS: Family[Verb] = Family(
             order=50,
             group="student",
             common=(
-                *("store.path", "run", "student", "student.name", "student.weights"),
-                *("method", "method.tau", "augment", "trainer.epochs", "trainer.batch_size"),
-                *("optimizer.lr", "subset.shots", "seed", "store.teacher", "mode"),
+                "store.path run student student.name student.weights method method.tau augment "
+                "trainer.epochs trainer.batch_size optimizer.lr subset.shots seed "
+                "store.teacher mode"
             ),
             check_arguments=_check_live_arguments,
         ),
@@ -452,14 +433,9 @@ VERBS: Family[Verb] = Family(
             order=60,
             group="student",
             common=(
-                *("run", "store.path", "evaluate.splits", "evaluators", "model", "evaluate.store"),
-                *(
-                    "evaluate.against",
-                    "evaluate.frame",
-                    "evaluate.threshold",
-                    "evaluate.batch_size",
-                ),
-                *("evaluate.device", "teacher", "teacher.weights", "student", "student.weights"),
+                "run store.path evaluate.splits evaluators model evaluate.store "
+                "evaluate.against evaluate.frame evaluate.threshold evaluate.batch_size "
+                "evaluate.device teacher teacher.weights student student.weights"
             ),
             takes_store_of_run=True,
             check_arguments=_check_evaluate_arguments,
@@ -471,18 +447,8 @@ VERBS: Family[Verb] = Family(
             order=70,
             group="student",
             common=(
-                *(
-                    "store.path",
-                    "run",
-                    "variants",
-                    "grid",
-                    "seeds",
-                    "select",
-                    "executor",
-                    "parallel",
-                ),
-                *("student", "student.name", "method", "augment", "trainer.epochs"),
-                *("subset.holdout", "evaluate.splits"),
+                "store.path run variants grid seeds select executor parallel student "
+                "student.name method augment trainer.epochs subset.holdout evaluate.splits"
             ),
             swept=("distill", "evaluate"),
             saves_options=True,
