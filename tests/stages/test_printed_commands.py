@@ -296,7 +296,7 @@ def test_every_next_command_in_the_source_has_a_run_that_prints_it():
         ".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts)
         for path in (ROOT / "pipeline").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.keyword) and node.arg == "next"
+        if isinstance(node, ast.keyword) and node.arg == "next" and ast.unparse(node.value) != "''"
     }
     verbs = {verb for printed in RUNS.values() for verb in printed}
 
