@@ -320,6 +320,15 @@ def test_sizes_may_differ_if_the_frame_has_one(teacher):
     assert fill("s", teacher=teacher, dataset=dataset, image_size=16).packed_records == 24
 
 
+def test_a_column_of_splits_is_read(teacher):
+    write_folder(Path("photos"))
+    paths = sorted(map(str, Path("photos").rglob("*.png")))
+    frame = pd.DataFrame({"path": paths, "label": "a", "split": ["train", "test"] * 12})
+    fill("s", teacher=teacher, dataset=frame)
+
+    assert permafrost.open_store("s").manifest.records == {"train": 12, "test": 12}
+
+
 def test_outputs_count_the_classes_that_a_dataset_does_not_name(teacher):
     few = [(pixels, number % 2) for number, pixels in enumerate(PIXELS)]
     fill("few", teacher=teacher, dataset=few)
@@ -356,9 +365,55 @@ def test_a_network_in_memory_is_trained_evaluated_and_loaded(nets, student, capl
     with torch.no_grad():
         student.fc.bias[0] += 100
     changed = permafrost.evaluate(student=student, **options)
-    assert "was changed since: it is evaluated as it is" in caplog.text
+    assert "were changed since: it is evaluated as it is" in caplog.text
     assert (changed.metrics, changed.splits["train"]["accuracy"]) == ("", 0.25)
     assert saved.splits["train"]["kl_to_teacher"] < changed.splits["train"]["kl_to_teacher"]
+
+
+def test_other_code_or_normalization_is_not_the_student_of_the_run(nets, student, tmp_path, caplog):
+    permafrost.distill(student=student, run="mine", **TRAINING)
+    options = {"store": "s", "run": "mine", "splits": ["train"]}
+    kept = permafrost.evaluate(student=student, **options, **NORMALIZED)
+    other = module_of(CODE.replace(".relu().mean", ".mean"), tmp_path, "other_net").Net()
+    other.load_state_dict(student.state_dict())
+
+    changed = permafrost.evaluate(student=other, **options, **NORMALIZED)
+    shifted = permafrost.evaluate(student=student, **options, mean=[0.9] * 3, std=[0.25] * 3)
+
+    assert kept.metrics
+    for result in (changed, shifted):
+        assert result.metrics == ""
+        assert result.splits["train"]["kl_to_teacher"] != kept.splits["train"]["kl_to_teacher"]
+    caplog.clear()
+    permafrost.load_student("mine", network=other)
+    assert "was trained with other code of Net" in caplog.text
+
+
+def test_a_run_is_known_by_the_network_that_loaded_it(nets, student):
+    permafrost.distill(student=student, run=Path("mine"), **TRAINING)
+    loaded = permafrost.load_student("runs/mine", network=nets.Net())
+
+    measured = permafrost.evaluate(store="s", run="mine", splits=["train"])
+    assert measured.metrics
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(loaded(images).logits, student.eval()((images - 0.5) / 0.25))
+
+
+def test_values_of_other_kinds_are_options_or_one_error(nets, student):
+    views = permafrost.augmentation("pad_crop_flip")
+    normalized = {"mean": torch.tensor([0.5] * 3), "std": np.full(3, 0.25)}
+    trained = permafrost.distill(student=student, augment=views, **TRAINING | normalized)
+
+    assert trained.trained_epochs == 2
+    wrong = {
+        "store is list, which is not a value": {"store": [student]},
+        "has no parameter that requires a gradient": {"student": nets.Net().requires_grad_(False)},
+    }
+    for message, options in wrong.items():
+        with pytest.raises(permafrost.UserError, match=message):
+            permafrost.distill(**{"student": nets.Net(), **TRAINING, **options})
+    with pytest.raises(permafrost.UserError, match=r"student\.classes=5 are not the 4 classes"):
+        permafrost.evaluate(student=nets.Net(5), store="s", splits=["train"], **NORMALIZED)
 
 
 def test_a_training_without_a_run_leaves_nothing(nets, student):

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from permafrost.cli import run_typed_command
-from permafrost.config.points import arguments_of_options
+from permafrost.config.points import arguments_of_options, option_text
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import require
-from permafrost.models.memory_network import options_of_network, stateful
+from permafrost.models.memory_network import digest_code, options_of_network, stateful
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.runs.folder import RunFolder
@@ -89,6 +89,7 @@ def precompute(
     std: Sequence[float] | None = None,
     layer: str | None = None,
     input_size: int | None = None,
+    frame: Literal["auto", "center_crop", "full"] | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     name: str | None = None,
@@ -113,7 +114,10 @@ def precompute(
         std: Standard deviation of each channel in [0, 1].
         layer: Name of the module that is explained; None takes the last one whose output is a grid.
         input_size: Side in pixels of the teacher's images; None takes that of the stored frames.
-        image_size: Side in pixels of the stored frames; None takes the images' common size.
+        frame: Part of a photograph that the teacher receives. "full", the default: all of it, squeezed to a square;
+            "center_crop": a square in the middle, in the photograph's proportions.
+        image_size: Side in pixels of the stored frames; None takes the images' common size, or 256 for files that have
+            none.
         batch_size: Number of records of a forward pass.
         name: Name of the pass.
         executor: Executor of the work.
@@ -133,7 +137,7 @@ def teach(
     *arguments: str,
     teacher: nn.Module | Choice | None = None,
     store: Place | None = None,
-    run: str | None = None,
+    run: Place | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -175,7 +179,7 @@ def distill(
     *arguments: str,
     student: nn.Module | Choice | None = None,
     store: Place | None = None,
-    run: str | None = None,
+    run: Place | None = None,
     teacher: str | nn.Module | Mapping[str, Any] | None = None,
     method: Choice | None = None,
     tau: float | None = None,
@@ -215,6 +219,8 @@ def distill(
     given = locals()
     if isinstance(teacher, str) and options.get("mode") != "live":
         given |= {"teacher": None, "store.teacher": [teacher]}
+    if isinstance(teacher, nn.Module):
+        given |= {"teacher.mean": mean, "teacher.std": std}
     result: DistillResult = _run("distill", given, trained="student", frozen=("teacher",))
     if not isinstance(student, nn.Module):
         return result
@@ -226,7 +232,7 @@ def evaluate(
     *arguments: str,
     student: nn.Module | Choice | None = None,
     store: Place | None = None,
-    run: str | None = None,
+    run: Place | None = None,
     splits: Sequence[str] | None = None,
     evaluators: Sequence[str] | None = None,
     model: Literal["student", "teacher", "network"] | None = None,
@@ -256,7 +262,11 @@ def evaluate(
         The metrics by split, `splits`, and the file `metrics`, empty without a run.
     """
     given = locals()
-    if isinstance(student, nn.Module) and run is not None and _is_as_trained(student, run):
+    if (
+        isinstance(student, nn.Module)
+        and run is not None
+        and _is_as_trained(student, run, mean, std)
+    ):
         given |= dict.fromkeys(("student", "mean", "std", "layer"))
     elif isinstance(student, nn.Module):
         given |= {"model": "network", "run": None}
@@ -268,7 +278,7 @@ def evaluate(
 def sweep(
     *arguments: str,
     store: Place | None = None,
-    run: str | None = None,
+    run: Place | None = None,
     student: Choice | None = None,
     variants: Mapping[str, Sequence[str]] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
@@ -331,7 +341,7 @@ def verb_function(verb: str) -> Callable[..., Any]:
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "preview": {},
     "precompute": {
-        **{name: f"teacher.{name}" for name in ("mean", "std", "layer", "input_size")},
+        **{name: f"teacher.{name}" for name in ("mean", "std", "layer", "input_size", "frame")},
         **{"outputs": "annotate.outputs", "batch_size": "annotate.batch_size"},
         **{"name": "annotate.name", "image_size": "store.image_size"},
     },
@@ -376,6 +386,8 @@ def _run(
             is_frozen = section in frozen
             side = given.get("input_size")
             values[section] = options_of_network(values[section], section, is_frozen, side)
+            if section == trained and verb != "evaluate":
+                del values[section]["classes"]  # as many as its targets have
         require(
             isinstance(values[section], (str, Mapping)),
             f"{section}={values[section]!r} is {type(values[section]).__name__} instead of a torch.nn.Module, the name "
@@ -389,10 +401,13 @@ def _run(
             if values["data"]["kind"] == "memory":
                 objects["data"] = {"dataset": undecoded(dataset)}
         if isinstance(network, nn.Module):
-            if "run" not in values:
+            is_named = "run" in values
+            if not is_named:
                 values["run"] = stack.enter_context(TemporaryDirectory(prefix="permafrost-"))
-            saved = SavedNetwork(RunFolder(values["run"]).path / verb)
+            saved = SavedNetwork(RunFolder(os.fspath(values["run"])).path / verb)
             saved.build_from(network)
+            if not is_named:
+                stack.callback(saved.forget)
         options = {_OPTIONS[verb].get(name, name): value for name, value in values.items()}
         words = arguments_of_options(verb, arguments, options | more)
         result = run_typed_command(verb, words, objects)
@@ -401,20 +416,25 @@ def _run(
     return result
 
 
-def _is_as_trained(network: nn.Module, run: str) -> bool:
-    """Return whether a network has the weights of a run's student; log if it does not."""
-    folder = RunFolder(run).path / "distill"
-    saved = load_file(folder / MODEL_NAME) if SavedNetwork(folder).is_finished else {}
-    state = stateful(network).state_dict()
-    is_same = saved.keys() == state.keys() and all(
-        torch.equal(saved[name], tensor.cpu()) for name, tensor in state.items()
-    )
-    if is_same:
-        SavedNetwork(folder).build_from(network)
-    else:
+def _is_as_trained(network: nn.Module, run: Place, mean: object, std: object) -> bool:
+    """Return whether a network has the weights, code and normalization of a run's student; log if it does not."""
+    student = SavedNetwork(RunFolder(os.fspath(run)).path / "distill")
+    is_same = False
+    if student.is_finished:
+        student.build_from(network)
+        saved, state = load_file(student.folder / MODEL_NAME), stateful(network).state_dict()
+        config = student.describe().config
+        is_same = (
+            getattr(config, "code", None) == digest_code(network)
+            and (mean is None or option_text(mean) == option_text(config.mean))
+            and (std is None or option_text(std) == option_text(config.std))
+            and saved.keys() == state.keys()
+            and all(torch.equal(saved[name], tensor.cpu()) for name, tensor in state.items())
+        )
+    if not is_same:
         logger.warning(
-            "the network is not the student of run=%s, or was changed since: it is evaluated as it is, and the results "
-            "are not kept",
+            "the network is not the student of run=%s, or its weights, code or normalization were changed since: it is "
+            "evaluated as it is, and the results are not kept",
             run,
         )
     return is_same

@@ -400,7 +400,8 @@ def load_student(
     from permafrost.runs.mirrors import RUNS
 
     load_plugins(plugins)
-    candidates = [Path(run), *(RunFolder(str(run)).path / verb for verb in ("distill", "teach"))]
+    folders = [Path(run), RunFolder(str(run)).path]
+    candidates = [Path(run), *(path / verb for path in folders for verb in ("distill", "teach"))]
     folder = next((path for path in candidates if SavedNetwork(path).is_finished), None)
     if folder is None:
         raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")

@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import complete_arguments
+from permafrost.config.options import Options
+from permafrost.core.errors import ConfigError
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*", re.ASCII)
 """Texts that need no quotes as the value of an argument, unless they are a constant."""
@@ -55,7 +58,12 @@ def arguments_of_options(
         name = argument.replace("__", ".")
         if name == "store" and isinstance(value, (str, os.PathLike)):
             name = "store.path"
-        chosen.append(f"{name}={option_text(value)}")
+        try:
+            chosen.append(f"{name}={option_text(value)}")
+        except TypeError as error:
+            raise ConfigError(
+                f"{argument} is {type(value).__name__}, which is not a value of an option"
+            ) from error
     return complete_arguments(verb, chosen)
 
 
@@ -68,6 +76,10 @@ def option_text(value: Any) -> str:
     """Format a value for an argument or experiment: JSON, except that plain texts have no quotes."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if isinstance(value, Options):
+        value = to_plain_dict(value)
+    if hasattr(value, "tolist"):  # of NumPy and torch
+        value = value.tolist()
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _CONSTANTS:
         return value
     if isinstance(value, dict):

@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from copy import deepcopy
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -87,8 +88,12 @@ def options_of_network(
     }
     if isinstance(network, Classifier):  # which normalizes its images itself
         options |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-    outputs = _count_outputs(network, _SIDES if side is None else (side,)) if is_frozen else None
-    return options | ({} if outputs is None else {"classes": outputs})
+    require(
+        is_frozen or any(tensor.requires_grad for tensor in network.parameters()),
+        f"{where} has no parameter that requires a gradient, so nothing of it would be trained; call "
+        f"{argument}.requires_grad_()",
+    )
+    return options | {"classes": _count_outputs(network, _SIDES if side is None else (side,))}
 
 
 @torch.no_grad()
@@ -101,6 +106,16 @@ def _count_outputs(network: nn.Module, sides: Iterable[int]) -> int | None:
             logits: Any = returned["logits"] if isinstance(returned, dict) else returned
             return int(logits.shape[1])
     return None
+
+
+def warn_of_changed_module(folder: Path, config: MemoryModelConfig) -> None:
+    """Log that the code of a network in memory is not that of the training whose weights it gets."""
+    if config.network is not None and digest_code(config.network) != config.code:
+        logger.warning(
+            "%s was trained with other code of %s than that of this network: what it computes may be something else",
+            folder,
+            config.name,
+        )
 
 
 def stateful(network: nn.Module) -> nn.Module:

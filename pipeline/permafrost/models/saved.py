@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.models import MODELS, MemoryModelConfig, ModelConfig, Picture, usual_picture
@@ -122,7 +121,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     write_json(folder / DESCRIPTION_NAME, description)
 
 
-_IN_MEMORY: WeakValueDictionary[Path, nn.Module] = WeakValueDictionary()
+_IN_MEMORY: dict[Path, nn.Module] = {}
 """Networks of this program from which others are built for saved weights, by the folder of their training."""
 
 
@@ -139,8 +138,12 @@ class SavedNetwork:
         return (self.folder / DESCRIPTION_NAME).exists()
 
     def build_from(self, network: nn.Module) -> None:
-        """Build the network as a copy of this one, as long as the program keeps it: no file describes its code."""
+        """Build the network as a copy of this one from now on, because no file describes its code."""
         _IN_MEMORY[self.folder.absolute()] = network
+
+    def forget(self) -> None:
+        """Forget the network of `build_from`."""
+        _IN_MEMORY.pop(self.folder.absolute(), None)
 
     def check(self) -> str:
         """Return the SHA-256 of model.safetensors.
@@ -163,6 +166,7 @@ class SavedNetwork:
         """
         from permafrost.core.generators import SeededDraws
         from permafrost.models.build_limit import limited_construction
+        from permafrost.models.memory_network import warn_of_changed_module
         from permafrost.models.providers import build_model, freeze
         from permafrost.models.weights import load_weights
 
@@ -170,6 +174,8 @@ class SavedNetwork:
         require_classes(trained.classes, classes, f"the network in {self.folder} was")
         self.check()
         warn_of_other_code(self.folder, trained.config)
+        if isinstance(trained.config, MemoryModelConfig):
+            warn_of_changed_module(self.folder, trained.config)
         # The initial weights are not used.
         with limited_construction(self.folder / MODEL_NAME), SeededDraws(0):
             model = build_model(trained.config, trained.num_classes)

@@ -261,7 +261,8 @@ def options_of_dataset(dataset: Any, folder: Path, call: Mapping[str, Any]) -> d
                 f"dataset=DataFrame: {error}; write paths and labels as text"
             ) from error
         pq.write_table(table, options["path"])
-        return options | {"root": str(Path.cwd())}
+        has_split = "split" in table.column_names
+        return options | {"root": str(Path.cwd()), "split": "split" if has_split else None}
     splits = splits_of(dataset)
     rows = [(split, *pair) for split, each in splits.items() for pair in _files_of(each)]
     if len(rows) < sum(map(len, splits.values())):
