@@ -468,3 +468,19 @@ def test_lists_have_what_options_take():
     assert {"kd", "e2kd", "labels"} <= set(permafrost.list_methods())
     assert {"gradcam"} <= set(permafrost.list_explainers())
     assert {"accuracy", "localization"} <= set(permafrost.list_evaluators())
+
+
+def test_a_network_without_a_grid_has_logits_and_no_maps():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    options = {"layer": None, "outputs": ["logits"]}
+    fill("s", teacher=network.eval(), dataset=RECORDS, **options)
+
+    sample = permafrost.load_store("s")[0]
+    expected = network((sample.image[None] - 0.5) / 0.25)[0]
+    torch.testing.assert_close(sample.logits, expected, atol=1e-3, rtol=1e-3)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    permafrost.distill(student=student, run="mine", **TRAINING)
+    measured = permafrost.evaluate(store="s", run="mine", splits=["train"])
+    assert 0 <= measured.splits["train"]["accuracy"] <= 1
+    with pytest.raises(permafrost.UserError, match="maps of a sample are constant on their grid"):
+        fill("s", teacher=network, dataset=RECORDS, layer=None)

@@ -253,7 +253,8 @@ class ModuleConfig(ModelConfig):
     my_package.networks:build, or my_networks.py:build."""
     layer: str = ""
     """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
-    features.7. Empty takes the last one whose output is a grid, and logs its name."""
+    features.7. Empty takes the last one whose output is a grid, and logs its name; a network without any has logits
+    and no maps."""
     returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
     """Values that the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of
     log-probabilities the values themselves: both are logits up to a constant. A pass with maps needs logits, because

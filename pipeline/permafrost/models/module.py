@@ -126,6 +126,8 @@ class ModuleClassifier(ProbedClassifier):
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Run the network on the images of `context` with these features in the place of the layer's output."""
         assert context is not None
+        if not self.layer:
+            return features[:, :, 0, 0]
 
         def replace(output: Tensor) -> Tensor:
             return self._to_native(features.to(output.dtype)).clone()
@@ -156,7 +158,10 @@ class ModuleClassifier(ProbedClassifier):
         return ModelOutput(logits, features, images, (), class_maps, pooled)
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the layer's output [B, C, h, w] and the logits of one forward pass."""
+        """Return the layer's output [B, C, h, w], of none the logits [B, K, 1, 1], and the logits of one pass."""
+        if not self.layer:
+            logits = self._to_logits(self.inner(self._input(images)))
+            return logits[:, :, None, None], logits
         outputs: list[Tensor] = []
 
         def read(output: Tensor) -> Tensor:
@@ -220,17 +225,17 @@ class ModuleClassifier(ProbedClassifier):
         """
         generator = torch.Generator().manual_seed(0)
         examples = torch.rand(2, *images.shape[1:], generator=generator).to(images)
+        is_chosen = not self.layer
         try:
-            if not self.layer:
+            if is_chosen:
                 self.layer = self._last_grid(examples)
-            with (
-                eval_mode(self),
-                self._on_copy(examples),
-                torch.inference_mode(mode=False),
-                torch.no_grad(),
-                exact_float32(images.device),
-            ):
-                self._probe_with(examples)
+            try:
+                self._examine(examples)
+            except ConfigError:
+                if not (is_chosen and self.layer):
+                    raise
+                self.layer, self.closed_form, self._is_channels_last = "", None, False
+                self._examine(examples)
         except UserError:
             raise
         except Exception as error:  # a network of somebody's own may raise anything
@@ -245,9 +250,26 @@ class ModuleClassifier(ProbedClassifier):
             for module in self.inner.modules()
         )
 
+    def _examine(self, examples: Tensor) -> None:
+        """Run a copy of the network as a frozen one, and compare what it gives."""
+        with (
+            eval_mode(self),
+            self._on_copy(examples),
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+            exact_float32(examples.device),
+        ):
+            self._probe_with(examples)
+        if not self.layer:
+            _log(
+                f"{type(self.inner).__name__} has no layer whose output is a grid [B, C, h, w] or [B, h, w, C], so its "
+                "logits are all that is known of it; name a layer that has one for maps",
+                logging.INFO,
+            )
+
     @torch.no_grad()
     def _last_grid(self, examples: Tensor) -> str:
-        """Return the name of the last module whose output has rows and columns."""
+        """Return the name of the last module whose output has rows and columns, empty if none has."""
         network, grids = trial_copy(self.inner), []
 
         def read(name: str, output: Any) -> None:
@@ -263,11 +285,8 @@ class ModuleClassifier(ProbedClassifier):
             network(self._input(examples))
         for handle in handles:
             handle.remove()
-        require(
-            bool(grids),
-            f"{type(network).__name__} has no layer whose output is a grid [B, C, h, w] or [B, h, w, C], which could "
-            "be explained",
-        )
+        if not grids:
+            return ""
         name, shape = grids[-1]
         _log(
             f"{type(network).__name__} is explained at layer={name} {shape}, its last grid",
@@ -279,22 +298,26 @@ class ModuleClassifier(ProbedClassifier):
         """Run the network on variants of two images, and compare what it gives."""
         # The first and the last of these differ from both others in every pixel, or in the rim only.
         probes = torch.cat([replaced_parts(examples), examples[1:2]])
-        native, logits = self._read(probes)
-        self._is_channels_last = self._layout(native[:-1], examples) == "last"
-        grids = self._to_grid(native)
-        self._examine_input(examples, grids[:-1])
         name = type(self.inner).__name__
-        require(
-            self._is_copied(probes, logits) or not logits.isfinite().all(),
-            f"{name} gives other logits if the output of layer {self.layer} is copied: it is random in eval mode, "
-            "counts its passes, or changes this tensor elsewhere; name another layer",
-        )
+        if self.layer:
+            native, logits = self._read(probes)
+            self._is_channels_last = self._layout(native[:-1], examples) == "last"
+            grids = self._to_grid(native)
+            self._examine_input(examples, grids[:-1])
+            require(
+                self._is_copied(probes, logits) or not logits.isfinite().all(),
+                f"{name} gives other logits if the output of layer {self.layer} is copied: it is random in eval mode, "
+                "counts its passes, or changes this tensor elsewhere; name another layer",
+            )
+        else:
+            grids, logits = self._run(probes)
         records = [len(probes) - 1, 1, 0]
         outputs = (grids[records], logits[records])
         require_independent_records(
             name, self.inner, self._run, probes[records], probes[5:6], outputs
         )
-        self._match_head(examples[:1].clone())
+        if self.layer:
+            self._match_head(examples[:1].clone())
 
     @contextlib.contextmanager
     def _on_copy(self, examples: Tensor) -> Iterator[None]:
