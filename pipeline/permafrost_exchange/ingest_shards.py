@@ -128,8 +128,7 @@ class IngestShard:
         """Return the rows of a shard that have targets, counted from its beginning."""
         rows = self.store.rows_of_shard(self._number(shard))
         numbers = self._join.column(0).slice(rows.start, len(rows)).to_numpy()
-        covered: NDArray[np.int64] = np.flatnonzero(numbers >= 0)
-        return covered
+        return np.flatnonzero(numbers >= 0)
 
     def read(self, shard: ShardEntry, rows: NDArray[np.int64]) -> EncodedTargets:
         """Read the targets of some rows of a shard, which have some.

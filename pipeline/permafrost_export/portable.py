@@ -53,8 +53,7 @@ class _Program(nn.Module):
     def run(self, inputs: Tensor) -> Tensor:
         """Return the output for the network's inputs: logits f32 [B, K], or pooled features f32 [B, d]."""
         if self.output == "logits":
-            logits: Tensor = self.network(inputs).logits
-            return logits
+            return self.network(inputs).logits
         pooled = self.network(inputs, Intermediates(pooled=True)).pooled
         assert pooled is not None
         return pooled

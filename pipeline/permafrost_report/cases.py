@@ -83,8 +83,7 @@ def value_of(row: RecordRow, name: str, label: int) -> float | None:
         label: The class.
     """
     places = row["classes"]
-    value: float | None = row[name][places.index(label)] if label in places else None
-    return value
+    return row[name][places.index(label)] if label in places else None
 
 
 def choose_cases(

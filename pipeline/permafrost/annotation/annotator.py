@@ -465,8 +465,7 @@ def in_memory(config: PassOptions, batch: int, work: Callable[[int], T]) -> T:
 
 
 def _framing_of(kind: OutputKind) -> Framing:
-    framing: Framing = getattr(kind, "framing", _WHOLE_FRAME)
-    return framing
+    return getattr(kind, "framing", _WHOLE_FRAME)
 
 
 _WHOLE_FRAME = Framing()

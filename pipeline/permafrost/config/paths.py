@@ -62,8 +62,7 @@ def _replaced(config: C, names: list[str], value: str) -> C:
     inner = _replaced(getattr(config, first), below, value) if below else value
     added = getattr(config, "added", {})
     change = {"added": added | {first: inner}} if first in added else {first: inner}
-    replaced: C = replace(config, **change)
-    return replaced
+    return replace(config, **change)
 
 
 def place_paths(config: C) -> C:

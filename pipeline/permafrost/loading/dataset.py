@@ -669,8 +669,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def _boxes(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         boxes, lengths = self.store.index.boxes(rows)
-        boxes_of: tuple[torch.Tensor, ...] = torch.split(torch.from_numpy(boxes), lengths.tolist())
-        return boxes_of
+        return torch.split(torch.from_numpy(boxes), lengths.tolist())
 
     def _open_shard(self, shard: int) -> ShardBytes:
         entry = self.store.shards[shard]

@@ -216,8 +216,7 @@ def explainer_named(kind: str) -> Explainer:
 def attribution_named(kind: str) -> Explainer:
     """Return an explainer's maps [B, E, 1, h, w] of contributions to a class, which are comparable with a region."""
     name = EXPLAINERS[kind].attribution
-    attribution: Explainer = pkgutil.resolve_name(name) if name else explainer_named(kind)
-    return attribution
+    return pkgutil.resolve_name(name) if name else explainer_named(kind)
 
 
 def explainer_of_maps(maps: Tensor) -> type[ExplainerConfig]:
@@ -237,10 +236,7 @@ def contributions_of(maps: Tensor, images: Callable[[], Tensor]) -> Tensor:
         What the explainer's `contribution` says, else the sum over the channels of the maps.
     """
     name = explainer_of_maps(maps).contribution
-    contributions: Tensor = (
-        pkgutil.resolve_name(name)(maps, images) if name else maps.sum(dim=2, keepdim=True)
-    )
-    return contributions
+    return pkgutil.resolve_name(name)(maps, images) if name else maps.sum(dim=2, keepdim=True)
 
 
 def picture_of(maps: Tensor, images: Callable[[], Tensor]) -> Tensor | None:

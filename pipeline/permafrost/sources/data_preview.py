@@ -349,8 +349,7 @@ class Preview:
     @property
     def data_classes(self) -> str | None:
         """Option data.classes, None where it is not set or the source has none."""
-        path: str | None = getattr(self.data, "classes", None)
-        return path
+        return getattr(self.data, "classes", None)
 
     def count(self, split: str, label: int) -> int:
         """Return the number of records of a class in a split."""

@@ -181,8 +181,7 @@ def splits_of(dataset: Any) -> dict[str, Any]:
 def _image_of(image: Any, where: str) -> Image.Image | bytes:
     """Return an image as Pillow's, or the bytes of its file."""
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):  # of datasets
-        data: bytes = image.get("bytes") or file_at(Path(image["path"])).read()
-        return data
+        return image.get("bytes") or file_at(Path(image["path"])).read()
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, torch.Tensor):

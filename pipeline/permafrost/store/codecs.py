@@ -191,10 +191,9 @@ def decode_scaled(
     if scale is None:
         return values
     factors = scale.astype(np.float32)
-    units: NDArray[np.float32] = values.astype(np.float32, copy=False) * factors.reshape(
+    return values.astype(np.float32, copy=False) * factors.reshape(
         *factors.shape, *[1] * (values.ndim - factors.ndim)
     )
-    return units
 
 
 def cosines(values: NDArray[np.float32], stored: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -227,8 +226,7 @@ def _to_double(stored: NDArray[np.generic]) -> NDArray[np.float64]:
         return decode_unit(stored).astype(np.float64)
     import torch
 
-    double: NDArray[np.float64] = torch.from_numpy(np.array(stored)).double().numpy()
-    return double
+    return torch.from_numpy(np.array(stored)).double().numpy()
 
 
 def lowest_cosine_of_arrays(values: NDArray[np.float32], stored: NDArray[np.generic]) -> float:

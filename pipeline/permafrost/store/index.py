@@ -130,8 +130,7 @@ class RecordIndex:
 
     def shard_numbers(self, rows: RowNumbers) -> NDArray[np.int64]:
         """Return the number of each row's shard."""
-        numbers: NDArray[np.int64] = np.searchsorted(self.shards.starts, rows, side="right") - 1
-        return numbers
+        return np.searchsorted(self.shards.starts, rows, side="right") - 1
 
     def shards_of(self, rows: RowNumbers) -> NDArray[np.int64]:
         """Return the numbers of the shards that contain the rows, ascending."""

@@ -605,8 +605,7 @@ class TeacherPass:
     @property
     def explainer(self) -> str | None:
         """Kind of the explainer that produced its maps; None without maps."""
-        kind: str | None = self.manifest.explainer.get("kind")
-        return kind
+        return self.manifest.explainer.get("kind")
 
     @property
     def views(self) -> dict[str, Any]:

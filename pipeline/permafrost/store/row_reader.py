@@ -58,8 +58,7 @@ class SelectedRows:
         self._kept = array[rows]
 
     def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
-        kept: NDArray[Any] = self._kept[np.searchsorted(self._rows, at[0]), at[1]]
-        return kept
+        return self._kept[np.searchsorted(self._rows, at[0]), at[1]]
 
 
 class InnerChunkRows:

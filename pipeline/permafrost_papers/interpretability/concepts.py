@@ -288,8 +288,7 @@ class BrodenFolder:
 def decode_labels(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Decode labels R + 256 G from pixels u8 [s, t, 3]: i32 [s, t]."""
     wide = pixels.astype(np.int32)
-    labels: NDArray[np.int32] = wide[:, :, 0] + 256 * wide[:, :, 1]
-    return labels
+    return wide[:, :, 0] + 256 * wide[:, :, 1]
 
 
 def _read_labels(folder: Path, categories: tuple[str, ...]) -> Labels:

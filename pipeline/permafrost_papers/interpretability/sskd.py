@@ -37,8 +37,7 @@ def views_in_order(values: Tensor, view_index: Tensor) -> Tensor:
     """
     order = view_index.view(-1, NUM_ROTATIONS).argsort(dim=1)
     by_record = values.view(len(order), NUM_ROTATIONS, *values.shape[1:])
-    in_order: Tensor = by_record[torch.arange(len(order), device=order.device)[:, None], order]
-    return in_order
+    return by_record[torch.arange(len(order), device=order.device)[:, None], order]
 
 
 def rotated_similarities(embeddings: Tensor) -> Tensor:

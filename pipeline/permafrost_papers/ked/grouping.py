@@ -256,8 +256,7 @@ def _mergers(
 def _between(graph: NDArray[np.float64], assignment: NDArray[np.int64]) -> NDArray[np.float64]:
     """Total weight between each pair of communities, with twice the weight within a community on the diagonal."""
     member = np.eye(int(assignment.max()) + 1)[assignment]
-    between: NDArray[np.float64] = member.T @ graph @ member
-    return between
+    return member.T @ graph @ member
 
 
 def _modularity(

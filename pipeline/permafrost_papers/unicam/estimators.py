@@ -132,8 +132,7 @@ def v_centered(condensed: Tensor) -> Tensor:
     """Double-center distances by their means, flattened [n * n] with both triangles and the diagonal (biased form)."""
     matrix = square(condensed)
     means = matrix.mean(dim=1)
-    centered: Tensor = (matrix - means[:, None] - means + means.mean()).flatten()
-    return centered
+    return (matrix - means[:, None] - means + means.mean()).flatten()
 
 
 def inner(one: Tensor, other: Tensor) -> Tensor:

@@ -61,8 +61,7 @@ class _Maps(NamedTuple):
     @property
     def frames(self) -> NDArray[np.uint8]:
         """Frames u8 [n, H, W, 3]."""
-        frames: NDArray[np.uint8] = self.explained["frames"].numpy().transpose(0, 2, 3, 1)
-        return frames
+        return self.explained["frames"].numpy().transpose(0, 2, 3, 1)
 
     def row(self, title: str, pair: str, depth: str) -> list[PictureRow]:
         """Return the row of a pair at a depth, with the first available reduction, or [] if there is none."""
