@@ -132,8 +132,7 @@ class DrawnViews:
         else:
             fields[WINDOW_FIELD.name] = views.windows.numpy()
         if views.steps is not None and self.recipe is not None and self.recipe.stored_steps:
-            moves = views.steps[:, :, self.recipe.stored_steps, :2]
-            fields[MOVE_FIELD.name] = moves.numpy()
+            fields[MOVE_FIELD.name] = views.steps[:, :, self.recipe.stored_steps, :2].numpy()
         return fields
 
 

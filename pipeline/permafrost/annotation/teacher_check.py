@@ -391,8 +391,7 @@ def _numeric_order(classes: Sequence[str]) -> NDArray[np.int64] | None:
     """Return the place of each class among the numbers that name them, None if names are not numbers."""
     if not all(name.isascii() and name.isdigit() for name in classes):
         return None
-    order = sorted(range(len(classes)), key=lambda number: int(classes[number]))
-    return np.argsort(order)
+    return np.argsort(sorted(range(len(classes)), key=lambda number: int(classes[number])))
 
 
 def _fits_better(

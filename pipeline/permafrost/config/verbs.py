@@ -137,8 +137,7 @@ class EvaluateConfig(EvaluationRun):
             for name, section in options.items()
             if section.baseline in runs
         }
-        evaluate = replace(self.evaluate, added=self.evaluate.added | changed)
-        return replace(self, evaluate=evaluate)
+        return replace(self, evaluate=replace(self.evaluate, added=self.evaluate.added | changed))
 
     @property
     def shared(self) -> EvaluationRun:

@@ -552,5 +552,4 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
         targets.maps,
         model.input_size,
     )
-    valid = nonzero & targets.map_valid
-    return torch.where(valid, cosine, float("nan")).cpu()
+    return torch.where(nonzero & targets.map_valid, cosine, float("nan")).cpu()

@@ -354,8 +354,7 @@ def open_against(
     """
     store = open_record_store(config)
     try:
-        recorded = records.in_store(store.manifest.fingerprint)
-        return store, store.resolve_passes((name,), recorded)
+        return store, store.resolve_passes((name,), records.in_store(store.manifest.fingerprint))
     except StoreMismatchError:
         known = ", ".join(folder.name for folder in store.pass_folders()) or "none"
         raise ConfigError(
@@ -381,8 +380,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = open_record_store(config)
     teacher = resolve_network(teacher, store, "teacher")
-    network = Network(teacher, store.manifest.classes)
-    described = network.describe(reads_head=config.reads_outputs)
+    described = Network(teacher, store.manifest.classes).describe(reads_head=config.reads_outputs)
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     run = RunFolder(config.run).path
     main = TEACHER_EVALUATION + place_beside(run / TEACHER_EVALUATION, store)
@@ -512,5 +510,4 @@ def _build_given(
     from permafrost.evaluation.other_networks import build_teacher
 
     device = config.evaluate.device
-    model = build_teacher(trained.config, store, device, reads_head=config.reads_outputs)
-    return model, trained
+    return build_teacher(trained.config, store, device, reads_head=config.reads_outputs), trained

@@ -179,8 +179,7 @@ def agreement(
         thresholds: Those of both networks.
     """
     student = predict_labels(student_logits, many=many, threshold=thresholds.model)
-    teacher = predict_labels(teacher_logits, many=many, threshold=thresholds.teacher)
-    same = student == teacher
+    same = student == predict_labels(teacher_logits, many=many, threshold=thresholds.teacher)
     return float((same.all(dim=1) if many else same).double().mean())
 
 

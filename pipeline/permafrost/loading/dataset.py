@@ -488,8 +488,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         Returns:
             The fields of each pass by name, f32 [n, ...] in their units.
         """
-        rows = self.rows_at(at)
-        columns = self._columns(("height", "width"), rows)
+        columns = self._columns(("height", "width"), self.rows_at(at))
         return [
             decode_intermediates(
                 self._targets(number, self._gather(number, columns, None), columns, replayed=False)

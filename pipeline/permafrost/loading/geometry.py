@@ -528,8 +528,7 @@ def view_maps(
     map_from_view, moves = stored.map_from_canonical, None
     if is_warped:
         map_from_view, moves = map_from_view @ canonical_from_view(batch), batch.moves
-    warped = warp(maps.flatten(1, 2), map_from_view, grid, moves=moves)
-    return warped.view(*maps.shape[:3], *grid)
+    return warp(maps.flatten(1, 2), map_from_view, grid, moves=moves).view(*maps.shape[:3], *grid)
 
 
 def neighbor_maps(maps: Tensor, target_class: Tensor) -> Tensor:

@@ -150,8 +150,7 @@ class TrainLoader(DataLoader[Any]):
             self.batches.set_epoch(epoch)
         read = self._read_batches(DataLoader.__iter__(self))
         changed = self._with_changes(read, epoch, first_step)
-        batches = iter_changed_on_device(changed, device or torch.device("cpu"))
-        return self._in_views(batches)
+        return self._in_views(iter_changed_on_device(changed, device or torch.device("cpu")))
 
     def _with_changes(
         self, batches: Iterable[Batch], epoch: int, first_step: int

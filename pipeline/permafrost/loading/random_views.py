@@ -315,8 +315,7 @@ class ViewSchedule:
         if operation.kind == "resized_crop":
             return draw_crop_numbers(operation, VIEW_BLOCK, generator)
         side = min(self.size)
-        kornia_operation = _build_operation(operation, (side, side))
-        step, _ = _draw_step(kornia_operation, VIEW_BLOCK, (side, side))
+        step, _ = _draw_step(_build_operation(operation, (side, side)), VIEW_BLOCK, (side, side))
         drawn: Tensor = torch.linalg.inv(step)
         return drawn
 

@@ -300,8 +300,7 @@ def _changes(operation: PixelOperationConfig | PolicyConfig, rows: Tensor) -> li
     if operation.kind == "color_jitter":
         return _jitter_changes(operation, drawn, values)
     if operation.kind == "random_erasing":
-        value = torch.full_like(values[:, :1], operation.value)
-        values = torch.cat([values, value], dim=1)
+        values = torch.cat([values, torch.full_like(values[:, :1], operation.value)], dim=1)
     return [
         PixelChange(
             name=operation.kind,
@@ -492,8 +491,7 @@ def _policy_row(kinds: Tensor, strengths: Tensor) -> Tensor:
 def _pixel_row(operation: PixelOperationConfig, numbers: Tensor) -> Tensor:
     """Return the columns of an operation on pixels, from uniform numbers [n, _NUMBERS]."""
     values = _VALUES[operation.kind](operation, numbers[:, 1:])
-    is_drawn = numbers[:, :1] < operation.p
-    return values.where(is_drawn, torch.full_like(values, _NOT_DRAWN))
+    return values.where(numbers[:, :1] < operation.p, torch.full_like(values, _NOT_DRAWN))
 
 
 def _jitter_values(operation: PixelOperationConfig, numbers: Tensor) -> Tensor:

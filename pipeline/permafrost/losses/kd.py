@@ -46,5 +46,4 @@ class KDLoss(DistillationLoss):
         yield label_term(student.logits, labels, self.config.lambda_ce)
 
     def _compare_logits(self, student: StudentOutput, logits: AnyLogits) -> Tensor:
-        compare = LOGIT_LOSSES[self.config.logits]
-        return compare(student.logits, logits, self.config.tau)
+        return LOGIT_LOSSES[self.config.logits](student.logits, logits, self.config.tau)

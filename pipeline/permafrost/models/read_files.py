@@ -80,8 +80,7 @@ def _paths_read(config: ModelConfig, outputs: int) -> tuple[Path, ...]:
 
 
 def _is_of_system(path: str) -> bool:
-    real = os.path.realpath(path)
-    return path.endswith(_OF_CODE) or real.startswith(_OF_SYSTEM)
+    return path.endswith(_OF_CODE) or os.path.realpath(path).startswith(_OF_SYSTEM)
 
 
 @cache

@@ -169,8 +169,7 @@ def load_class_names(path: str) -> tuple[str, ...]:
         ConfigError: If the file cannot be read, is empty or in another format, or lists a class twice.
     """
     try:
-        file = user_path(path)
-        lines = re.split(r"\r\n|\r|\n", file_at(file).read().decode("utf-8-sig"))
+        lines = re.split(r"\r\n|\r|\n", file_at(user_path(path)).read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"data.classes={path} cannot be read: {error}; save it as UTF-8"

@@ -197,8 +197,7 @@ class Lease:
                 if lease is None:  # it was released
                     replaces = None
                     continue
-                changed = lease[0] != "" and self._wait_for_change(*lease)
-                if changed:
+                if lease[0] != "" and self._wait_for_change(*lease):
                     return lease[0]
                 replaces = lease[1]
         self._require_conditions()

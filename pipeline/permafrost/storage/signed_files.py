@@ -127,8 +127,7 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
         FileNotFoundError: If the file is missing.
         FileError: If it cannot be read.
     """
-    raw = file_at(path).read()
-    body, start, claim = raw.rpartition(_YAML_START)
+    body, start, claim = file_at(path).read().rpartition(_YAML_START)
     try:
         _compare(body, claim[:-1] if start and claim.endswith(b"\n") else None)
         values = copy.deepcopy(_parse_yaml(body))

@@ -167,8 +167,7 @@ def unpacked_shards(
         StoreMismatchError: If a commit marker is of other data or another plan.
     """
     with file_at(store).listing():
-        has_marker = partial(_has_marker, store, dataset, packing)
-        kept = file_at(store).read_each(has_marker, plans)
+        kept = file_at(store).read_each(partial(_has_marker, store, dataset, packing), plans)
         return [plan for plan, is_kept in zip(plans, kept, strict=True) if not is_kept]
 
 
@@ -316,8 +315,7 @@ def _read_packed(
 ) -> tuple[pa.Table, ShardEntry, list[dict[str, str]], str]:
     """Read the commit marker of a shard of a finished store, as `_read_planned` does."""
     entry, digest = manifest.shards[number], manifest.shards.marker_sha256(number)
-    path = marker_path(store, entry.name)
-    table, metadata = read_marker(path, MARKER_SCHEMA, digest)
+    table, metadata = read_marker(marker_path(store, entry.name), MARKER_SCHEMA, digest)
     return table, entry, list(metadata["skipped"]), digest
 
 

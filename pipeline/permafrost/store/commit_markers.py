@@ -89,8 +89,7 @@ def write_marker(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) ->
         ConfigError: If the table is too large for its readers (`require_small`).
     """
     require_small(path, table.nbytes)
-    sealed = {**metadata, _DIGEST_KEY: _digest(table, metadata)}
-    text = json.dumps(sealed, sort_keys=True)
+    text = json.dumps({**metadata, _DIGEST_KEY: _digest(table, metadata)}, sort_keys=True)
     return write_table(path, table.replace_schema_metadata({_METADATA_KEY: text.encode()}))
 
 

@@ -652,8 +652,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_16_bit_gray(upright, begins_white=_begins_white(image)).convert("RGB")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return upright.convert("RGB")
 
 

@@ -220,8 +220,7 @@ def _turn_regions(
         return record, content
     boxes = []
     for box in record.boxes:
-        corners = (box.x0, box.y0, box.x1, box.y1)
-        x0, y0, x1, y1 = turn_box(corners, orientation, height, width)
+        x0, y0, x1, y1 = turn_box((box.x0, box.y0, box.x1, box.y1), orientation, height, width)
         boxes.append(replace(box, x0=x0, y0=y0, x1=x1, y1=y1))
     mask = None if content.mask is None else turn_mask(content.mask, orientation)
     return replace(record, boxes=tuple(boxes)), replace(content, mask=mask, mask_offset=-1)

@@ -74,8 +74,7 @@ class IndexWriter:
         """Append the rows of a shard's commit marker."""
         columns = columns_of_marker(marker)
         for name in LISTS:
-            ends = columns[f"{name}{OFFSETS}"][1:]
-            columns[f"{name}{OFFSETS}"] = self._ends[name] + ends
+            columns[f"{name}{OFFSETS}"] = self._ends[name] + columns[f"{name}{OFFSETS}"][1:]
             self._ends[name] += len(columns[name])
         for name, values in columns.items():
             self._append(name, values)

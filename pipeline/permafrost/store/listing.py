@@ -394,8 +394,7 @@ class Listing:
         """Load the high 64 bits of all ranks: u64 [num_records]."""
         high = np.empty(self.num_records, np.uint64)
         for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
-            data = batch.column("rank").buffers()[1]
-            words = np.frombuffer(data, ">u8", 2 * batch.num_rows)
+            words = np.frombuffer(batch.column("rank").buffers()[1], ">u8", 2 * batch.num_rows)
             high[stop - batch.num_rows : stop] = words[::2]
         return high
 

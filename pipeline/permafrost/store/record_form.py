@@ -41,8 +41,7 @@ def resize_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
     # The batch's stride decides whether torch knows the layout, and returns it.
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     image = image.contiguous(memory_format=torch.channels_last)
-    resized = F.interpolate(image, size, mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    return F.interpolate(image, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 class RecordForm(ABC):

@@ -210,8 +210,7 @@ def _folders(parent: RootedPath) -> list[RootedPath]:
 def _verify_own_files(store: Store) -> Iterator[str]:
     """Check the files of a store without its passes and artifacts."""
     manifest, known = store.manifest, {MANIFEST_NAME}
-    tables = (manifest.shards.file, manifest.skipped.file, *manifest.index.values())
-    for file in tables:
+    for file in (manifest.shards.file, manifest.skipped.file, *manifest.index.values()):
         if file is not None:
             yield from verify_file(store.folder, file.path, file.sha256, known, file.bytes)
     for number, shard in enumerate(store.shards):
@@ -409,6 +408,5 @@ def _verify_values(
         if array.shape != expected or array.dtype != spec.dtype:
             yield f"{teacher.name}: field {spec.name} of shard {shard} is {array.dtype} {array.shape}"
             continue
-        good = in_range(spec, array, teacher.num_classes)
-        for row in np.flatnonzero(~good)[:3]:
+        for row in np.flatnonzero(~in_range(spec, array, teacher.num_classes))[:3]:
             yield f"{teacher.name}: field {spec.name} of record {keys[row]} (shard {shard}) is out of range"

@@ -42,8 +42,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
         ConfigError: If variants, grid or options do not fit.
     """
     shared = [argument for argument in base if section_of(argument) not in _OWN_SECTIONS]
-    folders = sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill"))
-    records = PassRecords(folders)
+    records = PassRecords(sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill")))
     known: set[str] = set()
     planned: list[Student] = []
     for variant, overrides in config.variants.items():

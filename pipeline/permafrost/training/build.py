@@ -273,8 +273,7 @@ def _compute_settings(
     trainer: TrainerOptions, network: ModelConfig, device: torch.device
 ) -> ComputeSettings:
     """Return the settings of a network's forward passes on a device."""
-    auto = trainer.precision == "auto"
-    precision = fastest_precision(device) if auto else trainer.precision
+    precision = fastest_precision(device) if trainer.precision == "auto" else trainer.precision
     if precision == "tf32":
         require_tf32("trainer.precision", device)
     return ComputeSettings(

@@ -88,8 +88,7 @@ class _TeacherBatches:
                 ),
                 device,
             )
-            request = TargetRequest((1, 1), with_maps=False)
-            (targets,) = training.read_targets(batch, request)
+            (targets,) = training.read_targets(batch, TargetRequest((1, 1), with_maps=False))
             yield mix_targets(targets), batch.view_index
 
 

@@ -104,8 +104,7 @@ def target_request(training: Training, student: StudentOutput) -> TargetRequest:
     """Request targets on the student's grid, with maps if the loss reads them in the next step."""
     needs, features = training.loss.needs, student.output.features
     grid = (features.shape[-2], features.shape[-1])
-    with_maps = needs.maps_in(training.global_step)
-    return TargetRequest(grid, needs.map_control, with_maps=with_maps)
+    return TargetRequest(grid, needs.map_control, with_maps=needs.maps_in(training.global_step))
 
 
 def explain_targets(

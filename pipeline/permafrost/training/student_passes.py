@@ -52,8 +52,7 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
     if store.num_generations == 1:
         return store
     recorded = records.in_store(store.manifest.fingerprint, replays=config.mode == "replay")
-    named = with_named_passes(config, store, recorded)
-    passes = open_passes(named, store)
+    passes = open_passes(with_named_passes(config, store, recorded), store)
     if config.subset.rule == "auto" and (config.subset.shots or config.subset.holdout):
         logger.info(
             "subset.rule=auto: by_key, as records were appended to %s, so that others displace few of those selected",

@@ -85,8 +85,7 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
         """Compute the teacher's targets for the batch, with maps [B, E, A, h, w] on the requested grid."""
-        images = view_images(batch, self.input_size)
-        output = self._forward(images, with_maps=request.with_maps)
+        output = self._forward(view_images(batch, self.input_size), with_maps=request.with_maps)
         logits = output.logits.detach().float()
         classes = target_classes(self.explainer, logits, batch.labels, batch.keys)
         fields = self.needs.target_fields or partial(fields_of_outputs, self.needs.outputs)

@@ -120,8 +120,7 @@ class TeacherPlan(TrainingJob):
 
     @property
     def records(self) -> int:
-        rows = self.store.num_records(self.options.teaching.split)
-        return records_of_steps(rows, self.trainer)
+        return records_of_steps(self.store.num_records(self.options.teaching.split), self.trainer)
 
     def inputs(self) -> dict[str, str]:
         return teacher_inputs(self.options, self.store)
@@ -294,8 +293,7 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     inputs = {"store": store.manifest.fingerprint}
     if config.teaching.start is not None:
         start = replace(config.teacher, weights=config.teaching.start)
-        network = Network(start, store.manifest.classes)
-        inputs["start"] = network.identify_start("teaching.start")
+        inputs["start"] = Network(start, store.manifest.classes).identify_start("teaching.start")
     if str(config.teacher.weights).startswith(MEMORY):
         inputs["teacher.weights"] = str(config.teacher.weights)
     files = config.teacher.fingerprint_files()

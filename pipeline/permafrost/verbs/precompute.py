@@ -236,8 +236,7 @@ class PrecomputePlan(Plan):
         if not isinstance(options.teacher, NoModelConfig):
             from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
-            resolved = resolve_precompute(options, store)
-            annotation = annotate_passes(resolved, store, executor)
+            annotation = annotate_passes(resolve_precompute(options, store), store, executor)
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - self._started)
@@ -306,8 +305,7 @@ class PrecomputePlan(Plan):
         """Log what this call will do, and on what."""
         reason = ""
         if self.options.executor == "auto":
-            is_serial = executor.name == "serial"
-            reason = " (a small store needs no Ray)" if is_serial else " (on Ray)"
+            reason = " (a small store needs no Ray)" if executor.name == "serial" else " (on Ray)"
         logger.info(
             "store %s: %s; %s; executor=%s%s",
             self.options.store.path,
