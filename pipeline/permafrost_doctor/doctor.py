@@ -136,8 +136,7 @@ def _describe_gpu(number: int, problems: list[str], *, touch: bool) -> str:
         torch.nn.functional.conv2d(images, images[:, :, :3, :3]).sum().item()
         free, total = torch.cuda.mem_get_info(device)
     except RuntimeError as error:
-        reason = device_error(error) or error
-        problems.append(f"GPU {number} does not compute: {reason}")
+        problems.append(f"GPU {number} does not compute: {device_error(error) or error}")
         return f"{number}: fails"
     return f"{name}, {total / _GIB:.0f} GiB ({free / _GIB:.0f} free), capability {major}.{minor}"
 

@@ -143,8 +143,7 @@ def _view_seconds(
         annotator.annotate([batch], keys, drawn)
         return (perf_counter() - started) / len(rows)
 
-    seconds = budget.in_turn({"": annotate}, rounds, "views", share=0.6)
-    return min(seconds[""])
+    return min(budget.in_turn({"": annotate}, rounds, "views", share=0.6)[""])
 
 
 def _distances(
@@ -159,8 +158,7 @@ def _distances(
     batches = iter_on_device(
         iter_batches(dataset, config.annotate.records_per_batch, None), model.device
     )
-    recipes = {RECIPE: config.augment.operations}
-    metrics = compare_views(model, dataset, recipes, batches)
+    metrics = compare_views(model, dataset, {RECIPE: config.augment.operations}, batches)
     measured = {
         name: 1 - metrics[metric][RECIPE] if "cosine" in metric else metrics[metric][RECIPE]
         for name, metric in _METRICS.items()

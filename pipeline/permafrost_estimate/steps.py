@@ -182,8 +182,7 @@ def seconds_of_teacher(config: PrecomputeConfig, store: Store) -> float:
     frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
     with torch_threads(config.cluster.threads_per_actor):
-        annotator = _annotator(plan_pass(config, store))
-        annotate = partial(annotator.annotate, [frames], keys)
+        annotate = partial(_annotator(plan_pass(config, store)).annotate, [frames], keys)
         annotate()  # the first one warms up
         return _seconds_of(annotate, count)
 

@@ -226,8 +226,7 @@ def linear_logits(features: Tensor, weights: Tensor) -> Tensor:
 
 def _evaluate_linear_probe(context: EvaluationContext) -> dict[str, Any]:
     options = context.options.of(LinearProbeOptions)
-    training = _training_records(context, options, "linear_probe")
-    train, train_labels = _features(context, training)
+    train, train_labels = _features(context, _training_records(context, options, "linear_probe"))
     test, labels = _features(context, context.dataset)
     train, test = train.double(), test.double()
     mean, deviation = train.mean(dim=0), train.std(dim=0, unbiased=False)

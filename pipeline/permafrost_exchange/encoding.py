@@ -157,8 +157,7 @@ def _require_logits(logits: NDArray[Any], names: Sequence[str], where: str) -> N
 
 
 def _require_finite(name: str, array: NDArray[Any], names: Sequence[str], where: str) -> None:
-    kinds = "fiu" if name != TOP_CLASS else "iu"
-    if array.dtype.kind not in kinds:
+    if array.dtype.kind not in ("fiu" if name != TOP_CLASS else "iu"):
         raise TargetError(f"{where}: {name} has values of type {array.dtype}")
     finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
     if not finite.all():
@@ -195,8 +194,7 @@ def _plain_dtype(name: str, array: NDArray[Any], classes: int) -> str:
 
 def _reduced(array: NDArray[Any], kind: _StoredArray) -> tuple[int, ...]:
     """Return the axes that share a scale."""
-    leading = max(0, kind.scale_axes)
-    return tuple(range(2 + leading, array.ndim))
+    return tuple(range(2 + max(0, kind.scale_axes), array.ndim))
 
 
 def _scaled(

@@ -142,8 +142,7 @@ class IngestShard:
         names = taken.column(1).to_pylist()
         views = None
         if self.targets.views is not None:
-            covered = self.targets.views.rows_of(self.store, shard)
-            at = np.searchsorted(covered, rows)
+            at = np.searchsorted(self.targets.views.rows_of(self.store, shard), rows)
             drawn = self.targets.views.draw(self.store, shard).views.windows
             assert drawn is not None
             windows = drawn.numpy()[at]
@@ -199,8 +198,7 @@ def shards_of(store: Store, joined: JoinedTargets) -> list[ShardEntry]:
 def _write_join(folder: RootedPath, joined: JoinedTargets) -> None:
     indices = pa.array(joined.numbers, mask=joined.numbers < 0)
     texts = [joined.names.take(indices), joined.places.take(indices)]
-    columns = [pa.array(joined.numbers), *texts]
-    batch = pa.record_batch(columns, schema=_JOIN_SCHEMA)
+    batch = pa.record_batch([pa.array(joined.numbers), *texts], schema=_JOIN_SCHEMA)
     with (
         file_at(folder / JOIN_NAME).open_atomically() as file,
         pa.ipc.new_file(arrow_sink(file), _JOIN_SCHEMA) as writer,

@@ -148,8 +148,7 @@ def hex_column(digests: pa.Array) -> pa.Array:
 
 
 def _image_digests(store: Store, names: pa.Array) -> tuple[pa.Array, pa.Array]:
-    lengths = pc.utf8_length(names)
-    if not pc.all(pc.equal(lengths, 64)).as_py():
+    if not pc.all(pc.equal(pc.utf8_length(names), 64)).as_py():
         raise TargetError(
             f"format.join=image needs names that are SHA-256 in 64 digits, and {names[0].as_py()!r} is one of them"
         )

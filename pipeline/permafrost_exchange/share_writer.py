@@ -116,8 +116,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
             count = 0
             for shard in _parts(config, store, shared, write(config, store, shared, staging)):
                 count += shard
-            card = card_of_pass(store, shared, config)
-            file_at(staging / "README.md").write(card.encode())
+            file_at(staging / "README.md").write(card_of_pass(store, shared, config).encode())
             paths = sorted(
                 path for path in staging.rglob("*") if path.is_file() and path.name != LOCK_NAME
             )

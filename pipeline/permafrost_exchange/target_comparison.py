@@ -230,8 +230,7 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
             for start in range(0, len(rows), self.config.records_per_batch):
                 part = rows[start : start + self.config.records_per_batch]
                 stored = self._read(shard, part)
-                sizes = SelectedRecords(self._store, first + part).sizes()
-                views = self._views_of(stored, sizes)
+                views = self._views_of(stored, SelectedRecords(self._store, first + part).sizes())
                 frames = read_inputs(
                     ShardFrames(self._store, shard, part), views, size, 0, len(part)
                 )

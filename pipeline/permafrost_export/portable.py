@@ -134,8 +134,7 @@ def sample_inputs(program: nn.Module, columns: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if isinstance(program, RowProgram):
         return torch.randn(PROBED_RECORDS + 1, columns, generator=generator)
-    shown = cast("ImageProgram", program)
-    picture = shown.picture
+    picture = cast("ImageProgram", program).picture
     # Of whole pixels, so that no rounding differs.
     size = picture.frames or tuple(round(side / (picture.crop or 1)) for side in picture.size)
     return torch.randint(

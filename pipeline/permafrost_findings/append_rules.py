@@ -34,8 +34,7 @@ def find_new_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes that the store does not have."""
     if preview.comparison is None:
         return
-    before = len(preview.comparison.store.manifest.classes)
-    new = range(before, len(preview.classes))
+    new = range(len(preview.comparison.store.manifest.classes), len(preview.classes))
     if len(new):
         records = sum(
             preview.count(split, label) for split in preview.counts.records for label in new

@@ -104,8 +104,7 @@ def equal_images(store: Store) -> EqualImages:
 def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are in two splits."""
     names = list(equal.store.manifest.records)
-    splits = _splits_of(equal.store, equal.rows)
-    pairs = equal.differ(splits)
+    pairs = equal.differ(_splits_of(equal.store, equal.rows))
     if not pairs.num_images:
         return
     sizes = equal.store.manifest.records
@@ -144,8 +143,7 @@ def find_copies(equal: EqualImages) -> Iterator[Remark]:
     copies, total = equal.num_copies, equal.store.index.num_rows
     if copies < _COPIES * total or copies < _NAMED:
         return
-    pairs = equal.differ(equal.rows)
-    examples = _examples(equal.store, pairs, None)
+    examples = _examples(equal.store, equal.differ(equal.rows), None)
     yield (
         "warning" if copies >= _MOSTLY_COPIES * total else "note",
         f"records are copies of others, byte for byte ({copies:,} of {total:,}; {examples}), so that counts of records "

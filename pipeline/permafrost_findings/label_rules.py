@@ -482,8 +482,7 @@ def find_json_next_to_cls(preview: Preview) -> Iterator[Remark]:
 
 def find_one_hot_labels(preview: Preview) -> Iterator[Remark]:
     """Find lists of labels that have a 0 or a 1 for each class."""
-    lists = preview.tally[LABEL_LISTS]
-    one_hot, example = lists.get("0 and 1", (0, ""))
+    one_hot, example = preview.tally[LABEL_LISTS].get("0 and 1", (0, ""))
     remedy = (
         'write a mapping, as in {"cat": 1, "dog": 0, "cow": null}'
         if preview.source == "webdataset"
@@ -545,8 +544,7 @@ def find_boxes_of_other_labels(preview: Preview) -> Iterator[Remark]:
 
 def find_normalized_boxes(preview: Preview) -> Iterator[Remark]:
     """Find boxes in fractions of the image instead of pixels."""
-    boxes = preview.tally[BOXES]
-    if list(boxes) == ["within 0 to 1"]:
+    if list(preview.tally[BOXES]) == ["within 0 to 1"]:
         yield (
             "error",
             "all corners of boxes are within 0 to 1, but boxes are in pixels; multiply them by the width and height of "

@@ -317,8 +317,7 @@ def _load_student(run: str, store: Store | None, *, must_be_evaluated: bool) -> 
 
 
 def _read_run(run: str, store: Store | None) -> list[StudentResult]:
-    path = RunFolder(run).path / SWEEP_NAME
-    if not path.exists():
+    if not (RunFolder(run).path / SWEEP_NAME).exists():
         return [_load_student(run, store, must_be_evaluated=True)]
     rows = read_sweep(run)["runs"]
     points = group_pairs((row["variant"], point_label(row["point"])) for row in rows)

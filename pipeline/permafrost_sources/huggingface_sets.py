@@ -176,8 +176,7 @@ class HuggingFaceSource(ImageSource):
                     yield self._record(name, split, number, {})
                 continue
             for batch in rows.select_columns(list(dict.fromkeys(columns))).iter(_ROWS_AT_ONCE):
-                count = len(next(iter(batch.values())))
-                for place in range(count):
+                for place in range(len(next(iter(batch.values())))):
                     cells = {column: values[place] for column, values in batch.items()}
                     yield self._record(name, split, number, cells)
                     number += 1
@@ -248,8 +247,7 @@ class HuggingFaceSource(ImageSource):
 
     def _box(self, numbers: list[float], kind: Any, where: str) -> Box:
         x0, y0, third, fourth = numbers
-        is_corner = self.config.box_form == "xyxy"
-        x1, y1 = (third, fourth) if is_corner else (x0 + third, y0 + fourth)
+        x1, y1 = (third, fourth) if (self.config.box_form == "xyxy") else (x0 + third, y0 + fourth)
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
             raise ConfigError(f"{where}: the box {numbers} has no area; see data.box_form")
         label = (

@@ -492,8 +492,7 @@ class TimmVit(_TimmNetwork):
         if not self.reads_class_token:
             return torch.cat([context, patches], dim=1)
         block = net.blocks[-1]
-        prefix = block.norm1(context[:, : self.num_prefix])
-        x = block.attn(torch.cat([prefix, patches], dim=1))
+        x = block.attn(torch.cat([block.norm1(context[:, : self.num_prefix]), patches], dim=1))
         x = context + block.drop_path1(block.ls1(x))
         tokens: Tensor = net.norm(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
         return tokens

@@ -83,8 +83,7 @@ def member_names(path: Path) -> list[str]:
 def _map_npy(file: IO[bytes] | io.FileIO, offset: int, size: int, where: str) -> NDArray[Any]:
     """Map the array of an .npy file that begins at an offset."""
     file.seek(offset)
-    head = file.read(min(size, _HEADER))
-    header = _checked_header(head, size, where)
+    header = _checked_header(file.read(min(size, _HEADER)), size, where)
     if 0 in header.shape:
         raise TargetError(f"{where} is empty")
     order = "F" if header.is_fortran else "C"

@@ -70,8 +70,7 @@ class ReLabelReader(FileReader):
             maps[index, y, x] = rank
         views = {name: values[row] for name, values in (request.views or {}).items()}
         pooled = _pool(maps, _matrices_of(views))
-        arrays = _largest(pooled, listed, self.config.classes, self.config.temperature)
-        return {**views, **arrays}
+        return {**views, **_largest(pooled, listed, self.config.classes, self.config.temperature)}
 
 
 def _matrices_of(views: Arrays) -> NDArray[np.float32]:

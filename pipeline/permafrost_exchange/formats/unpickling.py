@@ -79,8 +79,7 @@ class _Worker:
             raise UnpicklingError(answer["error"])
         body, start, arrays = self._receive(SECONDS), 0, []
         for dtype, shape in answer["arrays"]:
-            count = math.prod(shape)
-            arrays.append(np.frombuffer(body, dtype, count, start).reshape(shape))
+            arrays.append(np.frombuffer(body, dtype, math.prod(shape), start).reshape(shape))
             start += arrays[-1].nbytes
         return _with_arrays(answer["content"], arrays)
 

@@ -121,8 +121,7 @@ def _build_network(config: BcosModelConfig, outputs: int, shared: BcosSettings) 
         return nn.Sequential(BcosSimpleVit(shared, _vit_shape(config), outputs), logit_layer)
     small_stem = config.is_cifar_resnet if config.stem is None else config.stem == "small"
     if config.name in _DENSENETS:
-        width = config.width or _WIDTH
-        dense = DenseNetShape(_DENSENETS[config.name], width // 2, small_stem)
+        dense = DenseNetShape(_DENSENETS[config.name], (config.width or _WIDTH) // 2, small_stem)
         return BcosDenseNet(shared, dense, outputs, logit_layer)
     if config.is_cifar_resnet:
         blocks = (int(config.name.removeprefix("resnet")) - 2) // 6

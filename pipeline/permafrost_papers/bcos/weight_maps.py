@@ -63,14 +63,12 @@ def bcos_weights(model: Classifier, output: ModelOutput, target_class: Tensor) -
                     score, features, create_graph=trained, retain_graph=True
                 )
             weights.append(to_float32(weight) / _LIFT)
-    maps = torch.stack(weights, dim=1)
-    return maps * (target_class >= 0)[:, :, None, None, None]
+    return torch.stack(weights, dim=1) * (target_class >= 0)[:, :, None, None, None]
 
 
 def bcos_contributions(model: Classifier, output: ModelOutput, target_class: Tensor) -> Tensor:
     """Compute `contribution_map` of `bcos_weights`, with a graph to the parameters if they are trained."""
-    maps = bcos_weights(model, output, target_class)
-    return contribution_map(maps, output.features.detach())
+    return contribution_map(bcos_weights(model, output, target_class), output.features.detach())
 
 
 def contribution_map(maps: Tensor, features: Tensor) -> Tensor:

@@ -175,8 +175,7 @@ class GuidedLoss(LabelsLoss):
 
     @property
     def needs(self) -> Needs:
-        maps_every = 1 if self.config.lambda_localization > 0 else None
-        return Needs(labels=True, maps_every=maps_every)
+        return Needs(labels=True, maps_every=1 if self.config.lambda_localization > 0 else None)
 
     def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         yield from super().terms(student, targets, labels)

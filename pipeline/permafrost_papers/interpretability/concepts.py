@@ -181,8 +181,7 @@ def _inside(
 
 def _dark(texture: str, side: int) -> NDArray[np.bool_]:
     """Mask of the dark parts of a texture, bool [side, side]."""
-    width = max(1, side // 16)
-    row, column = np.indices((side, side)) // width % 2
+    row, column = np.indices((side, side)) // max(1, side // 16) % 2
     if texture == "striped":
         return np.asarray(row == 1)
     return np.asarray(row != column) if texture == "checkered" else np.zeros((side, side), bool)

@@ -95,8 +95,7 @@ def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tens
         stored = batch.targets[0].maps
         grid = (stored.shape[-2], stored.shape[-1])
         maps = attribution_of(view_maps(batch, batch.targets[0], grid), batch)
-        cosine = energy_cosine(gradients, maps)
-        values["map_cosine"] = cosine.masked_fill(unknown, float("nan"))
+        values["map_cosine"] = energy_cosine(gradients, maps).masked_fill(unknown, float("nan"))
     return values
 
 

@@ -61,8 +61,7 @@ def kept_rows(scores: Tensor, true: Tensor, keep_wrong: float) -> Tensor:
     rank = torch.where(true < 0, scores.shape[1], (scores > true_scores).sum(dim=1))
     wrong = (rank > 0).sum()
     allowed = len(rank) - wrong + (keep_wrong * wrong).floor()
-    place = rank.argsort(stable=True).argsort()
-    return place < allowed
+    return rank.argsort(stable=True).argsort() < allowed
 
 
 def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, mask: Tensor) -> Tensor:

@@ -34,8 +34,7 @@ def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
     Returns:
         [n, M, K].
     """
-    places = torch.arange(donors.shape[1], device=donors.device)
-    return superfeature_logits[donors, places]
+    return superfeature_logits[donors, torch.arange(donors.shape[1], device=donors.device)]
 
 
 def mix_inputs(
@@ -53,8 +52,7 @@ def mix_inputs(
     if grid is None:
         return inputs.gather(0, donor_of_feature)
     pixels = spread_cells(donor_of_feature.view(-1, *grid), (inputs.shape[2], inputs.shape[3]))
-    index = pixels[:, None].expand(-1, inputs.shape[1], -1, -1)
-    return inputs.gather(0, index)
+    return inputs.gather(0, pixels[:, None].expand(-1, inputs.shape[1], -1, -1))
 
 
 def spread_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:

@@ -206,8 +206,7 @@ def _passes(rows: int, directions_per_pass: int) -> int:
 
 def _displace(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) -> Tensor:
     """Displacements [n, *shape] by one step along each of some features."""
-    belongs = members.T[features.to(members.device)].view(-1, *probes.feature_of.shape)
-    return belongs * steps
+    return members.T[features.to(members.device)].view(-1, *probes.feature_of.shape) * steps
 
 
 def _differences(

@@ -162,8 +162,7 @@ def initial_weight(assignment: Tensor, channels: int, width: int) -> Tensor:
         width: Width of each subnet.
     """
     fan_in = channels * assignment.bincount()[assignment]  # [d]
-    weight = torch.randn(len(assignment), channels, width)
-    return weight * (2 / fan_in).sqrt()[:, None, None]
+    return torch.randn(len(assignment), channels, width) * (2 / fan_in).sqrt()[:, None, None]
 
 
 _TOLERANCE = 0.2

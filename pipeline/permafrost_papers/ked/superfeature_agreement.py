@@ -84,8 +84,7 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     dataset = context.open_rows(context.dataset.rows, context.dataset.passes[:1], OUTPUT)
     total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
     model = context.model
-    on_host = iter_batches(dataset, context.options.batch_size)
-    for batch in iter_on_device(on_host, model.device):
+    for batch in iter_on_device(iter_batches(dataset, context.options.batch_size), model.device):
         stored = decode_intermediates(batch.targets[0])[OUTPUT]
         teacher_logits = coarsen(stored.cpu(), of_teacher, number)
         with torch.no_grad():

@@ -135,8 +135,7 @@ def _depth_figure(students: list[_Maps], split: str, store: Store) -> PictureFig
     for student in students:
         for pair in _THROUGH_DEPTHS:
             for depth in _depths(student):
-                number = depth.removeprefix("depth")
-                title = f"{student.label}: {_PAIRS[pair]}, depth {number}"
+                title = f"{student.label}: {_PAIRS[pair]}, depth {depth.removeprefix('depth')}"
                 rows += student.row(title, pair, depth)
     return PictureFigure(
         picture_grid(rows),
