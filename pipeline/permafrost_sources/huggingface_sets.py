@@ -247,7 +247,7 @@ class HuggingFaceSource(ImageSource):
 
     def _box(self, numbers: list[float], kind: Any, where: str) -> Box:
         x0, y0, third, fourth = numbers
-        x1, y1 = (third, fourth) if (self.config.box_form == "xyxy") else (x0 + third, y0 + fourth)
+        x1, y1 = (third, fourth) if self.config.box_form == "xyxy" else (x0 + third, y0 + fourth)
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
             raise ConfigError(f"{where}: the box {numbers} has no area; see data.box_form")
         label = (
