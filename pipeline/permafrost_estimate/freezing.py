@@ -230,9 +230,7 @@ _OUTPUTS_OF = {
 
 def _output_of(name: str) -> str:
     """Return the output of a field; other parts of a pass have their own name."""
-    if name.startswith(f"{FEATURES}_"):
-        return FEATURES
-    return _OUTPUTS_OF.get(name, name)
+    return FEATURES if name.startswith(f"{FEATURES}_") else _OUTPUTS_OF.get(name, name)
 
 
 def _view_bytes(spec: FieldSpec) -> int:

@@ -48,9 +48,7 @@ def share_targets(config: ShareConfig) -> ShareResult:
         require_hub()
         folder = Path(repository_of(config.to).replace("/", "-"))
     done = share_pass(config, store, opened, folder.resolve())
-    where = str(folder)
-    if is_hub(config.to):
-        where = upload_to_hub(done.folder, config.to, "dataset")
+    where = upload_to_hub(done.folder, config.to, "dataset") if is_hub(config.to) else str(folder)
     return ShareResult(
         shared=where,
         records=done.records,

@@ -113,9 +113,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
     with folder_lock(staging, "to"):
         _remove_interrupted(staging, folder)
         try:
-            count = 0
-            for shard in _parts(config, store, shared, write(config, store, shared, staging)):
-                count += shard
+            count = sum(_parts(config, store, shared, write(config, store, shared, staging)))
             file_at(staging / "README.md").write(card_of_pass(store, shared, config).encode())
             paths = sorted(
                 path for path in staging.rglob("*") if path.is_file() and path.name != LOCK_NAME

@@ -53,9 +53,7 @@ def measure_moved_features(
         The measurement, None for a pass without records.
     """
     sample = select_sample(shards, MOVED_RECORDS)
-    if not sample:
-        return None
-    return measure_sample(executor, task, sample, shards)
+    return measure_sample(executor, task, sample, shards) if sample else None
 
 
 def describe_moved_features(measured: MovedFeatures) -> str:

@@ -229,9 +229,7 @@ def lowest_cosine(values: Tensor, stored: Tensor, scale: Tensor | None = None) -
         stored: What `encode_unit` has returned for them.
         scale: Scales by which parts of the stored form are multiplied, with its first axes; None for one of a record.
     """
-    decoded = decode_tensor(stored)
-    if scale is not None:
-        decoded = decoded * scale.reshape(*scale.shape, *[1] * (decoded.dim() - scale.dim()))
+    decoded = decode_tensor(stored, scale)
     if values.device.type == "cpu":
         lowest = lowest_cosine_of_arrays(
             values.numpy(), decoded.numpy() if scale is not None else stored.numpy()

@@ -210,9 +210,7 @@ def check_teacher(
     if not task.config.reads_head:  # only what features depend on is checked
         most = fewest
     sample = select_sample(shards, min(max(count, fewest), most))
-    if not sample:
-        return None
-    return measure_sample(executor, task, sample, shards)
+    return measure_sample(executor, task, sample, shards) if sample else None
 
 
 @dataclass(frozen=True, kw_only=True)

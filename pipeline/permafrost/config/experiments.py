@@ -114,9 +114,7 @@ def plugin_names(arguments: Sequence[str]) -> list[str]:
         ConfigError: If the option is not a list of names, or if the experiment cannot be read.
     """
     typed = dict(argument.partition("=")[::2] for argument in arguments)
-    names: Any = []
-    if "experiment" in typed:
-        names = _plugins_of_experiment(typed["experiment"])
+    names: Any = _plugins_of_experiment(typed["experiment"]) if "experiment" in typed else []
     if "plugins" in typed:
         try:
             names = read_values(typed["plugins"])

@@ -133,9 +133,7 @@ class EvaluationContext:
     @cached_property
     def has_regions(self) -> bool:
         """True if any record has a region of the kind evaluate.region."""
-        if self.options.region == "masks":
-            return self.dataset.has_masks
-        return self.dataset.has_boxes
+        return self.dataset.has_masks if self.options.region == "masks" else self.dataset.has_boxes
 
     @property
     def has_maps(self) -> bool:

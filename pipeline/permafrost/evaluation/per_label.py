@@ -83,14 +83,8 @@ def binary_scores(logits: Tensor, truth: Tensor, predicted: Tensor) -> Scores:
         predicted: Bool [n].
     """
     hits, named, there = (int(mask.sum()) for mask in (predicted & truth, predicted, truth))
-    scores = {}
-    for name, part, total in (
-        ("f1", 2 * hits, named + there),
-        ("precision", hits, named),
-        ("recall", hits, there),
-    ):
-        if total:
-            scores[name] = part / total
+    shares = {"f1": (2 * hits, named + there), "precision": (hits, named), "recall": (hits, there)}
+    scores = {name: part / total for name, (part, total) in shares.items() if total}
     if 0 < there < len(truth):
         scores["average_precision"], scores["auroc"] = _ranking_scores(logits, truth)
     elif there:

@@ -725,9 +725,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _open_stored_rows(self, number: int, shard: int) -> NDArray[np.int64] | None:
         """Row in a pass of each of a shard's records; None if the pass has the shard's own rows."""
         teacher = self.passes[number]
-        if not teacher.is_partial:
-            return None
-        return teacher.rows_of(self.store.shards[shard])
+        return teacher.rows_of(self.store.shards[shard]) if teacher.is_partial else None
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader process receives paths and the selection; it maps the index and opens files itself.

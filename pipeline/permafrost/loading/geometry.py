@@ -47,16 +47,11 @@ def decode_maps(stored: StoredTargets) -> Tensor:
 def decode_intermediates(stored: StoredTargets) -> dict[str, Tensor]:
     """Decode intermediates to f32 in their units."""
     return {
-        name: decode_tensor(values) * _unsqueeze_like(stored.scales[name], values)
+        name: decode_tensor(values, stored.scales[name])
         if name in stored.scales
         else values.float()
         for name, values in stored.intermediates.items()
     }
-
-
-def _unsqueeze_like(scale: Tensor, values: Tensor) -> Tensor:
-    """Append dimensions of size 1, because a scale has the first dimensions of its values."""
-    return scale.reshape(*scale.shape, *[1] * (values.ndim - scale.ndim))
 
 
 # ---- geometry --------------------------------------------------------------------------------------

@@ -65,9 +65,7 @@ class FeatureKDLoss(DistillationLoss):
             self.restored = RestoredFeatures(passes)
 
     def convert_targets(self, targets: tuple[Targets, ...]) -> tuple[Targets, ...]:
-        if self.restored is None:
-            return targets
-        return tuple(map(self.restored, targets))
+        return targets if self.restored is None else tuple(map(self.restored, targets))
 
     @property
     def weight(self) -> float:

@@ -135,9 +135,7 @@ def open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
 
 def _error_at(folder: int, path: AnyPath, error: OSError) -> OSError:
     """Return the error to raise for a path in an open folder: LinkError if it is a link that may not be there."""
-    if is_refused_link(path, folder):
-        return LinkError(path)
-    return _error_with_path(path, error)
+    return LinkError(path) if is_refused_link(path, folder) else _error_with_path(path, error)
 
 
 def is_refused_link(path: AnyPath, folder: int) -> TypeGuard[RootedPath]:

@@ -166,15 +166,22 @@ def decode_unit(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     return values / np.float32(INT8_STEPS) if stored.dtype == np.int8 else values
 
 
-def decode_tensor(stored: Tensor) -> Tensor:
-    """Decode as `decode_unit`, on the device of the values, with the same bits on every device."""
+def decode_tensor(stored: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Decode as `decode_unit`, on the device of the values, with the same bits on every device.
+
+    Args:
+        stored: Stored values.
+        scale: Factors of the decoded values, with their first axes.
+    """
     import torch
 
     values = stored.float()
-    if stored.dtype != torch.int8:
+    if stored.dtype == torch.int8:
+        # On a GPU, division by a Python number would multiply by its rounded reciprocal.
+        values = values / torch.full((), INT8_STEPS, dtype=values.dtype, device=values.device)
+    if scale is None:
         return values
-    # On a GPU, division by a Python number would multiply by its rounded reciprocal.
-    return values / torch.full((), INT8_STEPS, dtype=values.dtype, device=values.device)
+    return values * scale.reshape(*scale.shape, *[1] * (values.ndim - scale.ndim))
 
 
 def decode_scaled(

@@ -343,9 +343,7 @@ def _write_tar(
             offset = tar.add(key, content.suffix, content.image)
             if image.record.label != NO_LABEL:
                 tar.add(key, "cls", str(image.record.label).encode())
-            mask_offset = -1
-            if content.mask is not None:
-                mask_offset = tar.add(key, "mask.png", content.mask)
+            mask_offset = tar.add(key, "mask.png", content.mask) if content.mask is not None else -1
             rows.append(_row(plan, row, image, offset, mask_offset))
         tar.close()
         require_same_shard(store / path, plan.name, file.sha256, committed)

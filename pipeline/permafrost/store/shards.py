@@ -147,9 +147,7 @@ class ShardEntry:
 
     def file(self, store: RootedPath) -> AnyPath:
         """Return the path of the file: below the store, or that of the external tar, which may lead through links."""
-        if not self.referenced:
-            return store / self.path
-        return user_path(self.path, store)
+        return user_path(self.path, store) if self.referenced else store / self.path
 
 
 @dataclass(frozen=True, kw_only=True)

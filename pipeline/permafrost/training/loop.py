@@ -171,9 +171,7 @@ def fit(
                     if _is_nth(training.global_step, trainer.checkpoint_every_steps):
                         save()
             epochs_done = training.epoch + 1
-            numbers: Mapping[str, float] = {}
-            if curve is not None and is_first:
-                numbers = curve(training.model, epochs_done)
+            numbers = curve(training.model, epochs_done) if curve is not None and is_first else {}
             log.flush(training, numbers)
             training.epoch, training.step = epochs_done, 0
             is_wanted = False
