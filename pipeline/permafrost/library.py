@@ -118,8 +118,9 @@ class OpenStore(Store):
             [self.shards.splits.get(name, np.empty(0, np.int64)) for name in splits]
         )
         reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
-        parts = [shard_table(self, int(number), reader, fields) for number in np.sort(numbers)]
-        return pa.concat_tables(parts)
+        return pa.concat_tables(
+            [shard_table(self, int(number), reader, fields) for number in np.sort(numbers)]
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Return a method that a package adds, such as `show`."""

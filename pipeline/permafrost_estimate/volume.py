@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from permafrost.core.records import FieldSpec
 from permafrost.storage.files import file_at, scratch_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_markers import marker_path
@@ -80,7 +79,7 @@ def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
     shards = [(shard.name, shard.rows) for shard in manifest.shards]
     parts = []
     for number, spec in enumerate(manifest.fields):
-        files: list[CurvePoint] = [(1, views * _values_bytes(spec, spec.dtype))]
+        files: list[CurvePoint] = [(1, views * prod(spec.shape) * np.dtype(spec.dtype).itemsize)]
         if manifest.backend == "zarr":
             files = [(shard.rows, shard.files[number].bytes) for shard in manifest.shards]
             if len({size for _, size in files}) == 1:  # not compressed, with all rows
@@ -125,8 +124,3 @@ def _rest_bytes(
     each, per_shard = np.linalg.lstsq(counts, sizes, rcond=None)[0].tolist()
     fixed = sum(file_at(folder / name).size() or 0 for name in names)
     return float(fixed + each * records + per_shard * num_shards)
-
-
-def _values_bytes(spec: FieldSpec, dtype: str) -> int:
-    """Return the bytes of one view of one record in a dtype."""
-    return prod(spec.shape) * np.dtype(dtype).itemsize

@@ -300,9 +300,8 @@ def probability_spread(probabilities: Tensor) -> float | None:
     if blocks < 2:
         return None
     order = np.random.default_rng(0).permutation(len(probabilities))[: blocks * SPREAD_BLOCK]
-    drawn = probabilities[torch.from_numpy(order)]
-    means = drawn.reshape(blocks, SPREAD_BLOCK, -1).mean(dim=1)
-    return float(means.std(dim=0).mean())
+    drawn = probabilities[torch.from_numpy(order)].reshape(blocks, SPREAD_BLOCK, -1)
+    return float(drawn.mean(dim=1).std(dim=0).mean())
 
 
 class _Compared(NamedTuple):

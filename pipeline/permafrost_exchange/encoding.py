@@ -192,16 +192,12 @@ def _plain_dtype(name: str, array: NDArray[Any], classes: int) -> str:
     return "float16" if is_half else "float32"
 
 
-def _reduced(array: NDArray[Any], kind: _StoredArray) -> tuple[int, ...]:
-    """Return the axes that share a scale."""
-    return tuple(range(2 + max(0, kind.scale_axes), array.ndim))
-
-
 def _scaled(
     array: NDArray[Any], kind: _StoredArray, dtype: str
 ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
     values = torch.from_numpy(array.astype(np.float32, order="C"))
-    stored, scale = encode_unit(values, dtype, _reduced(array, kind))
+    axes_of_a_scale = range(2 + max(0, kind.scale_axes), array.ndim)
+    stored, scale = encode_unit(values, dtype, tuple(axes_of_a_scale))
     return stored.numpy(), (scale[..., None] if kind.scale_axes < 0 else scale).numpy()
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import FileError, UserError, quote, shorten
+from permafrost.core.errors import FileError, quote, shorten
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
@@ -39,6 +39,7 @@ from permafrost.store.projections import Projection, read_projection, write_proj
 from permafrost.store.reader import Store
 from permafrost_exchange.class_orders import order_classes, reorder_classes
 from permafrost_exchange.encoding import EncodedTargets
+from permafrost_exchange.formats.tar_targets import iter_samples
 from permafrost_exchange.ingest_shards import (
     IngestShard,
     folder_of_pass,
@@ -59,7 +60,7 @@ from permafrost_exchange.share_format import (
 )
 from permafrost_exchange.share_writer import pixel_digests
 from permafrost_exchange.target_reader import ReadRequest, TargetError
-from permafrost_sources.tar_members import Member, list_samples, read_member
+from permafrost_sources.tar_members import Member, read_member
 
 logger = logging.getLogger("permafrost.attach")
 
@@ -145,10 +146,7 @@ class SharedFields:
 @lru_cache(maxsize=_LISTED_TARS)
 def _members_of(path: RootedPath, size: int, changed: int | str) -> dict[str, dict[str, Member]]:
     """Return the members of each record of a tar."""
-    try:
-        return dict(list_samples(path))
-    except UserError as error:
-        raise TargetError(str(error)) from error
+    return dict(iter_samples(path))
 
 
 @dataclass(frozen=True, kw_only=True)

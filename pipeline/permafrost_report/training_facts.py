@@ -80,11 +80,9 @@ class TrainingFacts(NamedTuple):
 
 def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFacts:
     """Collect the options of every variant from the config of its first student."""
-    first: dict[str, StudentResult] = {}
-    for result in results:
-        first.setdefault(result.label, result)
+    students = group_pairs((result.label, result) for result in results)
     counts: dict[str, str] = {}
-    options = {label: _options(result, store, counts) for label, result in first.items()}
+    options = {label: _options(first, store, counts) for label, (first, *_) in students.items()}
     names = [
         name
         for name in dict.fromkeys(name for own in options.values() for name in own)

@@ -89,8 +89,9 @@ class SampleTask(ABC, Generic[Report]):
                     sample
                 ),
             )
-        seconds = monotonic() - started
-        return ShardResult(name=SAMPLE, records=records, seconds=seconds, report=report)
+        return ShardResult(
+            name=SAMPLE, records=records, seconds=monotonic() - started, report=report
+        )
 
     @abstractmethod
     def measure(self, sample: Sample) -> tuple[int, Report]:

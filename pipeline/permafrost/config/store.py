@@ -104,8 +104,9 @@ class StoreOptions(Options):
         """
         path = other or self.path
         if is_address(path):
-            bucket = Bucket(parse_bucket("store.path", path), self.cache, self.cache_bytes)
-            return RootedPath(bucket)
+            return RootedPath(
+                Bucket(parse_bucket("store.path", path), self.cache, self.cache_bytes)
+            )
         return RootedPath(Path(path), allow_links=self.allow_links)
 
 

@@ -250,8 +250,10 @@ class SerialExecutor:
             uploading: Future[ShardResult[Report]] | None = None
             for shard, after in zip_longest(shards, islice(shards, 1, None)):
                 dropped.pop_all()  # the task takes over what it has begun
-                context = TaskContext(after, dropped, objects=self._objects)
-                with offered(context), collected_uploads() as uploads:
+                with (
+                    offered(TaskContext(after, dropped, objects=self._objects)),
+                    collected_uploads() as uploads,
+                ):
                     result = task(shard)
                 if uploading is not None:
                     before = time.monotonic()

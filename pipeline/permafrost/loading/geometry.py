@@ -318,8 +318,9 @@ def render_frames(
         windows = canonical_from_view.index_select(0, moves.rows)
         windows = windows @ torch.linalg.inv(moves.window_from_view)
         whole = canonical_from_view.index_copy(0, moves.rows, windows)
-        images = render_frames(frames, whole, None, rendering, size)
-        return _move_windows(images, moves, size, rendering)
+        return _move_windows(
+            render_frames(frames, whole, None, rendering, size), moves, size, rendering
+        )
     if rendering.border == "black":
         images = warp(frames, canonical_from_view, size, rendering.resize, moves)
         if rendering.resize == "bicubic":  # which overshoots

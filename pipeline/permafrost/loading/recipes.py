@@ -206,8 +206,7 @@ class Recipe:
             for operation in operations
             if isinstance(operation, (PixelOperationConfig, PolicyConfig))
         )
-        widths = [_width(operation) for operation in self.operations]
-        stops = np.cumsum([0, *widths]).tolist()
+        stops = np.cumsum([0, *map(_width, self.operations)]).tolist()
         self._columns = [slice(*pair) for pair in pairwise(stops)]
         self.width: int = stops[-1]
         """Number C of columns."""

@@ -166,14 +166,16 @@ class SelectedRecords:
     @property
     def has_masks(self) -> bool:
         """True if any record has a mask."""
-        index = self.store.index
-        return any(bool(index.values("mask_size", rows).any()) for rows in self._blocks())
+        return any(
+            bool(self.store.index.values("mask_size", rows).any()) for rows in self._blocks()
+        )
 
     @property
     def has_boxes(self) -> bool:
         """True if any record has a box."""
-        index = self.store.index
-        return any(bool(index.list_lengths("boxes", rows).any()) for rows in self._blocks())
+        return any(
+            bool(self.store.index.list_lengths("boxes", rows).any()) for rows in self._blocks()
+        )
 
     def labels_at(self, at: NDArray[np.int64]) -> torch.Tensor:
         """Read the labels of these positions without reading images: i64 [n], or f32 [n, K] for many labels."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from permafrost.config.methods import KDConfig
 from permafrost.core.batches import (
     AnyLabels,
-    AnyLogits,
     Targets,
     require_logits,
 )
@@ -41,9 +38,8 @@ class KDLoss(DistillationLoss):
         yield Term(
             "kd",
             self.config.lambda_kd,
-            lambda: self._compare_logits(student, require_logits(targets.logits)),
+            lambda: LOGIT_LOSSES[self.config.logits](
+                student.logits, require_logits(targets.logits), self.config.tau
+            ),
         )
         yield label_term(student.logits, labels, self.config.lambda_ce)
-
-    def _compare_logits(self, student: StudentOutput, logits: AnyLogits) -> Tensor:
-        return LOGIT_LOSSES[self.config.logits](student.logits, logits, self.config.tau)

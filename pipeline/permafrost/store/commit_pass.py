@@ -95,9 +95,8 @@ def missing_pass_shards(
 
 
 def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
-    sizes = [(folder / entry.path, entry.bytes) for entry in files]
     return file_at(marker_path(folder, shard.name)).is_file() and all(
-        has_size(*file_size) for file_size in sizes
+        has_size(folder / entry.path, entry.bytes) for entry in files
     )
 
 

@@ -44,7 +44,7 @@ class TarReader(TargetReader):
         places: list[str] = []
         for path in self.files():
             tar = path.relative_to(self.path).as_posix()
-            for key, members in _samples(path):
+            for key, members in iter_samples(path):
                 chosen = {
                     suffix: member
                     for suffix, member in members.items()
@@ -115,7 +115,7 @@ class TarReader(TargetReader):
         """
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+def iter_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
     """Iterate over the samples of a tar. Raises TargetError if it cannot be read."""
     try:
         yield from list_samples(path)

@@ -236,7 +236,7 @@ def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
 def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:
     """Run `compare` for the evaluated model on some of the split's records."""
     options = context.options.of(DiffroarOptions)
-    train = _ranked(context, _training_rows(context))
+    train = _ranked(context, np.sort(_free_rows(context)[: options.train_records]))
     test = _ranked(context, _test_rows(context))
     classes = len(context.store.manifest.classes)
     return compare(train, test, build_probe(options.width), options, classes)
@@ -327,10 +327,6 @@ def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
     free = ~np.isin(rows, np.asarray(context.dataset.rows)) & (labels != NO_LABEL)
     kept: NDArray[np.int64] = rows[free]
     return kept
-
-
-def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
-    return np.sort(_free_rows(context)[: context.options.of(DiffroarOptions).train_records])
 
 
 def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:

@@ -232,10 +232,13 @@ class KEDLoss(DistillationLoss):
             lambda: kd_loss(student.logits, require_logits(teacher_logits), tau),
         )
         yield Term("ked", self.explanation_weight, lambda: self._compare(student, targets))
-        yield Term("hint", self.config.lambda_hint, lambda: self._hint_error(student, targets))
-
-    def _hint_error(self, student: StudentOutput, targets: Targets) -> Tensor:
-        return F.mse_loss(self.hint(student.output.extras[HIDDEN]), targets.intermediates[HIDDEN])
+        yield Term(
+            "hint",
+            self.config.lambda_hint,
+            lambda: F.mse_loss(
+                self.hint(student.output.extras[HIDDEN]), targets.intermediates[HIDDEN]
+            ),
+        )
 
     def _compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         teacher = control_explanations(

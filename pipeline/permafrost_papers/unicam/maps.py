@@ -302,8 +302,7 @@ def cam(activation: Tensor, gradient: Tensor) -> Tensor:
     Returns:
         f64 [h, w].
     """
-    weights = gradient.mean(dim=(-2, -1))
-    return torch.einsum("c,chw->hw", weights, activation.double())
+    return torch.einsum("c,chw->hw", gradient.mean(dim=(-2, -1)), activation.double())
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
