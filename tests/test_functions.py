@@ -294,7 +294,9 @@ def test_a_folder_with_a_transform_is_refused_with_the_way(teacher):
     write_folder(Path("photos"))
     dataset = torchvision.datasets.ImageFolder("photos", torchvision.transforms.ToTensor())
 
-    with pytest.raises(permafrost.UserError, match=r"has a transform.*augment=.*image_size="):
+    with pytest.raises(
+        permafrost.UserError, match=r"has a transform.*augment=.*crops to frame=.*image_size="
+    ):
         fill("s", teacher=teacher, dataset=dataset)
 
 
@@ -318,6 +320,16 @@ def test_sizes_may_differ_if_the_frame_has_one(teacher):
     dataset = with_item((PIXELS[0][:, :8], 1))
 
     assert fill("s", teacher=teacher, dataset=dataset, image_size=16).packed_records == 24
+
+
+def test_classes_of_several_names_are_one_text(teacher):
+    """ImageNet's classes in torchvision are tuples of names."""
+    folder = write_folder(Path("photos"))
+    folder.classes = [("tench", "Tinca tinca"), ("goldfish",), ("shark",), ("ray",)]
+    fill("s", teacher=teacher, dataset=folder)
+
+    classes = permafrost.open_store("s").manifest.classes
+    assert classes == ("tench, Tinca tinca", "goldfish", "shark", "ray")
 
 
 def test_a_column_of_splits_is_read(teacher):

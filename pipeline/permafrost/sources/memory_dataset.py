@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,12 @@ class MemorySource(ImageSource):
     def classes(self) -> tuple[str, ...]:
         """Names that the dataset has for its classes, or numbers: data.classes, or up to the largest label."""
         first = next(iter(self._splits.values()))
-        feature = getattr(first, "features", {})
-        names = getattr(first, "classes", None)
-        if isinstance(feature, Mapping):
-            names = next((f.names for f in feature.values() if getattr(f, "names", None)), names)
-        if isinstance(names, Sequence) and names:
-            return tuple(map(str, names))
+        features = getattr(first, "features", None)
+        names = _class_names(first)
+        if isinstance(features, Mapping):
+            names = next((f.names for f in features.values() if getattr(f, "names", None)), names)
+        if names:
+            return tuple(names)
         number = max(self._largest + 1, self.config.classes or 0)
         return tuple(map(str, range(number if self._largest > NO_LABEL else 0)))
 
@@ -281,23 +281,28 @@ def options_of_dataset(dataset: Any, folder: Path, call: Mapping[str, Any]) -> d
         "split": [split for split, _, _ in rows],
     }
     pq.write_table(pa.table(columns), options["path"])
-    classes = getattr(next(iter(splits.values())), "classes", ())
-    if classes:
+    if classes := _class_names(next(iter(splits.values()))):
         options["classes"] = str(folder / "classes.txt")
         Path(options["classes"]).write_text("\n".join(classes), encoding="utf-8")
     label = "label" if any(label for _, _, label in rows) else None
     return options | {"root": root, "label": label, "split": "split"}
 
 
+def _class_names(dataset: Any) -> list[str]:
+    """Return the names of a dataset's classes; several of one class, as of ImageNet, are one text."""
+    names = getattr(dataset, "classes", None) or ()
+    return [name if isinstance(name, str) else ", ".join(name) for name in names]
+
+
 def _files_of(dataset: Any) -> Iterator[tuple[str, str | None]]:
     """Yield the paths of a dataset of files with their labels, nothing for other items."""
     samples = getattr(dataset, "samples", dataset if isinstance(dataset, (list, tuple)) else ())
-    classes = getattr(dataset, "classes", None)
+    classes = _class_names(dataset)
     for name in ("transform", "target_transform") if samples else ():
         require(
             getattr(dataset, name, None) is None,
             f"dataset={type(dataset).__name__}(...) has a {name}, but its files are stored as they are; leave it out: "
-            "views belong to augment=, sizes to image_size=, normalization to mean= and std=",
+            "views belong to augment=, crops to frame='center_crop', sizes to image_size=, normalization to mean=, std=",
         )
     for item in samples:
         path, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
