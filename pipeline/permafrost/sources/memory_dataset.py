@@ -157,11 +157,11 @@ def splits_of(dataset: Any) -> dict[str, Any]:
     Raises:
         ConfigError: If one is not a map-style dataset.
     """
-    require(
-        not isinstance(dataset, (str, os.PathLike)),
-        f"dataset={dataset!r} is a path; read a folder as data='image_folder', data__path={str(dataset)!r}, and a file "
-        "as [path]",
-    )
+    if isinstance(dataset, (str, os.PathLike)):
+        raise ConfigError(
+            f"dataset={dataset!r} is a path; read a folder as data='image_folder', data__path={str(dataset)!r}, and a "
+            "file as [path]"
+        )
     splits = dict(dataset) if isinstance(dataset, Mapping) else {TRAIN: dataset}
     for split, each in splits.items():
         name = type(each).__name__
@@ -301,8 +301,8 @@ def _files_of(dataset: Any) -> Iterator[tuple[str, str | None]]:
     for name in ("transform", "target_transform") if samples else ():
         require(
             getattr(dataset, name, None) is None,
-            f"dataset={type(dataset).__name__}(...) has a {name}, but its files are stored as they are; leave it out: "
-            "views belong to augment=, crops to frame='center_crop', sizes to image_size=, normalization to mean=, std=",
+            f"dataset={type(dataset).__name__}(...) has a {name}, but its files are stored as they are: leave it out; "
+            "views belong to augment=, crops to frame='center_crop', sizes to image_size=, moments to mean= and std=",
         )
     for item in samples:
         path, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
