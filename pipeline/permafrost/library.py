@@ -252,8 +252,12 @@ def load_store(
     """
     from permafrost.loading.samples import StoreSamples
 
-    views = augmentation(augment) if isinstance(augment, str) else augment
-    return StoreSamples(open_store(path).select(split), teacher=teacher, augment=views, seed=seed)
+    return StoreSamples(
+        open_store(path).select(split),
+        teacher=teacher,
+        augment=augmentation(augment) if isinstance(augment, str) else augment,
+        seed=seed,
+    )
 
 
 # ---- networks ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.core.batches import MapTargets, TopLogits
+from permafrost.core.batches import MapTargets, require_all_logits
 from permafrost.core.errors import require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.random_views import schedule_views
@@ -111,13 +111,8 @@ class StoreSamples(Dataset[StoreSample]):
         logits, maps = absent, absent
         if stored.targets:
             (targets,) = batch.targets()
-            is_whole = isinstance(targets.logits, Tensor)
-            logits = targets.logits if isinstance(targets.logits, Tensor) else absent
-            require(
-                is_whole or not isinstance(targets.logits, TopLogits),
-                f"{targets.teacher} stores the largest logits only, which a sample has no place for; read its batches "
-                "with RecordLoader",
-            )
+            if targets.logits is not None:
+                logits = require_all_logits(targets.logits, "a sample")
             maps = targets.maps if isinstance(targets, MapTargets) else absent
         return [
             StoreSample(*values)
