@@ -407,6 +407,9 @@ def test_a_run_is_known_by_the_network_that_loaded_it(nets, student):
 
     measured = permafrost.evaluate(store="s", run="mine", splits=["train"])
     assert measured.metrics
+    options = {"store": "s", "splits": ["train"], **NORMALIZED}
+    alone = permafrost.evaluate(student=student.requires_grad_(False), **options)
+    assert alone.splits == measured.splits
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(loaded(images).logits, student.eval()((images - 0.5) / 0.25))
 

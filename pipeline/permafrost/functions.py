@@ -388,6 +388,11 @@ def _run(
             values[section] = options_of_network(values[section], section, is_frozen, side)
             if section == trained and verb != "evaluate":
                 del values[section]["classes"]  # as many as its targets have
+                require(
+                    any(parameter.requires_grad for parameter in given[section].parameters()),
+                    f"{section}= has no parameter that requires a gradient, so nothing of it would be trained; call "
+                    f"{section}.requires_grad_()",
+                )
         require(
             isinstance(values[section], (str, Mapping)),
             f"{section}={values[section]!r} is {type(values[section]).__name__} instead of a torch.nn.Module, the name "

@@ -88,11 +88,6 @@ def options_of_network(
     }
     if isinstance(network, Classifier):  # which normalizes its images itself
         options |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-    require(
-        is_frozen or any(tensor.requires_grad for tensor in network.parameters()),
-        f"{where} has no parameter that requires a gradient, so nothing of it would be trained; call "
-        f"{argument}.requires_grad_()",
-    )
     return options | {"classes": _count_outputs(network, _SIDES if side is None else (side,))}
 
 
