@@ -79,16 +79,15 @@ def options_of_network(
             "the code of %s is in no file and cannot be read, so the network is identified by its weights alone",
             name,
         )
-    state = sha256_tensors(network)
-    options: dict[str, Any] = {
+    normalizes = isinstance(network, Classifier)  # its images itself
+    return {
         "kind": "memory",
         "name": name,
-        "weights": f"{MEMORY}:{state}",
+        "weights": f"{MEMORY}:{sha256_tensors(network)}",
         "code": code,
+        "classes": _count_outputs(network, _SIDES if side is None else (side,)),
+        **({"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]} if normalizes else {}),
     }
-    if isinstance(network, Classifier):  # which normalizes its images itself
-        options |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-    return options | {"classes": _count_outputs(network, _SIDES if side is None else (side,))}
 
 
 @torch.no_grad()

@@ -62,11 +62,7 @@ class MemorySource(ImageSource):
     def classes(self) -> tuple[str, ...]:
         """Names that the dataset has for its classes, or numbers: data.classes, or up to the largest label."""
         first = next(iter(self._splits.values()))
-        features = getattr(first, "features", None)
-        names = _class_names(first)
-        if isinstance(features, Mapping):
-            names = next((f.names for f in features.values() if getattr(f, "names", None)), names)
-        if names:
+        if names := _class_names(first):
             return tuple(names)
         number = max(self._largest + 1, self.config.classes or 0)
         return tuple(map(str, range(number if self._largest > NO_LABEL else 0)))
@@ -117,10 +113,8 @@ class MemorySource(ImageSource):
         split, number, digest = record.content
         item = self._item(split, number)
         self._require_same(split, number, digest, item)
-        image = item[0]
-        if isinstance(image, Image.Image):
-            return Content(image=png_of(image), suffix="png")
-        return Content(image=image, suffix=picture_suffix(image[:16]) or "bin")
+        data = png_of(item[0]) if isinstance(item[0], Image.Image) else item[0]
+        return Content(image=data, suffix=picture_suffix(data[:16]) or "bin")
 
     def _require_same(self, split: str, number: int, digest: str, item: _Item) -> None:
         """Raise ConfigError unless a record that was read again has the digest of its first reading."""
@@ -210,8 +204,7 @@ def _pixels_of(image: torch.Tensor, where: str) -> Any:
             "mean= and std= do, and divide pixels by 255",
         )
         image = (image * 255).round().to(torch.uint8)
-    rows = image.detach().cpu().permute(1, 2, 0).numpy()
-    return rows[:, :, 0] if rows.shape[2] == 1 else rows
+    return image.detach().cpu().permute(1, 2, 0).squeeze(2).numpy()
 
 
 def _labels_of(label: Any, where: str) -> tuple[int, tuple[int, ...]]:
@@ -230,10 +223,9 @@ def _labels_of(label: Any, where: str) -> tuple[int, tuple[int, ...]]:
 
 
 def _digest(image: Image.Image | bytes, label: int, labels: tuple[int, ...]) -> str:
-    content = image if isinstance(image, bytes) else image.tobytes()
     form = "" if isinstance(image, bytes) else f"{image.mode} {image.size}"
     digest = hashlib.sha256(f"{form} {label} {labels}\n".encode())
-    digest.update(content)
+    digest.update(image if isinstance(image, bytes) else image.tobytes())
     return digest.hexdigest()[:_IDENTIFYING_DIGITS]
 
 
@@ -260,8 +252,8 @@ def options_of_dataset(dataset: Any, folder: Path, call: Mapping[str, Any]) -> d
                 f"dataset=DataFrame: {error}; write paths and labels as text"
             ) from error
         pq.write_table(table, options["path"])
-        has_split = "split" in table.column_names
-        return options | {"root": str(Path.cwd()), "split": "split" if has_split else None}
+        split = "split" if "split" in table.column_names else None
+        return options | {"root": str(Path.cwd()), "split": split}
     splits = splits_of(dataset)
     rows = [(split, *pair) for split, each in splits.items() for pair in _files_of(each)]
     if len(rows) < sum(map(len, splits.values())):
@@ -284,13 +276,16 @@ def options_of_dataset(dataset: Any, folder: Path, call: Mapping[str, Any]) -> d
     if classes := _class_names(next(iter(splits.values()))):
         options["classes"] = str(folder / "classes.txt")
         Path(options["classes"]).write_text("\n".join(classes), encoding="utf-8")
-    label = "label" if any(label for _, _, label in rows) else None
-    return options | {"root": root, "label": label, "split": "split"}
+    has_labels = any(label is not None for _, _, label in rows)
+    return options | {"root": root, "label": "label" if has_labels else None, "split": "split"}
 
 
 def _class_names(dataset: Any) -> list[str]:
     """Return the names of a dataset's classes; several of one class, as of ImageNet, are one text."""
-    names = getattr(dataset, "classes", None) or ()
+    features = getattr(dataset, "features", None)
+    of_datasets = features.values() if isinstance(features, Mapping) else ()
+    names = next((f.names for f in of_datasets if getattr(f, "names", None)), None)
+    names = names or getattr(dataset, "classes", None) or ()
     return [name if isinstance(name, str) else ", ".join(name) for name in names]
 
 
