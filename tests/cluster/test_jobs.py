@@ -182,7 +182,8 @@ def test_a_sweep_whose_driver_is_killed_is_finished_by_the_same_job(nodes, tmp_p
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_that_fails_says_so_with_the_line_and_the_exit_code_of_its_stage(head, tmp_path):
-    done = submit(head, tmp_path, "precompute", "cluster=existing", "store.path=stores/here")
+    words = ("cluster=existing", "teacher=none", "store.path=stores/here")
+    done = submit(head, tmp_path, "precompute", *words)
 
     assert done.returncode == 1
     assert "Job entrypoint command failed with exit code 2" in done.stdout
