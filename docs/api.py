@@ -65,6 +65,7 @@ DOORS = (
     "permafrost.config.store:StoreOptions",
     "permafrost.config.verbs:Verb",
     "permafrost.core.tasks:ShardResult",
+    "permafrost.core.tasks:Subject",
     "permafrost.cluster.executors:ExecutorChoice",
     "permafrost.storage.rooted_paths:RootedPath",
     "permafrost.config.explainers:ExplainerConfig",
