@@ -72,7 +72,7 @@ submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/howto/clus
 	@$(PY) -m permafrost.cluster.submit $(ADDRESS) python -m stages.$(VERB) \
 		$(if $(filter $(CLUSTER_STAGES),$(VERB)),cluster=existing) $(ARGS)
 
-test: install ## run the tests in JOBS=2 processes: about 4 minutes on 2 cores
+test: install ## run the tests in JOBS=2 processes: about 6 minutes on 2 cores
 	@$(PYTEST) $(ARGS)
 
 test-all: install ## run the tests, including the slow ones

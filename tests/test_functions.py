@@ -1,5 +1,6 @@
 """Functions of the verbs on networks and datasets in memory: the files of the command, and one error for bad input."""
 
+import linecache
 import subprocess
 import sys
 from pathlib import Path
@@ -213,8 +214,6 @@ def test_the_identity_is_that_of_state_and_code_without_comments(tmp_path, nets,
     for number, (what, code) in enumerate(variants.items()):
         # The module has the same name each time, as the identity has it.
         sys.modules.pop("first_net")
-        import linecache
-
         linecache.clearcache()
         changed[what] = digest(code + "\n" * (number + 1), "first_net") != first
     sys.modules.pop("first_net")

@@ -186,7 +186,7 @@ MEASURED = (
 )  # fmt: skip
 CONDITIONS = (
     "Python 3.11 to 3.14",
-    "about 4 minutes on 2 cores",
+    "about 6 minutes on 2 cores",
     "From 500 images",
     "With 500 images",
     "trained on all 50,000",

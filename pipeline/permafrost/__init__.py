@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         open_store,
     )
     from permafrost.loading.record_loader import RecordLoader
-    from permafrost.loading.samples import StoreSamples
+    from permafrost.loading.store_samples import StoreSamples
     from permafrost.losses.labels import bce_loss
     from permafrost.losses.logit_distances import kd_loss, mld_loss
     from permafrost.losses.map_distances import map_cosine
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Picture": "permafrost.config.models",
     "RecordLoader": "permafrost.loading.record_loader",
-    "StoreSamples": "permafrost.loading.samples",
+    "StoreSamples": "permafrost.loading.store_samples",
     "UserError": "permafrost.core.errors",
     "bce_loss": "permafrost.losses.labels",
     "kd_loss": "permafrost.losses.logit_distances",

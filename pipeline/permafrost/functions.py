@@ -216,12 +216,12 @@ def distill(
     Returns:
         The folder `student`, empty without a run, and the network `model`: that of `student` if it is in memory.
     """
-    given = locals()
+    parameters = locals()
     if isinstance(teacher, str) and options.get("mode") != "live":
-        given |= {"teacher": None, "store.teacher": [teacher]}
+        parameters |= {"teacher": None, "store.teacher": [teacher]}
     if isinstance(teacher, nn.Module):
-        given |= {"teacher.mean": mean, "teacher.std": std}
-    result: DistillResult = _run("distill", given, trained="student", frozen=("teacher",))
+        parameters |= {"teacher.mean": mean, "teacher.std": std}
+    result: DistillResult = _run("distill", parameters, trained="student", frozen=("teacher",))
     if not isinstance(student, nn.Module):
         return result
     named = result if run else replace(result, student="", next="")
@@ -261,17 +261,17 @@ def evaluate(
     Returns:
         The metrics by split, `splits`, and the file `metrics`, empty without a run.
     """
-    given = locals()
+    parameters = locals()
     if (
         isinstance(student, nn.Module)
         and run is not None
         and _is_as_trained(student, run, mean, std)
     ):
-        given |= dict.fromkeys(("student", "mean", "std", "layer"))
+        parameters |= dict.fromkeys(("student", "mean", "std", "layer"))
     elif isinstance(student, nn.Module):
-        given |= {"model": "network", "run": None}
-    result: EvaluateResult = _run("evaluate", given, trained="student", frozen=("teacher",))
-    is_kept = given["run"] is not None or not isinstance(given["student"], nn.Module)
+        parameters |= {"model": "network", "run": None}
+    result: EvaluateResult = _run("evaluate", parameters, trained="student", frozen=("teacher",))
+    is_kept = parameters["run"] is not None or not isinstance(parameters["student"], nn.Module)
     return result if is_kept else replace(result, metrics="", next="")
 
 
@@ -366,30 +366,30 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 
 
 def _run(
-    verb: str, given: Mapping[str, Any], *, trained: str = "", frozen: Sequence[str] = ()
+    verb: str, parameters: Mapping[str, Any], *, trained: str = "", frozen: Sequence[str] = ()
 ) -> Any:
     """Run a verb with the parameters of its function, and return its result.
 
     Args:
         verb: Name of the verb.
-        given: Values of the parameters by name.
+        parameters: Values of the parameters by name.
         trained: Parameter of the network that gets the weights of the run, which is removed if none is named.
         frozen: Parameters of networks that are not trained.
     """
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in parameters.items() if value is not None}
     arguments, more = values.pop("arguments"), values.pop("options")
-    network, dataset = given.get(trained), values.pop("dataset", None)
+    network, dataset = parameters.get(trained), values.pop("dataset", None)
     objects: dict[str, dict[str, Any]] = {}
     for section in {trained, *frozen} & values.keys():
         if isinstance(values[section], nn.Module):
             objects[section] = {"network": values[section]}
             is_frozen = section in frozen
-            side = given.get("input_size")
+            side = parameters.get("input_size")
             values[section] = options_of_network(values[section], section, is_frozen, side)
             if section == trained and verb != "evaluate":
                 del values[section]["classes"]  # as many as its targets have
                 require(
-                    any(parameter.requires_grad for parameter in given[section].parameters()),
+                    any(tensor.requires_grad for tensor in parameters[section].parameters()),
                     f"{section}= has no parameter that requires a gradient, so nothing of it would be trained; call "
                     f"{section}.requires_grad_()",
                 )

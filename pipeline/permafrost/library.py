@@ -36,7 +36,7 @@ from permafrost.store.reader import Store
 from permafrost.store.shard_records import shard_table
 
 if TYPE_CHECKING:
-    from permafrost.loading.samples import StoreSamples
+    from permafrost.loading.store_samples import StoreSamples
 
 # ---- a store -------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ def load_store(
         >>> len(samples), samples[0].image.shape, samples[0].logits.shape
         (40, torch.Size([3, 16, 16]), torch.Size([10]))
     """
-    from permafrost.loading.samples import StoreSamples
+    from permafrost.loading.store_samples import StoreSamples
 
     return StoreSamples(
         open_store(path).select(split),

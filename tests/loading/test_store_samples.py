@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 import permafrost
 from permafrost.loading.recipes import BLOCK_SIZE
-from permafrost.loading.samples import StoreSamples
+from permafrost.loading.store_samples import StoreSamples
 
 VIEWS = permafrost.augmentation("pad_crop_flip")
 COLOR = permafrost.augmentation("pad_crop_flip_color")
