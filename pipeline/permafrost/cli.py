@@ -47,7 +47,12 @@ logger = logging.getLogger("permafrost.config")
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Formatter of log messages without control characters."""
+    """Formatter of log messages without control characters. A block of facts is written as it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if getattr(record, "is_block", False):
+            return "\n".join(map(printable, record.getMessage().split("\n")))
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, of logging
         record.message = printable(record.message)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import quote, shorten
 from permafrost.store.frames import ShardFrames
+from permafrost_findings.picture_rules import describe_brightness
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Preview, Remark
@@ -25,8 +26,6 @@ _SHARDS, _ROWS_OF_SHARD = 4, 64
 """Number of shards of the store, and of records of each, that new files are compared with."""
 _TIMES_LARGER = 1.5
 """Ratio of median sizes from which they are said to be others."""
-_MIN_EFFECT, _MIN_ERRORS = 0.5, 4.0
-"""Least difference of mean brightness, in standard deviations of images and in its own standard errors."""
 _NAMED = 3
 
 
@@ -74,20 +73,14 @@ def find_other_brightness(preview: Preview) -> Iterator[Remark]:
     sample = preview.sample
     if preview.comparison is None or sample is None or len(sample.means) < _MIN_FILES:
         return
-    before, new = _brightness(preview.comparison.store), np.array(sample.means)
-    if len(before) < _MIN_FILES:
-        return
-    difference = float(new.mean() - before.mean())
-    spread = float(np.sqrt((new.var(ddof=1) + before.var(ddof=1)) / 2))
-    error = float(np.sqrt(new.var(ddof=1) / len(new) + before.var(ddof=1) / len(before)))
-    if abs(difference) <= max(_MIN_EFFECT * spread, _MIN_ERRORS * error):
-        return
-    yield (
-        "warning",
-        f"new images are {'brighter' if difference > 0 else 'darker'} than those of the store: their mean value is "
-        f"{new.mean():.0f} of 255, and {before.mean():.0f} there (between images {spread:.0f}); if that is a matter of "
-        "the camera or of the export, a student may tell old from new by it",
-    )
+    new = np.array([mean for means in sample.means.values() for mean in means])
+    described = describe_brightness(new, _brightness(preview.comparison.store))
+    if described:
+        yield (
+            "warning",
+            f"new images are {described.replace('there', 'of the store', 1)}; if that is a matter of the camera or of "
+            "the export, a student may tell old from new by it",
+        )
 
 
 def find_packed_copies(preview: Preview) -> Iterator[Remark]:

@@ -1,26 +1,33 @@
-"""Findings about a packed store: images with equal bytes, and what that means for classes, splits and counts.
+"""Findings about equal and similar images, and what they mean for classes, splits and counts.
 
     EQUAL_IMAGES["equal_in_splits"](pairs)      # yields (level, message), as the rules of findings.py do
 
-Packing has the SHA-256 of every image. Images that were stored again in other bytes are not equal here.
+Packing has the SHA-256 and a thumbnail of every image. Equal images have the same bytes, or the same pixels: those with
+equal thumbnails are decoded and compared. Similar ones have nearly the same thumbnail, as a copy at another size or
+quality has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.core.errors import quote
+from permafrost.core.errors import UserError, quote
 from permafrost.core.records import NO_LABEL
 from permafrost.sources.data_preview import Finding
+from permafrost.store.facts import Fact
+from permafrost.store.image_decoding import THUMBNAIL_SIDE, decode_pixels
+from permafrost.store.shard_records import ShardRecords
+from permafrost.store.thumbnails import read_thumbnails
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Remark
+    from permafrost.sources.data_preview import Preview, Remark
     from permafrost.store.reader import Store
 
 _BLOCK_ROWS = 65_536
@@ -29,20 +36,32 @@ _COPIES, _MOSTLY_COPIES = 0.01, 0.5
 """Minimum fractions of all records for a note and a warning about copies."""
 _MIN_WARNING_SHARE = 0.001
 """Fraction of the records of a split, or of all, below which pairs are a note."""
+_MIN_SIMILAR_SHARE = 0.01
+"""Fraction of the records of a split from which similar images are a finding."""
+_MAX_BITS, _MAX_MEAN, _MIN_CONTRAST = 6, 3.0, 8.0
+"""Similar thumbnails: most bits of their hashes that differ, largest mean difference of their values apart from
+brightness, and least standard deviation of these, as flat images resemble one another."""
+_ROTATIONS = (0, 16, 32, 48)
+"""Bits by which hashes are rotated before they are sorted, so that similar ones are neighbors in one of the orders."""
+_MAX_DECODED, _MAX_COMPARED = 500, 100_000
+"""Largest numbers of pairs whose images are decoded, and whose thumbnails are compared."""
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualImages:
-    """Rows of a store whose images have equal bytes, next to each other in the order of their digests.
+    """Rows of a store with equal images, next to each other.
 
-    Some 24 bytes a row are held while rows are sorted, and then those rows only that have a copy.
+    Some 40 bytes a row are held while rows are sorted, and then those rows only that have a copy.
     """
 
     store: Store
     rows: NDArray[np.int64]
-    """Rows with a copy, i64 [n]: copies in the order of the index, one image after another."""
-    images: NDArray[np.int32]
-    """Number of the image of each of these rows, ascending, i32 [n]."""
+    """Rows with a copy, i64 [n]: one image after another."""
+    images: NDArray[np.int64]
+    """Number of the image of each of these rows, ascending, i64 [n]."""
+    similar: Pairs
+    """Rows of different splits with similar images that are not equal."""
 
     @property
     def num_copies(self) -> int:
@@ -74,7 +93,7 @@ class Pairs:
 
 
 def equal_images(store: Store) -> EqualImages:
-    """Find the rows of a store whose images have equal bytes.
+    """Find the rows of a store with equal images, and pairs of rows of different splits with similar ones.
 
     Args:
         store: Store of images.
@@ -83,19 +102,149 @@ def equal_images(store: Store) -> EqualImages:
     # the bytes of the mapped file, 32 for each row
     table = np.frombuffer(digests.buffers()[1], np.uint8).reshape(-1, 32)[digests.offset :]
     heads = table[: len(digests), :8].copy().view(np.uint64).ravel()
-    order = np.argsort(heads, kind="stable")
-    is_pair = np.zeros(max(len(order) - 1, 0), bool)
-    for start in range(0, len(is_pair), _BLOCK_ROWS):
+
+    def have_equal_bytes(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+        is_equal = heads[one] == heads[other]
+        is_equal[is_equal] = (table[one[is_equal]] == table[other[is_equal]]).all(1)
+        return is_equal
+
+    equal = neighbor_pairs(heads, have_equal_bytes)
+    similar = np.empty((0, 2), np.int64)
+    hashes = _hashes_of(store)
+    if hashes is not None:
+        exact, means = hashes
+        candidates = neighbor_pairs(
+            exact, lambda a, b: (exact[a] == exact[b]) & (heads[a] != heads[b])
+        )
+        compared = candidates[:_MAX_DECODED]
+        is_equal = np.array([_have_equal_pixels(store, *pair) for pair in compared.tolist()], bool)
+        equal = np.concatenate([equal, compared[is_equal]])
+        shards = _splits_of(store, np.arange(store.index.num_rows))
+        pairs = similar_pairs(means, lambda a, b: shards[a] != shards[b])
+        similar = pairs[_are_similar(_thumbnails_of(store, pairs), pairs)]
+    # Pairs that share rows are one image.
+    rows, places = np.unique(equal, return_inverse=True)
+    images = connected(places.reshape(-1, 2), len(rows))
+    order = np.argsort(images, kind="stable")
+    copies = set(map(tuple, np.sort(equal, axis=1).tolist())) if len(similar) else set()
+    similar = np.array([pair for pair in similar.tolist() if tuple(pair) not in copies], np.int64)
+    return EqualImages(
+        store=store,
+        rows=rows[order],
+        images=images[order],
+        similar=Pairs(num_images=len(similar), rows=similar.reshape(-1, 2)),
+    )
+
+
+_Rows: TypeAlias = NDArray[np.int64]
+
+
+def neighbor_pairs(
+    values: NDArray[np.uint64], keep: Callable[[_Rows, _Rows], NDArray[np.bool_]]
+) -> _Rows:
+    """Return the pairs of rows that follow one another in the order of their values and are kept, i64 [n, 2]."""
+    order = np.argsort(values, kind="stable")
+    pairs = [np.empty((0, 2), np.int64)]
+    for start in range(0, max(len(order) - 1, 0), _BLOCK_ROWS):
         block = order[start : start + _BLOCK_ROWS + 1]
-        at = np.flatnonzero(heads[block[1:]] == heads[block[:-1]])
-        is_pair[start + at] = (table[block[at]] == table[block[at + 1]]).all(1)
-    del heads
-    has_copy = np.zeros(len(order), bool)
-    has_copy[:-1] |= is_pair
-    has_copy[1:] |= is_pair
-    images = np.zeros(len(order), np.int32)
-    np.cumsum(~is_pair, out=images[1:])
-    return EqualImages(store=store, rows=order[has_copy], images=images[has_copy])
+        pairs.append(np.stack([block[:-1], block[1:]], 1)[keep(block[:-1], block[1:])])
+    return np.concatenate(pairs)
+
+
+def similar_pairs(
+    hashes: NDArray[np.uint64], keep: Callable[[_Rows, _Rows], NDArray[np.bool_]]
+) -> _Rows:
+    """Return pairs of rows, of those that are kept, whose hashes differ in a few bits, i64 [n, 2], the lower row first.
+
+    They are neighbors in the order of the hashes rotated by some bits, of which there are few for each row.
+    """
+
+    def are_near(one: _Rows, other: _Rows) -> NDArray[np.bool_]:
+        differing = (hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8)
+        return (np.unpackbits(differing, axis=1).sum(1) <= _MAX_BITS) & keep(one, other)
+
+    turned = [
+        hashes << np.uint64(bits) | hashes >> np.uint64(64 - bits) if bits else hashes
+        for bits in _ROTATIONS
+    ]
+    pairs = np.concatenate([neighbor_pairs(values, are_near) for values in turned])
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0)
+    return pairs[:: len(pairs) // _MAX_COMPARED + 1]
+
+
+def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Hash thumbnails u8 [n, 256].
+
+    Returns:
+        A hash u64 [n] of all values, and a bit for each cell of a grid of 8x8 that is brighter than their median.
+    """
+    exact = np.zeros(len(thumbnails), np.uint64)
+    for word in np.ascontiguousarray(thumbnails).view(np.uint64).T:
+        exact = (exact ^ word) * _MIX
+        exact ^= exact >> np.uint64(29)
+    half = THUMBNAIL_SIDE // 2
+    cells = (
+        thumbnails.reshape(-1, half, 2, half, 2).sum((2, 4), dtype=np.uint16).reshape(-1, half**2)
+    )
+    bits = np.packbits(cells > np.median(cells, axis=1, keepdims=True), axis=1)
+    return exact, bits.view(np.uint64).ravel()
+
+
+def _hashes_of(store: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | None:
+    parts = []
+    for number in range(len(store.shards)):
+        thumbnails = read_thumbnails(store, number)
+        if thumbnails is None:
+            return None
+        parts.append(hash_thumbnails(thumbnails))
+    exact, means = zip(*parts, strict=True)
+    return np.concatenate(exact), np.concatenate(means)
+
+
+def _thumbnails_of(store: Store, pairs: _Rows) -> NDArray[np.uint8]:
+    """Return the thumbnails of the rows of pairs, u8 [n, 2, 256]."""
+    rows, places = np.unique(pairs, return_inverse=True)
+    ends = np.searchsorted(rows, store.shards.starts)
+    parts = [np.empty((0, THUMBNAIL_SIDE**2), np.uint8)]
+    for number, (start, stop) in enumerate(pairwise(ends.tolist())):
+        if stop > start:
+            thumbnails = read_thumbnails(store, number)
+            assert thumbnails is not None  # as in _hashes_of
+            parts.append(thumbnails[rows[start:stop] - store.rows_of_shard(number).start])
+    return np.concatenate(parts)[places.reshape(-1, 2)]
+
+
+def _are_similar(thumbnails: NDArray[np.uint8], pairs: _Rows) -> NDArray[np.bool_]:
+    """Return which pairs of thumbnails u8 [n, 2, 256] are nearly the same, and not flat."""
+    values = thumbnails.reshape(len(pairs), 2, THUMBNAIL_SIDE**2).astype(np.float32)
+    values -= values.mean(axis=2, keepdims=True)
+    difference = np.abs(values[:, 0] - values[:, 1]).mean(1)
+    return (difference <= _MAX_MEAN) & (values.std(axis=2).min(axis=1) >= _MIN_CONTRAST)
+
+
+def _have_equal_pixels(store: Store, *rows: int) -> bool:
+    pictures = []
+    for row in rows:
+        number = int(store.index.shard_numbers(np.array([row]))[0])
+        place = np.array([row - store.rows_of_shard(number).start])
+        ((data, _),) = ShardRecords(store, store.shards[number], place).contents(range(1))
+        try:
+            pictures.append(decode_pixels(data))
+        except UserError:
+            return False
+    return bool(np.array_equal(*pictures))
+
+
+def connected(pairs: _Rows, count: int) -> _Rows:
+    """Return the number of each row's group, i64 [count], where pairs i64 [n, 2] of rows are in one group."""
+    groups = np.arange(count)
+    while True:
+        lowest = groups.copy()
+        np.minimum.at(lowest, pairs.ravel(), groups[pairs].min(axis=1).repeat(2))
+        lowest = lowest[lowest]
+        if (lowest == groups).all():
+            return np.asarray(np.unique(groups, return_inverse=True)[1])
+        groups = lowest
 
 
 # ---- rules -----------------------------------------------------------------------------------------
@@ -113,8 +262,26 @@ def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
         "warning" if pairs.num_images > _MIN_WARNING_SHARE * smallest else "note",
-        f"images are in more than one split, byte for byte ({pairs.num_images:,}; {examples}), so that a result on one "
-        "split is partly about images of another; keep each image in one of them",
+        f"images are in more than one split, with equal pixels ({pairs.num_images:,}; {examples}), so that a result on "
+        "one split is partly about images of another; keep each image in one of them",
+    )
+
+
+def find_similar_in_splits(equal: EqualImages) -> Iterator[Remark]:
+    """Find images of a split that look like those of another one."""
+    names, pairs = list(equal.store.manifest.records), equal.similar
+    if not pairs.num_images:
+        return
+    codes = _splits_of(equal.store, pairs.rows.ravel())
+    sizes = equal.store.manifest.records
+    smallest = min(sizes[names[int(code)]] for code in np.unique(codes))
+    if pairs.num_images < max(_MIN_SIMILAR_SHARE * smallest, _NAMED):
+        return
+    examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
+    yield (
+        "warning",
+        f"images of different splits look alike ({pairs.num_images:,} pairs; {examples}), as copies at another size or "
+        "quality do, and frames of one video; keep them in one split, as with data.group",
     )
 
 
@@ -133,8 +300,8 @@ def find_equal_in_classes(equal: EqualImages) -> Iterator[Remark]:
     )
     yield (
         "warning" if pairs.num_images > _MIN_WARNING_SHARE * index.num_rows else "note",
-        f"images have several classes, byte for byte ({pairs.num_images:,}; {examples}), of which one record has one; "
-        "correct the labels, or list all classes of an image in one record (data.labels)",
+        f"images have several classes, with equal pixels ({pairs.num_images:,}; {examples}), of which one record has "
+        "one; correct the labels, or list all classes of an image in one record (data.labels)",
     )
 
 
@@ -146,21 +313,22 @@ def find_copies(equal: EqualImages) -> Iterator[Remark]:
     examples = _examples(equal.store, equal.differ(equal.rows), None)
     yield (
         "warning" if copies >= _MOSTLY_COPIES * total else "note",
-        f"records are copies of others, byte for byte ({copies:,} of {total:,}; {examples}), so that counts of records "
-        "are not counts of images",
+        f"records are copies of others, with equal pixels ({copies:,} of {total:,}; {examples}), so that counts of "
+        "records are not counts of images",
     )
 
 
 EQUAL_IMAGES: dict[str, Callable[[EqualImages], Iterator[Remark]]] = {
     "equal_in_splits": find_equal_in_splits,
+    "similar_in_splits": find_similar_in_splits,
     "equal_in_classes": find_equal_in_classes,
     "equal_images": find_copies,
 }
 """Rules by the name of their findings."""
 
 
-def find_equal_images(store: Store) -> tuple[Finding, ...]:
-    """Return the findings of a packed store about images with equal bytes; none for rows of a table.
+def find_equal_images(store: Store) -> tuple[Finding | Fact, ...]:
+    """Return the findings of a packed store about equal images, and the fact; none for rows of a table.
 
     Args:
         store: Finished store.
@@ -168,11 +336,49 @@ def find_equal_images(store: Store) -> tuple[Finding, ...]:
     if not store.form.has_places:
         return ()
     equal = equal_images(store)
-    return tuple(
+    shared = equal.differ(_splits_of(store, equal.rows)).num_images
+    fact = Fact(
+        name="equal images",
+        value=f"in several splits {shared:,}, similar {equal.similar.num_images:,}; copies in all "
+        f"{equal.num_copies:,}",
+        source=f"all {store.index.num_rows:,}",
+    )
+    findings = (
         Finding(name=name, level=level, message=message)
         for name, rule in EQUAL_IMAGES.items()
         for level, message in rule(equal)
     )
+    return fact, *findings
+
+
+def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
+    """Find images of different splits that look alike among those that a preview has decoded."""
+    sample = preview.sample
+    if sample is None or preview.is_packed_next or len(sample.thumbnails) < _NAMED:
+        return
+    keys, splits, data = zip(*sample.thumbnails, strict=True)
+    thumbnails = np.frombuffer(b"".join(data), np.uint8).reshape(len(keys), -1)
+    codes = np.unique(splits, return_inverse=True)[1]
+    exact, means = hash_thumbnails(thumbnails)
+    pairs = similar_pairs(means, lambda a, b: codes[a] != codes[b])
+    pairs = pairs[_are_similar(thumbnails[pairs], pairs)]
+    equal = int((exact[pairs[:, 0]] == exact[pairs[:, 1]]).sum())
+    yield Fact(
+        name="equal images",
+        value=f"in several splits {equal:,}, similar {len(pairs) - equal:,}",
+        source=f"thumbnails of {len(keys):,} decoded of {preview.num_records:,}",
+    )
+    if len(pairs):
+        names = "; ".join(
+            " and ".join(f"{quote(unquote(keys[row]), 200)[1:-1]} ({splits[row]})" for row in pair)
+            for pair in pairs[:_NAMED].tolist()
+        )
+        is_rare = len(pairs) < max(_MIN_SIMILAR_SHARE * len(keys), _NAMED)
+        yield (
+            "note" if is_rare else "warning",
+            f"images of different splits look alike ({len(pairs):,} pairs among the {len(keys):,} that were decoded; "
+            f"such as {names}); packing compares all of them",
+        )
 
 
 def _splits_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int16]:

@@ -1,62 +1,75 @@
-"""Rules about folders, labels, pictures and appended records, and how they enter."""
+"""Rules about folders, labels, pictures and appended records, and how they enter, each with the fact that it marks."""
 
 from __future__ import annotations
 
-from permafrost.config.data import FINDINGS, STORE_FINDINGS
+from permafrost.config.data import FACTS_OF_FINDINGS, FINDINGS, STORE_FINDINGS
 
-FINDINGS["class_folders_repeat"] = "permafrost_findings.folder_rules:find_repeating_folders"
-FINDINGS["folders_too_deep"] = "permafrost_findings.folder_rules:find_folders_too_deep"
-FINDINGS["splits_in_classes"] = "permafrost_findings.folder_rules:find_splits_in_classes"
-FINDINGS["single_folder"] = "permafrost_findings.folder_rules:find_single_folder"
-FINDINGS["nested_class_folders"] = "permafrost_findings.folder_rules:find_nested_folders"
-FINDINGS["other_things"] = "permafrost_findings.folder_rules:find_other_things"
-FINDINGS["same_names"] = "permafrost_findings.folder_rules:find_same_names"
-FINDINGS["members_left_out"] = "permafrost_findings.folder_rules:find_members_left_out"
-FINDINGS["files_left_out"] = "permafrost_findings.folder_rules:find_files_left_out"
-FINDINGS["pictures_left_out"] = "permafrost_findings.folder_rules:find_pictures_left_out"
-FINDINGS["damaged_files"] = "permafrost_findings.folder_rules:find_damaged_files"
-FINDINGS["split_spellings"] = "permafrost_findings.folder_rules:find_split_spellings"
-FINDINGS["classes_without_names"] = "permafrost_findings.label_rules:find_classes_without_names"
-FINDINGS["classes_like_splits"] = "permafrost_findings.label_rules:find_classes_like_splits"
-FINDINGS["unusual_splits"] = "permafrost_findings.label_rules:find_unusual_splits"
-FINDINGS["empty_classes"] = "permafrost_findings.label_rules:find_empty_classes"
-FINDINGS["numbered_folders"] = "permafrost_findings.label_rules:find_numbered_folders"
-FINDINGS["class_spellings"] = "permafrost_findings.label_rules:find_other_spellings"
-FINDINGS["classes_of_one_split"] = "permafrost_findings.label_rules:find_classes_of_one_split"
-FINDINGS["unknown_classes"] = "permafrost_findings.label_rules:find_unknown_classes"
-FINDINGS["background_classes"] = "permafrost_findings.label_rules:find_background_classes"
-FINDINGS["class_per_record"] = "permafrost_findings.label_rules:find_identifiers"
-FINDINGS["category_order"] = "permafrost_findings.table_rules:find_category_order"
-FINDINGS["quoted_classes"] = "permafrost_findings.label_rules:find_quoted_classes"
-FINDINGS["mixed_numbers"] = "permafrost_findings.label_rules:find_mixed_numbers"
-FINDINGS["groups_across_splits"] = "permafrost_findings.label_rules:find_shared_groups"
-FINDINGS["label_gaps"] = "permafrost_findings.label_rules:find_label_gaps"
-FINDINGS["signed_labels"] = "permafrost_findings.label_rules:find_signed_labels"
-FINDINGS["missing_labels"] = "permafrost_findings.label_rules:find_missing_labels"
-FINDINGS["joined_labels"] = "permafrost_findings.label_rules:find_joined_labels"
-FINDINGS["label_separator"] = "permafrost_findings.label_rules:find_separators"
-FINDINGS["unknown_cells"] = "permafrost_findings.label_rules:find_unknown_cells"
-FINDINGS["fractions"] = "permafrost_findings.label_rules:find_fractions"
-FINDINGS["one_hot_labels"] = "permafrost_findings.label_rules:find_one_hot_labels"
-FINDINGS["constant_labels"] = "permafrost_findings.label_rules:find_constant_labels"
-FINDINGS["flag_column"] = "permafrost_findings.label_rules:find_flag_column"
-FINDINGS["boxes_of_other_labels"] = "permafrost_findings.label_rules:find_boxes_of_other_labels"
-FINDINGS["unread_columns"] = "permafrost_findings.table_rules:find_unread_columns"
-FINDINGS["unread_split"] = "permafrost_findings.table_rules:find_unread_split"
-FINDINGS["one_hot_columns"] = "permafrost_findings.table_rules:find_one_hot_columns"
-FINDINGS["normalized_boxes"] = "permafrost_findings.label_rules:find_normalized_boxes"
-FINDINGS["json_next_to_cls"] = "permafrost_findings.label_rules:find_json_next_to_cls"
-FINDINGS["dark_images"] = "permafrost_findings.picture_rules:find_dark_images"
-FINDINGS["turned_regions"] = "permafrost_findings.picture_rules:find_turned_regions"
-FINDINGS["regions_outside"] = "permafrost_findings.picture_rules:find_regions_outside"
-FINDINGS["mask_values"] = "permafrost_findings.picture_rules:find_mask_values"
-FINDINGS["blank_images"] = "permafrost_findings.picture_rules:find_blank_images"
-FINDINGS["dim_images"] = "permafrost_findings.picture_rules:find_dim_images"
-FINDINGS["dropped_channels"] = "permafrost_findings.picture_rules:find_dropped_channels"
-FINDINGS["traits_of_classes"] = "permafrost_findings.picture_rules:find_traits_of_classes"
-FINDINGS["traits_of_splits"] = "permafrost_findings.picture_rules:find_traits_of_splits"
-FINDINGS["new_classes"] = "permafrost_findings.append_rules:find_new_classes"
-FINDINGS["other_sizes"] = "permafrost_findings.append_rules:find_other_sizes"
-FINDINGS["other_brightness"] = "permafrost_findings.append_rules:find_other_brightness"
-FINDINGS["packed_copies"] = "permafrost_findings.append_rules:find_packed_copies"
+_RULES = {
+    "class_folders_repeat": ("classes", "folder_rules:find_repeating_folders"),
+    "folders_too_deep": ("classes", "folder_rules:find_folders_too_deep"),
+    "splits_in_classes": ("classes", "folder_rules:find_splits_in_classes"),
+    "single_folder": ("classes", "folder_rules:find_single_folder"),
+    "nested_class_folders": ("classes", "folder_rules:find_nested_folders"),
+    "other_things": ("images", "folder_rules:find_other_things"),
+    "same_names": ("images", "folder_rules:find_same_names"),
+    "members_left_out": ("left out", "folder_rules:find_members_left_out"),
+    "files_left_out": ("left out", "folder_rules:find_files_left_out"),
+    "pictures_left_out": ("images", "folder_rules:find_pictures_left_out"),
+    "damaged_files": ("images", "folder_rules:find_damaged_files"),
+    "split_spellings": ("records", "folder_rules:find_split_spellings"),
+    "classes_without_names": ("classes", "label_rules:find_classes_without_names"),
+    "classes_like_splits": ("classes", "label_rules:find_classes_like_splits"),
+    "unusual_splits": ("records", "label_rules:find_unusual_splits"),
+    "empty_classes": ("classes", "label_rules:find_empty_classes"),
+    "numbered_folders": ("classes", "label_rules:find_numbered_folders"),
+    "class_spellings": ("classes", "label_rules:find_other_spellings"),
+    "classes_of_one_split": ("classes", "label_rules:find_classes_of_one_split"),
+    "unknown_classes": ("classes", "label_rules:find_unknown_classes"),
+    "background_classes": ("classes", "label_rules:find_background_classes"),
+    "class_per_record": ("classes", "label_rules:find_identifiers"),
+    "category_order": ("classes", "table_rules:find_category_order"),
+    "quoted_classes": ("classes", "label_rules:find_quoted_classes"),
+    "mixed_numbers": ("classes", "label_rules:find_mixed_numbers"),
+    "groups_across_splits": ("groups", "label_rules:find_shared_groups"),
+    "label_gaps": ("labels", "label_rules:find_label_gaps"),
+    "signed_labels": ("labels", "label_rules:find_signed_labels"),
+    "missing_labels": ("labels", "label_rules:find_missing_labels"),
+    "joined_labels": ("labels", "label_rules:find_joined_labels"),
+    "label_separator": ("labels", "label_rules:find_separators"),
+    "unknown_cells": ("labels", "label_rules:find_unknown_cells"),
+    "fractions": ("labels", "label_rules:find_fractions"),
+    "one_hot_labels": ("labels", "label_rules:find_one_hot_labels"),
+    "constant_labels": ("labels", "label_rules:find_constant_labels"),
+    "flag_column": ("labels", "label_rules:find_flag_column"),
+    "boxes_of_other_labels": ("boxes", "label_rules:find_boxes_of_other_labels"),
+    "unread_columns": ("labels", "table_rules:find_unread_columns"),
+    "unread_split": ("records", "table_rules:find_unread_split"),
+    "one_hot_columns": ("labels", "table_rules:find_one_hot_columns"),
+    "normalized_boxes": ("boxes", "label_rules:find_normalized_boxes"),
+    "json_next_to_cls": ("labels", "label_rules:find_json_next_to_cls"),
+    "dark_images": ("depth", "picture_rules:find_dark_images"),
+    "turned_regions": ("boxes", "picture_rules:find_turned_regions"),
+    "regions_outside": ("boxes", "picture_rules:find_regions_outside"),
+    "mask_values": ("boxes", "picture_rules:find_mask_values"),
+    "blank_images": ("images", "picture_rules:find_blank_images"),
+    "dim_images": ("brightness", "picture_rules:find_dim_images"),
+    "dropped_channels": ("images", "picture_rules:find_dropped_channels"),
+    "traits_of_classes": ("images", "picture_rules:find_traits_of_classes"),
+    "traits_of_splits": ("images", "picture_rules:find_traits_of_splits"),
+    "strips": ("proportions", "picture_rules:find_strips"),
+    "brightness_of_splits": ("brightness", "picture_rules:find_brightness_of_splits"),
+    "equal_in_sample": ("equal images", "equal_images:find_equal_in_sample"),
+    "new_classes": ("classes", "append_rules:find_new_classes"),
+    "other_sizes": ("size", "append_rules:find_other_sizes"),
+    "other_brightness": ("brightness", "append_rules:find_other_brightness"),
+    "packed_copies": ("equal images", "append_rules:find_packed_copies"),
+}
+"""The fact of the data that a finding marks as doubtful, and its rule in this package, by its name."""
+
+for _finding, (_fact, _rule) in _RULES.items():
+    FINDINGS[_finding] = f"permafrost_findings.{_rule}"
+    FACTS_OF_FINDINGS[_finding] = _fact
 STORE_FINDINGS["equal_images"] = "permafrost_findings.equal_images:find_equal_images"
+FACTS_OF_FINDINGS |= dict.fromkeys(
+    ("equal_in_splits", "similar_in_splits", "equal_in_classes", "equal_images"), "equal images"
+)

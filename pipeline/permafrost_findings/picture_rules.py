@@ -7,6 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from permafrost.config.data import ImageFileDataConfig
 from permafrost.core.errors import printable, quote, shorten
 from permafrost.core.records import NO_LABEL
@@ -25,6 +28,13 @@ _MIN_FILES_OF_ALL = 4
 """Minimum number of files for an error that affects all of them."""
 _NAMED = 3
 _WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits", "size": "size"}
+
+
+_MIN_EFFECT, _MIN_ERRORS, _MIN_MEANS = 0.5, 4.0, 16
+"""Least difference of mean brightness, in standard deviations of images and in its own standard errors, and number of
+images on either side."""
+_MAX_PROPORTION = 2.0
+"""Median ratio of the longer to the shorter side from which whole pictures are squeezed a lot."""
 
 
 # ---- is there a picture --------------------------------------------------------------------------
@@ -168,6 +178,37 @@ def find_mask_values(preview: Preview) -> Iterator[Remark]:
     )
 
 
+def find_strips(preview: Preview) -> Iterator[Remark]:
+    """Find images that are much longer than wide, or the reverse."""
+    sample = preview.sample
+    if sample is None or len(sample.sides) < _MIN_FILES_OF_ALL:
+        return
+    sides = np.array(sample.sides)
+    ratio = float(np.median(sides.max(axis=1) / sides.min(axis=1)))
+    if ratio >= _MAX_PROPORTION:
+        yield (
+            "warning",
+            f"images are long and narrow (longer side {ratio:.3g} times the shorter one in the median), and a network "
+            "of square inputs receives them squeezed, as explanation maps are; pad them to squares or cut them before "
+            "they are packed, or train with a crop (augment=resized_crop_flip, student.frame=center_crop)",
+        )
+
+
+def describe_brightness(one: NDArray[np.float64], other: NDArray[np.float64]) -> str:
+    """Say that images are brighter or darker than others, as their mean values tell; empty if they do not."""
+    if min(len(one), len(other)) < _MIN_MEANS:
+        return ""
+    difference = float(one.mean() - other.mean())
+    spread = float(np.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2))
+    error = float(np.sqrt(one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other)))
+    if abs(difference) <= max(_MIN_EFFECT * spread, _MIN_ERRORS * error):
+        return ""
+    return (
+        f"{'brighter' if difference > 0 else 'darker'} than those there: their mean value is {one.mean():.0f} of 255, "
+        f"and {other.mean():.0f} there (between images {spread:.0f})"
+    )
+
+
 # ---- what else tells classes and splits apart ----------------------------------------------------
 
 
@@ -218,6 +259,21 @@ def find_traits_of_classes(preview: Preview) -> Iterator[Remark]:
                 "warning",
                 f"the {_WORDS[trait]} of a file tells its class ({text}), so that a network may learn it in place of "
                 "the subject; convert all files alike",
+            )
+
+
+def find_brightness_of_splits(preview: Preview) -> Iterator[Remark]:
+    """Find splits whose images are darker or brighter than those of the training split."""
+    means = {} if preview.sample is None else preview.sample.means
+    trained = np.array(means.get(TRAIN, ()))
+    for split in sorted(means.keys() - {TRAIN}):
+        described = describe_brightness(np.array(means[split]), trained)
+        if described:
+            yield (
+                "warning",
+                f"images of split {printable(split)} are {described.replace('there', f'of split {TRAIN}', 1)}, so that "
+                "results on it are of other pictures than those that a network is trained on; look at how they were "
+                "made",
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrc
+from scipy.special import bdtr, bdtrc, log_softmax
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
@@ -24,6 +24,7 @@ from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
 from permafrost.core.tasks import Executor
+from permafrost.loading.target_sheet import describe_empty, describe_spread, spread_of
 from permafrost.models.classifier import ModelOutput, has_proportions
 from permafrost.models.record_independence import require_independent_records
 from permafrost.models.trained_weights import count_classes
@@ -78,6 +79,8 @@ class TeacherCheck:
     """Label of each record, empty without single labels of the teacher's classes."""
     predicted: list[int]
     """Class of the largest logit of each of these records."""
+    doubt: str = ""
+    """What is doubtful about the spread of the softmax of the logits."""
     maps: int = 0
     """Number of maps."""
     constant_maps: int = 0
@@ -117,6 +120,12 @@ class TeacherCheck:
                 "all outputs of the teacher are between 0 and 1, which logits rarely are: remove the sigmoid at its "
                 "end, if it has one"
             )
+        for doubt in (
+            self.doubt,
+            describe_empty(self.constant_maps / max(self.maps, 1), self.maps),
+        ):
+            if doubt:
+                logger.warning("%s (in a sample of %d records)", doubt, self.records)
         if self.grid and min(self.grid) < _FEW_CELLS:
             logger.warning(
                 "the teacher's maps have %dx%d cells, in which hardly anything can be located; set a larger "
@@ -314,10 +323,14 @@ def describe_outputs(
     # Equal logits have no differences to lose.
     shares = spacing.astype(np.float64)[spread > 0] / spread[spread > 0]
     are_known = not has_many(labels) and logits.shape[1] == num_classes
+    form = _form(logits)
+    entropy, _ = spread_of(np.asarray(log_softmax(logits, axis=1)))
+    is_spread = form == "logits" and not has_many(labels)
     known = (labels != NO_LABEL).numpy() if are_known else np.zeros(len(logits), bool)
     return {
         "records": len(logits),
-        "form": _form(logits),
+        "form": form,
+        "doubt": describe_spread(entropy, logits.shape[1], 1.0, len(logits)) if is_spread else "",
         "is_constant": bool(np.ptp(logits, axis=0).max() <= _ROUNDING * largest.max()),
         "is_within_unit": bool((logits >= 0).all() and (logits <= 1).all()),
         "spacing": float(np.median(shares)) if len(shares) else 0.0,

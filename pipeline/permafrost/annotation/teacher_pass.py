@@ -37,13 +37,17 @@ from permafrost.core.errors import require, shorten
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.loading.target_sheet import target_sheet
 from permafrost.models.compute import unused_accelerator
 from permafrost.models.cost import count_parameters, sha256_tensors
 from permafrost.models.explanations import pass_precision
+from permafrost.models.network import Network
+from permafrost.models.network_sheet import machine_sheet, network_facts, trained_on
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
 from permafrost.store.commit_pass import commit_pass
+from permafrost.store.facts import FactSheet, read_sheets, write_sheets
 from permafrost.store.fields import PassFields
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -82,6 +86,40 @@ class Annotation(NamedTuple):
     accuracy: dict[str, float]
     """Top-1 accuracy of the teacher by split, in [0, 1]; empty if this call computed nothing, if records have several
     labels or none, and if the teacher's classes are not those of the store."""
+    sheets: dict[str, FactSheet]
+    """Facts about the teacher, the targets of the canonical pass, and the machine, by subject."""
+
+
+def _teacher_sheet(request: PassRequest) -> FactSheet:
+    network = Network(request.teacher, request.classes)
+    facts = network_facts(network, request.config.command, request.store.size)
+    return FactSheet(subject="teacher", facts=tuple(facts))
+
+
+def _pass_sheets(
+    request: PassRequest,
+    teacher: FactSheet,
+    plan: PassPlan,
+    accuracy: Mapping[str, float],
+    executor: Executor,
+) -> dict[str, FactSheet]:
+    """Return the facts about a finished pass, which are measured and written once."""
+    sheets = read_sheets(plan.folder)
+    if sheets and not accuracy:
+        return sheets
+    stored = plan.store.part_of_pass(plan.folder)
+    cluster = plan.config.cluster
+    targets = target_sheet(
+        stored, accuracy=accuracy, trained_on=trained_on(request.teacher, plan.store)
+    )
+    machine = machine_sheet(
+        cluster.threads_per_actor or torch.get_num_threads(),
+        stored.manifest.made_with.get("device", "unknown"),
+        _decode_threads(cluster, executor),
+    )
+    sheets = {sheet.subject: sheet for sheet in (teacher, targets, machine)}
+    write_sheets(plan.folder, sheets)
+    return sheets
 
 
 def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) -> Annotation:
@@ -110,6 +148,9 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         )
     request.warn_of_aliasing()
     options = begun = request.existing_options()
+    teacher = _teacher_sheet(request)
+    if options is None:
+        teacher.announce(logger)
     # 2. What `auto` means, measured on a sample before a new pass.
     agreement = None
     if options is None:
@@ -128,7 +169,9 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     for number in range(1, store.num_generations):
         part = store.part(number, number + 1)
         results += [_annotate_further(request.following(plan, part), executor) for plan in plans]
+    sheets = _pass_sheets(request, teacher, plans[0], results[0][1], executor)
     return Annotation(
+        sheets=sheets,
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
         passes={plan.folder.name: plan.bytes_per_record() for plan in plans},

@@ -240,9 +240,12 @@ SOURCES: Family[type[DataConfig]] = Family(
 
 
 FINDINGS: Family[Any] = Family({})
-"""Rules by the name of their findings: a function of a Preview that yields (level, message), or module:name of one."""
+"""Rules by the name of their findings: a function of a Preview that yields (level, message), and facts that the sheet
+of the data then has, or module:name of one."""
 STORE_FINDINGS: Family[str] = Family({})
-"""Rules about packed stores by their subject: module:name of a function of a Store that returns findings."""
+"""Rules about packed stores by their subject: module:name of a function of a Store that returns findings and facts."""
+FACTS_OF_FINDINGS: dict[str, str] = {}
+"""Names of the facts of the data that findings mark as doubtful, by the name of the finding."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from permafrost.config.cluster import ClusterConfig, ExecutorName
 from permafrost.config.data import DataConfig, PreviewOptions
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
-from permafrost.config.options import OpenOptions, Options, Role, options_of
+from permafrost.config.options import Command, OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require, require_name
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
@@ -365,6 +365,8 @@ class PrecomputeConfig(Options):
     run: str = ""
     """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster). Without
     one, neither the options nor the time of a pass are recorded."""
+    command: Command = ()
+    """Command, which tells what was typed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,8 @@
 """Preview of data: summary of what was understood of them before anything is packed.
 
-It is made from the listing (splits, classes, labels, files that were left out) and from the headers of some files, or
-of all (`preview.all=true`). The findings are those of findings.py. A store keeps the preview of its data as
-preview.json, signed and without anything of the machine.
+It is made from the listing (splits, classes, labels, files that were left out), from the headers of some files, or of
+all (`preview.all=true`), and from the pixels of a few. The findings are those of findings.py. A store keeps the facts
+as facts.json, signed and without anything of the machine.
 """
 
 from __future__ import annotations
@@ -12,28 +12,42 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from statistics import median
 from typing import Any, ClassVar, Literal, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.config.data import DataConfig
-from permafrost.core.errors import FileError, UserError, printable, shorten
-from permafrost.core.json_entries import EntryError, from_dict
+from permafrost.config.data import FACTS_OF_FINDINGS, DataConfig
+from permafrost.core.errors import UserError, printable, shorten
+from permafrost.core.json_entries import from_dict
 from permafrost.core.records import NO_GROUP, Content, Record, Source, are_numbers
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
+from permafrost.sources.image_files import (
+    BROKEN_LINKS,
+    EMPTY_FILES,
+    HIDDEN_FILES,
+    LEFT_OUT,
+    LEFTOVERS,
+    OTHER_PICTURES,
+)
+from permafrost.sources.several_files import ABSENT_PARTS, OTHER_FILES, READ_PARTS
 from permafrost.sources.source import ListedData
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.storage.signed_files import DigestError, check_json, sign_json
-from permafrost.store.commit import MAX_PREVIEW_BYTES, PREVIEW_NAME
+from permafrost.storage.signed_files import sign_json
 from permafrost.store.deaths import ShardDeaths
+from permafrost.store.facts import (
+    FACTS_NAME,
+    TYPED,
+    Fact,
+    FactSheet,
+    read_facts_file,
+)
 from permafrost.store.generations import StoreComparison
 from permafrost.store.image_decoding import ImageFacts, largest_value, read_facts, read_pixels
 from permafrost.store.image_shards import upright_regions
@@ -51,8 +65,10 @@ _MEDIAN_FILES = 16_384
 """Maximum number of files to compute medians from."""
 _NAMED_DAMAGES = 50
 """Largest number of damaged files that are named; the others are counted."""
-_TABLE_CLASSES = 20
-"""Largest number of classes whose counts are printed."""
+_LEFT_OUT = (
+    *(OTHER_FILES, LEFT_OUT, HIDDEN_FILES, LEFTOVERS, OTHER_PICTURES, EMPTY_FILES, BROKEN_LINKS),
+)
+"""Topics of a tally that count files that are left out."""
 _STORED_CLASSES = 10_000
 """Maximum number of classes whose counts are kept next to a store."""
 
@@ -104,8 +120,10 @@ class ImageSample:
     num_blank: int = 0
     dim: int = 0
     """Number of decoded files of 8 bits whose largest value is below DIM."""
-    means: list[float] = field(default_factory=list)
-    """Mean value of each decoded file of 8 bits."""
+    means: dict[str, list[float]] = field(default_factory=dict)
+    """Mean values of the decoded files of 8 bits, by split."""
+    thumbnails: list[tuple[str, str, bytes]] = field(default_factory=list)
+    """Key, split and thumbnail of each decoded file."""
     digests: dict[bytes, str] = field(default_factory=dict)
     """Key of each decoded file by its SHA-256."""
     traits: Counter[str] = field(default_factory=Counter)
@@ -166,7 +184,8 @@ class ImageSample:
         self.decoded += 1
         self.digests[hashlib.sha256(data).digest()] = record.key
         if facts.bits == 8:
-            self.means.append(pixels.mean)
+            self.means.setdefault(record.split, []).append(pixels.mean)
+        self.thumbnails.append((record.key, record.split, pixels.thumbnail))
         if pixels.smallest == pixels.largest:
             self.num_blank += 1
             _keep_first(self.blank, record, str(pixels.largest))
@@ -228,7 +247,9 @@ class ImageSample:
         room = _MEDIAN_FILES - len(self.largest_values)
         self.largest_values += sample.largest_values[:room]
         self.traits.update(sample.traits)
-        self.means += sample.means
+        for split, means in sample.means.items():
+            self.means.setdefault(split, []).extend(means)
+        self.thumbnails += sample.thumbnails
         self.digests |= sample.digests
         for name in ("decoded", "dim", *(f"num_{topic}" for topic in _NAMED)):
             setattr(self, name, getattr(self, name) + getattr(sample, name))
@@ -243,31 +264,57 @@ class ImageSample:
         """Value that nine tenths of the files of 16 bits do not exceed, so that no single bright pixel hides it."""
         return sorted(self.largest_values)[(9 * len(self.largest_values) - 1) // 10]
 
-    def describe(self, records: int) -> str:
-        """Describe the files in one line.
+    def facts(self, records: int) -> Iterator[Fact]:
+        """Iterate over the facts of the files.
 
         Args:
             records: Number of records of the data, of which the files may be a sample.
         """
-        which = (
-            f"all {records:,}"
-            if self.files >= records
-            else f"a random sample of {self.files:,} of {records:,}"
+        read = f"{'all' if self.files >= records else 'a random sample of'} {self.files:,} headers"
+        pixels = f"{self.decoded:,} decoded"
+        kinds = f"; {_counts_in_words(self.kinds)}" if self.kinds else ""
+        damaged = f"; damaged {self.num_damaged:,}" if self.num_damaged else ""
+        yield Fact(
+            name="images",
+            value=f"{_counts_in_words(self.formats)}{kinds}{damaged}",
+            source=read if self.files >= records else f"{read} of {records:,}",
         )
-        parts = [f"headers of {which} files: {_counts_in_words(self.formats)}"]
         if self.smallest is not None and self.largest is not None:
-            widths, heights = zip(*self.sides, strict=True)
+            sides = np.array(self.sides)
             low, high = ("x".join(map(str, side)) for side in (self.smallest, self.largest))
-            middle = f"{median(widths):.0f}x{median(heights):.0f}"
-            parts.append(f"{low} to {high} pixels, median {middle}")
-        if self.kinds:
-            parts.append(_counts_in_words(self.kinds))
+            middle = "x".join(f"{side:.0f}" for side in np.median(sides, axis=0))
+            yield Fact(
+                name="size",
+                value=low if low == high else f"{middle} (median), {low} to {high}",
+                source=read,
+            )
+            proportions = sides[:, 0] / sides[:, 1]
+            least, typical, most = np.percentile(proportions, (5, 50, 95))
+            spread = "" if least == most else f" (median), 5 to 95 %: {least:.3g} to {most:.3g}"
+            yield Fact(
+                name="proportions", value=f"{typical:.3g}{spread}, width / height", source=read
+            )
         if self.largest_values:
             most = max(self.largest_values)
-            some = f", in some files {most:,}," if most > self.typical_largest else ""
-            parts.append(f"largest values of 16 bits {self.typical_largest:,}{some} of 65,535")
-        parts.append(f"damaged {self.num_damaged:,}")
-        return "; ".join(parts)
+            value = (
+                f"16 bits in {self.kinds['16 bits']:,}, with values up to {self.typical_largest:,}"
+            )
+            if most > self.typical_largest:
+                value += f" (in some files {most:,})"
+            yield Fact(name="depth", value=f"{value} of 65,535", source=read)
+        elif self.files > self.num_damaged:
+            yield Fact(name="depth", value="8 bits", source=read)
+        if self.means:
+            by_split = ", ".join(
+                f"{printable(split)} {np.mean(means):.0f}"
+                for split, means in sorted(self.means.items())
+            )
+            spread = np.std([mean for means in self.means.values() for mean in means])
+            yield Fact(
+                name="brightness",
+                value=f"{by_split} of 255, between images {spread:.0f}",
+                source=pixels,
+            )
 
 
 _NAMED = ("damaged", "blank", "regions", "mask_values")
@@ -339,6 +386,10 @@ class Preview:
     """Records that a store has to which the others are to be appended; the sample is then of the others alone."""
     groups: GroupCounts | None = None
     """None without groups."""
+    measured: tuple[Fact, ...] = ()
+    """Further facts, of rules."""
+    is_packed_next: bool = False
+    """True if all images are compared once they are packed, so that those of the sample need not be."""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -371,44 +422,84 @@ class Preview:
         """Return the findings of a level."""
         return [finding for finding in self.findings if finding.level == level]
 
-    def lines(self) -> dict[str, str]:
-        """Return lines for the terminal and the report by their names."""
-        lines = {
-            "records": _counts_in_words(self.counts.records),
-            "classes": _describe_classes(self),
-        }
-        labels = "several per record" if self.counts.others["labels"] else "one per record"
-        unlabeled = _counts_in_words(self.counts.unlabeled)
-        is_numbered = are_numbers(self.classes)
-        kind = f"numbers from 0 to {len(self.classes) - 1:,}" if is_numbered else "names"
-        lines["labels"] = f"{labels}, {kind}" if self.classes else "none"
-        if self.counts.others["none"]:
-            lines["labels"] += f"; records with none: {self.counts.others['none']:,}"
-        if unknown := self.counts.unknown.total():
-            lines["labels"] += f"; single unknown ones: {unknown:,}"
-        if unlabeled and self.classes:
-            lines["labels"] += f"; records without one: {unlabeled}"
-        if bit_range := getattr(self.data, "bit_range", ()):
-            lines["bit_range"] = str(list(bit_range))
-        for name in ("boxes", "groups"):
-            if self.counts.others[name]:
-                lines[name] = f"in {self.counts.others[name]:,} records"
+    def sheet(self) -> FactSheet:
+        """Return the facts of the data; those that findings are about are marked."""
+        marks: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if finding.level != "note" and finding.name in FACTS_OF_FINDINGS:
+                marks.setdefault(FACTS_OF_FINDINGS[finding.name], []).append(finding.name)
+        facts = [
+            replace(fact, findings=tuple(dict.fromkeys(marks.get(fact.name, ()))))
+            for fact in self._facts()
+        ]
+        return FactSheet(subject="data", facts=tuple(facts))
+
+    def _facts(self) -> Iterator[Fact]:
+        counts, listing = self.counts, self.source
+        yield Fact(name="records", value=_counts_in_words(counts.records) or "0", source=listing)
+        yield Fact(
+            name="classes",
+            value=_describe_classes(self),
+            source="data.classes" if self.data_classes is not None else listing,
+        )
+        labels = "several per record" if counts.others["labels"] else "one per record"
+        kind = (
+            f"numbers from 0 to {len(self.classes) - 1:,}" if are_numbers(self.classes) else "names"
+        )
+        text = f"{labels}, {kind}" if self.classes else "none"
+        for word, count in (
+            ("with none of the classes", counts.others["none"]),
+            ("with single unknown ones", counts.unknown.total()),
+            ("without any", counts.unlabeled.total() if self.classes else 0),
+        ):
+            text += f"; {word} {count:,}" if count else ""
+        column = getattr(self.data, "label", None) or getattr(self.data, "labels", None)
+        source = f"data.label={column}" if isinstance(column, str) else listing
+        yield Fact(name="labels", value=text, source=source)
+        if parts := self.tally[READ_PARTS]:
+            absent = self.tally.total(ABSENT_PARTS)
+            names = (
+                f"; absent {shorten(sorted(self.tally[ABSENT_PARTS]), 3)}"
+                if absent
+                else "; none is absent"
+            )
+            read = sum(count for count, _ in parts.values())
+            yield Fact(
+                name="parts", value=f"{read:,} numbered files{names}", source="names of files"
+            )
+        if others := sum(map(self.tally.total, _LEFT_OUT)):
+            yield Fact(name="left out", value=f"{others:,} files", source="names of files")
+        if self.groups is not None:
+            lacking = self.num_records - self.groups.records
+            none = f"; records without one {lacking:,}" if lacking else ""
+            shared = f"; in several splits {self.groups.shared:,}" if self.groups.shared else ""
+            yield Fact(
+                name="groups",
+                value=f"{self.groups.groups:,}{none}{shared}",
+                source=f"data.group={','.join(getattr(self.data, 'group', ()))}",
+            )
+        if self.counts.others["boxes"]:
+            yield Fact(name="boxes", value=f"in {counts.others['boxes']:,} records", source=listing)
         sampled = self.num_records
         if self.comparison is not None:
             sampled = len(self.comparison.new)
-            lines["new"] = f"{sampled:,} records that the store does not have"
+            yield Fact(
+                name="new", value=f"{sampled:,} records that the store does not have", source="keys"
+            )
         if self.sample is not None:
-            lines["images"] = self.sample.describe(sampled)
-        return lines
+            yield from self.sample.facts(sampled)
+        if bit_range := getattr(self.data, "bit_range", ()):
+            yield Fact(name="bit_range", value=str(list(bit_range)), source=TYPED)
+        yield from self.measured
 
     def write(self, store: RootedPath) -> None:
-        """Write the preview next to the store, where it replaces that of an earlier command."""
-        file_at(store / PREVIEW_NAME).write(sign_json(asdict(self.stored())))
+        """Write the facts next to the store, where they replace those of an earlier command."""
+        file_at(store / FACTS_NAME).write(sign_json(asdict(self.stored())))
 
-    def stored(self) -> StoredPreview:
+    def stored(self) -> StoredFacts:
         """Return what is kept next to a store, which is the same on every machine."""
         splits = sorted(self.counts.records) if len(self.classes) <= _STORED_CLASSES else []
-        return StoredPreview(
+        return StoredFacts(
             source=self.source,
             records=dict(sorted(self.counts.records.items())),
             unlabeled=dict(sorted(self.counts.unlabeled.items())),
@@ -417,14 +508,14 @@ class Preview:
                 split: tuple(self.count(split, label) for label in range(len(self.classes)))
                 for split in splits
             },
-            lines=self.lines(),
+            sheet=self.sheet(),
             findings=self.findings,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredPreview:
-    """Content of <store>/preview.json."""
+class StoredFacts:
+    """Content of <store>/facts.json."""
 
     source: str
     records: dict[str, int]
@@ -434,34 +525,29 @@ class StoredPreview:
     classes: int
     records_of_classes: dict[str, tuple[int, ...]]
     """Number of records of each class, by split; empty for more than 10,000 classes."""
-    lines: dict[str, str]
-    """Lines for people by their names."""
+    sheet: FactSheet
     findings: tuple[Finding, ...]
 
 
 def _describe_classes(preview: Preview) -> str:
-    """Describe the classes: their counts by split, or their number and the smallest and the largest one."""
-    names, splits = preview.classes, sorted(preview.counts.records)
+    """Return the number of classes, and their smallest and largest number of records by split."""
+    names = preview.classes
     if not names:
         return "0"
-    if len(names) > _TABLE_CLASSES:
-        parts = []
-        for split in splits:
-            counts = [preview.count(split, label) for label in range(len(names))]
-            low, high = int(np.argmin(counts)), int(np.argmax(counts))
-            parts.append(
-                f"{split}: {counts[low]:,} ({printable(names[low])}) to {counts[high]:,} ({printable(names[high])}) "
-                f"records, {sum(count > 0 for count in counts):,} classes"
+    parts = [f"{len(names):,}: {shorten([printable(name) for name in names], 4)}"]
+    for split in sorted(preview.counts.records):
+        counts = [preview.count(split, label) for label in range(len(names))]
+        low, high = int(np.argmin(counts)), int(np.argmax(counts))
+        each = (
+            f"{counts[low]:,} each"
+            if counts[low] == counts[high]
+            else (
+                f"{counts[low]:,} ({printable(names[low])}) to {counts[high]:,} ({printable(names[high])})"
             )
-        return f"{len(names):,}; " + "; ".join(parts)
-    width = max(len(printable(name)) for name in names)
-    rows = [f"  {'':{width}}  " + "  ".join(f"{split:>8}" for split in splits)]
-    rows += [
-        f"  {printable(name):{width}}  "
-        + "  ".join(f"{preview.count(split, label):>{max(8, len(split))},}" for split in splits)
-        for label, name in enumerate(names)
-    ]
-    return "\n".join(["", *rows])
+        )
+        absent = sum(count == 0 for count in counts)
+        parts.append(f"{split} {each}" + (f", {absent:,} without records" if absent else ""))
+    return "; ".join(parts)
 
 
 def _counts_in_words(counts: Mapping[str, int]) -> str:
@@ -546,6 +632,7 @@ def preview_source(
     folder: RootedPath,
     *,
     files: int | None,
+    is_packed_next: bool = False,
 ) -> Preview:
     """Sum up the records of a listing and the headers of their files.
 
@@ -555,6 +642,7 @@ def preview_source(
         executor: Executor of the tasks that read headers.
         folder: Folder of the store, or another one for the tasks.
         files: Number of files whose headers are read, drawn at random; None reads all.
+        is_packed_next: As in Preview.
 
     Returns:
         The preview, still without findings.
@@ -587,6 +675,7 @@ def preview_source(
         sample=sample,
         data=data,
         comparison=listed.comparison,
+        is_packed_next=is_packed_next,
         groups=count_groups(listing) if listing.counts.others["groups"] else None,
     )
 
@@ -610,13 +699,6 @@ def _sampled_rows(listing: Listing, files: int | None, new: NDArray[np.int64] | 
 # ---- file ------------------------------------------------------------------------------------------
 
 
-def read_preview(store: RootedPath) -> StoredPreview | None:
-    """Return the preview next to a store; None if it is missing, or if it is damaged, which is logged."""
-    path = store / PREVIEW_NAME
-    if not file_at(path).exists():
-        return None
-    try:
-        return from_dict(StoredPreview, check_json(file_at(path).read(MAX_PREVIEW_BYTES)))
-    except (DigestError, EntryError, FileError) as error:
-        logger.warning("%s is damaged and is not shown: %s; it may be deleted", path, error)
-        return None
+def read_data_facts(store: RootedPath) -> StoredFacts | None:
+    """Return the facts next to a store; None if the file is missing, or if it is damaged, which is logged."""
+    return read_facts_file(store, lambda values: from_dict(StoredFacts, values))

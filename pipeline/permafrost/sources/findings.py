@@ -17,6 +17,7 @@ from permafrost.config.data import FINDINGS, STORE_FINDINGS, FileDataConfig
 from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
 from permafrost.sources.data_preview import Finding, Preview
+from permafrost.store.facts import Fact
 
 if TYPE_CHECKING:
     from permafrost.store.reader import Store
@@ -40,26 +41,34 @@ def add_findings(preview: Preview) -> Preview:
                 f"data.accept: there is no finding {quote(name)}{suggest(name, FINDINGS)}; findings are: "
                 f"{', '.join(FINDINGS)}"
             )
-    findings = [
-        Finding(
-            name=name,
-            level="warning"
-            if level == "error" and name in accepted and name != _DAMAGED
-            else level,
-            message=message,
-        )
-        for name, rule in FINDINGS.items()
-        for level, message in (resolve_name(rule) if isinstance(rule, str) else rule)(preview)
-    ]
+    findings: list[Finding] = []
+    facts: list[Fact] = []
+    for name, rule in FINDINGS.items():
+        for remark in (resolve_name(rule) if isinstance(rule, str) else rule)(preview):
+            if isinstance(remark, Fact):
+                facts.append(remark)
+                continue
+            level, message = remark
+            if level == "error" and name in accepted and name != _DAMAGED:
+                level = "warning"
+            findings.append(Finding(name=name, level=level, message=message))
     levels = ("error", "warning", "note")
     findings.sort(key=lambda finding: levels.index(finding.level))
-    return replace(preview, findings=tuple(findings))
+    return replace(preview, findings=tuple(findings), measured=tuple(facts))
 
 
-def findings_of_store(store: Store) -> tuple[Finding, ...]:
-    """Return the findings of all rules about a packed store."""
-    return tuple(
-        finding for rule in STORE_FINDINGS.values() for finding in resolve_name(rule)(store)
+def with_findings_of_store(preview: Preview, store: Store) -> Preview:
+    """Return a preview with the findings and facts of all rules about the packed store, and log these findings."""
+    remarks = [each for rule in STORE_FINDINGS.values() for each in resolve_name(rule)(store)]
+    findings = tuple(each for each in remarks if isinstance(each, Finding))
+    facts = tuple(each for each in remarks if isinstance(each, Fact))
+    for fact in facts:
+        logger.info("%s: %s", fact.name, fact.text())
+    check_findings(replace(preview, findings=findings))
+    return replace(
+        preview,
+        findings=(*preview.findings, *findings),
+        measured=(*preview.measured, *facts),
     )
 
 

@@ -18,6 +18,8 @@ OTHER_FILES = "other files, not read"
 OTHER_FOLDERS = "folders that are not read"
 """Topic of a tally: folders in it with further ones."""
 
+READ_PARTS = "parts that are read"
+"""Topic of a tally: files with numbered names."""
 ABSENT_PARTS = "parts that are absent"
 """Topic of a tally: files that the names of others count (train-00000-of-00002), by the first name."""
 
@@ -106,6 +108,7 @@ def tally_absent_parts(names: Iterable[str], tally: Tally) -> None:
     """
     sets: dict[tuple[str, str], set[int]] = {}
     for name in names:
+        tally.add(READ_PARTS, "", name)
         if match := _PART.match(name):
             sets.setdefault((match[1], match[3]), set()).add(int(match[2]))
     for (start, count), numbers in sets.items():

@@ -51,10 +51,6 @@ logger = logging.getLogger("permafrost.store")
 
 
 ORIGIN_NAME = ".origin.json"
-MAX_PREVIEW_BYTES = 2**26
-PREVIEW_NAME = "preview.json"
-"""File of what was understood of the data before they were packed (permafrost/sources/data_preview.py). It is not part
-of the store."""
 _MAX_BYTES = 4096
 _APPENDED_SHARD = re.compile(r".+-[0-9a-f]{8}-\d{6}")
 """Names of shards of appends, with a part of the fingerprint of their records."""

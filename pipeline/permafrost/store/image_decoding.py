@@ -65,6 +65,7 @@ _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
 """Second bytes that do not start a segment: a stuffed FF, and markers that stand alone."""
 _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 _NPY = b"\x93NUMPY"
+THUMBNAIL_SIDE = 16
 _SIXTEEN_TO_EIGHT_BITS = 257
 _JPEG_QUALITY = 95
 _END_BYTES = 64
@@ -205,7 +206,7 @@ def _count_scans(data: bytes) -> int:
 
 
 class UprightImage(NamedTuple):
-    """Size of an image that decodes, and how its pixels were turned for it."""
+    """Size of an image that decodes, how its pixels were turned for it, and a thumbnail."""
 
     height: int
     """Height of the upright image in pixels, `width` likewise."""
@@ -213,10 +214,12 @@ class UprightImage(NamedTuple):
     orientation: int
     """EXIF orientation of the pixels as Pillow decodes them, 1 for upright ones. Pillow itself turns a TIFF, so the
     pixels of one are upright."""
+    thumbnail: bytes
+    """Means of the upright image in gray on a grid of 16x16, whatever its proportions, u8 [256]."""
 
 
 def inspect_image(data: bytes) -> UprightImage:
-    """Decode an image to its last byte, and return its upright size.
+    """Decode an image to its last byte, and return its upright size and its thumbnail.
 
     Raises:
         ImageError: If it does not decode.
@@ -232,13 +235,20 @@ def inspect_image(data: bytes) -> UprightImage:
             orientation = _orientation(image)
             if image.format == "PNG":
                 _check_png(data)
+            thumbnail = thumbnail_of(upright)
     except (MemoryError, ImageError):
         raise
     except UnidentifiedImageError:  # its text has a memory address, and manifests contain reasons
         raise ImageError("cannot be decoded: not an image of a known kind") from None
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
-    return UprightImage(upright.height, upright.width, orientation)
+    return UprightImage(upright.height, upright.width, orientation, thumbnail)
+
+
+def thumbnail_of(image: Image.Image) -> bytes:
+    """Return the means of an image in gray on a grid of 16x16, u8 [256]; their mean is its brightness."""
+    gray = image.convert("L")
+    return gray.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
 
 
 def decode_pixels(data: bytes, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
@@ -351,6 +361,8 @@ class PictureFacts(NamedTuple):
     """Smallest value of any channel, after transparency was blended onto white; `largest` and `mean` likewise."""
     largest: int
     mean: float
+    thumbnail: bytes
+    """As that of UprightImage, of a JPEG from a reduced image."""
 
 
 def read_pixels(data: bytes, side: int) -> PictureFacts:
@@ -366,12 +378,13 @@ def read_pixels(data: bytes, side: int) -> PictureFacts:
     try:
         with open_image(data) as image:
             image.draft("RGB", (side, side))
-            pixels = np.asarray(_to_rgb(image))
+            upright = _to_rgb(image)
+            pixels, thumbnail = np.asarray(upright), thumbnail_of(upright)
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
-    return PictureFacts(int(pixels.min()), int(pixels.max()), float(pixels.mean()))
+    return PictureFacts(int(pixels.min()), int(pixels.max()), float(pixels.mean()), thumbnail)
 
 
 def largest_value(mask: bytes) -> int:

@@ -37,6 +37,7 @@ from permafrost.store.record_form import ImageForm, RecordForm, RowForm, resize_
 from permafrost.store.shard_plan import ShardPlan
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import TarShard
+from permafrost.store.thumbnails import write_thumbnails
 
 IMAGES_FOLDER = "images"
 _MAX_MASK_DISTORTION = 0.02
@@ -94,6 +95,8 @@ class PackedImage:
     width: int
     orientation: int = 1
     """EXIF orientation of the original pixels."""
+    thumbnail: bytes = b""
+    """As in UprightImage; empty for a table's row."""
 
 
 def write_image_shard(
@@ -125,7 +128,10 @@ def write_image_shard(
         deaths.find_cause(list(records), partial(_pack_alone, source, records, packing))
         images = _packed_images(records.values(), source, packing, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
-        rows, file = index(store, plan, images, committed)
+        thumbnails: list[bytes] = []
+        rows, file = index(store, plan, _with_thumbnails(images, thumbnails), committed)
+        if packing.columns is None:
+            write_thumbnails(store, plan.name, thumbnails)
         entry = ShardEntry(
             name=plan.name,
             split=plan.split,
@@ -165,7 +171,7 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         content = source.read(record)
         if packing.columns is not None:
             return PackedImage(record=record, content=content, height=NO_SIZE, width=NO_SIZE)
-        height, width, orientation = inspect_image(content.image)
+        height, width, orientation, thumbnail = inspect_image(content.image)
         record, content = upright_regions(record, content, packing.boxes_of, height, width)
         if packing.bit_range:
             image = to_8_bits(content.image, *packing.bit_range)
@@ -178,7 +184,12 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
     if packing.form != "original":
         content = _reencode(content, packing)
     return PackedImage(
-        record=record, content=content, height=height, width=width, orientation=orientation
+        record=record,
+        content=content,
+        height=height,
+        width=width,
+        orientation=orientation,
+        thumbnail=thumbnail,
     )
 
 
@@ -229,7 +240,7 @@ def _turn_regions(
 def _check_mask(mask: bytes, height: int, width: int) -> None:
     """Raise RegionError unless the mask decodes and has the proportions of its upright image."""
     try:
-        mask_height, mask_width, _ = inspect_image(mask)
+        mask_height, mask_width, *_ = inspect_image(mask)
     except ImageError as error:
         raise RegionError(f"its mask {error}") from error
     if abs(mask_height * width - mask_width * height) > _MAX_MASK_DISTORTION * height * mask_width:
@@ -278,6 +289,14 @@ def _packed_images(
             yield image
     if reasons:
         raise DamagedRecordsError(count, reasons)
+
+
+def _with_thumbnails(
+    images: Iterator[PackedImage], thumbnails: list[bytes]
+) -> Iterator[PackedImage]:
+    for image in images:
+        thumbnails.append(image.thumbnail)
+        yield image
 
 
 def _reencode(content: Content, packing: Packing) -> Content:

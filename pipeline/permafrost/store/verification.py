@@ -18,7 +18,7 @@ from permafrost.storage.lock import LOCK_NAME
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
-from permafrost.store.commit import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
+from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.commit_markers import (
     COMMITS_FOLDER,
     MARKER_SCHEMA,
@@ -28,6 +28,7 @@ from permafrost.store.commit_markers import (
 )
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError, StoreMismatchError
+from permafrost.store.facts import FACTS_NAME, MAX_FACTS_BYTES
 from permafrost.store.fields import Values, in_range
 from permafrost.store.index_writer import columns_of_marker, is_table
 from permafrost.store.manifest import (
@@ -43,6 +44,7 @@ from permafrost.store.projections import open_projection
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import SHARDS_NAME, ShardEntry
 from permafrost.store.tars import recovery_hint
+from permafrost.store.thumbnails import THUMBNAILS_FOLDER
 
 
 def verify_file(
@@ -95,8 +97,8 @@ def unknown_files(
         name = path.below(folder)
         if name in known_files or name in (LOCK_NAME, ORIGIN_NAME) or is_earlier(name):
             continue
-        if name == PREVIEW_NAME:
-            yield from _verify_preview(path)
+        if name == FACTS_NAME:
+            yield from _verify_facts(path)
             continue
         if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
@@ -106,10 +108,10 @@ def unknown_files(
             yield f"{path} is not in any manifest"
 
 
-def _verify_preview(path: AnyPath) -> Iterator[str]:
-    """Compare the preview of the data with its own digest."""
+def _verify_facts(path: AnyPath) -> Iterator[str]:
+    """Compare the facts of data or of a pass with their own digest."""
     try:
-        check_json(file_at(path).read(MAX_PREVIEW_BYTES))
+        check_json(file_at(path).read(MAX_FACTS_BYTES))
     except (DigestError, FileError) as error:
         yield f"{path} is damaged: {error}; delete it, as it is not part of the store"
 
@@ -222,7 +224,7 @@ def _verify_own_files(store: Store) -> Iterator[str]:
     yield from unknown_files(
         store.folder,
         known,
-        ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER),
+        ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER, THUMBNAILS_FOLDER),
         is_earlier=lambda name: store.num_generations > 1 and is_table(name),
     )
 

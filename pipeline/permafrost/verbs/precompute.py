@@ -6,7 +6,7 @@
         teacher.weights=runs/my-teacher/teach/model.safetensors      (a pass on a finished store needs no data=)
 
 Reads   the data, unless the store is finished and the options are the same or data=none, and the teacher's weights
-Writes  <store.path>: image shards, index, manifest; preview.json; teachers/<name>-<fingerprint>/
+Writes  <store.path>: image shards, index, manifest; facts.json, thumbnails/; teachers/<name>-<fingerprint>/
 Rerun   the same command computes only what is missing
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,14 @@ from permafrost.core.tasks import Executor
 from permafrost.models.network import Network
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source
-from permafrost.sources.findings import add_findings, check_findings, findings_of_store
+from permafrost.sources.findings import add_findings, check_findings, with_findings_of_store
 from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
+from permafrost.store.facts import FactSheet
 from permafrost.store.generations import appended_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
@@ -86,15 +87,21 @@ class PrecomputeResult:
     """Picture of an image that the teacher received (teacher.frame), empty for a table and without a teacher."""
     device: str = ""
     """Hardware that has computed the canonical pass, with its numbers of shards if there are several kinds."""
+    facts: dict[str, FactSheet] = field(default_factory=dict)
+    """Facts about the teacher, the targets of the canonical pass, and the machine, by subject."""
     records_per_second: str = ""
     next: str = ""
 
     def printed(self) -> dict[str, Any]:
         """Return the values for the terminal."""
-        values = asdict(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         sizes = zip(self.passes, values.pop("bytes_per_record"), strict=True)
         passes = [f"{name} ({size:,.0f} bytes per record)" for name, size in sizes]
-        return {**values, "passes": ", ".join(passes)}
+        sheets = values.pop("facts")
+        for name in ("map_cells", "teacher_accuracy", "teacher_f1", "teacher_picture", "device"):
+            del values[name]  # of the sheets
+        shown = {name: sheets[name].block() for name in ("targets", "machine") if name in sheets}
+        return {**values, "passes": ", ".join(passes), **shown, "next": values["next"]}
 
 
 def precompute_store(config: PrecomputeConfig) -> PrecomputeResult:
@@ -259,15 +266,17 @@ class PrecomputePlan(Plan):
         preview = None
         if plan.missing:
             limit = options.preview.limit
-            preview = preview_source(options.data, listed, executor, self.path, files=limit)
+            preview = preview_source(
+                options.data, listed, executor, self.path, files=limit, is_packed_next=True
+            )
             preview = add_findings(preview)
+            preview.sheet().announce(logger)
             check_findings(preview)
             preview.write(self.path)
         packed = pack(plan, options, executor)
         self._listing.close()
-        if preview is not None and (of_store := findings_of_store(Store(self.path))):
-            check_findings(replace(preview, findings=of_store))
-            replace(preview, findings=(*preview.findings, *of_store)).write(self.path)
+        if preview is not None:
+            with_findings_of_store(preview, Store(self.path)).write(self.path)
         write_origin(self.path, str(self._digest), plan.dataset.fingerprint)
         return packed
 
@@ -345,6 +354,7 @@ class PrecomputePlan(Plan):
             teacher_accuracy={} if many else annotation.accuracy,
             teacher_f1=annotation.accuracy if many else {},
             device=canonical.manifest.made_with.get("device", ""),
+            facts=annotation.sheets,
             teacher_picture=str(
                 Picture.from_manifest(canonical.manifest.teacher, store.size) or ""
             ),

@@ -20,7 +20,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from permafrost.cluster.executors import ExecutorChoice
@@ -40,15 +40,17 @@ from permafrost.store.shard_plan import check_keys
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewResult:
-    """Preview of the data, and its lines for the terminal."""
+    """Preview of the data, and the command that packs them."""
 
     preview: Preview
-    lines: dict[str, str] = field(default_factory=dict)
     next: str = ""
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
-        return {**self.lines, "next": self.next}
+        lines = {"data": self.preview.sheet().block()}
+        if table := class_table(self.preview):
+            lines["records of classes"] = table
+        return {**lines, "findings": _describe(self.preview), "next": self.next}
 
 
 def preview_data(config: PreviewConfig) -> PreviewResult:
@@ -80,8 +82,7 @@ def preview_data(config: PreviewConfig) -> PreviewResult:
         others += _find_changes(config.data, listed)
     preview = add_findings(preview)
     preview = replace(preview, findings=(*others, *preview.findings))
-    lines = {**preview.lines(), "findings": _describe(preview)}
-    return PreviewResult(preview=preview, lines=lines, next=_next_command(config, preview))
+    return PreviewResult(preview=preview, next=_next_command(config, preview))
 
 
 def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
@@ -132,6 +133,25 @@ def _scratch(folder: str | None) -> Iterator[RootedPath]:
         file_at(Path(folder).absolute()).make_folder()
     with tempfile.TemporaryDirectory(prefix="permafrost-preview-", dir=folder) as created:
         yield RootedPath.of(Path(created))
+
+
+_TABLE_CLASSES = 20
+"""Largest number of classes whose counts are printed."""
+
+
+def class_table(preview: Preview) -> str:
+    """Return the number of records of each class by split, a line each; empty for many classes, and for none."""
+    names, splits = preview.classes, sorted(preview.counts.records)
+    if not 1 < len(names) <= _TABLE_CLASSES:
+        return ""
+    width = max(len(printable(name)) for name in names)
+    rows = [f"  {'':{width}}  " + "  ".join(f"{split:>8}" for split in splits)]
+    rows += [
+        f"  {printable(name):{width}}  "
+        + "  ".join(f"{preview.count(split, label):>{max(8, len(split))},}" for split in splits)
+        for label, name in enumerate(names)
+    ]
+    return "\n".join(["", *rows])
 
 
 def _describe(preview: Preview) -> str:

@@ -1,0 +1,290 @@
+"""Facts about the targets of a pass, measured on stored records: accuracy, spread, outputs and empty maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, log_softmax
+
+from permafrost.core.errors import printable
+from permafrost.core.records import NO_LABEL, REST_LOGITS, TOP_CLASS, TOP_LOGITS
+from permafrost.store.codecs import decode_scaled
+from permafrost.store.facts import MEASURED, UNKNOWN, Fact, FactSheet
+from permafrost.store.frames import labels_of_rows
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.shards import ShardEntry
+
+_SHARDS_OF_SPLIT, _ROWS_OF_SHARD = 4, 512
+"""Shards of a split, and records of each, that are read."""
+FLAT, FLAT_AT_TAU, SURE = 0.9, 0.99, 1e-3
+"""Mean entropy from which targets are flat, as a part of ln K at tau=1 and at another temperature, and mean entropy in
+nats below which they say hardly more than labels."""
+MANY_EMPTY = 0.5
+"""Share of empty maps from which it is doubtful."""
+_MIN_RECORDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSample:
+    """Targets of some records of a pass."""
+
+    split: str
+    log_probs: NDArray[np.float64] | None
+    """Log probabilities of the classes, or of those stored and all others together, [n, K or k + 1]; None for none."""
+    logits: NDArray[np.float64] | None
+    """Logits of all classes [n, K], None if the pass does not have them."""
+    hits: NDArray[np.bool_]
+    """Whether the teacher is right, for the labeled records; of many labels for each known pair of record and class."""
+    target_class: NDArray[np.int64]
+    """Class that each map explains, [m]."""
+    is_empty: NDArray[np.bool_]
+    """Whether each map is constant, [m]."""
+
+
+def spread_of(log_probs: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean entropy in nats and the mean largest probability of distributions [n, K]."""
+    probs = np.exp(log_probs)
+    terms = np.where(probs > 0, probs * log_probs, 0)
+    return float(-terms.sum(axis=1).mean()), float(probs.max(axis=1).mean())
+
+
+def describe_spread(entropy: float, classes: int, tau: float, records: int) -> str:
+    """Say why a mean entropy in nats is doubtful at a temperature; empty if it is not."""
+    if classes < 3 or records < _MIN_RECORDS:
+        return ""
+    if entropy >= (FLAT if tau == 1 else FLAT_AT_TAU) * np.log(classes):
+        return (
+            "the targets are nearly uniform, so a student learns little from them. Similarities between -1 and 1 need "
+            "the scale of their network (100 for CLIP), an untrained teacher needs training, and a temperature may be "
+            "too high"
+        )
+    if entropy < SURE:
+        return (
+            "the targets say hardly more than labels, as those of a teacher on its own training records may; raise "
+            "method.tau, or let the teacher see stronger views (views=)"
+        )
+    return ""
+
+
+def describe_empty(share: float, maps: int) -> str:
+    """Say that a share of empty maps is doubtful; empty if it is not."""
+    if share < MANY_EMPTY or maps < _MIN_RECORDS:
+        return ""
+    return (
+        f"{share:.0%} of the maps are empty, and teach nothing: the class is not visible in the explained layer, or "
+        "its evidence is negative. Choose another layer or explainer, or explain the label "
+        "(explainer.target_classes=label)"
+    )
+
+
+def read_targets(
+    teacher: TeacherPass, split: str | None = None, tau: float = 1.0
+) -> Iterator[TargetSample]:
+    """Read targets of records at the start of shards at equal distances.
+
+    Args:
+        teacher: The pass; of stored views the first one of each record is read.
+        split: Split of the records; None reads each.
+        tau: Temperature of the probabilities.
+    """
+    store = teacher.store
+    for name, numbers in store.shards.splits.items():
+        if split in (None, name):
+            at = np.linspace(0, len(numbers) - 1, min(len(numbers), _SHARDS_OF_SPLIT)).astype(int)
+            for number in np.unique(numbers[at]).tolist():
+                sample = _read_shard(
+                    teacher, store.shards[number], store.rows_of_shard(number), tau
+                )
+                if sample is not None:
+                    yield sample
+
+
+def _read_shard(
+    teacher: TeacherPass, entry: ShardEntry, rows: range, tau: float
+) -> TargetSample | None:
+    places = teacher.rows_of(entry)[:_ROWS_OF_SHARD]
+    covered = np.flatnonzero(places >= 0)
+    if not len(covered):
+        return None
+    names = ("logits", TOP_LOGITS, TOP_CLASS, REST_LOGITS, "map", "map_scale", "target_class")
+    stored = teacher.open_shard(entry, names)
+    first = np.zeros(len(covered), np.int64)
+    values = {name: np.asarray(field[places[covered], first]) for name, field in stored.items()}
+    logits = values["logits"].astype(np.float64) if "logits" in values else None
+    sample = TargetSample(
+        split=entry.split,
+        logits=logits,
+        log_probs=_log_probs(teacher, values, tau),
+        hits=_hits(teacher, values, np.asarray(rows)[covered]),
+        target_class=np.empty(0, np.int64),
+        is_empty=np.empty(0, bool),
+    )
+    if "map" not in values:
+        return sample
+    maps = decode_scaled(values["map"], values.get("map_scale")).astype(np.float32)
+    classes = values["target_class"].astype(np.int64)  # [n, C]
+    maps = maps.reshape(*classes.shape, -1)
+    explained = classes >= 0
+    is_empty = np.ptp(maps, axis=-1) == 0
+    return replace(sample, target_class=classes[explained], is_empty=is_empty[explained])
+
+
+def _log_probs(
+    teacher: TeacherPass, values: Mapping[str, NDArray[np.generic]], tau: float
+) -> NDArray[np.float64] | None:
+    if "logits" in values:
+        return np.asarray(log_softmax(values["logits"].astype(np.float64) / tau, axis=1))
+    temperatures = teacher.manifest.temperatures
+    if TOP_LOGITS not in values or not temperatures:
+        return None
+    parts = [values[TOP_LOGITS].astype(np.float64)]
+    place = temperatures.index(tau) if tau in temperatures else 0
+    parts[0] /= temperatures[place]
+    if REST_LOGITS in values:
+        parts.append(values[REST_LOGITS][:, place : place + 1].astype(np.float64))
+    return np.asarray(log_softmax(np.concatenate(parts, axis=1), axis=1))
+
+
+def _hits(
+    teacher: TeacherPass, values: Mapping[str, NDArray[np.generic]], rows: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    store, logits = teacher.store, values.get("logits")
+    predicted = values[TOP_CLASS][:, 0] if TOP_CLASS in values else None
+    if teacher.num_classes != len(store.manifest.classes) or (logits is None and predicted is None):
+        return np.empty(0, bool)
+    labels = labels_of_rows(store, rows).numpy()
+    if store.index.has_many_labels:
+        if logits is None:
+            return np.empty(0, bool)
+        known = ~np.isnan(labels)
+        return ((logits >= 0) == (labels == 1))[known]
+    if predicted is None and logits is not None:
+        predicted = logits.argmax(axis=1)
+    return np.asarray(predicted == labels)[labels != NO_LABEL]
+
+
+def target_sheet(
+    teacher: TeacherPass,
+    *,
+    split: str | None = None,
+    tau: float = 1.0,
+    accuracy: Mapping[str, float] | None = None,
+    trained_on: str = UNKNOWN,
+) -> FactSheet:
+    """Describe the targets of a pass.
+
+    Args:
+        teacher: The pass.
+        split: Split that is described; None describes all.
+        tau: Temperature of the probabilities.
+        accuracy: Accuracy by split over all records; None measures it on the sample.
+        trained_on: Records on which the teacher was trained, if that is known.
+    """
+    samples = list(read_targets(teacher, split, tau))
+    source = f"{sum(map(_size, samples)):,} records"
+    facts = [_accuracy(teacher.store, samples, accuracy, source)]
+    facts.append(
+        Fact(
+            name="trained on",
+            value=trained_on,
+            source=UNKNOWN if trained_on == UNKNOWN else "model.json, weights",
+        )
+    )
+    log_probs = [each.log_probs for each in samples if each.log_probs is not None]
+    many = teacher.store.index.has_many_labels
+    if log_probs and not many:
+        joined = np.concatenate(log_probs)
+        entropy, largest = spread_of(joined)
+        classes = teacher.num_classes
+        facts += [
+            Fact(
+                name="entropy",
+                value=f"{entropy:.3g} of {np.log(max(classes, 1)):.3g} nats in the mean, at tau={tau:g}",
+                source=source,
+                doubt=describe_spread(entropy, classes, tau, len(joined)),
+            ),
+            Fact(
+                name="largest p", value=f"{largest:.3g} in the mean, at tau={tau:g}", source=source
+            ),
+        ]
+    logits = [each.logits for each in samples if each.logits is not None]
+    if logits:
+        values = np.concatenate(logits)
+        sums = float(np.median(expit(values).sum(axis=1)))
+        facts.append(
+            Fact(
+                name="logits",
+                value=f"{values.min():.4g} to {values.max():.4g}; sigmoids sum to {sums:.3g} (median)",
+                source=source,
+            )
+        )
+    facts += _map_facts(teacher, samples, source)
+    facts.append(
+        Fact(
+            name="views",
+            value=f"{teacher.num_views} {teacher.views['sampler']}",
+            source="manifest.json",
+        )
+    )
+    facts.append(
+        Fact(name="bytes", value=f"{teacher.bytes_per_record:,.0f} a record", source=MEASURED)
+    )
+    return FactSheet(subject="targets", facts=tuple(facts))
+
+
+def _size(sample: TargetSample) -> int:
+    return len(sample.log_probs if sample.log_probs is not None else sample.is_empty)
+
+
+def _accuracy(
+    store: Store,
+    samples: list[TargetSample],
+    accuracy: Mapping[str, float] | None,
+    source: str,
+) -> Fact:
+    """Return the fact about the accuracy by split."""
+    name = "accuracy"
+    if accuracy:
+        source = "all records"
+        name = "F1" if store.index.has_many_labels else name
+    else:
+        hits: dict[str, list[NDArray[np.bool_]]] = {}
+        for sample in samples:
+            hits.setdefault(sample.split, []).append(sample.hits)
+        joined = {split: np.concatenate(parts) for split, parts in hits.items()}
+        accuracy = {split: float(part.mean()) for split, part in joined.items() if len(part)}
+    if not accuracy:
+        return Fact(name=name, value="no labels of the teacher's classes", source=UNKNOWN)
+    text = ", ".join(f"{printable(split)} {value:.4g}" for split, value in accuracy.items())
+    return Fact(name=name, value=text, source=source)
+
+
+def _map_facts(teacher: TeacherPass, samples: list[TargetSample], source: str) -> Iterator[Fact]:
+    if not teacher.map_cells:
+        return
+    explained = teacher.manifest.explainer.get("target_classes", "")
+    yield Fact(
+        name="maps",
+        value=f"{teacher.map_cells} cells, {teacher.explainer}{f' of {explained}' if explained else ''}",
+        source="manifest.json",
+    )
+    is_empty = np.concatenate([sample.is_empty for sample in samples] or [np.empty(0, bool)])
+    if not len(is_empty):
+        return
+    classes = np.concatenate([sample.target_class for sample in samples])
+    share, worst = float(is_empty.mean()), ""
+    if share:
+        count = np.bincount(classes)
+        shares = np.bincount(classes, is_empty) / np.maximum(count, 1)
+        label, names = int(shares.argmax()), teacher.store.manifest.classes
+        known = names[label] if teacher.num_classes == len(names) else f"class {label}"
+        worst = f"; most for {printable(known)}, {shares[label]:.1%} of {count[label]:,}"
+    yield Fact(
+        name="empty maps",
+        value=f"{share:.1%} of {len(is_empty):,}{worst}",
+        source=source,
+        doubt=describe_empty(share, len(is_empty)),
+    )

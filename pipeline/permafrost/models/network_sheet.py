@@ -1,0 +1,178 @@
+"""Facts about a network and about the machine that runs it: weights, input, normalization, classes; cores, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.models import RANDOM, ModelConfig, Picture, is_published
+from permafrost.config.teaching import TeachConfig
+from permafrost.core.errors import UserError, shorten
+from permafrost.core.machine import usable_cores, usable_memory
+from permafrost.models.network import Network
+from permafrost.models.providers import model_normalization, with_preprocessing
+from permafrost.models.trained_weights import DESCRIPTION_NAME, count_classes
+from permafrost.runs.folder import CONFIG_NAME, read_config
+from permafrost.store.facts import ASSUMED, MEASURED, TYPED, UNKNOWN, Fact, FactSheet
+from permafrost.store.reader import Store
+
+_DIGITS = 12
+PUBLISHED = "published with the weights"
+
+
+def network_facts(
+    network: Network, command: Sequence[str], size: tuple[int, int] | None = None
+) -> Iterator[Fact]:
+    """Iterate over the facts about a network of the options.
+
+    Args:
+        network: The network.
+        command: Arguments of the command, which tell what was typed.
+        size: (height, width) of the store's frame that a teacher's input is taken from; None leaves its input out.
+    """
+    config = network.config
+    yield Fact(name="network", value=config.label, source=TYPED)
+    yield _weights(network)
+    if size is not None and len(config.input_shape(size)) == 3:
+        named = with_preprocessing(config, count_classes(network.classes))
+        entry = {"frame": named.frame, "preprocessing": _preprocessing(network, named)}
+        yield Fact(
+            name="input",
+            value=str(Picture.from_manifest(entry, size)),
+            source=_source(
+                network,
+                ("input_size", "frame", "crop_fraction", "interpolation"),
+                command,
+                "frame of the store" if named.frame == "full" else PUBLISHED,
+            ),
+        )
+    yield from normalization_facts(network, command)
+    layer = getattr(config, "layer", None)
+    if layer is not None:
+        value = layer or "the last output that is a grid"
+        yield Fact(name="layer", value=value, source=TYPED if layer else ASSUMED)
+    names = network.classes if not isinstance(network.classes, int) else ()
+    order = f", in the order {shorten(list(names), 3)}" if len(names) == network.num_classes else ""
+    described = network.file is not None and network.file.description is not None
+    yield Fact(
+        name="classes",
+        value=f"{network.num_classes:,}{order}",
+        source=DESCRIPTION_NAME if described else f"{ASSUMED}: order of the data's classes",
+    )
+
+
+def _preprocessing(network: Network, config: ModelConfig) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "input_size": network.input_size if config.frame == "full" else config.input_size
+    }
+    if config.crop_fraction is not None:
+        entry["crop_fraction"] = config.crop_fraction
+    if config.interpolation is not None:
+        entry["interpolation"] = config.interpolation
+    return entry
+
+
+def _weights(network: Network) -> Fact:
+    config, file = network.config, network.file
+    if file is None:
+        value, source = str(config.weights or "none: trained from random ones"), TYPED
+        if is_published(config.weights):
+            source = PUBLISHED
+        return Fact(name="weights", value=value, source=source)
+    return Fact(
+        name="weights",
+        value=f"{Path(file.path).name}, sha256 {file.sha256()[:_DIGITS]}",
+        source=f"run {file.description.run}" if file.description is not None else "file",
+    )
+
+
+def _source(network: Network, names: Sequence[str], command: Sequence[str], otherwise: str) -> str:
+    """Return where options of a network come from: typed, the run that trained it, or `otherwise`."""
+    starts = tuple(f"{network.section}.{name}=" for name in names)
+    if any(word.startswith(starts) for word in command):
+        return TYPED
+    file = network.file
+    return DESCRIPTION_NAME if file is not None and file.description is not None else otherwise
+
+
+def normalization_facts(network: Network, command: Sequence[str]) -> Iterator[Fact]:
+    """Iterate over the fact about the mean and std of a network, none for one of rows.
+
+    It is doubtful if neither the command nor the weights name them.
+    """
+    config, section = network.config, network.section
+    if config.table_options:
+        return
+    try:
+        mean, std = model_normalization(config)
+    except UserError:  # of a network that has none, which is refused elsewhere
+        return
+    stated = PUBLISHED if is_published(config.weights) else ASSUMED
+    defaults = type(config)(name=config.name) if type(config).mean is not None else None
+    if defaults is not None and (config.mean, config.std) != (defaults.mean, defaults.std):
+        stated = TYPED
+    source = _source(network, ("mean", "std"), command, stated)
+    doubt = ""
+    if source == ASSUMED and config.weights not in (RANDOM, None):
+        doubt = (
+            f"{section}.mean= and {section}.std= were not typed, and the weights do not name them; a network that was "
+            "trained with others gives other outputs, often without a loss of accuracy"
+        )
+    text = ", ".join(
+        f"{name} {' '.join(f'{value:.4g}' for value in values)}"
+        for name, values in (("mean", mean), ("std", std))
+    )
+    yield Fact(name="normalization", value=text, source=source, doubt=doubt)
+
+
+def trained_on(config: ModelConfig, store: Store) -> str:
+    """Return the records that a run has trained a network on; "unknown" if no run of permafrost did."""
+    file = Network(config, ()).file
+    if file is None or file.description is None:
+        return "none: random weights" if config.weights == RANDOM else UNKNOWN
+    description = file.description
+    try:
+        kind = TeachConfig if file.path.parent.name == "teach" else DistillConfig
+        inputs = read_config(file.path.parent / CONFIG_NAME, kind).get("inputs", {})
+    except (UserError, OSError):
+        inputs = {}
+    named = inputs.get("store")
+    where = "of a store that is not known"
+    if named is not None:
+        parts = {
+            store.manifest.fingerprint,
+            *(part.fingerprint for part in store.manifest.packed_parts()),
+        }
+        where = "of this store" if named in parts else "of another store"
+    chosen = ", a subset" if description.subset.shots or description.subset.holdout else ""
+    return f"split {description.split} {where}{chosen}"
+
+
+def machine_sheet(threads: int, device: str, decode_threads: int | None = None) -> FactSheet:
+    """Describe the machine: cores and memory that the process may use, devices and threads.
+
+    Args:
+        threads: Number of threads of torch.
+        device: Devices that compute.
+        decode_threads: Number of threads that decode images.
+    """
+    facts = [
+        Fact(name="cores", value=f"{usable_cores():,} usable", source="affinity, cgroup"),
+        Fact(
+            name="memory",
+            value=f"{usable_memory() / 2**30:.1f} GiB usable",
+            source="cgroup, machine",
+        ),
+        Fact(name="device", value=device, source=MEASURED),
+        Fact(
+            name="threads",
+            value=f"torch {threads}"
+            + ("" if decode_threads is None else f", decoding {decode_threads}"),
+            source=MEASURED,
+        ),
+        Fact(name="torch", value=torch.__version__, source=MEASURED),
+    ]
+    return FactSheet(subject="machine", facts=tuple(facts))

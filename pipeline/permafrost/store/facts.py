@@ -1,0 +1,126 @@
+"""Facts about data, a teacher, its targets, a student and a machine: values, and where each comes from.
+
+A sheet is the same on the terminal, in reports and cards, in Python (`store.facts()`), and in `facts.json` next to the
+manifest of a store or a pass and in the folder of a run. The file is outside of identities and fingerprints.
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from permafrost.core.errors import FileError, printable
+from permafrost.core.json_entries import EntryError, from_dict
+from permafrost.storage.files import file_at
+from permafrost.storage.rooted_paths import AnyPath
+from permafrost.storage.signed_files import DigestError, check_json, sign_json
+
+logger = logging.getLogger("permafrost.facts")
+T = TypeVar("T")
+
+FACTS_NAME = "facts.json"
+MAX_FACTS_BYTES = 2**26
+_WIDTH, _NAME_WIDTH = 80, 14
+TYPED, ASSUMED, MEASURED, UNKNOWN = "typed", "assumed", "measured", "unknown"
+"""Sources of facts, besides names of files and of what a value was read from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A value, where it comes from, and what is doubtful about it."""
+
+    name: str
+    value: str
+    source: str
+    doubt: str = ""
+    """Why it may be wrong, with the fix; empty for a fact that is plain, or that findings explain."""
+    findings: tuple[str, ...] = ()
+    """Names of the findings that are about it."""
+
+    @property
+    def is_doubtful(self) -> bool:
+        """True if it is marked."""
+        return bool(self.doubt or self.findings)
+
+    def text(self) -> str:
+        """Return the value, its source in brackets, and the names of its findings."""
+        return f"{printable(self.value)} [{printable('; '.join([self.source, *self.findings]))}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactSheet:
+    """Facts about one thing. Its text is meant for 80 columns; `!` marks what is doubtful."""
+
+    subject: str
+    """data, teacher, targets, student or machine."""
+    facts: tuple[Fact, ...]
+
+    def __getitem__(self, name: str) -> Fact:
+        return next(fact for fact in self.facts if fact.name == name)
+
+    def lines(self) -> list[str]:
+        """Return the lines, wrapped at 80 columns, with explanations of doubtful facts at the end."""
+        lines = []
+        for fact in self.facts:
+            mark = "!" if fact.is_doubtful else " "
+            lines += _wrapped(f"{mark} {fact.name:{_NAME_WIDTH}}", fact.text())
+        for fact in self.facts:
+            if fact.doubt:
+                lines += _wrapped(f"! {fact.name}: ", printable(fact.doubt), 4)
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.subject}:", *self.lines()])
+
+    def block(self) -> str:
+        """Return the lines as a value of a result, which begins a line of its own."""
+        return "\n".join(["", *self.lines()])
+
+    def announce(self, log: logging.Logger) -> None:
+        """Log the sheet as one block."""
+        log.info("%s", self, extra={"is_block": True})
+
+
+def _wrapped(head: str, text: str, indent: int | None = None) -> list[str]:
+    inner = " " * (len(head) + 1 if indent is None else indent)
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=f"{head.rstrip()} " if indent else f"{head} ",
+        subsequent_indent=inner,
+        break_on_hyphens=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredSheets:
+    """Content of facts.json next to a pass, and in the folder of a run."""
+
+    sheets: tuple[FactSheet, ...]
+
+
+def write_sheets(folder: AnyPath, sheets: Mapping[str, FactSheet]) -> None:
+    """Write the sheets of a pass or a run."""
+    stored = _StoredSheets(sheets=tuple(sheets.values()))
+    file_at(folder / FACTS_NAME).write(sign_json(asdict(stored)))
+
+
+def read_sheets(folder: AnyPath) -> dict[str, FactSheet]:
+    """Return the sheets of a pass or a run by their subjects; none if the file is missing or damaged."""
+    stored = read_facts_file(folder, lambda values: from_dict(_StoredSheets, values))
+    return {} if stored is None else {sheet.subject: sheet for sheet in stored.sheets}
+
+
+def read_facts_file(folder: AnyPath, build: Callable[[dict[str, object]], T]) -> T | None:
+    """Return what a facts.json has; None if it is missing, or damaged, which is logged."""
+    path = folder / FACTS_NAME
+    if not file_at(path).exists():
+        return None
+    try:
+        return build(check_json(file_at(path).read(MAX_FACTS_BYTES)))
+    except (DigestError, EntryError, FileError) as error:
+        logger.warning("%s is damaged and is not shown: %s; it may be deleted", path, error)
+        return None
