@@ -29,6 +29,7 @@ from permafrost.loading.subset import (
     select_holdout_rows,
     select_training_rows,
 )
+from permafrost.loading.target_sheet import sheets_of
 from permafrost.models.classifier import Classifier
 from permafrost.storage.addresses import is_address
 from permafrost.store.index import RowNumbers
@@ -37,6 +38,7 @@ from permafrost.store.shard_records import shard_table
 
 if TYPE_CHECKING:
     from permafrost.loading.store_samples import StoreSamples
+    from permafrost.store.facts import FactSheet
 
 # ---- a store -------------------------------------------------------------------------------------
 
@@ -121,6 +123,18 @@ class OpenStore(Store):
         return pa.concat_tables(
             [shard_table(self, int(number), reader, fields) for number in np.sort(numbers)]
         )
+
+    def facts(self, teacher: str | None = None) -> dict[str, FactSheet]:
+        """Return the facts about the data and a pass, by subject: data, teacher, targets, machine.
+
+        Args:
+            teacher: Name of a pass; None takes the only one, and the data alone if there is none.
+
+        Raises:
+            StoreMismatchError: If the store does not have such a pass, or several and none is named.
+        """
+        passes = self.open_passes([teacher] if teacher else ()) if self.pass_folders() else []
+        return sheets_of(self, passes[0] if passes else None)
 
     def __getattr__(self, name: str) -> Any:
         """Return a method that a package adds, such as `show`."""

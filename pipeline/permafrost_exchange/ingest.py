@@ -15,14 +15,16 @@ Rerun   the same command computes only what is missing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import Any
 
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.models import ModelConfig
 from permafrost.core.errors import require
 from permafrost.storage.lock import folder_lock
-from permafrost.store.reader import Store
+from permafrost.store.facts import UNKNOWN, Fact, FactSheet, write_sheets
+from permafrost.store.reader import Store, TeacherPass
 from permafrost.verbs.next_commands import NextCommands
 from permafrost_exchange.options import IngestConfig
 
@@ -40,7 +42,15 @@ class IngestResult:
     targets_without_record: int
     agreement: str = ""
     """Agreement with `teacher=`, empty if none was named."""
+    facts: dict[str, FactSheet] = field(default_factory=dict)
+    """Facts about the targets, and about what is known of their teacher."""
     next: str = ""
+
+    def printed(self) -> dict[str, Any]:
+        """Return the values for the terminal."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        blocks = {subject: sheet.block() for subject, sheet in values.pop("facts").items()}
+        return {**values, **blocks, "next": values["next"]}
 
 
 def ingest_files(config: IngestConfig) -> IngestResult:
@@ -50,6 +60,7 @@ def ingest_files(config: IngestConfig) -> IngestResult:
         UserError: If the targets cannot be read, or do not fit the store. Finished shards are kept.
     """
     from permafrost.annotation.precision import describe_agreement
+    from permafrost.loading.target_sheet import target_sheet
     from permafrost_exchange.ingestion import ingest_targets  # imports torch
 
     require(config.path != "", "path is empty; set it to the file or folder of the targets")
@@ -74,7 +85,10 @@ def ingest_files(config: IngestConfig) -> IngestResult:
 
             options = (config.passport, config.cluster, executor)
             passport = check_pass(store, opened, config.teacher, *options)
+    sheets = {"teacher": sheet_of_targets(opened), "targets": target_sheet(opened)}
+    write_sheets(opened.folder, sheets)
     return IngestResult(
+        facts=sheets,
         ingested_pass=f"{done.name} ({opened.bytes_per_record:,.0f} bytes per record)",
         records=done.records,
         ingested_records=done.written,
@@ -84,3 +98,17 @@ def ingest_files(config: IngestConfig) -> IngestResult:
         else f"{passport.teacher}: {describe_agreement(passport.agreement)}",
         next=NextCommands(store, config.store.folder.root).distill("my-student", opened),
     )
+
+
+def sheet_of_targets(made: TeacherPass) -> FactSheet:
+    """Describe what is known of the teacher of targets that another tool has written."""
+    described = made.manifest.teacher
+    values = {
+        "network": (str(described["architecture"].get("name")), "format"),
+        "targets": (f"sha256 {str(described['weights_sha256'])[:12]}", "file"),
+        "part of image": (str(described.get("frame")), "format.frame"),
+        "normalization": (UNKNOWN, UNKNOWN),
+        "classes": (f"{made.num_classes:,}", "file"),
+    }
+    facts = [Fact(name=name, value=text, source=source) for name, (text, source) in values.items()]
+    return FactSheet(subject="teacher", facts=tuple(facts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from permafrost.core.yaml_text import dump_yaml
+from permafrost.loading.target_sheet import sheets_of
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_exchange.options import ShareConfig
 from permafrost_export.card import fact_table, license_id, plain_text
@@ -38,6 +39,9 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
             f"{manifest.passport.teacher}, {agreement.records} records"
             + ("" if agreement.top1 is None else f", same first class for {agreement.top1:.1%}")
         )
+    for subject, sheet in sheets_of(store, shared).items():
+        if subject in ("data", "targets"):
+            rows |= {f"{subject}: {name}": text for name, text in sheet.rows().items()}
     fields = [
         f"| `{spec.name}` | {spec.dtype} | {' x '.join(map(str, spec.shape)) or '1'} | {_fidelity(shared, spec.name)} |"
         for spec in manifest.fields

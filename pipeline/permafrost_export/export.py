@@ -26,8 +26,8 @@ from permafrost.core.errors import require
 from permafrost.evaluation.results import PICTURE, read_results, stored_thresholds
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
-from permafrost.sources.data_preview import read_preview
 from permafrost.storage.files import file_at
+from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
 from permafrost_export.hub import repository_of, require_hub, upload_to_hub
@@ -97,16 +97,15 @@ def _export(config: ExportConfig) -> ExportResult:
         f"to={config.to}: the student of run={config.run} names no license, which its card "
         "must have; train it with student.license=",
     )
-    preview = read_preview(store.folder)
+    kept = read_data_facts(store.folder)
+    bit_range = [] if kept is None else [f.value for f in kept.sheet.facts if f.name == "bit_range"]
     facts = {
         "classes": list(trained.classes),
         "run": config.run,
         "input": program.inputs,
         "picture": picture,
         "made_by": f"permafrost {__version__}",
-        "bit_range": "[0, 65535]"
-        if preview is None
-        else preview.lines.get("bit_range", "[0, 65535]"),
+        "bit_range": next(iter(bit_range), "[0, 65535]"),
         "labels": "many" if store.manifest.multi_label else "one",
     } | ({"license": license_of_weights} if license_of_weights else {})
     if store.manifest.multi_label:
@@ -133,6 +132,12 @@ def _export(config: ExportConfig) -> ExportResult:
     if "thresholds" in facts:
         pairs = zip(facts["classes"], facts["thresholds"], strict=True)
         of_data["thresholds"] = ", ".join(f"{name} {value:.3f}" for name, value in pairs)
+    of_data |= {
+        f"{subject}: {name}": text
+        for subject, sheet in read_sheets(student).items()
+        if subject != "machine"
+        for name, text in sheet.rows().items()
+    }
     text = card_of_student(_facts(config, trained) | of_data, PROGRAM if is_shown else None)
     file_at(card).write(text.encode())
     hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import UserError, quote
 from permafrost.core.records import NO_LABEL
-from permafrost.sources.data_preview import Finding
-from permafrost.store.facts import Fact
+from permafrost.store.facts import Fact, Finding
 from permafrost.store.image_decoding import THUMBNAIL_SIDE, decode_pixels
 from permafrost.store.shard_records import ShardRecords
 from permafrost.store.thumbnails import read_thumbnails
@@ -106,7 +105,7 @@ def equal_images(store: Store) -> EqualImages:
     def have_equal_bytes(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
         is_equal = heads[one] == heads[other]
         is_equal[is_equal] = (table[one[is_equal]] == table[other[is_equal]]).all(1)
-        return is_equal
+        return np.asarray(is_equal)
 
     equal = neighbor_pairs(heads, have_equal_bytes)
     similar = np.empty((0, 2), np.int64)
@@ -161,7 +160,8 @@ def similar_pairs(
 
     def are_near(one: _Rows, other: _Rows) -> NDArray[np.bool_]:
         differing = (hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8)
-        return (np.unpackbits(differing, axis=1).sum(1) <= _MAX_BITS) & keep(one, other)
+        are_close = np.unpackbits(differing, axis=1).sum(1) <= _MAX_BITS
+        return np.asarray(are_close & keep(one, other))
 
     turned = [
         hashes << np.uint64(bits) | hashes >> np.uint64(64 - bits) if bits else hashes
@@ -219,7 +219,7 @@ def _are_similar(thumbnails: NDArray[np.uint8], pairs: _Rows) -> NDArray[np.bool
     values = thumbnails.reshape(len(pairs), 2, THUMBNAIL_SIDE**2).astype(np.float32)
     values -= values.mean(axis=2, keepdims=True)
     difference = np.abs(values[:, 0] - values[:, 1]).mean(1)
-    return (difference <= _MAX_MEAN) & (values.std(axis=2).min(axis=1) >= _MIN_CONTRAST)
+    return np.asarray((difference <= _MAX_MEAN) & (values.std(axis=2).min(axis=1) >= _MIN_CONTRAST))
 
 
 def _have_equal_pixels(store: Store, *rows: int) -> bool:
@@ -232,7 +232,7 @@ def _have_equal_pixels(store: Store, *rows: int) -> bool:
             pictures.append(decode_pixels(data))
         except UserError:
             return False
-    return bool(np.array_equal(*pictures))
+    return bool(np.array_equal(pictures[0], pictures[1]))
 
 
 def connected(pairs: _Rows, count: int) -> _Rows:

@@ -27,7 +27,8 @@ from permafrost_sources.tar_members import LINK_MEMBER, PASSED_OVER_MEMBERS, UNN
 from permafrost_sources.webdataset import OTHER_KEYS, OTHER_MEMBERS
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Level, Preview, Remark
+    from permafrost.sources.data_preview import Preview, Remark
+    from permafrost.store.facts import Level
 
 _OTHER_THINGS = re.compile(
     "(image|seg)?masks|.*segmentation.*|.*annotations?|annotations?.*|.*groundtruth.*|gt|labels|thumbnails|thumbs|"

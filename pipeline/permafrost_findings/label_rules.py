@@ -27,7 +27,8 @@ from permafrost_sources.webdataset import (
 )
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Level, Preview, Remark
+    from permafrost.sources.data_preview import Preview, Remark
+    from permafrost.store.facts import Level
 
 _UNKNOWN_CLASSES = re.compile(
     r"\?+|-+|none|null|nil|unknown|undefined|missing|unlabell?ed|n\.a\.|na|not available|tbd|todo|no ?label|"

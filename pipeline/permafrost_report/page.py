@@ -23,7 +23,7 @@ from permafrost.evaluation.results import load_written
 from permafrost.evaluation.saved_records import PICTURES_NAME
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import RunFolder, read_cost
-from permafrost.sources.data_preview import read_preview
+from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
 from permafrost_report.class_results import label_section
@@ -166,26 +166,24 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
 
 
 def _describe_data(store: Store) -> dict[str, Any]:
-    """Describe the data of a store as its preview understood them; empty for a store without one."""
-    preview = read_preview(store.folder)
-    if preview is None:
+    """Describe the data of a store as they were understood; empty for a store without its facts."""
+    kept = read_data_facts(store.folder)
+    if kept is None:
         return {}
-    lines = {name: text for name, text in preview.lines.items() if "\n" not in text}
-    facts = {"source": preview.source, "classes": f"{preview.classes:,}", **lines}
     names = readable_classes(store.manifest.classes)
     rows = [
         {
             "class": name,
-            "records": [counts[label] for counts in preview.records_of_classes.values()],
+            "records": [counts[label] for counts in kept.records_of_classes.values()],
         }
         for label, name in enumerate(names)
-        if all(len(counts) == len(names) for counts in preview.records_of_classes.values())
+        if all(len(counts) == len(names) for counts in kept.records_of_classes.values())
     ]
     return {
-        "facts": facts,
-        "splits": list(preview.records_of_classes),
+        "facts": kept.sheet.rows(),
+        "splits": list(kept.records_of_classes),
         "rows": rows if len(rows) <= _SHOWN_CLASSES else [],
-        "findings": preview.findings,
+        "findings": kept.findings,
     }
 
 
@@ -293,6 +291,11 @@ def _setup(page: PageContent) -> dict[str, Any]:
     return {
         "setup": facts._replace(shared=_describe_stores(page) | facts.shared),
         "teachers": describe_teachers(page.used_passes),
+        "trainings": {
+            result.label: read_sheets(result.training_folder)["student"].rows()
+            for result in reversed(page.results)  # the first student of each variant
+            if "student" in read_sheets(result.training_folder)
+        },
         "commands": [
             *commands_of(page.config.run, passes, page.options.runs),
             *([f"permafrost {shlex.join(this_call)}"] if this_call else []),

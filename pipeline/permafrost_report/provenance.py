@@ -18,6 +18,7 @@ from permafrost.losses.base import Needs, build_loss
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import ModelDescription, read_entries
 from permafrost.runs.folder import passes_in
+from permafrost.store.facts import read_sheets
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 from permafrost_report.figures import Measured, Plot, measured_plot
@@ -170,6 +171,9 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
     if teacher.explainer is not None:
         explained = teacher.manifest.explainer.get("target_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"
+    for subject, sheet in read_sheets(teacher.folder).items():
+        if subject != "machine":
+            facts |= {f"{subject}: {name}": text for name, text in sheet.rows().items()}
     if made_with:
         listed = (f"{name} {value}" for name, value in made_with.items())
         facts["Computed with"] = ", ".join(listed)

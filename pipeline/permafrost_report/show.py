@@ -15,20 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from permafrost.storage.files import file_at
+from permafrost.store.facts import FactSheet
 from permafrost.store.reader import Store
 from permafrost_report.options import ShowConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowResult:
-    """Facts of the store and of its pass, and the file of the picture."""
+    """Facts about the store and its pass, and the file of the picture."""
 
     facts: dict[str, str] = field(default_factory=dict)
+    sheets: dict[str, FactSheet] = field(default_factory=dict)
     picture: str = ""
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
-        return {**self.facts, "picture": self.picture}
+        blocks = {subject: sheet.block() for subject, sheet in self.sheets.items()}
+        return {**self.facts, **blocks, "picture": self.picture}
 
 
 def show_store(config: ShowConfig) -> ShowResult:
@@ -41,4 +44,4 @@ def show_store(config: ShowConfig) -> ShowResult:
     sheet = show_records(store, options.split, teacher=teacher, records=options.records)
     path = Path(config.show.output)
     file_at(path).write(sheet.encoded(path.suffix[1:]))
-    return ShowResult(facts=sheet.facts, picture=str(path))
+    return ShowResult(facts=sheet.facts, sheets=sheet.sheets, picture=str(path))

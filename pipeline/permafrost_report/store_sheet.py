@@ -15,18 +15,20 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
-from permafrost.config.models import Picture
 from permafrost.core.batches import Logits, TopLogits
 from permafrost.core.label_forms import classes_of, has_many, predict_labels
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
+from permafrost.loading.target_sheet import sheets_of
 from permafrost.losses.logit_distances import outcome_log_probs
 from permafrost.models.explanations import explainer_of_maps
+from permafrost.store.facts import FactSheet
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_report.figures import styled
-from permafrost_report.passes import describe_passes
 from permafrost_report.pictures import overlays, readable_classes
 
+_DRAWN = ("data", "teacher", "targets")
+"""Subjects of the facts that are drawn."""
 _SAMPLE = 1024
 """Records of the histograms, spread evenly over the split."""
 _BATCH = 256
@@ -46,6 +48,9 @@ class StoreSheet:
 
     figure: Figure
     facts: dict[str, str]
+    """The store, the pass and the records that are drawn, as text by name."""
+    sheets: dict[str, FactSheet]
+    """Facts about the data, the teacher and its targets, by subject."""
 
     def encoded(self, file_format: str, dpi: int = 150) -> bytes:
         """Return the picture as a file; the same picture has the same bytes.
@@ -68,45 +73,6 @@ class _Sample(NamedTuple):
     """Highest softmax probability of each record, [n]."""
     coverage: NDArray[np.float32]
     """Mean of |map| over its maximum of each record whose map is not zero, [m]."""
-
-
-def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
-    """Return what a store contains, and who made a pass of it, as text by name.
-
-    Args:
-        store: The store.
-        teacher: The pass; None describes the store alone.
-    """
-    manifest = store.manifest
-    records = ", ".join(f"{split} {count:,}" for split, count in manifest.records.items())
-    facts = {
-        "store": str(store.path),
-        "data": f"{manifest.dataset.name}, {len(manifest.classes)} classes",
-        "records": records,
-        "inputs": f"{store.form.noun} of {store.form.describe()}",
-    }
-    if teacher is None:
-        return facts
-    (pass_row,) = (entry for entry in describe_passes(store) if entry["name"] == teacher.name)
-    network = teacher.manifest.teacher
-    architecture = network.get("architecture", {})
-    facts |= {
-        "pass": teacher.name,
-        "teacher": f"{architecture.get('kind', '')} {architecture.get('name', '')}, weights "
-        f"{str(network.get('weights_sha256'))[:12]}, {network.get('dtype', '')}",
-        "teacher_picture": str(
-            Picture.from_manifest(network, store.size) or network.get("frame", "")
-        )
-        if store.form.has_places
-        else "none",
-        "explainer": teacher.explainer or "none",
-        "views": str(pass_row["views"]),
-        "maps": f"{pass_row['map']}, cosine to float32 {pass_row['fidelity']:.6f}"
-        if "map" in pass_row
-        else "none",
-        "bytes": f"{pass_row['bytes']:,.0f} per record, {pass_row['records']:,} records",
-    }
-    return facts
 
 
 def show_records(
@@ -144,7 +110,8 @@ def draw_store(
     generations = store.num_generations
     if teacher is not None:
         store = store.part(0, teacher.num_generations)
-    facts = describe_store(store, teacher)
+    facts = {"store": str(store.path), "pass": teacher.name if teacher is not None else "none"}
+    sheets = sheets_of(store, teacher)
     if generations > 1:
         facts["generations"] = f"{store.num_generations} of {generations}"
     splits = store.manifest.records
@@ -154,7 +121,14 @@ def draw_store(
     passes = [] if teacher is None else [teacher]
     lines = -(-store.form.pictures(len(rows)) // _COLUMNS)
     # Inches: the facts, each line of records below its titles, and the histograms below theirs.
-    heights = [0.17 * len(facts) + 0.1, *[0.95] * lines, 0.45, 1.4 if teacher is not None else 0.01]
+    text_lines = [f"{name}: {value}" for name, value in facts.items()]
+    text_lines += "\n".join(str(sheets[name]) for name in _DRAWN if name in sheets).split("\n")
+    heights = [
+        0.17 * len(text_lines) + 0.1,
+        *[0.95] * lines,
+        0.45,
+        1.4 if teacher is not None else 0.01,
+    ]
     height = sum(heights) + 0.5
     figure = Figure(figsize=(12, height))
     grid = figure.add_gridspec(
@@ -169,13 +143,12 @@ def draw_store(
     )
     text = figure.add_subplot(grid[0, :])
     text.set_axis_off()
-    shown = "\n".join(f"{name}: {value}" for name, value in facts.items())
-    text.text(0, 1, shown, va="top", family="monospace", fontsize=8)
+    text.text(0, 1, "\n".join(text_lines), va="top", family="monospace", fontsize=8)
     if lines:
         _draw_pairs(figure, grid, store, rows, passes)
     if teacher is not None:
         _draw_histograms(figure, grid, store, _measure(store, teacher, chosen))
-    return StoreSheet(figure, facts)
+    return StoreSheet(figure, facts, sheets)
 
 
 def _spread(store: Store, split: str, count: int) -> NDArray[np.int64]:

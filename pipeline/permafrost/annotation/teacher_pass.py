@@ -47,7 +47,7 @@ from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
 from permafrost.store.commit_pass import commit_pass
-from permafrost.store.facts import FactSheet, read_sheets, write_sheets
+from permafrost.store.facts import FactSheet, announce, read_sheets, write_sheets
 from permafrost.store.fields import PassFields
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -150,7 +150,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     options = begun = request.existing_options()
     teacher = _teacher_sheet(request)
     if options is None:
-        teacher.announce(logger)
+        announce([teacher])
     # 2. What `auto` means, measured on a sample before a new pass.
     agreement = None
     if options is None:

@@ -420,6 +420,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         StoreMismatchError: If `teacher` did not make the pass that is named.
     """
     from permafrost.models.network import Network
+    from permafrost.models.network_sheet import normalization_facts
 
     student = config.student
     run = RunFolder(config.run).path
@@ -431,7 +432,10 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     main = NETWORK_EVALUATION + place_beside(run / NETWORK_EVALUATION, store)
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
-    described = Network(student, store.manifest.classes, "student").describe()
+    network = Network(student, store.manifest.classes, "student")
+    described = network.describe()
+    for fact in normalization_facts(network, config.command):
+        logger.info("%s: %s%s", fact.name, fact.text(), f". {fact.doubt}" * bool(fact.doubt))
     of_features = [name for name in EVALUATORS if not EVALUATORS[name].reads_outputs]
     reading = [name for name in config.requested_evaluators if name not in of_features]
     require(

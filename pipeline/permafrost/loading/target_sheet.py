@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from scipy.special import expit, log_softmax
 from permafrost.core.errors import printable
 from permafrost.core.records import NO_LABEL, REST_LOGITS, TOP_CLASS, TOP_LOGITS
 from permafrost.store.codecs import decode_scaled
-from permafrost.store.facts import MEASURED, UNKNOWN, Fact, FactSheet
+from permafrost.store.facts import MEASURED, UNKNOWN, Fact, FactSheet, read_data_facts, read_sheets
 from permafrost.store.frames import labels_of_rows
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
@@ -133,7 +134,7 @@ def _read_shard(
 
 
 def _log_probs(
-    teacher: TeacherPass, values: Mapping[str, NDArray[np.generic]], tau: float
+    teacher: TeacherPass, values: Mapping[str, NDArray[Any]], tau: float
 ) -> NDArray[np.float64] | None:
     if "logits" in values:
         return np.asarray(log_softmax(values["logits"].astype(np.float64) / tau, axis=1))
@@ -149,21 +150,18 @@ def _log_probs(
 
 
 def _hits(
-    teacher: TeacherPass, values: Mapping[str, NDArray[np.generic]], rows: NDArray[np.int64]
+    teacher: TeacherPass, values: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     store, logits = teacher.store, values.get("logits")
-    predicted = values[TOP_CLASS][:, 0] if TOP_CLASS in values else None
-    if teacher.num_classes != len(store.manifest.classes) or (logits is None and predicted is None):
+    many = store.index.has_many_labels
+    is_known = teacher.num_classes == len(store.manifest.classes)
+    if not is_known or (logits is None and (many or TOP_CLASS not in values)):
         return np.empty(0, bool)
     labels = labels_of_rows(store, rows).numpy()
-    if store.index.has_many_labels:
-        if logits is None:
-            return np.empty(0, bool)
-        known = ~np.isnan(labels)
-        return ((logits >= 0) == (labels == 1))[known]
-    if predicted is None and logits is not None:
-        predicted = logits.argmax(axis=1)
-    return np.asarray(predicted == labels)[labels != NO_LABEL]
+    if many:
+        return np.equal(logits >= 0, labels == 1)[~np.isnan(labels)]
+    largest = values[TOP_CLASS][:, 0] if logits is None else logits.argmax(axis=1)
+    return np.equal(largest, labels)[labels != NO_LABEL]
 
 
 def target_sheet(
@@ -288,3 +286,36 @@ def _map_facts(teacher: TeacherPass, samples: list[TargetSample], source: str) -
         source=source,
         doubt=describe_empty(share, len(is_empty)),
     )
+
+
+def sheets_of(store: Store, teacher: TeacherPass | None = None) -> dict[str, FactSheet]:
+    """Return the facts about a store's data and about one of its passes, by subject.
+
+    Of a store or a pass without facts.json they are what its manifest says, and targets are measured.
+
+    Args:
+        store: The store.
+        teacher: The pass; None describes the data alone.
+    """
+    kept = read_data_facts(store.folder)
+    if kept is not None:
+        sheets = {"data": kept.sheet}
+    else:
+        manifest = store.manifest
+        records = ", ".join(
+            f"{printable(split)} {count:,}" for split, count in manifest.records.items()
+        )
+        values = {
+            "records": records,
+            "classes": f"{len(manifest.classes):,}",
+            "brightness": UNKNOWN,
+        }
+        facts = tuple(
+            Fact(name=name, value=value, source=UNKNOWN if value == UNKNOWN else "manifest.json")
+            for name, value in values.items()
+        )
+        sheets = {"data": FactSheet(subject="data", facts=facts)}
+    if teacher is not None:
+        known = read_sheets(teacher.folder)
+        sheets |= known or {"targets": target_sheet(teacher)}
+    return sheets

@@ -147,7 +147,9 @@ def trained_on(config: ModelConfig, store: Store) -> str:
             *(part.fingerprint for part in store.manifest.packed_parts()),
         }
         where = "of this store" if named in parts else "of another store"
-    chosen = ", a subset" if description.subset.shots or description.subset.holdout else ""
+    chosen = (
+        ", a subset" if description.subset.get("shots") or description.subset.get("holdout") else ""
+    )
     return f"split {description.split} {where}{chosen}"
 
 

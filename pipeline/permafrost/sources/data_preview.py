@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from permafrost.config.data import FACTS_OF_FINDINGS, DataConfig
 from permafrost.core.errors import UserError, printable, shorten
-from permafrost.core.json_entries import from_dict
 from permafrost.core.records import NO_GROUP, Content, Record, Source, are_numbers
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.sources.image_files import (
@@ -41,13 +40,7 @@ from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import sign_json
 from permafrost.store.deaths import ShardDeaths
-from permafrost.store.facts import (
-    FACTS_NAME,
-    TYPED,
-    Fact,
-    FactSheet,
-    read_facts_file,
-)
+from permafrost.store.facts import FACTS_NAME, TYPED, Fact, FactSheet, Finding, Level, StoredFacts
 from permafrost.store.generations import StoreComparison
 from permafrost.store.image_decoding import ImageFacts, largest_value, read_facts, read_pixels
 from permafrost.store.image_shards import upright_regions
@@ -55,8 +48,6 @@ from permafrost.store.listing import Listing, RecordCounts, open_listing
 
 logger = logging.getLogger("permafrost.preview")
 
-Level = Literal["error", "warning", "note"]
-"""Level of a finding: an error stops `precompute`."""
 Remark: TypeAlias = tuple[Level, str]
 """Level and message of a finding (findings.py)."""
 _TASK_RECORDS = 2048
@@ -71,16 +62,6 @@ _LEFT_OUT = (
 """Topics of a tally that count files that are left out."""
 _STORED_CLASSES = 10_000
 """Maximum number of classes whose counts are kept next to a store."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Problem with the data, or a note on something that can be understood in several ways."""
-
-    name: str
-    level: Level
-    """error: nothing is packed unless data.accept names it. warning: likely a mistake. note: what was understood."""
-    message: str
 
 
 DIM = 32
@@ -289,8 +270,8 @@ class ImageSample:
                 source=read,
             )
             proportions = sides[:, 0] / sides[:, 1]
-            least, typical, most = np.percentile(proportions, (5, 50, 95))
-            spread = "" if least == most else f" (median), 5 to 95 %: {least:.3g} to {most:.3g}"
+            narrow, typical, wide = np.percentile(proportions, (5, 50, 95))
+            spread = "" if narrow == wide else f" (median), 5 to 95 %: {narrow:.3g} to {wide:.3g}"
             yield Fact(
                 name="proportions", value=f"{typical:.3g}{spread}, width / height", source=read
             )
@@ -309,10 +290,10 @@ class ImageSample:
                 f"{printable(split)} {np.mean(means):.0f}"
                 for split, means in sorted(self.means.items())
             )
-            spread = np.std([mean for means in self.means.values() for mean in means])
+            between = np.std([mean for means in self.means.values() for mean in means])
             yield Fact(
                 name="brightness",
-                value=f"{by_split} of 255, between images {spread:.0f}",
+                value=f"{by_split} of 255, between images {between:.0f}",
                 source=pixels,
             )
 
@@ -513,22 +494,6 @@ class Preview:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredFacts:
-    """Content of <store>/facts.json."""
-
-    source: str
-    records: dict[str, int]
-    """Number of records of each split."""
-    unlabeled: dict[str, int]
-    """Number of records without a label of each split."""
-    classes: int
-    records_of_classes: dict[str, tuple[int, ...]]
-    """Number of records of each class, by split; empty for more than 10,000 classes."""
-    sheet: FactSheet
-    findings: tuple[Finding, ...]
-
-
 def _describe_classes(preview: Preview) -> str:
     """Return the number of classes, and their smallest and largest number of records by split."""
     names = preview.classes
@@ -694,11 +659,3 @@ def _sampled_rows(listing: Listing, files: int | None, new: NDArray[np.int64] | 
     ranks = listing.high_ranks() if new is None else listing.high_ranks()[new]
     chosen = np.sort(np.argpartition(ranks, files)[:files])
     return chosen if new is None else new[chosen]
-
-
-# ---- file ------------------------------------------------------------------------------------------
-
-
-def read_data_facts(store: RootedPath) -> StoredFacts | None:
-    """Return the facts next to a store; None if the file is missing, or if it is damaged, which is logged."""
-    return read_facts_file(store, lambda values: from_dict(StoredFacts, values))

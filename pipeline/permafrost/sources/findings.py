@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from permafrost.config.data import FINDINGS, STORE_FINDINGS, FileDataConfig
 from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
-from permafrost.sources.data_preview import Finding, Preview
-from permafrost.store.facts import Fact
+from permafrost.sources.data_preview import Preview
+from permafrost.store.facts import Fact, Finding
 
 if TYPE_CHECKING:
     from permafrost.store.reader import Store

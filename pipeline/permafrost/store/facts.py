@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from permafrost.core.errors import FileError, printable
 from permafrost.core.json_entries import EntryError, from_dict
@@ -24,6 +24,8 @@ T = TypeVar("T")
 FACTS_NAME = "facts.json"
 MAX_FACTS_BYTES = 2**26
 _WIDTH, _NAME_WIDTH = 80, 14
+Level = Literal["error", "warning", "note"]
+"""Level of a finding: an error stops `precompute`."""
 TYPED, ASSUMED, MEASURED, UNKNOWN = "typed", "assumed", "measured", "unknown"
 """Sources of facts, besides names of files and of what a value was read from."""
 
@@ -61,6 +63,13 @@ class FactSheet:
     def __getitem__(self, name: str) -> Fact:
         return next(fact for fact in self.facts if fact.name == name)
 
+    def rows(self) -> dict[str, str]:
+        """Return the text of each fact by its name, marked if it is doubtful, for tables."""
+        return {
+            fact.name: f"{'! ' * fact.is_doubtful}{fact.text()}{f'. {fact.doubt}' * bool(fact.doubt)}"
+            for fact in self.facts
+        }
+
     def lines(self) -> list[str]:
         """Return the lines, wrapped at 80 columns, with explanations of doubtful facts at the end."""
         lines = []
@@ -79,9 +88,11 @@ class FactSheet:
         """Return the lines as a value of a result, which begins a line of its own."""
         return "\n".join(["", *self.lines()])
 
-    def announce(self, log: logging.Logger) -> None:
-        """Log the sheet as one block."""
-        log.info("%s", self, extra={"is_block": True})
+
+def announce(sheets: Iterable[FactSheet]) -> None:
+    """Log sheets, each as one block."""
+    for sheet in sheets:
+        logger.info("%s", sheet, extra={"is_block": True})
 
 
 def _wrapped(head: str, text: str, indent: int | None = None) -> list[str]:
@@ -93,6 +104,32 @@ def _wrapped(head: str, text: str, indent: int | None = None) -> list[str]:
         subsequent_indent=inner,
         break_on_hyphens=False,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Problem with the data, or a note on something that can be understood in several ways."""
+
+    name: str
+    level: Level
+    """error: nothing is packed unless data.accept names it. warning: likely a mistake. note: what was understood."""
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFacts:
+    """Content of <store>/facts.json."""
+
+    source: str
+    records: dict[str, int]
+    """Number of records of each split."""
+    unlabeled: dict[str, int]
+    """Number of records without a label of each split."""
+    classes: int
+    records_of_classes: dict[str, tuple[int, ...]]
+    """Number of records of each class, by split; empty for more than 10,000 classes."""
+    sheet: FactSheet
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +161,8 @@ def read_facts_file(folder: AnyPath, build: Callable[[dict[str, object]], T]) ->
     except (DigestError, EntryError, FileError) as error:
         logger.warning("%s is damaged and is not shown: %s; it may be deleted", path, error)
         return None
+
+
+def read_data_facts(store: AnyPath) -> StoredFacts | None:
+    """Return the facts next to a store; None if the file is missing, or if it is damaged, which is logged."""
+    return read_facts_file(store, lambda values: from_dict(StoredFacts, values))

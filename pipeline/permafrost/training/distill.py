@@ -208,7 +208,7 @@ class StudentPlan(TrainingJob):
                 self.describe_work(),
             )
             with show_epochs("distill", self.trainer.epochs, self.records) as show:
-                progress = self.finish(show)
+                progress = self.finish(show, announces=True)
             return DistillResult(
                 student=folder,
                 trained_epochs=progress.epochs,

@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +24,7 @@ from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CHECKPOINT_NAME, RunFolder, read_cost, save_cost
 from permafrost.runs.mirrors import upload_mirror
 from permafrost.runs.trackers import TrackedRun
+from permafrost.store.facts import announce, read_sheets, write_sheets
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from permafrost.training.spec import TrainingSpec
 
 logger = logging.getLogger("permafrost.training")
-
-_FEW = 0.05
-"""Share of records that an epoch may leave out silently."""
 
 
 @dataclass(kw_only=True)
@@ -56,19 +53,6 @@ class TrainingProgress:
 def records_of_steps(rows: int, trainer: TrainerOptions, views_per_step: int = 1) -> int:
     """Return the number of records that the steps of an epoch over `rows` rows read, once for each view."""
     return rows // (trainer.batch_size // views_per_step) * trainer.batch_size
-
-
-@cache  # the students of a sweep have the same line
-def _announce_rest(rows: int, read: int, batch_size: int) -> None:
-    """Log how many records an epoch leaves out, if they are more than a few."""
-    if rows - read > _FEW * rows:
-        logger.info(
-            "epochs have whole batches of %d: each reads %d of the %d records, drawn anew; a smaller "
-            "trainer.batch_size= leaves out fewer",
-            batch_size,
-            read,
-            rows,
-        )
 
 
 class TrainingJob(Plan):
@@ -184,16 +168,20 @@ class TrainingJob(Plan):
         self,
         on_epoch: Callable[[int, str], None],
         distributed: DistributedContext | None = None,
+        *,
+        announces: bool = False,
     ) -> None:
         """Train to the last epoch, starting from the folder's checkpoint if there is one, and export the network.
 
         Args:
             on_epoch: Function that the first rank calls after each epoch with its number and a line of progress.
             distributed: Ranks that train together, None if this process trains alone.
+            announces: Log the facts about the training before its first step.
         """
         from permafrost.core.distributed import DistributedContext  # imports torch
         from permafrost.models.saved import save_model
         from permafrost.training.loop import train_to_end
+        from permafrost.training.training_sheet import training_sheets
 
         distributed = distributed or DistributedContext()
         self.prepare(distributed)
@@ -202,9 +190,10 @@ class TrainingJob(Plan):
             logger.warning("%s", spec.warning)
         records = records_of_steps(len(spec.dataset), spec.trainer, spec.views_per_step)
         if distributed.is_first:
-            _announce_rest(
-                len(spec.dataset), records // spec.views_per_step, spec.trainer.batch_size
-            )
+            sheets = training_sheets(self.options, spec, distributed)
+            write_sheets(self.folder, sheets)
+            if announces:
+                announce(sheets.values())
         started = time.monotonic()
 
         def count_cost(epoch: int, line: str) -> None:
@@ -225,11 +214,14 @@ class TrainingJob(Plan):
             save_model(self.folder, training.model, trained)
             upload_mirror(self.folder)  # this process may be on another machine than the command
 
-    def finish(self, on_epoch: Callable[[int, str], None]) -> TrainingProgress:
+    def finish(
+        self, on_epoch: Callable[[int, str], None], *, announces: bool = False
+    ) -> TrainingProgress:
         """Finish the training in this process, or on `trainer.ranks` of Ray Train.
 
         Args:
             on_epoch: Function that receives the number of each epoch and its line of progress.
+            announces: Log the facts about the training, on Ray after its last step.
 
         Returns:
             The progress of this call.
@@ -242,9 +234,11 @@ class TrainingJob(Plan):
             on_epoch(epoch, line)
 
         if self.trainer.ranks == 1:
-            self.train(count)
+            self.train(count, announces=announces)
         else:
             from permafrost.cluster.ray_training import train_on_ranks
 
             train_on_ranks(self, count)
+            if announces:
+                announce(read_sheets(self.folder).values())
         return progress

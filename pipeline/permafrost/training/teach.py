@@ -176,7 +176,7 @@ class TeacherPlan(TrainingJob):
             self.describe_work(),
         )
         with show_epochs("teach", self.trainer.epochs, self.records) as show:
-            return self.finish(show)
+            return self.finish(show, announces=True)
 
     def _evaluate(self) -> dict[str, Any]:
         """Return the metrics by split, which the tracker gets, too."""

@@ -39,7 +39,7 @@ from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
-from permafrost.store.facts import FactSheet
+from permafrost.store.facts import FactSheet, announce
 from permafrost.store.generations import appended_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
@@ -270,7 +270,7 @@ class PrecomputePlan(Plan):
                 options.data, listed, executor, self.path, files=limit, is_packed_next=True
             )
             preview = add_findings(preview)
-            preview.sheet().announce(logger)
+            announce([preview.sheet()])
             check_findings(preview)
             preview.write(self.path)
         packed = pack(plan, options, executor)

@@ -27,11 +27,12 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import DataConfig, NoDataConfig, PreviewConfig
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.records import Source
-from permafrost.sources.data_preview import Finding, Preview, preview_source
+from permafrost.sources.data_preview import Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
 from permafrost.sources.source import ListedData, list_data, named_repeats
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.facts import Finding
 from permafrost.store.generations import describe_changes
 from permafrost.store.listing import Listing, listing_files
 from permafrost.store.reader import Store
