@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from permafrost.config.data import ImageTableDataConfig
-from permafrost.sources.data_preview import read_preview
+from permafrost.store.facts import read_data_facts
 from permafrost.store.reader import Store
 from permafrost_findings.equal_images import EqualImages, equal_images
 from tests.support.image_sets import folder_config, image_bytes
@@ -38,7 +38,7 @@ def packed(tmp_path, seeds):
         precompute_config(tmp_path / "store", data=write_folder(tmp_path / "set", seeds))
     )
     store = Store(tmp_path / "store")
-    return {finding.name: finding for finding in read_preview(store.folder).findings}
+    return {finding.name: finding for finding in read_data_facts(store.folder).findings}
 
 
 def test_an_image_of_two_splits_is_named_with_both(tmp_path, caplog):
@@ -95,7 +95,7 @@ def test_an_unknown_label_is_no_other_class(tmp_path):
 
     precompute.run(precompute_config(tmp_path / "store", data=data))
 
-    names = {f.name for f in read_preview(Store(tmp_path / "store").folder).findings}
+    names = {f.name for f in read_data_facts(Store(tmp_path / "store").folder).findings}
     assert "equal_in_classes" not in names
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from permafrost.config.data import FINDINGS, ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import ConfigError
-from permafrost.sources.data_preview import read_preview
 from permafrost.sources.findings import DataError
+from permafrost.store.facts import read_data_facts
 from permafrost.store.reader import Store
 from permafrost_sources.options import WebDatasetDataConfig
 from tests.support.image_sets import image_bytes, write_images
@@ -1219,10 +1219,10 @@ def test_what_is_accepted_is_a_warning_and_is_kept_beside_the_store(tmp_path, ca
     with caplog.at_level("WARNING"):
         precompute.run(precompute_config(tmp_path / "store", data=accepting))
 
-    kept = read_preview(Store(tmp_path / "store").folder)
+    kept = read_data_facts(Store(tmp_path / "store").folder)
     assert [f.level for f in kept.findings if f.name == "other_things"] == ["warning"]
     assert any("other_things" in message for message in caplog.messages)
-    assert str(tmp_path) not in (tmp_path / "store/preview.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "store/facts.json").read_text()
 
 
 def test_a_name_of_no_finding_is_refused(tmp_path):

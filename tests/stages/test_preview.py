@@ -5,8 +5,8 @@ import json
 import pytest
 
 from permafrost.config.data import FINDINGS
-from permafrost.sources.data_preview import read_preview
 from permafrost.storage.files import file_at
+from permafrost.store.facts import read_data_facts
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from tests.support.image_sets import folder_config, write_images
@@ -73,10 +73,10 @@ def test_the_preview_beside_a_store_is_the_same_wherever_the_data_are(tmp_path):
         precompute.run(precompute_config(tmp_path / place / "store", data=data))
     first, second = (Store(tmp_path / place / "store") for place in ("a", "b/c"))
 
-    texts = [file_at(store.folder / "preview.json").read() for store in (first, second)]
+    texts = [file_at(store.folder / "facts.json").read() for store in (first, second)]
     assert texts[0] == texts[1]
     assert str(tmp_path) not in texts[0].decode()
-    assert read_preview(first.folder).records == {"train": 6}
+    assert read_data_facts(first.folder).records == {"train": 6}
 
 
 def test_nothing_is_previewed_where_nothing_is_packed(photos, tmp_path, monkeypatch):
@@ -92,22 +92,22 @@ def test_nothing_is_previewed_where_nothing_is_packed(photos, tmp_path, monkeypa
 )
 def test_a_damaged_preview_is_named_and_harms_nothing(photos, tmp_path, caplog, text):
     precompute.run(precompute_config(tmp_path / "store", data=folder_config(photos)))
-    (tmp_path / "store/preview.json").write_text(text)
+    (tmp_path / "store/facts.json").write_text(text)
 
     with caplog.at_level("WARNING"):
-        assert read_preview(Store(tmp_path / "store").folder) is None
+        assert read_data_facts(Store(tmp_path / "store").folder) is None
 
-    assert "preview.json is damaged" in caplog.text
+    assert "facts.json is damaged" in caplog.text
     (problem,) = verify_store(tmp_path / "store")
-    assert "preview.json is damaged" in problem
+    assert "facts.json is damaged" in problem
     assert "not part of the store" in problem
 
 
 def test_a_store_without_a_preview_is_whole(photos, tmp_path):
     precompute.run(precompute_config(tmp_path / "store", data=folder_config(photos)))
-    (tmp_path / "store/preview.json").unlink()
+    (tmp_path / "store/facts.json").unlink()
 
-    assert read_preview(Store(tmp_path / "store").folder) is None
+    assert read_data_facts(Store(tmp_path / "store").folder) is None
     assert list(verify_store(tmp_path / "store")) == []
 
 

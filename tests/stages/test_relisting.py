@@ -210,7 +210,7 @@ def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):
         precompute.run(config)
 
     names = {path.name for path in (tmp_path / "store").rglob("*")}
-    assert names == {".lock", "preview.json", "commits"}
+    assert names == {".lock", "facts.json", "commits"}
 
 
 def test_a_table_that_is_replaced_under_its_size_and_time_is_listed(tmp_path):

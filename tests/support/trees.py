@@ -1,14 +1,16 @@
 """Files of a folder and their bytes.
 
-A store's origin is left out: it is no part of the store, and differs between stores of the same data. The preview of
-its data is no part of it either, but is the same for the same data.
+A store's origin is left out: it is no part of the store, and differs between stores of the same data. The facts about
+its data and the thumbnails are no part of it either, but are the same for the same data.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from permafrost.store.commit import ORIGIN_NAME, PREVIEW_NAME
+from permafrost.store.commit import ORIGIN_NAME
+from permafrost.store.facts import FACTS_NAME
+from permafrost.store.thumbnails import THUMBNAILS_FOLDER
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:
@@ -20,7 +22,11 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """All nonempty files of stores below a folder, which excludes the lock, the origin and the preview."""
-    outside = (ORIGIN_NAME, PREVIEW_NAME)
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in outside)
+    """All nonempty files of stores below a folder, which excludes the lock, the origin, the facts and thumbnails."""
+    outside = (ORIGIN_NAME, FACTS_NAME)
+    files = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in outside and path.parent.name != THUMBNAILS_FOLDER
+    )
     return sorted(path for path in files if path.stat().st_size)

@@ -159,9 +159,11 @@ def _hits(
         return np.empty(0, bool)
     labels = labels_of_rows(store, rows).numpy()
     if many:
-        return np.equal(logits >= 0, labels == 1)[~np.isnan(labels)]
-    largest = values[TOP_CLASS][:, 0] if logits is None else logits.argmax(axis=1)
-    return np.equal(largest, labels)[labels != NO_LABEL]
+        hits = np.equal(values["logits"] >= 0, labels == 1)[~np.isnan(labels)]
+    else:
+        largest = values[TOP_CLASS][:, 0] if logits is None else logits.argmax(axis=1)
+        hits = np.equal(largest, labels)[labels != NO_LABEL]
+    return np.asarray(hits)
 
 
 def target_sheet(
