@@ -9,7 +9,7 @@ quality has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -57,8 +57,8 @@ class EqualImages:
     store: Store
     rows: NDArray[np.int64]
     """Rows with a copy, i64 [n]: one image after another."""
-    images: NDArray[np.int64]
-    """Number of the image of each of these rows, ascending, i64 [n]."""
+    images: NDArray[np.int32]
+    """Number of the image of each of these rows, ascending, i32 [n]."""
     similar: Pairs
     """Rows of different splits with similar images that are not equal."""
 
@@ -90,6 +90,11 @@ class Pairs:
     rows: NDArray[np.int64]
     """i64 [images, 2]."""
 
+    @classmethod
+    def of(cls, pairs: Sequence[Sequence[int]]) -> Pairs:
+        """Return pairs of rows."""
+        return cls(num_images=len(pairs), rows=np.array(pairs, np.int64).reshape(-1, 2))
+
 
 def equal_images(store: Store) -> EqualImages:
     """Find the rows of a store with equal images, and pairs of rows of different splits with similar ones.
@@ -102,37 +107,58 @@ def equal_images(store: Store) -> EqualImages:
     table = np.frombuffer(digests.buffers()[1], np.uint8).reshape(-1, 32)[digests.offset :]
     heads = table[: len(digests), :8].copy().view(np.uint64).ravel()
 
-    def have_equal_bytes(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
-        is_equal = heads[one] == heads[other]
-        is_equal[is_equal] = (table[one[is_equal]] == table[other[is_equal]]).all(1)
-        return np.asarray(is_equal)
-
-    equal = neighbor_pairs(heads, have_equal_bytes)
-    similar = np.empty((0, 2), np.int64)
+    order = np.argsort(heads, kind="stable")
+    is_pair = np.zeros(max(len(order) - 1, 0), bool)
+    for start in range(0, len(is_pair), _BLOCK_ROWS):
+        block = order[start : start + _BLOCK_ROWS + 1]
+        at = np.flatnonzero(heads[block[1:]] == heads[block[:-1]])
+        is_pair[start + at] = (table[block[at]] == table[block[at + 1]]).all(1)
+    has_copy = np.zeros(len(order), bool)
+    has_copy[:-1] |= is_pair
+    has_copy[1:] |= is_pair
+    images = np.zeros(len(order), np.int32)
+    np.cumsum(~is_pair, out=images[1:])
+    rows, images = order[has_copy], images[has_copy]
     hashes = _hashes_of(store)
-    if hashes is not None:
-        exact, means = hashes
-        candidates = neighbor_pairs(
-            exact, lambda a, b: (exact[a] == exact[b]) & (heads[a] != heads[b])
-        )
-        compared = candidates[:_MAX_DECODED]
-        is_equal = np.array([_have_equal_pixels(store, *pair) for pair in compared.tolist()], bool)
-        equal = np.concatenate([equal, compared[is_equal]])
-        shards = _splits_of(store, np.arange(store.index.num_rows))
-        pairs = similar_pairs(means, lambda a, b: shards[a] != shards[b])
-        similar = pairs[_are_similar(_thumbnails_of(store, pairs), pairs)]
-    # Pairs that share rows are one image.
-    rows, places = np.unique(equal, return_inverse=True)
-    images = connected(places.reshape(-1, 2), len(rows))
+    if hashes is None:
+        return EqualImages(store=store, rows=rows, images=images, similar=Pairs.of([]))
+    exact, means = hashes
+    candidates = neighbor_pairs(exact, lambda a, b: (exact[a] == exact[b]) & (heads[a] != heads[b]))
+    del order, is_pair, has_copy
+    compared = candidates[:_MAX_DECODED].tolist()
+    of_pixels = [pair for pair in compared if _have_equal_pixels(store, *pair)]
+    rows, images = _joined(rows, images, np.array(of_pixels, np.int64).reshape(-1, 2))
+    splits = _splits_of(store, np.arange(store.index.num_rows))
+    pairs = similar_pairs(means, lambda a, b: splits[a] != splits[b])
+    pairs = pairs[_are_similar(_thumbnails_of(store, pairs), pairs)]
+    image_of = dict(zip(rows.tolist(), images.tolist(), strict=True)) if len(pairs) else {}
+    similar = [
+        [one, other]
+        for one, other in pairs.tolist()
+        if image_of.get(one, one) != image_of.get(other, -1)
+    ]
+    return EqualImages(store=store, rows=rows, images=images, similar=Pairs.of(similar))
+
+
+def _joined(
+    rows: NDArray[np.int64], images: NDArray[np.int32], pairs: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return rows and their images, with pairs of rows that are one image, too."""
+    if not len(pairs):
+        return rows, images
+    alone = np.setdiff1d(pairs, rows)
+    most = int(images.max(initial=-1)) + 1
+    rows = np.concatenate([rows, alone])
+    images = np.concatenate([images, most + np.arange(len(alone), dtype=np.int32)])
+    place = np.argsort(rows, kind="stable")
+    ends = images[place[np.searchsorted(rows, pairs, sorter=place)]]
+    groups = np.arange(int(images.max()) + 1, dtype=np.int32)
+    for _ in ends:  # each round joins one more pair of a chain at least
+        lowest = groups[ends].min(axis=1)
+        np.minimum.at(groups, ends.ravel(), lowest.repeat(2))
+    images = groups[images]
     order = np.argsort(images, kind="stable")
-    copies = set(map(tuple, np.sort(equal, axis=1).tolist())) if len(similar) else set()
-    similar = np.array([pair for pair in similar.tolist() if tuple(pair) not in copies], np.int64)
-    return EqualImages(
-        store=store,
-        rows=rows[order],
-        images=images[order],
-        similar=Pairs(num_images=len(similar), rows=similar.reshape(-1, 2)),
-    )
+    return rows[order], images[order]
 
 
 _Rows: TypeAlias = NDArray[np.int64]
@@ -197,6 +223,8 @@ def _hashes_of(store: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | 
         if thumbnails is None:
             return None
         parts.append(hash_thumbnails(thumbnails))
+    if not parts:
+        return None
     exact, means = zip(*parts, strict=True)
     return np.concatenate(exact), np.concatenate(means)
 
@@ -233,18 +261,6 @@ def _have_equal_pixels(store: Store, *rows: int) -> bool:
         except UserError:
             return False
     return bool(np.array_equal(pictures[0], pictures[1]))
-
-
-def connected(pairs: _Rows, count: int) -> _Rows:
-    """Return the number of each row's group, i64 [count], where pairs i64 [n, 2] of rows are in one group."""
-    groups = np.arange(count)
-    while True:
-        lowest = groups.copy()
-        np.minimum.at(lowest, pairs.ravel(), groups[pairs].min(axis=1).repeat(2))
-        lowest = lowest[lowest]
-        if (lowest == groups).all():
-            return np.asarray(np.unique(groups, return_inverse=True)[1])
-        groups = lowest
 
 
 # ---- rules -----------------------------------------------------------------------------------------

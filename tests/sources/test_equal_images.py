@@ -1,4 +1,4 @@
-"""Findings of a packed store about images with equal bytes."""
+"""Findings about equal and similar images, of packed stores and of previews."""
 
 import hashlib
 import tracemalloc
@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.store.facts import read_data_facts
 from permafrost.store.reader import Store
-from permafrost_findings.equal_images import EqualImages, equal_images
+from permafrost_findings.equal_images import EqualImages, Pairs, equal_images
 from tests.support.image_sets import folder_config, image_bytes
+from tests.support.previews import preview_of
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -99,6 +101,101 @@ def test_an_unknown_label_is_no_other_class(tmp_path):
     assert "equal_in_classes" not in names
 
 
+# ---- copies in other bytes ---------------------------------------------------------------------------
+
+
+def scene(seed):
+    """Smooth picture with contrast, 96x64."""
+    coarse = np.random.default_rng(seed).integers(40, 200, (4, 6, 3), np.uint8)
+    return Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC)
+
+
+def write_scenes(root, *copies):
+    """Write 20 scenes to train and 20 others to test, and each of `copies`: (name in test, picture, options)."""
+    scenes = [
+        (f"{split}/{c}/{i}.png", scene(base + i), {})
+        for split, base in (("train", 0), ("test", 100))
+        for c in "ab"
+        for i in range(10 * (c == "b"), 10 + 10 * (c == "b"))
+    ]
+    for name, picture, options in [*scenes, *copies]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(root / name, **options)
+    return folder_config(root)
+
+
+def brighter(picture):
+    return picture.point(lambda value: value + 20)
+
+
+COPIES = {
+    "another format": (lambda p: p, "bmp", {}, "equal_in_splits"),
+    "another compression": (lambda p: p, "png", {"compress_level": 1}, "equal_in_splits"),
+    "half size": (lambda p: p.resize((48, 32)), "png", {}, "similar_in_splits"),
+    "low quality": (lambda p: p, "jpg", {"quality": 50}, "similar_in_splits"),
+    "other brightness": (brighter, "png", {}, "similar_in_splits"),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_train_pictures_saved_again_in_test_are_found(tmp_path, kind):
+    change, suffix, options, expected = COPIES[kind]
+    copies = [(f"test/a/copy{i}.{suffix}", change(scene(i)), options) for i in range(5)]
+    data = write_scenes(tmp_path / "set", *copies)
+
+    preview = preview_of(data)
+    precompute.run(precompute_config(tmp_path / "store", data=data))
+
+    facts = read_data_facts(Store(tmp_path / "store").folder)
+    message = next(f.message for f in facts.findings if f.name == expected)
+    assert "(5" in message
+    assert "test/a/copy" in message
+    assert "train/a/" in message
+    assert facts.sheet["equal images"].findings[0] == expected
+    (sampled,) = [f for f in preview.findings if f.name == "equal_in_sample"]
+    assert "5 pairs among the 45 that were decoded" in sampled.message
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda i: scene(500 + i),  # other scenes
+        lambda i: scene(i).rotate(180),
+        lambda i: Image.new("RGB", (96, 64), (100 + i, 90, 80)),  # flat pictures
+    ],
+)
+def test_other_pictures_are_not_similar(tmp_path, other):
+    data = write_scenes(
+        tmp_path / "set", *[(f"test/a/other{i}.png", other(i), {}) for i in range(5)]
+    )
+    data = write_scenes(
+        tmp_path / "set",
+        *[
+            (f"train/a/flat{i}.png", Image.new("RGB", (96, 64), (100 + i, 91, 80)), {})
+            for i in range(5)
+        ],
+    )
+
+    precompute.run(precompute_config(tmp_path / "store", data=data))
+
+    facts = read_data_facts(Store(tmp_path / "store").folder)
+    assert not {"equal_in_splits", "similar_in_splits"} & {f.name for f in facts.findings}
+    assert facts.sheet["equal images"].value.startswith("in several splits 0, similar 0")
+
+
+def test_a_store_without_thumbnails_compares_bytes(tmp_path):
+    data = write_scenes(
+        tmp_path / "set", ("test/a/copy.png", scene(3), {}), ("test/a/copy.bmp", scene(4), {})
+    )
+    precompute.run(precompute_config(tmp_path / "store", data=data))
+    store = Store(tmp_path / "store")
+    assert len(equal_images(store).rows) == 4
+
+    next((tmp_path / "store/thumbnails").iterdir()).write_bytes(b"cut")
+
+    assert len(equal_images(store).rows) == 2
+
+
 # ---- the search --------------------------------------------------------------------------------------
 
 
@@ -107,7 +204,7 @@ def store_of(digests):
     column = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(32), len(digests), [None, pa.py_buffer(np.ascontiguousarray(digests))]
     )
-    return SimpleNamespace(index=SimpleNamespace(image_digests=lambda: column))
+    return SimpleNamespace(index=SimpleNamespace(image_digests=lambda: column), shards=[])
 
 
 @pytest.mark.parametrize("block", [1, 3, 65_536])
@@ -142,7 +239,10 @@ def test_digests_that_only_begin_alike_are_not_equal():
 
 def test_a_difference_between_two_of_three_copies_is_one_image():
     equal = EqualImages(
-        store=None, rows=np.array([4, 5, 6, 8, 9]), images=np.array([0, 0, 0, 1, 1], np.int32)
+        store=None,
+        rows=np.array([4, 5, 6, 8, 9]),
+        images=np.array([0, 0, 0, 1, 1], np.int32),
+        similar=Pairs.of([]),
     )
 
     pairs = equal.differ(np.array([0, 1, 0, 1, 1]))

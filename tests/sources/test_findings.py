@@ -1157,6 +1157,40 @@ def appended(root, *, size=(12, 16), highest=255, folder="cat", copies=False):
     return data, str(root / "store")
 
 
+def pictures(root, **folders):
+    """Write 20 pictures of noise to each folder, of (width, height) and around a brightness."""
+    random = np.random.default_rng(0)
+    for name, (size, brightness) in folders.items():
+        (root / name.replace("_", "/")).mkdir(parents=True)
+        for i in range(20):
+            level = brightness + random.integers(-30, 30)
+            noise = np.clip(random.normal(level, 20, (*size[::-1], 3)), 0, 255)
+            Image.fromarray(noise.astype(np.uint8)).save(root / name.replace("_", "/") / f"{i}.png")
+    return ImageFolderDataConfig(path=str(root))
+
+
+@case("strips", "warning")
+def long_and_narrow(root):
+    return pictures(root, train_cat=((100, 10), 120), train_dog=((10, 100), 120))
+
+
+@case("strips", None)
+def photographs(root):
+    return pictures(root, train_cat=((40, 30), 120), train_dog=((30, 40), 120))
+
+
+@case("brightness_of_splits", "warning")
+def a_dark_test_split(root):
+    return pictures(root, train_cat=((24, 24), 150), test_cat=((24, 24), 60))
+
+
+@case("brightness_of_splits", None)
+def a_dark_class(root):
+    sides = {"cat": 150, "dog": 60}
+    names = [(split, name) for split in ("train", "test") for name in sides]
+    return pictures(root, **{f"{split}_{name}": ((24, 24), sides[name]) for split, name in names})
+
+
 @case("new_classes", "note")
 def a_class_that_the_store_has_not(root):
     return appended(root, folder="cow")

@@ -323,14 +323,14 @@ def describe_outputs(
     # Equal logits have no differences to lose.
     shares = spacing.astype(np.float64)[spread > 0] / spread[spread > 0]
     are_known = not has_many(labels) and logits.shape[1] == num_classes
-    form = _form(logits)
     entropy, _ = spread_of(np.asarray(log_softmax(logits, axis=1)))
-    is_spread = form == "logits" and not has_many(labels)
     known = (labels != NO_LABEL).numpy() if are_known else np.zeros(len(logits), bool)
     return {
         "records": len(logits),
-        "form": form,
-        "doubt": describe_spread(entropy, logits.shape[1], 1.0, len(logits)) if is_spread else "",
+        "form": _form(logits),
+        "doubt": ""
+        if has_many(labels)
+        else describe_spread(entropy, logits.shape[1], 1.0, len(logits)),
         "is_constant": bool(np.ptp(logits, axis=0).max() <= _ROUNDING * largest.max()),
         "is_within_unit": bool((logits >= 0).all() and (logits <= 1).all()),
         "spacing": float(np.median(shares)) if len(shares) else 0.0,

@@ -48,7 +48,7 @@ class TargetSample:
 def spread_of(log_probs: NDArray[np.float64]) -> tuple[float, float]:
     """Return the mean entropy in nats and the mean largest probability of distributions [n, K]."""
     probs = np.exp(log_probs)
-    terms = np.where(probs > 0, probs * log_probs, 0)
+    terms = probs * np.where(probs > 0, log_probs, 0)
     return float(-terms.sum(axis=1).mean()), float(probs.max(axis=1).mean())
 
 
