@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from permafrost.sources.data_preview import Preview, Remark
     from permafrost.store.reader import Store
 
-_BLOCK_ROWS = 65_536
+_BLOCK_ROWS, _BLOCK_PAIRS = 65_536, 4096
 _NAMED = 3
 _COPIES, _MOSTLY_COPIES = 0.01, 0.5
 """Minimum fractions of all records for a note and a warning about copies."""
@@ -244,10 +244,15 @@ def _thumbnails_of(store: Store, pairs: _Rows) -> NDArray[np.uint8]:
 
 def _are_similar(thumbnails: NDArray[np.uint8], pairs: _Rows) -> NDArray[np.bool_]:
     """Return which pairs of thumbnails u8 [n, 2, 256] are nearly the same, and not flat."""
-    values = thumbnails.reshape(len(pairs), 2, THUMBNAIL_SIDE**2).astype(np.float32)
-    values -= values.mean(axis=2, keepdims=True)
-    difference = np.abs(values[:, 0] - values[:, 1]).mean(1)
-    return np.asarray((difference <= _MAX_MEAN) & (values.std(axis=2).min(axis=1) >= _MIN_CONTRAST))
+    is_similar = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), _BLOCK_PAIRS):
+        block = slice(start, start + _BLOCK_PAIRS)
+        values = thumbnails[block].astype(np.float32)
+        values -= values.mean(axis=2, keepdims=True)
+        difference = np.abs(values[:, 0] - values[:, 1]).mean(1)
+        is_flat = values.std(axis=2).min(axis=1) < _MIN_CONTRAST
+        is_similar[block] = (difference <= _MAX_MEAN) & ~is_flat
+    return is_similar
 
 
 def _have_equal_pixels(store: Store, *rows: int) -> bool:

@@ -119,7 +119,7 @@ def test_facts_of_a_pass_are_written_once_and_measured_without_the_file(frozen, 
 def test_normalization_that_nobody_named_is_marked(tmp_path, tiny_teacher, frozen):
     assumed = store_facts(frozen)["teacher"]["normalization"]
     assert assumed.source == "assumed"
-    assert "teacher.mean= and teacher.std= were not typed" in assumed.doubt
+    assert "teacher.mean= and teacher.std= were not typed" in assumed.warning
     config = precompute_config(
         tmp_path / "store", tiny_teacher, command=("precompute", "teacher.mean=[0.485,0.456,0.406]")
     )
@@ -127,7 +127,7 @@ def test_normalization_that_nobody_named_is_marked(tmp_path, tiny_teacher, froze
     made = precompute.run(config)
 
     typed = made.facts["teacher"]["normalization"]
-    assert (typed.source, typed.doubt) == ("typed", "")
+    assert (typed.source, typed.warning) == ("typed", "")
     assert typed.value == assumed.value == "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
 
 

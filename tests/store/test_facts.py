@@ -9,7 +9,7 @@ DOUBTFUL = Fact(
     name="normalization",
     value="mean 0.485 0.456 0.406, std 0.229 0.224 0.225, of a network with a long name",
     source="assumed",
-    doubt="nobody typed it, and a network that was trained with others gives other outputs than these",
+    warning="nobody typed it, and a network that was trained with others gives other outputs than these",
 )
 FROM_FINDING = Fact(name="brightness", value="train 120", source="500 decoded", findings=("dim",))
 SHEET = FactSheet(subject="data", facts=(PLAIN, DOUBTFUL, FROM_FINDING))

@@ -79,7 +79,7 @@ class TeacherCheck:
     """Label of each record, empty without single labels of the teacher's classes."""
     predicted: list[int]
     """Class of the largest logit of each of these records."""
-    doubt: str = ""
+    warning: str = ""
     """What is doubtful about the spread of the softmax of the logits."""
     maps: int = 0
     """Number of maps."""
@@ -120,12 +120,12 @@ class TeacherCheck:
                 "all outputs of the teacher are between 0 and 1, which logits rarely are: remove the sigmoid at its "
                 "end, if it has one"
             )
-        for doubt in (
-            self.doubt,
+        for warning in (
+            self.warning,
             describe_empty(self.constant_maps / max(self.maps, 1), self.maps),
         ):
-            if doubt:
-                logger.warning("%s (in a sample of %d records)", doubt, self.records)
+            if warning:
+                logger.warning("%s (in a sample of %d records)", warning, self.records)
         if self.grid and min(self.grid) < _FEW_CELLS:
             logger.warning(
                 "the teacher's maps have %dx%d cells, in which hardly anything can be located; set a larger "
@@ -328,7 +328,7 @@ def describe_outputs(
     return {
         "records": len(logits),
         "form": _form(logits),
-        "doubt": ""
+        "warning": ""
         if has_many(labels)
         else describe_spread(entropy, logits.shape[1], 1.0, len(logits)),
         "is_constant": bool(np.ptp(logits, axis=0).max() <= _ROUNDING * largest.max()),

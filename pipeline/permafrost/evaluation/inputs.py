@@ -435,7 +435,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     network = Network(student, store.manifest.classes, "student")
     described = network.describe()
     for fact in normalization_facts(network, config.command):
-        logger.info("%s: %s%s", fact.name, fact.text(), f". {fact.doubt}" * bool(fact.doubt))
+        logger.info("%s: %s%s", fact.name, fact.text(), f". {fact.warning}" * bool(fact.warning))
     of_features = [name for name in EVALUATORS if not EVALUATORS[name].reads_outputs]
     reading = [name for name in config.requested_evaluators if name not in of_features]
     require(

@@ -23,7 +23,7 @@ _SHARDS_OF_SPLIT, _ROWS_OF_SHARD = 4, 512
 FLAT, FLAT_AT_TAU, SURE = 0.9, 0.99, 1e-3
 """Mean entropy from which targets are flat, as a part of ln K at tau=1 and at another temperature, and mean entropy in
 nats below which they say hardly more than labels."""
-MANY_EMPTY = 0.5
+MAX_EMPTY = 0.5
 """Share of empty maps from which it is doubtful."""
 _MIN_RECORDS = 8
 
@@ -72,7 +72,7 @@ def describe_spread(entropy: float, classes: int, tau: float, records: int) -> s
 
 def describe_empty(share: float, maps: int) -> str:
     """Say that a share of empty maps is doubtful; empty if it is not."""
-    if share < MANY_EMPTY or maps < _MIN_RECORDS:
+    if share < MAX_EMPTY or maps < _MIN_RECORDS:
         return ""
     return (
         f"{share:.0%} of the maps are empty, and teach nothing: the class is not visible in the explained layer, or "
@@ -204,7 +204,7 @@ def target_sheet(
                 name="entropy",
                 value=f"{entropy:.3g} of {np.log(max(classes, 1)):.3g} nats in the mean, at tau={tau:g}",
                 source=source,
-                doubt=describe_spread(entropy, classes, tau, len(joined)),
+                warning=describe_spread(entropy, classes, tau, len(joined)),
             ),
             Fact(
                 name="largest p", value=f"{largest:.3g} in the mean, at tau={tau:g}", source=source
@@ -286,7 +286,7 @@ def _map_facts(teacher: TeacherPass, samples: list[TargetSample], source: str) -
         name="empty maps",
         value=f"{share:.1%} of {len(is_empty):,}{worst}",
         source=source,
-        doubt=describe_empty(share, len(is_empty)),
+        warning=describe_empty(share, len(is_empty)),
     )
 
 

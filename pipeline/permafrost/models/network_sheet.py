@@ -111,13 +111,13 @@ def normalization_facts(network: Network, command: Sequence[str]) -> Iterator[Fa
     except UserError:  # of a network that has none, which is refused elsewhere
         return
     stated = PUBLISHED if is_published(config.weights) else ASSUMED
-    defaults = type(config)(name=config.name) if type(config).mean is not None else None
-    if defaults is not None and (config.mean, config.std) != (defaults.mean, defaults.std):
+    defaults = type(config).mean, type(config).std
+    if None not in defaults and (config.mean, config.std) != defaults:
         stated = TYPED
     source = _source(network, ("mean", "std"), command, stated)
-    doubt = ""
+    warning = ""
     if source == ASSUMED and config.weights not in (RANDOM, None):
-        doubt = (
+        warning = (
             f"{section}.mean= and {section}.std= were not typed, and the weights do not name them; a network that was "
             "trained with others gives other outputs, often without a loss of accuracy"
         )
@@ -125,7 +125,7 @@ def normalization_facts(network: Network, command: Sequence[str]) -> Iterator[Fa
         f"{name} {' '.join(f'{value:.4g}' for value in values)}"
         for name, values in (("mean", mean), ("std", std))
     )
-    yield Fact(name="normalization", value=text, source=source, doubt=doubt)
+    yield Fact(name="normalization", value=text, source=source, warning=warning)
 
 
 def trained_on(config: ModelConfig, store: Store) -> str:

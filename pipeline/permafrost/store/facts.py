@@ -37,7 +37,7 @@ class Fact:
     name: str
     value: str
     source: str
-    doubt: str = ""
+    warning: str = ""
     """Why it may be wrong, with the fix; empty for a fact that is plain, or that findings explain."""
     findings: tuple[str, ...] = ()
     """Names of the findings that are about it."""
@@ -45,7 +45,7 @@ class Fact:
     @property
     def is_doubtful(self) -> bool:
         """True if it is marked."""
-        return bool(self.doubt or self.findings)
+        return bool(self.warning or self.findings)
 
     def text(self) -> str:
         """Return the value, its source in brackets, and the names of its findings."""
@@ -66,7 +66,7 @@ class FactSheet:
     def rows(self) -> dict[str, str]:
         """Return the text of each fact by its name, marked if it is doubtful, for tables."""
         return {
-            fact.name: f"{'! ' * fact.is_doubtful}{fact.text()}{f'. {fact.doubt}' * bool(fact.doubt)}"
+            fact.name: f"{'! ' * fact.is_doubtful}{fact.text()}{f'. {fact.warning}' * bool(fact.warning)}"
             for fact in self.facts
         }
 
@@ -77,8 +77,8 @@ class FactSheet:
             mark = "!" if fact.is_doubtful else " "
             lines += _wrapped(f"{mark} {fact.name:{_NAME_WIDTH}}", fact.text())
         for fact in self.facts:
-            if fact.doubt:
-                lines += _wrapped(f"! {fact.name}: ", printable(fact.doubt), 4)
+            if fact.warning:
+                lines += _wrapped(f"! {fact.name}: ", printable(fact.warning), 4)
         return lines
 
     def __str__(self) -> str:

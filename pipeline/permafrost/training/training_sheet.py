@@ -48,7 +48,7 @@ def training_sheets(
         sheets.append(
             target_sheet(
                 first,
-                split=split_of(options),
+                split=_split_of(options),
                 tau=tau,
                 trained_on=UNKNOWN if before is None else before["trained on"].value,
             )
@@ -74,7 +74,7 @@ def _facts(
         views = "stored ones" if spec.replays else ", ".join(kinds) or "none: whole frames"
         height, width = spec.input_size
         yield Fact(name="views", value=f"{views}; {width}x{height}", source="augment")
-    split, whole = split_of(options), dataset.store.num_records(split_of(options))
+    split, whole = _split_of(options), dataset.store.num_records(_split_of(options))
     rows = len(dataset)
     left = f"; {whole - rows:,} left out" if whole > rows else ""
     yield Fact(name="records", value=f"{rows:,} of split {split}{left}", source="store, subset")
@@ -87,7 +87,7 @@ def _facts(
         value=f"{steps:,} an epoch of {trainer.batch_size}{each}, {trainer.epochs:,} epochs; an epoch leaves out "
         f"{rest:,} records, drawn anew",
         source="trainer",
-        doubt="a smaller trainer.batch_size= leaves out fewer" if rest > _FEW * rows else "",
+        warning="a smaller trainer.batch_size= leaves out fewer" if rest > _FEW * rows else "",
     )
     yield Fact(
         name="loss",
@@ -96,7 +96,7 @@ def _facts(
     )
 
 
-def split_of(options: DistillConfig | TeachConfig) -> str:
+def _split_of(options: DistillConfig | TeachConfig) -> str:
     """Return the split that a training reads."""
     return options.split if isinstance(options, DistillConfig) else options.teaching.split
 
