@@ -636,6 +636,71 @@ def classes_and_places(root):
     return table(root, columns, label="y", group=("y", "place"), test_fraction=0.3)
 
 
+def findings_of_lungs(root, none, more=()):
+    cells = ["Edema|Mass", "Mass|Nodule", "Edema", "Nodule", *more, none, none]
+    return table(root, {"tags": cells * 2}, label=None, labels="tags")
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_no_finding(root):
+    return findings_of_lungs(root, "No Finding")
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_health_in_another_language(root):
+    return findings_of_lungs(root, "ohne_Befund")
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_none_in_columns(root):
+    columns = {"edema": [1, 1, 0, 0], "mass": [1, 0, 0, 0], "background": [0, 0, 1, 1]}
+    return table(root, columns, label=None, labels=tuple(columns))
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_any_name_that_always_stands_alone(root):
+    cells = ["a|b", "b|c", "c|a", "b"] * 10 + ["HC"] * 20
+    return table(root, {"tags": cells}, label=None, labels="tags")
+
+
+@case("labels_of_nothing", None)
+def an_empty_list_for_no_finding(root):
+    return findings_of_lungs(root, "[]")
+
+
+@case("labels_of_nothing", None)
+def a_few_records_of_a_rare_label(root):
+    return findings_of_lungs(root, "Hernia")
+
+
+@case("labels_of_nothing", None)
+def a_normal_picture_from_the_front(root):
+    return findings_of_lungs(root, "Normal|frontal", ["Edema|frontal"])
+
+
+@case("labels_of_nothing", None)
+def a_healthy_class_of_records_with_one_label(root):
+    return table(root, {"label": ["healthy", "ill"] * 5})
+
+
+@case("blank_groups", "warning")
+def patients_without_a_name(root):
+    columns = {"label": ["a", "b"] * 4, "patient": ["p", "p", "NA", "", "q", "q", "r", "r"]}
+    return table(root, columns, group=("patient",))
+
+
+@case("blank_groups", "warning")
+def patients_of_some_samples_of_a_tar(root):
+    names = {f"{n}.jpg": image_bytes(n) for n in range(4)}
+    groups = {f"{n}.json": json.dumps({"label": 0, "group": n}) for n in range(3)}
+    return tars(root, dict(sorted((names | groups).items())))
+
+
+@case("blank_groups", None)
+def patients_of_all_rows(root):
+    return table(root, {"label": ["a", "b"], "patient": ["p", "q"]}, group=("patient",))
+
+
 @case("numbered_folders", "warning")
 def folders_0_to_11(root):
     return folder(root, *images_of(*map(str, range(12)), count=1))

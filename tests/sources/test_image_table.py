@@ -132,11 +132,19 @@ def test_groups_number_the_combinations_the_first_column_slowest(make_table):
     assert [record.group for record in one.records()] == [1, 0, 2]
 
 
-def test_more_groups_than_an_index_can_number_are_refused(make_table):
-    source = make_table({"a": [0, 1, 10**9], "b": [0, 1, 2]}, group=("a", "b"))
+def test_groups_of_large_numbers_are_numbered_by_what_there_is(make_table):
+    columns = {"a": [2**31, 10**17, 2**31], "b": [0, 2, 0]}
 
-    with pytest.raises(ConfigError, match=r"data\.group=\['a', 'b'\] results in more than"):
-        list(source.records())
+    for group in (("a",), ("a", "b")):
+        groups = [record.group for record in make_table(columns, group=group).records()]
+        assert groups[0] == groups[2]
+        assert sorted({*groups}) == [0, 1]
+
+
+def test_a_word_for_an_unknown_value_is_no_group(make_table):
+    source = make_table({"who": ["NA", "", "a"], "site": [1, 1, 1]}, group=("site", "who"))
+
+    assert [record.group for record in source.records()] == [NO_GROUP, NO_GROUP, 1]
 
 
 def test_boxes_are_in_pixels_and_have_the_records_label_or_their_own(make_table):

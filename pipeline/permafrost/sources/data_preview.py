@@ -299,6 +299,8 @@ class GroupCounts:
     """Number of groups with records in more than one split."""
     examples: tuple[str, ...]
     """Records of the first shared group, one for each split: their keys and splits."""
+    blank: str = ""
+    """Key of the first record without a group."""
 
 
 def count_groups(listing: Listing) -> GroupCounts:
@@ -319,7 +321,11 @@ def count_groups(listing: Listing) -> GroupCounts:
             for key, row in zip(keys, rows[places], strict=True)
         ]
     return GroupCounts(
-        groups=len(numbers), records=len(rows), shared=len(shared), examples=tuple(examples)
+        groups=len(numbers),
+        records=len(rows),
+        shared=len(shared),
+        examples=tuple(examples),
+        blank="".join(map(unquote, listing.keys(np.flatnonzero(groups == NO_GROUP)[:1]))),
     )
 
 
