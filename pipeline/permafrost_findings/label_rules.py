@@ -14,6 +14,7 @@ from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
 from permafrost.sources.image_folder import EMPTY_FOLDERS
 from permafrost.sources.image_table import JOINED, NUMBERED, SEPARATED
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
+from permafrost.sources.several_files import absent_parts
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.table_files import UNKNOWN_CELLS
 from permafrost.sources.tally import BOXES, REST
@@ -93,6 +94,12 @@ def find_numbered_folders(preview: Preview) -> Iterator[Remark]:
     if not (is_of_folders or preview.source == "webdataset") or preview.data_classes is not None:
         return
     names = preview.classes
+    for name, absent in absent_parts(names) if is_of_folders else ():
+        yield (
+            "note",
+            f"class folders are numbered, but {quote(name)} is absent ({absent:,} in all), so that labels of those "
+            "after it are smaller than their numbers; data.classes=<file> with all names would keep a class for it",
+        )
     if not names or any(to_number(name) is None for name in names):
         return
     odd = [name for name in names if str(to_number(name)) != name and not has_leading_zero(name)]
@@ -442,7 +449,7 @@ def find_missing_labels(preview: Preview) -> Iterator[Remark]:
         hints.append(f"keys of their .json are {shorten(keys, 10)} (data.label_key chooses one)")
     there = f"; {'; '.join(hints)}" if hints else ""
     if preview.source == "webdataset":
-        there += ". Labels are read from .cls, and from data.label_key in .json"
+        there += ". Labels are read from the only .cls, and from data.label_key in .json"
     if unlabeled < preview.num_records:
         counts = ", ".join(
             f"{split} {count:,}" for split, count in sorted(preview.counts.unlabeled.items())

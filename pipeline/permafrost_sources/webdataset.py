@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -66,6 +66,8 @@ from permafrost_sources.tar_members import (
 MASK_SUFFIX = "mask.png"
 _MAX_LABEL_BYTES = 2**22
 """Largest size of a sample's .cls or .json."""
+
+_NAMED_MEMBERS = 12
 
 # Topics of the tally of tars.
 NUMBERED_TARS = "tars whose labels are numbers"
@@ -238,9 +240,15 @@ class WebDatasetSource(ImageSource):
         }
         file = self._open(name)
         for sample, members in list_samples(self.tars[name], self.tally):
-            images = [suffix for suffix in members if is_image_suffix(suffix)]
+            images = _images_of(members)
             if len(images) != 1:
-                raise ConfigError(self._describe_sample(name, sample, members, len(images)))
+                raise ConfigError(self._describe_sample(name, sample, members, images))
+            # Members may be named after their image, as in s.input.jpg and s.input.json.
+            is_named_after = "." in images[0]
+            for kind in ("cls", "json", MASK_SUFFIX) if is_named_after else ("cls",):
+                found = [suffix for suffix in members if suffix.endswith(f".{kind}")]
+                if kind not in members and len(found) == 1:
+                    members[kind] = members.pop(found[0])
             mask = members.get(MASK_SUFFIX)
             image = members[images[0]]
             record = Record(
@@ -261,13 +269,18 @@ class WebDatasetSource(ImageSource):
             yield labeled
 
     def _describe_sample(
-        self, name: str, sample: str, members: dict[str, Member], images: int
+        self, name: str, sample: str, members: dict[str, Member], images: list[str]
     ) -> str:
-        """Describe a sample without exactly one image, and its cause if the tar is not sorted."""
+        """Describe a sample without exactly one image, and its cause: further dots, or a tar that is not sorted."""
         text = (
-            f"{self.tars[name]}: sample {quote(sample)} has {images} images among its members "
-            f"{', '.join(members)}; it needs exactly one"
+            f"{self.tars[name]}: sample {quote(sample)} has {len(images)} images among its members "
+            f"{', '.join([*members][:_NAMED_MEMBERS])}; it needs exactly one"
         )
+        if any("." in suffix for suffix in images):
+            return (
+                f"{text}. A sample's name ends at its first dot: if these are several samples, write other dots as _; "
+                "if they are one, leave out all images but one"
+            )
         if images or not has_scattered_samples(self.tars[name]):
             return text
         return (
@@ -536,6 +549,13 @@ class WebDatasetSource(ImageSource):
             "student's batches: pack it again with data.reference=never",
         )
         return None
+
+
+def _images_of(members: Iterable[str]) -> list[str]:
+    """Return the suffixes of images, or, if there is none, those that end with one after another dot: input.jpg."""
+    suffixes = [suffix for suffix in members if not f".{suffix}".endswith(f".{MASK_SUFFIX}")]
+    images = list(filter(is_image_suffix, suffixes))
+    return images or [suffix for suffix in suffixes if is_image_suffix(suffix.rpartition(".")[2])]
 
 
 def _is_downloaded(path: str) -> bool:

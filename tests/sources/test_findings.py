@@ -711,6 +711,11 @@ def folders_00_to_11(root):
     return folder(root, *images_of(*(f"{i:02d}" for i in range(12)), count=1))
 
 
+@case("numbered_folders", "note")
+def folder_4_is_absent(root):
+    return folder(root, *images_of(*(f"c{number}" for number in range(10) if number != 4)))
+
+
 @case("numbered_folders", None)
 def folders_0_to_9(root):
     return folder(root, *images_of(*map(str, range(10)), count=1))

@@ -12,6 +12,7 @@ from PIL import Image
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, NONE, Box
+from permafrost.sources import image_files
 from permafrost.sources.image_files import to_mask_png
 from permafrost.sources.source import build_source
 from permafrost.store.image_decoding import ImageError
@@ -361,6 +362,24 @@ def test_blanks_and_forms_of_unicode_make_no_classes(make_table):
 
     assert source.classes == ("cat", nfc)
     assert list(labels_by_path(source).values()) == [1, 1, 0]
+
+
+@pytest.mark.parametrize(("of_table", "of_files"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_table_names_files_in_another_form_of_unicode(tmp_path, monkeypatch, of_table, of_files):
+    folder, name = "œuvre é", "größe 한국"
+    stored = [unicodedata.normalize(of_files, f"{folder}/{name}{n}.png") for n in range(3)]
+    write_images(tmp_path, *stored, "plain.png")
+    named = [unicodedata.normalize(of_table, path) for path in stored]
+    rows = {"path": [*named, "plain.png"], "label": list("abab"), "mask": [named[0], "", "", ""]}
+    write_table(tmp_path / "t.csv", rows)
+    scanned, scan = [], image_files._iter_entries
+    monkeypatch.setattr(image_files, "_iter_entries", lambda at: scanned.append(at) or scan(at))
+
+    records = list(build_source(image_table_config(tmp_path / "t.csv", mask="mask")).records())
+
+    assert [record.content[0] for record in records] == [*stored, "plain.png"]
+    assert records[0].content[2] == stored[0]
+    assert len(scanned) == 2  # the root and the folder, once
 
 
 def test_numbers_with_leading_zeros_are_names(make_table):

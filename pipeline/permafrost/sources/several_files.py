@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,9 +19,16 @@ OTHER_FOLDERS = "folders that are not read"
 """Topic of a tally: folders in it with further ones."""
 
 ABSENT_PARTS = "parts that are absent"
-"""Topic of a tally: files that the names of others count (train-00000-of-00002), by the first name."""
+"""Topic of a tally: files that are absent between others, or that their names count, by the first name."""
 
-_PART = re.compile(r"(.*)-(\d+)-of-(\d{1,6})(?=[-.]|$)")
+_PARTS = (
+    re.compile(
+        r"(?P<start>.*?)(?P<number>\d+)(?P<rest>[-_. ]*of[-_. ]*(?P<count>\d{1,6}))(?!\d)", re.I
+    ),
+    re.compile(r"(?P<start>(.*[-_. ])?part[-_. ]?)(?P<number>\d+)(?P<rest>)(?!\d)", re.I),
+    re.compile(r"(?P<start>.*?)(?P<number>\d+)(?P<rest>\D*)$"),
+)
+"""Names of parts: a number and a count (00000-of-00002), a number after the word (part-00003-<text>), the last one."""
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
 
@@ -98,22 +105,43 @@ def tally_other_files(path: Path, suffix: str, tally: Tally, expected: Container
 
 
 def tally_absent_parts(names: Iterable[str], tally: Tally) -> None:
-    """Count the files that are absent of sets whose names have a number and a count, as in train-00000-of-00002.
+    """Count the files that are absent of sets whose names have a number, as in train-00000-of-00002 and train_3.tar.
 
     Args:
         names: Names of the files that are read.
         tally: Counts to add to.
     """
-    sets: dict[tuple[str, str], set[int]] = {}
+    for item, absent in absent_parts(names):
+        tally.add(ABSENT_PARTS, item, count=absent)
+
+
+def absent_parts(names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Iterate over the sets of names with a number of which some are absent, but not most.
+
+    Without a count, as in 00000-of-00002, it is about the numbers between the first and the last.
+
+    Args:
+        names: Names of files or folders.
+
+    Yields:
+        The first absent name, and how many are absent.
+    """
+    sets: dict[tuple[str, str, int], dict[int, str]] = {}
     for name in names:
-        if match := _PART.match(name):
-            sets.setdefault((match[1], match[3]), set()).add(int(match[2]))
-    for (start, count), numbers in sets.items():
-        absent = int(count) - len(numbers)
-        if absent > 0:
-            first = min(set(range(int(count) in numbers, int(count))) - numbers)
-            item = f"{start}-{first:0{len(count)}}-of-{count}"
-            tally.add(ABSENT_PARTS, item, count=absent)
+        stem, _, suffix = name.rpartition(".")
+        match = next((match for part in _PARTS if (match := part.match(stem or suffix))), None)
+        if match is not None:
+            count = int(match.groupdict().get("count") or 0)
+            numbers = sets.setdefault((match["start"], match["rest"], count), {})
+            numbers[int(match["number"])] = match["number"]
+    for (start, rest, count), numbers in sets.items():
+        first = min(numbers) if not count else int(count in numbers)
+        last = max(numbers) if not count else count - 1 + (count in numbers)
+        absent = last - first + 1 - len(numbers)
+        if absent > 0 and (count or absent < len(numbers)):
+            number = next(number for number in range(first, last + 1) if number not in numbers)
+            width = min(map(len, numbers.values()))
+            yield f"{start}{number:0{width}}{rest}", absent
 
 
 def _is_packed(name: str, suffix: str) -> bool:
