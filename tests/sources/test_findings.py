@@ -1101,6 +1101,66 @@ def animations(root):
     return config
 
 
+def with_alpha(number, make):
+    pixels = noise(number, channels=4, side=16)
+    pixels[..., 3] = make(pixels[..., 3])
+    return pixels
+
+
+@case("dropped_channels", "warning")
+def near_infrared_that_is_marked_as_alpha(root):
+    return arrays(root, lambda number: noise(number, channels=4))
+
+
+@case("dropped_channels", "warning")
+def gray_and_depth(root):
+    return arrays(root, lambda number: noise(number, channels=2))
+
+
+@case("dropped_channels", "warning")
+def a_fourth_channel_without_a_meaning(root):
+    config = arrays(root, noise)
+    Image.fromarray(noise(1, channels=4), "RGBX").save(root / "cat" / "a.tif")
+    return config
+
+
+@case("dropped_channels", None)
+def cut_out_things_with_soft_edges(root):
+    def cut(alpha):
+        alpha[:8], alpha[9:] = 0, 255
+        return alpha
+
+    return arrays(root, lambda number: with_alpha(number, cut))
+
+
+def deep_folders(root, **largest):
+    """A folder with 16-bit files for each class, or class of a split, with these largest values."""
+    for name, most in largest.items():
+        for number in range(5):
+            values = np.random.default_rng(number).integers(0, most + 1, (8, 8, 1))
+            values[0, 0] = most - number * (most // 16)
+            path = root / name.replace("__", "/") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png_16(values))
+    return ImageFolderDataConfig(path=str(root))
+
+
+@case("darker_items", "warning")
+def a_class_of_12_bits_among_16(root):
+    return deep_folders(root, cat=4095, cow=60_000, dog=65_535)
+
+
+@case("darker_items", "warning")
+def a_split_of_14_bits(root):
+    most = {"train": 65_535, "test": 16_383}
+    return deep_folders(root, **{f"{s}__{name}": most[s] for s in most for name in ("cat", "dog")})
+
+
+@case("darker_items", None)
+def classes_that_differ_by_less_than_two_bits(root):
+    return deep_folders(root, cat=24_000, dog=65_535)
+
+
 @case("dropped_channels", None)
 def gifs_of_one_picture(root):
     config = arrays(root, noise)

@@ -351,6 +351,8 @@ class PictureFacts(NamedTuple):
     """Smallest value of any channel, after transparency was blended onto white; `largest` and `mean` likewise."""
     largest: int
     mean: float
+    translucent: float
+    """Fraction of pixels that are neither transparent nor opaque."""
 
 
 def read_pixels(data: bytes, side: int) -> PictureFacts:
@@ -367,11 +369,14 @@ def read_pixels(data: bytes, side: int) -> PictureFacts:
         with open_image(data) as image:
             image.draft("RGB", (side, side))
             pixels = np.asarray(_to_rgb(image))
+            has_alpha = image.has_transparency_data
+            alpha = np.asarray(image.convert("RGBA").getchannel("A") if has_alpha else 255)
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
-    return PictureFacts(int(pixels.min()), int(pixels.max()), float(pixels.mean()))
+    translucent = float(((alpha > 0) & (alpha < 255)).mean())
+    return PictureFacts(int(pixels.min()), int(pixels.max()), float(pixels.mean()), translucent)
 
 
 def largest_value(mask: bytes) -> int:
