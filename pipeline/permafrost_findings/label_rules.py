@@ -45,11 +45,9 @@ _NOTHING = re.compile(
     r"negativ[aoe]?|unremarkable|clear|clean|empty|nada|rien|niente|nichts|norm|норма|正常|无|無|なし|異常なし|정상|없음"
 )
 """Names of labels, in lower case with blanks for separators, that may mean that no other label holds."""
-_MOSTLY_ALONE = 0.9
-"""Minimum fraction of the records of a label with such a name that have no other label."""
-_MIN_ALONE, _MIN_ALONE_SHARE, _MIN_JOINED_SHARE = 20, 0.1, 0.3
-"""Fewest records of a label without such a name that never stands with another one, their least fraction of all
-records, and the least fraction of records of other labels that have several."""
+_MOSTLY_ALONE, _MIN_ALONE, _MIN_ALONE_SHARE, _MIN_JOINED_SHARE = 0.9, 20, 0.1, 0.3
+"""Least fraction of the records of a label with such a name that have no other label; of a label without such a name
+that never stands with another one: fewest records, their least fraction of all, and that of others with several."""
 _MIN_IDENTIFIERS, _MIN_PER_CLASS = 20, 1.5
 """Least number of classes, and of labeled records per class, below which labels are taken for identifiers."""
 _MIN_GROUPS, _MAX_SMALL_GROUP = 8, 50
@@ -97,7 +95,7 @@ def find_numbered_folders(preview: Preview) -> Iterator[Remark]:
     for name, absent in absent_parts(names) if is_of_folders else ():
         yield (
             "note",
-            f"class folders are numbered, but {quote(name)} is absent ({absent:,} in all), so that labels of those "
+            f"class folders are numbered, but {quote(name)} is absent ({absent:,} in total), so that labels of those "
             "after it are smaller than their numbers; data.classes=<file> with all names would keep a class for it",
         )
     if not names or any(to_number(name) is None for name in names):
@@ -248,8 +246,7 @@ def _labels_of_nothing(preview: Preview) -> dict[str, int]:
     for label, alone in counts.alone.items() if joined > 0 else ():
         name = unicodedata.normalize("NFC", preview.classes[label])
         words = re.sub(r"[\W_]+", " ", name.lower()).strip()
-        patterns = (_NOTHING, _UNKNOWN_CLASSES, _NO_OBJECTS)
-        is_named = any(pattern.fullmatch(words) for pattern in patterns)
+        is_named = any(each.fullmatch(words) for each in (_NOTHING, _UNKNOWN_CLASSES, _NO_OBJECTS))
         number = sum(preview.count(split, label) for split in counts.records)
         is_many = alone == number >= max(_MIN_ALONE, _MIN_ALONE_SHARE * records)
         is_odd = is_many and joined >= _MIN_JOINED_SHARE * (records - number)

@@ -238,7 +238,7 @@ def find_darker_items(preview: Preview) -> Iterator[Remark]:
     """Find classes and splits whose images of 16 bits use fewer bits than those of others, as 12 of 16."""
     counts: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
     for trait, value, split, label, count in _counts_of_traits(preview):
-        if trait == "range" and value:
+        if trait == "range":
             counts["split", split][int(value)] += count
             if label != NO_LABEL:
                 counts["class", preview.classes[label]][int(value)] += count

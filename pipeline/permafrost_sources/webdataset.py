@@ -67,8 +67,6 @@ MASK_SUFFIX = "mask.png"
 _MAX_LABEL_BYTES = 2**22
 """Largest size of a sample's .cls or .json."""
 
-_NAMED_MEMBERS = 12
-
 # Topics of the tally of tars.
 NUMBERED_TARS = "tars whose labels are numbers"
 """Topic of a tally: tars whose labels are numbers."""
@@ -244,8 +242,7 @@ class WebDatasetSource(ImageSource):
             if len(images) != 1:
                 raise ConfigError(self._describe_sample(name, sample, members, images))
             # Members may be named after their image, as in s.input.jpg and s.input.json.
-            is_named_after = "." in images[0]
-            for kind in ("cls", "json", MASK_SUFFIX) if is_named_after else ("cls",):
+            for kind in ("cls", "json", MASK_SUFFIX) if "." in images[0] else ("cls",):
                 found = [suffix for suffix in members if suffix.endswith(f".{kind}")]
                 if kind not in members and len(found) == 1:
                     members[kind] = members.pop(found[0])
@@ -274,7 +271,7 @@ class WebDatasetSource(ImageSource):
         """Describe a sample without exactly one image, and its cause: further dots, or a tar that is not sorted."""
         text = (
             f"{self.tars[name]}: sample {quote(sample)} has {len(images)} images among its members "
-            f"{', '.join([*members][:_NAMED_MEMBERS])}; it needs exactly one"
+            f"{', '.join(members)}; it needs exactly one"
         )
         if any("." in suffix for suffix in images):
             return (
@@ -290,8 +287,7 @@ class WebDatasetSource(ImageSource):
 
     def _tally_unlabeled(self, sample: str, members: dict[str, Member], image: str) -> None:
         """Count the other members of a sample without a label, so that a message can name them."""
-        rest = [suffix for suffix in members if suffix not in (image, MASK_SUFFIX)]
-        for suffix in rest:
+        for suffix in sorted(members.keys() - {image, MASK_SUFFIX}):
             self.tally.add(UNLABELED_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
 
     def _labeled(

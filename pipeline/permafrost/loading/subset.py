@@ -121,22 +121,21 @@ def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
 
     unavoidable = lost_with(1)
     if unavoidable:
-        names = shorten([index.classes[label] for label in unavoidable], 5)
         _warn_once(
-            f"split {split} has no record left for training of {len(unavoidable):,} classes ({names}), of which any "
-            "subset.holdout holds out all"
+            f"subset.holdout leaves no training record of {len(unavoidable):,} small classes of split {split}, "
+            f"whatever its value: {shorten([index.classes[label] for label in unavoidable], 5)}"
         )
     lost = emptied.keys() - unavoidable.keys()
     if lost:
-        numbers = range(1, subset.holdout)  # a smaller holdout is a part of a larger one
+        # A smaller holdout is a part of a larger one.
         fits = bisect_left(
-            numbers, True, key=lambda number: lost_with(number).keys() & lost != set()
+            range(1, subset.holdout), True, key=lambda number: bool(lost_with(number).keys() & lost)
         )
         label = min(lost)
-        groups = " with their whole groups" if subset.keep_groups else ""
         raise ConfigError(
             f"subset.holdout={subset.holdout} holds out all {emptied[label]} records of class "
-            f"{quote(index.classes[label])} of split {split!r}{groups}, so that none is left for training; set "
+            f"{quote(index.classes[label])} of split {split!r}"
+            f"{', with their whole groups' if subset.keep_groups else ''}, so that none is left for training; set "
             f"subset.holdout={fits} or less, or add records of the class"
         )
     return held_out

@@ -181,7 +181,7 @@ class ImageSample:
             "color": f"{facts.channels} with alpha" if facts.has_alpha else facts.channels,
             "bits": str(facts.bits),
             "size": f"{facts.width}x{facts.height}",
-            "range": "" if facts.largest is None else str(facts.largest.bit_length()),
+            **({} if facts.largest is None else {"range": str(facts.largest.bit_length())}),
         }
         for trait, value in traits.items():
             self.traits[json.dumps([trait, value, record.split, record.label])] += 1

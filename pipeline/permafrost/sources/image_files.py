@@ -213,8 +213,9 @@ def path_as_stored(root: AnyPath, path: str, stored: dict[str, dict[str, str]]) 
     for name in () if path.isascii() else path.split("/"):
         if place not in stored:
             entries = _iter_entries(root / place) if file_at(root / place).is_folder() else ()
-            names = (entry.name for entry in entries)
-            stored[place] = {composed(name): name for name in names if not name.isascii()}
+            stored[place] = {
+                composed(entry.name): entry.name for entry in entries if not entry.name.isascii()
+            }
         place = join_path(place, stored[place].get(composed(name), name))
     return place or path
 

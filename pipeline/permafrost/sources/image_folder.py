@@ -156,9 +156,8 @@ class ImageFolderSource(FilesBelowRoot):
     def _split_folders(self) -> dict[str, str]:
         """Map each folder of class folders to its split; the empty name is data.path itself."""
         if self.config.splits:
-            stored: dict[str, dict[str, str]] = {}
             splits = {
-                path_as_stored(self._root, folder, stored): split
+                path_as_stored(self._root, folder, {}): split
                 for folder, split in self.config.splits.items()
             }
             self._check_splits(splits)

@@ -405,11 +405,10 @@ class ImageTableSource(ImageSource):
 
     @cached_property
     def _group_columns(self) -> list[GroupColumn]:
-        names = self.config.group
-        groups = [self._group_column((name,), numbered=True) for name in names]
-        if math.prod(group.radix for group in groups) > MAX_GROUP:
-            groups = [self._group_column(names, numbered=False)]
-        return groups
+        groups = [self._group_column((name,), numbered=True) for name in self.config.group]
+        if math.prod(group.radix for group in groups) <= MAX_GROUP:
+            return groups
+        return [self._group_column(self.config.group, numbered=False)]
 
     def _group_column(self, columns: tuple[str, ...], *, numbered: bool) -> GroupColumn:
         """Number the values of columns: whole numbers from 0 as they are, others by their position in sorted order.

@@ -369,14 +369,19 @@ def read_pixels(data: bytes, side: int) -> PictureFacts:
         with open_image(data) as image:
             image.draft("RGB", (side, side))
             pixels = np.asarray(_to_rgb(image))
-            has_alpha = image.has_transparency_data
-            alpha = np.asarray(image.convert("RGBA").getchannel("A") if has_alpha else 255)
+            alpha = np.asarray(
+                image.convert("RGBA").getchannel("A") if image.has_transparency_data else 255
+            )
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
-    translucent = float(((alpha > 0) & (alpha < 255)).mean())
-    return PictureFacts(int(pixels.min()), int(pixels.max()), float(pixels.mean()), translucent)
+    return PictureFacts(
+        smallest=int(pixels.min()),
+        largest=int(pixels.max()),
+        mean=float(pixels.mean()),
+        translucent=float(((alpha > 0) & (alpha < 255)).mean()),
+    )
 
 
 def largest_value(mask: bytes) -> int:

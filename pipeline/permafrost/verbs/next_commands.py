@@ -135,13 +135,13 @@ class NextCommands:
 
     def _augment_arguments(self, section: str, size: tuple[int, int]) -> list[str]:
         """Return arguments for views of large frames, at the usual size of classifiers or below."""
-        twins, recipe = find_mirrored(self.store.manifest.classes), "pad_crop_flip"
+        twins = find_mirrored(self.store.manifest.classes)
         if twins:
-            recipe = "pad_crop"
             logger.info(
                 "the next command has %s=pad_crop, without horizontal flips, as a flip makes class %r look like %r",
                 *(section, *twins),
             )
+        recipe = "pad_crop" if twins else "pad_crop_flip"
         return [f"{section}={recipe}", f"{section}.size={min(224, *size)}"]
 
     def _holdout_arguments(self, split: str) -> list[str]:
