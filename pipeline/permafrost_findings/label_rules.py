@@ -45,7 +45,7 @@ _NOTHING = re.compile(
     r"negativ[aoe]?|unremarkable|clear|clean|empty|nada|rien|niente|nichts|norm|норма|正常|无|無|なし|異常なし|정상|없음"
 )
 """Names of labels, in lower case with blanks for separators, that may mean that no other label holds."""
-_MOSTLY_ALONE, _MIN_ALONE, _MIN_ALONE_SHARE, _MIN_JOINED_SHARE = 0.9, 20, 0.1, 0.3
+_MOSTLY_ALONE, _MIN_ALONE, _MIN_ALONE_SHARE, _MIN_JOINED_SHARE = 0.5, 20, 0.1, 0.3
 """Least fraction of the records of a label with such a name that have no other label; of a label without such a name
 that never stands with another one: fewest records, their least fraction of all, and that of others with several."""
 _MIN_IDENTIFIERS, _MIN_PER_CLASS = 20, 1.5
@@ -260,9 +260,9 @@ def find_labels_of_nothing(preview: Preview) -> Iterator[Remark]:
     for name, number in _labels_of_nothing(preview).items():
         yield (
             "warning",
-            f"label {quote(name)} ({number:,} records) stands alone, while other labels stand together, so a network "
-            "has an output for it. If it means that a record has none of the labels, write an empty list, [], in its "
-            "place; in columns of 1 and 0, leave its column out",
+            f"label {quote(name)} ({number:,} records) stands alone in most of them, while other labels stand "
+            "together, so a network has an output for it. If it means that a record has none of the labels, write an "
+            "empty list, [], in its place; in columns of 1 and 0, leave its column out",
         )
 
 

@@ -647,6 +647,11 @@ def a_label_of_no_finding(root):
 
 
 @case("labels_of_nothing", "warning")
+def a_label_of_no_finding_beside_devices(root):
+    return findings_of_lungs(root, "No Finding", ["No Finding|devices"])
+
+
+@case("labels_of_nothing", "warning")
 def a_label_of_health_in_another_language(root):
     return findings_of_lungs(root, "ohne_Befund")
 

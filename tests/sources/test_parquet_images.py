@@ -106,6 +106,8 @@ def test_several_files_have_the_splits_of_their_names(tmp_path):
         ([f"part-{n:05d}-tid-{7 * n}-c000.snappy" for n in (0, 1, 4)], {"part-00002": 2}),
         ([f"part_{n}_of_x" for n in (9, 11)], {"part_10": 1}),
         (["a8", "a9", "a11", "b1", "b2", "12"], {"a10": 1}),
+        (["train-00000", "train-00005"], {"train-00001": 4}),
+        (["scan-0012", "scan-8745"], {}),
         (["day-2019", "day-2023", "2020-a-1", "2022-b-9"], {}),
     ],
 )

@@ -110,16 +110,14 @@ def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
     require(
         subset.holdout != 0, "subset.holdout=0 holds out no records; set it to a number per class"
     )
-    held_out = _held_out(index, split, subset)
-    emptied = _emptied_classes(index, split, held_out)
-    if not emptied:
-        return held_out
 
     def lost_with(holdout: int) -> dict[int, int]:
         rows = _held_out(index, split, replace(subset, holdout=holdout))
         return _emptied_classes(index, split, rows)
 
-    unavoidable = lost_with(1)
+    held_out = _held_out(index, split, subset)
+    emptied = _emptied_classes(index, split, held_out)
+    unavoidable = lost_with(1) if emptied else {}
     if unavoidable:
         _warn_once(
             f"subset.holdout leaves no training record of {len(unavoidable):,} small classes of split {split}, "

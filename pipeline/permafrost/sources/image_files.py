@@ -556,7 +556,7 @@ class TableFiles:
 
     def _is_file(self, path: str) -> bool:
         """Return whether there is a file below the root; False also for a name that no file can have."""
-        return os.path.isfile(f"{self._root}/{path}")  # noqa: PTH113, Path.is_file raises for long names
+        return os.path.isfile(f"{self._root}/{self._as_stored(path)}")  # noqa: PTH113, Path.is_file raises for long names
 
     def _count_missing(self, row: str, path: str) -> None:
         self._first_missing = self._first_missing or path

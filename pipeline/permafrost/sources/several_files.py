@@ -29,6 +29,8 @@ _PARTS = (
     re.compile(r"(?P<start>.*?)(?P<number>\d+)(?P<rest>\D*)$"),
 )
 """Names of parts: a number and a count (00000-of-00002), a number after the word (part-00003-<text>), the last one."""
+_MOST_ABSENT = 10
+"""Largest multiple of the parts of padded numbers (00000) that are there, of those that may be absent between them."""
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
 
@@ -116,9 +118,10 @@ def tally_absent_parts(names: Iterable[str], tally: Tally) -> None:
 
 
 def absent_parts(names: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Iterate over the sets of names with a number of which some are absent, but not most.
+    """Iterate over the sets of names with a number of which some are absent.
 
-    Without a count, as in 00000-of-00002, it is about the numbers between the first and the last.
+    Without a count, as in 00000-of-00002, it is about the numbers between the first and the last, unless so many of
+    them are absent that they are rather identifiers or years.
 
     Args:
         names: Names of files or folders.
@@ -135,12 +138,13 @@ def absent_parts(names: Iterable[str]) -> Iterator[tuple[str, int]]:
             numbers = sets.setdefault((match["start"], match["rest"], count), {})
             numbers[int(match["number"])] = match["number"]
     for (start, rest, count), numbers in sets.items():
-        first = min(numbers) if not count else int(count in numbers)
-        last = max(numbers) if not count else count - 1 + (count in numbers)
+        from_one = count in numbers
+        first, last = (from_one, count - 1 + from_one) if count else (min(numbers), max(numbers))
         absent = last - first + 1 - len(numbers)
-        if absent > 0 and (count or absent < len(numbers)):
+        width = min(map(len, numbers.values()))
+        is_padded = any(text.startswith("0") for text in numbers.values()) and width > 1
+        if absent > 0 and (count or absent < len(numbers) * (_MOST_ABSENT if is_padded else 1)):
             number = next(number for number in range(first, last + 1) if number not in numbers)
-            width = min(map(len, numbers.values()))
             yield f"{start}{number:0{width}}{rest}", absent
 
 
