@@ -14,6 +14,7 @@ from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
 from permafrost.sources.image_folder import EMPTY_FOLDERS
 from permafrost.sources.image_table import JOINED, NUMBERED, SEPARATED
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
+from permafrost.sources.several_files import absent_parts
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.table_files import UNKNOWN_CELLS
 from permafrost.sources.tally import BOXES, REST
@@ -39,6 +40,15 @@ _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 _SPLIT_WORD = re.compile("train(ing)?|test(ing)?|valid(ation)?|val")
 _NO_OBJECTS = re.compile(r"\d*(background(google|noise)?|clutter|distractors?|junk|silence)")
 """Names of catch-all classes, in lower case without separators."""
+_NOTHING = re.compile(
+    r"(no|none|non|not|without|kein\w*|ohne|sin|ning[uú]n\w*|sans|aucune?|pas d\w*|senza|nessun\w*|sem|nenhuma?|geen|"
+    r"ingen|brak|без|нет)( .+)?|nothing|neither|o b|normal(e|es|ny)?|healthy|gesund|san[oa]|saine?|saud[aá]vel|neg|"
+    r"negativ[aoe]?|unremarkable|clear|clean|empty|nada|rien|niente|nichts|norm|норма|正常|无|無|なし|異常なし|정상|없음"
+)
+"""Names of labels, in lower case with blanks for separators, that may mean that no other label holds."""
+_MOSTLY_ALONE, _MIN_ALONE, _MIN_ALONE_SHARE, _MIN_JOINED_SHARE = 0.5, 20, 0.1, 0.3
+"""Least fraction of the records of a label with such a name that have no other label; of a label without such a name
+that never stands with another one: fewest records, their least fraction of all, and that of others with several."""
 _MIN_IDENTIFIERS, _MIN_PER_CLASS = 20, 1.5
 """Least number of classes, and of labeled records per class, below which labels are taken for identifiers."""
 _MIN_GROUPS, _MAX_SMALL_GROUP = 8, 50
@@ -83,6 +93,12 @@ def find_numbered_folders(preview: Preview) -> Iterator[Remark]:
     if not (is_of_folders or preview.source == "webdataset") or preview.data_classes is not None:
         return
     names = preview.classes
+    for name, absent in absent_parts(names) if is_of_folders else ():
+        yield (
+            "note",
+            f"class folders are numbered, but {quote(name)} is absent ({absent:,} in total), so that labels of those "
+            "after it are smaller than their numbers; data.classes=<file> with all names would keep a class for it",
+        )
     if not names or any(to_number(name) is None for name in names):
         return
     odd = [name for name in names if str(to_number(name)) != name and not has_leading_zero(name)]
@@ -197,7 +213,8 @@ def find_unknown_classes(preview: Preview) -> Iterator[Remark]:
     doubtful = [
         name
         for name in preview.classes
-        if _UNKNOWN_CLASSES.fullmatch(name.strip().lower()) and name not in words
+        if _UNKNOWN_CLASSES.fullmatch(name.strip().lower())
+        and name not in {*words, *_labels_of_nothing(preview)}
     ]
     if doubtful and not has_list:
         yield (
@@ -212,12 +229,41 @@ def find_background_classes(preview: Preview) -> Iterator[Remark]:
         name
         for name in preview.classes
         if _NO_OBJECTS.fullmatch(re.sub(r"[\W_]+", "", name.lower()))
+        and name not in _labels_of_nothing(preview)
     ]
     if names and len(preview.classes) > 2 and preview.source != "torchvision":
         yield (
             "warning",
             f"the classes {shorten(names, 3)} are named like a collection of everything else, and are "
             "classes with an output here; leave them out with data.only_classes if they are not meant",
+        )
+
+
+def _labels_of_nothing(preview: Preview) -> dict[str, int]:
+    """Return labels that seem to mean that no other label holds, and how many records have them."""
+    counts, found = preview.counts, {}
+    records = counts.others["labels"] - counts.others["none"]
+    joined = records - counts.alone.total()
+    for label, alone in counts.alone.items() if joined > 0 else ():
+        name = unicodedata.normalize("NFC", preview.classes[label])
+        words = re.sub(r"[\W_]+", " ", name.lower()).strip()
+        is_named = any(each.fullmatch(words) for each in (_NOTHING, _UNKNOWN_CLASSES, _NO_OBJECTS))
+        number = sum(preview.count(split, label) for split in counts.records)
+        is_many = alone == number >= max(_MIN_ALONE, _MIN_ALONE_SHARE * records)
+        is_odd = is_many and joined >= _MIN_JOINED_SHARE * (records - number)
+        if is_odd or (is_named and alone >= _MOSTLY_ALONE * number):
+            found[preview.classes[label]] = number
+    return found
+
+
+def find_labels_of_nothing(preview: Preview) -> Iterator[Remark]:
+    """Find labels such as "No Finding" that stand alone where other labels stand together."""
+    for name, number in _labels_of_nothing(preview).items():
+        yield (
+            "warning",
+            f"label {quote(name)} ({number:,} records) stands alone in most of them, while other labels stand "
+            "together, so a network has an output for it. If it means that a record has none of the labels, write an "
+            "empty list, [], in its place; in columns of 1 and 0, leave its column out",
         )
 
 
@@ -336,6 +382,18 @@ def find_shared_groups(preview: Preview) -> Iterator[Remark]:
     )
 
 
+def find_blank_groups(preview: Preview) -> Iterator[Remark]:
+    """Find records without a group among records with one."""
+    blank = preview.num_records - preview.counts.others["groups"]
+    if preview.groups is not None and blank:
+        yield (
+            "warning",
+            f"records have no group ({blank:,} of {preview.num_records:,}, such as {quote(preview.groups.blank)}), so "
+            "each of them is a group of its own: one patient's may be in several splits, and in the holdout and the "
+            "training. Fill in their groups, or leave them out",
+        )
+
+
 # ---- labels ----------------------------------------------------------------------------------------
 
 
@@ -389,7 +447,7 @@ def find_missing_labels(preview: Preview) -> Iterator[Remark]:
         hints.append(f"keys of their .json are {shorten(keys, 10)} (data.label_key chooses one)")
     there = f"; {'; '.join(hints)}" if hints else ""
     if preview.source == "webdataset":
-        there += ". Labels are read from .cls, and from data.label_key in .json"
+        there += ". Labels are read from the only .cls, and from data.label_key in .json"
     if unlabeled < preview.num_records:
         counts = ", ".join(
             f"{split} {count:,}" for split, count in sorted(preview.counts.unlabeled.items())

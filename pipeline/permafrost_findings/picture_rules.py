@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,9 @@ _MIN_SHARE_OF_MOST, _MAX_SHARE_OF_FEW = 0.9, 0.05
 _MIN_FILES = 8
 """Minimum number of files of a class or split for a trait that all of them share not to be a coincidence."""
 _MIN_FILES_OF_ALL = 4
-"""Minimum number of files for an error that affects all of them."""
+"""Minimum number of files for an error that affects all of them, and of a class or split for their median."""
+_FEWER_BITS = 2
+"""Bits that make an image of 16 bits darker to the eye: a quarter of the values."""
 _NAMED = 3
 _WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits", "size": "size"}
 
@@ -80,8 +83,18 @@ def find_dropped_channels(preview: Preview) -> Iterator[Remark]:
     if sample.kinds["further channels"]:
         yield (
             "warning",
-            f"files have more than four channels ({sample.kinds['further channels']:,}), of which the first three are "
-            "read; write those that you mean as RGB",
+            f"files have further channels besides their colors ({sample.kinds['further channels']:,}), of which the "
+            "first three are read; write those that you mean as RGB",
+        )
+    translucent = sample.kinds["translucent"]
+    if translucent > _MAX_SHARE_OF_FEW * sample.decoded and (
+        translucent >= min(_MIN_FILES, sample.decoded / 2)
+    ):
+        yield (
+            "warning",
+            f"the last channel of images ({translucent:,} of {sample.decoded:,} that were decoded) is read as "
+            "transparency, and the colors are blended onto white by it, but most of its values are neither 0 nor the "
+            "largest; if it is near infrared, depth or the like, save the files without it",
         )
     if sample.kinds["several pictures"]:
         yield (
@@ -244,7 +257,7 @@ def find_traits_of_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes that their files' format, color, bits or size tell, and not only the subject."""
     by_trait: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for trait, value, _, label, count in _counts_of_traits(preview):
-        if label != NO_LABEL:
+        if label != NO_LABEL and trait in _WORDS:
             by_trait[trait][preview.classes[label]][value] += count
     for trait, counts in by_trait.items():
         telling = _telling_values(counts)
@@ -277,11 +290,37 @@ def find_brightness_of_splits(preview: Preview) -> Iterator[Remark]:
             )
 
 
+def find_darker_items(preview: Preview) -> Iterator[Remark]:
+    """Find classes and splits whose images of 16 bits use fewer bits than those of others, as 12 of 16."""
+    counts: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+    for trait, value, split, label, count in _counts_of_traits(preview):
+        if trait == "range":
+            counts["split", split][int(value)] += count
+            if label != NO_LABEL:
+                counts["class", preview.classes[label]][int(value)] += count
+    for kind in ("class", "split"):
+        bits = {
+            name: median_low(values.elements())
+            for (of, name), values in counts.items()
+            if of == kind and values.total() >= _MIN_FILES_OF_ALL
+        }
+        most = max(bits, key=bits.__getitem__, default="")
+        dark = [name for name in bits if bits[name] <= bits[most] - _FEWER_BITS]
+        if dark:
+            yield (
+                "warning",
+                f"images of 16 bits of {kind} {shorten(dark, _NAMED)} use {bits[dark[0]]} bits and those of {kind} "
+                f"{quote(most)} {bits[most]}; all are scaled alike, so they are darker, which a network may learn in "
+                "place of the subject: scale all files to one range",
+            )
+
+
 def find_traits_of_splits(preview: Preview) -> Iterator[Remark]:
     """Find splits whose files have another format, color, depth or size than those of the training split."""
     by_trait: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for trait, value, split, _, count in _counts_of_traits(preview):
-        by_trait[trait][split][value] += count
+        if trait in _WORDS:
+            by_trait[trait][split][value] += count
     for trait, counts in by_trait.items():
         for split in sorted(counts.keys() - {TRAIN}):
             pair = {name: counts[name] for name in (split, TRAIN) if name in counts}

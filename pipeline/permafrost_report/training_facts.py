@@ -209,7 +209,7 @@ def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
         block_sizes[: len(sizes)] += sizes
         sizes = block_sizes
     sizes = sizes[sizes > 0]
-    least = subset.holdout + (subset.shots or 0)
+    least = subset.holdout + (subset.shots or 1)
     is_simple = not (index.has_many_labels or subset.keep_groups)
     if not is_simple or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
         return len(select_training_rows(index, split, subset))

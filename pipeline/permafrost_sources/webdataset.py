@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -238,9 +238,14 @@ class WebDatasetSource(ImageSource):
         }
         file = self._open(name)
         for sample, members in list_samples(self.tars[name], self.tally):
-            images = [suffix for suffix in members if is_image_suffix(suffix)]
+            images = _images_of(members)
             if len(images) != 1:
-                raise ConfigError(self._describe_sample(name, sample, members, len(images)))
+                raise ConfigError(self._describe_sample(name, sample, members, images))
+            # Members may be named after their image, as in s.input.jpg and s.input.json.
+            for kind in ("cls", "json", MASK_SUFFIX) if "." in images[0] else ("cls",):
+                found = [suffix for suffix in members if suffix.endswith(f".{kind}")]
+                if kind not in members and len(found) == 1:
+                    members[kind] = members.pop(found[0])
             mask = members.get(MASK_SUFFIX)
             image = members[images[0]]
             record = Record(
@@ -261,13 +266,18 @@ class WebDatasetSource(ImageSource):
             yield labeled
 
     def _describe_sample(
-        self, name: str, sample: str, members: dict[str, Member], images: int
+        self, name: str, sample: str, members: dict[str, Member], images: list[str]
     ) -> str:
-        """Describe a sample without exactly one image, and its cause if the tar is not sorted."""
+        """Describe a sample without exactly one image, and its cause: further dots, or a tar that is not sorted."""
         text = (
-            f"{self.tars[name]}: sample {quote(sample)} has {images} images among its members "
+            f"{self.tars[name]}: sample {quote(sample)} has {len(images)} images among its members "
             f"{', '.join(members)}; it needs exactly one"
         )
+        if any("." in suffix for suffix in images):
+            return (
+                f"{text}. A sample's name ends at its first dot: if these are several samples, write other dots as _; "
+                "if they are one, leave out all images but one"
+            )
         if images or not has_scattered_samples(self.tars[name]):
             return text
         return (
@@ -277,8 +287,7 @@ class WebDatasetSource(ImageSource):
 
     def _tally_unlabeled(self, sample: str, members: dict[str, Member], image: str) -> None:
         """Count the other members of a sample without a label, so that a message can name them."""
-        rest = [suffix for suffix in members if suffix not in (image, MASK_SUFFIX)]
-        for suffix in rest:
+        for suffix in sorted(members.keys() - {image, MASK_SUFFIX}):
             self.tally.add(UNLABELED_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
 
     def _labeled(
@@ -538,6 +547,13 @@ class WebDatasetSource(ImageSource):
         return None
 
 
+def _images_of(members: Iterable[str]) -> list[str]:
+    """Return the suffixes of images, or, if there is none, those that end with one after another dot: input.jpg."""
+    suffixes = [suffix for suffix in members if not f".{suffix}".endswith(f".{MASK_SUFFIX}")]
+    images = list(filter(is_image_suffix, suffixes))
+    return images or [suffix for suffix in suffixes if is_image_suffix(suffix.rpartition(".")[2])]
+
+
 def _is_downloaded(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
@@ -553,6 +569,6 @@ def _list_of(values: dict[str, Any], name: str) -> list[Any]:
 def _group(value: Any) -> int:
     if type(value) is not int or not NO_GROUP <= value <= MAX_GROUP:
         raise ValueError(
-            f"group is {str(value)[:80]!r}, not a whole number from {NO_GROUP} to {MAX_GROUP}"
+            f"group is {str(value)[:80]!r}, not a whole number from {NO_GROUP} to {MAX_GROUP}; number groups from 0"
         )
     return value

@@ -156,8 +156,49 @@ def test_of_many_labels_a_record_counts_for_each_of_its_classes(index_of):
     assert set(shots) <= set(more) <= set(rest)
     assert sorted([*holdout, *rest]) == list(range(60))
     assert not np.array_equal(shots, select_training_rows(index, "train", replace(subset, seed=2)))
-    with pytest.raises(ConfigError, match=r"shots=50, but class 0 .* after the holdout"):
+    with pytest.raises(ConfigError, match=r"shots=50, but class '0' .* after the holdout"):
         select_training_rows(index, "train", replace(subset, shots=50))
+
+
+@pytest.mark.parametrize("shots", [None, 1])
+@pytest.mark.parametrize(
+    ("records", "holdout", "fits"),
+    [
+        ([*[[0]] * 9, *[[1]] * 4], 4, 3),
+        ([*[[0, 1]] * 4, *[[2]] * 9], 3, 2),  # each of two classes holds out records of both
+    ],
+)
+def test_a_holdout_that_leaves_no_record_of_a_class_is_refused(
+    index_of, records, holdout, fits, shots
+):
+    many = len(records[0]) > 1
+    rows = [
+        (f"k{n}", -1 if many else names[0], names if many else [])
+        for n, names in enumerate(records)
+    ]
+    index, subset = index_of(rows), SubsetOptions(holdout=holdout, shots=shots)
+
+    for select in (select_training_rows, select_holdout_rows, count_training_rows):
+        with pytest.raises(
+            ConfigError, match=rf"{holdout} holds out all 4 .* subset\.holdout={fits} or less"
+        ):
+            select(index, "train", subset)
+
+    left = select_training_rows(index, "train", replace(subset, holdout=fits, shots=None))
+    assert {label for row in left for label in records[row]} == {
+        label for names in records for label in names
+    }
+
+
+def test_a_class_that_any_holdout_empties_is_named(index_of, caplog):
+    rows = [(f"k{n}", int(n == 8), []) for n in range(9)]
+
+    select_training_rows(index_of(rows), "train", SubsetOptions(holdout=2))
+
+    assert (
+        "no training record of 1 small classes of split train, whatever its value: '1'"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -335,7 +376,10 @@ def test_the_holdout_is_class_balanced_and_apart_from_training_whatever_the_shot
 
 @pytest.mark.parametrize(
     ("holdout", "message"),
-    [(0, "subset.holdout=0 holds out no"), (1000, "holdout=1000, but class 0")],
+    [
+        (0, "subset.holdout=0 holds out no"),
+        (1000, r"holdout=1000 holds out all \d+ .* set subset\.holdout=\d+ or less"),
+    ],
 )
 def test_a_holdout_of_nothing_or_of_more_than_there_is_is_refused(frozen, holdout, message):
     with pytest.raises(ConfigError, match=message):
@@ -343,7 +387,9 @@ def test_a_holdout_of_nothing_or_of_more_than_there_is_is_refused(frozen, holdou
 
 
 def test_more_shots_than_there_are_is_refused_with_the_class(frozen):
-    with pytest.raises(ConfigError, match=r"subset\.shots=1000, but class 0"):
+    with pytest.raises(
+        ConfigError, match=r"subset\.shots=1000, but class '.*; lower subset\.shots"
+    ):
         select_training_rows(frozen.store.index, "train", SubsetOptions(shots=1000))
 
 

@@ -636,6 +636,76 @@ def classes_and_places(root):
     return table(root, columns, label="y", group=("y", "place"), test_fraction=0.3)
 
 
+def findings_of_lungs(root, none, more=()):
+    cells = ["Edema|Mass", "Mass|Nodule", "Edema", "Nodule", *more, none, none]
+    return table(root, {"tags": cells * 2}, label=None, labels="tags")
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_no_finding(root):
+    return findings_of_lungs(root, "No Finding")
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_no_finding_beside_devices(root):
+    return findings_of_lungs(root, "No Finding", ["No Finding|devices"])
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_health_in_another_language(root):
+    return findings_of_lungs(root, "ohne_Befund")
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_none_in_columns(root):
+    columns = {"edema": [1, 1, 0, 0], "mass": [1, 0, 0, 0], "background": [0, 0, 1, 1]}
+    return table(root, columns, label=None, labels=tuple(columns))
+
+
+@case("labels_of_nothing", "warning")
+def a_label_of_any_name_that_always_stands_alone(root):
+    cells = ["a|b", "b|c", "c|a", "b"] * 10 + ["HC"] * 20
+    return table(root, {"tags": cells}, label=None, labels="tags")
+
+
+@case("labels_of_nothing", None)
+def an_empty_list_for_no_finding(root):
+    return findings_of_lungs(root, "[]")
+
+
+@case("labels_of_nothing", None)
+def a_few_records_of_a_rare_label(root):
+    return findings_of_lungs(root, "Hernia")
+
+
+@case("labels_of_nothing", None)
+def a_normal_picture_from_the_front(root):
+    return findings_of_lungs(root, "Normal|frontal", ["Edema|frontal"])
+
+
+@case("labels_of_nothing", None)
+def a_healthy_class_of_records_with_one_label(root):
+    return table(root, {"label": ["healthy", "ill"] * 5})
+
+
+@case("blank_groups", "warning")
+def patients_without_a_name(root):
+    columns = {"label": ["a", "b"] * 4, "patient": ["p", "p", "NA", "", "q", "q", "r", "r"]}
+    return table(root, columns, group=("patient",))
+
+
+@case("blank_groups", "warning")
+def patients_of_some_samples_of_a_tar(root):
+    names = {f"{n}.jpg": image_bytes(n) for n in range(4)}
+    groups = {f"{n}.json": json.dumps({"label": 0, "group": n}) for n in range(3)}
+    return tars(root, dict(sorted((names | groups).items())))
+
+
+@case("blank_groups", None)
+def patients_of_all_rows(root):
+    return table(root, {"label": ["a", "b"], "patient": ["p", "q"]}, group=("patient",))
+
+
 @case("numbered_folders", "warning")
 def folders_0_to_11(root):
     return folder(root, *images_of(*map(str, range(12)), count=1))
@@ -644,6 +714,11 @@ def folders_0_to_11(root):
 @case("numbered_folders", None)
 def folders_00_to_11(root):
     return folder(root, *images_of(*(f"{i:02d}" for i in range(12)), count=1))
+
+
+@case("numbered_folders", "note")
+def folder_4_is_absent(root):
+    return folder(root, *images_of(*(f"c{number}" for number in range(10) if number != 4)))
 
 
 @case("numbered_folders", None)
@@ -1029,6 +1104,66 @@ def animations(root):
     frames = [Image.fromarray(noise(n)) for n in range(3)]
     frames[0].save(root / "cat" / "a.gif", save_all=True, append_images=frames[1:])
     return config
+
+
+def with_alpha(number, make):
+    pixels = noise(number, channels=4, side=16)
+    pixels[..., 3] = make(pixels[..., 3])
+    return pixels
+
+
+@case("dropped_channels", "warning")
+def near_infrared_that_is_marked_as_alpha(root):
+    return arrays(root, lambda number: noise(number, channels=4))
+
+
+@case("dropped_channels", "warning")
+def gray_and_depth(root):
+    return arrays(root, lambda number: noise(number, channels=2))
+
+
+@case("dropped_channels", "warning")
+def a_fourth_channel_without_a_meaning(root):
+    config = arrays(root, noise)
+    Image.fromarray(noise(1, channels=4), "RGBX").save(root / "cat" / "a.tif")
+    return config
+
+
+@case("dropped_channels", None)
+def cut_out_things_with_soft_edges(root):
+    def cut(alpha):
+        alpha[:8], alpha[9:] = 0, 255
+        return alpha
+
+    return arrays(root, lambda number: with_alpha(number, cut))
+
+
+def deep_folders(root, **largest):
+    """A folder with 16-bit files for each class, or class of a split, with these largest values."""
+    for name, most in largest.items():
+        for number in range(5):
+            values = np.random.default_rng(number).integers(0, most + 1, (8, 8, 1))
+            values[0, 0] = most - number * (most // 16)
+            path = root / name.replace("__", "/") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png_16(values))
+    return ImageFolderDataConfig(path=str(root))
+
+
+@case("darker_items", "warning")
+def a_class_of_12_bits_among_16(root):
+    return deep_folders(root, cat=4095, cow=60_000, dog=65_535)
+
+
+@case("darker_items", "warning")
+def a_split_of_14_bits(root):
+    most = {"train": 65_535, "test": 16_383}
+    return deep_folders(root, **{f"{s}__{name}": most[s] for s in most for name in ("cat", "dog")})
+
+
+@case("darker_items", None)
+def classes_that_differ_by_less_than_two_bits(root):
+    return deep_folders(root, cat=24_000, dog=65_535)
 
 
 @case("dropped_channels", None)

@@ -344,6 +344,16 @@ def test_a_class_in_two_forms_of_unicode_is_one(tmp_path):
     assert sorted(record.label for record in source.records()) == [0, 1, 1]
 
 
+def test_options_name_folders_in_another_form_of_unicode(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
+    write_images(tmp_path, f"{nfd}/{nfd}/1.jpg", f"b/{nfd}/2.jpg", "b/cat/3.jpg")
+    config = folder_config(tmp_path, splits={nfc: "train", "b": "test"}, only_classes=(nfc,))
+
+    records = list(build_source(config).records())
+
+    assert [(record.split, record.label) for record in records] == [("train", 0), ("test", 0)]
+
+
 def test_a_class_in_one_form_of_unicode_keeps_it(tmp_path):
     nfd = unicodedata.normalize("NFD", "chèvre")
     write_images(tmp_path, f"{nfd}/1.jpg", "cat/1.jpg")

@@ -12,6 +12,7 @@ from PIL import Image
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, NONE, Box
+from permafrost.sources import image_files
 from permafrost.sources.image_files import to_mask_png
 from permafrost.sources.source import build_source
 from permafrost.store.image_decoding import ImageError
@@ -132,11 +133,19 @@ def test_groups_number_the_combinations_the_first_column_slowest(make_table):
     assert [record.group for record in one.records()] == [1, 0, 2]
 
 
-def test_more_groups_than_an_index_can_number_are_refused(make_table):
-    source = make_table({"a": [0, 1, 10**9], "b": [0, 1, 2]}, group=("a", "b"))
+def test_groups_of_large_numbers_are_numbered_by_what_there_is(make_table):
+    columns = {"a": [2**31, 10**17, 2**31], "b": [0, 2, 0]}
 
-    with pytest.raises(ConfigError, match=r"data\.group=\['a', 'b'\] results in more than"):
-        list(source.records())
+    for group in (("a",), ("a", "b")):
+        groups = [record.group for record in make_table(columns, group=group).records()]
+        assert groups[0] == groups[2]
+        assert sorted({*groups}) == [0, 1]
+
+
+def test_a_word_for_an_unknown_value_is_no_group(make_table):
+    source = make_table({"who": ["NA", "", "a"], "site": [1, 1, 1]}, group=("site", "who"))
+
+    assert [record.group for record in source.records()] == [NO_GROUP, NO_GROUP, 1]
 
 
 def test_boxes_are_in_pixels_and_have_the_records_label_or_their_own(make_table):
@@ -353,6 +362,24 @@ def test_blanks_and_forms_of_unicode_make_no_classes(make_table):
 
     assert source.classes == ("cat", nfc)
     assert list(labels_by_path(source).values()) == [1, 1, 0]
+
+
+@pytest.mark.parametrize(("of_table", "of_files"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_table_names_files_in_another_form_of_unicode(tmp_path, monkeypatch, of_table, of_files):
+    folder, name = "œuvre é", "größe 한국"
+    stored = [unicodedata.normalize(of_files, f"{folder}/{name}{n}.png") for n in range(3)]
+    write_images(tmp_path, *stored, "plain.png")
+    named = [unicodedata.normalize(of_table, path) for path in stored]
+    rows = {"path": [*named, "plain.png"], "label": list("abab"), "mask": [named[0], "", "", ""]}
+    write_table(tmp_path / "t.csv", rows)
+    scanned, scan = [], image_files._iter_entries
+    monkeypatch.setattr(image_files, "_iter_entries", lambda at: scanned.append(at) or scan(at))
+
+    records = list(build_source(image_table_config(tmp_path / "t.csv", mask="mask")).records())
+
+    assert [record.content[0] for record in records] == [*stored, "plain.png"]
+    assert records[0].content[2] == stored[0]
+    assert len(scanned) == 2  # the root and the folder, once
 
 
 def test_numbers_with_leading_zeros_are_names(make_table):

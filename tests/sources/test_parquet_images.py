@@ -99,7 +99,16 @@ def test_several_files_have_the_splits_of_their_names(tmp_path):
         (["a-01-of-02", "a-02-of-02"], {}),
         (["a-02-of-02"], {"a-01-of-02": 1}),
         (["train-00001-of-00004-0af3", "test-00000-of-00001-17bc"], {"train-00000-of-00004": 3}),
-        (["data.00000-of-00002"], {}),
+        (["data.00000-of-00002"], {"data.00001-of-00002": 1}),
+        (["00003-of-00004", "00001-of-00004", "00000-of-00004"], {"00002-of-00004": 1}),
+        (["train_01_of_03", "train_03_of_03"], {"train_02_of_03": 1}),
+        ([f"part-{n:05d}" for n in (0, 1, 2, 4, 5)], {"part-00003": 1}),
+        ([f"part-{n:05d}-tid-{7 * n}-c000.snappy" for n in (0, 1, 4)], {"part-00002": 2}),
+        ([f"part_{n}_of_x" for n in (9, 11)], {"part_10": 1}),
+        (["a8", "a9", "a11", "b1", "b2", "12"], {"a10": 1}),
+        (["train-00000", "train-00005"], {"train-00001": 4}),
+        (["scan-0012", "scan-8745"], {}),
+        (["day-2019", "day-2023", "2020-a-1", "2022-b-9"], {}),
     ],
 )
 def test_files_that_the_names_of_others_count_are_said_to_be_absent(names, absent):

@@ -297,6 +297,31 @@ def test_a_mask_belongs_to_its_image(tmp_path, reference):
     np.testing.assert_array_equal(batch.masks[0, 0].numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("members", "label"),
+    [
+        (("input.jpg", "outputs.txt"), NO_LABEL),
+        (("v2.jpg", "cls"), 1),
+        (("input.jpg", "output.cls"), 1),
+        (("input.jpg", "input.json", "input.mask.png"), 1),
+        (("input.jpg", "a.cls", "b.cls"), NO_LABEL),
+        (("jpg", "thumb.jpg", "y.cls"), 1),
+        (("jpg", "meta.json"), NO_LABEL),
+    ],
+)
+def test_members_may_have_names_with_further_dots(tmp_path, members, label):
+    contents = {"json": '{"label": 1}', "png": mask_png(), "cls": "1"}
+    parts = {name: contents.get(name.rpartition(".")[2], png()) for name in members}
+    write_tar(tmp_path / "a.tar", {f"s.{name}": content for name, content in parts.items()})
+
+    source = build_source(tar_config(tmp_path))
+    (record,) = source.records()
+
+    assert record.label == label
+    assert source.read(record).image == png()
+    assert (source.read(record).mask is not None) == ("input.mask.png" in members)
+
+
 # ---- rejected tars -------------------------------------------------------------------------------
 
 
@@ -305,6 +330,7 @@ def test_a_mask_belongs_to_its_image(tmp_path, reference):
     [
         ({"s.cls": "1"}, r"sample 's' has 0 images among its members cls"),
         ({"s.png": b"", "s.jpg": b""}, r"sample 's' has 2 images among its members png, jpg"),
+        ({"s.in.jpg": b"", "s.out.jpg": b""}, r"has 2 images among .* ends at its first dot"),
     ],
 )
 def test_a_sample_needs_exactly_one_image(tmp_path, members, message):

@@ -1,5 +1,6 @@
 """Names that are no text, locales, users without a name and splits without labels: what a command says of them."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.progress import progress
 from permafrost.storage import object_cache
 from permafrost.store.reader import Store
-from permafrost.verbs.next_commands import NextCommands
+from permafrost.verbs.next_commands import NextCommands, find_mirrored
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.paths import ROOT
 from tests.support.previews import preview_of
@@ -100,6 +101,51 @@ def test_the_next_commands_name_splits_that_they_can_use(tmp_path, splits, train
     assert trained is None or f"teaching.split={trained}" in command
     assert ("evaluate.splits" in command) == (evaluated is not None)
     assert evaluated is None or f"evaluate.splits=[{evaluated}]" in command
+
+
+@pytest.mark.parametrize(
+    ("classes", "mirrored"),
+    [
+        (("straight", "turn_left", "turn_right"), ("turn_left", "turn_right")),
+        (("TurnRight", "TurnLeft"), ("TurnRight", "TurnLeft")),
+        (
+            ("from left to right", "from right to left"),
+            ("from left to right", "from right to left"),
+        ),
+        (("Links abbiegen", "Rechts abbiegen"), ("Links abbiegen", "Rechts abbiegen")),
+        (("main_droite", "main_gauche"), ("main_droite", "main_gauche")),
+        (("左转", "右转"), ("左转", "右转")),
+        (("rotate_clockwise", "rotate_counterclockwise"), None),
+        (("a", "b", "c", "d"), ("b", "d")),
+        (("hand-L", "hand-R"), ("hand-L", "hand-R")),
+        (("p", "q"), ("p", "q")),
+        (("left", "center"), ()),
+        (("cat", "rat", "bog", "dog", "cleft"), ()),
+    ],
+)
+def test_classes_that_a_mirror_exchanges_are_found(classes, mirrored):
+    assert find_mirrored(classes) == (classes if mirrored is None else mirrored)
+
+
+def test_the_next_command_flips_no_classes_of_left_and_right(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "permafrost.precompute")
+    commands = {}
+    for names in (("left", "right"), ("cat", "dog")):
+        root = tmp_path / names[0]
+        paths = [f"{split}/{name}/1.jpg" for split in ("train", "test") for name in names]
+        for path in paths:
+            (root / "set" / path).parent.mkdir(parents=True)
+            (root / "set" / path).write_bytes(image_bytes(size=(80, 80)))
+        data = ImageFolderDataConfig(path=str(root / "set"))
+        precompute.run(precompute_config(root / "store", data=data, image_size=80))
+        caplog.clear()
+        commands[names] = NextCommands(Store(root / "store"), root).teach("r"), caplog.text
+
+    (arrows, said), (animals, silent) = commands.values()
+    assert "teaching.augment=pad_crop teaching.augment.size=80" in arrows
+    assert "without horizontal flips, as a flip makes class 'left' look like 'right'" in said
+    assert "teaching.augment=pad_crop_flip" in animals
+    assert "flip" not in silent
 
 
 def test_names_of_passes_are_names(frozen):

@@ -99,7 +99,10 @@ def test_a_holdout_takes_whole_groups(index, rule, shots):
 
 
 def test_groups_that_leave_nothing_to_train_on_are_refused(index):
-    with pytest.raises(ConfigError, match=r"holds out all .* lower subset\.holdout"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holdout=20 holds out all 60 .*whole groups.* set subset\.holdout=17 or less",
+    ):
         select_training_rows(index, "train", SubsetOptions(holdout=20, keep_groups=True))
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +14,13 @@ from numpy.typing import NDArray
 
 from permafrost.config.store import SubsetOptions
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, quote, require, shorten
 from permafrost.core.records import NO_CLASS, NO_GROUP, NO_LABEL
 
 if TYPE_CHECKING:
     from permafrost.store.index import RecordIndex, RowNumbers
+
+logger = logging.getLogger("permafrost.subset")
 
 HOLDOUT = "holdout"
 """Name of the split of records that subset.holdout excluded from training."""
@@ -73,12 +79,14 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
         subset: Options of the selection.
 
     Raises:
-        ConfigError: If there is no such split, a class has too few records, or a record has no label where shots or a
-            holdout need one.
+        ConfigError: If there is no such split, a class has too few records or none is left for training, or a record
+            has no label where shots or a holdout need one.
     """
     if subset.shots is None and subset.holdout == 0:
         return rows_of_split(index, split)
-    held_out = _held_out(index, split, subset) if subset.holdout else np.empty(0, np.int64)
+    held_out = (
+        select_holdout_rows(index, split, subset) if subset.holdout else np.empty(0, np.int64)
+    )
     if subset.shots is None:
         return _without(np.asarray(rows_of_split(index, split)), held_out)
     chosen = []
@@ -86,8 +94,8 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
         members = _without(members, held_out)
         require(
             len(members) >= subset.shots or label == NO_CLASS,
-            f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
-            f"{len(members)} records after the holdout",
+            f"subset.shots={subset.shots}, but class {quote(index.classes[label])} of split {split!r} has "
+            f"{len(members)} records after the holdout; lower subset.shots or subset.holdout",
         )
         chosen.append(members[: subset.shots])
     return np.unique(np.concatenate(chosen))
@@ -97,12 +105,38 @@ def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
     """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index.
 
     Raises:
-        ConfigError: If `subset` holds out no records, a class has fewer than that, or a record has no label.
+        ConfigError: If `subset` holds out no records, or all of a class, or a record has no label.
     """
     require(
         subset.holdout != 0, "subset.holdout=0 holds out no records; set it to a number per class"
     )
-    return _held_out(index, split, subset)
+
+    def lost_with(holdout: int) -> dict[int, int]:
+        rows = _held_out(index, split, replace(subset, holdout=holdout))
+        return _emptied_classes(index, split, rows)
+
+    held_out = _held_out(index, split, subset)
+    emptied = _emptied_classes(index, split, held_out)
+    unavoidable = lost_with(1) if emptied else {}
+    if unavoidable:
+        _warn_once(
+            f"subset.holdout leaves no training record of {len(unavoidable):,} small classes of split {split}, "
+            f"whatever its value: {shorten([index.classes[label] for label in unavoidable], 5)}"
+        )
+    lost = emptied.keys() - unavoidable.keys()
+    if lost:
+        # A smaller holdout is a part of a larger one.
+        fits = bisect_left(
+            range(1, subset.holdout), True, key=lambda number: bool(lost_with(number).keys() & lost)
+        )
+        label = min(lost)
+        raise ConfigError(
+            f"subset.holdout={subset.holdout} holds out all {emptied[label]} records of class "
+            f"{quote(index.classes[label])} of split {split!r}"
+            f"{', with their whole groups' if subset.keep_groups else ''}, so that none is left for training; set "
+            f"subset.holdout={fits} or less, or add records of the class"
+        )
+    return held_out
 
 
 def members_of_classes(
@@ -136,15 +170,31 @@ def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[
         bool((groups != NO_GROUP).any()),
         f"subset.keep_groups=true holds out whole groups, but split {split!r} has none; pack the data with data.group",
     )
+    if blank := int((groups == NO_GROUP).sum()):
+        _warn_once(
+            f"{blank:,} of {len(groups):,} records of split {split} have no group: each is a group of its own, so one "
+            "patient's may be in the holdout and in the training"
+        )
     numbers = np.unique(index.values("group", held_out))
     positions = np.flatnonzero(np.isin(groups, numbers[numbers != NO_GROUP]))
     together: NDArray[np.int64] = np.union1d(held_out, rows_at(rows, positions))
-    require(
-        len(together) < len(rows),
-        f"subset.holdout={subset.holdout} with subset.keep_groups=true holds out all {len(rows)} records of split "
-        f"{split!r}, because its groups are large; lower subset.holdout",
-    )
     return together
+
+
+@lru_cache
+def _warn_once(text: str) -> None:
+    """Log a warning of a selection, which a command makes several times."""
+    logger.warning("%s", text)
+
+
+def _emptied_classes(index: RecordIndex, split: str, held_out: NDArray[np.int64]) -> dict[int, int]:
+    """Return the classes of which a holdout takes all records, and their numbers of records."""
+    rows = rows_of_split(index, split)
+    return {
+        label: len(members)
+        for label, members in _classes_of(index, rows, split).items()
+        if label != NO_CLASS and not len(_without(rows_at(rows, members), held_out))
+    }
 
 
 def _ordered_classes(
@@ -162,11 +212,6 @@ def _ordered_classes(
         digests = index.key_digests(np.asarray(rows, np.int64), seed)
     for label, members in _classes_of(index, rows, split).items():
         members = members[index.key_order(rows_at(rows, members))]
-        require(
-            len(members) >= subset.holdout or label == NO_CLASS,
-            f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
-            f"{len(members)} records",
-        )
         if digests is None:
             seed = derive_seed(subset.seed, "subset", label)
             members = np.random.default_rng(seed).permutation(members)

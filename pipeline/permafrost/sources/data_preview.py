@@ -66,8 +66,10 @@ _STORED_CLASSES = 10_000
 
 DIM = 32
 """Largest value of 8 bits below which a picture is black to the eye."""
-_READ_CHANNELS = 4
-"""Largest number of channels that are all read."""
+_COLORS = 3
+"""Number of channels that are read besides transparency, and black of CMYK."""
+_MOSTLY_TRANSLUCENT = 0.5
+"""Fraction of the pixels of an image above which its alpha may be something else."""
 _DECODED_FILES = 500
 """Maximum number of files whose pixels are examined."""
 _DECODED_SIDE = 256
@@ -142,7 +144,8 @@ class ImageSample:
         self._add_regions(record, content, facts, options)
         kinds = {
             "several pictures": facts.is_animated,
-            "further channels": facts.bands > _READ_CHANNELS,
+            "further channels": facts.bands
+            > _COLORS + (facts.has_alpha or facts.channels == "CMYK"),
             facts.channels: facts.channels != "color",
             "alpha": facts.has_alpha,
             "16 bits": facts.bits == 16,
@@ -164,6 +167,7 @@ class ImageSample:
         pixels = read_pixels(data, _DECODED_SIDE)
         self.decoded += 1
         self.digests[hashlib.sha256(data).digest()] = record.key
+        self.kinds["translucent"] += pixels.translucent > _MOSTLY_TRANSLUCENT
         if facts.bits == 8:
             self.means.setdefault(record.split, []).append(pixels.mean)
         self.thumbnails.append((record.key, record.split, pixels.thumbnail))
@@ -177,6 +181,7 @@ class ImageSample:
             "color": f"{facts.channels} with alpha" if facts.has_alpha else facts.channels,
             "bits": str(facts.bits),
             "size": f"{facts.width}x{facts.height}",
+            **({} if facts.largest is None else {"range": str(facts.largest.bit_length())}),
         }
         for trait, value in traits.items():
             self.traits[json.dumps([trait, value, record.split, record.label])] += 1
@@ -327,6 +332,8 @@ class GroupCounts:
     """Number of groups with records in more than one split."""
     examples: tuple[str, ...]
     """Records of the first shared group, one for each split: their keys and splits."""
+    blank: str = ""
+    """Key of the first record without a group."""
 
 
 def count_groups(listing: Listing) -> GroupCounts:
@@ -347,7 +354,11 @@ def count_groups(listing: Listing) -> GroupCounts:
             for key, row in zip(keys, rows[places], strict=True)
         ]
     return GroupCounts(
-        groups=len(numbers), records=len(rows), shared=len(shared), examples=tuple(examples)
+        groups=len(numbers),
+        records=len(rows),
+        shared=len(shared),
+        examples=tuple(examples),
+        blank="".join(map(unquote, listing.keys(np.flatnonzero(groups == NO_GROUP)[:1]))),
     )
 
 

@@ -18,6 +18,7 @@ from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, FileError, UserError, quote, require
 from permafrost.core.json_entries import stays_inside
 from permafrost.core.records import Content, ImageSource, Record
+from permafrost.sources.classes import composed
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import FolderEntry, entry_bytes, file_at
 from permafrost.storage.rooted_paths import AnyPath
@@ -198,6 +199,25 @@ def sub_folders(folder: AnyPath) -> list[str]:
         for entry in _iter_entries(folder)
         if entry.is_dir() and not _is_passed_over(entry.name)
     )
+
+
+def path_as_stored(root: AnyPath, path: str, stored: dict[str, dict[str, str]]) -> str:
+    """Return a path with its names in the form of Unicode (NFC or NFD) that the files have.
+
+    Args:
+        root: Root of the data.
+        path: Path below it, with names in any form.
+        stored: Names by their composed form, by folder, of the folders that were looked at before.
+    """
+    place = ""
+    for name in () if path.isascii() else path.split("/"):
+        if place not in stored:
+            entries = _iter_entries(root / place) if file_at(root / place).is_folder() else ()
+            stored[place] = {
+                composed(entry.name): entry.name for entry in entries if not entry.name.isascii()
+            }
+        place = join_path(place, stored[place].get(composed(name), name))
+    return place or path
 
 
 def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
@@ -479,6 +499,7 @@ class TableFiles:
         self._last_missing_row = ""
         self._named_missing: list[str] = []
         self._first_missing = ""
+        self._stored_names: dict[str, dict[str, str]] = {}
 
     def add(self, row: ListedRow, column: str) -> tuple[str, int]:
         """Look up the file that a row names; a missing one is counted for `check_missing`.
@@ -494,13 +515,17 @@ class TableFiles:
             ConfigError: If the cell is empty, or the path is not below the root.
         """
         path = self._relative(row, column)
-        for each in dict.fromkeys((path, path.strip())):
+        for spelled in (str, str.strip, self._as_stored):
+            each = spelled(path)
             try:
                 return each, os.stat(f"{self._root}/{each}").st_size  # noqa: PTH116, once per image
             except (OSError, ValueError):  # a path with a NUL is a ValueError
                 continue
         self._count_missing(row.row_name, path)
         return path, 0
+
+    def _as_stored(self, path: str) -> str:
+        return path_as_stored(Path(self._root), path.strip(), self._stored_names)
 
     def with_suffix(self, path: str) -> str | None:
         """Return the file that a path without its suffix names, in the root or in a folder directly in it."""
@@ -531,7 +556,7 @@ class TableFiles:
 
     def _is_file(self, path: str) -> bool:
         """Return whether there is a file below the root; False also for a name that no file can have."""
-        return os.path.isfile(f"{self._root}/{path}")  # noqa: PTH113, Path.is_file raises for long names
+        return os.path.isfile(f"{self._root}/{self._as_stored(path)}")  # noqa: PTH113, Path.is_file raises for long names
 
     def _count_missing(self, row: str, path: str) -> None:
         self._first_missing = self._first_missing or path

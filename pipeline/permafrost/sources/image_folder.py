@@ -9,7 +9,7 @@ folder and store can be compared name by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from permafrost.config.data import ImageFolderDataConfig
@@ -25,6 +25,7 @@ from permafrost.sources.image_files import (
     has_image,
     iter_images,
     join_path,
+    path_as_stored,
     sub_folders,
     tally_passed_over,
 )
@@ -155,8 +156,12 @@ class ImageFolderSource(FilesBelowRoot):
     def _split_folders(self) -> dict[str, str]:
         """Map each folder of class folders to its split; the empty name is data.path itself."""
         if self.config.splits:
-            self._check_splits()
-            return self.config.splits
+            splits = {
+                path_as_stored(self._root, folder, {}): split
+                for folder, split in self.config.splits.items()
+            }
+            self._check_splits(splits)
+            return splits
         top = sub_folders(self._root)
         splits = {name: split for name in top if (split := known_split(name)) is not None}
         others = [name for name in top if name not in splits]
@@ -201,8 +206,8 @@ class ImageFolderSource(FilesBelowRoot):
                 f"({rest}); name the splits: 'data.splits={{{pairs}}}'"
             )
 
-    def _check_splits(self) -> None:
-        for folder, split in self.config.splits.items():
+    def _check_splits(self, splits: Mapping[str, str]) -> None:
+        for folder, split in splits.items():
             if not file_at(self._root / folder).is_folder():
                 there = ", ".join(sub_folders(self._root)) or "no folders"
                 raise ConfigError(

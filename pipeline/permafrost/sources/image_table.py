@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -115,9 +115,9 @@ NUMBERED = "labels that are numbers"
 
 @dataclass(frozen=True)
 class GroupColumn:
-    """One digit of the group number: the position of each value, out of `radix`."""
+    """One digit of the group number: the position of each value of some columns, out of `radix`."""
 
-    column: str
+    columns: tuple[str, ...]
     position_of: dict[str, int]
     radix: int
 
@@ -405,15 +405,26 @@ class ImageTableSource(ImageSource):
 
     @cached_property
     def _group_columns(self) -> list[GroupColumn]:
-        groups = [
-            _group_column(column, self._all_rows({"group": column})) for column in self.config.group
-        ]
-        require(
-            math.prod(group.radix for group in groups) <= MAX_GROUP,
-            f"data.group={list(self.config.group)} results in more than {MAX_GROUP} groups; "
-            "choose columns with fewer values",
+        groups = [self._group_column((name,), numbered=True) for name in self.config.group]
+        if math.prod(group.radix for group in groups) <= MAX_GROUP:
+            return groups
+        return [self._group_column(self.config.group, numbered=False)]
+
+    def _group_column(self, columns: tuple[str, ...], *, numbered: bool) -> GroupColumn:
+        """Number the values of columns: whole numbers from 0 as they are, others by their position in sorted order.
+
+        Args:
+            columns: The columns.
+            numbered: Whether whole numbers may stand for themselves; False for numbers that would be too large.
+        """
+        rows = self._all_rows({f"group[{at}]": column for at, column in enumerate(columns)})
+        texts = {text for row in rows if (text := _group_text(row, columns)) is not None}
+        numbers = {text: number for text in texts if (number := to_number(text)) is not None}
+        if numbered and len(numbers) == len(texts) and min(numbers.values(), default=0) >= 0:
+            return GroupColumn(columns, numbers, max(numbers.values(), default=0) + 1)
+        return GroupColumn(
+            columns, {text: number for number, text in enumerate(sorted(texts))}, len(texts)
         )
-        return groups
 
     def _class_texts(self, row: ListedRow) -> list[str]:
         if self._lists_column is not None:
@@ -649,22 +660,17 @@ def _check_class_text(row: ListedRow, column: str, text: str, *, is_named: bool)
         )
 
 
-def _group_column(column: str, rows: Iterable[ListedRow]) -> GroupColumn:
-    """Number a column's values: whole numbers from 0 as they are, others by their position in sorted order."""
-    texts = {text for row in rows if (text := row.text(column)) is not None}
-    numbers = {text: number for text in texts if (number := to_number(text)) is not None}
-    if len(numbers) == len(texts) and min(numbers.values(), default=0) >= 0:
-        return GroupColumn(column, numbers, max(numbers.values(), default=0) + 1)
-    return GroupColumn(
-        column, {text: number for number, text in enumerate(sorted(texts))}, len(texts)
-    )
+def _group_text(row: ListedRow, columns: tuple[str, ...]) -> str | None:
+    """Return the values of a row in these columns as one text, or None if one of them is unknown."""
+    texts = [to_label(row.cells[column], frozenset()) for column in columns]
+    return None if None in texts else "\0".join(map(str, texts))
 
 
 def _group(row: ListedRow, groups: list[GroupColumn]) -> int:
     """Combine the columns' positions to one number, with the first column as its highest digit."""
     value = 0 if groups else NO_GROUP
     for group in groups:
-        text = row.text(group.column)
+        text = _group_text(row, group.columns)
         if text is None:
             return NO_GROUP
         value = value * group.radix + group.position_of[text]

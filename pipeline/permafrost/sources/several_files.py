@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,9 +21,18 @@ OTHER_FOLDERS = "folders that are not read"
 READ_PARTS = "parts that are read"
 """Topic of a tally: files with numbered names."""
 ABSENT_PARTS = "parts that are absent"
-"""Topic of a tally: files that the names of others count (train-00000-of-00002), by the first name."""
+"""Topic of a tally: files that are absent between others, or that their names count, by the first name."""
 
-_PART = re.compile(r"(.*)-(\d+)-of-(\d{1,6})(?=[-.]|$)")
+_PARTS = (
+    re.compile(
+        r"(?P<start>.*?)(?P<number>\d+)(?P<rest>[-_. ]*of[-_. ]*(?P<count>\d{1,6}))(?!\d)", re.I
+    ),
+    re.compile(r"(?P<start>(.*[-_. ])?part[-_. ]?)(?P<number>\d+)(?P<rest>)(?!\d)", re.I),
+    re.compile(r"(?P<start>.*?)(?P<number>\d+)(?P<rest>\D*)$"),
+)
+"""Names of parts: a number and a count (00000-of-00002), a number after the word (part-00003-<text>), the last one."""
+_MOST_ABSENT = 10
+"""Largest multiple of the parts of padded numbers (00000) that are there, of those that may be absent between them."""
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
 
@@ -100,23 +109,47 @@ def tally_other_files(path: Path, suffix: str, tally: Tally, expected: Container
 
 
 def tally_absent_parts(names: Iterable[str], tally: Tally) -> None:
-    """Count the files that are absent of sets whose names have a number and a count, as in train-00000-of-00002.
+    """Count the files that are absent of sets whose names have a number, as in train-00000-of-00002 and train_3.tar.
 
     Args:
         names: Names of the files that are read.
         tally: Counts to add to.
     """
-    sets: dict[tuple[str, str], set[int]] = {}
+    names = list(names)
+    tally.add(READ_PARTS, "", count=len(names))
+    for item, absent in absent_parts(names):
+        tally.add(ABSENT_PARTS, item, count=absent)
+
+
+def absent_parts(names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Iterate over the sets of names with a number of which some are absent.
+
+    Without a count, as in 00000-of-00002, it is about the numbers between the first and the last, unless so many of
+    them are absent that they are rather identifiers or years.
+
+    Args:
+        names: Names of files or folders.
+
+    Yields:
+        The first absent name, and how many are absent.
+    """
+    sets: dict[tuple[str, str, int], dict[int, str]] = {}
     for name in names:
-        tally.add(READ_PARTS, "", name)
-        if match := _PART.match(name):
-            sets.setdefault((match[1], match[3]), set()).add(int(match[2]))
-    for (start, count), numbers in sets.items():
-        absent = int(count) - len(numbers)
-        if absent > 0:
-            first = min(set(range(int(count) in numbers, int(count))) - numbers)
-            item = f"{start}-{first:0{len(count)}}-of-{count}"
-            tally.add(ABSENT_PARTS, item, count=absent)
+        stem, _, suffix = name.rpartition(".")
+        match = next((match for part in _PARTS if (match := part.match(stem or suffix))), None)
+        if match is not None:
+            count = int(match.groupdict().get("count") or 0)
+            numbers = sets.setdefault((match["start"], match["rest"], count), {})
+            numbers[int(match["number"])] = match["number"]
+    for (start, rest, count), numbers in sets.items():
+        from_one = count in numbers
+        first, last = (from_one, count - 1 + from_one) if count else (min(numbers), max(numbers))
+        absent = last - first + 1 - len(numbers)
+        width = min(map(len, numbers.values()))
+        is_padded = any(text.startswith("0") for text in numbers.values()) and width > 1
+        if absent > 0 and (count or absent < len(numbers) * (_MOST_ABSENT if is_padded else 1)):
+            number = next(number for number in range(first, last + 1) if number not in numbers)
+            yield f"{start}{number:0{width}}{rest}", absent
 
 
 def _is_packed(name: str, suffix: str) -> bool:

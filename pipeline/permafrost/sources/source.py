@@ -28,6 +28,7 @@ from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL, Content, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
+from permafrost.sources.classes import composed
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX
@@ -137,6 +138,8 @@ class ClassSubset:
     """
 
     def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
+        stored = {composed(name): name for name in source.classes}
+        classes = tuple(stored.get(composed(name), name) for name in classes)
         for name in classes:
             if name not in source.classes:
                 raise ConfigError(

@@ -363,6 +363,8 @@ class PictureFacts(NamedTuple):
     mean: float
     thumbnail: bytes
     """As that of UprightImage, of a JPEG from a reduced image."""
+    translucent: float
+    """Fraction of pixels that are neither transparent nor opaque."""
 
 
 def read_pixels(data: bytes, side: int) -> PictureFacts:
@@ -380,11 +382,20 @@ def read_pixels(data: bytes, side: int) -> PictureFacts:
             image.draft("RGB", (side, side))
             upright = _to_rgb(image)
             pixels, thumbnail = np.asarray(upright), thumbnail_of(upright)
+            alpha = np.asarray(
+                image.convert("RGBA").getchannel("A") if image.has_transparency_data else 255
+            )
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
-    return PictureFacts(int(pixels.min()), int(pixels.max()), float(pixels.mean()), thumbnail)
+    return PictureFacts(
+        smallest=int(pixels.min()),
+        largest=int(pixels.max()),
+        mean=float(pixels.mean()),
+        thumbnail=thumbnail,
+        translucent=float(((alpha > 0) & (alpha < 255)).mean()),
+    )
 
 
 def largest_value(mask: bytes) -> int:

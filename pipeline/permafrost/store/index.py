@@ -67,6 +67,11 @@ class RecordIndex:
         return int(self.shards.starts[-1])
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in label order."""
+        return self._manifest.classes
+
+    @property
     def has_many_labels(self) -> bool:
         """True if records list their classes in `labels`; `label` is then not read."""
         return self._manifest.multi_label

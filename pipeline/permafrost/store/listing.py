@@ -213,6 +213,8 @@ class RecordCounts:
     labels, a box of a class that they do not have for certain (`boxes of other labels`)."""
     unknown: Counter[int] = field(default_factory=Counter)
     """Records of which others are known, by label that is not."""
+    alone: Counter[int] = field(default_factory=Counter)
+    """Records that may have several labels and have this one only, by label."""
 
     def add(self, record: Record) -> None:
         """Count a record."""
@@ -229,6 +231,8 @@ class RecordCounts:
             self.others["none"] += 1
         if record.labels:
             self.others["labels"] += 1
+            present = [label for label in labels if label > NO_CLASS]
+            self.alone.update(present if len(present) == 1 else ())
         if record.boxes:
             self.others["boxes"] += 1
             if record.labels:
@@ -244,6 +248,7 @@ class RecordCounts:
         self.unlabeled.update(counts.unlabeled)
         self.others.update(counts.others)
         self.unknown.update(counts.unknown)
+        self.alone.update(counts.alone)
 
 
 def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> RecordCounts:

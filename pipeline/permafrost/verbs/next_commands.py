@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,13 @@ _STUDENT_STAGES = 3
 """Number of stages of the default student, one fewer than that of a student for photographs."""
 _PHOTOGRAPHS = "teacher=torchvision", "teacher.name=resnet18"
 """Teacher for frames that are too large for the default one."""
+_MIRRORED = (
+    *(("left", "right"), ("link", "recht"), ("gauche", "droite"), ("izquierd", "derech")),
+    *(("esquerd", "direit"), ("sinistr", "destr"), ("左", "右"), ("east", "west")),
+    *(("counterclockwise", "clockwise"), ("anticlockwise", "clockwise")),
+    *((" l ", " r "), (" b ", " d "), (" p ", " q ")),
+)
+"""Parts of names that a mirror exchanges, of which letters stand alone."""
 
 
 class NextCommands:
@@ -79,7 +88,10 @@ class NextCommands:
         if not self.store.form.has_places:
             arguments += [*table_arguments("teacher"), "teaching.augment=none"]
         elif is_large(self.store.size):
-            arguments += [*_PHOTOGRAPHS, *_augment_arguments("teaching.augment", self.store.size)]
+            arguments += [
+                *_PHOTOGRAPHS,
+                *self._augment_arguments("teaching.augment", self.store.size),
+            ]
         else:
             arguments.append("teacher=cifar")
         if self.store.manifest.multi_label:
@@ -113,13 +125,24 @@ class NextCommands:
             size = (side, side) if side else self.store.size
             arguments += _method_arguments(self.store, teacher, split, is_large(size))
             if is_large(self.store.size):
-                arguments += _augment_arguments("augment", size)
+                arguments += self._augment_arguments("augment", size)
             arguments += self._holdout_arguments(split)
         else:
             arguments += ["method=kd", *table_arguments("student"), "augment=none"]
         if replays or len(self.store.pass_folders()) > 1:
             arguments.append(f"store.teacher={teacher.name}")
         return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
+
+    def _augment_arguments(self, section: str, size: tuple[int, int]) -> list[str]:
+        """Return arguments for views of large frames, at the usual size of classifiers or below."""
+        twins = find_mirrored(self.store.manifest.classes)
+        if twins:
+            logger.info(
+                "the next command has %s=pad_crop, without horizontal flips, as a flip makes class %r look like %r",
+                *(section, *twins),
+            )
+        recipe = "pad_crop" if twins else "pad_crop_flip"
+        return [f"{section}={recipe}", f"{section}.size={min(224, *size)}"]
 
     def _holdout_arguments(self, split: str) -> list[str]:
         """Return arguments that hold out a fifth of the smallest class if no other split is left to evaluate on."""
@@ -143,9 +166,15 @@ def is_large(size: tuple[int, int]) -> bool:
     return max(size) > CifarModelConfig.largest_side
 
 
-def _augment_arguments(section: str, size: tuple[int, int]) -> list[str]:
-    """Return arguments for views of large frames, at the usual size of classifiers or below."""
-    return [f"{section}=pad_crop_flip", f"{section}.size={min(224, *size)}"]
+def find_mirrored(classes: Iterable[str]) -> tuple[str, ...]:
+    """Return two classes whose names differ by left and right, or by letters that mirror each other, or nothing."""
+    named = {re.sub(r"[\W_]+", " ", f" {name} ").casefold(): name for name in classes}
+    for name in named:
+        for one, other in _MIRRORED:
+            twin = name.replace(one, "\0").replace(other, one).replace("\0", other)
+            if twin != name and twin in named:
+                return named[name], named[twin]
+    return ()
 
 
 def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
