@@ -6,7 +6,7 @@
         teacher.weights=runs/my-teacher/teach/model.safetensors      (a pass on a finished store needs no data=)
 
 Reads   the data, unless the store is finished and the options are the same or data=none, and the teacher's weights
-Writes  <store.path>: image shards, index, manifest; preview.json; teachers/<name>-<fingerprint>/
+Writes  <store.path>: image shards, index, manifest; facts.json, thumbnails/; teachers/<name>-<fingerprint>/
 Rerun   the same command computes only what is missing
 """
 

@@ -71,7 +71,7 @@ def find_other_sizes(preview: Preview) -> Iterator[Remark]:
 def find_other_brightness(preview: Preview) -> Iterator[Remark]:
     """Find new images that are darker or brighter than those of the store."""
     sample = preview.sample
-    if preview.comparison is None or sample is None or len(sample.means) < _MIN_FILES:
+    if preview.comparison is None or sample is None:
         return
     new = np.array([mean for means in sample.means.values() for mean in means])
     described = describe_brightness(new, _brightness(preview.comparison.store))

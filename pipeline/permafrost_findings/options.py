@@ -73,6 +73,8 @@ for _finding, (_fact, _rule) in _RULES.items():
     FINDINGS[_finding] = f"permafrost_findings.{_rule}"
     FACTS_OF_FINDINGS[_finding] = _fact
 STORE_FINDINGS["equal_images"] = "permafrost_findings.equal_images:find_equal_images"
-FACTS_OF_FINDINGS |= dict.fromkeys(
-    ("equal_in_splits", "similar_in_splits", "equal_in_classes", "equal_images"), "equal images"
+FACTS_OF_FINDINGS.update(
+    dict.fromkeys(
+        ("equal_in_splits", "similar_in_splits", "equal_in_classes", "equal_images"), "equal images"
+    )
 )

@@ -10,8 +10,8 @@ from permafrost.library import open_store
 from permafrost.loading.target_sheet import (
     describe_empty,
     describe_spread,
+    entropy_and_peak,
     sheets_of,
-    spread_of,
     target_sheet,
 )
 from permafrost.store.facts import FACTS_NAME, read_sheets
@@ -64,11 +64,11 @@ def test_a_pass_of_the_largest_logits_has_a_spread(frozen, tmp_path, tiny_teache
     assert sheet["accuracy"].value == whole["accuracy"].value
 
 
-def test_spread_of_known_distributions():
+def test_entropy_and_peak_known_distributions():
     uniform, certain = np.log(np.full((3, 4), 0.25)), np.array([[0.0, -np.inf]])
 
-    assert spread_of(uniform) == pytest.approx((np.log(4), 0.25))
-    assert spread_of(certain) == (0, 1)
+    assert entropy_and_peak(uniform) == pytest.approx((np.log(4), 0.25))
+    assert entropy_and_peak(certain) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def test_a_sheet_has_the_facts_and_as_many_records_as_asked(frozen):
     shown = [axis for axis in sheet.figure.axes if axis.images]
     assert len(shown) == 20  # an image and a map each
     assert sheet.facts["pass"] == teacher.name
-    assert "train 40" in sheet.facts["records"]
-    assert sheet.facts["teacher_picture"] == "whole image at 16x16, bilinear"
+    assert "train 40" in sheet.sheets["data"]["records"].value
+    assert sheet.sheets["teacher"]["input"].value == "whole image at 16x16, bilinear"
     titles = [axis.get_title(loc="left") for axis in sheet.figure.axes if axis.patches]
     assert ["(40 records)" in title for title in titles] == [True, True]
 

@@ -1319,6 +1319,14 @@ def a_dark_test_split(root):
     return pictures(root, train_cat=((24, 24), 150), test_cat=((24, 24), 60))
 
 
+@case("equal_in_sample", "note")
+def one_test_picture_of_train(root):
+    data = pictures(root, train_cat=((24, 24), 120), test_cat=((24, 24), 120))
+    Image.open(root / "train/cat/0.png").save(root / "test/cat/again.bmp")
+    return data
+
+
+@case("equal_in_sample", None)
 @case("brightness_of_splits", None)
 def a_dark_class(root):
     sides = {"cat": 150, "dog": 60}
@@ -1545,9 +1553,9 @@ def test_a_sample_is_stated_and_all_files_may_be_read(tmp_path):
     some, every = preview_of(data, files=10), preview_of(data, all=True)
 
     assert some.sample.files == 10
-    assert "a random sample of 10 of 40 files" in some.lines()["images"]
+    assert some.sheet()["images"].source == "a random sample of 10 headers of 40"
     assert every.sample.files == 40
-    assert "headers of all 40 files: JPEG 40" in every.lines()["images"]
+    assert every.sheet()["images"].text() == "JPEG 40 [all 40 headers]"
     assert preview_of(data, files=10).stored() == some.stored()
 
 

@@ -237,6 +237,7 @@ def test_a_run_writes_its_student_config_metrics_and_cost(frozen):
         "checkpoint.pt",
         "config.yaml",
         "cost.json",
+        "facts.json",
         "metrics.jsonl",
         "model.json",
         "model.safetensors",

@@ -14,6 +14,7 @@ from PIL import Image
 
 from permafrost.config.methods import METHODS, KDConfig
 from permafrost.config.store import PassOptions
+from permafrost.library import open_store
 from permafrost.training.student_passes import served_methods
 from tests.support.papers import needs_papers
 from tests.support.slow import slow
@@ -252,5 +253,5 @@ def test_the_accuracies_of_a_teacher_name_their_pictures(permafrost, packed, tmp
     side = TINY_DATA.image_size
     shown = f"picture: whole image at 24x24, bilinear from frames of {side}x{side}\n"
     assert f"\n{shown}" in printed
-    assert f"\nteacher_{shown}" in made
+    assert open_store("stores/tiny").facts()["teacher"]["input"].value == shown[9:-1]
     assert printed_next(made)[0] == "distill"

@@ -46,7 +46,7 @@ def store(data, tmp_path_factory):
 def test_the_preview_counts_none_and_unknown_apart(data):
     preview = preview_of(data)
 
-    assert "records with none: 8" in preview.lines()["labels"]
+    assert "with none of the classes 8" in preview.sheet()["labels"].value
     assert "records without a label: 4 of 24" in message_of(preview, "missing_labels")
 
 

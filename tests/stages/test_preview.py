@@ -35,9 +35,9 @@ def test_the_verb_prints_what_was_understood_and_writes_nothing(permafrost, phot
     code, out, err = permafrost("preview", f"data.path={photos}", "data=image_folder")
 
     assert code == 0, err
-    assert "records: test 4, train 8" in out
+    assert "  records        test 4, train 8 [image_folder]" in out
     assert "cat         2         4" in out
-    assert "headers of all 12 files: JPEG 12" in out
+    assert "  images         JPEG 12 [all 12 headers]" in out
     assert "note     split_spellings: Testing is split test, Training is split train" in out
     assert "1 .txt (Training/cat/notes.txt)" in out
     assert sorted(tmp_path.rglob("*")) == before

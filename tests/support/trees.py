@@ -10,6 +10,7 @@ from pathlib import Path
 
 from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.facts import FACTS_NAME
+from permafrost.store.manifest import TEACHERS_FOLDER
 from permafrost.store.thumbnails import THUMBNAILS_FOLDER
 
 
@@ -17,7 +18,7 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ORIGIN_NAME
+        if path.is_file() and path.name != ORIGIN_NAME and not _is_of_pass(path)
     }
 
 
@@ -30,3 +31,8 @@ def all_files(folder: Path) -> list[Path]:
         if path.is_file() and path.name not in outside and path.parent.name != THUMBNAILS_FOLDER
     )
     return sorted(path for path in files if path.stat().st_size)
+
+
+def _is_of_pass(path: Path) -> bool:
+    """Whether a file has the facts about a pass, which are also those of a machine."""
+    return path.name == FACTS_NAME and path.parent.parent.name == TEACHERS_FOLDER

@@ -24,7 +24,7 @@ from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
 from permafrost.core.tasks import Executor
-from permafrost.loading.target_sheet import describe_empty, describe_spread, spread_of
+from permafrost.loading.target_sheet import describe_empty, describe_spread, entropy_and_peak
 from permafrost.models.classifier import ModelOutput, has_proportions
 from permafrost.models.record_independence import require_independent_records
 from permafrost.models.trained_weights import count_classes
@@ -80,7 +80,7 @@ class TeacherCheck:
     predicted: list[int]
     """Class of the largest logit of each of these records."""
     warning: str = ""
-    """What is doubtful about the spread of the softmax of the logits."""
+    """Warning about the spread of the softmax of the logits."""
     maps: int = 0
     """Number of maps."""
     constant_maps: int = 0
@@ -323,7 +323,7 @@ def describe_outputs(
     # Equal logits have no differences to lose.
     shares = spacing.astype(np.float64)[spread > 0] / spread[spread > 0]
     are_known = not has_many(labels) and logits.shape[1] == num_classes
-    entropy, _ = spread_of(np.asarray(log_softmax(logits, axis=1)))
+    entropy, _ = entropy_and_peak(np.asarray(log_softmax(logits, axis=1)))
     known = (labels != NO_LABEL).numpy() if are_known else np.zeros(len(logits), bool)
     return {
         "records": len(logits),

@@ -45,7 +45,7 @@ class TargetSample:
     """Whether each map is constant, [m]."""
 
 
-def spread_of(log_probs: NDArray[np.float64]) -> tuple[float, float]:
+def entropy_and_peak(log_probs: NDArray[np.float64]) -> tuple[float, float]:
     """Return the mean entropy in nats and the mean largest probability of distributions [n, K]."""
     probs = np.exp(log_probs)
     terms = probs * np.where(probs > 0, log_probs, 0)
@@ -197,7 +197,7 @@ def target_sheet(
     many = teacher.store.index.has_many_labels
     if log_probs and not many:
         joined = np.concatenate(log_probs)
-        entropy, largest = spread_of(joined)
+        entropy, largest = entropy_and_peak(joined)
         classes = teacher.num_classes
         facts += [
             Fact(

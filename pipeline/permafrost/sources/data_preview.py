@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
 from urllib.parse import unquote
@@ -36,11 +36,9 @@ from permafrost.sources.image_files import (
 from permafrost.sources.several_files import ABSENT_PARTS, OTHER_FILES, READ_PARTS
 from permafrost.sources.source import ListedData
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.storage.signed_files import sign_json
 from permafrost.store.deaths import ShardDeaths
-from permafrost.store.facts import FACTS_NAME, TYPED, Fact, FactSheet, Finding, Level, StoredFacts
+from permafrost.store.facts import TYPED, Fact, FactSheet, Finding, Level, StoredFacts
 from permafrost.store.generations import StoreComparison
 from permafrost.store.image_decoding import ImageFacts, largest_value, read_facts, read_pixels
 from permafrost.store.image_shards import upright_regions
@@ -258,11 +256,11 @@ class ImageSample:
         """
         read = f"{'all' if self.files >= records else 'a random sample of'} {self.files:,} headers"
         pixels = f"{self.decoded:,} decoded"
-        kinds = f"; {_counts_in_words(self.kinds)}" if self.kinds else ""
-        damaged = f"; damaged {self.num_damaged:,}" if self.num_damaged else ""
+        words = [_counts_in_words(self.formats), _counts_in_words(self.kinds)]
+        words += [f"damaged {self.num_damaged:,}"] if self.num_damaged else []
         yield Fact(
             name="images",
-            value=f"{_counts_in_words(self.formats)}{kinds}{damaged}",
+            value="; ".join(filter(None, words)),
             source=read if self.files >= records else f"{read} of {records:,}",
         )
         if self.smallest is not None and self.largest is not None:
@@ -416,15 +414,8 @@ class Preview:
 
     def sheet(self) -> FactSheet:
         """Return the facts of the data; those that findings are about are marked."""
-        marks: dict[str, list[str]] = {}
-        for finding in self.findings:
-            if finding.level != "note" and finding.name in FACTS_OF_FINDINGS:
-                marks.setdefault(FACTS_OF_FINDINGS[finding.name], []).append(finding.name)
-        facts = [
-            replace(fact, findings=tuple(dict.fromkeys(marks.get(fact.name, ()))))
-            for fact in self._facts()
-        ]
-        return FactSheet(subject="data", facts=tuple(facts))
+        sheet = FactSheet(subject="data", facts=tuple(self._facts()))
+        return sheet.marked(self.findings, FACTS_OF_FINDINGS)
 
     def _facts(self) -> Iterator[Fact]:
         counts, listing = self.counts, self.source
@@ -483,10 +474,6 @@ class Preview:
         if bit_range := getattr(self.data, "bit_range", ()):
             yield Fact(name="bit_range", value=str(list(bit_range)), source=TYPED)
         yield from self.measured
-
-    def write(self, store: RootedPath) -> None:
-        """Write the facts next to the store, where they replace those of an earlier command."""
-        file_at(store / FACTS_NAME).write(sign_json(asdict(self.stored())))
 
     def stored(self) -> StoredFacts:
         """Return what is kept next to a store, which is the same on every machine."""

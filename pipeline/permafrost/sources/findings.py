@@ -9,15 +9,16 @@ names the finding. Messages are kept next to stores, so they name no absolute pa
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from permafrost.config.data import FINDINGS, STORE_FINDINGS, FileDataConfig
+from permafrost.config.data import FACTS_OF_FINDINGS, FINDINGS, STORE_FINDINGS, FileDataConfig
 from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
 from permafrost.sources.data_preview import Preview
-from permafrost.store.facts import Fact, Finding
+from permafrost.store.facts import Fact, Finding, read_data_facts
 
 if TYPE_CHECKING:
     from permafrost.store.reader import Store
@@ -57,23 +58,31 @@ def add_findings(preview: Preview) -> Preview:
     return replace(preview, findings=tuple(findings), measured=tuple(facts))
 
 
-def with_findings_of_store(preview: Preview, store: Store) -> Preview:
-    """Return a preview with the findings and facts of all rules about the packed store, and log these findings."""
+def complete_facts(store: Store) -> None:
+    """Add the findings and facts of all rules about a packed store to its own, unless they are there, and log them."""
+    kept = read_data_facts(store.folder)
+    if kept is None or kept.is_complete:
+        return
     remarks = [each for rule in STORE_FINDINGS.values() for each in resolve_name(rule)(store)]
-    findings = tuple(each for each in remarks if isinstance(each, Finding))
-    facts = tuple(each for each in remarks if isinstance(each, Fact))
+    findings = [each for each in remarks if isinstance(each, Finding)]
+    facts = [each for each in remarks if isinstance(each, Fact)]
     for fact in facts:
         logger.info("%s: %s", fact.name, fact.text())
-    check_findings(replace(preview, findings=findings))
-    return replace(
-        preview,
-        findings=(*preview.findings, *findings),
-        measured=(*preview.measured, *facts),
-    )
+    log_findings(findings)
+    kept.with_facts(facts, findings, FACTS_OF_FINDINGS).write(store.folder)
 
 
 class DataError(UserError):
     """Error for data that were probably misunderstood, according to a finding."""
+
+
+def log_findings(findings: Iterable[Finding]) -> None:
+    """Log warnings and notes, one line each."""
+    for finding in findings:
+        if finding.level == "warning":
+            logger.warning("warning: %s (%s)", finding.message, finding.name)
+        elif finding.level == "note":
+            logger.info("%s (%s)", finding.message, finding.name)
 
 
 def check_findings(preview: Preview) -> None:
@@ -82,11 +91,7 @@ def check_findings(preview: Preview) -> None:
     Raises:
         DataError: If there are findings that are errors; it has a line for each.
     """
-    for finding in preview.findings:
-        if finding.level == "warning":
-            logger.warning("warning: %s (%s)", finding.message, finding.name)
-        elif finding.level == "note":
-            logger.info("%s (%s)", finding.message, finding.name)
+    log_findings(preview.findings)
     errors = preview.with_level("error")
     if not errors:
         return

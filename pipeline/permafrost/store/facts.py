@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeVar
 
 from permafrost.core.errors import FileError, printable
@@ -59,6 +59,23 @@ class FactSheet:
     subject: str
     """data, teacher, targets, student or machine."""
     facts: tuple[Fact, ...]
+
+    def marked(self, findings: Iterable[Finding], facts: Mapping[str, str]) -> FactSheet:
+        """Return the sheet with the names of findings, except of notes, at the facts that they are about.
+
+        Args:
+            findings: The findings.
+            facts: Names of facts by the name of the finding.
+        """
+        names: dict[str, dict[str, None]] = {}
+        for finding in findings:
+            if finding.level != "note" and finding.name in facts:
+                names.setdefault(facts[finding.name], {})[finding.name] = None
+        marked = (
+            replace(fact, findings=(*fact.findings, *names.get(fact.name, ())))
+            for fact in self.facts
+        )
+        return replace(self, facts=tuple(marked))
 
     def __getitem__(self, name: str) -> Fact:
         return next(fact for fact in self.facts if fact.name == name)
@@ -130,6 +147,24 @@ class StoredFacts:
     """Number of records of each class, by split; empty for more than 10,000 classes."""
     sheet: FactSheet
     findings: tuple[Finding, ...]
+    is_complete: bool = False
+    """True once the packed records are compared with one another."""
+
+    def with_facts(
+        self, facts: Iterable[Fact], findings: Sequence[Finding], names: Mapping[str, str]
+    ) -> StoredFacts:
+        """Return these with further facts and findings, complete; the arguments are as for `FactSheet.marked`."""
+        sheet = FactSheet(subject=self.sheet.subject, facts=(*self.sheet.facts, *facts))
+        return replace(
+            self,
+            sheet=sheet.marked(findings, names),
+            findings=(*self.findings, *findings),
+            is_complete=True,
+        )
+
+    def write(self, store: AnyPath) -> None:
+        """Write the facts next to the store, where they replace those of an earlier command."""
+        file_at(store / FACTS_NAME).write(sign_json(asdict(self)))
 
 
 @dataclass(frozen=True, kw_only=True)

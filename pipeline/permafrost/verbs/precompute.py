@@ -32,14 +32,14 @@ from permafrost.core.tasks import Executor
 from permafrost.models.network import Network
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source
-from permafrost.sources.findings import add_findings, check_findings, with_findings_of_store
+from permafrost.sources.findings import add_findings, check_findings, complete_facts
 from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
-from permafrost.store.facts import FactSheet, announce
+from permafrost.store.facts import FactSheet, announce, read_data_facts
 from permafrost.store.generations import appended_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
@@ -100,7 +100,9 @@ class PrecomputeResult:
         sheets = values.pop("facts")
         for name in ("map_cells", "teacher_accuracy", "teacher_f1", "teacher_picture", "device"):
             del values[name]  # of the sheets
-        shown = {name: sheets[name].block() for name in ("targets", "machine") if name in sheets}
+        if self.teacher_records:
+            sheets = {name: sheet for name, sheet in sheets.items() if name != "teacher"}  # logged
+        shown = {name: sheet.block() for name, sheet in sheets.items()}
         return {**values, "passes": ", ".join(passes), **shown, "next": values["next"]}
 
 
@@ -272,11 +274,12 @@ class PrecomputePlan(Plan):
             preview = add_findings(preview)
             announce([preview.sheet()])
             check_findings(preview)
-            preview.write(self.path)
+            is_repair = plan.before is None and file_at(self.path / MANIFEST_NAME).exists()
+            if not is_repair or read_data_facts(self.path) is None:
+                preview.stored().write(self.path)
         packed = pack(plan, options, executor)
         self._listing.close()
-        if preview is not None:
-            with_findings_of_store(preview, Store(self.path)).write(self.path)
+        complete_facts(Store(self.path))
         write_origin(self.path, str(self._digest), plan.dataset.fingerprint)
         return packed
 
