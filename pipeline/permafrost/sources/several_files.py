@@ -31,7 +31,7 @@ _PARTS = (
     re.compile(r"(?P<start>.*?)(?P<number>\d+)(?P<rest>\D*)$"),
 )
 """Names of parts: a number and a count (00000-of-00002), a number after the word (part-00003-<text>), the last one."""
-_MOST_ABSENT = 10
+_MAX_ABSENT = 10
 """Largest multiple of the parts of padded numbers (00000) that are there, of those that may be absent between them."""
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
@@ -147,7 +147,7 @@ def absent_parts(names: Iterable[str]) -> Iterator[tuple[str, int]]:
         absent = last - first + 1 - len(numbers)
         width = min(map(len, numbers.values()))
         is_padded = any(text.startswith("0") for text in numbers.values()) and width > 1
-        if absent > 0 and (count or absent < len(numbers) * (_MOST_ABSENT if is_padded else 1)):
+        if absent > 0 and (count or absent < len(numbers) * (_MAX_ABSENT if is_padded else 1)):
             number = next(number for number in range(first, last + 1) if number not in numbers)
             yield f"{start}{number:0{width}}{rest}", absent
 
