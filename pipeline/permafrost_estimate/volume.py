@@ -16,8 +16,10 @@ import numpy as np
 from permafrost.storage.files import file_at, scratch_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_markers import marker_path
+from permafrost.store.facts import FACTS_NAME
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.manifest import MANIFEST_NAME
+from permafrost.store.thumbnails import THUMBNAIL_BYTES
 
 if TYPE_CHECKING:
     from permafrost.store.reader import TeacherPass
@@ -52,13 +54,15 @@ def index_part(sample: RecordSample) -> VolumePart:
     store, whole = sample.finished or sample.store, sample.whole
     manifest = store.manifest
     shards = [(shard.name, shard.records) for shard in store.shards]
-    names = (MANIFEST_NAME, manifest.shards.path.name)
+    names = (MANIFEST_NAME, FACTS_NAME, manifest.shards.path.name)
     rest = _rest_bytes(store.folder, names, shards, whole.records, whole.shards)
+    rest += THUMBNAIL_BYTES * whole.records if store.form.has_places else 0
     with scratch_folder() as folder, IndexWriter(folder) as writer:
         empty = sum(file.bytes for file in writer.finish().values())
     bytes_of_index = sum(file.bytes for file in manifest.index.values())
     index = (store.num_records(), bytes_of_index - empty)
-    return _part("index", "index, commit markers, manifest", [index], whole.records, rest + empty)
+    form = "index, thumbnails, commit markers, manifest"
+    return _part("index", form, [index], whole.records, rest + empty)
 
 
 def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
@@ -90,7 +94,7 @@ def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
         tars = [(shard.rows, shard.files[0].bytes) for shard in manifest.shards]
         headers = _part("", "", tars[1:] or tars, records).bytes - sum(part.bytes for part in parts)
         parts.append(_part(f"{prefix}tars", "headers of the tars", [], records, headers))
-    names = (MANIFEST_NAME, manifest.shards.path.name, *manifest.files)
+    names = (MANIFEST_NAME, FACTS_NAME, manifest.shards.path.name, *manifest.files)
     rest = _rest_bytes(teacher.folder, names, shards, records, num_shards)
     return [*parts, _part(f"{prefix}commits", "commit markers, manifest", [], records, rest)]
 

@@ -212,6 +212,7 @@ def test_every_object_that_is_damaged_or_missing_is_named_by_verify(bucket, loca
     whole = contents(bucket, "store")
     for name in (".origin.json", "facts.json"):  # no parts of the store
         whole.pop(name)
+    whole = {name: data for name, data in whole.items() if not name.startswith("thumbnails/")}
     for name, data in list(whole.items())[::every]:
         middle = len(data) // 2
         obstore.put(

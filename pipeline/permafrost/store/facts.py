@@ -22,6 +22,7 @@ logger = logging.getLogger("permafrost.facts")
 T = TypeVar("T")
 
 FACTS_NAME = "facts.json"
+"""File of facts in the folder of a store, a pass or a training."""
 MAX_FACTS_BYTES = 2**26
 _WIDTH, _NAME_WIDTH = 80, 14
 Level = Literal["error", "warning", "note"]

@@ -66,6 +66,7 @@ _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
 _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 _NPY = b"\x93NUMPY"
 THUMBNAIL_SIDE = 16
+"""Side of a thumbnail in pixels."""
 _SIXTEEN_TO_EIGHT_BITS = 257
 _JPEG_QUALITY = 95
 _END_BYTES = 64

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 THUMBNAILS_FOLDER = "thumbnails"
 THUMBNAIL_BYTES = THUMBNAIL_SIDE**2
+"""Bytes of the thumbnail of a record."""
 
 
 def write_thumbnails(store: RootedPath, shard: str, thumbnails: Sequence[bytes]) -> None:
