@@ -28,6 +28,7 @@ from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
 from permafrost.sources.data_preview import read_preview
 from permafrost.storage.files import file_at
+from permafrost.storage.rooted_paths import name_of_path
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
 from permafrost_export.hub import repository_of, require_hub, upload_to_hub
@@ -100,7 +101,7 @@ def _export(config: ExportConfig) -> ExportResult:
     preview = read_preview(store.folder)
     facts = {
         "classes": list(trained.classes),
-        "run": config.run,
+        "run": name_of_path(config.run),
         "input": program.inputs,
         "picture": picture,
         "made_by": f"permafrost {__version__}",

@@ -49,6 +49,7 @@ from permafrost_report.student_results import (
     load_network,
     load_results,
     load_teacher,
+    names_of_runs,
     split_by_evaluation,
 )
 
@@ -228,9 +229,11 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
 def _with_named_runs(config: ReportConfig, results: Sequence[StudentResult]) -> ReportOptions:
     """Return the options with the run's own variants called as in the report, whose names may have the run's."""
     labels = {result.label for result in results}
+    names = names_of_runs([config.run, *config.report.runs])
 
     def full(variant: str) -> str:
-        prefixed = f"{config.run}: {variant}"
+        variant = names.get(variant, variant)
+        prefixed = f"{names[config.run]}: {variant}"
         return prefixed if variant not in labels and prefixed in labels else variant
 
     options = config.report

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -42,7 +41,7 @@ from permafrost.models.cost import count_parameters, sha256_tensors
 from permafrost.models.explanations import pass_precision
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
-from permafrost.storage.rooted_paths import is_absolute
+from permafrost.storage.rooted_paths import name_of_path
 from permafrost.store.commit_pass import commit_pass
 from permafrost.store.fields import PassFields
 from permafrost.store.manifest import (
@@ -487,13 +486,11 @@ def _announce_equal(plan: PassPlan, tensors: str) -> None:
 
 
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator) -> dict[str, str]:
-    """Versions, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
-    path = Path(str(plan.teacher.weights))
-    weights = path.name if is_absolute(str(plan.teacher.weights)) else path.as_posix()
+    """Versions, size and weights, without the folders of a file elsewhere."""
     return {
         "permafrost": __version__,
         "torch": torch.__version__,
-        "weights": weights,
+        "weights": name_of_path(str(plan.teacher.weights)),
         "parameters": f"{count_parameters(annotator.model.network):,}",
         **({"memory_format": "channels_last"} if annotator.settings.channels_last else {}),
         **({"compiler": "torch.compile"} if plan.options.compile else {}),
