@@ -22,7 +22,7 @@ from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
-from permafrost.core.records import NO_LABEL
+from permafrost.core.records import IMPOSSIBLE_LOGIT, NO_LABEL
 from permafrost.core.tasks import Executor
 from permafrost.models.classifier import ModelOutput, has_proportions
 from permafrost.models.record_independence import require_independent_records
@@ -308,9 +308,10 @@ def describe_outputs(
     with np.errstate(over="ignore"):
         rounded = logits.astype(np.float16).astype(np.float64)
     finite = bool(np.isfinite(rounded).all())
-    largest = np.abs(logits).max(axis=1)
+    possible = logits > IMPOSSIBLE_LOGIT
+    largest = np.abs(np.where(possible, logits, 0.0)).max(axis=1)
     spacing = np.spacing(np.minimum(largest, 2.0**15).astype(np.float16))
-    spread = logits.std(axis=1)
+    spread = logits.std(axis=1, where=possible)
     # Equal logits have no differences to lose.
     shares = spacing.astype(np.float64)[spread > 0] / spread[spread > 0]
     are_known = not has_many(labels) and logits.shape[1] == num_classes
