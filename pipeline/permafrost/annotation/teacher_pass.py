@@ -17,7 +17,13 @@ from permafrost.annotation.moved_features import (
     describe_moved_features,
     measure_moved_features,
 )
-from permafrost.annotation.pass_plan import PassPlan, PassRequest, plan_pass, request_passes
+from permafrost.annotation.pass_plan import (
+    PassPlan,
+    PassRequest,
+    plan_pass,
+    request_passes,
+    warn_of_kept_names,
+)
 from permafrost.annotation.precision import (
     ComparePrecision,
     PrecisionError,
@@ -120,6 +126,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     plans = [request.plan(options)]
     if config.views.kind != "canonical":
         plans.append(request.plan(options, requested_views(config, first)))
+    warn_of_kept_names([plan.folder.name for plan in plans], "annotate.name", config.annotate.name)
     if begun is not None and any(plan.is_unfinished for plan in plans):
         _, agreement = _choose_precision(request, begun, executor)
     results = [annotate_pass(replace(plan, agreement=agreement), executor) for plan in plans]
