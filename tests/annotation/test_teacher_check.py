@@ -172,6 +172,22 @@ def test_two_exchanged_classes_are_named():
         checked(logits, labels, tuple("abcdefghij"))
 
 
+@pytest.mark.parametrize(("sureness", "is_refused"), [(1.0, True), (0.2, True), (0.05, False)])
+def test_an_order_of_outputs_as_even_as_those_of_an_untrained_network_is_a_warning(
+    sureness, is_refused, caplog
+):
+    """An untrained network maps three colors to classes in some order, one of which is right."""
+    labels, logits = labels_and_logits([1, 2, 0], accuracy=1.0)
+    if is_refused:
+        with pytest.raises(TeacherError, match="outputs are shifted by"):
+            checked(logits * sureness, labels, ("red", "green", "blue"))
+        return
+    with caplog.at_level(logging.WARNING):
+        checked(logits * sureness, labels, ("red", "green", "blue"))
+    assert "outputs are shifted by" in caplog.text
+    assert "as even as those of an untrained network" in caplog.text
+
+
 def test_a_teacher_that_confuses_classes_has_no_other_order():
     """Control: it says one class for all, or confuses two of them half of the time."""
     labels, logits = labels_and_logits(range(10), 1.0)

@@ -44,6 +44,8 @@ SIGNIFICANCE = 1e-6
 """Maximum p-value to report labels as permuted, or accuracy as below chance."""
 _SIGNIFICANCE_OF_SKILL = 0.05
 """Maximum p-value of an accuracy that is taken as better than guessing."""
+_UNSURE = 0.8
+"""Mean entropy, relative to that of equal probabilities, above which a network may be untrained."""
 _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-6
 _MIN_RECORDS = 8
@@ -78,6 +80,8 @@ class TeacherCheck:
     """Label of each record, empty without single labels of the teacher's classes."""
     predicted: list[int]
     """Class of the largest logit of each of these records."""
+    entropy: float = 0.0
+    """Mean entropy of the softmax, 1 for equal probabilities."""
     maps: int = 0
     """Number of maps."""
     constant_maps: int = 0
@@ -157,7 +161,12 @@ class TeacherCheck:
                 "the network's features"
             )
         moved = _other_order(np.array(self.labels), np.array(self.predicted), classes)
-        if moved:
+        if moved and self.entropy > _UNSURE:  # an untrained network also maps colors to classes
+            logger.warning(
+                "%s. Or train the teacher first: its outputs are as even as those of an untrained network",
+                moved,
+            )
+        elif moved:
             yield moved
 
     def _describe_guessing(self, classes: Sequence[str]) -> str:
@@ -323,6 +332,7 @@ def describe_outputs(
         "is_within_unit": bool((logits >= 0).all() and (logits <= 1).all()),
         "spacing": float(np.median(shares)) if len(shares) else 0.0,
         "rounding_kl": _mean_divergence(logits, rounded) if finite else None,
+        "entropy": _mean_entropy(logits),
         "labels": labels.numpy()[known].tolist() if are_known else [],
         "predicted": logits.argmax(axis=1)[known].tolist(),
     }
@@ -338,6 +348,11 @@ def _form(logits: NDArray[np.float64]) -> str:
             if (np.abs(sums - 1) < _SUM_TOLERANCE).all():
                 return "log_probabilities"
     return "logits"
+
+
+def _mean_entropy(logits: NDArray[np.float64]) -> float:
+    entropies = torch.special.entr(torch.from_numpy(logits).softmax(dim=1)).sum(dim=1)
+    return float(entropies.mean() / np.log(max(logits.shape[1], 2)))
 
 
 def _mean_divergence(logits: NDArray[np.float64], rounded: NDArray[np.float64]) -> float:
