@@ -96,17 +96,12 @@ def test_readers_open_files_through_functions_that_refuse_pipes_and_devices():
     assert opened == set(OPENED)
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
+@for_each(
+    "path,name",
     [
-        ("stores/demo", "stores/demo"),
-        ("./w.pth", "w.pth"),
-        ("/home/doe/study/w.pth", "w.pth"),
-        ("/home/doe/nets.py:make", "nets.py:make"),
-        ("../doe/store", "store"),
-        ("~/doe/run", "run"),
-        ("s3://bucket/doe/store", "store"),
-        ("", ""),
+        *[("stores/demo", "stores/demo"), ("./w.pth", "w.pth"), ("", "")],
+        *[("/home/doe/w.pth", "w.pth"), ("/home/doe/nets.py:make", "nets.py:make")],
+        *[("../doe/store", "store"), ("~/doe/run", "run"), ("s3://bucket/doe/store", "store")],
     ],
 )
 def test_a_path_leaves_the_machine_as_a_name(path, name):

@@ -90,6 +90,7 @@ def test_nothing_listens_or_leaves_the_machine_without_ray(folder, recorded):
         asked[name] = connections.asked_beyond_this_machine(folder)
 
     assert listening == asked == {name: set() for name in SERIAL}
+    assert connections.reports_of_libraries(folder) == []
 
 
 @pytest.mark.slow

@@ -40,13 +40,6 @@ int connect(int socket, const struct sockaddr *address, socklen_t size) {
     return real(socket, address, size);
 }
 
-ssize_t sendto(int socket, const void *data, size_t bytes, int flags, const struct sockaddr *address, socklen_t size) {
-    static ssize_t (*real)(int, const void *, size_t, int, const struct sockaddr *, socklen_t);
-    if (!real) real = dlsym(RTLD_NEXT, "sendto");
-    note_address("sendto", address);
-    return real(socket, data, bytes, flags, address, size);
-}
-
 int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
     static int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
     if (!real) real = dlsym(RTLD_NEXT, "getaddrinfo");
