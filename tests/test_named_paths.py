@@ -126,18 +126,21 @@ def test_nothing_that_is_given_away_has_folders_of_this_machine(frozen, tmp_path
     store = shutil.copytree(frozen.store.path, private / "store")
     where = [f"store.path={store}", f"run={private / 'mine'}"]
     words = ["student=cifar", "student.name=resnet8", "student.width=4", "trainer.epochs=1"]
-    for verb, options in {
-        "distill": [*where, *words, "trainer.batch_size=8", "method=kd"],
-        "evaluate": [*where, "evaluators=[accuracy]", "evaluate.splits=[test]"],
-        "export": where,
-        "report": [*where, "report.cases=0", "report.columns={accuracy: test.accuracy}"],
-        "share": [f"store.path={store}", f"to={private / 'shared'}", LICENSES],
-    }.items():
+    page = [*where, "report.cases=0", "report.columns={accuracy: test.accuracy}"]
+    texts = []
+    for verb, options in [
+        ("distill", [*where, *words, "trainer.batch_size=8", "method=kd"]),
+        ("report", [*where, "report.cases=0"]),  # which names the command that is missing
+        ("evaluate", [*where, "evaluators=[accuracy]", "evaluate.splits=[test]"]),
+        ("report", page),
+        ("export", where),
+        ("share", [f"store.path={store}", f"to={private / 'shared'}", LICENSES]),
+    ]:
         run_typed_command(verb, options)
+        reports = (private / "mine").glob("report.[hjc]*")
+        texts += [(f"{verb}: {path.name}", path.read_bytes()) for path in reports]
 
-    given = [private / "shared", private / "mine/distill/export"]
-    texts = [pair for folder in given for pair in texts_of(folder)]
-    texts += [(path.name, path.read_bytes()) for path in (private / "mine").glob("report.[hjc]*")]
+    texts += [*texts_of(private / "shared"), *texts_of(private / "mine/distill/export")]
     assert len(texts) > 10
     assert [name for name, text in texts if b"DOE" in text] == []
 
