@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 # The other imports are in the fixtures, because the process that distributes the tests needs no torch.
 
 # Set here, as Ray reads these variables when any test first imports it.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+os.environ |= {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 # Ray's workers import tasks that are defined in tests.
 os.environ["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")])
 

@@ -15,6 +15,7 @@ import permafrost
 from permafrost.config.compose import compose
 from permafrost.config.points import arguments_of_options
 from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import Normalize
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.runs.mirrors import RUNS
@@ -135,6 +136,22 @@ def test_explain_gives_gradcam_of_a_network_in_batches(tiny_teacher):
         permafrost.explain(model, images[0])
     with pytest.raises(ConfigError, match=r"torch\.uint8"):
         permafrost.explain(model, images.byte())
+
+
+def test_explain_normalizes_as_a_network_that_does_it_first():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 5))
+    images, mean, std = torch.rand(4, 3, 16, 16), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+    explained = permafrost.explain(network, images, layer="1", mean=mean, std=std, batch_size=3)
+    wrapped = nn.Sequential(Normalize(mean, std), *network)
+    expected = permafrost.explain(wrapped, images, layer="2", batch_size=3)
+
+    assert all(map(torch.equal, explained, expected))
+    assert not torch.equal(explained.maps, permafrost.explain(network, images, layer="1").maps)
+    for wrong in ({"mean": [0.5]}, {"std": [0.5, 0.5, 0.0]}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}=.* of the 3 channels"):
+            permafrost.explain(network, images, layer="1", **wrong)
 
 
 # ---- words of options ----------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 import ast
 import os
+import shutil
+import zipfile
 
 import pytest
 
+from permafrost.cli import run_typed_command
 from permafrost.config.compose import compose
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.options import resolve_implementation
@@ -13,6 +16,7 @@ from permafrost.core.errors import ConfigError, FileError, UserError
 from permafrost.core.json_entries import stays_inside
 from permafrost.sources.source import build_source
 from permafrost.storage.files import named_file
+from permafrost.storage.rooted_paths import name_of_path, names_in
 from permafrost.storage.untrusted import load_tensors
 from permafrost_exchange.format_options import (
     ArraysConfig,
@@ -27,6 +31,7 @@ from tests.support.items import for_each
 from tests.support.paths import ROOT
 from tests.support.verbs import precompute
 
+LICENSES = "licenses={images: MIT, weights: MIT, targets: MIT}"
 CALLERS = {
     "stays_inside": {
         "core/json_entries.py require_inside",
@@ -89,6 +94,55 @@ def test_readers_open_files_through_functions_that_refuse_pipes_and_devices():
                     opened.add(f"{path.name} {text}")
 
     assert opened == set(OPENED)
+
+
+@for_each(
+    "path,name",
+    [
+        *[("stores/demo", "stores/demo"), ("./w.pth", "w.pth"), ("", "")],
+        *[("/home/doe/w.pth", "w.pth"), ("/home/doe/nets.py:make", "nets.py:make")],
+        *[("../doe/store", "store"), ("~/doe/run", "run"), ("s3://bucket/doe/store", "store")],
+    ],
+)
+def test_a_path_leaves_the_machine_as_a_name(path, name):
+    assert name_of_path(path) == name
+    assert names_in({"a": [path, 3, None]}) == {"a": [name, 3, None]}
+
+
+def texts_of(folder):
+    """Text of every file of a folder, and of the members of archives."""
+    for path in folder.rglob("*"):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield from ((path.name, archive.read(name)) for name in archive.namelist())
+        elif path.is_file() and path.suffix not in (".yaml", ".pt"):
+            yield path.name, path.read_bytes()
+
+
+def test_nothing_that_is_given_away_has_folders_of_this_machine(frozen, tmp_path):
+    """Absolute paths as options of every command, searched for in a share, an export and a report."""
+    pytest.importorskip("onnxruntime")
+    private = tmp_path / "DOE" / "study"
+    store = shutil.copytree(frozen.store.path, private / "store")
+    where = [f"store.path={store}", f"run={private / 'mine'}"]
+    words = ["student=cifar", "student.name=resnet8", "student.width=4", "trainer.epochs=1"]
+    page = [*where, "report.cases=0", "report.columns={accuracy: test.accuracy}"]
+    texts = []
+    for verb, options in [
+        ("distill", [*where, *words, "trainer.batch_size=8", "method=kd"]),
+        ("report", [*where, "report.cases=0"]),  # which names the command that is missing
+        ("evaluate", [*where, "evaluators=[accuracy]", "evaluate.splits=[test]"]),
+        ("report", page),
+        ("export", where),
+        ("share", [f"store.path={store}", f"to={private / 'shared'}", LICENSES]),
+    ]:
+        run_typed_command(verb, options)
+        reports = (private / "mine").glob("report.[hjc]*")
+        texts += [(f"{verb}: {path.name}", path.read_bytes()) for path in reports]
+
+    texts += [*texts_of(private / "shared"), *texts_of(private / "mine/distill/export")]
+    assert len(texts) > 10
+    assert [name for name, text in texts if b"DOE" in text] == []
 
 
 @for_each("path", ["a", "a/b.png", "a b/..c", "...", "a/.hidden"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from permafrost.config.environment import let_threads_sleep
+from permafrost.config.environment import prepare_threads, report_nothing
 from permafrost.config.version import __version__
 from permafrost.core.interrupts import catch_signals
 
@@ -15,7 +15,8 @@ def main() -> None:
     if verb == "--version":
         print(f"permafrost {__version__}")
         return
-    let_threads_sleep()  # before a plug-in imports PyTorch
+    prepare_threads()  # before a plug-in imports PyTorch
+    report_nothing()
     with catch_signals() as signals:
         try:
             with signals.raising():

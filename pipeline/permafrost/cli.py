@@ -20,9 +20,10 @@ from typing import Any
 from permafrost.config.compose import complete_arguments, compose, names_teacher
 from permafrost.config.environment import (
     keep_freed_memory,
-    let_threads_sleep,
     open_closed_streams,
     ordinary_torch,
+    prepare_threads,
+    report_nothing,
 )
 from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
@@ -69,7 +70,8 @@ def stage_main(verb: str) -> None:
     """
     arguments = sys.argv[1:]
     open_closed_streams()
-    let_threads_sleep()
+    prepare_threads()
+    report_nothing()
     keep_freed_memory()
     handler = TerminalHandler()
     handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))

@@ -294,6 +294,8 @@ def explain(
     *,
     layer: str | None = None,
     target_class: Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     batch_size: int = 64,
 ) -> Explanation:
     """Explain the logits of a network by GradCAM, or by the weights of a B-cos network.
@@ -303,10 +305,13 @@ def explain(
 
     Args:
         network: A network of permafrost, or any module from images to logits [B, K], then with its `layer`.
-        images: f32 [N, 3, H, W] in the form that the network takes, or batches of them. They are converted to the dtype
-            of its weights.
+        images: f32 [N, 3, H, W] in the form that the network takes, or in [0, 1] with `mean` and `std`; or batches of
+            them. They are converted to the dtype of its weights.
         layer: Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules().
         target_class: i64 [N, E], where -1 results in a zero map; None explains the class of the highest logit.
+        mean: Mean of the network's normalization by channel; None subtracts nothing, as of a permafrost network, which
+            normalizes by itself.
+        std: Standard deviation by channel; None divides by nothing.
         batch_size: Number of images of a tensor that are computed at once.
 
     Raises:
@@ -322,7 +327,7 @@ def explain(
     """
     import torch
 
-    from permafrost.models.classifier import eval_mode
+    from permafrost.models.classifier import Normalize, eval_mode
     from permafrost.models.explanations import explainer_named, forward_to_explain
 
     model = _explained_network(network, layer)
@@ -340,7 +345,18 @@ def explain(
                 f"explain: images are {batch.dtype} {[*batch.shape]} instead of floating point [N, 3, H, W]; "
                 "divide pixels by 255, and give one image as image[None]",
             )
-            output = forward_to_explain(model, batch.to(weights))
+            values = {
+                "mean": [0.0] * batch.shape[1] if mean is None else mean,
+                "std": [1.0] * batch.shape[1] if std is None else std,
+            }
+            for name, numbers in values.items():
+                require(
+                    len(numbers) == batch.shape[1] and (name == "mean" or min(numbers) > 0),
+                    f"explain: {name}={[*numbers]} must have a {'positive ' * (name == 'std')}number for each of the "
+                    f"{batch.shape[1]} channels of the images",
+                )
+            normalize = Normalize(**values).to(weights)
+            output = forward_to_explain(model, normalize(batch.to(weights)))
             rows = slice(start, start + len(batch))
             start += len(batch)
             if target_class is None:

@@ -29,6 +29,7 @@ import torch
 from permafrost.cluster.placement import count_actors, describe_cluster, place_actors
 from permafrost.cluster.session import ray_session
 from permafrost.core.errors import device_error
+from permafrost.core.machine import memory_entry, usable_cores, usable_memory
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.compute import device_name, fastest_precision, unused_accelerator
 from permafrost_doctor.options import DoctorConfig
@@ -158,31 +159,11 @@ def _reason_without_gpus() -> str:
 
 def _describe_cpu() -> str:
     """Say how many cores and how much memory this process may use."""
-    cores, memory = len(os.sched_getaffinity(0)), _meminfo("MemTotal")
-    limits = [
-        f"{cores} cores",
-        f"{memory / _GIB:.1f} GiB of memory, {_meminfo('MemAvailable') / _GIB:.1f} available",
-    ]
-    limit = _read("/sys/fs/cgroup/memory.max")
-    if limit.isdecimal() and int(limit) < memory:
-        limits.append(f"limited to {int(limit) / _GIB:.1f} GiB")
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0].isdecimal():
-        limits.append(f"limited to {int(quota[0]) / int(quota[1]):g} cores")
-    return ", ".join(limits)
-
-
-def _read(path: str) -> str:
-    """Return the content of a file of the kernel, or nothing if there is none."""
-    with suppress(OSError):
-        return Path(path).read_text().strip()
-    return ""
-
-
-def _meminfo(name: str) -> int:
-    """Return an entry of /proc/meminfo in bytes, 0 if it is missing."""
-    entry = re.search(rf"^{name}:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    return int(entry[1]) * 1024 if entry else 0
+    bytes_of = {name: memory_entry(name) / _GIB for name in ("MemTotal", "MemAvailable")}
+    return (
+        f"{usable_cores()} of {os.cpu_count()} cores, {usable_memory() / _GIB:.1f} of {bytes_of['MemTotal']:.1f} GiB "
+        f"of memory, {bytes_of['MemAvailable']:.1f} available on the machine"
+    )
 
 
 def _describe_disks(problems: list[str]) -> str:

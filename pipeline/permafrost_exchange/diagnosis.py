@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment, minimize_scalar
 
 from permafrost.annotation.precision import log_softmax
-from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS
+from permafrost.core.records import IMPOSSIBLE_LOGIT, REST_LOGITS, TOP_CLASS, TOP_LOGITS
 from permafrost.store.codecs import cosines
 from permafrost.store.fields import Values
 from permafrost_exchange.options import CauseKind
+from permafrost_exchange.target_reader import MIN_PROBABILITY
 
 CLOSE_NATS = 1e-3
 """Mean divergence that rounding explains."""
@@ -73,11 +74,11 @@ class StoredOutputs(NamedTuple):
     def of(cls, stored: Values, temperatures: Sequence[float]) -> StoredOutputs:
         """Read stored fields [n, 1, ...]: `logits`, or `top_logits` with `top_class` and `rest_logits`."""
         if "logits" in stored:
-            logits = stored["logits"][:, 0]
+            logits = _possible(stored["logits"][:, 0])
             return cls(
                 1.0, np.tile(np.arange(logits.shape[1]), (len(logits), 1)), log_softmax(logits)
             )
-        values = stored[TOP_LOGITS][:, 0].astype(np.float64) / temperatures[0]
+        values = _possible(stored[TOP_LOGITS][:, 0].astype(np.float64)) / temperatures[0]
         rest = stored[REST_LOGITS][:, 0, :1].astype(np.float64)
         if rest.any():  # 0 for all where every class is listed
             values = np.concatenate([values, rest], axis=1)
@@ -130,6 +131,11 @@ class StoredOutputs(NamedTuple):
             dense[:] = self.log_shares[:, -1:] - np.log(max(1, num_classes - count))
         np.put_along_axis(dense, self.classes, self.log_shares[:, :count], axis=1)
         return dense
+
+
+def _possible(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return logits with those of a small probability for 0, which may be the rounding of one."""
+    return np.where(logits <= IMPOSSIBLE_LOGIT, np.log(MIN_PROBABILITY), logits)
 
 
 def find_cause_of_outputs(

@@ -23,7 +23,7 @@ from permafrost.core.records import (
 )
 from permafrost.store.codecs import decode_unit, encode_unit, lowest_cosine_of_arrays
 from permafrost_exchange.format_options import TargetFormatConfig
-from permafrost_exchange.target_reader import MIN_PROBABILITY, Arrays, TargetError, TargetForm
+from permafrost_exchange.target_reader import Arrays, TargetError, TargetForm, log_probabilities
 
 _MAX_UINT16 = 2**16 - 1
 
@@ -143,7 +143,7 @@ def _logits_of(
             f"{where}: the probabilities of {names[row]} have the sum {totals[row].ravel()[0]:.3g}; if they are "
             "logits, name them logits"
         )
-    return np.log(np.maximum(values, MIN_PROBABILITY)).astype(np.float32)
+    return log_probabilities(values).astype(np.float32)
 
 
 def _require_logits(logits: NDArray[Any], names: Sequence[str], where: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.annotation.pass_identity import fingerprint_pass
+from permafrost.annotation.pass_plan import warn_of_kept_names
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.options import Role, is_left_out, options_of, resolve_implementation
 from permafrost.config.version import __version__
@@ -236,6 +237,7 @@ def ingest_targets(
     description = _describe_pass(config, store, targets, digest, joined)
     fingerprint = fingerprint_pass(description)
     folder = folder_of_pass(store, config.name or config.format.kind, fingerprint)
+    warn_of_kept_names([folder.name], "name", config.name)
     shards = shards_of(store, joined)
     missing = missing_pass_shards(folder, shards)
     records = int((joined.numbers >= 0).sum())

@@ -86,6 +86,8 @@ class ShareConfig(Options):
     column per field, and a card."""
     images: bool = False
     """Write the images, too."""
+    keys: bool = True
+    """Write the key of each record, which is the name of its file; false writes a number in its place."""
     pixels: bool = False
     """Write the SHA-256 of each decoded frame, so that the pass fits stores whose files differ and whose pixels do
     not. Every image is decoded once."""
@@ -170,7 +172,7 @@ VERBS["share"] = Verb(
     options=ShareConfig,
     function="permafrost_exchange.share:share_targets",
     order=80,
-    common="store.path store.teacher to form images pixels licenses",
+    common="store.path store.teacher to form images keys pixels licenses",
     python="""Write a pass for others, without images. The result has the folder or address, `shared`.
 
     The pass is named by the argument `pass=...`, as `pass` cannot be a keyword argument in Python.

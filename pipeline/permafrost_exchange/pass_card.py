@@ -29,6 +29,9 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
         "weights": f"sha256 {teacher.get('weights_sha256')}",
         "classes": str(teacher.get("classes")),
         "part of the image": str(teacher.get("frame")),
+        "keys": "names of the image files"
+        if config.keys
+        else "numbers, in place of names of files",
         "views": f"{shared.num_views} ({views['sampler']})",
         "explainer": shared.explainer or "none",
         "temperatures": ", ".join(map(str, manifest.temperatures)) or "all logits are stored",

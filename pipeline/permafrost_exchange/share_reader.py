@@ -27,7 +27,7 @@ from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
 from permafrost.storage.files import file_at
-from permafrost.storage.rooted_paths import RootedPath
+from permafrost.storage.rooted_paths import RootedPath, names_in
 from permafrost.store.codecs import decode_npy
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
@@ -257,7 +257,7 @@ def _require_same(
     differing = [
         name
         for name, value in [*description.items(), ("fields", shared.fields)]
-        if getattr(manifest, name) != value
+        if names_in(getattr(manifest, name)) != names_in(value)
     ]
     if differing:
         raise TargetError(

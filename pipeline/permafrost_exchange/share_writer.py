@@ -38,6 +38,7 @@ from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
 from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, folder_lock
+from permafrost.storage.rooted_paths import names_in
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
@@ -99,6 +100,11 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
     """
     _check(config, store, shared)
     _check_folder(folder, shared)
+    if config.keys:
+        logger.info(
+            "the share names records by their keys, which are names of files, such as %s; keys=false writes numbers",
+            unquote(store.index.keys(range(1))[0]),
+        )
     write = {
         "webdataset": _write_tars,
         "embeddings": _write_embeddings,
@@ -240,6 +246,7 @@ def _describe(
     known = {spec.name for spec in fields(Share)} & {spec.name for spec in fields(PassManifest)}
     of_pass = {name: getattr(manifest, name) for name in known - {"schema", "files"}}
     fingerprint, name = _fingerprint(shared), shared.name.rpartition("-")[0]
+    of_pass |= {name: names_in(of_pass[name]) for name in ("teacher", "made_with")}
     of_pass["dataset_fingerprint"] = store.manifest.dataset.fingerprint
     of_pass["store_fingerprint"] = store.manifest.fingerprint
     share = Share(
@@ -295,7 +302,9 @@ def _iter_shards(config: ShareConfig, store: Store, shared: TeacherPass) -> Iter
         )
         pixels = pixel_digests(store, entry, rows) if config.pixels else [""] * len(rows)
         columns = {
-            "key": store.index.keys(first + rows),
+            "key": store.index.keys(first + rows)
+            if config.keys
+            else [f"{row:08d}" for row in (first + rows).tolist()],
             "split": [entry.split] * len(rows),
             "label": labels.tolist(),
             "shard": [entry.name] * len(rows),

@@ -24,7 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError, FileError, UserError, first_line
-from permafrost.core.records import MOVE_FIELD, WINDOW_FIELD
+from permafrost.core.records import IMPOSSIBLE_LOGIT, MOVE_FIELD, WINDOW_FIELD
 from permafrost.storage.files import file_at
 from permafrost_exchange.format_options import TargetFrame
 from permafrost_exchange.formats.unpickling import UnpicklingError, unpickle
@@ -345,7 +345,13 @@ def crop_views(
 
 
 MIN_PROBABILITY = 1e-7
-"""Probability in place of a stored 0, whose logarithm is not finite. float16 rounds half of it to 0."""
+"""Probability in place of a stored 0 where it may be one that float16 has rounded, as it does half of this."""
+
+
+def log_probabilities(values: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Return logits whose softmax at a temperature is this, up to a constant, with that of 0 at all temperatures."""
+    logs = temperature * np.log(np.where(values > 0, values, 1.0))
+    return np.where(values > 0, logs, IMPOSSIBLE_LOGIT)
 
 
 def top_outcomes(
@@ -388,10 +394,9 @@ def top_outcomes(
     values = np.take_along_axis(values, order, -1)
     remaining = 1 - total if rest is None else rest
     has_others = values.shape[-1] < num_classes
-    floor = MIN_PROBABILITY
-    tail = np.log(np.maximum(remaining, floor)) if has_others else np.zeros_like(total)
+    tail = np.log(np.maximum(remaining, MIN_PROBABILITY)) if has_others else np.zeros_like(total)
     return {
-        "top_logits": (temperature * np.log(np.maximum(values, floor))).astype(np.float32),
+        "top_logits": log_probabilities(values, temperature).astype(np.float32),
         "top_class": np.take_along_axis(numbers, order, -1).astype(np.int32),
         "rest_logits": tail[..., None].astype(np.float32),
     }

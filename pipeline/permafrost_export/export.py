@@ -27,6 +27,7 @@ from permafrost.evaluation.results import PICTURE, read_results, stored_threshol
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import file_at
+from permafrost.storage.rooted_paths import name_of_path
 from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
@@ -101,7 +102,7 @@ def _export(config: ExportConfig) -> ExportResult:
     bit_range = [] if kept is None else [f.value for f in kept.sheet.facts if f.name == "bit_range"]
     facts = {
         "classes": list(trained.classes),
-        "run": config.run,
+        "run": name_of_path(config.run),
         "input": program.inputs,
         "picture": picture,
         "made_by": f"permafrost {__version__}",

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from permafrost.config.environment import report_nothing
 from permafrost.config.models import Picture
 from permafrost.core.errors import ConfigError, UserError, first_line
 from permafrost.models.classifier import Classifier, Intermediates, trial_copy
@@ -234,6 +235,7 @@ def open_program(data: bytes, file_format: Format, name: str) -> Callable[[Tenso
     """
     if file_format == "torch":
         return torch.export.load(io.BytesIO(data)).module()
+    report_nothing()
     import onnxruntime
 
     try:
@@ -277,6 +279,7 @@ def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: 
 
 def require_onnx() -> None:
     """Raise ConfigError without the packages that write and run ONNX."""
+    report_nothing()
     try:
         import onnxruntime
         import onnxscript  # noqa: F401

@@ -2,9 +2,12 @@
 """Names the classes of image files by student.onnx: python predict.py student.onnx FILE..."""
 
 import json
+import os
 import sys
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports to its maker otherwise
 import onnxruntime
 from PIL import Image, ImageOps
 
@@ -35,7 +38,6 @@ for path in sys.argv[2:]:
         probabilities = 1 / (1 + np.exp(-logits[0].astype(float)))
         chosen = np.flatnonzero(probabilities >= json.loads(facts["thresholds"]))
     else:
-        probabilities = np.exp(logits[0] - logits[0].max())
-        probabilities /= probabilities.sum()
+        probabilities = np.exp(logits[0] - np.logaddexp.reduce(logits[0]))
         chosen = [int(probabilities.argmax())]
     print(path, ", ".join(f"{classes[c]} {probabilities[c]:.3f}" for c in chosen) or "none")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import pkgutil
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from permafrost.evaluation.results import load_written
 from permafrost.evaluation.saved_records import PICTURES_NAME
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import RunFolder, read_cost
+from permafrost.storage.rooted_paths import name_of_path
 from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
@@ -48,7 +48,7 @@ from permafrost_report.pictures import (
     shown_name,
 )
 from permafrost_report.provenance import bytes_by_variant, bytes_plot, describe_teachers
-from permafrost_report.run_commands import commands_of
+from permafrost_report.run_commands import commands_of, shown_command
 from permafrost_report.student_results import StudentResult, split_by_evaluation
 from permafrost_report.training_facts import describe_data, describe_variants, training_facts
 
@@ -127,7 +127,7 @@ def render_page(page: PageContent) -> str:
     return environment.get_template("page.html.j2").render(
         title=page.options.title,
         note=page.options.note,
-        run=page.config.run if page.results else "",
+        run=name_of_path(page.config.run) if page.results else "",
         policy=content_policy(style, script),
         style=style,
         script=script,
@@ -153,7 +153,7 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
             num_views=page.options.contact_views,
         )
     return {
-        "store": config.store.path,
+        "store": name_of_path(config.store.path),
         # When it is written is in the log, as the same inputs give the same page.
         "written": f"by permafrost {__version__}",
         "passes": page.values["passes"],
@@ -298,7 +298,7 @@ def _setup(page: PageContent) -> dict[str, Any]:
         },
         "commands": [
             *commands_of(page.config.run, passes, page.options.runs),
-            *([f"permafrost {shlex.join(this_call)}"] if this_call else []),
+            *([shown_command(this_call)] if this_call else []),
         ],
     }
 
@@ -306,13 +306,20 @@ def _setup(page: PageContent) -> dict[str, Any]:
 def _describe_stores(page: PageContent) -> dict[str, str]:
     """Describe the records of the page's store, and name those on which students were trained or evaluated apart."""
     facts = describe_data(page.store)
-    trained = {str(result.training["store"]["path"]) for result in page.results if result.place}
+    trained = {
+        name_of_path(str(result.training["store"]["path"]))
+        for result in page.results
+        if result.place
+    }
     if trained:
         facts = {
             "Trained on": f"{', '.join(sorted(trained))}, another store",
-            **{f"{name} of {page.config.store.path}": text for name, text in facts.items()},
+            **{
+                f"{name} of {name_of_path(page.config.store.path)}": text
+                for name, text in facts.items()
+            },
         }
-    evaluated = {result.other_store for result in page.results} - {""}
+    evaluated = {name_of_path(result.other_store) for result in page.results if result.other_store}
     if evaluated and not trained:
         facts["Evaluated on"] = f"{', '.join(sorted(evaluated))}, another store (evaluate.store)"
     return facts

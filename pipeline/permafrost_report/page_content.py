@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,12 +44,14 @@ from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.passes import UsedPass, check_named_passes, describe_passes, used_passes
 from permafrost_report.pictures import readable_classes
 from permafrost_report.provenance import network_rows
+from permafrost_report.run_commands import shown_command
 from permafrost_report.student_results import (
     StudentResult,
     epoch_curves,
     load_network,
     load_results,
     load_teacher,
+    names_of_runs,
     split_by_evaluation,
 )
 
@@ -77,6 +80,8 @@ class PageContent:
     """Accuracy by class and confusions, None without single labels."""
     used_passes: list[UsedPass]
     """Passes of the store that the students learned from or were compared with."""
+    next: str
+    """Command that evaluates a student without results, or the one that the config names."""
 
     @property
     def options(self) -> ReportOptions:
@@ -147,6 +152,10 @@ def gather_page(config: ReportConfig) -> PageContent:
     values: dict[str, Any] = {"passes": describe_passes(store)}
     if results:
         values |= _student_values(config.run, results, store)
+    following = options.next_command
+    if waiting := values.get("unevaluated"):
+        following = waiting["command"]
+        waiting["command"] = shown_command(shlex.split(following)[1:])
     if compared:
         values |= _result_values(options, evaluated, columns, compared, teacher)
     if untrained := list(
@@ -181,6 +190,7 @@ def gather_page(config: ReportConfig) -> PageContent:
         cases=cases,
         classes=classes,
         used_passes=used,
+        next=following,
     )
 
 
@@ -228,9 +238,11 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
 def _with_named_runs(config: ReportConfig, results: Sequence[StudentResult]) -> ReportOptions:
     """Return the options with the run's own variants called as in the report, whose names may have the run's."""
     labels = {result.label for result in results}
+    names = names_of_runs([config.run, *config.report.runs])
 
     def full(variant: str) -> str:
-        prefixed = f"{config.run}: {variant}"
+        variant = names.get(variant, variant)
+        prefixed = f"{names[config.run]}: {variant}"
         return prefixed if variant not in labels and prefixed in labels else variant
 
     options = config.report

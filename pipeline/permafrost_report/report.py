@@ -39,7 +39,7 @@ class ReportResult:
     summary: str
     """Sentences at the top of the page."""
     next: str
-    """Suggested next command: the evaluation of a student without results, or the one that the config names."""
+    """Suggested next command, `PageContent.next`."""
 
 
 def report_run(config: ReportConfig) -> ReportResult:
@@ -66,5 +66,5 @@ def report_run(config: ReportConfig) -> ReportResult:
         csv=str(files.get("csv", "")),
         candidate_minus_baseline=page.headline,
         summary=" ".join(values.get("summary", [])),
-        next=values.get("unevaluated", {}).get("command", config.report.next_command),
+        next=page.next,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import read_entries
 from permafrost.runs.folder import CONFIG_NAME, RunFolder, read_config
 from permafrost.runs.mirrors import RUNS
+from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.signed_files import DamagedFileError
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.verbs.next_commands")
 
+_PATH = re.compile(r"(?<![^=\[,{: '\"])(?:[a-z0-9]+:/|~|\.\.)?(?:/[^/,\]}'\"]+)+")
+"""Paths in the words of a command that are absolute, addresses, or lead out of the folder."""
 _VERBS = ("teach", "precompute", "sweep", "distill", "evaluate")
 """Verbs in the order in which a run uses them."""
 
@@ -52,7 +56,7 @@ def commands_of(
         weights = values.get("teacher", teacher.manifest.made_with).get("weights")
         teaching += _teaching_commands(teacher, Path(str(weights)).parent)
         commands.append(
-            f"permafrost precompute  # pass {teacher.name}: {teacher.folder / MANIFEST_NAME}"
+            f"permafrost precompute  # pass {teacher.name}: {name_of_path(str(teacher.folder / MANIFEST_NAME), 4)}"
             if path is None
             else _command("precompute", path)
         )
@@ -77,7 +81,17 @@ def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
 def _command(verb: str, path: Path) -> str:
     """Return the command that a file of options records, or one that names the file."""
     words = read_config(path, VERBS[verb].options).get("command")
-    return f"permafrost {shlex.join(words) if words else f'{verb}  # options: {path}'}"
+    return (
+        shown_command(words)
+        if words
+        else f"permafrost {verb}  # options: {name_of_path(str(path))}"
+    )
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """Return a command as a page shows it, with the names of files and folders elsewhere in place of their paths."""
+    shown = (_PATH.sub(lambda path: name_of_path(path[0]), word) for word in words)
+    return f"permafrost {shlex.join(shown)}"
 
 
 def _precompute_calls(run: str, store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:

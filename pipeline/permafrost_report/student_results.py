@@ -38,6 +38,7 @@ from permafrost.runs.folder import (
     read_config,
 )
 from permafrost.runs.mirrors import RUNS
+from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.signed_files import damaged, read_json
 from permafrost.store.reader import Store
 from permafrost_report.comparison import group_pairs
@@ -243,17 +244,27 @@ def load_results(
             "%s has neither a sweep nor a finished student, so the report shows only the store",
             RunFolder(run).path,
         )
+    names = names_of_runs([run, *other_runs])
     by_run = {run: results} | {other: _read_run(other, store) for other in other_runs}
     runs_of = group_pairs(
         (result.label, name) for name, members in by_run.items() for result in members
     )
     return [
-        replace(result, label=f"{name}: {result.label}")
+        replace(result, label=f"{names[name]}: {result.label}")
         if len(set(runs_of[result.label])) > 1
-        else result
+        else replace(result, label=names.get(result.label, result.label))
         for name, members in by_run.items()
         for result in members
     ]
+
+
+def names_of_runs(runs: Sequence[str]) -> dict[str, str]:
+    """Return the name of each run without its folders elsewhere, as far as the names of several runs then differ."""
+    for parts in range(1, max(run.count("/") for run in runs) + 3):
+        names = {run: name_of_path(run, parts) for run in runs}
+        if len(set(names.values())) == len(names):
+            break
+    return names
 
 
 def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:

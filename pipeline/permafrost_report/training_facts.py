@@ -17,6 +17,7 @@ from permafrost.core.errors import UserError
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.runs.folder import identity
+from permafrost.storage.rooted_paths import names_in
 from permafrost.store.index import RecordIndex
 from permafrost.store.reader import Store
 from permafrost_report.comparison import group_pairs, seeds_in_words
@@ -302,4 +303,4 @@ def _text(value: Any) -> str:
         )
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(names_in(value))

@@ -22,7 +22,7 @@ from permafrost.config.models import ModuleConfig
 from permafrost.config.plugins import load_plugins
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_LABEL
+from permafrost.core.records import IMPOSSIBLE_LOGIT, NO_LABEL
 from permafrost.models.module import ModuleClassifier
 from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.reader import Store
@@ -172,6 +172,22 @@ def test_two_exchanged_classes_are_named():
         checked(logits, labels, tuple("abcdefghij"))
 
 
+@pytest.mark.parametrize(("sureness", "is_refused"), [(1.0, True), (0.2, True), (0.05, False)])
+def test_an_order_of_outputs_as_even_as_those_of_an_untrained_network_is_a_warning(
+    sureness, is_refused, caplog
+):
+    """An untrained network maps three colors to classes in some order, one of which is right."""
+    labels, logits = labels_and_logits([1, 2, 0], accuracy=1.0)
+    if is_refused:
+        with pytest.raises(TeacherError, match="outputs are shifted by"):
+            checked(logits * sureness, labels, ("red", "green", "blue"))
+        return
+    with caplog.at_level(logging.WARNING):
+        checked(logits * sureness, labels, ("red", "green", "blue"))
+    assert "outputs are shifted by" in caplog.text
+    assert "as even as those of an untrained network" in caplog.text
+
+
 def test_a_teacher_that_confuses_classes_has_no_other_order():
     """Control: it says one class for all, or confuses two of them half of the time."""
     labels, logits = labels_and_logits(range(10), 1.0)
@@ -281,8 +297,23 @@ def test_an_impossible_class_has_a_finite_logit():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Flatten(), torch.nn.Softmax(1))
     model = ModuleClassifier(network, "0", returns="probabilities")
     logits = model(torch.full((1, 3, 1, 1), 1e4)).logits
-    assert float(logits.min()) == pytest.approx(-87.3, abs=0.1)
+    assert float(logits.min()) == IMPOSSIBLE_LOGIT == np.finfo(np.float16).min
     assert float(logits.max()) == 0
+
+
+def test_impossible_classes_do_not_count_among_the_steps_of_float16():
+    """Votes of 51 people, many of which are 0, as a network would return them."""
+    votes = np.random.default_rng(0).multinomial(51, [0.55, 0.3, 0.1, 0.04, 0.01], 64)
+    assert (votes == 0).any()
+    with np.errstate(divide="ignore"):
+        logits = np.maximum(np.log(votes / 51), IMPOSSIBLE_LOGIT)
+
+    described = describe_outputs(logits, torch.from_numpy(votes.argmax(axis=1)), 5)
+    check = TeacherCheck(**described, returns="probabilities")
+
+    assert check.needs_float32() == ""
+    assert not check.is_constant
+    check.require_sound(list("abcde"))
 
 
 def test_a_softmax_is_refused_before_anything_is_stored(passes, tmp_path):

@@ -61,7 +61,7 @@ def test_a_small_pass_without_a_named_cluster_is_serial(executor, cluster, recor
     ],
 )
 def test_one_task_without_a_named_cluster_is_serial(monkeypatch, cluster, tasks, parallel, chosen):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
 
     assert (
         ExecutorChoice("auto", cluster).for_tasks(tasks, parallel, lambda: 100.0)[0].name == chosen
@@ -112,7 +112,7 @@ class Note:
 def test_auto_goes_on_in_this_process_if_a_local_ray_does_not_start(
     broken_ray, caplog, monkeypatch
 ):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     with ExecutorChoice("auto", LocalClusterConfig(actors=2)) as choice:
         executor = choice.for_records(1)
         assert list(executor.map_shards(double, [])) == []

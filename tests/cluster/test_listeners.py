@@ -1,4 +1,4 @@
-"""Sockets that listen while each verb runs: no more than the table in SECURITY.md says."""
+"""Sockets that listen and connect while each verb runs: no more than the tables in SECURITY.md say."""
 
 import re
 import subprocess
@@ -8,9 +8,10 @@ from functools import partial
 import pytest
 
 from permafrost.config.verbs import VERBS
+from tests.support import connections
 from tests.support.listeners import listeners_of, listeners_while
 from tests.support.paths import ROOT
-from tests.support.processes import wait_until
+from tests.support.processes import environment, wait_until
 
 DATA = ("image_size=16", "min_digit_size=8", "max_digit_size=12", "test_digits=10")
 DATA += ("train_digits=40", "teacher_digits=12", "teacher_placements=1", "test_placements=1")
@@ -61,6 +62,7 @@ TABLE = [
     for line in (ROOT / "SECURITY.md").read_text().splitlines()
     if line.startswith("| `")
 ]
+"""Rows of both tables, of which the first three say what listens."""
 
 
 def command(words):
@@ -72,26 +74,38 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("listeners")
 
 
-@pytest.mark.slow
-def test_nothing_listens_without_ray(folder):
-    listening = {}
-    for name, words in SERIAL.items():
-        listening[name], _ = listeners_while(command(words), folder)
+@pytest.fixture(scope="module")
+def recorded(folder):
+    """Environment of commands that record their connections; of others where none can be recorded."""
+    if connections.WHY_NOT:
+        return environment()
+    return connections.recorded_environment(connections.compile_recorder(folder), folder)
 
-    assert listening == {name: set() for name in SERIAL}
+
+@pytest.mark.slow
+def test_nothing_listens_or_leaves_the_machine_without_ray(folder, recorded):
+    listening, asked = {}, {}
+    for name, words in SERIAL.items():
+        listening[name], _ = listeners_while(command(words), folder, recorded)
+        asked[name] = connections.asked_beyond_this_machine(folder)
+
+    assert listening == asked == {name: set() for name in SERIAL}
+    assert connections.reports_of_libraries(folder) == []
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("name", RAY)
-def test_a_local_ray_listens_as_the_table_says(folder, name):
+def test_a_local_ray_listens_and_connects_as_the_tables_say(folder, recorded, name):
     if not (folder / "runs" / "demo" / "teach").exists():
         for stage in ("precompute without a teacher", "teach", "precompute"):
             listeners_while(command(SERIAL[stage]), folder)
-    listening, _ = listeners_while(command(RAY[name]), folder)
+    connections.asked_beyond_this_machine(folder)
+    listening, _ = listeners_while(command(RAY[name]), folder, recorded)
 
     assert {"gcs_server", "raylet"} <= {each.program for each in listening}
     assert {each.program for each in listening} <= OF_RAY
+    assert connections.asked_beyond_this_machine(folder) <= connections.OF_RAY
 
 
 def test_the_table_has_every_verb():

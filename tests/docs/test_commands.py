@@ -110,7 +110,7 @@ def test_every_python_block_is_executed():
             "exchange.md",
             "object-storage.md",
             "own-data.md",
-            *["own-loop.md"] * 12,
+            *["own-loop.md"] * 13,
             *["package.md"] * 6,
             *["plug-ins.md"] * 4,
             "ray-data.md",
@@ -209,6 +209,26 @@ def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path, monkeypatch):
     assert 0 <= result.splits["test"]["accuracy"] <= 1
 
 
+def test_the_script_for_accelerate_gives_a_loader_that_divides_the_records(frozen, monkeypatch):
+    """One process, with a stand-in of Accelerate (make test-hub has the real one)."""
+
+    class Accelerator:
+        process_index, num_processes, device = 1, 2, "cpu"
+
+        def prepare(self, *prepared):
+            return prepared
+
+        def backward(self, loss):
+            loss.backward()
+
+    monkeypatch.setitem(sys.modules, "accelerate", SimpleNamespace(Accelerator=Accelerator))
+    values = {}
+    exec(OWN_LOOP[7].code.replace("stores/demo", str(frozen.store.path)), values)
+
+    assert len(values["loader"]) == 40 // (2 * 8)
+    assert values["sampler"].epoch == 1
+
+
 @pytest.mark.slow
 def test_the_ten_lines_of_the_page_end_in_an_evaluated_student(tmp_path, monkeypatch, capsys):
     """With smaller networks, on images drawn here."""
@@ -237,14 +257,14 @@ def test_the_ten_lines_of_the_page_end_in_an_evaluated_student(tmp_path, monkeyp
 def test_the_table_of_the_page_has_the_logits_of_each_record(frozen):
     values = {"store": frozen.store.path}
 
-    exec(OWN_LOOP[7].code, values)
+    exec(OWN_LOOP[8].code, values)
 
     assert np.array_equal(np.stack(values["frame"]["logits"]), values["logits"])
     assert values["logits"].shape == (40, 10)
 
 
 def test_any_network_is_explained_as_the_page_says(capsys):
-    exec(OWN_LOOP[8].code, {})
+    exec(OWN_LOOP[9].code, {})
 
     assert "torch.Size([6, 10]) torch.Size([6, 1, 1, 3, 3])" in capsys.readouterr().out
 
@@ -252,7 +272,7 @@ def test_any_network_is_explained_as_the_page_says(capsys):
 def test_a_student_is_loaded_as_the_page_says(frozen):
     values = {"student": str(save_student(frozen, "student"))}
 
-    exec(OWN_LOOP[9].code, values)
+    exec(OWN_LOOP[10].code, values)
 
     assert values["predicted"].shape == (4,)
 

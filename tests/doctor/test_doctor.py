@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import permafrost_doctor.doctor as doctor
+from permafrost.core import machine
+from permafrost.core.machine import usable_cores
 from permafrost_doctor.options import DoctorConfig
 
 
@@ -31,7 +33,7 @@ def gpus(monkeypatch):
 def test_versions_cores_and_precision_of_this_machine():
     result = doctor.examine_machine(DoctorConfig())
     assert f"torch {torch.__version__.partition('+')[0]}" in result.packages
-    assert f"{len(os.sched_getaffinity(0))} cores" in result.cpu
+    assert f"{usable_cores()} of {os.cpu_count()} cores" in result.cpu
     assert "cluster.actors=" in result.passes
     assert "trainer.precision=float32" in result.trainings
     assert result.cluster == ""
@@ -79,17 +81,18 @@ def test_a_gpu_that_does_not_compute_is_a_problem(gpus, monkeypatch):
 def test_the_limits_of_a_container_and_little_shared_memory_are_said(monkeypatch):
     files = {
         "/proc/meminfo": "MemTotal: 33554432 kB\nMemAvailable: 16777216 kB",
+        "/proc/self/cgroup": "0::/",
         "/sys/fs/cgroup/memory.max": str(4 * 2**30),
         "/sys/fs/cgroup/cpu.max": "150000 100000",
     }
-    monkeypatch.setattr(doctor, "_read", lambda path: files[path])
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
     monkeypatch.setattr(
         doctor.shutil, "disk_usage", lambda _: doctor.shutil._ntuple_diskusage(0, 0, 64 * 2**20)
     )
     result = doctor.examine_machine(DoctorConfig())
-    assert (
-        "32.0 GiB of memory, 16.0 available, limited to 4.0 GiB, limited to 1.5 cores" in result.cpu
-    )
+    assert result.cpu == "2 of 32 cores, 4.0 of 32.0 GiB of memory, 16.0 available on the machine"
     assert "shared memory of 64 MiB is little" in result.missing
 
 

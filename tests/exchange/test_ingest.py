@@ -18,6 +18,8 @@ from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.loading.subset import rows_of_split
+from permafrost.losses.dkd import split_divergence
+from permafrost.losses.logit_distances import LOGIT_LOSSES, kd_loss
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.entries import StoreMismatchError
@@ -316,6 +318,39 @@ def test_probabilities_that_are_called_logits_are_refused(photographs, random, t
 
     with pytest.raises(TargetError, match=r"format\.fields=\{probabilities"):
         run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+
+
+def test_votes_with_zeros_have_the_right_softmax_at_every_temperature(
+    photographs, random, tmp_path
+):
+    """Votes of 51 people: p^(1/tau) / sum, in float64, to which the losses of the stored logits compare."""
+    votes = random.multinomial(
+        51, [0.6, 0.3, 0.09, *[0.01 / (CLASSES - 3)] * (CLASSES - 3)], PHOTOS
+    )
+    assert ((votes == 0).sum(axis=1) >= 1).any()
+    names = [key_of(path) for path in photographs.paths]
+    target_files.write_npz(tmp_path / "t.npz", names, probabilities=(votes / 51).astype("float32"))
+
+    made = run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL, "name=votes")
+
+    stored = values_by_key(photographs.open(), made.ingested_pass.partition(" ")[0])["logits"]
+    logits = torch.from_numpy(np.stack([stored[name][0] for name in names]))
+    student = torch.from_numpy(random.normal(size=logits.shape) * 3).requires_grad_()
+    for tau in (1.0, 4.0, 20.0):
+        powers = torch.from_numpy(votes / 51).pow(1 / tau)
+        powers[torch.from_numpy(votes == 0)] = 0
+        expected = powers / powers.sum(dim=1, keepdim=True)
+        for kept in (logits, logits.half().float()):
+            rounding = {"rtol": 0, "atol": 1e-6 if kept is logits else 1e-3}
+            assert torch.allclose((kept.double() / tau).softmax(dim=1), expected, **rounding)
+        terms = torch.special.entr(expected) + expected * (student / tau).log_softmax(dim=1)
+        exact = -(tau**2) * terms.sum(dim=1).mean()
+        for given in (student, student.float()):
+            assert kd_loss(given, logits, tau).item() == pytest.approx(exact.item(), rel=1e-5)
+            losses = [loss(given, logits, tau) for loss in LOGIT_LOSSES.values()]
+            losses += split_divergence(given, logits, torch.from_numpy(votes.argmax(axis=1)), tau)
+            (gradient,) = torch.autograd.grad(sum(loss.sum() for loss in losses), student)
+            assert all(loss.isfinite().all() for loss in [*losses, gradient])
 
 
 def test_probabilities_that_do_not_sum_to_one_are_no_probabilities(photographs, random, tmp_path):

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import types
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -293,6 +294,28 @@ def test_webdataset_reads_targets_and_images(photographs, names, tmp_path):
     image = Image.open(io.BytesIO(first["png"]))
     path = next(p for p in photographs.paths if key_of(p) == first["__key__"])
     assert image.size == Image.open(photographs.folder / path).size
+
+
+def test_a_share_without_keys_has_numbers_and_comes_back(photographs, names, tmp_path, caplog):
+    """Photographs are named by their keys otherwise, which is said with an example."""
+    caplog.set_level("INFO", "permafrost.share")
+    run_share(photographs.store, tmp_path / "named", f"pass={names['whole']}")
+    assert f"such as {unquote(photographs.open().index.keys([0])[0])}; keys=false" in caplog.text
+    caplog.clear()
+    for form in ("webdataset", "embeddings", "huggingface"):
+        words = [f"pass={names['whole']}", f"form={form}", "keys=false"]
+        run_share(photographs.store, tmp_path / form, *words)
+        tables = (tmp_path / form).rglob("*.parquet")
+        text = repr([tree_bytes(tmp_path / form), *(pq.read_table(t).to_pylist() for t in tables)])
+        assert "photo_" not in text
+        assert "| keys | numbers, in place of names of files |" in text
+    assert "keys=false" not in caplog.text
+
+    pack(photographs, tmp_path / "store", "store.shard_size=7")
+    assert run_attach(tmp_path / "store", tmp_path / "webdataset").records == PHOTOS
+    one = values_by_key(photographs.open(), names["whole"])["logits"]
+    other = values_by_key(Store(tmp_path / "store"), names["whole"].rpartition("-")[0])["logits"]
+    assert all(np.array_equal(value, other[key]) for key, value in one.items())
 
 
 def test_embeddings_go_out_and_come_in(photographs, names, tmp_path):

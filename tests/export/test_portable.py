@@ -1,6 +1,7 @@
 """Programs of a student for use without this project: ONNX and torch.export, with all preprocessing."""
 
 import io
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from permafrost_export.portable import (
 )
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.ked.options import AdditiveModelConfig
+from tests.support import connections
 from tests.support.images import decode_rgb
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
@@ -376,6 +378,42 @@ def test_a_student_goes_to_the_hub_with_its_license_alone(frozen, tmp_path, monk
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match="needs huggingface_hub"):
         permafrost.export(run="one", store=frozen.store.path, to="hf://me/student")
+
+
+@pytest.mark.skipif(bool(connections.WHY_NOT), reason=connections.WHY_NOT)
+@pytest.mark.parametrize("program", ["the export", "predict.py"])
+def test_onnxruntime_reports_nothing_to_its_maker(exported, tmp_path, program):
+    """It keeps an identifier and a queue of events in the home folder, and sends them 7 seconds later."""
+    model, picture = tmp_path / "student.onnx", tmp_path / "one.png"
+    model.write_bytes(exported[0]["onnx"])
+    Image.fromarray(noise(3, 16, 16).permute(1, 2, 0).numpy()).save(picture)
+    check = "from permafrost_export.portable import *; open_program(open({!r}, 'rb').read(), 'onnx', 'x')"
+    words = {
+        "the export": ["-c", check.format(str(model))],
+        "predict.py": ["pipeline/permafrost_export/predict.py", str(model), str(picture)],
+    }
+    recorded = connections.recorded_environment(connections.compile_recorder(tmp_path), tmp_path)
+    subprocess.run([sys.executable, *words[program]], cwd=ROOT, env=recorded, check=True)
+
+    assert connections.asked_beyond_this_machine(tmp_path) == set()
+    assert connections.reports_of_libraries(tmp_path) == []
+
+
+@pytest.mark.skipif(bool(connections.WHY_NOT), reason=connections.WHY_NOT)
+def test_a_connection_is_noticed(tmp_path):
+    """Control: a name and an address beyond this machine, asked for by a child process."""
+    code = (
+        "import socket as s; u = s.socket(s.AF_INET, s.SOCK_DGRAM); u.connect(('192.0.2.77', 9)); "
+        "u.connect(('127.0.0.1', 9)); s.getaddrinfo('other.invalid', 1)"
+    )
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], stderr=-3)"
+    recorded = connections.recorded_environment(connections.compile_recorder(tmp_path), tmp_path)
+    subprocess.run([sys.executable, "-c", nested], env=recorded, check=True)
+
+    assert connections.asked_beyond_this_machine(tmp_path) == {
+        "connect-udp 192.0.2.77",
+        "getaddrinfo other.invalid",
+    }
 
 
 def test_missing_packages_are_named(frozen, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from permafrost import RecordLoader, UserError, augmentation, open_store
@@ -21,6 +23,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch
 from permafrost.storage.fetch_ahead import FetchAhead
 from tests.support.processes import environment, fork_server, run_program
+from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -177,6 +180,32 @@ def test_a_sampler_of_pytorch_chooses_positions_and_learns_the_epoch(store):
     for epoch in range(2):
         assert not set(halves[0][epoch]) & set(halves[1][epoch])
     assert halves[0][0] != halves[0][1]
+
+
+def read_on_rank(rank, path, folder):
+    before = RecordLoader(open_store(path).select("train"), batch_size=4)
+    dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2)
+    try:
+        records = open_store(path).select("train")
+        for read in (lambda: RecordLoader(records, batch_size=4), lambda: next(iter(before))):
+            with pytest.raises(ConfigError, match=r"add sampler=DistributedSampler\(range\(len"):
+                read()
+        sampler = DistributedSampler(range(len(records)), drop_last=True)
+        divided = RecordLoader(records, sampler=sampler, batch_size=4, seed=rank, teacher=())
+        everything = RecordLoader(records, sampler=range(len(records)), batch_size=4, teacher=())
+        keys = [[key for batch in loader for key in batch.keys] for loader in (divided, everything)]
+        (folder / f"{rank}.json").write_text(json.dumps(keys))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_ranks_without_a_sampler_are_refused_and_with_one_read_disjoint_records(store, tmp_path):
+    run_on_ranks(read_on_rank, store.path, tmp_path)
+
+    (first, all_of_first), (second, all_of_second) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)
+    )
+    assert sorted(first + second) == sorted(all_of_first) == sorted(all_of_second)
 
 
 def test_targets_of_no_pass_are_an_error_that_names_the_argument(store):

@@ -222,6 +222,21 @@ def test_a_student_of_stored_views_goes_on_with_its_own(one_pass):
         distill.run(replace(config, run="another"))
 
 
+def test_another_name_of_a_pass_that_exists_is_said_not_to_be_used(one_pass, caplog):
+    path, second = one_pass.store.path, PassOptions(name="second")
+    caplog.set_level("WARNING", "permafrost.precompute")
+    precompute.run(precompute_config(path, FIRST, annotate=second))
+    said = f"this one exists as {one_pass.first}, so annotate.name=second is not used"
+    assert said in caplog.text
+    assert names_in(one_pass.store) == [one_pass.first]
+
+    caplog.clear()
+    views = {"views": RandomViewsConfig(count=2), "augment": PAD_CROP}
+    precompute.run(precompute_config(path, FIRST, annotate=second, **views))  # names the new one
+    precompute.run(precompute_config(path, FIRST))
+    assert "is not used" not in caplog.text
+
+
 def test_a_student_of_a_named_pass_of_stored_views_is_compared_with_its_teacher(one_pass):
     path, views = one_pass.store.path, RandomViewsConfig(count=2)
     named = PassOptions(name="turned")

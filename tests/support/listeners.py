@@ -61,14 +61,20 @@ def reach_of(ip: str) -> str:
     return "this machine" if ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1") else "all interfaces"
 
 
-def listeners_while(words: list[str], folder: Path) -> tuple[set[Listener], str]:
+def listeners_while(
+    words: list[str], folder: Path, variables: dict[str, str] | None = None
+) -> tuple[set[Listener], str]:
     """Run a command to its end, and return every socket that listened and what it printed.
 
     Raises AssertionError if the command fails. A socket that is closed within 0.1 s may be missed.
     """
     with (folder / "output.txt").open("w+") as output:
         process = subprocess.Popen(
-            words, cwd=folder, env=environment(), stdout=output, stderr=subprocess.STDOUT
+            words,
+            cwd=folder,
+            env=variables or environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         found = set()
         while process.poll() is None:

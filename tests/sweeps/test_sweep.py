@@ -414,7 +414,7 @@ def test_a_report_shows_finished_students_while_others_are_trained(
 
 @pytest.mark.parametrize(("epochs", "executor"), [(1, "serial"), (100_000, "ray")])
 def test_small_sweeps_stay_in_one_process(frozen, monkeypatch, epochs, executor):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     base = sweep_arguments(frozen, TWO_VARIANTS, f"trainer.epochs={epochs}", "executor=auto")
     config = sweep_config(base)
     runs = [student.final_run() for student in plan_students(config, base)]

@@ -208,6 +208,23 @@ class PassRequest:
         return replace(replace(self, store=store).plan(first.options, views), first=first)
 
 
+def warn_of_kept_names(folders: Sequence[str], option: str, name: str | None) -> None:
+    """Warn that an option names passes which the store has under another name.
+
+    Args:
+        folders: Names of the folders of the passes.
+        option: The option.
+        name: Its value, None if it names nothing.
+    """
+    if name is not None and escape_key(name) not in {each.rpartition("-")[0] for each in folders}:
+        logger.warning(
+            "a pass keeps its name: this one exists as %s, so %s=%s is not used",
+            ", ".join(folders),
+            option,
+            name,
+        )
+
+
 def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
     """Resolve the teacher and the explainer of passes.
 

@@ -22,7 +22,7 @@ from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
 from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
-from permafrost.core.records import NO_LABEL
+from permafrost.core.records import IMPOSSIBLE_LOGIT, NO_LABEL
 from permafrost.core.tasks import Executor
 from permafrost.loading.target_sheet import describe_empty, describe_spread, entropy_and_peak
 from permafrost.models.classifier import ModelOutput, has_proportions
@@ -45,6 +45,8 @@ SIGNIFICANCE = 1e-6
 """Maximum p-value to report labels as permuted, or accuracy as below chance."""
 _SIGNIFICANCE_OF_SKILL = 0.05
 """Maximum p-value of an accuracy that is taken as better than guessing."""
+_UNSURE = 0.8
+"""Mean entropy, relative to that of equal probabilities, above which a network may be untrained."""
 _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-6
 _MIN_RECORDS = 8
@@ -81,6 +83,8 @@ class TeacherCheck:
     """Class of the largest logit of each of these records."""
     warning: str = ""
     """Warning about the spread of the softmax of the logits."""
+    entropy: float = 0.0
+    """Mean entropy of the softmax, 1 for equal probabilities."""
     maps: int = 0
     """Number of maps."""
     constant_maps: int = 0
@@ -166,7 +170,12 @@ class TeacherCheck:
                 "the network's features"
             )
         moved = _other_order(np.array(self.labels), np.array(self.predicted), classes)
-        if moved:
+        if moved and self.entropy > _UNSURE:  # an untrained network also maps colors to classes
+            logger.warning(
+                "%s. Or train the teacher first: its outputs are as even as those of an untrained network",
+                moved,
+            )
+        elif moved:
             yield moved
 
     def _describe_guessing(self, classes: Sequence[str]) -> str:
@@ -317,9 +326,10 @@ def describe_outputs(
     with np.errstate(over="ignore"):
         rounded = logits.astype(np.float16).astype(np.float64)
     finite = bool(np.isfinite(rounded).all())
-    largest = np.abs(logits).max(axis=1)
+    possible = logits > IMPOSSIBLE_LOGIT
+    largest = np.abs(np.where(possible, logits, 0.0)).max(axis=1)
     spacing = np.spacing(np.minimum(largest, 2.0**15).astype(np.float16))
-    spread = logits.std(axis=1)
+    spread = logits.std(axis=1, where=possible)
     # Equal logits have no differences to lose.
     shares = spacing.astype(np.float64)[spread > 0] / spread[spread > 0]
     are_known = not has_many(labels) and logits.shape[1] == num_classes
@@ -335,6 +345,7 @@ def describe_outputs(
         "is_within_unit": bool((logits >= 0).all() and (logits <= 1).all()),
         "spacing": float(np.median(shares)) if len(shares) else 0.0,
         "rounding_kl": _mean_divergence(logits, rounded) if finite else None,
+        "entropy": entropy / np.log(max(logits.shape[1], 2)),
         "labels": labels.numpy()[known].tolist() if are_known else [],
         "predicted": logits.argmax(axis=1)[known].tolist(),
     }

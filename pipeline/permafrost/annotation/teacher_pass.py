@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +17,13 @@ from permafrost.annotation.moved_features import (
     describe_moved_features,
     measure_moved_features,
 )
-from permafrost.annotation.pass_plan import PassPlan, PassRequest, plan_pass, request_passes
+from permafrost.annotation.pass_plan import (
+    PassPlan,
+    PassRequest,
+    plan_pass,
+    request_passes,
+    warn_of_kept_names,
+)
 from permafrost.annotation.precision import (
     ComparePrecision,
     PrecisionError,
@@ -45,7 +50,7 @@ from permafrost.models.network import Network
 from permafrost.models.network_sheet import machine_sheet, network_facts, trained_on
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
-from permafrost.storage.rooted_paths import is_absolute
+from permafrost.storage.rooted_paths import name_of_path
 from permafrost.store.commit_pass import commit_pass
 from permafrost.store.facts import FactSheet, announce, read_sheets, write_sheets
 from permafrost.store.fields import PassFields
@@ -162,6 +167,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     plans = [request.plan(options)]
     if config.views.kind != "canonical":
         plans.append(request.plan(options, requested_views(config, first)))
+    warn_of_kept_names([plan.folder.name for plan in plans], "annotate.name", config.annotate.name)
     if begun is not None and any(plan.is_unfinished for plan in plans):
         _, agreement = _choose_precision(request, begun, executor)
     results = [annotate_pass(replace(plan, agreement=agreement), executor) for plan in plans]
@@ -530,13 +536,11 @@ def _announce_equal(plan: PassPlan, tensors: str) -> None:
 
 
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator) -> dict[str, str]:
-    """Versions, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
-    path = Path(str(plan.teacher.weights))
-    weights = path.name if is_absolute(str(plan.teacher.weights)) else path.as_posix()
+    """Versions, size and weights, without the folders of a file elsewhere."""
     return {
         "permafrost": __version__,
         "torch": torch.__version__,
-        "weights": weights,
+        "weights": name_of_path(str(plan.teacher.weights)),
         "parameters": f"{count_parameters(annotator.model.network):,}",
         **({"memory_format": "channels_last"} if annotator.settings.channels_last else {}),
         **({"compiler": "torch.compile"} if plan.options.compile else {}),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import SMALL_STORE, ClusterConfig, ExecutorName
+from permafrost.core.machine import usable_cores
 from permafrost.core.tasks import Executor, SerialExecutor
 
 _START_SECONDS = 60.0
@@ -54,7 +54,7 @@ class ExecutorChoice:
         """
         if self._option != "auto" or self._cluster.kind != "local":
             return self._choose(is_small=False), ""
-        if tasks <= 1 or at_once == 1 or os.cpu_count() == 1:
+        if tasks <= 1 or at_once == 1 or usable_cores() == 1:
             return self._serial, "one student at a time"
         seconds = estimate_seconds()
         if seconds < _START_SECONDS:

@@ -24,12 +24,14 @@ from permafrost.config.cluster import ClusterConfig, ExistingClusterConfig, Loca
 from permafrost.config.environment import (
     _JOB_VARIABLE,
     ALLOCATOR_ENVIRONMENT,
+    NO_REPORTS,
     PACKAGE,
     THREAD_ENVIRONMENT,
     in_submitted_job,
 )
 from permafrost.config.plugins import ENTRIES, SHIPPED, entry_modules, entry_places, plugin_places
 from permafrost.core.errors import printable
+from permafrost.core.machine import usable_cores
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -47,6 +49,7 @@ _ENVIRONMENT = {
 _ACTOR_ENVIRONMENT = {
     **ALLOCATOR_ENVIRONMENT,
     **THREAD_ENVIRONMENT,
+    **NO_REPORTS,
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # without a requested GPU, none is visible
 }
 
@@ -197,7 +200,7 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
         address="local",
         namespace=_namespace(),
         # A whole number, with a slot for what Ray itself runs.
-        num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+        num_cpus=max(usable_cores(), int(cpus) + 1),
         num_gpus=count_local_gpus(),  # Ray also counts those that this torch cannot use
         include_dashboard=config.dashboard,
         logging_level=logging.WARNING,

@@ -1,4 +1,4 @@
-"""Folders of the code, detection of submitted jobs, waiting threads, and the memory allocator of the C library.
+"""Folders of the code, submitted jobs, reports of libraries, waiting threads, and the C library's memory allocator.
 
 glibc maps large blocks anew and returns free memory to the system, which clears it page by page when it is used again.
 On a CPU that takes as long as the convolutions of a small network: the pass of a ResNet-20 is 1.6 times as fast with an
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from permafrost.core.machine import usable_cores
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Folder of the package."""
@@ -30,6 +32,25 @@ def in_submitted_job() -> bool:
     return _JOB_VARIABLE in os.environ
 
 
+# ---- reports of libraries --------------------------------------------------------------------------
+
+
+NO_REPORTS = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "GRADIO_ANALYTICS_ENABLED": "False",  # Trackio imports Gradio
+}
+"""Variables with which a library reports nothing to its maker; most libraries read them when they are imported."""
+
+
+def report_nothing() -> None:
+    """Turn off reports of libraries to their makers, unless the user's environment turns them on."""
+    for name, value in NO_REPORTS.items():
+        os.environ.setdefault(name, value)
+
+
 # ---- threads ---------------------------------------------------------------------------------------
 
 
@@ -42,11 +63,13 @@ that sleep at once are woken at every operation: two of them train a small netwo
 """
 
 
-def let_threads_sleep() -> None:
-    """Set how the threads of OpenMP wait, unless OMP_WAIT_POLICY is set; call it before PyTorch is imported.
+def prepare_threads() -> None:
+    """Set how many threads OpenMP has and how they wait, unless its variables are set, before PyTorch is imported.
 
     The command line and Ray's workers do so. In a user's own process the policy is the user's.
     """
+    if usable_cores() < len(os.sched_getaffinity(0)):  # OpenMP does not know of a quota
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in THREAD_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -256,7 +256,7 @@ class ModuleConfig(ModelConfig):
     features.7. Empty takes the last one whose output is a grid, and logs its name; a network without any has logits
     and no maps."""
     returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
-    """Values that the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of
+    """Values that the network returns. Of probabilities the logarithm is stored, which is -65504 for 0, and of
     log-probabilities the values themselves: both are logits up to a constant. A pass with maps needs logits, because
     their gradient is another one."""
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -27,6 +27,8 @@ NO_SIZE = -1
 """Placeholder for the height and width of a row of a table."""
 NO_CLASS = -1
 """Padding of `target_class` for records that explain fewer than E classes."""
+IMPOSSIBLE_LOGIT = -65504.0
+"""Logit of a class with probability 0, the lowest finite float16: its softmax is 0 at any temperature below 600."""
 NONE = (NO_CLASS,)
 """Labels of a record that is known to have none of many labels."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
@@ -12,6 +11,7 @@ import torch
 
 from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
+from permafrost.core.machine import usable_cores
 
 _MAX_THREADS = 8
 """Maximum number of threads that are started without being asked for."""
@@ -23,12 +23,13 @@ def resolve_decode_threads(option: int | None, processes: int = 1) -> int:
     """Return the number of threads that an option `decode_threads` stands for.
 
     Args:
-        option: Number of threads; None divides the cores of this machine among the processes, for 1 to 8 threads each.
+        option: Number of threads; None divides the cores that this process may use among the processes, for 1 to 8
+            threads each.
         processes: Number of processes on this machine that decode at the same time.
     """
     if option is not None:
         return option
-    return min(max(len(os.sched_getaffinity(0)) // processes, 1), _MAX_THREADS)
+    return min(max(usable_cores() // processes, 1), _MAX_THREADS)
 
 
 def decode_threads_of(trainer: TrainerOptions, distributed: DistributedContext | None) -> int:

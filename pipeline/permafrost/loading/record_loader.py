@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
@@ -41,6 +43,8 @@ from permafrost.loading.sampler import (
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.transfer import move_batch
 from permafrost.store.reader import Store, TeacherPass
+
+logger = logging.getLogger("permafrost.loading")
 
 _UNSUPPORTED = {
     "dataset": "pass the records instead",
@@ -238,7 +242,8 @@ class RecordLoader(TrainLoader):
             num_workers: Number of processes that load batches, 0 to load them in this one.
             decode_threads: Threads that decode a batch, in each worker.
             options: Any other argument of torch.utils.data.DataLoader. A `sampler` or `batch_sampler` gives positions
-                among the records; each process of a distributed training needs a `seed` of its own.
+                among the records. Each rank of torch.distributed needs a sampler, as the loader does not divide the
+                records, and a `seed` of its own.
 
         Raises:
             ConfigError: If an argument does not fit.
@@ -255,6 +260,8 @@ class RecordLoader(TrainLoader):
             "load_student(run).picture, and augment and replay are left out",
         )
         _check_options(options, shuffle=shuffle, replay=replay)
+        if not _SAMPLERS & options.keys():
+            _require_one_rank(replay=replay)
         is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
         require(
             is_number and batch_size > 0,
@@ -305,6 +312,8 @@ class RecordLoader(TrainLoader):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[ViewBatch]:  # type: ignore[override]
+        if not isinstance(self.batches, PlacedBatches):
+            _require_one_rank(replay=isinstance(self.batches, ReplayBatchSampler))
         with self._lock:  # of several threads that begin an epoch, each has its own
             epoch, self._epoch = self._epoch, self._epoch + 1
             batches = self.epoch(epoch)
@@ -344,6 +353,18 @@ def _check_options(options: Mapping[str, Any], *, shuffle: bool | None, replay: 
     require(
         not (replay and has_sampler), "replay=True draws the order itself; leave out the sampler"
     )
+
+
+def _require_one_rank(*, replay: bool) -> None:
+    """Raise ConfigError if several ranks would read the same records, as no sampler divides them."""
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    require(
+        ranks == 1 or replay,
+        f"each of {ranks} ranks would read all records; add sampler=DistributedSampler(range(len(records))) of "
+        "torch.utils.data, and seed=torch.distributed.get_rank() (or sampler=range(len(records)) to read all on each)",
+    )
+    if ranks > 1:  # a replay takes no sampler
+        logger.warning("replay=True: each of %d ranks reads all records that it selected", ranks)
 
 
 def open_named_passes(

@@ -21,8 +21,8 @@ from permafrost.loading.subset import require_one_batch
 
 FOREIGN_LOADER = (
     "another loader has been made of the parts of a RecordLoader, which has its own order and views: leave it out of "
-    "Accelerate's prepare(), set use_distributed_sampler=False of Lightning's Trainer, and give each process a seed= "
-    "of its own, or records of its own"
+    "Accelerate's prepare(), set use_distributed_sampler=False of Lightning's Trainer, and give the RecordLoader "
+    "sampler=DistributedSampler(range(len(records))) and a seed= for each process"
 )
 WINDOW_SHARDS = 16
 _DRAWN_AT_ONCE = 2**18

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from permafrost.config.models import ModuleConfig, NetworkReturns, is_published
 from permafrost.config.plugins import resolve_factory
 from permafrost.core.errors import ConfigError, UserError, first_line, require
+from permafrost.core.records import IMPOSSIBLE_LOGIT
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -56,7 +57,6 @@ from permafrost.models.record_independence import require_independent_records, r
 logger = logging.getLogger("permafrost.models")
 
 _MIN_PROBABILITY = torch.finfo(torch.float32).tiny
-"""Floor of probabilities, 1.2e-38: the logit of an impossible class is -87.3."""
 _SAME_LOGITS = 1e-3
 """Largest difference of two passes of the same images, in units of the largest logit."""
 
@@ -191,9 +191,11 @@ class ModuleClassifier(ProbedClassifier):
             f"{name} must return logits [B, K]; {'in training ' if self.training else ''}it returns "
             f"{_described(outputs)}. Wrap it in a module that returns them",
         )
+        values = to_float32(outputs)  # of a network with autocast inside
         if self.returns == "probabilities":
-            return to_float32(outputs).clamp(min=_MIN_PROBABILITY).log()
-        return to_float32(outputs)  # of a network with autocast inside
+            logs = values.clamp(min=_MIN_PROBABILITY).log()  # whose gradient is finite at 0
+            return torch.where(values > 0, logs, IMPOSSIBLE_LOGIT)
+        return values.clamp(min=IMPOSSIBLE_LOGIT) if self.returns == "log_probabilities" else values
 
     def _to_grid(self, output: Tensor) -> Tensor:
         return output.permute(0, 3, 1, 2) if self._is_channels_last else output

@@ -22,6 +22,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from permafrost.config.builder import flatten_options
+from permafrost.config.environment import report_nothing
 from permafrost.config.training import TRACKERS
 from permafrost.core.errors import first_line, require
 from permafrost.runs.folder import CONFIG_NAME, STUDENTS
@@ -135,6 +136,7 @@ class Tracker:
         """
         self.tracked = tracked
         self._client: TrackerClient | None = None
+        report_nothing()
         with self._giving_up():
             tracked.files.mkdir(parents=True, exist_ok=True)
             self._client = resolve_name(TRACKERS[tracked.kind])(tracked, first_step, last_step)

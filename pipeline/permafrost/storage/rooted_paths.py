@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 from permafrost.core.errors import FileError
 from permafrost.core.json_entries import stays_inside
@@ -122,6 +122,28 @@ def user_path(text: str, cached_with: RootedPath | None = None) -> AnyPath:
 def is_absolute(text: str) -> bool:
     """Return whether a path has the same meaning in every folder: from the root of a machine, or an address."""
     return is_address(text) or PurePosixPath(text).is_absolute()
+
+
+def name_of_path(text: str, parts: int = 1) -> str:
+    """Return a path as it may leave the machine: as it was typed below the current folder, else its last parts.
+
+    Args:
+        text: Path, or address of a bucket.
+        parts: Number of last parts that are kept of a path from elsewhere.
+    """
+    path = PurePosixPath(text)
+    if is_absolute(text) or ".." in path.parts or text.startswith("~"):
+        return "/".join([part for part in path.parts if part not in ("/", "..")][-parts:])
+    return str(path) if text else text
+
+
+def names_in(value: Any) -> Any:
+    """Return a value of JSON whose texts are `name_of_path` wherever they are paths from elsewhere."""
+    if isinstance(value, dict):
+        return {name: names_in(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [names_in(entry) for entry in value]
+    return name_of_path(value) if isinstance(value, str) else value
 
 
 def rooted(text: str) -> RootedPath:
