@@ -174,12 +174,17 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
         program(inputs)
     try:
         with torch.no_grad():
-            return torch.export.export(program, (inputs,), dynamic_shapes=(sizes,))
+            traced = torch.export.export(program, (inputs,), dynamic_shapes=(sizes,))
     except Exception as error:  # torch.export raises many types of exceptions
         raise ConfigError(
             f"torch.export cannot trace this network ({first_line(error)}); a network of your own must not branch on "
             "the values of tensors"
         ) from error
+    for module in traced.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # names files of this machine
+    return traced
 
 
 def encode_model(
