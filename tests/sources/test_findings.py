@@ -1553,9 +1553,9 @@ def test_a_sample_is_stated_and_all_files_may_be_read(tmp_path):
     some, every = preview_of(data, files=10), preview_of(data, all=True)
 
     assert some.sample.files == 10
-    assert some.sheet()["images"].source == "a random sample of 10 headers of 40"
+    assert some.sheet()["images"].source == "10 of 40 headers"
     assert every.sample.files == 40
-    assert every.sheet()["images"].text() == "JPEG 40 [all 40 headers]"
+    assert every.sheet()["images"].text() == "JPEG 40 [all headers]"
     assert preview_of(data, files=10).stored() == some.stored()
 
 

@@ -26,8 +26,8 @@ def test_records_that_an_epoch_leaves_out_are_marked(frozen, caplog, batch_size,
 
     steps = sheets["student"]["steps"]
     assert steps.value == (
-        f"{40 // batch_size} an epoch of {batch_size}, 1 epochs; an epoch leaves out {40 % batch_size} records, drawn "
-        "anew"
+        f"{40 // batch_size} of {batch_size} records an epoch, 1 epochs; each leaves out {40 % batch_size} records, "
+        "drawn anew"
     )
     assert steps.is_doubtful == is_marked
     assert str(sheets["student"]) in log
@@ -41,5 +41,5 @@ def test_targets_are_those_of_the_split_at_the_temperature_of_the_loss(frozen, c
 
     assert list(sheets) == ["student", "targets", "machine"]
     assert sheets["student"]["loss"].value.startswith("kd, tau 3")
-    assert sheets["targets"]["entropy"].value.endswith("at tau=3")
+    assert sheets["targets"]["entropy"].value.endswith("(mean, tau=3)")
     assert set(sheets["targets"]["accuracy"].value.split()[::2]) == {"train"}

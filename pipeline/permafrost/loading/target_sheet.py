@@ -190,7 +190,7 @@ def target_sheet(
         Fact(
             name="trained on",
             value=trained_on,
-            source=UNKNOWN if trained_on == UNKNOWN else "model.json, weights",
+            source=UNKNOWN if trained_on == UNKNOWN else "model.json",
         )
     )
     log_probs = [each.log_probs for each in samples if each.log_probs is not None]
@@ -202,13 +202,11 @@ def target_sheet(
         facts += [
             Fact(
                 name="entropy",
-                value=f"{entropy:.3g} of {np.log(max(classes, 1)):.3g} nats in the mean, at tau={tau:g}",
+                value=f"{entropy:.3g} of {np.log(max(classes, 1)):.3g} nats (mean, tau={tau:g})",
                 source=source,
                 warning=describe_spread(entropy, classes, tau, len(joined)),
             ),
-            Fact(
-                name="largest p", value=f"{largest:.3g} in the mean, at tau={tau:g}", source=source
-            ),
+            Fact(name="largest p", value=f"{largest:.3g} (mean, tau={tau:g})", source=source),
         ]
     logits = [each.logits for each in samples if each.logits is not None]
     if logits:

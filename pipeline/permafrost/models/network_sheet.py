@@ -56,12 +56,9 @@ def network_facts(
         yield Fact(name="layer", value=value, source=TYPED if layer else ASSUMED)
     names = network.classes if not isinstance(network.classes, int) else ()
     order = f", in the order {shorten(list(names), 3)}" if len(names) == network.num_classes else ""
-    described = network.file is not None and network.file.description is not None
-    yield Fact(
-        name="classes",
-        value=f"{network.num_classes:,}{order}",
-        source=DESCRIPTION_NAME if described else f"{ASSUMED}: order of the data's classes",
-    )
+    starts = config.weights is None
+    source = _source(network, (), command, "store" if starts else f"{ASSUMED}: as in the data")
+    yield Fact(name="classes", value=f"{network.num_classes:,}{order}", source=source)
 
 
 def _preprocessing(network: Network, config: ModelConfig) -> dict[str, object]:
@@ -85,7 +82,7 @@ def _weights(network: Network) -> Fact:
     return Fact(
         name="weights",
         value=f"{Path(file.path).name}, sha256 {file.sha256()[:_DIGITS]}",
-        source=f"run {file.description.run}" if file.description is not None else "file",
+        source=f"run {file.path.parent.parent.name}" if file.description is not None else "file",
     )
 
 
@@ -111,12 +108,13 @@ def normalization_facts(network: Network, command: Sequence[str]) -> Iterator[Fa
     except UserError:  # of a network that has none, which is refused elsewhere
         return
     stated = PUBLISHED if is_published(config.weights) else ASSUMED
+    stated = "default" if config.weights is None else stated
     defaults = type(config).mean, type(config).std
     if None not in defaults and (config.mean, config.std) != defaults:
         stated = TYPED
     source = _source(network, ("mean", "std"), command, stated)
     warning = ""
-    if source == ASSUMED and config.weights not in (RANDOM, None):
+    if source == ASSUMED and config.weights != RANDOM:
         warning = (
             f"{section}.mean= and {section}.std= were not typed, and the weights do not name them; a network that was "
             "trained with others gives other outputs, often without a loss of accuracy"

@@ -254,14 +254,14 @@ class ImageSample:
         Args:
             records: Number of records of the data, of which the files may be a sample.
         """
-        read = f"{'all' if self.files >= records else 'a random sample of'} {self.files:,} headers"
+        read = f"{self.files:,} of {records:,} headers" if self.files < records else "all headers"
         pixels = f"{self.decoded:,} decoded"
         words = [_counts_in_words(self.formats), _counts_in_words(self.kinds)]
         words += [f"damaged {self.num_damaged:,}"] if self.num_damaged else []
         yield Fact(
             name="images",
             value="; ".join(filter(None, words)),
-            source=read if self.files >= records else f"{read} of {records:,}",
+            source=read,
         )
         if self.smallest is not None and self.largest is not None:
             sides = np.array(self.sides)
@@ -436,30 +436,25 @@ class Preview:
             ("without any", counts.unlabeled.total() if self.classes else 0),
         ):
             text += f"; {word} {count:,}" if count else ""
-        column = getattr(self.data, "label", None) or getattr(self.data, "labels", None)
-        source = f"data.label={column}" if isinstance(column, str) else listing
-        yield Fact(name="labels", value=text, source=source)
-        if parts := self.tally[READ_PARTS]:
-            absent = self.tally.total(ABSENT_PARTS)
-            names = (
-                f"; absent {shorten(sorted(self.tally[ABSENT_PARTS]), 3)}"
-                if absent
-                else "; none is absent"
-            )
-            read = sum(count for count, _ in parts.values())
-            yield Fact(
-                name="parts", value=f"{read:,} numbered files{names}", source="names of files"
-            )
+        columns = {name: getattr(self.data, name, None) for name in ("labels", "label")}
+        named = [f"data.{name}={column}" for name, column in columns.items() if column]
+        yield Fact(name="labels", value=text, source=next(iter(named), listing))
+        absent, read = self.tally[ABSENT_PARTS], self.tally.total(READ_PARTS)
+        if read > 1:
+            names = shorten(sorted(absent), 3) if absent else "none"
+            value = f"{read:,} files; absent by their numbers: {names}"
+            yield Fact(name="parts", value=value, source="names of files")
         if others := sum(map(self.tally.total, _LEFT_OUT)):
             yield Fact(name="left out", value=f"{others:,} files", source="names of files")
         if self.groups is not None:
+            group = getattr(self.data, "group", ())
             lacking = self.num_records - self.groups.records
             none = f"; records without one {lacking:,}" if lacking else ""
             shared = f"; in several splits {self.groups.shared:,}" if self.groups.shared else ""
             yield Fact(
                 name="groups",
                 value=f"{self.groups.groups:,}{none}{shared}",
-                source=f"data.group={','.join(getattr(self.data, 'group', ()))}",
+                source=f"data.group={','.join(group)}" if group else listing,
             )
         if self.counts.others["boxes"]:
             yield Fact(name="boxes", value=f"in {counts.others['boxes']:,} records", source=listing)

@@ -84,8 +84,8 @@ def _facts(
     each = "" if ranks == 1 else f" ({trainer.batch_size // ranks} on each of {ranks} ranks)"
     yield Fact(
         name="steps",
-        value=f"{steps:,} an epoch of {trainer.batch_size}{each}, {trainer.epochs:,} epochs; an epoch leaves out "
-        f"{rest:,} records, drawn anew",
+        value=f"{steps:,} of {trainer.batch_size} records{each} an epoch, {trainer.epochs:,} epochs; each leaves "
+        f"out {rest:,} records, drawn anew",
         source="trainer",
         warning="a smaller trainer.batch_size= leaves out fewer" if rest > _FEW * rows else "",
     )
