@@ -202,17 +202,18 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], 
     """Hash thumbnails u8 [n, 256].
 
     Returns:
-        A hash u64 [n] of all values, and a bit for each cell of a grid of 8x8 that is brighter than their median.
+        A hash u64 [n] of all values, and a bit for each cell of a grid of 8x8 that is brighter than their mean.
     """
     exact = np.zeros(len(thumbnails), np.uint64)
-    for word in np.ascontiguousarray(thumbnails).view(np.uint64).T:
+    words = np.ascontiguousarray(thumbnails).view(np.uint64).T
+    for word in np.ascontiguousarray(words):
         exact = (exact ^ word) * _MIX
         exact ^= exact >> np.uint64(29)
     half = THUMBNAIL_SIDE // 2
     cells = (
         thumbnails.reshape(-1, half, 2, half, 2).sum((2, 4), dtype=np.uint16).reshape(-1, half**2)
     )
-    bits = np.packbits(cells > np.median(cells, axis=1, keepdims=True), axis=1)
+    bits = np.packbits(cells > cells.mean(axis=1, keepdims=True), axis=1)
     return exact, bits.view(np.uint64).ravel()
 
 

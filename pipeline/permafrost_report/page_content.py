@@ -80,7 +80,7 @@ class PageContent:
     """Accuracy by class and confusions, None without single labels."""
     used_passes: list[UsedPass]
     """Passes of the store that the students learned from or were compared with."""
-    next: str
+    next_command: str
     """Command that evaluates a student without results, or the one that the config names."""
 
     @property
@@ -190,7 +190,7 @@ def gather_page(config: ReportConfig) -> PageContent:
         cases=cases,
         classes=classes,
         used_passes=used,
-        next=following,
+        next_command=following,
     )
 
 

@@ -66,5 +66,5 @@ def report_run(config: ReportConfig) -> ReportResult:
         csv=str(files.get("csv", "")),
         candidate_minus_baseline=page.headline,
         summary=" ".join(values.get("summary", [])),
-        next=page.next,
+        next=page.next_command,
     )

@@ -180,7 +180,7 @@ def test_upper_rows_of_a_damaged_jpeg_are_those_of_the_whole_one(capfd):
         for _ in range(generator.choice((1, 2, 5))):
             data[generator.randrange(generator.choice((len(data), 700)))] = generator.randrange(256)
         try:
-            height, width, _ = inspect_image(bytes(data))
+            height, width, *_ = inspect_image(bytes(data))
         except ImageError:
             continue
         part = decode_part(bytes(data), (height, width), 20)

@@ -92,7 +92,7 @@ class Annotation(NamedTuple):
     """Top-1 accuracy of the teacher by split, in [0, 1]; empty if this call computed nothing, if records have several
     labels or none, and if the teacher's classes are not those of the store."""
     sheets: dict[str, FactSheet]
-    """Facts about the teacher, the targets of the canonical pass, and the machine, by subject."""
+    """Facts about the teacher, the targets of the pass that students train on, and the machine, by subject."""
 
 
 def _teacher_sheet(request: PassRequest) -> FactSheet:
@@ -175,9 +175,12 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     for number in range(1, store.num_generations):
         part = store.part(number, number + 1)
         results += [_annotate_further(request.following(plan, part), executor) for plan in plans]
-    sheets = _pass_sheets(request, teacher, plans[0], results[0][1], executor)
+    sheets = [
+        _pass_sheets(request, teacher, plan, accuracy, executor)
+        for plan, (_, accuracy) in zip(plans, results, strict=False)
+    ]
     return Annotation(
-        sheets=sheets,
+        sheets=sheets[-1],
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
         passes={plan.folder.name: plan.bytes_per_record() for plan in plans},

@@ -88,7 +88,7 @@ class PrecomputeResult:
     device: str = ""
     """Hardware that has computed the canonical pass, with its numbers of shards if there are several kinds."""
     facts: dict[str, FactSheet] = field(default_factory=dict)
-    """Facts about the teacher, the targets of the canonical pass, and the machine, by subject."""
+    """Facts about the teacher, the targets of the pass that students train on, and the machine, by subject."""
     records_per_second: str = ""
     next: str = ""
 
