@@ -39,7 +39,7 @@ class ReportResult:
     summary: str
     """Sentences at the top of the page."""
     next: str
-    """Suggested next command, `PageContent.next`."""
+    """Suggested next command, `PageContent.next_command`."""
 
 
 def report_run(config: ReportConfig) -> ReportResult:

@@ -424,3 +424,26 @@ def test_an_order_of_many_classes_needs_no_matrix_of_all():
 
     assert "another order than the classes" in _other_order(labels, order[labels], classes)
     assert _other_order(labels, labels, classes) == ""
+
+
+# ---- warnings before the pass is paid for --------------------------------------------------------
+
+
+@pytest.mark.parametrize(("constant", "words"), [(34, "68% of the maps are empty"), (20, "")])
+def test_a_share_of_empty_maps_is_said_on_the_sample(caplog, constant, words):
+    checked(drawn_logits(), maps=50, constant_maps=constant, grid=(7, 7))
+
+    assert words in caplog.text
+    assert ("empty" in caplog.text) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"), [(100.0, ""), (1.0, "nearly uniform"), (1e5, "hardly more than labels")]
+)
+def test_similarities_without_their_scale_and_certain_targets_are_said(caplog, scale, words):
+    similarities = np.random.default_rng(0).uniform(-0.36, 0.72, (64, 3))
+
+    checked(scale * similarities, classes=("a", "b", "c"))
+
+    texts = ("nearly uniform", "hardly more than labels")
+    assert [text in caplog.text for text in texts] == [text == words for text in texts]
