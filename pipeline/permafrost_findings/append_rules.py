@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from permafrost.core.errors import quote, shorten
 from permafrost.store.frames import ShardFrames
 from permafrost_findings.picture_rules import describe_brightness
+from permafrost_findings.thresholds import MIN_COMPARED_FILES, MIN_SIZE_RATIO
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Preview, Remark
     from permafrost.store.reader import Store
 
-_MIN_FILES = 16
-"""Least number of files on either side of a comparison."""
 _SHARDS, _ROWS_OF_SHARD = 4, 64
 """Number of shards of the store, and of records of each, that new files are compared with."""
-_TIMES_LARGER = 1.5
-"""Ratio of median sizes from which they are said to be others."""
 _NAMED = 3
 
 
@@ -48,17 +45,17 @@ def find_new_classes(preview: Preview) -> Iterator[Remark]:
 def find_other_sizes(preview: Preview) -> Iterator[Remark]:
     """Find new images whose sizes are far from those of the store."""
     sample = preview.sample
-    if preview.comparison is None or sample is None or len(sample.sides) < _MIN_FILES:
+    if preview.comparison is None or sample is None or len(sample.sides) < MIN_COMPARED_FILES:
         return
     store = preview.comparison.store
     if store.manifest.canonical is None or store.manifest.canonical.format != "original":
         return
     sizes = store.index.take(("width", "height"), _rows_of(store))
-    if len(sizes["width"]) < _MIN_FILES:
+    if len(sizes["width"]) < MIN_COMPARED_FILES:
         return
     before = [float(np.median(sizes[name])) for name in ("width", "height")]
     new = [float(median(side)) for side in zip(*sample.sides, strict=True)]
-    if all(1 / _TIMES_LARGER < a / b < _TIMES_LARGER for a, b in zip(new, before, strict=True)):
+    if all(1 / MIN_SIZE_RATIO < a / b < MIN_SIZE_RATIO for a, b in zip(new, before, strict=True)):
         return
     there, here = ("x".join(f"{side:.0f}" for side in sides) for sides in (before, new))
     yield (

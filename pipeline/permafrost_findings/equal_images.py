@@ -24,6 +24,15 @@ from permafrost.store.facts import Fact, Finding
 from permafrost.store.image_decoding import THUMBNAIL_SIDE, decode_pixels
 from permafrost.store.shard_records import ShardRecords
 from permafrost.store.thumbnails import read_thumbnails
+from permafrost_findings.thresholds import (
+    MAX_BITS,
+    MAX_MEAN_DIFFERENCE,
+    MIN_CONTRAST,
+    MIN_COPIES_SHARE,
+    MIN_EQUAL_SHARE,
+    MIN_SIMILAR_SHARE,
+    MOSTLY_COPIES_SHARE,
+)
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Preview, Remark
@@ -31,15 +40,6 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS, _BLOCK_PAIRS = 65_536, 4096
 _NAMED = 3
-_COPIES, _MOSTLY_COPIES = 0.01, 0.5
-"""Minimum fractions of all records for a note and a warning about copies."""
-_MIN_WARNING_SHARE = 0.001
-"""Fraction of the records of a split, or of all, below which pairs are a note."""
-_MIN_SIMILAR_SHARE = 0.01
-"""Fraction of the records of a split from which similar images are a finding."""
-_MAX_BITS, _MAX_MEAN, _MIN_CONTRAST = 6, 3.0, 8.0
-"""Similar thumbnails: most bits of their hashes that differ, largest mean difference of their values apart from
-brightness, and least standard deviation of these, as flat images resemble one another."""
 _ROTATIONS = (0, 16, 32, 48)
 """Bits by which hashes are rotated before they are sorted, so that similar ones are neighbors in one of the orders."""
 _MAX_DECODED, _MAX_COMPARED = 500, 100_000
@@ -186,7 +186,7 @@ def similar_pairs(
 
     def are_near(one: _Rows, other: _Rows) -> NDArray[np.bool_]:
         differing = (hashes[one] ^ hashes[other]).view(np.uint8).reshape(-1, 8)
-        are_close = np.unpackbits(differing, axis=1).sum(1) <= _MAX_BITS
+        are_close = np.unpackbits(differing, axis=1).sum(1) <= MAX_BITS
         return np.asarray(are_close & keep(one, other))
 
     turned = [
@@ -251,8 +251,8 @@ def _are_similar(thumbnails: NDArray[np.uint8], pairs: _Rows) -> NDArray[np.bool
         values = thumbnails[block].astype(np.float32)
         values -= values.mean(axis=2, keepdims=True)
         difference = np.abs(values[:, 0] - values[:, 1]).mean(1)
-        is_flat = values.std(axis=2).min(axis=1) < _MIN_CONTRAST
-        is_similar[block] = (difference <= _MAX_MEAN) & ~is_flat
+        is_flat = values.std(axis=2).min(axis=1) < MIN_CONTRAST
+        is_similar[block] = (difference <= MAX_MEAN_DIFFERENCE) & ~is_flat
     return is_similar
 
 
@@ -283,7 +283,7 @@ def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     smallest = min(sizes[names[code]] for code in affected)
     examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
-        "warning" if pairs.num_images > _MIN_WARNING_SHARE * smallest else "note",
+        "warning" if pairs.num_images > MIN_EQUAL_SHARE * smallest else "note",
         f"images are in more than one split, with equal pixels ({pairs.num_images:,}; {examples}), so that a result on "
         "one split is partly about images of another; keep each image in one of them",
     )
@@ -297,7 +297,7 @@ def find_similar_in_splits(equal: EqualImages) -> Iterator[Remark]:
     codes = _splits_of(equal.store, pairs.rows.ravel())
     sizes = equal.store.manifest.records
     smallest = min(sizes[names[int(code)]] for code in np.unique(codes))
-    if pairs.num_images < max(_MIN_SIMILAR_SHARE * smallest, _NAMED):
+    if pairs.num_images < max(MIN_SIMILAR_SHARE * smallest, _NAMED):
         return
     examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
@@ -321,7 +321,7 @@ def find_equal_in_classes(equal: EqualImages) -> Iterator[Remark]:
         equal.store, pairs, lambda row: quote(classes[index.values("label", row)[0]])
     )
     yield (
-        "warning" if pairs.num_images > _MIN_WARNING_SHARE * index.num_rows else "note",
+        "warning" if pairs.num_images > MIN_EQUAL_SHARE * index.num_rows else "note",
         f"images have several classes, with equal pixels ({pairs.num_images:,}; {examples}), of which one record has "
         "one; correct the labels, or list all classes of an image in one record (data.labels)",
     )
@@ -330,11 +330,11 @@ def find_equal_in_classes(equal: EqualImages) -> Iterator[Remark]:
 def find_copies(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are stored several times, if there are many."""
     copies, total = equal.num_copies, equal.store.index.num_rows
-    if copies < _COPIES * total or copies < _NAMED:
+    if copies < MIN_COPIES_SHARE * total or copies < _NAMED:
         return
     examples = _examples(equal.store, equal.differ(equal.rows), None)
     yield (
-        "warning" if copies >= _MOSTLY_COPIES * total else "note",
+        "warning" if copies >= MOSTLY_COPIES_SHARE * total else "note",
         f"records are copies of others, with equal pixels ({copies:,} of {total:,}; {examples}), so that counts of "
         "records are not counts of images",
     )
@@ -395,7 +395,7 @@ def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
             " and ".join(f"{quote(unquote(keys[row]), 200)[1:-1]} ({splits[row]})" for row in pair)
             for pair in pairs[:_NAMED].tolist()
         )
-        is_rare = len(pairs) < max(_MIN_SIMILAR_SHARE * len(keys), _NAMED)
+        is_rare = len(pairs) < max(MIN_SIMILAR_SHARE * len(keys), _NAMED)
         yield (
             "note" if is_rare else "warning",
             f"images of different splits look alike ({len(pairs):,} pairs among the {len(keys):,} that were decoded; "

@@ -23,6 +23,7 @@ from permafrost.sources.image_folder import CLASS_FOLDERS, FOLDERS_ONLY, NESTED_
 from permafrost.sources.several_files import ABSENT_PARTS, OTHER_FILES, OTHER_FOLDERS
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST
+from permafrost_findings.thresholds import MIN_LEFT_OUT, MIN_LEFT_OUT_SHARE, MIN_REPEATING_SHARE
 from permafrost_sources.tar_members import LINK_MEMBER, PASSED_OVER_MEMBERS, UNNAMED_MEMBER
 from permafrost_sources.webdataset import OTHER_KEYS, OTHER_MEMBERS
 
@@ -46,10 +47,6 @@ _SPLIT_OR_IMAGES = re.compile(
     rf"({_IMAGES.pattern}|(train|training|val|valid|validation|test|testing|unlabell?ed|all|dummy)(images?|set|data)?)"
     r"\d*"
 )
-_MIN_LEFT_OUT_SHARE, _MIN_LEFT_OUT = 0.1, 3
-"""Minimum fraction and number of left-out pictures for an error."""
-_REPEATING = 0.5
-"""Minimum fraction of repeating folders inside of class folders for a warning about their structure."""
 _NAMED_SPLITS = 10
 _NAMED_FILES = 50
 """Largest number of damaged files that are named."""
@@ -71,7 +68,9 @@ def _repeating(inner: Mapping[str, tuple[int, str]], classes: int, only: int) ->
     names = sorted(name for name, (count, _) in inner.items() if count > 1 and name != REST)
     repeats = sum(inner[name][0] for name in names)
     total = sum(count for count, _ in inner.values())
-    return names if classes > 1 and only == classes and repeats >= _REPEATING * total else []
+    return (
+        names if classes > 1 and only == classes and repeats >= MIN_REPEATING_SHARE * total else []
+    )
 
 
 def find_repeating_folders(preview: Preview) -> Iterator[Remark]:
@@ -274,7 +273,7 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Remark]:
         else ""
     )
     yield (
-        "error" if share >= _MIN_LEFT_OUT_SHARE and count >= _MIN_LEFT_OUT else "warning",
+        "error" if share >= MIN_LEFT_OUT_SHARE and count >= MIN_LEFT_OUT else "warning",
         f"pictures and videos of kinds that are not read are left out, {100 * share:.1f} % of all: "
         f"{describe_items(pictures)}; convert or rename them{decoder}",
     )

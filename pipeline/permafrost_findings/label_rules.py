@@ -19,6 +19,18 @@ from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.table_files import UNKNOWN_CELLS
 from permafrost.sources.tally import BOXES, REST
 from permafrost_findings.folder_rules import describe_items
+from permafrost_findings.thresholds import (
+    MAX_SMALL_GROUP,
+    MIN_ALONE,
+    MIN_ALONE_SHARE,
+    MIN_GROUPS,
+    MIN_IDENTIFIERS,
+    MIN_JOINED_SHARE,
+    MIN_ONE_HOT_SHARE,
+    MIN_PER_CLASS,
+    MIN_SIGNED_SHARE,
+    MOSTLY_ALONE,
+)
 from permafrost_sources.webdataset import (
     IGNORED_JSON,
     JSON_KEYS,
@@ -46,18 +58,7 @@ _NOTHING = re.compile(
     r"negativ[aoe]?|unremarkable|clear|clean|empty|nada|rien|niente|nichts|norm|норма|正常|无|無|なし|異常なし|정상|없음"
 )
 """Names of labels, in lower case with blanks for separators, that may mean that no other label holds."""
-_MOSTLY_ALONE, _MIN_ALONE, _MIN_ALONE_SHARE, _MIN_JOINED_SHARE = 0.5, 20, 0.1, 0.3
-"""Least fraction of the records of a label with such a name that have no other label; of a label without such a name
-that never stands with another one: fewest records, their least fraction of all, and that of others with several."""
-_MIN_IDENTIFIERS, _MIN_PER_CLASS = 20, 1.5
-"""Least number of classes, and of labeled records per class, below which labels are taken for identifiers."""
-_MIN_GROUPS, _MAX_SMALL_GROUP = 8, 50
-"""Least number of groups, and largest number of records of a group, that are taken for patients or videos."""
 _FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
-_SIGNED = 0.1
-"""Minimum fraction of records labeled -1 for it not to be taken as unknown if the only other label is 1."""
-_ONE_HOT = 0.9
-"""Minimum fraction of label lists with a 0 or 1 for each class to take them for one-hot rows."""
 # ---- classes ---------------------------------------------------------------------------------------
 
 
@@ -249,9 +250,9 @@ def _labels_of_nothing(preview: Preview) -> dict[str, int]:
         words = re.sub(r"[\W_]+", " ", name.lower()).strip()
         is_named = any(each.fullmatch(words) for each in (_NOTHING, _UNKNOWN_CLASSES, _NO_OBJECTS))
         number = sum(preview.count(split, label) for split in counts.records)
-        is_many = alone == number >= max(_MIN_ALONE, _MIN_ALONE_SHARE * records)
-        is_odd = is_many and joined >= _MIN_JOINED_SHARE * (records - number)
-        if is_odd or (is_named and alone >= _MOSTLY_ALONE * number):
+        is_many = alone == number >= max(MIN_ALONE, MIN_ALONE_SHARE * records)
+        is_odd = is_many and joined >= MIN_JOINED_SHARE * (records - number)
+        if is_odd or (is_named and alone >= MOSTLY_ALONE * number):
             found[preview.classes[label]] = number
     return found
 
@@ -273,7 +274,7 @@ def find_identifiers(preview: Preview) -> Iterator[Remark]:
         return
     records = preview.counts.labeled.total()
     names = [name for label, name in enumerate(preview.classes) if preview.has_records(label)]
-    if len(names) >= _MIN_IDENTIFIERS and records < _MIN_PER_CLASS * len(names):
+    if len(names) >= MIN_IDENTIFIERS and records < MIN_PER_CLASS * len(names):
         yield (
             "warning",
             f"nearly every record has its own class ({len(names):,} classes of {records:,} records, such as "
@@ -361,11 +362,11 @@ def find_unusual_splits(preview: Preview) -> Iterator[Remark]:
 def find_shared_groups(preview: Preview) -> Iterator[Remark]:
     """Find many small groups, such as patients, some of which are in several splits."""
     groups = preview.groups
-    if groups is None or not groups.shared or groups.groups < _MIN_GROUPS:
+    if groups is None or not groups.shared or groups.groups < MIN_GROUPS:
         return
     columns = getattr(preview.data, "group", ())
     is_of_classes = len(columns) > 1 or getattr(preview.data, "label", None) in columns
-    if is_of_classes or groups.records > _MAX_SMALL_GROUP * groups.groups:
+    if is_of_classes or groups.records > MAX_SMALL_GROUP * groups.groups:
         return
     drawn = getattr(preview.data, "test_fraction", 0)
     is_named = getattr(preview.data, "split", None) is not None
@@ -424,7 +425,7 @@ def find_signed_labels(preview: Preview) -> Iterator[Remark]:
     """Find a negative class that is written as -1, which means an unknown label here."""
     negative, example = preview.tally[UNLABELED_CELLS].get("-1", (0, ""))
     labels = {label for _, label in preview.counts.labeled}
-    if labels == {1} and negative >= _SIGNED * preview.num_records:
+    if labels == {1} and negative >= MIN_SIGNED_SHARE * preview.num_records:
         yield (
             "error",
             f"the only labels are 1 and -1 ({negative:,}, such as {example}), and -1 is read as unknown; if it is a "
@@ -547,7 +548,7 @@ def find_one_hot_labels(preview: Preview) -> Iterator[Remark]:
         if preview.source == "webdataset"
         else "name the classes in data.classes=FILE, a line for each place of a list, or write those"
     )
-    if one_hot and one_hot >= _ONE_HOT * preview.tally.total(LABEL_LISTS):
+    if one_hot and one_hot >= MIN_ONE_HOT_SHARE * preview.tally.total(LABEL_LISTS):
         yield (
             "error",
             f"lists of labels have a 0 or a 1 for each class, such as {quote(example)[1:-1]}, but lists are read as "

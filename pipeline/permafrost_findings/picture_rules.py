@@ -15,29 +15,25 @@ from permafrost.config.data import ImageFileDataConfig
 from permafrost.core.errors import printable, quote, shorten
 from permafrost.core.records import NO_LABEL
 from permafrost.sources.splits import TRAIN
+from permafrost_findings.thresholds import (
+    MAX_SHARE_OF_FEW,
+    MAX_SIDE_RATIO,
+    MIN_BRIGHTNESS_EFFECT,
+    MIN_BRIGHTNESS_ERRORS,
+    MIN_BRIGHTNESS_FILES,
+    MIN_FEWER_BITS,
+    MIN_FILES,
+    MIN_SHARE_OF_MOST,
+    MIN_TRAIT_FILES,
+)
 
 if TYPE_CHECKING:
     from permafrost.sources.data_preview import Preview, Remark
 
 _FULL_RANGE = 65_535
 """Largest value of 16 bits."""
-_MIN_SHARE_OF_MOST, _MAX_SHARE_OF_FEW = 0.9, 0.05
-"""Fractions of a sample that count as nearly all and as nearly none."""
-_MIN_FILES = 8
-"""Minimum number of files of a class or split for a trait that all of them share not to be a coincidence."""
-_MIN_FILES_OF_ALL = 4
-"""Minimum number of files for an error that affects all of them, and of a class or split for their median."""
-_FEWER_BITS = 2
-"""Bits that make an image of 16 bits darker to the eye: a quarter of the values."""
 _NAMED = 3
 _WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits", "size": "size"}
-
-
-_MIN_EFFECT, _MIN_ERRORS, _MIN_MEANS = 0.5, 4.0, 16
-"""Least difference of mean brightness, in standard deviations of images and in its own standard errors, and number of
-images on either side."""
-_MAX_PROPORTION = 2.0
-"""Median ratio of the longer to the shorter side from which whole pictures are squeezed a lot."""
 
 
 # ---- is there a picture --------------------------------------------------------------------------
@@ -49,14 +45,12 @@ def find_blank_images(preview: Preview) -> Iterator[Remark]:
     if sample is None or not sample.num_blank:
         return
     share = sample.num_blank / sample.decoded
-    if share < _MAX_SHARE_OF_FEW and sample.num_blank < _MIN_FILES:
+    if share < MAX_SHARE_OF_FEW and sample.num_blank < MIN_TRAIT_FILES:
         return
     values = Counter(sample.blank.values()).most_common(1)[0][0]
     alpha = "; transparency is blended onto white" if values == "255" else ""
     yield (
-        "error"
-        if share >= _MIN_SHARE_OF_MOST and sample.decoded >= _MIN_FILES_OF_ALL
-        else "warning",
+        "error" if share >= MIN_SHARE_OF_MOST and sample.decoded >= MIN_FILES else "warning",
         f"images have one value everywhere ({sample.num_blank:,} of {sample.decoded:,} that were decoded), mostly "
         f"{values}, such as {shorten(list(sample.blank), _NAMED)}, so there is no picture in them{alpha}",
     )
@@ -65,7 +59,7 @@ def find_blank_images(preview: Preview) -> Iterator[Remark]:
 def find_dim_images(preview: Preview) -> Iterator[Remark]:
     """Find images of 8 bits that are nearly black, as label maps are."""
     sample = preview.sample
-    if sample is None or sample.dim < max(_MIN_FILES, _MIN_SHARE_OF_MOST * sample.decoded):
+    if sample is None or sample.dim < max(MIN_TRAIT_FILES, MIN_SHARE_OF_MOST * sample.decoded):
         return
     yield (
         "warning",
@@ -87,8 +81,8 @@ def find_dropped_channels(preview: Preview) -> Iterator[Remark]:
             "first three are read; write those that you mean as RGB",
         )
     translucent = sample.kinds["translucent"]
-    if translucent > _MAX_SHARE_OF_FEW * sample.decoded and (
-        translucent >= min(_MIN_FILES, sample.decoded / 2)
+    if translucent > MAX_SHARE_OF_FEW * sample.decoded and (
+        translucent >= min(MIN_TRAIT_FILES, sample.decoded / 2)
     ):
         yield (
             "warning",
@@ -194,11 +188,11 @@ def find_mask_values(preview: Preview) -> Iterator[Remark]:
 def find_strips(preview: Preview) -> Iterator[Remark]:
     """Find images that are much longer than wide, or the reverse."""
     sample = preview.sample
-    if sample is None or len(sample.sides) < _MIN_FILES_OF_ALL:
+    if sample is None or len(sample.sides) < MIN_FILES:
         return
     sides = np.array(sample.sides)
     ratio = float(np.median(sides.max(axis=1) / sides.min(axis=1)))
-    if ratio >= _MAX_PROPORTION:
+    if ratio >= MAX_SIDE_RATIO:
         yield (
             "warning",
             f"images are long and narrow (longer side {ratio:.3g} times the shorter one in the median), and a network "
@@ -209,12 +203,12 @@ def find_strips(preview: Preview) -> Iterator[Remark]:
 
 def describe_brightness(one: NDArray[np.float64], other: NDArray[np.float64]) -> str:
     """Say that images are brighter or darker than others, as their mean values tell; empty if they do not."""
-    if min(len(one), len(other)) < _MIN_MEANS:
+    if min(len(one), len(other)) < MIN_BRIGHTNESS_FILES:
         return ""
     difference = float(one.mean() - other.mean())
     spread = float(np.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2))
     error = float(np.sqrt(one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other)))
-    if abs(difference) <= max(_MIN_EFFECT * spread, _MIN_ERRORS * error):
+    if abs(difference) <= max(MIN_BRIGHTNESS_EFFECT * spread, MIN_BRIGHTNESS_ERRORS * error):
         return ""
     return (
         f"{'brighter' if difference > 0 else 'darker'} than those there: their mean value is {one.mean():.0f} of 255, "
@@ -245,9 +239,9 @@ def _telling_values(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
         (value, count) = values.most_common(1)[0]
         others = sum(totals.values()) - totals[item]
         elsewhere = sum(each[value] for name, each in counts.items() if name != item)
-        if min(totals[item], others) >= _MIN_FILES and (
-            count >= (1 - _MAX_SHARE_OF_FEW) * totals[item]
-            and elsewhere <= _MAX_SHARE_OF_FEW * others
+        if min(totals[item], others) >= MIN_TRAIT_FILES and (
+            count >= (1 - MAX_SHARE_OF_FEW) * totals[item]
+            and elsewhere <= MAX_SHARE_OF_FEW * others
         ):
             telling[item] = value
     return telling
@@ -302,10 +296,10 @@ def find_darker_items(preview: Preview) -> Iterator[Remark]:
         bits = {
             name: median_low(values.elements())
             for (of, name), values in counts.items()
-            if of == kind and values.total() >= _MIN_FILES_OF_ALL
+            if of == kind and values.total() >= MIN_FILES
         }
         most = max(bits, key=bits.__getitem__, default="")
-        dark = [name for name in bits if bits[name] <= bits[most] - _FEWER_BITS]
+        dark = [name for name in bits if bits[name] <= bits[most] - MIN_FEWER_BITS]
         if dark:
             yield (
                 "warning",
