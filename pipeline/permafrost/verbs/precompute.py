@@ -40,7 +40,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.facts import FactSheet, announce, read_data_facts
-from permafrost.store.generations import appended_store, plan_append
+from permafrost.store.generations import appended_store, packed_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -216,10 +216,11 @@ class PrecomputePlan(Plan):
         """List the records, and compare them with the store."""
         options = self.options
         with say_if_slow(logger, f"listing the records of data={options.data.kind} ..."):
-            listed = list_data(options.data, files, options.store.seed, self._choice.for_records)
+            packed, seed = packed_store(self.path), options.store.seed
+            listed = list_data(options.data, files, seed, self._choice.for_records, packed)
             store = appended_store(options, self.path)
             if store is not None:
-                listed = listed.compared_with(store, files, options.store.seed)
+                listed = listed.compared_with(store, files, seed)
             shards = listed.plan_shards(options.store)
         source, listing = listed.source, listed.listing
         if listed.comparison is None:

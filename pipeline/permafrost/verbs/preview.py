@@ -69,9 +69,10 @@ def preview_data(config: PreviewConfig) -> PreviewResult:
         listing_files(folder) as files,
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
-        listed = list_data(config.data, files, 0, choice.for_records)
-        if config.against is not None:
-            listed = listed.compared_with(Store(config.against), files, 0)
+        store = None if config.against is None else Store(config.against)
+        listed = list_data(config.data, files, 0, choice.for_records, store)
+        if store is not None:
+            listed = listed.compared_with(store, files, 0)
         preview = preview_source(
             config.data,
             listed,
