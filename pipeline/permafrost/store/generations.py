@@ -173,14 +173,7 @@ def plan_append(
             do not say that they are to be appended.
     """
     store, manifest = comparison.store, comparison.store.manifest
-    problems = describe_changes(config.data, comparison, source, listing)
-    if problems and config.store.changed == "stop":
-        raise StoreMismatchError(
-            f"records that {store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, or keep "
-            "the packed ones with store.changed=keep"
-        )
-    for problem in problems:
-        logger.warning("kept as packed (store.changed=keep): %s", problem)
+    stop_or_keep(config, describe_changes(config.data, comparison, source, listing))
     packing = derive_packing(config, source)
     added: list[ShardPlan] = []
     missing: list[ShardPlan] = []
@@ -189,7 +182,7 @@ def plan_append(
         require(
             config.store.append,
             f"the data have {len(comparison.new):,} records that {store.path} does not have "
-            f"({_names(listing.keys(comparison.new[:_EXAMPLES]))}); store.append=true packs them as a further "
+            f"({describe_keys(listing.keys(comparison.new[:_EXAMPLES]))}); store.append=true packs them as a further "
             "generation, and leave out data= to use the store as it is",
         )
         dataset = DatasetIdentity(
@@ -209,6 +202,21 @@ def plan_append(
         missing=missing,
         before=manifest,
     )
+
+
+def stop_or_keep(config: PrecomputeConfig, problems: list[str]) -> None:
+    """Log how packed records differ from the listed ones if the options keep the packed ones.
+
+    Raises:
+        StoreMismatchError: If they differ, and the options do not say so.
+    """
+    if problems and config.store.changed == "stop":
+        raise StoreMismatchError(
+            f"records that {config.store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, "
+            "or keep the packed ones with store.changed=keep"
+        )
+    for problem in problems:
+        logger.warning("kept as packed (store.changed=keep): %s", problem)
 
 
 def shards_of_rows(
@@ -259,7 +267,7 @@ def describe_changes(
     store, problems = comparison.store, []
     count, keys = comparison.missing
     if count:
-        problems.append(f"{count:,} not listed any more ({_names(keys)})")
+        problems.append(f"{count:,} not listed any more ({describe_keys(keys)})")
     parts = store.manifest.packed_parts()
     same = [
         fingerprint_dataset(data, source.revision, listing, rows) == part.dataset.fingerprint
@@ -290,13 +298,14 @@ def describe_changes(
     for text, is_other in differing.items():
         if is_other.any():
             keys = listing.keys(rows[is_other][:_EXAMPLES])
-            problems.append(f"{int(is_other.sum()):,} {text} ({_names(keys)})")
+            problems.append(f"{int(is_other.sum()):,} {text} ({describe_keys(keys)})")
     if not all(same) and not problems:
         problems.append("places, boxes or labels of some, or options of the data, are others")
     return problems
 
 
-def _names(keys: list[str]) -> str:
+def describe_keys(keys: list[str]) -> str:
+    """Return the number of keys and the first ones, as their files are named."""
     return shorten([unquote(key) for key in keys], _EXAMPLES)
 
 

@@ -37,10 +37,11 @@ from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.byte_comparison import compare_bytes
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.facts import FactSheet, announce, read_data_facts
-from permafrost.store.generations import appended_store, packed_store, plan_append
+from permafrost.store.generations import appended_store, packed_store, plan_append, stop_or_keep
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -165,8 +166,8 @@ def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
 
 
 _UNCHANGED = (
-    "data unchanged by options, sizes and times, so they are not listed again (store.relist=true compares the names, "
-    "sizes and labels of all records)"
+    "data unchanged by options, sizes and times, so they are not listed again (store.relist=true lists "
+    "them and compares the bytes of all records)"
 )
 
 
@@ -236,6 +237,8 @@ class PrecomputePlan(Plan):
         options = self.options
         packed, annotation = 0, None
         if self._packing is not None:
+            if options.store.relist:
+                self._compare_bytes(*self._packing)
             packed = self._pack(*self._packing)
         elif self._digest is not None:
             logger.info(_UNCHANGED)
@@ -250,6 +253,14 @@ class PrecomputePlan(Plan):
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - self._started)
+
+    def _compare_bytes(self, plan: PackPlan, listed: ListedData) -> None:
+        """Compare the bytes of records that the store has; raise StoreMismatchError unless the options keep them."""
+        store = packed_store(self.path)
+        if store is not None:
+            executor = self._choice.for_records(store.num_records())
+            compared = store, listed.listing, listed.source, plan.packing, executor
+            stop_or_keep(self.options, compare_bytes(*compared))
 
     def _pack(self, plan: PackPlan, listed: ListedData) -> int:
         """Pack the missing shards and commit; return the number of packed records."""
