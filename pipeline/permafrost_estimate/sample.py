@@ -28,7 +28,7 @@ from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_markers import MARKER_SCHEMA, marker_path, read_marker
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.generations import appended_store
+from permafrost.store.generations import appended_store, packed_store
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import write_manifest
@@ -187,7 +187,8 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
     """
     times = ShardTimes()
     with listing_files(folder) as files:
-        listed = list_data(config.data, files, config.store.seed, lambda _: times)
+        packed = packed_store(config.store.folder)
+        listed = list_data(config.data, files, config.store.seed, lambda _: times, packed)
         finished = appended_store(config, config.store.folder)
         if finished is not None:
             listed = listed.compared_with(finished, files, config.store.seed)

@@ -162,7 +162,7 @@ class HuggingFaceSource(ImageSource):
 
     def records(self) -> Iterator[Record]:
         """Yield one record per row."""
-        return split_off_test(self._rows(), self.config.test_fraction)
+        return split_off_test(self._rows(), self.config.test_fraction, is_exact=True)
 
     def _rows(self) -> Iterator[Record]:
         for name, rows in self._sets.items():

@@ -102,7 +102,7 @@ class DigitsDataConfig(DataConfig):
 
     kind: Literal["digits"] = "digits"
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.4
-    """Fraction of the 1,797 digits that form split test, chosen by a hash of the key."""
+    """Fraction of the 1,797 digits that form split test: those whose key has a hash below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,8 @@ class HuggingFaceDataConfig(ImageFileDataConfig):
     """Folder in which the files are that cells name by their paths; null is data.path. Files elsewhere are not read,
     except those in the caches of `datasets` and the hub."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
+    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,7 +172,8 @@ class TorchvisionDataConfig(FileDataConfig):
     download: Annotated[bool, Role.OUTSIDE_DATASET] = True
     """Download the data set if it is missing and torchvision can download it."""
     test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
-    """Fraction of the records that becomes split test in a set without one, such as SUN397."""
+    """Fraction of the records that becomes split test in a set without one, such as SUN397: those whose key has a hash
+    below it."""
 
 
 SOURCES["demo"] = DemoDataConfig

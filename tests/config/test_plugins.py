@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,8 +19,8 @@ from permafrost.config.experiments import plugin_names
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.help_text import describe_verb
 from permafrost.config.methods import METHODS
-from permafrost.config.models import MODELS
-from permafrost.config.plugins import load_plugins
+from permafrost.config.models import MODELS, ModuleConfig
+from permafrost.config.plugins import load_plugins, plugin_digests
 from permafrost.config.store import OUTPUTS
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import MapTargets
@@ -331,13 +332,91 @@ def test_changed_code_is_another_run_and_is_said(plugin, frozen, tmp_path, monke
     words = [f"store.path={frozen.store.path}", "run=mine", "method=squared_error", *EPOCH]
     run_stage("distill", *words, "student.name=resnet8", "student.width=4")
     config = (RUNS / "mine/distill/config.yaml").read_text()
-    (tmp_path / "my_losses.py").write_text(modules_of_the_page()["my_losses"] + "# changed\n")
+    with (tmp_path / "my_losses.py").open("a") as file:
+        file.write("# a comment\n")
+        file.flush()
+        run_stage("distill", *words, "student.name=resnet8", "student.width=4")
+        file.write("CHANGED = True\n")
 
     with pytest.raises(ConfigError, match=r"plug-in my_losses"):
         run_stage("distill", *words, "student.name=resnet8", "student.width=4")
 
     assert "plug-in my_losses: " in config
     assert "my_members" not in config  # named, but not used
+
+
+HELPER = """
+from torch import nn
+
+
+def make(classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+"""
+IMPORTS = {
+    "a module beside it": ("own_a", "from own_helper_a import make", "own_helper_a.py"),
+    "a submodule of its package": (
+        "own_b.nets",
+        "from .inner import parts",
+        "own_b/inner/parts.py",
+    ),
+    "a folder of PYTHONPATH": ("own_c", "import own_lib_c.parts", "../lib/own_lib_c/parts.py"),
+    "a module of a module": ("own_d", "import own_middle_d", "own_helper_d.py"),
+    "inside of a function": ("own_e", "def late():\n    import own_helper_e", "own_helper_e.py"),
+}
+
+
+@pytest.fixture(params=IMPORTS, ids=str)
+def imported(request, tmp_path, monkeypatch):
+    """A factory in a folder of its own, the options that name it, and a file that it imports."""
+    factory, line, helper = IMPORTS[request.param]
+    folder = tmp_path / "code"
+    for path in (folder / f"{factory.replace('.', '/')}.py", folder / helper):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for parent in path.relative_to(tmp_path / "code").parents[:-1]:
+            if parent.name not in ("lib", ".."):
+                (folder / parent / "__init__.py").touch()
+    (folder / f"{factory.replace('.', '/')}.py").write_text(
+        f"from torch import nn\n{line}\n{HELPER}\nbuild = make\n"
+    )
+    (folder / helper).write_text(HELPER)
+    (folder / "own_middle_d.py").write_text("import json\nimport own_helper_d\n")
+    sys.path.append(str(tmp_path / "lib"))
+    monkeypatch.chdir(folder)
+    yield f"{factory}:build", folder / helper
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+def test_code_that_a_factory_imports_is_part_of_its_identity(imported):
+    factory, helper = imported
+    config = ModuleConfig(factory=factory)
+    (name, before), *others = plugin_digests(config).items()
+
+    helper.write_text(HELPER.replace("def", "# a comment\ndef"))
+    commented = plugin_digests(config)
+    helper.write_text(HELPER.replace("3, 4, 3", "3, 5, 3"))
+
+    assert not others
+    assert commented == {name: before}
+    assert plugin_digests(config).keys() == {name}
+    assert plugin_digests(config)[name] != before
+
+
+@pytest.mark.parametrize("imported", ["a module beside it"], indirect=True)
+def test_a_correction_in_an_imported_module_is_another_pass(imported, frozen, tmp_path):
+    factory, helper = imported
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = [f"store.path={store}", f"teacher.factory={factory}", "annotate.outputs=[logits]"]
+
+    def annotated():
+        run_stage("precompute", *words, "teacher=module", "teacher.weights=random")
+        return len(Store(store).pass_folders())
+
+    before = annotated()
+    helper.write_text(HELPER + "# a comment\n")
+    assert annotated() == before
+    helper.write_text(HELPER.replace("3, 4, 3", "3, 5, 3"))
+    assert annotated() == before + 1
 
 
 def test_the_loss_of_maps_on_the_page_is_their_distance(plugin, frozen):

@@ -493,11 +493,11 @@ def test_a_failing_student_does_not_stop_the_others(frozen):
     base = [
         f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
         "trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]", "executor=serial",
-        "variants={good: ['method=labels'], bad: ['method=kd', 'trainer.batch_size=4096']}",
+        "variants={good: ['method=labels'], bad: ['method=kd', trainer.warmup_epochs=0, trainer.warmup_steps=4096]}",
     ]  # fmt: skip
 
     with pytest.raises(
-        sweep.SweepError, match=r"1 of 2 students failed.*bad-seed0.*trainer\.batch_size=4096"
+        sweep.SweepError, match=r"1 of 2 students failed.*bad-seed0.*trainer\.warmup_steps=4096"
     ):
         sweep.run(build_verb_config("sweep", compose("sweep", base)), base)
 

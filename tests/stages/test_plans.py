@@ -87,7 +87,6 @@ def test_a_plan_of_a_student_refuses_what_its_store_cannot_give(here):
         "holds no output attention": ["method=at"],
         "the store has no split 'tset'": ["method=kd", "curve.splits=[tset]"],
         "has no split 'other'": ["method=kd", "select_epoch=other.accuracy"],
-        "40 records, fewer than trainer.batch_size=64": ["method=kd", "trainer.batch_size=64"],
     }
     for message, options in refused.items():
         with pytest.raises(UserError, match=message) as raised:

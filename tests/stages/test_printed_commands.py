@@ -105,6 +105,29 @@ def write_photos(folder, count, seed):
             Image.fromarray(pixels).save(folder / name / f"{random.integers(10**9)}.png")
 
 
+@pytest.mark.parametrize("number", [slow(12), 48, slow(200)])
+def test_printed_commands_lead_from_a_small_folder_to_its_report(
+    session, tmp_path, monkeypatch, number
+):
+    random = np.random.default_rng(number)
+    for name in ("ant", "bee", "cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for place in range(number // 4):
+            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{place}.png")
+    quick = tuple(word for word in QUICK if "batch_size" not in word)
+    monkeypatch.setitem(SMALL, "distill", quick)
+    monkeypatch.setitem(SMALL, "teach", tuple(f"teaching.{word}" for word in quick))
+
+    session.type("preview", "data=image_folder", "data.path=photos")
+    followed = session.follow_to_the_end()
+
+    verbs = ["precompute", "teach", "precompute", "distill", "evaluate", "report"]
+    assert [verb for verb, _ in followed] == verbs
+    assert "data.test_fraction=0.2" in followed[0][1]
+    assert list(tmp_path.glob("runs/**/*.html"))
+
+
 # ---- what is printed, and by which run -----------------------------------------------------------
 
 
@@ -162,7 +185,9 @@ def a_network_of_a_module(session, photos):
 def records_without_a_second_split(session, photos):
     shutil.rmtree(photos / "val")
     words = *PHOTOS, "store.path=stores/p", "preview.all=true"
-    assert "next:" not in session.type("precompute", *words, "teacher=none")
+    session.type("precompute", *words, "teacher=none")
+    assert "evaluate.splits=[train]" in session.printed  # which a warning precedes
+    session.follow()
     session.type("precompute", "store.path=stores/p", *NETWORK)
     followed = session.follow_to_the_end()
     assert "subset.holdout=2" in dict(followed)["distill"]

@@ -1,10 +1,12 @@
 """The repeated command: it lists the data only if its options, the places of the files or the store have changed."""
 
+import io
 import os
 import shutil
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.sources.image_folder import ImageFolderSource
@@ -200,6 +202,51 @@ def test_an_image_that_was_overwritten_is_seen_with_relist_alone(tmp_path):
     assert precompute.run(config).packed_records == 0
     with pytest.raises(StoreMismatchError, match="contains data"):
         precompute.run(replace(config, store=replace(config.store, relist=True)))
+
+
+def bitmap(value):
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, 0, 99)).save(data, "BMP")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("form", ["original", "raw", "tars in place"])
+def test_relisting_finds_pictures_that_were_repainted_in_their_size_and_time(
+    tmp_path, caplog, form
+):
+    in_place = form == "tars in place"
+    file = tmp_path / "set" / ("train-0.tar" if in_place else "cat/1.bmp")
+    if in_place:
+        pairs = ({f"{n}.bmp": bitmap(n), f"{n}.cls": "0"} for n in range(4))
+        write_tar(file, {name: data for pair in pairs for name, data in pair.items()})
+        data, options = tar_config(file.parent, reference="always"), {"shard_size": None}
+    else:
+        for n in range(4):
+            (tmp_path / "set" / kind_of(n)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / kind_of(n) / f"{n}.bmp").write_bytes(bitmap(n))
+        data, options = folder_config(tmp_path / "set"), {"image_size": 8, "format": form}
+    config = precompute_config(tmp_path / "store", data=data, **options)
+    relisted = replace(config, store=replace(config.store, relist=True))
+    caplog.set_level("INFO")
+    precompute.run(relisted)
+    assert "packed records differ" not in caplog.text  # there is nothing to compare with yet
+    precompute.run(relisted)
+    assert "the bytes of 0 of 4 packed records differ, read in" in caplog.text
+
+    before = file.stat()
+    file.write_bytes(file.read_bytes().replace(bitmap(1), bitmap(200)))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert precompute.run(config).packed_records == 0  # which reads no picture
+    message = r"1 with other bytes \('.*1(\.bmp)?'\).*store\.changed=keep"
+    with pytest.raises(StoreMismatchError, match=message):
+        precompute.run(relisted)
+    precompute.run(replace(config, store=replace(relisted.store, changed="keep")))
+    assert "kept as packed (store.changed=keep): 1 with other bytes" in caplog.text
+
+
+def kind_of(number):
+    return "cat" if number < 2 else "dog"
 
 
 def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from permafrost.config.methods import KDConfig
+from permafrost.config.training import TrainerOptions
+from permafrost.runs.folder import read_cost
 from permafrost.store.facts import read_sheets
 from permafrost.training.distill import distill_student
+from permafrost.training.job import fit_batch
 from tests.support.runs import distill_config
 
 
@@ -32,6 +35,36 @@ def test_records_that_an_epoch_leaves_out_are_marked(frozen, caplog, batch_size,
     assert steps.is_doubtful == is_marked
     assert str(sheets["student"]) in log
     assert sheets["student"]["records"].value == "40 of split train"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rows", "views", "pairs", "size"),
+    [
+        (1, 40, 1, False, 40),
+        (3, 40, 1, False, 39),
+        (2, 39, 2, True, 72),
+        (1, 99, 1, False, 96),
+        (4, 3, 1, False, 96),  # which the sampler refuses
+    ],
+)
+def test_a_batch_has_at_most_the_records_of_the_selection(ranks, rows, views, pairs, size):
+    trainer = TrainerOptions(batch_size=96, ranks=ranks)
+
+    assert fit_batch(trainer, rows, views, pairs=pairs).batch_size == size
+
+
+def test_a_small_selection_is_one_batch_and_the_options_stay_as_typed(frozen, caplog):
+    trainer = replace(distill_config(frozen).trainer, epochs=2, batch_size=64)
+
+    sheets, log = trained(frozen, caplog, trainer=trainer)
+
+    assert sheets["student"]["steps"].value.startswith(
+        "1 an epoch of 40, 2 epochs; an epoch leaves out 0"
+    )
+    assert log.count("40 records, fewer than trainer.batch_size=64; a batch has 40") == 1
+    folder = Path("runs/facts/distill")
+    assert "batch_size: 64" in (folder / "config.yaml").read_text()
+    assert read_cost(folder)["records"] == 80
 
 
 def test_targets_are_those_of_the_split_at_the_temperature_of_the_loss(frozen, caplog):

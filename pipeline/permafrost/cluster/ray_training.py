@@ -74,6 +74,10 @@ class RankedJob(Protocol):
     def trainer(self) -> TrainerOptions:
         """Trainer options, such as the number of ranks."""
 
+    @property
+    def records(self) -> int:
+        """Number of records that an epoch reads."""
+
     def moved_to(self, folder: Path) -> Self:
         """Return the same job with the run's folder on another machine."""
 
@@ -121,7 +125,11 @@ class _RankLoop:
             ray.train.torch.get_device() if self.job.trainer.device in _DEVICES_OF_RAY else None,
             context.get_local_world_size(),
             TrainingMetrics(
-                self.job.run_name, context.get_world_size(), self.job.trainer.batch_size
+                self.job.run_name,
+                context.get_world_size(),
+                min(
+                    self.job.trainer.batch_size, self.job.records
+                ),  # a small selection is one batch
             ),
         )
 

@@ -132,7 +132,8 @@ class ImageFolderDataConfig(ImageFileDataConfig):
     """File with one class folder per line, in label order; null sorts the folders with images by name, whole numbers
     by value."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
+    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +181,13 @@ class ImageTableDataConfig(ImageFileDataConfig):
     """File with one class name per line, in label order; null takes the sorted names of the label column (of Hugging
     Face's Parquet those of its features), or the numbers up to the largest label."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, chosen by a hash of the key. If data.split has empty cells,
-    only the records of these are drawn, into train and test."""
+    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
+    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay. If
+    data.split has empty cells, only the records of these are drawn, into train and test."""
     keep_groups: Annotated[bool, Role.IF_SET] = False
-    """Move whole groups of data.group to split test, such as all pictures of a patient, chosen by a hash of the group;
-    the fraction is then that of the groups."""
+    """Move whole groups of data.group to split test, such as all pictures of a patient, in the order of the groups'
+    hashes: as near to the fraction of the records as whole groups allow, and for 1,000 groups or more about that
+    fraction of the groups."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,7 +223,8 @@ class MemoryDataConfig(FileDataConfig):
     sizes: Annotated[Literal["equal", "any"], Role.OUTSIDE_DATASET] = "any"
     """Sizes of decoded images. equal: an image of another size than the first is an error."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
+    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
     classes: Annotated[int | None, Ge(1), Role.OUTSIDE_DATASET] = None
     """Number of classes of a dataset that does not name them; null counts up to the largest label."""
     dataset: Any = field(default=None, repr=False)

@@ -11,20 +11,23 @@ papers, ...); they are imported when a family is first read. Nothing in a store 
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import importlib
 import json
 import os
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from permafrost.config.environment import TOP
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 
 GROUP = "permafrost"
@@ -328,12 +331,67 @@ def _modules_of(config: Any) -> Iterator[str]:
             yield from _modules_of(member)
 
 
+_MOST_IMPORTED = 200
+"""Largest number of imported modules whose code is part of a plug-in's identity."""
+_OTHERS = tuple(
+    {
+        Path(sysconfig.get_path(name)).resolve()
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    | {Path(__file__).resolve().parents[2]}
+)
+"""Folders of the standard library, of installed packages and of the packages next to this one."""
+
+
 def _digest(location: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a package's Python files."""
-    if location.is_file():
-        return hashlib.sha256(location.read_bytes()).hexdigest()
-    digest = hashlib.sha256()
-    for path in sorted(location.rglob("*.py")):
-        digest.update(f"{path.relative_to(location).as_posix()}\n{path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Return the SHA-256 of the code of a file or a package, and of the user's own modules that it imports.
+
+    Imports are followed without importing. Comments and the layout of the code do not count.
+    """
+    paths = [location] if location.is_file() else sorted(location.rglob("*.py"))
+    relative = [path.relative_to(location.parent).with_suffix("").parts for path in paths]
+    waiting = [(".".join(parts), path) for parts, path in zip(relative, paths, strict=True)]
+    texts: dict[str, str] = {}
+    for name, path in waiting:  # to which imports are added
+        name = name.removesuffix(".__init__")
+        if name in texts or len(texts) == len(paths) + _MOST_IMPORTED:
+            continue
+        data = path.read_bytes()
+        try:
+            tree = ast.parse(data)
+        except (SyntaxError, ValueError):  # such as a template, which nothing imports
+            texts[name] = data.hex()
+            continue
+        texts[name] = ast.unparse(tree)
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        places = {imported: _own_file(imported) for imported in _imports_of(tree, package)}
+        waiting += [(imported, place) for imported, place in sorted(places.items()) if place]
+    return sha256_json(texts)
+
+
+def _imports_of(tree: ast.AST, package: str) -> set[str]:
+    """Return the modules that code may import, and the packages around them."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(filter(None, [*(above if node.level else []), node.module]))
+            names.update((base, *(f"{base}.{alias.name}" for alias in node.names)))
+    parts = [name.split(".") for name in names]
+    return {".".join(each[:stop]) for each in parts for stop in range(1, len(each) + 1)}
+
+
+def _own_file(name: str) -> Path | None:
+    """Return the Python file of a module outside of installed packages; None for other modules and other names."""
+    places, found, file = None, "", None
+    for part in name.split("."):
+        found = f"{found}.{part}".lstrip(".")
+        spec = PathFinder.find_spec(found, places)
+        if spec is None:
+            return None
+        file, places = spec.origin, spec.submodule_search_locations or []
+    path = Path(file or "").resolve()
+    is_own = path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in _OTHERS)
+    return path if is_own and not {"site-packages", "dist-packages"} & set(path.parts) else None

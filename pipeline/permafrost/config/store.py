@@ -57,15 +57,15 @@ class StoreOptions(Options):
     """Format of the images: the original bytes of the files, or the frame as a JPEG of quality 95 or as raw
     pixels."""
     relist: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
-    """List the data and compare them with a finished store, also if the options and the places of the files are
-    those that it was made with. Without it, such a store is only checked for missing files: a file that was
-    overwritten may not be noticed."""
+    """List the data, read all packed records again and compare their bytes with a finished store, also if the options
+    and the places of the files are those that it was made with. Without it, such a store is only checked for missing
+    files: a file that was overwritten may not be noticed."""
     append: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
     """Pack records that a finished store has not as a further generation (docs/howto/growing-data.md). Without it, a
     store of other data is left as it is."""
     changed: Annotated[Literal["stop", "keep"], Role.OUTSIDE_IDENTITY] = "stop"
     """Treatment of records of a finished store that are listed with another label, split or number of bytes, or not at
-    all. keep: continue with the packed ones."""
+    all, or of other bytes with store.relist=true. keep: continue with the packed ones."""
     teacher: Annotated[tuple[str, ...], Role.BY_FINGERPRINT] = ()
     """Teacher passes to read if the store holds several: folder names, or the name before or the 8 digits after the
     last hyphen. A run that has read a pass keeps to it, as its config.yaml has the name."""

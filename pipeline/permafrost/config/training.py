@@ -63,7 +63,7 @@ class TrainerOptions(Options):
     epochs: Annotated[int, Ge(1)] = 30
     """Number of epochs."""
     batch_size: Annotated[int, Ge(1)] = 64
-    """Records per global batch."""
+    """Records per global batch; those of the selection, as far as ranks share them equally, if it has fewer."""
     schedule: Literal["cosine", "decay", "constant"] = "cosine"
     """Schedule of the learning rate after the warm-up: to zero along a cosine, a decay by a factor, or
     constant. The rate is set once per epoch, or in every step if warmup_steps is set."""

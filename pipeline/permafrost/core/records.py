@@ -6,7 +6,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -25,6 +25,8 @@ MAX_GROUP = 2**31 - 1
 """Largest group number, because the index stores groups as int32."""
 NO_SIZE = -1
 """Placeholder for the height and width of a row of a table."""
+NO_POSITION = -1.0
+"""Value of `Record.position` for a record whose split the data name."""
 NO_CLASS = -1
 """Padding of `target_class` for records that explain fewer than E classes."""
 IMPOSSIBLE_LOGIT = -65504.0
@@ -116,6 +118,8 @@ class Record:
     content: tuple[Any, ...] = ()
     """JSON values that the source needs to read the record (a seed, a relative path and its size). They are part
     of the fingerprint and therefore never contain an absolute path. Lists arrive as tuples at the source."""
+    position: float = field(default=NO_POSITION, compare=False)
+    """Hash in [0, 1) by which the split was drawn; NO_POSITION if the data name the split."""
 
 
 @dataclass(frozen=True, kw_only=True)

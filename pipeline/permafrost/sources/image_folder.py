@@ -108,7 +108,7 @@ class ImageFolderSource(FilesBelowRoot):
 
     def records(self) -> Iterator[Record]:
         """Yield one record per image, labeled by its class folder."""
-        return split_off_test(self._images(), self.config.test_fraction)
+        return split_off_test(self._images(), self.config.test_fraction, is_exact=True)
 
     def stamps(self) -> dict[str, int]:
         """Return when images were last added to each class folder or removed from it, in nanoseconds.

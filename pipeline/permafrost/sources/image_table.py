@@ -188,7 +188,8 @@ class ImageTableSource(ImageSource):
         unit_of = self._group_name if self.config.keep_groups else None
         draws_unknown = self.config.split is not None and self._has_unknown_splits
         drawn = UNKNOWN_SPLIT if draws_unknown else TRAIN
-        return split_off_test(self._rows(), self.config.test_fraction, unit_of, drawn)
+        fraction = self.config.test_fraction
+        return split_off_test(self._rows(), fraction, unit_of, drawn, is_exact=True)
 
     @cached_property
     def _has_unknown_splits(self) -> bool:

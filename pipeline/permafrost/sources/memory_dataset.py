@@ -76,7 +76,7 @@ class MemorySource(ImageSource):
 
     def records(self) -> Iterator[Record]:
         """Yield the records, reading each once for its digest."""
-        return split_off_test(self._records(), self.config.test_fraction)
+        return split_off_test(self._records(), self.config.test_fraction, is_exact=True)
 
     def _records(self) -> Iterator[Record]:
         first: tuple[str, tuple[int, int]] | None = None

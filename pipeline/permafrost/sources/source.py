@@ -29,6 +29,7 @@ from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL, Content, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.sources.classes import composed
+from permafrost.sources.drawn_splits import with_drawn_splits
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX
@@ -397,7 +398,11 @@ class ListedData:
 
 
 def list_data(
-    config: DataConfig, files: ListingFiles, seed: int, choose: Callable[[int], Executor]
+    config: DataConfig,
+    files: ListingFiles,
+    seed: int,
+    choose: Callable[[int], Executor],
+    store: Store | None = None,
 ) -> ListedData:
     """Build the source that `data=` names, and list its records.
 
@@ -406,12 +411,14 @@ def list_data(
         files: Paths of the listing.
         seed: Value of store.seed, which determines the order of the records in shards.
         choose: Function of a guessed number of records that returns the executor of a source in parts.
+        store: Finished store of the data, whose records keep the splits that were drawn; None for a first packing.
 
     Raises:
         ConfigError: If the source cannot be listed, or if a key is malformed.
     """
     source = build_source(config)
     listing, tally = list_source(source, files, seed, choose(guess_records(source)))
+    listing = with_drawn_splits(listing, config, files, store)
     return ListedData(source, listing, tally)
 
 

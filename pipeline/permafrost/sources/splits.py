@@ -94,16 +94,21 @@ def split_off_test(
     fraction: float,
     unit_of: Callable[[Record], str] | None = None,
     split: str = TRAIN,
+    *,
+    is_exact: bool = False,
 ) -> Iterator[Record]:
     """Move the records of a split whose key's hash falls below `fraction` to split test, and its others to split train.
 
-    This is a pure function of each key, so adding or removing records does not move others.
+    This is a pure function of each key, so adding or removing records does not move others. Where `is_exact` is
+    set, drawn_splits.py corrects the shares of small classes once all records are listed.
 
     Args:
         records: Records of all splits.
         fraction: Fraction of the records to move; 0 moves none.
         unit_of: Function from a record to the name of the unit that is moved as a whole; None moves single records.
         split: The split, TRAIN or UNKNOWN_SPLIT.
+        is_exact: Record the hashes, so that small classes get exact shares. Tables and the sets of libraries, whose
+            results are published, keep the hashes' own draw.
 
     Raises:
         ConfigError: If the records of split train already have a split test.
@@ -119,8 +124,9 @@ def split_off_test(
         if record.split != split:
             yield record
             continue
-        unit = record.key if unit_of is None else unit_of(record)
-        yield replace(record, split=TEST if _position(unit) < fraction else TRAIN)
+        position = _position(record.key if unit_of is None else unit_of(record))
+        drawn = replace(record, split=TEST if position < fraction else TRAIN)
+        yield replace(drawn, position=position) if is_exact else drawn
 
 
 def _position(unit: str) -> float:

@@ -23,7 +23,7 @@ from permafrost.core.errors import require, shorten
 from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers, mark_unknown
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.commit import unpacked_shards
+from permafrost.store.commit import needs_commit, unpacked_shards
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.manifest import MANIFEST_NAME, DatasetIdentity
@@ -52,6 +52,11 @@ class StoreComparison:
     """Number of records that are not listed any more, and the keys of some."""
 
 
+def packed_store(path: RootedPath) -> Store | None:
+    """Return a finished store that has its tables, None for others."""
+    return None if needs_commit(path) else Store(path)
+
+
 def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
     """Return a finished store that has several generations or may get another, None for others."""
     if not file_at(path / MANIFEST_NAME).exists():
@@ -69,11 +74,7 @@ def compare_listing(store: Store, classes: tuple[str, ...], listing: Listing) ->
         listing: Listing with labels in this order.
     """
     index, parts = store.index, store.manifest.packed_parts()
-    left_out = pa.array([entry["key"] for entry in store.manifest.skipped], pa.large_string())
-    keys = pa.concat_arrays([index.key_column(np.arange(index.num_rows)), left_out])
-    listed = pa.chunked_array([batch.column("key") for batch in listing.batches], pa.string())
-    found = pc.fill_null(pc.index_in(listed.cast(pa.large_string()), value_set=keys), -1)
-    places = found.to_numpy().astype(np.int64)
+    keys, places = find_keys(store, listing)
     ends = index.shards.starts[np.cumsum([part.shards for part in parts])]
     ends_of_others = index.num_rows + np.cumsum([part.skipped for part in parts])
     numbers = np.where(
@@ -94,6 +95,15 @@ def compare_listing(store: Store, classes: tuple[str, ...], listing: Listing) ->
         places=np.where(places < index.num_rows, places, -1),
         missing=(len(gone), keys.take(pa.array(gone[:_EXAMPLES])).to_pylist()),
     )
+
+
+def find_keys(store: Store, listing: Listing) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Return the keys of a store, those that were left out last, and the place in them of each listed record or -1."""
+    left_out = pa.array([entry["key"] for entry in store.manifest.skipped], pa.large_string())
+    keys = pa.concat_arrays([store.index.key_column(np.arange(store.index.num_rows)), left_out])
+    listed = pa.chunked_array([batch.column("key") for batch in listing.batches], pa.string())
+    found = pc.fill_null(pc.index_in(listed.cast(pa.large_string()), value_set=keys), -1)
+    return keys, found.to_numpy().astype(np.int64)
 
 
 def in_order_of_store(
@@ -163,14 +173,7 @@ def plan_append(
             do not say that they are to be appended.
     """
     store, manifest = comparison.store, comparison.store.manifest
-    problems = describe_changes(config.data, comparison, source, listing)
-    if problems and config.store.changed == "stop":
-        raise StoreMismatchError(
-            f"records that {store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, or keep "
-            "the packed ones with store.changed=keep"
-        )
-    for problem in problems:
-        logger.warning("kept as packed (store.changed=keep): %s", problem)
+    stop_or_keep(config, describe_changes(config.data, comparison, source, listing))
     packing = derive_packing(config, source)
     added: list[ShardPlan] = []
     missing: list[ShardPlan] = []
@@ -179,7 +182,7 @@ def plan_append(
         require(
             config.store.append,
             f"the data have {len(comparison.new):,} records that {store.path} does not have "
-            f"({_names(listing.keys(comparison.new[:_EXAMPLES]))}); store.append=true packs them as a further "
+            f"({describe_keys(listing.keys(comparison.new[:_EXAMPLES]))}); store.append=true packs them as a further "
             "generation, and leave out data= to use the store as it is",
         )
         dataset = DatasetIdentity(
@@ -199,6 +202,21 @@ def plan_append(
         missing=missing,
         before=manifest,
     )
+
+
+def stop_or_keep(config: PrecomputeConfig, problems: list[str]) -> None:
+    """Log how packed records differ from the listed ones if the options keep the packed ones.
+
+    Raises:
+        StoreMismatchError: If they differ, and the options do not say so.
+    """
+    if problems and config.store.changed == "stop":
+        raise StoreMismatchError(
+            f"records that {config.store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, "
+            "or keep the packed ones with store.changed=keep"
+        )
+    for problem in problems:
+        logger.warning("kept as packed (store.changed=keep): %s", problem)
 
 
 def shards_of_rows(
@@ -249,7 +267,7 @@ def describe_changes(
     store, problems = comparison.store, []
     count, keys = comparison.missing
     if count:
-        problems.append(f"{count:,} not listed any more ({_names(keys)})")
+        problems.append(f"{count:,} not listed any more ({describe_keys(keys)})")
     parts = store.manifest.packed_parts()
     same = [
         fingerprint_dataset(data, source.revision, listing, rows) == part.dataset.fingerprint
@@ -263,7 +281,7 @@ def describe_changes(
     columns = store.index.take(("label", "size"), comparison.places[rows])
     differing = {
         "with another label": listing.labels(rows) != columns["label"],
-        "with another split": _splits(listing, rows) != _splits_of(store, comparison.places[rows]),
+        "with another split": _splits(listing, rows) != splits_of(store, comparison.places[rows]),
     }
     canonical = store.manifest.canonical
     if canonical is not None and canonical.format == "original" and len(rows):
@@ -280,13 +298,14 @@ def describe_changes(
     for text, is_other in differing.items():
         if is_other.any():
             keys = listing.keys(rows[is_other][:_EXAMPLES])
-            problems.append(f"{int(is_other.sum()):,} {text} ({_names(keys)})")
+            problems.append(f"{int(is_other.sum()):,} {text} ({describe_keys(keys)})")
     if not all(same) and not problems:
         problems.append("places, boxes or labels of some, or options of the data, are others")
     return problems
 
 
-def _names(keys: list[str]) -> str:
+def describe_keys(keys: list[str]) -> str:
+    """Return the number of keys and the first ones, as their files are named."""
     return shorten([unquote(key) for key in keys], _EXAMPLES)
 
 
@@ -295,7 +314,8 @@ def _splits(listing: Listing, rows: NDArray[np.int64]) -> Any:
     return np.array(names, object)[codes[rows]]
 
 
-def _splits_of(store: Store, rows: NDArray[np.int64]) -> Any:
+def splits_of(store: Store, rows: NDArray[np.int64]) -> Any:
+    """Return the split of some rows of a store's index."""
     return store.shards.table["split"].to_numpy()[store.index.shard_numbers(rows)]
 
 

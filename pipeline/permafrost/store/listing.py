@@ -13,7 +13,8 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -55,6 +56,7 @@ _SCHEMA = pa.schema(
         ("label", pa.int64()),
         ("largest_label", pa.int64()),  # of the record's label and labels
         ("group", pa.int32()),
+        ("position", pa.float64()),  # where the split was drawn
         ("rank", pa.binary(_RANK_BYTES)),
         ("json", pa.large_binary()),  # all of the record, as in the fingerprint of the data
     ]
@@ -126,7 +128,7 @@ def _remove(folder: RootedPath, pattern: str) -> None:
 
 
 def record_json(record: Record) -> bytes:
-    """Return the canonical JSON of a record's fields, as dataclasses.asdict has them."""
+    """Return the canonical JSON of what a record was listed with, for the fingerprint of the data."""
     return canonical_json(
         {
             "key": record.key,
@@ -241,6 +243,19 @@ class RecordCounts:
         if record.group != NO_GROUP:
             self.others["groups"] += 1
 
+    def move(self, before: Iterable[Record], after: Iterable[Record]) -> None:
+        """Count records in other splits than before."""
+        for sign, records in ((-1, before), (1, after)):
+            counts = RecordCounts()
+            for record in records:
+                counts.add(record)
+            for name in ("records", "labeled", "unlabeled"):
+                total = getattr(self, name)
+                for key, number in getattr(counts, name).items():
+                    total[key] += sign * number
+                    if not total[key]:
+                        del total[key]
+
     def merge(self, counts: RecordCounts) -> None:
         """Add other counts."""
         self.records.update(counts.records)
@@ -284,7 +299,8 @@ def _batches(
         text = record_json(record)
         largest = max(record.label, *record.labels) if record.labels else record.label
         rank = rank_of(record.key, seed)
-        rows.append((record.key, record.split, record.label, largest, record.group, rank, text))
+        columns = record.key, record.split, record.label, largest, record.group, record.position
+        rows.append((*columns, rank, text))
         size += len(text)
         if len(rows) >= BATCH_RECORDS or size >= BATCH_BYTES:
             yield _batch(rows)
@@ -418,6 +434,40 @@ class Listing:
         """Load the groups of all records: i32 [num_records], NO_GROUP for a record without one."""
         groups = [batch.column("group").to_numpy() for batch in self.batches]
         return np.concatenate(groups) if groups else np.empty(0, np.int32)
+
+    def positions(self) -> NDArray[np.float64]:
+        """Load the hashes that have drawn the splits: f64 [num_records]; NO_POSITION where none was drawn."""
+        positions = [batch.column("position").to_numpy() for batch in self.batches]
+        return np.concatenate(positions) if positions else np.empty(0)
+
+    def moved(self, rows: NDArray[np.int64], splits: list[str], path: RootedPath) -> Listing:
+        """Write the listing with other splits of some records to another file, and return it.
+
+        Args:
+            rows: Rows of the records, ascending.
+            splits: Their splits.
+            path: File to write.
+        """
+        counts, names = deepcopy(self.counts), pa.array(splits, pa.string())
+        before = self.records(rows)
+        after = [replace(record, split=split) for record, split in zip(before, splits, strict=True)]
+        counts.move(before, after)
+        texts = pa.array(map(record_json, after), pa.large_binary())
+        with _batch_writer(path) as write:
+            for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
+                start = stop - batch.num_rows
+                first, last = np.searchsorted(rows, (start, stop))
+                mask = np.zeros(batch.num_rows, bool)
+                mask[rows[first:last] - start] = True
+                for name, values in (("split", names), ("json", texts)):
+                    column = pc.replace_with_mask(
+                        batch.column(name), pa.array(mask), values[first:last]
+                    )
+                    batch = batch.set_column(batch.schema.get_field_index(name), name, column)
+                write(batch)
+        listing = Listing(path, self.part_sizes)
+        listing.counts = counts
+        return listing
 
     def json_by_key(self, rows: NDArray[np.int64] | None = None) -> Iterator[bytes]:
         """Yield the JSON of records in the order of their keys, many at a time, separated by commas.

@@ -42,7 +42,7 @@ from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.job import TrainingJob, records_of_steps
+from permafrost.training.job import TrainingJob, fit_batch, records_of_steps
 from permafrost.training.student_passes import (
     check_passes,
     describe_moved_features_risk,
@@ -231,8 +231,9 @@ class StudentPlan(TrainingJob):
         for split in splits - {"", HOLDOUT}:
             rows_of_split(self.store.index, split)
         self._plan_loss()
-        rows = select_training_rows(self.store.index, self.options.split, self.options.subset)
-        batch_size, per_step = self.trainer.batch_size, self.options.views.per_step
+        config = self.options
+        rows = select_training_rows(self.store.index, config.split, config.subset)
+        batch_size, per_step = _trainer_of(config, len(rows)).batch_size, config.views.per_step
         require_one_batch(len(rows), batch_size // per_step, batch_size)
         return self
 
@@ -291,7 +292,7 @@ class StudentPlan(TrainingJob):
             loss=loss,
             augment=config.augment,
             optimizer=config.optimizer,
-            trainer=config.trainer,
+            trainer=_trainer_of(config, len(rows)),
             seed=config.seed,
             explainer=explainer_of(passes, loss) or DEFAULT_EXPLAINER
             if live is None
@@ -325,7 +326,12 @@ class StudentPlan(TrainingJob):
 def records_of_epoch(config: DistillConfig, store: Store) -> int:
     """Return the number of records that an epoch of a student reads, once for each view; all have targets."""
     rows = select_training_rows(store.index, config.split, config.subset)
-    return records_of_steps(len(rows), config.trainer, config.views.per_step)
+    return records_of_steps(len(rows), _trainer_of(config, len(rows)), config.views.per_step)
+
+
+def _trainer_of(config: DistillConfig, rows: int) -> TrainerOptions:
+    """Return the trainer options with the batches of a selection."""
+    return fit_batch(config.trainer, rows, config.views.per_step, pairs=config.augment.mixes)
 
 
 def _evaluation_passes(spec: TrainingSpec) -> Sequence[TeacherPass]:

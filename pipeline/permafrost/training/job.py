@@ -50,6 +50,22 @@ class TrainingProgress:
         return f"{cost['records'] / cost['seconds']:,.0f}" if cost and cost["seconds"] else ""
 
 
+def fit_batch(
+    trainer: TrainerOptions, rows: int, views_per_step: int = 1, *, pairs: bool = False
+) -> TrainerOptions:
+    """Return the options with batches of at most a selection's records, equally many on each rank.
+
+    Args:
+        trainer: Options as they were typed.
+        rows: Number of records of the selection.
+        views_per_step: Number of views of a record in a batch.
+        pairs: True if each rank's records are mixed in pairs.
+    """
+    each = trainer.ranks * (1 + pairs)
+    largest = rows // each * each * views_per_step
+    return replace(trainer, batch_size=min(trainer.batch_size, largest or trainer.batch_size))
+
+
 def records_of_steps(rows: int, trainer: TrainerOptions, views_per_step: int = 1) -> int:
     """Return the number of records that the steps of an epoch over `rows` rows read, once for each view."""
     return rows // (trainer.batch_size // views_per_step) * trainer.batch_size
@@ -188,6 +204,10 @@ class TrainingJob(Plan):
         spec = self.spec(distributed)
         if spec.warning and distributed.is_first:
             logger.warning("%s", spec.warning)
+        typed, batch_size = self.trainer.batch_size, spec.trainer.batch_size
+        if batch_size < typed and distributed.is_first:
+            text = "the selection has %d records, fewer than trainer.batch_size=%d; a batch has %d"
+            logger.info(text, len(spec.dataset), typed, batch_size)
         records = records_of_steps(len(spec.dataset), spec.trainer, spec.views_per_step)
         if distributed.is_first:
             sheets = training_sheets(self.options, spec, distributed)

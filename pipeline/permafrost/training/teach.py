@@ -44,7 +44,7 @@ from permafrost.runs.folder import PassRecords, RunFolder
 from permafrost.runs.trackers import check_logger
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
-from permafrost.training.job import TrainingJob, TrainingProgress, records_of_steps
+from permafrost.training.job import TrainingJob, TrainingProgress, fit_batch, records_of_steps
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
@@ -120,7 +120,11 @@ class TeacherPlan(TrainingJob):
 
     @property
     def records(self) -> int:
-        return records_of_steps(self.store.num_records(self.options.teaching.split), self.trainer)
+        rows = self.store.num_records(self.options.teaching.split)
+        return records_of_steps(rows, self._fit_trainer(rows))
+
+    def _fit_trainer(self, rows: int) -> TrainerOptions:
+        return fit_batch(self.trainer, rows, pairs=self.options.teaching.augment.mixes)
 
     def inputs(self) -> dict[str, str]:
         return teacher_inputs(self.options, self.store)
@@ -202,10 +206,11 @@ class TeacherPlan(TrainingJob):
         teaching = self.config.teaching
         store = self.store
         threads = decode_threads_of(teaching.trainer, distributed)
+        rows = rows_of_split(store.index, teaching.split)
         return TrainingSpec(
             dataset=StoreDataset(
                 store,
-                rows_of_split(store.index, teaching.split),
+                rows,
                 with_regions=teaching.reads_regions,
                 decode_threads=threads,
             ),
@@ -214,7 +219,7 @@ class TeacherPlan(TrainingJob):
             loss=build_loss(teaching),
             augment=teaching.augment,
             optimizer=teaching.optimizer,
-            trainer=teaching.trainer,
+            trainer=self._fit_trainer(len(rows)),
             seed=self.config.seed,
             target_source=self._target_source(),
             after_epoch=self._after_epoch(store, threads),

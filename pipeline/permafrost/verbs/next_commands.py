@@ -82,7 +82,7 @@ class NextCommands:
     def teach(self, run: str) -> str:
         """Return a command that trains a teacher on the store's kind of records, labels and splits.
 
-        It is empty if no split is left for an evaluation.
+        Without another split it is evaluated on the records that it has learned, which is logged.
         """
         arguments = [f"store.path={self.path}", f"run={_name(run, 'my-teacher')}"]
         if not self.store.form.has_places:
@@ -101,13 +101,12 @@ class NextCommands:
         others = labeled_splits(self.store) - {split}
         if not others:
             logger.warning(
-                "all labeled records of %s are of split %s, so a teacher could be evaluated only on what it has "
-                "learned; pack the data with data.test_fraction=0.2 into a new store.path, which leaves a split test",
+                "all labeled records of %s are of split %s, so a teacher is evaluated only on what it has learned; "
+                "pack the data with data.test_fraction=0.2 into a new store.path, which leaves a split test",
                 self.path,
                 split,
             )
-            return ""
-        arguments += split_arguments(others)
+        arguments += split_arguments(others or {split})
         return " ".join(["permafrost teach", *map(shlex.quote, arguments)])
 
     def distill(self, run: str, teacher: TeacherPass) -> str:

@@ -37,10 +37,11 @@ from permafrost.sources.source import ListedData, digest_origin, list_data
 from permafrost.storage.files import file_at
 from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.byte_comparison import compare_bytes
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.facts import FactSheet, announce, read_data_facts
-from permafrost.store.generations import appended_store, plan_append
+from permafrost.store.generations import appended_store, packed_store, plan_append, stop_or_keep
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -165,8 +166,8 @@ def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
 
 
 _UNCHANGED = (
-    "data unchanged by options, sizes and times, so they are not listed again (store.relist=true compares the names, "
-    "sizes and labels of all records)"
+    "data unchanged by options, sizes and times, so they are not listed again (store.relist=true lists "
+    "them and compares the bytes of all records)"
 )
 
 
@@ -216,10 +217,11 @@ class PrecomputePlan(Plan):
         """List the records, and compare them with the store."""
         options = self.options
         with say_if_slow(logger, f"listing the records of data={options.data.kind} ..."):
-            listed = list_data(options.data, files, options.store.seed, self._choice.for_records)
+            packed, seed = packed_store(self.path), options.store.seed
+            listed = list_data(options.data, files, seed, self._choice.for_records, packed)
             store = appended_store(options, self.path)
             if store is not None:
-                listed = listed.compared_with(store, files, options.store.seed)
+                listed = listed.compared_with(store, files, seed)
             shards = listed.plan_shards(options.store)
         source, listing = listed.source, listed.listing
         if listed.comparison is None:
@@ -235,6 +237,8 @@ class PrecomputePlan(Plan):
         options = self.options
         packed, annotation = 0, None
         if self._packing is not None:
+            if options.store.relist:
+                self._compare_bytes(*self._packing)
             packed = self._pack(*self._packing)
         elif self._digest is not None:
             logger.info(_UNCHANGED)
@@ -249,6 +253,14 @@ class PrecomputePlan(Plan):
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - self._started)
+
+    def _compare_bytes(self, plan: PackPlan, listed: ListedData) -> None:
+        """Compare the bytes of records that the store has; raise StoreMismatchError unless the options keep them."""
+        store = packed_store(self.path)
+        if store is not None:
+            executor = self._choice.for_records(store.num_records())
+            compared = store, listed.listing, listed.source, plan.packing, executor
+            stop_or_keep(self.options, compare_bytes(*compared))
 
     def _pack(self, plan: PackPlan, listed: ListedData) -> int:
         """Pack the missing shards and commit; return the number of packed records."""

@@ -30,6 +30,7 @@ from permafrost.core.records import Source
 from permafrost.sources.data_preview import Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
 from permafrost.sources.source import ListedData, list_data, named_repeats
+from permafrost.sources.splits import TRAIN
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.facts import Finding
@@ -69,9 +70,10 @@ def preview_data(config: PreviewConfig) -> PreviewResult:
         listing_files(folder) as files,
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
-        listed = list_data(config.data, files, 0, choice.for_records)
-        if config.against is not None:
-            listed = listed.compared_with(Store(config.against), files, 0)
+        store = None if config.against is None else Store(config.against)
+        listed = list_data(config.data, files, 0, choice.for_records, store)
+        if store is not None:
+            listed = listed.compared_with(store, files, 0)
         preview = preview_source(
             config.data,
             listed,
@@ -121,6 +123,13 @@ def _next_command(config: PreviewConfig, preview: Preview) -> str:
     has_experiment = any(word.startswith("experiment=") for word in words)
     if not typed or has_experiment or config.against or preview.with_level("error"):
         return ""
+    counts = preview.counts
+    if (
+        getattr(config.data, "test_fraction", None) == 0
+        and {split for split, _ in counts.labeled} == {TRAIN}
+        and max(counts.labeled.values()) > 1
+    ):
+        typed.append("data.test_fraction=0.2")
     stem = Path(str(getattr(config.data, "path", ""))).stem
     name = stem if re.fullmatch(r"[\w-]+", stem) else "my-store"
     return shlex.join(

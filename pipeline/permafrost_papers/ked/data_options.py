@@ -47,7 +47,8 @@ class TableDataConfig(FileDataConfig):
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """File with one class name per line, in label order; null takes the sorted values of the label column."""
     test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
-    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test: the rows whose key has a hash below it, of small classes,
+    too, so that published splits stay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +82,7 @@ class SklearnTableDataConfig(DataConfig):
     name: Literal["wine", "breast_cancer", "iris", "digits"] = "wine"
     """Name of the table; `digits` has the 8x8 pixels as 64 columns."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
-    """Fraction of the records that forms split test, chosen by a hash of the key."""
+    """Fraction of the records that forms split test: those whose key has a hash below it."""
 
 
 # ---- Tiny ImageNet ------------------------------------------------------------------------------
