@@ -419,6 +419,80 @@ def test_a_correction_in_an_imported_module_is_another_pass(imported, frozen, tm
     assert annotated() == before + 1
 
 
+HELPER = """
+from torch import nn
+
+
+def make(classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+"""
+IMPORTS = {
+    "a module beside it": ("own_a", "from own_helper_a import make", "own_helper_a.py"),
+    "a submodule of its package": (
+        "own_b.nets",
+        "from .inner import parts",
+        "own_b/inner/parts.py",
+    ),
+    "a folder of PYTHONPATH": ("own_c", "import own_lib_c.parts", "../lib/own_lib_c/parts.py"),
+    "a module of a module": ("own_d", "import own_middle_d", "own_helper_d.py"),
+    "inside of a function": ("own_e", "def late():\n    import own_helper_e", "own_helper_e.py"),
+}
+
+
+@pytest.fixture(params=IMPORTS, ids=str)
+def imported(request, tmp_path, monkeypatch):
+    """A factory in a folder of its own, the options that name it, and a file that it imports."""
+    factory, line, helper = IMPORTS[request.param]
+    folder = tmp_path / "code"
+    for path in (folder / f"{factory.replace('.', '/')}.py", folder / helper):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for parent in path.relative_to(tmp_path / "code").parents[:-1]:
+            if parent.name not in ("lib", ".."):
+                (folder / parent / "__init__.py").touch()
+    (folder / f"{factory.replace('.', '/')}.py").write_text(
+        f"from torch import nn\n{line}\n{HELPER}\nbuild = make\n"
+    )
+    (folder / helper).write_text(HELPER)
+    (folder / "own_middle_d.py").write_text("import json\nimport own_helper_d\n")
+    sys.path.append(str(tmp_path / "lib"))
+    monkeypatch.chdir(folder)
+    yield f"{factory}:build", folder / helper
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+def test_code_that_a_factory_imports_is_part_of_its_identity(imported):
+    factory, helper = imported
+    config = ModuleModelConfig(factory=factory)
+    (name, before), *others = plugin_digests(config).items()
+
+    helper.write_text(HELPER.replace("def", "# a comment\ndef"))
+    commented = plugin_digests(config)
+    helper.write_text(HELPER.replace("3, 4, 3", "3, 5, 3"))
+
+    assert not others
+    assert commented == {name: before}
+    assert plugin_digests(config).keys() == {name}
+    assert plugin_digests(config)[name] != before
+
+
+@pytest.mark.parametrize("imported", ["a module beside it"], indirect=True)
+def test_a_correction_in_an_imported_module_is_another_pass(imported, frozen, tmp_path):
+    factory, helper = imported
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = [f"store.path={store}", f"teacher.factory={factory}", "annotate.outputs=[logits]"]
+
+    def annotated():
+        run_stage("precompute", *words, "teacher=module", "teacher.weights=random")
+        return len(Store(store).pass_folders())
+
+    before = annotated()
+    helper.write_text(HELPER + "# a comment\n")
+    assert annotated() == before
+    helper.write_text(HELPER.replace("3, 4, 3", "3, 5, 3"))
+    assert annotated() == before + 1
+
+
 def test_the_loss_of_maps_on_the_page_is_their_distance(plugin, frozen):
     words = [f"store.path={frozen.store.path}", "run=maps", "method=map_distance", *EPOCH]
     run_stage("distill", *words, "student.name=resnet8", "student.width=4")

@@ -59,7 +59,7 @@ def test_a_small_selection_is_one_batch_and_the_options_stay_as_typed(frozen, ca
     sheets, log = trained(frozen, caplog, trainer=trainer)
 
     assert sheets["student"]["steps"].value.startswith(
-        "1 an epoch of 40, 2 epochs; an epoch leaves out 0"
+        "1 of 40 records an epoch, 2 epochs; each leaves out 0"
     )
     assert log.count("40 records, fewer than trainer.batch_size=64; a batch has 40") == 1
     folder = Path("runs/facts/distill")

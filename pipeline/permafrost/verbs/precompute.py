@@ -23,7 +23,7 @@ import numpy as np
 
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
-from permafrost.config.models import NoModelConfig, Picture, is_published
+from permafrost.config.models import NoModelConfig, is_published
 from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import Plan
 from permafrost.core.errors import require, shorten
@@ -75,8 +75,6 @@ class PrecomputeResult:
     """Number of forward passes, where a record counts once for each of its views."""
     passes: tuple[str, ...] = ()
     """Names of the passes that this call finished or found finished, the canonical one first."""
-    map_cells: str = ""
-    """Rows and columns of the canonical pass's maps, if it has some."""
     bytes_per_record: tuple[float, ...] = ()
     """Mean bytes of a record in each of them."""
     teacher_accuracy: dict[str, float] = field(default_factory=dict)
@@ -84,10 +82,6 @@ class PrecomputeResult:
     is known of the teacher shows wrong labels, options, normalization or frames."""
     teacher_f1: dict[str, float] = field(default_factory=dict)
     """F1 over all known pairs of a record and a class in place of accuracy, where records have many labels."""
-    teacher_picture: str = ""
-    """Picture of an image that the teacher received (teacher.frame), empty for a table and without a teacher."""
-    device: str = ""
-    """Hardware that has computed the canonical pass, with its numbers of shards if there are several kinds."""
     facts: dict[str, FactSheet] = field(default_factory=dict)
     """Facts about the teacher, the targets of the pass that students train on, and the machine, by subject."""
     records_per_second: str = ""
@@ -99,7 +93,7 @@ class PrecomputeResult:
         sizes = zip(self.passes, values.pop("bytes_per_record"), strict=True)
         passes = [f"{name} ({size:,.0f} bytes per record)" for name, size in sizes]
         sheets = values.pop("facts")
-        for name in ("map_cells", "teacher_accuracy", "teacher_f1", "teacher_picture", "device"):
+        for name in ("teacher_accuracy", "teacher_f1"):
             del values[name]  # of the sheets
         if self.teacher_records:
             sheets = {name: sheet for name, sheet in sheets.items() if name != "teacher"}  # logged
@@ -356,7 +350,7 @@ class PrecomputePlan(Plan):
         if annotation is None:
             return replace(result, next=commands.after_packing(options.run))
         done = packed + annotation.forward_passes
-        canonical = trained_on = store.open_pass(annotation.canonical)
+        trained_on = store.open_pass(annotation.canonical)
         if options.views.kind != "canonical":
             trained_on = store.open_pass(list(annotation.passes)[-1], stored_views=True)
         many = store.manifest.multi_label
@@ -364,15 +358,10 @@ class PrecomputePlan(Plan):
             result,
             teacher_records=annotation.forward_passes,
             passes=tuple(annotation.passes),
-            map_cells=canonical.map_cells,
             bytes_per_record=tuple(annotation.passes.values()),
             teacher_accuracy={} if many else annotation.accuracy,
             teacher_f1=annotation.accuracy if many else {},
-            device=canonical.manifest.made_with.get("device", ""),
             facts=annotation.sheets,
-            teacher_picture=str(
-                Picture.from_manifest(canonical.manifest.teacher, store.size) or ""
-            ),
             records_per_second=f"{done / seconds:,.0f}" if done else "",
             next=commands.distill(options.run, trained_on),
         )
