@@ -38,7 +38,7 @@ def choose_test(
     if keep_groups and len(positions):
         units, sizes = np.unique(positions, return_counts=True)
         distances = np.abs(np.cumsum(sizes)[:-1] - fraction * len(positions))
-        return positions < units[1 + distances.argmin() if len(distances) else 0]
+        return np.asarray(positions < units[1 + distances.argmin() if len(distances) else 0])
     _, members, sizes = np.unique(np.maximum(labels, -1), return_inverse=True, return_counts=True)
     if (sizes == 1).all():
         return positions < fraction
@@ -49,7 +49,7 @@ def choose_test(
     starts = np.cumsum(sizes) - sizes
     limits = positions[np.lexsort((positions, members))][starts + np.minimum(counts, sizes - 1)]
     limits[sizes >= _EXACT_BELOW] = fraction
-    return positions < limits[members]
+    return np.asarray(positions < limits[members])
 
 
 def with_drawn_splits(
@@ -65,7 +65,9 @@ def with_drawn_splits(
     """
     fraction, positions = getattr(data, "test_fraction", 0), listing.positions()
     rows = np.flatnonzero(positions != NO_POSITION)
-    drawn = hashed = positions[rows] < fraction
+    if not len(rows):
+        return listing
+    hashed = positions[rows] < fraction
     is_first = np.ones(len(rows), bool)
     if store is not None:
         first, num_rows = store.manifest.packed_parts()[0], store.index.num_rows

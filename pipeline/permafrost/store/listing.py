@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -246,12 +246,8 @@ class RecordCounts:
 
     def merge(self, counts: RecordCounts) -> None:
         """Add other counts."""
-        self.records.update(counts.records)
-        self.labeled.update(counts.labeled)
-        self.unlabeled.update(counts.unlabeled)
-        self.others.update(counts.others)
-        self.unknown.update(counts.unknown)
-        self.alone.update(counts.alone)
+        for name, counter in vars(counts).items():
+            getattr(self, name).update(counter)
 
 
 def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> RecordCounts:
@@ -386,18 +382,15 @@ class Listing:
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
         """Load the keys of some records."""
-        keys: list[str] = self._take("key", rows).to_pylist()
-        return keys
+        return cast("list[str]", self._take("key", rows).to_pylist())
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Load the labels of some records: i64 [n]."""
-        labels: NDArray[np.int64] = self._take("label", rows).to_numpy()
-        return labels
+        return cast("NDArray[np.int64]", self._take("label", rows).to_numpy())
 
     def ranks(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Load the ranks of some records."""
-        ranks: list[bytes] = self._take("rank", rows).to_pylist()
-        return ranks
+        return cast("list[bytes]", self._take("rank", rows).to_pylist())
 
     def high_ranks(self) -> NDArray[np.uint64]:
         """Load the high 64 bits of all ranks: u64 [num_records]."""
@@ -420,13 +413,15 @@ class Listing:
 
     def groups(self) -> NDArray[np.int32]:
         """Load the groups of all records: i32 [num_records], NO_GROUP for a record without one."""
-        groups = [batch.column("group").to_numpy() for batch in self.batches]
-        return np.concatenate(groups) if groups else np.empty(0, np.int32)
+        return self._column("group", np.int32)
 
     def positions(self) -> NDArray[np.float64]:
         """Load the hashes that have drawn the splits: f64 [num_records]; NO_POSITION where none was drawn."""
-        positions = [batch.column("position").to_numpy() for batch in self.batches]
-        return np.concatenate(positions) if positions else np.empty(0)
+        return self._column("position", np.float64)
+
+    def _column(self, name: str, dtype: Any) -> NDArray[Any]:
+        cells = [batch.column(name).to_numpy() for batch in self.batches]
+        return np.concatenate([np.empty(0, dtype), *cells])
 
     def moved(self, rows: NDArray[np.int64], splits: list[str], path: RootedPath) -> Listing:
         """Write the listing with other splits of some records to another file, and return it.
@@ -441,11 +436,8 @@ class Listing:
         for number, records in ((-1, before), (1, after)):
             for record in records:
                 counts.add(record, number)
-        counts.records, counts.labeled, counts.unlabeled = (
-            +counts.records,  # without zeros
-            +counts.labeled,
-            +counts.unlabeled,
-        )
+        for name, counter in vars(counts).items():
+            setattr(counts, name, +counter)  # without zeros
         names, texts = pa.array(splits), pa.array(map(record_json, after), pa.large_binary())
         with _batch_writer(path) as write:
             for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
