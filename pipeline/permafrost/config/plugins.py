@@ -333,7 +333,7 @@ def _modules_of(config: Any) -> Iterator[str]:
             yield from _modules_of(member)
 
 
-_MOST_IMPORTED = 200
+_MAX_IMPORTED = 200
 """Largest number of imported modules whose code is part of a plug-in's identity."""
 _OTHERS = (
     Path(__file__).resolve().parents[2],
@@ -356,7 +356,7 @@ def _digest(location: Path) -> str:
     texts: dict[str, str] = {}
     for name, path in waiting:  # to which imports are added
         name = name.removesuffix(".__init__")
-        if name not in texts and len(texts) < len(paths) + _MOST_IMPORTED:
+        if name not in texts and len(texts) < len(paths) + _MAX_IMPORTED:
             tree, texts[name] = _parse(path)
             package = name if path.stem == "__init__" else name.rpartition(".")[0]
             places = {imported: _own_file(imported) for imported in _imports_of(tree, package)}
@@ -365,7 +365,7 @@ def _digest(location: Path) -> str:
 
 
 def _parse(path: Path) -> tuple[ast.AST, str]:
-    """Return the tree of a file and its text without comments; all of a file that is no Python, such as a template."""
+    """Return the tree of a file and its text without comments; all of a file that is not Python."""
     data = path.read_bytes()
     with suppress(SyntaxError, ValueError):
         tree = ast.parse(data)

@@ -82,7 +82,7 @@ def compare_bytes(
         choose: Function of a number of records that returns the executor.
 
     Raises:
-        StoreMismatchError: If some differ, and the options do not keep the packed ones.
+        StoreMismatchError: If some differ, and store.changed=stop.
     """
     store = packed_store(plan.path)
     if store is None:
