@@ -14,6 +14,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from tests.support.image_sets import folder_config, write_images
 from tests.support.listings import listing_paths
+from tests.support.previews import preview_of
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
 
@@ -80,6 +81,18 @@ def splits_in(store):
     table, index = Store(store).shards.table["split"].to_numpy(), Store(store).index
     rows = np.arange(index.num_rows)
     return dict(zip(index.keys(rows), table[index.shard_numbers(rows)].tolist(), strict=True))
+
+
+def test_a_preview_shows_the_split_that_is_packed_and_then_that_of_the_store(root):
+    config = config_of(root)
+    shown = preview_of(config.data).counts.records
+    precompute.run(config)
+    write_images(root / "set", *(f"b/new{number}.jpg" for number in range(20)))
+    others = preview_of((config.data, str(root / "store"))).counts.records
+    precompute.run(config_of(root, append=True))
+
+    assert shown == {"test": 10, "train": 38}
+    assert others == Store(root / "store").manifest.records
 
 
 def test_packed_records_keep_their_split_when_listed_again_and_when_others_are_appended(root):

@@ -186,8 +186,7 @@ class ImageTableDataConfig(ImageFileDataConfig):
     data.split has empty cells, only the records of these are drawn, into train and test."""
     keep_groups: Annotated[bool, Role.IF_SET] = False
     """Move whole groups of data.group to split test, such as all pictures of a patient, in the order of the groups'
-    hashes: as near to the fraction of the records as whole groups allow, and for 1,000 groups or more about that
-    fraction of the groups."""
+    hashes, and as near to the fraction of the records as whole groups allow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,10 +19,12 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -331,16 +333,15 @@ def _modules_of(config: Any) -> Iterator[str]:
             yield from _modules_of(member)
 
 
-_MOST_IMPORTED = 200
+_MAX_IMPORTED = 200
 """Largest number of imported modules whose code is part of a plug-in's identity."""
-_OTHERS = tuple(
-    {
-        Path(sysconfig.get_path(name)).resolve()
-        for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    }
-    | {Path(__file__).resolve().parents[2]}
+_OTHERS = (
+    Path(__file__).resolve().parents[2],
+    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")),
 )
-"""Folders of the standard library, of installed packages and of the packages next to this one."""
+"""Folders of this package and those next to it, of the standard library and of installed packages."""
+_INSTALLED = {"site-packages", "dist-packages"}
+"""Names of further folders of installed packages."""
 
 
 def _digest(location: Path) -> str:
@@ -349,24 +350,27 @@ def _digest(location: Path) -> str:
     Imports are followed without importing. Comments and the layout of the code do not count.
     """
     paths = [location] if location.is_file() else sorted(location.rglob("*.py"))
-    relative = [path.relative_to(location.parent).with_suffix("").parts for path in paths]
-    waiting = [(".".join(parts), path) for parts, path in zip(relative, paths, strict=True)]
+    waiting = [
+        (".".join(path.relative_to(location.parent).with_suffix("").parts), path) for path in paths
+    ]
     texts: dict[str, str] = {}
     for name, path in waiting:  # to which imports are added
         name = name.removesuffix(".__init__")
-        if name in texts or len(texts) == len(paths) + _MOST_IMPORTED:
-            continue
-        data = path.read_bytes()
-        try:
-            tree = ast.parse(data)
-        except (SyntaxError, ValueError):  # such as a template, which nothing imports
-            texts[name] = data.hex()
-            continue
-        texts[name] = ast.unparse(tree)
-        package = name if path.stem == "__init__" else name.rpartition(".")[0]
-        places = {imported: _own_file(imported) for imported in _imports_of(tree, package)}
-        waiting += [(imported, place) for imported, place in sorted(places.items()) if place]
+        if name not in texts and len(texts) < len(paths) + _MAX_IMPORTED:
+            tree, texts[name] = _parse(path)
+            package = name if path.stem == "__init__" else name.rpartition(".")[0]
+            places = {imported: _own_file(imported) for imported in _imports_of(tree, package)}
+            waiting += [(imported, place) for imported, place in sorted(places.items()) if place]
     return sha256_json(texts)
+
+
+def _parse(path: Path) -> tuple[ast.AST, str]:
+    """Return the tree of a file and its text without comments; all of a file that is not Python."""
+    data = path.read_bytes()
+    with suppress(SyntaxError, ValueError):
+        tree = ast.parse(data)
+        return tree, ast.unparse(tree)
+    return ast.Module([], []), data.hex()
 
 
 def _imports_of(tree: ast.AST, package: str) -> set[str]:
@@ -376,22 +380,20 @@ def _imports_of(tree: ast.AST, package: str) -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join(filter(None, [*(above if node.level else []), node.module]))
-            names.update((base, *(f"{base}.{alias.name}" for alias in node.names)))
+            with suppress(ImportError):  # above the topmost package
+                base = resolve_name("." * node.level + (node.module or ""), package)
+                names.update((base, *(f"{base}.{alias.name}" for alias in node.names)))
     parts = [name.split(".") for name in names]
     return {".".join(each[:stop]) for each in parts for stop in range(1, len(each) + 1)}
 
 
 def _own_file(name: str) -> Path | None:
     """Return the Python file of a module outside of installed packages; None for other modules and other names."""
-    places, found, file = None, "", None
-    for part in name.split("."):
-        found = f"{found}.{part}".lstrip(".")
-        spec = PathFinder.find_spec(found, places)
+    places, path, parts = None, Path(), name.split(".")
+    for stop in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:stop]), places)
         if spec is None:
             return None
-        file, places = spec.origin, spec.submodule_search_locations or []
-    path = Path(file or "").resolve()
-    is_own = path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in _OTHERS)
-    return path if is_own and not {"site-packages", "dist-packages"} & set(path.parts) else None
+        path, places = Path(spec.origin or "").resolve(), spec.submodule_search_locations or []
+    others = any(path.is_relative_to(folder) for folder in _OTHERS) or _INSTALLED & {*path.parts}
+    return path if path.suffix == ".py" and not others else None

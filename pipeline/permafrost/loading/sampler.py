@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
-from permafrost.loading.subset import require_one_batch
 
 FOREIGN_LOADER = (
     "another loader has been made of the parts of a RecordLoader, which has its own order and views: leave it out of "
@@ -145,7 +144,11 @@ class GlobalBatchSampler:
             f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks",
         )
         if drop_last:
-            require_one_batch(num_records, batch_size, batch_size)
+            require(
+                num_records >= batch_size,
+                f"the selection has {num_records} records, fewer than the {batch_size} of a batch; lower "
+                "trainer.batch_size or trainer.ranks, or select more records",
+            )
         self.order = order
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size

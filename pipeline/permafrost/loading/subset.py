@@ -26,24 +26,6 @@ HOLDOUT = "holdout"
 """Name of the split of records that subset.holdout excluded from training."""
 
 
-def require_one_batch(records: int, batch_records: int, batch_size: int) -> None:
-    """Check that a selection has the records of a batch.
-
-    Args:
-        records: Number of records of the selection.
-        batch_records: Number of records in a batch.
-        batch_size: Value of trainer.batch_size.
-
-    Raises:
-        ConfigError: If it has fewer.
-    """
-    require(
-        records >= batch_records,
-        f"the selection has {records} records, fewer than trainer.batch_size={batch_size}; "
-        "lower trainer.batch_size or select more records",
-    )
-
-
 def rows_of_split(index: RecordIndex, split: str) -> RowNumbers:
     """Return the rows of the index that belong to `split`, a range if its shards follow each other.
 

@@ -26,8 +26,8 @@ def choose_test(
     """Choose the records of split test at a first packing: the fraction of each class, in the order of the hashes.
 
     A class of 1,000 records or more gives those whose hash is below the fraction. Smaller ones give exactly the
-    fraction of their records together, at least one record. A class keeps a record in split train. Where no class has
-    two records, or none of fewer than 1,000 groups, the hashes alone decide.
+    fraction of their records together, at least one record. A class keeps a record in split train, and so does the last
+    group. Where no class has two records, the hashes alone decide.
 
     Args:
         positions: Hash of each record's key, or of its group: f64 [n].
@@ -35,27 +35,21 @@ def choose_test(
         fraction: Value of data.test_fraction.
         keep_groups: Choose whole groups, which share a position, by the nearest number of records.
     """
-    drawn = positions < fraction
-    if keep_groups:
+    if keep_groups and len(positions):
         units, sizes = np.unique(positions, return_counts=True)
-        ends = np.cumsum(sizes)[:-1]  # a group stays in split train
-        if len(ends) and len(units) < _EXACT_BELOW:
-            drawn = positions <= units[np.argmin(np.abs(ends - fraction * len(positions)))]
-        return drawn
+        distances = np.abs(np.cumsum(sizes)[:-1] - fraction * len(positions))
+        return np.asarray(positions < units[1 + distances.argmin() if len(distances) else 0])
     _, members, sizes = np.unique(np.maximum(labels, -1), return_inverse=True, return_counts=True)
-    shared = np.flatnonzero((sizes > 1) & (sizes < _EXACT_BELOW))
     if (sizes == 1).all():
-        return drawn
-    shares = fraction * sizes[shared]
-    counts = np.zeros(len(sizes), np.int64)
-    counts[shared] = shares
-    left = max(1, round(shares.sum())) - counts.sum() if len(shared) else 0
-    counts[shared[np.lexsort((-sizes[shared], counts[shared] - shares))[:left]]] += 1
-    counts = np.minimum(counts, sizes - 1)
-    order = np.lexsort((positions, members))
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.where(sizes[members] < _EXACT_BELOW, ranks < counts[members], drawn)
+        return positions < fraction
+    shares = np.where((sizes > 1) & (sizes < _EXACT_BELOW), fraction * sizes, 0)
+    counts = shares.astype(np.int64)
+    left = max(1, round(shares.sum())) - counts.sum()
+    counts[np.lexsort((-sizes, counts - shares))[:left]] += 1
+    starts = np.cumsum(sizes) - sizes
+    limits = positions[np.lexsort((positions, members))][starts + np.minimum(counts, sizes - 1)]
+    limits[sizes >= _EXACT_BELOW] = fraction
+    return np.asarray(positions < limits[members])
 
 
 def with_drawn_splits(
@@ -69,31 +63,31 @@ def with_drawn_splits(
         files: Paths for a listing with other splits.
         store: Store that was packed before; None for a first packing.
     """
-    positions = listing.positions()
+    fraction, positions = getattr(data, "test_fraction", 0), listing.positions()
     rows = np.flatnonzero(positions != NO_POSITION)
-    fraction = getattr(data, "test_fraction", 0)
+    if not len(rows):
+        return listing
     hashed = positions[rows] < fraction
-
-    def choose(some: NDArray[np.int64]) -> NDArray[np.bool_]:
-        whole = getattr(data, "keep_groups", False)
-        labels = listing.labels(rows[some])
-        return choose_test(positions[rows[some]], labels, fraction, keep_groups=whole)
-
-    if store is None:
-        drawn = choose(np.arange(len(rows)))
-    else:
-        drawn, num_rows = hashed.copy(), store.index.num_rows
-        first = store.manifest.packed_parts()[0]
+    is_first = np.ones(len(rows), bool)
+    if store is not None:
+        first, num_rows = store.manifest.packed_parts()[0], store.index.num_rows
         places = find_keys(store, listing)[1][rows]
-        packed = np.flatnonzero((places >= 0) & (places < num_rows))
-        drawn[packed] = splits_of(store, places[packed]) == TEST
-        left_out = (places >= num_rows) & (places < num_rows + first.skipped)
-        if left_out.any():  # records that the store has no split of
-            stop = store.index.shards.starts[first.shards]
-            some = np.flatnonzero(left_out | ((places >= 0) & (places < stop)))
-            chosen, is_packed = choose(some), ~left_out[some]
-            if np.array_equal(chosen[is_packed], drawn[some[is_packed]]):
-                drawn[some] = chosen
+        is_packed = (places >= 0) & (places < num_rows)
+        ends = store.index.shards.starts[first.shards], num_rows + first.skipped
+        is_first = is_packed & (places < ends[0]) | ~is_packed & (places >= 0) & (places < ends[1])
+    drawn = hashed.copy()
+    drawn[is_first] = choose_test(
+        positions[rows[is_first]],
+        listing.labels(rows[is_first]),
+        fraction,
+        keep_groups=getattr(data, "keep_groups", False),
+    )
+    if store is not None:
+        packed = hashed.copy()
+        packed[is_packed] = splits_of(store, places[is_packed]) == TEST
+        # Records that were left out have no split in the store; formerly, the hashes alone drew it.
+        is_exact = np.array_equal(drawn[is_packed & is_first], packed[is_packed & is_first])
+        drawn = np.where(~is_packed & is_exact, drawn, packed)
     changed = np.flatnonzero(drawn != hashed)
     if not len(changed):
         return listing

@@ -4,7 +4,7 @@ A source lists its records one after the other and reads their bytes one by one.
 record, so any process may read any shard at any time.
 
 The digest covers the options, the places of the files, and times of change where they cost little. It may miss a
-change, such as an image that is overwritten; store.relist=true then compares the data themselves.
+change, such as an image that is overwritten; store.relist=true then compares the bytes of all records.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import RecordError
 from permafrost.core.progress import count_records
-from permafrost.core.records import Source
+from permafrost.core.records import Record, Source
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.generations import describe_keys, find_keys
+from permafrost.store.generations import describe_keys, find_keys, packed_store, stop_or_keep
 from permafrost.store.image_shards import Packing, pack_image
 from permafrost.store.listing import Listing, open_listing
-from permafrost.store.reader import Store
+from permafrost.store.pack import PackPlan
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -42,59 +44,69 @@ class CompareBytes:
     def __call__(self, part: tuple[NDArray[np.int64], pa.Array]) -> ShardResult[list[str]]:
         started, differing = time.monotonic(), []
         rows, digests = part
-        is_copied = self.packing.form == "original" and not self.packing.bit_range
         records = open_listing(self.listing).records(rows)
         for record, digest in zip(records, digests.to_pylist(), strict=True):
             count_records(1)
-            with suppress(RecordError, OSError):  # one that cannot be read differs, too
-                content = (
-                    self.source.read(record)
-                    if is_copied
-                    else pack_image(self.source, record, self.packing).content
-                )
-                if hashlib.sha256(content.image).digest() == digest:
-                    continue
-            differing.append(record.key)
+            if self._digest(record) != digest:
+                differing.append(record.key)
         seconds = time.monotonic() - started
         return ShardResult(name=str(rows[0]), records=len(rows), seconds=seconds, report=differing)
 
+    def _digest(self, record: Record) -> bytes | None:
+        """Return the SHA-256 of a record's image as it would be packed; None for one that cannot be."""
+        is_copied = self.packing.form == "original" and not self.packing.bit_range
+        with suppress(RecordError, OSError):
+            content = (
+                self.source.read(record)
+                if is_copied
+                else pack_image(self.source, record, self.packing).content
+            )
+            return hashlib.sha256(content.image).digest()
+        return None
+
 
 def compare_bytes(
-    store: Store, listing: Listing, source: Source, packing: Packing, executor: Executor
-) -> list[str]:
+    config: PrecomputeConfig,
+    listing: Listing,
+    plan: PackPlan,
+    choose: Callable[[int], Executor],
+) -> None:
     """Read the bytes of all packed records again, and log how many differ from what was packed.
 
     Frames are encoded again for it. Masks are not compared, as a store has no digest of theirs.
 
     Args:
-        store: The finished store.
+        config: Options of the command.
         listing: Listing of the source's records.
-        source: The source.
-        packing: Form in which its records are stored.
-        executor: Runs the tasks.
+        plan: Source of the records, and the form in which they are stored.
+        choose: Function of a number of records that returns the executor.
 
-    Returns:
-        The problem with the keys of some, nothing if no record differs.
+    Raises:
+        StoreMismatchError: If some differ, and store.changed=stop.
     """
+    store = packed_store(plan.path)
+    if store is None:
+        return
     started, differing = time.monotonic(), list[str]()
     places = find_keys(store, listing)[1]
     rows = np.flatnonzero((places >= 0) & (places < store.index.num_rows))
-    digests = store.index.image_digests()
-    parts = [rows[start : start + _PART] for start in range(0, len(rows), _PART)]
+    digests = store.index.image_digests().take(pa.array(places[rows]))
     run_shards(
         "compare",
-        executor,
-        CompareBytes(listing=listing.path, source=source, packing=packing),
-        [(part, digests.take(pa.array(places[part]))) for part in parts],
+        choose(len(rows)),
+        CompareBytes(listing=listing.path, source=plan.source, packing=plan.packing),
+        [
+            (rows[start : start + _PART], digests[start : start + _PART])
+            for start in range(0, len(rows), _PART)
+        ],
         lambda result: differing.extend(result.report),
         len(rows),
     )
-    named = f" ({describe_keys(sorted(differing))})" if differing else ""
+    text = f"{len(differing):,} with other bytes ({describe_keys(sorted(differing))})"
     logger.info(
-        "store.relist=true: the bytes of %s of %s packed records differ%s, read in %.1f s",
-        f"{len(differing):,}",
+        "store.relist=true: %s of %s packed records in %.1f s",
+        text if differing else "0 with other bytes",
         f"{len(rows):,}",
-        named,
         time.monotonic() - started,
     )
-    return [f"{len(differing):,} with other bytes{named}"] if differing else []
+    stop_or_keep(config, [text] if differing else [])

@@ -208,7 +208,7 @@ def stop_or_keep(config: PrecomputeConfig, problems: list[str]) -> None:
     """Log how packed records differ from the listed ones if the options keep the packed ones.
 
     Raises:
-        StoreMismatchError: If they differ, and the options do not say so.
+        StoreMismatchError: If they differ, and store.changed=stop.
     """
     if problems and config.store.changed == "stop":
         raise StoreMismatchError(

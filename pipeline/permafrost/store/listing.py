@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -218,52 +218,36 @@ class RecordCounts:
     alone: Counter[int] = field(default_factory=Counter)
     """Records that may have several labels and have this one only, by label."""
 
-    def add(self, record: Record) -> None:
-        """Count a record."""
-        self.records[record.split] += 1
+    def add(self, record: Record, number: int = 1) -> None:
+        """Count a record, or -1 of it."""
+        self.records[record.split] += number
         labels = set(record.labels) or ({record.label} - {NO_LABEL})
         for label in labels:
             if label > NO_CLASS:
-                self.labeled[record.split, label] += 1
+                self.labeled[record.split, label] += number
             elif label < NO_CLASS:
-                self.unknown[mark_unknown(label)] += 1
+                self.unknown[mark_unknown(label)] += number
         if not labels:
-            self.unlabeled[record.split] += 1
+            self.unlabeled[record.split] += number
         if record.labels == NONE:
-            self.others["none"] += 1
+            self.others["none"] += number
         if record.labels:
-            self.others["labels"] += 1
+            self.others["labels"] += number
             present = [label for label in labels if label > NO_CLASS]
-            self.alone.update(present if len(present) == 1 else ())
+            if len(present) == 1:
+                self.alone[present[0]] += number
         if record.boxes:
-            self.others["boxes"] += 1
+            self.others["boxes"] += number
             if record.labels:
                 others = {box.label for box in record.boxes} - labels
-                self.others["boxes of other labels"] += bool(others)
+                self.others["boxes of other labels"] += number * bool(others)
         if record.group != NO_GROUP:
-            self.others["groups"] += 1
-
-    def move(self, before: Iterable[Record], after: Iterable[Record]) -> None:
-        """Count records in other splits than before."""
-        for sign, records in ((-1, before), (1, after)):
-            counts = RecordCounts()
-            for record in records:
-                counts.add(record)
-            for name in ("records", "labeled", "unlabeled"):
-                total = getattr(self, name)
-                for key, number in getattr(counts, name).items():
-                    total[key] += sign * number
-                    if not total[key]:
-                        del total[key]
+            self.others["groups"] += number
 
     def merge(self, counts: RecordCounts) -> None:
         """Add other counts."""
-        self.records.update(counts.records)
-        self.labeled.update(counts.labeled)
-        self.unlabeled.update(counts.unlabeled)
-        self.others.update(counts.others)
-        self.unknown.update(counts.unknown)
-        self.alone.update(counts.alone)
+        for name, counter in vars(counts).items():
+            getattr(self, name).update(counter)
 
 
 def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> RecordCounts:
@@ -398,18 +382,15 @@ class Listing:
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
         """Load the keys of some records."""
-        keys: list[str] = self._take("key", rows).to_pylist()
-        return keys
+        return cast("list[str]", self._take("key", rows).to_pylist())
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Load the labels of some records: i64 [n]."""
-        labels: NDArray[np.int64] = self._take("label", rows).to_numpy()
-        return labels
+        return cast("NDArray[np.int64]", self._take("label", rows).to_numpy())
 
     def ranks(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Load the ranks of some records."""
-        ranks: list[bytes] = self._take("rank", rows).to_pylist()
-        return ranks
+        return cast("list[bytes]", self._take("rank", rows).to_pylist())
 
     def high_ranks(self) -> NDArray[np.uint64]:
         """Load the high 64 bits of all ranks: u64 [num_records]."""
@@ -432,13 +413,15 @@ class Listing:
 
     def groups(self) -> NDArray[np.int32]:
         """Load the groups of all records: i32 [num_records], NO_GROUP for a record without one."""
-        groups = [batch.column("group").to_numpy() for batch in self.batches]
-        return np.concatenate(groups) if groups else np.empty(0, np.int32)
+        return self._column("group", np.int32)
 
     def positions(self) -> NDArray[np.float64]:
         """Load the hashes that have drawn the splits: f64 [num_records]; NO_POSITION where none was drawn."""
-        positions = [batch.column("position").to_numpy() for batch in self.batches]
-        return np.concatenate(positions) if positions else np.empty(0)
+        return self._column("position", np.float64)
+
+    def _column(self, name: str, dtype: Any) -> NDArray[Any]:
+        cells = [batch.column(name).to_numpy() for batch in self.batches]
+        return np.concatenate([np.empty(0, dtype), *cells])
 
     def moved(self, rows: NDArray[np.int64], splits: list[str], path: RootedPath) -> Listing:
         """Write the listing with other splits of some records to another file, and return it.
@@ -448,23 +431,24 @@ class Listing:
             splits: Their splits.
             path: File to write.
         """
-        counts, names = deepcopy(self.counts), pa.array(splits, pa.string())
-        before = self.records(rows)
+        counts, before = deepcopy(self.counts), self.records(rows)
         after = [replace(record, split=split) for record, split in zip(before, splits, strict=True)]
-        counts.move(before, after)
-        texts = pa.array(map(record_json, after), pa.large_binary())
+        for number, records in ((-1, before), (1, after)):
+            for record in records:
+                counts.add(record, number)
+        for name, counter in vars(counts).items():
+            setattr(counts, name, +counter)  # without zeros
+        names, texts = pa.array(splits), pa.array(map(record_json, after), pa.large_binary())
         with _batch_writer(path) as write:
             for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
                 start = stop - batch.num_rows
                 first, last = np.searchsorted(rows, (start, stop))
-                mask = np.zeros(batch.num_rows, bool)
-                mask[rows[first:last] - start] = True
+                mask = pa.array(np.isin(np.arange(start, stop), rows[first:last]))
+                columns = dict(zip(_SCHEMA.names, batch.columns, strict=True))
                 for name, values in (("split", names), ("json", texts)):
-                    column = pc.replace_with_mask(
-                        batch.column(name), pa.array(mask), values[first:last]
-                    )
-                    batch = batch.set_column(batch.schema.get_field_index(name), name, column)
-                write(batch)
+                    values = values[first:last]
+                    columns[name] = pc.replace_with_mask(columns[name], mask, values)
+                write(pa.record_batch(list(columns.values()), schema=_SCHEMA))
         listing = Listing(path, self.part_sizes)
         listing.counts = counts
         return listing

@@ -31,7 +31,6 @@ from permafrost.core.progress import show_epochs
 from permafrost.evaluation.trained_student import TrainedStudent
 from permafrost.loading.subset import (
     HOLDOUT,
-    require_one_batch,
     rows_of_split,
     select_training_rows,
 )
@@ -219,10 +218,10 @@ class StudentPlan(TrainingJob):
             )
 
     def check_contents(self) -> Self:
-        """Return the plan, after the checks of splits, batches and what the method reads, unless it is finished.
+        """Return the plan, after the checks of splits and what the method reads, unless it is finished.
 
         Raises:
-            ConfigError: If a split does not exist, or an epoch has no batch.
+            ConfigError: If a split does not exist, or too few records are selected.
             StoreMismatchError: If a pass does not have what the method reads.
         """
         if SavedNetwork(self.folder).is_finished:
@@ -231,10 +230,7 @@ class StudentPlan(TrainingJob):
         for split in splits - {"", HOLDOUT}:
             rows_of_split(self.store.index, split)
         self._plan_loss()
-        config = self.options
-        rows = select_training_rows(self.store.index, config.split, config.subset)
-        batch_size, per_step = _trainer_of(config, len(rows)).batch_size, config.views.per_step
-        require_one_batch(len(rows), batch_size // per_step, batch_size)
+        select_training_rows(self.store.index, self.options.split, self.options.subset)
         return self
 
     def _plan_loss(self) -> tuple[DistillationLoss, int]:

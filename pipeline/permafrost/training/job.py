@@ -206,8 +206,10 @@ class TrainingJob(Plan):
             logger.warning("%s", spec.warning)
         typed, batch_size = self.trainer.batch_size, spec.trainer.batch_size
         if batch_size < typed and distributed.is_first:
-            text = "the selection has %d records, fewer than trainer.batch_size=%d; a batch has %d"
-            logger.info(text, len(spec.dataset), typed, batch_size)
+            logger.info(
+                "the selection has %d records, fewer than trainer.batch_size=%d; a batch has %d",
+                *(len(spec.dataset), typed, batch_size),
+            )
         records = records_of_steps(len(spec.dataset), spec.trainer, spec.views_per_step)
         if distributed.is_first:
             sheets = training_sheets(self.options, spec, distributed)

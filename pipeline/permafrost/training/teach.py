@@ -121,10 +121,8 @@ class TeacherPlan(TrainingJob):
     @property
     def records(self) -> int:
         rows = self.store.num_records(self.options.teaching.split)
-        return records_of_steps(rows, self._fit_trainer(rows))
-
-    def _fit_trainer(self, rows: int) -> TrainerOptions:
-        return fit_batch(self.trainer, rows, pairs=self.options.teaching.augment.mixes)
+        pairs = self.options.teaching.augment.mixes
+        return records_of_steps(rows, fit_batch(self.trainer, rows, pairs=pairs))
 
     def inputs(self) -> dict[str, str]:
         return teacher_inputs(self.options, self.store)
@@ -219,7 +217,7 @@ class TeacherPlan(TrainingJob):
             loss=build_loss(teaching),
             augment=teaching.augment,
             optimizer=teaching.optimizer,
-            trainer=self._fit_trainer(len(rows)),
+            trainer=fit_batch(self.trainer, len(rows), pairs=teaching.augment.mixes),
             seed=self.config.seed,
             target_source=self._target_source(),
             after_epoch=self._after_epoch(store, threads),

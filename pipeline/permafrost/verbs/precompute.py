@@ -41,7 +41,7 @@ from permafrost.store.byte_comparison import compare_bytes
 from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.facts import FactSheet, announce, read_data_facts
-from permafrost.store.generations import appended_store, packed_store, plan_append, stop_or_keep
+from permafrost.store.generations import appended_store, packed_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -232,7 +232,8 @@ class PrecomputePlan(Plan):
         packed, annotation = 0, None
         if self._packing is not None:
             if options.store.relist:
-                self._compare_bytes(*self._packing)
+                plan, listed = self._packing
+                compare_bytes(options, listed.listing, plan, self._choice.for_records)
             packed = self._pack(*self._packing)
         elif self._digest is not None:
             logger.info(_UNCHANGED)
@@ -247,14 +248,6 @@ class PrecomputePlan(Plan):
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - self._started)
-
-    def _compare_bytes(self, plan: PackPlan, listed: ListedData) -> None:
-        """Compare the bytes of records that the store has; raise StoreMismatchError unless the options keep them."""
-        store = packed_store(self.path)
-        if store is not None:
-            executor = self._choice.for_records(store.num_records())
-            compared = store, listed.listing, listed.source, plan.packing, executor
-            stop_or_keep(self.options, compare_bytes(*compared))
 
     def _pack(self, plan: PackPlan, listed: ListedData) -> int:
         """Pack the missing shards and commit; return the number of packed records."""

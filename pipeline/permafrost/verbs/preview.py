@@ -123,11 +123,11 @@ def _next_command(config: PreviewConfig, preview: Preview) -> str:
     has_experiment = any(word.startswith("experiment=") for word in words)
     if not typed or has_experiment or config.against or preview.with_level("error"):
         return ""
-    counts = preview.counts
+    labeled = preview.counts.labeled
     if (
         getattr(config.data, "test_fraction", None) == 0
-        and {split for split, _ in counts.labeled} == {TRAIN}
-        and max(counts.labeled.values()) > 1
+        and {split for split, _ in labeled} == {TRAIN}
+        and max(labeled.values()) > 1
     ):
         typed.append("data.test_fraction=0.2")
     stem = Path(str(getattr(config.data, "path", ""))).stem
