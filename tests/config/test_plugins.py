@@ -366,7 +366,7 @@ IMPORTS = {
 
 
 @pytest.fixture(params=IMPORTS, ids=str)
-def imported(request, tmp_path, monkeypatch):
+def with_helper(request, tmp_path, monkeypatch):
     """A factory in a folder of its own, the options that name it, and a file that it imports."""
     factory, line, helper = IMPORTS[request.param]
     folder = tmp_path / "code"
@@ -387,8 +387,8 @@ def imported(request, tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_code_that_a_factory_imports_is_part_of_its_identity(imported):
-    factory, helper = imported
+def test_code_that_a_factory_imports_is_part_of_its_identity(with_helper):
+    factory, helper = with_helper
     config = ModuleConfig(factory=factory)
     (name, before), *others = plugin_digests(config).items()
 
@@ -402,83 +402,9 @@ def test_code_that_a_factory_imports_is_part_of_its_identity(imported):
     assert plugin_digests(config)[name] != before
 
 
-@pytest.mark.parametrize("imported", ["a module beside it"], indirect=True)
-def test_a_correction_in_an_imported_module_is_another_pass(imported, frozen, tmp_path):
-    factory, helper = imported
-    store = shutil.copytree(frozen.store.path, tmp_path / "store")
-    words = [f"store.path={store}", f"teacher.factory={factory}", "annotate.outputs=[logits]"]
-
-    def annotated():
-        run_stage("precompute", *words, "teacher=module", "teacher.weights=random")
-        return len(Store(store).pass_folders())
-
-    before = annotated()
-    helper.write_text(HELPER + "# a comment\n")
-    assert annotated() == before
-    helper.write_text(HELPER.replace("3, 4, 3", "3, 5, 3"))
-    assert annotated() == before + 1
-
-
-HELPER = """
-from torch import nn
-
-
-def make(classes):
-    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
-"""
-IMPORTS = {
-    "a module beside it": ("own_a", "from own_helper_a import make", "own_helper_a.py"),
-    "a submodule of its package": (
-        "own_b.nets",
-        "from .inner import parts",
-        "own_b/inner/parts.py",
-    ),
-    "a folder of PYTHONPATH": ("own_c", "import own_lib_c.parts", "../lib/own_lib_c/parts.py"),
-    "a module of a module": ("own_d", "import own_middle_d", "own_helper_d.py"),
-    "inside of a function": ("own_e", "def late():\n    import own_helper_e", "own_helper_e.py"),
-}
-
-
-@pytest.fixture(params=IMPORTS, ids=str)
-def imported(request, tmp_path, monkeypatch):
-    """A factory in a folder of its own, the options that name it, and a file that it imports."""
-    factory, line, helper = IMPORTS[request.param]
-    folder = tmp_path / "code"
-    for path in (folder / f"{factory.replace('.', '/')}.py", folder / helper):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for parent in path.relative_to(tmp_path / "code").parents[:-1]:
-            if parent.name not in ("lib", ".."):
-                (folder / parent / "__init__.py").touch()
-    (folder / f"{factory.replace('.', '/')}.py").write_text(
-        f"from torch import nn\n{line}\n{HELPER}\nbuild = make\n"
-    )
-    (folder / helper).write_text(HELPER)
-    (folder / "own_middle_d.py").write_text("import json\nimport own_helper_d\n")
-    sys.path.append(str(tmp_path / "lib"))
-    monkeypatch.chdir(folder)
-    yield f"{factory}:build", folder / helper
-    for name in [name for name in sys.modules if name.startswith("own_")]:
-        del sys.modules[name]
-
-
-def test_code_that_a_factory_imports_is_part_of_its_identity(imported):
-    factory, helper = imported
-    config = ModuleModelConfig(factory=factory)
-    (name, before), *others = plugin_digests(config).items()
-
-    helper.write_text(HELPER.replace("def", "# a comment\ndef"))
-    commented = plugin_digests(config)
-    helper.write_text(HELPER.replace("3, 4, 3", "3, 5, 3"))
-
-    assert not others
-    assert commented == {name: before}
-    assert plugin_digests(config).keys() == {name}
-    assert plugin_digests(config)[name] != before
-
-
-@pytest.mark.parametrize("imported", ["a module beside it"], indirect=True)
-def test_a_correction_in_an_imported_module_is_another_pass(imported, frozen, tmp_path):
-    factory, helper = imported
+@pytest.mark.parametrize("with_helper", ["a module beside it"], indirect=True)
+def test_a_correction_in_an_imported_module_is_another_pass(with_helper, frozen, tmp_path):
+    factory, helper = with_helper
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     words = [f"store.path={store}", f"teacher.factory={factory}", "annotate.outputs=[logits]"]
 
@@ -617,7 +543,7 @@ def test_a_layer_that_cannot_be_explained_is_named(layer, message):
 
 
 def test_a_network_on_disk_does_not_choose_the_code_that_builds_it(plugin, monkeypatch):
-    """model.json of a stranger names a function; it is not imported unless the user names its module."""
+    """model.json of a stranger names a function; it is not with_helper unless the user names its module."""
     words = ["store.path=store", "run=own", "method=labels"]
     run_stage("precompute", *words[:2], "data=stripes", "teacher=none", "executor=serial")
     run_stage("distill", *words, *own_network("student"), *EPOCH)

@@ -365,6 +365,7 @@ def test_an_export_has_a_card_with_what_is_known_of_the_student(exported):
     header, text = files["card"].decode().split("---", 2)[1:]
     assert yaml.safe_load(header)["library_name"] == "pytorch"
     assert "| network | cifar" in text
+    assert "| student: normalization | mean 0.485 0.456 0.406" in text
     assert Path(result.card).parent == Path(result.files["onnx"]).parent
 
 

@@ -329,6 +329,8 @@ def test_a_student_without_results_has_a_page_that_says_how_to_get_them(frozen):
     assert "permafrost evaluate store.path=store run=alone" in html
     assert ">Training</h2>" in html
     assert ">What was trained on what</h2>" in html
+    assert "<summary>Facts about the training of alone, of its first student</summary>" in html
+    assert "targets: entropy" in html
     assert ">Results</h2>" not in html
 
 
