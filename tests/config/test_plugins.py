@@ -543,7 +543,7 @@ def test_a_layer_that_cannot_be_explained_is_named(layer, message):
 
 
 def test_a_network_on_disk_does_not_choose_the_code_that_builds_it(plugin, monkeypatch):
-    """model.json of a stranger names a function; it is not with_helper unless the user names its module."""
+    """model.json of a stranger names a function; it is not imported unless the user names its module."""
     words = ["store.path=store", "run=own", "method=labels"]
     run_stage("precompute", *words[:2], "data=stripes", "teacher=none", "executor=serial")
     run_stage("distill", *words, *own_network("student"), *EPOCH)

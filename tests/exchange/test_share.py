@@ -342,7 +342,7 @@ def test_parquet_of_a_hub_folder_has_a_column_per_field(photographs, names, tmp_
     ]
     assert "| weights | MIT |" in card
     assert "| data: brightness | " in card
-    assert "| targets: trained on | unknown" in card
+    assert "| targets: entropy | " in card
     table = pq.read_table(tmp_path / "h" / "data" / "train-00000.parquet").to_pydict()
     values = values_by_key(photographs.open(), names[kind], stored_views=kind == "views")
     for row, key in enumerate(table["key"]):

@@ -22,6 +22,7 @@ from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, freeze
+from permafrost.store.facts import Fact, FactSheet, write_sheets
 from permafrost.store.record_form import resize_pixels
 from permafrost_export import portable
 from permafrost_export.portable import (
@@ -139,6 +140,9 @@ def exported(frozen, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("exported"))
         save_student(frozen, "one")
+        fact = Fact(name="normalization", value="mean 0.5", source="typed")
+        sheet = FactSheet(subject="student", facts=(fact,))
+        write_sheets(Path("runs/one/distill"), {"student": sheet})
         result = permafrost.export(run="one", store=frozen.store.path)
         paths = result.files | {"card": result.card}
         files = {name: Path(path).read_bytes() for name, path in paths.items()}
@@ -365,7 +369,7 @@ def test_an_export_has_a_card_with_what_is_known_of_the_student(exported):
     header, text = files["card"].decode().split("---", 2)[1:]
     assert yaml.safe_load(header)["library_name"] == "pytorch"
     assert "| network | cifar" in text
-    assert "| student: normalization | mean 0.485 0.456 0.406" in text
+    assert r"| student: normalization | mean 0.5 \[typed\] |" in text
     assert Path(result.card).parent == Path(result.files["onnx"]).parent
 
 
