@@ -104,8 +104,7 @@ def measure_views(
     canonical = store.open_passes((plan_pass(config, store).folder.name,))
     mix = config.views.mix if isinstance(config.views, RandomViewsConfig) else ()
     # Views are of the whole frame, and the sample has no other records.
-    one_view = RandomViewsConfig(count=1, mix=mix)
-    changed = replace(config, views=one_view, subset=SubsetOptions())
+    changed = replace(config, views=RandomViewsConfig(count=1, mix=mix), subset=SubsetOptions())
     views = requested_views(changed, store)
     plan = plan_pass(changed, store, views)
     options = replace(plan.options, precision=plan.precision, compile=False, min_fidelity=0.0)
@@ -133,10 +132,9 @@ def _view_seconds(
     entries = [store.shards[number] for number in views.shards.tolist()]
     shard = max(entries, key=lambda entry: entry.records)
     rows = views.rows_of(store, shard)[:batch_size]
-    frames = ShardFrames(store, shard, rows)
     keys = [store.index.shard_keys(store.shards.number_of(shard.name))[row] for row in rows]
     drawn = views.draw(store, shard).select(slice(0, len(rows)))
-    batch = read_inputs(frames, drawn, annotator.input_size, 0, len(rows))
+    batch = read_inputs(ShardFrames(store, shard, rows), drawn, annotator.input_size, 0, len(rows))
 
     def annotate() -> float:
         started = perf_counter()

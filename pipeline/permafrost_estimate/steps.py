@@ -373,9 +373,8 @@ def seconds_per_record(
 
 def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:
     """Return the options of a student on all records of the split that the sample has."""
-    live = mode == "live"
     teacher = config.teacher
-    if live and not isinstance(teacher, NoModelConfig):
+    if mode == "live" and not isinstance(teacher, NoModelConfig):
         teacher = replace(teacher, frame="full")  # as many pixels as a center crop at its size
     options = DistillConfig(
         store=replace(config.store, path=str(store.path), teacher=()),

@@ -59,8 +59,7 @@ def index_part(sample: RecordSample) -> VolumePart:
     rest += THUMBNAIL_BYTES * whole.records if store.form.has_places else 0
     with scratch_folder() as folder, IndexWriter(folder) as writer:
         empty = sum(file.bytes for file in writer.finish().values())
-    bytes_of_index = sum(file.bytes for file in manifest.index.values())
-    index = (store.num_records(), bytes_of_index - empty)
+    index = (store.num_records(), sum(file.bytes for file in manifest.index.values()) - empty)
     form = "index, thumbnails, commit markers, manifest"
     return _part("index", form, [index], whole.records, rest + empty)
 

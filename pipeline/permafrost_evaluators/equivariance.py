@@ -151,10 +151,9 @@ def compare_views(
     for batch in batches:
         sizes = batch.original_size.cpu()
         for name, (views, pixels) in schedules.items():
-            changes = pixels.draw(0, start, len(sizes))
             view_batch = replace(
                 in_views(batch, views.views(0, start, sizes), views.rendering),
-                pixel_augment=move_values(changes, model.device),
+                pixel_augment=move_values(pixels.draw(0, start, len(sizes)), model.device),
             )
             images = view_images(view_batch, model.input_size)
             view_batch = replace(view_batch, rendered=images)
@@ -228,8 +227,7 @@ def compare_mixtures(
         grid = (output.features.shape[-2], output.features.shape[-1])
         request = TargetRequest(grid, with_maps=explainer is not None)
         (stored, *_) = view_targets(replace(batch, targets=_without_fields(batch)), request)
-        rows = torch.arange(len(mixture.partners), device=model.device)
-        paired = mixture.partners != rows
+        paired = mixture.partners != torch.arange(len(mixture.partners), device=model.device)
         shares = mixture.shares
         if isinstance(stored.logits, Tensor):
             pair = stored.logits, stored.logits[mixture.partners]

@@ -51,11 +51,10 @@ def order_classes(
     usable = (np.minimum(*labels) >= 0) & (np.maximum(*labels) < count)
     there, here = (column[usable].astype(np.int64) for column in labels)
     numbers = np.arange(count)
-    has_same_names = list(shared_names) == list(store_names)
     named = _order_of_names(shared_names, store_names)
     candidates = (
         (named, _MOSTLY, "their names"),
-        (numbers if has_same_names else None, _SURE, "their numbers"),
+        (numbers if list(shared_names) == list(store_names) else None, _SURE, "their numbers"),
         (_order_of_labels(there, here, count), _SURE, "the labels of their records"),
     )
     chosen = next(

@@ -127,8 +127,7 @@ class IngestShard:
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
         """Return the rows of a shard that have targets, counted from its beginning."""
         rows = self.store.rows_of_shard(self._number(shard))
-        numbers = self._join.column(0).slice(rows.start, len(rows)).to_numpy()
-        return np.flatnonzero(numbers >= 0)
+        return np.flatnonzero(self._join.column(0).slice(rows.start, len(rows)).to_numpy() >= 0)
 
     def read(self, shard: ShardEntry, rows: NDArray[np.int64]) -> EncodedTargets:
         """Read the targets of some rows of a shard, which have some.

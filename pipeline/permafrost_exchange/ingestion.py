@@ -268,20 +268,19 @@ def ingest_targets(
             is_selection=description["selection"] is not None,
         )
         passport = None if check is None else check(task, targets, shards, description)
-    written = store_targets(
-        task,
-        store,
-        executor,
-        shards,
-        missing,
-        description,
-        {"permafrost": __version__, "targets": Path(config.path).name},
-        passport=passport,
-    )
     return IngestedPass(
         name=folder.name,
         records=records,
-        written=written,
+        written=store_targets(
+            task,
+            store,
+            executor,
+            shards,
+            missing,
+            description,
+            {"permafrost": __version__, "targets": Path(config.path).name},
+            passport=passport,
+        ),
         without_record=joined.without_record,
         passport=passport,
     )
@@ -473,11 +472,10 @@ def _complete(
     """Return the description with what the first record shows: classes and views."""
     sizes = {spec.name: spec.shape for spec in first.fields}
     classes = targets.form.classes or next(iter(sizes.get("logits", (0,))))
-    num_views = next(iter(first.values.values())).shape[1]
     temperatures = {"temperatures": targets.form.temperatures} if "top_logits" in sizes else {}
     return {
         **description,
         **temperatures,
         "teacher": description["teacher"] | {"classes": classes},
-        "views": description["views"] | {"count": num_views},
+        "views": description["views"] | {"count": next(iter(first.values.values())).shape[1]},
     }

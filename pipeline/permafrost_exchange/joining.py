@@ -132,8 +132,7 @@ def _comparable(store: Store, names: pa.Array, kind: JoinKind) -> tuple[pa.Array
 def _tail(paths: pa.Array, depth: int) -> pa.Array:
     """Return the last folders and the name of each path."""
     folders = f"(?:[^/]+/){{{depth - 1}}}"
-    pattern = f"^.*?({folders}[^/]+)$"
-    return pc.replace_substring_regex(paths, pattern, r"\1")
+    return pc.replace_substring_regex(paths, f"^.*?({folders}[^/]+)$", r"\1")
 
 
 def hex_column(digests: pa.Array) -> pa.Array:

@@ -125,6 +125,5 @@ def _renormalized(images: Tensor, *, stated: _Statistics, other: _Statistics) ->
 
 
 def _resized(images: Tensor, *, side: int, mode: str, antialias: bool) -> Tensor:
-    size = images.shape[-2:]
     small = F.interpolate(images, (side, side), mode=mode, antialias=antialias)
-    return F.interpolate(small, size, mode=mode, antialias=antialias).clamp(0, 1)
+    return F.interpolate(small, images.shape[-2:], mode=mode, antialias=antialias).clamp(0, 1)

@@ -118,8 +118,7 @@ def _recognize_epoch(path: Path, first: Path) -> Recognition:
     values = first.with_name(first.name.replace("-keys.txt", "-values.bin"))
     if not values.is_file():
         lacks.append(f"{values.name} next to {first.name}")
-    key = next(iter_lines(first), "")
-    options = (*_CLASSES, *([_POSITION] if key.isdigit() else []))
+    options = (*_CLASSES, *([_POSITION] if next(iter_lines(first), "").isdigit() else []))
     return Recognition("tinyvit", "logits of an epoch of TinyViT", options, tuple(lacks))
 
 

@@ -219,13 +219,12 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     )
     with prepared(target, joined):
         task = IngestShard(store_path=store.folder, folder=target, targets=source, origin=origin)
-        example = task.read(shards[0], task.rows_of(shards[0])[:1])
         task = with_fields(
             task,
             config.store.backend,
             store,
             shards,
-            example,
+            task.read(shards[0], task.rows_of(shards[0])[:1]),
             fingerprint,
             is_selection=description["selection"] is not None,
         )

@@ -246,13 +246,12 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         )
         return None
     trained = SavedNetwork(pair[1].training_folder).describe().in_frame(evaluation.frame, store)
-    datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
     baseline, candidate = (_open(result, store.manifest.classes, passes) for result in pair)
     return CasePair(
         baseline=baseline,
         candidate=candidate,
         evaluation=evaluation,
-        datasets=datasets,
+        datasets={split: open_split(store, passes, split, trained) for split in evaluation.splits},
         classes=tuple(store.manifest.classes),
     )
 

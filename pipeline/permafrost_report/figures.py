@@ -99,9 +99,8 @@ def _loss_curve(
             length = min(map(len, runs))
             kept = np.unique(np.linspace(0, length - 1, min(length, _MAX_POINTS)).astype(int))
             values = np.array([[value for _, value in run[:length]] for run in runs])
-            steps = np.array([step for step, _ in runs[0][:length]])
             axis.plot(
-                steps[kept],
+                np.array([step for step, _ in runs[0][:length]])[kept],
                 values.mean(axis=0)[kept],
                 label=legend_name(variant),
                 color=colors.get(variant),

@@ -119,8 +119,7 @@ def selection_plot(selection: ModelSelection) -> str:
         ]
         _draw_curve(axis, variant, points, at, scale, f"C{number % 10}")
     if option is None:
-        names = list(map(legend_name, x_of))
-        axis.set_xticks(list(x_of.values()), names, rotation=30, ha="right")
+        axis.set_xticks(list(x_of.values()), list(map(legend_name, x_of)), rotation=30, ha="right")
     else:
         _scale(axis, option, sorted(x_of.values()))
     axis.set_ylabel(selection.select + (", %" if scale == 100 else ""))
@@ -177,5 +176,4 @@ def _axis_positions(candidates: Sequence[Candidate]) -> tuple[dict[str, float], 
     values = [value for point in points.values() for value in point.values()]
     if len(options) == 1 and all(type(value) in (int, float) for value in values):
         return {label: float(*point.values()) for label, point in points.items()}, options.pop()
-    names = points or {"": {}}
-    return {label: float(position) for position, label in enumerate(names)}, None
+    return {label: float(position) for position, label in enumerate(points or {"": {}})}, None

@@ -86,8 +86,7 @@ class Column:
             value: The difference.
             unit: Whether a difference in per cent ends with "points".
         """
-        metric = self.metric
-        if metric.scale != 100:
+        if self.metric.scale != 100:
             return f"{value:+.3f}"
         return f"{100 * value:+.1f}" + (" points" if unit else "")
 
@@ -374,10 +373,9 @@ def meanings(
         chance: Chance level of each column that has one.
         passes: Variants by the pass that they are compared with.
     """
-    by_metric = group_pairs((column.measure, column) for column in columns)
     return [
         sentence
-        for metric, same in by_metric.items()
+        for metric, same in group_pairs((column.measure, column) for column in columns).items()
         if (sentence := _sentence(metric, same, chance) + _agreement_sentence(metric, passes))
     ]
 

@@ -392,9 +392,8 @@ def _ledger(
         stored = sum(teacher.shards.total_bytes for teacher in passes)
         with_teacher = [folder for folder in costs if SavedNetwork(folder).describe().teachers]
         live = sum(costs[folder]["records"] for folder in with_teacher)
-        forwards = records * len(passes)
         ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
-        ledger["Teacher forward passes, computed once"] = f"{forwards:,}"
+        ledger["Teacher forward passes, computed once"] = f"{records * len(passes):,}"
         ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"
     if (pass_cost := read_cost(RunFolder(run).path / "precompute")) is not None:
         ledger["Seconds of teacher annotation, summed over shards"] = f"{pass_cost['seconds']:.1f}"

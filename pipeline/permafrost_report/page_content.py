@@ -142,10 +142,9 @@ def gather_page(config: ReportConfig) -> PageContent:
     if evaluated:
         options.check_names([column.name for column in columns])
     compared = compared_column(options.compared_column, columns)
-    shows_cases = students and options.cases and store.form.has_places
     pair = (
         open_pair(config, [student for student in students if student.trains_classifier])
-        if shows_cases
+        if students and options.cases and store.form.has_places
         else None
     )
     cases = show_cases(pair, options) if pair else []

@@ -91,9 +91,8 @@ def bytes_plot(
     }
     if len({round(point.x, 3) for point in variants.values()}) < 2:
         return None
-    source = measured_plot(variants, "stored targets, bytes per record", column.title, colors)
     return Plot(
-        source,
+        measured_plot(variants, "stored targets, bytes per record", column.title, colors),
         f"{column.words} over the bytes of stored targets per record, one point per variant",
         f"{column.title} against the bytes per record of the stored targets that a variant's loss uses",
     )
@@ -175,6 +174,5 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
         if subject != "machine":
             facts |= {f"{subject}: {name}": text for name, text in sheet.rows().items()}
     if made_with:
-        listed = (f"{name} {value}" for name, value in made_with.items())
-        facts["Computed with"] = ", ".join(listed)
+        facts["Computed with"] = ", ".join(f"{name} {value}" for name, value in made_with.items())
     return facts

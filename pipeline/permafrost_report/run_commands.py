@@ -141,5 +141,4 @@ def _teaching_commands(teacher: TeacherPass, folder: Path) -> list[str]:
     path = folder / CONFIG_NAME
     if folder.name not in _VERBS or not SavedNetwork(folder).is_finished or not path.is_file():
         return []
-    is_same = read_entries(folder).weights_sha256 == described
-    return [_command(folder.name, path)] if is_same else []
+    return [_command(folder.name, path)] if read_entries(folder).weights_sha256 == described else []

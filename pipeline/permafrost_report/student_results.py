@@ -432,10 +432,9 @@ def _load_result(
     place = "" if store is None else place_beside(folder / "distill", store)
     shown = row.get("evaluation") or evaluation_folder(None)
     if store is not None and (place or "evaluation" not in row):
-        names = (shown, evaluation_folder(None), evaluation_folder(None, place_of(store)))
         here = (
             name
-            for name in names
+            for name in (shown, evaluation_folder(None), evaluation_folder(None, place_of(store)))
             if (folder / name / METRICS_NAME).exists() and not place_beside(folder / name, store)
         )
         shown = next(here, evaluation_folder(None, place))

@@ -267,8 +267,7 @@ class _TimmNetwork(ProbedClassifier):
 
         Kernels keep their size, which it resamples, too: patches of another size are another network.
         """
-        module = sys.modules[type(self.network).__module__]
-        convert = getattr(module, "checkpoint_filter_fn", None)
+        convert = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
         try:
             converted = convert(dict(state), self.network) if convert else state
         except Exception:  # timm's filters index and reshape tensors that other files do not have

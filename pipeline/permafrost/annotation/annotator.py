@@ -302,8 +302,7 @@ class TeacherAnnotator:
             shown = views.views.select(np.s_[:, number])
             moves = move_values(shown.moves, self.device)
             if views.cuts_originals:
-                windows = frames[:, number]
-                images = render_windows(windows, moves, self.input_size, views.rendering)
+                images = render_windows(frames[:, number], moves, self.input_size, views.rendering)
             else:
                 matrices = copy_to(shown.canonical_from_view, self.device)
                 images = render_frames(frames, matrices, moves, views.rendering, self.input_size)

@@ -112,10 +112,9 @@ class MeasureMovedFeatures(SampleTask[MovedFeatures]):
                 output = annotator.run_views(frames, view)
                 add_lost_variance(sums.setdefault(name, {}), targets, output, projections)
             done += len(keys)
-        fields = next(iter(sums.values()))
         lost = {
             field: {name: round(sums[name][field].share(), _DIGITS) for name in sums}
-            for field in fields
+            for field in next(iter(sums.values()))
         }
         return done, MovedFeatures(records=done, lost=lost)
 

@@ -215,9 +215,9 @@ class MapsOutput:
         classes = target_classes(self.explainer, output.logits, labels, records.keys)
         maps = explainer_named(self.explainer.kind)(model, output, classes).detach()
         stored, scale = encode_unit(maps, self.dtype, axes=(2, 3, 4))
-        fields = {"map": stored, "map_scale": scale, "target_class": classes.int()}
         return EncodedFields(
-            fields, {"map": lowest_cosine(maps.flatten(0, 1), stored.flatten(0, 1))}
+            {"map": stored, "map_scale": scale, "target_class": classes.int()},
+            {"map": lowest_cosine(maps.flatten(0, 1), stored.flatten(0, 1))},
         )
 
 

@@ -220,10 +220,9 @@ class AnnotateShard:
 
     @cached_property
     def _annotator(self) -> TeacherAnnotator:
-        annotator = TeacherAnnotator(
+        return TeacherAnnotator(
             self.teacher, self.classes, self.explainer, self.config, self._store.size
-        )
-        return annotator.with_projections(read_projections(self.folder))
+        ).with_projections(read_projections(self.folder))
 
 
 @dataclass
@@ -261,8 +260,7 @@ class _Decoding:
 
 def _joined(parts: Sequence[Future[list[NDArray[Any]]]], device: torch.device) -> FrameBatch:
     """Concatenate the parts of a batch, in memory that is ready for the device."""
-    columns = [part.result() for part in parts]
-    batch = FrameBatch(*map(_concatenated, zip(*columns, strict=True)))
+    batch = FrameBatch(*map(_concatenated, zip(*[part.result() for part in parts], strict=True)))
     return batch._replace(frames=pinned_for(batch.frames, device))
 
 

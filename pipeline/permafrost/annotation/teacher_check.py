@@ -260,11 +260,10 @@ class CheckTeacher(SampleTask[TeacherCheck]):
                 grid = explained.shape[-2:]
         self._require_independence(name, annotator, batches)
         annotator.require_no_memory(name, batches[0].inputs)
-        described = describe_outputs(
-            np.concatenate(logits), torch.cat(labels), count_classes(self.classes)
-        )
         check = TeacherCheck(
-            **described,
+            **describe_outputs(
+                np.concatenate(logits), torch.cat(labels), count_classes(self.classes)
+            ),
             returns=annotator.model.returns,
             maps=count,
             constant_maps=constant,

@@ -175,9 +175,8 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     for number in range(1, store.num_generations):
         part = store.part(number, number + 1)
         results += [_annotate_further(request.following(plan, part), executor) for plan in plans]
-    sheets = _pass_sheets(request, teacher, plans[0], results[0][1], executor)
     return Annotation(
-        sheets=sheets,
+        sheets=_pass_sheets(request, teacher, plans[0], results[0][1], executor),
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
         passes={plan.folder.name: plan.bytes_per_record() for plan in plans},
@@ -404,11 +403,10 @@ def _decode_threads(cluster: WorkConfig, executor: Executor) -> int:
 def _announce_finished(plan: PassPlan) -> None:
     """Log that a pass is complete, and how its precision was chosen."""
     agreement = read_pass_manifest(plan.folder).agreement
-    lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
     logger.info(
         "pass %s is complete%s: weights, network files and options match",
         plan.folder.name,
-        lower,
+        "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})",
     )
 
 

@@ -245,11 +245,10 @@ def interface_of(address: str) -> str:
     """Return the name of this machine's network interface that has the address, or "" if none has it."""
     import psutil  # type: ignore[import-untyped]  # comes with Ray
 
-    interfaces = psutil.net_if_addrs().items()
     return next(
         (
             str(name)
-            for name, addresses in interfaces
+            for name, addresses in psutil.net_if_addrs().items()
             if any(known_address.address == address for known_address in addresses)
         ),
         "",

@@ -490,8 +490,7 @@ def _split_by_the_shell(arguments: Sequence[str]) -> str:
     start = next(
         (place for place, argument in enumerate(arguments) if _is_open(argument)), len(arguments)
     )
-    ends = range(start + 2, len(arguments) + 1)
-    joined = (" ".join(arguments[start:end]) for end in ends)
+    joined = (" ".join(arguments[start:end]) for end in range(start + 2, len(arguments) + 1))
     return next((text for text in joined if not _is_open(text)), "")
 
 

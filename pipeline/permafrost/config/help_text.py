@@ -41,8 +41,7 @@ def _member_entry(path: str, composed: Mapping[str, Any]) -> _Entry | None:
     if members := group_members(name):
         node = composed.get(section, composed).get(name) or {}
         chosen = node.get("kind", DEFAULT_MEMBERS[name])
-        shown = "..." if chosen == "none" else chosen
-        return _Entry(path, shown, f"One of {', '.join(members)}.")
+        return _Entry(path, "..." if chosen == "none" else chosen, f"One of {', '.join(members)}.")
     for cls in FAMILIES.get(section, {}).values():
         if name in meanings_of(cls):
             return _Entry(path, "...", meanings_of(cls)[name])

@@ -336,9 +336,8 @@ class Picture:
     original images and resized once with antialiasing, as windows of a training are."""
 
     def __post_init__(self) -> None:
-        sizes = [self.size, self.frames or self.size]
         require_entry(
-            all(len(size) == 2 and min(size) >= 1 for size in sizes)
+            all(len(size) == 2 and min(size) >= 1 for size in [self.size, self.frames or self.size])
             and (self.crop is None or 0 < self.crop <= 1),
             f"Picture(size={self.size}, crop={self.crop}, frames={self.frames}): sizes are (height, width) in pixels, "
             "and a crop is a part of the shorter side, above 0 and at most 1",

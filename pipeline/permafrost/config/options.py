@@ -135,8 +135,7 @@ class OpenOptions(Options):
             if name not in defaults:
                 raise OptionError(self.section, name, "is not an option that a member has added")
         for name, value in (defaults | self.added).items():
-            is_section = isinstance(value, type)
-            object.__setattr__(self, name, value() if is_section else value)
+            object.__setattr__(self, name, value() if isinstance(value, type) else value)
         super().__post_init__()
         object.__setattr__(self, "added", {name: getattr(self, name) for name in defaults})
 

@@ -113,10 +113,9 @@ def top_options() -> dict[str, Option]:
 
 @cache  # by the classes, as a plug-in may add a verb later
 def _options_by_name(classes: tuple[type[Options], ...]) -> dict[str, Option]:
-    plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
     every = (option for cls in classes for option in options_of(cls))
     named = {option.name: option for option in every if Role.SET_BY_STAGE not in option.roles}
-    return {"plugins": plugins, **named}
+    return {"plugins": Option("plugins", tuple[str, ...], (), frozenset(), ()), **named}
 
 
 def is_section(option: Option) -> bool:

@@ -121,10 +121,9 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
         total: Number of units of all work.
         unit: Name of one unit, in the singular. `count_records` adds to a display of records.
     """
-    is_bar = _is_terminal(sys.stderr)
     with (
         tqdm(desc=title, total=total, unit=f" {unit}", bar_format=_BAR, dynamic_ncols=True)
-        if is_bar
+        if _is_terminal(sys.stderr)
         else nullcontext(ProgressLines(title, total, unit))
     ) as bar:
         _displays.append(bar if unit == "record" else None)

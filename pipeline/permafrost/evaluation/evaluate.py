@@ -79,26 +79,24 @@ class EvaluateResult:
         Each split with many labels has a table of them, too.
         """
         numbers = list(self.numbers.values())
-        names = dict.fromkeys(chain.from_iterable(numbers))
         rows = [
             ["", *self.splits],
             *(
                 [name, *(_format_value(run_numbers.get(name)) for run_numbers in numbers)]
-                for name in names
+                for name in dict.fromkeys(chain.from_iterable(numbers))
             ),
         ]
-        of_labels = {
-            f"labels of {split}": "\n" + align_columns(label_rows(metrics[PER_LABEL]))
-            for split, metrics in self.splits.items()
-            if PER_LABEL in metrics and len(metrics[PER_LABEL]) <= _MAX_LABELS
-        }
         return {
             "metrics": self.metrics,
             "picture": self.picture,
             "teacher_picture": "" if self.teacher_picture == self.picture else self.teacher_picture,
             "classifier": self.classifier,
             "results": "\n" + align_columns(rows),
-            **of_labels,
+            **{
+                f"labels of {split}": "\n" + align_columns(label_rows(metrics[PER_LABEL]))
+                for split, metrics in self.splits.items()
+                if PER_LABEL in metrics and len(metrics[PER_LABEL]) <= _MAX_LABELS
+            },
             "next": self.next,
         }
 

@@ -170,10 +170,9 @@ def metric_of(name: str) -> Metric | None:
 def comparable_quantities(evaluator: str) -> dict[str, Metric]:
     """Return the quantities of an evaluator for which higher or lower is better."""
     page = evaluator_named(evaluator).page
-    quantities = () if page is None else page.quantities
     return {
         quantity.name: quantity.metric
-        for quantity in quantities
+        for quantity in (() if page is None else page.quantities)
         if quantity.metric.higher_is_better is not None
     }
 

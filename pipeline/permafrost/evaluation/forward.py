@@ -160,13 +160,12 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
     epg_pairs is the number of pairs of a record and one of its classes with a region, over which EPG and IoU are means.
     """
     metrics: dict[str, Any] = {}
-    places = {
+    for name, values in {
         "epg": predictions.epg,
         "iou": predictions.iou,
         "epg_uniform": predictions.epg_uniform,
         "teacher_epg": predictions.teacher_epg,
-    }
-    for name, values in places.items():
+    }.items():
         if values is not None and not values.isnan().all():
             metrics[name] = float(values.double().nanmean())
     if has_many(predictions.labels) and "epg" in metrics:
@@ -485,11 +484,10 @@ def _localize(
     """
     upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
     epg = energy_pointing_game(upsampled, regions)
-    iou = localization_iou(upsampled, regions, options.iou_threshold)
     nowhere = float("nan")
     return (
         epg.masked_fill(no_region, nowhere),
-        iou.masked_fill(no_region, nowhere),
+        localization_iou(upsampled, regions, options.iou_threshold).masked_fill(no_region, nowhere),
         uniform_score(regions).masked_fill(no_region, nowhere),
     )
 

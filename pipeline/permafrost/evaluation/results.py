@@ -79,8 +79,7 @@ def place_beside(folder: Path, store: Store) -> str:
     """
     path = folder / CONFIG_NAME
     read = saved_options(folder).get("inputs", {}).get("store") if path.exists() else None
-    same = store.part_with(read).manifest.fingerprint
-    return "" if read in (None, same) else place_of(store)
+    return "" if read in (None, store.part_with(read).manifest.fingerprint) else place_of(store)
 
 
 def folder_of_evaluation(
@@ -269,8 +268,7 @@ def label_rows(table: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """
     counts = ("positives", "negatives", "unknown")
     scores = ("f1", "precision", "recall", "average_precision", "auroc")
-    titles = ["label", *counts, "threshold", *(name.replace("_", " ") for name in scores)]
-    rows = [titles]
+    rows = [["label", *counts, "threshold", *(name.replace("_", " ") for name in scores)]]
     for name, row in table.items():
         cells = [name, *(f"{row[count]:,}" for count in counts), f"{row['threshold']:.3f}"]
         for score in scores:

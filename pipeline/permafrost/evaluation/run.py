@@ -207,5 +207,4 @@ def _write_records(contexts: Sequence[EvaluationContext]) -> None:
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
         contexts[0].write(PICTURES_NAME, save(tensors))
-    written = contexts[0].written
-    written[RECORDS_NAME] = write_table(folder / RECORDS_NAME, pa.concat_tables(tables))
+    contexts[0].written[RECORDS_NAME] = write_table(folder / RECORDS_NAME, pa.concat_tables(tables))

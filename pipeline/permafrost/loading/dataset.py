@@ -383,8 +383,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         require(len(positions) > 0, "a batch of no positions has no records; correct the sampler")
         pairs = np.asarray(positions).reshape(len(positions), -1)
         at = pairs[:, 0]
-        is_whole = np.issubdtype(at.dtype, np.integer)
-        wrong = at[(at < 0) | (at >= count)] if is_whole else at
+        wrong = at[(at < 0) | (at >= count)] if np.issubdtype(at.dtype, np.integer) else at
         require(
             not len(wrong),
             f"position {wrong[:1].tolist()[0] if len(wrong) else ''} of a batch is not an integer from 0 to "
@@ -540,8 +539,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Return the windows of views and True, or whole frames, or rows of a table, and False."""
         if self._cutter is None or views is None or views.windows is None:
             return self._inputs(at, columns, keys).tensor(), False
-        read = partial(self._read, columns, keys)
-        return self._cutter.cut(at, views.windows, sizes, read), True
+        return self._cutter.cut(at, views.windows, sizes, partial(self._read, columns, keys)), True
 
     def _read(
         self,
@@ -695,11 +693,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         for number, each in enumerate(self.passes):
             requested, teacher = self._wanted_fields(number), each.pass_of_shard(entry)
             position = teacher.shards.number_of(entry.name)
-            files = () if position < 0 else teacher.shards[position].files
             names = teacher.fields.files_of_fields(requested, position, entry.name)
             yield from (
                 KnownFile(teacher.folder / stored.path, stored.sha256)
-                for stored in files
+                for stored in (() if position < 0 else teacher.shards[position].files)
                 if stored.path in names
             )
 

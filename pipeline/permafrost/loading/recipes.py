@@ -120,9 +120,8 @@ def draw_policy(
         Kinds i64 [BLOCK_SIZE, n] and strengths f64 [BLOCK_SIZE, n]. An operation that is not drawn is identity.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "policy", number, epoch, block))
-    size = (BLOCK_SIZE, operation.num_operations, 5)
     chosen, negative, drawn, first, second = torch.rand(
-        size, generator=generator, dtype=torch.float64
+        (BLOCK_SIZE, operation.num_operations, 5), generator=generator, dtype=torch.float64
     ).unbind(dim=2)
     kinds = (chosen * len(SPACE)).long()
     if operation.kind == "trivialaugment":
@@ -145,8 +144,7 @@ def _strengths(policy: str, kinds: Tensor, fractions: Tensor, negative: Tensor) 
     strengths = fractions * largest[kinds]
     signed = (kinds >= _SIGNED.start) & (kinds < _SIGNED.stop)
     strengths = strengths.where(~(signed & negative), -strengths)
-    bits = 8 - strengths.round()
-    strengths = strengths.where(kinds != SPACE.index("posterize"), bits)
+    strengths = strengths.where(kinds != SPACE.index("posterize"), 8 - strengths.round())
     return strengths.where(kinds != SPACE.index("solarize"), 1 - fractions)
 
 

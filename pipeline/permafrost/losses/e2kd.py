@@ -38,9 +38,8 @@ class E2KDLoss(KDLoss):
     @property
     def needs(self) -> Needs:
         config = self.config
-        class_map_needs = CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs()
         return replace(
-            class_map_needs,
+            CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs(),
             labels=config.lambda_ce > 0,
             maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
             map_control=config.map_control,

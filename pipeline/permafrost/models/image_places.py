@@ -101,8 +101,7 @@ def describe_wrong_places(output: Tensor) -> str:
         return ""
     for corner, place in zip(_CORNERS, places.tolist(), strict=True):
         actual = (int(place[0] > 0.5), int(place[1] > 0.5))
-        is_clear = all(abs(side - 0.5) > _CLEAR_DISTANCE / 2 for side in place)
-        if is_clear and actual != corner:
+        if all(abs(side - 0.5) > _CLEAR_DISTANCE / 2 for side in place) and actual != corner:
             return f"{_name_corner(corner)} quarter of the image is in {_name_corner(actual)} quarter of it"
     return ""
 
@@ -224,11 +223,10 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
             return None
         fits.append(fit.tolist())
     (top, bottom), (left, right) = first.extents
-    corners = [
+    (row, column), (row_below, column_below), (row_right, column_right) = [
         [fit[0] + fit[1] * down + fit[2] * across for fit in fits]
         for down, across in ((top, left), (bottom, left), (top, right))
     ]
-    (row, column), (row_below, column_below), (row_right, column_right) = corners
     is_scaled = len(scale) == 3 and not first.is_learned
     return InputReading(
         scale.tolist() if is_scaled else [1.0] * 3,

@@ -153,16 +153,15 @@ class Network:
         weights_sha256 = self.weights_sha256
         self.check(reads_head=reads_head)
         config = with_preprocessing(self.config, count_classes(self.classes))
-        options = {
-            option.name: getattr(config, option.name)
-            for option in options_of(type(config))
-            if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
-            and option.name not in _ELSEWHERE
-            and not is_left_out(option, getattr(config, option.name))
-        }
         key = self.weights_key
         return {
-            "architecture": options,
+            "architecture": {
+                option.name: getattr(config, option.name)
+                for option in options_of(type(config))
+                if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
+                and option.name not in _ELSEWHERE
+                and not is_left_out(option, getattr(config, option.name))
+            },
             "weights_sha256": weights_sha256,
             **({"weights": config.weights} if is_of_provider else {}),
             **({"weights_key": key} if key is not None else {}),

@@ -138,9 +138,9 @@ def _announce(
     if alternatives:
         names = ", ".join(_name_of(one) for one in (fit, *alternatives))
         remedy = "" if key else ", and weights_key= chooses another"
-        level = logging.INFO if key else logging.WARNING
         _log_once(
-            level, f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{remedy}"
+            logging.INFO if key else logging.WARNING,
+            f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{remedy}",
         )
     elif fit.key:
         _log_once(logging.INFO, f"{path}: the weights are those named {fit.key}.*")

@@ -301,14 +301,13 @@ def _with_shared(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[
         for name, parameter in expected.items()
         if name in state
     }
-    shared = {
+    return state | {
         name: places[parameter.data_ptr(), parameter.shape]
         for name, parameter in expected.items()
         if name not in state
         and parameter.numel()
         and (parameter.data_ptr(), parameter.shape) in places
     }
-    return state | shared
 
 
 def _other_head(

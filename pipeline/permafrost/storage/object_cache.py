@@ -240,8 +240,7 @@ def local_copy(address: str, sibling: str = "") -> Path:
     objects = cache_of(Bucket(parent))
     try:
         with objects.open(address) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            folder = objects.folder / "named" / digest
+            folder = objects.folder / "named" / hashlib.file_digest(file, "sha256").hexdigest()
             _copy(file, folder / name)
         if sibling:
             with suppress(FileNotFoundError), objects.open(f"{parent}/{sibling}") as file:

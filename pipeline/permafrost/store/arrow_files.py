@@ -230,8 +230,7 @@ def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRIT
 
 def _null_count(array: pa.Array) -> int:
     """Count the nulls of an array and of its nested arrays."""
-    nested = pa.types.is_nested(array.type)
-    parts = array.flatten() if nested else []
+    parts = array.flatten() if pa.types.is_nested(array.type) else []
     if isinstance(parts, pa.Array):  # a list; a struct is flattened to a list of its fields
         parts = [parts]
     return int(array.null_count + sum(map(_null_count, parts)))

@@ -320,8 +320,7 @@ def decode_part(
         ImageError: As `decode_pixels`.
     """
     height = height_of_part(rows, size[0])
-    is_less = divisor > 1 or height < size[0]
-    if is_less and data.startswith(_JPEG) and not _is_rotated(data):
+    if (divisor > 1 or height < size[0]) and data.startswith(_JPEG) and not _is_rotated(data):
         place = _place_of_size(data, size)
         if place:
             shorter = data[:place] + height.to_bytes(2, "big") + data[place + 2 :]
@@ -543,8 +542,7 @@ def _bits_of(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         return 16 if len(data) > _PNG_DEPTH and data[_PNG_DEPTH] == 16 else 8
     if image.format == "TIFF":
-        depths = cast("Any", image).tag_v2.get(_TIFF_DEPTH, (8,))
-        return 16 if max(depths) == 16 else 8
+        return 16 if max(cast("Any", image).tag_v2.get(_TIFF_DEPTH, (8,))) == 16 else 8
     return 16 if image.mode.startswith("I") else 8
 
 

@@ -225,8 +225,7 @@ class RecordIndex:
 
     def key_column(self, rows: NDArray[np.int64]) -> pa.Array:
         """Return the keys of these rows as an Arrow column, without an object for each key."""
-        buffers = map(pa.py_buffer, self._keys(rows))
-        keys = pa.LargeStringArray.from_buffers(self.num_rows, *buffers)
+        keys = pa.LargeStringArray.from_buffers(self.num_rows, *map(pa.py_buffer, self._keys(rows)))
         return keys.take(pa.array(rows))
 
     def key_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -294,8 +293,7 @@ class RecordIndex:
         for number in self.shards_of(rows).tolist():
             if len(row_of_key) == len(keys):
                 break
-            start = int(self.shards.starts[number])
-            of_shard = enumerate(self.shard_keys(number), start=start)
+            of_shard = enumerate(self.shard_keys(number), start=int(self.shards.starts[number]))
             row_of_key |= {key: row for row, key in of_shard if key in keys and row in rows}
         return row_of_key
 

@@ -310,10 +310,9 @@ class Store:
         Args:
             *names: Names of the passes, as in `passes_named`; without names, all passes.
         """
-        folders = file_at(self.folder / TEACHERS_FOLDER).paths()
         unfinished = [
             str(folder / MANIFEST_NAME)
-            for folder in folders
+            for folder in file_at(self.folder / TEACHERS_FOLDER).paths()
             if (not names or any(_is_named(folder.name, name) for name in names))
             and file_at(folder).is_folder()
             and not file_at(folder / MANIFEST_NAME).exists()

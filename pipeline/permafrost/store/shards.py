@@ -309,8 +309,7 @@ class PassShardTable(NamedShards[PassShard]):
     @property
     def total_bytes(self) -> int:
         """Number of bytes of all files."""
-        files = self.table["files"].combine_chunks().flatten()
-        return pc.sum(files.field("bytes")).as_py() or 0
+        return pc.sum(self.table["files"].combine_chunks().flatten().field("bytes")).as_py() or 0
 
     def bytes_below(self, folder: str) -> int:
         """Return the number of bytes of the files whose paths begin with `folder`."""
@@ -376,11 +375,10 @@ def pass_shard_row(entry: PassShard, marker_sha256: str) -> dict[str, Any]:
         marker_sha256: SHA-256 of its commit marker's file.
     """
     row = asdict(entry) | {"marker_sha256": marker_sha256}
-    files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]
     return (
         row
         | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
-        | {"files": files}
+        | {"files": [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]}
     )
 
 

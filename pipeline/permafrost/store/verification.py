@@ -340,15 +340,14 @@ def _verify_index(store: Store) -> Iterator[str]:
         hashes.add(keys)
         many_labels = many_labels or has_many_labels(marker)
         columns = index.columns_of_shard(number)
-        same = (
+        if not (
             set(marker["split"].to_pylist()) <= {shard.split}
             and marker["row"].to_pylist() == [*range(len(keys))]
             and all(
                 values.tobytes() == columns[name].tobytes()
                 for name, values in columns_of_marker(marker).items()
             )
-        )
-        if not same:
+        ):
             yield f"shard {shard.name}: commit marker and index differ"
     if not hashes.are_unique():
         yield f"{store.path}: the index contains a key twice"

@@ -140,10 +140,9 @@ def _check_labels(spec: TrainingSpec) -> None:
     )
     many = spec.dataset.has_many_labels
     spec.loss.check_labels(many=many)
-    outputs = spec.model.classes or spec.num_classes
     reads_outputs = spec.loss.needs.labels or (spec.loss.needs.targets and spec.loss.needs.logits)
     require(
-        many or outputs != 1 or not reads_outputs,
+        many or (spec.model.classes or spec.num_classes) != 1 or not reads_outputs,
         "the network has one output, whose softmax is always 1, so nothing would be learned; for two classes and one "
         "logit z, let the network return [0, z]",
     )
@@ -225,8 +224,7 @@ _BATCH = 4096
 def _iter_frames(dataset: StoreDataset) -> Iterator[Tensor]:
     """Read the frames or rows of the whole split that a training reads, in parts."""
     (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
-    split = dataset.store.shards[int(first)].split
-    for number in dataset.store.shards.splits[split].tolist():
+    for number in dataset.store.shards.splits[dataset.store.shards[int(first)].split].tolist():
         shard = dataset.store.shards[number]
         frames = ShardFrames(dataset.store, shard)
         for start in range(0, shard.records, _BATCH):
@@ -257,10 +255,9 @@ def _build_live_teacher(
     side = teacher_input_size(config)
     reads_head = spec.loss.needs.logits
     classes = spec.data_classes if reads_head else spec.num_classes
-    model = build_model(config, classes, may_replace_head=not reads_head)
     return LiveTeacher(
         config.name,
-        freeze(model).to(device),
+        freeze(build_model(config, classes, may_replace_head=not reads_head)).to(device),
         explainer_named(spec.explainer),
         spec.input_size if side is None else (side, side),
         replace(_compute_settings(spec.trainer, config, device), compile=False),

@@ -163,8 +163,7 @@ class EpochSelection:
         earlier = [one for one in self.epochs() if one["epoch"] < epoch]
         epochs = [*earlier, {"epoch": epoch, "value": value, "sha256": None}]
         best = self._best(epochs)
-        kept = {best, self._best(earlier) if earlier else best}
-        self.files.write(model, epoch, epochs, kept)
+        self.files.write(model, epoch, epochs, {best, self._best(earlier) if earlier else best})
         return best == epoch
 
     def epochs(self) -> list[dict[str, Any]]:

@@ -93,9 +93,9 @@ class StepLog:
         if self.steps == 0:
             return
         sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
-        means = training.distributed.mean(sums).tolist()
         line = {
-            name: total / self.counts[name] for name, total in zip(self.sums, means, strict=True)
+            name: total / self.counts[name]
+            for name, total in zip(self.sums, training.distributed.mean(sums).tolist(), strict=True)
         }
         if not math.isfinite(line["total"]):
             raise DivergedError(

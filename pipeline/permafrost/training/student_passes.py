@@ -251,8 +251,7 @@ def _lack(teacher: TeacherPass, needs: Needs) -> str | None:
     absent = [name for name in needs.outputs if not teacher.fields_of(name)]
     if absent:
         return absent[0]
-    lacks_logits = needs.targets and needs.logits and not teacher.manifest.has_logits
-    return "logits" if lacks_logits else None
+    return "logits" if needs.targets and needs.logits and not teacher.manifest.has_logits else None
 
 
 def _check_contents(
@@ -360,11 +359,10 @@ def _moved_fields(teacher: TeacherPass, method: MethodConfig) -> dict[str, int]:
         for spec in teacher.manifest.fields
         if spec.name in names and spec.when_moved == "warp_covered"
     }
-    stages = getattr(method, "teacher_stages", ()) or getattr(method, "stages", (-1,))
     stored = list(cells)
     chosen = [
         stored[number] if -len(stored) <= number < 0 else f"{FEATURES}_{number}"
-        for number in stages
+        for number in getattr(method, "teacher_stages", ()) or getattr(method, "stages", (-1,))
     ]
     return {name: cells[name] for name in chosen or stored if name in cells}
 

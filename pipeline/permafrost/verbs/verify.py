@@ -81,10 +81,9 @@ def verify_bytes(config: VerifyConfig) -> VerifyResult:
             config.store.path,
         )
     store = Store(path)
-    passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]
     return VerifyResult(
         verified_records=store.num_records(),
-        verified_passes=len(passes),
+        verified_passes=len([*store.pass_folders(), *store.pass_folders(stored_views=True)]),
         verified_bytes=_format_bytes(size[1]),
         unfinished_passes=", ".join(folder.name for folder in unfinished),
     )

@@ -55,13 +55,12 @@ class _Worker:
 
     def __init__(self) -> None:
         program = [sys.executable, "-P", str(Path(__file__)), str(MEMORY_BYTES)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
             program,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
         self.owner = os.getpid()
         self._receive(_START_SECONDS)

@@ -166,8 +166,7 @@ class DenseLayer(nn.Module):
         self.conv2 = BcosConv2d(shared, _BOTTLENECK * growth, growth, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        new = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return torch.cat([x, new], dim=1)
+        return torch.cat([x, self.conv2(self.norm2(self.conv1(self.norm1(x))))], dim=1)
 
 
 class DenseNetShape(NamedTuple):

@@ -183,8 +183,7 @@ class BcosConv2d(nn.Module):
     def _patch_norm(self, x: Tensor) -> Tensor:
         """Norms of the patches, [B, 1, h, w], or [B, out_channels, h, w] with groups."""
         conv = self.linear
-        by_group = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:])
-        squares = by_group.sum(dim=2)
+        squares = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:]).sum(dim=2)
         if torch.compiler.is_exporting():  # torch.onnx leaves the divisor out
             area = conv.kernel_size[0] * conv.kernel_size[1]
             sums = area * F.avg_pool2d(squares, conv.kernel_size, conv.stride, self.padding)
@@ -211,8 +210,7 @@ class BcosLinear(nn.Module):
         out = F.linear(x, weight / weight.norm(dim=1, keepdim=True))
         squares = to_float32(x).square().sum(dim=-1, keepdim=True)
         # A square root has no gradient at zero, where the output is 0 for any divisor.
-        norm = torch.where(squares > 0, squares, 1.0).sqrt() + _LINEAR_EPS
-        return _align(out, norm, self.shared)
+        return _align(out, torch.where(squares > 0, squares, 1.0).sqrt() + _LINEAR_EPS, self.shared)
 
 
 class UncenteredBatchNorm2d(nn.Module):

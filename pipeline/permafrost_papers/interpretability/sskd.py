@@ -186,5 +186,4 @@ def _head(size: int) -> nn.Sequential:
 
 def _records_of_turns(similarities: Tensor) -> Tensor:
     """Record of each row of [3 R, R]: i64 [3 R]."""
-    records = torch.arange(similarities.shape[1], device=similarities.device)
-    return records.repeat_interleave(_TURNS)
+    return torch.arange(similarities.shape[1], device=similarities.device).repeat_interleave(_TURNS)

@@ -91,10 +91,9 @@ class Chimeras:
         assert isinstance(inputs.labels, Tensor)
         count = round(self.fraction * len(images))
         donors = draw_donors(count, len(images), self.number, images.device)
-        mixed = mix_inputs(images, self.assignment, donors, self.grid)
         return replace(
             inputs,
-            images=torch.cat([images, mixed]),
+            images=torch.cat([images, mix_inputs(images, self.assignment, donors, self.grid)]),
             labels=label_chimeras(inputs.labels, count),
             on_targets=(*inputs.on_targets, lambda targets: add_chimeras(targets, donors)),
         )

@@ -213,8 +213,7 @@ def _splits(
         if parts >= number:
             break
         resolution *= _FINER
-    levels = _mergers(graph, _numbered(fine), within=coarse)
-    return levels[1 : number - len(groups) + 1]
+    return _mergers(graph, _numbered(fine), within=coarse)[1 : number - len(groups) + 1]
 
 
 def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:

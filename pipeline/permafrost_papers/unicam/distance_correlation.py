@@ -173,8 +173,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
     options = context.options.of(DistanceCorrelationOptions)
     option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
-    networks = _networks(options)
-    if "teacher" in networks and not has_teacher_distances(
+    if "teacher" in _networks(options) and not has_teacher_distances(
         context, _probes(context), _forms(options)
     ):
         context.networks.check_teacher(NAME)
@@ -186,8 +185,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
         files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
     if options.layers:
         others = teacher_layers(context, _probes(context), _forms(options)[0])
-        student_layers = layer_names(context.model)
-        check_layers(f"evaluate.{NAME}.layers", options.layers, student_layers, others)
+        check_layers(f"evaluate.{NAME}.layers", options.layers, layer_names(context.model), others)
     return files
 
 
@@ -347,7 +345,6 @@ def _table(
     }
     if labels:
         named[_LABELS] = labels
-    number = len(next(iter(named.values())))
     return merge_blocks(
         [
             InnerProducts.from_distances(
@@ -356,7 +353,7 @@ def _table(
                 permutations=permutations,
                 seed=derive_seed(seed, "permutations", block),
             )
-            for block in range(number)
+            for block in range(len(next(iter(named.values()))))
         ]
     )
 

@@ -246,8 +246,7 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
         )
     explained = explained[: options.records]
     drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
-    others = np.setdiff1d(np.concatenate(drawn), explained)
-    positions = np.concatenate([explained, others])
+    positions = np.concatenate([explained, np.setdiff1d(np.concatenate(drawn), explained)])
     places = {position: place for place, position in enumerate(positions.tolist())}
     return ProbeSplit(
         positions=positions,
