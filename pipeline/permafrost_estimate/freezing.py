@@ -252,8 +252,7 @@ def propose(rows: Sequence[FreezingRow], options: EstimateOptions) -> str:
         for row in rows
         if (budget is None or row.bytes <= budget) and (largest is None or row.distance <= largest)
     ]
-    stored = [row for row in within if not row.is_live]
-    if not stored:
+    if not (stored := [row for row in within if not row.is_live]):
         return (
             f"{within[0].words}, as no stored targets are within the limits"
             if within

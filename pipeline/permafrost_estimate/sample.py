@@ -188,8 +188,7 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
     times = ShardTimes()
     with listing_files(folder) as files:
         listed = list_data(config.data, files, config.store.seed, lambda _: times)
-        finished = appended_store(config, config.store.folder)
-        if finished is not None:
+        if (finished := appended_store(config, config.store.folder)) is not None:
             listed = listed.compared_with(finished, files, config.store.seed)
         plans = listed.plan_shards(config.store)
         preview = preview_source(

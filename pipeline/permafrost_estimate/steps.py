@@ -137,8 +137,7 @@ def measure_steps(config: EstimateConfig, store: Store, budget: TimeBudget) -> S
 def _measured_batch(config: EstimateConfig, store: Store, budget: TimeBudget) -> tuple[int, float]:
     """Return the records of a step that is within memory and time, and the bytes of one of trainer.batch_size."""
     smallest = _SMALLEST_STEP * config.views.per_step
-    whole = config.trainer.batch_size
-    if whole <= smallest:
+    if (whole := config.trainer.batch_size) <= smallest:
         return whole, 0.0
     trainer = replace(config.trainer, batch_size=smallest, compile=False)
     probe = _Steps(replace(config, trainer=trainer), store, "live")

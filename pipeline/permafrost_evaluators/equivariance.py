@@ -270,8 +270,7 @@ def _means_of_shares(name: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[
     shares, values = (torch.cat(columns).double().cpu() for columns in zip(*parts, strict=True))
     means = {name: float(values.mean())} if len(values) else {}
     for low, high in pairwise(SHARES):
-        inside = (shares >= low) & ((shares < high) | (high == SHARES[-1]))
-        if inside.any():
+        if (inside := (shares >= low) & ((shares < high) | (high == SHARES[-1]))).any():
             means[f"{name}_{100 * low:.0f}_to_{100 * high:.0f}"] = float(values[inside].mean())
     return means
 
@@ -294,8 +293,7 @@ def probability_spread(probabilities: Tensor) -> float | None:
     Returns:
         The number, None for fewer than two blocks.
     """
-    blocks = len(probabilities) // SPREAD_BLOCK
-    if blocks < 2:
+    if (blocks := len(probabilities) // SPREAD_BLOCK) < 2:
         return None
     order = np.random.default_rng(0).permutation(len(probabilities))[: blocks * SPREAD_BLOCK]
     drawn = probabilities[torch.from_numpy(order)].reshape(blocks, SPREAD_BLOCK, -1)

@@ -225,8 +225,7 @@ def _shift(context: EvaluationContext) -> dict[str, Any]:
 
 
 def _check_shift(context: EvaluationContext) -> Mapping[str, str]:
-    pixels = context.options.of(ShiftOptions).pixels
-    if pixels is None:
+    if (pixels := context.options.of(ShiftOptions).pixels) is None:
         raise ConfigError(
             "evaluators=shift needs evaluate.shift.pixels; set it, for example evaluate.shift.pixels=32"
         )

@@ -88,12 +88,11 @@ def order_classes(
             (order[there] != here).sum(),
             len(there),
         )
-    moved = [
+    if moved := [
         f"class {number} ({shared_names[number]}) is class {order[number]} here ({store_names[order[number]]})"
         for number in range(count)
         if number != order[number] or shared_names[number] != store_names[order[number]]
-    ]
-    if moved:
+    ]:
         logger.warning("classes are matched by %s: %s", reason, shorten(moved, 3))
     return None if (order == numbers).all() else order
 

@@ -151,15 +151,14 @@ def find_cause_of_outputs(
     factor, left = fit_temperature(logits, stored)
     temperature = f"{factor * stored.temperature:.3g}"
     if _is_clear(factor) and _explains(logits, logits, stored):
-        advice = f"set format.temperature={temperature}"
-        if stored.temperature == 1:
-            advice = (
-                f"save the teacher's logits themselves; these must be multiplied by {temperature}"
-            )
+        advice = (
+            f"save the teacher's logits themselves; these must be multiplied by {temperature}"
+            if stored.temperature == 1
+            else f"set format.temperature={temperature}"
+        )
         text = f"they are at temperature {temperature}, and not {stored.temperature:g}"
         return Cause("temperature", text, advice, left)
-    order = _match_classes(logits, stored)
-    if order is not None:
+    if (order := _match_classes(logits, stored)) is not None:
         factor, left = fit_temperature(logits[:, order], stored)
         is_seen = stored.dense(len(order)).std(axis=0) > 0
         moved = np.flatnonzero((order != np.arange(len(order))) & is_seen)

@@ -114,8 +114,7 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
     reader = resolve_implementation(type(options))(options, Path(config.path).absolute())
     with reading(config.path):
         form = reader.form()
-    frame = options.frame or form.frame
-    if frame is None:
+    if (frame := options.frame or form.frame) is None:
         raise ConfigError(
             f"format.frame is not set, and files of format={options.kind} do not say which part of each image the "
             "teacher received; set it to full, or to center_crop with format.crop_fraction=, or to unknown"

@@ -58,8 +58,7 @@ def join_targets(
         TargetError: If names are equal where they must differ, or no record has a target.
         ConfigError: If the store has no such split.
     """
-    parts = [[pa.array(texts, pa.large_string()) for texts in part] for part in listing]
-    if not parts:
+    if not (parts := [[pa.array(texts, pa.large_string()) for texts in part] for part in listing]):
         raise TargetError("path= has no targets")
     names, places = (pa.concat_arrays(arrays) for arrays in zip(*parts, strict=True))
     listed, names_compared = len(names), names

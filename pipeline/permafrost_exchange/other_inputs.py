@@ -62,8 +62,7 @@ def center_cropped(annotator: TeacherAnnotator, fraction: float | None) -> Other
 
 def other_frames(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
     """Iterate over parts of the image."""
-    for fraction in (None, *_FRACTIONS):
-        yield center_cropped(annotator, fraction)
+    yield from (center_cropped(annotator, fraction) for fraction in (None, *_FRACTIONS))
 
 
 def other_sizes(annotator: TeacherAnnotator) -> Iterator[OtherInput]:

@@ -107,16 +107,14 @@ def _files(folder: Path) -> Iterator[Path]:
     """Iterate over the files below a folder in a fixed order."""
     for root, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
-            yield Path(root, name)
+        yield from (Path(root, name) for name in sorted(names))
 
 
 def _recognize_epoch(path: Path, first: Path) -> Recognition:
     lacks = []
     if first.parent != path:
         lacks.append(f"the name of one epoch: set path={first.parent}")
-    values = first.with_name(first.name.replace("-keys.txt", "-values.bin"))
-    if not values.is_file():
+    if not (values := first.with_name(first.name.replace("-keys.txt", "-values.bin"))).is_file():
         lacks.append(f"{values.name} next to {first.name}")
     options = (*_CLASSES, *([_POSITION] if next(iter_lines(first), "").isdigit() else []))
     return Recognition("tinyvit", "logits of an epoch of TinyViT", options, tuple(lacks))

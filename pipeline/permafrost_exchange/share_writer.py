@@ -335,8 +335,7 @@ def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:
     places = zip(*(column.tolist() for column in taken.values()), shard.columns["key"], strict=True)
     for row, place in zip(shard.rows.tolist(), places, strict=True):
         data = opened.read(*place)
-        suffix = picture_suffix(data[:16])
-        if suffix is None:
+        if (suffix := picture_suffix(data[:16])) is None:
             from PIL import Image
 
             frame = ShardFrames(store, shard.entry, np.array([row])).read(0, 1).frames[0]

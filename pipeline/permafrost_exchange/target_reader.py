@@ -170,8 +170,7 @@ class FileReader(TargetReader):
     def listing(self) -> Iterator[ListedTargets]:
         stop = -len(self.suffix)
         paths = (path.relative_to(self.path).as_posix()[:stop] for path in self.record_files())
-        for part in parts_of(paths):
-            yield ListedTargets(part, part)
+        yield from (ListedTargets(part, part) for part in parts_of(paths))
 
     def record_files(self) -> Iterator[Path]:
         """Iterate over the files of records."""
@@ -272,8 +271,7 @@ def unpickled(data: bytes, where: str) -> Any:
 def iter_lines(path: Path) -> Iterator[str]:
     """Iterate over the lines of a text file, without their ends."""
     with io.TextIOWrapper(io.BufferedReader(file_at(path).open()), encoding="utf-8") as file:
-        for line in file:
-            yield line.rstrip("\n")
+        yield from (line.rstrip("\n") for line in file)
 
 
 def read_target(path: Path, most: int = MAX_TARGET_BYTES) -> bytes:

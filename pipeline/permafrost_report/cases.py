@@ -135,8 +135,7 @@ def _choose_by_predictions(pairs: list[Case], names: tuple[str, str], num_cases:
 
 
 def _choose_by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
-    measure = _measure(pairs, ("epg", "map_cosine"))
-    if measure is None:
+    if (measure := _measure(pairs, ("epg", "map_cosine"))) is None:
         return CaseChoice(len(pairs), None, [])
     margins = [(case, case.margin(measure)) for case in pairs]
     total = sum(margin is not None for _, margin in margins)

@@ -24,8 +24,7 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
     """
     plots = []
     for column in columns:
-        grid = over_the_grid(results, column.source)
-        if grid is None:
+        if (grid := over_the_grid(results, column.source)) is None:
             continue
         options = numeric_options(grid.candidates)
         plots += [_plot_over(option, grid, column) for option in options]

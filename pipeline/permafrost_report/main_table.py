@@ -265,8 +265,7 @@ def chance_row(results: Sequence[StudentResult], columns: Sequence[Column]) -> d
             for result in results
             if metric in CHANCE
         ]
-        known = [level for level in levels if level is not None]
-        if known:
+        if known := [level for level in levels if level is not None]:
             row[column.name] = known[0]
     return row
 
@@ -455,8 +454,7 @@ def summary_table(run: str) -> str:
             for column in columns
         ]
         table.append(row)
-    chance = chance_row(results, columns)
-    if chance:
+    if chance := chance_row(results, columns):
         levels = [
             column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
         ]

@@ -143,8 +143,7 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
     passes = _open_passes(config, store)
     used = [one.teacher for one in page.used_passes]
     sheet = None
-    pictures = store.form.pictures(page.options.contact_records)
-    if pictures:
+    if pictures := store.form.pictures(page.options.contact_records):
         sheet = contact_sheet(
             store,
             passes,
@@ -167,8 +166,7 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
 
 def _describe_data(store: Store) -> dict[str, Any]:
     """Describe the data of a store as they were understood; empty for a store without its facts."""
-    kept = read_data_facts(store.folder)
-    if kept is None:
+    if (kept := read_data_facts(store.folder)) is None:
         return {}
     names = readable_classes(store.manifest.classes)
     rows = [
@@ -306,12 +304,11 @@ def _setup(page: PageContent) -> dict[str, Any]:
 def _describe_stores(page: PageContent) -> dict[str, str]:
     """Describe the records of the page's store, and name those on which students were trained or evaluated apart."""
     facts = describe_data(page.store)
-    trained = {
+    if trained := {
         name_of_path(str(result.training["store"]["path"]))
         for result in page.results
         if result.place
-    }
-    if trained:
+    }:
         facts = {
             "Trained on": f"{', '.join(sorted(trained))}, another store",
             **{

@@ -219,12 +219,11 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     )
     if is_typed and not is_single:
         return options
-    missing = {
+    if missing := {
         name: source
         for name, source in options.columns.items()
         if all(result.find(source) is None for result in results)
-    }
-    if missing:
+    }:
         logger.info("without the columns %s, which were not evaluated", ", ".join(missing.values()))
     return replace(
         options,

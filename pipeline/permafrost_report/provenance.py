@@ -132,8 +132,7 @@ def _bytes_needed(teacher: TeacherPass, terms: Sequence[Needs]) -> float:
 
 def _bytes_of_field(teacher: TeacherPass, name: str, value_bytes: int) -> float:
     """Bytes per record of a field with all its views: on disk, or of its values if its file has other fields too."""
-    on_disk = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/")
-    if on_disk:
+    if on_disk := teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/"):
         return on_disk / teacher.shards.num_rows
     return float(teacher.num_views * value_bytes)
 

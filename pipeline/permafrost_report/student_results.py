@@ -314,8 +314,7 @@ def _load_untrained(
     main = RunFolder(run).path / evaluation_name
     evaluation_name += "" if store is None else place_beside(main, store)
     folder = RunFolder(run).path
-    measured = _measured(folder, evaluation_name)
-    if not measured:
+    if not (measured := _measured(folder, evaluation_name)):
         return None
     return StudentResult(variant=label, label=label, seed=None, folder=folder, **measured)
 
@@ -458,8 +457,7 @@ def _load_result(
 
 def _measured(folder: Path, evaluation_name: str) -> dict[str, Any]:
     """Return the metrics of an evaluation and of those next to it, by the name of their entry in a result."""
-    evaluations = evaluations_beside(folder, evaluation_name)
-    if not evaluations:
+    if not (evaluations := evaluations_beside(folder, evaluation_name)):
         return {}
     plain = [each for each in evaluations if not each.against]
     named = {each.against: each for each in reversed(evaluations) if each.against}

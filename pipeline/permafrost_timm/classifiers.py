@@ -109,8 +109,7 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
             values = _create(name, pretrained=False).pretrained_cfg
     else:
         _require_known(name)
-        pretrained_cfg = timm.get_pretrained_cfg(name)
-        if pretrained_cfg is None:
+        if (pretrained_cfg := timm.get_pretrained_cfg(name)) is None:
             return None
         values = pretrained_cfg.to_dict()  # type: ignore[no-untyped-call]
     return PretrainedInfo(

@@ -260,12 +260,11 @@ class TeacherAnnotator:
         for margin in dict.fromkeys(framing.margin for framing in framings):
             inputs = self.inputs_of(batch, margin)
             for is_mirrored in (False, True):
-                numbers = [
+                if numbers := [
                     number
                     for number, framing in enumerate(framings)
                     if framing.margin == margin and (framing.mirrored or not is_mirrored)
-                ]
-                if numbers:
+                ]:
                     images = inputs.flip(-1) if is_mirrored else inputs
                     kinds = [self.output_kinds[number] for number in numbers]
                     parts = self._annotate_inputs(images, records, kinds)

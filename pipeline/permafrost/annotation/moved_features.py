@@ -127,11 +127,11 @@ def _stored_targets(
 ) -> StoredTargets:
     """Return the values [n, 1, *shape] of an annotated batch as if they were read from the pass."""
     names = [name for name in specs if not name.endswith("_scale")]
-    map_from_canonical = torch.eye(3).repeat(len(frames.heights), 1, 1)
-    if annotator.crop_fraction is not None:
-        map_from_canonical = torch.linalg.inv(
-            center_crop(frames.heights, frames.widths, annotator.crop_fraction)
-        )
+    map_from_canonical = (
+        torch.linalg.inv(center_crop(frames.heights, frames.widths, annotator.crop_fraction))
+        if annotator.crop_fraction is not None
+        else torch.eye(3).repeat(len(frames.heights), 1, 1)
+    )
     return StoredTargets(
         teacher="",
         logits=None,

@@ -246,8 +246,7 @@ class _Decoding:
 
     def submit(self) -> bool:
         """Submit the next batch, and return whether there was one."""
-        batch = next(self.submissions, None)
-        if batch is not None:
+        if (batch := next(self.submissions, None)) is not None:
             self.waiting.append(batch)
         return batch is not None
 
@@ -297,8 +296,7 @@ def count_correct(
         are not those of the store.
     """
     rows = store.rows_of_shard(store.shards.number_of(shard.name))
-    stored = values.get("logits", values.get(TOP_CLASS))
-    if stored is None:
+    if (stored := values.get("logits", values.get(TOP_CLASS))) is None:
         return Correct(0, 0)
     fits = stored.shape[:2] == (len(rows), 1) and classes == len(store.manifest.classes)
     if not fits or (store.index.has_many_labels and "logits" not in values):

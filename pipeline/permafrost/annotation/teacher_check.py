@@ -140,8 +140,7 @@ class TeacherCheck:
             logger.warning("%s", reason)
 
     def _errors(self, classes: Sequence[str]) -> Iterator[str]:
-        returns = self.returns
-        if returns == "logits" and self.form != "logits":
+        if (returns := self.returns) == "logits" and self.form != "logits":
             layer = "softmax" if self.form == "probabilities" else "log_softmax"
             yield (
                 f"the teacher's outputs are {self.form.replace('_', '-')} and not logits, for all {self.records} "

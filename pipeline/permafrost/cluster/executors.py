@@ -56,8 +56,7 @@ class ExecutorChoice:
             return self._choose(is_small=False), ""
         if tasks <= 1 or at_once == 1 or usable_cores() == 1:
             return self._serial, "one student at a time"
-        seconds = estimate_seconds()
-        if seconds < _START_SECONDS:
+        if (seconds := estimate_seconds()) < _START_SECONDS:
             return self._serial, f"about {seconds:.0f} s of work, less than Ray takes to start"
         return self._ray, "several students at once"
 

@@ -214,8 +214,7 @@ def _outcomes(
                     on_report(name, line)
             if wait.note(int(started)) > config.max_wait_seconds and not started:
                 raise ClusterError(wait.describe_end())
-            for ref in finished:
-                yield _outcome(ref, running.pop(ref))
+            yield from (_outcome(ref, running.pop(ref)) for ref in finished)
     finally:
         if ray.is_initialized():
             for ref in running:

@@ -99,8 +99,7 @@ def _entries(verb: str, composed: Mapping[str, Any]) -> Iterator[_Entry]:
 
 def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[_Entry]:
     """Yield the entry of an option, or of every option of a section."""
-    cls = section_class(option, value)
-    if cls is None:
+    if (cls := section_class(option, value)) is None:
         limits = limits_of(option)
         yield _Entry(path, format_value(value), meaning, f"  ({limits})" if limits else "")
         return

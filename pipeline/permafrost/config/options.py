@@ -177,8 +177,7 @@ def _option(spec: Any, hints: list[Any]) -> Option:
             extras = get_args(hint)[1:]
             break
     hint = get_args(hints[0])[0] if get_origin(hints[0]) is Annotated else hints[0]
-    default = spec.default
-    if default is MISSING and spec.default_factory is not MISSING:
+    if (default := spec.default) is MISSING and spec.default_factory is not MISSING:
         factory = spec.default_factory
         is_section = isinstance(factory, type) and issubclass(factory, Options)
         default = factory if is_section else factory()

@@ -227,8 +227,7 @@ def _warn_of_chosen_epoch(inputs: EvaluationInputs) -> None:
     """Warn of results on the split by which the student's epoch was chosen."""
     student = TrainedStudent(inputs.run_folder.path / "distill")
     metric = student.epoch_metric(inputs.store.manifest.fingerprint)
-    split = (metric or "").partition(".")[0]
-    if split in inputs.config.evaluate.splits:
+    if (split := (metric or "").partition(".")[0]) in inputs.config.evaluate.splits:
         logger.warning(
             "the epoch of this student was chosen by %s (select_epoch), so its results on %s look better than they "
             "are; report another split",

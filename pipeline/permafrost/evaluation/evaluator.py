@@ -154,8 +154,7 @@ def metric_of(name: str) -> Metric | None:
         name: Name of METRICS, such as accuracy, or <evaluator>.<quantity>, or either followed by the name of a part,
             and by @<pass> if it is of an evaluation against a named pass.
     """
-    name = name.partition("@")[0]
-    if name in METRICS:
+    if (name := name.partition("@")[0]) in METRICS:
         return METRICS[name]
     evaluator, _, quantity = name.partition(".")
     if evaluator not in EVALUATORS:

@@ -443,8 +443,7 @@ def _predict_batch(
         if not (localize and batch.has_places):
             continue
         regions = regions_of(batch, classes, options.region, size)
-        no_region = ~regions.flatten(1).any(dim=1)
-        if no_region.all():  # no map is needed
+        if (no_region := ~regions.flatten(1).any(dim=1)).all():  # no map is needed
             continue
         maps = attribution_of(maps_of(model, output, classes), batch)
         scores[-1] = _localize(maps, regions, no_region, options)

@@ -42,8 +42,7 @@ class Networks:
             ConfigError: If no network is named.
             StoreMismatchError: If the pass was made by another network.
         """
-        teacher = _name_network(self.config)
-        if teacher is None:
+        if (teacher := _name_network(self.config)) is None:
             raise ConfigError(
                 f"evaluators={evaluator} needs the teacher network, but teacher.weights is not set; name the network "
                 "with teacher= and teacher.weights=, as for precompute"

@@ -211,8 +211,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
-    path = folder / METRICS_NAME
-    if not path.exists():
+    if not (path := folder / METRICS_NAME).exists():
         return {"evaluators": {}, "splits": {}, "written": {}, **_NO_PICTURES}
     return read_metrics_file(path, f"delete {folder} and run permafrost evaluate again")
 
@@ -437,8 +436,7 @@ def _check_same(
 ) -> None:
     again = f"delete {folder} to evaluate again (the student is in another one and stays)"
     for name, value in options.items():
-        before = done["options"].get(name)
-        if before != value:
+        if (before := done["options"].get(name)) != value:
             before, value = ("null" if each is None else each for each in (before, value))
             option = name if "." in name else f"evaluate.{evaluator}.{name}"
             raise ConfigError(

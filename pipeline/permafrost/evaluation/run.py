@@ -83,8 +83,7 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
         )
         for split in config.evaluate.splits
     ]
-    positions = probe_positions(len(contexts[0].dataset))
-    if positions:
+    if positions := probe_positions(len(contexts[0].dataset)):
         views = list(contexts[0].iter_views(positions))
         require_independent_network(trial_copy(model.network), torch.cat(views))
     _add_results(inputs, folder, missing, contexts)
@@ -201,8 +200,7 @@ def _write_records(contexts: Sequence[EvaluationContext]) -> None:
     per_split = -(-contexts[0].store.form.pictures(options.num_pictures) // len(contexts))
     for context in contexts:
         tables.append(record_table(context.split, context.predictions))
-        positions = list(range(min(per_split, len(context.dataset))))
-        if positions:
+        if positions := list(range(min(per_split, len(context.dataset)))):
             shown.append(context.picture_maps(positions))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}

@@ -778,8 +778,7 @@ def _logits_of(teacher: TeacherPass, values: Values) -> Logits | None:
 
 def _check_room(store: Store, passes: Sequence[TeacherPass]) -> None:
     """Raise ConfigError if the cache is smaller than the shards of the two windows that an epoch needs at once."""
-    limit = cache_limit(store.folder)
-    if limit is None:
+    if (limit := cache_limit(store.folder)) is None:
         return
     largest = max(store.shards.table["bytes"].to_pylist(), default=0)
     for teacher in passes:

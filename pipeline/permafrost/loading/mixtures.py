@@ -214,8 +214,7 @@ def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
     Raises:
         ConfigError: If a field is neither a grid nor a vector per record.
     """
-    mixture = targets.mixture
-    if mixture is None:
+    if (mixture := targets.mixture) is None:
         return targets
     fields, coverage = _mix_fields(targets, mixture)
     mixed = replace(targets, intermediates=fields, coverage=coverage)

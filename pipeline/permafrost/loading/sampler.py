@@ -91,8 +91,7 @@ class EpochOrder:
             sizes = self._sizes[members]
             offsets = np.cumsum(sizes) - sizes
             drawn = permute(int(sizes.sum()))
-            end = begin + len(drawn)
-            if end > first:
+            if (end := begin + len(drawn)) > first:
                 if self._fetch is not None:
                     after = shards[stop : (*bounds, stop)[number + 2]]
                     self._fetch(self._numbers[after if fetched else np.r_[members, after]])

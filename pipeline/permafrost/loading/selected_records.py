@@ -134,8 +134,7 @@ class SelectedRecords:
 
     def _blocks(self) -> Iterator[RowNumbers]:
         """Iterate over the rows of the selection in blocks of limited size."""
-        for start in range(0, len(self), _BLOCK):
-            yield self.rows[start : start + _BLOCK]
+        yield from (self.rows[start : start + _BLOCK] for start in range(0, len(self), _BLOCK))
 
     @cached_property
     def label_numbers(self) -> NDArray[np.integer[Any]]:

@@ -220,8 +220,7 @@ class Network:
         origin, _, state = str(self.config.weights).partition(":")
         if origin == MEMORY:
             return state
-        built = f"{count_classes(self.classes)} {self.config!r}"
-        if built not in _BUILT:
+        if (built := f"{count_classes(self.classes)} {self.config!r}") not in _BUILT:
             _BUILT[built] = _sha256_built(self.config, count_classes(self.classes))
         return _BUILT[built]
 
@@ -231,8 +230,7 @@ class Network:
         file, num_classes = self.file, count_classes(self.classes)
         if file is None or not file.path.is_file() or file.description is not None:
             return None
-        read = f"{file.sha256()} {num_classes} {self.config!r}"
-        if read not in _KEYS:
+        if (read := f"{file.sha256()} {num_classes} {self.config!r}") not in _KEYS:
             _KEYS[read] = _find_key(self.config, file.path, num_classes)
         return _KEYS[read]
 

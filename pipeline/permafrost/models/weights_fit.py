@@ -91,8 +91,7 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
         if 2 * len(below) >= len(expected):
             names = {name.removeprefix(prefix): tensor for name, tensor in below.items()}
             fits.append(_fit(prefix.removesuffix("."), names, model, expected, outputs))
-    complete = [fit for fit in fits if fit.is_complete]
-    if not complete:
+    if not (complete := [fit for fit in fits if fit.is_complete]):
         return [min([*fits, whole], key=lambda fit: fit.distance)]
     best = [fit for fit in complete if not fit.head] or complete
     return sorted(best, key=lambda fit: (*_preference(fit), large.index(_prefix_of(fit))))

@@ -156,8 +156,7 @@ class ObjectCache:
         while True:
             with _locked(self.folder / _ROOM):
                 os.ftruncate(descriptor, 0)
-                missing = self._evict(size)
-                if missing <= 0:
+                if (missing := self._evict(size)) <= 0:
                     with described_errors(self._no_room, address):
                         os.ftruncate(descriptor, size)
                     return

@@ -427,8 +427,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def _tensor_header(path: Path) -> bytes:
     """Return the header of a file. Raises OSError or FormatError."""
     with file_at(path).open() as file:
-        size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size > _MAX_HEADER_BYTES:
+        if (size := int.from_bytes(file.read(_LENGTH_BYTES), "little")) > _MAX_HEADER_BYTES:
             raise FormatError(
                 f"its header has {size:,} bytes, more than the {_MAX_HEADER_BYTES:,} of any network"
             )

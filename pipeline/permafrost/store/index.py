@@ -103,8 +103,7 @@ class RecordIndex:
             length = int(self._map(f"{name}{OFFSETS}")[-1])
         try:
             with file_at(path).open(file.sha256) as opened:
-                size = open_size(opened)
-                if size != file.bytes:
+                if (size := open_size(opened)) != file.bytes:
                     raise FormatError(f"has {size} bytes, but its manifest lists {file.bytes}")
                 data = map_file(opened)
             dtype = COLUMNS[name]

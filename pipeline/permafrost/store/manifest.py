@@ -630,8 +630,7 @@ def read_checked(
             f"{path} is damaged: {error}; if permafrost verify finds all other files intact, delete it and run "
             f"{made_by} to write it again"
         ) from error
-    found_schema = values.get("schema")
-    if found_schema != schema:
+    if (found_schema := values.get("schema")) != schema:
         raise ManifestError(
             f"{path} has schema {found_schema!r}, but this version reads schema {schema}; delete {path.parent} and run "
             f"{made_by} again, or use the permafrost version that wrote it"

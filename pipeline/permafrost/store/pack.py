@@ -211,8 +211,7 @@ def plan_pack(
 def _name_classes(path: RootedPath, classes: tuple[str, ...]) -> None:
     """Give names to the classes of a finished store that are numbers. Neither its records nor its passes change."""
     manifest = read_store_manifest(path)
-    named = named_classes(manifest, classes)
-    if named != manifest.classes:
+    if (named := named_classes(manifest, classes)) != manifest.classes:
         write_manifest(path, replace(manifest, classes=named))
         logger.info("the %d classes of %s have names now: %s", len(named), path, shorten(named, 3))
 

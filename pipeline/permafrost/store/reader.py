@@ -190,8 +190,7 @@ class Store:
     @cached_property
     def has_larger_images(self) -> bool:
         """True if the store has the original images, and any of them is larger than the canonical frame."""
-        frame = self.manifest.canonical
-        if frame is None or frame.format != "original":
+        if (frame := self.manifest.canonical) is None or frame.format != "original":
             return False
         for start in range(0, self.index.num_rows, _BLOCK):
             sizes = self.index.take(
@@ -384,8 +383,7 @@ class Store:
             ManifestError: If the manifest of a pass is damaged.
         """
         self.require_readable(names)
-        folders = self.pass_folders(stored_views=stored_views)
-        if not folders:
+        if not (folders := self.pass_folders(stored_views=stored_views)):
             how = "and views=random" if stored_views else ""
             raise StoreMismatchError(
                 f"{self.path} has no {_kind(stored_views)}{self._hints(stored_views)}; "
@@ -425,8 +423,7 @@ class Store:
         replayed = stored_views is not None
         present = [folder.name for folder in self.pass_folders(stored_views=replayed)]
         if not names and len(recorded) == 1:
-            missing = [name for name in recorded[0] if name not in present]
-            if missing:
+            if missing := [name for name in recorded[0] if name not in present]:
                 raise StoreMismatchError(
                     f"this run reads {', '.join(missing)}, which {self.path} no longer has"
                     f"{self.hint_at_unfinished(*missing)}; run precompute with that teacher again, or choose another "
@@ -491,8 +488,7 @@ class Store:
         Raises:
             StoreMismatchError: If the store has no canonical pass of that teacher.
         """
-        same = self._canonical_folders(replayed)
-        if not same:
+        if not (same := self._canonical_folders(replayed)):
             raise StoreMismatchError(
                 f"{self.path} has no canonical pass of the teacher of {replayed.name}; run permafrost precompute "
                 "with it"
@@ -548,8 +544,7 @@ class TeacherPass:
                 f"{folder} was computed on other shards of the same data, or on other frames; "
                 "remove the folder and run permafrost precompute again"
             )
-        odd = sorted(set(self.fields.shared_files()) ^ set(self.manifest.files))
-        if odd:
+        if odd := sorted(set(self.fields.shared_files()) ^ set(self.manifest.files)):
             raise self._other_files(odd)
         if self.manifest.selection is None and not self.shards.covers(store.shards):
             raise StoreMismatchError(
@@ -701,10 +696,9 @@ class TeacherPass:
             raise ManifestError(f"{marker} is missing; {REPAIR}")
         position = self.shards.number_of(shard.name)
         entry = self.shards[position]
-        odd = {file.path for file in entry.files} ^ set(
+        if odd := {file.path for file in entry.files} ^ set(
             self.fields.shard_files(position, shard.name)
-        )
-        if odd:
+        ):
             raise self._other_files(sorted(odd))
         keys = self.shard_keys(shard)
         if len(keys) != entry.rows:

@@ -180,8 +180,7 @@ class NamedShards(TableFile[T]):
         after the last one that was found is tried first.
         """
         names = self.table["name"]
-        following = self._last_found + 1
-        if following < len(names) and names[following].as_py() == name:
+        if (following := self._last_found + 1) < len(names) and names[following].as_py() == name:
             self._last_found = following
             return following
         number = int(pc.index(names, name).as_py())

@@ -103,8 +103,7 @@ class ShardBytes:
                 self._file = file_at(self.path).open(shard.sha256)
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
-        size = open_size(self._file)
-        if size != shard.bytes:
+        if (size := open_size(self._file)) != shard.bytes:
             raise damage_error(
                 self.path,
                 shard.sha256,

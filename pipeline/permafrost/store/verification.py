@@ -65,8 +65,7 @@ def verify_file(
     known_files.add(name)
     try:
         file_at(folder / name).refuse_damaged_copy(digest)
-        actual_size = file_at(folder / name).size()
-        if actual_size is None:
+        if (actual_size := file_at(folder / name).size()) is None:
             yield f"{folder / name} is missing"
         elif size is not None and actual_size != size:
             yield f"{folder / name} has {actual_size} bytes, but its manifest lists {size}"

@@ -207,8 +207,7 @@ class ZarrFields(PassFields):
         """Return the rows and views of an inner chunk: all, or as many rows as fit, or one view of one row."""
         if not self._is_sharded(spec):
             return self.rows_per_shard, self.num_views
-        row_bytes = self.num_views * _record_bytes(spec)
-        if row_bytes > _INNER_CHUNK_BYTES:
+        if (row_bytes := self.num_views * _record_bytes(spec)) > _INNER_CHUNK_BYTES:
             return 1, 1
         most = min(_INNER_CHUNK_BYTES // row_bytes, self.rows_per_shard)
         return max(
@@ -376,8 +375,7 @@ def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:
         raise ManifestError(f"{path} is not valid JSON ({error}); {REWRITE}") from error
     metadata = metadata if isinstance(metadata, dict) else {}
     names = sorted({*expected, *metadata})
-    different = [name for name in names if metadata.get(name) != expected.get(name)]
-    if different:
+    if different := [name for name in names if metadata.get(name) != expected.get(name)]:
         raise ManifestError(
             f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"
         )

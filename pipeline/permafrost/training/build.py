@@ -71,8 +71,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         model.learn_moments(partial(_iter_frames, spec.dataset))
     model = model.to(device)
     trial = trial_copy(model).eval()  # what the first batch initializes is left to the first batch
-    probes = _read_probes(spec, device)
-    if probes is not None:
+    if (probes := _read_probes(spec, device)) is not None:
         _check_independence(spec, trial, probes)
     targets: TargetSource = view_targets
     if spec.live_teacher is not None:
@@ -155,8 +154,7 @@ def _check_labels(spec: TrainingSpec) -> None:
 
 def _read_probes(spec: TrainingSpec, device: torch.device) -> Batch | None:
     """Read a few records for checks before the first step, None if there is only one record."""
-    positions = probe_positions(len(spec.dataset))
-    if not positions:
+    if not (positions := probe_positions(len(spec.dataset))):
         return None
     at = [(position, 0) for position in positions] if spec.replays else positions
     return move_batch(spec.dataset.__getitems__(at), device)
@@ -182,15 +180,13 @@ def _check_independence(spec: TrainingSpec, model: Classifier, batch: Batch) -> 
 def _warn_of_flat_temperature(spec: TrainingSpec, targets: TargetSource, batch: Batch) -> None:
     """Log a warning if the term kd teaches nothing at the temperature of the options."""
     config = getattr(spec.loss, "config", None)
-    tau = getattr(config, "tau", None)
-    if tau is None or not getattr(config, "lambda_kd", 0):
+    if (tau := getattr(config, "tau", None)) is None or not getattr(config, "lambda_kd", 0):
         return
     loss = getattr(config, "logits", "softmax")
     for teacher in targets(batch, TargetRequest((1, 1), with_maps=False)):
-        if teacher.logits is not None:
-            warning = describe_flat_temperature(loss, teacher.logits, tau)
-            if warning:
-                logger.warning("%s", warning)
+        logits = teacher.logits
+        if logits is not None and (warning := describe_flat_temperature(loss, logits, tau)):
+            logger.warning("%s", warning)
 
 
 def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
@@ -286,8 +282,7 @@ def _build_views(spec: TrainingSpec) -> ViewSchedule:
     if views.whole_pixels:
         return views
     first = spec.dataset.sizes(range(min(_MEASURED_VIEWS, len(spec.dataset))))
-    worst = worst_downscale(views, spec.input_size, first)
-    if worst > MAX_DOWNSCALE:
+    if (worst := worst_downscale(views, spec.input_size, first)) > MAX_DOWNSCALE:
         logger.warning(
             "views downscale the canonical frame of %dx%d by a factor of up to %.1f and alias above %.1f; "
             "pack the store with a smaller frame, or raise augment.size",

@@ -52,8 +52,7 @@ def load_checkpoint(training: Training, folder: Path) -> None:
         DamagedFileError: If its bytes are not those that were written, before any of them is interpreted, or if they
             are the state of another training.
     """
-    path = folder / CHECKPOINT_NAME
-    if path.exists():
+    if (path := folder / CHECKPOINT_NAME).exists():
         try:
             _check_digest(path)
             _restore(training, path)

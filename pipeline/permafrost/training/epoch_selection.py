@@ -186,8 +186,7 @@ class EpochSelection:
         best = self._best(epochs)
         (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
         path = self.files.weights(best)
-        actual = file_at(path).sha256()
-        if actual != listed:
+        if (actual := file_at(path).sha256()) != listed:
             reason = f"it has sha256 {actual[:12]}, but {EPOCHS_NAME} lists {str(listed)[:12]}"
             raise damaged(path, reason, self._advice)
         try:

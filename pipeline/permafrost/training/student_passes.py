@@ -248,8 +248,7 @@ def _lack(teacher: TeacherPass, needs: Needs) -> str | None:
     """Return what a loss reads and a pass does not have: maps, logits or an output; None if it has everything."""
     if needs.maps_in(0) and teacher.explainer is None:
         return "maps"
-    absent = [name for name in needs.outputs if not teacher.fields_of(name)]
-    if absent:
+    if absent := [name for name in needs.outputs if not teacher.fields_of(name)]:
         return absent[0]
     return "logits" if needs.targets and needs.logits and not teacher.manifest.has_logits else None
 
@@ -262,8 +261,7 @@ def _check_contents(
     Args:
         student_method: Method of the student, of which `method` may be a term.
     """
-    lack = _lack(teacher, needs)
-    if lack is None:
+    if (lack := _lack(teacher, needs)) is None:
         return
     reader, option = f"method={method.kind}", "store.teacher="
     live = ", or run the teacher in the loop with mode=live"
@@ -415,8 +413,7 @@ _STRONG = {
 
 def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
     """Raise StoreMismatchError unless a method can be trained on the logits that a pass stores."""
-    known = teacher.manifest.temperatures
-    if known and method.all_logits_option:
+    if (known := teacher.manifest.temperatures) and method.all_logits_option:
         raise StoreMismatchError(
             f"{method.all_logits_option} needs the logits of all classes, but {teacher.folder} holds only the largest "
             "ones; choose method=kd with method.logits=softmax, or make a pass with annotate.logits=all"

@@ -241,8 +241,7 @@ class TeacherPlan(TrainingJob):
     def _after_epoch(
         self, store: Store, decode_threads: int
     ) -> Callable[[Classifier, int], bool | None] | None:
-        function = self.config.teaching.after_epoch
-        if not function:
+        if not (function := self.config.teaching.after_epoch):
             return None
         callback: Callable[[Classifier, int], bool | None] | None = pkgutil.resolve_name(function)(
             self.config, self.folder, store, decode_threads

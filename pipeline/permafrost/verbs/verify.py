@@ -69,8 +69,7 @@ def verify_bytes(config: VerifyConfig) -> VerifyResult:
     path = config.store.folder
     size = _size(path)
     logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))
-    problems = list(verify_store(path))
-    if problems:
+    if problems := list(verify_store(path)):
         raise DamagedStoreError(path, problems)
     unfinished = unfinished_passes(path)
     for folder in unfinished:

@@ -75,8 +75,7 @@ class DataCompDRReader(TarReader):
         if not isinstance(text, (str, list)):
             raise ValueError("it has no param_aug in .paug.json")
         recipes = json.loads(text) if isinstance(text, str) else text
-        embeddings = _embeddings(members, where)
-        if embeddings.ndim != 2 or len(recipes) != len(embeddings):
+        if (embeddings := _embeddings(members, where)).ndim != 2 or len(recipes) != len(embeddings):
             raise ValueError(
                 f"it has {len(recipes)} recipes, and embeddings {list(embeddings.shape)}"
             )

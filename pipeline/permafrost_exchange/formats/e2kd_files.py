@@ -54,12 +54,11 @@ class E2KDReader(FileReader):
                 for position in line.split()
             ]
         for part in super().listing():
-            odd = [
+            if odd := [
                 name
                 for name in part.names
                 if not name.isdigit() or (positions and int(name) >= len(positions))
-            ]
-            if odd:
+            ]:
                 raise TargetError(
                     f"{self.path}: {odd[0]}{self.suffix} is not the number of an image; name the folder of one split, "
                     "such as fit"
@@ -75,8 +74,7 @@ class E2KDReader(FileReader):
         )
         if kind is None:
             return TargetForm()
-        name = _EXPLAINERS[kind]
-        if name not in EXPLAINERS:
+        if (name := _EXPLAINERS[kind]) not in EXPLAINERS:
             raise TargetError(
                 f"{first} has maps of explainer={name}, which needs the part of this project for B-cos networks"
             )

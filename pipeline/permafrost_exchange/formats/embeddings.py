@@ -46,8 +46,7 @@ class EmbeddingReader(TargetReader):
             bool(arrays),
             f"path={self.path} has no img_emb/img_emb_<n>.npy; name the folder that clip-retrieval inference wrote",
         )
-        odd = sorted(arrays.keys() ^ tables.keys())
-        if odd:
+        if odd := sorted(arrays.keys() ^ tables.keys()):
             raise TargetError(
                 f"{self.path}: part {odd[0]} has embeddings or metadata, but not both; {len(odd)} parts are so"
             )

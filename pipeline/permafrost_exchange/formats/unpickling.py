@@ -84,8 +84,7 @@ class _Worker:
 
     def _receive(self, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
-        size = int.from_bytes(self._read(8, deadline, seconds), "little")
-        if size > _MAX_ANSWER:
+        if (size := int.from_bytes(self._read(8, deadline, seconds), "little")) > _MAX_ANSWER:
             raise _EndedError(f"it holds {size:,} bytes, more than any target")
         return self._read(size, deadline, seconds)
 
@@ -96,8 +95,7 @@ class _Worker:
             ready, _, _ = select.select([number], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise _EndedError(f"it was not read in {seconds:.0f} seconds")
-            data = os.read(number, min(size - len(parts), 2**20))
-            if not data:
+            if not (data := os.read(number, min(size - len(parts), 2**20))):
                 raise _EndedError(
                     f"the process that reads it has ended; it may need more than {MEMORY_BYTES >> 20:,} MiB"
                 )

@@ -182,8 +182,7 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
             options.tau,
         )
         spearman["teacher"] = off_diagonal_spearman(class_means, teacher)
-    given = _given_similarity(context)
-    if given is not None:
+    if (given := _given_similarity(context)) is not None:
         spearman["given"] = off_diagonal_spearman(class_means, given)
         if teacher is not None:
             of_teacher["given"] = off_diagonal_spearman(teacher, given)

@@ -116,8 +116,7 @@ def superfeature_contributions(
             "explainer=superfeatures spreads a contribution over the cells of its superfeature, and groups of channels "
             "(trunk_features=channels) have none; set explainer=gradcam"
         )
-    logits = output.extras.get(LOGITS)
-    if logits is None:
+    if (logits := output.extras.get(LOGITS)) is None:
         with exact_float32(output.features.device):
             dtype = next(model.parameters()).dtype
             logits = model.forward_superfeatures(output.features.to(dtype)).logits

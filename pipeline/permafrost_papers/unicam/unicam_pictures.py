@@ -66,8 +66,7 @@ class _Maps(NamedTuple):
     def row(self, title: str, pair: str, depth: str) -> list[PictureRow]:
         """Return the row of a pair at a depth, with the first available reduction, or [] if there is none."""
         for reduction in _REDUCTIONS:
-            maps = self.tensors.get(f"{pair}/{depth}/{reduction}/map")
-            if maps is not None:
+            if (maps := self.tensors.get(f"{pair}/{depth}/{reduction}/map")) is not None:
                 return [PictureRow(title, overlays(self.frames, maps.float().numpy()))]
         return []
 
