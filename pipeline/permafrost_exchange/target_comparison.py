@@ -362,8 +362,7 @@ class _Search:
         """Take the first records of a batch, and the distance that rounding explains."""
         self.annotator = annotator
         self.batch = batch.first(_TRIED)
-        self.facts = facts
-        self.close = close
+        self.facts, self.close = facts, close
         self.tried: list[tuple[float, OtherInput]] = []
         """Distance to the targets with each input."""
 

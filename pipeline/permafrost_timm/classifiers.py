@@ -257,8 +257,7 @@ class _TimmNetwork(ProbedClassifier):
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__()
-        self.name = name
-        self.normalize = normalize
+        self.name, self.normalize = name, normalize
         self.inner = network
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

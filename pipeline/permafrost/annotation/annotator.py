@@ -502,8 +502,7 @@ class _Download:
             keys: Keys of the n records.
             added: Further fields, which the host has.
         """
-        self.keys = keys
-        self.added = added
+        self.keys, self.added = keys, added
         self.values, self.fidelity, self.finite = (
             {name: tensor.to("cpu", non_blocking=True) for name, tensor in part.items()}
             for part in fields

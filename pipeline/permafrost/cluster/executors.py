@@ -26,8 +26,7 @@ class ExecutorChoice:
             option: Value of `executor=`.
             cluster: Options of `cluster=`.
         """
-        self._option = option
-        self._cluster = cluster
+        self._option, self._cluster = option, cluster
         self._serial = SerialExecutor()
         falls_back = option == "auto" and cluster.kind == "local"
         self._ray = RayExecutor(cluster, fallback=self._serial if falls_back else None)

@@ -65,8 +65,7 @@ class RayExecutor:
             config: Options of `cluster=`.
             fallback: Executor of the work if Ray cannot be started; None makes that an error.
         """
-        self._config = config
-        self._fallback = fallback
+        self._config, self._fallback = config, fallback
         self._instead: Executor | None = None
         self._session = ExitStack()
         self._rows: ShardRows | None = None

@@ -301,10 +301,8 @@ class _Watcher:
     def __init__(
         self, epochs: Queue, on_epoch: Callable[[int, str], None], room: _Room, wait: Wait
     ) -> None:
-        self.epochs = epochs
-        self.on_epoch = on_epoch
-        self.room = room
-        self.wait = wait
+        self.epochs, self.on_epoch = epochs, on_epoch
+        self.room, self.wait = room, wait
         self.started = 0
         """Number of ranks that have begun since there was room for all of them."""
         self.finished = threading.Event()

@@ -254,8 +254,7 @@ class OptionError(ConfigError):
 
     def __init__(self, section: str, name: str, reason: str) -> None:
         super().__init__(f"{section}.{name} {reason}" if section else f"{name} {reason}")
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
 
 def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:

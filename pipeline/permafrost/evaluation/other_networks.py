@@ -27,9 +27,7 @@ class Networks:
     """The teacher network and the students of other runs."""
 
     def __init__(self, config: EvaluateConfig, store: Store, passes: Sequence[TeacherPass]) -> None:
-        self.config = config
-        self.store = store
-        self.passes = passes
+        self.config, self.store, self.passes = config, store, passes
         self._students: dict[str, EvaluatedModel] = {}
 
     def check_teacher(self, evaluator: str) -> None:

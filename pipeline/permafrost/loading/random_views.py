@@ -239,11 +239,8 @@ class ViewSchedule:
             whole_pixels: True if windows are rounded to whole pixels of the originals, as they are cut from them.
             kept_blocks: Number of blocks that are kept in memory.
         """
-        self.config = config
-        self.size = size
-        self.seed = seed
-        self.one_aspect = one_aspect
-        self.whole_pixels = whole_pixels
+        self.config, self.size, self.seed = config, size, seed
+        self.one_aspect, self.whole_pixels = one_aspect, whole_pixels
         self.rendering = Rendering(config.border, config.interpolation)
         self._block = MethodCache(self._draw_block, kept_blocks)
 

@@ -549,8 +549,7 @@ class PixelAugmentSchedule:
     def __init__(
         self, config: AugmentOptions, seed: int, *, kept_blocks: int = KEPT_BLOCKS
     ) -> None:
-        self.config = config
-        self.seed = seed
+        self.config, self.seed = config, seed
         self.pixels = PixelSchedule(config.operations, seed, kept_blocks=kept_blocks)
         self._mixtures = MethodCache(self._draw_mixtures, kept_blocks)
 

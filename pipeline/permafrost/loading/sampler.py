@@ -145,8 +145,7 @@ class GlobalBatchSampler:
         )
         if drop_last:
             require_one_batch(num_records, batch_size, batch_size)
-        self.order = order
-        self.batch_size = batch_size
+        self.order, self.batch_size = order, batch_size
         self.rank, self.world_size = rank, world_size
         self.drop_last = drop_last
         self.num_steps = num_records // batch_size if drop_last else -(-num_records // batch_size)

@@ -35,9 +35,7 @@ class SelectedRecords:
             labels_apply: False if the classes of the data are not those of the network that uses the labels, which then
                 have no meaning for it.
         """
-        self.store = store
-        self.rows = rows
-        self.labels_apply = labels_apply
+        self.store, self.rows, self.labels_apply = store, rows, labels_apply
 
     def __repr__(self) -> str:
         """Describe how many records of which store they are."""

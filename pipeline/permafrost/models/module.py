@@ -113,8 +113,7 @@ class ModuleClassifier(ProbedClassifier):
         self.inner = network
         self.layer = layer
         self.normalize = normalize or nn.Identity()
-        self.returns = returns
-        self.may_initialize = may_initialize
+        self.returns, self.may_initialize = returns, may_initialize
         self._is_probed = False
         self._is_channels_last = False
 

@@ -48,9 +48,7 @@ class Network:
             from permafrost.models.providers import name_weights
 
             config = name_weights(config)
-        self.config = config
-        self.classes = classes
-        self.section = section
+        self.config, self.classes, self.section = config, classes, section
         self.file = WeightsFile.of(config)
 
     @property

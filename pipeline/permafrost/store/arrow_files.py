@@ -92,8 +92,7 @@ class RowWriter:
     file: FileEntry
 
     def __init__(self, path: RootedPath, parquet: pq.ParquetWriter) -> None:
-        self._path = path
-        self._parquet = parquet
+        self._path, self._parquet = path, parquet
         self._rows: list[dict[str, object]] = []
         self._size = 0
 

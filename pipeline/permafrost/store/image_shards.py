@@ -253,8 +253,7 @@ class DamagedRecordsError(RecordError):
 
     def __init__(self, count: int, reasons: list[str]) -> None:
         super().__init__(f"{count} records: {'; '.join(reasons)}")
-        self.count = count
-        self.reasons = reasons
+        self.count, self.reasons = count, reasons
         """Reasons of the first ones."""
 
 

@@ -56,8 +56,7 @@ class RecordIndex:
 
     def __init__(self, folder: RootedPath, manifest: StoreManifest) -> None:
         self.shards = manifest.shards
-        self._folder = folder
-        self._manifest = manifest
+        self._folder, self._manifest = folder, manifest
         self._columns: dict[str, NDArray[Any]] = {}
         self._checked = {name: np.zeros(len(self.shards), bool) for name in CHECKED_COLUMNS}
 

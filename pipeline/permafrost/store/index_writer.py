@@ -143,8 +143,7 @@ class StoreTablesWriter:
             store: Folder of the store.
             suffix: End of the names of the files of the index.
         """
-        self._store = store
-        self._suffix = suffix
+        self._store, self._suffix = store, suffix
         self._stack = ExitStack()
         self._multi_label = False
         self._skipped: RowWriter | None = None

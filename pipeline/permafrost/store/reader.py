@@ -530,8 +530,7 @@ class TeacherPass:
     """
 
     def __init__(self, store: Store, folder: RootedPath) -> None:
-        self.store = store
-        self.folder = folder
+        self.store, self.folder = store, folder
         self.manifest: PassManifest = store.pass_manifest(folder)
         expected = store.manifest.dataset.fingerprint
         if self.manifest.dataset_fingerprint != expected:

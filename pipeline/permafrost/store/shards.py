@@ -42,9 +42,7 @@ class TableFile(Sequence[T], Generic[T]):
             file: Entry of the manifest; None is a table without rows.
             rows: Rows of the file that the table has.
         """
-        self.folder = folder
-        self.file = file
-        self.rows = rows
+        self.folder, self.file, self.rows = folder, file, rows
 
     def between(self, start: int, stop: int | None) -> Self:
         """Return the table of some of the file's rows."""

@@ -210,9 +210,7 @@ class StudentRunner:
             build_task: Function that makes the task of a run.
             at_once: Largest number of tasks in parallel; None for no limit.
         """
-        self.executor = executor
-        self.build_task = build_task
-        self.at_once = at_once
+        self.executor, self.build_task, self.at_once = executor, build_task, at_once
         self.done: set[str] = set()
         """Names of the students that were trained or evaluated by this runner."""
         self.trained: set[str] = set()

@@ -146,8 +146,7 @@ class EpochSelection:
             f"select_epoch={select} names an unknown metric; choose one of {', '.join(METRICS)}",
         )
         self.files = KeptEpochs(folder / EPOCHS_NAME, "epochs", "selected-epoch-")
-        self.select = select
-        self.evaluate = evaluate
+        self.select, self.evaluate = select, evaluate
         self.epochs()  # a damaged file is an error before the training, not after an epoch
 
     def __call__(self, model: Classifier, epoch: int) -> bool:
