@@ -108,8 +108,7 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
         store.form.has_places,
         f"store.path={store.path} has rows of a table, and targets of other tools are of images",
     )
-    options = config.format
-    if options.kind == "npz":
+    if (options := config.format).kind == "npz":
         require_arrays(config.path)
     reader = resolve_implementation(type(options))(options, Path(config.path).absolute())
     with reading(config.path):

@@ -48,8 +48,7 @@ def require_arrays(typed: str) -> None:
     Raises:
         ConfigError: If it is something else. The message says which format it has, and what is missing.
     """
-    path = Path(typed).absolute()
-    if path.suffix in (".npz", ".npy") and not path.is_dir():
+    if (path := Path(typed).absolute()).suffix in (".npz", ".npy") and not path.is_dir():
         return
     require(path.exists(), f"path={typed} does not exist; name the file or folder of the targets")
     recognized = recognize(path)

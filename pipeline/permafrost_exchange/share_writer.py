@@ -227,11 +227,11 @@ def _check(config: ShareConfig, store: Store, shared: TeacherPass) -> None:
         "images=true: the store has rows of a table, and no images",
     )
     names = [spec.name for spec in shared.manifest.fields]
-    if config.form == "embeddings" and "pooled" not in names:
-        raise ConfigError(
-            f"form=embeddings writes the field pooled, and {shared.name} has {', '.join(names)}; choose "
-            "form=webdataset or huggingface"
-        )
+    require(
+        config.form != "embeddings" or "pooled" in names,
+        f"form=embeddings writes the field pooled, and {shared.name} has {', '.join(names)}; choose "
+        "form=webdataset or huggingface",
+    )
     require(
         config.form != "embeddings" or shared.num_views == 1,
         f"form=embeddings has one embedding per image, and {shared.name} has {shared.num_views} views",

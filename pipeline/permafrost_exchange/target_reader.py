@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from permafrost.core.errors import ConfigError, FileError, UserError, first_line
+from permafrost.core.errors import FileError, UserError, first_line, require
 from permafrost.core.records import IMPOSSIBLE_LOGIT, MOVE_FIELD, WINDOW_FIELD
 from permafrost.storage.files import file_at
 from permafrost_exchange.format_options import TargetFrame
@@ -292,8 +292,7 @@ def walk(folder: Path, suffix: str) -> Iterator[Path]:
     Raises:
         ConfigError: If there is no such folder or no such file.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"path={folder} is not a folder; name the folder of the targets")
+    require(folder.is_dir(), f"path={folder} is not a folder; name the folder of the targets")
     count = 0
     for root, folders, names in os.walk(folder):
         folders.sort()
@@ -301,10 +300,10 @@ def walk(folder: Path, suffix: str) -> Iterator[Path]:
             if name.endswith(suffix):
                 count += 1
                 yield Path(root, name)
-    if not count:
-        raise ConfigError(
-            f"path={folder} has no file *{suffix}; name the folder of the targets, or another format="
-        )
+    require(
+        count > 0,
+        f"path={folder} has no file *{suffix}; name the folder of the targets, or another format=",
+    )
 
 
 def parts_of(names: Iterator[str]) -> Iterator[Sequence[str]]:

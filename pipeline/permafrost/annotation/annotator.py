@@ -279,8 +279,7 @@ class TeacherAnnotator:
             batch: Records.
             margin: Width of a black border in units of the side.
         """
-        frames = self._frames(batch)
-        if frames.ndim == 2:  # rows have no views
+        if (frames := self._frames(batch)).ndim == 2:  # rows have no views
             return frames
         if self.crop_fraction is None and frames.shape[-2:] == self.input_size and not margin:
             return frames.float() / 255

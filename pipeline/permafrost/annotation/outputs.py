@@ -287,8 +287,7 @@ class _SpatialOutput(ABC):
         fields: dict[str, Tensor] = {}
         fidelity = {}
         for name, values in self.values(output).items():
-            values = values.detach()
-            if values.dim() == 2:  # without positions
+            if (values := values.detach()).dim() == 2:  # without positions
                 fields[name] = values.half()  # the annotator reports overflows
                 continue
             stored, scale = encode_unit(

@@ -153,8 +153,7 @@ class AnnotateShard:
         if context.upcoming is None or self._ahead:
             return
         shard: ShardEntry = context.upcoming
-        deaths = ShardDeaths(self.folder, shard.name)
-        if deaths.count == 0:
+        if (deaths := ShardDeaths(self.folder, shard.name)).count == 0:
             context.dropped.callback(self._drop_following)
             self._ahead[shard.name] = self._mark(shard, deaths)
             self._begin(self._ahead[shard.name])

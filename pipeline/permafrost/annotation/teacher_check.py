@@ -179,8 +179,7 @@ class TeacherCheck:
 
     def _describe_guessing(self, classes: Sequence[str]) -> str:
         """Say that predictions are not better than guessing with the same frequencies, nothing if they are."""
-        count = len(self.labels)
-        if count < _MIN_RECORDS or len(set(self.labels)) == 1:
+        if (count := len(self.labels)) < _MIN_RECORDS or len(set(self.labels)) == 1:
             return ""
         if len(set(self.predicted)) == 1:
             return (

@@ -488,8 +488,7 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     """
     if plan.views is not None:
         return {}
-    stored_pass = plan.store.part_of_pass(plan.folder)
-    if not stored_pass.manifest.has_logits:
+    if not (stored_pass := plan.store.part_of_pass(plan.folder)).manifest.has_logits:
         return {}
     if (classes := len(plan.classes)) and stored_pass.num_classes != classes:
         logger.warning(

@@ -316,8 +316,7 @@ class _ShardActor:
                 self._shard = ""
             uploads.send()
         except UserError as error:
-            failure = ShardFailure(str(error), error.is_shared)
-            if failure.is_shared:
+            if (failure := ShardFailure(str(error), error.is_shared)).is_shared:
                 self._failures[assignment.work] = failure
             return failure
         except BaseException:  # a SystemExit would end the actor

@@ -420,8 +420,7 @@ def _resolve(value: Any, hint: Any, name: str = "") -> Any:
 def _scalar(text: Plain, hint: Any) -> Any:
     """Return the value of a scalar for an option: its characters for a text."""
     members = _alternatives(hint)
-    value = text.value
-    if value is None and (text != "" or type(None) in members):
+    if (value := text.value) is None and (text != "" or type(None) in members):
         return None
     return value if Any in members or not _is_text(hint) else str(text)
 
@@ -439,8 +438,7 @@ def _list_hint(hint: Any) -> Any:
 
 def _alternatives(hint: Any) -> list[Any]:
     """Return the types that a hint allows, str for literal texts."""
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
+    if (origin := get_origin(hint)) in (Union, UnionType):
         return [alternative for member in get_args(hint) for alternative in _alternatives(member)]
     return [type(member) for member in get_args(hint)] if origin is Literal else [hint]
 

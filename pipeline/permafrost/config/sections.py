@@ -90,8 +90,7 @@ def experiment_files() -> dict[str, Path]:
 
 def experiment_file(name: str) -> Path | None:
     """Return the file of the experiment of a name, as `experiment_files` has it, without listing the others."""
-    pure = PurePath(name)
-    if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
+    if (pure := PurePath(name)).as_posix() != name or pure.is_absolute() or ".." in pure.parts:
         return None
     paths = [
         folder / f"{name.removeprefix(prefix).removeprefix('/')}.yaml"

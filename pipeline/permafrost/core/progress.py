@@ -43,8 +43,7 @@ class ProgressLines:
     def update(self, count: int) -> None:
         """Add `count` finished units."""
         self.n += count
-        now = time.monotonic()
-        if now - self.last_line >= SECONDS_PER_LINE:
+        if (now := time.monotonic()) - self.last_line >= SECONDS_PER_LINE:
             self.last_line = now
             logger.info(
                 "%s: %s/%s %ss%s%s",

@@ -180,8 +180,7 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
 def _all(parts: Sequence[Predictions], name: str, nothing: float = math.nan) -> Tensor | None:
     """Concatenate a field of all parts, `nothing` where a part has none; None if no part has any."""
     values = [getattr(part, name) for part in parts]
-    first = next((value for value in values if value is not None), None)
-    if first is None:
+    if (first := next((value for value in values if value is not None), None)) is None:
         return None
     return torch.cat(
         [
@@ -541,8 +540,7 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
     """Cosine [n, P] of the model's maps with the stored ones of its explainer, nan where invalid, None without any."""
     if not isinstance(targets, MapTargets):
         return None
-    maps = model.maps(output, targets.target_class)
-    if maps.shape[-2:] == (1, 1):
+    if (maps := model.maps(output, targets.target_class)).shape[-2:] == (1, 1):
         return None  # as maps of one cell are all equal
     cosine, nonzero = map_cosine(
         place_on_grid(maps, (targets.maps.shape[-2], targets.maps.shape[-1])),

@@ -187,8 +187,7 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
     floating = {
         name: _dense(tensor).float() for name, tensor in state.items() if tensor.is_floating_point()
     }
-    broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
-    if broken:
+    if broken := sorted(name for name, tensor in floating.items() if not tensor.isfinite().all()):
         raise WeightsError(
             f"{path} contains values that are not finite, in {', '.join(broken[:3])}; its training diverged or it is "
             "damaged, so use another file"

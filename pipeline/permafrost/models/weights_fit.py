@@ -74,8 +74,7 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
         outputs: Its number of outputs, or None to have the last layer fit as all others do.
     """
     expected = model.network.state_dict()
-    whole = _compare("", tensors, expected, outputs)
-    if whole.is_exact:
+    if (whole := _compare("", tensors, expected, outputs)).is_exact:
         return [whole]
     weights = {name: tensor for name, tensor in tensors.items() if not _TRAINING_STATE.search(name)}
     sizes = Counter(name[: dot.end()] for name in weights for dot in re.finditer(r"^|\.", name))

@@ -373,8 +373,7 @@ def _wait_for_lock(descriptor: int, partial: Path, address: str) -> bool:
             return True
         except BlockingIOError:
             pass
-        status = os.fstat(descriptor)
-        if status.st_mtime_ns != progress:
+        if (status := os.fstat(descriptor)).st_mtime_ns != progress:
             progress, deadline = status.st_mtime_ns, time.monotonic() + patience
         if not _is_same(descriptor, partial):
             return False

@@ -338,8 +338,7 @@ def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray
     Raises:
         FormatError: If it is another file, kind or shape, or if a value is not finite.
     """
-    header = read_npy_header(data)
-    if header.dtype.kind not in kinds:
+    if (header := read_npy_header(data)).dtype.kind not in kinds:
         raise FormatError(f"its values are of type {header.dtype}")
     if len(header.shape) != len(shape) or any(
         wanted not in (None, length) for wanted, length in zip(shape, header.shape, strict=True)

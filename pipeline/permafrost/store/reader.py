@@ -143,8 +143,7 @@ class Store:
 
     def _open(self, folder: RootedPath) -> TeacherPass:
         """Open the pass of a folder with those that follow it over further generations."""
-        first = self.part_of_pass(folder)
-        if first.store is self:
+        if (first := self.part_of_pass(folder)).store is self:
             return first
         following = {
             manifest.store_fingerprint: path
@@ -690,8 +689,7 @@ class TeacherPass:
         Raises:
             ManifestError: If the shard's commit marker is missing or damaged, or does not fit the manifest.
         """
-        marker = marker_path(self.folder, shard.name)
-        if marker.name not in self._markers:
+        if (marker := marker_path(self.folder, shard.name)).name not in self._markers:
             raise ManifestError(f"{marker} is missing; {REPAIR}")
         position = self.shards.number_of(shard.name)
         entry = self.shards[position]

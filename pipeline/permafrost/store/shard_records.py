@@ -98,8 +98,7 @@ def open_same_store(folder: RootedPath, fingerprint: str) -> Store:
     Raises:
         StoreMismatchError: If the folder has another store by now.
     """
-    store = Store(folder).part_with(fingerprint)
-    if store.manifest.fingerprint != fingerprint:
+    if (store := Store(folder).part_with(fingerprint)).manifest.fingerprint != fingerprint:
         raise StoreMismatchError(f"{folder} was written anew while it was read; open it again")
     return store
 

@@ -158,8 +158,7 @@ class Student:
     def _run(self, evaluate: EvaluateConfig, main: str, compared: dict[str, str]) -> StudentRun:
         """Return the run of an evaluation, whose folder is `main` or next to it."""
         path, options, picture = RunFolder(self.name).path, evaluate.evaluate, None
-        student = SavedNetwork(path / "distill")
-        if student.is_finished:
+        if (student := SavedNetwork(path / "distill")).is_finished:
             picture = student.describe().in_frame(options.frame, self.evaluated).picture
         return StudentRun(
             distill=self.distill,

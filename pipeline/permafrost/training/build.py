@@ -278,8 +278,7 @@ def _compute_settings(
 
 
 def _build_views(spec: TrainingSpec) -> ViewSchedule:
-    views = schedule_views(spec.dataset, spec.augment, spec.seed)
-    if views.whole_pixels:
+    if (views := schedule_views(spec.dataset, spec.augment, spec.seed)).whole_pixels:
         return views
     first = spec.dataset.sizes(range(min(_MEASURED_VIEWS, len(spec.dataset))))
     if (worst := worst_downscale(views, spec.input_size, first)) > MAX_DOWNSCALE:

@@ -48,8 +48,7 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
     Raises:
         StoreMismatchError: If a name fits no pass or several.
     """
-    store = records.part_of(Store(config.store.folder))
-    if store.num_generations == 1:
+    if (store := records.part_of(Store(config.store.folder))).num_generations == 1:
         return store
     recorded = records.in_store(store.manifest.fingerprint, replays=config.mode == "replay")
     passes = open_passes(with_named_passes(config, store, recorded), store)

@@ -188,8 +188,7 @@ class TeacherPlan(TrainingJob):
         return splits
 
     def prepare(self, distributed: DistributedContext) -> None:
-        teaching = self.config.teaching
-        if teaching.needs_preparation(self.config.teacher):
+        if (teaching := self.config.teaching).needs_preparation(self.config.teacher):
             pkgutil.resolve_name(teaching.preparation)(self.config, self.folder, distributed)
 
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:

@@ -83,13 +83,11 @@ class E2KDReader(FileReader):
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         if not isinstance(content, dict):
             raise ValueError("it has no mapping")
-        name = next((name for name in _LOGITS if name in content), None)
-        if name is None:
+        if (name := next((name for name in _LOGITS if name in content), None)) is None:
             raise ValueError(f"it has {', '.join(content)}, and no output")
         logits = self._one_teacher(np.atleast_2d(content[name]))
         arrays = {"logits": logits[None]}
-        kind = next((kind for kind in _EXPLAINERS if kind in content), None)
-        if kind is not None:
+        if (kind := next((kind for kind in _EXPLAINERS if kind in content), None)) is not None:
             maps = np.asarray(content[kind])
             maps = maps if maps.ndim == 3 else self._one_teacher(maps)
             arrays["map"] = maps[None, None]

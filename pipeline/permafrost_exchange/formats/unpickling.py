@@ -138,8 +138,7 @@ def unpickle(data: bytes) -> Any:
 def close_unpickler() -> None:
     """End the process, which the next file starts again."""
     while _WORKERS:
-        worker = _WORKERS.pop()
-        if worker.owner == os.getpid():
+        if (worker := _WORKERS.pop()).owner == os.getpid():
             worker.close()
 
 
@@ -195,8 +194,7 @@ class _ScalarType:
 
 def _scalar(kind: _ScalarType, data: bytes) -> Any:
     """Return a number of NumPy as one of Python."""
-    dtype = np.dtype(kind.name)
-    if dtype.name not in _DTYPES:
+    if (dtype := np.dtype(kind.name)).name not in _DTYPES:
         raise pickle.UnpicklingError(f"Unsupported number of type {dtype}")
     return np.frombuffer(data, dtype)[0].item()
 

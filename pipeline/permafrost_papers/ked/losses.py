@@ -122,8 +122,7 @@ class KEDLoss(DistillationLoss):
         Raises:
             ConfigError: If the networks do not have this level in common, or chimeras or hints do not fit the teachers.
         """
-        method = self.config
-        if not method.needs_superfeatures:
+        if not (method := self.config).needs_superfeatures:
             return
         require(
             not self.has_hint or len(passes) <= 1,

@@ -59,10 +59,10 @@ class Partition:
         Raises:
             ConfigError: If there is no such level.
         """
-        if not 1 <= number <= self.most:
-            raise ConfigError(
-                f"the partition has no level of {number} superfeatures; choose 1 to {self.most}"
-            )
+        require(
+            1 <= number <= self.most,
+            f"the partition has no level of {number} superfeatures; choose 1 to {self.most}",
+        )
         return self.assignments[number - 1]
 
     def coarsening(self, number: int) -> Tensor:
@@ -167,11 +167,11 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
         load_artifact(
             RootedPath(path), "permafrost teach with teaching=ked"
         )  # raises ManifestError if it is damaged
-    if not file.is_file():
-        raise ConfigError(
-            f"partition={path} holds no {PARTITION_NAME}; find a partition with permafrost teach, correct the path, or "
-            "set partition=null for contiguous blocks (the weights of a trained network include its partition)"
-        )
+    require(
+        file.is_file(),
+        f"partition={path} holds no {PARTITION_NAME}; find a partition with permafrost teach, correct the path, or "
+        "set partition=null for contiguous blocks (the weights of a trained network include its partition)",
+    )
     try:
         assignments = load_tensors(file).get("assignments")
     except FormatError as error:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
@@ -102,8 +102,7 @@ def has_teacher_distances(
 
 def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> list[str]:
     """Return the names of the teacher's layers, from the artifact in the store or from the network."""
-    artifact = _artifact(context, probes, form)
-    if artifact.exists:
+    if (artifact := _artifact(context, probes, form)).exists:
         return list(artifact.description["layers"])
     return layer_names(context.networks.teacher)
 
@@ -288,12 +287,12 @@ def _probes(context: EvaluationContext) -> ProbeSet:
         NAME,
         classes_differ=options.embeddings is not None,
     )
-    if min(map(len, probes.blocks), default=0) < MIN_RECORDS:
-        raise ConfigError(
-            f"evaluators={NAME} has blocks with fewer than {MIN_RECORDS} records of classes that repeat; raise "
-            f"evaluate.{NAME}.probe_records={options.probe_records}, name another split in evaluate.splits, or set "
-            f"class embeddings with evaluate.{NAME}.embeddings"
-        )
+    require(
+        min(map(len, probes.blocks), default=0) >= MIN_RECORDS,
+        f"evaluators={NAME} has blocks with fewer than {MIN_RECORDS} records of classes that repeat; raise "
+        f"evaluate.{NAME}.probe_records={options.probe_records}, name another split in evaluate.splits, or set "
+        f"class embeddings with evaluate.{NAME}.embeddings",
+    )
     return probes
 
 
