@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isnan, prod
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,15 +35,12 @@ from permafrost.loading.recipes import Recipe
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.compute import torch_threads
 from permafrost.store.frames import ShardFrames
-from permafrost.store.reader import Store
+from permafrost.store.reader import Store, TeacherPass
 from permafrost_estimate.options import EstimateOptions
+from permafrost_estimate.sample import Whole
 from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import pass_parts
 from permafrost_evaluators.equivariance import RECIPE, compare_views
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
-    from permafrost_estimate.sample import Whole
 
 _METRICS = {"logits": "logits_kl", "maps": "map_cosine", "features": "features_cosine"}
 """Metric of each output, whose distance is the KL in nats, or 1 - cosine."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,9 +37,7 @@ from permafrost.core.records import MIXTURE_FIELD, NO_CLASS, PARTNER_FIELD
 from permafrost.loading.pixel_changes import box_fractions
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
+from permafrost.store.reader import TeacherPass
 
 # ---- draws ---------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kornia.augmentation as K
 import torch
@@ -34,11 +34,9 @@ from permafrost.loading.recipes import (
     policy_matrices,
     rows_of_blocks,
 )
+from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.windows import Views, pixel_boxes, windows_of_boxes
-
-if TYPE_CHECKING:
-    from permafrost.loading.selected_records import SelectedRecords
-    from permafrost.store.reader import Store
+from permafrost.store.reader import Store
 
 VIEW_BLOCK = BLOCK_SIZE
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""

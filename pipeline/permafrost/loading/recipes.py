@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -54,9 +54,7 @@ from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.mixtures import UNMIXED, draw_mixtures, mixture_of, paired_rows
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
+from permafrost.store.reader import TeacherPass
 
 BLOCK_SIZE = 1024
 """Number of consecutive positions of an epoch's order drawn together."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,7 @@ from permafrost.storage.untrusted import FormatError
 from permafrost.store.codecs import npy_array
 from permafrost.store.columns import COLUMNS, LISTS, NUMBERS, OFFSETS
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
-
-if TYPE_CHECKING:
-    from permafrost.store.manifest import StoreManifest
+from permafrost.store.manifest import StoreManifest
 
 _FNV_PRIME = np.uint64(0x100000001B3)
 _MIX_FACTORS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))

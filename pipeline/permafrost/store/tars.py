@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import google_crc32c
 
@@ -15,9 +14,7 @@ from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError, damage_error
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
-
-if TYPE_CHECKING:
-    from permafrost.store.shards import ShardEntry
+from permafrost.store.shards import ShardEntry
 
 
 class TarShard:
