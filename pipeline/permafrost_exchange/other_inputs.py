@@ -109,10 +109,14 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _statistics_of(annotator: TeacherAnnotator) -> _Statistics:
     """Return the mean and the standard deviation of the teacher's own normalization."""
-    for module in annotator.model.modules():
-        if isinstance(module, Normalize):
-            return module.mean.flatten().tolist(), module.std.flatten().tolist()
-    return _NORMALIZATIONS["0 and 1"]
+    return next(
+        (
+            (module.mean.flatten().tolist(), module.std.flatten().tolist())
+            for module in annotator.model.modules()
+            if isinstance(module, Normalize)
+        ),
+        _NORMALIZATIONS["0 and 1"],
+    )
 
 
 def _renormalized(images: Tensor, *, stated: _Statistics, other: _Statistics) -> Tensor:

@@ -27,7 +27,14 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
         if (grid := over_the_grid(results, column.source)) is None:
             continue
         options = numeric_options(grid.candidates)
-        plots += [_plot_over(option, grid, column) for option in options]
+        plots += [
+            Plot(
+                option_plot(grid, option, column.title),
+                f"{column.words} over {option}, one curve per variant",
+                f"{column.title} over {option}, mean and standard deviation over seeds",
+            )
+            for option in options
+        ]
         if not options:
             plots.append(
                 Plot(
@@ -48,14 +55,6 @@ def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
         if len({str(value) for value in choices}) > 1
         and all(type(value) in (int, float) for value in choices)
     ]
-
-
-def _plot_over(option: str, grid: ModelSelection, column: Column) -> Plot:
-    return Plot(
-        option_plot(grid, option, column.title),
-        f"{column.words} over {option}, one curve per variant",
-        f"{column.title} over {option}, mean and standard deviation over seeds",
-    )
 
 
 @styled

@@ -403,10 +403,12 @@ def _evaluator_sentence(metric: str, column: Column) -> str:
     """Return the sentence of an evaluator's quantity, empty if it has none."""
     evaluator, _, name = metric.partition(".")
     page = evaluator_named(evaluator).page if evaluator in EVALUATORS else None
-    for quantity in page.quantities if page else ():
-        if f"{name}.".startswith(f"{quantity.name}."):
-            return f"Column {column.words}: {quantity.meaning}"
-    return ""
+    meanings = (
+        quantity.meaning
+        for quantity in (page.quantities if page else ())
+        if f"{name}.".startswith(f"{quantity.name}.")
+    )
+    return next((f"Column {column.words}: {meaning}" for meaning in meanings), "")
 
 
 # ---- csv file --------------------------------------------------------------------------------------

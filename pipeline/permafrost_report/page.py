@@ -195,9 +195,13 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the students; those with results are empty if none was evaluated."""
     results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
-    pictures = _pictures(
-        [result for result in results if result.seed == seeds[0] and result.trains_classifier]
-    )
+    pictures: dict[str, Any] = {
+        result.label: load_written(result.evaluation, PICTURES_NAME)
+        for result in results
+        if result.seed == seeds[0]
+        and result.trains_classifier
+        and (result.evaluation / PICTURES_NAME).exists()
+    }
     return {
         **_setup(page),
         "seeds": seeds,
@@ -337,14 +341,6 @@ def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
     """Open the passes that store.teacher names, or all passes of the store."""
     names = config.store.teacher or [folder.name for folder in store.pass_folders()]
     return store.open_passes(names) if names else []
-
-
-def _pictures(results: list[StudentResult]) -> dict[str, Any]:
-    return {
-        result.label: load_written(result.evaluation, PICTURES_NAME)
-        for result in results
-        if (result.evaluation / PICTURES_NAME).exists()
-    }
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:

@@ -173,7 +173,21 @@ def gather_page(config: ReportConfig) -> PageContent:
     if classes := class_section(evaluated, names, options.candidate):
         values["classes"] = classes.values
     if selection:
-        values["selection"] = _selection_values(selection)
+        values["selection"] = {
+            "select": selection.select,
+            "ties": ties_in_words(selection),
+            "candidates": [
+                {
+                    "variant": candidate.variant,
+                    "point": candidate.point,
+                    "label": point_label(candidate.point),
+                    "seeds": len(candidate.values),
+                    "chosen": candidate.chosen,
+                    **candidate.summary,
+                }
+                for candidate in selection.candidates
+            ],
+        }
     if sentences := reservations(config.run, results, selection):
         values["summary"] = [*sentences, *values.get("summary", [])]
     return PageContent(
@@ -322,21 +336,3 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
         next(result.label for result in results if curve_of(result) != result.label),
     )
     return False
-
-
-def _selection_values(selection: ModelSelection) -> dict[str, Any]:
-    return {
-        "select": selection.select,
-        "ties": ties_in_words(selection),
-        "candidates": [
-            {
-                "variant": candidate.variant,
-                "point": candidate.point,
-                "label": point_label(candidate.point),
-                "seeds": len(candidate.values),
-                "chosen": candidate.chosen,
-                **candidate.summary,
-            }
-            for candidate in selection.candidates
-        ],
-    }

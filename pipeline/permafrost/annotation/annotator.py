@@ -154,12 +154,6 @@ class TeacherAnnotator:
                 kind.projections = projections
         return self
 
-    def with_outputs(self, cls: type[OutputKind]) -> TeacherAnnotator:
-        """Return an annotator with the same network, which computes the outputs of one kind only."""
-        return self.with_changes(
-            output_kinds=[kind for kind in self.output_kinds if isinstance(kind, cls)]
-        )
-
     def fields(self) -> list[FieldSpec]:
         """Return the fields that the pass stores of the teacher.
 
@@ -524,15 +518,12 @@ class _Download:
                 key = self.keys[int((~is_finite).nonzero()[0, 0])]
                 what, reason = "logits", ""
                 if name != _OUTPUT:
-                    what, reason = name, f", or exceed the range of {_dtype(self.values[name])}"
+                    dtype = str(self.values[name].dtype).removeprefix("torch.")
+                    what, reason = name, f", or exceed the range of {dtype}"
                 raise NotFiniteError(
                     f"the teacher's {what} of record {key} are not finite{reason}; check teacher.weights and the record"
                 )
         return {name: tensor.numpy() for name, tensor in self.values.items()} | dict(self.added)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:

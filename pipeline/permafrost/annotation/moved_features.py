@@ -95,8 +95,9 @@ class MeasureMovedFeatures(SampleTask[MovedFeatures]):
     @torch.no_grad()
     def measure(self, sample: Sample) -> tuple[int, MovedFeatures]:
         projections = read_projections(self.folder)
-        annotator = self.build_annotator().with_outputs(FeaturesOutput)
-        annotator = annotator.with_projections(projections)
+        annotator = self.build_annotator()
+        kinds = [kind for kind in annotator.output_kinds if isinstance(kind, FeaturesOutput)]
+        annotator = annotator.with_changes(output_kinds=kinds).with_projections(projections)
         specs = {spec.name: spec for spec in annotator.fields()}
         sums: dict[str, dict[str, LostVariance]] = {}
         done = 0

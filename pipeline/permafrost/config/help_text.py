@@ -42,10 +42,8 @@ def _member_entry(path: str, composed: Mapping[str, Any]) -> _Entry | None:
         node = composed.get(section, composed).get(name) or {}
         chosen = node.get("kind", DEFAULT_MEMBERS[name])
         return _Entry(path, "..." if chosen == "none" else chosen, f"One of {', '.join(members)}.")
-    for cls in FAMILIES.get(section, {}).values():
-        if name in meanings_of(cls):
-            return _Entry(path, "...", meanings_of(cls)[name])
-    return None
+    meanings = map(meanings_of, FAMILIES.get(section, {}).values())
+    return next((_Entry(path, "...", known[name]) for known in meanings if name in known), None)
 
 
 def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:

@@ -312,10 +312,9 @@ def table_arguments(option: str) -> list[str]:
     Args:
         option: Option of the network: teacher, black_box or student.
     """
-    for kind, cls in MODELS.items():
-        if cls.table_options:
-            return [f"{option}={kind}", *(f"{option}.{text}" for text in cls.table_options)]
-    return []
+    fits = ((kind, cls.table_options) for kind, cls in MODELS.items() if cls.table_options)
+    kind, texts = next(fits, ("", ()))
+    return [f"{option}={kind}", *(f"{option}.{text}" for text in texts)] if kind else []
 
 
 AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")

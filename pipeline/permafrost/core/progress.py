@@ -58,16 +58,17 @@ class ProgressLines:
 
     def _time_left(self, now: float) -> str:
         """Estimate the time that the remaining units take, as text, from all updates but the first."""
-        if self._first is None or not self._first[1] < self.n < self.total:
+        if (
+            self._first is None
+            or not self._first[1] < self.n < self.total
+            or (self.n - self._first[1]) * _MIN_SHARE < self.total  # the first records take longer
+        ):
             return ""
-        if (self.n - self._first[1]) * _MIN_SHARE < self.total:
-            return ""  # the first records take longer
         rate = (now - self._first[0]) / (self.n - self._first[1])
         seconds = rate * (self.total - self.n)
-        for unit, length in (("h", 3600), ("min", 60)):
-            if seconds >= 2 * length:
-                return f", about {seconds / length:.0f} {unit} left"
-        return f", about {seconds:.0f} s left"
+        units = (("h", 3600), ("min", 60), ("s", 1))
+        unit, length = next((each for each in units if seconds >= 2 * each[1]), units[-1])
+        return f", about {seconds / length:.0f} {unit} left"
 
     def set_description(self, title: str, refresh: bool = True) -> None:
         """Set the title."""

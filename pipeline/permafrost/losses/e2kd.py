@@ -60,14 +60,13 @@ class E2KDLoss(KDLoss):
                 lambda: self._map_distance(maps, require_maps(targets), student.input_size),
             )
         yield Term(
-            "cat", self.config.lambda_cat, lambda: self._class_map_distance(student, targets)
-        )
-
-    def _class_map_distance(self, student: StudentOutput, targets: Targets) -> Tensor:
-        return class_map_loss(
-            student.output.require("class_maps"),
-            targets.intermediates["class_maps"],
-            self.config.resolution,
+            "cat",
+            self.config.lambda_cat,
+            lambda: class_map_loss(
+                student.output.require("class_maps"),
+                targets.intermediates["class_maps"],
+                self.config.resolution,
+            ),
         )
 
     def _map_distance(

@@ -136,9 +136,8 @@ def describe_foreign_file(path: Path) -> str:
     head = _head(path)
     if is_safetensors(path):
         return ""
-    for is_such, what in _BEGINNINGS:
-        if is_such(head):
-            return what
+    if kind := next((what for is_such, what in _BEGINNINGS if is_such(head)), ""):
+        return kind
     if not head.startswith(b"PK\x03\x04"):
         return ""
     try:

@@ -290,9 +290,8 @@ def _reason(error: BaseException) -> str:
         return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the machine has a role"
     if (certificate := _CERTIFICATE.search(text)) is not None:
         return f"the server's certificate is not accepted, {certificate[1]}; SSL_CERT_FILE may name more authorities"
-    for shown, no_connection in _NO_CONNECTION.items():
-        if shown in text:
-            return no_connection
+    if reason := next((reason for shown, reason in _NO_CONNECTION.items() if shown in text), ""):
+        return reason
     first = text.strip().partition("\n")[0]
     status, code = _STATUS.search(first), _CODE.search(text)
     if status is None:

@@ -200,7 +200,13 @@ class BcosDenseNet(nn.Module):
                 channels += shape.growth
             features.add_module(f"denseblock{index}", block)
             if index < len(shape.layers):
-                features.add_module(f"transition{index}", _transition(shared, channels))
+                # Half the channels at half the resolution.
+                transition = _named_layers(
+                    norm=UncenteredBatchNorm2d(shared, channels),
+                    conv=BcosConv2d(shared, channels, channels // 2, 1),
+                    pool=nn.AvgPool2d(2),
+                )
+                features.add_module(f"transition{index}", transition)
                 channels //= 2
         features.add_module("norm5", UncenteredBatchNorm2d(shared, channels))
         self.features = features
@@ -221,15 +227,6 @@ class BcosDenseNet(nn.Module):
                 stages.append(x)
         stages[-1] = x
         return self.logit_layer.inside(stages, self.classifier(x))
-
-
-def _transition(shared: BcosSettings, channels: int) -> nn.Sequential:
-    """Build a transition to half the channels at half the resolution."""
-    return _named_layers(
-        norm=UncenteredBatchNorm2d(shared, channels),
-        conv=BcosConv2d(shared, channels, channels // 2, 1),
-        pool=nn.AvgPool2d(2),
-    )
 
 
 # ---- vit -------------------------------------------------------------------------------------------
