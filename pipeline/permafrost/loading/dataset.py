@@ -314,7 +314,11 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         most_open = max(window, _OPEN_SHARDS if self._ahead is None else WINDOW_SHARDS)
         self._bytes = MethodCache(self._open_shard, most_open)
         per_pass = max(_CACHED_SHARDS, 2 * window)
-        if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
+        record_bytes = sum(  # of all fields, over all views
+            sum(map(_bytes_of, teacher.manifest.fields)) * teacher.num_views
+            for teacher in self.passes
+        )
+        if record_bytes * len(self.rows) <= _KEPT_BYTES:
             per_pass = len(self.store.shards)
         most = per_pass * max(1, len(self.passes))
         self._stored_rows = MethodCache(self._open_stored_rows, most)
@@ -337,11 +341,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             if total > self.keep_bytes:
                 break
         return total
-
-    @staticmethod
-    def _field_bytes(teacher: TeacherPass) -> int:
-        """Size of the fields of one record in bytes, over all views."""
-        return sum(map(_bytes_of, teacher.manifest.fields)) * teacher.num_views
 
     @property
     def record_bytes(self) -> int:
