@@ -461,8 +461,7 @@ def _table_of(
     for spec in shared.manifest.fields:
         if spec.name.endswith("_scale"):
             continue
-        values = shard.values[spec.name]
-        values = decode_scaled(values, shard.values.get(f"{spec.name}_scale"))
+        values = decode_scaled(shard.values[spec.name], shard.values.get(f"{spec.name}_scale"))
         flat = values.reshape(len(values), -1)
         columns[spec.name] = pa.FixedSizeListArray.from_arrays(
             pa.array(flat.ravel()), flat.shape[1]

@@ -189,9 +189,9 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
         frames = (shifted.images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
         if variant is pair.baseline:
             rows += [
-                PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.class_names))
+                PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.class_names)),
+                PictureRow(f"moved by {shift}", list(frames[1])),
             ]
-            rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
         draw = contributions if EXPLAINERS[variant.model.explainer].contribution else None
         for title, images, maps in zip(

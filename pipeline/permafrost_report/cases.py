@@ -113,9 +113,8 @@ def choose_cases(
         for label in row["labels"]
     ]
     pairs.sort(key=lambda case: (case.key, case.label))
-    if many:
-        return _choose_by_maps(pairs, names, num_cases)
-    return _choose_by_predictions(pairs, names, num_cases)
+    choose = _choose_by_maps if many else _choose_by_predictions
+    return choose(pairs, names, num_cases)
 
 
 def _choose_by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:

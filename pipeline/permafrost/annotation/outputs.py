@@ -262,7 +262,7 @@ class _SpatialOutput(ABC):
         for name, values in self.values(output).items():
             shape = tuple(values.shape[1:])
             owners = ("class",) * (len(shape) - 2)
-            specs.append(
+            specs += [
                 FieldSpec(
                     name=name,
                     shape=shape,
@@ -271,16 +271,14 @@ class _SpatialOutput(ABC):
                     when_moved="warp",
                     frame="full",
                     axes=(*owners, "y", "x"),
-                )
-            )
-            specs.append(
+                ),
                 FieldSpec(
                     name=f"{name}_scale",
                     shape=shape[:-2] or (1,),
                     dtype="float32",
                     axes=owners or ("map",),
-                )
-            )
+                ),
+            ]
         return specs
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:

@@ -486,9 +486,10 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     Args:
         counts: Counts of the shards of this call, by name; those of an earlier call are counted here.
     """
-    if plan.views is not None:
-        return {}
-    if not (stored_pass := plan.store.part_of_pass(plan.folder)).manifest.has_logits:
+    if (
+        plan.views is not None
+        or not (stored_pass := plan.store.part_of_pass(plan.folder)).manifest.has_logits
+    ):
         return {}
     if (classes := len(plan.classes)) and stored_pass.num_classes != classes:
         logger.warning(

@@ -326,9 +326,7 @@ class Verb:
 
 def _check_live_arguments(arguments: Sequence[str], composed: dict[str, Any], config: Any) -> None:
     """Raise ConfigError for typed teacher options that `distill` does not read; an experiment may set them."""
-    if composed["mode"] == "live":
-        return
-    for argument in arguments:
+    for argument in () if composed["mode"] == "live" else arguments:
         require(
             not argument.startswith(("teacher=", "teacher.", "explainer=", "explainer.")),
             f"distill reads {argument} with mode=live only; frozen targets come from the store: "

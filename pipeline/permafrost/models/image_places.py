@@ -144,8 +144,7 @@ class InputReading(NamedTuple):
         """Say how the images are cropped, padded or turned, empty if they are not."""
         (top, left), end = self.origin, self._place_at(1, 1)
         # Of two opposite corners, and of a turn.
-        errors = [abs(top), abs(left), abs(end[0] - 1), abs(end[1] - 1)]
-        errors += [abs(self.down[1]), abs(self.across[0])]
+        errors = map(abs, (top, left, end[0] - 1, end[1] - 1, self.down[1], self.across[0]))
         if max(errors) <= max(_SAME_PLACE, _SAME_PIXELS / min(self.size)):
             return ""
         crossed = max(abs(self.down[1]), abs(self.across[0]))

@@ -98,8 +98,7 @@ def unknown_files(
             continue
         if name == FACTS_NAME:
             yield from _verify_facts(path)
-            continue
-        if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
+        elif name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
         elif (
             file_at(path).is_file() or not file_at(path).is_folder()

@@ -276,8 +276,10 @@ def _warn_of_chance(splits: Mapping[str, Mapping[str, Any]]) -> None:
 def check_splits(config: TeachConfig, store: Store) -> None:
     """Raise ConfigError unless the store has the splits for training and evaluation."""
     known = list(store.manifest.records)
-    splits = [("teaching.split", config.teaching.split)]
-    splits += [("evaluate.splits", split) for split in config.evaluate.splits]
+    splits = [
+        ("teaching.split", config.teaching.split),
+        *(("evaluate.splits", split) for split in config.evaluate.splits),
+    ]
     for option, split in splits:
         require(
             split in known,
@@ -306,8 +308,12 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
 
 
 def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
-    arguments = [f"store.path={config.store.path}", f"run={config.run}", "teacher=saved"]
-    arguments.append(f"teacher.weights={Path(weights).parent}")
+    arguments = [
+        f"store.path={config.store.path}",
+        f"run={config.run}",
+        "teacher=saved",
+        f"teacher.weights={Path(weights).parent}",
+    ]
     if not store.form.has_places:
         arguments.append(f"annotate.outputs=[{','.join(config.teacher.table_outputs)}]")
     return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])

@@ -172,9 +172,8 @@ _SIDE_OF_UNKNOWN = 224
 
 def build_trunk_network(config: AdditiveModelConfig, num_classes: int) -> AdditiveClassifier:
     """Build the network of name=trunk."""
-    if config.trunk_features == "channels":
-        return AdditiveChannels(config, num_classes)
-    return AdditiveTrunk(config, num_classes)
+    network = AdditiveChannels if config.trunk_features == "channels" else AdditiveTrunk
+    return network(config, num_classes)
 
 
 class _TrunkClassifier(AdditiveClassifier):
