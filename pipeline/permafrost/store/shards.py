@@ -306,7 +306,8 @@ class PassShardTable(NamedShards[PassShard]):
     @property
     def total_bytes(self) -> int:
         """Number of bytes of all files."""
-        return pc.sum(self.table["files"].combine_chunks().flatten().field("bytes")).as_py() or 0
+        files = self.table["files"].combine_chunks().flatten()
+        return pc.sum(files.field("bytes")).as_py() or 0
 
     def bytes_below(self, folder: str) -> int:
         """Return the number of bytes of the files whose paths begin with `folder`."""

@@ -220,7 +220,8 @@ _BATCH = 4096
 def _iter_frames(dataset: StoreDataset) -> Iterator[Tensor]:
     """Read the frames or rows of the whole split that a training reads, in parts."""
     (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
-    for number in dataset.store.shards.splits[dataset.store.shards[int(first)].split].tolist():
+    split = dataset.store.shards[int(first)].split
+    for number in dataset.store.shards.splits[split].tolist():
         shard = dataset.store.shards[number]
         frames = ShardFrames(dataset.store, shard)
         for start in range(0, shard.records, _BATCH):

@@ -182,7 +182,8 @@ class BcosConv2d(nn.Module):
     def _patch_norm(self, x: Tensor) -> Tensor:
         """Norms of the patches, [B, 1, h, w], or [B, out_channels, h, w] with groups."""
         conv = self.linear
-        squares = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:]).sum(dim=2)
+        by_group = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:])
+        squares = by_group.sum(dim=2)
         if torch.compiler.is_exporting():  # torch.onnx leaves the divisor out
             area = conv.kernel_size[0] * conv.kernel_size[1]
             sums = area * F.avg_pool2d(squares, conv.kernel_size, conv.stride, self.padding)
