@@ -266,19 +266,20 @@ def ingest_targets(
             is_selection=description["selection"] is not None,
         )
         passport = None if check is None else check(task, targets, shards, description)
+    written = store_targets(
+        task,
+        store,
+        executor,
+        shards,
+        missing,
+        description,
+        {"permafrost": __version__, "targets": Path(config.path).name},
+        passport=passport,
+    )
     return IngestedPass(
         name=folder.name,
         records=records,
-        written=store_targets(
-            task,
-            store,
-            executor,
-            shards,
-            missing,
-            description,
-            {"permafrost": __version__, "targets": Path(config.path).name},
-            passport=passport,
-        ),
+        written=written,
         without_record=joined.without_record,
         passport=passport,
     )

@@ -481,10 +481,9 @@ def _localize(
     Each is [n], nan for records without a region.
     """
     upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
-    epg = energy_pointing_game(upsampled, regions)
     nowhere = float("nan")
     return (
-        epg.masked_fill(no_region, nowhere),
+        energy_pointing_game(upsampled, regions).masked_fill(no_region, nowhere),
         localization_iou(upsampled, regions, options.iou_threshold).masked_fill(no_region, nowhere),
         uniform_score(regions).masked_fill(no_region, nowhere),
     )
