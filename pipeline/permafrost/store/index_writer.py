@@ -57,7 +57,8 @@ class IndexWriter:
 
     def __enter__(self) -> IndexWriter:
         file_at(self._folder).make_folder()
-        self._files.update({name: file_at(self._folder).scratch() for name in COLUMNS})
+        for name in COLUMNS:
+            self._files[name] = file_at(self._folder).scratch()
         for name in LISTS:
             self._append(f"{name}{OFFSETS}", np.zeros(1, np.int64))
         return self
