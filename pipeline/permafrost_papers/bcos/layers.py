@@ -210,7 +210,8 @@ class BcosLinear(nn.Module):
         out = F.linear(x, weight / weight.norm(dim=1, keepdim=True))
         squares = to_float32(x).square().sum(dim=-1, keepdim=True)
         # A square root has no gradient at zero, where the output is 0 for any divisor.
-        return _align(out, torch.where(squares > 0, squares, 1.0).sqrt() + _LINEAR_EPS, self.shared)
+        norm = torch.where(squares > 0, squares, 1.0).sqrt() + _LINEAR_EPS
+        return _align(out, norm, self.shared)
 
 
 class UncenteredBatchNorm2d(nn.Module):
