@@ -83,8 +83,7 @@ def overview() -> str:
         "  permafrost <verb> [key=value ...]",
     ]
     for group in dict.fromkeys([*VERB_GROUPS, *(each.group for each in VERBS.values())]):
-        verbs = [verb for verb in VERBS if VERBS[verb].group == group]
-        if verbs:
+        if verbs := [verb for verb in VERBS if VERBS[verb].group == group]:
             lines.append(f"\n{VERB_GROUPS.get(group, group)}:")
             lines += [f"  {verb:<11} {VERBS[verb].help.partition(chr(10))[0]}" for verb in verbs]
     return "\n".join([*lines, "\nTry:", *(f"  {example}" for example in _EXAMPLES)])

@@ -101,8 +101,7 @@ def attempt(program: str, run: Callable[[], None]) -> tuple[int, str]:
     except UserError as error:
         code, reason = 1, _text_of(error)
     except (RuntimeError, MemoryError) as error:
-        described = device_error(error)
-        if described is None:
+        if (described := device_error(error)) is None:
             raise
         code, reason = 1, _text_of(described)
     except BrokenPipeError:  # as in `permafrost distill --cfg job | head`
@@ -205,8 +204,7 @@ def _named_packages(verb: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = _PACKAGES.get((error.name or "").partition(".")[0])
-        if package is None:
+        if (package := _PACKAGES.get((error.name or "").partition(".")[0])) is None:
             raise
         raise ConfigError(
             f"{verb} needs the package {package} for this; install it with: pip install {package}"
@@ -262,8 +260,7 @@ def _configure(
     config = place_paths(build_verb_config(verb, composed))
     for section, values in objects.items():
         config = replace(config, **{section: replace(getattr(config, section), **values)})
-    check_arguments = VERBS[verb].check_arguments
-    if check_arguments is not None:
+    if (check_arguments := VERBS[verb].check_arguments) is not None:
         check_arguments(complete, composed, config)
     return config, composed
 

@@ -383,9 +383,8 @@ def _run(
     for section in {trained, *frozen} & values.keys():
         if isinstance(values[section], nn.Module):
             objects[section] = {"network": values[section]}
-            is_frozen = section in frozen
             side = parameters.get("input_size")
-            values[section] = options_of_network(values[section], section, is_frozen, side)
+            values[section] = options_of_network(values[section], section, section in frozen, side)
             if section == trained and verb != "evaluate":
                 del values[section]["classes"]  # as many as its targets have
                 require(

@@ -144,13 +144,11 @@ def _describe_gpu(number: int, problems: list[str], *, touch: bool) -> str:
 
 def _reason_without_gpus() -> str:
     """Say why torch has no GPU."""
-    other = unused_accelerator()
-    if other is not None:
+    if (other := unused_accelerator()) is not None:
         return f"none for passes, which do not run on {other}; trainer.device={other} trains on it"
     if not torch.version.cuda and not torch.version.hip:
         return "none: this torch is built without CUDA (TORCH_BACKEND=cu130 make install has another one)"
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None:
+    if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return f"none: CUDA_VISIBLE_DEVICES={hidden!r} hides them"
     if not Path("/dev/nvidia0").exists() and not Path("/dev/kfd").exists():
         return "none on this machine"
@@ -172,8 +170,7 @@ def _describe_disks(problems: list[str]) -> str:
     text = f"{temporary / _GIB:.0f} GiB free for temporary files"
     if not Path("/dev/shm").is_dir():
         return text
-    shared = shutil.disk_usage("/dev/shm").free
-    if shared < _GIB:
+    if (shared := shutil.disk_usage("/dev/shm").free) < _GIB:
         problems.append(
             f"shared memory of {shared / 2**20:.0f} MiB is little for trainer.loader_processes and for Ray (docker run "
             "--shm-size=8g)"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isnan, prod
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,15 +35,12 @@ from permafrost.loading.recipes import Recipe
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.compute import torch_threads
 from permafrost.store.frames import ShardFrames
-from permafrost.store.reader import Store
+from permafrost.store.reader import Store, TeacherPass
 from permafrost_estimate.options import EstimateOptions
+from permafrost_estimate.sample import Whole
 from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import pass_parts
 from permafrost_evaluators.equivariance import RECIPE, compare_views
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
-    from permafrost_estimate.sample import Whole
 
 _METRICS = {"logits": "logits_kl", "maps": "map_cosine", "features": "features_cosine"}
 """Metric of each output, whose distance is the KL in nats, or 1 - cosine."""
@@ -104,8 +100,7 @@ def measure_views(
     canonical = store.open_passes((plan_pass(config, store).folder.name,))
     mix = config.views.mix if isinstance(config.views, RandomViewsConfig) else ()
     # Views are of the whole frame, and the sample has no other records.
-    one_view = RandomViewsConfig(count=1, mix=mix)
-    changed = replace(config, views=one_view, subset=SubsetOptions())
+    changed = replace(config, views=RandomViewsConfig(count=1, mix=mix), subset=SubsetOptions())
     views = requested_views(changed, store)
     plan = plan_pass(changed, store, views)
     options = replace(plan.options, precision=plan.precision, compile=False, min_fidelity=0.0)
@@ -133,10 +128,9 @@ def _view_seconds(
     entries = [store.shards[number] for number in views.shards.tolist()]
     shard = max(entries, key=lambda entry: entry.records)
     rows = views.rows_of(store, shard)[:batch_size]
-    frames = ShardFrames(store, shard, rows)
     keys = [store.index.shard_keys(store.shards.number_of(shard.name))[row] for row in rows]
     drawn = views.draw(store, shard).select(slice(0, len(rows)))
-    batch = read_inputs(frames, drawn, annotator.input_size, 0, len(rows))
+    batch = read_inputs(ShardFrames(store, shard, rows), drawn, annotator.input_size, 0, len(rows))
 
     def annotate() -> float:
         started = perf_counter()
@@ -254,8 +248,7 @@ def propose(rows: Sequence[FreezingRow], options: EstimateOptions) -> str:
         for row in rows
         if (budget is None or row.bytes <= budget) and (largest is None or row.distance <= largest)
     ]
-    stored = [row for row in within if not row.is_live]
-    if not stored:
+    if not (stored := [row for row in within if not row.is_live]):
         return (
             f"{within[0].words}, as no stored targets are within the limits"
             if within

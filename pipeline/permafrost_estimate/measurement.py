@@ -310,8 +310,7 @@ def _compare(
         steps = measure_steps(config, sample.store, budget)
     except UserError as error:
         return None, str(error).replace(str(sample.store.path), config.store.path)
-    per_step = config.views.per_step if config.mode == "replay" else 1
-    records = sample.whole.trained * per_step
+    records = sample.whole.trained * (config.views.per_step if config.mode == "replay" else 1)
     epochs = break_even_epochs(annotation, steps.saved.times(records))
     training = StudentCost(
         steps=steps,

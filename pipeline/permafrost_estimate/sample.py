@@ -189,8 +189,7 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
     with listing_files(folder) as files:
         packed = packed_store(config.store.folder)
         listed = list_data(config.data, files, config.store.seed, lambda _: times, packed)
-        finished = appended_store(config, config.store.folder)
-        if finished is not None:
+        if (finished := appended_store(config, config.store.folder)) is not None:
             listed = listed.compared_with(finished, files, config.store.seed)
         plans = listed.plan_shards(config.store)
         preview = preview_source(

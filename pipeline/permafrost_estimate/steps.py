@@ -137,8 +137,7 @@ def measure_steps(config: EstimateConfig, store: Store, budget: TimeBudget) -> S
 def _measured_batch(config: EstimateConfig, store: Store, budget: TimeBudget) -> tuple[int, float]:
     """Return the records of a step that is within memory and time, and the bytes of one of trainer.batch_size."""
     smallest = _SMALLEST_STEP * config.views.per_step
-    whole = config.trainer.batch_size
-    if whole <= smallest:
+    if (whole := config.trainer.batch_size) <= smallest:
         return whole, 0.0
     trainer = replace(config.trainer, batch_size=smallest, compile=False)
     probe = _Steps(replace(config, trainer=trainer), store, "live")
@@ -373,9 +372,8 @@ def seconds_per_record(
 
 def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:
     """Return the options of a student on all records of the split that the sample has."""
-    live = mode == "live"
     teacher = config.teacher
-    if live and not isinstance(teacher, NoModelConfig):
+    if mode == "live" and not isinstance(teacher, NoModelConfig):
         teacher = replace(teacher, frame="full")  # as many pixels as a center crop at its size
     options = DistillConfig(
         store=replace(config.store, path=str(store.path), teacher=()),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +18,9 @@ from permafrost.store.commit_markers import marker_path
 from permafrost.store.facts import FACTS_NAME
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.manifest import MANIFEST_NAME
+from permafrost.store.reader import TeacherPass
 from permafrost.store.thumbnails import THUMBNAIL_BYTES
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
-    from permafrost_estimate.sample import CurvePoint, RecordSample, Whole
+from permafrost_estimate.sample import CurvePoint, RecordSample, Whole
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,7 @@ def index_part(sample: RecordSample) -> VolumePart:
     rest += THUMBNAIL_BYTES * whole.records if store.form.has_places else 0
     with scratch_folder() as folder, IndexWriter(folder) as writer:
         empty = sum(file.bytes for file in writer.finish().values())
-    bytes_of_index = sum(file.bytes for file in manifest.index.values())
-    index = (store.num_records(), bytes_of_index - empty)
+    index = (store.num_records(), sum(file.bytes for file in manifest.index.values()) - empty)
     form = "index, thumbnails, commit markers, manifest"
     return _part("index", form, [index], whole.records, rest + empty)
 

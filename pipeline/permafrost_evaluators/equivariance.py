@@ -151,10 +151,9 @@ def compare_views(
     for batch in batches:
         sizes = batch.original_size.cpu()
         for name, (views, pixels) in schedules.items():
-            changes = pixels.draw(0, start, len(sizes))
             view_batch = replace(
                 in_views(batch, views.views(0, start, sizes), views.rendering),
-                pixel_augment=move_values(changes, model.device),
+                pixel_augment=move_values(pixels.draw(0, start, len(sizes)), model.device),
             )
             images = view_images(view_batch, model.input_size)
             view_batch = replace(view_batch, rendered=images)
@@ -228,8 +227,7 @@ def compare_mixtures(
         grid = (output.features.shape[-2], output.features.shape[-1])
         request = TargetRequest(grid, with_maps=explainer is not None)
         (stored, *_) = view_targets(replace(batch, targets=_without_fields(batch)), request)
-        rows = torch.arange(len(mixture.partners), device=model.device)
-        paired = mixture.partners != rows
+        paired = mixture.partners != torch.arange(len(mixture.partners), device=model.device)
         shares = mixture.shares
         if isinstance(stored.logits, Tensor):
             pair = stored.logits, stored.logits[mixture.partners]
@@ -272,8 +270,7 @@ def _means_of_shares(name: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[
     shares, values = (torch.cat(columns).double().cpu() for columns in zip(*parts, strict=True))
     means = {name: float(values.mean())} if len(values) else {}
     for low, high in pairwise(SHARES):
-        inside = (shares >= low) & ((shares < high) | (high == SHARES[-1]))
-        if inside.any():
+        if (inside := (shares >= low) & ((shares < high) | (high == SHARES[-1]))).any():
             means[f"{name}_{100 * low:.0f}_to_{100 * high:.0f}"] = float(values[inside].mean())
     return means
 
@@ -296,8 +293,7 @@ def probability_spread(probabilities: Tensor) -> float | None:
     Returns:
         The number, None for fewer than two blocks.
     """
-    blocks = len(probabilities) // SPREAD_BLOCK
-    if blocks < 2:
+    if (blocks := len(probabilities) // SPREAD_BLOCK) < 2:
         return None
     order = np.random.default_rng(0).permutation(len(probabilities))[: blocks * SPREAD_BLOCK]
     drawn = probabilities[torch.from_numpy(order)].reshape(blocks, SPREAD_BLOCK, -1)

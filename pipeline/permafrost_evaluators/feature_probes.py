@@ -121,8 +121,7 @@ def _compute_features(context: EvaluationContext, dataset: StoreDataset) -> tupl
         check_interrupted()
         pooled = context.model.network(images, Intermediates(pooled=True)).require("pooled")
         parts.append(to_float32(pooled).cpu())
-    labels = torch.from_numpy(dataset.label_numbers[positions].astype(np.int64))
-    return torch.cat(parts), labels
+    return torch.cat(parts), torch.from_numpy(dataset.label_numbers[positions].astype(np.int64))
 
 
 # ---- nearest neighbors -----------------------------------------------------------------------------

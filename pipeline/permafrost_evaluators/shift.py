@@ -177,11 +177,10 @@ def overlap_cosine(unmoved: Tensor, shifted: Tensor, shift: int) -> tuple[Tensor
     height, width = unmoved.shape[-2:]
     there = unmoved[..., : height - shift, : width - shift].flatten(1).double()
     here = shifted[..., shift:, shift:].flatten(1).double()
-    valid = there.any(dim=1) & here.any(dim=1)
     scaled = [
         maps / maps.abs().amax(dim=1, keepdim=True).clamp(min=1e-300) for maps in (there, here)
     ]
-    return F.cosine_similarity(scaled[0], scaled[1], dim=1), valid
+    return F.cosine_similarity(scaled[0], scaled[1], dim=1), there.any(dim=1) & here.any(dim=1)
 
 
 def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
@@ -194,8 +193,7 @@ def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
 
 
 def _select_records(count: int, records: int) -> list[int]:
-    generator = random.Random(derive_seed(0, "shift"))
-    return sorted(generator.sample(range(count), min(count, records)))
+    return sorted(random.Random(derive_seed(0, "shift")).sample(range(count), min(count, records)))
 
 
 def _maps(
@@ -227,8 +225,7 @@ def _shift(context: EvaluationContext) -> dict[str, Any]:
 
 
 def _check_shift(context: EvaluationContext) -> Mapping[str, str]:
-    pixels = context.options.of(ShiftOptions).pixels
-    if pixels is None:
+    if (pixels := context.options.of(ShiftOptions).pixels) is None:
         raise ConfigError(
             "evaluators=shift needs evaluate.shift.pixels; set it, for example evaluate.shift.pixels=32"
         )

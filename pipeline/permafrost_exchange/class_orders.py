@@ -51,11 +51,10 @@ def order_classes(
     usable = (np.minimum(*labels) >= 0) & (np.maximum(*labels) < count)
     there, here = (column[usable].astype(np.int64) for column in labels)
     numbers = np.arange(count)
-    has_same_names = list(shared_names) == list(store_names)
     named = _order_of_names(shared_names, store_names)
     candidates = (
         (named, _MOSTLY, "their names"),
-        (numbers if has_same_names else None, _SURE, "their numbers"),
+        (numbers if list(shared_names) == list(store_names) else None, _SURE, "their numbers"),
         (_order_of_labels(there, here, count), _SURE, "the labels of their records"),
     )
     chosen = next(
@@ -89,12 +88,11 @@ def order_classes(
             (order[there] != here).sum(),
             len(there),
         )
-    moved = [
+    if moved := [
         f"class {number} ({shared_names[number]}) is class {order[number]} here ({store_names[order[number]]})"
         for number in range(count)
         if number != order[number] or shared_names[number] != store_names[order[number]]
-    ]
-    if moved:
+    ]:
         logger.warning("classes are matched by %s: %s", reason, shorten(moved, 3))
     return None if (order == numbers).all() else order
 

@@ -101,8 +101,7 @@ class StoredOutputs(NamedTuple):
 
     def teacher_shares(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """Return the teacher's log-probabilities of the same classes and of the rest, of the shape of `log_shares`."""
-        whole = log_softmax(logits / self.temperature)
-        listed = np.take_along_axis(whole, self.classes, axis=1)
+        listed = np.take_along_axis(log_softmax(logits / self.temperature), self.classes, axis=1)
         if not self.has_rest:
             return log_softmax(listed)
         rest = np.maximum(1 - np.exp(listed).sum(axis=1, keepdims=True), 1e-12)
@@ -152,15 +151,14 @@ def find_cause_of_outputs(
     factor, left = fit_temperature(logits, stored)
     temperature = f"{factor * stored.temperature:.3g}"
     if _is_clear(factor) and _explains(logits, logits, stored):
-        advice = f"set format.temperature={temperature}"
-        if stored.temperature == 1:
-            advice = (
-                f"save the teacher's logits themselves; these must be multiplied by {temperature}"
-            )
+        advice = (
+            f"save the teacher's logits themselves; these must be multiplied by {temperature}"
+            if stored.temperature == 1
+            else f"set format.temperature={temperature}"
+        )
         text = f"they are at temperature {temperature}, and not {stored.temperature:g}"
         return Cause("temperature", text, advice, left)
-    order = _match_classes(logits, stored)
-    if order is not None:
+    if (order := _match_classes(logits, stored)) is not None:
         factor, left = fit_temperature(logits[:, order], stored)
         is_seen = stored.dense(len(order)).std(axis=0) > 0
         moved = np.flatnonzero((order != np.arange(len(order))) & is_seen)
@@ -296,8 +294,7 @@ def find_noise(logits: NDArray[Any], stored: StoredOutputs) -> Cause | None:
     noise = stored.dense(num_classes) - log_softmax(logits)
     noise -= noise.mean(axis=1, keepdims=True)
     sizes = noise.std(axis=1)
-    between = np.asarray(np.corrcoef(noise, rowvar=False))
-    off_diagonal = between[~np.eye(num_classes, dtype=bool)]
+    off_diagonal = np.asarray(np.corrcoef(noise, rowvar=False))[~np.eye(num_classes, dtype=bool)]
     expected = -1 / (num_classes - 1)  # rows are centered
     unevenness = sizes.std() / sizes.mean()
     coupling = np.sqrt(np.mean((off_diagonal - expected) ** 2))
@@ -373,9 +370,8 @@ def find_cause_of_field(
             return Cause("maps", f"{name} is {text}", advice, float(left))
     one, other = map(unit_rows, centered(teacher, stored))
     alike = one @ other.T
-    odd = np.flatnonzero(alike.diagonal() <= _EXACT_COSINE)
     owners = np.where(alike.max(axis=0) > _EXACT_COSINE, alike.argmax(axis=0), -1)
-    cause = _describe_rows(keys, odd, owners)
+    cause = _describe_rows(keys, np.flatnonzero(alike.diagonal() <= _EXACT_COSINE), owners)
     if cause is None:
         return None
     return cause._replace(kind="maps" if is_map else "rows", text=f"{name}: {cause.text}")

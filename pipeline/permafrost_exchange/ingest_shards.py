@@ -104,8 +104,7 @@ class IngestShard:
         names = [spec.name for spec in self.fields.fields]
         values = {name: np.concatenate([part.values[name] for part in parts]) for name in names}
         fidelity = {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity}
-        views = values[names[0]].shape[1]
-        if views != self.fields.num_views:
+        if (views := values[names[0]].shape[1]) != self.fields.num_views:
             raise TargetError(
                 f"{self.targets.path}: the records of shard {shard.name} have {views} views, others "
                 f"{self.fields.num_views}; set format.views= to a number that all have"
@@ -127,8 +126,7 @@ class IngestShard:
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
         """Return the rows of a shard that have targets, counted from its beginning."""
         rows = self.store.rows_of_shard(self._number(shard))
-        numbers = self._join.column(0).slice(rows.start, len(rows)).to_numpy()
-        return np.flatnonzero(numbers >= 0)
+        return np.flatnonzero(self._join.column(0).slice(rows.start, len(rows)).to_numpy() >= 0)
 
     def read(self, shard: ShardEntry, rows: NDArray[np.int64]) -> EncodedTargets:
         """Read the targets of some rows of a shard, which have some.
@@ -324,8 +322,7 @@ def with_fields(
         is_selection: True if the manifest has a selection, so that readers expect the rows of its largest shard.
     """
     num_views = next(iter(example.values.values())).shape[1]
-    excess = describe_excess(example.fields, num_views)
-    if excess is not None:
+    if (excess := describe_excess(example.fields, num_views)) is not None:
         raise TargetError(f"{task.targets.path}: a pass cannot have values of this size: {excess}")
     rows = [len(task.rows_of(shard)) for shard in shards]
     fields = BACKENDS[backend](

@@ -108,14 +108,12 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
         store.form.has_places,
         f"store.path={store.path} has rows of a table, and targets of other tools are of images",
     )
-    options = config.format
-    if options.kind == "npz":
+    if (options := config.format).kind == "npz":
         require_arrays(config.path)
     reader = resolve_implementation(type(options))(options, Path(config.path).absolute())
     with reading(config.path):
         form = reader.form()
-    frame = options.frame or form.frame
-    if frame is None:
+    if (frame := options.frame or form.frame) is None:
         raise ConfigError(
             f"format.frame is not set, and files of format={options.kind} do not say which part of each image the "
             "teacher received; set it to full, or to center_crop with format.crop_fraction=, or to unknown"
@@ -473,11 +471,10 @@ def _complete(
     """Return the description with what the first record shows: classes and views."""
     sizes = {spec.name: spec.shape for spec in first.fields}
     classes = targets.form.classes or next(iter(sizes.get("logits", (0,))))
-    num_views = next(iter(first.values.values())).shape[1]
     temperatures = {"temperatures": targets.form.temperatures} if "top_logits" in sizes else {}
     return {
         **description,
         **temperatures,
         "teacher": description["teacher"] | {"classes": classes},
-        "views": description["views"] | {"count": num_views},
+        "views": description["views"] | {"count": next(iter(first.values.values())).shape[1]},
     }

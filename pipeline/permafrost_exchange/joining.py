@@ -58,8 +58,7 @@ def join_targets(
         TargetError: If names are equal where they must differ, or no record has a target.
         ConfigError: If the store has no such split.
     """
-    parts = [[pa.array(texts, pa.large_string()) for texts in part] for part in listing]
-    if not parts:
+    if not (parts := [[pa.array(texts, pa.large_string()) for texts in part] for part in listing]):
         raise TargetError("path= has no targets")
     names, places = (pa.concat_arrays(arrays) for arrays in zip(*parts, strict=True))
     listed, names_compared = len(names), names
@@ -132,8 +131,7 @@ def _comparable(store: Store, names: pa.Array, kind: JoinKind) -> tuple[pa.Array
 def _tail(paths: pa.Array, depth: int) -> pa.Array:
     """Return the last folders and the name of each path."""
     folders = f"(?:[^/]+/){{{depth - 1}}}"
-    pattern = f"^.*?({folders}[^/]+)$"
-    return pc.replace_substring_regex(paths, pattern, r"\1")
+    return pc.replace_substring_regex(paths, f"^.*?({folders}[^/]+)$", r"\1")
 
 
 def hex_column(digests: pa.Array) -> pa.Array:

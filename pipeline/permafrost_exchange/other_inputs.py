@@ -62,8 +62,7 @@ def center_cropped(annotator: TeacherAnnotator, fraction: float | None) -> Other
 
 def other_frames(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
     """Iterate over parts of the image."""
-    for fraction in (None, *_FRACTIONS):
-        yield center_cropped(annotator, fraction)
+    yield from (center_cropped(annotator, fraction) for fraction in (None, *_FRACTIONS))
 
 
 def other_sizes(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
@@ -110,10 +109,14 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _statistics_of(annotator: TeacherAnnotator) -> _Statistics:
     """Return the mean and the standard deviation of the teacher's own normalization."""
-    for module in annotator.model.modules():
-        if isinstance(module, Normalize):
-            return module.mean.flatten().tolist(), module.std.flatten().tolist()
-    return _NORMALIZATIONS["0 and 1"]
+    return next(
+        (
+            (module.mean.flatten().tolist(), module.std.flatten().tolist())
+            for module in annotator.model.modules()
+            if isinstance(module, Normalize)
+        ),
+        _NORMALIZATIONS["0 and 1"],
+    )
 
 
 def _renormalized(images: Tensor, *, stated: _Statistics, other: _Statistics) -> Tensor:
@@ -125,6 +128,5 @@ def _renormalized(images: Tensor, *, stated: _Statistics, other: _Statistics) ->
 
 
 def _resized(images: Tensor, *, side: int, mode: str, antialias: bool) -> Tensor:
-    size = images.shape[-2:]
     small = F.interpolate(images, (side, side), mode=mode, antialias=antialias)
-    return F.interpolate(small, size, mode=mode, antialias=antialias).clamp(0, 1)
+    return F.interpolate(small, images.shape[-2:], mode=mode, antialias=antialias).clamp(0, 1)

@@ -22,7 +22,6 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
     manifest = shared.manifest
     teacher = manifest.teacher
     described = teacher.get("architecture", {})
-    views = manifest.views
     rows = {
         "data set": f"{store.manifest.dataset.name}, {shared.shards.num_rows:,} records",
         "teacher": f"{described.get('kind', '')} {described.get('name', '')}".strip(),
@@ -32,7 +31,7 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
         "keys": "names of the image files"
         if config.keys
         else "numbers, in place of names of files",
-        "views": f"{shared.num_views} ({views['sampler']})",
+        "views": f"{shared.num_views} ({manifest.views['sampler']})",
         "explainer": shared.explainer or "none",
         "temperatures": ", ".join(map(str, manifest.temperatures)) or "all logits are stored",
     }

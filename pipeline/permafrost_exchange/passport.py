@@ -101,8 +101,7 @@ def check_ingested(
     distance = distance_of(passport.agreement)
     for option, reader in targets.reader.alternatives().items() if distance > CLOSE_NATS else ():
         other = replace(task, targets=targets._replace(reader=reader))
-        left = distance_of(compare(source=other)[0].agreement)
-        if left < _HALF * distance:
+        if (left := distance_of(compare(source=other)[0].agreement)) < _HALF * distance:
             text = f"they are closer with {option}"
             causes = [Cause("preprocessing", text, f"set {option}", left)]
     return _judged(passport, causes, config.passport, facts, config.path)

@@ -48,8 +48,7 @@ def require_arrays(typed: str) -> None:
     Raises:
         ConfigError: If it is something else. The message says which format it has, and what is missing.
     """
-    path = Path(typed).absolute()
-    if path.suffix in (".npz", ".npy") and not path.is_dir():
+    if (path := Path(typed).absolute()).suffix in (".npz", ".npy") and not path.is_dir():
         return
     require(path.exists(), f"path={typed} does not exist; name the file or folder of the targets")
     recognized = recognize(path)
@@ -107,19 +106,16 @@ def _files(folder: Path) -> Iterator[Path]:
     """Iterate over the files below a folder in a fixed order."""
     for root, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
-            yield Path(root, name)
+        yield from (Path(root, name) for name in sorted(names))
 
 
 def _recognize_epoch(path: Path, first: Path) -> Recognition:
     lacks = []
     if first.parent != path:
         lacks.append(f"the name of one epoch: set path={first.parent}")
-    values = first.with_name(first.name.replace("-keys.txt", "-values.bin"))
-    if not values.is_file():
+    if not (values := first.with_name(first.name.replace("-keys.txt", "-values.bin"))).is_file():
         lacks.append(f"{values.name} next to {first.name}")
-    key = next(iter_lines(first), "")
-    options = (*_CLASSES, *([_POSITION] if key.isdigit() else []))
+    options = (*_CLASSES, *([_POSITION] if next(iter_lines(first), "").isdigit() else []))
     return Recognition("tinyvit", "logits of an epoch of TinyViT", options, tuple(lacks))
 
 

@@ -177,8 +177,7 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         f"by the SHA-256 of their {how}",
         "Targets belong to the pixels of an image; attach them to a store of the same images",
     )
-    kind = shared.explainer.get("kind")
-    if kind is not None and kind not in EXPLAINERS:
+    if (kind := shared.explainer.get("kind")) is not None and kind not in EXPLAINERS:
         raise TargetError(
             f"{folder}: its maps were made by explainer {quote(kind)}, which is not among {', '.join(EXPLAINERS)}; "
             "install the plug-in that adds it, as students are explained in the same way"
@@ -219,13 +218,12 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     )
     with prepared(target, joined):
         task = IngestShard(store_path=store.folder, folder=target, targets=source, origin=origin)
-        example = task.read(shards[0], task.rows_of(shards[0])[:1])
         task = with_fields(
             task,
             config.store.backend,
             store,
             shards,
-            example,
+            task.read(shards[0], task.rows_of(shards[0])[:1]),
             fingerprint,
             is_selection=description["selection"] is not None,
         )
@@ -254,12 +252,11 @@ def _require_same(
 ) -> None:
     """Raise TargetError if a finished pass has the fingerprint of a shared one, and is another."""
     manifest = read_pass_manifest(target)
-    differing = [
+    if differing := [
         name
         for name, value in [*description.items(), ("fields", shared.fields)]
         if names_in(getattr(manifest, name)) != names_in(value)
-    ]
-    if differing:
+    ]:
         raise TargetError(
             f"{folder / SHARE_NAME} has the fingerprint of {target.name} in this store and another "
             f"{', '.join(differing)}, so one of the two was changed by hand; nothing was attached"
@@ -336,8 +333,7 @@ def _join(
     if (numbers < 0).any() and pc.any(pc.not_equal(columns["pixels_sha256"], "")).as_py():
         pixels = _pixels_of(store)
         numbers, how = _match(pixels, keys, columns["pixels_sha256"], columns["key"]), "pixels"
-    matched = len(np.unique(numbers[numbers >= 0]))
-    if not matched:
+    if not (matched := len(np.unique(numbers[numbers >= 0]))):
         raise TargetError(
             f"{folder} has targets of {len(places):,} images of {shared.dataset}, and {store.path} has none of "
             f"them, by the SHA-256 of their {how}; targets belong to the pixels of an image"

@@ -227,11 +227,11 @@ def _check(config: ShareConfig, store: Store, shared: TeacherPass) -> None:
         "images=true: the store has rows of a table, and no images",
     )
     names = [spec.name for spec in shared.manifest.fields]
-    if config.form == "embeddings" and "pooled" not in names:
-        raise ConfigError(
-            f"form=embeddings writes the field pooled, and {shared.name} has {', '.join(names)}; choose "
-            "form=webdataset or huggingface"
-        )
+    require(
+        config.form != "embeddings" or "pooled" in names,
+        f"form=embeddings writes the field pooled, and {shared.name} has {', '.join(names)}; choose "
+        "form=webdataset or huggingface",
+    )
     require(
         config.form != "embeddings" or shared.num_views == 1,
         f"form=embeddings has one embedding per image, and {shared.name} has {shared.num_views} views",
@@ -335,8 +335,7 @@ def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:
     places = zip(*(column.tolist() for column in taken.values()), shard.columns["key"], strict=True)
     for row, place in zip(shard.rows.tolist(), places, strict=True):
         data = opened.read(*place)
-        suffix = picture_suffix(data[:16])
-        if suffix is None:
+        if (suffix := picture_suffix(data[:16])) is None:
             from PIL import Image
 
             frame = ShardFrames(store, shard.entry, np.array([row])).read(0, 1).frames[0]
@@ -462,8 +461,7 @@ def _table_of(
     for spec in shared.manifest.fields:
         if spec.name.endswith("_scale"):
             continue
-        values = shard.values[spec.name]
-        values = decode_scaled(values, shard.values.get(f"{spec.name}_scale"))
+        values = decode_scaled(shard.values[spec.name], shard.values.get(f"{spec.name}_scale"))
         flat = values.reshape(len(values), -1)
         columns[spec.name] = pa.FixedSizeListArray.from_arrays(
             pa.array(flat.ravel()), flat.shape[1]

@@ -340,11 +340,11 @@ def _same_field(spec: FieldSpec, teacher: Values) -> str | None:
     Files do not number stages as this project does, so features may be those of any stage.
     """
     prefix, _, number = spec.name.rpartition("_")
-    names = [spec.name]
-    if number.isdigit():
-        names = sorted(
-            (name for name in teacher if name.rpartition("_")[0] == prefix), reverse=True
-        )
+    names = (
+        sorted((name for name in teacher if name.rpartition("_")[0] == prefix), reverse=True)
+        if number.isdigit()
+        else [spec.name]
+    )
     return next(
         (name for name in names if name in teacher and teacher[name].shape[2:] == spec.shape), None
     )
@@ -362,8 +362,7 @@ class _Search:
         """Take the first records of a batch, and the distance that rounding explains."""
         self.annotator = annotator
         self.batch = batch.first(_TRIED)
-        self.facts = facts
-        self.close = close
+        self.facts, self.close = facts, close
         self.tried: list[tuple[float, OtherInput]] = []
         """Distance to the targets with each input."""
 
@@ -372,8 +371,7 @@ class _Search:
         if self.batch.frames.frames.ndim == 2:  # rows of a table
             return None
         self._try(OtherInput(self.annotator))
-        before = self.tried[0][0]
-        if before < 2 * self.close:  # these records are as they should be
+        if (before := self.tried[0][0]) < 2 * self.close:  # these records are as they should be
             return None
         stages = [(other_values(self.annotator), _LEFT_BY_INPUT)]
         if self.facts.operations is None:

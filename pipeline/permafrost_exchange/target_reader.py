@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from permafrost.core.errors import ConfigError, FileError, UserError, first_line
+from permafrost.core.errors import FileError, UserError, first_line, require
 from permafrost.core.records import IMPOSSIBLE_LOGIT, MOVE_FIELD, WINDOW_FIELD
 from permafrost.storage.files import file_at
 from permafrost_exchange.format_options import TargetFrame
@@ -170,8 +170,7 @@ class FileReader(TargetReader):
     def listing(self) -> Iterator[ListedTargets]:
         stop = -len(self.suffix)
         paths = (path.relative_to(self.path).as_posix()[:stop] for path in self.record_files())
-        for part in parts_of(paths):
-            yield ListedTargets(part, part)
+        yield from (ListedTargets(part, part) for part in parts_of(paths))
 
     def record_files(self) -> Iterator[Path]:
         """Iterate over the files of records."""
@@ -272,8 +271,7 @@ def unpickled(data: bytes, where: str) -> Any:
 def iter_lines(path: Path) -> Iterator[str]:
     """Iterate over the lines of a text file, without their ends."""
     with io.TextIOWrapper(io.BufferedReader(file_at(path).open()), encoding="utf-8") as file:
-        for line in file:
-            yield line.rstrip("\n")
+        yield from (line.rstrip("\n") for line in file)
 
 
 def read_target(path: Path, most: int = MAX_TARGET_BYTES) -> bytes:
@@ -294,8 +292,7 @@ def walk(folder: Path, suffix: str) -> Iterator[Path]:
     Raises:
         ConfigError: If there is no such folder or no such file.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"path={folder} is not a folder; name the folder of the targets")
+    require(folder.is_dir(), f"path={folder} is not a folder; name the folder of the targets")
     count = 0
     for root, folders, names in os.walk(folder):
         folders.sort()
@@ -303,10 +300,10 @@ def walk(folder: Path, suffix: str) -> Iterator[Path]:
             if name.endswith(suffix):
                 count += 1
                 yield Path(root, name)
-    if not count:
-        raise ConfigError(
-            f"path={folder} has no file *{suffix}; name the folder of the targets, or another format="
-        )
+    require(
+        count > 0,
+        f"path={folder} has no file *{suffix}; name the folder of the targets, or another format=",
+    )
 
 
 def parts_of(names: Iterator[str]) -> Iterator[Sequence[str]]:

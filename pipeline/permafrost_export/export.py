@@ -55,10 +55,9 @@ class ExportResult:
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
-        difference = f"{self.largest_difference:.1e}"
         return {
             **self.files,
-            "largest_difference": difference,
+            "largest_difference": f"{self.largest_difference:.1e}",
             "card": self.card,
             **({"uploaded": self.uploaded} if self.uploaded else {}),
             **({"labels": self.labels} if self.labels else {}),
@@ -165,10 +164,9 @@ def _thresholds(config: ExportConfig, trained: TrainedModel) -> list[float]:
 def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
     """Return what the card says of the student."""
     folder = RunFolder(config.run).path
-    folders = [folder / "evaluate", *sorted(folder.glob("evaluate-on-*"))]
     shown = str(trained.picture or "")
     splits: dict[str, dict[str, Any]] = {}
-    for results in map(read_results, folders):
+    for results in map(read_results, [folder / "evaluate", *sorted(folder.glob("evaluate-on-*"))]):
         if results[PICTURE] == shown:
             splits = results["splits"] | splits
 

@@ -164,8 +164,7 @@ def probe_set(
     if not classes_differ:
         blocks = class_blocks(dataset, order, [len(block) for block in blocks], *seed) or blocks
     chosen = np.concatenate([np.empty(0, np.int64), *blocks])
-    members = _group_by_class(dataset).values()
-    known = sum(np.isin(positions, chosen).any() for positions in members)
+    known = sum(np.isin(positions, chosen).any() for positions in _group_by_class(dataset).values())
     return ProbeSet(tuple(blocks), sha256_keys(dataset.keys_at(chosen)), int(known))
 
 

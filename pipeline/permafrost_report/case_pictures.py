@@ -189,12 +189,11 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
         frames = (shifted.images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
         if variant is pair.baseline:
             rows += [
-                PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.class_names))
+                PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.class_names)),
+                PictureRow(f"moved by {shift}", list(frames[1])),
             ]
-            rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
-        has_contributions = bool(EXPLAINERS[variant.model.explainer].contribution)
-        draw = contributions if has_contributions else None
+        draw = contributions if EXPLAINERS[variant.model.explainer].contribution else None
         for title, images, maps in zip(
             (variant.name, f"{variant.name}, moved"), frames, shifted.maps.numpy(), strict=True
         ):
@@ -215,9 +214,8 @@ def _unmoved_teacher(
     """Row of the teacher's stored maps in the unshifted window, empty if it has none."""
     from permafrost_evaluators.shift import window_view
 
-    size = pair.baseline.model.input_size
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-    view = window_view(frame, size, shift).expand(len(labels), 3, 3)
+    view = window_view(frame, pair.baseline.model.input_size, shift).expand(len(labels), 3, 3)
     pictures = explained_pictures(
         pair.baseline.model, replace(batch, canonical_from_view=view), labels
     )

@@ -113,9 +113,8 @@ def choose_cases(
         for label in row["labels"]
     ]
     pairs.sort(key=lambda case: (case.key, case.label))
-    if many:
-        return _choose_by_maps(pairs, names, num_cases)
-    return _choose_by_predictions(pairs, names, num_cases)
+    choose = _choose_by_maps if many else _choose_by_predictions
+    return choose(pairs, names, num_cases)
 
 
 def _choose_by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
@@ -135,8 +134,7 @@ def _choose_by_predictions(pairs: list[Case], names: tuple[str, str], num_cases:
 
 
 def _choose_by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
-    measure = _measure(pairs, ("epg", "map_cosine"))
-    if measure is None:
+    if (measure := _measure(pairs, ("epg", "map_cosine"))) is None:
         return CaseChoice(len(pairs), None, [])
     margins = [(case, case.margin(measure)) for case in pairs]
     total = sum(margin is not None for _, margin in margins)
@@ -246,13 +244,12 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         )
         return None
     trained = SavedNetwork(pair[1].training_folder).describe().in_frame(evaluation.frame, store)
-    datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
     baseline, candidate = (_open(result, store.manifest.classes, passes) for result in pair)
     return CasePair(
         baseline=baseline,
         candidate=candidate,
         evaluation=evaluation,
-        datasets=datasets,
+        datasets={split: open_split(store, passes, split, trained) for split in evaluation.splits},
         classes=tuple(store.manifest.classes),
     )
 

@@ -104,8 +104,7 @@ def class_section(
     places = present.tolist()
     if len(names) > _MAX_CLASSES:
         mean = np.mean([means[name] for name in variants], axis=0)
-        order = np.argsort(mean[present], kind="stable")
-        places = present[order][:_SHOWN].tolist()
+        places = present[np.argsort(mean[present], kind="stable")][:_SHOWN].tolist()
     rows = [
         ClassRow(name, name in variants, [_cell([by[place] for by in by_seed]) for place in places])
         for name, by_seed in accuracies.items()

@@ -94,14 +94,12 @@ def _loss_curve(
     figure, axis = new_axes()
     for variant, students in lines.items():
         runs = [[(line["step"], line[name]) for line in run if name in line] for run in students]
-        runs = [run for run in runs if run]
-        if runs:
+        if runs := [run for run in runs if run]:
             length = min(map(len, runs))
             kept = np.unique(np.linspace(0, length - 1, min(length, _MAX_POINTS)).astype(int))
             values = np.array([[value for _, value in run[:length]] for run in runs])
-            steps = np.array([step for step, _ in runs[0][:length]])
             axis.plot(
-                steps[kept],
+                np.array([step for step, _ in runs[0][:length]])[kept],
                 values.mean(axis=0)[kept],
                 label=legend_name(variant),
                 color=colors.get(variant),

@@ -24,11 +24,17 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
     """
     plots = []
     for column in columns:
-        grid = over_the_grid(results, column.source)
-        if grid is None:
+        if (grid := over_the_grid(results, column.source)) is None:
             continue
         options = numeric_options(grid.candidates)
-        plots += [_plot_over(option, grid, column) for option in options]
+        plots += [
+            Plot(
+                option_plot(grid, option, column.title),
+                f"{column.words} over {option}, one curve per variant",
+                f"{column.title} over {option}, mean and standard deviation over seeds",
+            )
+            for option in options
+        ]
         if not options:
             plots.append(
                 Plot(
@@ -49,14 +55,6 @@ def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
         if len({str(value) for value in choices}) > 1
         and all(type(value) in (int, float) for value in choices)
     ]
-
-
-def _plot_over(option: str, grid: ModelSelection, column: Column) -> Plot:
-    return Plot(
-        option_plot(grid, option, column.title),
-        f"{column.words} over {option}, one curve per variant",
-        f"{column.title} over {option}, mean and standard deviation over seeds",
-    )
 
 
 @styled
@@ -119,8 +117,7 @@ def selection_plot(selection: ModelSelection) -> str:
         ]
         _draw_curve(axis, variant, points, at, scale, f"C{number % 10}")
     if option is None:
-        names = list(map(legend_name, x_of))
-        axis.set_xticks(list(x_of.values()), names, rotation=30, ha="right")
+        axis.set_xticks(list(x_of.values()), list(map(legend_name, x_of)), rotation=30, ha="right")
     else:
         _scale(axis, option, sorted(x_of.values()))
     axis.set_ylabel(selection.select + (", %" if scale == 100 else ""))
@@ -177,5 +174,4 @@ def _axis_positions(candidates: Sequence[Candidate]) -> tuple[dict[str, float], 
     values = [value for point in points.values() for value in point.values()]
     if len(options) == 1 and all(type(value) in (int, float) for value in values):
         return {label: float(*point.values()) for label, point in points.items()}, options.pop()
-    names = points or {"": {}}
-    return {label: float(position) for position, label in enumerate(names)}, None
+    return {label: float(position) for position, label in enumerate(points or {"": {}})}, None

@@ -86,8 +86,7 @@ class Column:
             value: The difference.
             unit: Whether a difference in per cent ends with "points".
         """
-        metric = self.metric
-        if metric.scale != 100:
+        if self.metric.scale != 100:
             return f"{value:+.3f}"
         return f"{100 * value:+.1f}" + (" points" if unit else "")
 
@@ -266,8 +265,7 @@ def chance_row(results: Sequence[StudentResult], columns: Sequence[Column]) -> d
             for result in results
             if metric in CHANCE
         ]
-        known = [level for level in levels if level is not None]
-        if known:
+        if known := [level for level in levels if level is not None]:
             row[column.name] = known[0]
     return row
 
@@ -374,10 +372,9 @@ def meanings(
         chance: Chance level of each column that has one.
         passes: Variants by the pass that they are compared with.
     """
-    by_metric = group_pairs((column.measure, column) for column in columns)
     return [
         sentence
-        for metric, same in by_metric.items()
+        for metric, same in group_pairs((column.measure, column) for column in columns).items()
         if (sentence := _sentence(metric, same, chance) + _agreement_sentence(metric, passes))
     ]
 
@@ -406,10 +403,12 @@ def _evaluator_sentence(metric: str, column: Column) -> str:
     """Return the sentence of an evaluator's quantity, empty if it has none."""
     evaluator, _, name = metric.partition(".")
     page = evaluator_named(evaluator).page if evaluator in EVALUATORS else None
-    for quantity in page.quantities if page else ():
-        if f"{name}.".startswith(f"{quantity.name}."):
-            return f"Column {column.words}: {quantity.meaning}"
-    return ""
+    meanings = (
+        quantity.meaning
+        for quantity in (page.quantities if page else ())
+        if f"{name}.".startswith(f"{quantity.name}.")
+    )
+    return next((f"Column {column.words}: {meaning}" for meaning in meanings), "")
 
 
 # ---- csv file --------------------------------------------------------------------------------------
@@ -457,8 +456,7 @@ def summary_table(run: str) -> str:
             for column in columns
         ]
         table.append(row)
-    chance = chance_row(results, columns)
-    if chance:
+    if chance := chance_row(results, columns):
         levels = [
             column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
         ]

@@ -143,8 +143,7 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
     passes = _open_passes(config, store)
     used = [one.teacher for one in page.used_passes]
     sheet = None
-    pictures = store.form.pictures(page.options.contact_records)
-    if pictures:
+    if pictures := store.form.pictures(page.options.contact_records):
         sheet = contact_sheet(
             store,
             passes,
@@ -167,8 +166,7 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
 
 def _describe_data(store: Store) -> dict[str, Any]:
     """Describe the data of a store as they were understood; empty for a store without its facts."""
-    kept = read_data_facts(store.folder)
-    if kept is None:
+    if (kept := read_data_facts(store.folder)) is None:
         return {}
     names = readable_classes(store.manifest.classes)
     rows = [
@@ -197,9 +195,13 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the students; those with results are empty if none was evaluated."""
     results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
-    pictures = _pictures(
-        [result for result in results if result.seed == seeds[0] and result.trains_classifier]
-    )
+    pictures: dict[str, Any] = {
+        result.label: load_written(result.evaluation, PICTURES_NAME)
+        for result in results
+        if result.seed == seeds[0]
+        and result.trains_classifier
+        and (result.evaluation / PICTURES_NAME).exists()
+    }
     return {
         **_setup(page),
         "seeds": seeds,
@@ -306,12 +308,11 @@ def _setup(page: PageContent) -> dict[str, Any]:
 def _describe_stores(page: PageContent) -> dict[str, str]:
     """Describe the records of the page's store, and name those on which students were trained or evaluated apart."""
     facts = describe_data(page.store)
-    trained = {
+    if trained := {
         name_of_path(str(result.training["store"]["path"]))
         for result in page.results
         if result.place
-    }
-    if trained:
+    }:
         facts = {
             "Trained on": f"{', '.join(sorted(trained))}, another store",
             **{
@@ -340,14 +341,6 @@ def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
     """Open the passes that store.teacher names, or all passes of the store."""
     names = config.store.teacher or [folder.name for folder in store.pass_folders()]
     return store.open_passes(names) if names else []
-
-
-def _pictures(results: list[StudentResult]) -> dict[str, Any]:
-    return {
-        result.label: load_written(result.evaluation, PICTURES_NAME)
-        for result in results
-        if (result.evaluation / PICTURES_NAME).exists()
-    }
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
@@ -392,9 +385,8 @@ def _ledger(
         stored = sum(teacher.shards.total_bytes for teacher in passes)
         with_teacher = [folder for folder in costs if SavedNetwork(folder).describe().teachers]
         live = sum(costs[folder]["records"] for folder in with_teacher)
-        forwards = records * len(passes)
         ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
-        ledger["Teacher forward passes, computed once"] = f"{forwards:,}"
+        ledger["Teacher forward passes, computed once"] = f"{records * len(passes):,}"
         ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"
     if (pass_cost := read_cost(RunFolder(run).path / "precompute")) is not None:
         ledger["Seconds of teacher annotation, summed over shards"] = f"{pass_cost['seconds']:.1f}"

@@ -142,10 +142,9 @@ def gather_page(config: ReportConfig) -> PageContent:
     if evaluated:
         options.check_names([column.name for column in columns])
     compared = compared_column(options.compared_column, columns)
-    shows_cases = students and options.cases and store.form.has_places
     pair = (
         open_pair(config, [student for student in students if student.trains_classifier])
-        if shows_cases
+        if students and options.cases and store.form.has_places
         else None
     )
     cases = show_cases(pair, options) if pair else []
@@ -174,7 +173,21 @@ def gather_page(config: ReportConfig) -> PageContent:
     if classes := class_section(evaluated, names, options.candidate):
         values["classes"] = classes.values
     if selection:
-        values["selection"] = _selection_values(selection)
+        values["selection"] = {
+            "select": selection.select,
+            "ties": ties_in_words(selection),
+            "candidates": [
+                {
+                    "variant": candidate.variant,
+                    "point": candidate.point,
+                    "label": point_label(candidate.point),
+                    "seeds": len(candidate.values),
+                    "chosen": candidate.chosen,
+                    **candidate.summary,
+                }
+                for candidate in selection.candidates
+            ],
+        }
     if sentences := reservations(config.run, results, selection):
         values["summary"] = [*sentences, *values.get("summary", [])]
     return PageContent(
@@ -220,12 +233,11 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     )
     if is_typed and not is_single:
         return options
-    missing = {
+    if missing := {
         name: source
         for name, source in options.columns.items()
         if all(result.find(source) is None for result in results)
-    }
-    if missing:
+    }:
         logger.info("without the columns %s, which were not evaluated", ", ".join(missing.values()))
     return replace(
         options,
@@ -324,21 +336,3 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
         next(result.label for result in results if curve_of(result) != result.label),
     )
     return False
-
-
-def _selection_values(selection: ModelSelection) -> dict[str, Any]:
-    return {
-        "select": selection.select,
-        "ties": ties_in_words(selection),
-        "candidates": [
-            {
-                "variant": candidate.variant,
-                "point": candidate.point,
-                "label": point_label(candidate.point),
-                "seeds": len(candidate.values),
-                "chosen": candidate.chosen,
-                **candidate.summary,
-            }
-            for candidate in selection.candidates
-        ],
-    }

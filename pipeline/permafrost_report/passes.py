@@ -113,15 +113,13 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         "bytes": teacher.bytes_per_record,
     }
     specs = {spec.name: spec for spec in manifest.fields}
-    others = [
+    if others := [
         f"{name} {'x'.join(map(str, spec.shape))} {spec.dtype}"
         for name, spec in specs.items()
         if name not in _USUAL and name.removesuffix("_scale") not in specs.keys() - {name}
-    ]
-    if others:
+    ]:
         row["others"] = ", ".join(others)
-    spec = specs.get("map")
-    if spec is None:
+    if (spec := specs.get("map")) is None:
         return row
     of_maps = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{spec.name}/")
     shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]

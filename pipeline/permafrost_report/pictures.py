@@ -299,8 +299,7 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
 
     from permafrost.evaluation.metrics import upsample
 
-    size = (images.shape[1], images.shape[2])
-    heat = upsample(torch.from_numpy(maps), size).clamp(min=0).numpy()
+    heat = upsample(torch.from_numpy(maps), (images.shape[1], images.shape[2])).clamp(min=0).numpy()
     heat = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
     gray = 0.5 + 0.5 * images.mean(axis=3, keepdims=True) / 255
     red = np.array([0.85, 0.05, 0.1])
@@ -418,12 +417,11 @@ def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -
         if stored.maps is None:
             continue
         maps = view_maps(batch, stored, VIEW_SIZE)
-        name = stored.teacher.rsplit("-", 1)[0]
         colors = picture_of(maps, lambda: images)
         drawn = (
             overlays(pixels, maps[:, 0].sum(dim=1).numpy())
             if colors is None
             else composite_on_white(colors.numpy())
         )
-        shown.append(PictureRow(name, drawn, aspects=aspects))
+        shown.append(PictureRow(stored.teacher.rsplit("-", 1)[0], drawn, aspects=aspects))
     return shown

@@ -91,9 +91,8 @@ def bytes_plot(
     }
     if len({round(point.x, 3) for point in variants.values()}) < 2:
         return None
-    source = measured_plot(variants, "stored targets, bytes per record", column.title, colors)
     return Plot(
-        source,
+        measured_plot(variants, "stored targets, bytes per record", column.title, colors),
         f"{column.words} over the bytes of stored targets per record, one point per variant",
         f"{column.title} against the bytes per record of the stored targets that a variant's loss uses",
     )
@@ -133,8 +132,7 @@ def _bytes_needed(teacher: TeacherPass, terms: Sequence[Needs]) -> float:
 
 def _bytes_of_field(teacher: TeacherPass, name: str, value_bytes: int) -> float:
     """Bytes per record of a field with all its views: on disk, or of its values if its file has other fields too."""
-    on_disk = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/")
-    if on_disk:
+    if on_disk := teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/"):
         return on_disk / teacher.shards.num_rows
     return float(teacher.num_views * value_bytes)
 
@@ -175,6 +173,5 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
         if subject != "machine":
             facts |= {f"{subject}: {name}": text for name, text in sheet.rows().items()}
     if made_with:
-        listed = (f"{name} {value}" for name, value in made_with.items())
-        facts["Computed with"] = ", ".join(listed)
+        facts["Computed with"] = ", ".join(f"{name} {value}" for name, value in made_with.items())
     return facts

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import VERBS, build_verb_config
@@ -20,9 +20,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.signed_files import DamagedFileError
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.reader import Store, TeacherPass
 
 logger = logging.getLogger("permafrost.verbs.next_commands")
 
@@ -141,5 +139,4 @@ def _teaching_commands(teacher: TeacherPass, folder: Path) -> list[str]:
     path = folder / CONFIG_NAME
     if folder.name not in _VERBS or not SavedNetwork(folder).is_finished or not path.is_file():
         return []
-    is_same = read_entries(folder).weights_sha256 == described
-    return [_command(folder.name, path)] if is_same else []
+    return [_command(folder.name, path)] if read_entries(folder).weights_sha256 == described else []

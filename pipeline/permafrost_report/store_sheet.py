@@ -170,15 +170,13 @@ def _draw_pairs(
     if passes and batch.targets[0].maps is not None:
         maps = view_maps(batch, batch.targets[0], _SIDE)[:, 0]
         is_sum = not explainer_of_maps(maps[:, None]).contribution
-        signed = maps.sum(dim=1) if is_sum else maps.abs().sum(dim=1)
-        heats = overlays(pixels, signed.numpy())
+        heats = overlays(pixels, (maps.sum(dim=1) if is_sum else maps.abs().sum(dim=1)).numpy())
     classes = readable_classes(store.manifest.classes)
     stored = batch.targets[0] if passes else None
     names = classes if passes and passes[0].num_classes == len(classes) else None
     predicted, explained = None, None
     if stored is not None and stored.logits is not None:
-        many = has_many(batch.labels)
-        predicted = classes_of(predict_labels(stored.logits, many=many)).tolist()
+        predicted = classes_of(predict_labels(stored.logits, many=has_many(batch.labels))).tolist()
     if stored is not None and stored.target_class is not None:
         explained = stored.target_class[:, 0].tolist()
     of_records = classes_of(batch.labels).tolist()

@@ -314,8 +314,7 @@ def _load_untrained(
     main = RunFolder(run).path / evaluation_name
     evaluation_name += "" if store is None else place_beside(main, store)
     folder = RunFolder(run).path
-    measured = _measured(folder, evaluation_name)
-    if not measured:
+    if not (measured := _measured(folder, evaluation_name)):
         return None
     return StudentResult(variant=label, label=label, seed=None, folder=folder, **measured)
 
@@ -432,10 +431,9 @@ def _load_result(
     place = "" if store is None else place_beside(folder / "distill", store)
     shown = row.get("evaluation") or evaluation_folder(None)
     if store is not None and (place or "evaluation" not in row):
-        names = (shown, evaluation_folder(None), evaluation_folder(None, place_of(store)))
         here = (
             name
-            for name in names
+            for name in (shown, evaluation_folder(None), evaluation_folder(None, place_of(store)))
             if (folder / name / METRICS_NAME).exists() and not place_beside(folder / name, store)
         )
         shown = next(here, evaluation_folder(None, place))
@@ -459,8 +457,7 @@ def _load_result(
 
 def _measured(folder: Path, evaluation_name: str) -> dict[str, Any]:
     """Return the metrics of an evaluation and of those next to it, by the name of their entry in a result."""
-    evaluations = evaluations_beside(folder, evaluation_name)
-    if not evaluations:
+    if not (evaluations := evaluations_beside(folder, evaluation_name)):
         return {}
     plain = [each for each in evaluations if not each.against]
     named = {each.against: each for each in reversed(evaluations) if each.against}

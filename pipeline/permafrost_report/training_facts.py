@@ -118,8 +118,7 @@ def describe_variants(results: Sequence[StudentResult]) -> list[DescribedVariant
 
 
 def _describe_variant(name: str, methods: Sequence[Mapping[str, Any]]) -> DescribedVariant:
-    cls = METHODS.get(str(methods[0].get("kind")))
-    if cls is None:
+    if (cls := METHODS.get(str(methods[0].get("kind")))) is None:
         return DescribedVariant(name, "", "")
     summary = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
     texts = []

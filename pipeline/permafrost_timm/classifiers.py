@@ -109,8 +109,7 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
             values = _create(name, pretrained=False).pretrained_cfg
     else:
         _require_known(name)
-        pretrained_cfg = timm.get_pretrained_cfg(name)
-        if pretrained_cfg is None:
+        if (pretrained_cfg := timm.get_pretrained_cfg(name)) is None:
             return None
         values = pretrained_cfg.to_dict()  # type: ignore[no-untyped-call]
     return PretrainedInfo(
@@ -258,8 +257,7 @@ class _TimmNetwork(ProbedClassifier):
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__()
-        self.name = name
-        self.normalize = normalize
+        self.name, self.normalize = name, normalize
         self.inner = network
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -267,8 +265,7 @@ class _TimmNetwork(ProbedClassifier):
 
         Kernels keep their size, which it resamples, too: patches of another size are another network.
         """
-        module = sys.modules[type(self.network).__module__]
-        convert = getattr(module, "checkpoint_filter_fn", None)
+        convert = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
         try:
             converted = convert(dict(state), self.network) if convert else state
         except Exception:  # timm's filters index and reshape tensors that other files do not have

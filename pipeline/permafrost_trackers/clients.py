@@ -66,8 +66,7 @@ class MLflow(TrackerClient):
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
-        experiment = self._client.get_experiment_by_name(tracked.project)
-        if experiment is None:
+        if (experiment := self._client.get_experiment_by_name(tracked.project)) is None:
             with suppress(MlflowException):  # another student may create it at the same time
                 self._client.create_experiment(tracked.project)
             experiment = self._client.get_experiment_by_name(tracked.project)

@@ -154,12 +154,6 @@ class TeacherAnnotator:
                 kind.projections = projections
         return self
 
-    def with_outputs(self, cls: type[OutputKind]) -> TeacherAnnotator:
-        """Return an annotator with the same network, which computes the outputs of one kind only."""
-        return self.with_changes(
-            output_kinds=[kind for kind in self.output_kinds if isinstance(kind, cls)]
-        )
-
     def fields(self) -> list[FieldSpec]:
         """Return the fields that the pass stores of the teacher.
 
@@ -260,12 +254,11 @@ class TeacherAnnotator:
         for margin in dict.fromkeys(framing.margin for framing in framings):
             inputs = self.inputs_of(batch, margin)
             for is_mirrored in (False, True):
-                numbers = [
+                if numbers := [
                     number
                     for number, framing in enumerate(framings)
                     if framing.margin == margin and (framing.mirrored or not is_mirrored)
-                ]
-                if numbers:
+                ]:
                     images = inputs.flip(-1) if is_mirrored else inputs
                     kinds = [self.output_kinds[number] for number in numbers]
                     parts = self._annotate_inputs(images, records, kinds)
@@ -280,8 +273,7 @@ class TeacherAnnotator:
             batch: Records.
             margin: Width of a black border in units of the side.
         """
-        frames = self._frames(batch)
-        if frames.ndim == 2:  # rows have no views
+        if (frames := self._frames(batch)).ndim == 2:  # rows have no views
             return frames
         if self.crop_fraction is None and frames.shape[-2:] == self.input_size and not margin:
             return frames.float() / 255
@@ -302,8 +294,7 @@ class TeacherAnnotator:
             shown = views.views.select(np.s_[:, number])
             moves = move_values(shown.moves, self.device)
             if views.cuts_originals:
-                windows = frames[:, number]
-                images = render_windows(windows, moves, self.input_size, views.rendering)
+                images = render_windows(frames[:, number], moves, self.input_size, views.rendering)
             else:
                 matrices = copy_to(shown.canonical_from_view, self.device)
                 images = render_frames(frames, matrices, moves, views.rendering, self.input_size)
@@ -504,8 +495,7 @@ class _Download:
             keys: Keys of the n records.
             added: Further fields, which the host has.
         """
-        self.keys = keys
-        self.added = added
+        self.keys, self.added = keys, added
         self.values, self.fidelity, self.finite = (
             {name: tensor.to("cpu", non_blocking=True) for name, tensor in part.items()}
             for part in fields
@@ -528,15 +518,12 @@ class _Download:
                 key = self.keys[int((~is_finite).nonzero()[0, 0])]
                 what, reason = "logits", ""
                 if name != _OUTPUT:
-                    what, reason = name, f", or exceed the range of {_dtype(self.values[name])}"
+                    dtype = str(self.values[name].dtype).removeprefix("torch.")
+                    what, reason = name, f", or exceed the range of {dtype}"
                 raise NotFiniteError(
                     f"the teacher's {what} of record {key} are not finite{reason}; check teacher.weights and the record"
                 )
         return {name: tensor.numpy() for name, tensor in self.values.items()} | dict(self.added)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:

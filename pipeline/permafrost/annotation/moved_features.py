@@ -95,8 +95,9 @@ class MeasureMovedFeatures(SampleTask[MovedFeatures]):
     @torch.no_grad()
     def measure(self, sample: Sample) -> tuple[int, MovedFeatures]:
         projections = read_projections(self.folder)
-        annotator = self.build_annotator().with_outputs(FeaturesOutput)
-        annotator = annotator.with_projections(projections)
+        annotator = self.build_annotator()
+        kinds = [kind for kind in annotator.output_kinds if isinstance(kind, FeaturesOutput)]
+        annotator = annotator.with_changes(output_kinds=kinds).with_projections(projections)
         specs = {spec.name: spec for spec in annotator.fields()}
         sums: dict[str, dict[str, LostVariance]] = {}
         done = 0
@@ -112,10 +113,9 @@ class MeasureMovedFeatures(SampleTask[MovedFeatures]):
                 output = annotator.run_views(frames, view)
                 add_lost_variance(sums.setdefault(name, {}), targets, output, projections)
             done += len(keys)
-        fields = next(iter(sums.values()))
         lost = {
             field: {name: round(sums[name][field].share(), _DIGITS) for name in sums}
-            for field in fields
+            for field in next(iter(sums.values()))
         }
         return done, MovedFeatures(records=done, lost=lost)
 
@@ -128,11 +128,11 @@ def _stored_targets(
 ) -> StoredTargets:
     """Return the values [n, 1, *shape] of an annotated batch as if they were read from the pass."""
     names = [name for name in specs if not name.endswith("_scale")]
-    map_from_canonical = torch.eye(3).repeat(len(frames.heights), 1, 1)
-    if annotator.crop_fraction is not None:
-        map_from_canonical = torch.linalg.inv(
-            center_crop(frames.heights, frames.widths, annotator.crop_fraction)
-        )
+    map_from_canonical = (
+        torch.linalg.inv(center_crop(frames.heights, frames.widths, annotator.crop_fraction))
+        if annotator.crop_fraction is not None
+        else torch.eye(3).repeat(len(frames.heights), 1, 1)
+    )
     return StoredTargets(
         teacher="",
         logits=None,

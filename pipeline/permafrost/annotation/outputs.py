@@ -215,9 +215,9 @@ class MapsOutput:
         classes = target_classes(self.explainer, output.logits, labels, records.keys)
         maps = explainer_named(self.explainer.kind)(model, output, classes).detach()
         stored, scale = encode_unit(maps, self.dtype, axes=(2, 3, 4))
-        fields = {"map": stored, "map_scale": scale, "target_class": classes.int()}
         return EncodedFields(
-            fields, {"map": lowest_cosine(maps.flatten(0, 1), stored.flatten(0, 1))}
+            {"map": stored, "map_scale": scale, "target_class": classes.int()},
+            {"map": lowest_cosine(maps.flatten(0, 1), stored.flatten(0, 1))},
         )
 
 
@@ -262,7 +262,7 @@ class _SpatialOutput(ABC):
         for name, values in self.values(output).items():
             shape = tuple(values.shape[1:])
             owners = ("class",) * (len(shape) - 2)
-            specs.append(
+            specs += [
                 FieldSpec(
                     name=name,
                     shape=shape,
@@ -271,24 +271,21 @@ class _SpatialOutput(ABC):
                     when_moved="warp",
                     frame="full",
                     axes=(*owners, "y", "x"),
-                )
-            )
-            specs.append(
+                ),
                 FieldSpec(
                     name=f"{name}_scale",
                     shape=shape[:-2] or (1,),
                     dtype="float32",
                     axes=owners or ("map",),
-                )
-            )
+                ),
+            ]
         return specs
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         fields: dict[str, Tensor] = {}
         fidelity = {}
         for name, values in self.values(output).items():
-            values = values.detach()
-            if values.dim() == 2:  # without positions
+            if (values := values.detach()).dim() == 2:  # without positions
                 fields[name] = values.half()  # the annotator reports overflows
                 continue
             stored, scale = encode_unit(

@@ -97,8 +97,7 @@ class PassPlan:
         """Maximum number of records of a shard in this pass."""
         if self.views is None:
             return self.store.manifest.rows_per_shard
-        rows = (self.views.rows_of(self.store, shard) for shard in self.shards)
-        return max(map(len, rows))
+        return max(map(len, (self.views.rows_of(self.store, shard) for shard in self.shards)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,8 +153,7 @@ class AnnotateShard:
         if context.upcoming is None or self._ahead:
             return
         shard: ShardEntry = context.upcoming
-        deaths = ShardDeaths(self.folder, shard.name)
-        if deaths.count == 0:
+        if (deaths := ShardDeaths(self.folder, shard.name)).count == 0:
             context.dropped.callback(self._drop_following)
             self._ahead[shard.name] = self._mark(shard, deaths)
             self._begin(self._ahead[shard.name])
@@ -220,10 +219,9 @@ class AnnotateShard:
 
     @cached_property
     def _annotator(self) -> TeacherAnnotator:
-        annotator = TeacherAnnotator(
+        return TeacherAnnotator(
             self.teacher, self.classes, self.explainer, self.config, self._store.size
-        )
-        return annotator.with_projections(read_projections(self.folder))
+        ).with_projections(read_projections(self.folder))
 
 
 @dataclass
@@ -247,8 +245,7 @@ class _Decoding:
 
     def submit(self) -> bool:
         """Submit the next batch, and return whether there was one."""
-        batch = next(self.submissions, None)
-        if batch is not None:
+        if (batch := next(self.submissions, None)) is not None:
             self.waiting.append(batch)
         return batch is not None
 
@@ -261,8 +258,7 @@ class _Decoding:
 
 def _joined(parts: Sequence[Future[list[NDArray[Any]]]], device: torch.device) -> FrameBatch:
     """Concatenate the parts of a batch, in memory that is ready for the device."""
-    columns = [part.result() for part in parts]
-    batch = FrameBatch(*map(_concatenated, zip(*columns, strict=True)))
+    batch = FrameBatch(*map(_concatenated, zip(*[part.result() for part in parts], strict=True)))
     return batch._replace(frames=pinned_for(batch.frames, device))
 
 
@@ -299,8 +295,7 @@ def count_correct(
         are not those of the store.
     """
     rows = store.rows_of_shard(store.shards.number_of(shard.name))
-    stored = values.get("logits", values.get(TOP_CLASS))
-    if stored is None:
+    if (stored := values.get("logits", values.get(TOP_CLASS))) is None:
         return Correct(0, 0)
     fits = stored.shape[:2] == (len(rows), 1) and classes == len(store.manifest.classes)
     if not fits or (store.index.has_many_labels and "logits" not in values):

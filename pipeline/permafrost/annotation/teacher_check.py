@@ -140,8 +140,7 @@ class TeacherCheck:
             logger.warning("%s", reason)
 
     def _errors(self, classes: Sequence[str]) -> Iterator[str]:
-        returns = self.returns
-        if returns == "logits" and self.form != "logits":
+        if (returns := self.returns) == "logits" and self.form != "logits":
             layer = "softmax" if self.form == "probabilities" else "log_softmax"
             yield (
                 f"the teacher's outputs are {self.form.replace('_', '-')} and not logits, for all {self.records} "
@@ -180,8 +179,7 @@ class TeacherCheck:
 
     def _describe_guessing(self, classes: Sequence[str]) -> str:
         """Say that predictions are not better than guessing with the same frequencies, nothing if they are."""
-        count = len(self.labels)
-        if count < _MIN_RECORDS or len(set(self.labels)) == 1:
+        if (count := len(self.labels)) < _MIN_RECORDS or len(set(self.labels)) == 1:
             return ""
         if len(set(self.predicted)) == 1:
             return (
@@ -260,11 +258,10 @@ class CheckTeacher(SampleTask[TeacherCheck]):
                 grid = explained.shape[-2:]
         self._require_independence(name, annotator, batches)
         annotator.require_no_memory(name, batches[0].inputs)
-        described = describe_outputs(
-            np.concatenate(logits), torch.cat(labels), count_classes(self.classes)
-        )
         check = TeacherCheck(
-            **described,
+            **describe_outputs(
+                np.concatenate(logits), torch.cat(labels), count_classes(self.classes)
+            ),
             returns=annotator.model.returns,
             maps=count,
             constant_maps=constant,

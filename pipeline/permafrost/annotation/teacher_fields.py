@@ -58,10 +58,9 @@ def stage_fields(
         max(map(abs, stages), default=0) <= count,
         f"annotate.features_stages={list(stages)}: the teacher has {count} stages",
     )
-    places = sorted(stage_index(number, count) for number in stages) or range(count)
     fields = {
         f"{FEATURES}_{place + 1}": to_float32(output.stages[place].preactivation.detach())
-        for place in places
+        for place in sorted(stage_index(number, count) for number in stages) or range(count)
     }
     deepest = to_float32(output.stages[-1].output.detach())
     top, left = (round(side * margin / (1 + 2 * margin)) for side in deepest.shape[-2:])

@@ -109,8 +109,7 @@ def _pass_sheets(
     executor: Executor,
 ) -> dict[str, FactSheet]:
     """Return the facts about a finished pass, which are measured and written once."""
-    sheets = read_sheets(plan.folder)
-    if sheets and not accuracy:
+    if (sheets := read_sheets(plan.folder)) and not accuracy:
         return sheets
     stored = plan.store.part_of_pass(plan.folder)
     cluster = plan.config.cluster
@@ -193,8 +192,7 @@ def _annotate_further(plan: PassPlan, executor: Executor) -> tuple[int, dict[str
 
     What the first one has measured is kept, and measured again to say if it fits.
     """
-    first = plan.first
-    if first is None or not plan.is_unfinished:
+    if (first := plan.first) is None or not plan.is_unfinished:
         return 0, {}
     projections = read_projections(first.folder)
     for field, projection in projections.items():
@@ -287,8 +285,7 @@ def _choose_precision(
     measured = replace(options, precision=precision)
     if agreement is None:
         return measured, None
-    shortfall = describe_shortfall(agreement)
-    if not shortfall:
+    if not (shortfall := describe_shortfall(agreement)):
         logger.info(
             "annotate.precision=%s against float32: %s", precision, describe_agreement(agreement)
         )
@@ -407,11 +404,10 @@ def _decode_threads(cluster: WorkConfig, executor: Executor) -> int:
 def _announce_finished(plan: PassPlan) -> None:
     """Log that a pass is complete, and how its precision was chosen."""
     agreement = read_pass_manifest(plan.folder).agreement
-    lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
     logger.info(
         "pass %s is complete%s: weights, network files and options match",
         plan.folder.name,
-        lower,
+        "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})",
     )
 
 
@@ -480,8 +476,7 @@ def _measure_moved_features(plan: PassPlan, executor: Executor) -> MovedFeatures
     if FEATURES not in plan.options.outputs or plan.views is not None:
         return None
     task = _sample_task(MeasureMovedFeatures, plan, plan.options, folder=plan.folder)
-    moved = measure_moved_features(executor, task, plan.shards)
-    if moved is not None:
+    if (moved := measure_moved_features(executor, task, plan.shards)) is not None:
         logger.info(
             "warped with a view, features miss of the teacher's variance: %s",
             describe_moved_features(moved),
@@ -495,13 +490,12 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     Args:
         counts: Counts of the shards of this call, by name; those of an earlier call are counted here.
     """
-    if plan.views is not None:
+    if (
+        plan.views is not None
+        or not (stored_pass := plan.store.part_of_pass(plan.folder)).manifest.has_logits
+    ):
         return {}
-    stored_pass = plan.store.part_of_pass(plan.folder)
-    if not stored_pass.manifest.has_logits:
-        return {}
-    classes = len(plan.classes)
-    if classes and stored_pass.num_classes != classes:
+    if (classes := len(plan.classes)) and stored_pass.num_classes != classes:
         logger.warning(
             "the teacher's accuracy is not measured, because the labels are of %d classes and its outputs of %d",
             classes,
@@ -510,8 +504,7 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
         return {}
     sums: dict[str, Correct] = {}
     for shard in plan.shards:
-        shard_counts = counts.get(shard.name)
-        if shard_counts is None:
+        if (shard_counts := counts.get(shard.name)) is None:
             rows = np.arange(shard.records)
             name = TOP_CLASS if stored_pass.manifest.temperatures else "logits"
             values = stored_pass.open_shard(shard, (name,))[name][rows, np.zeros_like(rows)]
@@ -525,13 +518,12 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
 
 def _announce_equal(plan: PassPlan, tensors: str) -> None:
     """Log the passes of the same tensors, whose weights are another file."""
-    equal = [
+    if equal := [
         f"{made.name} ({made.manifest.made_with['weights']})"
         for made in plan.store.usable_passes()
         if made.manifest.made_with.get("tensors_sha256") == tensors
         and made.manifest.teacher["weights_sha256"] != plan.description["teacher"]["weights_sha256"]
-    ]
-    if equal:
+    ]:
         logger.warning(
             "the weights are equal, tensor for tensor, to those of %s, but are another file, so this is another pass",
             ", ".join(equal),

@@ -26,8 +26,7 @@ class ExecutorChoice:
             option: Value of `executor=`.
             cluster: Options of `cluster=`.
         """
-        self._option = option
-        self._cluster = cluster
+        self._option, self._cluster = option, cluster
         self._serial = SerialExecutor()
         falls_back = option == "auto" and cluster.kind == "local"
         self._ray = RayExecutor(cluster, fallback=self._serial if falls_back else None)
@@ -56,8 +55,7 @@ class ExecutorChoice:
             return self._choose(is_small=False), ""
         if tasks <= 1 or at_once == 1 or usable_cores() == 1:
             return self._serial, "one student at a time"
-        seconds = estimate_seconds()
-        if seconds < _START_SECONDS:
+        if (seconds := estimate_seconds()) < _START_SECONDS:
             return self._serial, f"about {seconds:.0f} s of work, less than Ray takes to start"
         return self._ray, "several students at once"
 

@@ -65,8 +65,7 @@ class RayExecutor:
             config: Options of `cluster=`.
             fallback: Executor of the work if Ray cannot be started; None makes that an error.
         """
-        self._config = config
-        self._fallback = fallback
+        self._config, self._fallback = config, fallback
         self._instead: Executor | None = None
         self._session = ExitStack()
         self._rows: ShardRows | None = None
@@ -214,8 +213,7 @@ def _outcomes(
                     on_report(name, line)
             if wait.note(int(started)) > config.max_wait_seconds and not started:
                 raise ClusterError(wait.describe_end())
-            for ref in finished:
-                yield _outcome(ref, running.pop(ref))
+            yield from (_outcome(ref, running.pop(ref)) for ref in finished)
     finally:
         if ray.is_initialized():
             for ref in running:

@@ -47,13 +47,12 @@ class PassMetrics:
 
     def add(self, result: ShardResult[Any]) -> None:
         """Count a shard."""
-        amounts = {
+        for name, amount in {
             "records": result.records,
             "shards_done": 1,
             "shard_seconds": result.seconds,
             "wait_seconds": result.waits.get("decode", 0.0),
-        }
-        for name, amount in amounts.items():
+        }.items():
             if amount > 0:  # Ray refuses to add nothing
                 self._metrics[name].inc(amount)
 

@@ -253,11 +253,10 @@ def interface_of(address: str) -> str:
     """Return the name of this machine's network interface that has the address, or "" if none has it."""
     import psutil  # type: ignore[import-untyped]  # comes with Ray
 
-    interfaces = psutil.net_if_addrs().items()
     return next(
         (
             str(name)
-            for name, addresses in interfaces
+            for name, addresses in psutil.net_if_addrs().items()
             if any(known_address.address == address for known_address in addresses)
         ),
         "",
@@ -310,10 +309,8 @@ class _Watcher:
     def __init__(
         self, epochs: Queue, on_epoch: Callable[[int, str], None], room: _Room, wait: Wait
     ) -> None:
-        self.epochs = epochs
-        self.on_epoch = on_epoch
-        self.room = room
-        self.wait = wait
+        self.epochs, self.on_epoch = epochs, on_epoch
+        self.room, self.wait = room, wait
         self.started = 0
         """Number of ranks that have begun since there was room for all of them."""
         self.finished = threading.Event()

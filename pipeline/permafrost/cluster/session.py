@@ -233,8 +233,7 @@ def _watch_head() -> None:
     """
     import ray._private.worker as ray_worker
 
-    node = ray_worker.global_worker.node
-    if node is None:  # Ray runs elsewhere
+    if (node := ray_worker.global_worker.node) is None:  # Ray runs elsewhere
         return
     processes = {name: node.all_processes[name][0].process for name in ("raylet", "gcs_server")}
 

@@ -204,8 +204,7 @@ class Gate:
         before = self._workers.get(actor, _Worker(handle, host, now, since=now))
         if before.shard and units > before.units:
             self._unit_seconds.append((now - before.since) / (units - before.units))
-        is_same = (before.shard, before.units) == (shard, units)
-        since = before.since if is_same else now
+        since = before.since if (before.shard, before.units) == (shard, units) else now
         self._workers[actor] = _Worker(handle, host, now, shard, units, since)
 
     async def say(self, line: str) -> None:
@@ -317,8 +316,7 @@ class _ShardActor:
                 self._shard = ""
             uploads.send()
         except UserError as error:
-            failure = ShardFailure(str(error), error.is_shared)
-            if failure.is_shared:
+            if (failure := ShardFailure(str(error), error.is_shared)).is_shared:
                 self._failures[assignment.work] = failure
             return failure
         except BaseException:  # a SystemExit would end the actor

@@ -37,8 +37,7 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
         ConfigError: If an option is unknown or missing, or its value has another type or is out of range.
     """
     known = {option.name: option for option in options_of(cls)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
+    if unknown := sorted(set(values) - set(known)):
         raise ConfigError(
             f"unknown option {(name := _join(path, unknown[0]))}{new_name(name)}; "
             f"{path or 'the top level'} has: {', '.join(known)}"
@@ -73,8 +72,7 @@ def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> 
         if option.name not in values:
             continue
         value, where = values[option.name], _join(path, option.name)
-        section = section_class(option, value)
-        if section is not None:
+        if (section := section_class(option, value)) is not None:
             check_values(section, value, where)
         elif not isinstance(value, dict) or option.name not in FAMILIES:  # of an unknown kind
             given[option.name] = _built(option.hint, value, where)
@@ -125,8 +123,7 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any], path: str) -> An
     members = FAMILIES[section]
     allowed = tuple(cls for cls in (get_args(hint) or (hint,)) if isinstance(cls, type))
     kinds = [kind for kind, cls in members.items() if issubclass(cls, allowed)]
-    kind = value.get("kind")
-    if kind not in kinds:
+    if (kind := value.get("kind")) not in kinds:
         raise ConfigError(f"{path}={kind} is not allowed here; choose one of {', '.join(kinds)}")
     if kind == "none":
         return members[kind]()  # an experiment may describe the teacher for other stages

@@ -261,8 +261,7 @@ def _options_of_members(
         )
         if name in FAMILIES and isinstance(known, dict) and other:
             kept[name] = {option: value for option, value in section.items() if option in known}
-            left_out = sorted(section.keys() - known.keys())
-            if left_out:
+            if left_out := sorted(section.keys() - known.keys()):
                 logger.info(
                     "options of experiment=%s that %s=%s does not have are left out: %s",
                     experiment,
@@ -399,8 +398,7 @@ def _resolve(value: Any, hint: Any, name: str = "") -> Any:
     if isinstance(value, Plain):
         return _scalar(value, hint)
     if isinstance(value, dict):
-        cls = class_of(hint, name, value)
-        if cls is None:
+        if (cls := class_of(hint, name, value)) is None:
             member = get_args(hint)[1] if _is_mapping(hint) else Any
             return {key: _resolve(member_value, member) for key, member_value in value.items()}
         hints = {option.name: option.hint for option in options_of(cls)}
@@ -422,12 +420,9 @@ def _resolve(value: Any, hint: Any, name: str = "") -> Any:
 def _scalar(text: Plain, hint: Any) -> Any:
     """Return the value of a scalar for an option: its characters for a text."""
     members = _alternatives(hint)
-    value = text.value
-    if value is None and (text != "" or type(None) in members):
+    if (value := text.value) is None and (text != "" or type(None) in members):
         return None
-    if Any in members or not _is_text(hint):
-        return value
-    return str(text)
+    return value if Any in members or not _is_text(hint) else str(text)
 
 
 def _is_text(hint: Any) -> bool:
@@ -443,12 +438,9 @@ def _list_hint(hint: Any) -> Any:
 
 def _alternatives(hint: Any) -> list[Any]:
     """Return the types that a hint allows, str for literal texts."""
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
+    if (origin := get_origin(hint)) in (Union, UnionType):
         return [alternative for member in get_args(hint) for alternative in _alternatives(member)]
-    if origin is Literal:
-        return [type(member) for member in get_args(hint)]
-    return [hint]
+    return [type(member) for member in get_args(hint)] if origin is Literal else [hint]
 
 
 # ---- networks of runs ------------------------------------------------------------------------------
@@ -490,8 +482,7 @@ def _split_by_the_shell(arguments: Sequence[str]) -> str:
     start = next(
         (place for place, argument in enumerate(arguments) if _is_open(argument)), len(arguments)
     )
-    ends = range(start + 2, len(arguments) + 1)
-    joined = (" ".join(arguments[start:end]) for end in ends)
+    joined = (" ".join(arguments[start:end]) for end in range(start + 2, len(arguments) + 1))
     return next((text for text in joined if not _is_open(text)), "")
 
 

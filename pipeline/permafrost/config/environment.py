@@ -97,8 +97,7 @@ def keep_freed_memory() -> None:
     if any(name in os.environ for name in ALLOCATOR_ENVIRONMENT):
         return
     os.environ.update(ALLOCATOR_ENVIRONMENT)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
@@ -129,8 +128,7 @@ def ordinary_torch() -> Iterator[None]:
 
     Torch is not imported: a process that has not imported it has not changed it.
     """
-    torch = sys.modules.get("torch")
-    if torch is None:
+    if (torch := sys.modules.get("torch")) is None:
         yield
         return
     dtype = torch.get_default_dtype()

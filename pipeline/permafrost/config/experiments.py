@@ -89,8 +89,7 @@ def _add_experiment(name: str, files: dict[str, ExperimentFile], based: tuple[st
 
 def _experiment_text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
-        path = experiment_file(name)
-        if path is None:
+        if (path := experiment_file(name)) is None:
             require(
                 not os.path.isfile(name),  # noqa: PTH113, as the name may not be a valid path
                 f"experiment={name} is not a .yaml file; a Python file is named with plugins=[{name}]",

@@ -41,12 +41,9 @@ def _member_entry(path: str, composed: Mapping[str, Any]) -> _Entry | None:
     if members := group_members(name):
         node = composed.get(section, composed).get(name) or {}
         chosen = node.get("kind", DEFAULT_MEMBERS[name])
-        shown = "..." if chosen == "none" else chosen
-        return _Entry(path, shown, f"One of {', '.join(members)}.")
-    for cls in FAMILIES.get(section, {}).values():
-        if name in meanings_of(cls):
-            return _Entry(path, "...", meanings_of(cls)[name])
-    return None
+        return _Entry(path, "..." if chosen == "none" else chosen, f"One of {', '.join(members)}.")
+    meanings = map(meanings_of, FAMILIES.get(section, {}).values())
+    return next((_Entry(path, "...", known[name]) for known in meanings if name in known), None)
 
 
 def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
@@ -100,8 +97,7 @@ def _entries(verb: str, composed: Mapping[str, Any]) -> Iterator[_Entry]:
 
 def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[_Entry]:
     """Yield the entry of an option, or of every option of a section."""
-    cls = section_class(option, value)
-    if cls is None:
+    if (cls := section_class(option, value)) is None:
         limits = limits_of(option)
         yield _Entry(path, format_value(value), meaning, f"  ({limits})" if limits else "")
         return

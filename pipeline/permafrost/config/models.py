@@ -312,10 +312,9 @@ def table_arguments(option: str) -> list[str]:
     Args:
         option: Option of the network: teacher, black_box or student.
     """
-    for kind, cls in MODELS.items():
-        if cls.table_options:
-            return [f"{option}={kind}", *(f"{option}.{text}" for text in cls.table_options)]
-    return []
+    fits = ((kind, cls.table_options) for kind, cls in MODELS.items() if cls.table_options)
+    kind, texts = next(fits, ("", ()))
+    return [f"{option}={kind}", *(f"{option}.{text}" for text in texts)] if kind else []
 
 
 AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
@@ -336,9 +335,8 @@ class Picture:
     original images and resized once with antialiasing, as windows of a training are."""
 
     def __post_init__(self) -> None:
-        sizes = [self.size, self.frames or self.size]
         require_entry(
-            all(len(size) == 2 and min(size) >= 1 for size in sizes)
+            all(len(size) == 2 and min(size) >= 1 for size in [self.size, self.frames or self.size])
             and (self.crop is None or 0 < self.crop <= 1),
             f"Picture(size={self.size}, crop={self.crop}, frames={self.frames}): sizes are (height, width) in pixels, "
             "and a crop is a part of the shorter side, above 0 and at most 1",

@@ -135,8 +135,7 @@ class OpenOptions(Options):
             if name not in defaults:
                 raise OptionError(self.section, name, "is not an option that a member has added")
         for name, value in (defaults | self.added).items():
-            is_section = isinstance(value, type)
-            object.__setattr__(self, name, value() if is_section else value)
+            object.__setattr__(self, name, value() if isinstance(value, type) else value)
         super().__post_init__()
         object.__setattr__(self, "added", {name: getattr(self, name) for name in defaults})
 
@@ -178,8 +177,7 @@ def _option(spec: Any, hints: list[Any]) -> Option:
             extras = get_args(hint)[1:]
             break
     hint = get_args(hints[0])[0] if get_origin(hints[0]) is Annotated else hints[0]
-    default = spec.default
-    if default is MISSING and spec.default_factory is not MISSING:
+    if (default := spec.default) is MISSING and spec.default_factory is not MISSING:
         factory = spec.default_factory
         is_section = isinstance(factory, type) and issubclass(factory, Options)
         default = factory if is_section else factory()
@@ -256,8 +254,7 @@ class OptionError(ConfigError):
 
     def __init__(self, section: str, name: str, reason: str) -> None:
         super().__init__(f"{section}.{name} {reason}" if section else f"{name} {reason}")
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
 
 def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,7 @@ C = TypeVar("C", bound=Options)
 def _require_absolute_paths(config: Options) -> None:
     """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes."""
     named = list(_paths(config))
-    run = getattr(config, "run", "")
-    if run and not is_address(run):
+    if (run := getattr(config, "run", "")) and not is_address(run):
         named.append(("run", run))
     for option, path in named:
         require(

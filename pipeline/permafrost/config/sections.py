@@ -90,8 +90,7 @@ def experiment_files() -> dict[str, Path]:
 
 def experiment_file(name: str) -> Path | None:
     """Return the file of the experiment of a name, as `experiment_files` has it, without listing the others."""
-    pure = PurePath(name)
-    if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
+    if (pure := PurePath(name)).as_posix() != name or pure.is_absolute() or ".." in pure.parts:
         return None
     paths = [
         folder / f"{name.removeprefix(prefix).removeprefix('/')}.yaml"
@@ -113,10 +112,9 @@ def top_options() -> dict[str, Option]:
 
 @cache  # by the classes, as a plug-in may add a verb later
 def _options_by_name(classes: tuple[type[Options], ...]) -> dict[str, Option]:
-    plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
     every = (option for cls in classes for option in options_of(cls))
     named = {option.name: option for option in every if Role.SET_BY_STAGE not in option.roles}
-    return {"plugins": plugins, **named}
+    return {"plugins": Option("plugins", tuple[str, ...], (), frozenset(), ()), **named}
 
 
 def is_section(option: Option) -> bool:

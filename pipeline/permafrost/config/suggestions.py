@@ -79,10 +79,9 @@ _WORDS = {
 
 def _members_with(section: str, name: str) -> list[str]:
     """Return the members of a family that have an option, as arguments; of a section without members none."""
-    members = FAMILIES.get(section, {})
     return [
         f"{section}={kind}"
-        for kind, cls in members.items()
+        for kind, cls in FAMILIES.get(section, {}).items()
         if any(option.name == name for option in options_of(cls))
     ][:_MAX_MEMBERS]
 

@@ -117,12 +117,11 @@ class EvaluateConfig(EvaluationRun):
     @property
     def baselines(self) -> set[str]:
         """Baselines that the requested evaluators name."""
-        named = {
+        return {
             getattr(self.evaluate, evaluator).baseline
             for evaluator in self.requested_evaluators
             if EVALUATORS[evaluator].compares
-        }
-        return named - {None}
+        } - {None}
 
     def with_baselines(self, runs: Mapping[str, str | None]) -> EvaluateConfig:
         """Return the config with each baseline that is a key of `runs` replaced by its run, or by None.
@@ -222,10 +221,9 @@ class SweepConfig(Options):
 def _has_option(section: str, option: str) -> bool:
     """Return whether a section of distill, or a member of it, has an option."""
     hint = next(part.hint for part in options_of(DistillConfig) if part.name == section)
-    classes = [*FAMILIES[section].values()] if section in FAMILIES else [hint]
     return any(
         option in {part.name for part in options_of(cls)}
-        for cls in classes
+        for cls in ([*FAMILIES[section].values()] if section in FAMILIES else [hint])
         if isinstance(cls, type) and issubclass(cls, Options)
     )
 
@@ -328,9 +326,7 @@ class Verb:
 
 def _check_live_arguments(arguments: Sequence[str], composed: dict[str, Any], config: Any) -> None:
     """Raise ConfigError for typed teacher options that `distill` does not read; an experiment may set them."""
-    if composed["mode"] == "live":
-        return
-    for argument in arguments:
+    for argument in () if composed["mode"] == "live" else arguments:
         require(
             not argument.startswith(("teacher=", "teacher.", "explainer=", "explainer.")),
             f"distill reads {argument} with mode=live only; frozen targets come from the store: "

@@ -118,8 +118,7 @@ class DistributedContext:
         if self.world_size == 1:
             return values
         everyones, start = self.gather(values.detach()), self.rank * len(values)
-        local = values.view_as(values)
-        if local.requires_grad:
+        if (local := values.view_as(values)).requires_grad:
             local.register_hook(lambda gradient: gradient * self.world_size)  # type: ignore[no-untyped-call]
         return torch.cat([everyones[:start], local, everyones[start + len(values) :]])
 

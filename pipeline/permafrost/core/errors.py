@@ -148,7 +148,6 @@ def device_errors(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        described = device_error(error, advice)
-        if described is None:
+        if (described := device_error(error, advice)) is None:
             raise
         raise described from error

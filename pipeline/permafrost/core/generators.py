@@ -52,8 +52,7 @@ class SeededDraws(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         # Functions of nn.init are called with generator=None, and what they call is not seen here.
-        draws = func in _DRAWING or "generator" in kwargs
-        if draws and kwargs.get("generator") is None:
+        if (func in _DRAWING or "generator" in kwargs) and kwargs.get("generator") is None:
             kwargs["generator"] = self.generator
         if func in (torch.rand, torch.randn):  # of the default dtype, which is the whole process's
             kwargs.setdefault("dtype", torch.float32)

@@ -58,9 +58,9 @@ def known_cells(labels: Tensor, num_classes: int) -> Tensor:
 
     A single label says it of every class.
     """
-    if has_many(labels):
-        return ~labels.isnan()
-    return known_mask(labels)[:, None].expand(-1, num_classes)
+    return (
+        ~labels.isnan() if has_many(labels) else known_mask(labels)[:, None].expand(-1, num_classes)
+    )
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -43,8 +43,7 @@ class ProgressLines:
     def update(self, count: int) -> None:
         """Add `count` finished units."""
         self.n += count
-        now = time.monotonic()
-        if now - self.last_line >= SECONDS_PER_LINE:
+        if (now := time.monotonic()) - self.last_line >= SECONDS_PER_LINE:
             self.last_line = now
             logger.info(
                 "%s: %s/%s %ss%s%s",
@@ -59,16 +58,17 @@ class ProgressLines:
 
     def _time_left(self, now: float) -> str:
         """Estimate the time that the remaining units take, as text, from all updates but the first."""
-        if self._first is None or not self._first[1] < self.n < self.total:
+        if (
+            self._first is None
+            or not self._first[1] < self.n < self.total
+            or (self.n - self._first[1]) * _MIN_SHARE < self.total  # the first records take longer
+        ):
             return ""
-        if (self.n - self._first[1]) * _MIN_SHARE < self.total:
-            return ""  # the first records take longer
         rate = (now - self._first[0]) / (self.n - self._first[1])
         seconds = rate * (self.total - self.n)
-        for unit, length in (("h", 3600), ("min", 60)):
-            if seconds >= 2 * length:
-                return f", about {seconds / length:.0f} {unit} left"
-        return f", about {seconds:.0f} s left"
+        units = (("h", 3600), ("min", 60), ("s", 1))
+        unit, length = next((each for each in units if seconds >= 2 * each[1]), units[-1])
+        return f", about {seconds / length:.0f} {unit} left"
 
     def set_description(self, title: str, refresh: bool = True) -> None:
         """Set the title."""
@@ -121,10 +121,9 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
         total: Number of units of all work.
         unit: Name of one unit, in the singular. `count_records` adds to a display of records.
     """
-    is_bar = _is_terminal(sys.stderr)
     with (
         tqdm(desc=title, total=total, unit=f" {unit}", bar_format=_BAR, dynamic_ncols=True)
-        if is_bar
+        if _is_terminal(sys.stderr)
         else nullcontext(ProgressLines(title, total, unit))
     ) as bar:
         _displays.append(bar if unit == "record" else None)

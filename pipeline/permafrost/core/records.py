@@ -279,7 +279,6 @@ def escape_key(path: str) -> str:
 
 def _shorten(escaped: str) -> str:
     head = escaped[:LONG_KEY_HEAD]
-    last_escape = head.rfind("%")
-    if last_escape > LONG_KEY_HEAD - len("%2E"):
+    if (last_escape := head.rfind("%")) > LONG_KEY_HEAD - len("%2E"):
         head = head[:last_escape]
     return f"{head}-{hashlib.blake2b(escaped.encode(), digest_size=16).hexdigest()}"

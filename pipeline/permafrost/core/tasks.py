@@ -274,8 +274,7 @@ class SerialExecutor:
         at_once: int | None = None,
     ) -> Iterator[TaskOutcome]:
         """Iterate over outcomes in the order of `tasks`, one at a time."""
-        for task in tasks:
-            yield run_task(task, partial(on_report, task.name))
+        yield from (run_task(task, partial(on_report, task.name)) for task in tasks)
 
 
 def _send(uploads: Uploads, result: ShardResult[Report]) -> ShardResult[Report]:

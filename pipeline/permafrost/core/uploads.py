@@ -62,8 +62,7 @@ def put_off(work: Callable[[], None], opened: ExitStack) -> None:
         work: Uploads a file, or writes a shard with its commit marker last.
         opened: Files that it needs, closed after it.
     """
-    uploads = _collected.get()
-    if uploads is None:
+    if (uploads := _collected.get()) is None:
         with opened:
             work()
     else:

@@ -20,11 +20,11 @@ logger = logging.getLogger("permafrost.evaluate")
 def _accuracy(context: EvaluationContext) -> dict[str, Any]:
     if not context.dataset.has_labels:
         classes, outputs = context.store.manifest.classes, context.predictions.logits.shape[1]
-        reason = "no record is labeled"
-        if classes and outputs != len(classes):
-            reason = (
-                f"the network has {outputs} outputs, and the labels are of {len(classes)} classes"
-            )
+        reason = (
+            f"the network has {outputs} outputs, and the labels are of {len(classes)} classes"
+            if classes and outputs != len(classes)
+            else "no record is labeled"
+        )
         logger.warning(
             "%s: accuracy is not measured, because %s; evaluators=[%s] measure features on labels",
             context.split,

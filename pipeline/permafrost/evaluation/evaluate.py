@@ -79,26 +79,24 @@ class EvaluateResult:
         Each split with many labels has a table of them, too.
         """
         numbers = list(self.numbers.values())
-        names = dict.fromkeys(chain.from_iterable(numbers))
         rows = [
             ["", *self.splits],
             *(
                 [name, *(_format_value(run_numbers.get(name)) for run_numbers in numbers)]
-                for name in names
+                for name in dict.fromkeys(chain.from_iterable(numbers))
             ),
         ]
-        of_labels = {
-            f"labels of {split}": "\n" + align_columns(label_rows(metrics[PER_LABEL]))
-            for split, metrics in self.splits.items()
-            if PER_LABEL in metrics and len(metrics[PER_LABEL]) <= _MAX_LABELS
-        }
         return {
             "metrics": self.metrics,
             "picture": self.picture,
             "teacher_picture": "" if self.teacher_picture == self.picture else self.teacher_picture,
             "classifier": self.classifier,
             "results": "\n" + align_columns(rows),
-            **of_labels,
+            **{
+                f"labels of {split}": "\n" + align_columns(label_rows(metrics[PER_LABEL]))
+                for split, metrics in self.splits.items()
+                if PER_LABEL in metrics and len(metrics[PER_LABEL]) <= _MAX_LABELS
+            },
             "next": self.next,
         }
 
@@ -229,8 +227,7 @@ def _warn_of_chosen_epoch(inputs: EvaluationInputs) -> None:
     """Warn of results on the split by which the student's epoch was chosen."""
     student = TrainedStudent(inputs.run_folder.path / "distill")
     metric = student.epoch_metric(inputs.store.manifest.fingerprint)
-    split = (metric or "").partition(".")[0]
-    if split in inputs.config.evaluate.splits:
+    if (split := (metric or "").partition(".")[0]) in inputs.config.evaluate.splits:
         logger.warning(
             "the epoch of this student was chosen by %s (select_epoch), so its results on %s look better than they "
             "are; report another split",

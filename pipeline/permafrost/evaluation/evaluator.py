@@ -154,8 +154,7 @@ def metric_of(name: str) -> Metric | None:
         name: Name of METRICS, such as accuracy, or <evaluator>.<quantity>, or either followed by the name of a part,
             and by @<pass> if it is of an evaluation against a named pass.
     """
-    name = name.partition("@")[0]
-    if name in METRICS:
+    if (name := name.partition("@")[0]) in METRICS:
         return METRICS[name]
     evaluator, _, quantity = name.partition(".")
     if evaluator not in EVALUATORS:
@@ -170,10 +169,9 @@ def metric_of(name: str) -> Metric | None:
 def comparable_quantities(evaluator: str) -> dict[str, Metric]:
     """Return the quantities of an evaluator for which higher or lower is better."""
     page = evaluator_named(evaluator).page
-    quantities = () if page is None else page.quantities
     return {
         quantity.name: quantity.metric
-        for quantity in quantities
+        for quantity in (() if page is None else page.quantities)
         if quantity.metric.higher_is_better is not None
     }
 

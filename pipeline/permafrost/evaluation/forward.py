@@ -160,13 +160,12 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
     epg_pairs is the number of pairs of a record and one of its classes with a region, over which EPG and IoU are means.
     """
     metrics: dict[str, Any] = {}
-    places = {
+    for name, values in {
         "epg": predictions.epg,
         "iou": predictions.iou,
         "epg_uniform": predictions.epg_uniform,
         "teacher_epg": predictions.teacher_epg,
-    }
-    for name, values in places.items():
+    }.items():
         if values is not None and not values.isnan().all():
             metrics[name] = float(values.double().nanmean())
     if has_many(predictions.labels) and "epg" in metrics:
@@ -181,8 +180,7 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
 def _all(parts: Sequence[Predictions], name: str, nothing: float = math.nan) -> Tensor | None:
     """Concatenate a field of all parts, `nothing` where a part has none; None if no part has any."""
     values = [getattr(part, name) for part in parts]
-    first = next((value for value in values if value is not None), None)
-    if first is None:
+    if (first := next((value for value in values if value is not None), None)) is None:
         return None
     return torch.cat(
         [
@@ -444,8 +442,7 @@ def _predict_batch(
         if not (localize and batch.has_places):
             continue
         regions = regions_of(batch, classes, options.region, size)
-        no_region = ~regions.flatten(1).any(dim=1)
-        if no_region.all():  # no map is needed
+        if (no_region := ~regions.flatten(1).any(dim=1)).all():  # no map is needed
             continue
         maps = attribution_of(maps_of(model, output, classes), batch)
         scores[-1] = _localize(maps, regions, no_region, options)
@@ -484,12 +481,10 @@ def _localize(
     Each is [n], nan for records without a region.
     """
     upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
-    epg = energy_pointing_game(upsampled, regions)
-    iou = localization_iou(upsampled, regions, options.iou_threshold)
     nowhere = float("nan")
     return (
-        epg.masked_fill(no_region, nowhere),
-        iou.masked_fill(no_region, nowhere),
+        energy_pointing_game(upsampled, regions).masked_fill(no_region, nowhere),
+        localization_iou(upsampled, regions, options.iou_threshold).masked_fill(no_region, nowhere),
         uniform_score(regions).masked_fill(no_region, nowhere),
     )
 
@@ -544,8 +539,7 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
     """Cosine [n, P] of the model's maps with the stored ones of its explainer, nan where invalid, None without any."""
     if not isinstance(targets, MapTargets):
         return None
-    maps = model.maps(output, targets.target_class)
-    if maps.shape[-2:] == (1, 1):
+    if (maps := model.maps(output, targets.target_class)).shape[-2:] == (1, 1):
         return None  # as maps of one cell are all equal
     cosine, nonzero = map_cosine(
         place_on_grid(maps, (targets.maps.shape[-2], targets.maps.shape[-1])),

@@ -385,8 +385,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     run = RunFolder(config.run).path
     main = TEACHER_EVALUATION + place_beside(run / TEACHER_EVALUATION, store)
     passes = passes_of_teacher(run / main, teacher, store, named)
-    entry = passes[0].manifest.teacher if passes else described
-    picture = Picture.from_manifest(entry, store.size)
+    picture = Picture.from_manifest(passes[0].manifest.teacher if passes else described, store.size)
     num_classes = described["classes"]
     if (
         not config.reads_outputs
@@ -501,10 +500,9 @@ def _described(
 
     side = teacher_input_size(with_preprocessing(network, len(store.manifest.classes)))
     size = store.size if side is None else (side, side)
-    described = TrainedModel(
+    return TrainedModel(
         config=network, num_classes=num_classes, input_size=size, picture=picture
-    )
-    return described.in_frame(config.evaluate.frame, store)
+    ).in_frame(config.evaluate.frame, store)
 
 
 def _build_given(

@@ -49,8 +49,7 @@ def group_scores(
         f"group_{name}": {str(group): share for group, share in shares.items()}
     }
     for set_name, members in group_sets.items():
-        known_groups = [group for group in members if group in shares]
-        if known_groups:
+        if known_groups := [group for group in members if group in shares]:
             inside = torch.isin(groups, torch.tensor(known_groups))
             scores[f"{set_name}_{name}"] = _share(hits[inside])
             scores[f"{set_name}_mean_group_{name}"] = mean(shares[group] for group in known_groups)
@@ -103,8 +102,7 @@ def label_scores(
         group_sets: Groups of each set, by its name.
         threshold: As for `predict_labels`.
     """
-    counted = known_mask(labels)
-    if not counted.any():
+    if not (counted := known_mask(labels)).any():
         return {}
     if has_many(labels):
         return {**many_label_scores(logits, labels, threshold)}

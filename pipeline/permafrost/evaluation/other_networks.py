@@ -27,9 +27,7 @@ class Networks:
     """The teacher network and the students of other runs."""
 
     def __init__(self, config: EvaluateConfig, store: Store, passes: Sequence[TeacherPass]) -> None:
-        self.config = config
-        self.store = store
-        self.passes = passes
+        self.config, self.store, self.passes = config, store, passes
         self._students: dict[str, EvaluatedModel] = {}
 
     def check_teacher(self, evaluator: str) -> None:
@@ -42,8 +40,7 @@ class Networks:
             ConfigError: If no network is named.
             StoreMismatchError: If the pass was made by another network.
         """
-        teacher = _name_network(self.config)
-        if teacher is None:
+        if (teacher := _name_network(self.config)) is None:
             raise ConfigError(
                 f"evaluators={evaluator} needs the teacher network, but teacher.weights is not set; name the network "
                 "with teacher= and teacher.weights=, as for precompute"
@@ -135,9 +132,8 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
             name: asked["preprocessing"][name] for name in named
         }
     for name, value in asked.items():
-        if name == "dtype":  # evaluators run in float32, independent of the pass
-            continue
-        if sha256_json(entry.get(name)) != sha256_json(value):
+        # Evaluators run in float32, independent of the pass.
+        if name != "dtype" and sha256_json(entry.get(name)) != sha256_json(value):
             raise StoreMismatchError(
                 f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
                 f"pass is {_short(entry.get(name))}; correct teacher= and teacher.weights=, or choose the pass with "

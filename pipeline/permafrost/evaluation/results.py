@@ -79,8 +79,7 @@ def place_beside(folder: Path, store: Store) -> str:
     """
     path = folder / CONFIG_NAME
     read = saved_options(folder).get("inputs", {}).get("store") if path.exists() else None
-    same = store.part_with(read).manifest.fingerprint
-    return "" if read in (None, same) else place_of(store)
+    return "" if read in (None, store.part_with(read).manifest.fingerprint) else place_of(store)
 
 
 def folder_of_evaluation(
@@ -212,8 +211,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
-    path = folder / METRICS_NAME
-    if not path.exists():
+    if not (path := folder / METRICS_NAME).exists():
         return {"evaluators": {}, "splits": {}, "written": {}, **_NO_PICTURES}
     return read_metrics_file(path, f"delete {folder} and run permafrost evaluate again")
 
@@ -269,8 +267,7 @@ def label_rows(table: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """
     counts = ("positives", "negatives", "unknown")
     scores = ("f1", "precision", "recall", "average_precision", "auroc")
-    titles = ["label", *counts, "threshold", *(name.replace("_", " ") for name in scores)]
-    rows = [titles]
+    rows = [["label", *counts, "threshold", *(name.replace("_", " ") for name in scores)]]
     for name, row in table.items():
         cells = [name, *(f"{row[count]:,}" for count in counts), f"{row['threshold']:.3f}"]
         for score in scores:
@@ -439,8 +436,7 @@ def _check_same(
 ) -> None:
     again = f"delete {folder} to evaluate again (the student is in another one and stays)"
     for name, value in options.items():
-        before = done["options"].get(name)
-        if before != value:
+        if (before := done["options"].get(name)) != value:
             before, value = ("null" if each is None else each for each in (before, value))
             option = name if "." in name else f"evaluate.{evaluator}.{name}"
             raise ConfigError(

@@ -83,8 +83,7 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
         )
         for split in config.evaluate.splits
     ]
-    positions = probe_positions(len(contexts[0].dataset))
-    if positions:
+    if positions := probe_positions(len(contexts[0].dataset)):
         views = list(contexts[0].iter_views(positions))
         require_independent_network(trial_copy(model.network), torch.cat(views))
     _add_results(inputs, folder, missing, contexts)
@@ -127,19 +126,18 @@ def _add_results(
 def _warn_of_other_explainer(inputs: EvaluationInputs, model: EvaluatedModel) -> None:
     """Warn that maps are not compared if those of the pass are of an explainer that cannot explain the network."""
     kind = inputs.passes[0].explainer if inputs.passes else None
-    if kind in (None, model.explainer):
-        return
-    logger.warning(
-        "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
-        "and pictures use the network's own explainer=%s; to compare maps, name %s",
-        inputs.passes[0].name,
-        kind,
-        type(model.network.network).__name__,
-        model.explainer,
-        f"a pass of explainer={model.explainer} with evaluate.against="
-        if kind in EXPLAINERS
-        else f"the plug-in of explainer={kind} with plugins=",
-    )
+    if kind not in (None, model.explainer):
+        logger.warning(
+            "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
+            "and pictures use the network's own explainer=%s; to compare maps, name %s",
+            inputs.passes[0].name,
+            kind,
+            type(model.network.network).__name__,
+            model.explainer,
+            f"a pass of explainer={model.explainer} with evaluate.against="
+            if kind in EXPLAINERS
+            else f"the plug-in of explainer={kind} with plugins=",
+        )
 
 
 def _thresholds(
@@ -201,11 +199,9 @@ def _write_records(contexts: Sequence[EvaluationContext]) -> None:
     per_split = -(-contexts[0].store.form.pictures(options.num_pictures) // len(contexts))
     for context in contexts:
         tables.append(record_table(context.split, context.predictions))
-        positions = list(range(min(per_split, len(context.dataset))))
-        if positions:
+        if positions := list(range(min(per_split, len(context.dataset)))):
             shown.append(context.picture_maps(positions))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
         contexts[0].write(PICTURES_NAME, save(tensors))
-    written = contexts[0].written
-    written[RECORDS_NAME] = write_table(folder / RECORDS_NAME, pa.concat_tables(tables))
+    contexts[0].written[RECORDS_NAME] = write_table(folder / RECORDS_NAME, pa.concat_tables(tables))

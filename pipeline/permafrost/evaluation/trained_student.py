@@ -83,8 +83,7 @@ class TrainedStudent:
             return ""  # an evaluation of what was trained on says nothing
         chosen = _arguments_of_splits(splits) if splits else split_arguments(candidates)
         arguments = [f"store.path={store.path}", f"run={run}", *chosen]
-        probes = feature_probes()
-        if probes and store.manifest.classes and not self.trains_classifier:
+        if (probes := feature_probes()) and store.manifest.classes and not self.trains_classifier:
             arguments.append(f"evaluators=[{','.join(probes)}]")
             if trained.split != "train":
                 arguments += [f"evaluate.{probe}.train_split={trained.split}" for probe in probes]
@@ -125,7 +124,6 @@ def named_like(splits: Iterable[str], names: Sequence[str]) -> str | None:
     for name in names:
         if name in known:
             return name
-        parts = [split for split in known if name in re.split(r"[^a-z0-9]+", split.lower())]
-        if parts:
+        if parts := [split for split in known if name in re.split(r"[^a-z0-9]+", split.lower())]:
             return parts[0]
     return None

@@ -314,7 +314,11 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         most_open = max(window, _OPEN_SHARDS if self._ahead is None else WINDOW_SHARDS)
         self._bytes = MethodCache(self._open_shard, most_open)
         per_pass = max(_CACHED_SHARDS, 2 * window)
-        if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
+        record_bytes = sum(  # of all fields, over all views
+            sum(map(_bytes_of, teacher.manifest.fields)) * teacher.num_views
+            for teacher in self.passes
+        )
+        if record_bytes * len(self.rows) <= _KEPT_BYTES:
             per_pass = len(self.store.shards)
         most = per_pass * max(1, len(self.passes))
         self._stored_rows = MethodCache(self._open_stored_rows, most)
@@ -337,11 +341,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             if total > self.keep_bytes:
                 break
         return total
-
-    @staticmethod
-    def _field_bytes(teacher: TeacherPass) -> int:
-        """Size of the fields of one record in bytes, over all views."""
-        return sum(map(_bytes_of, teacher.manifest.fields)) * teacher.num_views
 
     @property
     def record_bytes(self) -> int:
@@ -383,8 +382,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         require(len(positions) > 0, "a batch of no positions has no records; correct the sampler")
         pairs = np.asarray(positions).reshape(len(positions), -1)
         at = pairs[:, 0]
-        is_whole = np.issubdtype(at.dtype, np.integer)
-        wrong = at[(at < 0) | (at >= count)] if is_whole else at
+        wrong = at[(at < 0) | (at >= count)] if np.issubdtype(at.dtype, np.integer) else at
         require(
             not len(wrong),
             f"position {wrong[:1].tolist()[0] if len(wrong) else ''} of a batch is not an integer from 0 to "
@@ -540,8 +538,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Return the windows of views and True, or whole frames, or rows of a table, and False."""
         if self._cutter is None or views is None or views.windows is None:
             return self._inputs(at, columns, keys).tensor(), False
-        read = partial(self._read, columns, keys)
-        return self._cutter.cut(at, views.windows, sizes, read), True
+        return self._cutter.cut(at, views.windows, sizes, partial(self._read, columns, keys)), True
 
     def _read(
         self,
@@ -695,11 +692,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         for number, each in enumerate(self.passes):
             requested, teacher = self._wanted_fields(number), each.pass_of_shard(entry)
             position = teacher.shards.number_of(entry.name)
-            files = () if position < 0 else teacher.shards[position].files
             names = teacher.fields.files_of_fields(requested, position, entry.name)
             yield from (
                 KnownFile(teacher.folder / stored.path, stored.sha256)
-                for stored in files
+                for stored in (() if position < 0 else teacher.shards[position].files)
                 if stored.path in names
             )
 
@@ -781,8 +777,7 @@ def _logits_of(teacher: TeacherPass, values: Values) -> Logits | None:
 
 def _check_room(store: Store, passes: Sequence[TeacherPass]) -> None:
     """Raise ConfigError if the cache is smaller than the shards of the two windows that an epoch needs at once."""
-    limit = cache_limit(store.folder)
-    if limit is None:
+    if (limit := cache_limit(store.folder)) is None:
         return
     largest = max(store.shards.table["bytes"].to_pylist(), default=0)
     for teacher in passes:

@@ -234,8 +234,7 @@ class BatchMessage:
     """Batch on its way from a worker, which PyTorch pins if it is asked to."""
 
     def __init__(self, batch: Batch, *, is_packed: bool = False) -> None:
-        self.batch = batch
-        self.is_packed = is_packed
+        self.batch, self.is_packed = batch, is_packed
 
     @classmethod
     def from_worker(cls, batch: Batch) -> BatchMessage:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,14 +32,12 @@ from permafrost.core.batches import (
     TopLogits,
     require_logits,
 )
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.core.records import MIXTURE_FIELD, NO_CLASS, PARTNER_FIELD
 from permafrost.loading.pixel_changes import box_fractions
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
+from permafrost.store.reader import TeacherPass
 
 # ---- draws ---------------------------------------------------------------------------------------
 
@@ -214,8 +211,7 @@ def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
     Raises:
         ConfigError: If a field is neither a grid nor a vector per record.
     """
-    mixture = targets.mixture
-    if mixture is None:
+    if (mixture := targets.mixture) is None:
         return targets
     fields, coverage = _mix_fields(targets, mixture)
     mixed = replace(targets, intermediates=fields, coverage=coverage)
@@ -250,11 +246,11 @@ def _mix_fields(targets: Targets, mixture: Mixture) -> tuple[dict[str, Tensor], 
     for name, values in targets.intermediates.items():
         spec = targets.specs.get(name)
         is_grid = spec is not None and spec.axes[-2:] == ("y", "x")
-        if not is_grid and values.ndim != 2:
-            raise ConfigError(
-                f"augment.mix has no rule for the field {name} of {targets.teacher}, which is neither a grid nor a "
-                "vector per record; set augment.mix=[]"
-            )
+        require(
+            is_grid or values.ndim == 2,
+            f"augment.mix has no rule for the field {name} of {targets.teacher}, which is neither a grid nor a "
+            "vector per record; set augment.mix=[]",
+        )
         shape = (values.shape[-2], values.shape[-1]) if is_grid else (1, 1)
         weights = own_weights(mixture, shape).to(values)
         covered = targets.coverage.get(name)

@@ -124,8 +124,7 @@ def _equalize(images: Tensor, change: PixelChange) -> Tensor:
     )
     kept = torch.arange(256, device=images.device).expand_as(even)
     table = torch.where(step > 0, even.clamp(max=255), kept).to(images.dtype) / 255
-    place = (levels + first[:, None]).flatten()
-    return table.flatten().index_select(0, place).view_as(images)
+    return table.flatten().index_select(0, (levels + first[:, None]).flatten()).view_as(images)
 
 
 _BYTE_LEVELS = 255 + 1 - 1e-3

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kornia.augmentation as K
 import torch
@@ -34,11 +34,9 @@ from permafrost.loading.recipes import (
     policy_matrices,
     rows_of_blocks,
 )
+from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.windows import Views, pixel_boxes, windows_of_boxes
-
-if TYPE_CHECKING:
-    from permafrost.loading.selected_records import SelectedRecords
-    from permafrost.store.reader import Store
+from permafrost.store.reader import Store
 
 VIEW_BLOCK = BLOCK_SIZE
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
@@ -239,11 +237,8 @@ class ViewSchedule:
             whole_pixels: True if windows are rounded to whole pixels of the originals, as they are cut from them.
             kept_blocks: Number of blocks that are kept in memory.
         """
-        self.config = config
-        self.size = size
-        self.seed = seed
-        self.one_aspect = one_aspect
-        self.whole_pixels = whole_pixels
+        self.config, self.size, self.seed = config, size, seed
+        self.one_aspect, self.whole_pixels = one_aspect, whole_pixels
         self.rendering = Rendering(config.border, config.interpolation)
         self._block = MethodCache(self._draw_block, kept_blocks)
 

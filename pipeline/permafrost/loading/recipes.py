@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -54,9 +54,7 @@ from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.mixtures import UNMIXED, draw_mixtures, mixture_of, paired_rows
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import TeacherPass
+from permafrost.store.reader import TeacherPass
 
 BLOCK_SIZE = 1024
 """Number of consecutive positions of an epoch's order drawn together."""
@@ -120,9 +118,8 @@ def draw_policy(
         Kinds i64 [BLOCK_SIZE, n] and strengths f64 [BLOCK_SIZE, n]. An operation that is not drawn is identity.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "policy", number, epoch, block))
-    size = (BLOCK_SIZE, operation.num_operations, 5)
     chosen, negative, drawn, first, second = torch.rand(
-        size, generator=generator, dtype=torch.float64
+        (BLOCK_SIZE, operation.num_operations, 5), generator=generator, dtype=torch.float64
     ).unbind(dim=2)
     kinds = (chosen * len(SPACE)).long()
     if operation.kind == "trivialaugment":
@@ -145,8 +142,7 @@ def _strengths(policy: str, kinds: Tensor, fractions: Tensor, negative: Tensor) 
     strengths = fractions * largest[kinds]
     signed = (kinds >= _SIGNED.start) & (kinds < _SIGNED.stop)
     strengths = strengths.where(~(signed & negative), -strengths)
-    bits = 8 - strengths.round()
-    strengths = strengths.where(kinds != SPACE.index("posterize"), bits)
+    strengths = strengths.where(kinds != SPACE.index("posterize"), 8 - strengths.round())
     return strengths.where(kinds != SPACE.index("solarize"), 1 - fractions)
 
 
@@ -551,8 +547,7 @@ class PixelAugmentSchedule:
     def __init__(
         self, config: AugmentOptions, seed: int, *, kept_blocks: int = KEPT_BLOCKS
     ) -> None:
-        self.config = config
-        self.seed = seed
+        self.config, self.seed = config, seed
         self.pixels = PixelSchedule(config.operations, seed, kept_blocks=kept_blocks)
         self._mixtures = MethodCache(self._draw_mixtures, kept_blocks)
 

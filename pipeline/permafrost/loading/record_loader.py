@@ -184,8 +184,7 @@ class ViewBatch:
         Images that were rendered, and may have been changed since, are copied, too.
         """
         moved = replace(self, stored=move_batch(self.stored, torch.device(device)))
-        rendered = self.__dict__.get("images")
-        if rendered is not None:
+        if (rendered := self.__dict__.get("images")) is not None:
             moved.__dict__["images"] = rendered.to(device)
         return moved
 

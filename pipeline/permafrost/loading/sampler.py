@@ -90,8 +90,7 @@ class EpochOrder:
             sizes = self._sizes[members]
             offsets = np.cumsum(sizes) - sizes
             drawn = permute(int(sizes.sum()))
-            end = begin + len(drawn)
-            if end > first:
+            if (end := begin + len(drawn)) > first:
                 if self._fetch is not None:
                     after = shards[stop : (*bounds, stop)[number + 2]]
                     self._fetch(self._numbers[after if fetched else np.r_[members, after]])
@@ -149,8 +148,7 @@ class GlobalBatchSampler:
                 f"the selection has {num_records} records, fewer than the {batch_size} of a batch; lower "
                 "trainer.batch_size or trainer.ranks, or select more records",
             )
-        self.order = order
-        self.batch_size = batch_size
+        self.order, self.batch_size = order, batch_size
         self.rank, self.world_size = rank, world_size
         self.drop_last = drop_last
         self.num_steps = num_records // batch_size if drop_last else -(-num_records // batch_size)

@@ -35,9 +35,7 @@ class SelectedRecords:
             labels_apply: False if the classes of the data are not those of the network that uses the labels, which then
                 have no meaning for it.
         """
-        self.store = store
-        self.rows = rows
-        self.labels_apply = labels_apply
+        self.store, self.rows, self.labels_apply = store, rows, labels_apply
 
     def __repr__(self) -> str:
         """Describe how many records of which store they are."""
@@ -134,8 +132,7 @@ class SelectedRecords:
 
     def _blocks(self) -> Iterator[RowNumbers]:
         """Iterate over the rows of the selection in blocks of limited size."""
-        for start in range(0, len(self), _BLOCK):
-            yield self.rows[start : start + _BLOCK]
+        yield from (self.rows[start : start + _BLOCK] for start in range(0, len(self), _BLOCK))
 
     @cached_property
     def label_numbers(self) -> NDArray[np.integer[Any]]:

@@ -150,8 +150,7 @@ Copied = TypeVar("Copied")
 def pinned_for(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the host in memory from which a GPU copies it without a wait; as it is for other devices."""
     # A copy from pageable memory would synchronize with the device even if non_blocking.
-    is_pageable = device.type == "cuda" and tensor.device.type == "cpu"
-    return tensor.pin_memory() if is_pageable else tensor
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
@@ -252,8 +251,7 @@ def move_values(value: Any, device: torch.device) -> Any:
 
 
 def _may_share_copy(tensor: Tensor) -> bool:
-    is_small = 0 < tensor.nbytes <= _SMALL
-    return is_small and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return 0 < tensor.nbytes <= _SMALL and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -192,10 +192,9 @@ def weighted_sum(parts: Sequence[LossTerms], weight: float) -> LossTerms:
         return parts[0]
 
     def total(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        names = dict.fromkeys(name for mapping in values for name in mapping)
         return {
             name: torch.stack([weight * each[name] for each in values if name in each]).sum()
-            for name in names
+            for name in dict.fromkeys(name for mapping in values for name in mapping)
         }
 
     return LossTerms(

@@ -38,9 +38,8 @@ class E2KDLoss(KDLoss):
     @property
     def needs(self) -> Needs:
         config = self.config
-        class_map_needs = CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs()
         return replace(
-            class_map_needs,
+            CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs(),
             labels=config.lambda_ce > 0,
             maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
             map_control=config.map_control,
@@ -61,14 +60,13 @@ class E2KDLoss(KDLoss):
                 lambda: self._map_distance(maps, require_maps(targets), student.input_size),
             )
         yield Term(
-            "cat", self.config.lambda_cat, lambda: self._class_map_distance(student, targets)
-        )
-
-    def _class_map_distance(self, student: StudentOutput, targets: Targets) -> Tensor:
-        return class_map_loss(
-            student.output.require("class_maps"),
-            targets.intermediates["class_maps"],
-            self.config.resolution,
+            "cat",
+            self.config.lambda_cat,
+            lambda: class_map_loss(
+                student.output.require("class_maps"),
+                targets.intermediates["class_maps"],
+                self.config.resolution,
+            ),
         )
 
     def _map_distance(

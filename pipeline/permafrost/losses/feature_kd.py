@@ -190,14 +190,13 @@ class ATLoss(FeatureKDLoss):
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         student_count, teacher_count = len(student.output.stages), len(targets.intermediates)
-        numbers = self.config.stages or range(1, student_count + 1)
         losses = [
             attention_loss(
                 attention_map(student.output.stages[stage_index(number, student_count)].output),
                 targets.intermediates[f"attention_{stage_index(number, teacher_count) + 1}"],
                 self.config.norm,
             )
-            for number in numbers
+            for number in self.config.stages or range(1, student_count + 1)
         ]
         return torch.stack(losses).sum()
 

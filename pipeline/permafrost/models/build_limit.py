@@ -70,8 +70,7 @@ class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        allocates = str((kwargs or {}).get("device")) != "meta"
-        if allocates and args and not isinstance(args[0], Tensor):
+        if str((kwargs or {}).get("device")) != "meta" and args and not isinstance(args[0], Tensor):
             self._count(args[0] if isinstance(args[0], (list, tuple)) else args)
         return func(*args, **(kwargs or {}))
 

@@ -180,9 +180,8 @@ def require_tf32(option: str, device: torch.device) -> None:
     Raises:
         ConfigError: If it does not.
     """
-    has_it = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE
     require(
-        has_it,
+        device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE,
         f"{option}=tf32: {device_name(device)} has no TF32, which NVIDIA GPUs have since Ampere; set it to float32",
     )
 

@@ -246,8 +246,7 @@ def picture_of(maps: Tensor, images: Callable[[], Tensor]) -> Tensor | None:
         maps: Maps of any explainer, [B, E, A, h, w].
         images: As for `contributions_of`.
     """
-    name = explainer_of_maps(maps).picture
-    if not name:
+    if not (name := explainer_of_maps(maps).picture):
         return None
     colors: Tensor = pkgutil.resolve_name(name)(maps, images)[:, 0]
     return (colors * 255).round().to(torch.uint8)

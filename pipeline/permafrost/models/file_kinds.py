@@ -136,9 +136,8 @@ def describe_foreign_file(path: Path) -> str:
     head = _head(path)
     if is_safetensors(path):
         return ""
-    for is_such, what in _BEGINNINGS:
-        if is_such(head):
-            return what
+    if kind := next((what for is_such, what in _BEGINNINGS if is_such(head)), ""):
+        return kind
     if not head.startswith(b"PK\x03\x04"):
         return ""
     try:
@@ -151,8 +150,7 @@ def describe_foreign_file(path: Path) -> str:
 
 def describe_part(path: Path) -> str:
     """Say that a file is one of several parts of a network by its name, empty if it is not."""
-    match = _PART.search(path.name)
-    if match is None:
+    if (match := _PART.search(path.name)) is None:
         return ""
     return (
         f"it is part {match[1]} of {match[2]} of a network; join them (load the network with the library that saved "
@@ -163,8 +161,7 @@ def describe_part(path: Path) -> str:
 def describe_foreign_folder(folder: Path) -> str:
     """Say what a folder without a single file of weights is, and what converts it; empty if that is not known."""
     for pattern, what in _FOLDERS:
-        members = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
-        if members:
+        if members := sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}")):
             return what.format(folder=folder, member=members[0].name)
     return ""
 

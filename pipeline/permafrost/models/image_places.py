@@ -101,8 +101,7 @@ def describe_wrong_places(output: Tensor) -> str:
         return ""
     for corner, place in zip(_CORNERS, places.tolist(), strict=True):
         actual = (int(place[0] > 0.5), int(place[1] > 0.5))
-        is_clear = all(abs(side - 0.5) > _CLEAR_DISTANCE / 2 for side in place)
-        if is_clear and actual != corner:
+        if all(abs(side - 0.5) > _CLEAR_DISTANCE / 2 for side in place) and actual != corner:
             return f"{_name_corner(corner)} quarter of the image is in {_name_corner(actual)} quarter of it"
     return ""
 
@@ -145,8 +144,7 @@ class InputReading(NamedTuple):
         """Say how the images are cropped, padded or turned, empty if they are not."""
         (top, left), end = self.origin, self._place_at(1, 1)
         # Of two opposite corners, and of a turn.
-        errors = [abs(top), abs(left), abs(end[0] - 1), abs(end[1] - 1)]
-        errors += [abs(self.down[1]), abs(self.across[0])]
+        errors = map(abs, (top, left, end[0] - 1, end[1] - 1, self.down[1], self.across[0]))
         if max(errors) <= max(_SAME_PLACE, _SAME_PIXELS / min(self.size)):
             return ""
         crossed = max(abs(self.down[1]), abs(self.across[0]))
@@ -224,11 +222,10 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
             return None
         fits.append(fit.tolist())
     (top, bottom), (left, right) = first.extents
-    corners = [
+    (row, column), (row_below, column_below), (row_right, column_right) = [
         [fit[0] + fit[1] * down + fit[2] * across for fit in fits]
         for down, across in ((top, left), (bottom, left), (top, right))
     ]
-    (row, column), (row_below, column_below), (row_right, column_right) = corners
     is_scaled = len(scale) == 3 and not first.is_learned
     return InputReading(
         scale.tolist() if is_scaled else [1.0] * 3,

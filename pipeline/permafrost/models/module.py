@@ -113,8 +113,7 @@ class ModuleClassifier(ProbedClassifier):
         self.inner = network
         self.layer = layer
         self.normalize = normalize or nn.Identity()
-        self.returns = returns
-        self.may_initialize = may_initialize
+        self.returns, self.may_initialize = returns, may_initialize
         self._is_probed = False
         self._is_channels_last = False
 
@@ -425,8 +424,7 @@ class ModuleClassifier(ProbedClassifier):
     def _match_head(self, images: Tensor) -> None:
         """Find the closed form of what follows the layer, and require a gradient if there is none."""
         features, _ = self._run(images)
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(features.shape, generator=generator).to(features)
+        drawn = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
         logits = to_float32(self.forward_head(drawn, images))
         self.closed_form = self._match(to_float32(drawn).mean(dim=(2, 3)), logits)
         if self.closed_form is not None:
@@ -527,10 +525,9 @@ def _layout_by_places(output: Tensor, size: tuple[int, int]) -> str:
     Args:
         output: [6, C, h, w] or [6, h, w, C] for `replaced_parts` of images of (height, width) `size`.
     """
-    grids = {"first": output, "last": output.permute(0, 3, 1, 2)}
     orders = {
         layout: order_of_axes(grid)
-        for layout, grid in grids.items()
+        for layout, grid in {"first": output, "last": output.permute(0, 3, 1, 2)}.items()
         if has_proportions((grid.shape[2], grid.shape[3]), size)
     }
     return max(orders, key=lambda layout: orders[layout], default="none")
@@ -570,11 +567,10 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
         f"{where} returned {type(network).__name__} instead of a torch.nn.Module",
     )
     # A pass or a training has its own option for lower precisions.
-    normalize = Normalize(*model_normalization(config))
     return ModuleClassifier(
         network.float(),
         config.layer,
-        normalize,
+        Normalize(*model_normalization(config)),
         config.returns,
         may_initialize=config.weights is None,
     )

@@ -48,9 +48,7 @@ class Network:
             from permafrost.models.providers import name_weights
 
             config = name_weights(config)
-        self.config = config
-        self.classes = classes
-        self.section = section
+        self.config, self.classes, self.section = config, classes, section
         self.file = WeightsFile.of(config)
 
     @property
@@ -153,16 +151,15 @@ class Network:
         weights_sha256 = self.weights_sha256
         self.check(reads_head=reads_head)
         config = with_preprocessing(self.config, count_classes(self.classes))
-        options = {
-            option.name: getattr(config, option.name)
-            for option in options_of(type(config))
-            if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
-            and option.name not in _ELSEWHERE
-            and not is_left_out(option, getattr(config, option.name))
-        }
         key = self.weights_key
         return {
-            "architecture": options,
+            "architecture": {
+                option.name: getattr(config, option.name)
+                for option in options_of(type(config))
+                if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
+                and option.name not in _ELSEWHERE
+                and not is_left_out(option, getattr(config, option.name))
+            },
             "weights_sha256": weights_sha256,
             **({"weights": config.weights} if is_of_provider else {}),
             **({"weights_key": key} if key is not None else {}),
@@ -221,8 +218,7 @@ class Network:
         origin, _, state = str(self.config.weights).partition(":")
         if origin == MEMORY:
             return state
-        built = f"{count_classes(self.classes)} {self.config!r}"
-        if built not in _BUILT:
+        if (built := f"{count_classes(self.classes)} {self.config!r}") not in _BUILT:
             _BUILT[built] = _sha256_built(self.config, count_classes(self.classes))
         return _BUILT[built]
 
@@ -232,8 +228,7 @@ class Network:
         file, num_classes = self.file, count_classes(self.classes)
         if file is None or not file.path.is_file() or file.description is not None:
             return None
-        read = f"{file.sha256()} {num_classes} {self.config!r}"
-        if read not in _KEYS:
+        if (read := f"{file.sha256()} {num_classes} {self.config!r}") not in _KEYS:
             _KEYS[read] = _find_key(self.config, file.path, num_classes)
         return _KEYS[read]
 

@@ -76,8 +76,7 @@ def build_model(
     if config.weights == RANDOM:
         with SeededDraws(derive_seed(0, "random weights", config.name)):
             return _without_blank_layers(build(config, outputs))
-    file = WeightsFile.of(config)
-    if file is not None:
+    if (file := WeightsFile.of(config)) is not None:
         file.check_classes(config, classes, is_start=may_replace_head)
     is_described = file is not None and file.description is not None
     with ExitStack() as stack:
@@ -196,8 +195,7 @@ def model_normalization(config: ModelConfig) -> tuple[tuple[float, ...], tuple[f
     """
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
-    source = published(config)
-    if source is None:
+    if (source := published(config)) is None:
         raise ConfigError(
             f"{config.kind} {config.name} has no default mean and std; set both, as in mean=[0.485,0.456,0.406] "
             "std=[0.229,0.224,0.225] in its section"

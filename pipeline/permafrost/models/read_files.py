@@ -53,8 +53,7 @@ def digests_of_reads(config: ModelConfig, outputs: int) -> dict[str, str]:
     """
     if not getattr(config, "factory", ""):
         return {}
-    key = f"{outputs} {config!r}"
-    if key not in _PATHS:
+    if (key := f"{outputs} {config!r}") not in _PATHS:
         _PATHS[key] = _paths_read(config, outputs)
     weights = Path(str(config.weights or ""))
     digests: dict[str, str] = {}
@@ -89,8 +88,7 @@ def _install() -> None:
 
 
 def _observe(event: str, arguments: tuple[object, ...]) -> None:
-    paths = getattr(_RECORDER, "paths", None)
-    if paths is None or event != "open":
+    if (paths := getattr(_RECORDER, "paths", None)) is None or event != "open":
         return
     path, mode, _ = arguments
     writes = isinstance(mode, str) and any(letter in mode for letter in "wax+")

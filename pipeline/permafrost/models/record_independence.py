@@ -55,8 +55,7 @@ def require_independent_records(
     Raises:
         DependentRecordsError: If an output differs.
     """
-    reason = _describe_difference(run, records, neighbors, expected)
-    if reason:
+    if reason := _describe_difference(run, records, neighbors, expected):
         raise DependentRecordsError(
             f"{subject} computes different outputs for the same record {reason}{_cause(network)}; use a network whose "
             "outputs in eval mode depend on one record only"
@@ -174,8 +173,7 @@ def _describe_difference(
     precision = max(torch.finfo(output.dtype).eps for output in together)
     for words, rows, outputs in batches:
         for reference, output in zip(together, outputs, strict=True):
-            difference = _difference(reference, output, list(rows), precision)
-            if difference:
+            if difference := _difference(reference, output, list(rows), precision):
                 return f"{words} ({difference})"
     return ""
 
@@ -204,13 +202,12 @@ def _difference(reference: Tensor, output: Tensor, rows: list[int], precision: f
 
 def _cause(network: nn.Module) -> str:
     """Name the modules that compute with the statistics of a batch, or are random, if there are any."""
-    by_batch = [
+    if by_batch := [
         name
         for name, module in network.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         and (module.training or module.running_mean is None)
-    ]
-    if by_batch:
+    ]:
         return f"; {shorten(by_batch, 3)} normalizes by the statistics of the batch"
     training = [name for name, module in network.named_modules() if name and module.training]
     return f"; {shorten(training, 3)} stays in training mode" if training else ""

@@ -163,16 +163,14 @@ def require_images(store: Store, option: str, recovery_hint: str) -> None:
 
 def _check_form(store: Store, need_images: Iterable[tuple[str, str]]) -> None:
     """Raise ConfigError for the first option that needs images, with the fix, if the store has rows of numbers."""
-    columns = store.form.num_columns
-    if columns is None:
+    if (columns := store.form.num_columns) is None:
         return
     for need, remedy in need_images:
         raise ConfigError(f"{need}, but {rows_of_table(str(store.path), columns)}{remedy}")
 
 
 def _need_images_in_precompute(config: PrecomputeConfig) -> Iterator[tuple[str, str]]:
-    spatial = [name for name in config.annotate.outputs if not OUTPUTS[name].fits_tables]
-    if spatial:
+    if spatial := [name for name in config.annotate.outputs if not OUTPUTS[name].fits_tables]:
         teacher = config.teacher
         others = ("logits",) if isinstance(teacher, NoModelConfig) else teacher.table_outputs
         yield (

@@ -97,8 +97,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         for name, tensor in model.network.state_dict().items()
     }
     weights_sha256 = file_at(folder / MODEL_NAME).write(save(state))
-    export = provider_of(trained.config).export
-    if export is not None:
+    if (export := provider_of(trained.config).export) is not None:
         export(folder / EXPORT_FOLDER, model, trained)
     record = torch.zeros(1, *trained.config.input_shape(trained.input_size))
     cost = measure_cost(model, record.to(model.device))

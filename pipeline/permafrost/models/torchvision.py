@@ -425,8 +425,7 @@ class TorchvisionVit(Classifier):
         assert context is not None
         net: Any = self.inner
         block = net.encoder.layers[-1]
-        patches = features.flatten(2).transpose(1, 2)
-        x = torch.cat([block.ln_1(context[:, :1]), patches], dim=1)
+        x = torch.cat([block.ln_1(context[:, :1]), features.flatten(2).transpose(1, 2)], dim=1)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             x, _ = block.self_attention(x, x, x, need_weights=False)
         x = block.dropout(x) + context
@@ -436,7 +435,6 @@ class TorchvisionVit(Classifier):
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename linear_1 and linear_2, the names of the two MLP layers in published files."""
-        renamed = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
-        for old, new in renamed.items():
+        for old, new in {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}.items():
             state = {name.replace(old, new): tensor for name, tensor in state.items()}
         return state

@@ -119,8 +119,7 @@ def check_trained_weights(folder: Path) -> str:
         DamagedFileError: If it is not the one that model.json lists.
     """
     listed, path = read_entries(folder).weights_sha256, folder / MODEL_NAME
-    actual = file_at(path).sha256()
-    if actual != listed:
+    if (actual := file_at(path).sha256()) != listed:
         raise damaged(
             path,
             f"it has sha256 {actual[:12]}, but {DESCRIPTION_NAME} next to it lists {listed[:12]}",
@@ -138,8 +137,7 @@ def warn_of_other_code(folder: Path, config: ModelConfig) -> None:
     """
     trained = saved_options(folder).get("inputs", {})
     current = plugin_digests(config)
-    changed = [name for name, digest in current.items() if trained.get(name, digest) != digest]
-    if changed:
+    if changed := [name for name, digest in current.items() if trained.get(name, digest) != digest]:
         logger.warning(
             "%s was trained with another state of %s: what the network computes now may be something else; restore "
             "that code, or train again in another run=",
@@ -239,7 +237,7 @@ class WeightsFile:
             f"{section}={trained['kind']} {section}.name={trained['name']}",
         )
         options = to_plain_dict(config)
-        other = {
+        if other := {
             option.name: trained[option.name]
             for option in options_of(type(config))
             if option.name in trained
@@ -249,8 +247,7 @@ class WeightsFile:
             and not (
                 option.name in _INFERRED and None in (trained[option.name], options[option.name])
             )
-        }
-        if other:
+        }:
             arguments = shlex.join(
                 f"{section}.{name}={_text_of(value)}" for name, value in other.items()
             )
@@ -326,8 +323,7 @@ def describe_other_classes(
             for number, name in enumerate(trained)
             if name in common and name != classes[number]
         )
-        output = next(moved, None)
-        if output is None:
+        if (output := next(moved, None)) is None:
             return ""
         return (
             f"the same classes in another order than the store has: output {output} is {trained[output]}, and class "

@@ -83,8 +83,7 @@ def _refuse_unexpected_layers(
     model: Classifier, path: Path, tensors: dict[str, Tensor], fits: list[Fit], outputs: int
 ) -> None:
     """Raise WeightsError if a file has layers before or after the network, which change what it computes."""
-    names = unexpected_layers(tensors, fits, outputs)
-    if names:
+    if names := unexpected_layers(tensors, fits, outputs):
         name = type(model.network).__name__
         raise WeightsError(
             f"{path} has {name} at {_name_of(fits[0])} and layers before or after it, {shorten(names, 3)}, so {name} "
@@ -112,8 +111,7 @@ def choose_fit(
     fits = rank_fits(tensors, model, outputs)
     if key is None or not fits[0].is_complete:
         return fits
-    named = [fit for fit in fits if f"{_name_of(fit)}.".startswith(f"{key}.")]
-    if not named:
+    if not (named := [fit for fit in fits if f"{_name_of(fit)}.".startswith(f"{key}.")]):
         raise WeightsError(
             f"weights_key={key} names no weights of {type(model.network).__name__} in {path}; those that it has are "
             + shorten([_name_of(fit) for fit in fits])
@@ -138,24 +136,22 @@ def _announce(
     if alternatives:
         names = ", ".join(_name_of(one) for one in (fit, *alternatives))
         remedy = "" if key else ", and weights_key= chooses another"
-        level = logging.INFO if key else logging.WARNING
         _log_once(
-            level, f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{remedy}"
+            logging.INFO if key else logging.WARNING,
+            f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{remedy}",
         )
     elif fit.key:
         _log_once(logging.INFO, f"{path}: the weights are those named {fit.key}.*")
-    left = unused_tensors(tensors, fit, alternatives)
-    if left:
+    if left := unused_tensors(tensors, fit, alternatives):
         name = type(model.network).__name__
         _log_once(logging.WARNING, f"{path}: passed over {shorten(left, 5)}, no part of {name}")
-    resized = [
+    if resized := [
         f"{name} {tuple(raw.shape)} to {tuple(fit.state[name].shape)}"
         for name, raw in (
             (entry, tensors.get(f"{fit.key}.{entry}" if fit.key else entry)) for entry in fit.state
         )
         if raw is not None and raw.shape != fit.state[name].shape
-    ]
-    if resized:
+    ]:
         _log_once(
             logging.WARNING,
             f"{path} is for another input size; resampled as timm does: {', '.join(resized[:3])}. With the "
@@ -191,8 +187,7 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
     floating = {
         name: _dense(tensor).float() for name, tensor in state.items() if tensor.is_floating_point()
     }
-    broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
-    if broken:
+    if broken := sorted(name for name, tensor in floating.items() if not tensor.isfinite().all()):
         raise WeightsError(
             f"{path} contains values that are not finite, in {', '.join(broken[:3])}; its training diverged or it is "
             "damaged, so use another file"
@@ -283,8 +278,7 @@ def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
 
 def _advise(path: Path, misfits: str, fit: Fit, expected: dict[str, Tensor]) -> str:
     """Say what to do with weights of another network."""
-    part = describe_part(path)
-    if part:
+    if part := describe_part(path):
         return f"{part[0].upper()}{part[1:]}"
     for pattern, remedy in _HINTS:
         if re.search(pattern, misfits, re.MULTILINE):
@@ -295,8 +289,7 @@ def _advise(path: Path, misfits: str, fit: Fit, expected: dict[str, Tensor]) -> 
         if sizes and patch:
             side = int(int(sizes[1]) ** 0.5) * patch
             return f"It is for images of {side} pixels; set input_size={side}"
-        channels = re.search(r"\((\d+), (\d), (\d+, \d+)\) instead of \(\1, 3, \3\)", misfits)
-        if channels:
+        if channels := re.search(r"\((\d+), (\d), (\d+, \d+)\) instead of \(\1, 3, \3\)", misfits):
             return f"It takes images of {channels[2]} channels, and those of a store have 3"
     return "Correct weights=, or name= and the other options of the network (listed in a model.json next to the file)"
 
@@ -315,8 +308,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         path.is_file(),
         f"weights file {path} does not exist; train a network with permafrost teach or correct the path",
     )
-    foreign = describe_foreign_file(path)
-    if foreign:
+    if foreign := describe_foreign_file(path):
         raise WeightsError(f"{path} is {foreign}")
     try:
         loaded = load_tensors(path) if is_safetensors(path) else _load_torch_file(path)

@@ -74,8 +74,7 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
         outputs: Its number of outputs, or None to have the last layer fit as all others do.
     """
     expected = model.network.state_dict()
-    whole = _compare("", tensors, expected, outputs)
-    if whole.is_exact:
+    if (whole := _compare("", tensors, expected, outputs)).is_exact:
         return [whole]
     weights = {name: tensor for name, tensor in tensors.items() if not _TRAINING_STATE.search(name)}
     sizes = Counter(name[: dot.end()] for name in weights for dot in re.finditer(r"^|\.", name))
@@ -91,8 +90,7 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
         if 2 * len(below) >= len(expected):
             names = {name.removeprefix(prefix): tensor for name, tensor in below.items()}
             fits.append(_fit(prefix.removesuffix("."), names, model, expected, outputs))
-    complete = [fit for fit in fits if fit.is_complete]
-    if not complete:
+    if not (complete := [fit for fit in fits if fit.is_complete]):
         return [min([*fits, whole], key=lambda fit: fit.distance)]
     best = [fit for fit in complete if not fit.head] or complete
     return sorted(best, key=lambda fit: (*_preference(fit), large.index(_prefix_of(fit))))
@@ -301,14 +299,13 @@ def _with_shared(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[
         for name, parameter in expected.items()
         if name in state
     }
-    shared = {
+    return state | {
         name: places[parameter.data_ptr(), parameter.shape]
         for name, parameter in expected.items()
         if name not in state
         and parameter.numel()
         and (parameter.data_ptr(), parameter.shape) in places
     }
-    return state | shared
 
 
 def _other_head(

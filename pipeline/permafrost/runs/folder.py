@@ -391,8 +391,7 @@ def read_cost(folder: Path) -> dict[str, float] | None:
     Raises:
         DamagedFileError: If the file is damaged.
     """
-    path = folder / COST_NAME
-    if not path.exists():
+    if not (path := folder / COST_NAME).exists():
         return None
     advice = "delete it; only the seconds and records of the work so far are lost"
     cost = read_json(path, advice)

@@ -133,10 +133,9 @@ def upload_folder(address: str, names: Iterable[str] | None = None) -> None:
         FileError: If one cannot be uploaded.
     """
     mirror, state = _mirror_of(address), _read_state(address)
-    paths = _own_files(mirror) if names is None else (mirror / name for name in names)
     changed = {
         name: stamp
-        for path in paths
+        for path in (_own_files(mirror) if names is None else (mirror / name for name in names))
         if (stamp := _stamp(path)) is not None
         and list(stamp) != state.get(name := path.relative_to(mirror).as_posix(), [])[:2]
     }

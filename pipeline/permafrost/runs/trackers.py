@@ -94,8 +94,7 @@ class TrackedRun:
         Raises:
             DamagedFileError: If the file is damaged.
         """
-        path = self.files / "run.json"
-        if not path.exists():
+        if not (path := self.files / "run.json").exists():
             return None, 0
         state = read_json(path, "delete it, and the tracker begins another run")
         return str(state["id"]), max(int(state["last_step"]), last_step)

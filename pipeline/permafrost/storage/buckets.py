@@ -228,8 +228,7 @@ def wait_seconds() -> float:
 def _wait_for_server(address: str, verb: str, error: Exception) -> None:
     """Wait before a request is repeated that has reached no server. Raises FileError once that takes too long."""
     container, now, most = _container(address), time.monotonic(), wait_seconds()
-    since = _unreached.get(container)
-    if since is None:
+    if (since := _unreached.get(container)) is None:
         since = _unreached[container] = now
         logger.warning(
             "%s cannot be %s (%s); retrying for %g s (%s)",
@@ -291,9 +290,8 @@ def _reason(error: BaseException) -> str:
         return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the machine has a role"
     if (certificate := _CERTIFICATE.search(text)) is not None:
         return f"the server's certificate is not accepted, {certificate[1]}; SSL_CERT_FILE may name more authorities"
-    for shown, no_connection in _NO_CONNECTION.items():
-        if shown in text:
-            return no_connection
+    if reason := next((reason for shown, reason in _NO_CONNECTION.items() if shown in text), ""):
+        return reason
     first = text.strip().partition("\n")[0]
     status, code = _STATUS.search(first), _CODE.search(text)
     if status is None:
@@ -538,8 +536,7 @@ def _without_markers(address: str, client: Any, block: Sequence[Any]) -> list[An
             return False
         return int(answer["size"]) == 0
 
-    empty = [number for number, meta in enumerate(block) if int(meta["size"]) == 0]
-    if not empty:
+    if not (empty := [number for number, meta in enumerate(block) if int(meta["size"]) == 0]):
         return list(block)
     with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
         answers = pool.map(is_object, [block[number] for number in empty])
@@ -583,8 +580,7 @@ def put_object(address: str, file: IO[bytes], size: int, sha256: str) -> None:
         ) from None
     if size <= _PART_BYTES:
         return
-    facts = object_facts(address)
-    if facts is None or facts.size != size:
+    if (facts := object_facts(address)) is None or facts.size != size:
         size_there = "nothing" if facts is None else f"{facts.size} bytes"
         raise FileError(
             f"{address} cannot be written ({size_there} of {size} bytes are there afterwards)"

@@ -33,8 +33,7 @@ def file_at(path: AnyPath) -> LocalFile | BucketFile:
     Its methods are those of `LocalFile`: `exists`, `is_file`, `is_folder`, `size`, `stamp`, `paths`, `iter_files`,
     `read`, `open`, `open_ranges`, `sha256`, `write`, `open_atomically`, `commit`, `create`, `move`, `remove`.
     """
-    is_remote = isinstance(path, RootedPath) and path.is_remote
-    return BucketFile(path) if is_remote else LocalFile(path)
+    return BucketFile(path) if isinstance(path, RootedPath) and path.is_remote else LocalFile(path)
 
 
 def named_file(name: str, folder: Path, *caches: Path) -> Path:

@@ -724,8 +724,7 @@ def read_fully(file: io.FileIO, size: int, offset: int) -> bytes:
     with described_errors(_error_with_path, file.name):
         data = os.pread(file.fileno(), size, offset)
         while 0 < len(data) < size:
-            more = os.pread(file.fileno(), size - len(data), offset + len(data))
-            if not more:
+            if not (more := os.pread(file.fileno(), size - len(data), offset + len(data))):
                 break
             data += more
     return data

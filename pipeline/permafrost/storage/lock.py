@@ -65,8 +65,7 @@ def folder_lock(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
         return
     _forget_in_children()
     file_at(folder).make_folder()
-    file = _open_lock(folder, option)
-    if file is None:
+    if (file := _open_lock(folder, option)) is None:
         yield
         return
     _files.add(file)
@@ -98,8 +97,7 @@ def _take(file: io.FileIO, folder: AnyPath, option: str) -> None:
 def _leased(folder: RootedPath, option: str) -> Iterator[None]:
     """Keep other writers out of a bucket's folder by a lease, which is renewed until the block ends."""
     lease = Lease(str(folder / LOCK_NAME))
-    holder = lease.acquire()
-    if holder is not None:
+    if (holder := lease.acquire()) is not None:
         raise LockedError(
             f"{holder} is writing to {folder}; wait until it has finished, or choose another {option}"
         )
@@ -193,8 +191,7 @@ class Lease:
                 self._e_tag = create_object(self.address, self._content(), replaces)
                 break
             except ReplacedError:
-                lease = _read_lease(self.address)
-                if lease is None:  # it was released
+                if (lease := _read_lease(self.address)) is None:  # it was released
                     replaces = None
                     continue
                 if lease[0] != "" and self._wait_for_change(*lease):
@@ -215,8 +212,7 @@ class Lease:
         deadline = time.monotonic() + EXPIRY_SECONDS
         while time.monotonic() < deadline:
             time.sleep(min(1.0, EXPIRY_SECONDS / 10))
-            lease = _read_lease(self.address)
-            if lease is None:
+            if (lease := _read_lease(self.address)) is None:
                 return False
             if lease[1] != e_tag:
                 return True

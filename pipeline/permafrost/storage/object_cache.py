@@ -156,8 +156,7 @@ class ObjectCache:
         while True:
             with _locked(self.folder / _ROOM):
                 os.ftruncate(descriptor, 0)
-                missing = self._evict(size)
-                if missing <= 0:
+                if (missing := self._evict(size)) <= 0:
                     with described_errors(self._no_room, address):
                         os.ftruncate(descriptor, size)
                     return
@@ -240,8 +239,7 @@ def local_copy(address: str, sibling: str = "") -> Path:
     objects = cache_of(Bucket(parent))
     try:
         with objects.open(address) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            folder = objects.folder / "named" / digest
+            folder = objects.folder / "named" / hashlib.file_digest(file, "sha256").hexdigest()
             _copy(file, folder / name)
         if sibling:
             with suppress(FileNotFoundError), objects.open(f"{parent}/{sibling}") as file:
@@ -375,8 +373,7 @@ def _wait_for_lock(descriptor: int, partial: Path, address: str) -> bool:
             return True
         except BlockingIOError:
             pass
-        status = os.fstat(descriptor)
-        if status.st_mtime_ns != progress:
+        if (status := os.fstat(descriptor)).st_mtime_ns != progress:
             progress, deadline = status.st_mtime_ns, time.monotonic() + patience
         if not _is_same(descriptor, partial):
             return False

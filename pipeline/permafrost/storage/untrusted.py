@@ -338,8 +338,7 @@ def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray
     Raises:
         FormatError: If it is another file, kind or shape, or if a value is not finite.
     """
-    header = read_npy_header(data)
-    if header.dtype.kind not in kinds:
+    if (header := read_npy_header(data)).dtype.kind not in kinds:
         raise FormatError(f"its values are of type {header.dtype}")
     if len(header.shape) != len(shape) or any(
         wanted not in (None, length) for wanted, length in zip(shape, header.shape, strict=True)
@@ -427,8 +426,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def _tensor_header(path: Path) -> bytes:
     """Return the header of a file. Raises OSError or FormatError."""
     with file_at(path).open() as file:
-        size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size > _MAX_HEADER_BYTES:
+        if (size := int.from_bytes(file.read(_LENGTH_BYTES), "little")) > _MAX_HEADER_BYTES:
             raise FormatError(
                 f"its header has {size:,} bytes, more than the {_MAX_HEADER_BYTES:,} of any network"
             )

@@ -92,8 +92,7 @@ class RowWriter:
     file: FileEntry
 
     def __init__(self, path: RootedPath, parquet: pq.ParquetWriter) -> None:
-        self._path = path
-        self._parquet = parquet
+        self._path, self._parquet = path, parquet
         self._rows: list[dict[str, object]] = []
         self._size = 0
 
@@ -230,8 +229,7 @@ def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRIT
 
 def _null_count(array: pa.Array) -> int:
     """Count the nulls of an array and of its nested arrays."""
-    nested = pa.types.is_nested(array.type)
-    parts = array.flatten() if nested else []
+    parts = array.flatten() if pa.types.is_nested(array.type) else []
     if isinstance(parts, pa.Array):  # a list; a struct is flattened to a list of its fields
         parts = [parts]
     return int(array.null_count + sum(map(_null_count, parts)))

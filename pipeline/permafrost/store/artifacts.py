@@ -62,8 +62,7 @@ class Artifact:
     @property
     def folder(self) -> RootedPath:
         """Folder of the artifact, which exists once it has been saved."""
-        name = f"{self.kind}-{sha256_json(self.made_from)[:SHORT]}"
-        return self.store / ARTIFACTS_FOLDER / name
+        return self.store / ARTIFACTS_FOLDER / f"{self.kind}-{sha256_json(self.made_from)[:SHORT]}"
 
     @property
     def exists(self) -> bool:

@@ -222,9 +222,8 @@ def cosines(values: NDArray[np.float32], stored: NDArray[np.generic]) -> NDArray
         for left, right in ((original, decoded), (original, original), (decoded, decoded))
     )
     norms = np.sqrt(squared) * np.sqrt(decoded_squared)
-    both_zero = (squared == 0) & (decoded_squared == 0)
     quotient = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
-    return np.where(both_zero, 1.0, quotient)
+    return np.where((squared == 0) & (decoded_squared == 0), 1.0, quotient)
 
 
 def _to_double(stored: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -464,8 +464,7 @@ def _check_committed(
             f"{store} contains the columns {names[0]}, but the config describes {names[1]}: restore data.features, "
             "data.exclude and data.categorical"
         )
-    canonical = manifest.canonical
-    if canonical is None:
+    if (canonical := manifest.canonical) is None:
         return manifest
     if packing.form != canonical.format or image_size not in (None, canonical.height):
         raise StoreMismatchError(
@@ -495,8 +494,7 @@ def _has_marker(
     store: RootedPath, dataset: DatasetIdentity, packing: Packing, plan: ShardPlan
 ) -> bool:
     path = marker_path(store, plan.name)
-    metadata = read_metadata(path, MARKER_SCHEMA)
-    if metadata is None:
+    if (metadata := read_metadata(path, MARKER_SCHEMA)) is None:
         return False
     described = [
         metadata.get(name) for name in ("dataset_fingerprint", "planned_keys_sha256", "packing")

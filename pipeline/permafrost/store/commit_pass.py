@@ -105,8 +105,7 @@ def _is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:
     metadata = read_metadata(path, PASS_MARKER_SCHEMA)
     if metadata is None or metadata.get("name") != shard:
         return False
-    begun_by = metadata.get("origin", "")
-    if begun_by != origin:
+    if (begun_by := metadata.get("origin", "")) != origin:
         raise StoreMismatchError(
             f"{folder} is not finished, and its shards come from {begun_by or 'a teacher that ran here'} and not from "
             f"{origin or 'this command'}; finish it with the command that began it or delete it"

@@ -120,8 +120,7 @@ def find_fatal(keys: Sequence[str], work_on: Callable[[str], object]) -> str | N
         if process.is_alive():  # this process is interrupted
             process.kill()
             process.join()
-    code = process.exitcode
-    if code == 0 or -code in _FROM_OUTSIDE:
+    if (code := process.exitcode) == 0 or -code in _FROM_OUTSIDE:
         return None
     if key is None:
         logger.warning("a process that was to try records alone could not be started (%d)", code)

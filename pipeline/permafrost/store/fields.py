@@ -182,8 +182,7 @@ def read_entry(
             entry.sha256,
             f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}",
         )
-    checksum = google_crc32c.value(data[: len(data) - own_checksum])
-    if checksum != entry.crc32c:
+    if (checksum := google_crc32c.value(data[: len(data) - own_checksum])) != entry.crc32c:
         raise damage_error(
             path,
             entry.sha256,
@@ -255,8 +254,7 @@ class WebDatasetFields(PassFields):
             shape = (self.num_views, *spec.shape)
             array = np.empty((len(shard.keys), *shape), spec.dtype)
             for row, key in zip(array, shard.keys, strict=True):
-                member = f"{key}.{spec.name}.npy"
-                if member not in places:
+                if (member := f"{key}.{spec.name}.npy") not in places:
                     raise ManifestError(f"{path} has no member {member}; run permafrost verify")
                 offset, size = places[member]
                 row[...] = decode_npy(

@@ -109,8 +109,7 @@ class ShardFrames(ShardRecords):
         Raises:
             ManifestError: If a record's bytes are not the packed ones, or cannot be decoded.
         """
-        frames = self.store.form.tensor(self.decode(range(start, stop)))
-        return self.batch(frames, start, stop)
+        return self.batch(self.store.form.tensor(self.decode(range(start, stop))), start, stop)
 
     def batch(self, frames: Tensor, start: int, stop: int) -> FrameBatch:
         """Return frames or windows of the selected rows from `start` to `stop` with the facts of their records."""

@@ -193,8 +193,7 @@ def _count_scans(data: bytes) -> int:
     """Count the scans of a JPEG, without those of a thumbnail or of what follows its end."""
     scans, position = 0, data.find(b"\xff", 2)
     while 0 <= position < len(data) - 1:
-        marker = data[position + 1]
-        if marker == _END_OF_IMAGE:
+        if (marker := data[position + 1]) == _END_OF_IMAGE:
             break
         scans += marker == _START_OF_SCAN
         if marker == 0xFF:  # padding before a marker
@@ -272,10 +271,9 @@ def decode_pixels(data: bytes, memory: NDArray[np.uint8] | None = None) -> NDArr
     """
     if data.startswith(_NPY):
         return _decode_raw(data)
-    if data.startswith(_JPEG) and not _is_rotated(data):
-        pixels = _decode_jpeg(data, memory)
-        if pixels is not None:
-            return pixels
+    is_upright_jpeg = data.startswith(_JPEG) and not _is_rotated(data)
+    if is_upright_jpeg and (pixels := _decode_jpeg(data, memory)) is not None:
+        return pixels
     with open_image(data) as image:
         return np.array(_to_rgb(image))
 
@@ -328,8 +326,7 @@ def decode_part(
         ImageError: As `decode_pixels`.
     """
     height = height_of_part(rows, size[0])
-    is_less = divisor > 1 or height < size[0]
-    if is_less and data.startswith(_JPEG) and not _is_rotated(data):
+    if (divisor > 1 or height < size[0]) and data.startswith(_JPEG) and not _is_rotated(data):
         place = _place_of_size(data, size)
         if place:
             shorter = data[:place] + height.to_bytes(2, "big") + data[place + 2 :]
@@ -352,8 +349,7 @@ def _place_of_size(jpeg: bytes, size: tuple[int, int]) -> int:
     """Return the place of the height in a JPEG of one sequential scan; 0 in others, and if its size is another."""
     at, place, end = 2, 0, len(jpeg) - 10
     while at < end and jpeg[at] == 0xFF:
-        kind = jpeg[at + 1]
-        if kind in _SEQUENTIAL:
+        if (kind := jpeg[at + 1]) in _SEQUENTIAL:
             place, components = at + 5, jpeg[at + 9]
         elif kind == _START_OF_SCAN:
             is_whole = place and components in (1, 3) and jpeg[at + 4] == components
@@ -551,8 +547,7 @@ def _bits_of(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         return 16 if len(data) > _PNG_DEPTH and data[_PNG_DEPTH] == 16 else 8
     if image.format == "TIFF":
-        depths = cast("Any", image).tag_v2.get(_TIFF_DEPTH, (8,))
-        return 16 if max(depths) == 16 else 8
+        return 16 if max(cast("Any", image).tag_v2.get(_TIFF_DEPTH, (8,))) == 16 else 8
     return 16 if image.mode.startswith("I") else 8
 
 

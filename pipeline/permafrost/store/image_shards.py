@@ -173,10 +173,9 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
             return PackedImage(record=record, content=content, height=NO_SIZE, width=NO_SIZE)
         height, width, orientation, thumbnail = inspect_image(content.image)
         record, content = upright_regions(record, content, packing.boxes_of, height, width)
-        if packing.bit_range:
-            image = to_8_bits(content.image, *packing.bit_range)
-            if image is not None:
-                content = replace(content, image=image, suffix="png", offset=-1)
+        bit_range = packing.bit_range
+        if bit_range and (image := to_8_bits(content.image, *bit_range)) is not None:
+            content = replace(content, image=image, suffix="png", offset=-1)
     except (RecordError, OSError) as error:
         raise packing.record_form.failure(
             f"record {record.key} ({source.where(record)}): {error}"
@@ -226,8 +225,7 @@ def _turn_regions(
     record: Record, content: Content, height: int, width: int
 ) -> tuple[Record, Content]:
     """Turn boxes and the mask of the stored pixels as the EXIF orientation turns the image of this upright size."""
-    orientation = orientation_of(content.image)
-    if orientation == 1:
+    if (orientation := orientation_of(content.image)) == 1:
         return record, content
     boxes = []
     for box in record.boxes:
@@ -255,8 +253,7 @@ class DamagedRecordsError(RecordError):
 
     def __init__(self, count: int, reasons: list[str]) -> None:
         super().__init__(f"{count} records: {'; '.join(reasons)}")
-        self.count = count
-        self.reasons = reasons
+        self.count, self.reasons = count, reasons
         """Reasons of the first ones."""
 
 
@@ -307,8 +304,7 @@ def _reencode(content: Content, packing: Packing) -> Content:
     assert packing.size is not None
     pixels = resize_pixels(decode_pixels(content.image), packing.size)
     image, suffix = encode_frame(torch.from_numpy(pixels).permute(2, 0, 1), packing.form)
-    mask = content.mask
-    if mask is not None:
+    if (mask := content.mask) is not None:
         from torchvision.io import encode_png
 
         mask = encode_png(decode_mask(mask, packing.size)).numpy().tobytes()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,7 @@ from permafrost.storage.untrusted import FormatError
 from permafrost.store.codecs import npy_array
 from permafrost.store.columns import COLUMNS, LISTS, NUMBERS, OFFSETS
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
-
-if TYPE_CHECKING:
-    from permafrost.store.manifest import StoreManifest
+from permafrost.store.manifest import StoreManifest
 
 _FNV_PRIME = np.uint64(0x100000001B3)
 _MIX_FACTORS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
@@ -56,8 +54,7 @@ class RecordIndex:
 
     def __init__(self, folder: RootedPath, manifest: StoreManifest) -> None:
         self.shards = manifest.shards
-        self._folder = folder
-        self._manifest = manifest
+        self._folder, self._manifest = folder, manifest
         self._columns: dict[str, NDArray[Any]] = {}
         self._checked = {name: np.zeros(len(self.shards), bool) for name in CHECKED_COLUMNS}
 
@@ -103,8 +100,7 @@ class RecordIndex:
             length = int(self._map(f"{name}{OFFSETS}")[-1])
         try:
             with file_at(path).open(file.sha256) as opened:
-                size = open_size(opened)
-                if size != file.bytes:
+                if (size := open_size(opened)) != file.bytes:
                     raise FormatError(f"has {size} bytes, but its manifest lists {file.bytes}")
                 data = map_file(opened)
             dtype = COLUMNS[name]
@@ -225,8 +221,7 @@ class RecordIndex:
 
     def key_column(self, rows: NDArray[np.int64]) -> pa.Array:
         """Return the keys of these rows as an Arrow column, without an object for each key."""
-        buffers = map(pa.py_buffer, self._keys(rows))
-        keys = pa.LargeStringArray.from_buffers(self.num_rows, *buffers)
+        keys = pa.LargeStringArray.from_buffers(self.num_rows, *map(pa.py_buffer, self._keys(rows)))
         return keys.take(pa.array(rows))
 
     def key_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -294,8 +289,7 @@ class RecordIndex:
         for number in self.shards_of(rows).tolist():
             if len(row_of_key) == len(keys):
                 break
-            start = int(self.shards.starts[number])
-            of_shard = enumerate(self.shard_keys(number), start=start)
+            of_shard = enumerate(self.shard_keys(number), start=int(self.shards.starts[number]))
             row_of_key |= {key: row for row, key in of_shard if key in keys and row in rows}
         return row_of_key
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from permafrost.store.codecs import npy_header
 from permafrost.store.columns import COLUMNS, INDEX_FOLDER, LISTS, NUMBERS, OFFSETS
 from permafrost.store.commit_markers import has_many_labels
 from permafrost.store.entries import FileEntry
+from permafrost.store.manifest import PassManifest, StoreManifest
 from permafrost.store.shards import (
     SHARDS_NAME,
     SKIPPED_NAME,
@@ -33,9 +34,6 @@ from permafrost.store.shards import (
     SkippedTable,
     shard_row,
 )
-
-if TYPE_CHECKING:
-    from permafrost.store.manifest import PassManifest, StoreManifest
 
 _PIECE = 2**20
 """Bytes that are copied at once."""
@@ -144,8 +142,7 @@ class StoreTablesWriter:
             store: Folder of the store.
             suffix: End of the names of the files of the index.
         """
-        self._store = store
-        self._suffix = suffix
+        self._store, self._suffix = store, suffix
         self._stack = ExitStack()
         self._multi_label = False
         self._skipped: RowWriter | None = None

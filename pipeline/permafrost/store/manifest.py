@@ -401,9 +401,9 @@ class PassManifest:
         require_entry(fits, f"temperatures are {self.temperatures!r}")
         stored_shapes = [shapes.get(name) for name in (TOP_LOGITS, TOP_CLASS, REST_LOGITS)]
         count = stored_shapes[0][0] if stored_shapes[0] else 0
-        expected = [(count,), (count,), (len(self.temperatures),)]
         require_entry(
-            stored_shapes == expected and 1 <= count <= classes,
+            stored_shapes == [(count,), (count,), (len(self.temperatures),)]
+            and 1 <= count <= classes,
             f"the largest logits have shapes {stored_shapes} for {classes} classes and {len(self.temperatures)} "
             "temperatures",
         )
@@ -630,8 +630,7 @@ def read_checked(
             f"{path} is damaged: {error}; if permafrost verify finds all other files intact, delete it and run "
             f"{made_by} to write it again"
         ) from error
-    found_schema = values.get("schema")
-    if found_schema != schema:
+    if (found_schema := values.get("schema")) != schema:
         raise ManifestError(
             f"{path} has schema {found_schema!r}, but this version reads schema {schema}; delete {path.parent} and run "
             f"{made_by} again, or use the permafrost version that wrote it"

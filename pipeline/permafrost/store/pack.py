@@ -197,7 +197,6 @@ def plan_pack(
         name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, listing)
     )
     size = config.store.image_size
-    missing = missing_image_shards(path, plans, dataset, packing, classes, size)
     return PackPlan(
         path=path,
         source=source,
@@ -205,15 +204,14 @@ def plan_pack(
         dataset=dataset,
         packing=packing,
         shards=plans,
-        missing=missing,
+        missing=missing_image_shards(path, plans, dataset, packing, classes, size),
     )
 
 
 def _name_classes(path: RootedPath, classes: tuple[str, ...]) -> None:
     """Give names to the classes of a finished store that are numbers. Neither its records nor its passes change."""
     manifest = read_store_manifest(path)
-    named = named_classes(manifest, classes)
-    if named != manifest.classes:
+    if (named := named_classes(manifest, classes)) != manifest.classes:
         write_manifest(path, replace(manifest, classes=named))
         logger.info("the %d classes of %s have names now: %s", len(named), path, shorten(named, 3))
 
@@ -246,18 +244,17 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         if shard.reference is not None and shard.name in digests:
             tar = user_path(shard.reference)
             require_same_shard(tar, shard.name, file_at(tar).sha256(), digests[shard.name])
-    task = PackShard(
-        store=path,
-        source=plan.source,
-        packing=plan.packing,
-        dataset_fingerprint=plan.dataset.fingerprint,
-        committed=digests,
-    )
     results: list[ShardResult[Damages | None]] = []
     packed, _ = run_shards(
         "pack",
         executor,
-        task,
+        PackShard(
+            store=path,
+            source=plan.source,
+            packing=plan.packing,
+            dataset_fingerprint=plan.dataset.fingerprint,
+            committed=digests,
+        ),
         plan.missing,
         results.append,
         sum(shard.num_records for shard in plan.missing),
@@ -265,7 +262,6 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     _check_damages(plan, [result.report for result in results if result.report is not None])
     if plan.repairs:
         return packed
-    in_place = any(shard.reference for shard in plan.shards)
     manifest = commit_store(
         path,
         plan.shards,
@@ -274,7 +270,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         packing=plan.packing,
         image_size=config.store.image_size,
         rows_per_shard=max(shard.num_records for shard in plan.shards)
-        if in_place or config.store.shard_size is None
+        if any(shard.reference for shard in plan.shards) or config.store.shard_size is None
         else config.store.shard_size,
         max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,
         before=plan.before,

@@ -116,9 +116,8 @@ def describe_projections(folder: RootedPath) -> dict[str, ProjectionEntry]:
     for field, projection in read_projections(folder).items():
         path = f"{PROJECTIONS_FOLDER}/{field}{_SUFFIX}"
         data = file_at(folder / path).read(_MAX_BYTES)
-        file = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         entries[field] = ProjectionEntry(
-            file=file,
+            file=FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
             channels=projection.components.shape[1],
             kept=round(min(projection.kept_share, 1.0), 6),
         )

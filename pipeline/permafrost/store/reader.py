@@ -143,8 +143,7 @@ class Store:
 
     def _open(self, folder: RootedPath) -> TeacherPass:
         """Open the pass of a folder with those that follow it over further generations."""
-        first = self.part_of_pass(folder)
-        if first.store is self:
+        if (first := self.part_of_pass(folder)).store is self:
             return first
         following = {
             manifest.store_fingerprint: path
@@ -190,8 +189,7 @@ class Store:
     @cached_property
     def has_larger_images(self) -> bool:
         """True if the store has the original images, and any of them is larger than the canonical frame."""
-        frame = self.manifest.canonical
-        if frame is None or frame.format != "original":
+        if (frame := self.manifest.canonical) is None or frame.format != "original":
             return False
         for start in range(0, self.index.num_rows, _BLOCK):
             sizes = self.index.take(
@@ -310,10 +308,9 @@ class Store:
         Args:
             *names: Names of the passes, as in `passes_named`; without names, all passes.
         """
-        folders = file_at(self.folder / TEACHERS_FOLDER).paths()
         unfinished = [
             str(folder / MANIFEST_NAME)
-            for folder in folders
+            for folder in file_at(self.folder / TEACHERS_FOLDER).paths()
             if (not names or any(_is_named(folder.name, name) for name in names))
             and file_at(folder).is_folder()
             and not file_at(folder / MANIFEST_NAME).exists()
@@ -385,8 +382,7 @@ class Store:
             ManifestError: If the manifest of a pass is damaged.
         """
         self.require_readable(names)
-        folders = self.pass_folders(stored_views=stored_views)
-        if not folders:
+        if not (folders := self.pass_folders(stored_views=stored_views)):
             how = "and views=random" if stored_views else ""
             raise StoreMismatchError(
                 f"{self.path} has no {_kind(stored_views)}{self._hints(stored_views)}; "
@@ -426,8 +422,7 @@ class Store:
         replayed = stored_views is not None
         present = [folder.name for folder in self.pass_folders(stored_views=replayed)]
         if not names and len(recorded) == 1:
-            missing = [name for name in recorded[0] if name not in present]
-            if missing:
+            if missing := [name for name in recorded[0] if name not in present]:
                 raise StoreMismatchError(
                     f"this run reads {', '.join(missing)}, which {self.path} no longer has"
                     f"{self.hint_at_unfinished(*missing)}; run precompute with that teacher again, or choose another "
@@ -492,8 +487,7 @@ class Store:
         Raises:
             StoreMismatchError: If the store has no canonical pass of that teacher.
         """
-        same = self._canonical_folders(replayed)
-        if not same:
+        if not (same := self._canonical_folders(replayed)):
             raise StoreMismatchError(
                 f"{self.path} has no canonical pass of the teacher of {replayed.name}; run permafrost precompute "
                 "with it"
@@ -535,8 +529,7 @@ class TeacherPass:
     """
 
     def __init__(self, store: Store, folder: RootedPath) -> None:
-        self.store = store
-        self.folder = folder
+        self.store, self.folder = store, folder
         self.manifest: PassManifest = store.pass_manifest(folder)
         expected = store.manifest.dataset.fingerprint
         if self.manifest.dataset_fingerprint != expected:
@@ -549,8 +542,7 @@ class TeacherPass:
                 f"{folder} was computed on other shards of the same data, or on other frames; "
                 "remove the folder and run permafrost precompute again"
             )
-        odd = sorted(set(self.fields.shared_files()) ^ set(self.manifest.files))
-        if odd:
+        if odd := sorted(set(self.fields.shared_files()) ^ set(self.manifest.files)):
             raise self._other_files(odd)
         if self.manifest.selection is None and not self.shards.covers(store.shards):
             raise StoreMismatchError(
@@ -697,15 +689,13 @@ class TeacherPass:
         Raises:
             ManifestError: If the shard's commit marker is missing or damaged, or does not fit the manifest.
         """
-        marker = marker_path(self.folder, shard.name)
-        if marker.name not in self._markers:
+        if (marker := marker_path(self.folder, shard.name)).name not in self._markers:
             raise ManifestError(f"{marker} is missing; {REPAIR}")
         position = self.shards.number_of(shard.name)
         entry = self.shards[position]
-        odd = {file.path for file in entry.files} ^ set(
+        if odd := {file.path for file in entry.files} ^ set(
             self.fields.shard_files(position, shard.name)
-        )
-        if odd:
+        ):
             raise self._other_files(sorted(odd))
         keys = self.shard_keys(shard)
         if len(keys) != entry.rows:

@@ -154,8 +154,7 @@ class ImageForm(RecordForm):
             memory[:] = decode_npy(data, "uint8", memory.shape, where)
             return
         with report_damage(where):
-            pixels = decode_pixels(data, memory)
-            if pixels is not memory:
+            if (pixels := decode_pixels(data, memory)) is not memory:
                 memory[:] = resize_pixels(pixels, self.size)
 
     def tensor(self, values: NDArray[Any]) -> Tensor:

@@ -34,8 +34,7 @@ def restore_tables(path: RootedPath) -> None:
     """
     if not file_at(path / MANIFEST_NAME).exists() or not needs_commit(path):
         return
-    manifest = Store(path).manifest
-    if manifest.generations:
+    if (manifest := Store(path).manifest).generations:
         commit_store(
             path,
             [],

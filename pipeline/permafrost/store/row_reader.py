@@ -97,9 +97,7 @@ class InnerChunkRows:
         Raises:
             ManifestError: If the file is missing or has another size.
         """
-        self.path = path
-        self._entry = entry
-        self._checksums = checksums
+        self.path, self._entry, self._checksums = path, entry, checksums
         if checksums.shape != (shape[0], shape[1] // inner[1]):
             raise ManifestError(
                 f"{path} has no checksums of its chunks in the commit marker; {REPAIR}"
@@ -117,9 +115,7 @@ class InnerChunkRows:
             )
         self.shape = shape
         self.dtype = np.dtype(dtype)
-        self.rows_per_shard = rows_per_shard
-        self.inner = inner
-        self.compressed = compressed
+        self.rows_per_shard, self.inner, self.compressed = rows_per_shard, inner, compressed
 
     def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
         rows, views = at

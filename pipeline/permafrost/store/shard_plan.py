@@ -164,8 +164,7 @@ def find_unmixed_shard(plans: Sequence[ShardPlan]) -> ShardPlan | None:
             counts.update(dict(zip(labels.tolist(), times.tolist(), strict=True)))
         shares = np.array(list(counts.values())) / counts.total()
         for plan in members:
-            expected = (1 - (1 - shares) ** plan.num_records).sum()
-            if len(np.unique(plan.labels)) < expected / 2:
+            if len(np.unique(plan.labels)) < (1 - (1 - shares) ** plan.num_records).sum() / 2:
                 return plan
     return None
 
@@ -188,8 +187,7 @@ def _rank_order(listing: Listing) -> NDArray[np.int64]:
     count = 0
     for start, stop in _equal_runs(high, order):
         rows = np.sort(order[start:stop])
-        ranks = listing.ranks(rows)
-        order[start:stop] = rows[sorted(range(len(rows)), key=ranks.__getitem__)]
+        order[start:stop] = rows[sorted(range(len(rows)), key=listing.ranks(rows).__getitem__)]
         keys = listing.keys(rows)
         twice = sorted(key for key, times in Counter(keys).items() if times > 1)
         count += len(twice)

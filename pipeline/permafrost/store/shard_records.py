@@ -51,10 +51,9 @@ class ShardRecords:
         self._bytes = ShardBytes(store.folder, shard)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        identity = self.store.folder, self.store.manifest.fingerprint
         return _open_records, (
             type(self),
-            identity,
+            (self.store.folder, self.store.manifest.fingerprint),
             self._shard,
             np.asarray(self.rows) - self._first,
         )
@@ -75,8 +74,7 @@ class ShardRecords:
         Raises:
             ManifestError: If a record's bytes are not the packed ones.
         """
-        names = ("offset", "size", "image_crc32c")
-        columns = (self.columns[name][rows].tolist() for name in names)
+        columns = (self.columns[name][rows].tolist() for name in ("offset", "size", "image_crc32c"))
         keys = (self._keys[row] for row in rows)
         for offset, size, crc32c, key in zip(*columns, keys, strict=True):
             yield self._bytes.read(offset, size, crc32c, key), f"{self._bytes.path}: {key}"
@@ -100,8 +98,7 @@ def open_same_store(folder: RootedPath, fingerprint: str) -> Store:
     Raises:
         StoreMismatchError: If the folder has another store by now.
     """
-    store = Store(folder).part_with(fingerprint)
-    if store.manifest.fingerprint != fingerprint:
+    if (store := Store(folder).part_with(fingerprint)).manifest.fingerprint != fingerprint:
         raise StoreMismatchError(f"{folder} was written anew while it was read; open it again")
     return store
 
@@ -158,10 +155,9 @@ def shard_table(
     places = reader.rows_of(entry)
     covered = places >= 0
     wanted = {*fields, *(f"{name}_scale" for name in fields)} & known
-    stored = reader.open_shard(entry, wanted) if covered.any() else {}
     values = {
         name: np.asarray(array[places[covered], np.zeros(covered.sum(), np.int64)])
-        for name, array in stored.items()
+        for name, array in (reader.open_shard(entry, wanted) if covered.any() else {}).items()
     }
     specs = {spec.name: spec for spec in reader.manifest.fields}
     for name in fields:

@@ -42,9 +42,7 @@ class TableFile(Sequence[T], Generic[T]):
             file: Entry of the manifest; None is a table without rows.
             rows: Rows of the file that the table has.
         """
-        self.folder = folder
-        self.file = file
-        self.rows = rows
+        self.folder, self.file, self.rows = folder, file, rows
 
     def between(self, start: int, stop: int | None) -> Self:
         """Return the table of some of the file's rows."""
@@ -180,8 +178,7 @@ class NamedShards(TableFile[T]):
         after the last one that was found is tried first.
         """
         names = self.table["name"]
-        following = self._last_found + 1
-        if following < len(names) and names[following].as_py() == name:
+        if (following := self._last_found + 1) < len(names) and names[following].as_py() == name:
             self._last_found = following
             return following
         number = int(pc.index(names, name).as_py())
@@ -376,11 +373,10 @@ def pass_shard_row(entry: PassShard, marker_sha256: str) -> dict[str, Any]:
         marker_sha256: SHA-256 of its commit marker's file.
     """
     row = asdict(entry) | {"marker_sha256": marker_sha256}
-    files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]
     return (
         row
         | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
-        | {"files": files}
+        | {"files": [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]}
     )
 
 

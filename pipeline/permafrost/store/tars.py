@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import google_crc32c
 
@@ -15,9 +14,7 @@ from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError, damage_error
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
-
-if TYPE_CHECKING:
-    from permafrost.store.shards import ShardEntry
+from permafrost.store.shards import ShardEntry
 
 
 class TarShard:
@@ -103,8 +100,7 @@ class ShardBytes:
                 self._file = file_at(self.path).open(shard.sha256)
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
-        size = open_size(self._file)
-        if size != shard.bytes:
+        if (size := open_size(self._file)) != shard.bytes:
             raise damage_error(
                 self.path,
                 shard.sha256,

@@ -65,8 +65,7 @@ def verify_file(
     known_files.add(name)
     try:
         file_at(folder / name).refuse_damaged_copy(digest)
-        actual_size = file_at(folder / name).size()
-        if actual_size is None:
+        if (actual_size := file_at(folder / name).size()) is None:
             yield f"{folder / name} is missing"
         elif size is not None and actual_size != size:
             yield f"{folder / name} has {actual_size} bytes, but its manifest lists {size}"
@@ -99,8 +98,7 @@ def unknown_files(
             continue
         if name == FACTS_NAME:
             yield from _verify_facts(path)
-            continue
-        if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
+        elif name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
         elif (
             file_at(path).is_file() or not file_at(path).is_folder()
@@ -340,15 +338,14 @@ def _verify_index(store: Store) -> Iterator[str]:
         hashes.add(keys)
         many_labels = many_labels or has_many_labels(marker)
         columns = index.columns_of_shard(number)
-        same = (
+        if not (
             set(marker["split"].to_pylist()) <= {shard.split}
             and marker["row"].to_pylist() == [*range(len(keys))]
             and all(
                 values.tobytes() == columns[name].tobytes()
                 for name, values in columns_of_marker(marker).items()
             )
-        )
-        if not same:
+        ):
             yield f"shard {shard.name}: commit marker and index differ"
     if not hashes.are_unique():
         yield f"{store.path}: the index contains a key twice"

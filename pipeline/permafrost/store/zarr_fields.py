@@ -152,8 +152,7 @@ class ZarrFields(PassFields):
         values = {}
         for name, rows in self.open_shard(shard).items():
             if not isinstance(rows, np.ndarray):
-                by_view = [rows[every, np.full_like(every, view)] for view in views]
-                rows = np.stack(by_view, axis=1)
+                rows = np.stack([rows[every, np.full_like(every, view)] for view in views], axis=1)
             values[name] = rows
         return values
 
@@ -173,9 +172,8 @@ class ZarrFields(PassFields):
         path = self._chunk_path(spec, shard.position)
         shape = (self.rows_per_shard, self.num_views, *spec.shape)
         most = most_chunk_bytes(shape, np.dtype(spec.dtype))
-        data = read_entry(self.folder, entry_of(shard, path), shard.name, most, CHECKSUM_BYTES)
         values = decode_chunk(
-            data,
+            read_entry(self.folder, entry_of(shard, path), shard.name, most, CHECKSUM_BYTES),
             shape,
             np.dtype(spec.dtype),
             compressed=_is_compressed(spec),
@@ -188,7 +186,6 @@ class ZarrFields(PassFields):
         sharded = [spec for spec in self.fields if self._is_sharded(spec)]
         counts = [self.num_views // self._inner(spec)[1] for spec in sharded]
         start = sum(counts[: sharded.index(spec)])
-        checksums = shard.chunk_crc32c[:, start : start + counts[sharded.index(spec)]]
         return InnerChunkRows(
             self.folder / entry.path,
             (len(shard.keys), self.num_views, *spec.shape),
@@ -196,7 +193,7 @@ class ZarrFields(PassFields):
             rows_per_shard=self.rows_per_shard,
             inner=self._inner(spec),
             compressed=_is_compressed(spec),
-            checksums=checksums,
+            checksums=shard.chunk_crc32c[:, start : start + counts[sharded.index(spec)]],
             entry=entry,
         )
 
@@ -210,8 +207,7 @@ class ZarrFields(PassFields):
         """Return the rows and views of an inner chunk: all, or as many rows as fit, or one view of one row."""
         if not self._is_sharded(spec):
             return self.rows_per_shard, self.num_views
-        row_bytes = self.num_views * _record_bytes(spec)
-        if row_bytes > _INNER_CHUNK_BYTES:
+        if (row_bytes := self.num_views * _record_bytes(spec)) > _INNER_CHUNK_BYTES:
             return 1, 1
         most = min(_INNER_CHUNK_BYTES // row_bytes, self.rows_per_shard)
         return max(
@@ -379,8 +375,7 @@ def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:
         raise ManifestError(f"{path} is not valid JSON ({error}); {REWRITE}") from error
     metadata = metadata if isinstance(metadata, dict) else {}
     names = sorted({*expected, *metadata})
-    different = [name for name in names if metadata.get(name) != expected.get(name)]
-    if different:
+    if different := [name for name in names if metadata.get(name) != expected.get(name)]:
         raise ManifestError(
             f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"
         )

@@ -158,8 +158,7 @@ class Student:
     def _run(self, evaluate: EvaluateConfig, main: str, compared: dict[str, str]) -> StudentRun:
         """Return the run of an evaluation, whose folder is `main` or next to it."""
         path, options, picture = RunFolder(self.name).path, evaluate.evaluate, None
-        student = SavedNetwork(path / "distill")
-        if student.is_finished:
+        if (student := SavedNetwork(path / "distill")).is_finished:
             picture = student.describe().in_frame(options.frame, self.evaluated).picture
         return StudentRun(
             distill=self.distill,
@@ -210,9 +209,7 @@ class StudentRunner:
             build_task: Function that makes the task of a run.
             at_once: Largest number of tasks in parallel; None for no limit.
         """
-        self.executor = executor
-        self.build_task = build_task
-        self.at_once = at_once
+        self.executor, self.build_task, self.at_once = executor, build_task, at_once
         self.done: set[str] = set()
         """Names of the students that were trained or evaluated by this runner."""
         self.trained: set[str] = set()

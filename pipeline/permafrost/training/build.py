@@ -71,8 +71,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         model.learn_moments(partial(_iter_frames, spec.dataset))
     model = model.to(device)
     trial = trial_copy(model).eval()  # what the first batch initializes is left to the first batch
-    probes = _read_probes(spec, device)
-    if probes is not None:
+    if (probes := _read_probes(spec, device)) is not None:
         _check_independence(spec, trial, probes)
     targets: TargetSource = view_targets
     if spec.live_teacher is not None:
@@ -140,10 +139,9 @@ def _check_labels(spec: TrainingSpec) -> None:
     )
     many = spec.dataset.has_many_labels
     spec.loss.check_labels(many=many)
-    outputs = spec.model.classes or spec.num_classes
     reads_outputs = spec.loss.needs.labels or (spec.loss.needs.targets and spec.loss.needs.logits)
     require(
-        many or outputs != 1 or not reads_outputs,
+        many or (spec.model.classes or spec.num_classes) != 1 or not reads_outputs,
         "the network has one output, whose softmax is always 1, so nothing would be learned; for two classes and one "
         "logit z, let the network return [0, z]",
     )
@@ -156,8 +154,7 @@ def _check_labels(spec: TrainingSpec) -> None:
 
 def _read_probes(spec: TrainingSpec, device: torch.device) -> Batch | None:
     """Read a few records for checks before the first step, None if there is only one record."""
-    positions = probe_positions(len(spec.dataset))
-    if not positions:
+    if not (positions := probe_positions(len(spec.dataset))):
         return None
     at = [(position, 0) for position in positions] if spec.replays else positions
     return move_batch(spec.dataset.__getitems__(at), device)
@@ -183,15 +180,13 @@ def _check_independence(spec: TrainingSpec, model: Classifier, batch: Batch) -> 
 def _warn_of_flat_temperature(spec: TrainingSpec, targets: TargetSource, batch: Batch) -> None:
     """Log a warning if the term kd teaches nothing at the temperature of the options."""
     config = getattr(spec.loss, "config", None)
-    tau = getattr(config, "tau", None)
-    if tau is None or not getattr(config, "lambda_kd", 0):
+    if (tau := getattr(config, "tau", None)) is None or not getattr(config, "lambda_kd", 0):
         return
     loss = getattr(config, "logits", "softmax")
     for teacher in targets(batch, TargetRequest((1, 1), with_maps=False)):
-        if teacher.logits is not None:
-            warning = describe_flat_temperature(loss, teacher.logits, tau)
-            if warning:
-                logger.warning("%s", warning)
+        logits = teacher.logits
+        if logits is not None and (warning := describe_flat_temperature(loss, logits, tau)):
+            logger.warning("%s", warning)
 
 
 def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
@@ -257,10 +252,9 @@ def _build_live_teacher(
     side = teacher_input_size(config)
     reads_head = spec.loss.needs.logits
     classes = spec.data_classes if reads_head else spec.num_classes
-    model = build_model(config, classes, may_replace_head=not reads_head)
     return LiveTeacher(
         config.name,
-        freeze(model).to(device),
+        freeze(build_model(config, classes, may_replace_head=not reads_head)).to(device),
         explainer_named(spec.explainer),
         spec.input_size if side is None else (side, side),
         replace(_compute_settings(spec.trainer, config, device), compile=False),
@@ -285,12 +279,10 @@ def _compute_settings(
 
 
 def _build_views(spec: TrainingSpec) -> ViewSchedule:
-    views = schedule_views(spec.dataset, spec.augment, spec.seed)
-    if views.whole_pixels:
+    if (views := schedule_views(spec.dataset, spec.augment, spec.seed)).whole_pixels:
         return views
     first = spec.dataset.sizes(range(min(_MEASURED_VIEWS, len(spec.dataset))))
-    worst = worst_downscale(views, spec.input_size, first)
-    if worst > MAX_DOWNSCALE:
+    if (worst := worst_downscale(views, spec.input_size, first)) > MAX_DOWNSCALE:
         logger.warning(
             "views downscale the canonical frame of %dx%d by a factor of up to %.1f and alias above %.1f; "
             "pack the store with a smaller frame, or raise augment.size",

@@ -52,8 +52,7 @@ def load_checkpoint(training: Training, folder: Path) -> None:
         DamagedFileError: If its bytes are not those that were written, before any of them is interpreted, or if they
             are the state of another training.
     """
-    path = folder / CHECKPOINT_NAME
-    if path.exists():
+    if (path := folder / CHECKPOINT_NAME).exists():
         try:
             _check_digest(path)
             _restore(training, path)
@@ -71,8 +70,7 @@ def _check_digest(path: Path) -> None:
     """Raise DigestError unless a checkpoint has the digest in its comment."""
     digest = hashlib.sha256()
     with file_at(path).open() as file:
-        remaining = file.seek(0, io.SEEK_END) - _DIGITS
-        if remaining < len(_COMMENT):
+        if (remaining := file.seek(0, io.SEEK_END) - _DIGITS) < len(_COMMENT):
             raise DigestError(f"it has {max(remaining + _DIGITS, 0)} bytes")
         file.seek(remaining - len(_COMMENT))
         if file.read(len(_COMMENT)) != _COMMENT:

@@ -246,8 +246,7 @@ class StudentPlan(TrainingJob):
         with_logits = (teacher.num_classes for teacher in passes if teacher.manifest.has_logits)
         # Without logits and labels the last layer is not trained, and has one output.
         num_classes = next(with_logits, max(1, len(self.store.manifest.classes)))
-        live = live_teacher(config)
-        if live is not None:
+        if (live := live_teacher(config)) is not None:
             num_classes = live.classes or num_classes
         loss.plan(config, passes, num_classes)
         return loss, num_classes

@@ -146,8 +146,7 @@ class EpochSelection:
             f"select_epoch={select} names an unknown metric; choose one of {', '.join(METRICS)}",
         )
         self.files = KeptEpochs(folder / EPOCHS_NAME, "epochs", "selected-epoch-")
-        self.select = select
-        self.evaluate = evaluate
+        self.select, self.evaluate = select, evaluate
         self.epochs()  # a damaged file is an error before the training, not after an epoch
 
     def __call__(self, model: Classifier, epoch: int) -> bool:
@@ -163,8 +162,7 @@ class EpochSelection:
         earlier = [one for one in self.epochs() if one["epoch"] < epoch]
         epochs = [*earlier, {"epoch": epoch, "value": value, "sha256": None}]
         best = self._best(epochs)
-        kept = {best, self._best(earlier) if earlier else best}
-        self.files.write(model, epoch, epochs, kept)
+        self.files.write(model, epoch, epochs, {best, self._best(earlier) if earlier else best})
         return best == epoch
 
     def epochs(self) -> list[dict[str, Any]]:
@@ -187,8 +185,7 @@ class EpochSelection:
         best = self._best(epochs)
         (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
         path = self.files.weights(best)
-        actual = file_at(path).sha256()
-        if actual != listed:
+        if (actual := file_at(path).sha256()) != listed:
             reason = f"it has sha256 {actual[:12]}, but {EPOCHS_NAME} lists {str(listed)[:12]}"
             raise damaged(path, reason, self._advice)
         try:

@@ -93,9 +93,9 @@ class StepLog:
         if self.steps == 0:
             return
         sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
-        means = training.distributed.mean(sums).tolist()
         line = {
-            name: total / self.counts[name] for name, total in zip(self.sums, means, strict=True)
+            name: total / self.counts[name]
+            for name, total in zip(self.sums, training.distributed.mean(sums).tolist(), strict=True)
         }
         if not math.isfinite(line["total"]):
             raise DivergedError(
@@ -148,8 +148,7 @@ class MetricWriter:
             last, problem = 0.0, "it is empty"
             try:
                 for line in _iter_lines(raw, self._digest):
-                    written = max(written, int(line.values["step"]))
-                    if written > global_step:
+                    if (written := max(written, int(line.values["step"]))) > global_step:
                         continue
                     kept, self._digest, last = raw[: line.end], line.digest, line.values["step"]
                     problem = f"it ends at step {last:g}"
@@ -205,8 +204,7 @@ def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, f
     Raises:
         DamagedFileError: If lines are missing, or are not those that were written.
     """
-    path = folder / METRIC_LOG_NAME
-    if not path.exists():
+    if not (path := folder / METRIC_LOG_NAME).exists():
         return
     last, end, raw = None, 0, file_at(path).read()
     try:

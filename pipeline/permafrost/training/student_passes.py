@@ -48,8 +48,7 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
     Raises:
         StoreMismatchError: If a name fits no pass or several.
     """
-    store = records.part_of(Store(config.store.folder))
-    if store.num_generations == 1:
+    if (store := records.part_of(Store(config.store.folder))).num_generations == 1:
         return store
     recorded = records.in_store(store.manifest.fingerprint, replays=config.mode == "replay")
     passes = open_passes(with_named_passes(config, store, recorded), store)
@@ -248,11 +247,9 @@ def _lack(teacher: TeacherPass, needs: Needs) -> str | None:
     """Return what a loss reads and a pass does not have: maps, logits or an output; None if it has everything."""
     if needs.maps_in(0) and teacher.explainer is None:
         return "maps"
-    absent = [name for name in needs.outputs if not teacher.fields_of(name)]
-    if absent:
+    if absent := [name for name in needs.outputs if not teacher.fields_of(name)]:
         return absent[0]
-    lacks_logits = needs.targets and needs.logits and not teacher.manifest.has_logits
-    return "logits" if lacks_logits else None
+    return "logits" if needs.targets and needs.logits and not teacher.manifest.has_logits else None
 
 
 def _check_contents(
@@ -263,8 +260,7 @@ def _check_contents(
     Args:
         student_method: Method of the student, of which `method` may be a term.
     """
-    lack = _lack(teacher, needs)
-    if lack is None:
+    if (lack := _lack(teacher, needs)) is None:
         return
     reader, option = f"method={method.kind}", "store.teacher="
     live = ", or run the teacher in the loop with mode=live"
@@ -360,11 +356,10 @@ def _moved_fields(teacher: TeacherPass, method: MethodConfig) -> dict[str, int]:
         for spec in teacher.manifest.fields
         if spec.name in names and spec.when_moved == "warp_covered"
     }
-    stages = getattr(method, "teacher_stages", ()) or getattr(method, "stages", (-1,))
     stored = list(cells)
     chosen = [
         stored[number] if -len(stored) <= number < 0 else f"{FEATURES}_{number}"
-        for number in stages
+        for number in getattr(method, "teacher_stages", ()) or getattr(method, "stages", (-1,))
     ]
     return {name: cells[name] for name in chosen or stored if name in cells}
 
@@ -417,8 +412,7 @@ _STRONG = {
 
 def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
     """Raise StoreMismatchError unless a method can be trained on the logits that a pass stores."""
-    known = teacher.manifest.temperatures
-    if known and method.all_logits_option:
+    if (known := teacher.manifest.temperatures) and method.all_logits_option:
         raise StoreMismatchError(
             f"{method.all_logits_option} needs the logits of all classes, but {teacher.folder} holds only the largest "
             "ones; choose method=kd with method.logits=softmax, or make a pass with annotate.logits=all"

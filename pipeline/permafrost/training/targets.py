@@ -73,14 +73,10 @@ class LiveTeacher:
             explainer: Options that select the target classes, as returned by `resolve_explainer`.
             needs: Needs of the loss, which select the intermediates.
         """
-        self.name = name
-        self.model = model
+        self.name, self.model = name, model
         compute_settings.set_memory_format(model)
-        self.explain = explain
-        self.input_size = input_size
-        self.compute_settings = compute_settings
-        self.explainer = explainer
-        self.needs = needs
+        self.explain, self.input_size, self.compute_settings = explain, input_size, compute_settings
+        self.explainer, self.needs = explainer, needs
 
     @torch.no_grad()
     def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:

@@ -190,8 +190,7 @@ class TeacherPlan(TrainingJob):
         return splits
 
     def prepare(self, distributed: DistributedContext) -> None:
-        teaching = self.config.teaching
-        if teaching.needs_preparation(self.config.teacher):
+        if (teaching := self.config.teaching).needs_preparation(self.config.teacher):
             pkgutil.resolve_name(teaching.preparation)(self.config, self.folder, distributed)
 
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
@@ -244,8 +243,7 @@ class TeacherPlan(TrainingJob):
     def _after_epoch(
         self, store: Store, decode_threads: int
     ) -> Callable[[Classifier, int], bool | None] | None:
-        function = self.config.teaching.after_epoch
-        if not function:
+        if not (function := self.config.teaching.after_epoch):
             return None
         callback: Callable[[Classifier, int], bool | None] | None = pkgutil.resolve_name(function)(
             self.config, self.folder, store, decode_threads
@@ -281,8 +279,10 @@ def _warn_of_chance(splits: Mapping[str, Mapping[str, Any]]) -> None:
 def check_splits(config: TeachConfig, store: Store) -> None:
     """Raise ConfigError unless the store has the splits for training and evaluation."""
     known = list(store.manifest.records)
-    splits = [("teaching.split", config.teaching.split)]
-    splits += [("evaluate.splits", split) for split in config.evaluate.splits]
+    splits = [
+        ("teaching.split", config.teaching.split),
+        *(("evaluate.splits", split) for split in config.evaluate.splits),
+    ]
     for option, split in splits:
         require(
             split in known,
@@ -311,8 +311,12 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
 
 
 def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
-    arguments = [f"store.path={config.store.path}", f"run={config.run}", "teacher=saved"]
-    arguments.append(f"teacher.weights={Path(weights).parent}")
+    arguments = [
+        f"store.path={config.store.path}",
+        f"run={config.run}",
+        "teacher=saved",
+        f"teacher.weights={Path(weights).parent}",
+    ]
     if not store.form.has_places:
         arguments.append(f"annotate.outputs=[{','.join(config.teacher.table_outputs)}]")
     return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])

@@ -69,8 +69,7 @@ def verify_bytes(config: VerifyConfig) -> VerifyResult:
     path = config.store.folder
     size = _size(path)
     logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))
-    problems = list(verify_store(path))
-    if problems:
+    if problems := list(verify_store(path)):
         raise DamagedStoreError(path, problems)
     unfinished = unfinished_passes(path)
     for folder in unfinished:
@@ -81,10 +80,9 @@ def verify_bytes(config: VerifyConfig) -> VerifyResult:
             config.store.path,
         )
     store = Store(path)
-    passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]
     return VerifyResult(
         verified_records=store.num_records(),
-        verified_passes=len(passes),
+        verified_passes=len([*store.pass_folders(), *store.pass_folders(stored_views=True)]),
         verified_bytes=_format_bytes(size[1]),
         unfinished_passes=", ".join(folder.name for folder in unfinished),
     )

@@ -107,8 +107,7 @@ class ArrayReader(TargetReader):
         fields = self.config.fields or {
             name: name for name in sorted(members) if _KINDS.fullmatch(name)
         }
-        absent = [name for name in fields.values() if name not in members]
-        if absent or not fields:
+        if (absent := [name for name in fields.values() if name not in members]) or not fields:
             raise TargetError(
                 f"{self.path} has no array {', '.join(absent) or 'of targets'}, but {', '.join(sorted(members))}; "
                 "name one with format.fields={logits: its_name}"

@@ -233,8 +233,7 @@ def _policy(
     kinds = np.zeros((len(values), layout.num_operations), np.int64)
     strengths = np.zeros((len(values), layout.num_operations))
     for row, each in enumerate(values):
-        drawn = each.get("rand_augment")
-        if drawn is None:
+        if (drawn := each.get("rand_augment")) is None:
             continue
         if len(drawn) != layout.num_operations:
             raise ValueError(

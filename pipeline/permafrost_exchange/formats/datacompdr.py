@@ -75,8 +75,7 @@ class DataCompDRReader(TarReader):
         if not isinstance(text, (str, list)):
             raise ValueError("it has no param_aug in .paug.json")
         recipes = json.loads(text) if isinstance(text, str) else text
-        embeddings = _embeddings(members, where)
-        if embeddings.ndim != 2 or len(recipes) != len(embeddings):
+        if (embeddings := _embeddings(members, where)).ndim != 2 or len(recipes) != len(embeddings):
             raise ValueError(
                 f"it has {len(recipes)} recipes, and embeddings {list(embeddings.shape)}"
             )
@@ -106,8 +105,7 @@ def _embeddings(members: dict[str, bytes], where: str) -> NDArray[Any]:
     if "npz" in members:
         try:
             with zipfile.ZipFile(io.BytesIO(members["npz"])) as archive:
-                info = archive.getinfo(f"{_EMBEDDING}.npy")
-                if info.file_size > MAX_TARGET_BYTES:
+                if (info := archive.getinfo(f"{_EMBEDDING}.npy")).file_size > MAX_TARGET_BYTES:
                     raise ValueError(f"{_EMBEDDING} would have {info.file_size:,} bytes")
                 return parse_npy(archive.read(info), "f", (None, None))
         except (zipfile.BadZipFile, KeyError, FormatError, EOFError) as error:

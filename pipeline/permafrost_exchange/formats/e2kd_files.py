@@ -54,12 +54,11 @@ class E2KDReader(FileReader):
                 for position in line.split()
             ]
         for part in super().listing():
-            odd = [
+            if odd := [
                 name
                 for name in part.names
                 if not name.isdigit() or (positions and int(name) >= len(positions))
-            ]
-            if odd:
+            ]:
                 raise TargetError(
                     f"{self.path}: {odd[0]}{self.suffix} is not the number of an image; name the folder of one split, "
                     "such as fit"
@@ -75,8 +74,7 @@ class E2KDReader(FileReader):
         )
         if kind is None:
             return TargetForm()
-        name = _EXPLAINERS[kind]
-        if name not in EXPLAINERS:
+        if (name := _EXPLAINERS[kind]) not in EXPLAINERS:
             raise TargetError(
                 f"{first} has maps of explainer={name}, which needs the part of this project for B-cos networks"
             )
@@ -85,13 +83,11 @@ class E2KDReader(FileReader):
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         if not isinstance(content, dict):
             raise ValueError("it has no mapping")
-        name = next((name for name in _LOGITS if name in content), None)
-        if name is None:
+        if (name := next((name for name in _LOGITS if name in content), None)) is None:
             raise ValueError(f"it has {', '.join(content)}, and no output")
         logits = self._one_teacher(np.atleast_2d(content[name]))
         arrays = {"logits": logits[None]}
-        kind = next((kind for kind in _EXPLAINERS if kind in content), None)
-        if kind is not None:
+        if (kind := next((kind for kind in _EXPLAINERS if kind in content), None)) is not None:
             maps = np.asarray(content[kind])
             maps = maps if maps.ndim == 3 else self._one_teacher(maps)
             arrays["map"] = maps[None, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ class EmbeddingReader(TargetReader):
     turns_photographs = False
 
     def files(self) -> Iterator[Path]:
-        for pair in self._pairs:
-            yield from pair
+        yield from chain.from_iterable(self._pairs)
 
     @cached_property
     def _pairs(self) -> list[tuple[Path, Path]]:
@@ -46,8 +46,7 @@ class EmbeddingReader(TargetReader):
             bool(arrays),
             f"path={self.path} has no img_emb/img_emb_<n>.npy; name the folder that clip-retrieval inference wrote",
         )
-        odd = sorted(arrays.keys() ^ tables.keys())
-        if odd:
+        if odd := sorted(arrays.keys() ^ tables.keys()):
             raise TargetError(
                 f"{self.path}: part {odd[0]} has embeddings or metadata, but not both; {len(odd)} parts are so"
             )

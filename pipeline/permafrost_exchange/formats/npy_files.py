@@ -31,8 +31,7 @@ def open_member(path: Path, name: str) -> NDArray[Any]:
     """Map an array of an .npz file into memory, from a temporary copy if it is compressed."""
     where = f"{path}: {name}"
     with file_at(path).open() as file, zipfile.ZipFile(file) as archive:
-        info = archive.getinfo(f"{name}.npy")
-        if info.compress_type == zipfile.ZIP_STORED:
+        if (info := archive.getinfo(f"{name}.npy")).compress_type == zipfile.ZIP_STORED:
             file.seek(info.header_offset + 26)
             sizes = file.read(4)
             start = 30 + int.from_bytes(sizes[:2], "little") + int.from_bytes(sizes[2:], "little")

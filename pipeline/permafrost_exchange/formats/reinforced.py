@@ -46,8 +46,7 @@ class ReinforcedReader(FileReader):
     @cached_property
     def layout(self) -> RecipeLayout:
         """Layout of the recipes, from the options of the teacher's pass."""
-        path = self.path / RECIPES_CONFIG
-        if not path.is_file():
+        if not (path := self.path / RECIPES_CONFIG).is_file():
             raise TargetError(
                 f"{path} is missing, which says what the numbers of a recipe mean; unpack all of reinforced_data"
             )

@@ -39,8 +39,7 @@ class TheiaReader(TarReader):
             }
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        embedding = tensors.get("embedding")
-        if embedding is None or embedding.ndim != 3:
+        if (embedding := tensors.get("embedding")) is None or embedding.ndim != 3:
             raise ValueError(f"it has {', '.join(tensors)}, and no embedding [C, h, w]")
         arrays = {"features_1": embedding[None]}
         if "cls_token" in tensors:

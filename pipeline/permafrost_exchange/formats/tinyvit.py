@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ class TinyViTReader(TargetReader):
     turns_photographs = False
 
     def files(self) -> Iterator[Path]:
-        for pair in self._pairs:
-            yield from pair
+        yield from chain.from_iterable(self._pairs)
 
     @cached_property
     def _pairs(self) -> list[tuple[Path, Path]]:

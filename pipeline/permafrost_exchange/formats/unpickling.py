@@ -55,13 +55,12 @@ class _Worker:
 
     def __init__(self) -> None:
         program = [sys.executable, "-P", str(Path(__file__)), str(MEMORY_BYTES)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
             program,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
         self.owner = os.getpid()
         self._receive(_START_SECONDS)
@@ -85,8 +84,7 @@ class _Worker:
 
     def _receive(self, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
-        size = int.from_bytes(self._read(8, deadline, seconds), "little")
-        if size > _MAX_ANSWER:
+        if (size := int.from_bytes(self._read(8, deadline, seconds), "little")) > _MAX_ANSWER:
             raise _EndedError(f"it holds {size:,} bytes, more than any target")
         return self._read(size, deadline, seconds)
 
@@ -97,8 +95,7 @@ class _Worker:
             ready, _, _ = select.select([number], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise _EndedError(f"it was not read in {seconds:.0f} seconds")
-            data = os.read(number, min(size - len(parts), 2**20))
-            if not data:
+            if not (data := os.read(number, min(size - len(parts), 2**20))):
                 raise _EndedError(
                     f"the process that reads it has ended; it may need more than {MEMORY_BYTES >> 20:,} MiB"
                 )
@@ -141,8 +138,7 @@ def unpickle(data: bytes) -> Any:
 def close_unpickler() -> None:
     """End the process, which the next file starts again."""
     while _WORKERS:
-        worker = _WORKERS.pop()
-        if worker.owner == os.getpid():
+        if (worker := _WORKERS.pop()).owner == os.getpid():
             worker.close()
 
 
@@ -198,8 +194,7 @@ class _ScalarType:
 
 def _scalar(kind: _ScalarType, data: bytes) -> Any:
     """Return a number of NumPy as one of Python."""
-    dtype = np.dtype(kind.name)
-    if dtype.name not in _DTYPES:
+    if (dtype := np.dtype(kind.name)).name not in _DTYPES:
         raise pickle.UnpicklingError(f"Unsupported number of type {dtype}")
     return np.frombuffer(data, dtype)[0].item()
 

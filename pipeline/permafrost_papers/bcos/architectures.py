@@ -166,8 +166,7 @@ class DenseLayer(nn.Module):
         self.conv2 = BcosConv2d(shared, _BOTTLENECK * growth, growth, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        new = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return torch.cat([x, new], dim=1)
+        return torch.cat([x, self.conv2(self.norm2(self.conv1(self.norm1(x))))], dim=1)
 
 
 class DenseNetShape(NamedTuple):
@@ -201,7 +200,13 @@ class BcosDenseNet(nn.Module):
                 channels += shape.growth
             features.add_module(f"denseblock{index}", block)
             if index < len(shape.layers):
-                features.add_module(f"transition{index}", _transition(shared, channels))
+                # Half the channels at half the resolution.
+                transition = _named_layers(
+                    norm=UncenteredBatchNorm2d(shared, channels),
+                    conv=BcosConv2d(shared, channels, channels // 2, 1),
+                    pool=nn.AvgPool2d(2),
+                )
+                features.add_module(f"transition{index}", transition)
                 channels //= 2
         features.add_module("norm5", UncenteredBatchNorm2d(shared, channels))
         self.features = features
@@ -222,15 +227,6 @@ class BcosDenseNet(nn.Module):
                 stages.append(x)
         stages[-1] = x
         return self.logit_layer.inside(stages, self.classifier(x))
-
-
-def _transition(shared: BcosSettings, channels: int) -> nn.Sequential:
-    """Build a transition to half the channels at half the resolution."""
-    return _named_layers(
-        norm=UncenteredBatchNorm2d(shared, channels),
-        conv=BcosConv2d(shared, channels, channels // 2, 1),
-        pool=nn.AvgPool2d(2),
-    )
 
 
 # ---- vit -------------------------------------------------------------------------------------------

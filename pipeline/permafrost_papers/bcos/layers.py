@@ -167,8 +167,7 @@ class BcosConv2d(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        self.shared = shared
-        self.padding = padding
+        self.shared, self.padding = shared, padding
         self.linear = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
@@ -292,8 +291,7 @@ class LogitLayer(nn.Module):
 
     def __init__(self, temperature: float, bias: float) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.bias = bias
+        self.temperature, self.bias = temperature, bias
 
     def forward(self, raw: Tensor) -> Tensor:
         return to_float32(raw) / self.temperature + self.bias

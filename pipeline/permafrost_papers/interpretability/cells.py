@@ -14,16 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.records import Box, Content, ImageSource, Record
+from permafrost_papers.interpretability.options import CellsDataConfig
 from permafrost_sources.demo import encode_png
-
-if TYPE_CHECKING:
-    from permafrost_papers.interpretability.options import CellsDataConfig
 
 CLASSES = (
     "plain",

@@ -182,15 +182,13 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
             options.tau,
         )
         spearman["teacher"] = off_diagonal_spearman(class_means, teacher)
-    given = _given_similarity(context)
-    if given is not None:
+    if (given := _given_similarity(context)) is not None:
         spearman["given"] = off_diagonal_spearman(class_means, given)
         if teacher is not None:
             of_teacher["given"] = off_diagonal_spearman(teacher, given)
-    named = {"spearman": spearman, "teacher_spearman": of_teacher}
     defined = {
         name: {key: value for key, value in values.items() if value is not None}
-        for name, values in named.items()
+        for name, values in {"spearman": spearman, "teacher_spearman": of_teacher}.items()
     }
     return metrics | {name: values for name, values in defined.items() if values}
 

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError, FileError, RecordError
+from permafrost.core.errors import ConfigError, FileError, RecordError, require
 from permafrost.storage.files import file_at, named_file
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
@@ -200,21 +200,21 @@ class BrodenFolder:
     def __init__(self, folder: Path, most: int | None = None) -> None:
         self.folder = folder
         for name in (INDEX, CATEGORIES, LABELS):
-            if not (folder / name).is_file():
-                raise ConfigError(
-                    f"{_OPTION}={folder} has no {name}; name the folder of an unpacked Broden (broden1_224), or set "
-                    "it to null for the built-in set"
-                )
+            require(
+                (folder / name).is_file(),
+                f"{_OPTION}={folder} has no {name}; name the folder of an unpacked Broden (broden1_224), or set "
+                "it to null for the built-in set",
+            )
         categories = tuple(row["name"] for row in _read_table(folder / CATEGORIES))
         self.labels = _read_labels(folder, categories)
         self.rows = _read_table(folder / INDEX)[:most]
         if not self.rows:
             raise ConfigError(f"{_OPTION}={folder} lists no image in {INDEX}; unpack it again")
         missing = [name for name in ("image", "sh", "sw", *categories) if name not in self.rows[0]]
-        if missing:
-            raise ConfigError(
-                f"{folder / INDEX} has no column {', '.join(missing)}; unpack the set again"
-            )
+        require(
+            not missing,
+            f"{folder / INDEX} has no column {', '.join(missing)}; unpack the set again",
+        )
 
     @property
     def tables(self) -> list[Path]:
@@ -298,10 +298,10 @@ def _read_labels(folder: Path, categories: tuple[str, ...]) -> Labels:
     coverage = np.full((len(names), len(categories)), -1.0)  # below any listed coverage
     for place, category in enumerate(categories):
         path = folder / f"c_{category}.csv"
-        if not path.is_file():
-            raise ConfigError(
-                f"{folder / CATEGORIES} names {category}, but {path} is missing; unpack the set again"
-            )
+        require(
+            path.is_file(),
+            f"{folder / CATEGORIES} names {category}, but {path} is missing; unpack the set again",
+        )
         for row in _read_table(path):
             coverage[int(row["number"]), place] = float(row["coverage"])
     # With equal coverages the last category wins, as in the authors' code.

@@ -88,8 +88,7 @@ def rank_quantiles(attributions: Tensor) -> Tensor:
     For up to 256 coordinates these are the ranks themselves.
     """
     ranks = rank(attributions)
-    total = ranks[0].numel()
-    if total > _LEVELS:
+    if (total := ranks[0].numel()) > _LEVELS:
         ranks = ranks.long() * _LEVELS // total
     return ranks.to(torch.uint8)
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.batches import Batch
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import require
 from permafrost.core.records import NO_CLASS
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS_PER_CENT, PER_CENT, Evaluator, Page, Quantity
@@ -164,11 +164,11 @@ class BandCounts:
 def check_five_band(context: EvaluationContext) -> Mapping[str, str]:
     """Raise ConfigError unless the split has masks of two levels."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
-    if not context.dataset.has_masks:
-        raise ConfigError(
-            f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that determines its class), but "
-            f"{context.split} has no masks; evaluate students of a store of data=cells"
-        )
+    require(
+        context.dataset.has_masks,
+        f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that determines its class), but "
+        f"{context.split} has no masks; evaluate students of a store of data=cells",
+    )
     first = context.dataset.__getitems__(list(range(min(_CHECKED, len(context.dataset)))))
     _require_levels(context, first)
     return {}

@@ -193,8 +193,7 @@ def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
     grid = (maps.shape[-2], maps.shape[-1])
     pooled = F.adaptive_avg_pool2d(energy(gradients)[:, None], grid).flatten(1)
     positive = maps.double().clamp(min=0).flatten(1)
-    norms = pooled.norm(dim=1) * positive.norm(dim=1)
-    cosine: Tensor = (pooled * positive).sum(dim=1) / norms
+    cosine: Tensor = (pooled * positive).sum(dim=1) / (pooled.norm(dim=1) * positive.norm(dim=1))
     return cosine
 
 

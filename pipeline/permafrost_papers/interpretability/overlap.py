@@ -93,8 +93,7 @@ class TopImages:
 
     def __add__(self, other: TopImages) -> TopImages:
         values = torch.cat([self.values, other.values], dim=1)
-        numbers = torch.cat([self.numbers, other.numbers], dim=1)
-        return TopImages(values, numbers, self.keep)._cut()
+        return TopImages(values, torch.cat([self.numbers, other.numbers], dim=1), self.keep)._cut()
 
     def _cut(self) -> TopImages:
         values, order = self.values.sort(dim=1, descending=True, stable=True)
@@ -168,9 +167,8 @@ class OverlapCounts:
         fired = masks.flatten(1)
         # The counts within one image are below 2^24, so they are exact in float32.
         counts = fired.float() @ there.float().T  # [U, present]
-        categories = [labels.category_of[label] for label in present]
         of_category = counts.new_zeros(len(present), len(labels.categories))
-        of_category[range(len(present)), categories] = 1
+        of_category[range(len(present)), [labels.category_of[label] for label in present]] = 1
         label_presence = counts if presence == "mask" else torch.ones_like(counts)
         self.inter[:, present] += counts.long().cpu()
         self.lab[present] += there.sum(dim=1).cpu()

@@ -75,7 +75,6 @@ class PretrainedLoss(LossCallbacks):
         """Training of the auxiliary modules, None if nothing reads them."""
 
     def before_first_step(self, batches: TeacherBatches) -> bool:
-        phase = self.pretraining
-        if phase is not None:
+        if (phase := self.pretraining) is not None:
             phase.run(batches, self.distributed)
         return phase is not None

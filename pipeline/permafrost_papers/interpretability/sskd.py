@@ -111,8 +111,7 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
             len(records.passes) == 1,
             f"method=sskd supports one teacher, but store.teacher names {len(records.passes)}; name one",
         )
-        sampler = records.passes[0].views["sampler"]
-        if sampler != "rotations":
+        if (sampler := records.passes[0].views["sampler"]) != "rotations":
             raise ConfigError(
                 f"{records.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
                 "permafrost precompute with views=rotations annotate.outputs=[logits,pooled] and name its pass with "
@@ -186,5 +185,4 @@ def _head(size: int) -> nn.Sequential:
 
 def _records_of_turns(similarities: Tensor) -> Tensor:
     """Record of each row of [3 R, R]: i64 [3 R]."""
-    records = torch.arange(similarities.shape[1], device=similarities.device)
-    return records.repeat_interleave(_TURNS)
+    return torch.arange(similarities.shape[1], device=similarities.device).repeat_interleave(_TURNS)

@@ -37,8 +37,7 @@ def dissection_figures(
             name = f"{_DISSECTION}-{split}.safetensors"
             if _DISSECTION in metrics and (result.evaluation / name).exists():
                 tensors = load_written(result.evaluation, name)
-                units = metrics[_DISSECTION]["top_units"][:_UNITS]
-                rows.append(_row(result.label, tensors, units))
+                rows.append(_row(result.label, tensors, metrics[_DISSECTION]["top_units"][:_UNITS]))
                 break  # results do not depend on the split
     if not rows:
         return []

@@ -158,9 +158,8 @@ class AdditiveConv(_InputClassifier):
                 "set augment.size (or input_size of a teacher)"
             )
         subnets = len(self.assignments)
-        cells = self.assignments[-1].view(self.grid)
         number = torch.arange(subnets, device=features.device)[:, None, None]
-        mask = spread_cells(cells == number, size)  # [M, H, W]
+        mask = spread_cells(self.assignments[-1].view(self.grid) == number, size)  # [M, H, W]
         x = (features[:, None] * mask[:, None]).flatten(1, 2)  # [B, M * 3, H, W]
         for layer in self.convolutions:
             x = layer(x)
@@ -173,9 +172,8 @@ _SIDE_OF_UNKNOWN = 224
 
 def build_trunk_network(config: AdditiveModelConfig, num_classes: int) -> AdditiveClassifier:
     """Build the network of name=trunk."""
-    if config.trunk_features == "channels":
-        return AdditiveChannels(config, num_classes)
-    return AdditiveTrunk(config, num_classes)
+    network = AdditiveChannels if config.trunk_features == "channels" else AdditiveTrunk
+    return network(config, num_classes)
 
 
 class _TrunkClassifier(AdditiveClassifier):

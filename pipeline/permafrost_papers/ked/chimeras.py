@@ -91,11 +91,11 @@ class Chimeras:
         assert isinstance(inputs.labels, Tensor)
         count = round(self.fraction * len(images))
         donors = draw_donors(count, len(images), self.number, images.device)
-        mixed = mix_inputs(images, self.assignment, donors, self.grid)
         return replace(
             inputs,
-            images=torch.cat([images, mixed]),
-            labels=label_chimeras(inputs.labels, count),
+            images=torch.cat([images, mix_inputs(images, self.assignment, donors, self.grid)]),
+            # Chimeras have no correct label.
+            labels=torch.cat([inputs.labels, inputs.labels.new_full((count,), NO_LABEL)]),
             on_targets=(*inputs.on_targets, lambda targets: add_chimeras(targets, donors)),
         )
 
@@ -117,8 +117,3 @@ def add_chimeras(targets: Targets, donors: Tensor) -> Targets:
     logits = require_all_logits(targets.logits, "method.chimera_fraction")
     mixed = intermediates[LOGITS][len(logits) :].sum(dim=1)
     return replace(targets, logits=torch.cat([logits, mixed]), intermediates=intermediates)
-
-
-def label_chimeras(labels: Tensor, count: int) -> Tensor:
-    """Append NO_LABEL for each chimera to labels i64 [B], because chimeras have no correct label."""
-    return torch.cat([labels, labels.new_full((count,), NO_LABEL)])

@@ -321,8 +321,7 @@ def _piecewise_linear_steps(logits: Tensor) -> list[str]:
     """Sorted names of the piecewise linear autograd nodes in the computation of the logits."""
     names, visited, waiting = set(), set(), [logits.grad_fn]
     while waiting:
-        node = waiting.pop()
-        if node is None or node in visited:
+        if (node := waiting.pop()) is None or node in visited:
             continue
         visited.add(node)
         name = node.name().split("Backward")[0].split("WithIndices")[0].rstrip("123D")

@@ -52,8 +52,7 @@ class TableDataConfig(FileDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        answers = {"label": self.label, "split": self.split, "key": self.key}
-        for option, column in answers.items():
+        for option, column in {"label": self.label, "split": self.split, "key": self.key}.items():
             require(
                 column is None or column not in (*self.features, *self.categorical),
                 f"data.features and data.categorical must not name {column}, which is data.{option}; leave it out",

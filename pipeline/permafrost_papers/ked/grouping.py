@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost_papers.ked.dependency import symmetric
 from permafrost_papers.ked.partition import Partition
 
@@ -142,17 +142,17 @@ def sparsify(weights: NDArray[np.float64], neighbors: int) -> NDArray[np.float64
 
 
 def _check(number: int, live: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
-    if len(live) == 0:
-        raise ConfigError(
-            f"none of the {len(weights)} features depends on another, so they cannot be grouped; if a global average "
-            "pooling makes logits linear in the cells, probe pixel blocks or cut the trunk earlier; if the network "
-            "has ReLUs, use derivative=fd, because its exact second derivatives are zero"
-        )
-    if not 1 <= number <= len(live):
-        raise ConfigError(
-            f"{number} superfeatures are not possible with {len(live)} features that depend on others; choose 1 to "
-            f"{len(live)}"
-        )
+    require(
+        len(live) != 0,
+        f"none of the {len(weights)} features depends on another, so they cannot be grouped; if a global average "
+        "pooling makes logits linear in the cells, probe pixel blocks or cut the trunk earlier; if the network "
+        "has ReLUs, use derivative=fd, because its exact second derivatives are zero",
+    )
+    require(
+        1 <= number <= len(live),
+        f"{number} superfeatures are not possible with {len(live)} features that depend on others; choose 1 to "
+        f"{len(live)}",
+    )
 
 
 def _communities(
@@ -160,8 +160,7 @@ def _communities(
 ) -> tuple[NDArray[np.int64], float]:
     """Find at least `number` communities, i64 [n], and the resolution at which they were found."""
     while True:
-        best = _louvain(graph, seed, resolution)
-        if best.max() + 1 >= number:
+        if (best := _louvain(graph, seed, resolution)).max() + 1 >= number:
             return best, resolution
         resolution *= _FINER
 
@@ -213,8 +212,7 @@ def _splits(
         if parts >= number:
             break
         resolution *= _FINER
-    levels = _mergers(graph, _numbered(fine), within=coarse)
-    return levels[1 : number - len(groups) + 1]
+    return _mergers(graph, _numbered(fine), within=coarse)[1 : number - len(groups) + 1]
 
 
 def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:

@@ -122,8 +122,7 @@ class KEDLoss(DistillationLoss):
         Raises:
             ConfigError: If the networks do not have this level in common, or chimeras or hints do not fit the teachers.
         """
-        method = self.config
-        if not method.needs_superfeatures:
+        if not (method := self.config).needs_superfeatures:
             return
         require(
             not self.has_hint or len(passes) <= 1,
@@ -178,16 +177,6 @@ class KEDLoss(DistillationLoss):
         return 1.0 if self.config.hard_weight == "one" else 1 - self.config.lambda_ked
 
     @property
-    def prediction_weight(self) -> float:
-        """Weight of kd."""
-        return self.config.lambda_ked * (1 - self.config.mu)
-
-    @property
-    def explanation_weight(self) -> float:
-        """Weight of ked."""
-        return self.config.lambda_ked * self.config.mu
-
-    @property
     def has_hint(self) -> bool:
         """True if hidden layers are compared."""
         return self.config.lambda_hint > 0
@@ -225,13 +214,14 @@ class KEDLoss(DistillationLoss):
 
     def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:
         teacher_logits, tau = targets.logits, self.config.tau
+        ked_weight, mu = self.config.lambda_ked, self.config.mu
         yield label_term(student.logits, labels, self.label_weight)
         yield Term(
             "kd",
-            self.prediction_weight,
+            ked_weight * (1 - mu),
             lambda: kd_loss(student.logits, require_logits(teacher_logits), tau),
         )
-        yield Term("ked", self.explanation_weight, lambda: self._compare(student, targets))
+        yield Term("ked", ked_weight * mu, lambda: self._compare(student, targets))
         yield Term(
             "hint",
             self.config.lambda_hint,

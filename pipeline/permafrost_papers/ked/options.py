@@ -306,14 +306,10 @@ class KEDConfig(SoftTargetsConfig):
         )
 
     @property
-    def needs_explanations(self) -> bool:
-        """True if the logits of the teacher's superfeatures are read."""
-        return self.lambda_ked > 0 and (self.mu > 0 or self.chimera_fraction > 0)
-
-    @property
     def needs_superfeatures(self) -> bool:
         """True if the logits or the hidden layers of superfeatures are compared."""
-        return self.needs_explanations or self.lambda_hint > 0
+        explains = self.lambda_ked > 0 and (self.mu > 0 or self.chimera_fraction > 0)
+        return explains or self.lambda_hint > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,10 +59,10 @@ class Partition:
         Raises:
             ConfigError: If there is no such level.
         """
-        if not 1 <= number <= self.most:
-            raise ConfigError(
-                f"the partition has no level of {number} superfeatures; choose 1 to {self.most}"
-            )
+        require(
+            1 <= number <= self.most,
+            f"the partition has no level of {number} superfeatures; choose 1 to {self.most}",
+        )
         return self.assignments[number - 1]
 
     def coarsening(self, number: int) -> Tensor:
@@ -71,9 +71,8 @@ class Partition:
         Raises:
             ConfigError: If there is no such level.
         """
-        coarse = self.assignment(number)
         of_finest = torch.empty(self.most, dtype=torch.int64)
-        of_finest[self.assignments[-1]] = coarse
+        of_finest[self.assignments[-1]] = self.assignment(number)
         return of_finest
 
     @property
@@ -112,8 +111,7 @@ def contiguous_partition(
     assignments = torch.zeros(number, num_features, dtype=torch.int64)
     for level in range(1, number):
         largest = max(blocks, key=torch.numel)
-        side = int(largest.shape[1] >= largest.shape[0])
-        near, far = largest.tensor_split(2, dim=side)
+        near, far = largest.tensor_split(2, dim=int(largest.shape[1] >= largest.shape[0]))
         blocks = [block for block in blocks if block is not largest] + [near, far]
         blocks.sort(key=lambda block: int(block[0, 0]))
         for group, block in enumerate(blocks):
@@ -169,11 +167,11 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
         load_artifact(
             RootedPath(path), "permafrost teach with teaching=ked"
         )  # raises ManifestError if it is damaged
-    if not file.is_file():
-        raise ConfigError(
-            f"partition={path} holds no {PARTITION_NAME}; find a partition with permafrost teach, correct the path, or "
-            "set partition=null for contiguous blocks (the weights of a trained network include its partition)"
-        )
+    require(
+        file.is_file(),
+        f"partition={path} holds no {PARTITION_NAME}; find a partition with permafrost teach, correct the path, or "
+        "set partition=null for contiguous blocks (the weights of a trained network include its partition)",
+    )
     try:
         assignments = load_tensors(file).get("assignments")
     except FormatError as error:
@@ -245,25 +243,24 @@ class Hierarchy:
 
 def hierarchy_of(partition: Partition) -> Hierarchy:
     """Return the levels of a partition, without its features."""
-    numbers = range(1, partition.most + 1)
     return Hierarchy(
         tuple(
             PartitionLevel(
                 coarsening=tuple(partition.coarsening(number).tolist()),
                 sha256=_sha256(partition, number),
             )
-            for number in numbers
+            for number in range(1, partition.most + 1)
         )
     )
 
 
 def describe_partition(partition: Partition) -> dict[str, Any]:
     """Describe a partition for the manifest of a teacher pass, as read by `pass_hierarchy`."""
-    levels = hierarchy_of(partition).levels
     return {
         "partition_sha256": partition.sha256,
         "hierarchy": [
-            {"coarsening": list(level.coarsening), "sha256": level.sha256} for level in levels
+            {"coarsening": list(level.coarsening), "sha256": level.sha256}
+            for level in hierarchy_of(partition).levels
         ],
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from permafrost.annotation.outputs import BatchInfo, EncodedFields, lowest_cosine
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PassOptions
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FieldSpec
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
 from permafrost.models.compute import exact_float32
@@ -111,13 +111,12 @@ def superfeature_contributions(
             f"explainer=superfeatures explains additive networks (teacher=additive, student=additive), not "
             f"{type(model.network).__name__}; set explainer={model.explainer}, or choose additive networks for both"
         )
-    if model.of_channels:
-        raise ConfigError(
-            "explainer=superfeatures spreads a contribution over the cells of its superfeature, and groups of channels "
-            "(trunk_features=channels) have none; set explainer=gradcam"
-        )
-    logits = output.extras.get(LOGITS)
-    if logits is None:
+    require(
+        not model.of_channels,
+        "explainer=superfeatures spreads a contribution over the cells of its superfeature, and groups of channels "
+        "(trunk_features=channels) have none; set explainer=gradcam",
+    )
+    if (logits := output.extras.get(LOGITS)) is None:
         with exact_float32(output.features.device):
             dtype = next(model.parameters()).dtype
             logits = model.forward_superfeatures(output.features.to(dtype)).logits

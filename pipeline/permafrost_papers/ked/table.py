@@ -167,8 +167,7 @@ class TableSource:
         return {option: column for option, column in named.items() if column is not None}
 
     def _keys(self, table: TableColumns) -> Iterator[str]:
-        column = self.config.key
-        if column is None:
+        if (column := self.config.key) is None:
             yield from map(ROW_KEY.format, range(1, table.table.num_rows + 1))
             return
         for row, text in enumerate(table.texts(column)):
@@ -177,8 +176,7 @@ class TableSource:
             yield escape_key(text)
 
     def _splits(self, table: TableColumns) -> Iterator[str]:
-        column = self.config.split
-        if column is None:
+        if (column := self.config.split) is None:
             yield from repeat(TRAIN, table.table.num_rows)
             return
         for row, text in enumerate(table.texts(column)):
@@ -189,8 +187,7 @@ class TableSource:
 
     def _label_texts(self, table: TableColumns) -> Iterator[str | None]:
         """Yield the label of each row as text; None for an unlabeled row."""
-        column = self.config.label
-        if column is None:
+        if (column := self.config.label) is None:
             return repeat(None, table.table.num_rows)
         class_list = load_class_list(self.config.classes)
         return (to_label(cell, class_list, to_name) for cell in table.cells(column))

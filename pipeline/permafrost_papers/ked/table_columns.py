@@ -119,8 +119,7 @@ def read_columns(path: Path) -> TableColumns:
     """
     with readable(path):
         names = column_names(path)
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(
                 f"data.path={path} has two columns named {twice[0]}; rename one of them"
             )

@@ -72,10 +72,10 @@ class TinyImageNetSource(FilesBelowRoot):
             without = 0
             for path, size in iter_images(self._root, f"train/{wnid}/images"):
                 name = path.rpartition("/")[2]
-                if name not in corners and self.config.on_error == "stop":
-                    raise ConfigError(
-                        f"{self._root / annotations} has no line for {name}; {_WITHOUT_BOXES}"
-                    )
+                require(
+                    name in corners or self.config.on_error != "stop",
+                    f"{self._root / annotations} has no line for {name}; {_WITHOUT_BOXES}",
+                )
                 without += name not in corners
                 yield _record("train", path, size, label, corners.get(name, []))
             if without:
@@ -96,10 +96,9 @@ class TinyImageNetSource(FilesBelowRoot):
         for path, size in iter_images(self._root, "val/images"):
             name = path.rpartition("/")[2]
             wnid, *corners = known.get(name, [""])
-            if wnid not in label_of:
-                raise ConfigError(
-                    f"{self._root / annotations} has no class of wnids.txt for {name}"
-                )
+            require(
+                wnid in label_of, f"{self._root / annotations} has no class of wnids.txt for {name}"
+            )
             yield _record("val", path, size, label_of[wnid], corners)
 
     def _test_records(self) -> Iterator[Record]:
@@ -110,11 +109,11 @@ class TinyImageNetSource(FilesBelowRoot):
     def _read_table(self, path: str, columns: int) -> Iterator[list[str]]:
         for number, line in enumerate(self._read_lines(path), start=1):
             cells = line.split()
-            if len(cells) != columns or not all(cell.isdecimal() for cell in cells[-4:]):
-                raise ConfigError(
-                    f"{self._root / path}, line {number}: expected {columns} columns, the last four "
-                    f"whole numbers, got {line!r}"
-                )
+            require(
+                len(cells) == columns and all(cell.isdecimal() for cell in cells[-4:]),
+                f"{self._root / path}, line {number}: expected {columns} columns, the last four "
+                f"whole numbers, got {line!r}",
+            )
             yield cells
 
     def _read_lines(self, path: str) -> list[str]:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
@@ -102,8 +102,7 @@ def has_teacher_distances(
 
 def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> list[str]:
     """Return the names of the teacher's layers, from the artifact in the store or from the network."""
-    artifact = _artifact(context, probes, form)
-    if artifact.exists:
+    if (artifact := _artifact(context, probes, form)).exists:
         return list(artifact.description["layers"])
     return layer_names(context.networks.teacher)
 
@@ -173,8 +172,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
     options = context.options.of(DistanceCorrelationOptions)
     option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
-    networks = _networks(options)
-    if "teacher" in networks and not has_teacher_distances(
+    if "teacher" in _networks(options) and not has_teacher_distances(
         context, _probes(context), _forms(options)
     ):
         context.networks.check_teacher(NAME)
@@ -186,8 +184,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
         files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
     if options.layers:
         others = teacher_layers(context, _probes(context), _forms(options)[0])
-        student_layers = layer_names(context.model)
-        check_layers(f"evaluate.{NAME}.layers", options.layers, student_layers, others)
+        check_layers(f"evaluate.{NAME}.layers", options.layers, layer_names(context.model), others)
     return files
 
 
@@ -290,12 +287,12 @@ def _probes(context: EvaluationContext) -> ProbeSet:
         NAME,
         classes_differ=options.embeddings is not None,
     )
-    if min(map(len, probes.blocks), default=0) < MIN_RECORDS:
-        raise ConfigError(
-            f"evaluators={NAME} has blocks with fewer than {MIN_RECORDS} records of classes that repeat; raise "
-            f"evaluate.{NAME}.probe_records={options.probe_records}, name another split in evaluate.splits, or set "
-            f"class embeddings with evaluate.{NAME}.embeddings"
-        )
+    require(
+        min(map(len, probes.blocks), default=0) >= MIN_RECORDS,
+        f"evaluators={NAME} has blocks with fewer than {MIN_RECORDS} records of classes that repeat; raise "
+        f"evaluate.{NAME}.probe_records={options.probe_records}, name another split in evaluate.splits, or set "
+        f"class embeddings with evaluate.{NAME}.embeddings",
+    )
     return probes
 
 
@@ -347,7 +344,6 @@ def _table(
     }
     if labels:
         named[_LABELS] = labels
-    number = len(next(iter(named.values())))
     return merge_blocks(
         [
             InnerProducts.from_distances(
@@ -356,7 +352,7 @@ def _table(
                 permutations=permutations,
                 seed=derive_seed(seed, "permutations", block),
             )
-            for block in range(number)
+            for block in range(len(next(iter(named.values()))))
         ]
     )
 

@@ -116,8 +116,7 @@ def u_centered(condensed: Tensor) -> Tensor:
     Raises:
         ValueError: If there are fewer than MIN_RECORDS records.
     """
-    n = num_records(condensed)
-    if n < MIN_RECORDS:
+    if (n := num_records(condensed)) < MIN_RECORDS:
         raise ValueError(f"distance correlation needs at least {MIN_RECORDS} records, got {n}")
     rows, columns = _pairs(n, condensed.device)
     sums = square(condensed).sum(dim=1)
@@ -157,9 +156,7 @@ def correlation(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
         aa: <A~, A~>.
         bb: <B~, B~>.
     """
-    if not (aa > 0 and bb > 0):
-        return torch.zeros_like(ab)
-    return ab / (aa * bb).sqrt()
+    return ab / (aa * bb).sqrt() if aa > 0 and bb > 0 else torch.zeros_like(ab)
 
 
 def semi_partial(ag: Tensor, ab: Tensor, bg: Tensor) -> Tensor:

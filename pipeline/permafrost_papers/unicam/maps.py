@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.digests import sha256_keys
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.store.artifacts import Artifact
@@ -96,14 +96,14 @@ def check_depths(option: str, model: EvaluatedModel, depths: Sequence[int], titl
         title: Name of the network, for the message.
     """
     layers = layer_names(model)
-    if POOLED not in layers:
-        raise ConfigError(
-            f"evaluators=unicam needs a layer with a spatial grid, but {title} has none; choose another network"
-        )
-    if max(depths) > len(layers):
-        raise ConfigError(
-            f"{option}={list(depths)}: {title} has {len(layers)} depths: {', '.join(reversed(layers))}"
-        )
+    require(
+        POOLED in layers,
+        f"evaluators=unicam needs a layer with a spatial grid, but {title} has none; choose another network",
+    )
+    require(
+        max(depths) <= len(layers),
+        f"{option}={list(depths)}: {title} has {len(layers)} depths: {', '.join(reversed(layers))}",
+    )
 
 
 @torch.no_grad()
@@ -155,8 +155,7 @@ def teacher_views(
     context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
 ) -> NetworkActivations:
     """Load the teacher's activations from the store, or compute them with the network and store them."""
-    artifact = _artifact(context, probe_split, depths)
-    if not artifact.exists:
+    if not (artifact := _artifact(context, probe_split, depths)).exists:
         views = collect_activations(context, context.networks.teacher, probe_split, depths)
         tensors = {f"features/{depth}": values for depth, values in views.features.items()}
         tensors |= {f"grids/{depth}": values for depth, values in views.grids.items()}

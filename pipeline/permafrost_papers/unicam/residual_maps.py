@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.digests import sha256_keys
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.storage.files import file_at
@@ -73,10 +73,10 @@ def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) ->
     if path is None:
         return None
     option = f"evaluate.{evaluator}.embeddings={path}"
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"{option} does not exist; correct the path, or set it to null for one-hot"
-        )
+    require(
+        Path(path).is_file(),
+        f"{option} does not exist; correct the path, or set it to null for one-hot",
+    )
     try:
         values = parse_npy(file_at(Path(path)).read(), "fiu", (num_classes, None))
     except FormatError as error:
@@ -239,15 +239,14 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
             chosen[np.isin(labels[chosen], drawn_labels)] for chosen in (explained, order)
         )
         size = min(options.bank_records, len(order) // options.banks)
-    if size < MIN_RECORDS:
-        raise ConfigError(
-            f"evaluators={NAME} has banks of {size} records of classes that repeat, but needs at least {MIN_RECORDS}; "
-            f"lower evaluate.{NAME}.banks, or name another split in evaluate.splits"
-        )
+    require(
+        size >= MIN_RECORDS,
+        f"evaluators={NAME} has banks of {size} records of classes that repeat, but needs at least {MIN_RECORDS}; "
+        f"lower evaluate.{NAME}.banks, or name another split in evaluate.splits",
+    )
     explained = explained[: options.records]
     drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
-    others = np.setdiff1d(np.concatenate(drawn), explained)
-    positions = np.concatenate([explained, others])
+    positions = np.concatenate([explained, np.setdiff1d(np.concatenate(drawn), explained)])
     places = {position: place for place, position in enumerate(positions.tolist())}
     return ProbeSplit(
         positions=positions,

@@ -65,11 +65,11 @@ class _Maps(NamedTuple):
 
     def row(self, title: str, pair: str, depth: str) -> list[PictureRow]:
         """Return the row of a pair at a depth, with the first available reduction, or [] if there is none."""
-        for reduction in _REDUCTIONS:
-            maps = self.tensors.get(f"{pair}/{depth}/{reduction}/map")
-            if maps is not None:
-                return [PictureRow(title, overlays(self.frames, maps.float().numpy()))]
-        return []
+        names = (f"{pair}/{depth}/{reduction}/map" for reduction in _REDUCTIONS)
+        maps = next((self.tensors[name] for name in names if name in self.tensors), None)
+        return (
+            [] if maps is None else [PictureRow(title, overlays(self.frames, maps.float().numpy()))]
+        )
 
 
 def unicam_figures(
