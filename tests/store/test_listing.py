@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import random
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from permafrost_sources.options import DemoDataConfig
 from tests.support.listings import (
     fingerprint_records,
     list_records,
+    listed_values,
     listing_paths,
     plan_records,
 )
@@ -82,12 +82,6 @@ def plain_plan(records, shard_size, seed):
             chunk = tuple(members[start : start + shard_size])
             shards.append((f"{split}-{number:06d}", split, chunk))
     return shards
-
-
-def listed_values(record):
-    values = asdict(record)
-    del values["position"]  # a column of its own
-    return values
 
 
 def plain_fingerprint(config, revision, records):

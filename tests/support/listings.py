@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 
 from permafrost.core.tasks import SerialExecutor
@@ -36,3 +37,10 @@ def plan_whole(source, store_options):
 
 def fingerprint_records(config, revision, records):
     return fingerprint_dataset(config, revision, list_records(records))
+
+
+def listed_values(record):
+    """Values of a record that are part of the fingerprint of the data."""
+    values = asdict(record)
+    del values["position"]  # a column of its own
+    return values

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from permafrost.config.data import DataConfig
 from permafrost.core.records import NO_POSITION
 from permafrost.sources.splits import TEST, TRAIN
-from permafrost.store.generations import find_keys, splits_of
+from permafrost.store.generations import find_keys, stored_splits
 from permafrost.store.listing import Listing, ListingFiles
 from permafrost.store.reader import Store
 
@@ -84,7 +84,7 @@ def with_drawn_splits(
     )
     if store is not None:
         packed = hashed.copy()
-        packed[is_packed] = splits_of(store, places[is_packed]) == TEST
+        packed[is_packed] = stored_splits(store, places[is_packed]) == TEST
         # Records that were left out have no split in the store; formerly, the hashes alone drew it.
         is_exact = np.array_equal(drawn[is_packed & is_first], packed[is_packed & is_first])
         drawn = np.where(~is_packed & is_exact, drawn, packed)
@@ -92,4 +92,4 @@ def with_drawn_splits(
     if not len(changed):
         return listing
     splits = np.where(drawn[changed], TEST, TRAIN).tolist()
-    return listing.moved(rows[changed], splits, files.part(1))
+    return listing.with_splits(rows[changed], splits, files.part(1))

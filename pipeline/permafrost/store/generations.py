@@ -281,7 +281,8 @@ def describe_changes(
     columns = store.index.take(("label", "size"), comparison.places[rows])
     differing = {
         "with another label": listing.labels(rows) != columns["label"],
-        "with another split": _splits(listing, rows) != splits_of(store, comparison.places[rows]),
+        "with another split": _splits(listing, rows)
+        != stored_splits(store, comparison.places[rows]),
     }
     canonical = store.manifest.canonical
     if canonical is not None and canonical.format == "original" and len(rows):
@@ -314,7 +315,7 @@ def _splits(listing: Listing, rows: NDArray[np.int64]) -> Any:
     return np.array(names, object)[codes[rows]]
 
 
-def splits_of(store: Store, rows: NDArray[np.int64]) -> Any:
+def stored_splits(store: Store, rows: NDArray[np.int64]) -> Any:
     """Return the split of some rows of a store's index."""
     return store.shards.table["split"].to_numpy()[store.index.shard_numbers(rows)]
 

@@ -423,7 +423,7 @@ class Listing:
         cells = [batch.column(name).to_numpy() for batch in self.batches]
         return np.concatenate([np.empty(0, dtype), *cells])
 
-    def moved(self, rows: NDArray[np.int64], splits: list[str], path: RootedPath) -> Listing:
+    def with_splits(self, rows: NDArray[np.int64], splits: list[str], path: RootedPath) -> Listing:
         """Write the listing with other splits of some records to another file, and return it.
 
         Args:

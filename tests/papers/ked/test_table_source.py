@@ -3,7 +3,7 @@
 import io
 import logging
 import pickle
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from permafrost.sources.source import build_source
 from permafrost.sources.splits import split_off_test
 from permafrost.store.codecs import RowError
 from permafrost_papers.ked.data_options import SklearnTableDataConfig, TableDataConfig
-from tests.support.listings import fingerprint_records, plan_records, plan_whole
+from tests.support.listings import fingerprint_records, listed_values, plan_records, plan_whole
 from tests.support.sources import documented_config, fingerprint
 from tests.support.unicauca import HEADER, write_unicauca
 
@@ -221,7 +221,7 @@ def test_a_fingerprint_is_the_digest_of_the_whole_listing(write):
     records = list(build_source(config).records())
 
     assert not {"path", "label", "classes", "test_fraction"} & set(config.description)
-    listing = [asdict(record) for record in sorted(records, key=lambda record: record.key)]
+    listing = [listed_values(record) for record in sorted(records, key=lambda record: record.key)]
 
     assert fingerprint_records(config, 1, records) == sha256_json(
         {"data": config.description, "revision": 1, "records": listing}
