@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import quote, shorten
 from permafrost.store.frames import ShardFrames
+from permafrost_findings.equal_images import hash_thumbnails, hashes_of
 from permafrost_findings.picture_rules import describe_brightness
 from permafrost_findings.thresholds import MIN_COMPARED_FILES, MIN_SIZE_RATIO
 
@@ -81,24 +82,26 @@ def find_other_brightness(preview: Preview) -> Iterator[Remark]:
 
 
 def find_packed_copies(preview: Preview) -> Iterator[Remark]:
-    """Find new files that the store has under other keys, byte for byte."""
+    """Find new files that the store has under other keys, with the same bytes or the same thumbnail."""
     sample = preview.sample
     if preview.comparison is None or sample is None or not sample.digests:
         return
-    packed = preview.comparison.store.index.image_digests()
+    store = preview.comparison.store
+    packed = store.index.image_digests()
     new = pa.array(list(sample.digests), packed.type)
-    copies = [
-        digest
-        for digest, there in zip(new, pc.is_in(new, value_set=packed), strict=True)
-        if there.as_py()
-    ]
+    is_there = pc.is_in(new, value_set=packed).to_pylist()
+    copies = {key for key, there in zip(sample.digests.values(), is_there, strict=True) if there}
+    if (hashes := hashes_of(store)) is not None:
+        keys, _, thumbnails = zip(*sample.thumbnails, strict=True)
+        values = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(keys), -1)
+        copies |= set(np.array(keys)[np.isin(hash_thumbnails(values)[0], hashes[0])].tolist())
     if copies:
-        keys = (sample.digests[digest.as_py()] for digest in copies)
-        names = shorten([quote(unquote(key), 200)[1:-1] for key in keys], _NAMED)
+        names = shorten([quote(unquote(key), 200)[1:-1] for key in sorted(copies)], _NAMED)
         yield (
             "warning",
-            f"new files are in the store already, byte for byte ({len(copies):,} of {len(sample.digests):,} that were "
-            f"compared: {names}), under other keys; if folders were renamed, name them as they were",
+            f"new files are in the store already, with equal bytes or pixels ({len(copies):,} of "
+            f"{len(sample.thumbnails):,} that were compared: {names}), under other keys; if folders were renamed, name "
+            "them as they were",
         )
 
 

@@ -119,7 +119,7 @@ def equal_images(store: Store) -> EqualImages:
     images = np.zeros(len(order), np.int32)
     np.cumsum(~is_pair, out=images[1:])
     rows, images = order[has_copy], images[has_copy]
-    hashes = _hashes_of(store)
+    hashes = hashes_of(store)
     if hashes is None:
         return EqualImages(store=store, rows=rows, images=images, similar=Pairs.of([]))
     exact, means = hashes
@@ -217,7 +217,8 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], 
     return exact, bits.view(np.uint64).ravel()
 
 
-def _hashes_of(store: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | None:
+def hashes_of(store: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | None:
+    """Return the hashes of `hash_thumbnails` of all records of a store; None if it lacks thumbnails."""
     parts = []
     for number in range(len(store.shards)):
         thumbnails = read_thumbnails(store, number)
@@ -238,7 +239,7 @@ def _thumbnails_of(store: Store, pairs: _Rows) -> NDArray[np.uint8]:
     for number, (start, stop) in enumerate(pairwise(ends.tolist())):
         if stop > start:
             thumbnails = read_thumbnails(store, number)
-            assert thumbnails is not None  # as in _hashes_of
+            assert thumbnails is not None  # as in hashes_of
             parts.append(thumbnails[rows[start:stop] - store.rows_of_shard(number).start])
     return np.concatenate(parts)[places.reshape(-1, 2)]
 

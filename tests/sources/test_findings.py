@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import struct
 import tarfile
 import unicodedata
@@ -1275,7 +1274,7 @@ def masks_of_classes_beside_several_labels(root):
     return many_labels_and_a_mask(root, 2)
 
 
-def appended(root, *, size=(12, 16), highest=255, folder="cat", copies=False):
+def appended(root, *, size=(12, 16), highest=255, folder="cat", copies=""):
     """A folder of 40 images, its store, and 20 more of a size, with values below a bound."""
     generator = np.random.default_rng(0)
     for number in range(60):
@@ -1288,7 +1287,7 @@ def appended(root, *, size=(12, 16), highest=255, folder="cat", copies=False):
             (root / "set" / cls).mkdir(parents=True, exist_ok=True)
             write_array(root / "set" / cls / f"{number}.png", pixels)
     if copies:
-        shutil.copy(root / "set/dog/30.png", root / "set/dog/copy.png")
+        Image.open(root / "set/dog/30.png").save(root / "set/dog" / copies)
     return data, str(root / "store")
 
 
@@ -1351,7 +1350,12 @@ def images_darker_than_those_of_the_store(root):
 
 @case("packed_copies", "warning")
 def an_image_that_the_store_has_under_another_name(root):
-    return appended(root, copies=True)
+    return appended(root, copies="copy.png")
+
+
+@case("packed_copies", "warning")
+def an_image_that_the_store_has_in_another_format(root):
+    return appended(root, copies="copy.bmp")
 
 
 @case("new_classes", None)
