@@ -418,7 +418,8 @@ def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray():
 @pytest.mark.slow
 def test_importing_any_module_does_nothing_and_the_serial_executor_imports_no_ray():
     """Imports start no Ray, configure no logging, initialize no CUDA and write no files."""
-    names = [name_of(path) for path in MODULES]
+    others = ("predict.py", "store_dataset.py")  # a script, and a data source of Ray Data
+    names = [name_of(path) for path in MODULES if path.name not in others]
     code = (
         "import importlib, logging, os\n"
         "before = set(os.listdir('.')), list(logging.getLogger().handlers)\n"
