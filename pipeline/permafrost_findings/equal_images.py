@@ -209,10 +209,9 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], 
     for word in np.ascontiguousarray(words):
         exact = (exact ^ word) * _MIX
         exact ^= exact >> np.uint64(29)
-    half = THUMBNAIL_SIDE // 2
-    cells = (
-        thumbnails.reshape(-1, half, 2, half, 2).sum((2, 4), dtype=np.uint16).reshape(-1, half**2)
-    )
+    wide = thumbnails.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE).astype(np.uint16)
+    rows = wide[:, ::2] + wide[:, 1::2]
+    cells = (rows[..., ::2] + rows[..., 1::2]).reshape(len(wide), -1)
     bits = np.packbits(cells > cells.mean(axis=1, keepdims=True), axis=1)
     return exact, bits.view(np.uint64).ravel()
 
