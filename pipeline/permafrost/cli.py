@@ -301,7 +301,8 @@ def _print_result(result: Any, seconds: float | None = None, arguments: Sequence
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
-            print(f"{name}: {_printable(value)}")
+            text = _printable(value)
+            print(f"{name}:{text}" if text.startswith("\n") else f"{name}: {text}")
 
 
 def next_command(command: str, arguments: Sequence[str]) -> str:

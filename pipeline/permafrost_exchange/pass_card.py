@@ -42,7 +42,7 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
             + ("" if agreement.top1 is None else f", same first class for {agreement.top1:.1%}")
         )
     for subject, sheet in sheets_of(store, shared).items():
-        if subject in ("data", "targets"):
+        if subject != "machine":
             rows |= {f"{subject}: {name}": text for name, text in sheet.rows().items()}
     fields = [
         f"| `{spec.name}` | {spec.dtype} | {' x '.join(map(str, spec.shape)) or '1'} | {_fidelity(shared, spec.name)} |"

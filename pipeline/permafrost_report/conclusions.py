@@ -158,7 +158,7 @@ def remarks_in_words(
         name for name, values in teachers.items() if values.get(column.name, 1.0) <= limit.highest
     ]
     cause = (
-        f"the {' and the '.join(weak)}, whose accuracy is not better,"
+        f"the {' and the '.join(weak)}, whose accuracy is not clearly above it either,"
         if weak
         else "what was trained"
     )

@@ -12,9 +12,10 @@ import pytest
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.progress import progress
+from permafrost.sources.classes import find_mirrored
 from permafrost.storage import object_cache
 from permafrost.store.reader import Store
-from permafrost.verbs.next_commands import NextCommands, find_mirrored
+from permafrost.verbs.next_commands import NextCommands
 from tests.support.image_sets import image_bytes, write_images
 from tests.support.paths import ROOT
 from tests.support.previews import preview_of

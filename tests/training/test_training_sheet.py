@@ -29,7 +29,7 @@ def test_records_that_an_epoch_leaves_out_are_marked(frozen, caplog, batch_size,
 
     steps = sheets["student"]["steps"]
     assert steps.value == (
-        f"{40 // batch_size} of {batch_size} records an epoch, 1 epochs; each leaves out {40 % batch_size} records, "
+        f"{40 // batch_size} of {batch_size} records an epoch, 1 epoch; each leaves out {40 % batch_size} records, "
         "drawn anew"
     )
     assert steps.is_doubtful == is_marked

@@ -24,7 +24,12 @@ from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
 from permafrost.core.records import IMPOSSIBLE_LOGIT, NO_LABEL
 from permafrost.core.tasks import Executor
-from permafrost.loading.target_sheet import describe_empty, describe_spread, entropy_and_peak
+from permafrost.loading.target_sheet import (
+    correct_and_chance,
+    describe_empty,
+    describe_spread,
+    entropy_and_peak,
+)
 from permafrost.models.classifier import ModelOutput, has_proportions
 from permafrost.models.record_independence import require_independent_records
 from permafrost.models.trained_weights import count_classes
@@ -187,12 +192,7 @@ class TeacherCheck:
                 "hardly trained, or its inputs are not those of its training (teacher.mean, teacher.std, "
                 "teacher.input_size, teacher.frame)"
             )
-        size = 1 + max(*self.labels, *self.predicted)
-        shares = [
-            np.bincount(column, minlength=size) / count for column in (self.labels, self.predicted)
-        ]
-        chance = float(shares[0] @ shares[1])
-        correct = int(np.equal(self.labels, self.predicted).sum())
+        correct, chance = correct_and_chance(np.array(self.labels), np.array(self.predicted))
         stated = (
             f"the teacher is right for {correct} of {count} records of a sample, and guessing would be for "
             f"{chance * count:.0f}"

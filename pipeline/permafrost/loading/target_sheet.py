@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_softmax
+from scipy.special import bdtrc, expit, log_softmax
 
 from permafrost.core.errors import printable
 from permafrost.core.records import NO_LABEL, REST_LOGITS, TOP_CLASS, TOP_LOGITS
@@ -26,6 +26,8 @@ nats below which they say hardly more than labels."""
 MAX_EMPTY = 0.5
 """Share of empty maps from which it is doubtful."""
 _MIN_RECORDS = 8
+_SKILL = 0.05
+"""Largest p-value of an accuracy that is taken as better than guessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,10 @@ class TargetSample:
     """Log probabilities of the classes, or of those stored and all others together, [n, K or k + 1]; None for none."""
     logits: NDArray[np.float64] | None
     """Logits of all classes [n, K], None if the pass does not have them."""
-    hits: NDArray[np.bool_]
-    """Whether the teacher is right, for the labeled records; of many labels for each known pair of record and class."""
+    labels: NDArray[np.int64]
+    """Labels of the labeled records, [l]; of many labels 1 or 0 for each known pair of record and class."""
+    predicted: NDArray[np.int64]
+    """What the teacher predicts for each of these, [l]."""
     target_class: NDArray[np.int64]
     """Class that each map explains, [m]."""
     is_empty: NDArray[np.bool_]
@@ -64,8 +68,8 @@ def describe_spread(entropy: float, classes: int, tau: float, records: int) -> s
         )
     if entropy < SURE:
         return (
-            "the targets say hardly more than labels, as those of a teacher on its own training records may; raise "
-            "method.tau, or let the teacher see stronger views (views=)"
+            "the targets name a single class, as those of a teacher on its own training records may, or of one whose "
+            "inputs are too large. If it is right, raise method.tau, or let it see stronger views (views=)"
         )
     return ""
 
@@ -119,7 +123,7 @@ def _read_shard(
         split=entry.split,
         logits=logits,
         log_probs=_log_probs(teacher, values, tau),
-        hits=_hits(teacher, values, np.asarray(rows)[covered]),
+        **_predictions(teacher, values, np.asarray(rows)[covered]),
         target_class=np.empty(0, np.int64),
         is_empty=np.empty(0, bool),
     )
@@ -149,21 +153,24 @@ def _log_probs(
     return np.asarray(log_softmax(np.concatenate(parts, axis=1), axis=1))
 
 
-def _hits(
+def _predictions(
     teacher: TeacherPass, values: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+) -> dict[str, NDArray[np.int64]]:
+    """Return labels and predictions, as in TargetSample; empty if the teacher has other classes."""
     store, logits = teacher.store, values.get("logits")
     many = store.index.has_many_labels
+    labels = predicted = np.empty(0, np.int64)
     is_known = teacher.num_classes == len(store.manifest.classes)
-    if not is_known or (logits is None and (many or TOP_CLASS not in values)):
-        return np.empty(0, bool)
-    labels = labels_of_rows(store, rows).numpy()
-    if many:
-        hits = np.equal(values["logits"] >= 0, labels == 1)[~np.isnan(labels)]
-    else:
-        largest = values[TOP_CLASS][:, 0] if logits is None else logits.argmax(axis=1)
-        hits = np.equal(largest, labels)[labels != NO_LABEL]
-    return np.asarray(hits)
+    if is_known and (logits is not None or (TOP_CLASS in values and not many)):
+        truth = labels_of_rows(store, rows).numpy()
+        if many:
+            known = ~np.isnan(truth)
+            labels, predicted = truth[known], values["logits"][known] >= 0
+        else:
+            known = truth != NO_LABEL
+            largest = values[TOP_CLASS][:, 0] if logits is None else logits.argmax(axis=1)
+            labels, predicted = truth[known], largest[known]
+    return {"labels": labels.astype(np.int64), "predicted": predicted.astype(np.int64)}
 
 
 def target_sheet(
@@ -202,7 +209,7 @@ def target_sheet(
         facts += [
             Fact(
                 name="entropy",
-                value=f"{entropy:.3g} of {np.log(max(classes, 1)):.3g} nats (mean, tau={tau:g})",
+                value=f"{_rounded(entropy)} of {np.log(max(classes, 1)):.3g} nats (mean, tau={tau:g})",
                 source=source,
                 warning=describe_spread(entropy, classes, tau, len(joined)),
             ),
@@ -233,6 +240,10 @@ def target_sheet(
     return FactSheet(subject="targets", facts=tuple(facts))
 
 
+def _rounded(value: float) -> str:
+    return f"{value:.3g}" if value >= SURE else f"below {SURE:g}"
+
+
 def _size(sample: TargetSample) -> int:
     return len(sample.log_probs if sample.log_probs is not None else sample.is_empty)
 
@@ -243,21 +254,61 @@ def _accuracy(
     accuracy: Mapping[str, float] | None,
     source: str,
 ) -> Fact:
-    """Return the fact about the accuracy by split."""
-    name = "accuracy"
-    if accuracy:
-        source = "all records"
-        name = "F1" if store.index.has_many_labels else name
-    else:
-        hits: dict[str, list[NDArray[np.bool_]]] = {}
-        for sample in samples:
-            hits.setdefault(sample.split, []).append(sample.hits)
-        joined = {split: np.concatenate(parts) for split, parts in hits.items()}
-        accuracy = {split: float(part.mean()) for split, part in joined.items() if len(part)}
-    if not accuracy:
+    """Return the fact about the accuracy by split, or F1 for many labels."""
+    many = store.index.has_many_labels
+    name, score = ("F1", _f1) if many else ("accuracy", _share_of_equal)
+    measured: dict[str, float] = {}
+    for split in dict.fromkeys(sample.split for sample in samples):
+        parts = [sample for sample in samples if sample.split == split and len(sample.labels)]
+        if parts:
+            measured[split] = score(*_joined(parts))
+    shown = accuracy or measured
+    if not shown:
         return Fact(name=name, value="no labels of the teacher's classes", source=UNKNOWN)
-    text = ", ".join(f"{printable(split)} {value:.4g}" for split, value in accuracy.items())
-    return Fact(name=name, value=text, source=source)
+    text = ", ".join(f"{printable(split)} {value:.4g}" for split, value in shown.items())
+    return Fact(
+        name=name,
+        value=text,
+        source="all records" if accuracy else source,
+        warning="" if many or not measured else describe_guessing(*_joined(samples)),
+    )
+
+
+def _joined(samples: list[TargetSample]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return (
+        np.concatenate([sample.labels for sample in samples]),
+        np.concatenate([sample.predicted for sample in samples]),
+    )
+
+
+def _share_of_equal(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    return float((labels == predicted).mean())
+
+
+def _f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    return float(2 * (labels & predicted).sum() / max(labels.sum() + predicted.sum(), 1))
+
+
+def correct_and_chance(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64]
+) -> tuple[int, float]:
+    """Count correct predictions, and return the probability that a guess with the same frequencies is correct."""
+    size = 1 + int(max(labels.max(), predicted.max()))
+    shares = [np.bincount(column, minlength=size) / len(labels) for column in (labels, predicted)]
+    return int((labels == predicted).sum()), float(shares[0] @ shares[1])
+
+
+def describe_guessing(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> str:
+    """Say that predictions are not better than guessing with the same frequencies; empty if they are."""
+    if len(labels) < _MIN_RECORDS or np.ptp(labels) == 0:
+        return ""
+    correct, chance = correct_and_chance(labels, predicted)
+    if bdtrc(correct - 1, len(labels), chance) <= _SKILL:
+        return ""
+    return (
+        f"not better than guessing, which is right for {chance:.1%}: the teacher is hardly trained, or its inputs or "
+        "labels are not those of its training (mean, std, input_size, frame, order of classes)"
+    )
 
 
 def _map_facts(teacher: TeacherPass, samples: list[TargetSample], source: str) -> Iterator[Fact]:

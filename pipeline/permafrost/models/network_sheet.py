@@ -34,11 +34,14 @@ def network_facts(
         size: (height, width) of the store's frame that a teacher's input is taken from; None leaves its input out.
     """
     config = network.config
-    yield Fact(name="network", value=config.label, source=TYPED)
-    yield _weights(network)
+    origin = "experiment" if any(word.startswith("experiment=") for word in command) else "default"
+    origin = "program" if config.kind == "memory" else origin
+    named = ("name", "factory")
+    yield Fact(name="network", value=config.label, source=_source(network, named, command, origin))
+    yield _weights(network, _source(network, ("weights",), command, origin))
     if size is not None and len(config.input_shape(size)) == 3:
-        named = with_preprocessing(config, count_classes(network.classes))
-        entry = {"frame": named.frame, "preprocessing": _preprocessing(network, named)}
+        shown = with_preprocessing(config, count_classes(network.classes))
+        entry = {"frame": shown.frame, "preprocessing": _preprocessing(network, shown)}
         yield Fact(
             name="input",
             value=str(Picture.from_manifest(entry, size)),
@@ -46,7 +49,7 @@ def network_facts(
                 network,
                 ("input_size", "frame", "crop_fraction", "interpolation"),
                 command,
-                "frame of the store" if named.frame == "full" else PUBLISHED,
+                "frame of the store" if shown.frame == "full" else PUBLISHED,
             ),
         )
     yield from normalization_facts(network, command)
@@ -55,7 +58,7 @@ def network_facts(
         value = layer or "the last output that is a grid"
         yield Fact(name="layer", value=value, source=TYPED if layer else ASSUMED)
     names = network.classes if not isinstance(network.classes, int) else ()
-    order = f", in the order {shorten(list(names), 3)}" if len(names) == network.num_classes else ""
+    order = f", in the order {shorten(list(names), 8)}" if len(names) == network.num_classes else ""
     starts = config.weights is None
     source = _source(network, (), command, "store" if starts else f"{ASSUMED}: as in the data")
     yield Fact(name="classes", value=f"{network.num_classes:,}{order}", source=source)
@@ -72,12 +75,10 @@ def _preprocessing(network: Network, config: ModelConfig) -> dict[str, object]:
     return entry
 
 
-def _weights(network: Network) -> Fact:
+def _weights(network: Network, source: str) -> Fact:
     config, file = network.config, network.file
     if file is None:
-        value, source = str(config.weights or "none: trained from random ones"), TYPED
-        if is_published(config.weights):
-            source = PUBLISHED
+        value = str(config.weights or "none: trained from random ones")
         return Fact(name="weights", value=value, source=source)
     return Fact(
         name="weights",
@@ -88,8 +89,9 @@ def _weights(network: Network) -> Fact:
 
 def _source(network: Network, names: Sequence[str], command: Sequence[str], otherwise: str) -> str:
     """Return where options of a network come from: typed, the run that trained it, or `otherwise`."""
-    starts = tuple(f"{network.section}.{name}=" for name in names)
-    if any(word.startswith(starts) for word in command):
+    starts = [f"{network.section}.{name}=" for name in names]
+    starts += [f"{network.section}="] if "name" in names else []
+    if any(word.startswith(tuple(starts)) for word in command):
         return TYPED
     file = network.file
     return DESCRIPTION_NAME if file is not None and file.description is not None else otherwise

@@ -200,3 +200,23 @@ def load_class_names(path: str) -> tuple[str, ...]:
         f"data.classes={path} lists the class {quote(name)} {times} times; keep one of them",
     )
     return names
+
+
+_MIRRORED = (
+    *(("left", "right"), ("link", "recht"), ("gauche", "droite"), ("izquierd", "derech")),
+    *(("esquerd", "direit"), ("sinistr", "destr"), ("左", "右"), ("east", "west")),
+    *(("counterclockwise", "clockwise"), ("anticlockwise", "clockwise")),
+    *((" l ", " r "), (" b ", " d "), (" p ", " q ")),
+)
+"""Parts of names that a mirror exchanges, of which letters stand alone."""
+
+
+def find_mirrored(classes: Iterable[str]) -> tuple[str, ...]:
+    """Return two classes whose names differ by left and right, or by letters that mirror each other, or nothing."""
+    named = {re.sub(r"[\W_]+", " ", f" {name} ").casefold(): name for name in classes}
+    for name in named:
+        for one, other in _MIRRORED:
+            twin = name.replace(one, "\0").replace(other, one).replace("\0", other)
+            if twin != name and twin in named:
+                return named[name], named[twin]
+    return ()

@@ -265,11 +265,13 @@ class ImageSample:
         )
         if self.smallest is not None and self.largest is not None:
             sides = np.array(self.sides)
-            low, high = ("x".join(map(str, side)) for side in (self.smallest, self.largest))
+            (low, high), (least, most) = zip(self.smallest, self.largest, strict=True)
             middle = "x".join(f"{side:.0f}" for side in np.median(sides, axis=0))
             yield Fact(
                 name="size",
-                value=low if low == high else f"{middle} (median), {low} to {high}",
+                value=middle
+                if (low, least) == (high, most)
+                else f"{middle} (median), widths {low} to {high}, heights {least} to {most}",
                 source=read,
             )
             proportions = sides[:, 0] / sides[:, 1]
@@ -293,7 +295,7 @@ class ImageSample:
                 f"{printable(split)} {np.mean(means):.0f}"
                 for split, means in sorted(self.means.items())
             )
-            between = np.std([mean for means in self.means.values() for mean in means])
+            between = np.sqrt(np.mean([np.var(means) for means in self.means.values()]))
             yield Fact(
                 name="brightness",
                 value=f"{by_split} of 255, between images {between:.0f}",
@@ -443,7 +445,8 @@ class Preview:
         if read > 1:
             names = shorten(sorted(absent), 3) if absent else "none"
             value = f"{read:,} files; absent by their numbers: {names}"
-            yield Fact(name="parts", value=value, source="names of files")
+            findings = ("files_left_out",) if absent else ()
+            yield Fact(name="parts", value=value, source="names of files", findings=findings)
         if others := sum(map(self.tally.total, _LEFT_OUT)):
             yield Fact(name="left out", value=f"{others:,} files", source="names of files")
         if self.groups is not None:

@@ -58,11 +58,12 @@ def packed_store(path: RootedPath) -> Store | None:
 
 
 def appended_store(config: PrecomputeConfig, path: RootedPath) -> Store | None:
-    """Return a finished store that has several generations or may get another, None for others."""
+    """Return a finished store that has several generations, may get another or is compared anew, None for others."""
     if not file_at(path / MANIFEST_NAME).exists():
         return None
     store = Store(path)
-    return store if config.store.append or store.num_generations > 1 else None
+    may_differ = config.store.append or config.store.relist
+    return store if may_differ or store.num_generations > 1 else None
 
 
 def compare_listing(store: Store, classes: tuple[str, ...], listing: Listing) -> StoreComparison:

@@ -174,7 +174,7 @@ class TeacherPlan(TrainingJob):
             return TrainingProgress()
         logger.info(
             "teacher %(teacher)s, teaching=%(teaching)s, from %(weights)s weights: %(records)s, "
-            "trainer.epochs=%(epochs)s, into %(folder)s",
+            "teaching.trainer.epochs=%(epochs)s, into %(folder)s",
             self.describe_work(),
         )
         with show_epochs("teach", self.trainer.epochs, self.records) as show:

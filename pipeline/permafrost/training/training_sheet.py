@@ -16,6 +16,7 @@ from permafrost.loading.target_sheet import target_sheet
 from permafrost.models.compute import device_name, resolve_device
 from permafrost.models.network import Network
 from permafrost.models.network_sheet import machine_sheet, network_facts
+from permafrost.sources.classes import find_mirrored
 from permafrost.store.facts import UNKNOWN, Fact, FactSheet, read_sheets
 
 if TYPE_CHECKING:
@@ -67,13 +68,17 @@ def _facts(
     distributed: DistributedContext,
 ) -> Iterator[Fact]:
     trainer, dataset = spec.trainer, spec.dataset
+    prefix = "" if section == "student" else "teaching."
     yield from network_facts(Network(spec.model, spec.data_classes, section), options.command)
     if spec.picture is not None:
         yield Fact(name="input", value=f"{spec.picture}, outside of views", source="augment, store")
         kinds = [operation.kind for operation in spec.augment.operations]
         views = "stored ones" if spec.replays else ", ".join(kinds) or "none: whole frames"
         height, width = spec.input_size
-        yield Fact(name="views", value=f"{views}; {width}x{height}", source="augment")
+        twins = find_mirrored(spec.class_names) if "horizontal_flip" in kinds else ()
+        warning = f"a flip makes class {twins[0]!r} look like {twins[1]!r}" if twins else ""
+        value = f"{views}; {width}x{height}"
+        yield Fact(name="views", value=value, source="augment", warning=warning)
     split, whole = _split_of(options), dataset.store.num_records(_split_of(options))
     rows = len(dataset)
     left = f"; {whole - rows:,} left out" if whole > rows else ""
@@ -82,12 +87,15 @@ def _facts(
     steps, rest = divmod(rows, batch)
     ranks = distributed.world_size
     each = "" if ranks == 1 else f" ({trainer.batch_size // ranks} on each of {ranks} ranks)"
+    epochs = f"{trainer.epochs:,} epoch{'s' if trainer.epochs > 1 else ''}"
     yield Fact(
         name="steps",
-        value=f"{steps:,} of {trainer.batch_size} records{each} an epoch, {trainer.epochs:,} epochs; each leaves "
-        f"out {rest:,} records, drawn anew",
+        value=f"{steps:,} of {trainer.batch_size} records{each} an epoch, {epochs}; each leaves out {rest:,} records, "
+        "drawn anew",
         source="trainer",
-        warning="a smaller trainer.batch_size= leaves out fewer" if rest > _FEW * rows else "",
+        warning=f"a smaller {prefix}trainer.batch_size= leaves out fewer"
+        if rest > _FEW * rows
+        else "",
     )
     yield Fact(
         name="loss",
@@ -106,8 +114,8 @@ def _describe_loss(spec: TrainingSpec) -> str:
     config = getattr(spec.loss, "config", None)
     values: Mapping[str, object] = {} if config is None else to_plain_dict(config)
     shown = [
-        f"{name} {value:g}"
+        f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
         for name, value in values.items()
-        if isinstance(value, int | float) and (name == "tau" or name.startswith("lambda_"))
+        if name in ("tau", "logits") or name.startswith("lambda_")
     ]
     return ", ".join([str(values.get("kind", "labels")), *shown])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,8 @@ from permafrost.evaluation.trained_student import (
 )
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.trained_weights import DESCRIPTION_NAME
+from permafrost.runs.folder import RunFolder
+from permafrost.sources.classes import find_mirrored
 from permafrost.storage.addresses import Bucket
 from permafrost.store.manifest import CANONICAL_VIEW
 from permafrost.store.reader import Store, TeacherPass
@@ -35,13 +35,6 @@ _STUDENT_STAGES = 3
 """Number of stages of the default student, one fewer than that of a student for photographs."""
 _PHOTOGRAPHS = "teacher=torchvision", "teacher.name=resnet18"
 """Teacher for frames that are too large for the default one."""
-_MIRRORED = (
-    *(("left", "right"), ("link", "recht"), ("gauche", "droite"), ("izquierd", "derech")),
-    *(("esquerd", "direit"), ("sinistr", "destr"), ("左", "右"), ("east", "west")),
-    *(("counterclockwise", "clockwise"), ("anticlockwise", "clockwise")),
-    *((" l ", " r "), (" b ", " d "), (" p ", " q ")),
-)
-"""Parts of names that a mirror exchanges, of which letters stand alone."""
 
 
 class NextCommands:
@@ -84,7 +77,7 @@ class NextCommands:
 
         Without another split it is evaluated on the records that it has learned, which is logged.
         """
-        arguments = [f"store.path={self.path}", f"run={_name(run, 'my-teacher')}"]
+        arguments = [f"store.path={self.path}", f"run={self._name(run, 'teacher')}"]
         if not self.store.form.has_places:
             arguments += [*table_arguments("teacher"), "teaching.augment=none"]
         elif is_large(self.store.size):
@@ -115,7 +108,7 @@ class NextCommands:
         It replays the views of a pass that stores them.
         """
         replays = teacher.views["sampler"] != CANONICAL_VIEW
-        arguments = [f"store.path={self.path}", f"run={_name(run, 'my-student')}"]
+        arguments = [f"store.path={self.path}", f"run={self._name(run, 'student')}"]
         arguments += ["mode=replay"] if replays else []
         split = _training_split(self.store)
         arguments += [] if split == "train" else [f"split={split}"]
@@ -131,6 +124,12 @@ class NextCommands:
         if replays or len(self.store.pass_folders()) > 1:
             arguments.append(f"store.teacher={teacher.name}")
         return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
+
+    def _name(self, run: str, network: str) -> str:
+        """Return the name of a run, or a new one, with the store's name if there is a run of the usual one."""
+        usual = f"my-{network}"
+        is_taken = not run and RunFolder(usual).path.exists()
+        return run or (f"{str(self.path).rpartition('/')[2]}-{network}" if is_taken else usual)
 
     def _augment_arguments(self, section: str, size: tuple[int, int]) -> list[str]:
         """Return arguments for views of large frames, at the usual size of classifiers or below."""
@@ -155,25 +154,9 @@ class NextCommands:
         return [f"subset.holdout={held_out}"] if held_out and (labels != NO_LABEL).all() else []
 
 
-def _name(run: str, default: str) -> str:
-    """Return the name of a run, or a default if it has none."""
-    return run or default
-
-
 def is_large(size: tuple[int, int]) -> bool:
     """Return whether images of (height, width) `size` are too large for the default network."""
     return max(size) > CifarModelConfig.largest_side
-
-
-def find_mirrored(classes: Iterable[str]) -> tuple[str, ...]:
-    """Return two classes whose names differ by left and right, or by letters that mirror each other, or nothing."""
-    named = {re.sub(r"[\W_]+", " ", f" {name} ").casefold(): name for name in classes}
-    for name in named:
-        for one, other in _MIRRORED:
-            twin = name.replace(one, "\0").replace(other, one).replace("\0", other)
-            if twin != name and twin in named:
-                return named[name], named[twin]
-    return ()
 
 
 def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:

@@ -160,8 +160,8 @@ def _check_place(config: PrecomputeConfig, path: RootedPath) -> None:
 
 
 _UNCHANGED = (
-    "data unchanged by options, sizes and times, so they are not listed again (store.relist=true lists "
-    "them and compares the bytes of all records)"
+    "the data are not listed again, as their options and the times of their folders and tables are as before; a file "
+    "that was overwritten in place is not noticed (store.relist=true reads and compares all records)"
 )
 
 
