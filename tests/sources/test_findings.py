@@ -7,6 +7,7 @@ import struct
 import tarfile
 import unicodedata
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from tests.support.tars import samples
 from tests.support.verbs import precompute
 
 NFC, NFD = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
-_BOX = json.dumps([{"x0": 0, "y0": 0, "x1": 2, "y1": 2}])
+_BOX = (0, 0, 2, 2)
 CASES = []
 """Cases (finding, level or None, function that writes data and returns their config)."""
 
@@ -83,7 +84,7 @@ def tars(root, members, name="train-000000.tar", classes=None, **options):
     return WebDatasetDataConfig(path=str(root / "tars"), **options)
 
 
-table_of, tars_of = later(table), later(tars)
+files_of, table_of, tars_of = later(folder), later(table), later(tars)
 
 
 @later
@@ -97,8 +98,43 @@ def labels_of(root, cells):
 
 
 @later
-def tags_of(root, cells):
-    return table(root, {"tags": cells}, label=None, labels="tags")
+def tags_of(root, cells, **options):
+    return table(root, {"tags": cells}, label=None, labels="tags", **options)
+
+
+@later
+def listed_classes(root, labels, *lines):
+    (root / "names.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table(root, {"label": labels}, classes=str(root / "names.txt"))
+
+
+@later
+def boxes_of(root, *boxes, **options):
+    """Table of an image for each box, which is given by its corners."""
+    cells = [json.dumps([dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))]) for box in boxes]
+    return table(root, {"label": ["cat", "dog"], "boxes": cells}, boxes="boxes", **options)
+
+
+@later
+def csv_of(root, text, *files):
+    write_images(root, *files)
+    (root / "t.csv").write_text(text)
+    return ImageTableDataConfig(path=str(root / "t.csv"))
+
+
+@later
+def with_files(root, write, files):
+    config = write(root)
+    for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+    return config
+
+
+def members_with(*labels):
+    """Members of a tar of samples with these labels."""
+    pairs = (((f"{n}.jpg", image_bytes(n)), (f"{n}.cls", label)) for n, label in enumerate(labels))
+    return dict(chain.from_iterable(pairs))
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -154,39 +190,29 @@ case(
 case("single_folder", None, a_single_class=folders_of("train/cat", "val/cat"))
 
 
-@case("other_things", "error")
-def masks_beside_classes(root):
-    return folder(root, *images_of("cat", "dog", "masks"))
-
-
-@case("other_things", "error")
-def masks_named_after_their_images(root):
-    return folder(root, *images_of("cat", "dog"), "cat/0_mask.png", "dog/1_mask.png")
-
-
-@case("other_things", "error")
-def thumbnails_named_after_their_images(root):
-    return folder(root, *images_of("cat", "dog"), "cat/thumb_0.jpg")
-
-
+masks_beside_classes = folders_of("cat", "dog", "masks")
 case(
     "other_things",
     "error",
+    masks_beside_classes=masks_beside_classes,
+    masks_named_after_their_images=files_of(
+        *images_of("cat", "dog"), "cat/0_mask.png", "dog/1_mask.png"
+    ),
+    thumbnails_named_after_their_images=files_of(*images_of("cat", "dog"), "cat/thumb_0.jpg"),
     masks_inside_a_class=folders_of("cat", "cat/masks", "dog"),
     images_beside_their_masks=folders_of("train/images", "train/mask", "test/images", "test/mask"),
 )
+case(
+    "other_things",
+    None,
+    people_with_masks=files_of(*images_of("with_mask", "without_mask"), "with_mask/a_mask.jpg"),
+)
 
-
-@case("other_things", None)
-def people_with_masks(root):
-    return folder(root, *images_of("with_mask", "without_mask"), "with_mask/a_mask.jpg")
-
-
-@case("same_names", "warning")
-def a_png_beside_each_jpg(root):
-    return folder(root, *images_of("cat", "dog"), *images_of("cat", suffix="png"))
-
-
+case(
+    "same_names",
+    "warning",
+    a_png_beside_each_jpg=files_of(*images_of("cat", "dog"), *images_of("cat", suffix="png")),
+)
 case("same_names", None, the_same_numbers_in_every_class=folders_of("cat", "dog"))
 
 
@@ -227,13 +253,6 @@ def tars_in_a_folder_beside_tars(root):
 
 
 @case("files_left_out", "note")
-def other_files_beside_tars(root):
-    config = tars(root, samples(4))
-    (root / "tars/index.json").write_text("{}")
-    return config
-
-
-@case("files_left_out", "note")
 def notes_and_hidden_files(root):
     config = folder(root, *images_of("cat", "dog"))
     (root / "cat/notes.txt").write_text("x")
@@ -246,40 +265,38 @@ def notes_and_hidden_files(root):
 
 case(
     "files_left_out",
+    "note",
+    other_files_beside_tars=with_files(tars_of(samples(4)), {"tars/index.json": b"{}"}),
+)
+case(
+    "files_left_out",
     None,
     class_names_beside_tars=tars_of(samples(4), classes=[str(number) for number in range(4)]),
     images_alone=folders_of("cat", "dog"),
 )
 
-
-@case("pictures_left_out", "warning")
-def few_raw_files(root):
-    config = folder(root, *images_of("cat", "dog", count=20))
-    (root / "cat/1.CR2").write_bytes(b"x")
-    return config
-
-
-@case("pictures_left_out", "error")
-def many_pictures_without_a_suffix(root):
-    config = folder(root, *images_of("cat", "dog"))
-    for number in range(3):
-        (root / f"cat/IMG_{number}").write_bytes(image_bytes(number))
-    return config
-
-
-@case("pictures_left_out", "error")
-def pictures_without_a_suffix_after_texts_without_one(root):
-    config = folder(root, *images_of("a", "b"))
-    for name in ("LICENSE", "README", "SOURCE", "TODO"):
-        (root / "a" / name).write_text("x")
-    for number in range(5):
-        (root / f"b/IMG_{number}").write_bytes(image_bytes(number))
-    return config
-
-
-@case("pictures_left_out", None)
-def suffixes_of_jpeg(root):
-    return folder(root, "cat/1.jfif", "cat/2.JPE", "dog/3.pjpeg", "dog/4.JPG")
+case(
+    "pictures_left_out",
+    "warning",
+    few_raw_files=with_files(folders_of("cat", "dog", count=20), {"cat/1.CR2": b"x"}),
+)
+case(
+    "pictures_left_out",
+    "error",
+    many_pictures_without_a_suffix=with_files(
+        folders_of("cat", "dog"), {f"cat/IMG_{n}": image_bytes(n) for n in range(3)}
+    ),
+    pictures_without_a_suffix_after_texts_without_one=with_files(
+        folders_of("a", "b"),
+        {f"a/{name}": b"x" for name in ("LICENSE", "README", "SOURCE", "TODO")}
+        | {f"b/IMG_{n}": image_bytes(n) for n in range(5)},
+    ),
+)
+case(
+    "pictures_left_out",
+    None,
+    suffixes_of_jpeg=files_of("cat/1.jfif", "cat/2.JPE", "dog/3.pjpeg", "dog/4.JPG"),
+)
 
 
 @case("damaged_files", "error")
@@ -287,13 +304,6 @@ def an_empty_file_and_a_broken_link(root):
     config = folder(root, *images_of("cat", "dog"))
     (root / "cat/empty.jpg").write_bytes(b"")
     (root / "dog/gone.png").symlink_to(root / "nowhere.png")
-    return config
-
-
-@case("damaged_files", "error")
-def a_file_of_another_kind(root):
-    config = folder(root, *images_of("cat", "dog"))
-    (root / "cat/page.jpg").write_bytes(b"<html>not found</html>")
     return config
 
 
@@ -306,13 +316,20 @@ def files_that_were_cut(root):
     return config
 
 
-@case("damaged_files", "warning")
-def damage_that_may_be_skipped(root):
-    config = folder(root, *images_of("cat", "dog"), on_error="skip")
-    (root / "cat/empty.jpg").write_bytes(b"")
-    return config
-
-
+case(
+    "damaged_files",
+    "error",
+    a_file_of_another_kind=with_files(
+        folders_of("cat", "dog"), {"cat/page.jpg": b"<html>not found</html>"}
+    ),
+)
+case(
+    "damaged_files",
+    "warning",
+    damage_that_may_be_skipped=with_files(
+        folders_of("cat", "dog", on_error="skip"), {"cat/empty.jpg": b""}
+    ),
+)
 case("damaged_files", None, sound_files=folders_of("cat", "dog"))
 
 case(
@@ -320,11 +337,6 @@ case(
     "note",
     splits_with_capitals=folders_of("Training/cat", "Training/dog", "TEST_set/cat", "TEST_set/dog"),
     tars_named_after_their_set=tars_of(samples(6), name="imagenet1k-train-0000.tar"),
-)
-case(
-    "split_spellings",
-    None,
-    splits_in_usual_spelling=folders_of("train/cat", "train/dog", "test/cat", "test/dog"),
 )
 
 case(
@@ -348,45 +360,29 @@ case(
     "unusual_splits",
     "error",
     splits_that_are_numbers=table_of({"label": ["cat", "dog"], "part": [0, 1]}, split="part"),
+    splits_that_are_flags=table_of(
+        {"label": ["cat", "dog"], "is_training": ["True", "False"]}, split="is_training"
+    ),
 )
-
-
-@case("unusual_splits", "error")
-def splits_that_are_flags(root):
-    columns = {"label": ["cat", "dog"], "is_training": ["True", "False"]}
-    return table(root, columns, split="is_training")
-
-
 case(
     "unusual_splits",
     "warning",
     two_words_for_validation=folders_of("train/cat", "train/dog", "val/cat", "validation/dog"),
 )
-case(
-    "unusual_splits",
-    None,
-    splits_train_and_test=folders_of("train/cat", "train/dog", "test/cat", "test/dog"),
-)
+usual_splits = folders_of("train/cat", "train/dog", "test/cat", "test/dog")
+case("split_spellings", None, splits_in_usual_spelling=usual_splits)
+case("unusual_splits", None, splits_train_and_test=usual_splits)
 
 
 # ---- classes -------------------------------------------------------------------------------------
 
 
-@case("empty_classes", "warning")
-def a_folder_of_text(root):
-    config = folder(root, *images_of("cat", "dog"))
-    (root / "bird").mkdir()
-    (root / "bird/readme.txt").write_text("x")
-    return config
-
-
-@case("empty_classes", "warning")
-def a_class_that_only_the_list_names(root):
-    config = table(root, {"label": ["cat", "dog"]}, classes=str(root / "names.txt"))
-    (root / "names.txt").write_text("\ufeffcat\ndog\nbird\n", encoding="utf-8")
-    return config
-
-
+case(
+    "empty_classes",
+    "warning",
+    a_folder_of_text=with_files(folders_of("cat", "dog"), {"bird/readme.txt": b"x"}),
+    a_class_that_only_the_list_names=listed_classes(["cat", "dog"], "\ufeffcat", "dog", "bird"),
+)
 case("empty_classes", None, classes_with_records=folders_of("cat", "dog"))
 
 case(
@@ -442,26 +438,15 @@ def grades_that_a_file_lists(root):
     return replace(config, classes=str(root / "names.txt"))
 
 
-case("signed_labels", "error", attributes_of_faces=labels_of(["-1", "1", "1", "-1"]))
-
-
-@case("signed_labels", "error")
-def attributes_of_faces_with_names(root):
-    config = table(root, {"label": ["-1", "1", "1", "-1"]}, classes=str(root / "names.txt"))
-    (root / "names.txt").write_text("old\nyoung\n")
-    return config
-
-
-@case("signed_labels", "error")
-def attributes_of_faces_in_tars(root):
-    members = {
-        f"{number}.{suffix}": data
-        for number in range(4)
-        for suffix, data in (("jpg", image_bytes(number)), ("cls", b"-1" if number % 2 else b"1"))
-    }
-    return tars(root, members, classes=["old", "young"])
-
-
+case(
+    "signed_labels",
+    "error",
+    attributes_of_faces=labels_of(["-1", "1", "1", "-1"]),
+    attributes_of_faces_with_names=listed_classes(["-1", "1", "1", "-1"], "old", "young"),
+    attributes_of_faces_in_tars=tars_of(
+        members_with("1", "-1", "1", "-1"), classes=["old", "young"]
+    ),
+)
 case("signed_labels", None, a_few_unknown_labels=labels_of(["0", "1", "1", "-1"]))
 
 case(
@@ -470,15 +455,10 @@ case(
     diagnoses_in_columns=table_of(
         {"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]}, label="MEL"
     ),
+    diagnoses_in_columns_with_fractions=table_of(
+        {"MEL": ["1.0", "0.0", "0.0"], "NV": ["0.0", "1.0", "1.0"], "BCC": ["0.0"] * 3}, label="NV"
+    ),
 )
-
-
-@case("one_hot_columns", "error")
-def diagnoses_in_columns_with_fractions(root):
-    columns = {"MEL": ["1.0", "0.0", "0.0"], "NV": ["0.0", "1.0", "1.0"], "BCC": ["0.0"] * 3}
-    return table(root, columns, label="NV")
-
-
 case(
     "one_hot_columns",
     None,
@@ -488,17 +468,14 @@ case(
 )
 
 
-@case("constant_labels", "warning")
-def water_in_every_picture(root):
-    columns = {"car": ["1", "0", "", "1"], "water": ["1", "", "1", "1"]}
+@later
+def cars_and_water(root, water):
+    columns = {"car": ["1", "0", "", "1"], "water": water}
     return table(root, columns, label=None, labels=("car", "water"))
 
 
-@case("constant_labels", None)
-def water_in_some_pictures(root):
-    columns = {"car": ["1", "0", "", "1"], "water": ["1", "", "1", "0"]}
-    return table(root, columns, label=None, labels=("car", "water"))
-
+case("constant_labels", "warning", water_in_every_picture=cars_and_water(["1", "", "1", "1"]))
+case("constant_labels", None, water_in_some_pictures=cars_and_water(["1", "", "1", "0"]))
 
 case(
     "flag_column",
@@ -594,6 +571,9 @@ case(
     a_label_of_no_finding=findings_of_lungs("No Finding"),
     a_label_of_no_finding_beside_devices=findings_of_lungs("No Finding", ["No Finding|devices"]),
     a_label_of_health_in_another_language=findings_of_lungs("ohne_Befund"),
+    a_label_of_any_name_that_always_stands_alone=tags_of(
+        ["a|b", "b|c", "c|a", "b"] * 10 + ["HC"] * 20
+    ),
 )
 
 
@@ -601,12 +581,6 @@ case(
 def a_label_of_none_in_columns(root):
     columns = {"edema": [1, 1, 0, 0], "mass": [1, 0, 0, 0], "background": [0, 0, 1, 1]}
     return table(root, columns, label=None, labels=tuple(columns))
-
-
-@case("labels_of_nothing", "warning")
-def a_label_of_any_name_that_always_stands_alone(root):
-    cells = ["a|b", "b|c", "c|a", "b"] * 10 + ["HC"] * 20
-    return table(root, {"tags": cells}, label=None, labels="tags")
 
 
 case(
@@ -688,64 +662,44 @@ case(
 
 case("unknown_classes", "error", a_folder_that_a_program_named_nan=folders_of("cat", "dog", "nan"))
 case("unknown_classes", "warning", a_class_named_unknown=labels_of(["cat", "dog", "unknown"]))
-
-
-@case("unknown_classes", None)
-def a_listed_class_of_that_name(root):
-    (root / "names.txt").write_text("cat\ndog\nNA\n")
-    return table(root, {"label": ["cat", "dog", "NA"]}, classes=str(root / "names.txt"))
+case(
+    "unknown_classes",
+    None,
+    a_listed_class_of_that_name=listed_classes(["cat", "dog", "NA"], "cat", "dog", "NA"),
+)
 
 
 # ---- labels --------------------------------------------------------------------------------------
 
 
-@case("quoted_classes", "error")
-def blanks_before_quotes(root):
-    write_images(root, "0.jpg", "1.jpg")
-    (root / "t.csv").write_text('path,label\n0.jpg, "cat"\n1.jpg, "dog"\n')
-    return ImageTableDataConfig(path=str(root / "t.csv"))
-
-
+case(
+    "quoted_classes",
+    "error",
+    blanks_before_quotes=csv_of('path,label\n0.jpg, "cat"\n1.jpg, "dog"\n', "0.jpg", "1.jpg"),
+)
 case("quoted_classes", None, quotes_without_blanks=labels_of(["cat", "dog"]))
 
 case("mixed_numbers", "warning", a_typing_error_among_numbers=labels_of([*range(10), "l0"]))
 case("mixed_numbers", None, names_with_a_number=labels_of(["cat", "dog", "911"]))
 
-
-@case("one_hot_labels", "error")
-def a_0_or_1_for_each_class(root):
-    cells = ["[1, 0, 0]", "[0, 1, 0]", "[0, 0, 1]"]
-    return table(root, {"tags": cells}, label=None, labels="tags")
-
-
-@case("one_hot_labels", "error")
-def a_0_or_1_for_each_class_in_tars(root):
-    members = {"a.jpg": image_bytes(1), "a.json": json.dumps({"labels": [1.0, 0.0, 0.0]})}
-    return tars(root, members, accept=("label_gaps",))
-
-
+case(
+    "one_hot_labels",
+    "error",
+    a_0_or_1_for_each_class=tags_of(["[1, 0, 0]", "[0, 1, 0]", "[0, 0, 1]"]),
+    a_0_or_1_for_each_class_in_tars=tars_of(
+        {"a.jpg": image_bytes(1), "a.json": '{"labels": [1.0, 0.0, 0.0]}'}, accept=("label_gaps",)
+    ),
+)
 case("one_hot_labels", None, numbers_of_classes=tags_of(["[0, 2]", "[1]", "[0, 1]"]))
 
-
-@case("normalized_boxes", "error")
-def boxes_from_0_to_1(root):
-    box = json.dumps([{"x0": 0.1, "y0": 0.2, "x1": 0.5, "y1": 1}])
-    return table(root, {"label": ["cat", "dog"], "boxes": [box, box]}, boxes="boxes")
-
-
-case(
-    "normalized_boxes",
-    None,
-    boxes_in_pixels=table_of({"label": ["cat", "dog"], "boxes": [_BOX, _BOX]}, boxes="boxes"),
-)
+case("normalized_boxes", "error", boxes_from_0_to_1=boxes_of(*[(0.1, 0.2, 0.5, 1)] * 2))
+case("normalized_boxes", None, boxes_in_pixels=boxes_of(_BOX, _BOX))
 
 case(
     "label_gaps",
     "error",
     labels_from_1=labels_of([1, 2, 3, 4]),
-    labels_of_tars_with_a_gap=tars_of(
-        {"a.jpg": image_bytes(1), "a.cls": "0", "b.jpg": image_bytes(2), "b.cls": "2"}
-    ),
+    labels_of_tars_with_a_gap=tars_of(members_with("0", "2")),
 )
 case("label_gaps", None, labels_from_0=labels_of([0, 1, 2, 2]))
 
@@ -781,13 +735,13 @@ case(
 case("joined_labels", None, names_with_commas=labels_of(["tern, arctic", "tern, common", "eel"]))
 
 case("label_separator", "note", cells_with_bars=tags_of(["cat|dog", "cat", "No Finding"]))
-
-
-@case("label_separator", None)
-def cells_with_a_separator_that_is_set(root):
-    options = {"label": None, "labels": "tags", "label_separator": "|"}
-    return table(root, {"tags": ["cat|dog", "cat", "No Finding"]}, **options)
-
+case(
+    "label_separator",
+    None,
+    cells_with_a_separator_that_is_set=tags_of(
+        ["cat|dog", "cat", "No Finding"], label_separator="|"
+    ),
+)
 
 case("unknown_cells", "warning", arguments_for_nothing=labels_of(["cat", "NA", "null", "dog"]))
 case("unknown_cells", None, empty_cells=labels_of(["cat", "", "NaN", "dog"]))
@@ -853,7 +807,7 @@ def turned_jpeg(orientation):
 
 @later
 def boxed(root, orientation, **options):
-    config = table(root, {"label": ["cat", "dog"], "boxes": [_BOX, _BOX]}, boxes="boxes", **options)
+    config = boxes_of(_BOX, _BOX, **options)(root)
     (root / "0.jpg").write_bytes(turned_jpeg(orientation))
     return config
 
@@ -924,13 +878,6 @@ case(
 )
 
 
-@case("dropped_channels", "warning")
-def tiffs_of_five_bands(root):
-    config = arrays(noise)(root)
-    (root / "cat" / "5.tif").write_bytes(five_bands())
-    return config
-
-
 def five_bands():
     """TIFF of 2x2 pixels of five channels of 8 bits, without compression."""
     pixels = bytes(range(0, 200, 10)) + struct.pack("<6H", 8, 8, 8, 8, 8, 0)
@@ -951,6 +898,13 @@ def five_bands():
     directory = struct.pack("<H", len(entries))
     directory += b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return head + pixels + directory + struct.pack("<I", 0)
+
+
+case(
+    "dropped_channels",
+    "warning",
+    tiffs_of_five_bands=with_files(arrays(noise), {"cat/5.tif": five_bands()}),
+)
 
 
 @case("dropped_channels", "warning")
@@ -1087,22 +1041,17 @@ def masked(root, mask, **columns):
     return config
 
 
-@case("regions_outside", "error")
-def boxes_of_larger_images(root):
-    far = json.dumps([{"x0": 0, "y0": 0, "x1": 200, "y1": 200}])
-    return table(root, {"label": ["cat", "dog"], "boxes": [far, _BOX]}, boxes="boxes")
-
-
-case("regions_outside", "error", a_mask_of_other_proportions=masked(np.zeros((4, 16), np.uint8)))
-
-
-@case("regions_outside", "warning")
-def boxes_of_larger_images_that_are_left_out(root):
-    far = json.dumps([{"x0": 0, "y0": 0, "x1": 200, "y1": 200}])
-    columns = {"label": ["cat", "dog"], "boxes": [far, _BOX]}
-    return table(root, columns, boxes="boxes", on_error="skip")
-
-
+case(
+    "regions_outside",
+    "error",
+    boxes_of_larger_images=boxes_of((0, 0, 200, 200), _BOX),
+    a_mask_of_other_proportions=masked(np.zeros((4, 16), np.uint8)),
+)
+case(
+    "regions_outside",
+    "warning",
+    boxes_of_larger_images_that_are_left_out=boxes_of((0, 0, 200, 200), _BOX, on_error="skip"),
+)
 case("regions_outside", None, boxes_and_masks_of_their_images=masked(np.ones((4, 6), np.uint8)))
 
 
@@ -1270,32 +1219,8 @@ def test_a_stranger_may_add_a_finding(tmp_path):
 # ---- what is refused, with the way out -----------------------------------------------------------
 
 
-def listed_classes(root, labels, *lines):
-    config = table(root, {"label": labels}, classes=str(root / "names.txt"))
-    (root / "names.txt").write_text("\n".join(lines) + "\n")
-    return config
-
-
-def without_a_header(root):
-    write_images(root, "0.jpg", "1.jpg")
-    (root / "t.csv").write_text("0.jpg,cat\n1.jpg,dog\n")
-    return ImageTableDataConfig(path=str(root / "t.csv"))
-
-
-def one_row_per_label(root):
-    write_images(root, "0.jpg", "1.jpg")
-    (root / "t.csv").write_text("path,label\n0.jpg,cat\n0.jpg,dog\n1.jpg,dog\n")
-    return ImageTableDataConfig(path=str(root / "t.csv"))
-
-
-def named(root, cell, *files):
-    write_images(root, *files)
-    (root / "t.csv").write_text(f"path,label\n{cell},cat\n")
-    return ImageTableDataConfig(path=str(root / "t.csv"))
-
-
-def one_hot_without_a_label(root):
-    return table(root, {"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]})
+def named(cell, *files):
+    return csv_of(f"path,label\n{cell},cat\n", *files)
 
 
 def folders_and_meanings(root):
@@ -1307,47 +1232,36 @@ def folders_and_meanings(root):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (listed_classes(["cat", "dog"], "1 cat", "2 dog"), "number next to each"),
+        (listed_classes(["cat", "dog"], "cat,0", "dog,1"), "number next to each"),
+        (listed_classes(["1", "2"], "cat", "dog"), "count from 1"),
         (
-            lambda root: listed_classes(root, ["cat", "dog"], "1 cat", "2 dog"),
-            "number next to each",
-        ),
-        (
-            lambda root: listed_classes(root, ["cat", "dog"], "cat,0", "dog,1"),
-            "number next to each",
-        ),
-        (lambda root: listed_classes(root, ["1", "2"], "cat", "dog"), "count from 1"),
-        (
-            lambda root: listed_classes(root, ["n014", "n015"], "n014 tench", "n015 eel"),
+            listed_classes(["n014", "n015"], "n014 tench", "n015 eel"),
             "'n014 tench': write the names of cells alone",
         ),
         (folders_and_meanings, "'n01440764 tench'; write the names of folders alone"),
-        (without_a_header, "its first line is a record and no header"),
-        (one_row_per_label, r"list all of them in one row .data\.labels"),
-        (lambda root: named(root, "7", "7.jpg"), r"there is '7\.jpg': write the whole path"),
-        (lambda root: named(root, "7", "train/7.JPG"), r"there is 'train/7\.JPG'"),
-        (lambda root: named(root, "7.jpg", "train/7.jpg"), r"in its folder train .data\.root="),
-        (lambda root: named(root, "https://x.org/7.jpg"), "is an address or begins with ~"),
-        (lambda root: named(root, "s3://x/7.jpg"), "is an address or begins with ~"),
-        (lambda root: named(root, "~/7.jpg"), "is an address or begins with ~"),
         (
-            lambda root: named(root, "7.png", "7.jpg"),
-            r"there is '7\.jpg', so the table has another",
+            csv_of("0.jpg,cat\n1.jpg,dog\n", "0.jpg", "1.jpg"),
+            "its first line is a record and no header",
         ),
         (
-            lambda root: named(root, "7.jpg.jpg", "7.jpg"),
-            r"there is '7\.jpg', so the table has anoth",
+            csv_of("path,label\n0.jpg,cat\n0.jpg,dog\n1.jpg,dog\n", "0.jpg", "1.jpg"),
+            r"list all of them in one row .data\.labels",
         ),
+        (named("7", "7.jpg"), r"there is '7\.jpg': write the whole path"),
+        (named("7", "train/7.JPG"), r"there is 'train/7\.JPG'"),
+        (named("7.jpg", "train/7.jpg"), r"in its folder train .data\.root="),
+        (named("https://x.org/7.jpg"), "is an address or begins with ~"),
+        (named("s3://x/7.jpg"), "is an address or begins with ~"),
+        (named("~/7.jpg"), "is an address or begins with ~"),
+        (named("7.png", "7.jpg"), r"there is '7\.jpg', so the table has another"),
+        (named("7.jpg.jpg", "7.jpg"), r"there is '7\.jpg', so the table has anoth"),
+        (named("train/7.jpg", "7.jpg"), r"there is '7\.jpg', so the table names"),
+        (listed_classes(["cat", "dog"], "nc: 2", "names:", "  0: cat", "  1: dog"), "is YAML"),
         (
-            lambda root: named(root, "train/7.jpg", "7.jpg"),
-            r"there is '7\.jpg', so the table names",
+            table_of({"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]}),
+            r"one for each class, are data\.labels=\[a,b",
         ),
-        (
-            lambda root: listed_classes(
-                root, ["cat", "dog"], "nc: 2", "names:", "  0: cat", "  1: dog"
-            ),
-            "is YAML",
-        ),
-        (one_hot_without_a_label, r"one for each class, are data\.labels=\[a,b"),
     ],
 )
 def test_a_refusal_names_the_way_out(tmp_path, write, message):
@@ -1362,15 +1276,7 @@ def test_a_refusal_names_the_way_out(tmp_path, write, message):
 
 def test_an_unknown_label_is_named_by_its_value(tmp_path):
     in_table = table(tmp_path / "a", {"label": ["cat", "-1", "", "NA", "dog"]})
-    in_tars = tars(
-        tmp_path / "b",
-        {
-            f"{number}.{suffix}": data
-            for number, label in enumerate((b"cat", b"-1", b"", b"dog"))
-            for suffix, data in (("jpg", image_bytes(number)), ("cls", label))
-        },
-        classes=["cat", "dog"],
-    )
+    in_tars = tars(tmp_path / "b", members_with("cat", "-1", "", "dog"), classes=["cat", "dog"])
 
     for config in (in_table, in_tars):
         message = message_of(preview_of(config), "missing_labels")
