@@ -165,7 +165,7 @@ def test_iou_matches_hand_computation():
         ([-1000.0, 0.0, 1.0, 10.0], 2, 1),  # negative attributions are ignored
     ],
 )
-def test_iou_of_scaled_positive_values_above_a_strict_threshold(values, first_inside, expected):
+def test_iou_threshold_is_strict(values, first_inside, expected):
     maps = torch.tensor([[values]], dtype=torch.float64)
     regions = torch.arange(4).reshape(1, 1, 4) >= first_inside
 
