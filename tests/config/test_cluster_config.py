@@ -244,40 +244,40 @@ def test_a_ray_that_does_not_start_is_started_once_more(calls, monkeypatch, capl
     assert "Ray did not start: The current node timed out" in caplog.messages[1]
 
 
-def test_a_path_that_is_too_long_for_rays_sockets_is_named_with_its_remedy(calls, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (
+            LocalClusterConfig(),
+            OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes"),
+            r"AF_UNIX.*/a/long/path, is too long.*set TMPDIR to a",
+        ),
+        (
+            LocalClusterConfig(),
+            Exception("The current node timed out during startup.\nThis could happen"),
+            r"2 attempts.*executor=serial.*trainer\.ranks=1",
+        ),
+        (
+            ExistingClusterConfig(),
+            RuntimeError("Version mismatch:\n  2.9\n  2.60."),
+            r"Version mismatch: 2.9 2.60\); start one",
+        ),
+    ],
+)
+def test_what_ray_complains_about_is_said_in_one_line_with_its_remedy(
+    calls, monkeypatch, config, error, message
+):
     import ray
 
-    def fail(**options):
-        raise OSError(
-            "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes"
-        )
+    def fail(**_):
+        raise error
 
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setattr("tempfile.tempdir", "/a/long/path")
 
-    with (
-        pytest.raises(ClusterError, match=r"AF_UNIX.*/a/long/path, is too long.*set TMPDIR to a"),
-        ray_session(LocalClusterConfig(), 1),
-    ):
+    with pytest.raises(ClusterError, match=message) as caught, ray_session(config, 1):
         pass
-
-
-def test_a_ray_that_does_not_start_twice_is_one_line_with_the_ways_out(calls, monkeypatch):
-    import ray
-
-    def fail(**options):
-        raise Exception("The current node timed out during startup.\nThis could happen")
-
-    monkeypatch.setattr(ray, "init", fail)
-
-    with (
-        pytest.raises(
-            ClusterError, match=r"2 attempts.*executor=serial.*trainer\.ranks=1"
-        ) as error,
-        ray_session(LocalClusterConfig(), 1),
-    ):
-        pass
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_workers_of_a_local_ray_start_from_a_path_with_a_space(calls, monkeypatch):
@@ -327,21 +327,6 @@ def test_a_head_that_nobody_listens_at_is_one_clear_error_at_once(calls, variabl
         pass
 
     assert calls == []
-
-
-def test_what_ray_itself_complains_about_is_said_in_one_line(calls, monkeypatch):
-    import ray
-
-    def refuse(**_):
-        raise RuntimeError("Version mismatch:\n  2.9\n  2.60.")
-
-    monkeypatch.setattr(ray, "init", refuse)
-
-    with (
-        pytest.raises(ClusterError, match=r"Version mismatch: 2.9 2.60\); start one"),
-        ray_session(ExistingClusterConfig(), 1),
-    ):
-        pass
 
 
 # ---- upload of a job -----------------------------------------------------------------------------

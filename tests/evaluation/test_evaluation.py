@@ -156,32 +156,22 @@ def test_iou_matches_hand_computation():
     assert score.item() == pytest.approx(2 / 4)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.05, 0.5), (0.0501, 1.0)])
-def test_iou_threshold_is_strict(value, expected):
-    maps = torch.tensor([[[0.0, 0.0, value, 1.0]]], dtype=torch.float64)
-    regions = torch.tensor([[[False, False, True, True]]])
+@pytest.mark.parametrize(
+    ("values", "first_inside", "expected"),
+    [
+        ([0.0, 0.0, 0.05, 1.0], 2, 0.5),  # a strict threshold
+        ([0.0, 0.0, 0.0501, 1.0], 2, 1),
+        ([5.0, 5.0, 5.25, 15.0], 3, 1),  # scaled from its own lowest value: 0, 0, 0.025, 1
+        ([-1000.0, 0.0, 1.0, 10.0], 2, 1),  # negative attributions are ignored
+    ],
+)
+def test_iou_threshold_is_strict(values, first_inside, expected):
+    maps = torch.tensor([[values]], dtype=torch.float64)
+    regions = torch.arange(4).reshape(1, 1, 4) >= first_inside
 
     score = localization_iou(maps, regions, THRESHOLD)
 
     assert score.item() == expected
-
-
-def test_iou_scales_the_map_from_its_own_lowest_value():
-    maps = torch.tensor([[[5.0, 5.0, 5.25, 15.0]]], dtype=torch.float64)  # scaled: 0, 0, 0.025, 1
-    regions = torch.tensor([[[False, False, False, True]]])
-
-    score = localization_iou(maps, regions, THRESHOLD)
-
-    assert score.item() == 1
-
-
-def test_iou_ignores_negative_attributions():
-    maps = torch.tensor([[[-1000.0, 0.0, 1.0, 10.0]]], dtype=torch.float64)
-    regions = torch.tensor([[[False, False, True, True]]])
-
-    score = localization_iou(maps, regions, THRESHOLD)
-
-    assert score.item() == 1
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 3.0, 1e12])

@@ -311,12 +311,31 @@ def test_values_that_are_not_finite_name_their_record(photographs, random, tmp_p
         run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
 
 
-def test_probabilities_that_are_called_logits_are_refused(photographs, random, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "values_of", "message"),
+    [
+        (
+            "logits",
+            lambda random: softmax(random.normal(size=(PHOTOS, CLASSES))),
+            r"format\.fields=\{probabilities",
+        ),
+        (
+            "probabilities",
+            lambda random: random.random((PHOTOS, CLASSES)),
+            "if they are logits, name them logits",
+        ),
+        ("logits", lambda _: np.ones((PHOTOS, CLASSES)), "the logits of all records are the same"),
+    ],
+)
+def test_values_that_cannot_be_what_they_are_called_are_refused(
+    photographs, random, tmp_path, field, values_of, message
+):
     names = [key_of(p) for p in photographs.paths]
-    logits = softmax(random.normal(size=(PHOTOS, CLASSES)))
-    target_files.write_npz(tmp_path / "t.npz", names, logits=logits.astype("float32"))
+    target_files.write_npz(
+        tmp_path / "t.npz", names, **{field: values_of(random).astype("float32")}
+    )
 
-    with pytest.raises(TargetError, match=r"format\.fields=\{probabilities"):
+    with pytest.raises(TargetError, match=message):
         run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
 
 
@@ -351,23 +370,6 @@ def test_votes_with_zeros_have_the_right_softmax_at_every_temperature(
             losses += split_divergence(given, logits, torch.from_numpy(votes.argmax(axis=1)), tau)
             (gradient,) = torch.autograd.grad(sum(loss.sum() for loss in losses), student)
             assert all(loss.isfinite().all() for loss in [*losses, gradient])
-
-
-def test_probabilities_that_do_not_sum_to_one_are_no_probabilities(photographs, random, tmp_path):
-    names = [key_of(p) for p in photographs.paths]
-    values = random.random((PHOTOS, CLASSES)).astype("float32")
-    target_files.write_npz(tmp_path / "t.npz", names, probabilities=values)
-
-    with pytest.raises(TargetError, match="if they are logits, name them logits"):
-        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
-
-
-def test_logits_that_are_the_same_for_all_records_stop(photographs, tmp_path):
-    names = [key_of(p) for p in photographs.paths]
-    target_files.write_npz(tmp_path / "t.npz", names, logits=np.ones((PHOTOS, CLASSES), "float32"))
-
-    with pytest.raises(TargetError, match="the logits of all records are the same"):
-        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
 
 
 def lying_npz(path, claimed):

@@ -111,12 +111,16 @@ def test_packed_records_keep_their_split_when_listed_again_and_when_others_are_a
     assert not list(verify_store(root / "store"))
 
 
+def damage(root):
+    """Damage 8 images, and return the options that leave them out."""
+    for number in range(8):
+        (root / f"set/b/{number}.jpg").write_bytes(b"no image")
+    return {"on_error": "skip", "max_skipped": 8, "accept": ("damaged_files",)}
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_store_that_was_drawn_by_hashes_alone_is_kept(root, monkeypatch, damaged):
-    if damaged:
-        for number in range(8):  # of a record that was left out, the store has no split
-            (root / f"set/b/{number}.jpg").write_bytes(b"no image")
-    options = {"on_error": "skip", "max_skipped": 8, "accept": ("damaged_files",)}
+    options = damage(root) if damaged else {}  # of records that were left out, there is no split
     with monkeypatch.context() as patched:
         patched.setattr(source_module, "with_drawn_splits", lambda listing, *_: listing)
         precompute.run(config_of(root, **options))
@@ -129,9 +133,7 @@ def test_a_store_that_was_drawn_by_hashes_alone_is_kept(root, monkeypatch, damag
 
 
 def test_records_that_were_left_out_are_drawn_again_as_at_the_first_packing(root):
-    for number in range(8):
-        (root / f"set/b/{number}.jpg").write_bytes(b"no image")
-    options = {"on_error": "skip", "max_skipped": 8, "accept": ("damaged_files",)}
+    options = damage(root)
     precompute.run(config_of(root, **options))
 
     assert precompute.run(config_of(root, **options)).packed_records == 0

@@ -35,12 +35,14 @@ def different(count, *folders):
     }
 
 
+def packed_facts(tmp_path, data):
+    precompute.run(precompute_config(tmp_path / "store", data=data))
+    return read_data_facts(Store(tmp_path / "store").folder)
+
+
 def packed(tmp_path, seeds):
-    precompute.run(
-        precompute_config(tmp_path / "store", data=write_folder(tmp_path / "set", seeds))
-    )
-    store = Store(tmp_path / "store")
-    return {finding.name: finding for finding in read_data_facts(store.folder).findings}
+    facts = packed_facts(tmp_path, write_folder(tmp_path / "set", seeds))
+    return {finding.name: finding for finding in facts.findings}
 
 
 def test_an_image_of_two_splits_is_named_with_both(tmp_path, caplog):
@@ -95,10 +97,9 @@ def test_an_unknown_label_is_no_other_class(tmp_path):
     (root / "t.csv").write_text("path,label\na.jpg,cat\nb.jpg,\nc.jpg,dog\nd.jpg,cat\n")
     data = ImageTableDataConfig(path=str(root / "t.csv"))
 
-    precompute.run(precompute_config(tmp_path / "store", data=data))
+    facts = packed_facts(tmp_path, data)
 
-    names = {f.name for f in read_data_facts(Store(tmp_path / "store").folder).findings}
-    assert "equal_in_classes" not in names
+    assert "equal_in_classes" not in {finding.name for finding in facts.findings}
 
 
 # ---- copies in other bytes ---------------------------------------------------------------------------
@@ -144,9 +145,8 @@ def test_train_pictures_saved_again_in_test_are_found(tmp_path, kind):
     data = write_scenes(tmp_path / "set", *copies)
 
     preview = preview_of(data)
-    precompute.run(precompute_config(tmp_path / "store", data=data))
+    facts = packed_facts(tmp_path, data)
 
-    facts = read_data_facts(Store(tmp_path / "store").folder)
     message = next(f.message for f in facts.findings if f.name == expected)
     assert "(5" in message
     assert "test/a/copy" in message
@@ -165,20 +165,12 @@ def test_train_pictures_saved_again_in_test_are_found(tmp_path, kind):
     ],
 )
 def test_other_pictures_are_not_similar(tmp_path, other):
-    data = write_scenes(
-        tmp_path / "set", *[(f"test/a/other{i}.png", other(i), {}) for i in range(5)]
-    )
-    data = write_scenes(
-        tmp_path / "set",
-        *[
-            (f"train/a/flat{i}.png", Image.new("RGB", (96, 64), (100 + i, 91, 80)), {})
-            for i in range(5)
-        ],
-    )
+    others = [(f"test/a/other{i}.png", other(i), {}) for i in range(5)]
+    flat = [Image.new("RGB", (96, 64), (100 + i, 91, 80)) for i in range(5)]
+    of_train = [(f"train/a/flat{i}.png", picture, {}) for i, picture in enumerate(flat)]
 
-    precompute.run(precompute_config(tmp_path / "store", data=data))
+    facts = packed_facts(tmp_path, write_scenes(tmp_path / "set", *others, *of_train))
 
-    facts = read_data_facts(Store(tmp_path / "store").folder)
     assert not {"equal_in_splits", "similar_in_splits"} & {f.name for f in facts.findings}
     assert facts.sheet["equal images"].value.startswith("in several splits 0, similar 0")
 

@@ -7,6 +7,7 @@ import struct
 import tarfile
 import unicodedata
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -29,16 +30,27 @@ from tests.support.tars import samples
 from tests.support.verbs import precompute
 
 NFC, NFD = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
+_BOX = (0, 0, 2, 2)
 CASES = []
 """Cases (finding, level or None, function that writes data and returns their config)."""
 
 
-def case(finding, level):
-    def register(write):
-        CASES.append(pytest.param(finding, level, write, id=f"{finding}-{level}-{write.__name__}"))
+def case(finding, level, **writers):
+    """Add cases by the names of what they write, or one by the name of the function that this decorates."""
+
+    def register(write, name=None):
+        case_id = f"{finding}-{level}-{name or write.__name__}"
+        CASES.append(pytest.param(finding, level, write, id=case_id))
         return write
 
+    for name, write in writers.items():
+        register(write, name)
     return register
+
+
+def later(write):
+    """Return a function of all but the root, which returns a function of the root."""
+    return lambda *arguments, **options: lambda root: write(root, *arguments, **options)
 
 
 def folder(root, *paths, **options):
@@ -72,124 +84,139 @@ def tars(root, members, name="train-000000.tar", classes=None, **options):
     return WebDatasetDataConfig(path=str(root / "tars"), **options)
 
 
+files_of, table_of, tars_of = later(folder), later(table), later(tars)
+
+
+@later
+def folders_of(root, *names, count=3, **options):
+    return folder(root, *images_of(*names, count=count), **options)
+
+
+@later
+def labels_of(root, cells):
+    return table(root, {"label": cells})
+
+
+@later
+def tags_of(root, cells, **options):
+    return table(root, {"tags": cells}, label=None, labels="tags", **options)
+
+
+@later
+def listed_classes(root, labels, *lines):
+    (root / "names.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table(root, {"label": labels}, classes=str(root / "names.txt"))
+
+
+@later
+def boxes_of(root, *boxes, **options):
+    """Table of an image for each box, which is given by its corners."""
+    cells = [json.dumps([dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))]) for box in boxes]
+    return table(root, {"label": ["cat", "dog"], "boxes": cells}, boxes="boxes", **options)
+
+
+@later
+def csv_of(root, text, *files):
+    write_images(root, *files)
+    (root / "t.csv").write_text(text)
+    return ImageTableDataConfig(path=str(root / "t.csv"))
+
+
+@later
+def with_files(root, write, files):
+    config = write(root)
+    for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+    return config
+
+
+def members_with(*labels):
+    """Members of a tar of samples with these labels."""
+    pairs = (((f"{n}.jpg", image_bytes(n)), (f"{n}.cls", label)) for n, label in enumerate(labels))
+    return dict(chain.from_iterable(pairs))
+
+
 # ---- folders -------------------------------------------------------------------------------------
 
 
-@case("class_folders_repeat", "error")
-def folds_of_classes(root):
-    return folder(root, *images_of("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"))
+case(
+    "class_folders_repeat",
+    "error",
+    folds_of_classes=folders_of("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"),
+    pictures_beside_masks_in_every_class=folders_of("cat/rgb", "cat/nir", "dog/rgb", "dog/nir"),
+)
+
+case(
+    "splits_in_classes",
+    "error",
+    splits_inside_of_classes=folders_of("cat/train", "cat/test", "dog/train", "dog/test"),
+    a_split_beside_the_images_of_classes=folders_of("cat", "cat/test", "dog"),
+)
+case(
+    "splits_in_classes", None, other_folders_inside_of_classes=folders_of("cat", "cat/2020", "dog")
+)
+
+case(
+    "class_folders_repeat",
+    None,
+    sessions_with_names_of_their_own=folders_of("cat/a1", "cat/a2", "dog/b1", "dog/b2"),
+    a_few_nested_images=folders_of("cat", "dog", "cat/more", "dog/more"),
+)
+
+case(
+    "folders_too_deep",
+    "error",
+    one_wrapping_folder=folders_of("photos/cat", "photos/dog"),
+    one_wrapping_folder_in_a_split=folders_of(
+        "train/all/cat", "train/all/dog", "val/cat", "val/dog"
+    ),
+)
+case("folders_too_deep", None, one_class_of_images=folders_of("photos"))
+
+case(
+    "nested_class_folders",
+    "error",
+    classes_below_their_kinds=folders_of("animal/cat", "animal/dog", "vehicle/car", "vehicle/bus"),
+)
+case("nested_class_folders", None, classes_with_images=folders_of("animal", "vehicle"))
+
+case(
+    "single_folder",
+    "error",
+    images_of_coco=folders_of("train2017"),
+    images_in_a_folder_of_all=folders_of("train/all", "val/all"),
+)
+case("single_folder", None, a_single_class=folders_of("train/cat", "val/cat"))
 
 
-@case("class_folders_repeat", "error")
-def pictures_beside_masks_in_every_class(root):
-    return folder(root, *images_of("cat/rgb", "cat/nir", "dog/rgb", "dog/nir"))
+masks_beside_classes = folders_of("cat", "dog", "masks")
+case(
+    "other_things",
+    "error",
+    masks_beside_classes=masks_beside_classes,
+    masks_named_after_their_images=files_of(
+        *images_of("cat", "dog"), "cat/0_mask.png", "dog/1_mask.png"
+    ),
+    thumbnails_named_after_their_images=files_of(*images_of("cat", "dog"), "cat/thumb_0.jpg"),
+    masks_inside_a_class=folders_of("cat", "cat/masks", "dog"),
+    images_beside_their_masks=folders_of("train/images", "train/mask", "test/images", "test/mask"),
+)
+case(
+    "other_things",
+    None,
+    people_with_masks=files_of(*images_of("with_mask", "without_mask"), "with_mask/a_mask.jpg"),
+)
+
+case(
+    "same_names",
+    "warning",
+    a_png_beside_each_jpg=files_of(*images_of("cat", "dog"), *images_of("cat", suffix="png")),
+)
+case("same_names", None, the_same_numbers_in_every_class=folders_of("cat", "dog"))
 
 
-@case("splits_in_classes", "error")
-def splits_inside_of_classes(root):
-    return folder(root, *images_of("cat/train", "cat/test", "dog/train", "dog/test"))
-
-
-@case("splits_in_classes", "error")
-def a_split_beside_the_images_of_classes(root):
-    return folder(root, *images_of("cat", "cat/test", "dog"))
-
-
-@case("splits_in_classes", None)
-def other_folders_inside_of_classes(root):
-    return folder(root, *images_of("cat", "cat/2020", "dog"))
-
-
-@case("class_folders_repeat", None)
-def sessions_with_names_of_their_own(root):
-    return folder(root, *images_of("cat/a1", "cat/a2", "dog/b1", "dog/b2"))
-
-
-@case("class_folders_repeat", None)
-def a_few_nested_images(root):
-    return folder(root, *images_of("cat", "dog", "cat/more", "dog/more"))
-
-
-@case("folders_too_deep", "error")
-def one_wrapping_folder(root):
-    return folder(root, *images_of("photos/cat", "photos/dog"))
-
-
-@case("folders_too_deep", "error")
-def one_wrapping_folder_in_a_split(root):
-    return folder(root, *images_of("train/all/cat", "train/all/dog", "val/cat", "val/dog"))
-
-
-@case("folders_too_deep", None)
-def one_class_of_images(root):
-    return folder(root, *images_of("photos"))
-
-
-@case("nested_class_folders", "error")
-def classes_below_their_kinds(root):
-    return folder(root, *images_of("animal/cat", "animal/dog", "vehicle/car", "vehicle/bus"))
-
-
-@case("nested_class_folders", None)
-def classes_with_images(root):
-    return folder(root, *images_of("animal", "vehicle"))
-
-
-@case("single_folder", "error")
-def images_of_coco(root):
-    return folder(root, *images_of("train2017"))
-
-
-@case("single_folder", "error")
-def images_in_a_folder_of_all(root):
-    return folder(root, *images_of("train/all", "val/all"))
-
-
-@case("single_folder", None)
-def a_single_class(root):
-    return folder(root, *images_of("train/cat", "val/cat"))
-
-
-@case("other_things", "error")
-def masks_inside_a_class(root):
-    return folder(root, *images_of("cat", "cat/masks", "dog"))
-
-
-@case("other_things", "error")
-def masks_beside_classes(root):
-    return folder(root, *images_of("cat", "dog", "masks"))
-
-
-@case("other_things", "error")
-def masks_named_after_their_images(root):
-    return folder(root, *images_of("cat", "dog"), "cat/0_mask.png", "dog/1_mask.png")
-
-
-@case("other_things", "error")
-def thumbnails_named_after_their_images(root):
-    return folder(root, *images_of("cat", "dog"), "cat/thumb_0.jpg")
-
-
-@case("other_things", "error")
-def images_beside_their_masks(root):
-    return folder(root, *images_of("train/images", "train/mask", "test/images", "test/mask"))
-
-
-@case("other_things", None)
-def people_with_masks(root):
-    return folder(root, *images_of("with_mask", "without_mask"), "with_mask/a_mask.jpg")
-
-
-@case("same_names", "warning")
-def a_png_beside_each_jpg(root):
-    return folder(root, *images_of("cat", "dog"), *images_of("cat", suffix="png"))
-
-
-@case("same_names", None)
-def the_same_numbers_in_every_class(root):
-    return folder(root, *images_of("cat", "dog"))
-
-
+@later
 def members(root, *extra, count=4):
     """A tar of samples and further members, each a name or a changed header."""
     config = tars(root, samples(count), name="train-000000.tar")
@@ -202,52 +229,27 @@ def members(root, *extra, count=4):
     return config
 
 
-@case("members_left_out", "error")
-def a_sample_of_hard_links(root):
-    return members(root, ("z.jpg", tarfile.LNKTYPE), ("z.cls", tarfile.LNKTYPE))
-
-
-@case("members_left_out", "error")
-def a_symbolic_link(root):
-    return members(root, ("z.jpg", tarfile.SYMTYPE))
-
-
-@case("members_left_out", "warning")
-def a_member_without_a_suffix(root):
-    return members(root, ("README", tarfile.REGTYPE))
-
-
-@case("members_left_out", "note")
-def hidden_members_pipes_and_reserved_names(root):
-    return members(
-        root,
-        ("._z.jpg", tarfile.REGTYPE),
-        ("z.fifo", tarfile.FIFOTYPE),
-        ("z.__note__", tarfile.REGTYPE),
-    )
-
-
-@case("members_left_out", None)
-def folders_in_a_tar(root):
-    return members(root, ("folder", tarfile.DIRTYPE))
+case(
+    "members_left_out",
+    "error",
+    a_sample_of_hard_links=members(("z.jpg", tarfile.LNKTYPE), ("z.cls", tarfile.LNKTYPE)),
+    a_symbolic_link=members(("z.jpg", tarfile.SYMTYPE)),
+)
+case("members_left_out", "warning", a_member_without_a_suffix=members(("README", tarfile.REGTYPE)))
+case(
+    "members_left_out",
+    "note",
+    hidden_members_pipes_and_reserved_names=members(
+        ("._z.jpg", tarfile.REGTYPE), ("z.fifo", tarfile.FIFOTYPE), ("z.__note__", tarfile.REGTYPE)
+    ),
+)
+case("members_left_out", None, folders_in_a_tar=members(("folder", tarfile.DIRTYPE)))
 
 
 @case("files_left_out", "warning")
 def tars_in_a_folder_beside_tars(root):
     write_tar(root / "tars/more/train-000001.tar", samples(2))
     return tars(root, samples(4))
-
-
-@case("files_left_out", "note")
-def other_files_beside_tars(root):
-    config = tars(root, samples(4))
-    (root / "tars/index.json").write_text("{}")
-    return config
-
-
-@case("files_left_out", None)
-def class_names_beside_tars(root):
-    return tars(root, samples(4), classes=[str(number) for number in range(4)])
 
 
 @case("files_left_out", "note")
@@ -261,39 +263,40 @@ def notes_and_hidden_files(root):
     return config
 
 
-@case("files_left_out", None)
-def images_alone(root):
-    return folder(root, *images_of("cat", "dog"))
+case(
+    "files_left_out",
+    "note",
+    other_files_beside_tars=with_files(tars_of(samples(4)), {"tars/index.json": b"{}"}),
+)
+case(
+    "files_left_out",
+    None,
+    class_names_beside_tars=tars_of(samples(4), classes=[str(number) for number in range(4)]),
+    images_alone=folders_of("cat", "dog"),
+)
 
-
-@case("pictures_left_out", "warning")
-def few_raw_files(root):
-    config = folder(root, *images_of("cat", "dog", count=20))
-    (root / "cat/1.CR2").write_bytes(b"x")
-    return config
-
-
-@case("pictures_left_out", "error")
-def many_pictures_without_a_suffix(root):
-    config = folder(root, *images_of("cat", "dog"))
-    for number in range(3):
-        (root / f"cat/IMG_{number}").write_bytes(image_bytes(number))
-    return config
-
-
-@case("pictures_left_out", "error")
-def pictures_without_a_suffix_after_texts_without_one(root):
-    config = folder(root, *images_of("a", "b"))
-    for name in ("LICENSE", "README", "SOURCE", "TODO"):
-        (root / "a" / name).write_text("x")
-    for number in range(5):
-        (root / f"b/IMG_{number}").write_bytes(image_bytes(number))
-    return config
-
-
-@case("pictures_left_out", None)
-def suffixes_of_jpeg(root):
-    return folder(root, "cat/1.jfif", "cat/2.JPE", "dog/3.pjpeg", "dog/4.JPG")
+case(
+    "pictures_left_out",
+    "warning",
+    few_raw_files=with_files(folders_of("cat", "dog", count=20), {"cat/1.CR2": b"x"}),
+)
+case(
+    "pictures_left_out",
+    "error",
+    many_pictures_without_a_suffix=with_files(
+        folders_of("cat", "dog"), {f"cat/IMG_{n}": image_bytes(n) for n in range(3)}
+    ),
+    pictures_without_a_suffix_after_texts_without_one=with_files(
+        folders_of("a", "b"),
+        {f"a/{name}": b"x" for name in ("LICENSE", "README", "SOURCE", "TODO")}
+        | {f"b/IMG_{n}": image_bytes(n) for n in range(5)},
+    ),
+)
+case(
+    "pictures_left_out",
+    None,
+    suffixes_of_jpeg=files_of("cat/1.jfif", "cat/2.JPE", "dog/3.pjpeg", "dog/4.JPG"),
+)
 
 
 @case("damaged_files", "error")
@@ -301,13 +304,6 @@ def an_empty_file_and_a_broken_link(root):
     config = folder(root, *images_of("cat", "dog"))
     (root / "cat/empty.jpg").write_bytes(b"")
     (root / "dog/gone.png").symlink_to(root / "nowhere.png")
-    return config
-
-
-@case("damaged_files", "error")
-def a_file_of_another_kind(root):
-    config = folder(root, *images_of("cat", "dog"))
-    (root / "cat/page.jpg").write_bytes(b"<html>not found</html>")
     return config
 
 
@@ -320,152 +316,106 @@ def files_that_were_cut(root):
     return config
 
 
-@case("damaged_files", "warning")
-def damage_that_may_be_skipped(root):
-    config = folder(root, *images_of("cat", "dog"), on_error="skip")
-    (root / "cat/empty.jpg").write_bytes(b"")
-    return config
+case(
+    "damaged_files",
+    "error",
+    a_file_of_another_kind=with_files(
+        folders_of("cat", "dog"), {"cat/page.jpg": b"<html>not found</html>"}
+    ),
+)
+case(
+    "damaged_files",
+    "warning",
+    damage_that_may_be_skipped=with_files(
+        folders_of("cat", "dog", on_error="skip"), {"cat/empty.jpg": b""}
+    ),
+)
+case("damaged_files", None, sound_files=folders_of("cat", "dog"))
 
+case(
+    "split_spellings",
+    "note",
+    splits_with_capitals=folders_of("Training/cat", "Training/dog", "TEST_set/cat", "TEST_set/dog"),
+    tars_named_after_their_set=tars_of(samples(6), name="imagenet1k-train-0000.tar"),
+)
 
-@case("damaged_files", None)
-def sound_files(root):
-    return folder(root, *images_of("cat", "dog"))
+case(
+    "classes_like_splits",
+    "error",
+    domains_and_splits_in_one_name=folders_of("trainA", "trainB", "testA", "testB"),
+    splits_after_the_class=folders_of("cat_train", "cat_test", "dog_train", "dog_test"),
+)
+case(
+    "classes_like_splits",
+    "warning",
+    flat_test_images_beside_classes=folders_of("cat", "dog", "test"),
+)
+case(
+    "classes_like_splits",
+    None,
+    words_with_the_letters_of_a_split=folders_of("contest", "trainer", "valley"),
+)
 
-
-@case("split_spellings", "note")
-def splits_with_capitals(root):
-    return folder(root, *images_of("Training/cat", "Training/dog", "TEST_set/cat", "TEST_set/dog"))
-
-
-@case("split_spellings", "note")
-def tars_named_after_their_set(root):
-    return tars(root, samples(6), name="imagenet1k-train-0000.tar")
-
-
-@case("split_spellings", None)
-def splits_in_usual_spelling(root):
-    return folder(root, *images_of("train/cat", "train/dog", "test/cat", "test/dog"))
-
-
-@case("classes_like_splits", "error")
-def domains_and_splits_in_one_name(root):
-    return folder(root, *images_of("trainA", "trainB", "testA", "testB"))
-
-
-@case("classes_like_splits", "error")
-def splits_after_the_class(root):
-    return folder(root, *images_of("cat_train", "cat_test", "dog_train", "dog_test"))
-
-
-@case("classes_like_splits", "warning")
-def flat_test_images_beside_classes(root):
-    return folder(root, *images_of("cat", "dog", "test"))
-
-
-@case("classes_like_splits", None)
-def words_with_the_letters_of_a_split(root):
-    return folder(root, *images_of("contest", "trainer", "valley"))
-
-
-@case("unusual_splits", "error")
-def splits_that_are_numbers(root):
-    return table(root, {"label": ["cat", "dog"], "part": [0, 1]}, split="part")
-
-
-@case("unusual_splits", "error")
-def splits_that_are_flags(root):
-    columns = {"label": ["cat", "dog"], "is_training": ["True", "False"]}
-    return table(root, columns, split="is_training")
-
-
-@case("unusual_splits", "warning")
-def two_words_for_validation(root):
-    return folder(root, *images_of("train/cat", "train/dog", "val/cat", "validation/dog"))
-
-
-@case("unusual_splits", None)
-def splits_train_and_test(root):
-    return folder(root, *images_of("train/cat", "train/dog", "test/cat", "test/dog"))
+case(
+    "unusual_splits",
+    "error",
+    splits_that_are_numbers=table_of({"label": ["cat", "dog"], "part": [0, 1]}, split="part"),
+    splits_that_are_flags=table_of(
+        {"label": ["cat", "dog"], "is_training": ["True", "False"]}, split="is_training"
+    ),
+)
+case(
+    "unusual_splits",
+    "warning",
+    two_words_for_validation=folders_of("train/cat", "train/dog", "val/cat", "validation/dog"),
+)
+usual_splits = folders_of("train/cat", "train/dog", "test/cat", "test/dog")
+case("split_spellings", None, splits_in_usual_spelling=usual_splits)
+case("unusual_splits", None, splits_train_and_test=usual_splits)
 
 
 # ---- classes -------------------------------------------------------------------------------------
 
 
-@case("empty_classes", "warning")
-def a_folder_of_text(root):
-    config = folder(root, *images_of("cat", "dog"))
-    (root / "bird").mkdir()
-    (root / "bird/readme.txt").write_text("x")
-    return config
+case(
+    "empty_classes",
+    "warning",
+    a_folder_of_text=with_files(folders_of("cat", "dog"), {"bird/readme.txt": b"x"}),
+    a_class_that_only_the_list_names=listed_classes(["cat", "dog"], "\ufeffcat", "dog", "bird"),
+)
+case("empty_classes", None, classes_with_records=folders_of("cat", "dog"))
+
+case(
+    "background_classes",
+    "warning",
+    caltech_101=folders_of("BACKGROUND_Google", "Faces", "airplanes"),
+    caltech_256=folders_of("001.ak47", "002.flag", "257.clutter"),
+    spoken_commands=labels_of(["_background_noise_", "yes", "no"]),
+)
+case(
+    "background_classes",
+    None,
+    defects_and_their_background=folders_of("background", "scratch"),
+    leaves_before_a_background=folders_of("leaf", "Background_without_leaves", "stem"),
+)
+
+case(
+    "class_per_record",
+    "warning",
+    identifiers=labels_of([f"patient{number:03}" for number in range(30)]),
+    dates=labels_of([f"2021-03-{number:02}" for number in range(1, 29)]),
+    ages=labels_of([str(number) for number in range(25)]),
+)
+case(
+    "class_per_record",
+    None,
+    two_images_of_each_person=labels_of([f"person{number // 2:03}" for number in range(60)]),
+    a_folder_for_each_image=folders_of(*(f"n{number:08}" for number in range(30)), count=1),
+    few_images=labels_of(["cat", "dog", "eel"]),
+)
 
 
-@case("empty_classes", "warning")
-def a_class_that_only_the_list_names(root):
-    config = table(root, {"label": ["cat", "dog"]}, classes=str(root / "names.txt"))
-    (root / "names.txt").write_text("\ufeffcat\ndog\nbird\n", encoding="utf-8")
-    return config
-
-
-@case("empty_classes", None)
-def classes_with_records(root):
-    return folder(root, *images_of("cat", "dog"))
-
-
-@case("background_classes", "warning")
-def caltech_101(root):
-    return folder(root, *images_of("BACKGROUND_Google", "Faces", "airplanes"))
-
-
-@case("background_classes", "warning")
-def caltech_256(root):
-    return folder(root, *images_of("001.ak47", "002.flag", "257.clutter"))
-
-
-@case("background_classes", "warning")
-def spoken_commands(root):
-    return table(root, {"label": ["_background_noise_", "yes", "no"]})
-
-
-@case("background_classes", None)
-def defects_and_their_background(root):
-    return folder(root, *images_of("background", "scratch"))
-
-
-@case("background_classes", None)
-def leaves_before_a_background(root):
-    return folder(root, *images_of("leaf", "Background_without_leaves", "stem"))
-
-
-@case("class_per_record", "warning")
-def identifiers(root):
-    return table(root, {"label": [f"patient{number:03}" for number in range(30)]})
-
-
-@case("class_per_record", "warning")
-def dates(root):
-    return table(root, {"label": [f"2021-03-{number:02}" for number in range(1, 29)]})
-
-
-@case("class_per_record", "warning")
-def ages(root):
-    return table(root, {"label": [str(number) for number in range(25)]})
-
-
-@case("class_per_record", None)
-def two_images_of_each_person(root):
-    return table(root, {"label": [f"person{number // 2:03}" for number in range(60)]})
-
-
-@case("class_per_record", None)
-def a_folder_for_each_image(root):
-    return folder(root, *images_of(*(f"n{number:08}" for number in range(30)), count=1))
-
-
-@case("class_per_record", None)
-def few_images(root):
-    return table(root, {"label": ["cat", "dog", "eel"]})
-
-
+@later
 def categories(root, ordered):
     write_images(root, "0.jpg", "1.jpg", "2.jpg")
     names = pd.Categorical(
@@ -477,129 +427,109 @@ def categories(root, ordered):
     return ImageTableDataConfig(path=str(root / "t.parquet"))
 
 
-@case("category_order", "warning")
-def grades(root):
-    return categories(root, ordered=True)
-
-
-@case("category_order", None)
-def categories_without_an_order(root):
-    return categories(root, ordered=False)
+case("category_order", "warning", grades=categories(ordered=True))
+case("category_order", None, categories_without_an_order=categories(ordered=False))
 
 
 @case("category_order", None)
 def grades_that_a_file_lists(root):
-    config = categories(root, ordered=True)
+    config = categories(ordered=True)(root)
     (root / "names.txt").write_text("low\nmedium\nhigh\n")
     return replace(config, classes=str(root / "names.txt"))
 
 
-@case("signed_labels", "error")
-def attributes_of_faces(root):
-    return table(root, {"label": ["-1", "1", "1", "-1"]})
+case(
+    "signed_labels",
+    "error",
+    attributes_of_faces=labels_of(["-1", "1", "1", "-1"]),
+    attributes_of_faces_with_names=listed_classes(["-1", "1", "1", "-1"], "old", "young"),
+    attributes_of_faces_in_tars=tars_of(
+        members_with("1", "-1", "1", "-1"), classes=["old", "young"]
+    ),
+)
+case("signed_labels", None, a_few_unknown_labels=labels_of(["0", "1", "1", "-1"]))
+
+case(
+    "one_hot_columns",
+    "error",
+    diagnoses_in_columns=table_of(
+        {"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]}, label="MEL"
+    ),
+    diagnoses_in_columns_with_fractions=table_of(
+        {"MEL": ["1.0", "0.0", "0.0"], "NV": ["0.0", "1.0", "1.0"], "BCC": ["0.0"] * 3}, label="NV"
+    ),
+)
+case(
+    "one_hot_columns",
+    None,
+    attributes_that_do_not_exclude_each_other=table_of(
+        {"young": [1, 0, 1], "smiling": [0, 1, 1], "hat": [0, 0, 1]}, label="young"
+    ),
+)
 
 
-@case("signed_labels", "error")
-def attributes_of_faces_with_names(root):
-    config = table(root, {"label": ["-1", "1", "1", "-1"]}, classes=str(root / "names.txt"))
-    (root / "names.txt").write_text("old\nyoung\n")
-    return config
-
-
-@case("signed_labels", "error")
-def attributes_of_faces_in_tars(root):
-    members = {
-        f"{number}.{suffix}": data
-        for number in range(4)
-        for suffix, data in (("jpg", image_bytes(number)), ("cls", b"-1" if number % 2 else b"1"))
-    }
-    return tars(root, members, classes=["old", "young"])
-
-
-@case("signed_labels", None)
-def a_few_unknown_labels(root):
-    return table(root, {"label": ["0", "1", "1", "-1"]})
-
-
-@case("one_hot_columns", "error")
-def diagnoses_in_columns(root):
-    return table(root, {"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]}, label="MEL")
-
-
-@case("one_hot_columns", "error")
-def diagnoses_in_columns_with_fractions(root):
-    columns = {"MEL": ["1.0", "0.0", "0.0"], "NV": ["0.0", "1.0", "1.0"], "BCC": ["0.0"] * 3}
-    return table(root, columns, label="NV")
-
-
-@case("one_hot_columns", None)
-def attributes_that_do_not_exclude_each_other(root):
-    return table(root, {"young": [1, 0, 1], "smiling": [0, 1, 1], "hat": [0, 0, 1]}, label="young")
-
-
-@case("constant_labels", "warning")
-def water_in_every_picture(root):
-    columns = {"car": ["1", "0", "", "1"], "water": ["1", "", "1", "1"]}
+@later
+def cars_and_water(root, water):
+    columns = {"car": ["1", "0", "", "1"], "water": water}
     return table(root, columns, label=None, labels=("car", "water"))
 
 
-@case("constant_labels", None)
-def water_in_some_pictures(root):
-    columns = {"car": ["1", "0", "", "1"], "water": ["1", "", "1", "0"]}
-    return table(root, columns, label=None, labels=("car", "water"))
+case("constant_labels", "warning", water_in_every_picture=cars_and_water(["1", "", "1", "1"]))
+case("constant_labels", None, water_in_some_pictures=cars_and_water(["1", "", "1", "0"]))
+
+case(
+    "flag_column",
+    "error",
+    a_column_of_one_class_as_names=table_of({"car": ["1", "0", "", "1"]}, label=None, labels="car"),
+)
+case("flag_column", None, lists_of_two_numbers=tags_of(["[0]", "[1]", "[0, 1]", "[]"]))
 
 
-@case("flag_column", "error")
-def a_column_of_one_class_as_names(root):
-    return table(root, {"car": ["1", "0", "", "1"]}, label=None, labels="car")
-
-
-@case("flag_column", None)
-def lists_of_two_numbers(root):
-    return table(root, {"tags": ["[0]", "[1]", "[0, 1]", "[]"]}, label=None, labels="tags")
-
-
+@later
 def labeled_boxes(root, first):
     box = json.dumps([{"label": "car", "x0": 1, "y0": 1, "x1": 5, "y1": 5}])
     columns = {"car": [first, "1", "0"], "sign": ["1", "0", "1"], "boxes": [box, "", ""]}
     return table(root, columns, label=None, labels=("car", "sign"), boxes="boxes")
 
 
-@case("boxes_of_other_labels", "warning")
-def a_box_of_a_class_that_the_record_lacks(root):
-    return labeled_boxes(root, "0")
+case(
+    "boxes_of_other_labels",
+    "warning",
+    a_box_of_a_class_that_the_record_lacks=labeled_boxes("0"),
+    a_box_of_a_class_that_is_unknown=labeled_boxes(""),
+)
+case("boxes_of_other_labels", None, a_box_of_a_class_of_the_record=labeled_boxes("1"))
+
+case(
+    "unread_columns",
+    "note",
+    a_column_that_no_option_names=table_of({"label": ["cat", "dog"] * 4, "quality": ["good"] * 8}),
+)
+case(
+    "unread_columns",
+    None,
+    columns_that_are_all_read=table_of(
+        {"label": ["cat", "dog"] * 4, "patient": ["a", "b"] * 4}, group=("patient",)
+    ),
+)
+
+case(
+    "unread_split",
+    "warning",
+    a_column_of_splits_that_no_option_names=table_of(
+        {"label": ["cat", "dog"] * 4, "Split": ["train", "test"] * 4}
+    ),
+)
+case(
+    "unread_split",
+    None,
+    a_column_of_splits_that_is_read=table_of(
+        {"label": ["cat", "dog"] * 4, "Split": ["train"] * 8}, split="Split"
+    ),
+)
 
 
-@case("boxes_of_other_labels", "warning")
-def a_box_of_a_class_that_is_unknown(root):
-    return labeled_boxes(root, "")
-
-
-@case("boxes_of_other_labels", None)
-def a_box_of_a_class_of_the_record(root):
-    return labeled_boxes(root, "1")
-
-
-@case("unread_columns", "note")
-def a_column_that_no_option_names(root):
-    return table(root, {"label": ["cat", "dog"] * 4, "quality": ["good"] * 8})
-
-
-@case("unread_columns", None)
-def columns_that_are_all_read(root):
-    return table(root, {"label": ["cat", "dog"] * 4, "patient": ["a", "b"] * 4}, group=("patient",))
-
-
-@case("unread_split", "warning")
-def a_column_of_splits_that_no_option_names(root):
-    return table(root, {"label": ["cat", "dog"] * 4, "Split": ["train", "test"] * 4})
-
-
-@case("unread_split", None)
-def a_column_of_splits_that_is_read(root):
-    return table(root, {"label": ["cat", "dog"] * 4, "Split": ["train"] * 8}, split="Split")
-
-
+@later
 def patients(root, count=60, **options):
     columns = {
         "label": ["ill" if number % 3 else "well" for number in range(count)],
@@ -609,24 +539,18 @@ def patients(root, count=60, **options):
     return table(root, columns, group=("patient",), **options)
 
 
-@case("groups_across_splits", "warning")
-def patients_of_a_drawn_split(root):
-    return patients(root, test_fraction=0.3)
-
-
-@case("groups_across_splits", "warning")
-def patients_of_a_column_of_splits(root):
-    return patients(root, split="part")
-
-
-@case("groups_across_splits", None)
-def patients_that_are_kept_whole(root):
-    return patients(root, test_fraction=0.3, keep_groups=True)
-
-
-@case("groups_across_splits", None)
-def a_few_groups_of_people(root):
-    return patients(root, count=35, split="part")
+case(
+    "groups_across_splits",
+    "warning",
+    patients_of_a_drawn_split=patients(test_fraction=0.3),
+    patients_of_a_column_of_splits=patients(split="part"),
+)
+case(
+    "groups_across_splits",
+    None,
+    patients_that_are_kept_whole=patients(test_fraction=0.3, keep_groups=True),
+    a_few_groups_of_people=patients(count=35, split="part"),
+)
 
 
 @case("groups_across_splits", None)
@@ -635,24 +559,22 @@ def classes_and_places(root):
     return table(root, columns, label="y", group=("y", "place"), test_fraction=0.3)
 
 
+@later
 def findings_of_lungs(root, none, more=()):
     cells = ["Edema|Mass", "Mass|Nodule", "Edema", "Nodule", *more, none, none]
     return table(root, {"tags": cells * 2}, label=None, labels="tags")
 
 
-@case("labels_of_nothing", "warning")
-def a_label_of_no_finding(root):
-    return findings_of_lungs(root, "No Finding")
-
-
-@case("labels_of_nothing", "warning")
-def a_label_of_no_finding_beside_devices(root):
-    return findings_of_lungs(root, "No Finding", ["No Finding|devices"])
-
-
-@case("labels_of_nothing", "warning")
-def a_label_of_health_in_another_language(root):
-    return findings_of_lungs(root, "ohne_Befund")
+case(
+    "labels_of_nothing",
+    "warning",
+    a_label_of_no_finding=findings_of_lungs("No Finding"),
+    a_label_of_no_finding_beside_devices=findings_of_lungs("No Finding", ["No Finding|devices"]),
+    a_label_of_health_in_another_language=findings_of_lungs("ohne_Befund"),
+    a_label_of_any_name_that_always_stands_alone=tags_of(
+        ["a|b", "b|c", "c|a", "b"] * 10 + ["HC"] * 20
+    ),
+)
 
 
 @case("labels_of_nothing", "warning")
@@ -661,30 +583,14 @@ def a_label_of_none_in_columns(root):
     return table(root, columns, label=None, labels=tuple(columns))
 
 
-@case("labels_of_nothing", "warning")
-def a_label_of_any_name_that_always_stands_alone(root):
-    cells = ["a|b", "b|c", "c|a", "b"] * 10 + ["HC"] * 20
-    return table(root, {"tags": cells}, label=None, labels="tags")
-
-
-@case("labels_of_nothing", None)
-def an_empty_list_for_no_finding(root):
-    return findings_of_lungs(root, "[]")
-
-
-@case("labels_of_nothing", None)
-def a_few_records_of_a_rare_label(root):
-    return findings_of_lungs(root, "Hernia")
-
-
-@case("labels_of_nothing", None)
-def a_normal_picture_from_the_front(root):
-    return findings_of_lungs(root, "Normal|frontal", ["Edema|frontal"])
-
-
-@case("labels_of_nothing", None)
-def a_healthy_class_of_records_with_one_label(root):
-    return table(root, {"label": ["healthy", "ill"] * 5})
+case(
+    "labels_of_nothing",
+    None,
+    an_empty_list_for_no_finding=findings_of_lungs("[]"),
+    a_few_records_of_a_rare_label=findings_of_lungs("Hernia"),
+    a_normal_picture_from_the_front=findings_of_lungs("Normal|frontal", ["Edema|frontal"]),
+    a_healthy_class_of_records_with_one_label=labels_of(["healthy", "ill"] * 5),
+)
 
 
 @case("blank_groups", "warning")
@@ -700,231 +606,148 @@ def patients_of_some_samples_of_a_tar(root):
     return tars(root, dict(sorted((names | groups).items())))
 
 
-@case("blank_groups", None)
-def patients_of_all_rows(root):
-    return table(root, {"label": ["a", "b"], "patient": ["p", "q"]}, group=("patient",))
+case(
+    "blank_groups",
+    None,
+    patients_of_all_rows=table_of({"label": ["a", "b"], "patient": ["p", "q"]}, group=("patient",)),
+)
 
+case("numbered_folders", "warning", folders_0_to_11=folders_of(*map(str, range(12)), count=1))
+case(
+    "numbered_folders",
+    "note",
+    folder_4_is_absent=folders_of(*(f"c{number}" for number in range(10) if number != 4)),
+)
+case(
+    "numbered_folders",
+    None,
+    folders_00_to_11=folders_of(*(f"{i:02d}" for i in range(12)), count=1),
+    folders_0_to_9=folders_of(*map(str, range(10)), count=1),
+)
 
-@case("numbered_folders", "warning")
-def folders_0_to_11(root):
-    return folder(root, *images_of(*map(str, range(12)), count=1))
+case(
+    "class_spellings",
+    "error",
+    one_class_in_two_spellings_by_split=folders_of("train/Cat", "train/dog", "val/cat", "val/dog"),
+)
+case("class_spellings", "warning", a_copy_of_a_class=folders_of("cat", "cat - Copy", "dog"))
+case(
+    "class_spellings",
+    None,
+    one_class_in_two_forms_of_unicode=folders_of(
+        f"train/{NFC}", "train/dog", f"val/{NFD}", "val/dog"
+    ),
+)
 
+case("classes_without_names", "warning", a_table_of_numbers=labels_of([0, 1, 2, 0]))
+case("classes_without_names", None, folders_that_are_called_numbers=folders_of("0", "1", "2"))
 
-@case("numbered_folders", None)
-def folders_00_to_11(root):
-    return folder(root, *images_of(*(f"{i:02d}" for i in range(12)), count=1))
+case(
+    "classes_of_one_split",
+    "error",
+    splits_with_other_names_for_classes=folders_of("train/n01", "train/n02", "val/images"),
+)
+case(
+    "classes_of_one_split",
+    "warning",
+    a_class_that_is_never_trained=folders_of(
+        "train/cat", "train/dog", "val/cat", "val/dog", "val/eel"
+    ),
+)
+case(
+    "classes_of_one_split",
+    None,
+    the_same_classes_in_both_splits=folders_of("train/cat", "train/dog", "val/cat", "val/dog"),
+)
 
-
-@case("numbered_folders", "note")
-def folder_4_is_absent(root):
-    return folder(root, *images_of(*(f"c{number}" for number in range(10) if number != 4)))
-
-
-@case("numbered_folders", None)
-def folders_0_to_9(root):
-    return folder(root, *images_of(*map(str, range(10)), count=1))
-
-
-@case("class_spellings", "error")
-def one_class_in_two_spellings_by_split(root):
-    return folder(root, *images_of("train/Cat", "train/dog", "val/cat", "val/dog"))
-
-
-@case("class_spellings", "warning")
-def a_copy_of_a_class(root):
-    return folder(root, *images_of("cat", "cat - Copy", "dog"))
-
-
-@case("class_spellings", None)
-def one_class_in_two_forms_of_unicode(root):
-    return folder(root, *images_of(f"train/{NFC}", "train/dog", f"val/{NFD}", "val/dog"))
-
-
-@case("classes_without_names", "warning")
-def a_table_of_numbers(root):
-    return table(root, {"label": [0, 1, 2, 0]})
-
-
-@case("classes_without_names", None)
-def folders_that_are_called_numbers(root):
-    return folder(root, *images_of("0", "1", "2"))
-
-
-@case("classes_of_one_split", "error")
-def splits_with_other_names_for_classes(root):
-    return folder(root, *images_of("train/n01", "train/n02", "val/images"))
-
-
-@case("classes_of_one_split", "warning")
-def a_class_that_is_never_trained(root):
-    return folder(root, *images_of("train/cat", "train/dog", "val/cat", "val/dog", "val/eel"))
-
-
-@case("classes_of_one_split", None)
-def the_same_classes_in_both_splits(root):
-    return folder(root, *images_of("train/cat", "train/dog", "val/cat", "val/dog"))
-
-
-@case("unknown_classes", "error")
-def a_folder_that_a_program_named_nan(root):
-    return folder(root, *images_of("cat", "dog", "nan"))
-
-
-@case("unknown_classes", "warning")
-def a_class_named_unknown(root):
-    return table(root, {"label": ["cat", "dog", "unknown"]})
-
-
-@case("unknown_classes", None)
-def a_listed_class_of_that_name(root):
-    (root / "names.txt").write_text("cat\ndog\nNA\n")
-    return table(root, {"label": ["cat", "dog", "NA"]}, classes=str(root / "names.txt"))
+case("unknown_classes", "error", a_folder_that_a_program_named_nan=folders_of("cat", "dog", "nan"))
+case("unknown_classes", "warning", a_class_named_unknown=labels_of(["cat", "dog", "unknown"]))
+case(
+    "unknown_classes",
+    None,
+    a_listed_class_of_that_name=listed_classes(["cat", "dog", "NA"], "cat", "dog", "NA"),
+)
 
 
 # ---- labels --------------------------------------------------------------------------------------
 
 
-@case("quoted_classes", "error")
-def blanks_before_quotes(root):
-    write_images(root, "0.jpg", "1.jpg")
-    (root / "t.csv").write_text('path,label\n0.jpg, "cat"\n1.jpg, "dog"\n')
-    return ImageTableDataConfig(path=str(root / "t.csv"))
+case(
+    "quoted_classes",
+    "error",
+    blanks_before_quotes=csv_of('path,label\n0.jpg, "cat"\n1.jpg, "dog"\n', "0.jpg", "1.jpg"),
+)
+case("quoted_classes", None, quotes_without_blanks=labels_of(["cat", "dog"]))
 
+case("mixed_numbers", "warning", a_typing_error_among_numbers=labels_of([*range(10), "l0"]))
+case("mixed_numbers", None, names_with_a_number=labels_of(["cat", "dog", "911"]))
 
-@case("quoted_classes", None)
-def quotes_without_blanks(root):
-    return table(root, {"label": ["cat", "dog"]})
+case(
+    "one_hot_labels",
+    "error",
+    a_0_or_1_for_each_class=tags_of(["[1, 0, 0]", "[0, 1, 0]", "[0, 0, 1]"]),
+    a_0_or_1_for_each_class_in_tars=tars_of(
+        {"a.jpg": image_bytes(1), "a.json": '{"labels": [1.0, 0.0, 0.0]}'}, accept=("label_gaps",)
+    ),
+)
+case("one_hot_labels", None, numbers_of_classes=tags_of(["[0, 2]", "[1]", "[0, 1]"]))
 
+case("normalized_boxes", "error", boxes_from_0_to_1=boxes_of(*[(0.1, 0.2, 0.5, 1)] * 2))
+case("normalized_boxes", None, boxes_in_pixels=boxes_of(_BOX, _BOX))
 
-@case("mixed_numbers", "warning")
-def a_typing_error_among_numbers(root):
-    return table(root, {"label": [*range(10), "l0"]})
+case(
+    "label_gaps",
+    "error",
+    labels_from_1=labels_of([1, 2, 3, 4]),
+    labels_of_tars_with_a_gap=tars_of(members_with("0", "2")),
+)
+case("label_gaps", None, labels_from_0=labels_of([0, 1, 2, 2]))
 
+case(
+    "missing_labels",
+    "error",
+    tars_with_class_names_and_labels_elsewhere=tars_of(
+        {"a.jpg": image_bytes(1), "a.cls.txt": "0"}, classes=["cat", "dog"]
+    ),
+)
+case(
+    "missing_labels",
+    "warning",
+    tars_whose_json_has_another_key=tars_of(
+        {"a.jpg": image_bytes(1), "a.json": json.dumps({"class_id": 1})}
+    ),
+    some_unlabeled_samples=tars_of({**samples(6), "z.jpg": image_bytes(9)}),
+)
+case("missing_labels", None, labeled_samples=tars_of(samples(6)))
 
-@case("mixed_numbers", None)
-def names_with_a_number(root):
-    return table(root, {"label": ["cat", "dog", "911"]})
+case(
+    "joined_labels",
+    "error",
+    several_labels_in_a_cell_of_one=labels_of(["cat|dog", "cat", "dog", "bird"]),
+    a_list_in_a_cell_of_one=labels_of(['["cat", "dog"]', "cat", "dog"]),
+    pieces_that_occur_once=tags_of(["cat;dog", "eel;fox"]),
+)
+case(
+    "joined_labels",
+    "warning",
+    names_with_blanks_in_a_cell_of_several=tags_of(["No Finding", "Effusion"]),
+)
+case("joined_labels", None, names_with_commas=labels_of(["tern, arctic", "tern, common", "eel"]))
 
+case("label_separator", "note", cells_with_bars=tags_of(["cat|dog", "cat", "No Finding"]))
+case(
+    "label_separator",
+    None,
+    cells_with_a_separator_that_is_set=tags_of(
+        ["cat|dog", "cat", "No Finding"], label_separator="|"
+    ),
+)
 
-@case("one_hot_labels", "error")
-def a_0_or_1_for_each_class(root):
-    cells = ["[1, 0, 0]", "[0, 1, 0]", "[0, 0, 1]"]
-    return table(root, {"tags": cells}, label=None, labels="tags")
+case("unknown_cells", "warning", arguments_for_nothing=labels_of(["cat", "NA", "null", "dog"]))
+case("unknown_cells", None, empty_cells=labels_of(["cat", "", "NaN", "dog"]))
 
-
-@case("one_hot_labels", "error")
-def a_0_or_1_for_each_class_in_tars(root):
-    members = {"a.jpg": image_bytes(1), "a.json": json.dumps({"labels": [1.0, 0.0, 0.0]})}
-    return tars(root, members, accept=("label_gaps",))
-
-
-@case("one_hot_labels", None)
-def numbers_of_classes(root):
-    return table(root, {"tags": ["[0, 2]", "[1]", "[0, 1]"]}, label=None, labels="tags")
-
-
-@case("normalized_boxes", "error")
-def boxes_from_0_to_1(root):
-    box = json.dumps([{"x0": 0.1, "y0": 0.2, "x1": 0.5, "y1": 1}])
-    return table(root, {"label": ["cat", "dog"], "boxes": [box, box]}, boxes="boxes")
-
-
-@case("normalized_boxes", None)
-def boxes_in_pixels(root):
-    return table(root, {"label": ["cat", "dog"], "boxes": [_BOX, _BOX]}, boxes="boxes")
-
-
-@case("label_gaps", "error")
-def labels_from_1(root):
-    return table(root, {"label": [1, 2, 3, 4]})
-
-
-@case("label_gaps", "error")
-def labels_of_tars_with_a_gap(root):
-    return tars(
-        root, {"a.jpg": image_bytes(1), "a.cls": "0", "b.jpg": image_bytes(2), "b.cls": "2"}
-    )
-
-
-@case("label_gaps", None)
-def labels_from_0(root):
-    return table(root, {"label": [0, 1, 2, 2]})
-
-
-@case("missing_labels", "error")
-def tars_with_class_names_and_labels_elsewhere(root):
-    return tars(root, {"a.jpg": image_bytes(1), "a.cls.txt": "0"}, classes=["cat", "dog"])
-
-
-@case("missing_labels", "warning")
-def tars_whose_json_has_another_key(root):
-    return tars(root, {"a.jpg": image_bytes(1), "a.json": json.dumps({"class_id": 1})})
-
-
-@case("missing_labels", "warning")
-def some_unlabeled_samples(root):
-    return tars(root, {**samples(6), "z.jpg": image_bytes(9)})
-
-
-@case("missing_labels", None)
-def labeled_samples(root):
-    return tars(root, samples(6))
-
-
-@case("joined_labels", "error")
-def several_labels_in_a_cell_of_one(root):
-    return table(root, {"label": ["cat|dog", "cat", "dog", "bird"]})
-
-
-@case("joined_labels", "error")
-def a_list_in_a_cell_of_one(root):
-    return table(root, {"label": ['["cat", "dog"]', "cat", "dog"]})
-
-
-@case("joined_labels", "error")
-def pieces_that_occur_once(root):
-    return table(root, {"tags": ["cat;dog", "eel;fox"]}, label=None, labels="tags")
-
-
-@case("joined_labels", "warning")
-def names_with_blanks_in_a_cell_of_several(root):
-    return table(root, {"tags": ["No Finding", "Effusion"]}, label=None, labels="tags")
-
-
-@case("joined_labels", None)
-def names_with_commas(root):
-    return table(root, {"label": ["tern, arctic", "tern, common", "eel"]})
-
-
-@case("label_separator", "note")
-def cells_with_bars(root):
-    return table(root, {"tags": ["cat|dog", "cat", "No Finding"]}, label=None, labels="tags")
-
-
-@case("label_separator", None)
-def cells_with_a_separator_that_is_set(root):
-    options = {"label": None, "labels": "tags", "label_separator": "|"}
-    return table(root, {"tags": ["cat|dog", "cat", "No Finding"]}, **options)
-
-
-@case("unknown_cells", "warning")
-def arguments_for_nothing(root):
-    return table(root, {"label": ["cat", "NA", "null", "dog"]})
-
-
-@case("unknown_cells", None)
-def empty_cells(root):
-    return table(root, {"label": ["cat", "", "NaN", "dog"]})
-
-
-@case("fractions", "error")
-def measurements(root):
-    return table(root, {"label": ["0.5", "1.0", "0.25"]})
-
-
-@case("fractions", None)
-def numbers_that_pandas_made_floats(root):
-    return table(root, {"label": ["0.0", "1.0", ""]})
+case("fractions", "error", measurements=labels_of(["0.5", "1.0", "0.25"]))
+case("fractions", None, numbers_that_pandas_made_floats=labels_of(["0.0", "1.0", ""]))
 
 
 @case("json_next_to_cls", "warning")
@@ -943,6 +766,7 @@ def a_json_with_boxes(root):
 # ---- pixels --------------------------------------------------------------------------------------
 
 
+@later
 def deep_folder(root, largest, channels=1, **options):
     config = folder(root, *images_of("cat", "dog"), **options)
     values = np.random.default_rng(0).integers(0, largest + 1, (8, 8, channels))
@@ -951,38 +775,26 @@ def deep_folder(root, largest, channels=1, **options):
     return config
 
 
-@case("dark_images", "error")
-def values_of_12_bits(root):
-    return deep_folder(root, 4095)
-
-
-@case("dark_images", "error")
-def colors_and_alpha_of_10_bits(root):
-    return deep_folder(root, 1023, channels=4)
+case(
+    "dark_images",
+    "error",
+    values_of_12_bits=deep_folder(4095),
+    colors_and_alpha_of_10_bits=deep_folder(1023, channels=4),
+)
 
 
 @case("dark_images", "error")
 def one_bright_pixel_in_one_of_many_dark_images(root):
-    config = deep_folder(root, 4095)
+    config = deep_folder(4095)(root)
     for number in range(12):
         (root / f"cat/deep{number}.png").write_bytes((root / "cat/deep.png").read_bytes())
     (root / "cat/hot.png").write_bytes(png_16(np.full((8, 8, 1), 65_535)))
     return config
 
 
-@case("dark_images", "warning")
-def values_of_half_the_range(root):
-    return deep_folder(root, 30_000)
-
-
-@case("dark_images", "note")
-def values_of_16_bits(root):
-    return deep_folder(root, 65_535)
-
-
-@case("dark_images", None)
-def a_range_that_is_set(root):
-    return deep_folder(root, 4095, bit_range=(0, 4095))
+case("dark_images", "warning", values_of_half_the_range=deep_folder(30_000))
+case("dark_images", "note", values_of_16_bits=deep_folder(65_535))
+case("dark_images", None, a_range_that_is_set=deep_folder(4095, bit_range=(0, 4095)))
 
 
 def turned_jpeg(orientation):
@@ -993,28 +805,20 @@ def turned_jpeg(orientation):
     return buffer.getvalue()
 
 
+@later
 def boxed(root, orientation, **options):
-    config = table(root, {"label": ["cat", "dog"], "boxes": [_BOX, _BOX]}, boxes="boxes", **options)
+    config = boxes_of(_BOX, _BOX, **options)(root)
     (root / "0.jpg").write_bytes(turned_jpeg(orientation))
     return config
 
 
-_BOX = json.dumps([{"x0": 0, "y0": 0, "x1": 2, "y1": 2}])
-
-
-@case("turned_regions", "warning")
-def boxes_of_a_turned_image(root):
-    return boxed(root, 6)
-
-
-@case("turned_regions", None)
-def boxes_of_an_upright_image(root):
-    return boxed(root, 1)
-
-
-@case("turned_regions", None)
-def boxes_of_a_turned_image_with_the_option(root):
-    return boxed(root, 6, boxes_of="stored")
+case("turned_regions", "warning", boxes_of_a_turned_image=boxed(6))
+case(
+    "turned_regions",
+    None,
+    boxes_of_an_upright_image=boxed(1),
+    boxes_of_a_turned_image_with_the_option=boxed(6, boxes_of="stored"),
+)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -1025,6 +829,7 @@ def write_array(path, values, mode=None):
     Image.fromarray(values, mode).save(path)
 
 
+@later
 def arrays(root, make, *, folders=("cat", "dog"), count=6, **options):
     """Folder of PNG whose pixels a function of their number makes."""
     for place, name in enumerate(folders):
@@ -1038,41 +843,39 @@ def noise(number, channels=3, most=256, side=8):
     return draw.integers(0, most, (side, side, channels), np.uint8)
 
 
-@case("blank_images", "error")
-def drawings_that_are_transparent_everywhere(root):
-    return arrays(root, lambda n: np.dstack([noise(n), np.zeros((8, 8), np.uint8)]))
+case(
+    "blank_images",
+    "error",
+    drawings_that_are_transparent_everywhere=arrays(
+        lambda n: np.dstack([noise(n), np.zeros((8, 8), np.uint8)])
+    ),
+)
+case(
+    "blank_images",
+    "warning",
+    some_frames_of_one_color=arrays(
+        lambda n: noise(n) if n % 3 else np.full((8, 8, 3), 7, np.uint8)
+    ),
+)
+case(
+    "blank_images",
+    None,
+    one_blank_page_among_many=arrays(
+        lambda n: noise(n) if n else np.full((8, 8, 3), 255, np.uint8), count=15
+    ),
+)
 
-
-@case("blank_images", "warning")
-def some_frames_of_one_color(root):
-    return arrays(root, lambda n: noise(n) if n % 3 else np.full((8, 8, 3), 7, np.uint8))
-
-
-@case("blank_images", None)
-def one_blank_page_among_many(root):
-    return arrays(root, lambda n: noise(n) if n else np.full((8, 8, 3), 255, np.uint8), count=15)
-
-
-@case("dim_images", "warning")
-def maps_of_class_numbers_as_images(root):
-    return arrays(root, lambda n: noise(n, 1, most=3)[..., 0])
-
-
-@case("dim_images", None)
-def masks_of_0_and_255(root):
-    return arrays(root, lambda n: 255 * (noise(n, 1, most=2)[..., 0]))
-
-
-@case("dim_images", None)
-def some_pictures_of_the_night(root):
-    return arrays(root, lambda n: noise(n, most=20 if n % 2 else 256))
-
-
-@case("dropped_channels", "warning")
-def tiffs_of_five_bands(root):
-    config = arrays(root, noise)
-    (root / "cat" / "5.tif").write_bytes(five_bands())
-    return config
+case(
+    "dim_images",
+    "warning",
+    maps_of_class_numbers_as_images=arrays(lambda n: noise(n, 1, most=3)[..., 0]),
+)
+case(
+    "dim_images",
+    None,
+    masks_of_0_and_255=arrays(lambda n: 255 * (noise(n, 1, most=2)[..., 0])),
+    some_pictures_of_the_night=arrays(lambda n: noise(n, most=20 if n % 2 else 256)),
+)
 
 
 def five_bands():
@@ -1097,9 +900,16 @@ def five_bands():
     return head + pixels + directory + struct.pack("<I", 0)
 
 
+case(
+    "dropped_channels",
+    "warning",
+    tiffs_of_five_bands=with_files(arrays(noise), {"cat/5.tif": five_bands()}),
+)
+
+
 @case("dropped_channels", "warning")
 def animations(root):
-    config = arrays(root, noise)
+    config = arrays(noise)(root)
     frames = [Image.fromarray(noise(n)) for n in range(3)]
     frames[0].save(root / "cat" / "a.gif", save_all=True, append_images=frames[1:])
     return config
@@ -1111,19 +921,17 @@ def with_alpha(number, make):
     return pixels
 
 
-@case("dropped_channels", "warning")
-def near_infrared_that_is_marked_as_alpha(root):
-    return arrays(root, lambda number: noise(number, channels=4))
-
-
-@case("dropped_channels", "warning")
-def gray_and_depth(root):
-    return arrays(root, lambda number: noise(number, channels=2))
+case(
+    "dropped_channels",
+    "warning",
+    near_infrared_that_is_marked_as_alpha=arrays(lambda number: noise(number, channels=4)),
+    gray_and_depth=arrays(lambda number: noise(number, channels=2)),
+)
 
 
 @case("dropped_channels", "warning")
 def a_fourth_channel_without_a_meaning(root):
-    config = arrays(root, noise)
+    config = arrays(noise)(root)
     Image.fromarray(noise(1, channels=4), "RGBX").save(root / "cat" / "a.tif")
     return config
 
@@ -1134,9 +942,10 @@ def cut_out_things_with_soft_edges(root):
         alpha[:8], alpha[9:] = 0, 255
         return alpha
 
-    return arrays(root, lambda number: with_alpha(number, cut))
+    return arrays(lambda number: with_alpha(number, cut))(root)
 
 
+@later
 def deep_folders(root, **largest):
     """A folder with 16-bit files for each class, or class of a split, with these largest values."""
     for name, most in largest.items():
@@ -1149,39 +958,42 @@ def deep_folders(root, **largest):
     return ImageFolderDataConfig(path=str(root))
 
 
-@case("darker_items", "warning")
-def a_class_of_12_bits_among_16(root):
-    return deep_folders(root, cat=4095, cow=60_000, dog=65_535)
+case(
+    "darker_items",
+    "warning",
+    a_class_of_12_bits_among_16=deep_folders(cat=4095, cow=60_000, dog=65_535),
+)
 
 
 @case("darker_items", "warning")
 def a_split_of_14_bits(root):
     most = {"train": 65_535, "test": 16_383}
-    return deep_folders(root, **{f"{s}__{name}": most[s] for s in most for name in ("cat", "dog")})
+    return deep_folders(**{f"{s}__{name}": most[s] for s in most for name in ("cat", "dog")})(root)
 
 
-@case("darker_items", None)
-def classes_that_differ_by_less_than_two_bits(root):
-    return deep_folders(root, cat=24_000, dog=65_535)
+case(
+    "darker_items",
+    None,
+    classes_that_differ_by_less_than_two_bits=deep_folders(cat=24_000, dog=65_535),
+)
 
 
 @case("dropped_channels", None)
 def gifs_of_one_picture(root):
-    config = arrays(root, noise)
+    config = arrays(noise)(root)
     Image.fromarray(noise(1)).save(root / "cat" / "a.gif")
     return config
 
 
-@case("dark_images", "note")
-def a_range_that_fits(root):
-    return deep_folder(root, 60_000)
+case("dark_images", "note", a_range_that_fits=deep_folder(60_000))
+case(
+    "dark_images",
+    "warning",
+    a_range_that_cuts_brighter_files=deep_folder(60_000, bit_range=(0, 4095)),
+)
 
 
-@case("dark_images", "warning")
-def a_range_that_cuts_brighter_files(root):
-    return deep_folder(root, 60_000, bit_range=(0, 4095))
-
-
+@later
 def of_two_kinds(root, first, second, folders=("cat", "dog"), **options):
     """Two folders of ten files each, whose suffixes and sizes may differ."""
     for name, (suffix, side) in zip(folders, (first, second), strict=True):
@@ -1190,71 +1002,60 @@ def of_two_kinds(root, first, second, folders=("cat", "dog"), **options):
     return ImageFolderDataConfig(path=str(root), **options)
 
 
-@case("traits_of_classes", "warning")
-def one_class_of_png_and_one_of_jpeg(root):
-    return of_two_kinds(root, ("png", 8), ("jpg", 8))
-
-
-@case("traits_of_classes", "warning")
-def classes_of_different_sizes(root):
-    return of_two_kinds(root, ("png", 8), ("png", 9))
-
-
-@case("traits_of_classes", None)
-def classes_of_one_kind_of_file(root):
-    return of_two_kinds(root, ("png", 8), ("png", 8))
+case(
+    "traits_of_classes",
+    "warning",
+    one_class_of_png_and_one_of_jpeg=of_two_kinds(("png", 8), ("jpg", 8)),
+    classes_of_different_sizes=of_two_kinds(("png", 8), ("png", 9)),
+)
+case("traits_of_classes", None, classes_of_one_kind_of_file=of_two_kinds(("png", 8), ("png", 8)))
 
 
 @case("traits_of_classes", None)
 def classes_of_both_kinds_of_file(root):
-    config = of_two_kinds(root, ("png", 8), ("jpg", 8))
+    config = of_two_kinds(("png", 8), ("jpg", 8))(root)
     for name in ("cat", "dog"):
         for number in range(10, 14):
             write_array(root / name / f"{number}.png", noise(number))
     return config
 
 
-@case("traits_of_splits", "warning")
-def a_test_split_of_another_size(root):
-    return of_two_kinds(
-        root, ("png", 8), ("png", 12), ("train/cat", "test/cat"), accept=("classes_like_splits",)
-    )
+case(
+    "traits_of_splits",
+    "warning",
+    a_test_split_of_another_size=of_two_kinds(
+        ("png", 8), ("png", 12), ("train/cat", "test/cat"), accept=("classes_like_splits",)
+    ),
+)
+case(
+    "traits_of_splits",
+    None,
+    splits_of_one_size=of_two_kinds(("png", 8), ("png", 8), ("train/cat", "test/cat")),
+)
 
 
-@case("traits_of_splits", None)
-def splits_of_one_size(root):
-    return of_two_kinds(root, ("png", 8), ("png", 8), ("train/cat", "test/cat"))
-
-
-@case("regions_outside", "error")
-def boxes_of_larger_images(root):
-    far = json.dumps([{"x0": 0, "y0": 0, "x1": 200, "y1": 200}])
-    return table(root, {"label": ["cat", "dog"], "boxes": [far, _BOX]}, boxes="boxes")
-
-
-@case("regions_outside", "error")
-def a_mask_of_other_proportions(root):
-    return masked(root, np.zeros((4, 16), np.uint8))
-
-
-@case("regions_outside", "warning")
-def boxes_of_larger_images_that_are_left_out(root):
-    far = json.dumps([{"x0": 0, "y0": 0, "x1": 200, "y1": 200}])
-    columns = {"label": ["cat", "dog"], "boxes": [far, _BOX]}
-    return table(root, columns, boxes="boxes", on_error="skip")
-
-
-@case("regions_outside", None)
-def boxes_and_masks_of_their_images(root):
-    return masked(root, np.ones((4, 6), np.uint8))
-
-
+@later
 def masked(root, mask, **columns):
     config = table(root, {"label": ["cat", "dog"], **columns, "mask": ["m.png", ""]}, mask="mask")
     write_array(root / "m.png", mask)
     return config
 
 
+case(
+    "regions_outside",
+    "error",
+    boxes_of_larger_images=boxes_of((0, 0, 200, 200), _BOX),
+    a_mask_of_other_proportions=masked(np.zeros((4, 16), np.uint8)),
+)
+case(
+    "regions_outside",
+    "warning",
+    boxes_of_larger_images_that_are_left_out=boxes_of((0, 0, 200, 200), _BOX, on_error="skip"),
+)
+case("regions_outside", None, boxes_and_masks_of_their_images=masked(np.ones((4, 6), np.uint8)))
+
+
+@later
 def many_labels_and_a_mask(root, value):
     names = ["cat|dog", "dog|cat"]
     config = table(
@@ -1264,16 +1065,11 @@ def many_labels_and_a_mask(root, value):
     return config
 
 
-@case("mask_values", "error")
-def masks_of_0_and_255_beside_several_labels(root):
-    return many_labels_and_a_mask(root, 255)
+case("mask_values", "error", masks_of_0_and_255_beside_several_labels=many_labels_and_a_mask(255))
+case("mask_values", None, masks_of_classes_beside_several_labels=many_labels_and_a_mask(2))
 
 
-@case("mask_values", None)
-def masks_of_classes_beside_several_labels(root):
-    return many_labels_and_a_mask(root, 2)
-
-
+@later
 def appended(root, *, size=(12, 16), highest=255, folder="cat", copies=""):
     """A folder of 40 images, its store, and 20 more of a size, with values below a bound."""
     generator = np.random.default_rng(0)
@@ -1291,6 +1087,7 @@ def appended(root, *, size=(12, 16), highest=255, folder="cat", copies=""):
     return data, str(root / "store")
 
 
+@later
 def pictures(root, **folders):
     """Write 20 pictures of noise to each folder, of (width, height) and around a brightness."""
     random = np.random.default_rng(0)
@@ -1303,24 +1100,23 @@ def pictures(root, **folders):
     return ImageFolderDataConfig(path=str(root))
 
 
-@case("strips", "warning")
-def long_and_narrow(root):
-    return pictures(root, train_cat=((100, 10), 120), train_dog=((10, 100), 120))
+case(
+    "strips",
+    "warning",
+    long_and_narrow=pictures(train_cat=((100, 10), 120), train_dog=((10, 100), 120)),
+)
+case("strips", None, photographs=pictures(train_cat=((40, 30), 120), train_dog=((30, 40), 120)))
 
-
-@case("strips", None)
-def photographs(root):
-    return pictures(root, train_cat=((40, 30), 120), train_dog=((30, 40), 120))
-
-
-@case("brightness_of_splits", "warning")
-def a_dark_test_split(root):
-    return pictures(root, train_cat=((24, 24), 150), test_cat=((24, 24), 60))
+case(
+    "brightness_of_splits",
+    "warning",
+    a_dark_test_split=pictures(train_cat=((24, 24), 150), test_cat=((24, 24), 60)),
+)
 
 
 @case("equal_in_sample", "note")
 def one_test_picture_of_train(root):
-    data = pictures(root, train_cat=((24, 24), 120), test_cat=((24, 24), 120))
+    data = pictures(train_cat=((24, 24), 120), test_cat=((24, 24), 120))(root)
     Image.open(root / "train/cat/0.png").save(root / "test/cat/again.bmp")
     return data
 
@@ -1330,32 +1126,23 @@ def one_test_picture_of_train(root):
 def a_dark_class(root):
     sides = {"cat": 150, "dog": 60}
     names = [(split, name) for split in ("train", "test") for name in sides]
-    return pictures(root, **{f"{split}_{name}": ((24, 24), sides[name]) for split, name in names})
+    return pictures(**{f"{split}_{name}": ((24, 24), sides[name]) for split, name in names})(root)
 
 
-@case("new_classes", "note")
-def a_class_that_the_store_has_not(root):
-    return appended(root, folder="cow")
+case("new_classes", "note", a_class_that_the_store_has_not=appended(folder="cow"))
 
+case(
+    "other_sizes", "warning", images_of_another_size_than_those_of_the_store=appended(size=(12, 40))
+)
 
-@case("other_sizes", "warning")
-def images_of_another_size_than_those_of_the_store(root):
-    return appended(root, size=(12, 40))
+case("other_brightness", "warning", images_darker_than_those_of_the_store=appended(highest=120))
 
-
-@case("other_brightness", "warning")
-def images_darker_than_those_of_the_store(root):
-    return appended(root, highest=120)
-
-
-@case("packed_copies", "warning")
-def an_image_that_the_store_has_under_another_name(root):
-    return appended(root, copies="copy.png")
-
-
-@case("packed_copies", "warning")
-def an_image_that_the_store_has_in_another_format(root):
-    return appended(root, copies="copy.bmp")
+case(
+    "packed_copies",
+    "warning",
+    an_image_that_the_store_has_under_another_name=appended(copies="copy.png"),
+    an_image_that_the_store_has_in_another_format=appended(copies="copy.bmp"),
+)
 
 
 @case("new_classes", None)
@@ -1363,7 +1150,7 @@ def an_image_that_the_store_has_in_another_format(root):
 @case("other_brightness", None)
 @case("packed_copies", None)
 def images_like_those_of_the_store(root):
-    return appended(root)
+    return appended()(root)
 
 
 # ---- tests ---------------------------------------------------------------------------------------
@@ -1432,32 +1219,8 @@ def test_a_stranger_may_add_a_finding(tmp_path):
 # ---- what is refused, with the way out -----------------------------------------------------------
 
 
-def listed_classes(root, labels, *lines):
-    config = table(root, {"label": labels}, classes=str(root / "names.txt"))
-    (root / "names.txt").write_text("\n".join(lines) + "\n")
-    return config
-
-
-def without_a_header(root):
-    write_images(root, "0.jpg", "1.jpg")
-    (root / "t.csv").write_text("0.jpg,cat\n1.jpg,dog\n")
-    return ImageTableDataConfig(path=str(root / "t.csv"))
-
-
-def one_row_per_label(root):
-    write_images(root, "0.jpg", "1.jpg")
-    (root / "t.csv").write_text("path,label\n0.jpg,cat\n0.jpg,dog\n1.jpg,dog\n")
-    return ImageTableDataConfig(path=str(root / "t.csv"))
-
-
-def named(root, cell, *files):
-    write_images(root, *files)
-    (root / "t.csv").write_text(f"path,label\n{cell},cat\n")
-    return ImageTableDataConfig(path=str(root / "t.csv"))
-
-
-def one_hot_without_a_label(root):
-    return table(root, {"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]})
+def named(cell, *files):
+    return csv_of(f"path,label\n{cell},cat\n", *files)
 
 
 def folders_and_meanings(root):
@@ -1469,47 +1232,36 @@ def folders_and_meanings(root):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (listed_classes(["cat", "dog"], "1 cat", "2 dog"), "number next to each"),
+        (listed_classes(["cat", "dog"], "cat,0", "dog,1"), "number next to each"),
+        (listed_classes(["1", "2"], "cat", "dog"), "count from 1"),
         (
-            lambda root: listed_classes(root, ["cat", "dog"], "1 cat", "2 dog"),
-            "number next to each",
-        ),
-        (
-            lambda root: listed_classes(root, ["cat", "dog"], "cat,0", "dog,1"),
-            "number next to each",
-        ),
-        (lambda root: listed_classes(root, ["1", "2"], "cat", "dog"), "count from 1"),
-        (
-            lambda root: listed_classes(root, ["n014", "n015"], "n014 tench", "n015 eel"),
+            listed_classes(["n014", "n015"], "n014 tench", "n015 eel"),
             "'n014 tench': write the names of cells alone",
         ),
         (folders_and_meanings, "'n01440764 tench'; write the names of folders alone"),
-        (without_a_header, "its first line is a record and no header"),
-        (one_row_per_label, r"list all of them in one row .data\.labels"),
-        (lambda root: named(root, "7", "7.jpg"), r"there is '7\.jpg': write the whole path"),
-        (lambda root: named(root, "7", "train/7.JPG"), r"there is 'train/7\.JPG'"),
-        (lambda root: named(root, "7.jpg", "train/7.jpg"), r"in its folder train .data\.root="),
-        (lambda root: named(root, "https://x.org/7.jpg"), "is an address or begins with ~"),
-        (lambda root: named(root, "s3://x/7.jpg"), "is an address or begins with ~"),
-        (lambda root: named(root, "~/7.jpg"), "is an address or begins with ~"),
         (
-            lambda root: named(root, "7.png", "7.jpg"),
-            r"there is '7\.jpg', so the table has another",
+            csv_of("0.jpg,cat\n1.jpg,dog\n", "0.jpg", "1.jpg"),
+            "its first line is a record and no header",
         ),
         (
-            lambda root: named(root, "7.jpg.jpg", "7.jpg"),
-            r"there is '7\.jpg', so the table has anoth",
+            csv_of("path,label\n0.jpg,cat\n0.jpg,dog\n1.jpg,dog\n", "0.jpg", "1.jpg"),
+            r"list all of them in one row .data\.labels",
         ),
+        (named("7", "7.jpg"), r"there is '7\.jpg': write the whole path"),
+        (named("7", "train/7.JPG"), r"there is 'train/7\.JPG'"),
+        (named("7.jpg", "train/7.jpg"), r"in its folder train .data\.root="),
+        (named("https://x.org/7.jpg"), "is an address or begins with ~"),
+        (named("s3://x/7.jpg"), "is an address or begins with ~"),
+        (named("~/7.jpg"), "is an address or begins with ~"),
+        (named("7.png", "7.jpg"), r"there is '7\.jpg', so the table has another"),
+        (named("7.jpg.jpg", "7.jpg"), r"there is '7\.jpg', so the table has anoth"),
+        (named("train/7.jpg", "7.jpg"), r"there is '7\.jpg', so the table names"),
+        (listed_classes(["cat", "dog"], "nc: 2", "names:", "  0: cat", "  1: dog"), "is YAML"),
         (
-            lambda root: named(root, "train/7.jpg", "7.jpg"),
-            r"there is '7\.jpg', so the table names",
+            table_of({"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]}),
+            r"one for each class, are data\.labels=\[a,b",
         ),
-        (
-            lambda root: listed_classes(
-                root, ["cat", "dog"], "nc: 2", "names:", "  0: cat", "  1: dog"
-            ),
-            "is YAML",
-        ),
-        (one_hot_without_a_label, r"one for each class, are data\.labels=\[a,b"),
     ],
 )
 def test_a_refusal_names_the_way_out(tmp_path, write, message):
@@ -1524,15 +1276,7 @@ def test_a_refusal_names_the_way_out(tmp_path, write, message):
 
 def test_an_unknown_label_is_named_by_its_value(tmp_path):
     in_table = table(tmp_path / "a", {"label": ["cat", "-1", "", "NA", "dog"]})
-    in_tars = tars(
-        tmp_path / "b",
-        {
-            f"{number}.{suffix}": data
-            for number, label in enumerate((b"cat", b"-1", b"", b"dog"))
-            for suffix, data in (("jpg", image_bytes(number)), ("cls", label))
-        },
-        classes=["cat", "dog"],
-    )
+    in_tars = tars(tmp_path / "b", members_with("cat", "-1", "", "dog"), classes=["cat", "dog"])
 
     for config in (in_table, in_tars):
         message = message_of(preview_of(config), "missing_labels")

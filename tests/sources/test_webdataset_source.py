@@ -488,24 +488,21 @@ def test_a_cls_and_a_json_that_differ_are_refused(tmp_path):
         list(build_source(tar_config(path)).records())
 
 
-def test_a_json_of_anything_beside_a_cls_is_passed_over_and_counted(tmp_path):
-    members = {"s.png": png(), "s.cls": "2", "s.json": "[1, 2]"}
+@pytest.mark.parametrize("text", ["[1, 2]", '{"caption": "' + "x" * 5_000_000 + '"}'], ids=len)
+def test_a_json_of_anything_beside_a_cls_is_passed_over_and_counted(tmp_path, text):
+    members = {"s.png": png(), "s.cls": "2", "s.json": text}
     source, record = list_one(write_tar(tmp_path / "a.tar", members))
 
     assert record.label == 2
     assert source.tally.total(IGNORED_JSON) == 1
 
 
-@pytest.mark.parametrize("text", ["", "nan", "NA", "-1"])
-def test_a_word_for_nothing_is_an_unknown_label(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [*((word, NO_LABEL) for word in ("", "nan", "NA", "-1")), ("3.0", 3), ("+3", 3), (" 3\n", 3)],
+)
+def test_a_label_may_be_written_as_in_a_table(tmp_path, text, label):
     _, record = list_one(write_tar(tmp_path / "a.tar", {"s.png": png(), "s.cls": text}))
-
-    assert record.label == NO_LABEL
-
-
-@pytest.mark.parametrize(("value", "label"), [("3.0", 3), ("+3", 3), (" 3\n", 3)])
-def test_a_number_may_be_written_as_in_a_table(tmp_path, value, label):
-    _, record = list_one(write_tar(tmp_path / "a.tar", {"s.png": png(), "s.cls": value}))
 
     assert record.label == label
 
@@ -522,11 +519,22 @@ def test_class_names_that_are_numbers_are_names(tmp_path):
         list_one(tmp_path / "tars")
 
 
-@pytest.mark.parametrize(("text", "label"), [("0", 0), ("1", 1), ("2", None), ("10", None)])
-def test_a_number_that_is_a_name_and_another_position_is_refused(tmp_path, text, label):
-    names = sorted(
-        map(str, range(12))
-    )  # 0, 1, 10, 11, 2, ..., as torchvision's ImageFolder sorts them
+SORTED_NUMBERS = sorted(map(str, range(12)))
+"""0, 1, 10, 11, 2, ..., as torchvision's ImageFolder sorts them."""
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "label"),
+    [
+        (SORTED_NUMBERS, "0", 0),
+        (SORTED_NUMBERS, "1", 1),
+        (SORTED_NUMBERS, "2", None),
+        (SORTED_NUMBERS, "10", None),
+        (["cat", "911"], "0", 0),
+        (["01", "02", "03"], "\ufeff01", 0),  # with leading zeros it is no position
+    ],
+)
+def test_a_number_is_a_position_unless_another_class_has_that_name(tmp_path, names, text, label):
     write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": text})
     (tmp_path / "tars/classes.txt").write_text("\n".join(names))
 
@@ -537,27 +545,12 @@ def test_a_number_that_is_a_name_and_another_position_is_refused(tmp_path, text,
         assert list_one(tmp_path / "tars")[1].label == label
 
 
-def test_a_single_class_name_that_is_a_number_leaves_positions_as_they_are(tmp_path):
-    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": "0"})
-    (tmp_path / "tars/classes.txt").write_text("cat\n911\n")
-
-    assert list_one(tmp_path / "tars")[1].label == 0
-
-
 def test_a_box_without_area_beside_a_cls_is_refused(tmp_path):
     box = {"x0": 5, "y0": 1, "x1": 2, "y1": 3}
     path = write_tar(tmp_path / "a.tar", {"s.png": png(), "s.cls": "0", "s.json": {"boxes": [box]}})
 
     with pytest.raises(ConfigError, match="has no area"):
         list(build_source(tar_config(path)).records())
-
-
-def test_a_large_json_beside_a_cls_is_passed_over(tmp_path):
-    members = {"s.png": png(), "s.cls": "0", "s.json": '{"caption": "' + "x" * 5_000_000 + '"}'}
-    source, record = list_one(write_tar(tmp_path / "a.tar", members))
-
-    assert record.label == 0
-    assert source.tally.total(IGNORED_JSON) == 1
 
 
 def test_keys_of_tars_keep_the_part_before_the_number(tmp_path):
@@ -598,18 +591,9 @@ def test_a_tar_that_would_be_passed_over_is_named(tmp_path):
     assert list(build_source(tar_config(tmp_path / "tars/*.tar")).records())
 
 
-def test_a_name_with_leading_zeros_is_no_position(tmp_path):
-    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": "\ufeff01"})
-    (tmp_path / "tars/classes.txt").write_text("01\n02\n03\n")
-
-    assert list_one(tmp_path / "tars")[1].label == 0
-
-
 def test_tars_beside_and_in_a_folder_are_named_and_read(tmp_path):
     for number, folder in enumerate((".", "more")):
-        members = {
-            f"s{number}{i}.{s}": d for i in range(2) for s, d in (("png", png(i)), ("cls", "0"))
-        }
+        members = samples(2, first=2 * number)
         write_tar(tmp_path / folder / f"train-00000{number}.tar", members)
     message = message_of(preview_of(WebDatasetDataConfig(path=str(tmp_path))), "files_left_out")
 
@@ -620,12 +604,7 @@ def test_tars_beside_and_in_a_folder_are_named_and_read(tmp_path):
 
 def test_tars_in_folders_of_splits_are_named_and_read(tmp_path):
     for number, split in enumerate(("train", "val")):
-        members = {
-            f"{split}{i}.{suffix}": data
-            for i in range(2)
-            for suffix, data in (("png", png(i)), ("cls", "0"))
-        }
-        write_tar(tmp_path / split / f"00000{number}.tar", members)
+        write_tar(tmp_path / split / f"00000{number}.tar", samples(2))
 
     with pytest.raises(ConfigError, match=r"in its folders: data\.path='(.*)'") as caught:
         list(build_source(WebDatasetDataConfig(path=str(tmp_path))).records())
