@@ -278,9 +278,7 @@ def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     pairs = equal.differ(_splits_of(equal.store, equal.rows))
     if not pairs.num_images:
         return
-    sizes = equal.store.manifest.records
-    affected = {int(code) for code in np.unique(_splits_of(equal.store, pairs.rows.ravel()))}
-    smallest = min(sizes[names[code]] for code in affected)
+    smallest = _smallest_split(equal.store, pairs)
     examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
         "warning" if pairs.num_images > MIN_EQUAL_SHARE * smallest else "note",
@@ -289,15 +287,20 @@ def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     )
 
 
+def _smallest_split(store: Store, pairs: Pairs) -> int:
+    """Return the number of records of the smallest split that has a row of the pairs."""
+    sizes = list(store.manifest.records.values())
+    return min(
+        int(sizes[code]) for code in np.unique(_splits_of(store, pairs.rows.ravel())).tolist()
+    )
+
+
 def find_similar_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images of a split that look like those of another one."""
     names, pairs = list(equal.store.manifest.records), equal.similar
     if not pairs.num_images:
         return
-    codes = _splits_of(equal.store, pairs.rows.ravel())
-    sizes = equal.store.manifest.records
-    smallest = min(sizes[names[int(code)]] for code in np.unique(codes))
-    if pairs.num_images < max(MIN_SIMILAR_SHARE * smallest, _NAMED):
+    if pairs.num_images < max(MIN_SIMILAR_SHARE * _smallest_split(equal.store, pairs), _NAMED):
         return
     examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
@@ -395,9 +398,8 @@ def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
             " and ".join(f"{quote(unquote(keys[row]), 200)[1:-1]} ({splits[row]})" for row in pair)
             for pair in pairs[:_NAMED].tolist()
         )
-        is_rare = len(pairs) < max(MIN_SIMILAR_SHARE * len(keys), _NAMED)
         yield (
-            "note" if is_rare else "warning",
+            "note" if len(pairs) < max(MIN_SIMILAR_SHARE * len(keys), _NAMED) else "warning",
             f"images of different splits look alike ({len(pairs):,} pairs among the {len(keys):,} that were decoded; "
             f"such as {names}); packing compares all of them",
         )

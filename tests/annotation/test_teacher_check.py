@@ -438,12 +438,12 @@ def test_a_share_of_empty_maps_is_said_on_the_sample(caplog, constant, words):
 
 
 @pytest.mark.parametrize(
-    ("scale", "words"), [(100.0, ""), (1.0, "nearly uniform"), (1e5, "hardly more than labels")]
+    ("scale", "words"), [(100.0, ""), (1.0, "nearly uniform"), (1e5, "name a single class")]
 )
 def test_similarities_without_their_scale_and_certain_targets_are_said(caplog, scale, words):
     similarities = np.random.default_rng(0).uniform(-0.36, 0.72, (64, 3))
 
     checked(scale * similarities, classes=("a", "b", "c"))
 
-    texts = ("nearly uniform", "hardly more than labels")
+    texts = ("nearly uniform", "name a single class")
     assert [text in caplog.text for text in texts] == [text == words for text in texts]

@@ -9,6 +9,7 @@ from permafrost.config.store import PassOptions
 from permafrost.library import open_store
 from permafrost.loading.target_sheet import (
     describe_empty,
+    describe_guessing,
     describe_spread,
     entropy_and_peak,
     sheets_of,
@@ -78,7 +79,7 @@ def test_entropy_and_peak_known_distributions():
         (0.88, 3, 1.0, ""),
         (0.92, 3, 4.0, ""),
         (0.995, 3, 4.0, "nearly uniform"),
-        (1e-6, 10, 1.0, "hardly more than labels"),
+        (1e-6, 10, 1.0, "name a single class"),
         (0.05, 10, 1.0, ""),
         (1.0, 2, 1.0, ""),
     ],
@@ -88,6 +89,17 @@ def test_flat_and_certain_targets_are_doubtful(share_of_most, classes, tau, word
 
     assert words in text
     assert bool(text) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "is_guessing"),
+    [([0, 1] * 20, False), ([0, 0] * 20, True), ([0, 1, 1, 0] * 10, True), ([1, 0] * 20, True)],
+)
+def test_accuracy_that_guessing_has_too_is_doubtful(predicted, is_guessing):
+    text = describe_guessing(np.array([0, 1] * 20), np.array(predicted))
+
+    assert ("right for 50.0%" in text) == is_guessing
+    assert bool(text) == is_guessing
 
 
 def test_half_of_the_maps_empty_is_doubtful():

@@ -7,6 +7,7 @@ import pytest
 
 from permafrost.config.methods import KDConfig
 from permafrost.config.training import TrainerOptions
+from permafrost.library import augmentation
 from permafrost.runs.folder import read_cost
 from permafrost.store.facts import read_sheets
 from permafrost.training.distill import distill_student
@@ -65,6 +66,34 @@ def test_a_small_selection_is_one_batch_and_the_options_stay_as_typed(frozen, ca
     folder = Path("runs/facts/distill")
     assert "batch_size: 64" in (folder / "config.yaml").read_text()
     assert read_cost(folder)["records"] == 80
+
+
+@pytest.mark.parametrize(
+    ("command", "source"),
+    [
+        ((), "default"),
+        (("distill", "student=cifar"), "typed"),
+        (("distill", "experiment=demo"), "experiment"),
+    ],
+)
+def test_a_network_that_was_not_typed_says_so(frozen, caplog, command, source):
+    trainer = replace(distill_config(frozen).trainer, epochs=1)
+
+    sheets, _ = trained(frozen, caplog, trainer=trainer, command=command)
+
+    assert sheets["student"]["network"].source == source
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_flips_of_classes_of_left_and_right_are_marked(frozen, caplog, monkeypatch, flips):
+    twins = ("turn_left", "turn_right")
+    monkeypatch.setattr("permafrost.training.training_sheet.find_mirrored", lambda classes: twins)
+    trainer = replace(distill_config(frozen).trainer, epochs=1)
+    augment = augmentation("pad_crop_flip" if flips else "pad_crop")
+
+    sheets, _ = trained(frozen, caplog, trainer=trainer, augment=augment)
+
+    assert ("'turn_left' look like 'turn_right'" in sheets["student"]["views"].warning) == flips
 
 
 def test_targets_are_those_of_the_split_at_the_temperature_of_the_loss(frozen, caplog):

@@ -95,12 +95,6 @@ class Annotation(NamedTuple):
     """Facts about the teacher, the targets of the pass that students train on, and the machine, by subject."""
 
 
-def _teacher_sheet(request: PassRequest) -> FactSheet:
-    network = Network(request.teacher, request.classes)
-    facts = network_facts(network, request.config.command, request.store.size)
-    return FactSheet(subject="teacher", facts=tuple(facts))
-
-
 def _pass_sheets(
     request: PassRequest,
     teacher: FactSheet,
@@ -112,10 +106,8 @@ def _pass_sheets(
     if (sheets := read_sheets(plan.folder)) and not accuracy:
         return sheets
     stored = plan.store.part_of_pass(plan.folder)
-    cluster = plan.config.cluster
-    targets = target_sheet(
-        stored, accuracy=accuracy, trained_on=trained_on(request.teacher, plan.store)
-    )
+    cluster, known = plan.config.cluster, trained_on(request.teacher, plan.store)
+    targets = target_sheet(stored, accuracy=accuracy, trained_on=known)
     machine = machine_sheet(
         cluster.threads_per_actor or torch.get_num_threads(),
         stored.manifest.made_with.get("device", "unknown"),
@@ -152,7 +144,9 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         )
     request.warn_of_aliasing()
     options = begun = request.existing_options()
-    teacher = _teacher_sheet(request)
+    network = Network(request.teacher, request.classes)
+    described = tuple(network_facts(network, config.command, store.size))
+    teacher = FactSheet(subject="teacher", facts=described)
     if options is None:
         announce([teacher])
     # 2. What `auto` means, measured on a sample before a new pass.

@@ -191,25 +191,23 @@ def target_sheet(
         trained_on: Records on which the teacher was trained, if that is known.
     """
     samples = list(read_targets(teacher, split, tau))
-    source = f"{sum(map(_size, samples)):,} records"
-    facts = [_accuracy(teacher.store, samples, accuracy, source)]
-    facts.append(
-        Fact(
-            name="trained on",
-            value=trained_on,
-            source=UNKNOWN if trained_on == UNKNOWN else "model.json",
-        )
-    )
+    sizes = (len(each.is_empty if each.log_probs is None else each.log_probs) for each in samples)
+    source = f"{sum(sizes):,} records"
+    origin = UNKNOWN if trained_on == UNKNOWN else "model.json"
+    facts = [
+        _accuracy(teacher.store, samples, accuracy, source),
+        Fact(name="trained on", value=trained_on, source=origin),
+    ]
     log_probs = [each.log_probs for each in samples if each.log_probs is not None]
     many = teacher.store.index.has_many_labels
     if log_probs and not many:
         joined = np.concatenate(log_probs)
-        entropy, largest = entropy_and_peak(joined)
-        classes = teacher.num_classes
+        (entropy, largest), classes = entropy_and_peak(joined), teacher.num_classes
+        shown = f"{entropy:.3g}" if entropy >= SURE else f"below {SURE:g}"
         facts += [
             Fact(
                 name="entropy",
-                value=f"{_rounded(entropy)} of {np.log(max(classes, 1)):.3g} nats (mean, tau={tau:g})",
+                value=f"{shown} of {np.log(max(classes, 1)):.3g} nats (mean, tau={tau:g})",
                 source=source,
                 warning=describe_spread(entropy, classes, tau, len(joined)),
             ),
@@ -218,7 +216,7 @@ def target_sheet(
     logits = [each.logits for each in samples if each.logits is not None]
     if logits:
         values = np.concatenate(logits)
-        sums = float(np.median(expit(values).sum(axis=1)))
+        sums = np.median(expit(values).sum(axis=1))
         facts.append(
             Fact(
                 name="logits",
@@ -227,25 +225,15 @@ def target_sheet(
             )
         )
     facts += _map_facts(teacher, samples, source)
-    facts.append(
+    facts += [
         Fact(
             name="views",
             value=f"{teacher.num_views} {teacher.views['sampler']}",
             source="manifest.json",
-        )
-    )
-    facts.append(
-        Fact(name="bytes", value=f"{teacher.bytes_per_record:,.0f} a record", source=MEASURED)
-    )
+        ),
+        Fact(name="bytes", value=f"{teacher.bytes_per_record:,.0f} a record", source=MEASURED),
+    ]
     return FactSheet(subject="targets", facts=tuple(facts))
-
-
-def _rounded(value: float) -> str:
-    return f"{value:.3g}" if value >= SURE else f"below {SURE:g}"
-
-
-def _size(sample: TargetSample) -> int:
-    return len(sample.log_probs if sample.log_probs is not None else sample.is_empty)
 
 
 def _accuracy(
@@ -323,8 +311,8 @@ def _map_facts(teacher: TeacherPass, samples: list[TargetSample], source: str) -
     is_empty = np.concatenate([sample.is_empty for sample in samples] or [np.empty(0, bool)])
     if not len(is_empty):
         return
-    classes = np.concatenate([sample.target_class for sample in samples])
-    share, worst = float(is_empty.mean()), ""
+    classes, worst = np.concatenate([sample.target_class for sample in samples]), ""
+    share = float(is_empty.mean())
     if share:
         count = np.bincount(classes)
         shares = np.bincount(classes, is_empty) / np.maximum(count, 1)

@@ -164,7 +164,7 @@ class Network:
             **({"weights": config.weights} if is_of_provider else {}),
             **({"weights_key": key} if key is not None else {}),
             "classes": self.num_classes,
-            "preprocessing": {} if config.learns_moments else _describe_input(config),
+            "preprocessing": {} if config.learns_moments else describe_input(config),
             "frame": config.frame,
             "dtype": precision,
             **plugin_digests(config),
@@ -249,7 +249,7 @@ def _find_key(config: ModelConfig, path: Path, num_classes: int) -> str | None:
     return fit.key if others else None
 
 
-def _describe_input(config: ModelConfig) -> dict[str, Any]:
+def describe_input(config: ModelConfig) -> dict[str, Any]:
     """Describe what a network's images go through. Manifests have a crop or an interpolation only if it is unusual."""
     from permafrost.models.providers import model_normalization, teacher_input_size
 

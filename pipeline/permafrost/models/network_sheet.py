@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,7 @@ from permafrost.config.models import RANDOM, ModelConfig, Picture, is_published
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.errors import UserError, shorten
 from permafrost.core.machine import usable_cores, usable_memory
-from permafrost.models.network import Network
+from permafrost.models.network import Network, describe_input
 from permafrost.models.providers import model_normalization, with_preprocessing
 from permafrost.models.trained_weights import DESCRIPTION_NAME, count_classes
 from permafrost.runs.folder import CONFIG_NAME, read_config
@@ -38,10 +37,15 @@ def network_facts(
     origin = "program" if config.kind == "memory" else origin
     named = ("name", "factory")
     yield Fact(name="network", value=config.label, source=_source(network, named, command, origin))
-    yield _weights(network, _source(network, ("weights",), command, origin))
+    value = str(config.weights or "none: trained from random ones")
+    origin = _source(network, ("weights",), command, origin)
+    if (file := network.file) is not None:
+        value = f"{file.path.name}, sha256 {file.sha256()[:_DIGITS]}"
+        origin = f"run {file.path.parent.parent.name}" if file.description is not None else "file"
+    yield Fact(name="weights", value=value, source=origin)
     if size is not None and len(config.input_shape(size)) == 3:
         shown = with_preprocessing(config, count_classes(network.classes))
-        entry = {"frame": shown.frame, "preprocessing": _preprocessing(network, shown)}
+        entry = {"frame": shown.frame, "preprocessing": describe_input(shown)}
         yield Fact(
             name="input",
             value=str(Picture.from_manifest(entry, size)),
@@ -53,38 +57,14 @@ def network_facts(
             ),
         )
     yield from normalization_facts(network, command)
-    layer = getattr(config, "layer", None)
-    if layer is not None:
+    if (layer := getattr(config, "layer", None)) is not None:
         value = layer or "the last output that is a grid"
         yield Fact(name="layer", value=value, source=TYPED if layer else ASSUMED)
     names = network.classes if not isinstance(network.classes, int) else ()
     order = f", in the order {shorten(list(names), 8)}" if len(names) == network.num_classes else ""
-    starts = config.weights is None
-    source = _source(network, (), command, "store" if starts else f"{ASSUMED}: as in the data")
+    otherwise = "store" if config.weights is None else f"{ASSUMED}: as in the data"
+    source = _source(network, (), command, otherwise)
     yield Fact(name="classes", value=f"{network.num_classes:,}{order}", source=source)
-
-
-def _preprocessing(network: Network, config: ModelConfig) -> dict[str, object]:
-    entry: dict[str, object] = {
-        "input_size": network.input_size if config.frame == "full" else config.input_size
-    }
-    if config.crop_fraction is not None:
-        entry["crop_fraction"] = config.crop_fraction
-    if config.interpolation is not None:
-        entry["interpolation"] = config.interpolation
-    return entry
-
-
-def _weights(network: Network, source: str) -> Fact:
-    config, file = network.config, network.file
-    if file is None:
-        value = str(config.weights or "none: trained from random ones")
-        return Fact(name="weights", value=value, source=source)
-    return Fact(
-        name="weights",
-        value=f"{Path(file.path).name}, sha256 {file.sha256()[:_DIGITS]}",
-        source=f"run {file.path.parent.parent.name}" if file.description is not None else "file",
-    )
 
 
 def _source(network: Network, names: Sequence[str], command: Sequence[str], otherwise: str) -> str:
@@ -131,26 +111,17 @@ def normalization_facts(network: Network, command: Sequence[str]) -> Iterator[Fa
 def trained_on(config: ModelConfig, store: Store) -> str:
     """Return the records that a run has trained a network on; "unknown" if no run of permafrost did."""
     file = Network(config, ()).file
-    if file is None or file.description is None:
+    if file is None or (description := file.description) is None:
         return "none: random weights" if config.weights == RANDOM else UNKNOWN
-    description = file.description
+    kind = TeachConfig if file.path.parent.name == "teach" else DistillConfig
+    parts = {part.fingerprint for part in store.manifest.packed_parts()}
     try:
-        kind = TeachConfig if file.path.parent.name == "teach" else DistillConfig
-        inputs = read_config(file.path.parent / CONFIG_NAME, kind).get("inputs", {})
-    except (UserError, OSError):
-        inputs = {}
-    named = inputs.get("store")
-    where = "of a store that is not known"
-    if named is not None:
-        parts = {
-            store.manifest.fingerprint,
-            *(part.fingerprint for part in store.manifest.packed_parts()),
-        }
-        where = "of this store" if named in parts else "of another store"
-    chosen = (
-        ", a subset" if description.subset.get("shots") or description.subset.get("holdout") else ""
-    )
-    return f"split {description.split} {where}{chosen}"
+        named = read_config(file.path.parent / CONFIG_NAME, kind)["inputs"]["store"]
+        where = "this" if named in parts | {store.manifest.fingerprint} else "another"
+    except (UserError, OSError, KeyError):
+        where = "an unknown"
+    is_part = description.subset.get("shots") or description.subset.get("holdout")
+    return f"split {description.split} of {where} store{', a subset' if is_part else ''}"
 
 
 def machine_sheet(threads: int, device: str, decode_threads: int | None = None) -> FactSheet:

@@ -127,9 +127,8 @@ class NextCommands:
 
     def _name(self, run: str, network: str) -> str:
         """Return the name of a run, or a new one, with the store's name if there is a run of the usual one."""
-        usual = f"my-{network}"
-        is_taken = not run and RunFolder(usual).path.exists()
-        return run or (f"{str(self.path).rpartition('/')[2]}-{network}" if is_taken else usual)
+        of_store = f"{str(self.path).rpartition('/')[2]}-{network}"
+        return run or (of_store if RunFolder(f"my-{network}").path.exists() else f"my-{network}")
 
     def _augment_arguments(self, section: str, size: tuple[int, int]) -> list[str]:
         """Return arguments for views of large frames, at the usual size of classifiers or below."""
