@@ -211,7 +211,7 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], 
         exact ^= exact >> np.uint64(29)
     wide = thumbnails.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE).astype(np.uint16)
     rows = wide[:, ::2] + wide[:, 1::2]
-    cells = (rows[..., ::2] + rows[..., 1::2]).reshape(len(wide), -1)
+    cells = (rows[..., ::2] + rows[..., 1::2]).reshape(-1, (THUMBNAIL_SIDE // 2) ** 2)
     bits = np.packbits(cells > cells.mean(axis=1, keepdims=True), axis=1)
     return exact, bits.view(np.uint64).ravel()
 

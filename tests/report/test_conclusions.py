@@ -92,7 +92,7 @@ def test_a_variant_that_is_not_clearly_better_than_chance_is_remarked_on():
         "The accuracy of at, fitnet is not clearly above the most frequent class"
     )
     below, _ = remarks_in_words(remarks, ACCURACY, {"teacher": weak}, limit)
-    assert "so look at the teacher, whose accuracy is not better, before" in below
+    assert "so look at the teacher, whose accuracy is not clearly above it either, before" in below
 
 
 def test_the_limit_of_chance_is_two_standard_errors_above_it():

@@ -42,7 +42,7 @@ class TargetSample:
     labels: NDArray[np.int64]
     """Labels of the labeled records, [l]; of many labels 1 or 0 for each known pair of record and class."""
     predicted: NDArray[np.int64]
-    """What the teacher predicts for each of these, [l]."""
+    """Predictions of the teacher for these, [l]."""
     target_class: NDArray[np.int64]
     """Class that each map explains, [m]."""
     is_empty: NDArray[np.bool_]

@@ -359,7 +359,7 @@ class ModuleClassifier(ProbedClassifier):
         if scaling and isinstance(self.normalize, Normalize) and not self.normalize.is_identity:
             _log(
                 f"{name} normalizes its images itself, {scaling}, after mean= and std= have done so; if it was "
-                "trained on pixels in [0, 1], set its options mean=[0,0,0] std=[1,1,1], as in "
+                "trained on pixels in [0, 1], set mean=[0,0,0] std=[1,1,1], as in "
                 "teacher.mean=[0,0,0] teacher.std=[1,1,1]"
             )
 
