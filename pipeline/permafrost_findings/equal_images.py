@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import UserError, quote
 from permafrost.core.records import NO_LABEL
-from permafrost.store.facts import Fact, Finding
+from permafrost.store.facts import UNKNOWN, Fact, Finding
 from permafrost.store.image_decoding import THUMBNAIL_SIDE, decode_pixels
 from permafrost.store.shard_records import ShardRecords
 from permafrost.store.thumbnails import read_thumbnails
@@ -61,6 +61,8 @@ class EqualImages:
     """Number of the image of each of these rows, ascending, i32 [n]."""
     similar: Pairs
     """Rows of different splits with similar images that are not equal."""
+    has_thumbnails: bool = True
+    """False if images were compared by their bytes alone."""
 
     @property
     def num_copies(self) -> int:
@@ -121,12 +123,15 @@ def equal_images(store: Store) -> EqualImages:
     rows, images = order[has_copy], images[has_copy]
     hashes = hashes_of(store)
     if hashes is None:
-        return EqualImages(store=store, rows=rows, images=images, similar=Pairs.of([]))
+        return EqualImages(
+            store=store, rows=rows, images=images, similar=Pairs.of([]), has_thumbnails=False
+        )
     exact, means = hashes
     candidates = neighbor_pairs(exact, lambda a, b: (exact[a] == exact[b]) & (heads[a] != heads[b]))
     del order, is_pair, has_copy
-    compared = candidates[:_MAX_DECODED].tolist()
-    of_pixels = [pair for pair in compared if _have_equal_pixels(store, *pair)]
+    of_pixels = [
+        pair for pair in candidates[:_MAX_DECODED].tolist() if _have_equal_pixels(store, *pair)
+    ]
     rows, images = _joined(rows, images, np.array(of_pixels, np.int64).reshape(-1, 2))
     splits = _splits_of(store, np.arange(store.index.num_rows))
     pairs = similar_pairs(means, lambda a, b: splits[a] != splits[b])
@@ -362,11 +367,14 @@ def find_equal_images(store: Store) -> tuple[Finding | Fact, ...]:
         return ()
     equal = equal_images(store)
     shared = equal.differ(_splits_of(store, equal.rows)).num_images
+    similar = f"{equal.similar.num_images:,}" if equal.has_thumbnails else UNKNOWN
     fact = Fact(
         name="equal images",
-        value=f"in several splits {shared:,}, similar {equal.similar.num_images:,}; copies in all "
-        f"{equal.num_copies:,}",
+        value=f"in several splits {shared:,}, similar {similar}; copies in all {equal.num_copies:,}",
         source=f"all {store.index.num_rows:,}",
+        warning=""
+        if equal.has_thumbnails
+        else "compared by their bytes alone, as thumbnails are missing or damaged; a new store.path makes them",
     )
     findings = (
         Finding(name=name, level=level, message=message)

@@ -12,7 +12,7 @@ from PIL import Image
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.store.facts import read_data_facts
 from permafrost.store.reader import Store
-from permafrost_findings.equal_images import EqualImages, Pairs, equal_images
+from permafrost_findings.equal_images import EqualImages, Pairs, equal_images, find_equal_images
 from tests.support.image_sets import folder_config, image_bytes
 from tests.support.previews import preview_of
 from tests.support.stores import precompute_config
@@ -175,7 +175,8 @@ def test_other_pictures_are_not_similar(tmp_path, other):
     assert facts.sheet["equal images"].value.startswith("in several splits 0, similar 0")
 
 
-def test_a_store_without_thumbnails_compares_bytes(tmp_path):
+@pytest.mark.parametrize("change", [lambda data: b"cut", lambda data: data[:-9] + bytes(9)])
+def test_a_store_without_sound_thumbnails_compares_bytes_and_says_so(tmp_path, change):
     data = write_scenes(
         tmp_path / "set", ("test/a/copy.png", scene(3), {}), ("test/a/copy.bmp", scene(4), {})
     )
@@ -183,9 +184,13 @@ def test_a_store_without_thumbnails_compares_bytes(tmp_path):
     store = Store(tmp_path / "store")
     assert len(equal_images(store).rows) == 4
 
-    next((tmp_path / "store/thumbnails").iterdir()).write_bytes(b"cut")
+    file = next((tmp_path / "store/thumbnails").iterdir())
+    file.write_bytes(change(file.read_bytes()))
 
     assert len(equal_images(store).rows) == 2
+    fact, *_ = find_equal_images(store)
+    assert "similar unknown" in fact.value
+    assert "compared by their bytes alone" in fact.warning
 
 
 # ---- the search --------------------------------------------------------------------------------------

@@ -96,18 +96,23 @@ class Annotation(NamedTuple):
 
 
 def _pass_sheets(
-    request: PassRequest,
     teacher: FactSheet,
     plan: PassPlan,
     accuracy: Mapping[str, float],
+    store: Store,
     executor: Executor,
 ) -> dict[str, FactSheet]:
-    """Return the facts about a finished pass, which are measured and written once."""
-    if (sheets := read_sheets(plan.folder)) and not accuracy:
+    """Return the facts about a finished pass over all generations, which are measured and written once for each."""
+    is_single = store.num_generations == 1
+    if is_single and not accuracy and (sheets := read_sheets(plan.folder)):
         return sheets
-    stored = plan.store.part_of_pass(plan.folder)
-    cluster, known = plan.config.cluster, trained_on(request.teacher, plan.store)
-    targets = target_sheet(stored, accuracy=accuracy, trained_on=known)
+    stored = store.open_pass(plan.folder.name, stored_views=plan.views is not None)
+    targets = target_sheet(
+        stored,
+        accuracy=(accuracy or _accuracy(plan, {})) if is_single else None,
+        trained_on=trained_on(plan.teacher, store),
+    )
+    cluster = plan.config.cluster
     machine = machine_sheet(
         cluster.threads_per_actor or torch.get_num_threads(),
         stored.manifest.made_with.get("device", "unknown"),
@@ -169,7 +174,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         part = store.part(number, number + 1)
         results += [_annotate_further(request.following(plan, part), executor) for plan in plans]
     sheets = [
-        _pass_sheets(request, teacher, plan, accuracy, executor)
+        _pass_sheets(teacher, plan, accuracy, store, executor)
         for plan, (_, accuracy) in zip(plans, results, strict=False)
     ]
     return Annotation(

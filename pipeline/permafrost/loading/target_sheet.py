@@ -25,6 +25,7 @@ FLAT, FLAT_AT_TAU, SURE = 0.9, 0.99, 1e-3
 nats below which they say hardly more than labels."""
 MAX_EMPTY = 0.5
 """Share of empty maps from which it is doubtful."""
+_FIELDS = ("logits", TOP_LOGITS, TOP_CLASS, REST_LOGITS, "map", "map_scale", "target_class")
 _MIN_RECORDS = 8
 _SKILL = 0.05
 """Largest p-value of an accuracy that is taken as better than guessing."""
@@ -114,10 +115,9 @@ def _read_shard(
     covered = np.flatnonzero(places >= 0)
     if not len(covered):
         return None
-    names = ("logits", TOP_LOGITS, TOP_CLASS, REST_LOGITS, "map", "map_scale", "target_class")
-    stored = teacher.open_shard(entry, names)
-    first = np.zeros(len(covered), np.int64)
-    values = {name: np.asarray(field[places[covered], first]) for name, field in stored.items()}
+    at = places[covered], np.zeros(len(covered), np.int64)  # in the first view
+    stored = teacher.open_shard(entry, _FIELDS)
+    values = {name: np.asarray(field[at]) for name, field in stored.items()}
     logits = values["logits"].astype(np.float64) if "logits" in values else None
     sample = TargetSample(
         split=entry.split,
@@ -192,7 +192,10 @@ def target_sheet(
     """
     samples = list(read_targets(teacher, split, tau))
     sizes = (len(each.is_empty if each.log_probs is None else each.log_probs) for each in samples)
-    source = f"{sum(sizes):,} records"
+    total = teacher.shards.num_rows if split is None else teacher.store.num_records(split)
+    read = sum(sizes)
+    source = f"{read:,} of {total:,} records" if read < total else f"{read:,} records"
+    source += f", the first of {teacher.num_views} views" * (teacher.num_views > 1)
     origin = UNKNOWN if trained_on == UNKNOWN else "model.json"
     facts = [
         _accuracy(teacher.store, samples, accuracy, source),
@@ -253,10 +256,9 @@ def _accuracy(
     shown = accuracy or measured
     if not shown:
         return Fact(name=name, value="no labels of the teacher's classes", source=UNKNOWN)
-    text = ", ".join(f"{printable(split)} {value:.4g}" for split, value in shown.items())
     return Fact(
         name=name,
-        value=text,
+        value=", ".join(f"{printable(split)} {value:.4g}" for split, value in shown.items()),
         source="all records" if accuracy else source,
         warning="" if many or not measured else describe_guessing(*_joined(samples)),
     )
@@ -355,6 +357,5 @@ def sheets_of(store: Store, teacher: TeacherPass | None = None) -> dict[str, Fac
         )
         sheets = {"data": FactSheet(subject="data", facts=facts)}
     if teacher is not None:
-        known = read_sheets(teacher.folder)
-        sheets |= known or {"targets": target_sheet(teacher)}
+        sheets |= read_sheets(teacher.folder) or {"targets": target_sheet(teacher)}
     return sheets

@@ -35,8 +35,11 @@ def network_facts(
     config = network.config
     origin = "experiment" if any(word.startswith("experiment=") for word in command) else "default"
     origin = "program" if config.kind == "memory" else origin
-    named = ("name", "factory")
-    yield Fact(name="network", value=config.label, source=_source(network, named, command, origin))
+    yield Fact(
+        name="network",
+        value=config.label,
+        source=_source(network, ("name", "factory"), command, origin),
+    )
     value = str(config.weights or "none: trained from random ones")
     origin = _source(network, ("weights",), command, origin)
     if (file := network.file) is not None:
@@ -63,8 +66,11 @@ def network_facts(
     names = network.classes if not isinstance(network.classes, int) else ()
     order = f", in the order {shorten(list(names), 8)}" if len(names) == network.num_classes else ""
     otherwise = "store" if config.weights is None else f"{ASSUMED}: as in the data"
-    source = _source(network, (), command, otherwise)
-    yield Fact(name="classes", value=f"{network.num_classes:,}{order}", source=source)
+    yield Fact(
+        name="classes",
+        value=f"{network.num_classes:,}{order}",
+        source=_source(network, (), command, otherwise),
+    )
 
 
 def _source(network: Network, names: Sequence[str], command: Sequence[str], otherwise: str) -> str:
@@ -120,8 +126,8 @@ def trained_on(config: ModelConfig, store: Store) -> str:
         where = "this" if named in parts | {store.manifest.fingerprint} else "another"
     except (UserError, OSError, KeyError):
         where = "an unknown"
-    is_part = description.subset.get("shots") or description.subset.get("holdout")
-    return f"split {description.split} of {where} store{', a subset' if is_part else ''}"
+    chosen = ", a subset" * any(map(description.subset.get, ("shots", "holdout")))
+    return f"split {description.split} of {where} store{chosen}"
 
 
 def machine_sheet(threads: int, device: str, decode_threads: int | None = None) -> FactSheet:

@@ -248,14 +248,16 @@ class ImageSample:
         """Value that nine tenths of the files of 16 bits do not exceed, so that no single bright pixel hides it."""
         return sorted(self.largest_values)[(9 * len(self.largest_values) - 1) // 10]
 
-    def facts(self, records: int) -> Iterator[Fact]:
+    def facts(self, records: int, which: str = "") -> Iterator[Fact]:
         """Iterate over the facts of the files.
 
         Args:
             records: Number of records of the data, of which the files may be a sample.
+            which: Words on which records these are, if not all.
         """
         read = f"{self.files:,} of {records:,} headers" if self.files < records else "all headers"
-        pixels = f"{self.decoded:,} decoded"
+        read += which
+        pixels = f"{self.decoded:,} decoded{which}"
         words = [_counts_in_words(self.formats), _counts_in_words(self.kinds)]
         words += [f"damaged {self.num_damaged:,}"] if self.num_damaged else []
         yield Fact(
@@ -416,8 +418,8 @@ class Preview:
 
     def sheet(self) -> FactSheet:
         """Return the facts of the data; those that findings are about are marked."""
-        sheet = FactSheet(subject="data", facts=tuple(self._facts()))
-        return sheet.marked(self.findings, FACTS_OF_FINDINGS)
+        facts = FactSheet(subject="data", facts=tuple(self._facts()))
+        return facts.marked(self.findings, FACTS_OF_FINDINGS)
 
     def _facts(self) -> Iterator[Fact]:
         counts, listing = self.counts, self.source
@@ -444,9 +446,12 @@ class Preview:
         absent, read = self.tally[ABSENT_PARTS], self.tally.total(READ_PARTS)
         if read > 1:
             names = shorten(sorted(absent), 3) if absent else "none"
-            value = f"{read:,} files; absent by their numbers: {names}"
-            findings = ("files_left_out",) if absent else ()
-            yield Fact(name="parts", value=value, source="names of files", findings=findings)
+            yield Fact(
+                name="parts",
+                value=f"{read:,} files; absent by their numbers: {names}",
+                source="names of files",
+                findings=("files_left_out",) if absent else (),
+            )
         if others := sum(map(self.tally.total, _LEFT_OUT)):
             yield Fact(name="left out", value=f"{others:,} files", source="names of files")
         if self.groups is not None:
@@ -468,7 +473,9 @@ class Preview:
                 name="new", value=f"{sampled:,} records that the store does not have", source="keys"
             )
         if self.sample is not None:
-            yield from self.sample.facts(sampled)
+            yield from self.sample.facts(
+                sampled, "" if self.comparison is None else " of new records"
+            )
         if bit_range := getattr(self.data, "bit_range", ()):
             yield Fact(name="bit_range", value=str(list(bit_range)), source=TYPED)
         yield from self.measured

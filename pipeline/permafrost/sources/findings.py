@@ -67,7 +67,7 @@ def complete_facts(store: Store) -> None:
     findings = [each for each in remarks if isinstance(each, Finding)]
     facts = [each for each in remarks if isinstance(each, Fact)]
     for fact in facts:
-        logger.info("%s: %s", fact.name, fact.text())
+        logger.info("%s: %s%s", fact.name, fact.text(), f". {fact.warning}" * bool(fact.warning))
     log_findings(findings)
     kept.with_facts(facts, findings, FACTS_OF_FINDINGS).write(store.folder)
 

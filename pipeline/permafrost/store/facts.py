@@ -177,8 +177,9 @@ class _StoredSheets:
 
 def write_sheets(folder: AnyPath, sheets: Mapping[str, FactSheet]) -> None:
     """Write the sheets of a pass or a run."""
-    stored = _StoredSheets(sheets=tuple(sheets.values()))
-    file_at(folder / FACTS_NAME).write(sign_json(asdict(stored)))
+    file_at(folder / FACTS_NAME).write(
+        sign_json(asdict(_StoredSheets(sheets=tuple(sheets.values()))))
+    )
 
 
 def read_sheets(folder: AnyPath) -> dict[str, FactSheet]:

@@ -163,7 +163,8 @@ class PackPlan:
         if self.repairs:
             return f"{len(self.missing):,} shards are lost, of {len(self.shards):,} that were packed together"
         if self.before is not None:
-            return f"{sum(self.before.records.values()):,} records, and {self.num_records:,} new ones ({counts})"
+            packed = sum(self.before.records.values())
+            return f"{packed:,} records, and {self.num_records:,} new ones ({counts or 'none'})"
         return (
             f"{self.num_records:,} records ({counts}) of {len(self.classes):,} classes in "
             f"{len(self.shards):,} shards, of which {len(self.shards) - len(self.missing):,} are packed"

@@ -40,8 +40,7 @@ def training_sheets(
         Sheets of the student (or of the teacher that is trained), of the targets of its first pass, and of the machine.
     """
     subject = "student" if isinstance(options, DistillConfig) else "teacher"
-    facts = tuple(_facts(options, subject, spec, distributed))
-    sheets = [FactSheet(subject=subject, facts=facts)]
+    sheets = [FactSheet(subject=subject, facts=tuple(_facts(options, subject, spec, distributed)))]
     if spec.dataset.passes:
         first = spec.dataset.passes[0]
         tau = getattr(getattr(spec.loss, "config", None), "tau", 1.0)
@@ -54,10 +53,14 @@ def training_sheets(
                 trained_on=UNKNOWN if before is None else before["trained on"].value,
             )
         )
-    threads = spec.trainer.num_threads or torch.get_num_threads()
     device = distributed.device or resolve_device("trainer.device", spec.trainer.device)
-    decoding = decode_threads_of(spec.trainer, distributed)
-    sheets.append(machine_sheet(threads, device_name(device), decoding))
+    sheets.append(
+        machine_sheet(
+            spec.trainer.num_threads or torch.get_num_threads(),
+            device_name(device),
+            decode_threads_of(spec.trainer, distributed),
+        )
+    )
     return {sheet.subject: sheet for sheet in sheets}
 
 
@@ -77,8 +80,12 @@ def _facts(
         height, width = spec.input_size
         twins = find_mirrored(spec.class_names) if "horizontal_flip" in kinds else ()
         warning = f"a flip makes class {twins[0]!r} look like {twins[1]!r}" if twins else ""
-        value = f"{views}; {width}x{height}"
-        yield Fact(name="views", value=value, source="augment", warning=warning)
+        yield Fact(
+            name="views",
+            value=f"{views}; {width}x{height}",
+            source="augment",
+            warning=warning,
+        )
     split, whole = _split_of(options), dataset.store.num_records(_split_of(options))
     rows = len(dataset)
     left = f"; {whole - rows:,} left out" if whole > rows else ""

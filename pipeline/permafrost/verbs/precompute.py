@@ -264,19 +264,26 @@ class PrecomputePlan(Plan):
             packed = pack(plan, options, executor)
             self._listing.close()
             return packed + self._pack(*self._plan_packing(self._open_listing(is_locked=True)))
-        preview = None
-        if plan.missing:
-            limit = options.preview.limit
-            preview = preview_source(
-                options.data, listed, executor, self.path, files=limit, is_packed_next=True
+        preview, is_append = None, plan.before is not None
+        if plan.missing or (is_append and plan.shards) or read_data_facts(self.path) is None:
+            preview = add_findings(
+                preview_source(
+                    options.data,
+                    listed,
+                    executor,
+                    self.path,
+                    files=options.preview.limit,
+                    is_packed_next=True,
+                )
             )
-            preview = add_findings(preview)
             announce([preview.sheet()])
             check_findings(preview)
-            is_repair = plan.before is None and file_at(self.path / MANIFEST_NAME).exists()
-            if not is_repair or read_data_facts(self.path) is None:
+            is_first = not file_at(self.path / MANIFEST_NAME).exists()
+            if is_first or read_data_facts(self.path) is None:
                 preview.stored().write(self.path)
         packed = pack(plan, options, executor)
+        if preview is not None and is_append:  # before, they would be ahead of the store
+            preview.stored().write(self.path)
         self._listing.close()
         complete_facts(Store(self.path))
         write_origin(self.path, str(self._digest), plan.dataset.fingerprint)

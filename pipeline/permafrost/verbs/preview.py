@@ -109,9 +109,9 @@ def _find_changes(data: DataConfig, listed: ListedData) -> list[Finding]:
     if listed.comparison is None:
         return []
     changes = describe_changes(data, listed.comparison, listed.source, listed.listing)
-    advice = "restore them, or keep the packed ones with store.changed=keep"
     message = (
-        f"records that the store has are not as they were packed: {'; '.join(changes)}; {advice}"
+        f"records that the store has are not as they were packed: {'; '.join(changes)}; restore them, or keep the "
+        "packed ones with store.changed=keep"
     )
     return [Finding(name="changed_records", level="error", message=message)] if changes else []
 
