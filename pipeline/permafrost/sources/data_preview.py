@@ -472,7 +472,7 @@ class Preview:
             yield Fact(
                 name="new", value=f"{sampled:,} records that the store does not have", source="keys"
             )
-        if self.sample is not None:
+        if self.sample is not None and self.sample.files:
             yield from self.sample.facts(
                 sampled, "" if self.comparison is None else " of new records"
             )
