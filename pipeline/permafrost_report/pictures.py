@@ -22,7 +22,6 @@ from PIL import Image
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.core.batches import Batch
-from permafrost.core.errors import printable
 from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import schedule_views
@@ -273,7 +272,7 @@ def readable_classes(classes: Sequence[str]) -> list[str]:
 
     Before a WordNet id, such as n01443537, is the name of its noun.
     """
-    classes = [printable(shown_name(name)) for name in classes]
+    classes = [shown_name(name) for name in classes]
     if not any(_WORDNET.fullmatch(name) for name in classes):
         return classes
     from timm.data.imagenet_info import ImageNetInfo

@@ -16,6 +16,7 @@ from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from permafrost.core.batches import Logits, TopLogits
+from permafrost.core.errors import printable
 from permafrost.core.label_forms import classes_of, has_many, predict_labels
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
@@ -209,7 +210,7 @@ def _names(labels: Sequence[int], classes: Sequence[str] | None) -> str:
 
 def _entitle(axis: Axes, text: str) -> None:
     """Write a title above a picture, with an ellipsis if it is wider than the picture's place."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     points = _FILLED * 72 * axis.get_position().width * axis.figure.get_figwidth()  # type: ignore[union-attr]
 
     def width(text: str) -> float:

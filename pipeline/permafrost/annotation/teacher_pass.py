@@ -112,13 +112,13 @@ def _pass_sheets(
         accuracy=(accuracy or _accuracy(plan, {})) if is_single else None,
         trained_on=trained_on(plan.teacher, store),
     )
-    cluster = plan.config.cluster
     machine = machine_sheet(
-        cluster.threads_per_actor or torch.get_num_threads(),
+        plan.config.cluster.threads_per_actor or torch.get_num_threads(),
         stored.manifest.made_with.get("device", "unknown"),
-        _decode_threads(cluster, executor),
+        _decode_threads(plan.config.cluster, executor),
     )
     sheets = {sheet.subject: sheet for sheet in (teacher, targets, machine)}
+    remove_partial_files(plan.folder)  # of a call that was killed while it wrote them
     write_sheets(plan.folder, sheets)
     return sheets
 
