@@ -102,6 +102,15 @@ def test_accuracy_that_guessing_has_too_is_doubtful(predicted, is_guessing):
     assert bool(text) == is_guessing
 
 
+def test_of_large_targets_fewer_records_are_read(frozen, monkeypatch):
+    _, teacher = opened(frozen)
+    monkeypatch.setattr("permafrost.loading.target_sheet._SHARD_BYTES", 1)
+
+    sheet = target_sheet(teacher, split="train")
+
+    assert sheet["entropy"].source == "24 of 40 records"  # 8 of each of three shards
+
+
 def test_half_of_the_maps_empty_is_doubtful():
     assert "60% of the maps are empty" in describe_empty(0.6, 50)
     assert describe_empty(0.4, 50) == describe_empty(1.0, 3) == ""

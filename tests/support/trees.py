@@ -34,5 +34,5 @@ def all_files(folder: Path) -> list[Path]:
 
 
 def _is_of_pass(path: Path) -> bool:
-    """Whether a file has the facts about a pass, which are also those of a machine."""
+    """Return whether a file has the facts about a pass, which are also those of a machine."""
     return path.name == FACTS_NAME and path.parent.parent.name == TEACHERS_FOLDER

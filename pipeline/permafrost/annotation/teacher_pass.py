@@ -39,6 +39,7 @@ from permafrost.config.cluster import WorkConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.errors import require, shorten
+from permafrost.core.progress import say_if_slow
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.loading.decode_threads import resolve_decode_threads
@@ -107,11 +108,12 @@ def _pass_sheets(
     if is_single and not accuracy and (sheets := read_sheets(plan.folder)):
         return sheets
     stored = store.open_pass(plan.folder.name, stored_views=plan.views is not None)
-    targets = target_sheet(
-        stored,
-        accuracy=(accuracy or _accuracy(plan, {})) if is_single else None,
-        trained_on=trained_on(plan.teacher, store),
-    )
+    with say_if_slow(logger, f"reading the targets of {plan.folder.name} for its facts ..."):
+        targets = target_sheet(
+            stored,
+            accuracy=(accuracy or _accuracy(plan, {})) if is_single else None,
+            trained_on=trained_on(plan.teacher, store),
+        )
     machine = machine_sheet(
         plan.config.cluster.threads_per_actor or torch.get_num_threads(),
         stored.manifest.made_with.get("device", "unknown"),

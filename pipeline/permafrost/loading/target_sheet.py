@@ -19,7 +19,9 @@ from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
 
 _SHARDS_OF_SPLIT, _ROWS_OF_SHARD = 4, 512
-"""Shards of a split, and records of each, that are read."""
+"""Shards of a split, and records of each, that are read, of large targets fewer."""
+_SHARD_BYTES = 2**22
+"""Stored bytes of a shard's records from which on fewer are read, as a record of 20,000 classes takes 40 kB."""
 FLAT, FLAT_AT_TAU, SURE = 0.9, 0.99, 1e-3
 """Mean entropy from which targets are flat, as a part of ln K at tau=1 and at another temperature, and mean entropy in
 nats below which they say hardly more than labels."""
@@ -47,7 +49,7 @@ class TargetSample:
     target_class: NDArray[np.int64]
     """Class that each map explains, [m]."""
     is_empty: NDArray[np.bool_]
-    """Whether each map is constant, [m]."""
+    """True for each map that is constant, [m]."""
 
 
 def entropy_and_peak(log_probs: NDArray[np.float64]) -> tuple[float, float]:
@@ -111,7 +113,8 @@ def read_targets(
 def _read_shard(
     teacher: TeacherPass, entry: ShardEntry, rows: range, tau: float
 ) -> TargetSample | None:
-    places = teacher.rows_of(entry)[:_ROWS_OF_SHARD]
+    most = max(_MIN_RECORDS, int(_SHARD_BYTES * teacher.num_views / teacher.bytes_per_record))
+    places = teacher.rows_of(entry)[: min(most, _ROWS_OF_SHARD)]
     covered = np.flatnonzero(places >= 0)
     if not len(covered):
         return None

@@ -9,6 +9,7 @@ import torch
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.models import RANDOM, ModelConfig, Picture, is_published
 from permafrost.config.teaching import TeachConfig
+from permafrost.core.digests import SHORT
 from permafrost.core.errors import UserError, shorten
 from permafrost.core.machine import usable_cores, usable_memory
 from permafrost.models.network import Network, describe_input
@@ -18,7 +19,6 @@ from permafrost.runs.folder import CONFIG_NAME, read_config
 from permafrost.store.facts import ASSUMED, MEASURED, TYPED, UNKNOWN, Fact, FactSheet
 from permafrost.store.reader import Store
 
-_DIGITS = 12
 PUBLISHED = "published with the weights"
 
 
@@ -43,7 +43,7 @@ def network_facts(
     value = str(config.weights or "none: trained from random ones")
     origin = _source(network, ("weights",), command, origin)
     if (file := network.file) is not None:
-        value = f"{file.path.name}, sha256 {file.sha256()[:_DIGITS]}"
+        value = f"{file.path.name}, sha256 {file.sha256()[:SHORT]}"
         origin = f"run {file.path.parent.parent.name}" if file.description is not None else "file"
     yield Fact(name="weights", value=value, source=origin)
     if size is not None and len(config.input_shape(size)) == 3:

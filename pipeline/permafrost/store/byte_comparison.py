@@ -44,13 +44,17 @@ class CompareBytes:
     def __call__(self, part: tuple[NDArray[np.int64], pa.Array]) -> ShardResult[list[str]]:
         started, differing = time.monotonic(), []
         rows, digests = part
-        records = open_listing(self.listing).records(rows)
-        for record, digest in zip(records, digests.to_pylist(), strict=True):
+        pairs = zip(open_listing(self.listing).records(rows), digests.to_pylist(), strict=True)
+        for record, digest in pairs:
             count_records(1)
             if self._digest(record) != digest:
                 differing.append(record.key)
-        seconds = time.monotonic() - started
-        return ShardResult(name=str(rows[0]), records=len(rows), seconds=seconds, report=differing)
+        return ShardResult(
+            name=str(rows[0]),
+            records=len(rows),
+            seconds=time.monotonic() - started,
+            report=differing,
+        )
 
     def _digest(self, record: Record) -> bytes | None:
         """Return the SHA-256 of a record's image as it would be packed; None for one that cannot be."""

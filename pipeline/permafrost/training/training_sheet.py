@@ -90,8 +90,7 @@ def _facts(
     rows = len(dataset)
     left = f"; {whole - rows:,} left out" if whole > rows else ""
     yield Fact(name="records", value=f"{rows:,} of split {split}{left}", source="store, subset")
-    batch = trainer.batch_size // spec.views_per_step
-    steps, rest = divmod(rows, batch)
+    steps, rest = divmod(rows, trainer.batch_size // spec.views_per_step)
     ranks = distributed.world_size
     each = "" if ranks == 1 else f" ({trainer.batch_size // ranks} on each of {ranks} ranks)"
     epochs = f"{trainer.epochs:,} epoch{'s' if trainer.epochs > 1 else ''}"

@@ -182,10 +182,10 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
             options.tau,
         )
         spearman["teacher"] = off_diagonal_spearman(class_means, teacher)
-    if (given := _given_similarity(context)) is not None:
-        spearman["given"] = off_diagonal_spearman(class_means, given)
+    if (similarities := _given_similarity(context)) is not None:
+        spearman["given"] = off_diagonal_spearman(class_means, similarities)
         if teacher is not None:
-            of_teacher["given"] = off_diagonal_spearman(teacher, given)
+            of_teacher["given"] = off_diagonal_spearman(teacher, similarities)
     defined = {
         name: {key: value for key, value in values.items() if value is not None}
         for name, values in {"spearman": spearman, "teacher_spearman": of_teacher}.items()
