@@ -108,6 +108,8 @@ class PassRequest:
     """Options of the command."""
     store: Store
     teacher: ModelConfig
+    network: Network
+    """The teacher with its weights, whose digest is computed once."""
     classes: Sequence[str]
     """Names of the classes of the first generation."""
     explainer: ExplainerConfig
@@ -118,7 +120,7 @@ class PassRequest:
 
     def warn_of_aliasing(self) -> None:
         """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
-        side = Network(self.teacher, self.classes).input_size
+        side = self.network.input_size
         size = self.store.size
         if not self.store.form.has_places or side is None or max(size) <= _MIN_TIMES_LARGER * side:
             return
@@ -244,6 +246,7 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
         config=config,
         store=store,
         teacher=teacher,
+        network=network,
         classes=classes,
         explainer=resolve_explainer(config.explainer, store, teacher.classes or len(classes)),
         described=network.describe(reads_head=config.annotate.reads_head),

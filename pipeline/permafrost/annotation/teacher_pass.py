@@ -47,7 +47,6 @@ from permafrost.loading.target_sheet import target_sheet
 from permafrost.models.compute import unused_accelerator
 from permafrost.models.cost import count_parameters, sha256_tensors
 from permafrost.models.explanations import pass_precision
-from permafrost.models.network import Network
 from permafrost.models.network_sheet import machine_sheet, network_facts, trained_on
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
@@ -151,8 +150,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         )
     request.warn_of_aliasing()
     options = begun = request.existing_options()
-    network = Network(request.teacher, request.classes)
-    described = tuple(network_facts(network, config.command, store.size))
+    described = tuple(network_facts(request.network, config.command, store.size))
     teacher = FactSheet(subject="teacher", facts=described)
     if options is None:
         announce([teacher])
