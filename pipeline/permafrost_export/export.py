@@ -72,6 +72,7 @@ def export_student(config: ExportConfig) -> ExportResult:
 
 
 def _export(config: ExportConfig) -> ExportResult:
+    from permafrost.models.providers import provider_of
     from permafrost_export import portable
 
     if config.to:
@@ -128,6 +129,8 @@ def _export(config: ExportConfig) -> ExportResult:
     is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places
     if is_shown:
         file_at(card.with_name(PROGRAM)).write(Path(__file__).with_name(PROGRAM).read_bytes())
+    if (export := provider_of(trained.config).export) is not None:
+        export(student / EXPORT_FOLDER, network, trained)
     of_data = {name: facts[name] for name in ("labels", "bit_range")}
     if "thresholds" in facts:
         pairs = zip(facts["classes"], facts["thresholds"], strict=True)

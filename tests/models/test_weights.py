@@ -24,7 +24,13 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.explanations import gradcam
 from permafrost.models.network import Network
-from permafrost.models.providers import build_model, freeze, model_normalization, published
+from permafrost.models.providers import (
+    build_model,
+    freeze,
+    model_normalization,
+    provider_of,
+    published,
+)
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.models.weights import load_weights
 from permafrost.storage.files import file_at
@@ -270,6 +276,7 @@ def test_a_timm_student_is_exported_as_timms_hub_has_it(tmp_path, config, layout
     images = random_images(64)
 
     save_trained(config, model.to(memory_format=layout), tmp_path)
+    provider_of(config).export(tmp_path / "export", model, SavedNetwork(tmp_path).describe())
 
     convolutions = [p for p in model.parameters() if p.dim() == 4 and min(p.shape) > 1]
     assert all(p.is_contiguous(memory_format=layout) for p in convolutions)  # it is not changed

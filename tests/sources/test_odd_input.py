@@ -23,8 +23,8 @@ from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
 from permafrost.models.explanations import map_grid, require_places, warn_of_coarse_grid
-from permafrost.models.providers import build_model, name_weights
-from permafrost.models.saved import TrainedModel, save_model
+from permafrost.models.providers import build_model, name_weights, provider_of
+from permafrost.models.saved import TrainedModel
 from permafrost.models.weights import load_weights, read_state_dict
 from permafrost.sources.source import build_source
 from permafrost.storage.files import file_at
@@ -319,7 +319,7 @@ def test_an_export_says_nothing_of_weights_that_it_does_not_hold(tmp_path, licen
     classes = tuple(f"kind {number}" for number in range(10))
     trained = TrainedModel(config=config, num_classes=10, classes=classes, input_size=(64, 64))
 
-    save_model(tmp_path / "my-run" / "distill", build_model(config, 10), trained)
+    provider_of(config).export(tmp_path / "my-run/distill/export", build_model(config, 10), trained)
 
     path = tmp_path / "my-run/distill/export/config.json"
     written = json.loads(path.read_text())

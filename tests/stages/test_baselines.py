@@ -332,7 +332,12 @@ def test_review_needs_two_records_a_rank(frozen):
 def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_behind(frozen):
     def config(run):
         return distill_config(
-            frozen, run=run, method=ReviewKDConfig(), mode="live", teacher=frozen.config.teacher
+            frozen,
+            run=run,
+            method=ReviewKDConfig(),
+            mode="live",
+            teacher=frozen.config.teacher,
+            trainer=replace(TRAINER, keep_checkpoint=True),
         )
 
     distill.run(config("whole"))
@@ -358,7 +363,7 @@ def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_
 
 
 def test_fusions_are_drawn_from_the_seed(frozen):
-    trainer = replace(TRAINER, epochs=1)
+    trainer = replace(TRAINER, epochs=1, keep_checkpoint=True)
     drawn = []
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
         distill.run(

@@ -234,7 +234,6 @@ def test_a_run_writes_its_student_config_metrics_and_cost(frozen):
     assert result.trained_epochs == 3
     assert {path.name for path in folder.iterdir()} == {
         ".lock",
-        "checkpoint.pt",
         "config.yaml",
         "cost.json",
         "facts.json",

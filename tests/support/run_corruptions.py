@@ -37,7 +37,12 @@ from tests.support.sweeps import TWO_VARIANTS, run_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, precompute, report, teach
 
 _TRAINER = TrainerOptions(
-    epochs=3, batch_size=8, num_threads=1, log_every_steps=2, checkpoint_every_epochs=1
+    epochs=3,
+    batch_size=8,
+    num_threads=1,
+    log_every_steps=2,
+    checkpoint_every_epochs=1,
+    keep_checkpoint=True,
 )
 DAMAGES = ("flip", "flip", "flip", "cut", "empty", "junk", "append", "zeros")
 """Kinds of damage, a flip of a single bit the most frequent."""
@@ -117,7 +122,7 @@ class Runs:
         teach.run(self.teach["taught"])
         with killed_at(loop, "train_step", 7):  # in the second of three epochs
             distill.run(self.distill["half"])
-        with killed_at(loop, "train_step", 3):
+        with killed_at(loop, "train_step", 2):  # after the first of three epochs, each of one step
             teach.run(self.teach["taught-half"])
         self.verb("evaluate", "one")
         self.verb("sweep", "grid")

@@ -88,6 +88,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
         result = run_verb("distill", *words(frozen, RUN))
     assert result.trained_epochs == 2
     assert "distill/model.json" in contents(bucket, "runs/one")
+    assert "distill/checkpoint.pt" not in contents(bucket, "runs/one")
     run_verb("distill", *words(frozen, RUN))
     made = contents(bucket, "runs/one")
     for name in ("model.safetensors", "metrics.jsonl"):

@@ -327,7 +327,7 @@ def test_auto_is_the_fastest_precision_of_the_device_and_stays_that_of_the_check
     monkeypatch.setattr(
         "permafrost.training.build.fastest_precision", lambda device: choices.pop(0)
     )
-    auto = replace(TRAINER, precision="auto")
+    auto = replace(TRAINER, precision="auto", keep_checkpoint=True)
     explicit = replace(TRAINER, precision=fastest)
 
     distill.run(distill_config(frozen, trainer=auto, run="auto"))

@@ -250,7 +250,7 @@ def test_a_deleted_checkpoint_is_the_way_out_and_gives_the_same_student(interrup
     assert interrupted.verb("distill", "half").trained_epochs == 3
 
 
-def test_the_network_is_exported_again_from_its_checkpoint(interrupted):
+def test_a_damaged_network_is_trained_again_to_the_same_one(interrupted):
     shutil.copytree(interrupted.folder / RUNS / "one", RUNS / "one")
     weights, described = (RUNS / "one/distill" / n for n in ("model.safetensors", "model.json"))
     sound = weights.read_bytes(), described.read_bytes()
@@ -261,7 +261,7 @@ def test_the_network_is_exported_again_from_its_checkpoint(interrupted):
         interrupted.verb("distill", "one")
 
     described.unlink()
-    assert interrupted.verb("distill", "one").trained_epochs == 0
+    assert interrupted.verb("distill", "one").trained_epochs > 0
 
     assert (weights.read_bytes(), described.read_bytes()) == sound
 

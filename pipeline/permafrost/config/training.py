@@ -112,6 +112,9 @@ class TrainerOptions(Options):
     """Epochs between checkpoints."""
     checkpoint_every_steps: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
     """Steps between checkpoints within an epoch, for long epochs; null saves only after epochs."""
+    keep_checkpoint: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
+    """Keep checkpoint.pt, and the weights of the selected epoch in a file of their own, when the training is finished;
+    under Adam three times the weights."""
     log_every_steps: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 20
     """Steps between logged metrics."""
 

@@ -83,22 +83,18 @@ def recorded_picture(network: ModelConfig) -> Picture | None:
 def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     """Write the weights, then the description that marks the run as finished.
 
-    The weights have the names of their provider, whose own format, if it has one, is also written, to export/. A timm
-    network loads from there with timm.create_model("local-dir:<folder>").
+    The weights have the names of their provider.
     """
     import torch
     from safetensors.torch import save
 
     from permafrost.models.cost import measure_cost
-    from permafrost.models.providers import provider_of
 
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.network.state_dict().items()
     }
     weights_sha256 = file_at(folder / MODEL_NAME).write(save(state))
-    if (export := provider_of(trained.config).export) is not None:
-        export(folder / EXPORT_FOLDER, model, trained)
     record = torch.zeros(1, *trained.config.input_shape(trained.input_size))
     cost = measure_cost(model, record.to(model.device))
     description = {

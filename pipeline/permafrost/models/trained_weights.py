@@ -39,8 +39,8 @@ DESCRIPTION_NAME = "model.json"
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".th")
 """Suffixes of files of weights in a folder."""
 _ADVICE = (
-    "delete {path} and run the command that trained this network again, which writes both files from its checkpoint; "
-    "without one, restore them"
+    "delete {path} and run the command that trained this network again, which trains it anew "
+    "(from checkpoint.pt, if trainer.keep_checkpoint=true left one), or restore them"
 )
 
 DataClasses = Sequence[str] | int

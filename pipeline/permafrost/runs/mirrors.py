@@ -155,10 +155,28 @@ def upload_mirror(folder: Path) -> None:
     Raises:
         FileError: If a file cannot be uploaded.
     """
+    if address := _address_of(folder):
+        upload_folder(address)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file of a run, and its object if the folder is in the mirror of a run in a bucket.
+
+    Raises:
+        FileError: If it cannot be removed.
+    """
+    if address := _address_of(path):
+        buckets.remove_object(address)
+    file_at(path).remove()
+
+
+def _address_of(path: Path) -> str:
+    """Return the address of what a mirror holds, empty for a path outside of mirrors."""
     root = cache_folder() / _RUNS  # not created, as a run of this machine needs no cache
-    if folder.is_relative_to(root):
-        scheme, *rest = folder.relative_to(root).parts
-        upload_folder(f"{scheme}://{'/'.join(rest)}")
+    if not path.is_relative_to(root):
+        return ""
+    scheme, *rest = path.relative_to(root).parts
+    return f"{scheme}://{'/'.join(rest)}"
 
 
 def _rank(name: str) -> int:

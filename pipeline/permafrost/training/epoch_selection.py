@@ -112,6 +112,8 @@ def plan_curve(
 
 
 EPOCHS_NAME = "epochs.json"
+SELECTED_PREFIX = "selected-epoch-"
+"""Start of the names of the files with the weights of the best epochs so far."""
 _OF_LOGITS = ("accuracy", "f1", "worst_group_accuracy", "agreement", "kl_to_teacher")
 """Metrics for which no map is computed."""
 _OF_TEACHER = ("agreement", "kl_to_teacher", "map_cosine")
@@ -145,7 +147,7 @@ class EpochSelection:
             self.metric in METRICS,
             f"select_epoch={select} names an unknown metric; choose one of {', '.join(METRICS)}",
         )
-        self.files = KeptEpochs(folder / EPOCHS_NAME, "epochs", "selected-epoch-")
+        self.files = KeptEpochs(folder / EPOCHS_NAME, "epochs", SELECTED_PREFIX)
         self.select, self.evaluate = select, evaluate
         self.epochs()  # a damaged file is an error before the training, not after an epoch
 

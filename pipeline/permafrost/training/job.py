@@ -22,7 +22,7 @@ from permafrost.config.training import TrainerOptions
 from permafrost.config.verbs import Plan
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import CHECKPOINT_NAME, RunFolder, read_cost, save_cost
-from permafrost.runs.mirrors import upload_mirror
+from permafrost.runs.mirrors import remove_file, upload_mirror
 from permafrost.runs.trackers import TrackedRun
 from permafrost.store.facts import announce, read_sheets, write_sheets
 
@@ -196,6 +196,7 @@ class TrainingJob(Plan):
         """
         from permafrost.core.distributed import DistributedContext  # imports torch
         from permafrost.models.saved import save_model
+        from permafrost.training.epoch_selection import SELECTED_PREFIX
         from permafrost.training.loop import train_to_end
         from permafrost.training.training_sheet import training_sheets
 
@@ -235,6 +236,10 @@ class TrainingJob(Plan):
             )
             save_model(self.folder, training.model, trained)
             upload_mirror(self.folder)  # this process may be on another machine than the command
+            if not self.trainer.keep_checkpoint:
+                for pattern in (CHECKPOINT_NAME, f"{SELECTED_PREFIX}*.safetensors"):
+                    for path in self.folder.glob(pattern):
+                        remove_file(path)
 
     def finish(
         self, on_epoch: Callable[[int, str], None], *, announces: bool = False

@@ -62,7 +62,9 @@ from tests.support.verbs import distill, precompute
 
 PASS = PassOptions(batch_size=8, outputs=("logits", "pooled"))
 SIZE = (16, 16)
-TRAINER = TrainerOptions(epochs=2, batch_size=16, num_threads=1, log_every_steps=1)
+TRAINER = TrainerOptions(
+    epochs=2, batch_size=16, num_threads=1, log_every_steps=1, keep_checkpoint=True
+)
 ROTATIONS = RotationsViewsConfig(per_step=4)
 FT = FTConfig(paraphraser_epochs=1)
 CRD = CRDConfig(negatives=20, embedding_size=16)
