@@ -314,7 +314,8 @@ def plugin_digests(config: Any) -> dict[str, str]:
         config: Dataclass of options, with nested ones, whose classes may be a plug-in's, or name a `factory`.
     """
     tops = {module.partition(".")[0] for module in _modules_of(config)}
-    return {f"plug-in {top}": _digest(_PLACES[top]) for top in sorted(tops & _PLACES.keys())}
+    places = {top: _place_of(top) for top in tops & {*_shipped()} & {*sys.modules}} | _PLACES
+    return {f"plug-in {top}": _digest(places[top]) for top in sorted(tops & places.keys())}
 
 
 def _modules_of(config: Any) -> Iterator[str]:
