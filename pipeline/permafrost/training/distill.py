@@ -218,18 +218,22 @@ class StudentPlan(TrainingJob):
             )
 
     def check_contents(self) -> Self:
-        """Return the plan, after the checks of splits and what the method reads, unless it is finished.
+        """Return the plan, after the checks of splits, network and what the method reads, unless it is finished.
 
         Raises:
-            ConfigError: If a split does not exist, or too few records are selected.
+            ConfigError: If a split or the network does not exist, or too few records are selected.
             StoreMismatchError: If a pass does not have what the method reads.
         """
+        from permafrost.models.providers import published  # imports torch
+
         if SavedNetwork(self.folder).is_finished:
             return self
         splits = {*self.options.curve.splits, (self.options.select_epoch or "").partition(".")[0]}
         for split in splits - {"", HOLDOUT}:
             rows_of_split(self.store.index, split)
         self._plan_loss()
+        if ":" not in self.options.student.name:  # that of a hub or a folder is built to be known
+            published(self.options.student)
         select_training_rows(self.store.index, self.options.split, self.options.subset)
         return self
 

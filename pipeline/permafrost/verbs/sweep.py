@@ -36,6 +36,7 @@ from permafrost.sweeps.plan import baselines_first, plan_students
 from permafrost.sweeps.runner import Student, StudentRun, StudentRunner, estimate_seconds
 from permafrost.sweeps.select import choose, split_and_metric
 from permafrost.sweeps.student_task import StudentTask
+from permafrost.training.distill import plan_student
 
 logger = logging.getLogger("permafrost.sweep")
 
@@ -119,9 +120,13 @@ class SweepPlan(Plan):
         """Finish the students that are missing.
 
         Raises:
+            ConfigError: If a student cannot be trained as its options say.
             SweepError: If students could not be finished. The others are in sweep.json.
         """
         config, students = self.config, self.students
+        untrained = [student for student in students if student.final_run().epochs]
+        for student in {f"{each.variant} {each.point}": each for each in untrained}.values():
+            plan_student(student.distill)  # of any seed, whose checks come before hours of others
         reported = students if config.select is None else []  # which are selected later
         missing = self.count_missing()
         path = RunFolder(config.run).path / SWEEP_NAME
