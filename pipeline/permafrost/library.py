@@ -436,7 +436,7 @@ def load_student(
 
     load_plugins(plugins)
     folders = [Path(run), RunFolder(str(run)).path]
-    candidates = [Path(run), *(path / verb for path in folders for verb in ("distill", "teach"))]
+    candidates = [*folders, *(path / verb for path in folders for verb in ("distill", "teach"))]
     folder = next((path for path in candidates if SavedNetwork(path).is_finished), None)
     if folder is None:
         raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")

@@ -31,6 +31,8 @@ class VerifyTeacherResult(VerifyResult):
 
     agreement: dict[str, str] = field(default_factory=dict)
     """Agreement of passes with `teacher=` by their names, empty if no teacher was named."""
+    next: str = ""
+    """Command that uses the store."""
 
 
 def verify_teacher(config: VerifyTeacherConfig) -> VerifyTeacherResult:
@@ -39,10 +41,13 @@ def verify_teacher(config: VerifyTeacherConfig) -> VerifyTeacherResult:
     Raises:
         DamagedStoreError: If there are problems; it lists every one.
     """
+    from permafrost.verbs.next_commands import NextCommands  # imports torch
+
     verified = asdict(verify_bytes(config))
     if isinstance(config.teacher, ModelConfig):
         verified["agreement"] = _compare(config, config.teacher)
-    return VerifyTeacherResult(**verified)
+    commands = NextCommands(Store(config.store.folder), config.store.folder.root)
+    return VerifyTeacherResult(**verified, next=commands.after_packing(""))
 
 
 def _compare(config: VerifyTeacherConfig, teacher: ModelConfig) -> dict[str, str]:

@@ -275,7 +275,7 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Remark]:
     yield (
         "error" if share >= MIN_LEFT_OUT_SHARE and count >= MIN_LEFT_OUT else "warning",
         f"pictures and videos of kinds that are not read are left out, {100 * share:.1f} % of all: "
-        f"{describe_items(pictures)}; convert or rename them{decoder}",
+        f"{describe_items(pictures)}; convert or rename pictures, and take frames of videos{decoder}",
     )
 
 

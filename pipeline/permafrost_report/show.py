@@ -17,6 +17,7 @@ from pathlib import Path
 from permafrost.storage.files import file_at
 from permafrost.store.facts import FactSheet
 from permafrost.store.reader import Store
+from permafrost.verbs.next_commands import NextCommands
 from permafrost_report.options import ShowConfig
 
 
@@ -27,11 +28,13 @@ class ShowResult:
     facts: dict[str, str] = field(default_factory=dict)
     sheets: dict[str, FactSheet] = field(default_factory=dict)
     picture: str = ""
+    next: str = ""
+    """Command that uses what is shown."""
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
         blocks = {subject: sheet.block() for subject, sheet in self.sheets.items()}
-        return {**self.facts, **blocks, "picture": self.picture}
+        return {**self.facts, **blocks, "picture": self.picture, "next": self.next}
 
 
 def show_store(config: ShowConfig) -> ShowResult:
@@ -44,4 +47,10 @@ def show_store(config: ShowConfig) -> ShowResult:
     sheet = show_records(store, options.split, teacher=teacher, records=options.records)
     path = Path(config.show.output)
     file_at(path).write(sheet.encoded(path.suffix[1:]))
-    return ShowResult(facts=sheet.facts, sheets=sheet.sheets, picture=str(path))
+    commands = NextCommands(store, config.store.folder.root)
+    return ShowResult(
+        facts=sheet.facts,
+        sheets=sheet.sheets,
+        picture=str(path),
+        next=commands.after_packing(""),
+    )

@@ -144,6 +144,9 @@ def a_store_a_teacher_and_a_student(session, photos):
     assert all("run=mine" in words for _, words in followed)
     assert "evaluate.splits=[val]" in dict(followed)["evaluate"]
 
+    for verb in ("verify", "show"):
+        session.type(verb, "store.path=stores/p")
+        assert session.printed.startswith("permafrost distill")
     words = dict(followed)["distill"]
     assert session.type("distill", *words).count("trained_epochs: 0") == 1  # a finished student
     assert session.follow()[0] == "evaluate"
@@ -202,8 +205,10 @@ def records_that_come_later(session, photos):
 
     session.type("teach", "store.path=stores/p", "run=t", *NETWORK[:-1], "evaluate.splits=[val]")
     session.follow()
+    assert "next:" not in session.type("preview", *PHOTOS[:2], "against=stores/p")
     write_photos(photos / "train", 2, seed=6)
-    session.type("precompute", *append)
+    session.type("preview", *PHOTOS[:2], "against=stores/p")
+    assert set(session.follow()[1]) == {*append[:2], *append[3:]}
     verb, words = session.follow()
     assert verb == "precompute"
     assert words[:3] == ["store.path=stores/p", "teacher=saved", "teacher.weights=runs/t/teach"]
@@ -286,10 +291,12 @@ def an_export(session, photos):
 
 RUNS = {
     a_preview: ("preview", "precompute"),
-    a_store_a_teacher_and_a_student: ("precompute", "teach", "distill", "evaluate"),
+    a_store_a_teacher_and_a_student: (
+        *("precompute", "teach", "distill", "evaluate", "verify", "show"),
+    ),
     a_network_of_a_module: ("precompute", "teach", "distill", "evaluate"),
     records_without_a_second_split: ("precompute", "distill"),
-    records_that_come_later: ("precompute", "teach"),
+    records_that_come_later: ("preview", "precompute", "teach"),
     a_sweep: ("sweep",),
     a_report_of_students_that_were_not_evaluated: ("report",),
     a_report_whose_experiment_names_what_follows: ("report",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
@@ -336,7 +336,10 @@ class Picture:
 
     def __post_init__(self) -> None:
         require_entry(
-            all(len(size) == 2 and min(size) >= 1 for size in [self.size, self.frames or self.size])
+            all(
+                isinstance(size, Sequence) and len(size) == 2 and min(size) >= 1
+                for size in [self.size, self.frames or self.size]
+            )
             and (self.crop is None or 0 < self.crop <= 1),
             f"Picture(size={self.size}, crop={self.crop}, frames={self.frames}): sizes are (height, width) in pixels, "
             "and a crop is a part of the shorter side, above 0 and at most 1",

@@ -22,7 +22,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def map_cosine(
-    student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int]
+    student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int] | int
 ) -> tuple[Tensor, Tensor]:
     """Compute the cosine of each pair of maps at (height, width) `size`, and its validity (eq. 3 of e2KD).
 
@@ -31,7 +31,7 @@ def map_cosine(
     Args:
         student_maps: [B, E, A, h, w], of any positive scale. Gradients flow here.
         teacher_maps: [B, E, A, h, w], constant, on the same grid, of any positive scale.
-        size: (height, width) to which the maps are upsampled.
+        size: (height, width), or the side of a square, to which the maps are upsampled.
 
     Returns:
         The cosines [B, E], 0 where invalid, without a gradient, and their validity, bool [B, E].
@@ -49,11 +49,12 @@ def map_cosine(
     student = unit_scale(student_maps, (2, 3, 4))
     teacher = unit_scale(teacher_maps.detach(), (2, 3, 4)).to(student.dtype)
     h, w = student.shape[-2:]
+    height, width = (size, size) if isinstance(size, int) else size
     grams = []
-    if (h, w) != size:  # maps at the input's resolution are compared as they are
+    if (h, w) != (height, width):  # maps at the input's resolution are compared as they are
         grams = [
             _gram_on_device(length, full, student.device, student.dtype)
-            for length, full in ((h, size[0]), (w, size[1]))
+            for length, full in ((h, height), (w, width))
         ]
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)

@@ -62,6 +62,7 @@ IMAGE_SUFFIXES = (
 _IMAGE_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 HEIF_SUFFIXES = ("heic", "heif", "hif")
 """Suffixes of image files that the package pillow-heif decodes."""
+_VIDEOS = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "wmv", "mpg", "mpeg", "flv", "3gp")
 _OTHER_PICTURES = frozenset(
     {
         *(
@@ -116,7 +117,7 @@ _OTHER_PICTURES = frozenset(
             "ndpi",
         ),
         *("ras", "pcx", "sgi", "xbm", "xpm", "bpg", "flif"),
-        *("mp4", "m4v", "mov", "avi", "mkv", "webm", "wmv", "mpg", "mpeg", "flv", "3gp"),
+        *_VIDEOS,
     }
 )
 """Suffixes of pictures, volumes and videos in formats that are not read."""
@@ -290,6 +291,7 @@ def iter_images(
         ConfigError: If a folder cannot be read, links lead in a circle, or (without a tally) a link to a missing file.
     """
     stems: dict[str, str] = {}
+    others: dict[str, str] = {}
     for entry in _sorted_entries(root / folder):
         path, name = join_path(folder, entry.name), entry.name
         if _is_passed_over(name):
@@ -320,8 +322,14 @@ def iter_images(
                 stems[stem] = name
             yield path, size
         elif tally is not None:
-            _tally_other_file(root, path, tally)
+            others[name] = path
     if tally is not None:
+        for name, path in others.items():
+            stem, _, suffix = name.rpartition(".")
+            if stem in stems and suffix.lower() in _VIDEOS:
+                tally.add(LEFT_OUT, f".{suffix.lower()} next to its photograph", path)
+            else:
+                _tally_other_file(root, path, tally)
         _tally_companions(folder, stems, tally)
 
 

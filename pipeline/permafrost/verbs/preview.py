@@ -117,12 +117,17 @@ def _find_changes(data: DataConfig, listed: ListedData) -> list[Finding]:
 
 
 def _next_command(config: PreviewConfig, preview: Preview) -> str:
-    """Return the command that packs the data; empty if packing would stop, or they were compared with a store."""
+    """Return the command that packs the data, or appends them to the store of `against`; empty if it would stop."""
     words = config.command[1:]
     typed = [word for word in words if word.startswith(("data=", "data."))]
     has_experiment = any(word.startswith("experiment=") for word in words)
-    if not typed or has_experiment or config.against or preview.with_level("error"):
+    if not typed or has_experiment or preview.with_level("error"):
         return ""
+    if preview.comparison is not None:
+        if not len(preview.comparison.new):
+            return ""
+        typed += [f"store.path={config.against}", "store.append=true"]
+        return shlex.join(["permafrost", "precompute", *typed, "teacher=none"])
     labeled = preview.counts.labeled
     if (
         getattr(config.data, "test_fraction", None) == 0
