@@ -91,8 +91,10 @@ def test_weights_are_read_by_the_guarded_functions_only():
     [
         (("a", "b"), ("a", "b"), ""),
         (("a", "b"), ("b", "a"), "another order than the store has: output 0 is a, and class 0"),
-        (("a", "b"), ("a", "c"), "the classes 'a', 'b', but the store has 'a', 'c'"),
-        (("a", "b"), ("a", "b", "c"), "the classes 'a', 'b', but"),
+        (("a", "b"), ("a", "c"), "other classes: the store also has 'c' and lacks 'b'"),
+        ([*"abcdefg"], [*"abcdefgh"], "other classes: the store also has 'h'"),
+        (("a", "b", "c"), ("c", "a"), "other classes: the store lacks 'b'"),
+        (("a", "b", "c"), ("a", "c", "b"), "another order than the store has: output 1 is b"),
         ((), ("a", "b"), ""),  # not known
         (("a", "b"), 2, ""),
         (("a", "b"), (), ""),
@@ -110,7 +112,10 @@ def test_numbers_fit_names_that_came_later_with_a_warning(caplog):
 
     assert "classes without names, 0 to 1, which are taken as 'cat', 'dog'" in caplog.text
     for trained, classes in ((("0", "1"), ("cat", "dog", "eel")), (("cat", "dog"), ("0", "1"))):
-        with pytest.raises(ConfigError, match="trained on the classes"):
+        with pytest.raises(
+            ConfigError,
+            match=r"trained on other classes: the store also has 'cat|also has '0', '1' and lacks 'cat', 'dog'",
+        ):
             require_classes(trained, classes, "the network was")
 
 

@@ -27,6 +27,7 @@ from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FEATURES
 from permafrost.loading.replayed_views import check_replayed
+from permafrost.loading.subset import rows_of_split
 from permafrost.runs.folder import PassRecords
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
@@ -67,7 +68,15 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
             ", ".join(each.name for each in passes),
             covered,
         )
-    return store.part(0, covered)
+    store = store.part(0, covered)
+    with_logits = (each.num_classes for each in passes if each.manifest.has_logits)
+    store = store.known_to(store.manifest.classes_of(next(with_logits, 0)))
+    store.warn_of_later_classes(
+        f"the teacher of {', '.join(each.name for each in passes)}",
+        rows_of_split(store.index, config.split),
+        "the student learns the other classes, and is not trained on these records",
+    )
+    return store
 
 
 def with_named_passes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from permafrost.evaluation.trained_student import (
     split_arguments,
 )
 from permafrost.loading.subset import rows_of_split
-from permafrost.models.trained_weights import DESCRIPTION_NAME
+from permafrost.models.trained_weights import DESCRIPTION_NAME, MODEL_NAME, read_entries
 from permafrost.runs.folder import RunFolder
 from permafrost.sources.classes import find_mirrored
 from permafrost.storage.addresses import Bucket
@@ -57,11 +58,16 @@ class NextCommands:
         complete them, which is logged.
         """
         generations = self.store.num_generations
-        passes = self.store.usable_passes()
+        passes = sorted(
+            self.store.usable_passes(),
+            key=lambda made: -len(self.store.manifest.classes_of(made.num_classes)),
+        )
         incomplete = [made for made in passes if made.num_generations < generations]
         if not incomplete:
             return self.distill(run, passes[0]) if passes else self.teach(run)
         for made in incomplete:
+            if command := self._teach_later_classes(run, made):
+                return command
             weights = Path(made.manifest.made_with.get("weights", ""))
             if (weights.parent / DESCRIPTION_NAME).exists():
                 arguments = [f"store.path={self.path}", *_arguments_of_pass(made, weights.parent)]
@@ -72,20 +78,38 @@ class NextCommands:
         )
         return ""
 
-    def teach(self, run: str) -> str:
+    def _teach_later_classes(self, run: str, made: TeacherPass) -> str:
+        """Return a command that trains the teacher of a pass on classes that were appended, empty without any.
+
+        It is also empty if no run has trained the teacher.
+        """
+        manifest, weights = self.store.manifest, Path(made.manifest.made_with.get("weights", ""))
+        known = manifest.classes_of(made.num_classes) if made.manifest.has_logits else ()
+        is_of_run = weights.name == MODEL_NAME and (weights.parent / DESCRIPTION_NAME).exists()
+        if not is_of_run or not 0 < len(known) < len(manifest.classes):
+            return ""
+        return self.teach("" if (RunFolder(run).path / "teach").exists() else run, weights.parent)
+
+    def teach(self, run: str, start: Path | None = None) -> str:
         """Return a command that trains a teacher on the store's kind of records, labels and splits.
 
         Without another split it is evaluated on the records that it has learned, which is logged.
+
+        Args:
+            run: Name of the run, empty for a new one.
+            start: Folder of a trained teacher to start from, None for a new network.
         """
         arguments = [f"store.path={self.path}", f"run={self._name(run, 'teacher')}"]
+        if start is not None:
+            arguments += ["teacher=saved", f"teacher.weights={start}", f"teaching.start={start}"]
         if not self.store.form.has_places:
-            arguments += [*table_arguments("teacher"), "teaching.augment=none"]
+            arguments += [] if start else table_arguments("teacher")
+            arguments.append("teaching.augment=none")
         elif is_large(self.store.size):
-            arguments += [
-                *_PHOTOGRAPHS,
-                *self._augment_arguments("teaching.augment", self.store.size),
-            ]
-        else:
+            side = read_entries(start).input_size[0] if start else min(224, *self.store.size)
+            arguments += [] if start else _PHOTOGRAPHS
+            arguments += self._augment_arguments("teaching.augment", side)
+        elif start is None:
             arguments.append("teacher=cifar")
         if self.store.manifest.multi_label:
             arguments.append("teaching.loss=bce")
@@ -105,8 +129,11 @@ class NextCommands:
     def distill(self, run: str, teacher: TeacherPass) -> str:
         """Return a command that trains a student on a pass, by a method that the pass can serve.
 
-        It replays the views of a pass that stores them.
+        It replays the views of a pass that stores them. Of a teacher that does not know all classes, and was trained by
+        a run, it is a command that trains it on all of them.
         """
+        if command := self._teach_later_classes(run, teacher):
+            return command
         replays = teacher.views["sampler"] != CANONICAL_VIEW
         arguments = [f"store.path={self.path}", f"run={self._name(run, 'student')}"]
         arguments += ["mode=replay"] if replays else []
@@ -117,7 +144,7 @@ class NextCommands:
             size = (side, side) if side else self.store.size
             arguments += _method_arguments(self.store, teacher, split, is_large(size))
             if is_large(self.store.size):
-                arguments += self._augment_arguments("augment", size)
+                arguments += self._augment_arguments("augment", min(224, *size))
             arguments += self._holdout_arguments(split)
         else:
             arguments += ["method=kd", *table_arguments("student"), "augment=none"]
@@ -128,10 +155,11 @@ class NextCommands:
     def _name(self, run: str, network: str) -> str:
         """Return the name of a run, or a new one, with the store's name if there is a run of the usual one."""
         of_store = f"{str(self.path).rpartition('/')[2]}-{network}"
-        return run or (of_store if RunFolder(f"my-{network}").path.exists() else f"my-{network}")
+        names = chain((f"my-{network}", of_store), (f"{of_store}-{n}" for n in count(2)))
+        return run or next(name for name in names if not RunFolder(name).path.exists())
 
-    def _augment_arguments(self, section: str, size: tuple[int, int]) -> list[str]:
-        """Return arguments for views of large frames, at the usual size of classifiers or below."""
+    def _augment_arguments(self, section: str, side: int) -> list[str]:
+        """Return arguments for views of large frames, of `side` pixels."""
         twins = find_mirrored(self.store.manifest.classes)
         if twins:
             logger.info(
@@ -139,7 +167,7 @@ class NextCommands:
                 *(section, *twins),
             )
         recipe = "pad_crop" if twins else "pad_crop_flip"
-        return [f"{section}={recipe}", f"{section}.size={min(224, *size)}"]
+        return [f"{section}={recipe}", f"{section}.size={side}"]
 
     def _holdout_arguments(self, split: str) -> list[str]:
         """Return arguments that hold out a fifth of the smallest class if no other split is left to evaluate on."""
@@ -176,7 +204,7 @@ def _method_arguments(
 
     served = served_methods(teacher) if not teacher.views.get("mix") else ["kd"]
     has_logits, many = teacher.manifest.has_logits, store.manifest.multi_label
-    labels_apply = not has_logits or teacher.num_classes == len(store.manifest.classes)
+    labels_apply = not has_logits or bool(store.manifest.classes_of(teacher.num_classes))
     rows = rows_of_split(store.index, split)
     has_labels = SelectedRecords(store, rows, labels_apply=labels_apply).has_labels
     if not has_labels and not (has_logits and not many):
