@@ -24,6 +24,7 @@ from PIL import Image
 from permafrost.annotation.feature_projections import ChannelMoments
 from permafrost.annotation.teacher_pass import plan_passes
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
+from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import UserError
@@ -35,6 +36,7 @@ from permafrost.models.resolve import resolve_precompute
 from permafrost.storage import bucket_files, buckets, lock
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store import commit
+from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.index_writer import is_table
 from permafrost.store.projections import write_projection
 from permafrost.store.reader import Store
@@ -214,6 +216,24 @@ def test_records_that_have_changed_stop_unless_they_are_kept(
     after = labels_of(Store(path))
     assert after.items() >= before.items()
     assert len(after) == len(before) + grows
+
+
+def test_other_options_of_the_data_are_named_in_place_of_what_they_change(pictures, tmp_path):
+    path, folder = tmp_path / "store", str(pictures.folder / "train")
+    config = growing_options(pictures, path, append=True)
+    packed = ImageFolderDataConfig(path=folder, test_fraction=0.3)
+    precompute.run(replace(config, data=packed))
+    pictures.add_all("ab")
+    other = replace(config, data=ImageFolderDataConfig(path=folder))
+    with pytest.raises(
+        UserError, match=r"was packed with data\.test_fraction=0\.3, so type"
+    ) as stop:
+        precompute.run(other)
+    assert "another split" not in str(stop.value)
+    (path / ORIGIN_NAME).unlink()  # as of a store that was packed before they were written
+    with pytest.raises(UserError, match=r"3 with another split"):
+        precompute.run(other)
+    assert precompute.run(replace(config, data=packed)).packed_records == 4
 
 
 @pytest.mark.parametrize("kind", ["shards", "tables"])
