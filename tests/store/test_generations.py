@@ -568,6 +568,22 @@ def test_a_new_run_reads_what_its_passes_cover(pictures, tmp_path, caplog):
     assert "cover the first 1" in caplog.text
 
 
+def test_what_a_deleted_pass_leaves_behind_is_told(pictures, tmp_path, caplog):
+    path = tmp_path / "store"
+    precompute.run(growing_options(pictures, path, teacher=TEACHER))
+    pictures.add_all("ab")
+    precompute.run(growing_options(pictures, path, teacher=TEACHER, append=True))
+    (first,) = Store(path).pass_folders()
+    shutil.rmtree(str(first))
+    (left,) = (path / "teachers").iterdir()
+    assert Store(path).pass_folders() == []
+    assert f"so delete them, too: rm -r {left}" in caplog.text
+    shutil.rmtree(left)
+    caplog.clear()
+    assert Store(path).pass_folders() == list(verify_store(path)) == []
+    assert caplog.text == ""
+
+
 def test_components_that_do_not_fit_the_appended_records_are_told():
     generator = np.random.default_rng(0)
     first = torch.from_numpy(

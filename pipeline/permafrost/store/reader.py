@@ -283,9 +283,18 @@ class Store:
         Passes that follow one over an earlier generation are parts of that one.
         """
         damaged: dict[RootedPath, UserError] = {}
+        manifests = self._manifests(damaged)
+        firsts = {None, *(manifest.fingerprint for manifest in manifests.values())}
+        left = [folder for folder, made in manifests.items() if made.follows not in firsts]
+        if not damaged and set(left) - self._left_out:
+            self._left_out.update(left)
+            logger.warning(
+                "the pass that they follow over appended records was deleted, so delete them, too: rm -r %s",
+                " ".join(map(str, left)),
+            )
         has_views = {
             folder: manifest.views["sampler"] != CANONICAL_VIEW
-            for folder, manifest in self._manifests(damaged).items()
+            for folder, manifest in manifests.items()
             if manifest.follows is None
         }
         return has_views, damaged
