@@ -174,7 +174,7 @@ def _announce(
             "dropout, an activation, a softmax) is not in the file",
         )
     if fit.head:
-        logger.info("%s has other classes; newly initialized: %s", path, ", ".join(fit.head))
+        logger.info("%s has other classes; not taken as it is: %s", path, ", ".join(fit.head))
 
 
 @cache

@@ -28,6 +28,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FEATURES
 from permafrost.loading.replayed_views import check_replayed
 from permafrost.loading.subset import rows_of_split
+from permafrost.models.network import Network
 from permafrost.runs.folder import PassRecords
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
@@ -70,9 +71,13 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
         )
     store = store.part(0, covered)
     with_logits = (each.num_classes for each in passes if each.manifest.has_logits)
-    store = store.known_to(store.manifest.classes_of(next(with_logits, 0)))
+    known = store.manifest.classes_of(next(with_logits, 0))
+    name = f"the teacher of {', '.join(each.name for each in passes)}"
+    if (live := live_teacher(config)) is not None:
+        known, name = Network(live, ()).own_classes, f"the live teacher {live.name}"
+    store = store.known_to(known)
     store.warn_of_later_classes(
-        f"the teacher of {', '.join(each.name for each in passes)}",
+        name,
         rows_of_split(store.index, config.split),
         "the student learns the other classes, and is not trained on these records",
     )
