@@ -146,7 +146,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
             f"the teacher {request.teacher.name}",
             range(store.index.num_rows),
             "its logits and maps of them are of its own classes, and no student is trained on them; train a teacher on "
-            f"all classes with permafrost teach teaching.start={request.teacher.weights}",
+            "all classes with permafrost teach (teaching.start= keeps what this one knows)",
         )
     request.warn_of_aliasing()
     options = begun = request.existing_options()

@@ -395,8 +395,9 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = open_record_store(config)
     teacher = resolve_network(teacher, store, "teacher")
-    own = Network(teacher, ()).own_classes
-    store = _known_store(config, store, own, f"the teacher in {teacher.weights}")
+    store = _known_store(
+        config, store, Network(teacher, ()).own_classes, f"the teacher in {teacher.weights}"
+    )
     described = Network(teacher, store.manifest.classes).describe(reads_head=config.reads_outputs)
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     run = RunFolder(config.run).path
@@ -447,8 +448,12 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     store = open_record_store(config)
     main = NETWORK_EVALUATION + place_beside(run / NETWORK_EVALUATION, store)
     student = resolve_network(student, store, "student")
-    own = Network(student, (), "student").own_classes
-    store = _known_store(config, store, own, f"the network in {student.weights}")
+    store = _known_store(
+        config,
+        store,
+        Network(student, (), "student").own_classes,
+        f"the network in {student.weights}",
+    )
     num_classes = len(store.manifest.classes)
     network = Network(student, store.manifest.classes, "student")
     described = network.describe()

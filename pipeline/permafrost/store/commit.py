@@ -82,12 +82,11 @@ def write_origin(store: RootedPath, digest: str, fingerprint: str, data: DataCon
 def describe_other_options(store: RootedPath, data: DataConfig) -> str:
     """Return the options of the data that a store was packed with, as far as these are others, or it is not known."""
     packed, named = _read(store).get("options"), _options_of(data)
-    other = {
-        name: value
+    return " ".join(
+        f"data.{name}={json.dumps(value)}"
         for name, value in (packed if isinstance(packed, dict) else {}).items()
         if name in named and named[name] != value
-    }
-    return " ".join(f"data.{name}={json.dumps(value)}" for name, value in other.items())
+    )
 
 
 def _options_of(data: DataConfig) -> dict[str, Any]:
@@ -116,9 +115,9 @@ def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     if needs_commit(store):
         return None
     manifest = committed_store(store)
-    origin = _read(store)
-    entries = origin.get("origin_sha256"), origin.get("dataset_fingerprint")
-    if manifest is None or entries != (digest, manifest.dataset.fingerprint):
+    fingerprint = None if manifest is None else manifest.dataset.fingerprint
+    wanted = {"dataset_fingerprint": fingerprint, "origin_sha256": digest}
+    if manifest is None or not wanted.items() <= _read(store).items():
         return None
     with file_at(store).listing():
         return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None

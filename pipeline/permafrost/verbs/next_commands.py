@@ -58,10 +58,14 @@ class NextCommands:
         complete them, which is logged.
         """
         generations = self.store.num_generations
-        passes = sorted(
-            self.store.usable_passes(),
-            key=lambda made: -len(self.store.manifest.classes_of(made.num_classes)),
-        )
+        numbers = [
+            (made, len(self.store.manifest.classes_of(made.num_classes)))
+            for made in self.store.usable_passes()
+        ]
+        most = max((known for _, known in numbers), default=0)
+        passes = [
+            made for made, known in numbers if known in (0, most)
+        ]  # others knew fewer classes
         incomplete = [made for made in passes if made.num_generations < generations]
         if not incomplete:
             return self.distill(run, passes[0]) if passes else self.teach(run)
@@ -88,28 +92,30 @@ class NextCommands:
         is_of_run = weights.name == MODEL_NAME and (weights.parent / DESCRIPTION_NAME).exists()
         if not is_of_run or not 0 < len(known) < len(manifest.classes):
             return ""
-        return self.teach("" if (RunFolder(run).path / "teach").exists() else run, weights.parent)
+        side = f"teaching.augment.size={read_entries(weights.parent).input_size[0]}"
+        usual = self.teach("" if (RunFolder(run).path / "teach").exists() else run)
+        arguments = [
+            side if word.startswith("teaching.augment.size=") else word
+            for word in shlex.split(usual)
+            if not word.startswith("teacher")
+        ]
+        start = [f"{option}={weights.parent}" for option in ("teacher.weights", "teaching.start")]
+        return shlex.join([*arguments[:4], "teacher=saved", *start, *arguments[4:]])
 
-    def teach(self, run: str, start: Path | None = None) -> str:
+    def teach(self, run: str) -> str:
         """Return a command that trains a teacher on the store's kind of records, labels and splits.
 
         Without another split it is evaluated on the records that it has learned, which is logged.
-
-        Args:
-            run: Name of the run, empty for a new one.
-            start: Folder of a trained teacher to start from, None for a new network.
         """
         arguments = [f"store.path={self.path}", f"run={self._name(run, 'teacher')}"]
-        if start is not None:
-            arguments += ["teacher=saved", f"teacher.weights={start}", f"teaching.start={start}"]
         if not self.store.form.has_places:
-            arguments += [] if start else table_arguments("teacher")
-            arguments.append("teaching.augment=none")
+            arguments += [*table_arguments("teacher"), "teaching.augment=none"]
         elif is_large(self.store.size):
-            side = read_entries(start).input_size[0] if start else min(224, *self.store.size)
-            arguments += [] if start else _PHOTOGRAPHS
-            arguments += self._augment_arguments("teaching.augment", side)
-        elif start is None:
+            arguments += [
+                *_PHOTOGRAPHS,
+                *self._augment_arguments("teaching.augment", self.store.size),
+            ]
+        else:
             arguments.append("teacher=cifar")
         if self.store.manifest.multi_label:
             arguments.append("teaching.loss=bce")
@@ -144,7 +150,7 @@ class NextCommands:
             size = (side, side) if side else self.store.size
             arguments += _method_arguments(self.store, teacher, split, is_large(size))
             if is_large(self.store.size):
-                arguments += self._augment_arguments("augment", min(224, *size))
+                arguments += self._augment_arguments("augment", size)
             arguments += self._holdout_arguments(split)
         else:
             arguments += ["method=kd", *table_arguments("student"), "augment=none"]
@@ -158,8 +164,8 @@ class NextCommands:
         names = chain((f"my-{network}", of_store), (f"{of_store}-{n}" for n in count(2)))
         return run or next(name for name in names if not RunFolder(name).path.exists())
 
-    def _augment_arguments(self, section: str, side: int) -> list[str]:
-        """Return arguments for views of large frames, of `side` pixels."""
+    def _augment_arguments(self, section: str, size: tuple[int, int]) -> list[str]:
+        """Return arguments for views of large frames, at the usual size of classifiers or below."""
         twins = find_mirrored(self.store.manifest.classes)
         if twins:
             logger.info(
@@ -167,7 +173,7 @@ class NextCommands:
                 *(section, *twins),
             )
         recipe = "pad_crop" if twins else "pad_crop_flip"
-        return [f"{section}={recipe}", f"{section}.size={side}"]
+        return [f"{section}={recipe}", f"{section}.size={min(224, *size)}"]
 
     def _holdout_arguments(self, split: str) -> list[str]:
         """Return arguments that hold out a fifth of the smallest class if no other split is left to evaluate on."""
