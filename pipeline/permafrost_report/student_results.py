@@ -374,7 +374,7 @@ def records_in_words(results: Sequence[StudentResult]) -> list[str]:
     inputs = ((result, result.training.get("inputs", {}).get("store")) for result in results)
     groups = group_pairs(
         (
-            (store, read_entries(result.training_folder).classes),
+            (store, _classes_of(result.training_folder)),
             f"{result.label} ({result.seed})",
         )
         for result, store in inputs
@@ -387,6 +387,10 @@ def records_in_words(results: Sequence[StudentResult]) -> list[str]:
         "Students (seeds) were trained on different records or classes, generations of a store or different stores, so "
         f"their numbers do not compare: {named}."
     ]
+
+
+def _classes_of(training: Path) -> tuple[str, ...]:
+    return read_entries(training).classes if SavedNetwork(training).is_finished else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,12 @@ from permafrost.annotation.teacher_pass import plan_passes
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.store import PassOptions
+from permafrost.config.store import PassOptions, SubsetOptions
 from permafrost.core.errors import UserError
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder
-from permafrost.loading.subset import rows_of_split
+from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.resolve import resolve_precompute
 from permafrost.storage import bucket_files, buckets, lock
 from permafrost.storage.rooted_paths import rooted
@@ -171,6 +171,29 @@ def test_new_classes_come_last_and_old_labels_keep_their_numbers(pictures, tmp_p
     assert labels_of(store) == pictures.labels
     assert store.part(0, 1).manifest.classes == ("cat", "dog")
     assert list(verify_store(path)) == []
+
+
+def test_of_a_network_of_the_first_classes_the_labels_of_others_are_unknown(
+    pictures, tmp_path, caplog
+):
+    path = tmp_path / "store"
+    precompute.run(growing_options(pictures, path))
+    pictures.add_all("ab", ("ant", "dog"))
+    precompute.run(growing_options(pictures, path, append=True))
+    whole = Store(path)
+    known = pickle.loads(pickle.dumps(whole.known_to(["cat", "dog"])))  # noqa: S301
+    rows = rows_of_split(known.index, "train")
+    stored, labels = (store.index.values("label", rows) for store in (whole, known))
+    np.testing.assert_array_equal(labels, np.where(stored == 2, -1, stored))
+    assert known.manifest.fingerprint == whole.manifest.fingerprint
+    assert known.manifest.classes == whole.manifest.classes_of(2) == ("cat", "dog")
+    assert whole.manifest.classes_of(1000) == whole.manifest.classes_of(1) == ()
+    assert all(whole.known_to(names) is whole for names in ((), ("dog",), whole.manifest.classes))
+    for subset in (SubsetOptions(), SubsetOptions(shots=3, holdout=1)):
+        selected = np.asarray(select_training_rows(known.index, "train", subset))
+        assert set(labels[selected]) == {0, 1}
+    known.warn_of_later_classes("it", rows, "so what")
+    assert caplog.messages[-1] == "it does not know 'ant' (2 records): so what"
 
 
 def test_a_reader_goes_on_while_records_are_appended(pictures, tmp_path):

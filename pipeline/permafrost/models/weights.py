@@ -280,8 +280,9 @@ def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
     if head is None:
         return f"It has no last layer: {fine_tune}, or set annotate.outputs=[pooled]"
     return (
-        f"It has {head.shape[0]:,} classes, the data {expected[name].shape[0]:,}: {fine_tune}, or, if the folders are "
-        "classes of the weights, name all of these in data.classes="
+        f"It has {head.shape[0]:,} classes, the data {expected[name].shape[0]:,}: {fine_tune}; set "
+        f"classes={head.shape[0]} of the network if some were appended; or, if the folders are classes of the weights, "
+        "name all of these in data.classes="
     )
 
 
