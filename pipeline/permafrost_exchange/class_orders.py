@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
 from permafrost.core.errors import shorten
-from permafrost.core.records import TOP_CLASS, FieldSpec, are_numbers
+from permafrost.core.records import TOP_CLASS, FieldSpec, are_numbers, describe_other_names
 from permafrost_exchange.target_reader import TargetError
 
 logger = logging.getLogger("permafrost.attach")
@@ -69,9 +69,9 @@ def order_classes(
     if chosen is None:
         lacking = [shared_names[number] for number in np.setdiff1d(numbers, there)]
         raise TargetError(
-            f"{where}: its classes are {shorten(shared_names, 5)}, and those of the store {shorten(store_names, 5)}; "
-            f"neither names nor labels say which is which: {len(there):,} joined records have a label in both stores, "
-            f"{differing:,} of these another one here, and classes without any are {shorten(lacking, 5) or 'none'}; "
+            f"{where}: its classes are others: {describe_other_names(shared_names, store_names)}; neither names nor "
+            f"labels say which is which: {len(there):,} joined records have a label in both stores, {differing:,} of "
+            f"these another one here, and classes without any are {shorten(lacking, 5) or 'none'}; "
             "pack the store with data.classes=FILE, which lists the classes in the order of the share, or correct the "
             "labels of one of the two stores"
         )

@@ -456,12 +456,11 @@ def _say_if_softer(targets: IngestedTargets, store: Store, joined: JoinedTargets
 
 
 def _say_if_other_classes(classes: int, store: Store) -> None:
-    here = len(store.manifest.classes)
-    if classes not in (0, here):
+    if classes and not store.manifest.classes_of(classes):
         logger.warning(
             "the targets are of %d classes, and the data of %d, so labels apply to no student of these targets",
             classes,
-            here,
+            len(store.manifest.classes),
         )
 
 

@@ -239,9 +239,9 @@ def _compare(
 ) -> tuple[Passport, list[Cause]]:
     """Run the teacher on a sample, compare, and look for the causes of differences."""
     config = resolve_network(teacher, store, "teacher")
-    names = store.manifest.classes
-    outputs = facts.classes or len(names)
-    classes: DataClasses = names if outputs == len(names) else outputs
+    outputs = facts.classes or len(store.manifest.classes)
+    names = store.manifest.classes_of(outputs)
+    classes: DataClasses = names or outputs
     stored = _outputs(facts.fields)
     # The provider's input size and interpolation, and the part of the image that the targets say.
     config = with_preprocessing(config, outputs)
@@ -269,7 +269,7 @@ def _compare(
         facts=facts,
         source=source,
         most_views=options.views,
-        class_names=names if outputs == len(names) else (),
+        class_names=names,
     )
     count = sum(shard.records for shard in shards)
     sample = [(shard, shard.records) for shard in shards]

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import FileError, quote, shorten
+from permafrost.core.errors import FileError, quote
 from permafrost.core.progress import progress
-from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec
+from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec, describe_other_names
 from permafrost.core.tasks import Executor
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath, names_in
@@ -294,13 +294,14 @@ def _order_of(
     Raises:
         TargetError: If nothing says it, or labels contradict.
     """
-    there, here = list(shared.classes), list(store.manifest.classes)
+    there, known = list(shared.classes), store.manifest.classes_of(len(shared.classes))
+    here = list(known or store.manifest.classes)
     if shared.teacher["classes"] != len(there):  # columns of other classes than those of the data
         return None
     if len(here) != len(there):
         raise TargetError(
-            f"{folder}: its classes are {shorten(there, 5)}, and those of {store.path} {shorten(here, 5)}, so a column "
-            "of the targets would mean another class; attach to a store of the same classes"
+            f"{folder}: its classes are others: {describe_other_names(there, here)} ({store.path}), so a column of the "
+            "targets would mean another class; attach to a store of the same classes"
         )
     rows = np.flatnonzero(joined.numbers >= 0)
     labels_here = np.full(len(rows), NO_LABEL)

@@ -89,7 +89,8 @@ def open_shared_pass(config: ShareConfig) -> tuple[Store, TeacherPass]:
     has_views = bool(names and store.passes_named(names[0], stored_views=True))
     has_views = has_views or (not names and not store.pass_folders())
     (opened,) = store.open_passes(names, stored_views=has_views)
-    return store.part(0, opened.num_generations), opened
+    store = store.part(0, opened.num_generations)
+    return store.known_to(store.manifest.classes_of(opened.num_classes)), opened
 
 
 def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: Path) -> SharedPass:

@@ -123,11 +123,11 @@ def _makes(values: dict[str, Any], teacher: TeacherPass) -> bool:
 
     if _only_packs(values):
         return False
-    store, views = teacher.store.part_with(teacher.manifest.store_fingerprint), None
+    store, views = teacher.store, None
     try:
         config = resolve_precompute(build_verb_config("precompute", values), store)
         if teacher.views["sampler"] != CANONICAL_VIEW:
-            views = requested_views(config, store)
+            views = requested_views(config, store.part(0, 1))
         return plan_pass(config, store, views).fingerprint == teacher.manifest.fingerprint
     except UserError:  # options of another version, or weights that are gone
         return False

@@ -30,6 +30,7 @@ from permafrost.evaluation.results import (
 )
 from permafrost.evaluation.trained_student import TrainedStudent
 from permafrost.models.saved import SavedNetwork
+from permafrost.models.trained_weights import read_entries
 from permafrost.runs.folder import (
     CONFIG_NAME,
     SWEEP_NAME,
@@ -369,18 +370,27 @@ def progress_in_words(run: str) -> list[str]:
 
 
 def records_in_words(results: Sequence[StudentResult]) -> list[str]:
-    """Write a sentence on students that were trained on different records, none if all records are the same."""
+    """Write a sentence on students of different records or classes, none if all of them are the same."""
     inputs = ((result, result.training.get("inputs", {}).get("store")) for result in results)
     groups = group_pairs(
-        (store, f"{result.label} ({result.seed})") for result, store in inputs if store
+        (
+            (store, _classes_of(result.training_folder)),
+            f"{result.label} ({result.seed})",
+        )
+        for result, store in inputs
+        if store
     )
     if len(groups) < 2:
         return []
     named = " | ".join(", ".join(students) for students in groups.values())
     return [
-        "Students (seeds) were trained on different records, generations of a store or different stores, so their "
-        f"numbers do not compare: {named}."
+        "Students (seeds) were trained on different records or classes, generations of a store or different stores, so "
+        f"their numbers do not compare: {named}."
     ]
+
+
+def _classes_of(training: Path) -> tuple[str, ...]:
+    return read_entries(training).classes if SavedNetwork(training).is_finished else ()
 
 
 @dataclass(frozen=True, kw_only=True)

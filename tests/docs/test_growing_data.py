@@ -3,11 +3,14 @@
 import re
 import shlex
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from permafrost.functions import run_verb
+from permafrost.models.saved import SavedNetwork
 from permafrost.store.reader import Store
 from tests.support.paths import ROOT
 
@@ -35,10 +38,13 @@ def add_photographs(folder, names, classes):
             Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def test_the_commands_of_the_page_end_with_two_generations_and_two_students(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_commands_of_the_page_end_with_an_exported_student_of_all_classes(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     add_photographs(tmp_path / "data/photos", range(8), ("cat", "dog"))
     results = {}
     for block in blocks:
@@ -48,10 +54,33 @@ def test_the_commands_of_the_page_end_with_two_generations_and_two_students(tmp_
             extra = SMALL.get(verb, [])
             if "teacher=none" in words:
                 extra = ["store.image_size=16"]
+            if printed := getattr(results.get("precompute"), "next", ""):
+                assert verb != "teach" or shlex.split(printed)[2:] == words
             results[verb] = run_verb(verb, *words, *extra)
+            if "store.append=true" in words:
+                assert results[verb].packed_records == results[verb].teacher_records == 18
         add_photographs(tmp_path / "data/photos", "abc", ("cat", "dog", "bird"))
     assert Store(tmp_path / "stores/photos").num_generations == 2
-    assert results["precompute"].packed_records == results["precompute"].teacher_records == 18
+    assert results["precompute"].teacher_accuracy.keys() == {"train", "test"}  # by all classes
+    assert results["precompute"].teacher_records == 50
+    assert "the teacher resnet20 does not know 'bird' (6 records)" in caplog.text
+    assert "the teacher of resnet20-" in caplog.text
+    assert "does not know 'bird' (3 records): the student learns the other" in caplog.text
+    assert "the rows of 2 known classes and 1 new ones" in caplog.text
+    assert {*results["evaluate"].splits["test"]} >= {"accuracy", "agreement"}
+    card = Path(results["export"].card).read_text()
+    assert "3 classes" in card or "| classes | 3 |" in card, card
     names = {finding.name for finding in results["preview"].preview.findings}
     assert "new_classes" in names
-    assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"my-teacher", "march", "april"}
+    runs = ("march", "april", "may")
+    known = [SavedNetwork(tmp_path / "runs" / run / "distill").describe().classes for run in runs]
+    assert known == [("cat", "dog"), ("cat", "dog"), ("cat", "dog", "bird")]
+    caplog.clear()
+    old = run_verb(
+        "evaluate", "store.path=stores/photos", "run=march", "evaluate.store=stores/photos"
+    )
+    assert (
+        "does not know 'bird' (3 records): its accuracy on test is that on the other" in caplog.text
+    )
+    assert old.splits["test"]["majority_accuracy"] == 0.5
+    run_verb("export", "store.path=stores/photos", "run=march")

@@ -150,7 +150,9 @@ def test_targets_have_the_classes_of_the_store(photographs, share, tmp_path, fol
 
 
 def test_two_classes_in_one_folder_are_refused(photographs, share, tmp_path):
-    with pytest.raises(TargetError, match="its classes are"):
+    with pytest.raises(
+        TargetError, match=r"are others: the store also has 'a', 'b', 'c' and lacks 'n0'"
+    ):
         attached(photographs, share, tmp_path, ("a", "a", "b", "c"))
 
 

@@ -206,6 +206,27 @@ def test_a_pass_over_several_generations_is_shared_as_far_as_it_goes(tmp_path):
         np.testing.assert_array_equal(row["map"], there.loc[key, "map"])
 
 
+def test_a_share_has_the_classes_that_its_teacher_knows(tmp_path):
+    pictures, stores = Pictures(tmp_path / "pictures"), [tmp_path / "store", tmp_path / "other"]
+    pictures.add_all(range(5))
+    for store in stores:
+        precompute.run(growing_options(pictures, store, teacher=GROWING_TEACHER))
+    pictures.add_all("ab", ("bird",))
+    for store in stores:
+        precompute.run(growing_options(pictures, store, append=True))
+    precompute.run(growing_options(pictures, stores[0], teacher=GROWING_TEACHER))
+    run_share(stores[0], tmp_path / "shared")
+    assert json.loads((tmp_path / "shared" / "share.json").read_text())["classes"] == ["cat", "dog"]
+    labels = pq.read_table(tmp_path / "shared" / "records.parquet")["label"].to_pylist()
+    assert (min(labels), max(labels), len(labels)) == (-1, 1, 12)  # none of birds
+    for folder in (stores[1] / "teachers").iterdir():
+        shutil.rmtree(folder)
+    assert run_attach(stores[1], tmp_path / "shared").records == 12
+    precompute.run(growing_options(pictures, tmp_path / "at once"))
+    with pytest.raises(TargetError, match="the store also has 'bird'"):
+        run_attach(tmp_path / "at once", tmp_path / "shared")
+
+
 def test_the_share_of_another_pass_is_not_written_over(photographs, names, shared):
     with pytest.raises(ConfigError, match="share of another pass"):
         run_share(photographs.store, shared["whole"], f"pass={names['views']}")

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
 from permafrost.models.network import Network
-from permafrost.models.providers import published
+from permafrost.models.providers import build_model, published
 from permafrost.models.trained_weights import describe_other_classes, require_classes
 from permafrost.runs.mirrors import RUNS
 from permafrost_export.options import ExportConfig, ExportOptions
@@ -91,8 +93,10 @@ def test_weights_are_read_by_the_guarded_functions_only():
     [
         (("a", "b"), ("a", "b"), ""),
         (("a", "b"), ("b", "a"), "another order than the store has: output 0 is a, and class 0"),
-        (("a", "b"), ("a", "c"), "the classes 'a', 'b', but the store has 'a', 'c'"),
-        (("a", "b"), ("a", "b", "c"), "the classes 'a', 'b', but"),
+        (("a", "b"), ("a", "c"), "other classes: the store also has 'c' and lacks 'b'"),
+        ([*"abcdefg"], [*"abcdefgh"], "other classes: the store also has 'h'"),
+        (("a", "b", "c"), ("c", "a"), "other classes: the store lacks 'b'"),
+        (("a", "b", "c"), ("a", "c", "b"), "another order than the store has: output 1 is b"),
         ((), ("a", "b"), ""),  # not known
         (("a", "b"), 2, ""),
         (("a", "b"), (), ""),
@@ -110,7 +114,10 @@ def test_numbers_fit_names_that_came_later_with_a_warning(caplog):
 
     assert "classes without names, 0 to 1, which are taken as 'cat', 'dog'" in caplog.text
     for trained, classes in ((("0", "1"), ("cat", "dog", "eel")), (("cat", "dog"), ("0", "1"))):
-        with pytest.raises(ConfigError, match="trained on the classes"):
+        with pytest.raises(
+            ConfigError,
+            match=r"trained on other classes: the store also has 'cat|also has '0', '1' and lacks 'cat', 'dog'",
+        ):
             require_classes(trained, classes, "the network was")
 
 
@@ -198,6 +205,19 @@ def test_a_training_that_starts_from_other_classes_says_so(tmp_path, frozen, swa
 
     assert "trained on the same classes in another order" in caplog.text
     assert "the training begins with a last layer for them" in caplog.text
+
+
+def test_a_last_layer_keeps_the_rows_of_known_classes(tmp_path, caplog):
+    config = save_teacher(tmp_path / "old", classes=("cat", "dog"), num_classes=2)
+    old = load_file(tmp_path / "old/model.safetensors")
+    network = build_model(config, ("dog", "eel", "cat"), may_replace_head=True).network
+    new = network.state_dict()
+
+    for name in ("linear.weight", "linear.bias"):
+        assert torch.equal(new[name][[2, 0]], old[name])
+        assert not torch.isin(new[name][1], old[name]).any()
+    assert "the store also has 'eel'; the training begins with a last layer" in caplog.text
+    assert "with the rows of 2 known classes and 1 new ones" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,21 @@ def records_that_come_later(session, photos):
     assert words[:3] == ["store.path=stores/p", "teacher=saved", "teacher.weights=runs/t/teach"]
     assert session.follow()[0] == "distill"
 
+    shutil.copytree(photos / "train/a", photos / "train/Essen & Trinken")
+    session.type("precompute", *append)
+    followed = session.follow_to_the_end()
+    assert [verb for verb, _ in followed] == [
+        "teach",
+        "precompute",
+        "distill",
+        "evaluate",
+        "report",
+    ]
+    assert "run=my-teacher" in followed[0][1]
+    assert "teaching.start=runs/t/teach" in followed[0][1]
+    session.type("precompute", *append)
+    assert session.printed.startswith("permafrost distill")  # on the pass of all classes
+
 
 def a_sweep(session, photos):
     session.type("precompute", *PHOTOS, "store.path=stores/p", *NETWORK)

@@ -95,7 +95,7 @@ def test_weights_of_other_classes_are_refused_unless_their_number_is_named(tmp_p
     config = precompute_config(tmp_path / "store", teacher)
     more = save_teacher(tmp_path / "more", classes=tuple("abcdefghijk"), num_classes=11)
 
-    with pytest.raises(ConfigError, match=r"trained on the classes .* same classes$"):
+    with pytest.raises(ConfigError, match=r"trained on other classes: .* same classes$"):
         precompute.run(config)
     with pytest.raises(ConfigError, match=r"or set teacher\.classes=11 for outputs of its own"):
         precompute.run(replace(config, teacher=more))

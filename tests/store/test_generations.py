@@ -24,17 +24,19 @@ from PIL import Image
 from permafrost.annotation.feature_projections import ChannelMoments
 from permafrost.annotation.teacher_pass import plan_passes
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
+from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.store import PassOptions
+from permafrost.config.store import PassOptions, SubsetOptions
 from permafrost.core.errors import UserError
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder
-from permafrost.loading.subset import rows_of_split
+from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.resolve import resolve_precompute
 from permafrost.storage import bucket_files, buckets, lock
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store import commit
+from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.index_writer import is_table
 from permafrost.store.projections import write_projection
 from permafrost.store.reader import Store
@@ -171,6 +173,29 @@ def test_new_classes_come_last_and_old_labels_keep_their_numbers(pictures, tmp_p
     assert list(verify_store(path)) == []
 
 
+def test_of_a_network_of_the_first_classes_the_labels_of_others_are_unknown(
+    pictures, tmp_path, caplog
+):
+    path = tmp_path / "store"
+    precompute.run(growing_options(pictures, path))
+    pictures.add_all("ab", ("ant", "dog"))
+    precompute.run(growing_options(pictures, path, append=True))
+    whole = Store(path)
+    known = pickle.loads(pickle.dumps(whole.known_to(["cat", "dog"])))  # noqa: S301
+    rows = rows_of_split(known.index, "train")
+    stored, labels = (store.index.values("label", rows) for store in (whole, known))
+    np.testing.assert_array_equal(labels, np.where(stored == 2, -1, stored))
+    assert known.manifest.fingerprint == whole.manifest.fingerprint
+    assert known.manifest.classes == whole.manifest.classes_of(2) == ("cat", "dog")
+    assert whole.manifest.classes_of(1000) == whole.manifest.classes_of(1) == ()
+    assert all(whole.known_to(names) is whole for names in ((), ("dog",), whole.manifest.classes))
+    for subset in (SubsetOptions(), SubsetOptions(shots=3, holdout=1)):
+        selected = np.asarray(select_training_rows(known.index, "train", subset))
+        assert set(labels[selected]) == {0, 1}
+    known.warn_of_later_classes("it", rows, "so what")
+    assert caplog.messages[-1] == "it does not know 'ant' (2 records): so what"
+
+
 def test_a_reader_goes_on_while_records_are_appended(pictures, tmp_path):
     path = tmp_path / "store"
     precompute.run(growing_options(pictures, path))
@@ -214,6 +239,24 @@ def test_records_that_have_changed_stop_unless_they_are_kept(
     after = labels_of(Store(path))
     assert after.items() >= before.items()
     assert len(after) == len(before) + grows
+
+
+def test_other_options_of_the_data_are_named_in_place_of_what_they_change(pictures, tmp_path):
+    path, folder = tmp_path / "store", str(pictures.folder / "train")
+    config = growing_options(pictures, path, append=True)
+    packed = ImageFolderDataConfig(path=folder, test_fraction=0.3)
+    precompute.run(replace(config, data=packed))
+    pictures.add_all("ab")
+    other = replace(config, data=ImageFolderDataConfig(path=folder))
+    with pytest.raises(
+        UserError, match=r"was packed with data\.test_fraction=0\.3, so type"
+    ) as stop:
+        precompute.run(other)
+    assert "another split" not in str(stop.value)
+    (path / ORIGIN_NAME).unlink()  # as of a store that was packed before they were written
+    with pytest.raises(UserError, match=r"3 with another split"):
+        precompute.run(other)
+    assert precompute.run(replace(config, data=packed)).packed_records == 4
 
 
 @pytest.mark.parametrize("kind", ["shards", "tables"])
@@ -546,6 +589,22 @@ def test_a_new_run_reads_what_its_passes_cover(pictures, tmp_path, caplog):
     distill.run(distill_config(frozen, run="one", trainer=trainer))
     assert "2 generations, and resnet8" in caplog.text
     assert "cover the first 1" in caplog.text
+
+
+def test_what_a_deleted_pass_leaves_behind_is_told(pictures, tmp_path, caplog):
+    path = tmp_path / "store"
+    precompute.run(growing_options(pictures, path, teacher=TEACHER))
+    pictures.add_all("ab")
+    precompute.run(growing_options(pictures, path, teacher=TEACHER, append=True))
+    (first,) = Store(path).pass_folders()
+    shutil.rmtree(str(first))
+    (left,) = (path / "teachers").iterdir()
+    assert Store(path).pass_folders() == []
+    assert f"so delete them, too: rm -r {left}" in caplog.text
+    shutil.rmtree(left)
+    caplog.clear()
+    assert Store(path).pass_folders() == list(verify_store(path)) == []
+    assert caplog.text == ""
 
 
 def test_components_that_do_not_fit_the_appended_records_are_told():

@@ -86,12 +86,13 @@ def resolve(verb: str, words: list[str]) -> object:
 
 
 def without_saved_networks(words: list[str]) -> list[str]:
-    """Words without the networks of runs, which an earlier command of the page has made. Checks their folders."""
+    """Words with a new network for each of a run, which an earlier command has made. Checks their folders."""
     options = [word.partition("=")[0] for word in words if word.endswith("=saved")]
     for option in options:
         (folder,) = (word for word in words if word.startswith(f"{option}.weights="))
         assert re.fullmatch(rf"{option}\.weights=runs/[\w/-]+/(teach|distill)", folder), folder
-    return [word for word in words if word.partition("=")[0].partition(".")[0] not in options]
+    kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in options]
+    return [*kept, *(f"{option}=cifar" for option in options)]
 
 
 def _check_make(words: list[str]) -> None:

@@ -111,7 +111,7 @@ class PassRequest:
     network: Network
     """The teacher with its weights, whose digest is computed once."""
     classes: Sequence[str]
-    """Names of the classes of the first generation."""
+    """Names of the classes that the store had when the teacher was trained, at least those of its first generation."""
     explainer: ExplainerConfig
     described: dict[str, Any]
     """Description of the teacher."""
@@ -231,14 +231,15 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
 
     Args:
         config: Options of the command.
-        store: Store whose records are annotated.
+        store: Store whose records are annotated, of which these are the passes over the first generation.
 
     Raises:
         ConfigError: If teacher or explainer do not fit the store.
     """
     teacher = config.teacher
     assert not isinstance(teacher, NoModelConfig)
-    classes = store.manifest.classes
+    classes = _classes_of_teacher(teacher, store)
+    store = store.part(0, 1)
     network = Network(teacher, classes)
     if config.annotate.reads_head:
         network.require_outputs()
@@ -248,10 +249,17 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
         teacher=teacher,
         network=network,
         classes=classes,
-        explainer=resolve_explainer(config.explainer, store, teacher.classes or len(classes)),
+        explainer=resolve_explainer(config.explainer, store, network.num_classes, len(classes)),
         described=network.describe(reads_head=config.annotate.reads_head),
         added=describe_network(config.annotate.outputs, teacher, classes),
     )
+
+
+def _classes_of_teacher(teacher: ModelConfig, store: Store) -> tuple[str, ...]:
+    """Return the classes that a store had when as many were known as the teacher has outputs, at first by default."""
+    outputs = teacher.classes or len(Network(teacher, ()).own_classes)
+    at_first = store.part(0, 1).manifest.classes
+    return max(at_first, store.manifest.classes_of(outputs), key=len)
 
 
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:

@@ -98,7 +98,7 @@ class AnnotateShard:
             with count_wait("write", decoding.waits):
                 put_off(write, ExitStack())
         correct = count_correct(
-            self._store, shard, values, self.teacher.classes or len(self.classes)
+            self._store, shard, values, self.teacher.classes in (None, len(self.classes))
         )
         return ShardResult(
             name=shard.name,
@@ -280,7 +280,7 @@ class Correct(NamedTuple):
 
 
 def count_correct(
-    store: Store, shard: ShardEntry, values: Mapping[str, NDArray[np.generic]], classes: int
+    store: Store, shard: ShardEntry, values: Mapping[str, NDArray[np.generic]], is_known: bool
 ) -> Correct:
     """Count the labeled records of a shard, and those among them that the teacher classifies correctly, or for F1.
 
@@ -288,7 +288,7 @@ def count_correct(
         store: Store of the shard.
         shard: The shard, all of whose records the values cover.
         values: Fields of the pass; only logits [n, V, K] or top_class [n, V, k] are read.
-        classes: Number of the teacher's classes.
+        is_known: True if the teacher's outputs are classes of the store, the first ones or all of them.
 
     Returns:
         The counts; zeros for a pass without logits (of all classes, for many labels), stored views, and classes that
@@ -297,12 +297,12 @@ def count_correct(
     rows = store.rows_of_shard(store.shards.number_of(shard.name))
     if (stored := values.get("logits", values.get(TOP_CLASS))) is None:
         return Correct(0, 0)
-    fits = stored.shape[:2] == (len(rows), 1) and classes == len(store.manifest.classes)
+    fits = is_known and stored.shape[:2] == (len(rows), 1)
     if not fits or (store.index.has_many_labels and "logits" not in values):
         return Correct(0, 0)
     if store.index.has_many_labels:
-        truth = labels_of_rows(store, rows).numpy()
-        logits: NDArray[Any] = values["logits"][:, 0]
+        truth = labels_of_rows(store, rows).numpy()[:, : stored.shape[-1]]
+        logits: NDArray[Any] = values["logits"][:, 0, : truth.shape[1]]
         predicted = (logits >= 0) & ~np.isnan(truth)
         hits = int((predicted & (truth == 1)).sum())
         return Correct(int(predicted.sum() + (truth == 1).sum()), 2 * hits)

@@ -38,7 +38,7 @@ from permafrost.annotation.teacher_check import CheckTeacher, check_teacher
 from permafrost.config.cluster import WorkConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.core.errors import require, shorten
+from permafrost.core.errors import require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
@@ -139,14 +139,14 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     """
     # 1. What is asked for, and what of it exists.
     first = store.part(0, 1)
-    request = request_passes(config, first)
-    unknown = store.manifest.classes[request.teacher.classes or len(request.classes) :]
-    if unknown and store.num_generations > 1 and config.annotate.reads_head:
-        logger.warning(
-            "the teacher %s does not know the classes %s, which came with records that were appended; its logits and "
-            "maps of these are of its own classes, so train it on all of them, or select those that it knows",
-            request.teacher.name,
-            shorten(unknown, 5),
+    request = request_passes(config, store)
+    if config.annotate.reads_head:
+        known = store.manifest.classes_of(request.network.num_classes)
+        store.known_to(known).warn_of_later_classes(
+            f"the teacher {request.teacher.name}",
+            range(store.index.num_rows),
+            "its logits and maps of them are of its own classes, and no student is trained on them; train a teacher on "
+            "all classes with permafrost teach (teaching.start= keeps what this one knows)",
         )
     request.warn_of_aliasing()
     options = begun = request.existing_options()
@@ -233,9 +233,9 @@ def plan_passes(config: PrecomputeConfig, store: Store) -> list[list[PassPlan]]:
         ConfigError: If teacher, explainer or views do not fit the store.
     """
     first, *others = [store.part(number, number + 1) for number in range(store.num_generations)]
-    request, plans = request_passes(config, first), [plan_pass(config, first)]
+    request, plans = request_passes(config, store), [plan_pass(config, store)]
     if config.views.kind != "canonical":
-        plans.append(plan_pass(config, first, requested_views(config, first)))
+        plans.append(plan_pass(config, store, requested_views(config, first)))
     return [[plan, *(request.following(plan, other) for other in others)] for plan in plans]
 
 
@@ -507,9 +507,7 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
             rows = np.arange(shard.records)
             name = TOP_CLASS if stored_pass.manifest.temperatures else "logits"
             values = stored_pass.open_shard(shard, (name,))[name][rows, np.zeros_like(rows)]
-            shard_counts = count_correct(
-                plan.store, shard, {name: values[:, None]}, stored_pass.num_classes
-            )
+            shard_counts = count_correct(plan.store, shard, {name: values[:, None]}, bool(classes))
         before = sums.get(shard.split, Correct(0, 0))
         sums[shard.split] = Correct(*map(sum, zip(before, shard_counts, strict=True)))
     return {split: total.correct / total.labeled for split, total in sums.items() if total.labeled}

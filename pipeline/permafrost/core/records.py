@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -250,6 +251,22 @@ LONG_KEY_HEAD = 150
 def are_numbers(classes: Sequence[str]) -> bool:
     """Return whether names of classes are their numbers from 0, which say nothing of what they are."""
     return bool(classes) and list(classes) == list(map(str, range(len(classes))))
+
+
+def describe_other_names(names: Sequence[str], classes: Sequence[str]) -> str:
+    """Say how a list of classes differs from that of a store.
+
+    Args:
+        names: Names of the other list, in its order.
+        classes: Names of the store's classes.
+    """
+    lists = {"also has": (classes, names), "lacks": (names, classes)}
+    differing = [
+        f"{verb} {shorten(list((Counter(one) - Counter(other)).elements()), 5)}"
+        for verb, (one, other) in lists.items()
+        if Counter(one) - Counter(other)
+    ]
+    return f"the store {' and '.join(differing) or 'has them in another order'}"
 
 
 def escape_key(path: str) -> str:

@@ -288,6 +288,7 @@ def open_split(
         decode_threads: Number of threads that decode images.
         with_regions: Also read masks and boxes, without which nothing is localized.
     """
+    store = store.known_to(trained.classes)
     rows: RowNumbers = (
         select_holdout_rows(store.index, trained.split, trained.subset)
         if split == HOLDOUT

@@ -166,6 +166,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
     place = place_beside(student, Store(config.store.folder))
     main = evaluation_folder(config.evaluate.against, place)
     store, passes = _open_compared(config, trained, student, run / main, is_elsewhere=bool(place))
+    store = _known_store(config, store, trained.classes, f"the network in {student}")
     if trained.picture is not None:
         store.warn_of_other_picture(trained.picture)
     shown = trained.in_frame(config.evaluate.frame, store)
@@ -182,6 +183,20 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         build=partial(_build_student, config, student, store, passes, shown),
         others=plugin_digests(trained.config),
     )
+
+
+def _known_store(
+    config: EvaluateConfig, store: Store, classes: Sequence[str], network: str
+) -> Store:
+    """Return the store as a network of its first classes knows it, with a warning of records of others."""
+    known = store.known_to(classes)
+    for split in set(config.evaluate.splits) - {HOLDOUT}:
+        known.warn_of_later_classes(
+            network,
+            rows_of_split(known.index, split),
+            f"its accuracy on {split} is that on the other records",
+        )
+    return known
 
 
 def _open_compared(
@@ -380,6 +395,9 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = open_record_store(config)
     teacher = resolve_network(teacher, store, "teacher")
+    store = _known_store(
+        config, store, Network(teacher, ()).own_classes, f"the teacher in {teacher.weights}"
+    )
     described = Network(teacher, store.manifest.classes).describe(reads_head=config.reads_outputs)
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     run = RunFolder(config.run).path
@@ -430,6 +448,12 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     store = open_record_store(config)
     main = NETWORK_EVALUATION + place_beside(run / NETWORK_EVALUATION, store)
     student = resolve_network(student, store, "student")
+    store = _known_store(
+        config,
+        store,
+        Network(student, (), "student").own_classes,
+        f"the network in {student.weights}",
+    )
     num_classes = len(store.manifest.classes)
     network = Network(student, store.manifest.classes, "student")
     described = network.describe()

@@ -46,6 +46,13 @@ def rows_of_split(index: RecordIndex, split: str) -> RowNumbers:
     return np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])
 
 
+def _known_rows(index: RecordIndex, split: str) -> RowNumbers:
+    """Return the rows of a split without those of classes that the network does not know."""
+    rows = rows_of_split(index, split)
+    is_later = index.later_labels(rows) >= 0
+    return rows_at(rows, np.flatnonzero(~is_later)) if is_later.any() else rows
+
+
 def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> RowNumbers:
     """Select the rows of a split that `subset` describes, ascending.
 
@@ -65,12 +72,12 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
             has no label where shots or a holdout need one.
     """
     if subset.shots is None and subset.holdout == 0:
-        return rows_of_split(index, split)
+        return _known_rows(index, split)
     held_out = (
         select_holdout_rows(index, split, subset) if subset.holdout else np.empty(0, np.int64)
     )
     if subset.shots is None:
-        return _without(np.asarray(rows_of_split(index, split)), held_out)
+        return _without(np.asarray(_known_rows(index, split)), held_out)
     chosen = []
     for label, members in _ordered_classes(index, split, subset):
         members = _without(members, held_out)
@@ -146,7 +153,7 @@ def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[
     held_out = np.unique(np.concatenate(chosen))
     if not subset.keep_groups:
         return held_out
-    rows = rows_of_split(index, split)
+    rows = _known_rows(index, split)
     groups = index.values("group", rows)
     require(
         bool((groups != NO_GROUP).any()),
@@ -171,7 +178,7 @@ def _warn_once(text: str) -> None:
 
 def _emptied_classes(index: RecordIndex, split: str, held_out: NDArray[np.int64]) -> dict[int, int]:
     """Return the classes of which a holdout takes all records, and their numbers of records."""
-    rows = rows_of_split(index, split)
+    rows = _known_rows(index, split)
     return {
         label: len(members)
         for label, members in _classes_of(index, rows, split).items()
@@ -187,7 +194,7 @@ def _ordered_classes(
     The rule permutation is a random permutation, seeded by (subset.seed, class), of the rows in the order of their
     keys, and by_key orders them by digests of (subset.seed, key).
     """
-    rows = rows_of_split(index, split)
+    rows = _known_rows(index, split)
     digests = None
     if subset.rule == "by_key" or (subset.rule == "auto" and index.has_generations):
         seed = derive_seed(subset.seed, "subset by key")

@@ -160,11 +160,11 @@ def _predictions(
     teacher: TeacherPass, values: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.int64]]:
     """Return labels and predictions, as in TargetSample; empty if the teacher has other classes."""
-    store, logits = teacher.store, values.get("logits")
+    names = teacher.store.manifest.classes_of(teacher.num_classes)
+    store, logits = teacher.store.known_to(names), values.get("logits")
     many = store.index.has_many_labels
     labels = predicted = np.empty(0, np.int64)
-    is_known = teacher.num_classes == len(store.manifest.classes)
-    if is_known and (logits is not None or (TOP_CLASS in values and not many)):
+    if names and (logits is not None or (TOP_CLASS in values and not many)):
         truth = labels_of_rows(store, rows).numpy()
         if many:
             known = ~np.isnan(truth)
@@ -321,8 +321,8 @@ def _map_facts(teacher: TeacherPass, samples: list[TargetSample], source: str) -
     if share:
         count = np.bincount(classes)
         shares = np.bincount(classes, is_empty) / np.maximum(count, 1)
-        label, names = int(shares.argmax()), teacher.store.manifest.classes
-        known = names[label] if teacher.num_classes == len(names) else f"class {label}"
+        label, names = int(shares.argmax()), teacher.store.manifest.classes_of(teacher.num_classes)
+        known = names[label] if names else f"class {label}"
         worst = f"; most for {printable(known)}, {shares[label]:.1%} of {count[label]:,}"
     yield Fact(
         name="empty maps",

@@ -102,14 +102,18 @@ CLASS_CHOICES: dict[str, ClassChoice] = {
 }
 
 
-def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -> ExplainerConfig:
+def resolve_explainer(
+    config: ExplainerConfig, store: Store, num_classes: int, data_classes: int | None = None
+) -> ExplainerConfig:
     """Return the options with E filled in, for a teacher with `num_classes` outputs on a store's records.
+
+    The data have as many `data_classes`, by default those of the store.
 
     Raises ConfigError if the store lacks the labels that the choice needs.
     """
     chosen = f"explainer.target_classes={config.target_classes}"
     if config.target_classes in ("all_gt", "sample_gt"):
-        classes = len(store.manifest.classes)
+        classes = data_classes or len(store.manifest.classes)
         require(
             num_classes == classes,
             f"{chosen} needs labels, but the teacher's {num_classes} classes are not the {classes} of the data; "

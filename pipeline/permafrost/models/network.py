@@ -57,6 +57,12 @@ class Network:
         return self.config.classes or count_classes(self.classes)
 
     @property
+    def own_classes(self) -> tuple[str, ...]:
+        """Names of the classes that a run trained the weights on, empty if none did, or if the config has a number."""
+        described = None if self.file is None else self.file.description
+        return () if described is None or self.config.classes else described.classes
+
+    @property
     def input_size(self) -> int | None:
         """Side of the input images in pixels; None for the frame of the store."""
         from permafrost.models.providers import teacher_input_size

@@ -93,6 +93,7 @@ def build_model(
             file.path,
             outputs=outputs,
             may_replace_head=may_replace_head,
+            known_outputs=file.outputs_of(classes) if config.classes is None else None,
             key=None if is_described else config.weights_key,
         )
         if not is_described and config.kind != "module":

@@ -23,7 +23,7 @@ from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
-from permafrost.core.records import are_numbers
+from permafrost.core.records import are_numbers, describe_other_names
 from permafrost.models.file_kinds import describe_foreign_folder
 from permafrost.runs.folder import run_identity, saved_options
 from permafrost.storage.files import file_at
@@ -289,9 +289,21 @@ class WeightsFile:
             own_outputs = f", or set {option}={len(trained)} for outputs of its own classes"
             require_classes(trained, classes, subject, own_outputs, are_published=is_foreign)
         elif reason := describe_other_classes(trained, classes, are_published=is_foreign):
+            kept, count = len(self.outputs_of(classes)), count_classes(classes)
             logger.warning(
-                "%s trained on %s; the training begins with a last layer for them", subject, reason
+                "%s trained on %s; the training begins with a last layer for them%s",
+                subject,
+                reason,
+                f", with the rows of {kept} known classes and {count - kept} new ones"
+                if kept and len(trained) != count
+                else "",
             )
+
+    def outputs_of(self, classes: DataClasses) -> dict[int, int]:
+        """Return the output of each class of the data that a run has trained the weights on, by its number there."""
+        trained = () if self.description is None else self.description.classes
+        named = [] if isinstance(classes, int) else list(classes)
+        return {named.index(name): n for n, name in enumerate(trained) if name in named}
 
 
 def count_classes(classes: DataClasses) -> int:
@@ -330,10 +342,7 @@ def describe_other_classes(
             f"{output} of the store is {classes[output]}; list the classes in the order of the outputs in "
             "data.classes= (a text file, one class per line) and pack the data again"
         )
-    return (
-        f"the classes {shorten(trained, 5)}, but the store has {shorten(classes, 5)}; name weights, or a store, of the "
-        "same classes"
-    )
+    return f"other classes: {describe_other_names(trained, classes)}"
 
 
 def require_classes(
@@ -370,6 +379,8 @@ def require_classes(
             len(trained) - 1,
             shorten(classes, 3),
         )
+    if reason.startswith("other"):
+        reason += "; name weights, or a store, of the same classes"
     other_number = len(trained) != count_classes(classes)
     require(not reason, f"{subject} trained on {reason}{remedy if other_number else ''}")
 

@@ -8,7 +8,7 @@ import pathlib
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def load_weights(
     *,
     outputs: int | None = None,
     may_replace_head: bool = False,
+    known_outputs: Mapping[int, int] | None = None,
     key: str | None = None,
 ) -> None:
     """Load the weights in a .safetensors file, or in a torch file without running any of its code.
@@ -58,6 +59,7 @@ def load_weights(
         outputs: Number of outputs of the network, None if its last layer is loaded as all others are.
         may_replace_head: Whether the network keeps its last layer if that of the file differs in the number of outputs
             only, or is missing.
+        known_outputs: Outputs of the file by those of the network, whose rows of the last layer are then kept.
         key: Value of weights_key.
 
     Raises:
@@ -76,6 +78,13 @@ def load_weights(
     _announce(model, path, tensors, fit, others, key)
     # Updating keeps the layout versions in the metadata of the network's own state dict.
     expected.update({name: _dense(tensor) for name, tensor in fit.state.items()})
+    known = known_outputs or {}
+    new, old = (torch.tensor(list(each), dtype=torch.long) for each in (known, known.values()))
+    expected |= {
+        name: expected[name].index_copy(0, new, _dense(tensor)[old].to(expected[name].dtype))
+        for name, tensor in fit.head.items()
+        if tensor is not None
+    }
     model.network.load_state_dict(expected)
 
 
@@ -165,7 +174,7 @@ def _announce(
             "dropout, an activation, a softmax) is not in the file",
         )
     if fit.head:
-        logger.info("%s has no such classes; newly initialized: %s", path, ", ".join(fit.head))
+        logger.info("%s has other classes; not taken as it is: %s", path, ", ".join(fit.head))
 
 
 @cache
@@ -271,8 +280,9 @@ def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
     if head is None:
         return f"It has no last layer: {fine_tune}, or set annotate.outputs=[pooled]"
     return (
-        f"It has {head.shape[0]:,} classes, the data {expected[name].shape[0]:,}: {fine_tune}, or, if the folders are "
-        "classes of the weights, name all of these in data.classes="
+        f"It has {head.shape[0]:,} classes, the data {expected[name].shape[0]:,}: {fine_tune}; set "
+        f"classes={head.shape[0]} of the network if some were appended; or, if the folders are classes of the weights, "
+        "name all of these in data.classes="
     )
 
 

@@ -9,6 +9,7 @@ command need not list the data. The file is not part of the store: without it, t
 
 from __future__ import annotations
 
+import json
 import logging
 import posixpath
 import re
@@ -20,6 +21,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from permafrost.config.builder import to_plain_dict
+from permafrost.config.data import DataConfig
+from permafrost.config.options import Role, options_of
 from permafrost.core.digests import SHORT, canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict
@@ -51,23 +55,48 @@ logger = logging.getLogger("permafrost.store")
 
 
 ORIGIN_NAME = ".origin.json"
-_MAX_BYTES = 4096
+_MAX_BYTES = 2**20
 _APPENDED_SHARD = re.compile(r".+-[0-9a-f]{8}-\d{6}")
 """Names of shards of appends, with a part of the fingerprint of their records."""
 
 
-def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
+def write_origin(store: RootedPath, digest: str, fingerprint: str, data: DataConfig) -> None:
     """Write the origin of a finished store, unless it is there or the folder is read-only.
 
     Args:
         store: Folder of the store.
         digest: Digest of the options and files of the data, from permafrost/sources/source.py.
         fingerprint: Fingerprint of the dataset.
+        data: Options of the data.
     """
-    text = _text(digest, fingerprint)
-    if _read(store) != text:
+    origin = {
+        "dataset_fingerprint": fingerprint,
+        "origin_sha256": digest,
+        "options": _options_of(data),
+    }
+    if _read(store) != origin:
         with suppress(FileError):
-            file_at(store / ORIGIN_NAME).write(text)
+            file_at(store / ORIGIN_NAME).write(canonical_json(origin) + b"\n")
+
+
+def describe_other_options(store: RootedPath, data: DataConfig) -> str:
+    """Return the options of the data that a store was packed with, as far as these are others, or it is not known."""
+    packed, named = _read(store).get("options"), _options_of(data)
+    return " ".join(
+        f"data.{name}={json.dumps(value)}"
+        for name, value in (packed if isinstance(packed, dict) else {}).items()
+        if name in named and named[name] != value
+    )
+
+
+def _options_of(data: DataConfig) -> dict[str, Any]:
+    """Return the options of the data as plain values, without paths."""
+    values = to_plain_dict(data)
+    return {
+        option.name: values[option.name]
+        for option in options_of(type(data))
+        if option.name in values and not {Role.FILE, Role.CACHE} & option.roles
+    }
 
 
 def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
@@ -86,23 +115,23 @@ def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     if needs_commit(store):
         return None
     manifest = committed_store(store)
-    if manifest is None or _read(store) != _text(digest, manifest.dataset.fingerprint):
+    fingerprint = None if manifest is None else manifest.dataset.fingerprint
+    wanted = {"dataset_fingerprint": fingerprint, "origin_sha256": digest}
+    if manifest is None or not wanted.items() <= _read(store).items():
         return None
     with file_at(store).listing():
         return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None
 
 
-def _text(digest: str, fingerprint: str) -> bytes:
-    return canonical_json({"dataset_fingerprint": fingerprint, "origin_sha256": digest}) + b"\n"
-
-
-def _read(store: RootedPath) -> bytes | None:
+def _read(store: RootedPath) -> dict[str, Any]:
+    """Return the origin, empty if there is none, or if it is damaged."""
     try:
-        return file_at(store / ORIGIN_NAME).read(_MAX_BYTES)
+        origin = json.loads(file_at(store / ORIGIN_NAME).read(_MAX_BYTES))
     except LinkError:
         raise
-    except (FileError, FileNotFoundError):
-        return None
+    except (FileError, FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
 
 
 # ---- commit ---------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def labels_of_rows(store: Store, rows: RowNumbers) -> Tensor:
     """Read the labels of rows of the index: i64 [n], or f32 [n, K] in a store with several labels per record."""
     if store.manifest.multi_label:
         labels, lengths = store.index.label_lists(rows)
-        hot = multi_hot_of_lists(labels, lengths, len(store.manifest.classes))
+        hot = multi_hot_of_lists(labels, lengths, store.index.num_classes)
+        hot = hot[:, : len(store.manifest.classes)]
         known = torch.from_numpy(store.known_classes(np.asarray(rows)))
         later = torch.arange(hot.shape[1]) >= known[:, None]  # classes that came with an append
         return hot.masked_fill(later, torch.nan)

@@ -23,7 +23,7 @@ from permafrost.core.errors import require, shorten
 from permafrost.core.records import NO_CLASS, NO_LABEL, Record, Source, are_numbers, mark_unknown
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.commit import needs_commit, unpacked_shards
+from permafrost.store.commit import describe_other_options, needs_commit, unpacked_shards
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.manifest import MANIFEST_NAME, DatasetIdentity
@@ -280,11 +280,12 @@ def describe_changes(
     )
     rows = rows[comparison.places[rows] >= 0]
     columns = store.index.take(("label", "size"), comparison.places[rows])
-    differing = {
-        "with another label": listing.labels(rows) != columns["label"],
-        "with another split": _splits(listing, rows)
-        != stored_splits(store, comparison.places[rows]),
-    }
+    differing = {"with another label": listing.labels(rows) != columns["label"]}
+    if packed_with := describe_other_options(store.folder, data) if not all(same) else "":
+        problems.append(f"{store.path} was packed with {packed_with}, so type that again")
+    else:
+        splits = stored_splits(store, comparison.places[rows])
+        differing["with another split"] = _splits(listing, rows) != splits
     canonical = store.manifest.canonical
     if canonical is not None and canonical.format == "original" and len(rows):
         sizes = np.concatenate(

@@ -52,8 +52,10 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class RecordIndex:
     """Rows of a store's index, mapped into memory column by column."""
 
-    def __init__(self, folder: RootedPath, manifest: StoreManifest) -> None:
+    def __init__(self, folder: RootedPath, manifest: StoreManifest, num_classes: int) -> None:
         self.shards = manifest.shards
+        self.num_classes = num_classes
+        """Number of classes of the labels that are stored, of which those from `classes` on are read as unknown."""
         self._folder, self._manifest = folder, manifest
         self._columns: dict[str, NDArray[Any]] = {}
         self._checked = {name: np.zeros(len(self.shards), bool) for name in CHECKED_COLUMNS}
@@ -162,7 +164,18 @@ class RecordIndex:
         """
         self.require_possible(rows, set(names) & {"label"})
         where: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
-        return {name: self._column(name)[where] for name in names}
+        columns = {name: self._column(name)[where] for name in names}
+        if "label" in names and len(self.classes) < self.num_classes:
+            is_known = columns["label"] < len(self.classes)
+            columns["label"] = np.where(is_known, columns["label"], np.int32(NO_LABEL))
+        return columns
+
+    def later_labels(self, rows: RowNumbers) -> NDArray[np.int64]:
+        """Return the place after `classes` of each row's class, -1 for rows of these classes; none of many labels."""
+        if len(self.classes) == self.num_classes:
+            return np.broadcast_to(np.int64(-1), (len(rows),))
+        labels = self._column("label")[np.asarray(rows)].astype(np.int64)
+        return np.asarray(np.maximum(labels - len(self.classes), -1))
 
     def label_lists(self, rows: RowNumbers) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the labels of these rows, as in `Record.labels`, one after another, and their number for each row."""
@@ -341,7 +354,7 @@ class RecordIndex:
 
     def _are_possible(self, name: str, number: int) -> bool:
         """Return whether a shard's values of a column agree with the manifest."""
-        classes = len(self._manifest.classes)
+        classes = self.num_classes
         if name == "label":
             start, stop = self.shards.starts[number : number + 2].tolist()
             label = self._column(name)[start:stop]

@@ -148,6 +148,11 @@ class StoreManifest:
         )
         return (only,)
 
+    def classes_of(self, outputs: int) -> tuple[str, ...]:
+        """Return the names of a network's outputs: the classes of a generation that has as many, none for others."""
+        numbers = {len(self.classes), *(part.classes for part in self.packed_parts())}
+        return self.classes[:outputs] if outputs in numbers else ()
+
     def place_in_generation(self, shard: int) -> int:
         """Return the place of the shard of a number among those of its generation."""
         starts = np.cumsum([0, *(part.shards for part in self.generations)])

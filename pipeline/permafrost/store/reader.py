@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.config.models import Picture
-from permafrost.core.errors import FileError, UserError
+from permafrost.core.errors import FileError, UserError, quote
 from permafrost.storage.addresses import Bucket
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath, rooted
@@ -31,7 +31,7 @@ from permafrost.store.commit_markers import (
 )
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values, WebDatasetFields
-from permafrost.store.index import RecordIndex
+from permafrost.store.index import RecordIndex, RowNumbers
 from permafrost.store.manifest import (
     CANONICAL_VIEW,
     INGESTED,
@@ -74,6 +74,8 @@ class Store:
         """
         self.folder = rooted(path) if isinstance(path, str) else RootedPath.of(path)
         self.manifest: StoreManifest = read_store_manifest(self.folder)
+        self._later: tuple[str, ...] = ()
+        """Names of classes after those of the manifest, which a network does not know."""
         self._left_out: set[RootedPath] = set()
         self._read_manifests: dict[RootedPath, tuple[object, PassManifest]] = {}
         self._joined: dict[RootedPath, JoinedPass] = {}
@@ -91,7 +93,7 @@ class Store:
     @cached_property
     def index(self) -> RecordIndex:
         """One row per record, in the order of the shards, mapped into memory."""
-        return RecordIndex(self.folder, self.manifest)
+        return RecordIndex(self.folder, self.manifest, len(self.manifest.classes + self._later))
 
     @property
     def num_generations(self) -> int:
@@ -112,12 +114,45 @@ class Store:
         """Return the generations from `start` to `stop`, exclusive, as a store."""
         if (start, stop) == (0, self.num_generations):
             return self
-        part = copy(self)
-        part.__dict__ = self.__getstate__() | {
-            "manifest": self.manifest.part(start, stop),
+        return self._with_manifest(self.manifest.part(start, stop), self._later)
+
+    def _with_manifest(self, manifest: StoreManifest, later: tuple[str, ...]) -> Store:
+        other = copy(self)
+        other.__dict__ = self.__getstate__() | {
+            "manifest": manifest,
+            "_later": later,
             "_read_manifests": self._read_manifests,
         }
-        return part
+        return other
+
+    def known_to(self, classes: Sequence[str]) -> Store:
+        """Return the store as a network of its first classes knows it: labels of the classes after them are unknown.
+
+        Args:
+            classes: Names of the network's classes. If the store does not begin with them, or has no others, it is
+                returned as it is.
+        """
+        named = self.manifest.classes
+        if not 0 < len(classes) < len(named) or named[: len(classes)] != tuple(classes):
+            return self
+        manifest = replace(self.manifest, classes=tuple(classes))
+        return self._with_manifest(manifest, named[len(classes) :] + self._later)
+
+    def warn_of_later_classes(self, network: str, rows: RowNumbers, effect: str) -> None:
+        """Log the classes that a network does not know, in the store of `known_to`, if any of these rows has one.
+
+        Args:
+            network: The network, with a verb before its classes.
+            rows: Rows of the index that it is used on.
+            effect: What is done with the records.
+        """
+        numbers, counts = np.unique(self.index.later_labels(rows), return_counts=True)
+        if named := [
+            f"{quote(self._later[number])} ({count:,} records)"
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+            if number >= 0
+        ]:
+            logger.warning("%s does not know %s: %s", network, ", ".join(named), effect)
 
     def part_with(self, fingerprint: str | None) -> Store:
         """Return the generations that a fingerprint is of: one, or the first ones; all of them if it is of none."""
@@ -176,6 +211,7 @@ class Store:
         return {
             "folder": self.folder,
             "manifest": self.manifest,
+            "_later": self._later,
             "_left_out": self._left_out,
             "_read_manifests": {},
             "_joined": {},
@@ -247,9 +283,18 @@ class Store:
         Passes that follow one over an earlier generation are parts of that one.
         """
         damaged: dict[RootedPath, UserError] = {}
+        manifests = self._manifests(damaged)
+        firsts = {None, *(manifest.fingerprint for manifest in manifests.values())}
+        left = [folder for folder, made in manifests.items() if made.follows not in firsts]
+        if not damaged and set(left) - self._left_out:
+            self._left_out.update(left)
+            logger.warning(
+                "the pass that they follow over appended records was deleted, so delete them, too: rm -r %s",
+                " ".join(map(str, left)),
+            )
         has_views = {
             folder: manifest.views["sampler"] != CANONICAL_VIEW
-            for folder, manifest in self._manifests(damaged).items()
+            for folder, manifest in manifests.items()
             if manifest.follows is None
         }
         return has_views, damaged

@@ -27,6 +27,8 @@ from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FEATURES
 from permafrost.loading.replayed_views import check_replayed
+from permafrost.loading.subset import rows_of_split
+from permafrost.models.network import Network
 from permafrost.runs.folder import PassRecords
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass, logits_first
@@ -67,7 +69,19 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
             ", ".join(each.name for each in passes),
             covered,
         )
-    return store.part(0, covered)
+    store = store.part(0, covered)
+    with_logits = (each.num_classes for each in passes if each.manifest.has_logits)
+    known = store.manifest.classes_of(next(with_logits, 0))
+    name = f"the teacher of {', '.join(each.name for each in passes)}"
+    if (live := live_teacher(config)) is not None:
+        known, name = Network(live, ()).own_classes, f"the live teacher {live.name}"
+    store = store.known_to(known)
+    store.warn_of_later_classes(
+        name,
+        rows_of_split(store.index, config.split),
+        "the student learns the other classes, and is not trained on these records",
+    )
+    return store
 
 
 def with_named_passes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from permafrost.evaluation.trained_student import (
     split_arguments,
 )
 from permafrost.loading.subset import rows_of_split
-from permafrost.models.trained_weights import DESCRIPTION_NAME
+from permafrost.models.trained_weights import DESCRIPTION_NAME, MODEL_NAME, read_entries
 from permafrost.runs.folder import RunFolder
 from permafrost.sources.classes import find_mirrored
 from permafrost.storage.addresses import Bucket
@@ -57,11 +58,20 @@ class NextCommands:
         complete them, which is logged.
         """
         generations = self.store.num_generations
-        passes = self.store.usable_passes()
+        numbers = [
+            (made, len(self.store.manifest.classes_of(made.num_classes)))
+            for made in self.store.usable_passes()
+        ]
+        most = max((known for _, known in numbers), default=0)
+        passes = [
+            made for made, known in numbers if known in (0, most)
+        ]  # others knew fewer classes
         incomplete = [made for made in passes if made.num_generations < generations]
         if not incomplete:
             return self.distill(run, passes[0]) if passes else self.teach(run)
         for made in incomplete:
+            if command := self._teach_later_classes(run, made):
+                return command
             weights = Path(made.manifest.made_with.get("weights", ""))
             if (weights.parent / DESCRIPTION_NAME).exists():
                 arguments = [f"store.path={self.path}", *_arguments_of_pass(made, weights.parent)]
@@ -71,6 +81,26 @@ class NextCommands:
             ", ".join(made.name for made in incomplete),
         )
         return ""
+
+    def _teach_later_classes(self, run: str, made: TeacherPass) -> str:
+        """Return a command that trains the teacher of a pass on classes that were appended, empty without any.
+
+        It is also empty if no run has trained the teacher.
+        """
+        manifest, weights = self.store.manifest, Path(made.manifest.made_with.get("weights", ""))
+        known = manifest.classes_of(made.num_classes) if made.manifest.has_logits else ()
+        is_of_run = weights.name == MODEL_NAME and (weights.parent / DESCRIPTION_NAME).exists()
+        if not is_of_run or not 0 < len(known) < len(manifest.classes):
+            return ""
+        side = f"teaching.augment.size={read_entries(weights.parent).input_size[0]}"
+        usual = self.teach("" if (RunFolder(run).path / "teach").exists() else run)
+        arguments = [
+            side if word.startswith("teaching.augment.size=") else word
+            for word in shlex.split(usual)
+            if not word.startswith("teacher")
+        ]
+        start = [f"{option}={weights.parent}" for option in ("teacher.weights", "teaching.start")]
+        return shlex.join([*arguments[:4], "teacher=saved", *start, *arguments[4:]])
 
     def teach(self, run: str) -> str:
         """Return a command that trains a teacher on the store's kind of records, labels and splits.
@@ -105,8 +135,11 @@ class NextCommands:
     def distill(self, run: str, teacher: TeacherPass) -> str:
         """Return a command that trains a student on a pass, by a method that the pass can serve.
 
-        It replays the views of a pass that stores them.
+        It replays the views of a pass that stores them. Of a teacher that does not know all classes, and was trained by
+        a run, it is a command that trains it on all of them.
         """
+        if command := self._teach_later_classes(run, teacher):
+            return command
         replays = teacher.views["sampler"] != CANONICAL_VIEW
         arguments = [f"store.path={self.path}", f"run={self._name(run, 'student')}"]
         arguments += ["mode=replay"] if replays else []
@@ -128,7 +161,8 @@ class NextCommands:
     def _name(self, run: str, network: str) -> str:
         """Return the name of a run, or a new one, with the store's name if there is a run of the usual one."""
         of_store = f"{str(self.path).rpartition('/')[2]}-{network}"
-        return run or (of_store if RunFolder(f"my-{network}").path.exists() else f"my-{network}")
+        names = chain((f"my-{network}", of_store), (f"{of_store}-{n}" for n in count(2)))
+        return run or next(name for name in names if not RunFolder(name).path.exists())
 
     def _augment_arguments(self, section: str, size: tuple[int, int]) -> list[str]:
         """Return arguments for views of large frames, at the usual size of classifiers or below."""
@@ -176,7 +210,7 @@ def _method_arguments(
 
     served = served_methods(teacher) if not teacher.views.get("mix") else ["kd"]
     has_logits, many = teacher.manifest.has_logits, store.manifest.multi_label
-    labels_apply = not has_logits or teacher.num_classes == len(store.manifest.classes)
+    labels_apply = not has_logits or bool(store.manifest.classes_of(teacher.num_classes))
     rows = rows_of_split(store.index, split)
     has_labels = SelectedRecords(store, rows, labels_apply=labels_apply).has_labels
     if not has_labels and not (has_logits and not many):

@@ -286,7 +286,7 @@ class PrecomputePlan(Plan):
             preview.stored().write(self.path)
         self._listing.close()
         complete_facts(Store(self.path))
-        write_origin(self.path, str(self._digest), plan.dataset.fingerprint)
+        write_origin(self.path, str(self._digest), plan.dataset.fingerprint, self.options.data)
         return packed
 
     def describe_work(self) -> dict[str, str]:
