@@ -160,8 +160,9 @@ def program_of(
     """
     if picture is None:
         require(
-            options.input == "images",
-            "export.input=frames is for images, and this student takes rows of a table; leave it out",
+            options.input == "images" and not options.int8,
+            "export.input=frames and export.int8=true are for images, and this student takes rows of a table; leave "
+            "them out",
         )
         return RowProgram(network, options.output)
     takes_frames = options.input == "frames" or options.input_size == "fixed"
