@@ -553,6 +553,8 @@ def test_an_export_has_a_card_with_what_is_known_of_the_student(exported):
     header, text = files["card"].decode().split("---", 2)[1:]
     assert yaml.safe_load(header)["library_name"] == "pytorch"
     assert "| network | cifar" in text
+    assert "| resize | in the program, with antialiasing" in text
+    assert "pip install onnxruntime numpy pillow pillow-heif" in text
     assert r"| student: normalization | mean 0.5 \[typed\] |" in text
     assert Path(result.card).parent == Path(result.files["onnx"]).parent
 
