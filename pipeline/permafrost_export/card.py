@@ -33,6 +33,14 @@ def fact_table(rows: Mapping[str, str]) -> list[str]:
     ]
 
 
+def in_words(values: Mapping[str, Any]) -> str:
+    """Return measurements by name as text."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.3g}'}"
+        for name, value in values.items()
+    )
+
+
 def card_of_student(facts: Mapping[str, Any], program: str | None = None) -> str:
     """Return the README.md of an exported student.
 
@@ -53,8 +61,8 @@ def card_of_student(facts: Mapping[str, Any], program: str | None = None) -> str
         "Run it on image files:",
         "",
         "```bash",
-        "pip install onnxruntime numpy pillow",
-        f"python {program} student.onnx FILE...",
+        "pip install onnxruntime numpy pillow pillow-heif  # pillow-heif for HEIC",
+        f"python {program} student.onnx FILE_OR_FOLDER...",
         "```",
     ]
     return "\n".join([*lines, *fact_table(shown), *(run if program else []), ""])

@@ -4,38 +4,48 @@
     permafrost export run=photos export.formats=[torch]
 
 Each program takes the pixels of decoded images and returns logits, or with export.output=pooled the features before the
-classifier. It is run once, and must give the network's output up to 1e-4 of the largest one.
+classifier. It is run once, and must give the network's output up to 1e-4 of the largest one. On some files of the store
+it is then compared with what an evaluation shows the student. For phones and browsers, export.input_size=fixed takes
+one frame of the network's size, and export.int8=true quantizes it.
 
 Reads   runs/<run>/distill/ and evaluate/, and the size of the frames of <store.path>
 Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, and a card README.md
         and predict.py, which runs student.onnx, in runs/<run>/distill/export/, which to=hf://<user>/<name> uploads; a
-        timm student is there in timm's form, too
+        timm student is there in timm's form, too; student.int8.onnx with export.int8=true
 Rerun   the programs are written again
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from permafrost.config.version import __version__
-from permafrost.core.errors import require
+from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.results import PICTURE, read_results, stored_thresholds
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
-from permafrost.runs.folder import RunFolder
+from permafrost.runs.folder import SWEEP_NAME, RunFolder
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import name_of_path
+from permafrost.storage.signed_files import read_json
 from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store
-from permafrost_export.card import card_of_student
+from permafrost_export.card import card_of_student, in_words
 from permafrost_export.hub import repository_of, require_hub, upload_to_hub
 from permafrost_export.options import ExportConfig
 
 PROGRAM = "predict.py"
 """Program that runs student.onnx on image files."""
+_RESIZES = (
+    "in the program, with antialiasing (ONNX: Resize of opset 18)",
+    "before the program, as predict.py does: bilinear with antialiasing, width then height, each rounded to 8 bits",
+)
+_NOT_ON_FILES = "not compared: the store holds no original files (store.format=original) of images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,13 @@ class ExportResult:
 
     files: dict[str, str]
     largest_difference: float
+    """Largest difference of an output from the network's on noise of the network's size."""
+    on_files: Mapping[str, Any] = field(default_factory=dict)
+    """The program on original files (after) and the student on the store's frames (before): split, records, same_class,
+    differences of logits, accuracies; empty if they were not compared."""
+    int8: Mapping[str, Any] = field(default_factory=dict)
+    """The program in 8 bits (after) and the float one (before) on frames, their megabytes and milliseconds an image;
+    empty without export.int8=true."""
     card: str
     """File of the card, README.md."""
     uploaded: str = ""
@@ -58,6 +75,8 @@ class ExportResult:
         return {
             **self.files,
             "largest_difference": f"{self.largest_difference:.1e}",
+            "on_files": in_words(self.on_files) or _NOT_ON_FILES,
+            **({"int8_values": in_words(self.int8)} if self.int8 else {}),
             "card": self.card,
             **({"uploaded": self.uploaded} if self.uploaded else {}),
             **({"labels": self.labels} if self.labels else {}),
@@ -68,12 +87,31 @@ class ExportResult:
 def export_student(config: ExportConfig) -> ExportResult:
     """Trace the student, and write and check a program of each format."""
     with RunFolder(config.run).files.opened(f"distill/{EXPORT_FOLDER}"):
+        _refuse_sweep(config.run)
         return _export(config)
+
+
+def _refuse_sweep(run: str) -> None:
+    """Raise ConfigError that lists the students of a sweep, those first that it has selected."""
+    path = RunFolder(run).path / SWEEP_NAME
+    if not path.exists() or SavedNetwork(path.parent / "distill").is_finished:
+        return
+    sweep = read_json(path, "delete it, and run the same permafrost sweep again")
+    marks = {
+        row["run"]: f" (selected by {sweep['select']})"
+        for row in sweep.get("candidates", ())
+        if row["chosen"]
+    }
+    names = dict.fromkeys([*marks, *(row["run"] for row in sweep["runs"])])
+    raise ConfigError(
+        f"run={run} is a sweep, and export takes one student; choose one of its {len(names)}: "
+        + ", ".join(f"run={run}/{name}{marks.get(name, '')}" for name in names)
+    )
 
 
 def _export(config: ExportConfig) -> ExportResult:
     from permafrost.models.providers import provider_of
-    from permafrost_export import portable
+    from permafrost_export import portable, program_checks
 
     if config.to:
         require_hub()
@@ -85,13 +123,10 @@ def _export(config: ExportConfig) -> ExportResult:
     picture = str(trained.picture or "")
     if "onnx" in config.export.formats:
         portable.require_onnx()
-    program = (
-        portable.ImageProgram(network, trained.picture, config.export.output)
-        if trained.picture is not None
-        else portable.RowProgram(network, config.export.output)
-    )
+    program = portable.program_of(network, trained.picture, config.export)
     inputs = portable.sample_inputs(program, store.size[1])
-    traced = portable.trace(program, inputs)
+    is_fixed = config.export.input_size == "fixed"
+    traced = portable.trace(program, inputs, is_fixed=is_fixed)
     license_of_weights = getattr(trained.config, "license", None)
     require(
         not config.to or bool(license_of_weights),
@@ -103,7 +138,7 @@ def _export(config: ExportConfig) -> ExportResult:
     facts = {
         "classes": list(trained.classes),
         "run": name_of_path(config.run),
-        "input": program.inputs,
+        "input": program.inputs.replace("[B", "[1") if is_fixed else program.inputs,
         "picture": picture,
         "made_by": f"permafrost {__version__}",
         "bit_range": next(iter(bit_range), "[0, 65535]"),
@@ -111,27 +146,47 @@ def _export(config: ExportConfig) -> ExportResult:
     } | ({"license": license_of_weights} if license_of_weights else {})
     if store.manifest.multi_label:
         facts["thresholds"] = _thresholds(config, trained)
+    if isinstance(program, portable.ImageProgram):
+        facts["resize"] = _RESIZES[program.takes_frames]
+        if program.takes_frames:
+            facts["resize_before"] = json.dumps(asdict(program.picture))
     files: dict[str, str] = {}
-    differences = []
+    differences, encoded = [], {}
     card = student / EXPORT_FOLDER / "README.md"
-    if card.exists() and f": {picture}\n" not in card.read_text():
-        for program_file in card.parent.iterdir():  # of another picture
-            if program_file.suffix in (".onnx", ".pt2", ".py"):
-                program_file.unlink()
+    name, output = portable.input_name(program), config.export.output
     for file_format in config.export.formats:
-        data = portable.encode_model(
-            traced, file_format, portable.input_name(program), facts, config.export.output
+        data = portable.encode_model(traced, file_format, name, facts, output, config.export.opset)
+        differences.append(
+            portable.check_program(data, file_format, program, inputs, is_fixed=is_fixed)
         )
-        differences.append(portable.check_program(data, file_format, program, inputs))
-        path = student / EXPORT_FOLDER / portable.file_name(file_format, config.export.output)
-        file_at(path).write(data)
-        files[file_format] = str(path)
+        files[file_format] = str(card.with_name(portable.file_name(file_format, output)))
+        encoded[files[file_format]] = data
+    on_files, int8 = {}, {}
+    if output == "logits" and store.form.has_places:
+        run = portable.open_program(data, file_format, name)
+        on_files = program_checks.compare_on_files(run, network, store, trained, facts)
+    if config.export.int8:
+        both = {"float": encoded[files["onnx"]]}
+        both["int8"] = program_checks.quantize(both["float"], name, store, trained)
+        int8 = program_checks.compare_int8(both, name, store, trained, facts)
+        files["int8"] = str(card.with_name("student.int8.onnx"))
+        encoded[files["int8"]] = both["int8"]
+    stem = portable.file_name("onnx", output).partition(".")[0]
+    for program_file in card.parent.glob(
+        f"{stem}.*"
+    ):  # of an earlier export, which its card described
+        program_file.unlink()
+    for path, data in encoded.items():
+        file_at(Path(path)).write(data)
     is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places
     if is_shown:
         file_at(card.with_name(PROGRAM)).write(Path(__file__).with_name(PROGRAM).read_bytes())
     if (export := provider_of(trained.config).export) is not None:
         export(student / EXPORT_FOLDER, network, trained)
-    of_data = {name: facts[name] for name in ("labels", "bit_range")}
+    shown = ("input", "resize", "picture", "labels", "bit_range")
+    of_data = {name: facts[name] for name in shown if name in facts}
+    of_data["opset"] = portable.opset_in(encoded[files["onnx"]]) if "onnx" in files else ""
+    of_data |= {"on files": in_words(on_files) or _NOT_ON_FILES, "int8": in_words(int8)}
     if "thresholds" in facts:
         pairs = zip(facts["classes"], facts["thresholds"], strict=True)
         of_data["thresholds"] = ", ".join(f"{name} {value:.3f}" for name, value in pairs)
@@ -147,6 +202,8 @@ def _export(config: ExportConfig) -> ExportResult:
     return ExportResult(
         files=files,
         largest_difference=max(differences),
+        on_files=on_files,
+        int8=int8,
         card=str(card),
         uploaded=hub,
         labels=f"many, predicted from {facts['thresholds']}" if "thresholds" in facts else "",
@@ -183,7 +240,6 @@ def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
         "is_timm": trained.config.kind == "timm",
         "network": f"{trained.config.kind} {trained.config.name}",
         "classes": len(trained.classes) or trained.num_classes,
-        "input": shown or " x ".join(map(str, trained.input_size)),
         "teachers": ", ".join(trained.teachers),
         "accuracy": measured("accuracy"),
         "F1": measured("f1"),

@@ -1,7 +1,8 @@
 """Programs of a trained network that run without this project: torch.export and ONNX, with all preprocessing.
 
 The program takes decoded pixels of any size and repeats what an evaluation does: the store's frame, or the original
-image, the part of it in the network's picture, and the network's own normalization.
+image, the part of it in the network's picture, and the network's own normalization. A program of frames leaves the
+resize to its caller.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 
 from permafrost.config.environment import report_nothing
 from permafrost.config.models import Picture
-from permafrost.core.errors import ConfigError, UserError, first_line
+from permafrost.core.errors import ConfigError, UserError, first_line, require
 from permafrost.models.classifier import Classifier, Intermediates, trial_copy
 from permafrost.models.record_independence import PROBED_RECORDS, require_independent_records
+
+if TYPE_CHECKING:
+    from permafrost_export.options import ExportOptions
 
 Format = Literal["onnx", "torch"]
 ProgramOutput = Literal["logits", "pooled"]
@@ -29,6 +33,8 @@ TOLERANCE = 1e-4
 """Largest difference of a program's output from the network's, relative to the largest value if that is above 1."""
 _MAX_SIDE = 16384
 """Pixels of the longest side that a program takes."""
+RESIZE_OPSET = 18
+"""First version of ONNX's operators that resizes with antialiasing, and the first one that torch writes."""
 
 
 class WrongProgramError(UserError):
@@ -43,7 +49,7 @@ def file_name(file_format: Format, output: ProgramOutput) -> str:
 class _Program(nn.Module):
     """A network and the output that a program returns."""
 
-    inputs: ClassVar[str]
+    inputs: str
     """Type and shape of the inputs, as text."""
 
     def __init__(self, network: Classifier, output: ProgramOutput = "logits") -> None:
@@ -61,21 +67,35 @@ class _Program(nn.Module):
 
 
 class ImageProgram(_Program):
-    """Program from images u8 [B, 3, H, W] of one size to logits f32 [B, K], or pooled features f32 [B, d]."""
+    """Program from images u8 [B, 3, H, W] of one size to logits f32 [B, K], or pooled features f32 [B, d].
+
+    Args:
+        network: The network.
+        picture: What it receives of an image.
+        output: Output of the program.
+        takes_frames: Whether images have the network's size already, so that the program holds no resize.
+    """
 
     inputs = "decoded RGB images u8 [B, 3, H, W]"
+    takes_frames: bool
 
     def __init__(
         self,
         network: Classifier,
         picture: Picture,
         output: ProgramOutput = "logits",
+        *,
+        takes_frames: bool = False,
     ) -> None:
         super().__init__(network, output)
-        self.picture = picture
+        self.picture, self.takes_frames = picture, takes_frames
+        if takes_frames:
+            self.inputs = f"RGB frames u8 [B, 3, {picture.size[0]}, {picture.size[1]}]"
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output of an evaluation of the images."""
+        if self.takes_frames:
+            return self.run(images / 255)
         height, width = images.shape[-2:]
         crop, size, frames = self.picture.crop, self.picture.size, self.picture.frames
         if frames is None:
@@ -125,6 +145,35 @@ class RowProgram(_Program):
         return self.run(rows)
 
 
+def program_of(
+    network: Classifier, picture: Picture | None, options: ExportOptions
+) -> ImageProgram | RowProgram:
+    """Return the program of a network that options ask for.
+
+    Args:
+        network: The network.
+        picture: What it receives of an image; None if it takes rows.
+        options: Options of the export.
+
+    Raises:
+        ConfigError: If rows are to be frames, or the opset cannot hold the program's resize.
+    """
+    if picture is None:
+        require(
+            options.input == "images" and not options.int8,
+            "export.input=frames and export.int8=true are for images, and this student takes rows of a table; leave "
+            "them out",
+        )
+        return RowProgram(network, options.output)
+    takes_frames = options.input == "frames" or options.input_size == "fixed"
+    require(
+        takes_frames or options.opset is None or options.opset >= RESIZE_OPSET,
+        f"export.opset={options.opset} cannot resize with antialiasing, which needs {RESIZE_OPSET}; set "
+        "export.input=frames, and resize before the program, as its predict.py does",
+    )
+    return ImageProgram(network, picture, options.output, takes_frames=takes_frames)
+
+
 def input_name(program: nn.Module) -> str:
     """Return the name of a program's only input."""
     return "rows" if isinstance(program, RowProgram) else "images"
@@ -138,17 +187,22 @@ def sample_inputs(program: nn.Module, columns: int) -> Tensor:
     picture = cast("ImageProgram", program).picture
     # Of whole pixels, so that no rounding differs.
     size = picture.frames or tuple(round(side / (picture.crop or 1)) for side in picture.size)
+    if cast("ImageProgram", program).takes_frames:
+        size = picture.size
     return torch.randint(
         0, 256, (PROBED_RECORDS + 1, 3, *size), generator=generator, dtype=torch.uint8
     )
 
 
-def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
+def trace(
+    program: nn.Module, inputs: Tensor, *, is_fixed: bool = False
+) -> torch.export.ExportedProgram:
     """Trace a program with torch.export, for any number of inputs and any size of images.
 
     Args:
         program: Program, which is put into eval mode.
         inputs: Inputs of `sample_inputs`.
+        is_fixed: Whether it takes one input instead of any number.
 
     Raises:
         ConfigError: If the network cannot be traced.
@@ -156,7 +210,7 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
     """
     dim = torch.export.Dim
     sizes: dict[int, Any] = {0: dim("batch", min=1)}
-    if inputs.ndim == 4:
+    if isinstance(program, ImageProgram) and not program.takes_frames:
         sizes |= {
             2: dim("height", min=1, max=_MAX_SIDE),
             3: dim("width", min=1, max=_MAX_SIDE),
@@ -174,7 +228,11 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
         program(inputs)
     try:
         with torch.no_grad():
-            traced = torch.export.export(program, (inputs,), dynamic_shapes=(sizes,))
+            traced = (
+                torch.export.export(program, (inputs[:1],))
+                if is_fixed
+                else torch.export.export(program, (inputs,), dynamic_shapes=(sizes,))
+            )
     except Exception as error:  # torch.export raises many types of exceptions
         raise ConfigError(
             f"torch.export cannot trace this network ({first_line(error)}); a network of your own must not branch on "
@@ -193,6 +251,7 @@ def encode_model(
     name: str,
     facts: Mapping[str, Any],
     output: ProgramOutput = "logits",
+    opset: int | None = None,
 ) -> bytes:
     """Return a traced program as a file of a format.
 
@@ -202,6 +261,7 @@ def encode_model(
         name: Name of the input.
         facts: Values that a reader of the file needs, written as JSON: metadata of ONNX, extra files of torch.export.
         output: Name of the output.
+        opset: Version of ONNX's operators; None for torch's choice.
 
     Raises:
         ConfigError: If the packages for ONNX are missing, or the network cannot be converted.
@@ -214,37 +274,96 @@ def encode_model(
         torch.export.save(traced, data, extra_files=dict(texts))
         return data.getvalue()
     require_onnx()
+    import onnx
+
     for library in ("onnx_ir", "onnxscript"):  # which log each pass of their optimizers
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         program = torch.onnx.export(
-            *(traced,), input_names=[name], output_names=[output], dynamo=True, verbose=False
+            *(traced,),
+            input_names=[name],
+            output_names=[output],
+            opset_version=None if opset is None else max(opset, RESIZE_OPSET),
+            dynamo=True,
+            verbose=False,
         )
     except Exception as error:  # torch.onnx raises many types of exceptions
         raise ConfigError(
             f"torch.onnx cannot convert this network ({first_line(error)}); set export.formats=[torch]"
         ) from error
     assert program is not None
-    program.model.metadata_props.update(texts)
-    encoded: bytes = program.model_proto.SerializeToString()
+    model = _in_opset(program.model_proto, opset)
+    texts["opset"] = str(_opset_of(model))
+    onnx.helper.set_model_props(model, texts)
+    encoded: bytes = model.SerializeToString()
     return encoded
 
 
-def open_program(data: bytes, file_format: Format, name: str) -> Callable[[Tensor], Tensor]:
+def opset_in(data: bytes) -> int:
+    """Return the version of ONNX's operators in a file."""
+    import onnx
+
+    return _opset_of(onnx.ModelProto.FromString(data))
+
+
+def _opset_of(model: Any) -> int:
+    return max(int(each.version) for each in model.opset_import if not each.domain)
+
+
+def _in_opset(model: Any, opset: int | None) -> Any:
+    """Return a model in an earlier opset than torch writes, and of the oldest format that has it.
+
+    Raises:
+        ConfigError: If the opset lacks operators of the network.
+    """
+    import onnx
+
+    try:
+        if opset is not None and opset < _opset_of(model):
+            constants = {each.name: each for each in model.graph.initializer}
+            for node in model.graph.node:  # all else keeps its form, or the checker refuses it
+                if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+                    axes = onnx.numpy_helper.to_array(constants[node.input.pop()]).tolist()
+                    kept = [each for each in node.attribute if each.name == "keepdims"]
+                    del node.attribute[:]
+                    node.attribute.extend([*kept, onnx.helper.make_attribute("axes", axes)])
+            (entry,) = (each for each in model.opset_import if not each.domain)
+            entry.version = opset
+        oldest = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+        model.ir_version = min(model.ir_version, oldest)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker raises several types
+        raise ConfigError(
+            f"export.opset={opset} cannot hold this network ({first_line(error)[:120]}); choose a later one"
+        ) from error
+    require(
+        opset in (None, _opset_of(model)),
+        f"export.opset={opset} is not written by torch {torch.__version__}, which gives {_opset_of(model)}; choose an "
+        "earlier one",
+    )
+    return model
+
+
+def open_program(
+    data: bytes, file_format: Format, name: str, threads: int = 0
+) -> Callable[[Tensor], Tensor]:
     """Return the function from inputs to the output that a file's program computes.
 
     Args:
         data: Content of the file.
         file_format: Format of the file.
         name: Name of the input.
+        threads: Number of threads of ONNX; 0 for one on each core.
     """
     if file_format == "torch":
         return torch.export.load(io.BytesIO(data)).module()
     report_nothing()
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of operations and dtypes that it does not have
         raise ConfigError(
             f"onnxruntime cannot open the program of this network ({first_line(error)[:200]}); set "
@@ -253,22 +372,25 @@ def open_program(data: bytes, file_format: Format, name: str) -> Callable[[Tenso
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 
 
-def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: Tensor) -> float:
+def check_program(
+    data: bytes, file_format: Format, program: nn.Module, inputs: Tensor, *, is_fixed: bool = False
+) -> float:
     """Return the largest difference between the outputs of a file and of the program that it was made from.
 
-    Both run on all inputs, in another order, and on one.
+    Both run on all inputs, in another order, and on one; a fixed program on each of them.
 
     Args:
         data: Content of the file.
         file_format: Format of the file.
         program: Program that was traced.
         inputs: Inputs of `sample_inputs`.
+        is_fixed: Whether the file's program takes one input.
 
     Raises:
         WrongProgramError: If the difference is above TOLERANCE.
     """
     with torch.no_grad():
-        batches = (inputs, inputs.flip(0), inputs[:1])
+        batches = torch.split(inputs, 1) if is_fixed else (inputs, inputs.flip(0), inputs[:1])
         expected: Tensor = torch.cat([program(batch) for batch in batches])
         run = open_program(data, file_format, input_name(program))
         actual = torch.cat([run(batch) for batch in batches])

@@ -51,7 +51,7 @@ COMMANDS = [
     for command in lines_of(block.code)
     if not is_of_a_recipe(block, command)
 ]
-LANGUAGES = {"bash", "python", "text", "toml", "yaml", "sh"}
+LANGUAGES = {"bash", "html", "python", "text", "toml", "yaml", "sh"}
 
 
 def block_with(page, text):

@@ -1,12 +1,16 @@
 """Programs of a student for use without this project: ONNX and torch.export, with all preprocessing."""
 
 import io
+import json
 import subprocess
 import sys
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
+import onnx
+import pillow_heif
 import pytest
 import torch
 import yaml
@@ -22,9 +26,10 @@ from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, freeze
+from permafrost.storage.signed_files import write_json
 from permafrost.store.facts import Fact, FactSheet, write_sheets
 from permafrost.store.record_form import resize_pixels
-from permafrost_export import portable
+from permafrost_export import portable, predict
 from permafrost_export.portable import (
     ImageProgram,
     RowProgram,
@@ -36,7 +41,7 @@ from permafrost_export.portable import (
 )
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.ked.options import AdditiveModelConfig
-from tests.support import connections
+from tests.support import connections, run_files
 from tests.support.images import decode_rgb
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
@@ -183,28 +188,63 @@ def test_a_file_gives_the_logits_of_an_evaluation(exported, file_format):
         assert expected.abs().max() > 0.1
 
 
-def test_the_program_of_the_page_names_the_class(exported, tmp_path, monkeypatch, capsys):
+def saved_noise(folder, number=2):
+    """Images of noise, saved as 0.png and so on in a folder."""
+    images = noise(number, 3, 16, 16)
+    for name, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{name}.png")
+    return images
+
+
+def test_the_program_next_to_the_card_names_the_class(exported, tmp_path, monkeypatch, capsys):
     files, _, network = exported
     *_, program = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
     (tmp_path / "student.onnx").write_bytes(files["onnx"])
-    images = noise(2, 3, 16, 16)
-    for number, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    images = saved_noise(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes((tmp_path / "1.png").read_bytes())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["program.py", "student.onnx", "0.png", "1.png"])
+    monkeypatch.setitem(sys.modules, "predict", predict)
 
-    assert (ROOT / "pipeline/permafrost_export/predict.py").read_text().endswith(program.code)
+    predict.print_classes("student.onnx", "0.png", "1.png")
     exec(program.code, {})
 
     probabilities = network(images / 255).logits.softmax(dim=1)
     best = probabilities.max(dim=1)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    *lines, of_page = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in lines] == [
         [f"{number}.png", str(int(index))] for number, index in enumerate(best.indices)
     ]
     for line, probability in zip(lines, best.values, strict=True):
         assert float(line[2]) == pytest.approx(float(probability), abs=6e-4)
-    assert len(program.code.splitlines()) <= 40
+    assert of_page == lines[1][1:2]
+
+
+def test_a_damaged_file_is_left_out_and_the_others_of_its_folder_are_named(
+    exported, tmp_path, capsys
+):
+    """A HEIC with a wrong suffix is read, in any order of the files."""
+    (tmp_path / "student.onnx").write_bytes(exported[0]["onnx"])
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    saved_noise(folder)
+    (folder / "0-cut.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    (folder / ".DS_Store").write_text("no picture")
+    with Image.open(folder / "1.png") as image:
+        pillow_heif.from_pillow(image).save(folder / "below/phone.jpg", quality=-1)
+
+    with pytest.raises(SystemExit, match="files left out: 2"):
+        predict.print_classes(str(tmp_path / "student.onnx"), str(folder))
+
+    printed = capsys.readouterr()
+    lines = [line.split() for line in printed.out.splitlines()]
+    assert [Path(line[0]).name for line in lines] == ["0.png", "1.png", "phone.jpg"]
+    assert lines[1][1] == lines[2][1]
+    assert [Path(line.split(" (")[0]).name for line in printed.err.splitlines()] == [
+        ".DS_Store",
+        "0-cut.png",
+    ]
+    assert "truncated" in printed.err
+    assert printed.err.count("HEIC needs pillow-heif") == 1
 
 
 def with_alpha(mode):
@@ -231,15 +271,11 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_the_program_of_the_page_decodes_as_a_store_does(name, tmp_path, monkeypatch):
-    *_, program = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
+def test_predict_decodes_as_a_store_does(name, tmp_path):
     picture = PICTURES[name]()
     picture.save(tmp_path / "picture.png", exif=picture.getexif())
-    code, _, _ = program.code.partition("session = ")
-    namespace = {}
-    exec(code, namespace)
 
-    pixels = namespace["decode"](tmp_path / "picture.png")
+    pixels = predict.decode(tmp_path / "picture.png")
 
     stored = decode_rgb((tmp_path / "picture.png").read_bytes())
     assert pixels.shape == (13, 9, 3) if name == "turned" else (9, 13, 3)
@@ -276,6 +312,154 @@ def test_a_program_of_rows_takes_any_number_of_them():
 
     rows = torch.rand(7, 5)
     torch.testing.assert_close(open_program(data, "torch", "rows")(rows), program(rows))
+
+
+# ---- devices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(72, 72), (60, 90), (20, 30)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "crop", "frames"),
+    [
+        ((32, 40), None, None),
+        ((32, 32), 0.875, None),
+        ((32, 32), None, (32, 32)),
+        ((28, 28), 0.875, (32, 32)),
+        ((16, 20), 0.875, (32, 48)),
+        ((48, 48), None, (32, 32)),
+    ],
+    ids=str,
+)
+def test_predict_resizes_a_frame_as_the_program_of_images_does(shape, size, crop, frames):
+    """Pillow's resize and torch's differ by a level of a few pixels, and a sampled pixel is rounded."""
+    picture = Picture(size=size, crop=crop, frames=frames)
+    image = noise(1, 3, *shape)
+    seen = []
+    program = ImageProgram(small_resnet(), picture)
+    program.run = lambda inputs: seen.append(inputs * 255)
+    program(image)
+
+    how = json.loads(json.dumps(asdict(picture)))
+    frame = predict.resize_frame(image[0].permute(1, 2, 0).numpy(), **how)
+
+    off = (torch.tensor(frame).permute(2, 0, 1) - seen[0][0]).abs()
+    assert frame.dtype == "uint8"
+    assert off.max() <= 2
+    assert off.mean() < 0.35  # .25 of rounding alone; without antialiasing above 10
+
+
+def exported_with(frozen, tmp_path, monkeypatch, *options):
+    monkeypatch.chdir(tmp_path)
+    save_student(frozen, "one")
+    result = permafrost.export(*options, run="one", store=frozen.store.path)
+    return result, onnx.load(result.files["onnx"])
+
+
+def test_a_fixed_program_takes_one_frame_without_a_resize_and_is_quantized(
+    frozen, tmp_path, monkeypatch
+):
+    """The float program stays as it is without export.int8."""
+    options = ("export.input_size=fixed", "export.formats=[onnx]")
+    alone, model = exported_with(frozen, tmp_path, monkeypatch, *options)
+    before = Path(alone.files["onnx"]).read_bytes()
+    scratch = set(Path(tempfile.gettempdir()).iterdir())
+
+    result = permafrost.export(*options, "export.int8=true", run="one", store=frozen.store.path)
+
+    (entry,) = model.graph.input
+    assert [dim.dim_value for dim in entry.type.tensor_type.shape.dim] == [1, 3, 16, 16]
+    assert "Resize" not in {node.op_type for node in model.graph.node}
+    assert Path(result.files["onnx"]).read_bytes() == before
+    quantized = onnx.load(result.files["int8"])
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in quantized.graph.node}
+    assert quantized.graph.node[0].op_type == "Cast"  # the input stays as it is
+    assert {p.key: p.value for p in quantized.metadata_props}.items() >= {
+        p.key: p.value for p in model.metadata_props
+    }.items()
+    assert result.int8["records"] == frozen.store.num_records("test")
+    assert result.int8["same_class"] >= 0.5
+    assert 0 < result.int8["largest_difference"] < 2
+    assert set(result.int8) > {"accuracy_float", "accuracy_int8", "milliseconds_int8"}
+    card = Path(result.card).read_text()
+    assert "| int8 | split test, records" in card
+    assert "before the program, as predict.py does" in card
+    assert set(Path(tempfile.gettempdir()).iterdir()) <= scratch
+
+    exported_again = permafrost.export(run="one", store=frozen.store.path)
+
+    assert not Path(result.files["int8"]).exists()
+    assert not exported_again.int8
+
+
+@pytest.mark.parametrize("opset", [14, 17, 21])
+def test_a_program_of_frames_has_the_opset_that_is_asked_for(frozen, tmp_path, monkeypatch, opset):
+    options = ("export.input=frames", f"export.opset={opset}", "export.formats=[onnx]")
+    result, model = exported_with(frozen, tmp_path, monkeypatch, *options)
+
+    onnx.checker.check_model(model, full_check=True)
+    assert [each.version for each in model.opset_import if not each.domain] == [opset]
+    assert model.ir_version <= {14: 7, 17: 8, 21: 10}[opset]
+    assert {each.key: each.value for each in model.metadata_props}["opset"] == str(opset)
+    assert f"| opset | {opset} |" in Path(result.card).read_text()
+    images = noise(3, 3, 16, 16)
+    found = open_program(Path(result.files["onnx"]).read_bytes(), "onnx", "images")(images)
+    expected = permafrost.load_student("one")(images / 255).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_is_compared_on_files_if_the_store_has_them(exported, frozen):
+    files, result, _ = exported
+    printed = result.printed()["on_files"]
+    if frozen.store.manifest.canonical.format == "original":
+        assert result.on_files["records"] == min(32, frozen.store.num_records("test"))
+        assert result.on_files["same_class"] == 1
+        assert result.on_files["largest_difference"] < 0.05
+        assert printed.startswith("split test, records")
+    else:
+        assert not result.on_files
+        assert printed.startswith("not compared: the store holds no original files")
+    assert f"| on files | {printed[:12]}" in files["card"].decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["export.opset=17"], "needs 18; set export.input=frames"),
+        (["export.opset=9", "export.input=frames"], "cannot hold this network"),
+        (["export.int8=true"], "set export.input_size=fixed"),
+        (
+            ["export.int8=true", "export.input_size=fixed", "export.formats=[torch]"],
+            "leave export.formats with onnx",
+        ),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_errors_with_a_remedy(
+    frozen, tmp_path, monkeypatch, options, message
+):
+    with pytest.raises(ConfigError, match=message):
+        exported_with(frozen, tmp_path, monkeypatch, *options)
+
+
+def test_a_sweep_is_refused_with_its_own_students_the_selected_first(frozen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_student(frozen, "other")
+    rows = [
+        {"variant": "kd", "point": {}, "seed": seed, "run": f"students/kd-{seed}"}
+        for seed in range(3)
+    ]
+    run_files.write_table(Path("runs/sweep"), rows)
+
+    with pytest.raises(ConfigError) as error:
+        permafrost.export(run="sweep", store=frozen.store.path)
+    assert str(error.value).endswith(
+        "one of its 3: run=sweep/students/kd-0, run=sweep/students/kd-1, run=sweep/students/kd-2"
+    )
+    chosen = [row | {"value": 0.5, "chosen": row["seed"] == 2} for row in rows]
+    table = {"runs": rows, "select": "val.accuracy", "candidates": chosen}
+    write_json(Path("runs/sweep/sweep.json"), table)
+    with pytest.raises(ConfigError, match=r"3: run=sweep/students/kd-2 \(selected by val.acc"):
+        permafrost.export(run="sweep", store=frozen.store.path)
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -369,6 +553,8 @@ def test_an_export_has_a_card_with_what_is_known_of_the_student(exported):
     header, text = files["card"].decode().split("---", 2)[1:]
     assert yaml.safe_load(header)["library_name"] == "pytorch"
     assert "| network | cifar" in text
+    assert "| resize | in the program, with antialiasing" in text
+    assert "pip install onnxruntime numpy pillow pillow-heif" in text
     assert r"| student: normalization | mean 0.5 \[typed\] |" in text
     assert Path(result.card).parent == Path(result.files["onnx"]).parent
 
