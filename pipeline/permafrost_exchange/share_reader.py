@@ -355,8 +355,7 @@ def _match(
         for pair in ((records, keys), (targets, target_keys))
     ]
     exact = pc.index_in(both[0], value_set=both[1])
-    by_image = pc.index_in(records, value_set=targets)
-    numbers = pc.coalesce(exact, by_image).fill_null(-1)
+    numbers = pc.coalesce(exact, pc.index_in(records, value_set=targets)).fill_null(-1)
     return np.asarray(numbers.to_numpy(zero_copy_only=False).astype(np.int64))
 
 

@@ -241,8 +241,7 @@ def _contrasts(
     backgrounds: NDArray[np.float64], colors: NDArray[np.float64], ink: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the differences in brightness of color and background behind the ink, at their lowest decile."""
-    brightness = colors.mean(axis=1)[:, None]
-    differences = np.abs(backgrounds[:, ink > 0.5] - brightness)
+    differences = np.abs(backgrounds[:, ink > 0.5] - colors.mean(axis=1)[:, None])
     contrasts: NDArray[np.float64] = np.quantile(differences, 0.1, axis=1)
     return contrasts
 

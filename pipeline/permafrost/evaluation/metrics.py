@@ -241,8 +241,7 @@ def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
     scaled = (positive - low) / torch.where(high > low, high - low, 1.0)
     chosen = scaled > threshold
     intersection = (chosen & regions).sum(dim=(1, 2))
-    union = (chosen | regions).sum(dim=(1, 2))
-    return intersection / union.clamp(min=1)
+    return intersection / (chosen | regions).sum(dim=(1, 2)).clamp(min=1)
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

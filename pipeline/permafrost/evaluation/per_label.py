@@ -224,8 +224,7 @@ def best_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
 def _best_threshold(logits: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     values, groups = np.unique(logits, return_inverse=True)
     positives = np.bincount(groups, weights=truth)[::-1].cumsum()[::-1]  # at or above each value
-    named = np.bincount(groups)[::-1].cumsum()[::-1]
-    scores = 2 * positives / (named + truth.sum())
+    scores = 2 * positives / (np.bincount(groups)[::-1].cumsum()[::-1] + truth.sum())
     best = np.flatnonzero(scores == scores.max())
     place = int(best[len(best) // 2])
     below = values[place - 1] if place else values[place] - 1

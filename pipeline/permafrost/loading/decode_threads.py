@@ -27,9 +27,7 @@ def resolve_decode_threads(option: int | None, processes: int = 1) -> int:
             threads each.
         processes: Number of processes on this machine that decode at the same time.
     """
-    if option is not None:
-        return option
-    return min(max(usable_cores() // processes, 1), _MAX_THREADS)
+    return option if option is not None else min(max(usable_cores() // processes, 1), _MAX_THREADS)
 
 
 def decode_threads_of(trainer: TrainerOptions, distributed: DistributedContext | None) -> int:

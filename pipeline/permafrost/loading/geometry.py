@@ -435,8 +435,7 @@ def _view_intermediates(
     placements: dict[str, GridPlacement] = {}
     if stored.map_from_canonical is not None:
         for name in viewed:
-            is_feature = name.startswith(f"{FEATURES}_")
-            is_still = is_feature and map_control == "unaugmented"
+            is_still = name.startswith(f"{FEATURES}_") and map_control == "unaugmented"
             view, moves = (None, None) if is_still else (batch.canonical_from_view, batch.moves)
             viewed[name], covered, placement = _view_field(
                 viewed[name], stored.specs[name], view, stored.map_from_canonical, moves

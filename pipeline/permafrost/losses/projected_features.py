@@ -154,8 +154,7 @@ def angle_relations(embeddings: Tensor) -> Tensor:
         [B, B, B] by (j, i, k).
     """
     directions = F.normalize(embeddings[None] - embeddings[:, None], dim=2)  # [j, i, d]
-    count = len(embeddings)
-    itself = torch.eye(count, dtype=torch.bool, device=embeddings.device)
+    itself = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
     cosines = (directions @ directions.transpose(1, 2)).masked_fill(itself, 1.0)
     at_vertex = itself[:, None, :] | itself[:, :, None]
     return cosines.masked_fill(at_vertex, 0.0)

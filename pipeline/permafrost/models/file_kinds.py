@@ -123,8 +123,7 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
 def is_safetensors(path: Path) -> bool:
     """Return whether a file begins as one of safetensors does, whatever its name is."""
     head = _head(path)
-    size = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and 2 <= size < _MAX_HEADER
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < _MAX_HEADER
 
 
 def describe_foreign_file(path: Path) -> str:

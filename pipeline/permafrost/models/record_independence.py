@@ -122,9 +122,7 @@ def _stark(records: Tensor) -> Tensor:
 
 def probe_positions(records: int) -> list[int]:
     """Return the positions of records to compare, and of two others at the end, none if there is only one record."""
-    if records < 2:
-        return []
-    return [*range(min(PROBED_RECORDS, records)), records // 2, records - 1]
+    return [] if records < 2 else [*range(min(PROBED_RECORDS, records)), records // 2, records - 1]
 
 
 @torch.no_grad()

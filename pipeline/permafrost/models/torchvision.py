@@ -97,8 +97,7 @@ def published_torchvision(config: TorchvisionModelConfig) -> PretrainedInfo:
 
 
 def _build_network(config: TorchvisionModelConfig, outputs: int) -> nn.Module:
-    source = published_torchvision(config)
-    size = config.input_size or source.input_size
+    size = config.input_size or published_torchvision(config).input_size
     options: dict[str, Any] = {}
     if config.name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "transform_input": True, "init_weights": True}

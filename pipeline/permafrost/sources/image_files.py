@@ -174,8 +174,7 @@ class SourceFileError(UserError):
 
 def is_image_name(name: str) -> bool:
     """Return whether a file is treated as an image; hidden files are not."""
-    hidden = posixpath.basename(name).startswith(".")
-    return not hidden and is_image_suffix(_suffix(name))
+    return not posixpath.basename(name).startswith(".") and is_image_suffix(_suffix(name))
 
 
 def is_image_suffix(suffix: str) -> bool:

@@ -538,9 +538,7 @@ def _ends_whole(form: str | None, data: bytes) -> bool:
 
 def _bands_of(image: Image.Image) -> int:
     """Return the number of channels of a TIFF, of which Pillow may read the first ones only; 0 for other formats."""
-    if image.format != "TIFF":
-        return 0
-    return int(cast("Any", image).tag_v2.get(_TIFF_SAMPLES, 1))
+    return 0 if image.format != "TIFF" else int(cast("Any", image).tag_v2.get(_TIFF_SAMPLES, 1))
 
 
 def _bits_of(image: Image.Image, data: bytes) -> int:

@@ -168,9 +168,7 @@ def semi_partial(ag: Tensor, ab: Tensor, bg: Tensor) -> Tensor:
         bg: R* of B and G.
     """
     left = 1 - ab**2
-    if left < SAME:
-        return torch.zeros_like(ag)
-    return (ag - ab * bg) / left.sqrt()
+    return torch.zeros_like(ag) if left < SAME else (ag - ab * bg) / left.sqrt()
 
 
 @dataclass(frozen=True)
