@@ -79,8 +79,10 @@ def other_sizes(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
 
 def other_values(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
     """Iterate over directions, channels, scales and resolutions of the same images."""
-    for text, change in _CHANGES.items():
-        yield OtherInput(annotator, f"they are those of {text}", change=change)
+    yield from (
+        OtherInput(annotator, f"they are those of {text}", change=change)
+        for text, change in _CHANGES.items()
+    )
     stated = _statistics_of(annotator)
     normalizations = {"the teacher's": stated, **_NORMALIZATIONS}
     for name, largest in product(normalizations, (1, 255)):

@@ -392,8 +392,10 @@ class _Search:
         yield from other_frames(self.annotator)
         for step in (0.01, 0.001):
             best = self._nearest()[1].annotator.crop_fraction or 1.0
-            for number in range(-5, 6):
-                yield center_cropped(self.annotator, min(1.0, round(best + number * step, 3)))
+            yield from (
+                center_cropped(self.annotator, min(1.0, round(best + number * step, 3)))
+                for number in range(-5, 6)
+            )
         best = self._nearest()[1].annotator.crop_fraction or 1.0
         yield center_cropped(self.annotator, round(64 * best) / 64)
 

@@ -172,8 +172,7 @@ class HuggingFaceSource(ImageSource):
             columns = [column for option, column in self._column_names.items() if option != "image"]
             number = 0
             if not columns:
-                for number in range(len(rows)):
-                    yield self._record(name, split, number, {})
+                yield from (self._record(name, split, number, {}) for number in range(len(rows)))
                 continue
             for batch in rows.select_columns(list(dict.fromkeys(columns))).iter(_ROWS_AT_ONCE):
                 for place in range(len(next(iter(batch.values())))):
@@ -248,8 +247,10 @@ class HuggingFaceSource(ImageSource):
     def _box(self, numbers: list[float], kind: Any, where: str) -> Box:
         x0, y0, third, fourth = numbers
         x1, y1 = (third, fourth) if self.config.box_form == "xyxy" else (x0 + third, y0 + fourth)
-        if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
-            raise ConfigError(f"{where}: the box {numbers} has no area; see data.box_form")
+        require(
+            x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1))),
+            f"{where}: the box {numbers} has no area; see data.box_form",
+        )
         label = (
             kind if isinstance(kind, int) and kind < len(self.classes) else self._label(kind, where)
         )

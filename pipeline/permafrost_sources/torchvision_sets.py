@@ -131,10 +131,10 @@ class TorchvisionSource(ImageSource):
         return self._sun397_records(split) if self.name == "sun397" else self._voc_records(split)
 
     def _array_records(self, split: str) -> Iterator[Record]:
-        for row, label in enumerate(self._open(split).targets):
-            yield Record(
-                key=f"{split}-{row:06d}", split=split, label=int(label), content=(split, row)
-            )
+        yield from (
+            Record(key=f"{split}-{row:06d}", split=split, label=int(label), content=(split, row))
+            for row, label in enumerate(self._open(split).targets)
+        )
 
     def _voc_records(self, split: str) -> Iterator[Record]:
         dataset = self._open(split)

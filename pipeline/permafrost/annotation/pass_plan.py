@@ -286,8 +286,9 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
     dtypes: tuple[LogitsDtype, ...] = ("float16", "float32") if asked == "auto" else (asked,)
     precisions = _AUTOMATIC if options.precision == "auto" else (options.precision,)
     for dtype in dtypes:
-        for precision in precisions:
-            yield replace(options, precision=precision, logits_dtype=dtype)
+        yield from (
+            replace(options, precision=precision, logits_dtype=dtype) for precision in precisions
+        )
 
 
 def _has_shards(folder: RootedPath) -> bool:

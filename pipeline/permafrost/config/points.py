@@ -24,8 +24,9 @@ Point = dict[str, Any]
 
 def iter_points(grid: Mapping[str, Sequence[Any]]) -> Iterator[Point]:
     """Yield every combination, the last option's values fastest; one empty point if there are no options."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
+    yield from (
+        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+    )
 
 
 def knows_option(composed: Any, option: str) -> bool:

@@ -96,8 +96,10 @@ class EvaluationContext:
             positions: Positions to read, in this order.
             dataset: Records to read; None for those of the split.
         """
-        for batch in self.iter_batches(positions, dataset):
-            yield view_images(batch, self.model.input_size)
+        yield from (
+            view_images(batch, self.model.input_size)
+            for batch in self.iter_batches(positions, dataset)
+        )
 
     def picture_maps(self, positions: list[int]) -> dict[str, Tensor]:
         """Return `picture_maps` of records of the split in the evaluation view."""

@@ -757,8 +757,10 @@ def iter_batches(
         positions: Positions to read, in this order; None reads every record of the selection once.
     """
     chosen = range(len(dataset)) if positions is None else positions
-    for start in range(0, len(chosen), batch_size):
-        yield dataset.__getitems__(list(chosen[start : start + batch_size]))
+    yield from (
+        dataset.__getitems__(list(chosen[start : start + batch_size]))
+        for start in range(0, len(chosen), batch_size)
+    )
 
 
 def _logits_of(teacher: TeacherPass, values: Values) -> Logits | None:

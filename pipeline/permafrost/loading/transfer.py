@@ -217,8 +217,9 @@ def copy_ahead(batches: Iterator[ChangedBatch], device: torch.device) -> Iterato
 
 def iter_on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Iterate over batches on `device`, where they are copied one batch ahead on a GPU."""
-    for batch, _ in iter_changed_on_device(((batch, None) for batch in batches), device):
-        yield batch
+    yield from (
+        batch for batch, _ in iter_changed_on_device(((batch, None) for batch in batches), device)
+    )
 
 
 def iter_changed_on_device(

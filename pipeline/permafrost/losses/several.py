@@ -85,8 +85,10 @@ class SeveralLoss(DistillationLoss):
                 loss.distributed = self.distributed  # the training sets it after this loss is built
                 is_explained = loss.needs.maps_every is not None
                 output = student if is_explained else replace(student, maps=None)
-                for part in loss.terms(output, _select_fields(targets, loss), labels):
-                    yield _numbered(part, number, term.weight)
+                yield from (
+                    _numbered(part, number, term.weight)
+                    for part in loss.terms(output, _select_fields(targets, loss), labels)
+                )
 
 
 def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:

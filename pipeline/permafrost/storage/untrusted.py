@@ -198,8 +198,9 @@ def _parts_of(array: pa.Array) -> Iterator[pa.Array]:
         return
     parts = 1 + _written_out(array) // _PART_BYTES
     rows = -(-len(array) // parts)
-    for start in range(0, len(array), max(rows, 1)):
-        yield array.slice(start, rows).dictionary_decode()
+    yield from (
+        array.slice(start, rows).dictionary_decode() for start in range(0, len(array), max(rows, 1))
+    )
 
 
 def open_parquet_file(path: Path, texts: list[str] | None = None) -> pq.ParquetFile:

@@ -132,8 +132,10 @@ def in_order_of_store(
 
     def renumbered() -> Iterator[Record]:
         for start in range(0, len(every), 4096):
-            for record in listing.records(every[start : start + 4096]):
-                yield _with_labels(record, numbers)
+            yield from (
+                _with_labels(record, numbers)
+                for record in listing.records(every[start : start + 4096])
+            )
 
     path = files.part(0)  # those of the source are joined
     counts = write_listing(path, renumbered(), seed)

@@ -206,9 +206,11 @@ def _equal_runs(high: NDArray[np.uint64], order: NDArray[np.int64]) -> Iterator[
         values = high[order[start : start + _BLOCK + 1]]
         repeats.append(np.flatnonzero(values[1:] == values[:-1]) + start)
     places = np.concatenate(repeats) if repeats else np.empty(0, np.int64)
-    for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
-        if len(run):
-            yield int(run[0]), int(run[-1]) + 2
+    yield from (
+        (int(run[0]), int(run[-1]) + 2)
+        for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+        if len(run)
+    )
 
 
 def _write_by_split(

@@ -76,8 +76,10 @@ class ShardRecords:
         """
         columns = (self.columns[name][rows].tolist() for name in ("offset", "size", "image_crc32c"))
         keys = (self._keys[row] for row in rows)
-        for offset, size, crc32c, key in zip(*columns, keys, strict=True):
-            yield self._bytes.read(offset, size, crc32c, key), f"{self._bytes.path}: {key}"
+        yield from (
+            (self._bytes.read(offset, size, crc32c, key), f"{self._bytes.path}: {key}")
+            for offset, size, crc32c, key in zip(*columns, keys, strict=True)
+        )
 
     def decode(self, rows: RowNumbers) -> NDArray[Any]:
         """Decode some of the selected rows: frames u8 [n, H, W, 3], or rows of a table f32 [n, d].

@@ -407,5 +407,7 @@ def _verify_values(
         if array.shape != expected or array.dtype != spec.dtype:
             yield f"{teacher.name}: field {spec.name} of shard {shard} is {array.dtype} {array.shape}"
             continue
-        for row in np.flatnonzero(~in_range(spec, array, teacher.num_classes))[:3]:
-            yield f"{teacher.name}: field {spec.name} of record {keys[row]} (shard {shard}) is out of range"
+        yield from (
+            f"{teacher.name}: field {spec.name} of record {keys[row]} (shard {shard}) is out of range"
+            for row in np.flatnonzero(~in_range(spec, array, teacher.num_classes))[:3]
+        )

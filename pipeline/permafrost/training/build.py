@@ -224,8 +224,10 @@ def _iter_frames(dataset: StoreDataset) -> Iterator[Tensor]:
     for number in dataset.store.shards.splits[split].tolist():
         shard = dataset.store.shards[number]
         frames = ShardFrames(dataset.store, shard)
-        for start in range(0, shard.records, _BATCH):
-            yield frames.read(start, min(start + _BATCH, shard.records)).frames
+        yield from (
+            frames.read(start, min(start + _BATCH, shard.records)).frames
+            for start in range(0, shard.records, _BATCH)
+        )
 
 
 @torch.no_grad()

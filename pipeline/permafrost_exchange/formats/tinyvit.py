@@ -59,8 +59,10 @@ class TinyViTReader(TargetReader):
         return pairs
 
     def listing(self) -> Iterator[ListedTargets]:
-        for part in parts_of(name for keys, _ in self._pairs for name in iter_lines(keys)):
-            yield ListedTargets(part, part)
+        yield from (
+            ListedTargets(part, part)
+            for part in parts_of(name for keys, _ in self._pairs for name in iter_lines(keys))
+        )
 
     def form(self) -> TargetForm:
         return TargetForm(

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError, FileError, RecordError, require
+from permafrost.core.errors import FileError, RecordError, require
 from permafrost.storage.files import file_at, named_file
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
@@ -208,8 +208,10 @@ class BrodenFolder:
         categories = tuple(row["name"] for row in _read_table(folder / CATEGORIES))
         self.labels = _read_labels(folder, categories)
         self.rows = _read_table(folder / INDEX)[:most]
-        if not self.rows:
-            raise ConfigError(f"{_OPTION}={folder} lists no image in {INDEX}; unpack it again")
+        require(
+            bool(self.rows),
+            f"{_OPTION}={folder} lists no image in {INDEX}; unpack it again",
+        )
         missing = [name for name in ("image", "sh", "sw", *categories) if name not in self.rows[0]]
         require(
             not missing,

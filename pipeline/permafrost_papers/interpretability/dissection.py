@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import COUNT, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
@@ -269,11 +269,11 @@ def _legacy_normalization(
     if not options.legacy_norm:
         return images
     normalizations = [module for module in model.network.modules() if isinstance(module, Normalize)]
-    if not normalizations:
-        raise ConfigError(
-            f"evaluate.{NAME}.legacy_norm=true replaces a network's normalization, but "
-            f"{type(model.network.network).__name__} has none; set it to false"
-        )
+    require(
+        bool(normalizations),
+        f"evaluate.{NAME}.legacy_norm=true replaces a network's normalization, but "
+        f"{type(model.network.network).__name__} has none; set it to false",
+    )
     mean = images.new_tensor(_LEGACY_MEAN).view(-1, 1, 1)
     return (images - mean) / _LEGACY_STD * normalizations[0].std + normalizations[0].mean
 

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import to_float32
 from permafrost.models.compute import exact_float32
 from permafrost_papers.ked.curvature import (
@@ -76,11 +76,11 @@ class DependencySums:
         if self.num_records == 0:
             raise ValueError("no record was measured")
         matrix = (self.squares.sum(dim=0) / self.num_records).sqrt()
-        if not matrix.isfinite().all():
-            raise ConfigError(
-                "the dependency matrix is not finite, because a logit overflows or is undefined one step away "
-                "from a record; lower teaching.step"
-            )
+        require(
+            bool(matrix.isfinite().all()),
+            "the dependency matrix is not finite, because a logit overflows or is undefined one step away "
+            "from a record; lower teaching.step",
+        )
         return matrix
 
     @property
@@ -183,8 +183,10 @@ def _num_classes(network: LogitFunction, record: Tensor, centered: bool) -> int:
     """Number K of classes."""
     with torch.no_grad():
         num_classes = network(record[None]).shape[1]
-    if centered and num_classes == 1:
-        raise ConfigError("a single logit cannot be centered over classes; set centered=False")
+    require(
+        not (centered and num_classes == 1),
+        "a single logit cannot be centered over classes; set centered=False",
+    )
     return num_classes
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.core.batches import AnyLabels, Targets, require_logits
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import require
 from permafrost.losses.base import DistillationLoss, Needs, StoredTeacher, StudentOutput, Term
 from permafrost.losses.labels import LabelsLoss, label_term
 from permafrost.losses.logit_distances import kd_loss
@@ -204,12 +204,12 @@ class KEDLoss(DistillationLoss):
             return
         hidden, target = student.output.extras[HIDDEN].shape, targets.intermediates[HIDDEN].shape
         level = targets.intermediates[LOGITS].shape[1]
-        if not hidden[1] == target[1] == level:
-            raise ConfigError(
-                f"method.lambda_hint={self.config.lambda_hint} compares hidden layers, which cannot be coarsened, but "
-                f"student, teacher and method.superfeatures have {hidden[1]}, {target[1]} and {level} superfeatures; "
-                "make these numbers equal, or set method.lambda_hint=0"
-            )
+        require(
+            hidden[1] == target[1] == level,
+            f"method.lambda_hint={self.config.lambda_hint} compares hidden layers, which cannot be coarsened, but "
+            f"student, teacher and method.superfeatures have {hidden[1]}, {target[1]} and {level} superfeatures; "
+            "make these numbers equal, or set method.lambda_hint=0",
+        )
         self.hint = nn.Linear(hidden[2], target[2])  # type: ignore[assignment]
 
     def terms(self, student: StudentOutput, targets: Targets, labels: AnyLabels) -> Iterable[Term]:

@@ -296,8 +296,10 @@ class PartitionSearch:
             return
         dataset = StoreDataset(self.store, rows, decode_threads=self.decode_threads)
         dataset = dataset.in_picture(usual_picture(size, self.store.size).on(self.teacher.frame))
-        for batch in iter_on_device(iter_batches(dataset, _BATCH_SIZE), device):
-            yield batch.keys, view_images(batch, size)
+        yield from (
+            (batch.keys, view_images(batch, size))
+            for batch in iter_on_device(iter_batches(dataset, _BATCH_SIZE), device)
+        )
 
     def _correlation(self) -> Tensor:
         """Correlation of a table's columns over the first records: f64 [d, d]."""

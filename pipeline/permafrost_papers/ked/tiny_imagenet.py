@@ -103,8 +103,10 @@ class TinyImageNetSource(FilesBelowRoot):
 
     def _test_records(self) -> Iterator[Record]:
         if (self._root / "test" / "images").is_dir():
-            for path, size in iter_images(self._root, "test/images"):
-                yield _record("unlabeled_test", path, size, NO_LABEL, [])
+            yield from (
+                _record("unlabeled_test", path, size, NO_LABEL, [])
+                for path, size in iter_images(self._root, "test/images")
+            )
 
     def _read_table(self, path: str, columns: int) -> Iterator[list[str]]:
         for number, line in enumerate(self._read_lines(path), start=1):
