@@ -372,8 +372,8 @@ def test_weights_of_other_classes_say_how_they_become_a_teacher(tmp_path):
     with pytest.raises(
         WeightsError,
         match=rf"wrong shape: linear\.bias \(1000,\) instead of \(7,\), .*\. It has 1,000 classes, the data 7: "
-        rf"fine-tune it with permafrost teach \.\.\. teaching\.start={path}, or, if the folders are classes of the "
-        r"weights, name all of these in data\.classes=$",
+        rf"fine-tune it with permafrost teach \.\.\. teaching\.start={path}; set classes=1000 of the network if "
+        r"some were appended; or, if the folders are classes of the weights, name all of these in data\.classes=$",
     ):
         build_model(replace(SMALL, weights=str(path)), 7)
 
