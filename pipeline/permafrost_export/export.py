@@ -28,7 +28,7 @@ from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import name_of_path
-from permafrost.store.facts import read_data_facts, read_sheets
+from permafrost.store.facts import StoredFacts, read_data_facts, read_sheets
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student
 from permafrost_export.hub import repository_of, require_hub, upload_to_hub
@@ -141,7 +141,7 @@ def _export(config: ExportConfig) -> ExportResult:
         if subject != "machine"
         for name, text in sheet.rows().items()
     }
-    text = card_of_student(_facts(config, trained) | of_data, PROGRAM if is_shown else None)
+    text = card_of_student(_facts(config, trained, kept) | of_data, PROGRAM if is_shown else None)
     file_at(card).write(text.encode())
     hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")
     return ExportResult(
@@ -164,8 +164,8 @@ def _thresholds(config: ExportConfig, trained: TrainedModel) -> list[float]:
     return [round(1 / (1 + math.exp(-logit)), 6) for logit in logits]
 
 
-def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
-    """Return what the card says of the student."""
+def _facts(config: ExportConfig, trained: TrainedModel, kept: StoredFacts | None) -> dict[str, Any]:
+    """Return what the card says of the student, with the facts that are kept next to its store."""
     folder = RunFolder(config.run).path
     shown = str(trained.picture or "")
     splits: dict[str, dict[str, Any]] = {}
@@ -175,7 +175,15 @@ def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
 
     def measured(name: str) -> str:
         values = {split: metrics[name] for split, metrics in splits.items() if name in metrics}
-        return ", ".join(f"{split} {value:.1%}" for split, value in values.items())
+        return ", ".join(
+            f"{split} {value:.1%}"
+            + (
+                f" ({kept.records[split]:,} records, split {kept.splits})"
+                if kept is not None and kept.splits and split in kept.records
+                else ""
+            )
+            for split, value in values.items()
+        )
 
     return {
         "name": f"{trained.config.name}, distilled",
