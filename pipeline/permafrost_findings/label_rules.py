@@ -368,11 +368,10 @@ def find_shared_groups(preview: Preview) -> Iterator[Remark]:
     is_of_classes = len(columns) > 1 or getattr(preview.data, "label", None) in columns
     if is_of_classes or groups.records > MAX_SMALL_GROUP * groups.groups:
         return
-    drawn = getattr(preview.data, "test_fraction", 0)
     is_named = getattr(preview.data, "split", None) is not None
     remedy = (
         "correct data.split"
-        if is_named or not drawn
+        if is_named or not getattr(preview.data, "test_fraction", 0)
         else "keep them whole with data.keep_groups=true"
     )
     yield (
