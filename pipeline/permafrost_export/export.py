@@ -164,8 +164,10 @@ def _thresholds(config: ExportConfig, trained: TrainedModel) -> list[float]:
     return [round(1 / (1 + math.exp(-logit)), 6) for logit in logits]
 
 
-def _facts(config: ExportConfig, trained: TrainedModel, kept: StoredFacts | None) -> dict[str, Any]:
-    """Return what the card says of the student, with the facts that are kept next to its store."""
+def _facts(
+    config: ExportConfig, trained: TrainedModel, data_facts: StoredFacts | None
+) -> dict[str, Any]:
+    """Return what the card says of the student, with the facts next to its store."""
     folder = RunFolder(config.run).path
     shown = str(trained.picture or "")
     splits: dict[str, dict[str, Any]] = {}
@@ -178,8 +180,8 @@ def _facts(config: ExportConfig, trained: TrainedModel, kept: StoredFacts | None
         return ", ".join(
             f"{split} {value:.1%}"
             + (
-                f" ({kept.records[split]:,} records, split {kept.splits})"
-                if kept is not None and kept.splits and split in kept.records
+                f" ({data_facts.records[split]:,} records, split {data_facts.splits})"
+                if data_facts is not None and data_facts.splits and split in data_facts.records
                 else ""
             )
             for split, value in values.items()

@@ -614,19 +614,13 @@ case(
 
 
 @later
-def shots(root, name, **options):
-    names = [name.format(burst, shot) for burst in range(8) for shot in range(4)]
-    return folder(root, *(f"{label}/{name}" for label in "ab" for name in names), **options)
+def shots(root, **options):
+    names = [f"{name}/I{n}_BURST00{shot}.jpg" for name in "ab" for n in range(8) for shot in "123"]
+    return folder(root, *names, test_fraction=0.4, **options)
 
 
-BURST = "IMG_{}_BURST00{}.jpg"
-case("bursts", "warning", bursts_of_a_drawn_split=shots(BURST, test_fraction=0.4))
-case(
-    "bursts",
-    None,
-    bursts_that_are_kept_whole=shots(BURST, test_fraction=0.4, group=("burst",), keep_groups=True),
-    photographs_with_numbers=shots("IMG_0{}{}.jpg", test_fraction=0.4),
-)
+case("bursts", "warning", shots_of_a_drawn_split=shots())
+case("bursts", None, shots_that_are_kept_whole=shots(group=("burst",), keep_groups=True))
 
 case("numbered_folders", "warning", folders_0_to_11=folders_of(*map(str, range(12)), count=1))
 case(

@@ -402,7 +402,7 @@ class Preview:
 
     @property
     def splits(self) -> str:
-        """Where the splits come from, for cards: how data.test_fraction drew test, or that the data name them."""
+        """Origin of the splits, for cards: how data.test_fraction drew test, or that the data name them."""
         return (
             "given by the data"
             if not getattr(self.data, "test_fraction", 0)

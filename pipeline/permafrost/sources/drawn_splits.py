@@ -37,9 +37,8 @@ def choose_test(
             all if a group has several.
     """
     units, at, sizes_of_units = np.unique(positions, return_inverse=True, return_counts=True)
-    classes = np.maximum(labels, -1)
-    if keep_groups and np.unique(np.stack([at, classes]), axis=1).shape[1] > len(units):
-        classes = np.zeros_like(classes)  # a group has several
+    is_mixed = keep_groups and np.unique(np.stack([at, labels]), axis=1).shape[1] > len(units)
+    classes = np.zeros_like(labels) if is_mixed else np.maximum(labels, -1)
     _, members, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     if (sizes == 1).all():
         return positions < fraction

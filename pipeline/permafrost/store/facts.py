@@ -151,7 +151,7 @@ class StoredFacts:
     is_complete: bool = False
     """True once the packed records are compared with one another."""
     splits: str = ""
-    """Where the splits come from: drawn by files or by groups, or given by the data; empty in earlier stores."""
+    """Origin of the splits: drawn by files or by groups, or given by the data; empty in earlier stores."""
 
     def with_facts(
         self, facts: Iterable[Fact], findings: Sequence[Finding], names: Mapping[str, str]
