@@ -33,7 +33,7 @@ from permafrost.runs.folder import SWEEP_NAME, RunFolder
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.signed_files import read_json
-from permafrost.store.facts import read_data_facts, read_sheets
+from permafrost.store.facts import StoredFacts, read_data_facts, read_sheets
 from permafrost.store.reader import Store
 from permafrost_export.card import card_of_student, in_words
 from permafrost_export.hub import repository_of, require_hub, upload_to_hub
@@ -196,7 +196,7 @@ def _export(config: ExportConfig) -> ExportResult:
         if subject != "machine"
         for name, text in sheet.rows().items()
     }
-    text = card_of_student(_facts(config, trained) | of_data, PROGRAM if is_shown else None)
+    text = card_of_student(_facts(config, trained, kept) | of_data, PROGRAM if is_shown else None)
     file_at(card).write(text.encode())
     hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")
     return ExportResult(
@@ -221,8 +221,10 @@ def _thresholds(config: ExportConfig, trained: TrainedModel) -> list[float]:
     return [round(1 / (1 + math.exp(-logit)), 6) for logit in logits]
 
 
-def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
-    """Return what the card says of the student."""
+def _facts(
+    config: ExportConfig, trained: TrainedModel, data_facts: StoredFacts | None
+) -> dict[str, Any]:
+    """Return what the card says of the student, with the facts next to its store."""
     folder = RunFolder(config.run).path
     shown = str(trained.picture or "")
     splits: dict[str, dict[str, Any]] = {}
@@ -232,7 +234,15 @@ def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
 
     def measured(name: str) -> str:
         values = {split: metrics[name] for split, metrics in splits.items() if name in metrics}
-        return ", ".join(f"{split} {value:.1%}" for split, value in values.items())
+        return ", ".join(
+            f"{split} {value:.1%}"
+            + (
+                f" ({data_facts.records[split]:,} records, split {data_facts.splits})"
+                if data_facts is not None and data_facts.splits and split in data_facts.records
+                else ""
+            )
+            for split, value in values.items()
+        )
 
     return {
         "name": f"{trained.config.name}, distilled",

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import UserError, quote
 from permafrost.core.records import NO_LABEL
+from permafrost.sources.bursts import GAP, find_bursts
+from permafrost.sources.splits import TEST, TRAIN
 from permafrost.store.facts import UNKNOWN, Fact, Finding
 from permafrost.store.image_decoding import THUMBNAIL_SIDE, decode_pixels
 from permafrost.store.shard_records import ShardRecords
@@ -44,6 +46,10 @@ _ROTATIONS = (0, 16, 32, 48)
 """Bits by which hashes are rotated before they are sorted, so that similar ones are neighbors in one of the orders."""
 _MAX_DECODED, _MAX_COMPARED = 500, 100_000
 """Largest numbers of pairs whose images are decoded, and whose thumbnails are compared."""
+_REMEDY = (
+    "keep a burst in one split: of a folder with data.group=burst data.keep_groups=true, of a table with a column of "
+    "groups (data.group)"
+)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -279,16 +285,15 @@ def _have_equal_pixels(store: Store, *rows: int) -> bool:
 
 def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are in two splits."""
-    names = list(equal.store.manifest.records)
     pairs = equal.differ(_splits_of(equal.store, equal.rows))
     if not pairs.num_images:
         return
-    smallest = _smallest_split(equal.store, pairs)
-    examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
-        "warning" if pairs.num_images > MIN_EQUAL_SHARE * smallest else "note",
-        f"images are in more than one split, with equal pixels ({pairs.num_images:,}; {examples}), so that a result on "
-        "one split is partly about images of another; keep each image in one of them",
+        "warning"
+        if pairs.num_images > MIN_EQUAL_SHARE * _smallest_split(equal.store, pairs)
+        else "note",
+        f"images are in more than one split, with equal pixels ({pairs.num_images:,}; "
+        f"{_examples(equal.store, pairs)}), so that a result on one split is partly about images of another; {_REMEDY}",
     )
 
 
@@ -302,16 +307,13 @@ def _smallest_split(store: Store, pairs: Pairs) -> int:
 
 def find_similar_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images of a split that look like those of another one."""
-    names, pairs = list(equal.store.manifest.records), equal.similar
-    if not pairs.num_images:
+    count = equal.similar.num_images
+    if count < _NAMED or count < MIN_SIMILAR_SHARE * _smallest_split(equal.store, equal.similar):
         return
-    if pairs.num_images < max(MIN_SIMILAR_SHARE * _smallest_split(equal.store, pairs), _NAMED):
-        return
-    examples = _examples(equal.store, pairs, lambda row: names[_splits_of(equal.store, row)[0]])
     yield (
         "warning",
-        f"images of different splits look alike ({pairs.num_images:,} pairs; {examples}), as copies at another size or "
-        "quality do, and frames of one video; keep them in one split, as with data.group",
+        f"images of different splits look alike ({count:,} pairs; {_examples(equal.store, equal.similar)}), as copies "
+        f"at another size or quality do, and frames of one video; {_REMEDY}",
     )
 
 
@@ -340,11 +342,10 @@ def find_copies(equal: EqualImages) -> Iterator[Remark]:
     copies, total = equal.num_copies, equal.store.index.num_rows
     if copies < MIN_COPIES_SHARE * total or copies < _NAMED:
         return
-    examples = _examples(equal.store, equal.differ(equal.rows), None)
     yield (
         "warning" if copies >= MOSTLY_COPIES_SHARE * total else "note",
-        f"records are copies of others, with equal pixels ({copies:,} of {total:,}; {examples}), so that counts of "
-        "records are not counts of images",
+        f"records are copies of others, with equal pixels ({copies:,} of {total:,}; "
+        f"{_examples(equal.store, equal.differ(equal.rows))}), so that counts of records are not counts of images",
     )
 
 
@@ -413,6 +414,25 @@ def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
         )
 
 
+def find_bursts_in_splits(preview: Preview) -> Iterator[Remark]:
+    """Find photographs of split test whose burst split train has, too, among those whose headers were read."""
+    read = (
+        []
+        if preview.sample is None or bool(getattr(preview.data, "group", None))
+        else preview.sample.photographs
+    )
+    rows = list(zip(find_bursts([photograph for photograph, _ in read]), read, strict=True))
+    trained = {first: path for first, ((path, *_), split) in rows if split == TRAIN}
+    tested = [(first, path) for first, ((path, *_), split) in rows if split == TEST]
+    if shared := [f"{path} and {trained[first]}" for first, path in tested if first in trained]:
+        yield (
+            "note" if len(shared) < _NAMED else "warning",
+            f"{len(shared):,} of {len(tested):,} images of split test that were read were taken within {GAP} s of one "
+            f"of train, or are its copies by name (such as {quote(shared[0], 200)[1:-1]}), so results on test are "
+            f"partly about pictures of train; {_REMEDY}",
+        )
+
+
 def _splits_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int16]:
     """Return the place of each row's split in the store's manifest."""
     shards = store.manifest.shards
@@ -426,12 +446,12 @@ def _splits_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int16]:
 _Word: TypeAlias = Callable[[NDArray[np.int64]], str]
 
 
-def _examples(store: Store, pairs: Pairs, word: _Word | None) -> str:
-    """Name the first pairs, each record with a word about it."""
-    texts = []
+def _examples(store: Store, pairs: Pairs, word: _Word | None = None) -> str:
+    """Name the first pairs, each record with a word about it: its split, if none is given."""
+    splits, texts = list(store.manifest.records), []
+    say = word or (lambda row: splits[_splits_of(store, row)[0]])
     for rows in pairs.rows[:_NAMED]:
         keys = [quote(unquote(key), 200)[1:-1] for key in store.index.keys(rows)]
-        if word is not None:
-            keys = [f"{key} ({word(rows[place : place + 1])})" for place, key in enumerate(keys)]
+        keys = [f"{key} ({say(rows[place : place + 1])})" for place, key in enumerate(keys)]
         texts.append(" and ".join(keys))
     return "such as " + "; ".join(texts)

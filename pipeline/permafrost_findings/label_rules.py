@@ -368,18 +368,16 @@ def find_shared_groups(preview: Preview) -> Iterator[Remark]:
     is_of_classes = len(columns) > 1 or getattr(preview.data, "label", None) in columns
     if is_of_classes or groups.records > MAX_SMALL_GROUP * groups.groups:
         return
-    drawn = getattr(preview.data, "test_fraction", 0)
-    is_named = getattr(preview.data, "split", None) is not None
-    remedy = (
-        "correct data.split"
-        if is_named or not drawn
-        else "keep them whole with data.keep_groups=true"
-    )
     yield (
         "warning",
         f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "
         f"{shorten(groups.examples, 3)}); if a group is a patient, a video or a burst, results on one split are partly "
-        f"about pictures of another: {remedy}",
+        "about pictures of another: "
+        + (
+            "correct data.split"
+            if getattr(preview.data, "split", None) or not preview.splits.startswith("drawn")
+            else "keep them whole with data.keep_groups=true"
+        ),
     )
 
 

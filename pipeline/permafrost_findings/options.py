@@ -62,6 +62,7 @@ _RULES = {
     "strips": ("proportions", "picture_rules:find_strips"),
     "brightness_of_splits": ("brightness", "picture_rules:find_brightness_of_splits"),
     "equal_in_sample": ("equal images", "equal_images:find_equal_in_sample"),
+    "bursts": ("records", "equal_images:find_bursts_in_splits"),
     "new_classes": ("classes", "append_rules:find_new_classes"),
     "other_sizes": ("size", "append_rules:find_other_sizes"),
     "other_brightness": ("brightness", "append_rules:find_other_brightness"),

@@ -245,7 +245,7 @@ def _draw_outline(
 
 def _group(case: Case) -> str:
     group = case.candidate["group"]
-    return f"group {group}" if group != NO_GROUP else ""
+    return f"group {group}" if group > NO_GROUP else ""
 
 
 def _teacher_notes(

@@ -567,8 +567,8 @@ def _list_of(values: dict[str, Any], name: str) -> list[Any]:
 
 
 def _group(value: Any) -> int:
-    if type(value) is not int or not NO_GROUP <= value <= MAX_GROUP:
+    if type(value) is not int or not -MAX_GROUP <= value <= MAX_GROUP:
         raise ValueError(
-            f"group is {str(value)[:80]!r}, not a whole number from {NO_GROUP} to {MAX_GROUP}; number groups from 0"
+            f"group is {str(value)[:80]!r}, not a whole number up to {MAX_GROUP}; number groups from 0"
         )
     return value

@@ -612,6 +612,16 @@ case(
     patients_of_all_rows=table_of({"label": ["a", "b"], "patient": ["p", "q"]}, group=("patient",)),
 )
 
+
+@later
+def shots(root, **options):
+    names = [f"{name}/I{n}_BURST00{shot}.jpg" for name in "ab" for n in range(8) for shot in "123"]
+    return folder(root, *names, test_fraction=0.4, **options)
+
+
+case("bursts", "warning", shots_of_a_drawn_split=shots())
+case("bursts", None, shots_that_are_kept_whole=shots(group=("burst",), keep_groups=True))
+
 case("numbered_folders", "warning", folders_0_to_11=folders_of(*map(str, range(12)), count=1))
 case(
     "numbered_folders",

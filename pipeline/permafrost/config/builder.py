@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from permafrost.config.families import FAMILIES, section_class
 from permafrost.config.options import (
@@ -92,7 +92,11 @@ def _built(hint: Any, value: Any, where: str) -> Any:
             str(key): _built(members[1], element, f"{where}.{key}")
             for key, element in (value or {}).items()
         }
-    if origin is tuple and isinstance(value, str) and members[0] is str:
+    if (
+        origin is tuple
+        and isinstance(value, str)
+        and (get_origin(members[0]) or members[0]) in (str, Literal)
+    ):
         return (value,)  # a single name is a list of one
     classes = [
         member

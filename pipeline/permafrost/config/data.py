@@ -90,6 +90,12 @@ class ImageFileDataConfig(FileDataConfig):
             not limits or (len(limits) == 2 and 0 <= limits[0] < limits[1] <= 65535),
             f"data.bit_range={list(limits)} must be two values, black below white, from 0 to 65535, as in [0,4095]",
         )
+        require(
+            not getattr(self, "keep_groups", False)
+            or bool(getattr(self, "group", ()) and getattr(self, "test_fraction", 0)),
+            "data.keep_groups=true keeps groups whole when a test split is drawn; name their column (of a folder: "
+            "burst) and the fraction, as in 'data.group=[patient] data.test_fraction=0.2'",
+        )
 
     @property
     def repacks(self) -> bool:
@@ -134,6 +140,13 @@ class ImageFolderDataConfig(ImageFileDataConfig):
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
     classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
+    group: Annotated[tuple[Literal["burst"], ...], Role.IF_SET] = ()
+    """burst: groups of photographs of one scene, by EXIF data and names of files: those of one class and camera, each
+    taken at most 10 s after another one, and copies. data.keep_groups and subset.keep_groups keep them whole. They get
+    no accuracy of their own."""
+    keep_groups: Annotated[bool, Role.IF_SET] = False
+    """Move whole groups of data.group to split test, in the order of the groups' hashes, and as near to the fraction of
+    each class as whole groups allow. New photographs of a packed group join its split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +199,11 @@ class ImageTableDataConfig(ImageFileDataConfig):
     data.split has empty cells, only the records of these are drawn, into train and test."""
     keep_groups: Annotated[bool, Role.IF_SET] = False
     """Move whole groups of data.group to split test, such as all pictures of a patient, in the order of the groups'
-    hashes, and as near to the fraction of the records as whole groups allow."""
+    hashes, and as near to the fraction of the records as whole groups allow (of each class, if no group has several).
+    New records of a packed group join its split."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not self.keep_groups or (bool(self.group) and self.test_fraction > 0),
-            "data.keep_groups=true keeps groups whole when a test split is drawn; name their column and the fraction, "
-            "as in 'data.group=[patient] data.test_fraction=0.2'",
-        )
         require(
             self.label_separator is None or self.labels is not None,
             f"data.label_separator={self.label_separator!r} separates the names of data.labels, which is null; set "

@@ -21,7 +21,7 @@ MAX_KEY_BYTES = 200
 NO_LABEL = -1
 """Label of a record without one."""
 NO_GROUP = -1
-"""Group of a record without one."""
+"""Group of a record without one. Lower numbers are groups that are kept together and get no scores, as bursts."""
 MAX_GROUP = 2**31 - 1
 """Largest group number, because the index stores groups as int32."""
 NO_SIZE = -1

@@ -36,14 +36,14 @@ def group_scores(
     Args:
         name: Name of the score, such as accuracy.
         hits: Bool [N].
-        groups: Group of each record, [N], NO_GROUP where unknown.
+        groups: Group of each record, [N], NO_GROUP where unknown, and lower for bursts, which get no scores.
         group_sets: Groups of each set, by its name.
 
     Returns:
         `group_<name>`, a mapping from the number of a group to its fraction; `<set>_<name>`, the fraction over all
         records of the set's groups; and `<set>_mean_group_<name>`, the mean of the fractions of the set's groups.
     """
-    present = torch.unique(groups[groups != NO_GROUP]).tolist()
+    present = torch.unique(groups[groups > NO_GROUP]).tolist()
     shares = {group: _share(hits[groups == group]) for group in present}
     scores: dict[str, Any] = {
         f"group_{name}": {str(group): share for group, share in shares.items()}

@@ -25,6 +25,7 @@ from permafrost.config.data import FACTS_OF_FINDINGS, DataConfig
 from permafrost.core.errors import UserError, printable, shorten
 from permafrost.core.records import NO_GROUP, Content, Record, Source, are_numbers
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
+from permafrost.sources.bursts import Photograph, photograph_of
 from permafrost.sources.image_files import (
     BROKEN_LINKS,
     EMPTY_FILES,
@@ -105,6 +106,8 @@ class ImageSample:
     """Mean values of the decoded files of 8 bits, by split."""
     thumbnails: list[tuple[str, str, bytes]] = field(default_factory=list)
     """Key, split and thumbnail of each decoded file."""
+    photographs: list[tuple[Photograph, str]] = field(default_factory=list)
+    """Photographs with the split of each file that was read."""
     digests: dict[bytes, str] = field(default_factory=dict)
     """Key of each decoded file by its SHA-256."""
     traits: Counter[str] = field(default_factory=Counter)
@@ -137,6 +140,7 @@ class ImageSample:
         except UserError as error:
             self.add_damage(record, str(error))
             return None
+        self.photographs.append((photograph_of(record, data), record.split))
         self.formats[facts.format] += 1
         self._add_sides([(facts.width, facts.height)])
         self._add_regions(record, content, facts, options)
@@ -235,7 +239,7 @@ class ImageSample:
             self.means.setdefault(split, []).extend(means)
         self.thumbnails += sample.thumbnails
         self.digests |= sample.digests
-        for name in ("decoded", "dim", *(f"num_{topic}" for topic in _NAMED)):
+        for name in ("decoded", "dim", "photographs", *(f"num_{topic}" for topic in _NAMED)):
             setattr(self, name, getattr(self, name) + getattr(sample, name))
         for topic in _NAMED:
             reasons: dict[str, str] = getattr(self, topic)
@@ -396,6 +400,19 @@ class Preview:
         """Option data.classes, None where it is not set or the source has none."""
         return getattr(self.data, "classes", None)
 
+    @property
+    def splits(self) -> str:
+        """Origin of the splits, for cards: how data.test_fraction drew test, or that the data name them."""
+        return (
+            "given by the data"
+            if not getattr(self.data, "test_fraction", 0)
+            else f"drawn by groups of data.group={','.join(getattr(self.data, 'group', ()))}"
+            if getattr(self.data, "keep_groups", False)
+            else "drawn by file, bursts may be on both sides"
+            if hasattr(self.data, "group")
+            else "drawn by record"
+        )
+
     def count(self, split: str, label: int) -> int:
         """Return the number of records of a class in a split."""
         return self.counts.labeled.get((split, label), 0)
@@ -423,7 +440,12 @@ class Preview:
 
     def _facts(self) -> Iterator[Fact]:
         counts, listing = self.counts, self.source
-        yield Fact(name="records", value=_counts_in_words(counts.records) or "0", source=listing)
+        yield Fact(
+            name="records",
+            value=_counts_in_words(counts.records) or "0",
+            source=listing
+            + (f"; test {self.splits}" if getattr(self.data, "test_fraction", 0) else ""),
+        )
         yield Fact(
             name="classes",
             value=_describe_classes(self),
@@ -494,6 +516,7 @@ class Preview:
             },
             sheet=self.sheet(),
             findings=self.findings,
+            splits=self.splits,
         )
 
 

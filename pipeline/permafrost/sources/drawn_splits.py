@@ -33,23 +33,28 @@ def choose_test(
         positions: Hash of each record's key, or of its group: f64 [n].
         labels: Label of each record; records without a single label form one class: i64 [n].
         fraction: Value of data.test_fraction.
-        keep_groups: Choose whole groups, which share a position, by the nearest number of records.
+        keep_groups: Choose whole groups, which share a position, by the nearest number of records: of each class, or of
+            all if a group has several.
     """
-    if keep_groups and len(positions):
-        units, sizes = np.unique(positions, return_counts=True)
-        distances = np.abs(np.cumsum(sizes)[:-1] - fraction * len(positions))
-        return np.asarray(positions < units[1 + distances.argmin() if len(distances) else 0])
-    _, members, sizes = np.unique(np.maximum(labels, -1), return_inverse=True, return_counts=True)
+    units, at, sizes_of_units = np.unique(positions, return_inverse=True, return_counts=True)
+    is_mixed = keep_groups and np.unique(np.stack([at, labels]), axis=1).shape[1] > len(units)
+    classes = np.zeros_like(labels) if is_mixed else np.maximum(labels, -1)
+    _, members, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     if (sizes == 1).all():
         return positions < fraction
-    shares = np.where((sizes > 1) & (sizes < _EXACT_BELOW), fraction * sizes, 0)
+    is_large = (sizes >= _EXACT_BELOW) & (not keep_groups)
+    shares = np.where((sizes > 1) & ~is_large, fraction * sizes, 0)
     counts = shares.astype(np.int64)
     left = max(1, round(shares.sum())) - counts.sum()
     counts[np.lexsort((-sizes, counts - shares))[:left]] += 1
-    starts = np.cumsum(sizes) - sizes
-    limits = positions[np.lexsort((positions, members))][starts + np.minimum(counts, sizes - 1)]
-    limits[sizes >= _EXACT_BELOW] = fraction
-    return np.asarray(positions < limits[members])
+    ranks = np.argsort(np.lexsort((positions, sizes_of_units[at] > counts[members], members)))
+    middles = np.bincount(at, ranks + 0.5) / sizes_of_units  # by which whole groups come nearest
+    is_test = (
+        middles[at] - (np.cumsum(sizes) - sizes)[members] < np.minimum(counts, sizes - 1)[members]
+    )
+    if keep_groups:
+        is_test = (is_test if is_test.any() else at == 0) & (at < len(units) - 1)
+    return np.asarray(np.where(is_large[members], positions < fraction, is_test))
 
 
 def with_drawn_splits(
@@ -88,6 +93,11 @@ def with_drawn_splits(
         # Records that were left out have no split in the store; formerly, the hashes alone drew it.
         is_exact = np.array_equal(drawn[is_packed & is_first], packed[is_packed & is_first])
         drawn = np.where(~is_packed & is_exact, drawn, packed)
+        # New records of a packed group, which has one position, go where it is.
+        known, place = np.unique(np.append(positions[rows[is_packed]], 2), return_index=True)
+        at = np.searchsorted(known, positions[rows])
+        joins = ~is_packed & (known[at] == positions[rows])
+        drawn[joins] = packed[is_packed][place[at[joins]]]
     changed = np.flatnonzero(drawn != hashed)
     if not len(changed):
         return listing

@@ -15,6 +15,7 @@ from functools import cached_property
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.core.errors import ConfigError, quote, require
 from permafrost.core.records import Record, escape_key
+from permafrost.sources.bursts import with_bursts
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     LEFT_OUT,
@@ -108,7 +109,13 @@ class ImageFolderSource(FilesBelowRoot):
 
     def records(self) -> Iterator[Record]:
         """Yield one record per image, labeled by its class folder."""
-        return split_off_test(self._images(), self.config.test_fraction, is_exact=True)
+        images = with_bursts(self._images(), self._root) if self.config.group else self._images()
+        return split_off_test(
+            images,
+            self.config.test_fraction,
+            (lambda record: str(record.group)) if self.config.keep_groups else None,
+            is_exact=True,
+        )
 
     def stamps(self) -> dict[str, int]:
         """Return when images were last added to each class folder or removed from it, in nanoseconds.

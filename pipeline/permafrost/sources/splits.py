@@ -19,6 +19,7 @@ SPELLED_SPLITS = "names taken for splits"
 TRAIN = "train"
 """Name of the split for training."""
 TEST = "test"
+"""Name of the split for evaluation, into which data.test_fraction draws."""
 UNKNOWN_SPLIT = ""
 """Split of a record that the data leave open, until one is drawn."""
 

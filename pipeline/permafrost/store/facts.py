@@ -150,6 +150,8 @@ class StoredFacts:
     findings: tuple[Finding, ...]
     is_complete: bool = False
     """True once the packed records are compared with one another."""
+    splits: str = ""
+    """Origin of the splits: drawn by files or by groups, or given by the data; empty in earlier stores."""
 
     def with_facts(
         self, facts: Iterable[Fact], findings: Sequence[Finding], names: Mapping[str, str]

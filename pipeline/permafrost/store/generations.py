@@ -305,7 +305,9 @@ def describe_changes(
             keys = listing.keys(rows[is_other][:_EXAMPLES])
             problems.append(f"{int(is_other.sum()):,} {text} ({describe_keys(keys)})")
     if not all(same) and not problems:
-        problems.append("places, boxes or labels of some, or options of the data, are others")
+        problems.append(
+            "places, groups, boxes or labels of some, or options of the data, are others"
+        )
     return problems
 
 

@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from permafrost.cluster.executors import ExecutorChoice
-from permafrost.config.data import DataConfig, NoDataConfig, PreviewConfig
+from permafrost.config.data import DataConfig, ImageFolderDataConfig, NoDataConfig, PreviewConfig
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.records import Source
+from permafrost.sources.bursts import find_bursts
 from permafrost.sources.data_preview import Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
 from permafrost.sources.source import ListedData, list_data, named_repeats
@@ -134,7 +135,12 @@ def _next_command(config: PreviewConfig, preview: Preview) -> str:
         and {split for split, _ in labeled} == {TRAIN}
         and max(labeled.values()) > 1
     ):
+        photographs = [each for each, _ in preview.sample.photographs] if preview.sample else []
         typed.append("data.test_fraction=0.2")
+        if isinstance(config.data, ImageFolderDataConfig) and len(
+            set(find_bursts(photographs))
+        ) < len(photographs):
+            typed = list(dict.fromkeys([*typed, "data.group=burst", "data.keep_groups=true"]))
     stem = Path(str(getattr(config.data, "path", ""))).stem
     name = stem if re.fullmatch(r"[\w-]+", stem) else "my-store"
     return shlex.join(
