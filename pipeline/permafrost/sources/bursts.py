@@ -49,14 +49,14 @@ _COPY = re.compile(
 def photograph_of(record: Record, head: bytes) -> Photograph:
     """Read when a photograph was taken, and by which camera, from the first bytes of its file and from its name."""
     path = composed(unquote(record.key))
-    camera, taken = (_TIME.findall(path.rpartition("/")[2]) or [("", "")])[-1]
+    camera, moment = (_TIME.findall(path.rpartition("/")[2]) or [("", "")])[-1]
     errors = SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, OSError, struct.error
     with suppress(*errors), warnings.catch_warnings(action="ignore"):
         exif = Image.Exif()
         exif.load(_EXIF.split(head, 1)[1])
         camera = f"{exif.get(ExifTags.Base.Make)} {exif.get(ExifTags.Base.Model)}"
-        taken = str(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal, taken))
-    digits, seconds = re.sub(r"\D|00:00:00$", "", taken), float("-inf")  # not a date alone
+        moment = str(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal, moment))
+    digits, seconds = re.sub(r"\D|00:00:00$", "", moment), float("-inf")  # not a date alone
     with suppress(ValueError):
         seconds = datetime.strptime(f"{digits}+0000", "%Y%m%d%H%M%S%z").timestamp()
     return path, record.label, camera, seconds
@@ -89,25 +89,25 @@ def with_bursts(records: Iterable[Record], root: AnyPath) -> Iterator[Record]:
         records: Records whose content is a path below the root and a size.
         root: Root of the data.
     """
-    started, listed = time.monotonic(), list(records)
+    started, ordered = time.monotonic(), list(records)
     # HEIC may have its EXIF data at the end, and JPEG has it in the first 64 kB.
     photographs = [
         photograph_of(
             record,
             file_at(root / path).peek(size if path.lower().endswith(HEIF_SUFFIXES) else 70_000),
         )
-        for record in listed
+        for record in ordered
         for path, size in [record.content]
     ]
     firsts = find_bursts(photographs)
     logger.info(
         "data.group=burst: read %d files in %.1f s, %d of them with the time of the photograph: %d groups",
-        len(listed),
+        len(ordered),
         time.monotonic() - started,
-        sum(taken > float("-inf") for *_, taken in photographs),
+        sum(moment > float("-inf") for *_, moment in photographs),
         len(set(firsts)),
     )
-    for record, first in zip(listed, firsts, strict=True):
+    for record, first in zip(ordered, firsts, strict=True):
         yield replace(
-            record, group=NO_GROUP - 1 - zlib.crc32(listed[first].key.encode()) % (MAX_GROUP - 1)
+            record, group=NO_GROUP - 1 - zlib.crc32(ordered[first].key.encode()) % (MAX_GROUP - 1)
         )
