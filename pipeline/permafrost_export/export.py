@@ -228,20 +228,20 @@ def _facts(
     folder = RunFolder(config.run).path
     shown = str(trained.picture or "")
     splits: dict[str, dict[str, Any]] = {}
-    for results in map(read_results, [folder / "evaluate", *sorted(folder.glob("evaluate-on-*"))]):
+    for place in (folder / "evaluate", *sorted(folder.glob("evaluate-on-*"))):
+        results, is_of_store = read_results(place), place.name == "evaluate" and data_facts
+        drawn = f", split {is_of_store.splits}" if is_of_store and is_of_store.splits else ""
         if results[PICTURE] == shown:
-            splits = results["splits"] | splits
+            splits = {
+                split: metrics | {"how": f"{metrics['records']:,} records{drawn}"}
+                for split, metrics in results["splits"].items()
+            } | splits
 
     def measured(name: str) -> str:
-        values = {split: metrics[name] for split, metrics in splits.items() if name in metrics}
         return ", ".join(
-            f"{split} {value:.1%}"
-            + (
-                f" ({data_facts.records[split]:,} records, split {data_facts.splits})"
-                if data_facts is not None and data_facts.splits and split in data_facts.records
-                else ""
-            )
-            for split, value in values.items()
+            f"{split} {metrics[name]:.1%} ({metrics['how']})"
+            for split, metrics in splits.items()
+            if name in metrics
         )
 
     return {
