@@ -102,7 +102,7 @@ def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, r
         ]
         for column, case in zip(range(len(image.pictures)), cases, strict=False):
             assert image.captions[column] == case["class"]
-            assert image.notes[column] == f"group {case['group']}"
+            assert image.notes[column] == f"{case['key']}\ngroup {case['group']}"
             for student in students:
                 row = tables[student.title].loc[case["key"]]
                 assert student.captions[column] == str(row.predictions[0])
