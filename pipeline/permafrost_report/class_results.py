@@ -14,11 +14,16 @@ from permafrost.evaluation.per_label import MEASURES
 from permafrost.evaluation.results import PER_LABEL, check_written
 from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.store.arrow_files import read_table
-from permafrost_report.comparison import summarize
+from permafrost_report.comparison import (
+    ScoredRow,
+    accuracy_interval,
+    right_images,
+    summarize,
+)
 from permafrost_report.figures import Plot, confusion_plot
 from permafrost_report.main_table import Column, passes_of_variants
 from permafrost_report.model_selection import read_evaluation
-from permafrost_report.student_results import StudentResult
+from permafrost_report.student_results import ALL_SPLITS, StudentResult
 
 _MAX_CLASSES = 20
 """Largest number of classes that are all shown; of more, the worst ones and the most frequent confusions."""
@@ -28,6 +33,46 @@ _SHOWN = 10
 _ACCURACY = Column(name="accuracy", source="test.accuracy")
 Counts = NDArray[np.int64]
 """Records by class and by predicted class, [K, K + 1]; the last column counts predictions that are not a class."""
+
+
+def score_rows(
+    rows: Sequence[Mapping[str, Any]], results: Sequence[StudentResult], columns: Sequence[Column]
+) -> list[ScoredRow]:
+    """Add to the rows of students which images they got right, and the 95 % intervals of their accuracies.
+
+    Args:
+        rows: Rows of the students, from `student_rows`.
+        results: Results of the students, in the same order.
+        columns: Columns of the rows.
+    """
+    scored = []
+    for values, result in zip(rows, results, strict=True):
+        row = ScoredRow(values)
+        if result.metrics and (result.evaluation / RECORDS_NAME).exists():
+            lines = [
+                line
+                for line in read_table(
+                    check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None
+                )
+                .select(["split", "key", "correct"])
+                .to_pylist()
+                if line["correct"] is not None
+            ]
+            row.is_unlabeled = not lines
+            row.right = {
+                column.name: {
+                    f"{line['split']} {line['key']}": line["correct"]
+                    for line in lines
+                    if column.source.partition(".")[0] in (line["split"], ALL_SPLITS)
+                }
+                for column in columns
+                if column.measure == "accuracy" and row[column.name] is not None
+            }
+        for name in row.right:
+            if (right := right_images([row], name)).size:
+                row |= zip((f"{name}_low", f"{name}_high"), accuracy_interval(right), strict=True)
+        scored.append(row)
+    return scored
 
 
 class ClassRow(NamedTuple):
