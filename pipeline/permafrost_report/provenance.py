@@ -43,7 +43,7 @@ _PASSES = 30
 # ---- networks --------------------------------------------------------------------------------------
 
 
-def network_rows(results: list[StudentResult], kept: Path) -> dict[str, dict[str, Any]]:
+def network_rows(results: list[StudentResult], file: Path) -> dict[str, dict[str, Any]]:
     """Build one row per trained student by its run: its folder, network, and what the network costs.
 
     `parameters`, and `macs` of one record at its input size, are those of model.json. `bytes` are those of
@@ -51,10 +51,10 @@ def network_rows(results: list[StudentResult], kept: Path) -> dict[str, dict[str
 
     Args:
         results: Results of the students.
-        kept: File of the measured times, which are not measured again on this machine, so that the rows stay the same.
+        file: File of the measured times, which are not measured again on this machine, so that the rows stay the same.
     """
     here = [*platform.uname(), torch.__version__]
-    times = read_json(kept, f"delete {kept}") if kept.exists() else {}
+    times = read_json(file, f"delete {file}") if file.exists() else {}
     measured: dict[str, float | None] = {}
     rows = {}
     for result in results:
@@ -87,7 +87,7 @@ def network_rows(results: list[StudentResult], kept: Path) -> dict[str, dict[str
             "milliseconds": (times | measured)[key],
         }
     if measured:
-        write_json(kept, times | measured)
+        write_json(file, times | measured)
     return rows
 
 

@@ -238,7 +238,6 @@ def test_the_interval_of_one_student_is_wilson_s(right):
     of_scipy = binomtest(right, 37).proportion_ci(method="wilson")
 
     assert accuracy_interval(images[None] * 1.0) == pytest.approx((of_scipy.low, of_scipy.high))
-    # Seeds that are right on the same images say no more than one of them.
     same = accuracy_interval(np.tile(images, (3, 1)) * 1.0)
     assert same == pytest.approx((of_scipy.low, of_scipy.high))
 
@@ -260,12 +259,11 @@ def test_the_interval_over_images_and_seeds_covers_the_accuracy_and_the_one_over
 
 def scored_rows(**variants):
     """Rows of students from the images that each got right."""
-    rows = []
-    for variant, students in variants.items():
-        for seed, right in enumerate(students):
-            row = ScoredRow(method=variant, seed=seed, accuracy=sum(right) / len(right))
-            row.right = {"accuracy": dict(zip("abcdefgh", map(bool, right), strict=False))}
-            rows.append(row)
+    means = {variant: np.mean(students, axis=1) for variant, students in variants.items()}
+    rows = [ScoredRow(row) for row in rows_of(**means)]
+    for row in rows:
+        right = variants[row["method"]][row["seed"]]
+        row.right = {"accuracy": dict(zip("abcdefgh", map(bool, right), strict=False))}
     return rows
 
 
@@ -288,7 +286,7 @@ def test_seeds_that_agree_do_not_settle_a_difference_of_few_images():
 
     assert "its lead over kd is not conclusive: +20.0 points on average" in best
     assert best.endswith("by Welch's t, 2 seeds, 5 images).")
-    others = scored_rows(kd=[(1, 0)] * 2, e2kd=[(1, 1, 0)] * 2)  # other images: seeds alone
+    others = scored_rows(kd=[(1, 0)] * 2, e2kd=[(1, 1, 0)] * 2)
     assert variant_difference(others, *PAIR, "accuracy")["images"] == 0
 
 
@@ -305,12 +303,12 @@ def shipped(rows, selection=None):
 
 def test_the_student_to_ship_is_the_best_seed_of_the_best_variant():
     clear = rows_of(kd=(0.5, 0.52, 0.51), e2kd=(0.6, 0.63, 0.61))
-    seed = "Of its students, seed 1 has the best."
 
-    assert shipped(clear) == ("e2kd-1", f"e2kd has the best accuracy. {seed}")
     run, reason = shipped(rows_of(kd=(0.5, 0.9), e2kd=(0.6, 0.7)))
+
     assert run == "kd-1"
-    assert reason == f"kd has the best accuracy, but its lead over e2kd is not conclusive. {seed}"
+    assert ", but its lead over e2kd is not conclusive. Of its students, seed 1 has" in reason
+    assert shipped(clear)[1].startswith("e2kd has the best accuracy. Of its")
     assert shipped(rows_of(kd=(0.5,))) == ("kd-0", "kd has the best accuracy.")
     runs = {"values": [0.9, 0.8], "runs": ("kd-0", "kd-1")}
     selected = Candidate(variant="kd", point={}, chosen=True, **runs)
@@ -320,7 +318,5 @@ def test_the_student_to_ship_is_the_best_seed_of_the_best_variant():
 
 
 def test_an_accuracy_that_was_not_measured_has_a_reason():
-    sentence = unmeasured_accuracy({"outputs": 6}, ["kd", "at"], 7)
-
-    assert sentence.startswith("The accuracy of kd, at was not measured, because its network has 6")
+    assert "its network has 6 outputs" in unmeasured_accuracy({"outputs": 6}, ["kd"], 7)
     assert "no evaluated record has a label" in unmeasured_accuracy({}, ["kd"], 7)
