@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -253,7 +254,7 @@ def _draw_outline(
 
 def _name(case: Case) -> str:
     group = case.candidate["group"]
-    return shown_name(case.key) + (f"\ngroup {group}" if group != NO_GROUP else "")
+    return shown_name(unquote(case.key)) + (f"\ngroup {group}" if group != NO_GROUP else "")
 
 
 def _teacher_notes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,14 @@ from permafrost.store.arrow_files import read_table
 from permafrost_report.comparison import (
     ScoredRow,
     accuracy_interval,
+    group_pairs,
     right_images,
     summarize,
 )
 from permafrost_report.figures import Plot, confusion_plot
 from permafrost_report.main_table import Column, passes_of_variants
 from permafrost_report.model_selection import read_evaluation
+from permafrost_report.pictures import shown_name
 from permafrost_report.student_results import ALL_SPLITS, StudentResult
 
 _MAX_CLASSES = 20
@@ -73,6 +76,18 @@ def score_rows(
                 row |= zip((f"{name}_low", f"{name}_high"), accuracy_interval(right), strict=True)
         scored.append(row)
     return scored
+
+
+def pictured_keys(result: StudentResult, count: int) -> list[str]:
+    """Return the keys of an evaluation's pictures, which are of the first records of each split."""
+    table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
+    keys = group_pairs(zip(table["split"].to_pylist(), table["key"].to_pylist(), strict=True))
+    first = [
+        shown_name(unquote(key))
+        for names in keys.values()
+        for key in names[: -(-count // len(keys))]
+    ]
+    return first if len(first) == count else []
 
 
 class ClassRow(NamedTuple):
@@ -266,8 +281,9 @@ def _count(
     teachers: dict[str, Counts] = {}
     teacher_names: dict[str, str] = {}
     for result in results:
-        path = check_written(result.evaluation, RECORDS_NAME)
-        table = read_table(path, RECORDS_SCHEMA, most=None)
+        table = read_table(
+            check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None
+        )
         table = table.filter(pc.equal(table["split"], split))
         if not len(table):
             continue

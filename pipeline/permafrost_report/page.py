@@ -19,14 +19,14 @@ import jinja2
 from permafrost.config.store import STORE_SECTIONS
 from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
-from permafrost.evaluation.saved_records import PICTURES_NAME
+from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import RunFolder, read_cost
 from permafrost.storage.rooted_paths import name_of_path
 from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
-from permafrost_report.class_results import label_section
+from permafrost_report.class_results import label_section, pictured_keys
 from permafrost_report.comparison import ONE_SEED, excludes_zero
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.figures import Plot, epoch_plots, shift_plots, training_curves
@@ -206,7 +206,18 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "unevaluated": values.get("unevaluated"),
         "conclusions": values.get("summary", []),
         "networks": values["networks"],
-        "maps": map_rows(pictures, readable_classes(page.store.manifest.classes))
+        "maps": map_rows(
+            pictures,
+            readable_classes(page.store.manifest.classes),
+            next(
+                (
+                    pictured_keys(result, len(pictures[result.label]["frames"]))
+                    for result in results
+                    if result.label in pictures and (result.evaluation / RECORDS_NAME).exists()
+                ),
+                [],
+            ),
+        )
         if pictures
         else None,
         "in_colors": any("colors" in tensors for tensors in pictures.values()),

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -180,18 +181,21 @@ _WORDNET = re.compile(r"n\d{8}")
 _EDGE = np.array([0.0, 0.65, 0.2])
 
 
-def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[TileRow]:
+def map_rows(
+    pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str], keys: Sequence[str] = ()
+) -> list[TileRow]:
     """Show images, the teacher's maps and those of one student per variant, with predictions above.
 
     Args:
         pictures: By variant, the tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and
             those of the teacher under names that start with teacher_.
         classes: Names of the classes.
+        keys: Keys of the records, which are below their images.
     """
     first = {name: tensor.numpy() for name, tensor in next(iter(pictures.values())).items()}
     labels = first["labels"]
     frames = first["frames"].transpose(0, 2, 3, 1)
-    rows = [PictureRow("image", list(frames), class_names(labels, classes))]
+    rows = [PictureRow("image", list(frames), class_names(labels, classes), notes=keys)]
     if "teacher_maps" in first:
         teacher = {
             name.removeprefix("teacher_"): array
@@ -387,7 +391,7 @@ def contact_sheet(
     schedule = schedule_views(dataset, augment, seed=0, sampled=True)
     names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
     sizes = dataset.sizes()
-    keys = [shown_name(key) for key in batch.keys]
+    keys = [shown_name(unquote(key)) for key in batch.keys]
     pictures = _rows(batch, "image", names, (sizes[:, 1] / sizes[:, 0]).tolist(), keys)
     pixels = PixelAugmentSchedule(replace(augment, mix=()), seed=0)  # maps are those of one record
     for view in range(num_views):

@@ -32,8 +32,8 @@ from tests.support.verbs import report
 @pytest.fixture
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
-    monkeypatch.setattr("permafrost_report.page.training_curves", lambda lines, colors: [])
-    monkeypatch.setattr("permafrost_report.page.map_rows", lambda pictures, classes: [])
+    monkeypatch.setattr("permafrost_report.page.training_curves", lambda *_: [])
+    monkeypatch.setattr("permafrost_report.page.map_rows", lambda *_: [])
 
 
 @pytest.fixture
