@@ -74,5 +74,7 @@ VERBS["export"] = Verb(
         "export.int8 to store.cache store.allow_links"
     ),
     takes_store_of_run=True,
+    suggested_arguments=("run=",),
+    typed_arguments=(),
     python="Write a student as programs that run without this project. The result has the `files` by format.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -140,8 +141,10 @@ class _Seen:
 
 
 def _predict_with(pair: CasePair, variant: Variant, batch: Batch, labels: Tensor) -> _Seen:
-    pictures = explained_pictures(variant.model, batch, labels)
-    arrays = {name: tensor.numpy() for name, tensor in pictures.items()}
+    arrays = {
+        name: tensor.numpy()
+        for name, tensor in explained_pictures(variant.model, batch, labels).items()
+    }
     return _Seen(
         frames=arrays["frames"].transpose(0, 2, 3, 1),
         regions=regions_of(batch, labels, pair.evaluation.region, variant.model.input_size).numpy(),
@@ -159,7 +162,7 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
         _draw_outline(list(candidate.frames), candidate.regions),
         class_names(labels.numpy(), pair.class_names),
     )
-    rows = [images._replace(notes=[_group(case) for case in cases])]
+    rows = [images._replace(notes=[_name(case) for case in cases])]
     if candidate.teacher_arrays:
         notes = _teacher_notes(pair, cases, candidate.teacher_arrays["classes"])
         rows += _explained(pair, "teacher", candidate, candidate.teacher_arrays, notes)
@@ -198,8 +201,9 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
             (variant.name, f"{variant.name}, moved"), frames, shifted.maps.numpy(), strict=True
         ):
             rows.append(PictureRow(title, draw(maps) if draw else overlays(images, maps)))
-        notes = [_worth("cosine", value) for value in shifted.cosine.tolist()]
-        rows[-1] = rows[-1]._replace(notes=notes)
+        rows[-1] = rows[-1]._replace(
+            notes=[_worth("cosine", value) for value in shifted.cosine.tolist()]
+        )
     return CaseFigure(
         f"Moved by {shift} pixels",
         len(cases),
@@ -222,15 +226,20 @@ def _unmoved_teacher(
     if "teacher_maps" not in pictures:
         return []
     maps = pictures["teacher_maps"].numpy()
-    is_signed = "teacher_colors" in pictures
-    return [PictureRow("teacher", contributions(maps) if is_signed else overlays(frames, maps))]
+    return [
+        PictureRow(
+            "teacher",
+            contributions(maps) if ("teacher_colors" in pictures) else overlays(frames, maps),
+        )
+    ]
 
 
 def _explained(
     pair: CasePair, title: str, views: _Seen, arrays: dict[str, NDArray[Any]], notes: list[str]
 ) -> list[PictureRow]:
-    labels = views.arrays["labels"]
-    first, *more = explained_rows(title, views.frames, arrays, labels, pair.class_names)
+    first, *more = explained_rows(
+        title, views.frames, arrays, views.arrays["labels"], pair.class_names
+    )
     first = first._replace(pictures=_draw_outline(first.pictures, views.regions), notes=notes)
     return [first, *more]
 
@@ -243,9 +252,9 @@ def _draw_outline(
     ]
 
 
-def _group(case: Case) -> str:
+def _name(case: Case) -> str:
     group = case.candidate["group"]
-    return f"group {group}" if group > NO_GROUP else ""
+    return shown_name(unquote(case.key)) + (f"\ngroup {group}" if group > NO_GROUP else "")
 
 
 def _teacher_notes(

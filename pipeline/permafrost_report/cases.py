@@ -286,7 +286,11 @@ def _is_there(result: StudentResult) -> bool:
 def _open(result: StudentResult, classes: Sequence[str], passes: Sequence[TeacherPass]) -> Variant:
     assert result.seed is not None  # cases are of students
     network, trained = SavedNetwork(result.training_folder).load(classes)
-    table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
-    rows = group_pairs((row["split"], row) for row in table.to_pylist())
+    rows = group_pairs(
+        (row["split"], row)
+        for row in read_table(
+            check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None
+        ).to_pylist()
+    )
     model = explained_as(EvaluatedModel(network=network, input_size=trained.input_size), passes)
     return Variant(name=result.label, seed=result.seed, model=model, rows=rows)

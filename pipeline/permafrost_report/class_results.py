@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,18 @@ from permafrost.evaluation.per_label import MEASURES
 from permafrost.evaluation.results import PER_LABEL, check_written
 from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.store.arrow_files import read_table
-from permafrost_report.comparison import summarize
+from permafrost_report.comparison import (
+    ScoredRow,
+    accuracy_interval,
+    group_pairs,
+    right_images,
+    summarize,
+)
 from permafrost_report.figures import Plot, confusion_plot
 from permafrost_report.main_table import Column, passes_of_variants
 from permafrost_report.model_selection import read_evaluation
-from permafrost_report.student_results import StudentResult
+from permafrost_report.pictures import shown_name
+from permafrost_report.student_results import ALL_SPLITS, StudentResult
 
 _MAX_CLASSES = 20
 """Largest number of classes that are all shown; of more, the worst ones and the most frequent confusions."""
@@ -28,6 +36,58 @@ _SHOWN = 10
 _ACCURACY = Column(name="accuracy", source="test.accuracy")
 Counts = NDArray[np.int64]
 """Records by class and by predicted class, [K, K + 1]; the last column counts predictions that are not a class."""
+
+
+def score_rows(
+    rows: Sequence[Mapping[str, Any]], results: Sequence[StudentResult], columns: Sequence[Column]
+) -> list[ScoredRow]:
+    """Add to the rows of students which images they got right, and the 95 % intervals of their accuracies.
+
+    Args:
+        rows: Rows of the students, from `student_rows`.
+        results: Results of the students, in the same order.
+        columns: Columns of the rows.
+    """
+    scored = []
+    for values, result in zip(rows, results, strict=True):
+        row = ScoredRow(values)
+        if result.metrics and (result.evaluation / RECORDS_NAME).exists():
+            lines = [
+                line
+                for line in read_table(
+                    check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None
+                )
+                .select(["split", "key", "correct"])
+                .to_pylist()
+                if line["correct"] is not None
+            ]
+            row.is_unlabeled = not lines
+            row.right = {
+                column.name: {
+                    f"{line['split']} {line['key']}": line["correct"]
+                    for line in lines
+                    if column.source.partition(".")[0] in (line["split"], ALL_SPLITS)
+                }
+                for column in columns
+                if column.measure == "accuracy" and row[column.name] is not None
+            }
+        for name in row.right:
+            if (right := right_images([row], name)).size:
+                row |= zip((f"{name}_low", f"{name}_high"), accuracy_interval(right), strict=True)
+        scored.append(row)
+    return scored
+
+
+def pictured_keys(result: StudentResult, count: int) -> list[str]:
+    """Return the keys of an evaluation's pictures, which are of the first records of each split."""
+    table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
+    keys = group_pairs(zip(table["split"].to_pylist(), table["key"].to_pylist(), strict=True))
+    first = [
+        shown_name(unquote(key))
+        for names in keys.values()
+        for key in names[: -(-count // len(keys))]
+    ]
+    return first if len(first) == count else []
 
 
 class ClassRow(NamedTuple):
@@ -221,8 +281,9 @@ def _count(
     teachers: dict[str, Counts] = {}
     teacher_names: dict[str, str] = {}
     for result in results:
-        path = check_written(result.evaluation, RECORDS_NAME)
-        table = read_table(path, RECORDS_SCHEMA, most=None)
+        table = read_table(
+            check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None
+        )
         table = table.filter(pc.equal(table["split"], split))
         if not len(table):
             continue

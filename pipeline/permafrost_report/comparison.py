@@ -6,15 +6,22 @@ ones. How much two variants share through a seed differs between experiments (do
 variants"); where their values rise and fall together, the interval is wider than needed. Values without any spread do
 not settle a difference
 either: a metric of N records is a multiple of 1/N, so equal values happen by chance.
+
+Rows of accuracies also have the images that each student got right. Then the variance over images is added to that over
+seeds (docs/reference/metrics.md, "Intervals of a report"): other test images would give other numbers, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 from statistics import mean, stdev, variance
+from types import MappingProxyType
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.core.errors import require
 
@@ -26,6 +33,15 @@ V = TypeVar("V")
 _CONFIDENCE = 0.95
 _ROUNDING = 1e-9
 """Width of an interval relative to its bounds, up to which it is a rounding error."""
+
+
+class ScoredRow(dict[str, Any]):
+    """Row of a student that knows which records it got right."""
+
+    right: Mapping[str, Mapping[str, bool]] = MappingProxyType({})
+    """By column of an accuracy, and by key of the record."""
+    is_unlabeled: bool = False
+    """True if no evaluated record has a label among the classes of the network."""
 
 
 def group_pairs(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
@@ -41,27 +57,60 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
 
 
+def right_images(rows: Sequence[StudentRow], column: str) -> NDArray[np.float64]:
+    """Return which images each student got right, [students, images], of no images if they are not the same of all."""
+    known = [row.right.get(column, {}) if isinstance(row, ScoredRow) else {} for row in rows]
+    keys = [] if any(right.keys() != known[0].keys() for right in known) else sorted(known[0])
+    return np.array([[right[key] for key in keys] for right in known], np.float64)
+
+
+def accuracy_interval(right: NDArray[np.float64]) -> tuple[float, float]:
+    """Compute the 95 % interval of an accuracy over other images and other seeds.
+
+    It is Wilson's interval of p (1 - p) / V images, with the variance V of the mean over images and over seeds, which
+    are crossed. Of one student V is p (1 - p) / images, so the interval is Wilson's.
+
+    Args:
+        right: 1 where a student is right and 0 elsewhere, [seeds, images].
+    """
+    seeds, images = right.shape
+    p = float(right.mean())
+    over_seeds = float(right.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
+    total = float(right.mean(axis=0).var()) / images + over_seeds
+    share = _student_t((seeds - 1) * (total / over_seeds) ** 2 if over_seeds else inf) ** 2 * (
+        total / (p * (1 - p)) if total else 1 / images
+    )
+    half = sqrt(share * p * (1 - p) + share**2 / 4)
+    return (p + share / 2 - half) / (1 + share), (p + share / 2 + half) / (1 + share)
+
+
 def welch_interval(
-    candidate: Sequence[float], baseline: Sequence[float]
+    candidate: Sequence[float], baseline: Sequence[float], over_images: float = 0.0
 ) -> tuple[float, float] | None:
     """Compute the 95 % interval of mean(candidate) - mean(baseline) by Welch's t, None if one has a single value.
 
-    The variances may differ. The degrees of freedom are those of Welch and Satterthwaite, (a + b)^2 / (a^2 / (n - 1) +
-    b^2 / (m - 1)) with the squared standard errors a and b of the two means.
+    The variances may differ. The degrees of freedom are those of Welch and Satterthwaite, (a + b + v)^2 divided by
+    (a^2 / (n - 1) + b^2 / (m - 1)), with the squared standard errors a and b of the two means.
+
+    Args:
+        candidate: Values of one variant.
+        baseline: Values of the other.
+        over_images: Variance v of the difference over images, whose degrees of freedom are not limited.
     """
     if min(len(candidate), len(baseline)) < 2:
         return None
     a, b = (variance(values) / len(values) for values in (candidate, baseline))
-    # Without any spread the width is 0, whatever the degrees are.
-    shares = a**2 / (len(candidate) - 1) + b**2 / (len(baseline) - 1) or 1.0
-    return _around(mean(candidate) - mean(baseline), sqrt(a + b), (a + b) ** 2 / shares)
+    shares = a**2 / (len(candidate) - 1) + b**2 / (len(baseline) - 1)
+    total = a + b + over_images
+    half = total and _student_t(total**2 / shares if shares else inf) * sqrt(total)
+    middle = mean(candidate) - mean(baseline)
+    return float(middle - half), float(middle + half)
 
 
-def _around(middle: float, error: float, degrees_of_freedom: float) -> tuple[float, float]:
+def _student_t(degrees_of_freedom: float) -> float:
     from scipy.special import stdtrit
 
-    half = error and float(stdtrit(degrees_of_freedom, (1 + _CONFIDENCE) / 2)) * error
-    return float(middle - half), float(middle + half)
+    return float(stdtrit(degrees_of_freedom, (1 + _CONFIDENCE) / 2))
 
 
 def excludes_zero(interval: Sequence[float] | None) -> bool:
@@ -87,15 +136,13 @@ def variant_difference(
         column: Name of the column.
 
     Returns:
-        `mean` and `interval` of candidate - baseline (`interval` is None if a variant has one seed), and `seeds`, their
-        numbers.
+        `mean` and `interval` of candidate - baseline (`interval` is None if a variant has one seed), `seeds`, their
+        numbers, and `images`, the number of images over which the interval is, too, 0 if they are not known.
 
     Raises:
         ConfigError: If they are the same, or one is not a variant or has no value in the column.
     """
-    values: dict[str, list[float]] = group_pairs(
-        (row["method"], row[column]) for row in rows if row[column] is not None
-    )
+    values = group_pairs((row["method"], row) for row in rows if row[column] is not None)
     require(
         candidate != baseline,
         f"report.candidate and report.baseline are both {baseline}; choose two of: {', '.join(sorted(values))}",
@@ -106,12 +153,17 @@ def variant_difference(
             f"report.{option}={variant} is not a variant of this run with a value of {column}; choose one of: "
             + ", ".join(sorted(values)),
         )
-    pair = values[candidate], values[baseline]
-    interval = welch_interval(*pair)
+    right = right_images([*values[candidate], *values[baseline]], column)
+    pair = [[float(row[column]) for row in values[variant]] for variant in (candidate, baseline)]
+    gains = right[: len(pair[0])].mean(axis=0) - right[len(pair[0]) :].mean(axis=0)
+    interval = welch_interval(
+        pair[0], pair[1], float(gains.var()) / len(gains) if len(gains) else 0.0
+    )
     return {
         "mean": mean(pair[0]) - mean(pair[1]),
         "interval": None if interval is None else list(interval),
         "seeds": [len(variant) for variant in pair],
+        "images": len(gains),
     }
 
 
@@ -176,10 +228,10 @@ def leading_variants(rows: Sequence[StudentRow], column: str, higher_is_better: 
     return set()
 
 
-def seeds_in_words(*numbers: int) -> str:
-    """Format the number of seeds of a variant or of two, once if they are equal."""
+def seeds_in_words(*numbers: int, images: int = 0) -> str:
+    """Format the number of seeds of a variant or of two, once if they are equal, and that of the images, if known."""
     text = " and ".join(map(str, dict.fromkeys(numbers)))
-    return f"{text} seed{'' if text == '1' else 's'}"
+    return f"{text} seed{'' if text == '1' else 's'}" + f", {images:,} images" * bool(images)
 
 
 def means_by_variant(rows: Sequence[StudentRow], column: str) -> dict[str, float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from permafrost_report.comparison import (
@@ -17,6 +18,8 @@ from permafrost_report.comparison import (
     variant_difference,
 )
 from permafrost_report.main_table import ChanceLimit, Column
+from permafrost_report.model_selection import ModelSelection
+from permafrost_report.student_results import StudentResult
 
 _MAJORITY = "the most frequent class"
 """Prediction of one class for all records, whose accuracy any network should have."""
@@ -99,7 +102,7 @@ def _interval(column: Column, difference: Mapping[str, Any]) -> str:
     middle, interval = column.difference(difference["mean"]), difference["interval"]
     if interval is None:
         return f"{middle} ({ONE_SEED})"
-    seeds = seeds_in_words(*difference["seeds"])
+    seeds = seeds_in_words(*difference["seeds"], images=difference["images"])
     if not has_width(interval):
         return f"{middle}, with equal values for all of {seeds}, so no spread is known"
     low, high = (column.difference(bound, unit=False) for bound in interval)
@@ -109,16 +112,60 @@ def _interval(column: Column, difference: Mapping[str, Any]) -> str:
 def _levels(
     column: Column, teachers: Mapping[str, Mapping[str, float]], chance: Mapping[str, float]
 ) -> list[str]:
-    owners = {f"the {name} has": values for name, values in teachers.items()}
     known = [
         f"{whose} {column.value(values[column.name])}"
-        for whose, values in (owners | {_chance_of(column): chance}).items()
+        for whose, values in (
+            {f"the {name} has": values for name, values in teachers.items()}
+            | {_chance_of(column): chance}
+        ).items()
         if column.name in values
     ]
     if not known:
         return []
     text = " and ".join([", ".join(known[:-1]), known[-1]] if len(known) > 1 else known)
     return [f"{text[0].upper()}{text[1:]}."]
+
+
+def student_to_ship(
+    rows: Sequence[StudentRow],
+    results: Sequence[StudentResult],
+    column: Column,
+    selection: ModelSelection | None,
+) -> tuple[StudentResult, str] | None:
+    """Choose the best student of the best variant, by the selection if all have its values, else by a column.
+
+    Args:
+        rows: Rows of the report.
+        results: Results of the students that can be exported.
+        column: Column by which variants are compared.
+        selection: Selection of the run.
+
+    Returns:
+        The student and a sentence on the choice, None if nothing is better or worse.
+    """
+    by, metric = column.words, column.metric
+    scores = {result.run: result.find(column.source) for result in results}
+    if selection is not None and scores.keys() <= selection.scores.keys():
+        by, metric, scores = selection.select, selection.metric, selection.scores
+    if not results or metric.higher_is_better is None or None in scores.values():
+        return None
+    values = {
+        run: (1 if metric.higher_is_better else -1) * value
+        for run, value in scores.items()
+        if value is not None
+    }
+    variants = group_pairs((result.label, result) for result in results)
+    best = max(variants, key=lambda name: mean(values[result.run] for result in variants[name]))
+    student = max(variants[best], key=lambda result: values[result.run])
+    ties = [
+        name
+        for name in variants
+        if name != best
+        and not excludes_zero(variant_difference(rows, best, name, column.name)["interval"])
+    ]
+    caveat = f", but its lead over {', '.join(ties)} is not conclusive" if ties else ""
+    chosen = f" Of its students, seed {student.seed} has the best." * (len(variants[best]) > 1)
+    return student, f"{best} has the best {by}{caveat}.{chosen}"
 
 
 def chance_remarks(
@@ -138,6 +185,22 @@ def chance_remarks(
         for variant, value in means_by_variant(rows, column.name).items()
         if value <= limit.highest
     }
+
+
+def unmeasured_accuracy(row: StudentRow, variants: Iterable[str], classes: int) -> str:
+    """Say why the accuracy of variants was not measured, so that no prediction is right or wrong.
+
+    Args:
+        row: Row of one of their students, with the number of outputs of its network, if that is known.
+        variants: Names of the variants.
+        classes: Number of classes of the store.
+    """
+    reason = (
+        f"its network has {row['outputs']} outputs, and the labels are of {classes} classes"
+        if 0 < classes != row.get("outputs", classes)
+        else "no evaluated record has a label among the classes of its network"
+    )
+    return f"The accuracy of {', '.join(variants)} was not measured, because {reason}. No prediction is marked."
 
 
 def remarks_in_words(
@@ -162,10 +225,11 @@ def remarks_in_words(
         if weak
         else "what was trained"
     )
-    by_remark = group_pairs((remark, variant) for variant, remark in remarks.items())
     return [
         f"The {column.words} of {', '.join(variants)} is {remark}, so look at {cause} before comparing it."
-        for remark, variants in by_remark.items()
+        for remark, variants in group_pairs(
+            (remark, variant) for variant, remark in remarks.items()
+        ).items()
     ]
 
 

@@ -78,8 +78,9 @@ def evaluator_sections(
             looked = looked if page.per_split else looked[:1]
             section = _section(evaluator, page, looked, results, teacher, colors)
             if page.pictures:
-                draw = pkgutil.resolve_name(page.pictures)
-                section = section._replace(pictures=draw(results, teacher, store))
+                section = section._replace(
+                    pictures=pkgutil.resolve_name(page.pictures)(results, teacher, store)
+                )
             sections.append(section)
     return sections
 
@@ -152,5 +153,8 @@ def _plot(
         for row in rows
     }
     unit = "%" if scale == 100 else ""
-    source = variant_plot([column.name for column in columns], values, unit, colors, quantity.plot)
-    return Plot(source, f"{caption}, one color per method", caption)
+    return Plot(
+        variant_plot([column.name for column in columns], values, unit, colors, quantity.plot),
+        f"{caption}, one color per method",
+        caption,
+    )

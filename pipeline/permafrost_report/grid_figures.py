@@ -171,7 +171,9 @@ def _axis_positions(candidates: Sequence[Candidate]) -> tuple[dict[str, float], 
         point_label(candidate.point): candidate.point for candidate in candidates if candidate.point
     }
     options = {option for point in points.values() for option in point}
-    values = [value for point in points.values() for value in point.values()]
-    if len(options) == 1 and all(type(value) in (int, float) for value in values):
+    if len(options) == 1 and all(
+        type(value) in (int, float)
+        for value in [value for point in points.values() for value in point.values()]
+    ):
         return {label: float(*point.values()) for label, point in points.items()}, options.pop()
     return {label: float(position) for position, label in enumerate(points or {"": {}})}, None

@@ -13,7 +13,14 @@ from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import Metric, align_columns, evaluator_named, metric_of
-from permafrost_report.comparison import ONE_SEED, group_pairs, leading_variants, summarize
+from permafrost_report.comparison import (
+    ONE_SEED,
+    accuracy_interval,
+    group_pairs,
+    leading_variants,
+    right_images,
+    summarize,
+)
 from permafrost_report.model_selection import load_selection, reservations
 from permafrost_report.student_results import StudentResult, load_results
 
@@ -123,10 +130,9 @@ def default_columns(results: Sequence[StudentResult]) -> list[Column]:
     """
     splits = list(dict.fromkeys(split for result in results for split in result.numbers))
     splits.sort(key=lambda split: split != "test")
-    passes = list(dict.fromkeys(teacher for result in results for teacher in result.against))
     columns = {}
     for split in splits:
-        for at in ("", *(f"@{teacher}" for teacher in passes)):
+        for at in dict.fromkeys(["", *(f"@{name}" for one in results for name in one.against)]):
             for metric, title in _shown_metrics(results, split):
                 name = title if split == splits[0] else f"{title}_{split}"
                 if (at and metric != "agreement" and name in columns) or all(
@@ -156,8 +162,10 @@ def compared_column(name: str | None, columns: Sequence[Column]) -> Column | Non
         name: report.compared_column; None is accuracy if it is a column, and otherwise the first column.
         columns: Columns of the report.
     """
-    wanted = name or "accuracy"
-    return next((column for column in columns if column.name == wanted), next(iter(columns), None))
+    return next(
+        (column for column in columns if column.name == (name or "accuracy")),
+        next(iter(columns), None),
+    )
 
 
 def pictures_in_words(results: Sequence[StudentResult]) -> list[str]:
@@ -185,12 +193,14 @@ def student_rows(
 
 def passes_of_variants(results: Sequence[StudentResult]) -> dict[str, list[str]]:
     """Return the variants by the pass that their students are compared with, without those that have none."""
-    variants = group_pairs(
-        (result.compared_pass, result.label)
-        for result in results
-        if result.compared_pass is not None
-    )
-    return {name: list(dict.fromkeys(labels)) for name, labels in variants.items()}
+    return {
+        name: list(dict.fromkeys(labels))
+        for name, labels in group_pairs(
+            (result.compared_pass, result.label)
+            for result in results
+            if result.compared_pass is not None
+        ).items()
+    }
 
 
 def teacher_rows(
@@ -247,8 +257,8 @@ def teacher_row(
         split, _, metric = column.source.partition(".")
         value = None if teacher_result is None else teacher_result.find(column.source)
         if value is None:
-            candidates = (result.find(f"{split}.teacher_{metric}") for result in results)
-            value = next((candidate for candidate in candidates if candidate is not None), None)
+            source = f"{split}.teacher_{metric}"
+            value = next((v for one in results if (v := one.find(source)) is not None), None)
         if value is not None:
             row[column.name] = value
     return row
@@ -288,8 +298,9 @@ def accuracy_limit(
             level = chance[column.name]
             records = column.source.replace(".accuracy", ".records", 1)
             counts = [n for result in results if (n := result.find(records)) is not None]
-            error = (level * (1 - level) / min(counts)) ** 0.5 if counts else 0.0
-            return column, ChanceLimit(level, level + 2 * error)
+            return column, ChanceLimit(
+                level, level + 2 * ((level * (1 - level) / min(counts)) ** 0.5 if counts else 0.0)
+            )
     return None
 
 
@@ -310,8 +321,8 @@ def variant_summary(
         variants_by_pass: Variants by the pass that they are compared with, from `passes_of_variants`.
 
     Returns:
-        Rows with method, seeds (their number), and for each column `mean`, `sd` and `best`, or None if a student of the
-        variant has no value.
+        Rows with method, seeds (their number), and for each column `mean`, `sd`, `best`, and the `interval` over images
+        and seeds of an accuracy whose images are known, or None if a student of the variant has no value.
     """
     by_variant = group_pairs((row["method"], row) for row in rows)
     summary: list[dict[str, Any]] = [
@@ -332,6 +343,8 @@ def variant_summary(
                 leading |= leading_variants(members, column.name, higher_is_better=direction)
         for variant in compared:
             variant[column.name]["best"] = variant["method"] in leading
+            if (right := right_images(by_variant[variant["method"]], column.name)).size:
+                variant[column.name]["interval"] = accuracy_interval(right)
     return summary
 
 
@@ -403,23 +416,25 @@ def _evaluator_sentence(metric: str, column: Column) -> str:
     """Return the sentence of an evaluator's quantity, empty if it has none."""
     evaluator, _, name = metric.partition(".")
     page = evaluator_named(evaluator).page if evaluator in EVALUATORS else None
-    meanings = (
-        quantity.meaning
-        for quantity in (page.quantities if page else ())
-        if f"{name}.".startswith(f"{quantity.name}.")
+    return next(
+        (
+            f"Column {column.words}: {quantity.meaning}"
+            for quantity in (page.quantities if page else ())
+            if f"{name}.".startswith(f"{quantity.name}.")
+        ),
+        "",
     )
-    return next((f"Column {column.words}: {meaning}" for meaning in meanings), "")
 
 
 # ---- csv file --------------------------------------------------------------------------------------
 
 
-def student_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+def student_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format the rows of the students as CSV, with fractions as they are and no value as an empty cell."""
     text = io.StringIO()
-    shown = ["picture"] if any("picture" in row for row in rows) else []
-    names = ["method", "seed", *shown, *(column.name for column in columns)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -457,16 +472,22 @@ def summary_table(run: str) -> str:
         ]
         table.append(row)
     if chance := chance_row(results, columns):
-        levels = [
-            column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
-        ]
-        table.append(["constant", "", *("" for _ in selected), *levels])
-    one_seed = [f"({ONE_SEED})"] if any(variant["seeds"] == 1 for variant in variants) else []
+        table.append(
+            [
+                "constant",
+                "",
+                *("" for _ in selected),
+                *[
+                    column.text(chance[c]) if (c := column.name) in chance else "-"
+                    for column in columns
+                ],
+            ]
+        )
     return "\n".join(
         [
             align_columns(table),
             *pictures_in_words(results),
-            *one_seed,
+            *([f"({ONE_SEED})"] if any(variant["seeds"] == 1 for variant in variants) else []),
             *reservations(run, results, selection),
         ]
     )

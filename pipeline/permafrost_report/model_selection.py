@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ class Candidate:
     values: list[float]
     """Values of the selection metric, one per seed."""
     chosen: bool
+    runs: tuple[str, ...] = ()
+    """Runs of the seeds."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -55,6 +58,13 @@ class ModelSelection:
         """Metric by which candidates are compared. The sweep has checked that it is known."""
         return metric_of(self.select.partition(".")[2]) or Metric()
 
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Value of every candidate's students by their runs."""
+        return dict(
+            chain.from_iterable(zip(one.runs, one.values, strict=True) for one in self.candidates)
+        )
+
 
 def load_selection(run: str) -> ModelSelection | None:
     """Load the candidates of runs/<run>/sweep.json by variant, or None without a selection.
@@ -72,16 +82,19 @@ def load_selection(run: str) -> ModelSelection | None:
         for row in rows
         if row["variant"] == variant
     )
-    candidates = [
-        Candidate(
-            variant=variant,
-            point=point_rows[0]["point"],
-            values=[row["value"] for row in point_rows],
-            chosen=point_rows[0]["chosen"],
-        )
-        for (variant, _), point_rows in members.items()
-    ]
-    return ModelSelection(select=sweep["select"], candidates=candidates)
+    return ModelSelection(
+        select=sweep["select"],
+        candidates=[
+            Candidate(
+                variant=variant,
+                point=point_rows[0]["point"],
+                values=[row["value"] for row in point_rows],
+                chosen=point_rows[0]["chosen"],
+                runs=tuple(row["run"] for row in point_rows),
+            )
+            for (variant, _), point_rows in members.items()
+        ],
+    )
 
 
 def ties_in_words(selection: ModelSelection) -> list[str]:
@@ -130,8 +143,9 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
     for (variant, _), same in members.items():
         values = [value for result in same if (value := result.find(source)) is not None]
         if len(values) == len(same):
-            point = same[0].point
-            candidates.append(Candidate(variant=variant, point=point, values=values, chosen=False))
+            candidates.append(
+                Candidate(variant=variant, point=same[0].point, values=values, chosen=False)
+            )
     if len(candidates) == len({candidate.variant for candidate in candidates}):
         return None
     return ModelSelection(select=source, candidates=candidates)

@@ -19,14 +19,14 @@ import jinja2
 from permafrost.config.store import STORE_SECTIONS
 from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
-from permafrost.evaluation.saved_records import PICTURES_NAME
+from permafrost.evaluation.saved_records import PICTURES_NAME, RECORDS_NAME
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import RunFolder, read_cost
 from permafrost.storage.rooted_paths import name_of_path
 from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
-from permafrost_report.class_results import label_section
+from permafrost_report.class_results import label_section, pictured_keys
 from permafrost_report.comparison import ONE_SEED, excludes_zero
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.figures import Plot, epoch_plots, shift_plots, training_curves
@@ -35,9 +35,8 @@ from permafrost_report.main_table import (
     meanings,
     passes_of_variants,
     pictures_in_words,
-    variant_summary,
 )
-from permafrost_report.model_selection import ModelSelection, optimistic_results
+from permafrost_report.model_selection import optimistic_results
 from permafrost_report.options import ReportConfig
 from permafrost_report.page_content import PageContent
 from permafrost_report.pictures import (
@@ -141,7 +140,6 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the store and its passes."""
     config, store = page.config, page.store
     passes = _open_passes(config, store)
-    used = [one.teacher for one in page.used_passes]
     sheet = None
     if pictures := store.form.pictures(page.options.contact_records):
         sheet = contact_sheet(
@@ -159,8 +157,13 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
         "data": _describe_data(store),
         "contact_sheet": sheet,
         "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
-        "store_sections": _added_sections(store),
-        "ledger": _ledger(config.run, store, used or passes, page.results),
+        # Sections that papers add, without those that have nothing to show.
+        "store_sections": list(
+            filter(None, (pkgutil.resolve_name(name)(store) for name in STORE_SECTIONS.values()))
+        ),
+        "ledger": _ledger(
+            config.run, store, [one.teacher for one in page.used_passes] or passes, page.results
+        ),
     }
 
 
@@ -185,12 +188,6 @@ def _describe_data(store: Store) -> dict[str, Any]:
     }
 
 
-def _added_sections(store: Store) -> list[StoreSection]:
-    """Sections that papers add about a store, without those that have nothing to show."""
-    sections = [pkgutil.resolve_name(function)(store) for function in STORE_SECTIONS.values()]
-    return [section for section in sections if section is not None]
-
-
 def _student_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the students; those with results are empty if none was evaluated."""
     results, values = page.results, page.values
@@ -209,11 +206,23 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "unevaluated": values.get("unevaluated"),
         "conclusions": values.get("summary", []),
         "networks": values["networks"],
-        "maps": map_rows(pictures, readable_classes(page.store.manifest.classes))
+        "maps": map_rows(
+            pictures,
+            readable_classes(page.store.manifest.classes),
+            next(
+                (
+                    pictured_keys(result, len(pictures[result.label]["frames"]))
+                    for result in results
+                    if result.label in pictures and (result.evaluation / RECORDS_NAME).exists()
+                ),
+                [],
+            ),
+        )
         if pictures
         else None,
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "cases": page.cases,
+        "export": values.get("export"),
         "curves": training_curves(_metric_lines(results), page.colors),
         "epochs": epoch_plots(values.get("curves", {}), page.colors),
         "shifts": [
@@ -221,19 +230,27 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
             for split, curves in _shift_curves(results).items()
             for plot in shift_plots(split, curves, page.colors)
         ],
-        **(_selection(page.selection, values) if page.selection else {}),
+        "selection": values.get("selection"),
+        "selection_scale": page.selection and page.selection.metric.scale,
+        "selection_plot": page.selection
+        and Plot(
+            selection_plot(page.selection),
+            "The selection metric over the grid points, one curve per variant",
+        ),
     }
 
 
 def _evaluation_sections(page: PageContent) -> dict[str, Any]:
     """Tables of results and sections of the evaluators, which a given network has without any student."""
-    evaluations = split_by_evaluation([*page.results, *([page.network] if page.network else [])])
     return {
         **_result_tables(page),
         "classes": page.classes,
         "labels": label_section(page.results, page.teacher),
         "evaluator_sections": evaluator_sections(
-            evaluations, page.teacher, page.store, page.colors
+            split_by_evaluation([*page.results, *([page.network] if page.network else [])]),
+            page.teacher,
+            page.store,
+            page.colors,
         ),
     }
 
@@ -243,15 +260,11 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
     values = page.values
     if page.compared is None:
         return {}
-    summary = variant_summary(values["runs"], page.columns, passes_of_variants(page.results))
+    summary = values["variants"]
     plotted = [
         column
         for column in page.columns
         if column.name in (page.options.plotted or [page.compared.name])
-    ]
-    plots = [
-        *grid_plots(page.results, plotted),
-        bytes_plot(summary, page.compared, bytes_by_variant(page.results, page.store), page.colors),
     ]
     return {
         "differences": values["differences_by_column"],
@@ -274,7 +287,16 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "remarks": values.get("remarks", {}),
         "summary": summary,
         "rows": values["runs"],
-        "result_plots": [plot for plot in plots if plot is not None],
+        "result_plots": [
+            plot
+            for plot in [
+                *grid_plots(page.results, plotted),
+                bytes_plot(
+                    summary, page.compared, bytes_by_variant(page.results, page.store), page.colors
+                ),
+            ]
+            if plot is not None
+        ],
     }
 
 
@@ -288,7 +310,6 @@ def _mean_caption(seeds: Sequence[int]) -> str:
 def _setup(page: PageContent) -> dict[str, Any]:
     """Section on what was trained on what."""
     facts = training_facts(page.results, page.store)
-    passes = [used.teacher for used in page.used_passes]
     this_call = page.config.command
     return {
         "setup": facts._replace(shared=_describe_stores(page) | facts.shared),
@@ -299,7 +320,9 @@ def _setup(page: PageContent) -> dict[str, Any]:
             if "student" in read_sheets(result.training_folder)
         },
         "commands": [
-            *commands_of(page.config.run, passes, page.options.runs),
+            *commands_of(
+                page.config.run, [used.teacher for used in page.used_passes], page.options.runs
+            ),
             *([shown_command(this_call)] if this_call else []),
         ],
     }
@@ -324,17 +347,6 @@ def _describe_stores(page: PageContent) -> dict[str, str]:
     if evaluated and not trained:
         facts["Evaluated on"] = f"{', '.join(sorted(evaluated))}, another store (evaluate.store)"
     return facts
-
-
-def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "selection": values["selection"],
-        "selection_scale": selection.metric.scale,
-        "selection_plot": Plot(
-            selection_plot(selection),
-            "The selection metric over the grid points, one curve per variant",
-        ),
-    }
 
 
 def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
@@ -370,8 +382,11 @@ def _ledger(
 ) -> dict[str, str]:
     records = store.num_records()
     inputs = store.shards.total_bytes
-    folders = [result.training_folder for result in results]
-    costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
+    costs = {
+        result.training_folder: cost
+        for result in results
+        if (cost := read_cost(result.training_folder))
+    }
     noun, failed = store.form.noun, store.form.failed
     ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} per record)"}
     if store.manifest.skipped:
@@ -383,8 +398,11 @@ def _ledger(
         ledger["Mean seconds per student"] = f"{seconds:.1f}"
     if passes:
         stored = sum(teacher.shards.total_bytes for teacher in passes)
-        with_teacher = [folder for folder in costs if SavedNetwork(folder).describe().teachers]
-        live = sum(costs[folder]["records"] for folder in with_teacher)
+        live = sum(
+            cost["records"]
+            for folder, cost in costs.items()
+            if SavedNetwork(folder).describe().teachers
+        )
         ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
         ledger["Teacher forward passes, computed once"] = f"{records * len(passes):,}"
         ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"

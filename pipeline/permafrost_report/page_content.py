@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,20 @@ from permafrost.runs.folder import SWEEP_NAME, RunFolder
 from permafrost.store.reader import Store
 from permafrost_report.case_pictures import SplitCases, show_cases
 from permafrost_report.cases import open_pair
-from permafrost_report.class_results import ClassSection, class_section
+from permafrost_report.class_results import ClassSection, class_section, score_rows
 from permafrost_report.comparison import (
     ONE_SEED,
     differences_by_column,
     seeds_in_words,
     variant_difference,
 )
-from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
+from permafrost_report.conclusions import (
+    chance_remarks,
+    conclusions,
+    remarks_in_words,
+    student_to_ship,
+    unmeasured_accuracy,
+)
 from permafrost_report.figures import colors_of
 from permafrost_report.main_table import (
     Column,
@@ -30,8 +36,10 @@ from permafrost_report.main_table import (
     chance_row,
     columns_of,
     compared_column,
+    passes_of_variants,
     student_rows,
     teacher_rows,
+    variant_summary,
 )
 from permafrost_report.model_selection import (
     ModelSelection,
@@ -44,7 +52,7 @@ from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.passes import UsedPass, check_named_passes, describe_passes, used_passes
 from permafrost_report.pictures import readable_classes
 from permafrost_report.provenance import network_rows
-from permafrost_report.run_commands import shown_command
+from permafrost_report.run_commands import shown_command, without_folders
 from permafrost_report.student_results import (
     StudentResult,
     epoch_curves,
@@ -92,8 +100,8 @@ class PageContent:
     def colors(self) -> dict[str, str]:
         """Color of each network in the plots."""
         networks = [*self.results, *([self.network] if self.network else [])]
-        labels = [result.label for result in [*networks, *split_by_evaluation(networks)]]
-        return colors_of(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
+        labels = dict.fromkeys(one.label for one in [*networks, *split_by_evaluation(networks)])
+        return colors_of(list(labels), self.teacher.label if self.teacher else None)
 
     @property
     def headline(self) -> str:
@@ -108,7 +116,8 @@ class PageContent:
         if difference["interval"] is None:
             return f"{opening} ({ONE_SEED})"
         low, high = (column.difference(bound, unit=False) for bound in difference["interval"])
-        return f"{opening} (95 % interval {low} to {high} by Welch's t, {seeds_in_words(*difference['seeds'])})"
+        seeds = seeds_in_words(*difference["seeds"], images=difference["images"])
+        return f"{opening} (95 % interval {low} to {high} by Welch's t, {seeds})"
 
 
 def gather_page(config: ReportConfig) -> PageContent:
@@ -148,29 +157,41 @@ def gather_page(config: ReportConfig) -> PageContent:
         else None
     )
     cases = show_cases(pair, options) if pair else []
+    networks = network_rows(results, RunFolder(config.run).path / "report.times.json")
     values: dict[str, Any] = {"passes": describe_passes(store)}
     if results:
+        values |= {"networks": list(networks.values())}
         values |= _student_values(config.run, results, store)
     following = options.next_command
     if waiting := values.get("unevaluated"):
         following = waiting["command"]
         waiting["command"] = shown_command(shlex.split(following)[1:])
     if compared:
-        values |= _result_values(options, evaluated, columns, compared, teacher)
+        values |= _result_values(
+            options, evaluated, columns, compared, teacher, networks, len(store.manifest.classes)
+        )
+        trained = [one for one in students if one.trains_classifier and one.run in networks]
+        if found := student_to_ship(values["runs"], trained, compared, selection):
+            words = ["export", f"run={found[0].run}"]
+            following = following or shlex.join(["permafrost", *words])
+            values["export"] = {"command": shown_command(words), "reason": found[1]}
     if untrained := list(
         dict.fromkeys(student.label for student in students if not student.trains_classifier)
     ):
         sentence = f"The last layer of {', '.join(untrained)} was {UNTRAINED}."
         values["summary"] = [*values.get("summary", []), sentence]
-        remarks = dict.fromkeys(untrained, "last layer not trained")
-        values["remarks"] = {**values.get("remarks", {}), **remarks}
+        values["remarks"] = {
+            **values.get("remarks", {}),
+            **dict.fromkeys(untrained, "last layer not trained"),
+        }
     values["remarks"] = {**values.get("remarks", {}), **_threshold_remarks(students)}
     if network:
         values["network"] = network.numbers
     if cases:
         values["cases"] = [case for split in cases for case in split.chosen]
-    names = readable_classes(store.manifest.classes)
-    if classes := class_section(evaluated, names, options.candidate):
+    if classes := class_section(
+        evaluated, readable_classes(store.manifest.classes), options.candidate
+    ):
         values["classes"] = classes.values
     if selection:
         values["selection"] = {
@@ -227,11 +248,10 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     that its absence is an error.
     """
     options = config.report
-    is_single = not (RunFolder(config.run).path / SWEEP_NAME).exists() and len(results) == 1
     is_typed = not config.command or any(
         word.startswith("report.columns") for word in config.command
     )
-    if is_typed and not is_single:
+    if is_typed and ((RunFolder(config.run).path / SWEEP_NAME).exists() or len(results) != 1):
         return options
     if missing := {
         name: source
@@ -267,8 +287,8 @@ def _with_named_runs(config: ReportConfig, results: Sequence[StudentResult]) -> 
 
 
 def _student_values(run: str, results: list[StudentResult], store: Store) -> dict[str, Any]:
-    """Networks of the students, their curves, and the command that evaluates one without results."""
-    values: dict[str, Any] = {"networks": network_rows(results)}
+    """Curves of the students, and the command that evaluates one without results."""
+    values: dict[str, Any] = {}
     if curves := epoch_curves(results):
         values["curves"] = curves
     missing = next((result for result in results if not _has_results(result)), None)
@@ -292,23 +312,30 @@ def _result_values(
     columns: list[Column],
     compared: Column,
     teacher: StudentResult | None,
+    networks: Mapping[str, dict[str, Any]],
+    classes: int,
 ) -> dict[str, Any]:
     """Rows of teacher, chance and students, and their comparison."""
-    rows = student_rows(results, columns)
+    rows = score_rows(student_rows(results, columns), results, columns)
+    for row, result in zip(rows, results, strict=True):
+        row |= {"run": without_folders(result.run)} | networks.get(result.run, {})
     teachers, chance = teacher_rows(results, columns, teacher), chance_row(results, columns)
     values: dict[str, Any] = {
         "teacher": next(iter(teachers.values()), {}),
         **({"teachers": teachers} if len(teachers) > 1 else {}),
         "chance": chance,
         "runs": rows,
+        "variants": variant_summary(rows, columns, passes_of_variants(results)),
     }
     pair = (options.candidate, options.baseline)
     if _has_a_pair(results, options):
         values["candidate_minus_baseline"] = variant_difference(rows, *pair, compared.name)
-    names = [column.name for column in columns]
-    differences = differences_by_column(rows, options.baseline, options.baselines, names)
-    has_others = len({row["method"] for row in rows}) > 2
-    values["differences"] = differences.get(compared.name, {}) if has_others else {}
+    differences = differences_by_column(
+        rows, options.baseline, options.baselines, [column.name for column in columns]
+    )
+    values["differences"] = (
+        differences.get(compared.name, {}) if len({row["method"] for row in rows}) > 2 else {}
+    )
     values["differences_by_column"] = differences
     is_trained = results[0].seed is not None  # a given network alone is not a variant
     values["summary"] = (
@@ -317,6 +344,14 @@ def _result_values(
     if is_trained and (limit := accuracy_limit(results, [compared, *columns])):
         values["remarks"] = chance_remarks(rows, *limit)
         values["summary"] += remarks_in_words(values["remarks"], limit[0], teachers, limit[1])
+    unlabeled = {row["method"]: row for row in rows if row.is_unlabeled}
+    values["summary"] += [
+        unmeasured_accuracy(row, unlabeled, classes) for row in list(unlabeled.values())[:1]
+    ]
+    values["remarks"] = {
+        **values.get("remarks", {}),
+        **dict.fromkeys(unlabeled, "accuracy not measured"),
+    }
     return values
 
 
@@ -327,8 +362,7 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
     pair = {options.candidate, options.baseline}
     if not pair & several:
         names = {name.rpartition(": ")[2] for name in pair}  # see _with_named_runs
-        is_default = names == {ReportOptions.candidate, ReportOptions.baseline}
-        return not is_default or pair <= labels
+        return names != {ReportOptions.candidate, ReportOptions.baseline} or pair <= labels
     logger.info(
         "no difference of candidate and baseline, because of several grid points in %s; sweep with select=, or "
         "name one point of each variant, as in report.candidate='%s'",

@@ -44,14 +44,16 @@ def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass
         for entry in _recorded_passes(result.folder / name)
     }
     used = {*learners, *compared}
-    passes = [
-        UsedPass(teacher, tuple(dict.fromkeys(learners.get(entry, ()))))
-        for stored_views in (False, True)
-        for folder in store.pass_folders(stored_views=stored_views)
-        if (teacher := store.open_pass(folder.name, stored_views=stored_views))
-        and (entry := (teacher.name, teacher.manifest.fingerprint)) in used
-    ]
-    return sorted(passes, key=lambda used: not used.learners)
+    return sorted(
+        [
+            UsedPass(teacher, tuple(dict.fromkeys(learners.get(entry, ()))))
+            for stored_views in (False, True)
+            for folder in store.pass_folders(stored_views=stored_views)
+            if (teacher := store.open_pass(folder.name, stored_views=stored_views))
+            and (entry := (teacher.name, teacher.manifest.fingerprint)) in used
+        ],
+        key=lambda used: not used.learners,
+    )
 
 
 def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: Store) -> None:

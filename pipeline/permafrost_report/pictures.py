@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -180,18 +181,21 @@ _WORDNET = re.compile(r"n\d{8}")
 _EDGE = np.array([0.0, 0.65, 0.2])
 
 
-def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[TileRow]:
+def map_rows(
+    pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str], keys: Sequence[str] = ()
+) -> list[TileRow]:
     """Show images, the teacher's maps and those of one student per variant, with predictions above.
 
     Args:
         pictures: By variant, the tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and
             those of the teacher under names that start with teacher_.
         classes: Names of the classes.
+        keys: Keys of the records, which are below their images.
     """
     first = {name: tensor.numpy() for name, tensor in next(iter(pictures.values())).items()}
     labels = first["labels"]
     frames = first["frames"].transpose(0, 2, 3, 1)
-    rows = [PictureRow("image", list(frames), class_names(labels, classes))]
+    rows = [PictureRow("image", list(frames), class_names(labels, classes), notes=keys)]
     if "teacher_maps" in first:
         teacher = {
             name.removeprefix("teacher_"): array
@@ -200,8 +204,13 @@ def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
         }
         rows += explained_rows("teacher", frames, teacher, labels, classes)
     for variant, tensors in pictures.items():
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        rows += explained_rows(variant, frames, arrays, labels, classes)
+        rows += explained_rows(
+            variant,
+            frames,
+            {name: tensor.numpy() for name, tensor in tensors.items()},
+            labels,
+            classes,
+        )
     return picture_grid(rows)
 
 
@@ -230,8 +239,7 @@ def explained_rows(
         "" if explained in (label or says, "") else f"map of {explained}"
         for explained, label, says in meant
     ]
-    differs = (predictions != labels) & (labels == labels)  # unknown ones are NaN
-    wrong = differs.reshape(len(labels), -1).any(axis=1).tolist()
+    wrong = ((predictions != labels) & (labels >= 0)).reshape(len(labels), -1).any(axis=1).tolist()
     if "colors" not in arrays:
         return [PictureRow(title, overlays(frames, arrays["maps"]), captions, wrong, notes=notes)]
     return [
@@ -383,7 +391,8 @@ def contact_sheet(
     schedule = schedule_views(dataset, augment, seed=0, sampled=True)
     names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
     sizes = dataset.sizes()
-    pictures = _rows(batch, "image", names, (sizes[:, 1] / sizes[:, 0]).tolist())
+    keys = [shown_name(unquote(key)) for key in batch.keys]
+    pictures = _rows(batch, "image", names, (sizes[:, 1] / sizes[:, 0]).tolist(), keys)
     pixels = PixelAugmentSchedule(replace(augment, mix=()), seed=0)  # maps are those of one record
     for view in range(num_views):
         drawn = schedule.views(epoch=view, positions=0, sizes=sizes)
@@ -409,10 +418,16 @@ def _spread_rows(store: Store, passes: Sequence[TeacherPass], count: int) -> NDA
     return np.unique(rows)
 
 
-def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -> list[PictureRow]:
+def _rows(
+    batch: Batch,
+    title: str,
+    captions: list[str],
+    aspects: list[float],
+    notes: Sequence[str] = (),
+) -> list[PictureRow]:
     images = view_images(batch, VIEW_SIZE)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    shown = [PictureRow(title, list(pixels), captions, aspects=aspects)]
+    shown = [PictureRow(title, list(pixels), captions, aspects=aspects, notes=notes)]
     for stored in batch.targets:
         if stored.maps is None:
             continue

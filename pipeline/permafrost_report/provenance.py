@@ -3,51 +3,107 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from timeit import repeat
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
 from permafrost.annotation.moved_features import describe_moved_features
 from permafrost.annotation.precision import describe_agreement
 from permafrost.config.builder import build_config
 from permafrost.config.methods import METHODS
+from permafrost.core.digests import SHORT, sha256_json
 from permafrost.core.errors import UserError
 from permafrost.losses.base import Needs, build_loss
-from permafrost.models.saved import SavedNetwork
-from permafrost.models.trained_weights import ModelDescription, read_entries
+from permafrost.models.compute import torch_threads
+from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork
+from permafrost.models.trained_weights import MODEL_NAME, read_entries
 from permafrost.runs.folder import passes_in
+from permafrost.storage.signed_files import read_json, write_json
 from permafrost.store.facts import read_sheets
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 from permafrost_report.figures import Measured, Plot, measured_plot
 from permafrost_report.main_table import Column
 from permafrost_report.passes import UsedPass
+from permafrost_report.run_commands import without_folders
 from permafrost_report.student_results import StudentResult
 from permafrost_report.training_facts import network_text
+
+_PASSES = 30
+"""Forward passes whose median is the time of an image."""
+
 
 # ---- networks --------------------------------------------------------------------------------------
 
 
-def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
-    """Build one row per variant: method, architecture, parameters, and macs, the multiply-accumulates of one record.
+def network_rows(results: list[StudentResult], file: Path) -> dict[str, dict[str, Any]]:
+    """Build one row per trained student by its run: its folder, network, and what the network costs.
 
-    It describes the first student of each variant whose weights exist, at its input size, as model.json has it.
+    `parameters`, and `macs` of one record at its input size, are those of model.json. `bytes` are those of
+    model.safetensors, `program_bytes` those of student.onnx, or else student.pt2, None without an export.
+
+    Args:
+        results: Results of the students.
+        file: File of the measured times, which are not measured again on this machine, so that the rows stay the same.
     """
-    first: dict[str, ModelDescription] = {}
+    here = [*platform.uname(), torch.__version__]
+    times = read_json(file, f"delete {file}") if file.exists() else {}
+    measured: dict[str, float | None] = {}
+    rows = {}
     for result in results:
-        if SavedNetwork(result.training_folder).is_finished:
-            first.setdefault(result.label, read_entries(result.training_folder))
-    return [
-        {
-            "method": label,
+        folder = result.training_folder
+        if not SavedNetwork(folder).is_finished:
+            continue
+        described = read_entries(folder)
+        key = sha256_json(
+            [
+                here,
+                described.model | dict.fromkeys(("weights", "sha256")),
+                described.num_classes,
+                described.input_size,
+            ]
+        )[:SHORT]
+        if (times | measured).get(key) is None:
+            measured[key] = _milliseconds(folder)
+        rows[result.run] = {
+            "method": result.label,
+            "seed": result.seed,
+            "run": without_folders(result.run),
             "architecture": f"{described.model['kind']} {described.model['name']}",
+            "outputs": described.num_classes,
             "parameters": described.parameters,
             "macs": described.macs,
+            "bytes": _bytes_of_first(folder / MODEL_NAME),
+            "program_bytes": _bytes_of_first(
+                *(folder / EXPORT_FOLDER / f"student.{kind}" for kind in ("onnx", "pt2"))
+            ),
+            "milliseconds": (times | measured)[key],
         }
-        for label, described in first.items()
-    ]
+    if measured:
+        write_json(file, times | measured)
+    return rows
+
+
+def _bytes_of_first(*paths: Path) -> int | None:
+    return next((path.stat().st_size for path in paths if path.exists()), None)
+
+
+def _milliseconds(folder: Path) -> float | None:
+    """Measure the median forward pass of one record by one thread of the CPU, None if the network cannot be built."""
+    try:
+        network, trained = SavedNetwork(folder).load()
+    except UserError:
+        return None
+    record = torch.zeros(1, *trained.config.input_shape(trained.input_size))
+    with torch_threads(1), torch.inference_mode():
+        return round(1e3 * median(repeat(lambda: network(record), number=1, repeat=_PASSES)), 3)
 
 
 # ---- stored bytes ----------------------------------------------------------------------------------

@@ -52,9 +52,11 @@ def report_run(config: ReportConfig) -> ReportResult:
     values = page.values
     contents = {"html": render_page(page), "json": json.dumps(plain_values(values), indent=1)}
     if page.compared:
-        contents["csv"] = student_csv(values["runs"], page.columns)
-    shown = [*page.results, *filter(None, [page.network])]
-    place = next((result.place for result in shown if result.place), "")
+        contents["csv"] = student_csv(values["runs"])
+    place = next(
+        (result.place for result in [*page.results, *filter(None, [page.network])] if result.place),
+        "",
+    )
     files = {kind: RunFolder(config.run).path / f"report{place}.{kind}" for kind in contents}
     for kind, content in contents.items():
         # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.

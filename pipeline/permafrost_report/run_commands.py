@@ -88,8 +88,12 @@ def _command(verb: str, path: Path) -> str:
 
 def shown_command(words: Sequence[str]) -> str:
     """Return a command as a page shows it, with the names of files and folders elsewhere in place of their paths."""
-    shown = (_PATH.sub(lambda path: name_of_path(path[0]), word) for word in words)
-    return f"permafrost {shlex.join(shown)}"
+    return f"permafrost {shlex.join(map(without_folders, words))}"
+
+
+def without_folders(word: str) -> str:
+    """Return a word with the names of files and folders elsewhere in place of their paths."""
+    return _PATH.sub(lambda path: name_of_path(path[0]), word)
 
 
 def _precompute_calls(run: str, store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -41,16 +41,19 @@ def show_store(config: ShowConfig) -> ShowResult:
     """Draw the picture and write it."""
     from permafrost_report.store_sheet import show_records  # imports matplotlib
 
-    teacher = next(iter(config.store.teacher), None)
     options = config.show
     store = Store(config.store.folder)
-    sheet = show_records(store, options.split, teacher=teacher, records=options.records)
+    sheet = show_records(
+        store,
+        options.split,
+        teacher=next(iter(config.store.teacher), None),
+        records=options.records,
+    )
     path = Path(config.show.output)
     file_at(path).write(sheet.encoded(path.suffix[1:]))
-    commands = NextCommands(store, config.store.folder.root)
     return ShowResult(
         facts=sheet.facts,
         sheets=sheet.sheets,
         picture=str(path),
-        next=commands.after_packing(""),
+        next=NextCommands(store, config.store.folder.root).after_packing(""),
     )

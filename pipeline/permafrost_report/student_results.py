@@ -47,7 +47,7 @@ from permafrost_report.options import ReportConfig
 
 logger = logging.getLogger("permafrost.report")
 
-_OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv")}
+_OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv", "times.json")}
 """Files of a run that the report itself writes."""
 _NAMED = 20
 """Largest number of runs that a message names."""
@@ -103,6 +103,8 @@ class StudentResult:
     point: Point = field(default_factory=dict)
     seed: int | None
     """None for a network that the run has not trained."""
+    run: str = ""
+    """Its run, or that of an evaluation of a given network."""
     folder: Path
     metrics: dict[str, dict[str, Any]]
     """Metrics by split, as written by evaluate; empty for a student that was not evaluated yet."""
@@ -317,14 +319,18 @@ def _load_untrained(
     folder = RunFolder(run).path
     if not (measured := _measured(folder, evaluation_name)):
         return None
-    return StudentResult(variant=label, label=label, seed=None, folder=folder, **measured)
+    return StudentResult(variant=label, label=label, seed=None, run=run, folder=folder, **measured)
 
 
 def _load_student(run: str, store: Store | None, *, must_be_evaluated: bool) -> StudentResult:
     """Load a student that was distilled without a sweep."""
     seed = read_config(_config_of(run), DistillConfig).get("seed", DistillConfig.seed)
-    row = {"variant": run, "run": run, "seed": seed, "point": {}}
-    return _load_result(row, store, several=False, must_be_evaluated=must_be_evaluated)
+    return _load_result(
+        {"variant": run, "run": run, "seed": seed, "point": {}},
+        store,
+        several=False,
+        must_be_evaluated=must_be_evaluated,
+    )
 
 
 def _read_run(run: str, store: Store | None) -> list[StudentResult]:
@@ -459,6 +465,7 @@ def _load_result(
         label=f"{row['variant']} {point_label(row['point'])}" if several else row["variant"],
         point=row["point"],
         seed=row["seed"],
+        run=row["run"],
         folder=folder,
         place=place,
         **({"metrics": {}} | measured),

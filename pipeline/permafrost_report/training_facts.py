@@ -100,11 +100,14 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
     }
     seeds = sorted({result.seed for result in results if result.seed is not None})
     shared["Seeds"] = f"{', '.join(map(str, seeds))} ({seeds_in_words(len(seeds))})"
-    variants = [
-        VariantOptions(label, [_cell(own, name, name in differing) for name in columns])
-        for label, own in options.items()
-    ]
-    return TrainingFacts(shared, columns, variants)
+    return TrainingFacts(
+        shared,
+        columns,
+        [
+            VariantOptions(label, [_cell(own, name, name in differing) for name in columns])
+            for label, own in options.items()
+        ],
+    )
 
 
 def describe_variants(results: Sequence[StudentResult]) -> list[DescribedVariant]:

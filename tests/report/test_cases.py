@@ -32,8 +32,8 @@ from tests.support.verbs import report
 @pytest.fixture
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
-    monkeypatch.setattr("permafrost_report.page.training_curves", lambda lines, colors: [])
-    monkeypatch.setattr("permafrost_report.page.map_rows", lambda pictures, classes: [])
+    monkeypatch.setattr("permafrost_report.page.training_curves", lambda *_: [])
+    monkeypatch.setattr("permafrost_report.page.map_rows", lambda *_: [])
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, r
         ]
         for column, case in zip(range(len(image.pictures)), cases, strict=False):
             assert image.captions[column] == case["class"]
-            assert image.notes[column] == f"group {case['group']}"
+            assert image.notes[column] == f"{case['key']}\ngroup {case['group']}"
             for student in students:
                 row = tables[student.title].loc[case["key"]]
                 assert student.captions[column] == str(row.predictions[0])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import binomtest, ttest_ind
 
 from permafrost.core.errors import ConfigError
 from permafrost_report.comparison import (
+    ScoredRow,
+    accuracy_interval,
     differences_by_column,
     excludes_zero,
     leading_variants,
@@ -16,8 +19,15 @@ from permafrost_report.comparison import (
     variant_difference,
     welch_interval,
 )
-from permafrost_report.conclusions import chance_remarks, conclusions, remarks_in_words
+from permafrost_report.conclusions import (
+    chance_remarks,
+    conclusions,
+    remarks_in_words,
+    student_to_ship,
+    unmeasured_accuracy,
+)
 from permafrost_report.main_table import ChanceLimit, Column, accuracy_limit
+from permafrost_report.model_selection import Candidate, ModelSelection
 from permafrost_report.student_results import StudentResult
 
 ACCURACY = Column(name="accuracy", source="test.accuracy")
@@ -203,7 +213,8 @@ def test_every_variant_is_compared_with_the_baseline_one_of_one_seed_without_an_
     found = differences_by_column(rows, "kd", {}, ["accuracy"])["accuracy"]
 
     assert set(found) == {"labels", "e2kd", "alone"}
-    assert found["alone"] == {"mean": pytest.approx(0.45), "interval": None, "seeds": [1, 2]}
+    mean = pytest.approx(0.45)
+    assert found["alone"] == {"mean": mean, "interval": None, "seeds": [1, 2], "images": 0}
     assert found["e2kd"] == variant_difference(rows, "e2kd", "kd", "accuracy")
     assert found["labels"]["mean"] == pytest.approx(-0.15)
     assert differences_by_column(rows, "at", {}, ["accuracy"]) == {}
@@ -219,3 +230,93 @@ def test_a_variant_may_have_a_baseline_of_its_own():
     assert found["e2kd_200"] == variant_difference(rows, "e2kd_200", "kd_200", "accuracy")
     with pytest.raises(ConfigError, match=r"report\.baselines=\{e2kd: gone\} names no variant"):
         differences_by_column(rows, "kd", {"e2kd": "gone"}, ["accuracy"])
+
+
+@pytest.mark.parametrize("right", [0, 25, 37])
+def test_the_interval_of_one_student_is_wilson_s(right):
+    images = np.arange(37) < right
+    of_scipy = binomtest(right, 37).proportion_ci(method="wilson")
+
+    assert accuracy_interval(images[None] * 1.0) == pytest.approx((of_scipy.low, of_scipy.high))
+    same = accuracy_interval(np.tile(images, (3, 1)) * 1.0)
+    assert same == pytest.approx((of_scipy.low, of_scipy.high))
+
+
+def test_the_interval_over_images_and_seeds_covers_the_accuracy_and_the_one_over_seeds_does_not():
+    draws = np.random.default_rng(0)
+    over_images, over_seeds = 0, 0
+    for _ in range(300):  # logits of images and of seeds, crossed
+        logits = draws.normal(0, 2, 40) + draws.normal(0, 0.1, (4, 1))
+        right = (draws.random((4, 40)) < 1 / (1 + np.exp(-logits))) * 1.0
+        low, high = accuracy_interval(right)
+        over_images += low <= 0.5 <= high
+        low, high = welch_interval(right.mean(axis=1).tolist(), [0.0, 0.0])
+        over_seeds += low <= 0.5 <= high
+
+    assert over_images >= 0.93 * 300
+    assert over_seeds < 0.85 * 300
+
+
+def scored_rows(**variants):
+    """Rows of students from the images that each got right."""
+    means = {variant: np.mean(students, axis=1) for variant, students in variants.items()}
+    rows = [ScoredRow(row) for row in rows_of(**means)]
+    for row in rows:
+        right = variants[row["method"]][row["seed"]]
+        row.right = {"accuracy": dict(zip("abcdefgh", map(bool, right), strict=False))}
+    return rows
+
+
+def test_a_difference_is_paired_over_images():
+    kd, e2kd = [(1, 0, 0, 0), (0, 1, 0, 0)], [(1, 1, 0, 0), (1, 1, 1, 0)]
+
+    found = variant_difference(scored_rows(kd=kd, e2kd=e2kd), *PAIR, "accuracy")
+
+    gains = np.mean(e2kd, axis=0) - np.mean(kd, axis=0)
+    assert found["interval"] == list(welch_interval([0.5, 0.75], [0.25, 0.25], gains.var() / 4))
+    assert found["images"] == 4
+    # The same images, in which nothing differs, add nothing.
+    assert variant_difference(scored_rows(kd=kd, e2kd=kd), *PAIR, "accuracy")["interval"] == [0, 0]
+
+
+def test_seeds_that_agree_do_not_settle_a_difference_of_few_images():
+    few = scored_rows(kd=[(1, 1, 0, 0, 0)] * 2, e2kd=[(1, 1, 1, 0, 0)] * 2)
+
+    (best,) = sentences(few)
+
+    assert "its lead over kd is not conclusive: +20.0 points on average" in best
+    assert best.endswith("by Welch's t, 2 seeds, 5 images).")
+    others = scored_rows(kd=[(1, 0)] * 2, e2kd=[(1, 1, 0)] * 2)
+    assert variant_difference(others, *PAIR, "accuracy")["images"] == 0
+
+
+def shipped(rows, selection=None):
+    students = []
+    for row in rows:
+        name, metrics = row["method"], {"test": {"records": 10, "accuracy": row["accuracy"]}}
+        of_row = {"variant": name, "label": name, "seed": row["seed"], "folder": Path("nowhere")}
+        run = f"{name}-{row['seed']}"
+        students.append(StudentResult(**of_row, run=run, metrics=metrics))
+    student, reason = student_to_ship(rows, students, ACCURACY, selection)
+    return student.run, reason
+
+
+def test_the_student_to_ship_is_the_best_seed_of_the_best_variant():
+    clear = rows_of(kd=(0.5, 0.52, 0.51), e2kd=(0.6, 0.63, 0.61))
+
+    run, reason = shipped(rows_of(kd=(0.5, 0.9), e2kd=(0.6, 0.7)))
+
+    assert run == "kd-1"
+    assert ", but its lead over e2kd is not conclusive. Of its students, seed 1 has" in reason
+    assert shipped(clear)[1].startswith("e2kd has the best accuracy. Of its")
+    assert shipped(rows_of(kd=(0.5,))) == ("kd-0", "kd has the best accuracy.")
+    runs = {"values": [0.9, 0.8], "runs": ("kd-0", "kd-1")}
+    selected = Candidate(variant="kd", point={}, chosen=True, **runs)
+    selection = ModelSelection(select="val.accuracy", candidates=[selected])
+    assert shipped(rows_of(kd=(0.5, 0.6)), selection)[0] == "kd-0"
+    assert student_to_ship(clear, [], ACCURACY, None) is None
+
+
+def test_an_accuracy_that_was_not_measured_has_a_reason():
+    assert "its network has 6 outputs" in unmeasured_accuracy({"outputs": 6}, ["kd"], 7)
+    assert "no evaluated record has a label" in unmeasured_accuracy({}, ["kd"], 7)

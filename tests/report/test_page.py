@@ -19,6 +19,7 @@ import pytest
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.runs.mirrors import RUNS
+from permafrost_report import provenance
 from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support import run_files
 from tests.support.html_page import Page
@@ -168,6 +169,7 @@ def test_other_runs_join_and_keep_apart_by_their_name(frozen):
     assert methods == ["labels", "sweep: kd", "e2kd", "other: kd", "at", "sweep/students/labels-1"]
     assert values["runs"][-1] == {
         "method": "sweep/students/labels-1", "seed": 1, "accuracy": 0.3, "agreement": 0.15,
+        "run": "sweep/students/labels-1",
     }  # fmt: skip
     with pytest.raises(ConfigError, match=r"report\.runs names nobody"):
         page_and_values(frozen, runs=("nobody",))
@@ -539,3 +541,50 @@ def test_the_policy_stops_what_is_not_the_page_s_own(page):
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_a_complaint_would_be_heard(page):
     assert "nowhere is not defined" in in_browser(page, "nowhere();")[1]
+
+
+def test_a_page_without_accuracy_says_so_in_its_summary_and_table(frozen):
+    write_sweep(methods={"kd": (0.5, 0.7)})
+    for folder in RUNS.glob("sweep/students/*/evaluate"):
+        run_files.write_metrics(folder, {"test": {"records": 1, "agreement": 0.5}})
+        run_files.write_records(folder, "test", [(-1, 3, 3)])
+        run_files.write_config(folder / "config.yaml", "inputs: {store: x}\nevaluate: {}\n")
+
+    html, values = page_and_values(frozen)
+
+    assert values["remarks"] == {"kd": "accuracy not measured"}
+    assert values["summary"][-1].startswith("The accuracy of kd was not measured, because no evalu")
+    assert '<span class="remark">accuracy not measured' in html.read_text()
+
+
+def test_a_student_has_its_folder_its_costs_and_the_command_that_exports_it(
+    frozen, swept, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(shutil.copytree(swept, tmp_path / "copy"))
+    times, measure = [], provenance._milliseconds
+    monkeypatch.setattr(provenance, "_milliseconds", lambda at: times.append(measure(at)) or 1.5)
+    config = ReportConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        augment=PAD_CROP,
+        report=ReportOptions(contact_records=0, cases=0),
+        run="grid",
+    )
+    (RUNS / "grid/report.times.json").unlink(missing_ok=True)
+
+    result = report.run(config)
+    written = [Path(path).read_bytes() for path in (result.html, result.json, result.csv)]
+    rows = json.loads(Path(result.json).read_text())["runs"]
+
+    for row in rows:
+        weights = RUNS / row["run"] / "distill/model.safetensors"
+        assert row["bytes"] == weights.stat().st_size
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+    best = max(rows, key=lambda row: row["accuracy"])["run"]
+    assert result.next == f"permafrost export run={best}"
+    for text in (result.next, '<span class="note" dir="auto">test_'):  # a key below its image
+        assert text in Path(result.html).read_text()
+    with Path(result.csv).open() as file:
+        assert csv.DictReader(file).fieldnames == list(rows[0])
+    report.run(config)
+    assert [Path(path).read_bytes() for path in (result.html, result.json, result.csv)] == written
+    assert [time > 0 for time in times] == [True]  # of two students and of both reports

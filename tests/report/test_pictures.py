@@ -69,26 +69,26 @@ def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
         "permafrost_report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
     )
     variant = {
-        "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
-        "labels": torch.tensor([0, 1]),
-        "predictions": torch.tensor([0, 0]),
-        "classes": torch.tensor([0, 1]),
-        "teacher_classes": torch.tensor([0, 0]),
-        "maps": torch.rand(2, 8, 8),
-        "teacher_maps": torch.rand(2, 4, 4),
-        "teacher_predictions": torch.tensor([7, 0]),  # class 7 exists only for the teacher
+        "frames": torch.zeros(3, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1, -1]),  # the last is not known
+        "predictions": torch.tensor([0, 0, 1]),
+        "classes": torch.tensor([0, 1, 1]),
+        "teacher_classes": torch.tensor([0, 0, 1]),
+        "maps": torch.rand(3, 8, 8),
+        "teacher_maps": torch.rand(3, 4, 4),
+        "teacher_predictions": torch.tensor([7, 0, 0]),  # class 7 exists only for the teacher
     }
     if colored:
-        variant["colors"] = torch.zeros(2, 8, 8, 4, dtype=torch.uint8)
+        variant["colors"] = torch.zeros(3, 8, 8, 4, dtype=torch.uint8)
 
     map_rows({"kd": variant}, ["cat", "dog"])
 
     assert [row.title for row in shown] == ["image", "teacher", "kd"] + ["colors"] * colored
-    assert shown[1].captions == ["7", "0"]
-    assert shown[1].notes == ["", "map of cat"]
-    assert shown[2].captions == ["cat", "cat"]
-    assert shown[2].wrong == [False, True]
-    assert shown[2].notes == ["", ""]
+    assert shown[1].captions == ["7", "0", "0"]
+    assert shown[1].notes == ["", "map of cat", "map of dog"]
+    assert shown[2].captions == ["cat", "cat", "dog"]
+    assert shown[2].wrong == [False, True, False]
+    assert shown[2].notes == ["", "", ""]
 
 
 def test_records_are_called_by_their_label_or_by_all_of_them():
