@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL, mark_unknown
 from permafrost.storage.files import file_at, map_file, open_size
 from permafrost.storage.rooted_paths import RootedPath
@@ -281,8 +281,9 @@ class RecordIndex:
         offsets, text = self._lists_of_shard("key", number)
         keys: list[str] = []
         try:
-            if len(text) > MAX_KEY_BYTES * (len(offsets) - 1):
-                raise ValueError("its keys are too long")
+            require(
+                len(text) <= MAX_KEY_BYTES * (len(offsets) - 1), "its keys are too long", ValueError
+            )
             data = text.tobytes()
             keys = [data[begin:end].decode() for begin, end in pairwise(offsets.tolist())]
         except ValueError as error:

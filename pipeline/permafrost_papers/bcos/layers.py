@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from permafrost.core.errors import require
 from permafrost.models.classifier import to_float32
 
 _CONV_EPS = 1e-6
@@ -41,8 +42,7 @@ class ExplanationMode:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Treat factors as constants in gradients computed inside the context."""
-        if self.is_on:
-            raise RuntimeError("explanation mode is already on and cannot be nested")
+        require(not self.is_on, "explanation mode is already on and cannot be nested", RuntimeError)
         self.is_on = True
         try:
             yield
@@ -55,11 +55,12 @@ class ExplanationMode:
             parameter.register_hook(self._refuse)  # type: ignore[no-untyped-call]
 
     def _refuse(self, gradient: Tensor) -> Tensor:
-        if self.is_on:
-            raise RuntimeError(
-                "a loss was back-propagated inside explanation mode, in which the factors of B-cos layers have no "
-                "gradient; leave the mode before loss.backward()"
-            )
+        require(
+            not self.is_on,
+            "a loss was back-propagated inside explanation mode, in which the factors of B-cos layers have no "
+            "gradient; leave the mode before loss.backward()",
+            RuntimeError,
+        )
         return gradient
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import Classifier, ModelOutput, to_float32
 from permafrost.models.compute import exact_float32, float32_products
 from permafrost_papers.bcos.layers import add_inverse
@@ -42,10 +42,11 @@ def bcos_weights(model: Classifier, output: ModelOutput, target_class: Tensor) -
             f"{type(model.network).__name__}; set explainer={model.explainer}, or choose B-cos networks for both"
         )
     features, logits = output.features, output.logits
-    if torch.is_inference_mode_enabled() or features.is_inference():
-        raise RuntimeError(
-            "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()"
-        )
+    require(
+        not torch.is_inference_mode_enabled() and not features.is_inference(),
+        "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()",
+        RuntimeError,
+    )
     trained = torch.is_grad_enabled() and any(
         parameter.requires_grad for parameter in model.parameters()
     )
