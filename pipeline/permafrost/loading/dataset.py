@@ -442,7 +442,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             groups=torch.from_numpy(columns["group"].astype(np.int64)),
             masks=self._masks(columns, keys) if self.with_regions else None,
             boxes=self._boxes(rows) if self.with_regions else (),
-            targets=() if is_second else self._all_targets(values, columns, views),
+            targets=()
+            if is_second
+            else tuple(
+                self._targets(number, of_teacher, columns, replayed=views is not None)
+                for number, of_teacher in enumerate(values)
+            ),
         )
 
     def _columns(self, names: tuple[str, ...], rows: NDArray[np.int64]) -> Columns:
@@ -573,14 +578,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         for _, shard, offset, size, _ in records:
             self._bytes(shard).will_read(offset, size)
         self.decode_threads.run(read, len(records))
-
-    def _all_targets(
-        self, values: Sequence[Values], columns: Columns, views: NDArray[np.int64] | None
-    ) -> tuple[StoredTargets, ...]:
-        return tuple(
-            self._targets(number, of_teacher, columns, replayed=views is not None)
-            for number, of_teacher in enumerate(values)
-        )
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool

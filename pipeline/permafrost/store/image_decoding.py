@@ -204,9 +204,8 @@ def _count_scans(data: bytes) -> int:
         if marker == 0xFF:  # padding before a marker
             position += 1
             continue
-        length = 0
-        if marker not in _WITHOUT_LENGTH:
-            length = int.from_bytes(data[position + 2 : position + 4], "big")
+        has_length = marker not in _WITHOUT_LENGTH
+        length = int.from_bytes(data[position + 2 : position + 4], "big") if has_length else 0
         position = data.find(b"\xff", position + 2 + length)
     return scans
 

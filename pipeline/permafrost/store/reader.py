@@ -659,9 +659,11 @@ class TeacherPass:
     @cached_property
     def fields(self) -> PassFields:
         """Backend that stores the fields."""
-        most = self.store.manifest.rows_per_shard
-        if self.manifest.selection is not None:
-            most = max(self.shards.most_rows, 1)
+        most = (
+            self.store.manifest.rows_per_shard
+            if self.manifest.selection is None
+            else max(self.shards.most_rows, 1)
+        )
         return BACKENDS[self.manifest.backend](
             self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )

@@ -140,9 +140,11 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """
     if not config.method.needs_teacher or config.mode == "live":
         return []
-    names = config.store.teacher
-    if isinstance(config.method, SeveralConfig):
-        names = config.method.pass_names
+    names = (
+        config.method.pass_names
+        if isinstance(config.method, SeveralConfig)
+        else config.store.teacher
+    )
     if config.mode == "replay" and not names:
         _refuse_several_replayed(config, store)
     return store.open_passes(names, stored_views=config.mode == "replay")

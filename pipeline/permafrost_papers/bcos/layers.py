@@ -89,9 +89,8 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         factor, x = ctx.saved_tensors
-        of_factor = None
-        if ctx.needs_input_grad[0] and not ctx.mode.is_on:
-            of_factor = (gradient * x).sum_to_size(factor.shape)
+        is_needed = ctx.needs_input_grad[0] and not ctx.mode.is_on
+        of_factor = (gradient * x).sum_to_size(factor.shape) if is_needed else None
         of_x = (gradient * factor).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
         return of_factor, of_x, None
 
@@ -109,9 +108,8 @@ class _AttentionProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         attention, values = ctx.saved_tensors
-        of_attention = None
-        if ctx.needs_input_grad[0] and not ctx.mode.is_on:
-            of_attention = gradient @ values.transpose(-2, -1)
+        is_needed = ctx.needs_input_grad[0] and not ctx.mode.is_on
+        of_attention = gradient @ values.transpose(-2, -1) if is_needed else None
         of_values = attention.transpose(-2, -1) @ gradient if ctx.needs_input_grad[1] else None
         return of_attention, of_values, None
 

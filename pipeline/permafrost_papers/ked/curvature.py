@@ -193,10 +193,11 @@ def squared_curvature(
     for rows in torch.arange(len(second)).chunk(_passes(len(second), directions_per_pass)):
         directions = _displace(probes, steps, members, rows % num_features)
         weights = signs.to(record)[rows // num_features]
-        if step is None:
-            change = _hessian_rows(network, record, directions, weights)
-        else:
-            change = _differences(network, record, directions, weights, step)
+        change = (
+            _hessian_rows(network, record, directions, weights)
+            if step is None
+            else _differences(network, record, directions, weights, step)
+        )
         second[rows] = ((change * steps).flatten(1) @ members).double().cpu()
     return second.view(len(signs), num_features, num_features).square().mean(dim=0)
 
