@@ -392,9 +392,11 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
 
 def _decoding_line(times: TeacherTimes, device: str) -> str:
     """Describe how many cores decode for one worker."""
-    elsewhere = ""
-    if device == "cpu":
-        elsewhere = f"; a GPU needs one for each {_number(1 / times.decoding.median)} records/s"
+    elsewhere = (
+        f"; a GPU needs one for each {_number(1 / times.decoding.median)} records/s"
+        if device == "cpu"
+        else ""
+    )
     return (
         f"{_range(times.decoding.times(1e3))} ms of one core per record; {_number(times.cores)} cores decode for one "
         f"worker, whose teacher computes {_number(1 / times.teacher.median)} records/s{elsewhere}"

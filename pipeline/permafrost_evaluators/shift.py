@@ -55,7 +55,8 @@ def shift_curves(
     """
     check_shift("evaluate.shift.pixels", max_shift, model.input_size)
     frames = dataset.in_picture(None)
-    chosen = _select_records(len(dataset), records)
+    drawn = random.Random(derive_seed(0, "shift"))
+    chosen = sorted(drawn.sample(range(len(dataset)), min(len(dataset), records)))
     cosines: dict[str, list[Tensor]] = {}
     for batch in iter_on_device(iter_batches(frames, _BATCH, chosen), model.device):
         for kind, curve in _batch_curves(model, batch.inputs, max_shift).items():
@@ -190,10 +191,6 @@ def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
         f"{option}={shift} moves all of the student's input of {size[0]}x{size[1]} pixels out of view; "
         "choose a shift smaller than its sides",
     )
-
-
-def _select_records(count: int, records: int) -> list[int]:
-    return sorted(random.Random(derive_seed(0, "shift")).sample(range(count), min(count, records)))
 
 
 def _maps(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.core.records import (
     MOVE_FIELD,
     NO_CLASS,
@@ -103,11 +104,12 @@ def encode_targets(
         kind = next((kind for kind in _STORED_ARRAYS if re.fullmatch(kind.pattern, name)), None)
         if kind is None:
             raise TargetError(f"{where}: there is no kind of target called {name!r}")
-        if array.ndim != 2 + len(kind.axes):
-            raise TargetError(
-                f"{where}: {name} has shape {list(array.shape[2:])} per record, in place of "
-                f"[{', '.join(kind.axes)}]"
-            )
+        require(
+            array.ndim == 2 + len(kind.axes),
+            f"{where}: {name} has shape {list(array.shape[2:])} per record, in place of "
+            f"[{', '.join(kind.axes)}]",
+            TargetError,
+        )
         _require_finite(name, array, names, where)
         if name in (TOP_CLASS, "target_class"):
             _require_classes(name, array, classes, names, where)
@@ -157,8 +159,11 @@ def _require_logits(logits: NDArray[Any], names: Sequence[str], where: str) -> N
 
 
 def _require_finite(name: str, array: NDArray[Any], names: Sequence[str], where: str) -> None:
-    if array.dtype.kind not in ("fiu" if name != TOP_CLASS else "iu"):
-        raise TargetError(f"{where}: {name} has values of type {array.dtype}")
+    require(
+        array.dtype.kind in ("fiu" if name != TOP_CLASS else "iu"),
+        f"{where}: {name} has values of type {array.dtype}",
+        TargetError,
+    )
     finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
     if not finite.all():
         row = int((~finite).argmax())

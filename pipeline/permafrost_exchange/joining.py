@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store
 from permafrost_exchange.format_options import JoinKind
@@ -153,10 +154,11 @@ def _image_digests(store: Store, names: pa.Array) -> tuple[pa.Array, pa.Array]:
     offsets, text = names.buffers()[1:]
     start = np.frombuffer(offsets, np.int64)[names.offset] if len(names) else 0
     digits = _HEX[np.frombuffer(text, np.uint8, 64 * len(names), start)].reshape(-1, 2)
-    if (digits > 15).any():
-        raise TargetError(
-            "format.join=image needs names that are SHA-256, and one of them has other digits"
-        )
+    require(
+        not (digits > 15).any(),
+        "format.join=image needs names that are SHA-256, and one of them has other digits",
+        TargetError,
+    )
     digests = (16 * digits[:, 0] + digits[:, 1]).astype(np.uint8)
     return store.index.image_digests(), pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(32), len(names), [None, pa.py_buffer(digests.tobytes())]

@@ -53,9 +53,11 @@ class OtherInput(NamedTuple):
 
 def center_cropped(annotator: TeacherAnnotator, fraction: float | None) -> OtherInput:
     """Return the teacher with the center crop of a fraction, None for the whole image."""
-    option = "format.frame=full"
-    if fraction is not None:
-        option = f"format.frame=center_crop format.crop_fraction={fraction:g}"
+    option = (
+        "format.frame=full"
+        if fraction is None
+        else f"format.frame=center_crop format.crop_fraction={fraction:g}"
+    )
     text = f"they are those of another part of the image, {option}"
     return OtherInput(annotator.with_changes(crop_fraction=fraction), text, "set these options")
 

@@ -197,12 +197,13 @@ def _judged(
     accepted: dict[str, str] = {cause.kind: cause.text for cause in causes}
     rest = _unexplained(agreement, accepted.keys())
     if facts.frame != "unknown" and not _resembles(rest, _WRONG, float("inf")):
-        if "unknown" not in options.accept:
-            raise TargetError(
-                f"{where}: the targets are not those of teacher={passport.teacher} {stated}, and no other meaning of "
-                f"them explains it{nearest}; name the network that made them, or set 'passport.accept=[unknown]' to "
-                "take them as they are"
-            )
+        require(
+            "unknown" in options.accept,
+            f"{where}: the targets are not those of teacher={passport.teacher} {stated}, and no other meaning of "
+            f"them explains it{nearest}; name the network that made them, or set 'passport.accept=[unknown]' to "
+            "take them as they are",
+            TargetError,
+        )
         accepted["unknown"] = "they differ, and the cause is unknown"
     key = agreement.kl_largest_key
     is_doubtful = not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from permafrost.core.digests import SHORT
-from permafrost.core.errors import ConfigError, FileError
+from permafrost.core.errors import ConfigError, FileError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import FieldSpec
@@ -225,10 +225,11 @@ def read_shared_records(folder: RootedPath, share: Share) -> pa.Table:
         )
     except (ManifestError, FileError) as error:
         raise TargetError(str(error)) from error
-    if table.num_rows > records:
-        raise TargetError(
-            f"{path} has {table.num_rows:,} records, and the targets have room for {records:,}; fetch it again"
-        )
+    require(
+        table.num_rows <= records,
+        f"{path} has {table.num_rows:,} records, and the targets have room for {records:,}; fetch it again",
+        TargetError,
+    )
     try:
         for shard in table["shard"].unique().to_pylist():
             share.target_path(shard)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import FileError, quote
+from permafrost.core.errors import FileError, quote, require
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec, describe_other_names
 from permafrost.core.tasks import Executor
@@ -136,8 +136,7 @@ class SharedFields:
         for spec in self.fields:
             name = f"{spec.name}.npy"
             where = f"{path}: {key}.{name}"
-            if name not in members:
-                raise ManifestError(f"{where} is missing")
+            require(name in members, f"{where} is missing", ManifestError)
             data = read_member(file, members[name], where, MAX_RECORD_BYTES)
             shape = (self.num_views, *spec.shape)
             values[spec.name][row] = decode_npy(data, spec.dtype, shape, where)
@@ -187,11 +186,12 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         store.manifest.dataset.fingerprint,
         store.manifest.fingerprint,
     )
-    if any(spec.name == PARTNER_FIELD.name for spec in shared.fields) and not same_store:
-        raise TargetError(
-            f"{folder}: its views are mixtures, which name their second record by its place in a shard, and the shards "
-            f"of {store.path} are others; pack the store from the same data with the same options"
-        )
+    require(
+        not any(spec.name == PARTNER_FIELD.name for spec in shared.fields) or same_store,
+        f"{folder}: its views are mixtures, which name their second record by its place in a shard, and the shards "
+        f"of {store.path} are others; pack the store from the same data with the same options",
+        TargetError,
+    )
     description = {
         **{name: getattr(shared, name) for name in _DESCRIBED},
         "dataset_fingerprint": store.manifest.dataset.fingerprint,
@@ -271,11 +271,12 @@ def _projection(path: RootedPath, spec: FieldSpec) -> Projection:
         what = str(error).partition(";")[0]
         raise TargetError(f"{what}; fetch the folder again") from error
     components = len(projection.components)
-    if len(spec.shape) != 3 + spec.mirrored or components != spec.shape[int(spec.mirrored)]:
-        raise TargetError(
-            f"{path} has {components} components, and {spec.name} has the shape {list(spec.shape)}; fetch the folder "
-            "again"
-        )
+    require(
+        len(spec.shape) == 3 + spec.mirrored and components == spec.shape[int(spec.mirrored)],
+        f"{path} has {components} components, and {spec.name} has the shape {list(spec.shape)}; fetch the folder "
+        "again",
+        TargetError,
+    )
     return projection
 
 
@@ -304,9 +305,11 @@ def _order_of(
             "targets would mean another class; attach to a store of the same classes"
         )
     rows = np.flatnonzero(joined.numbers >= 0)
-    labels_here = np.full(len(rows), NO_LABEL)
-    if not store.index.has_many_labels:
-        labels_here = store.index.values("label", rows)
+    labels_here = (
+        np.full(len(rows), NO_LABEL)
+        if store.index.has_many_labels
+        else store.index.values("label", rows)
+    )
     return order_classes(there, here, (labels[joined.numbers[rows]], labels_here), str(folder))
 
 

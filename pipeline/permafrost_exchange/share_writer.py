@@ -316,16 +316,12 @@ def _iter_shards(config: ShareConfig, store: Store, shared: TeacherPass) -> Iter
 
 
 def pixel_digests(store: Store, entry: ShardEntry, rows: NDArray[np.int64]) -> list[str]:
-    """Return the SHA-256 of the decoded frames of rows of a shard."""
+    """Return the SHA-256 of the decoded frames u8 [3, H, W] of rows of a shard, each after its shape."""
     frames = ShardFrames(store, entry, rows).read(0, len(rows)).frames
-    return [_pixel_digest(frame.contiguous().numpy()) for frame in frames]
-
-
-def _pixel_digest(frame: NDArray[Any]) -> str:
-    """Return the SHA-256 of the pixels u8 [3, H, W] of a frame, and of their shape."""
-    return hashlib.sha256(
-        repr(frame.shape).encode() + np.ascontiguousarray(frame).tobytes()
-    ).hexdigest()
+    return [
+        hashlib.sha256(repr(tuple(frame.shape)).encode() + frame.numpy().tobytes()).hexdigest()
+        for frame in frames
+    ]
 
 
 def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:

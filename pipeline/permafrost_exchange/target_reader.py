@@ -210,14 +210,13 @@ def stack_records(records: Sequence[Arrays], name: str, path: Path) -> Arrays:
     Raises:
         TargetError: If they have different views, classes or cells.
     """
-    if (
+    require(
         len({tuple((kind, array.shape) for kind, array in record.items()) for record in records})
-        > 1
-    ):
-        raise TargetError(
-            f"{path}: the targets of {name} and of others near it differ in their views, classes or cells; all records "
-            "of a pass have the same"
-        )
+        <= 1,
+        f"{path}: the targets of {name} and of others near it differ in their views, classes or cells; all records "
+        "of a pass have the same",
+        TargetError,
+    )
     return {kind: np.stack([record[kind] for record in records]) for kind in records[0]}
 
 
@@ -385,8 +384,11 @@ def top_outcomes(
     if not np.isfinite(values).all() or values.min() < -1e-3 or total.max() > 1.02:
         raise ValueError(f"its probabilities are invalid: their sum is {total.max():.3g}")
     ordered = np.sort(numbers, axis=-1)
-    if (ordered[..., 1:] == ordered[..., :-1]).any():
-        raise ValueError("it lists a class twice for one view")
+    require(
+        not (ordered[..., 1:] == ordered[..., :-1]).any(),
+        "it lists a class twice for one view",
+        ValueError,
+    )
     order = np.argsort(-values, axis=-1, kind="stable")
     values = np.take_along_axis(values, order, -1)
     remaining = 1 - total if rest is None else rest

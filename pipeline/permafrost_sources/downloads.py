@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 from permafrost.storage.files import file_at
 
 _TIMEOUT_SECONDS = 60
@@ -64,10 +64,11 @@ def check_download(path: Path) -> None:
     Raises:
         DownloadError: If it is another file now.
     """
-    if file_at(path).sha256() != file_at(_digest_of(path)).read(64).decode("ascii", "replace"):
-        raise DownloadError(
-            f"{path} is not the file that was downloaded; delete it and run the same command again"
-        )
+    require(
+        file_at(path).sha256() == file_at(_digest_of(path)).read(64).decode("ascii", "replace"),
+        f"{path} is not the file that was downloaded; delete it and run the same command again",
+        DownloadError,
+    )
 
 
 def _digest_of(path: Path) -> Path:

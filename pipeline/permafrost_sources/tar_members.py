@@ -112,21 +112,21 @@ def _list_members(path: AnyPath, tally: Tally | None = None) -> Iterator[dict[st
 
     with _opened_tar(path) as tar:
         for member in tar:
-            if member.issparse():
-                raise ConfigError(
-                    f"{path} stores {member.name} with holes (GNU sparse), so its bytes are not in one piece; write "
-                    "the tar without --sparse"
-                )
+            require(
+                not member.issparse(),
+                f"{path} stores {member.name} with holes (GNU sparse), so its bytes are not in one piece; write "
+                "the tar without --sparse",
+            )
             key, suffix = base_plus_ext(member.name)
             if (reason := _reason_to_pass_over(member, key, suffix)) is not None:
                 if tally is not None and not member.isdir():
                     tally.add(PASSED_OVER_MEMBERS, reason, member.name)
                 continue
-            if member.name.rsplit(".", 1)[-1].lower() in PICKLED_SUFFIXES:
-                raise ConfigError(
-                    f"{path} contains {member.name}, which only pickle can read, and pickle runs code; "
-                    "write such members as npy, json or safetensors"
-                )
+            require(
+                member.name.rsplit(".", 1)[-1].lower() not in PICKLED_SUFFIXES,
+                f"{path} contains {member.name}, which only pickle can read, and pickle runs code; "
+                "write such members as npy, json or safetensors",
+            )
             place = Member(member.offset_data, member.size)
             yield {"fname": member.name, "data": place, "__url__": str(path)}
         _check_end(path, tar.offset)
@@ -199,10 +199,11 @@ def read_member(file: io.FileIO, member: Member, where: str, most: int = MAX_IMA
     Raises:
         ImageError: If the member is larger, or the tar ends before it.
     """
-    if member.size > most:
-        raise ImageError(
-            f"{where} has {member.size:,} bytes, more than the {most:,} that it can have"
-        )
+    require(
+        member.size <= most,
+        f"{where} has {member.size:,} bytes, more than the {most:,} that it can have",
+        ImageError,
+    )
     data = read_at(file, member.size, member.offset)
     if len(data) != member.size:
         raise ImageError(f"{where} ends before byte {member.offset + member.size}")

@@ -231,12 +231,9 @@ def build_dataset(name: str, root: Path, split: str, *, download: bool = False) 
         if spec.is_downloadable and not download:
             recovery_hint += ", or set data.download=true"
         raise MissingDatasetError(
-            f"data.name={name} has no split {split} that torchvision can open: {_one_line(error)}; {recovery_hint}"
+            f"data.name={name} has no split {split} that torchvision can open: {' '.join(str(error).split())}; "
+            f"{recovery_hint}"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def load_voc_boxes(path: Path) -> tuple[Box, ...]:

@@ -327,11 +327,11 @@ class WebDatasetSource(ImageSource):
             label = NO_LABEL if value is None else self._label(value, where)
         except ConfigError:  # a caption, for example; the .cls has the label
             self.tally.add(IGNORED_JSON, f"value of {self.config.label_key}", record.key)
-        if label not in (NO_LABEL, record.label):
-            raise ConfigError(
-                f"{where} has label {record.label} in its .cls and {label} as {self.config.label_key!r} in its .json; "
-                "correct one of them, or set data.label_key to a key that the .json does not have"
-            )
+        require(
+            label in (NO_LABEL, record.label),
+            f"{where} has label {record.label} in its .cls and {label} as {self.config.label_key!r} in its .json; "
+            "correct one of them, or set data.label_key to a key that the .json does not have",
+        )
         try:
             record_of_json = self._described(
                 record, values | {self.config.label_key: record.label}, where
@@ -414,10 +414,10 @@ class WebDatasetSource(ImageSource):
         self.tally.add(
             BOXES, "within 0 to 1" if max(corners) <= 1 else "in pixels", where.rpartition("/")[2]
         )
-        if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
-            raise ConfigError(
-                f"{where} has a box {x0:g}, {y0:g}, {x1:g}, {y1:g}, which has no area"
-            )
+        require(
+            x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1))),
+            f"{where} has a box {x0:g}, {y0:g}, {x1:g}, {y1:g}, which has no area",
+        )
         box_label = self._label(box["label"], where) if "label" in box else label
         return Box(label=box_label, x0=x0, y0=y0, x1=x1, y1=y1)
 

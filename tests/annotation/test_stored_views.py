@@ -34,9 +34,7 @@ from permafrost_papers.interpretability.options import RotationsViewsConfig
 from permafrost_papers.interpretability.rotations import rotations
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
-from tests.support.trees import tree_bytes
 from tests.support.verbs import distill, evaluate, precompute
-from tests.support.views import interrupt_second_shard_of_views
 
 VIEWS = RandomViewsConfig(count=3, seed=1)
 AUGMENT = AugmentOptions(
@@ -113,20 +111,6 @@ def test_both_backends_hold_the_same_views(replayed, tmp_path, tiny_teacher):
             zarr, tars = (teacher.read_shard(shard) for teacher in passes)
             assert zarr.keys() == tars.keys()
             assert all(np.array_equal(zarr[name], tars[name]) for name in zarr)
-
-
-def test_a_killed_pass_of_views_is_finished_to_the_same_bytes(replayed, tmp_path, monkeypatch):
-    config = replace(
-        replayed.config, store=replace(replayed.config.store, path=str(tmp_path / "s"))
-    )
-    with monkeypatch.context() as patch:
-        interrupt_second_shard_of_views(patch)
-        with pytest.raises(KeyboardInterrupt):
-            precompute.run(config)
-    assert Store(tmp_path / "s").pass_folders(stored_views=True) == []
-
-    assert 0 < precompute.run(config).teacher_records < 3 * 40
-    assert tree_bytes(tmp_path / "s") == tree_bytes(replayed.store.path)
 
 
 def test_a_subset_costs_its_own_bytes_and_has_the_views_of_the_whole(replayed, tmp_path):

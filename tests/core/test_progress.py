@@ -6,37 +6,32 @@ import time
 from contextlib import ExitStack
 from functools import partial
 
+import pytest
+
 from permafrost.core import progress
 from permafrost.core.tasks import SerialExecutor, ShardResult, run_shards
 from permafrost.core.uploads import put_off
 
 
-def test_a_line_says_how_long_the_rest_takes(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("unit", "times", "number", "messages"),
+    [
+        ("shard", (5.0, 60.0, 61.0), 5, ["10/100 shards, about 16 min left"]),
+        # The time until the first unit is not taken for that of the others.
+        ("epoch", (60.0, 70.0), 1, ["1/100 epochs", "2/100 epochs, about 16 min left"]),
+    ],
+)
+def test_a_line_says_how_long_the_rest_takes(unit, times, number, messages, monkeypatch, caplog):
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    lines = progress.ProgressLines("teacher", 100, "shard")
+    lines = progress.ProgressLines("teacher", 100, unit)
 
     with caplog.at_level(logging.INFO):
-        for now in (5.0, 60.0, 61.0):  # noqa: B007, read by the clock
-            lines.update(5)
+        for now in times:  # noqa: B007, read by the clock
+            lines.update(number)
 
     assert [record.getMessage() for record in caplog.records] == [
-        "teacher: 10/100 shards, about 16 min left"
-    ]
-
-
-def test_the_time_until_the_first_unit_is_not_taken_for_that_of_the_others(monkeypatch, caplog):
-    now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    lines = progress.ProgressLines("sweep", 100, "epoch")
-
-    with caplog.at_level(logging.INFO):
-        for now in (60.0, 70.0):  # noqa: B007, read by the clock
-            lines.update(1)
-
-    assert [record.getMessage() for record in caplog.records] == [
-        "sweep: 1/100 epochs",
-        "sweep: 2/100 epochs, about 16 min left",
+        f"teacher: {message}" for message in messages
     ]
 
 

@@ -85,38 +85,23 @@ def random_map(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.rand(1, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def test_epg_of_a_uniform_map_is_the_regions_share_of_the_area():
-    maps = torch.full((1, 4, 4), 0.3, dtype=torch.float64)
-
-    score = energy_pointing_game(maps, region(slice(0, 2), slice(1, 4)))
-
-    assert score.item() == pytest.approx(6 / 16, rel=0, abs=1e-9)
+def full_map(value: float) -> torch.Tensor:
+    return torch.full((4, 4), value, dtype=torch.float64)
 
 
-def test_epg_of_a_map_inside_its_region_is_one():
-    maps = torch.zeros(1, 4, 4, dtype=torch.float64)
-    maps[0, 1, 1:3] = torch.tensor([0.2, 5.0], dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("values", "rows", "columns", "wanted"),
+    [
+        (full_map(0.3), slice(0, 2), slice(1, 4), 6 / 16),  # the region's share of the area
+        (F.pad(torch.tensor([[0.2, 5.0]]).double(), (1, 1, 1, 2)), slice(1, 2), slice(1, 3), 1.0),
+        (torch.tensor([[3.0, -7.0], [1.0, -100.0]]).double(), slice(0, 1), slice(0, 2), 3 / 4),
+        *[(full_map(value), slice(0, 4), slice(0, 4), 0.0) for value in (0.0, -1.0, 1e-9)],
+    ],
+)
+def test_epg_is_the_share_of_positive_attributions_in_the_region(values, rows, columns, wanted):
+    score = energy_pointing_game(values[None], region(rows, columns, size=tuple(values.shape)))
 
-    score = energy_pointing_game(maps, region(slice(1, 2), slice(1, 3)))
-
-    assert score.item() == pytest.approx(1.0, rel=0, abs=1e-9)
-
-
-def test_epg_ignores_negative_attributions():
-    maps = torch.tensor([[[3.0, -7.0], [1.0, -100.0]]], dtype=torch.float64)
-
-    score = energy_pointing_game(maps, region(slice(0, 1), slice(0, 2), size=(2, 2)))
-
-    assert score.item() == pytest.approx(3 / 4, rel=0, abs=1e-9)
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, 1e-9])
-def test_epg_of_a_map_without_positive_mass_is_zero(value):
-    maps = torch.full((1, 4, 4), value, dtype=torch.float64)
-
-    score = energy_pointing_game(maps, region(slice(0, 4), slice(0, 4)))
-
-    assert score.item() == 0
+    assert score.item() == pytest.approx(wanted, rel=0, abs=1e-9 if wanted else 0)
 
 
 def test_epg_counts_the_overlap_of_two_boxes_once():

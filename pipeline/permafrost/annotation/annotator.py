@@ -103,9 +103,8 @@ class TeacherAnnotator:
             else config.channels_last,
         ).with_precision(precision)
         teacher = with_preprocessing(teacher, count_classes(classes))
-        self.crop_fraction = None
-        if teacher.frame == "center_crop":
-            self.crop_fraction = teacher.crop_fraction or CENTER_CROP_FRACTION
+        crop_fraction = teacher.crop_fraction or CENTER_CROP_FRACTION
+        self.crop_fraction = crop_fraction if teacher.frame == "center_crop" else None
         self.interpolation = teacher.interpolation or "bilinear"
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
@@ -277,10 +276,11 @@ class TeacherAnnotator:
             return frames
         if self.crop_fraction is None and frames.shape[-2:] == self.input_size and not margin:
             return frames.float() / 255
-        if self.crop_fraction is None:
-            canonical_from_input = torch.eye(3).expand(len(frames), 3, 3)
-        else:
-            canonical_from_input = center_crop(batch.heights, batch.widths, self.crop_fraction)
+        canonical_from_input = (
+            torch.eye(3).expand(len(frames), 3, 3)
+            if self.crop_fraction is None
+            else center_crop(batch.heights, batch.widths, self.crop_fraction)
+        )
         growth = 1 + 2 * margin
         matrices = canonical_from_input @ torch.tensor([growth, growth, 1.0]).diag()
         rendering = Rendering(resize=self.interpolation)
@@ -424,10 +424,11 @@ class TeacherAnnotator:
             inputs = torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])])
         try:
             with deterministic_algorithms(self.device):
-                if any(isinstance(kind, MapsOutput) for kind in kinds):
-                    output = forward_to_explain(self.model, inputs, intermediates, self.settings)
-                else:
-                    output = self.settings.run(self.model, inputs, intermediates)
+                output = (
+                    forward_to_explain(self.model, inputs, intermediates, self.settings)
+                    if any(isinstance(kind, MapsOutput) for kind in kinds)
+                    else self.settings.run(self.model, inputs, intermediates)
+                )
         except Exception as error:
             if self.settings.compile:
                 _refuse_compilation(error)

@@ -157,9 +157,11 @@ class _StoreSource(Datasource):  # type: ignore[misc]
         """Number of records of each shard that has any."""
         for number in numbers.tolist():
             shard = store.shards[number]
-            rows = shard.records
-            if reader is not None and not reader.covers_shard(shard):
-                rows = len(reader.shard_keys(shard))
+            rows = (
+                shard.records
+                if reader is None or reader.covers_shard(shard)
+                else len(reader.shard_keys(shard))
+            )
             if rows:
                 self.rows[number] = rows
 

@@ -56,9 +56,8 @@ def arguments_of_options(
     """
     chosen = [*arguments]
     for argument, value in options.items():
-        name = argument.replace("__", ".")
-        if name == "store" and isinstance(value, (str, os.PathLike)):
-            name = "store.path"
+        is_path = argument == "store" and isinstance(value, (str, os.PathLike))
+        name = "store.path" if is_path else argument.replace("__", ".")
         try:
             chosen.append(f"{name}={option_text(value)}")
         except TypeError as error:

@@ -62,14 +62,14 @@ def shorten(names: Sequence[str], most: int = 10) -> str:
     return f"{shown}, ..." if len(names) > most else shown
 
 
-def require(condition: bool, message: str) -> None:
-    """Check a condition on options.
+def require(condition: bool, message: str, error: type[Exception] = ConfigError) -> None:
+    """Check a condition, usually on options.
 
     Raises:
-        ConfigError: If it does not hold, with `message`.
+        ConfigError: If it does not hold, with `message`; the class `error` if the caller names another.
     """
     if not condition:
-        raise ConfigError(message)
+        raise error(message)
 
 
 def first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
-from permafrost.core.errors import ConfigError, shorten
+from permafrost.core.errors import ConfigError, require, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,11 +73,12 @@ def label_of_box(labels: Sequence[int]) -> int:
         ValueError: If the record has no class, or several.
     """
     classes = [label for label in labels if label > NO_CLASS]
-    if len(classes) != 1:
-        raise ValueError(
-            f"a box without a label belongs to the only class of its record, but this record has {len(classes)} of "
-            "them; give each box a `label`, or leave the box out"
-        )
+    require(
+        len(classes) == 1,
+        f"a box without a label belongs to the only class of its record, but this record has {len(classes)} of "
+        "them; give each box a `label`, or leave the box out",
+        ValueError,
+    )
     return classes[0]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from permafrost.core.errors import require
+
 _MAX_BYTES = 2**20
 """Size of the largest text; a config of a run has a few kilobytes."""
 _MAX_LEVELS = 24
@@ -59,8 +61,9 @@ def parse_yaml(text: str | bytes) -> Any:
     Raises:
         YamlError: If it is not such YAML, with a message of one line.
     """
-    if len(text) > _MAX_BYTES:
-        raise YamlError(f"it has {len(text):,} bytes, of at most {_MAX_BYTES:,}")
+    require(
+        len(text) <= _MAX_BYTES, f"it has {len(text):,} bytes, of at most {_MAX_BYTES:,}", YamlError
+    )
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         _check_events(yaml.parse(text, Loader=loader))
@@ -117,16 +120,14 @@ def _check_events(events: Any) -> None:
     levels = documents = 0
     for event in events:
         documents += isinstance(event, yaml.DocumentStartEvent)
-        if documents > 1:
-            raise YamlError("it has several documents")
+        require(documents <= 1, "it has several documents", YamlError)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise YamlError("it has an anchor or an alias (& or *), which is not supported")
         if getattr(event, "tag", None) is not None:
             raise YamlError(f"it has the tag {event.tag}, which is not supported")
         levels += isinstance(event, yaml.CollectionStartEvent)
         levels -= isinstance(event, yaml.CollectionEndEvent)
-        if levels > _MAX_LEVELS:
-            raise YamlError(f"it has more than {_MAX_LEVELS} levels")
+        require(levels <= _MAX_LEVELS, f"it has more than {_MAX_LEVELS} levels", YamlError)
 
 
 def _tree_of(node: yaml.Node | None) -> Any:
@@ -141,9 +142,11 @@ def _tree_of(node: yaml.Node | None) -> Any:
         if not isinstance(name_node, yaml.ScalarNode):
             raise YamlError("it has a mapping or a list as a name")
         name, value = str(name_node.value), _tree_of(value_node)
-        if name in tree:
-            raise YamlError(f"it has the name {name[:80]!r} twice")
-        if value == "" and type(value) is Plain and ":" in name:
-            raise YamlError(f"write a space after the colon of {name[:80]}")
+        require(name not in tree, f"it has the name {name[:80]!r} twice", YamlError)
+        require(
+            value != "" or type(value) is not Plain or ":" not in name,
+            f"write a space after the colon of {name[:80]}",
+            YamlError,
+        )
         tree[name] = value
     return tree

@@ -186,9 +186,11 @@ def _thresholds(
     options = inputs.config.evaluate
     predictions = predict_split(model, dataset, options, inputs.passes, localize=False)
     logits = predictions.teacher_logits
-    of_teacher = 0.0
-    if isinstance(logits, Tensor):
-        of_teacher = best_thresholds(logits, predictions.labels[: len(logits)])
+    of_teacher = (
+        best_thresholds(logits, predictions.labels[: len(logits)])
+        if isinstance(logits, Tensor)
+        else 0.0
+    )
     return Thresholds(best_thresholds(predictions.logits, predictions.labels), of_teacher)
 
 

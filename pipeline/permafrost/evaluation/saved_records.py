@@ -68,9 +68,9 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
     )
     right = ((predicted == labels) | ~known).all(dim=1) if many else predicted == labels
     label_classes = classes_of(labels)
-    explained = predictions.target_class
-    if explained is None:
-        explained = label_classes[:, :0]
+    explained = (
+        label_classes[:, :0] if predictions.target_class is None else predictions.target_class
+    )
     columns: dict[str, Any] = {
         "split": [split] * count,
         "key": list(predictions.keys),

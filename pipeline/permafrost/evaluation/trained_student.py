@@ -95,11 +95,12 @@ def labeled_splits(store: Store) -> set[str]:
     labeled = set()
     for split in store.manifest.records:
         rows = rows_of_split(store.index, split) if store.manifest.records[split] else range(0)
-        if store.index.has_many_labels:
-            has_label = bool(store.index.list_lengths("labels", rows).any())
-        else:
-            has_label = bool((store.index.values("label", rows) != NO_LABEL).any())
-        if has_label:
+        has_label = (
+            store.index.list_lengths("labels", rows)
+            if store.index.has_many_labels
+            else store.index.values("label", rows) != NO_LABEL
+        )
+        if has_label.any():
             labeled.add(split)
     return labeled or set(store.manifest.records)
 

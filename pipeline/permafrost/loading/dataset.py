@@ -147,10 +147,11 @@ def rows_with_targets(store: Store, rows: RowNumbers, passes: Sequence[TeacherPa
         return rows
     with_targets = np.setdiff1d(np.asarray(rows), np.concatenate(lacking))
     names = " and ".join(teacher.name for teacher in partial)
-    if not len(with_targets):
-        raise StoreMismatchError(
-            f"{names} has no target of the {len(rows)} records; set split= to one that has"
-        )
+    require(
+        len(with_targets) > 0,
+        f"{names} has no target of the {len(rows)} records; set split= to one that has",
+        StoreMismatchError,
+    )
     logger.warning(
         "%s has no targets of %d of the %d records, so the student is trained on the other %d",
         names,
@@ -289,12 +290,13 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Raise StoreMismatchError unless a pass covers every record of the selection."""
         if not teacher.is_partial:
             return
-        if mixes_of_pass(teacher) and teacher.shards.num_rows != len(self.rows):
-            raise StoreMismatchError(
-                f"the stored views of {teacher.folder} are mixtures of {teacher.shards.num_rows} records, and this "
-                f"selection has {len(self.rows)}; set the split and subset options of that pass, so that no record is "
-                "shown that is not selected"
-            )
+        require(
+            not mixes_of_pass(teacher) or teacher.shards.num_rows == len(self.rows),
+            f"the stored views of {teacher.folder} are mixtures of {teacher.shards.num_rows} records, and this "
+            f"selection has {len(self.rows)}; set the split and subset options of that pass, so that no record is "
+            "shown that is not selected",
+            StoreMismatchError,
+        )
         missing, first = _uncovered(self, teacher)
         if missing:
             raise StoreMismatchError(
@@ -440,7 +442,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             groups=torch.from_numpy(columns["group"].astype(np.int64)),
             masks=self._masks(columns, keys) if self.with_regions else None,
             boxes=self._boxes(rows) if self.with_regions else (),
-            targets=() if is_second else self._all_targets(values, columns, views),
+            targets=()
+            if is_second
+            else tuple(
+                self._targets(number, of_teacher, columns, replayed=views is not None)
+                for number, of_teacher in enumerate(values)
+            ),
         )
 
     def _columns(self, names: tuple[str, ...], rows: NDArray[np.int64]) -> Columns:
@@ -571,14 +578,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         for _, shard, offset, size, _ in records:
             self._bytes(shard).will_read(offset, size)
         self.decode_threads.run(read, len(records))
-
-    def _all_targets(
-        self, values: Sequence[Values], columns: Columns, views: NDArray[np.int64] | None
-    ) -> tuple[StoredTargets, ...]:
-        return tuple(
-            self._targets(number, of_teacher, columns, replayed=views is not None)
-            for number, of_teacher in enumerate(values)
-        )
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool

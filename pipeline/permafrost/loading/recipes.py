@@ -48,7 +48,7 @@ from permafrost.config.augment import (
 )
 from permafrost.core.batches import PixelAugment, PixelChange, PixelChangeName
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import PIXEL_FIELD
 from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.mixtures import UNMIXED, draw_mixtures, mixture_of, paired_rows
@@ -381,10 +381,11 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
     except ConfigError as error:
         raise ManifestError(f"{path}: {error}") from error
     shape = (0,) if spec is None else spec.shape
-    if shape != (recipe.width,):
-        raise ManifestError(
-            f"{path}: {PIXEL_FIELD} has shape {shape}, and views.operations have {recipe.width} values"
-        )
+    require(
+        shape == (recipe.width,),
+        f"{path}: {PIXEL_FIELD} has shape {shape}, and views.operations have {recipe.width} values",
+        ManifestError,
+    )
     return recipe
 
 

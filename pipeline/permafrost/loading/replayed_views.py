@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from permafrost.config.augment import AugmentOptions, describe_operations
+from permafrost.core.errors import require
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import TeacherPass
 
@@ -16,10 +17,11 @@ def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
     Raises:
         StoreMismatchError: If they lack one, or are mixtures that the options do not fit.
     """
-    if augment.scaled_decoding:
-        raise StoreMismatchError(
-            f"augment.scaled_decoding=true: replayed views have the pixels of {teacher.name}; leave it out"
-        )
+    require(
+        not augment.scaled_decoding,
+        f"augment.scaled_decoding=true: replayed views have the pixels of {teacher.name}; leave it out",
+        StoreMismatchError,
+    )
     if teacher.views.get("mix"):
         unfit = {
             "augment.mix would mix again; set augment.mix=[]": augment.mixes,

@@ -236,7 +236,8 @@ def move_values(value: Any, device: torch.device) -> Any:
     small: dict[int, Tensor] = {}
 
     def note(leaf: Any) -> None:
-        if isinstance(leaf, Tensor) and _may_share_copy(leaf):
+        is_on_host = isinstance(leaf, Tensor) and leaf.device.type == "cpu"
+        if is_on_host and 0 < leaf.nbytes <= _SMALL and leaf.is_contiguous():
             small[id(leaf)] = leaf
 
     if device.type == "cuda":
@@ -249,10 +250,6 @@ def move_values(value: Any, device: torch.device) -> Any:
         return copy_to(leaf, device) if isinstance(leaf, Tensor) else leaf
 
     return map_leaves(value, move)
-
-
-def _may_share_copy(tensor: Tensor) -> bool:
-    return 0 < tensor.nbytes <= _SMALL and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

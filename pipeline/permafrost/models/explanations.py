@@ -353,10 +353,11 @@ def _autograd_class_weight(model: Classifier, output: ModelOutput, target_class:
 
     If no gradients are recorded (a frozen teacher, an evaluation), the head runs again on detached features.
     """
-    if torch.is_inference_mode_enabled() or output.features.is_inference():
-        raise RuntimeError(
-            "GradCAM differentiates this head, which inference_mode forbids; use torch.no_grad()"
-        )
+    require(
+        not torch.is_inference_mode_enabled() and not output.features.is_inference(),
+        "GradCAM differentiates this head, which inference_mode forbids; use torch.no_grad()",
+        RuntimeError,
+    )
     create_graph = torch.is_grad_enabled() and output.logits.requires_grad
     features, logits = output.features, output.logits
     with torch.enable_grad():

@@ -145,10 +145,11 @@ def _load_published(network: nn.Module, config: TorchvisionModelConfig) -> None:
     state = network.state_dict()
     classes = len(wanted.meta["categories"])
     misfits = [key for key, tensor in state.items() if weights[key].shape != tensor.shape]
-    if not all(len(weights[key]) == classes for key in misfits):
-        raise WeightsError(
-            f"torchvision's published weights of {name} are for another image size; set input_size to null"
-        )
+    require(
+        all(len(weights[key]) == classes for key in misfits),
+        f"torchvision's published weights of {name} are for another image size; set input_size to null",
+        WeightsError,
+    )
     state.update(
         {key: tensor for key, tensor in weights.items() if key in state and key not in misfits}
     )

@@ -189,10 +189,11 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def _require_values(path: Path, state: dict[str, Tensor]) -> None:
     """Raise WeightsError if a tensor is not finite or all of them are zero, because such weights are not trained."""
-    if any(tensor.is_meta for tensor in state.values()):
-        raise WeightsError(
-            f"{path} contains shapes without values (meta tensors); save the network once it is on a device"
-        )
+    require(
+        not any(tensor.is_meta for tensor in state.values()),
+        f"{path} contains shapes without values (meta tensors); save the network once it is on a device",
+        WeightsError,
+    )
     floating = {
         name: _dense(tensor).float() for name, tensor in state.items() if tensor.is_floating_point()
     }
@@ -201,8 +202,11 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
             f"{path} contains values that are not finite, in {', '.join(broken[:3])}; its training diverged or it is "
             "damaged, so use another file"
         )
-    if floating and not any(tensor.any() for tensor in floating.values()):
-        raise WeightsError(f"{path} contains only zeros; use the weights of a trained network")
+    require(
+        not floating or any(tensor.any() for tensor in floating.values()),
+        f"{path} contains only zeros; use the weights of a trained network",
+        WeightsError,
+    )
 
 
 # ---- errors --------------------------------------------------------------------------------------

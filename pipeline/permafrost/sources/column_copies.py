@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, FileError, first_line
+from permafrost.core.errors import ConfigError, FileError, first_line, require
 from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import FormatError, iter_cells, open_parquet_file
 
@@ -115,10 +115,11 @@ class ColumnCopy:
         Raises:
             FileError: If the file has other bytes now.
         """
-        if file_at(self.path).sha256() != self.sha256:
-            raise FileError(
-                f"{self.path} was changed since it was listed; run the command again once the data no longer change"
-            )
+        require(
+            file_at(self.path).sha256() == self.sha256,
+            f"{self.path} was changed since it was listed; run the command again once the data no longer change",
+            FileError,
+        )
 
     @property
     def _copy_path(self) -> Path:

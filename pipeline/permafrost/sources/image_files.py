@@ -421,10 +421,11 @@ def require_image_bytes(size: int) -> None:
     Raises:
         ImageError: If it is larger.
     """
-    if size > MAX_IMAGE_BYTES:
-        raise ImageError(
-            f"its file has {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} of an image"
-        )
+    require(
+        size <= MAX_IMAGE_BYTES,
+        f"its file has {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} of an image",
+        ImageError,
+    )
 
 
 def _iter_entries(folder: AnyPath) -> Iterator[FolderEntry]:
@@ -465,10 +466,11 @@ def to_mask_png(data: bytes, path: str) -> bytes:
             if image.format == "PNG" and image.mode == "L":
                 return data
             values = _mask_values(image)
-            if image.format == "JPEG" and not np.isin(values, (0, 255)).all():
-                raise ValueError(
-                    "it is a JPEG, whose compression has changed its values; save it as PNG"
-                )
+            require(
+                image.format != "JPEG" or bool(np.isin(values, (0, 255)).all()),
+                "it is a JPEG, whose compression has changed its values; save it as PNG",
+                ValueError,
+            )
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"mask {path} cannot be used: {error}") from error
     return png_of(Image.fromarray(values))
@@ -482,11 +484,17 @@ def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in ("LA", "RGB", "RGBA"):
         colors = pixels[:, :, :1] if image.mode == "LA" else pixels[:, :, :3]
         pixels = pixels[:, :, 0]
-        if (colors != pixels[:, :, None]).any():
-            raise ValueError("it has colors; save it with one channel")
+        require(
+            not (colors != pixels[:, :, None]).any(),
+            "it has colors; save it with one channel",
+            ValueError,
+        )
     values = pixels.astype(np.uint8)
-    if pixels.ndim != 2 or (values != pixels).any():
-        raise ValueError(f"its values ({image.mode}) do not fit into one byte per pixel")
+    require(
+        pixels.ndim == 2 and not (values != pixels).any(),
+        f"its values ({image.mode}) do not fit into one byte per pixel",
+        ValueError,
+    )
     return values
 
 

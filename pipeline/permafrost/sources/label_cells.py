@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-from permafrost.core.errors import quote
+from permafrost.core.errors import quote, require
 from permafrost.sources.classes import composed, is_unknown, to_number
 
 SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
@@ -112,8 +112,7 @@ def parse_list(text: str) -> list[Any]:
     Raises:
         ValueError: If it is any other text.
     """
-    if len(text) > _MAX_LIST_CHARACTERS:
-        raise ValueError(f"it has {len(text):,} characters")
+    require(len(text) <= _MAX_LIST_CHARACTERS, f"it has {len(text):,} characters", ValueError)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -128,6 +127,9 @@ def parse_list(text: str) -> list[Any]:
     ):
         raise ValueError("it is not a list of names or numbers")
     # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].
-    if len(_QUOTED.findall(text)) > len(values):
-        raise ValueError("its names have no commas between them")
+    require(
+        len(_QUOTED.findall(text)) <= len(values),
+        "its names have no commas between them",
+        ValueError,
+    )
     return values

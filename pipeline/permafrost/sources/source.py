@@ -350,9 +350,11 @@ def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[
             although the options ask for it.
     """
     with named_repeats(source, listing):
-        in_place = None
-        if isinstance(source, InPlaceSource):
-            in_place = source.plan_in_place(config.format, listing)
+        in_place = (
+            source.plan_in_place(config.format, listing)
+            if isinstance(source, InPlaceSource)
+            else None
+        )
         if in_place is None:
             return plan_shards(listing, config.shard_size)
         check_keys(listing)

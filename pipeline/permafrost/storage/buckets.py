@@ -377,10 +377,11 @@ class Download:
                 yield view
         except (BaseError, OSError) as error:
             raise FileError(f"{self.address} cannot be read ({_reason(error)})") from error
-        if received != self.facts.size:
-            raise FileError(
-                f"{self.address} cannot be read (the answer has {received} of {self.facts.size} bytes)"
-            )
+        require(
+            received == self.facts.size,
+            f"{self.address} cannot be read (the answer has {received} of {self.facts.size} bytes)",
+            FileError,
+        )
 
 
 def read_object(address: str, most: int | None = None) -> tuple[bytes, ObjectFacts]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.storage.files import file_at
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ def require_plausible(size: int, stored: int, noun: str, any_bytes: int = _ANY_B
     Raises:
         FormatError: If they do.
     """
-    if size > max(any_bytes, _MAX_COMPRESSION * stored):
-        raise FormatError(
-            f"{noun} would take {size:,} bytes or more, from {stored:,} compressed ones; if that is right, save it "
-            "without compression, in Parquet also with use_dictionary=False"
-        )
+    require(
+        size <= max(any_bytes, _MAX_COMPRESSION * stored),
+        f"{noun} would take {size:,} bytes or more, from {stored:,} compressed ones; if that is right, save it "
+        "without compression, in Parquet also with use_dictionary=False",
+        FormatError,
+    )
 
 
 # ---- Parquet -------------------------------------------------------------------------------------
@@ -271,8 +273,7 @@ def decompress_blosc(data: bytes, size: int) -> NDArray[np.uint8]:
     import numcodecs
 
     sizes = [int.from_bytes(data[part], "little") for part in (_BLOSC_SIZE, _BLOSC_BYTES)]
-    if sizes != [size, len(data)]:
-        raise FormatError("is damaged: its chunk has another size")
+    require(sizes == [size, len(data)], "is damaged: its chunk has another size", FormatError)
     out = np.empty(size, np.uint8)
     try:
         numcodecs.Blosc().decode(data, out=out)
@@ -315,8 +316,11 @@ def read_npy_header(data: bytes, size: int | None = None) -> NpyHeader:
         kind = "it holds several arrays" if data.startswith(b"PK") else "it is not an npy file"
         raise FormatError(kind) from error
     most = len(data) if size is None else size
-    if any(not 0 <= length <= most for length in shape):
-        raise FormatError(f"its shape is {tuple(shape)}")
+    require(
+        not any(not 0 <= length <= most for length in shape),
+        f"its shape is {tuple(shape)}",
+        FormatError,
+    )
     return NpyHeader(tuple(shape), is_fortran, dtype, file.tell())
 
 
@@ -346,12 +350,12 @@ def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray
     ):
         raise FormatError(f"its shape is {header.shape}")
     size, body = header.dtype.itemsize * math.prod(header.shape), memoryview(data)[header.end :]
-    if len(body) != size:
-        raise FormatError(f"it has {len(body):,} bytes of values in place of {size:,}")
+    require(
+        len(body) == size, f"it has {len(body):,} bytes of values in place of {size:,}", FormatError
+    )
     order: Literal["F", "C"] = "F" if header.is_fortran else "C"
     values: NDArray[Any] = np.frombuffer(body, header.dtype).reshape(header.shape, order=order)
-    if not np.isfinite(values).all():
-        raise FormatError("some of its values are not finite numbers")
+    require(np.isfinite(values).all(), "some of its values are not finite numbers", FormatError)
     return values
 
 

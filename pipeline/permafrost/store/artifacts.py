@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.digests import SHORT, sha256_json
+from permafrost.core.errors import require
 from permafrost.storage.files import file_at
 from permafrost.storage.lock import LockedError, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
@@ -144,14 +145,18 @@ def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, d
     repair = f"delete its folder and run {made_by}"
     name = _file_name(manifest.kind)
     path = folder / name
-    if not file_at(path).is_file():
-        raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
+    require(
+        file_at(path).is_file(),
+        f"{path} does not exist, but its manifest does; {repair}",
+        ManifestError,
+    )
     content = file_at(path).read()
     digest, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
-    if digest != claimed:
-        raise ManifestError(
-            f"{path} is damaged: it has sha256 {digest[:12]}, but its manifest lists {claimed[:12]}; {repair}"
-        )
+    require(
+        digest == claimed,
+        f"{path} is damaged: it has sha256 {digest[:12]}, but its manifest lists {claimed[:12]}; {repair}",
+        ManifestError,
+    )
     return manifest, load(content)
 
 

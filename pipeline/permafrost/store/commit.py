@@ -384,8 +384,11 @@ def _read_planned(
         raise _other_marker(path, error) from error
     keys = table["key"].to_pylist()
     planned = [key for key in plan.keys if key not in gone]
-    if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
-        raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
+    require(
+        keys == planned and entry.name == plan.name and entry.keys_sha256 == sha256_keys(keys),
+        f"{path} does not have the planned records; {REWRITE}",
+        ManifestError,
+    )
     return table, entry, skipped, file_at(path).sha256()
 
 
@@ -466,11 +469,12 @@ def _check_committed(
     manifest = read_store_manifest(store)
     _check_tars(store, manifest, plans)
     unnamed = are_numbers(manifest.classes) or are_numbers(classes)
-    if manifest.classes != classes and not (unnamed and len(manifest.classes) == len(classes)):
-        raise StoreMismatchError(
-            f"{store} contains {len(manifest.classes)} classes ({shorten(manifest.classes, 3)}), but the data options "
-            f"describe {len(classes)} ({shorten(classes, 3)}); {_OTHER_DATA}"
-        )
+    require(
+        manifest.classes == classes or (unnamed and len(manifest.classes) == len(classes)),
+        f"{store} contains {len(manifest.classes)} classes ({shorten(manifest.classes, 3)}), but the data options "
+        f"describe {len(classes)} ({shorten(classes, 3)}); {_OTHER_DATA}",
+        StoreMismatchError,
+    )
     if manifest.dataset != dataset:
         records = sum(plan.num_records for plan in plans)
         raise StoreMismatchError(
@@ -482,11 +486,12 @@ def _check_committed(
     planned = [
         (plan.name, sha256_keys([key for key in plan.keys if key not in skipped])) for plan in plans
     ]
-    if [(shard.name, shard.keys_sha256) for shard in manifest.shards] != planned:
-        raise StoreMismatchError(
-            f"{store} was planned with store.shard_size={manifest.rows_per_shard}, another store.seed or another "
-            "data.reference; restore those options or choose another store.path"
-        )
+    require(
+        [(shard.name, shard.keys_sha256) for shard in manifest.shards] == planned,
+        f"{store} was planned with store.shard_size={manifest.rows_per_shard}, another store.seed or another "
+        "data.reference; restore those options or choose another store.path",
+        StoreMismatchError,
+    )
     if manifest.columns != packing.columns:
         names = [", ".join(columns or ()) for columns in (manifest.columns, packing.columns)]
         raise StoreMismatchError(
@@ -495,11 +500,12 @@ def _check_committed(
         )
     if (canonical := manifest.canonical) is None:
         return manifest
-    if packing.form != canonical.format or image_size not in (None, canonical.height):
-        raise StoreMismatchError(
-            f"{store} contains frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, but "
-            f"the config has store.image_size={image_size} store.format={packing.form}; choose another store.path"
-        )
+    require(
+        packing.form == canonical.format and image_size in (None, canonical.height),
+        f"{store} contains frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, but "
+        f"the config has store.image_size={image_size} store.format={packing.form}; choose another store.path",
+        StoreMismatchError,
+    )
     return manifest
 
 
@@ -528,11 +534,12 @@ def _has_marker(
     described = [
         metadata.get(name) for name in ("dataset_fingerprint", "planned_keys_sha256", "packing")
     ]
-    if described != [dataset.fingerprint, plan.keys_sha256, packing.describe()]:
-        raise StoreMismatchError(
-            f"{path} belongs to an unfinished store with other data, another plan or another format; choose another "
-            "store.path or delete the folder"
-        )
+    require(
+        described == [dataset.fingerprint, plan.keys_sha256, packing.describe()],
+        f"{path} belongs to an unfinished store with other data, another plan or another format; choose another "
+        "store.path or delete the folder",
+        StoreMismatchError,
+    )
     entry = _marker_entry(path, metadata)
     return has_size(entry.file(store), entry.bytes)
 

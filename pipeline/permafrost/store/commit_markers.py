@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.digests import canonical_json
+from permafrost.core.errors import require
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import read_table, require_small, table_schema, write_table
 from permafrost.store.entries import ManifestError
@@ -125,10 +126,11 @@ def read_marker(
         pa.ArrowException,
     ) as error:
         raise ManifestError(f"{path} is damaged: its metadata cannot be read") from error
-    if digest != claimed:
-        raise ManifestError(
-            f"{path} is damaged: its content has sha256 {digest[:12]}, but it lists {str(claimed)[:12]!r}"
-        )
+    require(
+        digest == claimed,
+        f"{path} is damaged: its content has sha256 {digest[:12]}, but it lists {str(claimed)[:12]!r}",
+        ManifestError,
+    )
     return table, metadata
 
 

@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.core.records import (
     MIXTURE_FIELD,
     MOVE_FIELD,
@@ -166,10 +167,11 @@ def read_entry(
         FileError: If only the local copy of the file is damaged.
     """
     path = folder / entry.path
-    if entry.bytes > most:
-        raise ManifestError(
-            f"{path} (shard {shard}) would have {entry.bytes:,} bytes, but its fields have at most {most:,}; {REWRITE}"
-        )
+    require(
+        entry.bytes <= most,
+        f"{path} (shard {shard}) would have {entry.bytes:,} bytes, but its fields have at most {most:,}; {REWRITE}",
+        ManifestError,
+    )
     try:
         with file_at(path).open(entry.sha256) as file:
             size = open_size(file)
@@ -193,8 +195,11 @@ def read_entry(
 
 
 def entry_of(shard: StoredShard, path: str) -> FileEntry:
-    if path not in shard.files:
-        raise ManifestError(f"the manifest lists no file {path} of shard {shard.name}; {REPAIR}")
+    require(
+        path in shard.files,
+        f"the manifest lists no file {path} of shard {shard.name}; {REPAIR}",
+        ManifestError,
+    )
     return shard.files[path]
 
 
@@ -244,10 +249,11 @@ class WebDatasetFields(PassFields):
         ]
         most = len(shard.keys) * sum(size + _MEMBER_BYTES for size in values_bytes) + _END_BYTES
         data = read_entry(self.folder, entry_of(shard, name), shard.name, most)
-        if len(shard.keys) * sum(values_bytes) > len(data):
-            raise ManifestError(
-                f"{path} (shard {shard.name}) is too small for its fields; {REWRITE}"
-            )
+        require(
+            len(shard.keys) * sum(values_bytes) <= len(data),
+            f"{path} (shard {shard.name}) is too small for its fields; {REWRITE}",
+            ManifestError,
+        )
         places = _list_members(data, path)
         values = {}
         for spec in fields:

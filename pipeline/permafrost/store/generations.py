@@ -213,11 +213,12 @@ def stop_or_keep(config: PrecomputeConfig, problems: list[str]) -> None:
     Raises:
         StoreMismatchError: If they differ, and store.changed=stop.
     """
-    if problems and config.store.changed == "stop":
-        raise StoreMismatchError(
-            f"records that {config.store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, "
-            "or keep the packed ones with store.changed=keep"
-        )
+    require(
+        not problems or config.store.changed != "stop",
+        f"records that {config.store.path} has are not as they were packed: {'; '.join(problems)}. Restore them, "
+        "or keep the packed ones with store.changed=keep",
+        StoreMismatchError,
+    )
     for problem in problems:
         logger.warning("kept as packed (store.changed=keep): %s", problem)
 

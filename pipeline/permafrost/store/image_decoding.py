@@ -35,7 +35,7 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
-from permafrost.core.errors import RecordError
+from permafrost.core.errors import RecordError, require
 from permafrost.store.codecs import encode_npy
 
 if TYPE_CHECKING:
@@ -160,22 +160,27 @@ def open_image(data: bytes) -> Image.Image:
     """
     formats: tuple[str, ...] = FORMATS
     if picture_suffix(data[:16]) == "heic":
-        if not decodes_heif():
-            raise ImageError("it is HEIC, which needs a decoder: pip install pillow-heif")
+        require(
+            decodes_heif(),
+            "it is HEIC, which needs a decoder: pip install pillow-heif",
+            ImageError,
+        )
         formats = ("HEIF",)
     if data.startswith(_JPEG):
         _require_few_scans(data)
-    if data.startswith(_NUMBERS_AS_TEXT) and len(data) > MAX_TEXT_BYTES:
-        raise ImageError(
-            f"it has {len(data):,} bytes of numbers as text, more than {MAX_TEXT_BYTES:,}; save it as PNG"
-        )
+    require(
+        not data.startswith(_NUMBERS_AS_TEXT) or len(data) <= MAX_TEXT_BYTES,
+        f"it has {len(data):,} bytes of numbers as text, more than {MAX_TEXT_BYTES:,}; save it as PNG",
+        ImageError,
+    )
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(_TOO_MANY_PIXELS) from error
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} pixels: {_TOO_MANY_PIXELS}")
+    require(
+        width * height <= MAX_PIXELS, f"{width}x{height} pixels: {_TOO_MANY_PIXELS}", ImageError
+    )
     return image
 
 
@@ -199,9 +204,8 @@ def _count_scans(data: bytes) -> int:
         if marker == 0xFF:  # padding before a marker
             position += 1
             continue
-        length = 0
-        if marker not in _WITHOUT_LENGTH:
-            length = int.from_bytes(data[position + 2 : position + 4], "big")
+        has_length = marker not in _WITHOUT_LENGTH
+        length = int.from_bytes(data[position + 2 : position + 4], "big") if has_length else 0
         position = data.find(b"\xff", position + 2 + length)
     return scans
 
@@ -284,8 +288,11 @@ def _decode_raw(data: bytes) -> NDArray[np.uint8]:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     pixels = np.frombuffer(data, np.uint8, offset=file.tell())
-    if dtype != np.uint8 or len(shape) != 3 or math.prod(shape) != len(pixels):
-        raise ImageError(f"is a raw frame of {dtype} {list(shape)} in {len(pixels)} bytes")
+    require(
+        dtype == np.uint8 and len(shape) == 3 and math.prod(shape) == len(pixels),
+        f"is a raw frame of {dtype} {list(shape)} in {len(pixels)} bytes",
+        ImageError,
+    )
     return pixels.reshape(shape).copy()
 
 
@@ -581,10 +588,11 @@ def _values_of(image: Image.Image, data: bytes) -> NDArray[Any]:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         values = decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
         return cast("NDArray[Any]", values)
-    if not image.mode.startswith("I"):
-        raise ImageError(
-            f"it is a {image.format} of 16 bits and several channels, of which only 8 bits are read; convert it to PNG"
-        )
+    require(
+        image.mode.startswith("I"),
+        f"it is a {image.format} of 16 bits and several channels, of which only 8 bits are read; convert it to PNG",
+        ImageError,
+    )
     values = np.asarray(image)
     return (_WHITE_16 - values if _begins_white(image) else values)[..., None]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import google_crc32c
 
 from permafrost.core.digests import sha256_keys
-from permafrost.core.errors import RecordError
+from permafrost.core.errors import RecordError, require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import count_records
 from permafrost.core.records import NO_LABEL, NO_SIZE, Box, Content, Record, Source
@@ -241,11 +241,13 @@ def _check_mask(mask: bytes, height: int, width: int) -> None:
         mask_height, mask_width, *_ = inspect_image(mask)
     except ImageError as error:
         raise RegionError(f"its mask {error}") from error
-    if abs(mask_height * width - mask_width * height) > _MAX_MASK_DISTORTION * height * mask_width:
-        raise RegionError(
-            f"its mask has {mask_width}x{mask_height} pixels, which do not have the proportions of the upright "
-            f"image of {width}x{height}"
-        )
+    require(
+        abs(mask_height * width - mask_width * height)
+        <= _MAX_MASK_DISTORTION * height * mask_width,
+        f"its mask has {mask_width}x{mask_height} pixels, which do not have the proportions of the upright "
+        f"image of {width}x{height}",
+        RegionError,
+    )
 
 
 class DamagedRecordsError(RecordError):
@@ -319,10 +321,11 @@ def _normalize(box: Box, height: int, width: int) -> Box:
         ("y0", box.y0, height),
         ("y1", box.y1, height),
     ):
-        if not -_BOX_TOLERANCE <= value <= end + _BOX_TOLERANCE:
-            raise RegionError(
-                f"its box has {name}={value:g}, beyond the upright image of {width}x{height} pixels"
-            )
+        require(
+            -_BOX_TOLERANCE <= value <= end + _BOX_TOLERANCE,
+            f"its box has {name}={value:g}, beyond the upright image of {width}x{height} pixels",
+            RegionError,
+        )
     x0, x1 = (min(max(2 * x / width - 1, -1), 1) for x in (box.x0, box.x1))
     y0, y1 = (min(max(2 * y / height - 1, -1), 1) for y in (box.y0, box.y1))
     return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
@@ -340,11 +343,12 @@ def require_same_shard(path: AnyPath, shard: str, actual: str, committed: str | 
     Raises:
         StoreMismatchError: If it is another file.
     """
-    if committed not in (None, actual):
-        raise StoreMismatchError(
-            f"{path} (shard {shard}) would have other bytes than in the committed store, on which teacher "
-            "passes depend: restore that file or the data, or choose another store.path"
-        )
+    require(
+        committed in (None, actual),
+        f"{path} (shard {shard}) would have other bytes than in the committed store, on which teacher "
+        "passes depend: restore that file or the data, or choose another store.path",
+        StoreMismatchError,
+    )
 
 
 def _write_tar(

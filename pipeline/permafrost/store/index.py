@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL, mark_unknown
 from permafrost.storage.files import file_at, map_file, open_size
 from permafrost.storage.rooted_paths import RootedPath
@@ -97,9 +97,11 @@ class RecordIndex:
             ManifestError: If the file is missing, or has another size, dtype or length than its manifest says.
         """
         path, file = self._path(name), self._manifest.index[name]
-        length = self.shards.rows_of_file + name.endswith(OFFSETS)
-        if name in LISTS:
-            length = int(self._map(f"{name}{OFFSETS}")[-1])
+        length = (
+            int(self._map(f"{name}{OFFSETS}")[-1])
+            if name in LISTS
+            else self.shards.rows_of_file + name.endswith(OFFSETS)
+        )
         try:
             with file_at(path).open(file.sha256) as opened:
                 if (size := open_size(opened)) != file.bytes:
@@ -281,8 +283,9 @@ class RecordIndex:
         offsets, text = self._lists_of_shard("key", number)
         keys: list[str] = []
         try:
-            if len(text) > MAX_KEY_BYTES * (len(offsets) - 1):
-                raise ValueError("its keys are too long")
+            require(
+                len(text) <= MAX_KEY_BYTES * (len(offsets) - 1), "its keys are too long", ValueError
+            )
             data = text.tobytes()
             keys = [data[begin:end].decode() for begin, end in pairwise(offsets.tolist())]
         except ValueError as error:

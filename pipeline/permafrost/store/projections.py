@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, parse_npy
@@ -103,10 +104,11 @@ def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> P
         data = file_at(path).read(_MAX_BYTES)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
-    if hashlib.sha256(data).hexdigest() != entry.file.sha256:
-        raise ManifestError(
-            f"{path} is damaged: it is not the file that its manifest lists; {REWRITE}"
-        )
+    require(
+        hashlib.sha256(data).hexdigest() == entry.file.sha256,
+        f"{path} is damaged: it is not the file that its manifest lists; {REWRITE}",
+        ManifestError,
+    )
     return _parse(path, data, (1 + components, 1 + entry.channels))
 
 

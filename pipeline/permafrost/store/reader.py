@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.config.models import Picture
-from permafrost.core.errors import FileError, UserError, quote
+from permafrost.core.errors import FileError, UserError, quote, require
 from permafrost.storage.addresses import Bucket
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath, rooted
@@ -577,16 +577,18 @@ class TeacherPass:
         self.store, self.folder = store, folder
         self.manifest: PassManifest = store.pass_manifest(folder)
         expected = store.manifest.dataset.fingerprint
-        if self.manifest.dataset_fingerprint != expected:
-            raise StoreMismatchError(
-                f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, but the store contains "
-                f"{expected[:12]}; remove the folder and run permafrost precompute again"
-            )
-        if self.manifest.store_fingerprint != store.manifest.fingerprint:
-            raise StoreMismatchError(
-                f"{folder} was computed on other shards of the same data, or on other frames; "
-                "remove the folder and run permafrost precompute again"
-            )
+        require(
+            self.manifest.dataset_fingerprint == expected,
+            f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, but the store contains "
+            f"{expected[:12]}; remove the folder and run permafrost precompute again",
+            StoreMismatchError,
+        )
+        require(
+            self.manifest.store_fingerprint == store.manifest.fingerprint,
+            f"{folder} was computed on other shards of the same data, or on other frames; "
+            "remove the folder and run permafrost precompute again",
+            StoreMismatchError,
+        )
         if odd := sorted(set(self.fields.shared_files()) ^ set(self.manifest.files)):
             raise self._other_files(odd)
         if self.manifest.selection is None and not self.shards.covers(store.shards):
@@ -657,9 +659,11 @@ class TeacherPass:
     @cached_property
     def fields(self) -> PassFields:
         """Backend that stores the fields."""
-        most = self.store.manifest.rows_per_shard
-        if self.manifest.selection is not None:
-            most = max(self.shards.most_rows, 1)
+        most = (
+            self.store.manifest.rows_per_shard
+            if self.manifest.selection is None
+            else max(self.shards.most_rows, 1)
+        )
         return BACKENDS[self.manifest.backend](
             self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )
@@ -743,11 +747,12 @@ class TeacherPass:
         ):
             raise self._other_files(sorted(odd))
         keys = self.shard_keys(shard)
-        if len(keys) != entry.rows:
-            raise ManifestError(
-                f"{self.folder}: shard {shard.name} has {entry.rows} rows for {len(keys)} records; "
-                "run permafrost verify"
-            )
+        require(
+            len(keys) == entry.rows,
+            f"{self.folder}: shard {shard.name} has {entry.rows} rows for {len(keys)} records; "
+            "run permafrost verify",
+            ManifestError,
+        )
         described = StoredShard(
             position=position,
             name=shard.name,
@@ -758,8 +763,11 @@ class TeacherPass:
             return described
         checksums = self._marker(shard)["chunk_crc32c"].combine_chunks()
         flat = checksums.flatten().to_numpy(zero_copy_only=False)
-        if keys and len(flat) % len(keys):
-            raise ManifestError(f"{marker} has uneven rows; run permafrost verify")
+        require(
+            not keys or not len(flat) % len(keys),
+            f"{marker} has uneven rows; run permafrost verify",
+            ManifestError,
+        )
         shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
 

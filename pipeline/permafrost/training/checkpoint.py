@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from permafrost.core.errors import require
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import DigestError, damaged
@@ -36,8 +37,11 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     torch.save(training.state(), buffer)
     archive = buffer.getbuffer()
     end = bytes(archive[-_END_BYTES:])
-    if not end.startswith(_END_OF_ARCHIVE) or not end.endswith(b"\0\0"):
-        raise RuntimeError("torch.save did not write a ZIP archive without a comment")
+    require(
+        end.startswith(_END_OF_ARCHIVE) and end.endswith(b"\0\0"),
+        "torch.save did not write a ZIP archive without a comment",
+        RuntimeError,
+    )
     with file_at(folder / CHECKPOINT_NAME).open_atomically() as file:
         for start in range(0, len(archive) - 2, _BLOCK_BYTES):
             file.write(bytes(archive[start : min(start + _BLOCK_BYTES, len(archive) - 2)]))
@@ -73,8 +77,9 @@ def _check_digest(path: Path) -> None:
         if (remaining := file.seek(0, io.SEEK_END) - _DIGITS) < len(_COMMENT):
             raise DigestError(f"it has {max(remaining + _DIGITS, 0)} bytes")
         file.seek(remaining - len(_COMMENT))
-        if file.read(len(_COMMENT)) != _COMMENT:
-            raise DigestError("it does not end with its sha256")
+        require(
+            file.read(len(_COMMENT)) == _COMMENT, "it does not end with its sha256", DigestError
+        )
         file.seek(0)
         block = b""
         while remaining and (block := file.read(min(remaining, _BLOCK_BYTES))):

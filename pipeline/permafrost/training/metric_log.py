@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.digests import plain_values
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.progress import count_records
 from permafrost.losses.base import LossTerms
 from permafrost.runs.folder import run_identity
@@ -253,11 +253,12 @@ def _iter_lines(raw: bytes, digest: str) -> Iterator[_Line]:
         except (ValueError, RecursionError) as error:
             raise DigestError(f"line {number} is not JSON ({error})") from error
         numbers = list(values.values()) if isinstance(values, dict) else [""]
-        if (
-            not all(type(value) in (int, float, NoneType) for value in numbers)
-            or type(values.get("step")) is not int
-        ):
-            raise DigestError(f"line {number} has other values than numbers")
+        require(
+            all(type(value) in (int, float, NoneType) for value in numbers)
+            and type(values.get("step")) is int,
+            f"line {number} has other values than numbers",
+            DigestError,
+        )
         yield _Line(
             {name: value for name, value in values.items() if value is not None}, digest, end
         )

@@ -73,17 +73,14 @@ class Training:
         self.compute_settings.set_memory_format(self.model)
         self.forward = self.distributed.wrap(self.model, self.model.device)
         if self.compute_settings.compile:
-            self._refuse_double_backward()
+            require(
+                not self.loss.needs.maps_in(0) or self.model.train().head is not None,
+                "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
+                "compiled forward pass cannot be differentiated twice; set trainer.compile=false",
+            )
             self.forward = cast("nn.Module", torch.compile(self.forward))
         half = self.compute_settings.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
-
-    def _refuse_double_backward(self) -> None:
-        require(
-            not self.loss.needs.maps_in(0) or self.model.train().head is not None,
-            "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a compiled "
-            "forward pass cannot be differentiated twice; set trainer.compile=false",
-        )
 
     def prepare(self, batch: Batch, images: Tensor) -> StepInputs:
         """Return the images of a batch in their views and the labels that belong to them, changed as the loss asks."""

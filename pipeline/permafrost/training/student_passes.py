@@ -140,9 +140,11 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """
     if not config.method.needs_teacher or config.mode == "live":
         return []
-    names = config.store.teacher
-    if isinstance(config.method, SeveralConfig):
-        names = config.method.pass_names
+    names = (
+        config.method.pass_names
+        if isinstance(config.method, SeveralConfig)
+        else config.store.teacher
+    )
     if config.mode == "replay" and not names:
         _refuse_several_replayed(config, store)
     return store.open_passes(names, stored_views=config.mode == "replay")
@@ -177,11 +179,12 @@ def check_passes(
         ConfigError: If the student has other classes.
     """
     for teacher in passes:
-        if teacher.manifest.teacher.get("frame") == "unknown" and not config.store.unknown_views:
-            raise StoreMismatchError(
-                f"{teacher.name}: the part of each image that the teacher received is unknown; set "
-                "store.unknown_views=true to use the targets as those of whole images"
-            )
+        require(
+            teacher.manifest.teacher.get("frame") != "unknown" or config.store.unknown_views,
+            f"{teacher.name}: the part of each image that the teacher received is unknown; set "
+            "store.unknown_views=true to use the targets as those of whole images",
+            StoreMismatchError,
+        )
         readers = _methods_of(config.method, teacher)
         for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
             _check_contents(teacher, needs, method, config.method)
@@ -282,16 +285,18 @@ def _check_contents(
         reader, option, live = f"a term method={method.kind}", "method.terms", ""
     served = served_methods(teacher)
     serves = f"; it can serve method={', '.join(served)}" if served else ""
-    if lack == "maps":
-        raise StoreMismatchError(
-            f"{teacher.folder} holds no maps, but {reader} needs them{serves}; "
-            "for maps run permafrost precompute with annotate.outputs=[logits,maps]"
-        )
-    if lack == "logits":
-        raise StoreMismatchError(
-            f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
-            f"permafrost precompute with logits in annotate.outputs and name its pass with {option}"
-        )
+    require(
+        lack != "maps",
+        f"{teacher.folder} holds no maps, but {reader} needs them{serves}; "
+        "for maps run permafrost precompute with annotate.outputs=[logits,maps]",
+        StoreMismatchError,
+    )
+    require(
+        lack != "logits",
+        f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
+        f"permafrost precompute with logits in annotate.outputs and name its pass with {option}",
+        StoreMismatchError,
+    )
     outputs = ",".join(("logits", "maps", *needs.outputs))
     raise StoreMismatchError(
         f"{teacher.folder} holds no output {lack}, but {reader} needs it{serves}; run permafrost precompute with "

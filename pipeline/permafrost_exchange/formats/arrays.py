@@ -45,10 +45,11 @@ class ArrayReader(TargetReader):
         if names is None:
             names = np.array(list(iter_lines(Path(self.config.names))))
         for name, array in self._arrays.items():
-            if len(array) != len(names):
-                raise TargetError(
-                    f"{self.path}: {name} has {len(array):,} rows, and there are {len(names):,} names"
-                )
+            require(
+                len(array) == len(names),
+                f"{self.path}: {name} has {len(array):,} rows, and there are {len(names):,} names",
+                TargetError,
+            )
         for start in range(0, len(names), NAMES_AT_ONCE):
             part = names[start : start + NAMES_AT_ONCE].astype(str).tolist()
             yield ListedTargets(part, part)
@@ -63,10 +64,11 @@ class ArrayReader(TargetReader):
                 "each row, or set format.join=position if rows are in the order of sorted records"
             )
         keys = open_member(self.path, _KEYS)
-        if keys.ndim != 1 or keys.dtype.kind not in "SUiu":
-            raise TargetError(
-                f"{self.path}: {_KEYS} has values of type {keys.dtype}; save them as texts, as in numpy.array(names)"
-            )
+        require(
+            keys.ndim == 1 and keys.dtype.kind in "SUiu",
+            f"{self.path}: {_KEYS} has values of type {keys.dtype}; save them as texts, as in numpy.array(names)",
+            TargetError,
+        )
         return keys
 
     def form(self) -> TargetForm:

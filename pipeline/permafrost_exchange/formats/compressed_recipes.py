@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.core.records import PIXEL_FIELD
 from permafrost.loading.recipes import SPACE
 from permafrost_exchange.target_reader import Arrays, crop_views
@@ -105,10 +106,11 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
     crops = [name for name in _CROPS if name in active]
     for name in crops:
         odd += [f"{name}.{option}" for option in active[name].keys() - _CROPS[name] - {"enable"}]
-    if odd:
-        raise ValueError(
-            f"its views are made by {', '.join(odd)}, which views of this project cannot show"
-        )
+    require(
+        not odd,
+        f"its views are made by {', '.join(odd)}, which views of this project cannot show",
+        ValueError,
+    )
     if len(crops) > 1 or any(not isinstance(active[name].get("size"), int) for name in crops):
         raise ValueError("its views are not made by one crop of a size")
     count = int(active["rand_augment"].get("num_ops", 2)) if "rand_augment" in active else 0
@@ -117,8 +119,11 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
             "its RandAugment moves images that were resized to other proportions, which views of this project cannot "
             "show"
         )
-    if count > _MAX_OPERATIONS:
-        raise ValueError(f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}")
+    require(
+        count <= _MAX_OPERATIONS,
+        f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}",
+        ValueError,
+    )
     crop = active[crops[0]] if crops else {}
     return RecipeLayout(
         names=tuple(name for name in _WITH_VALUES if name in active),
@@ -188,10 +193,11 @@ def _values_of(recipe: Any, layout: RecipeLayout) -> dict[str, Any]:
         if values[0] is not None:
             raise ValueError(_MIXED)
         values = values[1 : len(values) - layout.num_mixing]
-    if len(values) != len(layout.names):
-        raise ValueError(
-            f"a recipe has {len(values)} values, and its configuration lists {', '.join(layout.names)}"
-        )
+    require(
+        len(values) == len(layout.names),
+        f"a recipe has {len(values)} values, and its configuration lists {', '.join(layout.names)}",
+        ValueError,
+    )
     return dict(zip(layout.names, values, strict=True))
 
 
@@ -235,10 +241,11 @@ def _policy(
     for row, each in enumerate(values):
         if (drawn := each.get("rand_augment")) is None:
             continue
-        if len(drawn) != layout.num_operations:
-            raise ValueError(
-                f"a recipe has {len(drawn)} operations of RandAugment in place of {layout.num_operations}"
-            )
+        require(
+            len(drawn) == layout.num_operations,
+            f"a recipe has {len(drawn)} operations of RandAugment in place of {layout.num_operations}",
+            ValueError,
+        )
         for turn, (kind, magnitude) in enumerate(drawn):
             number = _NAMES.index(kind) if kind in _NAMES else kind
             if isinstance(number, str) or not 0 <= int(number) < len(SPACE):

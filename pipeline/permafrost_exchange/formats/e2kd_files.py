@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.config.explainers import EXPLAINERS
+from permafrost.core.errors import require
 from permafrost_exchange.target_reader import (
     Arrays,
     FileReader,
@@ -101,7 +102,10 @@ class E2KDReader(FileReader):
             raise ValueError(
                 f"it has those of {len(values)} teachers; set format.member= to the number of one, from 0"
             )
-        if (member or 0) >= len(values):
-            raise ValueError(f"format.member={member}: it has those of {len(values)} teachers")
+        require(
+            (member or 0) < len(values),
+            f"format.member={member}: it has those of {len(values)} teachers",
+            ValueError,
+        )
         one: NDArray[Any] = values[member or 0]
         return one

@@ -76,8 +76,11 @@ class EmbeddingReader(TargetReader):
                 count += len(names) - names.null_count
                 texts = names.cast(pa.large_string()).to_pylist()
                 yield ListedTargets(texts, texts)
-            if count != len(array):
-                raise TargetError(f"{table} has {count:,} names for {len(array):,} embeddings")
+            require(
+                count == len(array),
+                f"{table} has {count:,} names for {len(array):,} embeddings",
+                TargetError,
+            )
 
     def _names(self, table: Path) -> Iterator[pa.Array]:
         column = self.config.column

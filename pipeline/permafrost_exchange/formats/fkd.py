@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost_exchange.target_reader import (
     Arrays,
     FileReader,
@@ -49,19 +50,19 @@ class FKDReader(FileReader):
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         coordinates, flips, labels = (np.asarray(column) for column in content)
-        if (
-            coordinates.ndim != 2
-            or coordinates.shape[1] != 4
-            or flips.shape != coordinates.shape[:1]
-        ):
-            raise ValueError(
-                f"its coordinates are {list(coordinates.shape)} and its flips {list(flips.shape)}"
-            )
+        require(
+            coordinates.ndim == 2
+            and coordinates.shape[1] == 4
+            and flips.shape == coordinates.shape[:1],
+            f"its coordinates are {list(coordinates.shape)} and its flips {list(flips.shape)}",
+            ValueError,
+        )
         count = self.config.views or len(coordinates)
-        if min(len(coordinates), len(labels)) < count:
-            raise ValueError(
-                f"it has {len(coordinates)} views and {len(labels)} labels, and format.views={count}"
-            )
+        require(
+            min(len(coordinates), len(labels)) >= count,
+            f"it has {len(coordinates)} views and {len(labels)} labels, and format.views={count}",
+            ValueError,
+        )
         boxes = coordinates[:count].astype(np.float64)
         ends = boxes[:, :2] + boxes[:, 2:]
         if boxes.min() < -1e-3 or boxes[:, 2:].min() <= 0 or ends.max() > 1.01:

@@ -71,8 +71,11 @@ class ListColumnReader(TargetReader):
     def listing(self) -> Iterator[ListedTargets]:
         for path in self._opened:
             for names in iter_column(path, self.config.column, NAMES_AT_ONCE, MAX_NAMES_BYTES):
-                if names.null_count:
-                    raise TargetError(f"{path}: column {self.config.column} has empty cells")
+                require(
+                    not names.null_count,
+                    f"{path}: column {self.config.column} has empty cells",
+                    TargetError,
+                )
                 texts = names.cast(pa.large_string()).to_pylist()
                 yield ListedTargets(texts, texts)
             next(iter(self._copies.values()))[path].require_unchanged()
@@ -119,8 +122,7 @@ class ListColumnReader(TargetReader):
             except (OSError, pa.ArrowException) as error:
                 raise TargetError(f"{path} cannot be read as Parquet: {error}") from error
         nonempty = {path: metadata for path, metadata in opened.items() if metadata.num_rows}
-        if not nonempty:
-            raise TargetError(f"{self.path} has no rows; correct path=")
+        require(bool(nonempty), f"{self.path} has no rows; correct path=", TargetError)
         return nonempty
 
     def _columns_of(self, existing: list[str]) -> list[str]:
@@ -168,8 +170,7 @@ def _rows_of(path: Path, column: str) -> Iterator[pa.Array]:
         for cells in iter_column(path, column, _ROWS_AT_ONCE):
             rows = _lists(cells, where)
             length = rows.shape[1] if length is None else length
-            if not length:
-                raise TargetError(f"{where} has lists without a number")
+            require(bool(length), f"{where} has lists without a number", TargetError)
             if rows.shape[1] != length:
                 raise TargetError(f"{where} has rows of {length} and of {rows.shape[1]} numbers")
             width = length * rows.dtype.itemsize
@@ -184,8 +185,11 @@ def _lists(column: pa.Array, where: str) -> NDArray[Any]:
     is_list = any(is_kind(column.type) for is_kind in kinds)
     values = column.flatten() if is_list else column
     is_number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
-    if not is_list or not is_number or column.null_count or values.null_count:
-        raise TargetError(f"{where} is {column.type} in place of a list of numbers in each row")
+    require(
+        is_list and is_number and not column.null_count and not values.null_count,
+        f"{where} is {column.type} in place of a list of numbers in each row",
+        TargetError,
+    )
     if not pa.types.is_fixed_size_list(column.type):
         lengths = np.diff(column.offsets.to_numpy())
         if len(lengths) and lengths.min() != lengths.max():

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.storage.files import file_at, open_size
 from permafrost.storage.untrusted import (
     FormatError,
@@ -56,13 +57,17 @@ def _checked_header(head: bytes, size: int, where: str) -> NpyHeader:
         header = read_npy_header(head, size)
     except FormatError as error:
         raise TargetError(f"{where} is not a NumPy array: {error}") from error
-    if header.dtype.hasobject:
-        raise TargetError(
-            f"{where} holds Python objects, which are not unpickled; save numbers or texts"
-        )
+    require(
+        not header.dtype.hasobject,
+        f"{where} holds Python objects, which are not unpickled; save numbers or texts",
+        TargetError,
+    )
     expected = header.end + header.dtype.itemsize * math.prod(header.shape)
-    if expected != size or not header.shape:
-        raise TargetError(f"{where} has {size:,} bytes, and its header promises {expected:,}")
+    require(
+        expected == size and bool(header.shape),
+        f"{where} has {size:,} bytes, and its header promises {expected:,}",
+        TargetError,
+    )
     return header
 
 
@@ -83,8 +88,7 @@ def _map_npy(file: IO[bytes] | io.FileIO, offset: int, size: int, where: str) ->
     """Map the array of an .npy file that begins at an offset."""
     file.seek(offset)
     header = _checked_header(file.read(min(size, _HEADER)), size, where)
-    if 0 in header.shape:
-        raise TargetError(f"{where} is empty")
+    require(0 not in header.shape, f"{where} is empty", TargetError)
     order = "F" if header.is_fortran else "C"
     start = offset + header.end
     return np.memmap(file, header.dtype, "r", start, header.shape, order)  # type: ignore[call-overload,no-any-return]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from permafrost.core.errors import require
 from permafrost_exchange.formats.compressed_recipes import (
     RECIPE_REMARK,
     RecipeLayout,
@@ -73,11 +74,15 @@ class ReinforcedReader(FileReader):
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         number, samples = content
-        if str(number) != request.places[row]:
-            raise ValueError(f"it says that it is of image {number}")
+        require(
+            str(number) == request.places[row], f"it says that it is of image {number}", ValueError
+        )
         count = self.config.views or len(samples)
-        if len(samples) < count:
-            raise ValueError(f"it has {len(samples)} views, and format.views={count}")
+        require(
+            len(samples) >= count,
+            f"it has {len(samples)} views, and format.views={count}",
+            ValueError,
+        )
         samples = samples[:count]
         views = convert_recipes(
             [sample["params"] for sample in samples],

@@ -42,13 +42,14 @@ class TarReader(TargetReader):
     def listing(self) -> Iterator[ListedTargets]:
         names: list[str] = []
         places: list[str] = []
+        endings = tuple(f".{member}" for member in self.members)
         for path in self.files():
             tar = path.relative_to(self.path).as_posix()
             for key, members in iter_samples(path):
                 chosen = {
                     suffix: member
                     for suffix, member in members.items()
-                    if f".{suffix}".endswith(self._endings)
+                    if f".{suffix}".endswith(endings)
                 }
                 if not chosen:
                     continue
@@ -69,10 +70,6 @@ class TarReader(TargetReader):
                     names, places = [], []
         if names:
             yield ListedTargets(names, places)
-
-    @property
-    def _endings(self) -> tuple[str, ...]:
-        return tuple(f".{member}" for member in self.members)
 
     def name_of(self, path: Path, key: str, members: dict[str, Member]) -> str:
         """Return the name of a sample, by which it is joined.

@@ -54,8 +54,7 @@ class TinyViTReader(TargetReader):
             (path, path.with_name(path.name.replace("-keys.txt", "-values.bin"))) for path in keys
         ]
         for _, values in pairs:
-            if not values.is_file():
-                raise TargetError(f"{values} is missing next to its keys")
+            require(values.is_file(), f"{values} is missing next to its keys", TargetError)
         return pairs
 
     def listing(self) -> Iterator[ListedTargets]:
@@ -92,8 +91,11 @@ class TinyViTReader(TargetReader):
             )
             with file_at(values).open() as file:
                 arrays.append(np.memmap(file, dtype, "r"))
-        if len({array.dtype for array in arrays}) > 1:
-            raise TargetError(f"{self.path}: the ranks have saved different numbers of classes")
+        require(
+            len({array.dtype for array in arrays}) <= 1,
+            f"{self.path}: the ranks have saved different numbers of classes",
+            TargetError,
+        )
         return arrays
 
     def read(self, request: ReadRequest) -> Arrays:

@@ -28,6 +28,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from permafrost.core.errors import require
+
 MEMORY_BYTES = 2**30
 """Memory that a file may take in addition to the libraries."""
 SECONDS = 60.0
@@ -159,16 +161,14 @@ def _plain(value: Any, arrays: list[Any], depth: int = 0) -> Any:
     """Return JSON values in which arrays are numbers of a list."""
     import torch
 
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"it nests more than {_MAX_DEPTH} lists")
+    require(depth <= _MAX_DEPTH, f"it nests more than {_MAX_DEPTH} lists", ValueError)
     if isinstance(value, torch.Tensor):
         value = value.detach()
         value = (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, np.ndarray):
-        if value.dtype.name not in _DTYPES:
-            raise ValueError(f"it has an array of {value.dtype}")
+        require(value.dtype.name in _DTYPES, f"it has an array of {value.dtype}", ValueError)
         arrays.append(np.ascontiguousarray(value))
         return {_ARRAY: len(arrays) - 1}
     if isinstance(value, dict):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from permafrost.core.errors import require
 from permafrost.models.classifier import to_float32
 
 _CONV_EPS = 1e-6
@@ -41,8 +42,7 @@ class ExplanationMode:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Treat factors as constants in gradients computed inside the context."""
-        if self.is_on:
-            raise RuntimeError("explanation mode is already on and cannot be nested")
+        require(not self.is_on, "explanation mode is already on and cannot be nested", RuntimeError)
         self.is_on = True
         try:
             yield
@@ -55,11 +55,12 @@ class ExplanationMode:
             parameter.register_hook(self._refuse)  # type: ignore[no-untyped-call]
 
     def _refuse(self, gradient: Tensor) -> Tensor:
-        if self.is_on:
-            raise RuntimeError(
-                "a loss was back-propagated inside explanation mode, in which the factors of B-cos layers have no "
-                "gradient; leave the mode before loss.backward()"
-            )
+        require(
+            not self.is_on,
+            "a loss was back-propagated inside explanation mode, in which the factors of B-cos layers have no "
+            "gradient; leave the mode before loss.backward()",
+            RuntimeError,
+        )
         return gradient
 
 
@@ -88,9 +89,8 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         factor, x = ctx.saved_tensors
-        of_factor = None
-        if ctx.needs_input_grad[0] and not ctx.mode.is_on:
-            of_factor = (gradient * x).sum_to_size(factor.shape)
+        is_needed = ctx.needs_input_grad[0] and not ctx.mode.is_on
+        of_factor = (gradient * x).sum_to_size(factor.shape) if is_needed else None
         of_x = (gradient * factor).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
         return of_factor, of_x, None
 
@@ -108,9 +108,8 @@ class _AttentionProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         attention, values = ctx.saved_tensors
-        of_attention = None
-        if ctx.needs_input_grad[0] and not ctx.mode.is_on:
-            of_attention = gradient @ values.transpose(-2, -1)
+        is_needed = ctx.needs_input_grad[0] and not ctx.mode.is_on
+        of_attention = gradient @ values.transpose(-2, -1) if is_needed else None
         of_values = attention.transpose(-2, -1) @ gradient if ctx.needs_input_grad[1] else None
         return of_attention, of_values, None
 

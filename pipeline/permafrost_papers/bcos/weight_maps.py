@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import Classifier, ModelOutput, to_float32
 from permafrost.models.compute import exact_float32, float32_products
 from permafrost_papers.bcos.layers import add_inverse
@@ -42,10 +41,11 @@ def bcos_weights(model: Classifier, output: ModelOutput, target_class: Tensor) -
             f"{type(model.network).__name__}; set explainer={model.explainer}, or choose B-cos networks for both"
         )
     features, logits = output.features, output.logits
-    if torch.is_inference_mode_enabled() or features.is_inference():
-        raise RuntimeError(
-            "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()"
-        )
+    require(
+        not torch.is_inference_mode_enabled() and not features.is_inference(),
+        "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()",
+        RuntimeError,
+    )
     trained = torch.is_grad_enabled() and any(
         parameter.requires_grad for parameter in model.parameters()
     )
@@ -84,7 +84,7 @@ def contribution_map(maps: Tensor, features: Tensor) -> Tensor:
     return (maps * features[:, None]).sum(dim=2, keepdim=True)
 
 
-def color_picture(maps: Tensor, features: Tensor, smooth: int = 0) -> Tensor:
+def color_picture(maps: Tensor, features: Tensor) -> Tensor:
     """Render W as a picture in [0, 1], RGBA [B, E, H, W, 4], with the colors that W responds to.
 
     A position is transparent if its contribution is negative, and opaque where W is largest.
@@ -92,14 +92,11 @@ def color_picture(maps: Tensor, features: Tensor, smooth: int = 0) -> Tensor:
     Args:
         maps: W [B, E, 6, H, W].
         features: x [B, 6, H, W].
-        smooth: Odd side in pixels of the box filter over opacities, 0 to disable.
     """
     against = contribution_map(maps, features).squeeze(2) < 0  # [B, E, H, W]
     positive = (maps / (maps.abs().amax(dim=2, keepdim=True) + _TINY)).clamp(min=0)
     color = positive[:, :, :3] / (positive[:, :, :3] + positive[:, :, 3:] + _TINY)
     alpha = maps.norm(dim=2).masked_fill(against, 0.0)
-    if smooth:
-        alpha = F.avg_pool2d(alpha, smooth, stride=1, padding=(smooth - 1) // 2)
     opaque = alpha.flatten(2).quantile(_OPAQUE_QUANTILE, dim=2)[:, :, None, None]
     alpha = (alpha / opaque.clamp(min=_TINY)).clamp(0, 1)
     return torch.cat([color, alpha.unsqueeze(2)], dim=2).movedim(2, 4)

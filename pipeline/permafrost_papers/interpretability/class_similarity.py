@@ -129,9 +129,8 @@ def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
     wanted = ~torch.eye(len(first), dtype=torch.bool)
     wanted &= ~(first.isnan() | second.isnan())
     pair = torch.stack([first[wanted], second[wanted]])
-    if (pair == pair[:, :1]).all(dim=1).any():
-        return None
-    return float(spearmanr(*pair.numpy()).statistic)
+    is_constant = (pair == pair[:, :1]).all(dim=1).any()
+    return None if is_constant else float(spearmanr(*pair.numpy()).statistic)
 
 
 # ---- the evaluator -----------------------------------------------------------------------------------

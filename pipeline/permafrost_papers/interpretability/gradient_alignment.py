@@ -59,9 +59,8 @@ def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
     """
     options = context.options.of(GradientAlignmentOptions)
     order = balanced_positions(context.dataset, NAME)
-    chosen = None
-    if options.records < len(context.dataset):
-        chosen = np.sort(order[: options.records]).tolist()
+    takes_all = options.records >= len(context.dataset)
+    chosen = None if takes_all else np.sort(order[: options.records]).tolist()
     if options.pictures:
         _write_pictures(context, order[: options.pictures].tolist())
     sums: dict[str, float] = defaultdict(float)

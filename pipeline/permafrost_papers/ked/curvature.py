@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,11 @@ class Probes:
         Raises:
             ValueError: If the input has another shape than the probes.
         """
-        if record.shape != self.feature_of.shape:
-            raise ValueError(
-                f"probes for inputs {tuple(self.feature_of.shape)} do not fit an input {tuple(record.shape)}"
-            )
+        require(
+            record.shape == self.feature_of.shape,
+            f"probes for inputs {tuple(self.feature_of.shape)} do not fit an input {tuple(record.shape)}",
+            ValueError,
+        )
         return record.detach() if self.amplitude is None else self.amplitude.to(record)
 
     def members(self, like: Tensor) -> Tensor:
@@ -96,10 +97,11 @@ def pixel_probes(size: tuple[int, int], grid: tuple[int, int], channels: int = 3
     Raises:
         ValueError: If there are more blocks than pixels along a side.
     """
-    if any(blocks > pixels for blocks, pixels in zip(grid, size, strict=True)):
-        raise ValueError(
-            f"an image of {size} pixels cannot be divided into {grid} blocks; choose at most one block per pixel"
-        )
+    require(
+        not any(blocks > pixels for blocks, pixels in zip(grid, size, strict=True)),
+        f"an image of {size} pixels cannot be divided into {grid} blocks; choose at most one block per pixel",
+        ValueError,
+    )
     row, column = (
         torch.arange(length) * blocks // length for length, blocks in zip(size, grid, strict=True)
     )
@@ -191,10 +193,11 @@ def squared_curvature(
     for rows in torch.arange(len(second)).chunk(_passes(len(second), directions_per_pass)):
         directions = _displace(probes, steps, members, rows % num_features)
         weights = signs.to(record)[rows // num_features]
-        if step is None:
-            change = _hessian_rows(network, record, directions, weights)
-        else:
-            change = _differences(network, record, directions, weights, step)
+        change = (
+            _hessian_rows(network, record, directions, weights)
+            if step is None
+            else _differences(network, record, directions, weights, step)
+        )
         second[rows] = ((change * steps).flatten(1) @ members).double().cpu()
     return second.view(len(signs), num_features, num_features).square().mean(dim=0)
 

@@ -73,8 +73,7 @@ class DependencySums:
             ValueError: If no record was measured.
             ConfigError: If an entry is not finite.
         """
-        if self.num_records == 0:
-            raise ValueError("no record was measured")
+        require(self.num_records != 0, "no record was measured", ValueError)
         matrix = (self.squares.sum(dim=0) / self.num_records).sqrt()
         require(
             bool(matrix.isfinite().all()),

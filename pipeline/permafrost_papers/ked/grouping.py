@@ -87,8 +87,7 @@ def group_features(
     most = number if levels is None else levels
     _check(number, live, weights)
     _check(most, live, weights)
-    if most < number:
-        raise ValueError(f"levels={most} must be >= number={number}")
+    require(most >= number, f"levels={most} must be >= number={number}", ValueError)
     if grid is not None and grid[0] * grid[1] != len(weights):
         raise ValueError(f"the grid {grid} does not have the {len(weights)} features of the matrix")
     k = max(_MIN_NEIGHBORS, len(live) // 8) if neighbors is None else neighbors

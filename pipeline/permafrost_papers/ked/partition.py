@@ -42,11 +42,17 @@ class Partition:
 
     def __post_init__(self) -> None:
         for number, assignment in enumerate(self.assignments, start=1):
-            if not torch.equal(torch.unique(assignment), torch.arange(number)):
-                raise ValueError(f"each of {number} superfeatures needs at least one feature")
+            require(
+                torch.equal(torch.unique(assignment), torch.arange(number)),
+                f"each of {number} superfeatures needs at least one feature",
+                ValueError,
+            )
         for finer, coarser in zip(self.assignments[1:], self.assignments[:-1], strict=True):
-            if torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] != int(finer.max()) + 1:
-                raise ValueError("a coarser partition must unite groups of the finer one")
+            require(
+                torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] == int(finer.max()) + 1,
+                "a coarser partition must unite groups of the finer one",
+                ValueError,
+            )
 
     @property
     def most(self) -> int:
@@ -105,8 +111,11 @@ def contiguous_partition(
     Raises:
         ValueError: If there are more groups than features.
     """
-    if number > num_features:
-        raise ValueError(f"{num_features} features cannot be divided into {number} groups")
+    require(
+        number <= num_features,
+        f"{num_features} features cannot be divided into {number} groups",
+        ValueError,
+    )
     blocks = [torch.arange(num_features).view(grid or (1, num_features))]
     assignments = torch.zeros(number, num_features, dtype=torch.int64)
     for level in range(1, number):

@@ -7,8 +7,6 @@ Shape letters: d features, H W a picture, h w the features' grid.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,6 @@ from permafrost_report.pictures import PictureRow, TileRow, picture_grid
 
 _GOLDEN = 0.618034
 """Fraction of the color circle between consecutive groups, so that few groups have distinct colors."""
-_OPACITY = 0.6
 _STRONG_QUANTILE = 0.995
 """Quantile of the dependencies at and above which a pixel is black."""
 _BORDER = (0.85, 0.05, 0.1)
@@ -65,26 +62,18 @@ def _partition_part(folder: RootedPath) -> SectionPart:
     )
 
 
-def superfeature_figure(
-    partition: Partition,
-    dependency: Tensor,
-    numbers: Sequence[int] | None = None,
-    image: NDArray[Any] | None = None,
-) -> list[TileRow]:
+def superfeature_figure(partition: Partition, dependency: Tensor) -> list[TileRow]:
     """Show groups, and below them the matrix in their order, for some numbers of superfeatures.
+
+    These are 2, 4, 8 and 16 below the finest level, and the finest level.
 
     Args:
         partition: Partition of the features.
         dependency: [d, d].
-        numbers: Numbers of superfeatures, None for 2, 4, 8 and 16 below the finest level, and the finest level.
-        image: [H, W, 3], u8 or float in [0, 1], such as the mean of some records.
     """
-    if numbers is None:
-        numbers = sorted(
-            {number for number in _SHOWN if number < partition.most} | {partition.most}
-        )
+    numbers = sorted({number for number in _SHOWN if number < partition.most} | {partition.most})
     assignments = [partition.assignment(number).numpy() for number in numbers]
-    groups = [group_picture(assignment, partition.grid, image) for assignment in assignments]
+    groups = [group_picture(assignment, partition.grid) for assignment in assignments]
     matrices = [dependency_picture(dependency, assignment) for assignment in assignments]
     captions = [f"{number} superfeature{'s' if number > 1 else ''}" for number in numbers]
     aspect = 4.0 if partition.grid is None else groups[0].shape[1] / groups[0].shape[0]
@@ -97,29 +86,19 @@ def superfeature_figure(
 
 
 def group_picture(
-    assignment: NDArray[np.int64],
-    grid: tuple[int, int] | None,
-    image: NDArray[Any] | None = None,
+    assignment: NDArray[np.int64], grid: tuple[int, int] | None
 ) -> NDArray[np.float64]:
     """Draw each feature in the color of its group.
 
     Args:
         assignment: Group of each feature, i64 [d].
         grid: (rows, columns) of the features, None for a table.
-        image: Image below the colors, [H, W, 3], u8 or float in [0, 1], of which only the brightness is shown.
 
     Returns:
-        [h, w, 3], [1, d, 3] for a table, or [H, W, 3] over an image.
+        [h, w, 3], or [1, d, 3] for a table.
     """
     colors = _palette(int(assignment.max()) + 1)[assignment]
-    rows, columns = grid or (1, len(assignment))
-    colors = colors.reshape(rows, columns, 3)
-    if image is None:
-        return colors
-    height, width = image.shape[:2]
-    over = colors[np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)]
-    gray = (image / 255 if image.dtype == np.uint8 else image).mean(axis=2, keepdims=True)
-    return np.asarray(_OPACITY * over + (1 - _OPACITY) * gray, dtype=np.float64)
+    return colors.reshape(*(grid or (1, len(assignment))), 3)
 
 
 def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDArray[np.float64]:

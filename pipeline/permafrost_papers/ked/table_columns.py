@@ -185,7 +185,8 @@ def table_features(
     for name, numeric in numbers.items():
         for row in np.flatnonzero(~np.isfinite(numeric)).tolist():
             complaints.setdefault(row, table.error_message(row, name))
-        columns.append(_log1p(numeric) if _is_logged(name, config) else numeric)
+        is_logged = config.log1p == ALL_COLUMNS or name in config.log1p
+        columns.append(_log1p(numeric) if is_logged else numeric)
     for name in config.categorical:
         categories = _categories(table, name, in_training)
         names += [f"{name}={category}" for category in categories]
@@ -238,10 +239,6 @@ def _narrow(table: TableColumns, name: str, numbers: NDArray[np.float64]) -> NDA
             narrow[row],
         )
     return narrow
-
-
-def _is_logged(name: str, config: TableDataConfig) -> bool:
-    return config.log1p == ALL_COLUMNS or name in config.log1p
 
 
 def _log1p(column: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from permafrost.core.errors import require
+
 MIN_RECORDS = 4
 """Minimum number of records for which the unbiased inner product is defined."""
 SAME = 1e-6
@@ -230,8 +232,11 @@ class InnerProducts:
         Raises:
             ValueError: If the parts have other names.
         """
-        if self.names != other.names:
-            raise ValueError(f"inner products of {self.names} and {other.names} cannot be merged")
+        require(
+            self.names == other.names,
+            f"inner products of {self.names} and {other.names} cannot be merged",
+            ValueError,
+        )
         return InnerProducts(
             self.names,
             self.sums + other.sums,

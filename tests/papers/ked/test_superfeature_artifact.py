@@ -100,20 +100,6 @@ def test_groups_have_colors_of_their_own():
         assert apart == 0 if assignment[a] == assignment[b] else apart > 0.1
 
 
-def test_groups_lie_over_the_image():
-    assignment = np.array([0, 1, 1, 0])
-    image = np.zeros((6, 6, 3), dtype=np.uint8)
-    image[:3] = 255
-
-    picture = group_picture(assignment, (2, 2), image)
-
-    assert picture.shape == (6, 6, 3)
-    assert np.ptp(picture[:3, :3], axis=(0, 1)).max() == 0
-    # The same group over white and over black.
-    assert picture[0, 0] == pytest.approx(picture[5, 5] + 0.4)
-    assert np.abs(picture[0, 0] - picture[0, 5]).max() > 0.1
-
-
 def test_the_matrix_is_shown_in_blocks():
     w = measured(Additive(nn.GELU)).matrix
     assignment = np.arange(9) % 3
