@@ -65,8 +65,13 @@ def shorten(names: Sequence[str], most: int = 10) -> str:
 def require(condition: bool, message: str, error: type[Exception] = ConfigError) -> None:
     """Check a condition, usually on options.
 
+    Args:
+        condition: What must hold.
+        message: Message of the error. It is made in any case, so it must be cheap.
+        error: Class of the error.
+
     Raises:
-        ConfigError: If it does not hold, with `message`; the class `error` if the caller names another.
+        ConfigError: If the condition does not hold, or another class if `error` names it.
     """
     if not condition:
         raise error(message)
