@@ -84,7 +84,7 @@ def noting(function, modules):
         frame = sys._getframe(1)
         while frame is not None:
             file = frame.f_code.co_filename
-            if file.startswith(PACKAGE):
+            if file.startswith(f"{PACKAGE}/"):
                 modules.add(Path(file).relative_to(PACKAGE).as_posix())
             frame = frame.f_back
         return function(*arguments, **options)

@@ -73,9 +73,9 @@ class Session:
         return verb, words
 
     def follow_to_the_end(self):
-        """Run printed commands until none is printed, and return their verbs and words."""
+        """Run printed commands until one would export, or none is printed, and return their verbs and words."""
         followed = []
-        while self.printed:
+        while self.printed and not self.printed.startswith("permafrost export"):
             assert len(followed) < 6, followed
             followed.append(self.follow())
         return followed
