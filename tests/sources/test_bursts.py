@@ -139,7 +139,7 @@ def test_a_card_says_that_its_split_was_drawn_by_file(tmp_path, monkeypatch):
 
     assert kept.splits == "drawn by file, bursts may be on both sides"
     assert kept.sheet["records"].source == f"image_folder; test {kept.splits}"
-    results = {export.PICTURE: "", "splits": {"test": {"accuracy": 0.703}}}
+    results = {export.PICTURE: "", "splits": {"test": {"accuracy": 0.703, "records": 37}}}
     monkeypatch.setattr(export, "read_results", lambda _: results)
     student = SimpleNamespace(
         config=SimpleNamespace(name="x", kind="cifar"),
@@ -147,7 +147,7 @@ def test_a_card_says_that_its_split_was_drawn_by_file(tmp_path, monkeypatch):
         num_classes=2,
     )
     said = export._facts(SimpleNamespace(run="one"), student, kept)["accuracy"]
-    assert said == f"test 70.3% (3 records, split {kept.splits})"
+    assert said == f"test 70.3% (37 records, split {kept.splits})"
 
 
 def test_bursts_get_no_scores():
