@@ -305,11 +305,8 @@ def _order_of(
             "targets would mean another class; attach to a store of the same classes"
         )
     rows = np.flatnonzero(joined.numbers >= 0)
-    labels_here = (
-        np.full(len(rows), NO_LABEL)
-        if store.index.has_many_labels
-        else store.index.values("label", rows)
-    )
+    many = store.index.has_many_labels
+    labels_here = np.full(len(rows), NO_LABEL) if many else store.index.values("label", rows)
     return order_classes(there, here, (labels[joined.numbers[rows]], labels_here), str(folder))
 
 

@@ -63,10 +63,15 @@ def shorten(names: Sequence[str], most: int = 10) -> str:
 
 
 def require(condition: bool, message: str, error: type[Exception] = ConfigError) -> None:
-    """Check a condition, usually on options.
+    """Check a condition on options, or on data.
+
+    Args:
+        condition: What must hold.
+        message: Message of the error if it does not hold.
+        error: Class of the error.
 
     Raises:
-        ConfigError: If it does not hold, with `message`; the class `error` if the caller names another.
+        ConfigError: If the condition does not hold. A caller that names another `error` gets that one.
     """
     if not condition:
         raise error(message)

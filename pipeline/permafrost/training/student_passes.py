@@ -140,11 +140,8 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """
     if not config.method.needs_teacher or config.mode == "live":
         return []
-    names = (
-        config.method.pass_names
-        if isinstance(config.method, SeveralConfig)
-        else config.store.teacher
-    )
+    method = config.method
+    names = method.pass_names if isinstance(method, SeveralConfig) else config.store.teacher
     if config.mode == "replay" and not names:
         _refuse_several_replayed(config, store)
     return store.open_passes(names, stored_views=config.mode == "replay")
