@@ -659,8 +659,9 @@ class TeacherPass:
     @cached_property
     def fields(self) -> PassFields:
         """Backend that stores the fields."""
-        covers_all, whole = self.manifest.selection is None, self.store.manifest.rows_per_shard
-        most = whole if covers_all else max(self.shards.most_rows, 1)
+        most = self.store.manifest.rows_per_shard
+        if self.manifest.selection is not None:
+            most = max(self.shards.most_rows, 1)
         return BACKENDS[self.manifest.backend](
             self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )
