@@ -127,8 +127,7 @@ def _run_typed(verb: str, arguments: Sequence[str]) -> None:
         print(_help(verb, asked, is_full=bool(asked) or "all" in arguments))
         return
     if "--cfg" in arguments:
-        values = sections_of_verb(verb, compose(verb, _without_cfg(arguments)))
-        print(dump_yaml(values), end="")
+        print(dump_yaml(sections_of_verb(verb, compose(verb, _without_cfg(arguments)))), end="")
         return
     if "--plan" in arguments:
         for name, value in describe_plan(verb, [w for w in arguments if w != "--plan"]).items():

@@ -110,8 +110,9 @@ class SharedFields:
                     for row, key in rows:
                         self._read_record(values, row, key, members.get(key, {}), file, path)
             except (ManifestError, ImageError, FileError) as error:
-                what = str(error).partition(";")[0]
-                raise TargetError(f"{what}; fetch the folder again") from error
+                raise TargetError(
+                    f"{str(error).partition(';')[0]}; fetch the folder again"
+                ) from error
         for spec in self.fields:
             odd = np.flatnonzero(~in_range(spec, values[spec.name], self.num_classes))
             if len(odd):
@@ -268,8 +269,7 @@ def _projection(path: RootedPath, spec: FieldSpec) -> Projection:
     try:
         projection = read_projection(path)
     except ManifestError as error:
-        what = str(error).partition(";")[0]
-        raise TargetError(f"{what}; fetch the folder again") from error
+        raise TargetError(f"{str(error).partition(';')[0]}; fetch the folder again") from error
     components = len(projection.components)
     require(
         len(spec.shape) == 3 + spec.mirrored and components == spec.shape[int(spec.mirrored)],
@@ -305,11 +305,8 @@ def _order_of(
             "targets would mean another class; attach to a store of the same classes"
         )
     rows = np.flatnonzero(joined.numbers >= 0)
-    labels_here = (
-        np.full(len(rows), NO_LABEL)
-        if store.index.has_many_labels
-        else store.index.values("label", rows)
-    )
+    many = store.index.has_many_labels
+    labels_here = np.full(len(rows), NO_LABEL) if many else store.index.values("label", rows)
     return order_classes(there, here, (labels[joined.numbers[rows]], labels_here), str(folder))
 
 

@@ -165,8 +165,7 @@ def _joined(
     ends = images[place[np.searchsorted(rows, pairs, sorter=place)]]
     groups = np.arange(int(images.max()) + 1, dtype=np.int32)
     for _ in ends:  # each round joins one more pair of a chain at least
-        lowest = groups[ends].min(axis=1)
-        np.minimum.at(groups, ends.ravel(), lowest.repeat(2))
+        np.minimum.at(groups, ends.ravel(), groups[ends].min(axis=1).repeat(2))
     images = groups[images]
     order = np.argsort(images, kind="stable")
     return rows[order], images[order]

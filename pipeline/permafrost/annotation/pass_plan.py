@@ -140,15 +140,7 @@ class PassRequest:
         """
         # A call that failed before its first shard may have left a folder of another alternative.
         alternatives = (self.plan(options) for options in _alternatives(self.config.annotate))
-        return next(
-            (
-                plan.options
-                for plan in alternatives
-                if file_at(plan.folder / MANIFEST_NAME).exists()
-                or file_at(plan.folder / COMMITS_FOLDER).paths()
-            ),
-            None,
-        )
+        return next((plan.options for plan in alternatives if _has_shards(plan.folder)), None)
 
     def plan(self, options: PassOptions, views: StoredViews | None = None) -> PassPlan:
         """Plan a pass.
@@ -297,3 +289,10 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
         yield from (
             replace(options, precision=precision, logits_dtype=dtype) for precision in precisions
         )
+
+
+def _has_shards(folder: RootedPath) -> bool:
+    """Return whether a shard of the pass was finished in an earlier call."""
+    return file_at(folder / MANIFEST_NAME).exists() or bool(
+        file_at(folder / COMMITS_FOLDER).paths()
+    )

@@ -309,5 +309,4 @@ def count_correct(
     labels = store.index.values("label", rows)
     labeled = labels != NO_LABEL
     largest = stored[:, 0].argmax(axis=1) if "logits" in values else stored[:, 0, 0]
-    correct = labeled & (largest == labels)
-    return Correct(int(labeled.sum()), int(correct.sum()))
+    return Correct(int(labeled.sum()), int((labeled & (largest == labels)).sum()))

@@ -254,8 +254,7 @@ def place_fields_of(augment: AugmentOptions) -> tuple[FieldSpec, ...]:
     if augment.edges == "image":
         return ()
     number = len(Recipe(augment.operations).stored_steps)
-    moves = [replace(MOVE_FIELD, shape=(number, 2, 3))] if number else []
-    return WINDOW_FIELD, *moves
+    return WINDOW_FIELD, *([replace(MOVE_FIELD, shape=(number, 2, 3))] if number else [])
 
 
 def fields_of_views(

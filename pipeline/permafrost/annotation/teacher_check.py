@@ -421,8 +421,7 @@ def _fits_better(
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     if 2 * int(after.sum()) <= len(labels) or not gained:
         return False
-    p_value = float(bdtrc(gained - 1, gained + lost, 0.5))  # of a sign test
-    return p_value < SIGNIFICANCE
+    return float(bdtrc(gained - 1, gained + lost, 0.5)) < SIGNIFICANCE  # of a sign test
 
 
 def _describe_order(

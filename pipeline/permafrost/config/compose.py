@@ -188,10 +188,10 @@ def _with_members(
     for name, option in top_options().items():
         if name in FAMILIES or name in GROUPS:
             values[name] = _member(name, chosen.get(name, DEFAULT_MEMBERS[name]), name)
+        elif is_section(option):
+            values[name] = plain_defaults(option.hint)
         else:
-            values[name] = (
-                plain_defaults(option.hint) if is_section(option) else to_plain(option.default)
-            )
+            values[name] = to_plain(option.default)
     for place, kind in chosen.items():
         section, _, nested = place.partition(".")
         if nested:

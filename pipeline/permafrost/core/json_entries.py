@@ -9,6 +9,8 @@ from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from permafrost.core.errors import require
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -18,8 +20,7 @@ def require_entry(condition: bool, error_message: str) -> None:
     Raises:
         EntryError: If it does not hold, with `error_message`.
     """
-    if not condition:
-        raise EntryError(error_message)
+    require(condition, error_message, EntryError)
 
 
 def require_inside(path: str) -> None:

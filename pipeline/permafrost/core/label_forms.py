@@ -88,8 +88,7 @@ def multi_hot_of_lists(
         (numbers > NO_CLASS, numbers, 1.0),
         (numbers < NO_CLASS, mark_unknown(numbers), torch.nan),
     ):
-        places = torch.from_numpy(owners[are_meant]), torch.from_numpy(columns[are_meant])
-        hot[places] = value
+        hot[torch.from_numpy(owners[are_meant]), torch.from_numpy(columns[are_meant])] = value
     hot[torch.from_numpy(np.flatnonzero(lengths == 0))] = torch.nan
     return hot
 

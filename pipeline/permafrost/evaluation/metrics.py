@@ -65,8 +65,7 @@ def _share(hits: Tensor) -> float:
 
 def accuracy(logits: Logits, labels: Tensor) -> float:
     """Compute the fraction of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
-    known = labels != NO_LABEL
-    return float((top_class(logits) == labels)[known].double().mean())
+    return float((top_class(logits) == labels)[labels != NO_LABEL].double().mean())
 
 
 def majority_share(labels: Tensor) -> float | None:

@@ -163,8 +163,7 @@ def many_label_scores(logits: Tensor, labels: Tensor, threshold: Tensor | float 
         if any(name in scores for scores in each)
     }
     first = {"f1": micro["f1"]} if "f1" in micro else {}
-    rest = {f"micro_{name}": micro[name] for name in MEASURES[1:] if name in micro}
-    return first | rest | means
+    return first | {f"micro_{name}": micro[name] for name in MEASURES[1:] if name in micro} | means
 
 
 def label_table(

@@ -192,8 +192,7 @@ def covered_share(
 
 def _clip(values: Tensor, moves: Moves) -> Tensor:
     """Set values of views [B, C, height, width] to 0 where a move has brought in what was outside."""
-    clipped = _clip_rows(values.index_select(0, moves.rows), moves)
-    return values.index_copy(0, moves.rows, clipped)
+    return values.index_copy(0, moves.rows, _clip_rows(values.index_select(0, moves.rows), moves))
 
 
 def _clip_rows(values: Tensor, moves: Moves) -> Tensor:

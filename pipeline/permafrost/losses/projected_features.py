@@ -156,8 +156,7 @@ def angle_relations(embeddings: Tensor) -> Tensor:
     directions = F.normalize(embeddings[None] - embeddings[:, None], dim=2)  # [j, i, d]
     itself = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
     cosines = (directions @ directions.transpose(1, 2)).masked_fill(itself, 1.0)
-    at_vertex = itself[:, None, :] | itself[:, :, None]
-    return cosines.masked_fill(at_vertex, 0.0)
+    return cosines.masked_fill(itself[:, None, :] | itself[:, :, None], 0.0)
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from permafrost.storage.files import file_at
@@ -144,7 +144,9 @@ def describe_foreign_file(path: Path) -> str:
             members = archive.namelist()
     except (zipfile.BadZipFile, OSError):  # truncated, which its reader says
         return ""
-    return _first_of(_MEMBERS, members)
+    return next(
+        (what for name, what in _MEMBERS if any(re.search(name, member) for member in members)), ""
+    )
 
 
 def describe_part(path: Path) -> str:
@@ -163,12 +165,6 @@ def describe_foreign_folder(folder: Path) -> str:
         if members := sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}")):
             return what.format(folder=folder, member=members[0].name)
     return ""
-
-
-def _first_of(kinds: Sequence[tuple[str, str]], members: Sequence[str]) -> str:
-    return next(
-        (what for pattern, what in kinds if any(re.search(pattern, name) for name in members)), ""
-    )
 
 
 def _head(path: Path) -> bytes:

@@ -127,9 +127,6 @@ def parse_list(text: str) -> list[Any]:
     ):
         raise ValueError("it is not a list of names or numbers")
     # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].
-    require(
-        len(_QUOTED.findall(text)) <= len(values),
-        "its names have no commas between them",
-        ValueError,
-    )
+    if len(_QUOTED.findall(text)) > len(values):
+        raise ValueError("its names have no commas between them")
     return values

@@ -188,11 +188,8 @@ def read_table(
         check_sha256(path, hashlib.sha256(data).hexdigest(), sha256, advice[1])
     try:
         file = open_parquet(data)
-        require(
-            file.schema_arrow.equals(schema, check_metadata=False),
-            f"{path} does not have the columns of this version",
-            ManifestError,
-        )
+        if not file.schema_arrow.equals(schema, check_metadata=False):
+            raise ManifestError(f"{path} does not have the columns of this version")
         if most is not None and table_bytes(file.metadata, data, most) > most:
             raise ManifestError(
                 f"{path} would have more than {most:,} bytes in memory; {advice[1]}"
@@ -204,11 +201,8 @@ def read_table(
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet ({error})") from error
     required = [field.name for field in schema if not field.nullable]
-    require(
-        not any(_null_count(chunk) for name in required for chunk in table[name].chunks),
-        f"{path} has empty cells",
-        ManifestError,
-    )
+    if any(_null_count(chunk) for name in required for chunk in table[name].chunks):
+        raise ManifestError(f"{path} has empty cells")
     return table.combine_chunks()
 
 

@@ -145,11 +145,8 @@ def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, d
     repair = f"delete its folder and run {made_by}"
     name = _file_name(manifest.kind)
     path = folder / name
-    require(
-        file_at(path).is_file(),
-        f"{path} does not exist, but its manifest does; {repair}",
-        ManifestError,
-    )
+    if not file_at(path).is_file():
+        raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
     content = file_at(path).read()
     digest, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
     require(

@@ -384,11 +384,8 @@ def _read_planned(
         raise _other_marker(path, error) from error
     keys = table["key"].to_pylist()
     planned = [key for key in plan.keys if key not in gone]
-    require(
-        keys == planned and entry.name == plan.name and entry.keys_sha256 == sha256_keys(keys),
-        f"{path} does not have the planned records; {REWRITE}",
-        ManifestError,
-    )
+    if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
+        raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
     return table, entry, skipped, file_at(path).sha256()
 
 

@@ -195,11 +195,8 @@ def read_entry(
 
 
 def entry_of(shard: StoredShard, path: str) -> FileEntry:
-    require(
-        path in shard.files,
-        f"the manifest lists no file {path} of shard {shard.name}; {REPAIR}",
-        ManifestError,
-    )
+    if path not in shard.files:
+        raise ManifestError(f"the manifest lists no file {path} of shard {shard.name}; {REPAIR}")
     return shard.files[path]
 
 

@@ -192,8 +192,7 @@ def plan_append(
             name=source.name,
             fingerprint=fingerprint_dataset(config.data, source.revision, listing, comparison.new),
         )
-        tag = f"{dataset.fingerprint[:8]}-"
-        added = shards_of_rows(store, listing, comparison.new, plans, tag)
+        added = shards_of_rows(store, listing, comparison.new, plans, f"{dataset.fingerprint[:8]}-")
         missing = unpacked_shards(store.folder, added, dataset, packing)
     return PackPlan(
         path=store.folder,

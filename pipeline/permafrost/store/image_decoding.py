@@ -160,11 +160,8 @@ def open_image(data: bytes) -> Image.Image:
     """
     formats: tuple[str, ...] = FORMATS
     if picture_suffix(data[:16]) == "heic":
-        require(
-            decodes_heif(),
-            "it is HEIC, which needs a decoder: pip install pillow-heif",
-            ImageError,
-        )
+        if not decodes_heif():
+            raise ImageError("it is HEIC, which needs a decoder: pip install pillow-heif")
         formats = ("HEIF",)
     if data.startswith(_JPEG):
         _require_few_scans(data)
@@ -288,11 +285,8 @@ def _decode_raw(data: bytes) -> NDArray[np.uint8]:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     pixels = np.frombuffer(data, np.uint8, offset=file.tell())
-    require(
-        dtype == np.uint8 and len(shape) == 3 and math.prod(shape) == len(pixels),
-        f"is a raw frame of {dtype} {list(shape)} in {len(pixels)} bytes",
-        ImageError,
-    )
+    if dtype != np.uint8 or len(shape) != 3 or math.prod(shape) != len(pixels):
+        raise ImageError(f"is a raw frame of {dtype} {list(shape)} in {len(pixels)} bytes")
     return pixels.reshape(shape).copy()
 
 

@@ -97,11 +97,8 @@ class RecordIndex:
             ManifestError: If the file is missing, or has another size, dtype or length than its manifest says.
         """
         path, file = self._path(name), self._manifest.index[name]
-        length = (
-            int(self._map(f"{name}{OFFSETS}")[-1])
-            if name in LISTS
-            else self.shards.rows_of_file + name.endswith(OFFSETS)
-        )
+        rows = self.shards.rows_of_file + name.endswith(OFFSETS)
+        length = int(self._map(f"{name}{OFFSETS}")[-1]) if name in LISTS else rows
         try:
             with file_at(path).open(file.sha256) as opened:
                 if (size := open_size(opened)) != file.bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from permafrost.core.digests import SHORT, canonical_json, sha256_json
-from permafrost.core.errors import require, shorten
+from permafrost.core.errors import shorten
 from permafrost.core.json_entries import (
     EntryError,
     from_dict,
@@ -626,11 +626,8 @@ def read_checked(
         raise ManifestError(
             f"{path} does not exist; run {made_by} to create or finish it{_others_like(path)}"
         ) from None
-    require(
-        raw.count(b"[") + raw.count(b"{") <= _MAX_BRACKETS,
-        f"{path} has more than {_MAX_BRACKETS:,} lists and mappings; {REWRITE}",
-        ManifestError,
-    )
+    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS:
+        raise ManifestError(f"{path} has more than {_MAX_BRACKETS:,} lists and mappings; {REWRITE}")
     try:
         values = check_json(raw)
     except DigestError as error:

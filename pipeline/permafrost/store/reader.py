@@ -659,11 +659,9 @@ class TeacherPass:
     @cached_property
     def fields(self) -> PassFields:
         """Backend that stores the fields."""
-        most = (
-            self.store.manifest.rows_per_shard
-            if self.manifest.selection is None
-            else max(self.shards.most_rows, 1)
-        )
+        most = self.store.manifest.rows_per_shard
+        if self.manifest.selection is not None:
+            most = max(self.shards.most_rows, 1)
         return BACKENDS[self.manifest.backend](
             self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )
@@ -763,11 +761,8 @@ class TeacherPass:
             return described
         checksums = self._marker(shard)["chunk_crc32c"].combine_chunks()
         flat = checksums.flatten().to_numpy(zero_copy_only=False)
-        require(
-            not keys or not len(flat) % len(keys),
-            f"{marker} has uneven rows; run permafrost verify",
-            ManifestError,
-        )
+        if keys and len(flat) % len(keys):
+            raise ManifestError(f"{marker} has uneven rows; run permafrost verify")
         shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
 

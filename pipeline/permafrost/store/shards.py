@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from permafrost.core.errors import require
 from permafrost.core.json_entries import EntryError, require_digest, require_entry, require_inside
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, is_absolute, user_path
 from permafrost.store.arrow_files import read_table, table_schema
@@ -195,11 +194,8 @@ class NamedShards(TableFile[T]):
         return str(self.table["marker_sha256"][number].as_py().hex())
 
     def _check(self, table: pa.Table) -> None:
-        require(
-            pc.count_distinct(table["name"]).as_py() >= table.num_rows,
-            f"{self.path} has two shards with the same name",
-            ManifestError,
-        )
+        if pc.count_distinct(table["name"]).as_py() < table.num_rows:
+            raise ManifestError(f"{self.path} has two shards with the same name")
 
 
 class ShardTable(NamedShards[ShardEntry]):
@@ -225,11 +221,8 @@ class ShardTable(NamedShards[ShardEntry]):
     def starts(self) -> NDArray[np.int64]:
         """Row of the index at which each shard begins, and the number of all rows: [shards + 1]."""
         counts = self.table["records"].to_numpy()
-        require(
-            not (counts < 0).any(),
-            f"{self.path} has a shard with a negative number of records",
-            ManifestError,
-        )
+        if (counts < 0).any():
+            raise ManifestError(f"{self.path} has a shard with a negative number of records")
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     @cached_property
@@ -313,8 +306,7 @@ class PassShardTable(NamedShards[PassShard]):
     @property
     def total_bytes(self) -> int:
         """Number of bytes of all files."""
-        files = self.table["files"].combine_chunks().flatten()
-        return pc.sum(files.field("bytes")).as_py() or 0
+        return pc.sum(self.table["files"].combine_chunks().flatten().field("bytes")).as_py() or 0
 
     def bytes_below(self, folder: str) -> int:
         """Return the number of bytes of the files whose paths begin with `folder`."""

@@ -37,11 +37,8 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     torch.save(training.state(), buffer)
     archive = buffer.getbuffer()
     end = bytes(archive[-_END_BYTES:])
-    require(
-        end.startswith(_END_OF_ARCHIVE) and end.endswith(b"\0\0"),
-        "torch.save did not write a ZIP archive without a comment",
-        RuntimeError,
-    )
+    if not end.startswith(_END_OF_ARCHIVE) or not end.endswith(b"\0\0"):
+        raise RuntimeError("torch.save did not write a ZIP archive without a comment")
     with file_at(folder / CHECKPOINT_NAME).open_atomically() as file:
         for start in range(0, len(archive) - 2, _BLOCK_BYTES):
             file.write(bytes(archive[start : min(start + _BLOCK_BYTES, len(archive) - 2)]))

@@ -80,8 +80,9 @@ class DistillResult:
     @property
     def model(self) -> nn.Module:
         """The program's own network, or the student's frozen one, from images in [0, 1] to `ModelOutput`."""
-        trained = self.network
-        return SavedNetwork(Path(self.student)).load()[0] if trained is None else trained
+        if self.network is not None:
+            return self.network
+        return SavedNetwork(Path(self.student)).load()[0]
 
     def printed(self) -> dict[str, Any]:
         """Return the values for the terminal."""

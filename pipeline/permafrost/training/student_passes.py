@@ -140,11 +140,8 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """
     if not config.method.needs_teacher or config.mode == "live":
         return []
-    names = (
-        config.method.pass_names
-        if isinstance(config.method, SeveralConfig)
-        else config.store.teacher
-    )
+    method = config.method
+    names = method.pass_names if isinstance(method, SeveralConfig) else config.store.teacher
     if config.mode == "replay" and not names:
         _refuse_several_replayed(config, store)
     return store.open_passes(names, stored_views=config.mode == "replay")
@@ -285,18 +282,16 @@ def _check_contents(
         reader, option, live = f"a term method={method.kind}", "method.terms", ""
     served = served_methods(teacher)
     serves = f"; it can serve method={', '.join(served)}" if served else ""
-    require(
-        lack != "maps",
-        f"{teacher.folder} holds no maps, but {reader} needs them{serves}; "
-        "for maps run permafrost precompute with annotate.outputs=[logits,maps]",
-        StoreMismatchError,
-    )
-    require(
-        lack != "logits",
-        f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
-        f"permafrost precompute with logits in annotate.outputs and name its pass with {option}",
-        StoreMismatchError,
-    )
+    if lack == "maps":
+        raise StoreMismatchError(
+            f"{teacher.folder} holds no maps, but {reader} needs them{serves}; "
+            "for maps run permafrost precompute with annotate.outputs=[logits,maps]"
+        )
+    if lack == "logits":
+        raise StoreMismatchError(
+            f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
+            f"permafrost precompute with logits in annotate.outputs and name its pass with {option}"
+        )
     outputs = ",".join(("logits", "maps", *needs.outputs))
     raise StoreMismatchError(
         f"{teacher.folder} holds no output {lack}, but {reader} needs it{serves}; run permafrost precompute with "

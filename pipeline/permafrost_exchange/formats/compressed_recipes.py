@@ -119,11 +119,8 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
             "its RandAugment moves images that were resized to other proportions, which views of this project cannot "
             "show"
         )
-    require(
-        count <= _MAX_OPERATIONS,
-        f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}",
-        ValueError,
-    )
+    if count > _MAX_OPERATIONS:
+        raise ValueError(f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}")
     crop = active[crops[0]] if crops else {}
     return RecipeLayout(
         names=tuple(name for name in _WITH_VALUES if name in active),

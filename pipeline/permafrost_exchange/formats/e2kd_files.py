@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.config.explainers import EXPLAINERS
-from permafrost.core.errors import require
 from permafrost_exchange.target_reader import (
     Arrays,
     FileReader,
@@ -102,10 +101,7 @@ class E2KDReader(FileReader):
             raise ValueError(
                 f"it has those of {len(values)} teachers; set format.member= to the number of one, from 0"
             )
-        require(
-            (member or 0) < len(values),
-            f"format.member={member}: it has those of {len(values)} teachers",
-            ValueError,
-        )
+        if (member or 0) >= len(values):
+            raise ValueError(f"format.member={member}: it has those of {len(values)} teachers")
         one: NDArray[Any] = values[member or 0]
         return one

@@ -76,11 +76,8 @@ class EmbeddingReader(TargetReader):
                 count += len(names) - names.null_count
                 texts = names.cast(pa.large_string()).to_pylist()
                 yield ListedTargets(texts, texts)
-            require(
-                count == len(array),
-                f"{table} has {count:,} names for {len(array):,} embeddings",
-                TargetError,
-            )
+            if count != len(array):
+                raise TargetError(f"{table} has {count:,} names for {len(array):,} embeddings")
 
     def _names(self, table: Path) -> Iterator[pa.Array]:
         column = self.config.column

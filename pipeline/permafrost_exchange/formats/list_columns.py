@@ -71,11 +71,8 @@ class ListColumnReader(TargetReader):
     def listing(self) -> Iterator[ListedTargets]:
         for path in self._opened:
             for names in iter_column(path, self.config.column, NAMES_AT_ONCE, MAX_NAMES_BYTES):
-                require(
-                    not names.null_count,
-                    f"{path}: column {self.config.column} has empty cells",
-                    TargetError,
-                )
+                if names.null_count:
+                    raise TargetError(f"{path}: column {self.config.column} has empty cells")
                 texts = names.cast(pa.large_string()).to_pylist()
                 yield ListedTargets(texts, texts)
             next(iter(self._copies.values()))[path].require_unchanged()
@@ -185,11 +182,8 @@ def _lists(column: pa.Array, where: str) -> NDArray[Any]:
     is_list = any(is_kind(column.type) for is_kind in kinds)
     values = column.flatten() if is_list else column
     is_number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
-    require(
-        is_list and is_number and not column.null_count and not values.null_count,
-        f"{where} is {column.type} in place of a list of numbers in each row",
-        TargetError,
-    )
+    if not is_list or not is_number or column.null_count or values.null_count:
+        raise TargetError(f"{where} is {column.type} in place of a list of numbers in each row")
     if not pa.types.is_fixed_size_list(column.type):
         lengths = np.diff(column.offsets.to_numpy())
         if len(lengths) and lengths.min() != lengths.max():

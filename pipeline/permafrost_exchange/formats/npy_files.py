@@ -63,11 +63,8 @@ def _checked_header(head: bytes, size: int, where: str) -> NpyHeader:
         TargetError,
     )
     expected = header.end + header.dtype.itemsize * math.prod(header.shape)
-    require(
-        expected == size and bool(header.shape),
-        f"{where} has {size:,} bytes, and its header promises {expected:,}",
-        TargetError,
-    )
+    if expected != size or not header.shape:
+        raise TargetError(f"{where} has {size:,} bytes, and its header promises {expected:,}")
     return header
 
 

@@ -78,11 +78,8 @@ class ReinforcedReader(FileReader):
             str(number) == request.places[row], f"it says that it is of image {number}", ValueError
         )
         count = self.config.views or len(samples)
-        require(
-            len(samples) >= count,
-            f"it has {len(samples)} views, and format.views={count}",
-            ValueError,
-        )
+        if len(samples) < count:
+            raise ValueError(f"it has {len(samples)} views, and format.views={count}")
         samples = samples[:count]
         views = convert_recipes(
             [sample["params"] for sample in samples],

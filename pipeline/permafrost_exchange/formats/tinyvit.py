@@ -91,11 +91,8 @@ class TinyViTReader(TargetReader):
             )
             with file_at(values).open() as file:
                 arrays.append(np.memmap(file, dtype, "r"))
-        require(
-            len({array.dtype for array in arrays}) <= 1,
-            f"{self.path}: the ranks have saved different numbers of classes",
-            TargetError,
-        )
+        if len({array.dtype for array in arrays}) > 1:
+            raise TargetError(f"{self.path}: the ranks have saved different numbers of classes")
         return arrays
 
     def read(self, request: ReadRequest) -> Arrays:

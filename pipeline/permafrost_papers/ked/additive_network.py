@@ -214,8 +214,7 @@ class AdditiveTrunk(_TrunkClassifier):
         x = torch.einsum("bdc,dch->bdh", x, self.cells.weight[group]) + self.cells.bias[group]
         x = F.relu(x)
         total = x.new_zeros(x.shape[0], len(self.assignments), x.shape[2]).index_add(1, group, x)
-        sizes = group.bincount(minlength=len(self.assignments))
-        return self.tail(total / sizes[:, None])  # type: ignore[no-any-return]
+        return self.tail(total / group.bincount(minlength=len(self.assignments))[:, None])  # type: ignore[no-any-return]
 
     def _check(self, features: Tensor) -> None:
         grid = (features.shape[2], features.shape[3])

@@ -42,17 +42,11 @@ class Partition:
 
     def __post_init__(self) -> None:
         for number, assignment in enumerate(self.assignments, start=1):
-            require(
-                torch.equal(torch.unique(assignment), torch.arange(number)),
-                f"each of {number} superfeatures needs at least one feature",
-                ValueError,
-            )
+            if not torch.equal(torch.unique(assignment), torch.arange(number)):
+                raise ValueError(f"each of {number} superfeatures needs at least one feature")
         for finer, coarser in zip(self.assignments[1:], self.assignments[:-1], strict=True):
-            require(
-                torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] == int(finer.max()) + 1,
-                "a coarser partition must unite groups of the finer one",
-                ValueError,
-            )
+            if torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] != int(finer.max()) + 1:
+                raise ValueError("a coarser partition must unite groups of the finer one")
 
     @property
     def most(self) -> int:
@@ -111,11 +105,8 @@ def contiguous_partition(
     Raises:
         ValueError: If there are more groups than features.
     """
-    require(
-        number <= num_features,
-        f"{num_features} features cannot be divided into {number} groups",
-        ValueError,
-    )
+    if number > num_features:
+        raise ValueError(f"{num_features} features cannot be divided into {number} groups")
     blocks = [torch.arange(num_features).view(grid or (1, num_features))]
     assignments = torch.zeros(number, num_features, dtype=torch.int64)
     for level in range(1, number):

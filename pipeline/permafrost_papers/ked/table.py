@@ -62,8 +62,7 @@ def read_row(record: Record) -> Content:
     encoded, *complaints = record.content
     if complaints:
         raise RowError(complaints[0])
-    values = np.frombuffer(base64.b64decode(encoded), "<f4")
-    return Content(image=encode_row(values), suffix=SUFFIX)
+    return Content(image=encode_row(np.frombuffer(base64.b64decode(encoded), "<f4")), suffix=SUFFIX)
 
 
 # ---- table -----------------------------------------------------------------------------------------

@@ -25,8 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from permafrost.core.errors import require
-
 MIN_RECORDS = 4
 """Minimum number of records for which the unbiased inner product is defined."""
 SAME = 1e-6
@@ -232,11 +230,8 @@ class InnerProducts:
         Raises:
             ValueError: If the parts have other names.
         """
-        require(
-            self.names == other.names,
-            f"inner products of {self.names} and {other.names} cannot be merged",
-            ValueError,
-        )
+        if self.names != other.names:
+            raise ValueError(f"inner products of {self.names} and {other.names} cannot be merged")
         return InnerProducts(
             self.names,
             self.sums + other.sums,

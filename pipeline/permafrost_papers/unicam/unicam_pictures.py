@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.models import usual_picture
-from permafrost.core.errors import first_line, require
+from permafrost.core.errors import first_line
 from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import picture_maps
@@ -161,11 +161,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the maps of an evaluation, and the facts about them. Raises DamagedFileError."""
     try:
         header = {name: json.loads(value) for name, value in tensor_metadata(path).items()}
-        require(
-            {"keys", "frame"} <= header.keys(),
-            "it does not say which records its maps are of",
-            FormatError,
-        )
+        if not {"keys", "frame"} <= header.keys():
+            raise FormatError("it does not say which records its maps are of")
         return load_tensors(path), header
     except ValueError as error:
         raise damaged(path, first_line(error), "evaluate again") from error
