@@ -101,7 +101,8 @@ def measure_views(
     mix = config.views.mix if isinstance(config.views, RandomViewsConfig) else ()
     # Views are of the whole frame, and the sample has no other records.
     changed = replace(config, views=RandomViewsConfig(count=1, mix=mix), subset=SubsetOptions())
-    views = requested_views(changed, store)
+    first = store.part(0, 1)  # which a pass of views is over
+    views = requested_views(changed, first)
     plan = plan_pass(changed, store, views)
     options = replace(plan.options, precision=plan.precision, compile=False, min_fidelity=0.0)
     with torch_threads(config.cluster.threads_per_actor):
@@ -110,7 +111,7 @@ def measure_views(
         )
         return ViewCost(
             seconds=_view_seconds(
-                annotator, views, store, options.records_per_batch, rounds, budget
+                annotator, views, first, options.records_per_batch, rounds, budget
             ),
             distances=_distances(annotator, config, store, canonical),
         )

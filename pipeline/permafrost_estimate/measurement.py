@@ -169,10 +169,12 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
             for folder in store.pass_folders(stored_views=stored_views)
         ]
         parts += [part for teacher in passes for part in pass_parts(teacher, whole)]
-        calls = [results for results in times.results if results[0].name != SAMPLE]
+        calls = [results[1:] or results for results in times.results if results[0].name != SAMPLE]
+        if not store.pass_folders(stored_views=True):  # each call was of a generation
+            calls = [[result for results in calls for result in results]]
         seconds = [
             spread_of(
-                [result.seconds / result.records * size for result in results[1:] if result.records]
+                [result.seconds / result.records * size for result in results if result.records]
             )
             for results, size in zip(calls, (whole.records, whole.trained), strict=False)
         ]

@@ -29,7 +29,7 @@ from permafrost.config.version import __version__
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.results import PICTURE, read_results, stored_thresholds
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
-from permafrost.runs.folder import SWEEP_NAME, RunFolder
+from permafrost.runs.folder import SWEEP_NAME, PassRecords, RunFolder
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.signed_files import read_json
@@ -117,7 +117,7 @@ def _export(config: ExportConfig) -> ExportResult:
         require_hub()
         repository_of(config.to)
     student = RunFolder(config.run).path / "distill"
-    store = Store(config.store.folder)
+    store = PassRecords([student]).part_of(Store(config.store.folder))
     network, trained = SavedNetwork(student).load(store.manifest.classes)
     trained = trained.in_frame(config.export.frame, store)
     picture = str(trained.picture or "")

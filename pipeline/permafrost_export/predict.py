@@ -113,4 +113,4 @@ def print_classes(program, *paths):
 
 
 if __name__ == "__main__":
-    print_classes(*sys.argv[1:])
+    print_classes(*sys.argv[1:]) if sys.argv[2:] else sys.exit(__doc__)

@@ -293,7 +293,7 @@ def test_a_student_that_was_distilled_alone_is_reported(frozen):
     command = f"permafrost evaluate store.path={frozen.store.path} run=alone"
     assert before.next == command
     assert before.csv == ""
-    assert after.next == ""
+    assert after.next == "permafrost export run=alone"
     values = json.loads(Path(after.json).read_text())
     (row,) = values["runs"]
     assert row["method"] == "alone"
