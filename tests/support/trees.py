@@ -15,10 +15,11 @@ from permafrost.store.thumbnails import THUMBNAILS_FOLDER
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:
+    """Bytes of the files without origin and facts, which may be those of before if an append was killed."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ORIGIN_NAME and not _is_of_pass(path)
+        if path.is_file() and path.name not in (ORIGIN_NAME, FACTS_NAME) and not _is_of_pass(path)
     }
 
 
