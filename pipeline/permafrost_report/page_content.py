@@ -171,10 +171,10 @@ def gather_page(config: ReportConfig) -> PageContent:
             options, evaluated, columns, compared, teacher, networks, len(store.manifest.classes)
         )
         trained = [one for one in students if one.trains_classifier and one.run in networks]
-        if found := student_to_ship(values["runs"], trained, compared, selection):
-            words = ["export", f"run={found[0].run}"]
+        if best_student := student_to_ship(values["runs"], trained, compared, selection):
+            words = ["export", f"run={best_student[0].run}"]
             following = following or shlex.join(["permafrost", *words])
-            values["export"] = {"command": shown_command(words), "reason": found[1]}
+            values["export"] = {"command": shown_command(words), "reason": best_student[1]}
     if untrained := list(
         dict.fromkeys(student.label for student in students if not student.trains_classifier)
     ):

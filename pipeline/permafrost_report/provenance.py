@@ -55,7 +55,7 @@ def network_rows(results: list[StudentResult], file: Path) -> dict[str, dict[str
     """
     here = [*platform.uname(), torch.__version__]
     times = read_json(file, f"delete {file}") if file.exists() else {}
-    measured: dict[str, float | None] = {}
+    new_times: dict[str, float | None] = {}
     rows = {}
     for result in results:
         folder = result.training_folder
@@ -70,8 +70,8 @@ def network_rows(results: list[StudentResult], file: Path) -> dict[str, dict[str
                 described.input_size,
             ]
         )[:SHORT]
-        if (times | measured).get(key) is None:
-            measured[key] = _milliseconds(folder)
+        if (times | new_times).get(key) is None:
+            new_times[key] = _milliseconds(folder)
         rows[result.run] = {
             "method": result.label,
             "seed": result.seed,
@@ -84,10 +84,10 @@ def network_rows(results: list[StudentResult], file: Path) -> dict[str, dict[str
             "program_bytes": _bytes_of_first(
                 *(folder / EXPORT_FOLDER / f"student.{kind}" for kind in ("onnx", "pt2"))
             ),
-            "milliseconds": (times | measured)[key],
+            "milliseconds": (times | new_times)[key],
         }
-    if measured:
-        write_json(file, times | measured)
+    if new_times:
+        write_json(file, times | new_times)
     return rows
 
 
