@@ -248,6 +248,11 @@ def test_new_records_are_a_share_of_all(tmp_path):
     assert result.printed()["append"].startswith("4 new records take ")
     finished = estimate.run(estimate_config(config, estimate=options)).printed()
     assert "append" not in finished
+    precompute.run(appending)  # estimated below from its own generations
+    grown = replace(config, data=NoDataConfig())
+    result = estimate.run(estimate_config(grown, estimate=options)).estimate
+    assert (result.appended, result.records) == (None, 14)
+    assert result.annotation is not None
 
 
 def test_without_a_teacher_only_packing_is_estimated(tmp_path):
