@@ -172,10 +172,8 @@ def _export(config: ExportConfig) -> ExportResult:
         files["int8"] = str(card.with_name("student.int8.onnx"))
         encoded[files["int8"]] = both["int8"]
     stem = portable.file_name("onnx", output).partition(".")[0]
-    for program_file in card.parent.glob(
-        f"{stem}.*"
-    ):  # of an earlier export, which its card described
-        program_file.unlink()
+    for earlier_file in card.parent.glob(f"{stem}.*"):  # which the new card does not describe
+        earlier_file.unlink()
     for path, data in encoded.items():
         file_at(Path(path)).write(data)
     is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places
@@ -229,8 +227,9 @@ def _facts(
     shown = str(trained.picture or "")
     splits: dict[str, dict[str, Any]] = {}
     for place in (folder / "evaluate", *sorted(folder.glob("evaluate-on-*"))):
-        results, is_of_store = read_results(place), place.name == "evaluate" and data_facts
-        drawn = f", split {is_of_store.splits}" if is_of_store and is_of_store.splits else ""
+        results = read_results(place)
+        origin = data_facts.splits if data_facts and place.name == "evaluate" else ""
+        drawn = f", split {origin}" if origin else ""
         if results[PICTURE] == shown:
             splits = {
                 split: metrics | {"how": f"{metrics['records']:,} records{drawn}"}

@@ -93,9 +93,7 @@ def name_classes(session, path):
 
 def print_classes(program, *paths):
     """Print the classes of each file, and end with an error if files were left out."""
-    os.environ.setdefault(
-        "ORT_DISABLE_TELEMETRY", "1"
-    )  # onnxruntime reports to its maker otherwise
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime reports to its maker
     import onnxruntime
 
     session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
@@ -113,4 +111,6 @@ def print_classes(program, *paths):
 
 
 if __name__ == "__main__":
-    print_classes(*sys.argv[1:]) if sys.argv[2:] else sys.exit(__doc__)
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    print_classes(*sys.argv[1:])

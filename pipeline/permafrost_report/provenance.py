@@ -37,7 +37,9 @@ from permafrost_report.student_results import StudentResult
 from permafrost_report.training_facts import network_text
 
 _PASSES = 30
-"""Forward passes whose median is the time of an image."""
+"""Forward passes whose median is the time of an image, fewer of a large network."""
+_SECONDS = 10.0
+"""Time of the passes of a network, above which there are fewer of them."""
 
 
 # ---- networks --------------------------------------------------------------------------------------
@@ -103,7 +105,9 @@ def _milliseconds(folder: Path) -> float | None:
         return None
     record = torch.zeros(1, *trained.config.input_shape(trained.input_size))
     with torch_threads(1), torch.inference_mode():
-        return round(1e3 * median(repeat(lambda: network(record), number=1, repeat=_PASSES)), 3)
+        (first,) = repeat(lambda: network(record), number=1, repeat=1)
+        passes = min(_PASSES, max(3, int(_SECONDS / first)))
+        return round(1e3 * median(repeat(lambda: network(record), number=1, repeat=passes)), 3)
 
 
 # ---- stored bytes ----------------------------------------------------------------------------------

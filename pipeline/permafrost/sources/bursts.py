@@ -35,6 +35,8 @@ GAP = 10
 """Most seconds between two photographs of a burst that follow one another."""
 Photograph: TypeAlias = tuple[str, int, str, float]
 """Path, label, camera, and time in seconds, which is -inf if it is unknown."""
+_HEAD_BYTES = 70_000
+"""First bytes of a file with its EXIF data, which JPEG has in the first 64 kB. HEIC may have it at the end."""
 
 _EXIF = re.compile(rb"(?:Exif\0\0|EXIF.{4}|eXIf)(?=II\*\0|MM\0\*)", re.DOTALL)
 _TIME = re.compile(r"(.*?)(?<!\d)((?:19|20)\d{6}[-_](?!00)\d{6})(?:\d{3})?(?!\d)")
@@ -46,14 +48,15 @@ _COPY = re.compile(
 )
 
 
-def photograph_of(record: Record, head: bytes) -> Photograph:
-    """Read when a photograph was taken, and by which camera, from the first bytes of its file and from its name."""
+def photograph_of(record: Record, data: bytes) -> Photograph:
+    """Read when a photograph was taken, and by which camera, from the bytes of its file and from its name."""
     path = composed(unquote(record.key))
     camera, moment = (_TIME.findall(path.rpartition("/")[2]) or [("", "")])[-1]
     errors = SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, OSError, struct.error
     with suppress(*errors), warnings.catch_warnings(action="ignore"):
         exif = Image.Exif()
-        exif.load(_EXIF.split(head, 1)[1])
+        is_heif = data[4:8] == b"ftyp"
+        exif.load(_EXIF.split(data if is_heif else data[:_HEAD_BYTES], 1)[1])
         camera = f"{exif.get(ExifTags.Base.Make)} {exif.get(ExifTags.Base.Model)}"
         moment = str(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal, moment))
     digits, seconds = re.sub(r"\D|00:00:00$", "", moment), float("-inf")  # not a date alone
@@ -90,11 +93,12 @@ def with_bursts(records: Iterable[Record], root: AnyPath) -> Iterator[Record]:
         root: Root of the data.
     """
     started, ordered = time.monotonic(), list(records)
-    # HEIC may have its EXIF data at the end, and JPEG has it in the first 64 kB.
     photographs = [
         photograph_of(
             record,
-            file_at(root / path).peek(size if path.lower().endswith(HEIF_SUFFIXES) else 70_000),
+            file_at(root / path).peek(
+                size if path.lower().endswith(HEIF_SUFFIXES) else _HEAD_BYTES
+            ),
         )
         for record in ordered
         for path, size in [record.content]

@@ -63,9 +63,8 @@ class NextCommands:
             for made in self.store.usable_passes()
         ]
         most = max((known for _, known in numbers), default=0)
-        passes = [
-            made for made, known in numbers if known in (0, most)
-        ]  # others knew fewer classes
+        # Of passes of classes, those whose teacher knows the most.
+        passes = [made for made, known in numbers if known in (0, most)]
         incomplete = [made for made in passes if made.num_generations < generations]
         if not incomplete:
             return self.distill(run, passes[0]) if passes else self.teach(run)
