@@ -24,6 +24,7 @@ from permafrost.core.records import FEATURES, escape_key
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.network import Network
 from permafrost.storage.files import file_at
+from permafrost.storage.local_files import PARTIAL_SUFFIX
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_markers import COMMITS_FOLDER
@@ -33,6 +34,9 @@ from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.precompute")
+
+BEGUN_NAME = f".begun{PARTIAL_SUFFIX}"
+"""File of a pass that a task of a job array has begun, with what `auto` means; not empty once features are fitted."""
 
 _MIN_TIMES_LARGER = 2
 """Pixels of a frame's side per pixel of a teacher's input, above which pixels are missed."""
@@ -292,7 +296,9 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
 
 
 def _has_shards(folder: RootedPath) -> bool:
-    """Return whether a shard of the pass was finished in an earlier call."""
-    return file_at(folder / MANIFEST_NAME).exists() or bool(
-        file_at(folder / COMMITS_FOLDER).paths()
+    """Return whether a shard of the pass was finished in an earlier call, or a job array has begun it."""
+    return (
+        file_at(folder / MANIFEST_NAME).exists()
+        or file_at(folder / BEGUN_NAME).is_file()
+        or bool(file_at(folder / COMMITS_FOLDER).paths("*.parquet"))
     )

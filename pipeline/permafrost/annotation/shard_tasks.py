@@ -34,7 +34,8 @@ from permafrost.core.uploads import put_off
 from permafrost.loading.transfer import pinned_for
 from permafrost.models.compute import device_name, torch_threads
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.commit_pass import write_pass_shard
+from permafrost.store.commit_markers import marker_path
+from permafrost.store.commit_pass import is_annotated, write_pass_shard
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.fields import PassFields
 from permafrost.store.frames import FrameBatch, ShardFrames, labels_of_rows
@@ -66,6 +67,14 @@ class AnnotateShard:
     @property
     def subject(self) -> Subject:
         return Subject(str(self.store_path), self.folder.name)
+
+    def marker(self, shard: ShardEntry) -> RootedPath:
+        """Return the path of a shard's commit marker."""
+        return marker_path(self.folder, shard.name)
+
+    def is_done(self, shard: ShardEntry) -> bool:
+        """Return whether a shard has its commit marker and the files that it lists."""
+        return is_annotated(self.folder, "", shard.name)
 
     def __call__(self, shard: ShardEntry) -> ShardResult[Correct]:
         started = time.monotonic()

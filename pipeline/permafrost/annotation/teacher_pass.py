@@ -18,6 +18,7 @@ from permafrost.annotation.moved_features import (
     measure_moved_features,
 )
 from permafrost.annotation.pass_plan import (
+    BEGUN_NAME,
     PassPlan,
     PassRequest,
     plan_pass,
@@ -50,12 +51,15 @@ from permafrost.models.explanations import pass_precision
 from permafrost.models.network_sheet import machine_sheet, network_facts, trained_on
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
+from permafrost.storage.lock import folder_lock
 from permafrost.storage.rooted_paths import name_of_path
+from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import commit_pass
 from permafrost.store.facts import FactSheet, announce, read_sheets, write_sheets
 from permafrost.store.fields import PassFields
 from permafrost.store.manifest import (
     MANIFEST_NAME,
+    TEACHERS_FOLDER,
     Agreement,
     MovedFeatures,
     describe_excess,
@@ -137,9 +141,34 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
         TeacherError: If the teacher's outputs contradict the options.
         PrecisionError: If a sample in the precision of the options is too far from float32.
     """
-    # 1. What is asked for, and what of it exists.
-    first = store.part(0, 1)
     request = request_passes(config, store)
+    with executor.alone(store.folder / TEACHERS_FOLDER, "begins a pass"):
+        plans, teacher = _begin_passes(request, store, executor)
+    results = [annotate_pass(plan, executor) for plan in plans]
+    # 4. Those over what was appended, with all that the first ones have measured.
+    for number in range(1, store.num_generations):
+        part = store.part(number, number + 1)
+        results += [_annotate_further(request.following(plan, part), executor) for plan in plans]
+    with executor.alone(store.folder / TEACHERS_FOLDER, "reads the targets"):
+        sheets = [
+            _pass_sheets(teacher, plan, accuracy, store, executor)
+            for plan, (_, accuracy) in zip(plans, results, strict=False)
+        ]
+    return Annotation(
+        sheets=sheets[-1],
+        forward_passes=sum(annotated for annotated, _ in results),
+        canonical=plans[0].folder.name,
+        passes={plan.folder.name: plan.bytes_per_record() for plan in plans},
+        accuracy=results[0][1],
+    )
+
+
+def _begin_passes(
+    request: PassRequest, store: Store, executor: Executor
+) -> tuple[list[PassPlan], FactSheet]:
+    """Return the passes over the first generation, with what `auto` means, measured on a sample before a new pass."""
+    # 1. What is asked for, and what of it exists.
+    config, first = request.config, store.part(0, 1)
     if config.annotate.reads_head:
         known = store.manifest.classes_of(request.network.num_classes)
         store.known_to(known).warn_of_later_classes(
@@ -166,24 +195,13 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     if config.views.kind != "canonical":
         plans.append(request.plan(options, requested_views(config, first)))
     warn_of_kept_names([plan.folder.name for plan in plans], "annotate.name", config.annotate.name)
-    if begun is not None and any(plan.is_unfinished for plan in plans):
+    is_unfinished = any(plan.is_unfinished for plan in plans)
+    if begun is not None and executor.name != "array" and is_unfinished:
         _, agreement = _choose_precision(request, begun, executor)
-    results = [annotate_pass(replace(plan, agreement=agreement), executor) for plan in plans]
-    # 4. Those over what was appended, with all that the first ones have measured.
-    for number in range(1, store.num_generations):
-        part = store.part(number, number + 1)
-        results += [_annotate_further(request.following(plan, part), executor) for plan in plans]
-    sheets = [
-        _pass_sheets(teacher, plan, accuracy, store, executor)
-        for plan, (_, accuracy) in zip(plans, results, strict=False)
-    ]
-    return Annotation(
-        sheets=sheets[-1],
-        forward_passes=sum(annotated for annotated, _ in results),
-        canonical=plans[0].folder.name,
-        passes={plan.folder.name: plan.bytes_per_record() for plan in plans},
-        accuracy=results[0][1],
-    )
+    for plan in plans:
+        if executor.name == "array" and plan.is_unfinished:
+            file_at(plan.folder / BEGUN_NAME).write(b"")
+    return [replace(plan, agreement=agreement) for plan in plans], teacher
 
 
 def _annotate_further(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, float]]:
@@ -327,75 +345,86 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         The number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
         records that it cannot be computed on, (0, {}).
     """
-    if not plan.is_unfinished:
-        _announce_finished(plan)
-        return 0, {}
-    _fit_projections(plan, executor)
-    # The driver builds the network once for the names and shapes of its fields, and leaves GPUs to the actors.
-    annotator = TeacherAnnotator(
-        plan.teacher,
-        plan.classes,
-        plan.explainer,
-        replace(plan.options, compile=False, precision="float32"),
-        plan.store.size,
-        torch.device("cpu"),
-    ).with_projections(read_projections(plan.folder))
-    if (kind := unused_accelerator()) is not None:
-        logger.warning(
-            "passes run on CUDA devices and on CPUs, so %s of this machine is not used", kind
+    is_array = executor.name == "array"
+    with folder_lock(plan.folder, "annotate.name", is_shared=is_array):
+        if not plan.is_unfinished:
+            _announce_finished(plan)
+            return 0, {}
+        with executor.alone(plan.folder, "fits components of the features"):
+            _fit_projections(plan, executor)
+        # The driver builds the network once for the names and shapes of its fields, and leaves GPUs to the actors.
+        annotator = TeacherAnnotator(
+            plan.teacher,
+            plan.classes,
+            plan.explainer,
+            replace(plan.options, compile=False, precision="float32"),
+            plan.store.size,
+            torch.device("cpu"),
+        ).with_projections(read_projections(plan.folder))
+        if not is_array:
+            remove_partial_files(plan.folder)
+        fields = _fields_of(plan, annotator)
+        shared_files = fields.create()
+        if (kind := unused_accelerator()) is not None:
+            logger.warning(
+                "passes run on CUDA devices and on CPUs, so %s of this machine is not used", kind
+            )
+        tensors = sha256_tensors(annotator.model.network)
+        _announce_equal(plan, tensors)
+        task = AnnotateShard(
+            store_path=plan.store.folder,
+            store_fingerprint=plan.store.manifest.fingerprint,
+            folder=plan.folder,
+            fields=fields,
+            fingerprint=plan.fingerprint,
+            teacher=plan.teacher,
+            classes=plan.classes,
+            explainer=plan.explainer,
+            config=plan.options,
+            num_threads=plan.config.cluster.threads_per_actor,
+            decode_threads=_decode_threads(plan.config.cluster, executor),
+            views=plan.views,
         )
-    tensors = sha256_tensors(annotator.model.network)
-    _announce_equal(plan, tensors)
-    fields = _fields_of(plan, annotator)
-    shared_files = fields.create()
-    task = AnnotateShard(
-        store_path=plan.store.folder,
-        store_fingerprint=plan.store.manifest.fingerprint,
-        folder=plan.folder,
-        fields=fields,
-        fingerprint=plan.fingerprint,
-        teacher=plan.teacher,
-        classes=plan.classes,
-        explainer=plan.explainer,
-        config=plan.options,
-        num_threads=plan.config.cluster.threads_per_actor,
-        decode_threads=_decode_threads(plan.config.cluster, executor),
-        views=plan.views,
-    )
-    counts: dict[str, Correct] = {}
+        counts: dict[str, Correct] = {}
 
-    def count(result: ShardResult[Correct]) -> None:
-        counts[result.name] = result.report
+        def count(result: ShardResult[Correct]) -> None:
+            counts[result.name] = result.report
 
-    annotated, seconds = run_shards(
-        "teacher",
-        executor,
-        task,
-        plan.missing,
-        count,
-        sum(shard.records for shard in plan.missing),
-    )
-    if plan.config.run:
-        save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
-    moved_features = _measure_moved_features(plan, executor)
-    commit_pass(
-        plan.folder,
-        plan.shards,
-        plan.description | {"follows": None if plan.first is None else plan.first.fingerprint},
-        plan.fingerprint,
-        fields.fields,
-        shared_files,
-        _made_with(plan, annotator) | {"tensors_sha256": tensors},
-        plan.added,
-        plan.agreement,
-        moved_features,
-    )
+        annotated, seconds = run_shards(
+            "teacher",
+            executor,
+            task,
+            plan.missing,
+            count,
+            sum(shard.records for shard in plan.missing),
+        )
+        with executor.alone(plan.folder, "writes the manifest of the pass"):
+            if plan.config.run:
+                save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
+            if is_array and not needs_commit(plan.folder):
+                return annotated * plan.num_views, {}
+            agreement = plan.agreement
+            if is_array and agreement is None:
+                agreement = _choose_precision(plan, plan.options, executor)[1]
+            commit_pass(
+                plan.folder,
+                plan.shards,
+                plan.description
+                | {"follows": None if plan.first is None else plan.first.fingerprint},
+                plan.fingerprint,
+                fields.fields,
+                shared_files,
+                _made_with(plan, annotator) | {"tensors_sha256": tensors},
+                plan.added,
+                agreement,
+                _measure_moved_features(plan, executor),
+            )
     return annotated * plan.num_views, _accuracy(plan, counts)
 
 
 def _decode_threads(cluster: WorkConfig, executor: Executor) -> int:
     """Return the number of threads that decode for a teacher: the option, or the cores that it has."""
-    if cluster.decode_threads is None and executor.name != "serial":
+    if cluster.decode_threads is None and executor.name == "ray":
         return max(1, int(cluster.cpus_per_actor))
     return resolve_decode_threads(cluster.decode_threads)
 
@@ -438,7 +467,6 @@ def _fields_of(plan: PassPlan, annotator: TeacherAnnotator) -> PassFields:
         excess is None,
         f"a pass cannot have values of this size: {excess}; store fewer views, or smaller maps or features",
     )
-    remove_partial_files(plan.folder)
     return BACKENDS[plan.config.store.backend](
         plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
     )
@@ -455,10 +483,14 @@ def _fit_projections(plan: PassPlan, executor: Executor) -> None:
     listed = read_pass_manifest(plan.folder).projections if committed else {}
     # All of them are written before the first shard.
     has_started = committed or len(plan.missing) < len(plan.shards)
-    if has_started and read_projections(plan.folder).keys() >= listed.keys():
+    mark = plan.folder / BEGUN_NAME  # of the task of a job array that has fitted them
+    is_fitted = file_at(mark).is_file() and file_at(mark).read() != b""
+    if (has_started or is_fitted) and read_projections(plan.folder).keys() >= listed.keys():
         return
     task = _sample_task(FitProjections, plan, plan.options, folder=plan.folder)
     fit_projections(executor, task, plan.store.shards, plan.config.split)
+    if executor.name == "array":
+        file_at(mark).write(b"fitted")
     check_projections(plan.folder, listed)
     for field, entry in describe_projections(plan.folder).items():
         logger.info(

@@ -1,11 +1,12 @@
-"""Choice of the executor, Ray or this process, which `executor=auto` leaves to the size of the work."""
+"""Choice of the executor, Ray, a job array or this process, which `executor=auto` leaves to the size of the work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from permafrost.cluster.array_executor import ArrayExecutor
 from permafrost.cluster.ray_executor import RayExecutor
-from permafrost.config.cluster import SMALL_STORE, ClusterConfig, ExecutorName
+from permafrost.config.cluster import SMALL_STORE, ClusterConfig, SharedExecutorName
 from permafrost.core.machine import usable_cores
 from permafrost.core.tasks import Executor, SerialExecutor
 
@@ -19,7 +20,7 @@ class ExecutorChoice:
     With executor=auto and cluster=local, small work is done in this process, and so is all work if Ray does not start.
     """
 
-    def __init__(self, option: ExecutorName, cluster: ClusterConfig) -> None:
+    def __init__(self, option: SharedExecutorName, cluster: ClusterConfig) -> None:
         """Start nothing yet.
 
         Args:
@@ -30,6 +31,7 @@ class ExecutorChoice:
         self._serial = SerialExecutor()
         falls_back = option == "auto" and cluster.kind == "local"
         self._ray = RayExecutor(cluster, fallback=self._serial if falls_back else None)
+        self._array = ArrayExecutor(cluster)
 
     def __enter__(self) -> ExecutorChoice:
         return self
@@ -60,6 +62,8 @@ class ExecutorChoice:
         return self._ray, "several students at once"
 
     def _choose(self, *, is_small: bool) -> Executor:
+        if self._option == "array":
+            return self._array
         is_serial = self._option == "serial" or (
             self._option == "auto" and self._cluster.kind == "local" and is_small
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,6 +95,10 @@ class RayExecutor:
     def _gpus(self) -> float:
         """GPUs of each teacher."""
         return place_actors(self._config, self._num_actors)
+
+    def alone(self, folder: Any, work: str) -> AbstractContextManager[None]:
+        """Do the work of the block, in the driver."""
+        return nullcontext()
 
     # ---- shards --------------------------------------------------------------------------------------
 

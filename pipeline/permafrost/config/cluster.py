@@ -80,6 +80,9 @@ class WorkConfig(Options):
     """Further needs of a training process."""
     student: NodeOptions = field(default_factory=NodeOptions)
     """Further needs of a student of a sweep."""
+    part: str = ""
+    """Number of this process and of all, as in 3/16, for executor=array. It chooses where the process begins; the
+    others' parts need not be at work. Empty takes the number of a Slurm, PBS, LSF or SGE array task."""
     max_restarts: Annotated[int, Ge(0)] = 3
     """Times that a shard, the ranks of a training or a student are started again after a process died."""
     max_wait_seconds: Annotated[float, Gt(0)] = 3600.0
@@ -90,6 +93,12 @@ class WorkConfig(Options):
         super().__post_init__()
         _require_even_share("cluster.gpus_per_actor", self.gpus_per_actor)
         _require_even_share("cluster.gpus_per_student", self.gpus_per_student)
+        number, _, count = self.part.partition("/")
+        require(
+            self.part == ""
+            or (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)),
+            f"cluster.part={self.part} must be the number of this process and of all, as in 1/16 to 16/16",
+        )
         ranks = self.gpus_per_rank
         require(
             ranks is None or ranks in (0, 1),
@@ -147,6 +156,8 @@ ClusterConfig = LocalClusterConfig | ExistingClusterConfig
 """Options of `cluster=`: a Ray of this command, or one that runs."""
 ExecutorName = Literal["auto", "ray", "serial"]
 """Values of `executor=`: Ray, this process, or the choice by the size of the work."""
+SharedExecutorName = Literal["auto", "ray", "serial", "array"]
+"""The same, or this process as one task of a job array, for work that several processes divide."""
 SMALL_STORE = 10_000
 """Maximum number of records of a pass that executor=auto runs without Ray, which takes 10 to 60 s to start."""
 

@@ -14,7 +14,7 @@ from permafrost.config.augment import (
     RandomViewsConfig,
     ViewsConfig,
 )
-from permafrost.config.cluster import ClusterConfig, ExecutorName
+from permafrost.config.cluster import ClusterConfig, SharedExecutorName
 from permafrost.config.data import DataConfig, PreviewOptions
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
@@ -359,8 +359,9 @@ class PrecomputeConfig(Options):
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     split: str = "train"
     """Split that a pass of stored views covers."""
-    executor: ExecutorName = "auto"
-    """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
+    executor: SharedExecutorName = "auto"
+    """Executor of the work: Ray, this process alone (serial), or this process as a task of a job array
+    (array), of which each start of the same command does a part. auto: serial for at most 10,000 records with
     cluster=local without more cluster.actors, Ray otherwise."""
     run: str = ""
     """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster). Without

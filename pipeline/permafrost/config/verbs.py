@@ -16,7 +16,7 @@ from annotated_types import Ge
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_config
-from permafrost.config.cluster import ClusterConfig, ExecutorName
+from permafrost.config.cluster import ClusterConfig, SharedExecutorName
 from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
@@ -165,8 +165,9 @@ class SweepConfig(Options):
     another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; every variant is trained once per seed."""
-    executor: ExecutorName = "auto"
-    """Executor of the work: Ray, or this process alone (serial). auto: serial with cluster=local if only one
+    executor: SharedExecutorName = "auto"
+    """Executor of the work: Ray, this process alone (serial), or this process as a task of a job array
+    (array), of which each start of the same command does a part. auto: serial with cluster=local if only one
     student is missing, if parallel=1, if this machine has one CPU, or if the students take less than a minute of a core
     by an estimate; Ray otherwise."""
     parallel: Annotated[int | None, Ge(1)] = None

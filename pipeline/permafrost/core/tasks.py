@@ -12,12 +12,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice, zip_longest
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
@@ -55,6 +55,17 @@ class ShardTask(Protocol[Report]):
 
     def __call__(self, shard: Any, /) -> ShardResult[Report]:
         """Process one shard and commit its result to disk."""
+
+
+@runtime_checkable
+class SharedTask(Protocol):
+    """Operation on shards that several processes divide among them: each has a commit marker, which decides."""
+
+    def marker(self, shard: Any, /) -> Any:
+        """Return the path of a shard's commit marker."""
+
+    def is_done(self, shard: Any, /) -> bool:
+        """Return whether a shard has its commit marker and the files that it lists."""
 
 
 class OtherProcesses(Protocol):
@@ -169,6 +180,8 @@ class TaskOutcome:
     """Error message; empty if the task succeeded."""
     traceback: str = ""
     """Traceback of an error that is not a UserError; empty otherwise."""
+    is_elsewhere: bool = False
+    """True if another process of a job array has ended it."""
 
 
 class ShardError(UserError, RuntimeError):
@@ -214,6 +227,14 @@ class Executor(Protocol):
             ShardError: After the last result, if shards failed. In this process, the first error itself.
         """
 
+    def alone(self, folder: Any, work: str) -> AbstractContextManager[None]:
+        """Do the work of the block in one process at a time, where several share the work on a folder.
+
+        Args:
+            folder: Folder of the store or pass.
+            work: What the process does, as in "lists the data", for the messages of those that wait.
+        """
+
     def run_tasks(
         self,
         tasks: Sequence[Task],
@@ -248,7 +269,7 @@ class SerialExecutor:
         """
         with ThreadPoolExecutor(1) as uploader, ExitStack() as dropped:
             uploading: Future[ShardResult[Report]] | None = None
-            for shard, after in zip_longest(shards, islice(shards, 1, None)):
+            for shard, after in self.pairs(task, shards):
                 dropped.pop_all()  # the task takes over what it has begun
                 with (
                     offered(TaskContext(after, dropped, objects=self._objects)),
@@ -266,6 +287,14 @@ class SerialExecutor:
                     yield result
             if uploading is not None:
                 yield uploading.result()
+
+    def pairs(self, task: ShardTask[Any], shards: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Iterate over the shards, each with the one that follows, None if it is not known."""
+        return zip_longest(shards, islice(shards, 1, None))
+
+    def alone(self, folder: Any, work: str) -> AbstractContextManager[None]:
+        """Do the work of the block."""
+        return nullcontext()
 
     def run_tasks(
         self,

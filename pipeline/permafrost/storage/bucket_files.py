@@ -14,14 +14,15 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import IO, NamedTuple, TypeVar
 
-from permafrost.core.errors import FileError
+from permafrost.core.errors import FileError, require
 from permafrost.core.uploads import put_off
 from permafrost.storage import buckets
 from permafrost.storage.local_files import (
+    MAX_EXCHANGED_BYTES,
     AnyFile,
     HashingFile,
     NamedFile,
@@ -190,6 +191,28 @@ class BucketFile(AnyFile):
             raise buckets.ReplacedError(
                 f"{error}, with other content. Finished files are kept; run the same command again, which compares it"
             ) from None
+
+    def exchange(self, data: bytes, replaces: bytes | None = None) -> None:
+        e_tag = None
+        if replaces is not None:
+            with suppress(FileNotFoundError):
+                content, facts = buckets.read_object(self.address, MAX_EXCHANGED_BYTES)
+                e_tag = facts.e_tag if content == replaces else None
+            require(
+                e_tag is not None,
+                f"{self.address} was written by another process in the meantime",
+                buckets.ReplacedError,
+            )
+        buckets.create_object(self.address, data, e_tag)
+
+    def append(self, line: bytes) -> None:
+        while True:
+            try:
+                before = self.read(MAX_EXCHANGED_BYTES) if self.is_file() else None
+                self.exchange((before or b"") + line, before)
+                return
+            except buckets.ReplacedError:
+                continue
 
     def read_committed(self, most: int) -> bytes:
         data, facts = buckets.read_object(self.address, most)

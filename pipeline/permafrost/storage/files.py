@@ -65,7 +65,10 @@ def entry_bytes(entry: FolderEntry) -> int:
 
 
 def remove_partial_files(
-    folder: AnyPath, suffix: str = PARTIAL_SUFFIX, keep: Container[AnyPath] = ()
+    folder: AnyPath,
+    suffix: str = PARTIAL_SUFFIX,
+    keep: Container[AnyPath] = (),
+    ignored: Container[str] = (),
 ) -> None:
     """Remove the hidden files that interrupted processes left below `folder`.
 
@@ -73,8 +76,9 @@ def remove_partial_files(
         folder: Folder to search.
         suffix: Ending of their names.
         keep: Files of this process, which are still in use.
+        ignored: Names of folders in it, in which other processes may write.
     """
-    for path in file_at(folder).iter_files():
+    for path in file_at(folder).iter_files(ignored):
         if path.name.startswith(".") and path.name.endswith(suffix) and path not in keep:
             file_at(path).remove()
 

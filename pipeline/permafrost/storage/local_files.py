@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.errors import FileError, UserError
+from permafrost.storage.buckets import ReplacedError
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath, refuses_links
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ ABSENT = (FileNotFoundError, NotADirectoryError)
 """Errors of a path that does not exist."""
 _FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 _BUFFER_BYTES = 2**20
+MAX_EXCHANGED_BYTES = 2**20
+"""Limit of the bytes of a file that `exchange` replaces."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that do not support fsync of a folder, such as some network mounts."""
@@ -532,6 +535,51 @@ class LocalFile(AnyFile):
             FileError: If it cannot be written.
         """
         self.write(data)
+
+    def exchange(self, data: bytes, replaces: bytes | None = None) -> None:
+        """Write a small file if there is none, or only in place of one with certain bytes.
+
+        Of a file of this machine, the second is not atomic: of two processes that replace it at once, both may succeed.
+
+        Args:
+            data: Content of the file.
+            replaces: Bytes of the file that may be replaced; None replaces none.
+
+        Raises:
+            ReplacedError: If there is another file, or none that may be replaced.
+            FileError: If it cannot be written.
+        """
+        if replaces is not None:
+            with suppress(FileNotFoundError):
+                if self.read(MAX_EXCHANGED_BYTES) == replaces:
+                    self.write(data)
+                    return
+            raise ReplacedError(f"{self.path} was written by another process in the meantime")
+        self._write_new(os.O_EXCL, data)
+
+    def append(self, line: bytes) -> None:
+        """Append a line to a small file, which is created if it is missing.
+
+        Raises:
+            FileError: If it cannot be written.
+        """
+        self._write_new(os.O_APPEND, line)
+
+    def _write_new(self, flag: int, data: bytes) -> None:
+        LocalFile(self.path.parent).make_folder()
+        try:
+            descriptor = _open(self.path, os.O_WRONLY | os.O_CREAT | flag)
+        except FileExistsError:
+            raise ReplacedError(f"{self.path} was written by another process") from None
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        try:
+            with NamedFile(descriptor, "wb", self.path) as file:
+                file.write(data)
+        except FileError:
+            if flag == os.O_EXCL:
+                self.remove()
+            raise
 
     def make_folder(self) -> None:
         """Create a folder and its parents durably. An existing folder is not an error. A bucket has no folders.

@@ -1,4 +1,7 @@
-"""Locks that allow one writer per store or run; a second one is refused, so that their files are not mixed."""
+"""Locks that allow one writer per store, pass or run, and claims by which several processes divide the work of one.
+
+A lock is one of the kernel. A claim is a small file with a heartbeat, for buckets and for processes of several hosts.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
 from permafrost.core.errors import FileError, UserError
-from permafrost.storage.buckets import (
-    ReplacedError,
-    create_object,
-    read_object,
-    refuse_unconditional,
-    remove_object,
-)
+from permafrost.core.interrupts import check_interrupted
+from permafrost.storage.buckets import ReplacedError, refuse_unconditional
 from permafrost.storage.files import file_at
 from permafrost.storage.local_files import open_lock
 from permafrost.storage.rooted_paths import AnyPath, RootedPath
@@ -44,43 +42,56 @@ _files: set[io.FileIO] = set()
 
 
 @contextmanager
-def folder_lock(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
+def folder_lock(
+    folder: AnyPath, option: str = "store.path", *, is_shared: bool = False
+) -> Iterator[Callable[[], None]]:
     """Keep every other writer out of a folder until the block, or the process, ends.
 
     The kernel releases the lock however the process ends, so no lock is left behind. A folder that is read-only for
-    this process needs no lock, so a command without work to do can still succeed there. In a bucket the lock is a lease
-    (`Lease`).
+    this process needs no lock, so a command without work to do can still succeed there. In a bucket the lock is a
+    claim (`Claims`).
 
     Args:
         folder: Folder to lock, which is created if it is missing.
         option: Option that chooses the folder, for messages.
+        is_shared: Keep out only writers that want the folder for themselves. In a bucket it keeps out none.
+
+    Yields:
+        A function that lets other writers in that share the folder.
 
     Raises:
         LockedError: If another process is writing to the folder.
         FileError: If the lock file cannot be opened.
     """
     if isinstance(folder, RootedPath) and folder.is_remote:
-        with _leased(folder, option):
-            yield
+        path = claim_of(folder)
+        if not is_shared and not CLAIMS.take_if_dead(path):
+            raise LockedError(
+                f"{CLAIMS.holder(path)} is writing to {folder}; wait until it has finished, or choose another {option}"
+            )
+        try:
+            yield lambda: CLAIMS.release(path)
+        finally:
+            CLAIMS.release(path)
         return
     _forget_in_children()
     file_at(folder).make_folder()
     if (file := _open_lock(folder, option)) is None:
-        yield
+        yield lambda: None
         return
     _files.add(file)
     try:
-        _take(file, folder, option)
-        yield
+        _take(file, folder, option, is_shared=is_shared)
+        yield lambda: _take(file, folder, option, is_shared=True)
     finally:
         _files.discard(file)
         file.close()  # a forked child has closed it
 
 
-def _take(file: io.FileIO, folder: AnyPath, option: str) -> None:
+def _take(file: io.FileIO, folder: AnyPath, option: str, *, is_shared: bool) -> None:
     """Take the lock of an open file. Raises LockedError if another process holds it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise LockedError(
             f"another process is writing to {folder}; wait until it has finished, or choose another {option}"
@@ -91,20 +102,6 @@ def _take(file: io.FileIO, folder: AnyPath, option: str) -> None:
             folder,
             error.strerror,
         )
-
-
-@contextmanager
-def _leased(folder: RootedPath, option: str) -> Iterator[None]:
-    """Keep other writers out of a bucket's folder by a lease, which is renewed until the block ends."""
-    lease = Lease(str(folder / LOCK_NAME))
-    if (holder := lease.acquire()) is not None:
-        raise LockedError(
-            f"{holder} is writing to {folder}; wait until it has finished, or choose another {option}"
-        )
-    try:
-        yield
-    finally:
-        lease.release()
 
 
 @cache
@@ -139,131 +136,170 @@ def _open_lock(folder: AnyPath, option: str) -> io.FileIO | None:
         return None
 
 
-# ---- lease -----------------------------------------------------------------------------------------
+# ---- claims ----------------------------------------------------------------------------------------
 
 
+CLAIM_SUFFIX = ".claim"
 RENEWAL_SECONDS = 15.0
-_LEASE_BYTES = 4096
 EXPIRY_SECONDS = 60.0
-"""Time without a change after which the lease of another writer may be taken over."""
+"""Time without a change after which the claim of another process may be taken over."""
+_CLAIM_BYTES = 4096
 
 
-class Lease:
-    """Object that shows other writers that this process writes to a folder.
+def claim_of(folder: RootedPath) -> RootedPath:
+    """Return the path of the claim of a whole folder, which in a bucket is its lock."""
+    return folder / (LOCK_NAME if folder.is_remote else f"{LOCK_NAME}{CLAIM_SUFFIX}")
 
-    It is renewed in a thread. Correctness does not rest on it, because objects are deterministic and manifests are
-    written conditionally: it turns a second writer away before it has done the work again.
+
+class Claims:
+    """Claims of this process, which a thread renews, and what it has seen of the claims of others.
+
+    A claim names its process and has a number that is raised again and again. A process that does not see it change for
+    EXPIRY_SECONDS of its own clock takes it over, so clocks are not compared. Correctness does not rest on a claim,
+    because files are deterministic and manifests are written once: it keeps a second process from the same work.
     """
 
-    def __init__(self, address: str) -> None:
-        """Prepare a lease, which `acquire` takes.
+    def __init__(self) -> None:
+        self._held: dict[RootedPath, bytes] = {}
+        self._seen: dict[RootedPath, tuple[bytes, float]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_idle = threading.Event()
+
+    def take(self, path: RootedPath, work: str = "") -> bool:
+        """Take a claim if there is none, or if that of another process did not change for EXPIRY_SECONDS.
 
         Args:
-            address: Address of the lease's object.
-        """
-        self.address = address
-        self._token = secrets.token_hex(8)
-        self._holder = f"process {os.getpid()} on {socket.gethostname()}"
-        self._e_tag = ""
-        self._beat = 0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-
-    def _content(self) -> bytes:
-        return json.dumps(
-            {"holder": self._holder, "token": self._token, "beat": self._beat}, sort_keys=True
-        ).encode()
-
-    def acquire(self) -> str | None:
-        """Take the lease.
-
-        A lease that does not change is waited for up to EXPIRY_SECONDS, and then taken over.
+            path: File of the claim.
+            work: What the process does, as in "lists the data", for the messages of others.
 
         Returns:
-            None once it is taken; the holder's name if another process has it.
+            Whether this process has it.
 
         Raises:
-            FileError: If the endpoint has no conditional puts.
+            FileError: If it cannot be written, or if the endpoint of a bucket has no conditional puts.
         """
-        replaces: str | None = None
-        while True:
-            try:
-                self._e_tag = create_object(self.address, self._content(), replaces)
-                break
-            except ReplacedError:
-                if (lease := _read_lease(self.address)) is None:  # it was released
-                    replaces = None
-                    continue
-                if lease[0] != "" and self._wait_for_change(*lease):
-                    return lease[0]
-                replaces = lease[1]
-        self._require_conditions()
-        self._thread.start()
-        return None
-
-    def _wait_for_change(self, holder: str, e_tag: str) -> bool:
-        """Wait until the lease changes, which shows that its holder lives, or is old; return whether it changed."""
-        logger.info(
-            "%s is held by %s; it is taken over if it does not change for %d seconds",
-            self.address,
-            holder,
-            EXPIRY_SECONDS,
-        )
-        deadline = time.monotonic() + EXPIRY_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
-            if (lease := _read_lease(self.address)) is None:
-                return False
-            if lease[1] != e_tag:
-                return True
-        return False
-
-    def _require_conditions(self) -> None:
-        """Raise FileError unless the endpoint refuses to create an object that exists."""
+        holder = f"process {os.getpid()} on {socket.gethostname()}{work and f', which {work}'}"
+        content = {"beat": 0, "holder": holder, "token": secrets.token_hex(8)}
+        data = json.dumps(content, sort_keys=True).encode()
         try:
-            create_object(self.address, self._content() + b"\n")
+            file_at(path).exchange(data)
         except ReplacedError:
-            return
-        remove_object(self.address)
-        raise refuse_unconditional(self.address)
+            try:
+                other = file_at(path).read(_CLAIM_BYTES)
+            except FileNotFoundError:
+                return self.take(path, work)
+            before, since = self._seen.get(path, (b"", 0.0))
+            if other != before:
+                since = time.monotonic()
+                self._seen[path] = other, since
+            if time.monotonic() - since < EXPIRY_SECONDS:
+                return False
+            try:
+                file_at(path).exchange(data, other)
+            except ReplacedError:
+                return False
+        if path.is_remote and not self._held:
+            _require_conditions(path)
+        with self._lock:
+            self._held[path] = data
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._renew, name="claims", daemon=True)
+                self._thread.start()
+        return True
+
+    def take_if_dead(self, path: RootedPath) -> bool:
+        """Take a claim, and wait for that of another process to change or expire; return whether this one has it."""
+        first = b""
+        while not self.take(path):
+            first = first or self._seen[path][0]
+            if first != self._seen[path][0]:
+                return False
+            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
+        return True
+
+    def wait(self, path: RootedPath, work: str) -> None:
+        """Take a claim once no other process has it, and say for whom this one waits."""
+        said = ""
+        while not self.take(path, work):
+            if (holder := self.holder(path)) != said:
+                logger.info("waiting for %s (%s)", holder, path)
+                said = holder
+            check_interrupted()
+            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
+
+    def holder(self, path: RootedPath) -> str:
+        """Return the process that had a claim when this one tried to take it."""
+        try:
+            return str(json.loads(self._seen[path][0])["holder"])[:200]
+        except (ValueError, KeyError, TypeError):
+            return "an unknown process"
 
     def _renew(self) -> None:
-        while not self._end.wait(RENEWAL_SECONDS):
-            self._beat += 1
-            try:
-                self._e_tag = create_object(self.address, self._content(), self._e_tag)
-            except ReplacedError:
-                logger.warning(
-                    "%s was taken over by another process, as it was not renewed in time; both may write files",
-                    self.address,
-                )
-                return
-            except UserError as error:
-                logger.warning("%s could not be renewed: %s", self.address, error)
+        while True:
+            self._is_idle.wait(RENEWAL_SECONDS)
+            self._is_idle.clear()
+            with self._lock:
+                if not self._held:
+                    self._thread = None
+                    return
+                for path, data in list(self._held.items()):
+                    self._renew_one(path, data)
 
-    def release(self) -> None:
-        """Remove the object if it is still this process's. Its failure is logged, as the work is done."""
-        self._end.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    def _renew_one(self, path: RootedPath, data: bytes) -> None:
+        content = json.loads(data)
+        following = json.dumps(content | {"beat": content["beat"] + 1}, sort_keys=True).encode()
         try:
-            if self._token.encode() in read_object(self.address, _LEASE_BYTES)[0]:
-                remove_object(self.address)
+            file_at(path).exchange(following, data)
+            self._held[path] = following
+        except ReplacedError:
+            del self._held[path]
+            logger.warning(
+                "%s was taken over by another process, as it was not renewed in time; both may write the same files",
+                path,
+            )
+        except (UserError, OSError) as error:
+            logger.warning("%s could not be renewed: %s", path, error)
+
+    def release(self, path: RootedPath) -> None:
+        """Remove a claim if it is still this process's. Its failure is logged, as the work is done."""
+        with self._lock:
+            data = self._held.pop(path, None)
+            if not self._held:
+                self._is_idle.set()
+        try:
+            if data is not None and file_at(path).read(_CLAIM_BYTES) == data:
+                file_at(path).remove()
         except FileNotFoundError:
             pass
-        except FileError as error:
-            logger.warning("%s could not be removed: %s", self.address, error)
+        except (FileError, OSError) as error:
+            logger.warning("%s could not be removed: %s", path, error)
 
 
-def _read_lease(address: str) -> tuple[str, str] | None:
-    """Return the holder of a lease and its ETag, None if there is none; a lock file that was copied has no holder."""
+CLAIMS = Claims()
+"""Claims of this process."""
+
+
+@contextmanager
+def claimed(path: RootedPath, work: str) -> Iterator[None]:
+    """Do the work of the block in one process at a time, which has a claim. The others wait.
+
+    Args:
+        path: File of the claim.
+        work: As in `Claims.take`.
+    """
+    CLAIMS.wait(path, work)
     try:
-        text, facts = read_object(address, _LEASE_BYTES)
-    except FileNotFoundError:
-        return None
-    if not text:
-        return "", facts.e_tag
+        yield
+    finally:
+        CLAIMS.release(path)
+
+
+def _require_conditions(path: RootedPath) -> None:
+    """Raise FileError unless the endpoint refuses to create an object that exists."""
     try:
-        return str(json.loads(text)["holder"])[:200], facts.e_tag
-    except (ValueError, KeyError, TypeError):
-        return "an unknown process", facts.e_tag
+        file_at(path).exchange(b"\n")
+    except ReplacedError:
+        return
+    file_at(path).remove()
+    raise refuse_unconditional(str(path))

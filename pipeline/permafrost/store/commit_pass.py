@@ -90,7 +90,7 @@ def missing_pass_shards(
         return list(shards)
     with file_at(folder).listing():
         names = [shard.name for shard in shards]
-        done = file_at(folder).read_each(partial(_is_annotated, folder, origin), names)
+        done = file_at(folder).read_each(partial(is_annotated, folder, origin), names)
         return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
 
 
@@ -100,7 +100,17 @@ def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]
     )
 
 
-def _is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:
+def is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:
+    """Return whether a shard has a commit marker and the files that it lists.
+
+    Args:
+        folder: Folder of the pass.
+        origin: Origin of the values, as in `write_pass_shard`.
+        shard: Name of the shard.
+
+    Raises:
+        StoreMismatchError: If the values come from elsewhere.
+    """
     path = marker_path(folder, shard)
     metadata = read_metadata(path, PASS_MARKER_SCHEMA)
     if metadata is None or metadata.get("name") != shard:
@@ -157,7 +167,7 @@ def write_pass_shard(
             values that were computed.
         device: Name of the hardware that has computed the values; empty for those of others.
     """
-    if _is_annotated(fields.folder, origin, name):
+    if is_annotated(fields.folder, origin, name):
         return
     written = fields.write_shard(position, name, keys, values)
     first = position * fields.rows_per_shard

@@ -104,9 +104,19 @@ def listing_files(store: RootedPath, *, is_locked: bool = True) -> Iterator[List
             yield files
         return
     if is_locked:
-        _remove(store, ".*")
+        remove_listings(store)
     with _removed_files(store) as files:
         yield files
+
+
+def shared_listing(store: RootedPath) -> ListingFiles:
+    """Return paths for a listing that stays for other processes, until `remove_listings`."""
+    return ListingFiles(store, secrets.token_hex(8))
+
+
+def remove_listings(store: RootedPath) -> None:
+    """Remove all listings in a store's folder, and what killed processes have left there."""
+    _remove(store, ".*")
 
 
 @contextmanager

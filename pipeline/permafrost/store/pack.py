@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from permafrost.config.data import DataConfig, FileDataConfig, ImageFileDataConf
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require, shorten
+from permafrost.core.json_entries import from_dict
 from permafrost.core.records import Source
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.storage.files import file_at, remove_partial_files
@@ -28,7 +30,9 @@ from permafrost.store.commit import (
     missing_image_shards,
     named_classes,
     needs_commit,
+    unpacked_shards,
 )
+from permafrost.store.commit_markers import marker_path
 from permafrost.store.image_shards import (
     NAMED_REASONS,
     DamagedRecordsError,
@@ -36,8 +40,9 @@ from permafrost.store.image_shards import (
     require_same_shard,
     write_image_shard,
 )
-from permafrost.store.listing import Listing
+from permafrost.store.listing import Listing, remove_listings
 from permafrost.store.manifest import (
+    TEACHERS_FOLDER,
     DatasetIdentity,
     StoreManifest,
     read_store_manifest,
@@ -67,9 +72,17 @@ class PackShard:
     store: RootedPath
     source: Source
     packing: Packing
-    dataset_fingerprint: str
+    dataset: DatasetIdentity
     committed: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each shard's file if the store was committed before; the shard must have it again."""
+
+    def marker(self, plan: ShardPlan) -> RootedPath:
+        """Return the path of a shard's commit marker."""
+        return marker_path(self.store, plan.name)
+
+    def is_done(self, plan: ShardPlan) -> bool:
+        """Return whether a shard has its commit marker and its tar."""
+        return not unpacked_shards(self.store, [plan], self.dataset, self.packing)
 
     @property
     def subject(self) -> Subject:
@@ -83,7 +96,7 @@ class PackShard:
                 plan,
                 self.source,
                 self.packing,
-                self.dataset_fingerprint,
+                self.dataset.fingerprint,
                 self.committed.get(plan.name),
             )
         except DamagedRecordsError as error:  # the driver names those of all shards at once
@@ -238,7 +251,21 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         _name_classes(path, plan.classes)
         return 0
     in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
-    remove_partial_files(path, keep=in_use)
+    remove_partial_files(path, keep=in_use, ignored=(TEACHERS_FOLDER,))
+    packed = pack_shards(plan, executor)
+    if not plan.repairs:
+        commit_packed(plan, config)
+    return packed
+
+
+def pack_shards(plan: PackPlan, executor: Executor) -> int:
+    """Write the shards that the store lacks, and return the number of their records.
+
+    Raises:
+        ImageError: If images cannot be packed; RowError for a table.
+        StoreMismatchError: If a shard would have other bytes than in the committed store.
+    """
+    path = plan.path
     committed = committed_store(path)
     digests = {} if committed is None else {shard.name: shard.sha256 for shard in committed.shards}
     for shard in plan.missing:  # before any commit marker names a tar at its other place
@@ -246,25 +273,33 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
             tar = user_path(shard.reference)
             require_same_shard(tar, shard.name, file_at(tar).sha256(), digests[shard.name])
     results: list[ShardResult[Damages | None]] = []
+    task = PackShard(
+        store=path,
+        source=plan.source,
+        packing=plan.packing,
+        dataset=plan.dataset,
+        committed=digests,
+    )
     packed, _ = run_shards(
         "pack",
         executor,
-        PackShard(
-            store=path,
-            source=plan.source,
-            packing=plan.packing,
-            dataset_fingerprint=plan.dataset.fingerprint,
-            committed=digests,
-        ),
+        task,
         plan.missing,
         results.append,
         sum(shard.num_records for shard in plan.missing),
     )
     _check_damages(plan, [result.report for result in results if result.report is not None])
-    if plan.repairs:
-        return packed
+    return packed
+
+
+def commit_packed(plan: PackPlan, config: PrecomputeConfig) -> None:
+    """Commit a store whose shards are all packed.
+
+    Raises:
+        ImageError: If more images could not be packed than the options allow; RowError for a table.
+    """
     manifest = commit_store(
-        path,
+        plan.path,
         plan.shards,
         plan.dataset,
         classes=plan.classes,
@@ -278,7 +313,96 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     )
     for entry in manifest.skipped:
         logger.warning("skipped %s", entry["reason"])
-    return packed
+
+
+# ---- plan that several processes share ---------------------------------------------------------------
+
+PLAN_NAME = ".plan.json"
+"""File of the shards of a store that several processes pack, as long as it is not finished."""
+_MAX_PLAN_BYTES = 2**28
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPlan:
+    """Plan of a first packing, which one process has made for all of a job array."""
+
+    origin_sha256: str
+    """Digest of the data's origin."""
+    dataset: DatasetIdentity
+    classes: tuple[str, ...]
+    listing: str
+    """Name of the listing's file in the store, like the next one."""
+    order: str
+    """Empty for tars that are used in place."""
+    shards: tuple[tuple[str, str, int, int, str], ...]
+    """Name, split, start, stop and reference of each shard, empty without a reference."""
+
+
+def share_plan(plan: PackPlan, origin_sha256: str) -> None:
+    """Write a plan for other processes.
+
+    Args:
+        plan: Plan of a first packing.
+        origin_sha256: Digest of the data's origin.
+    """
+    first = plan.shards[0]
+    shared = SharedPlan(
+        origin_sha256=origin_sha256,
+        dataset=plan.dataset,
+        classes=plan.classes,
+        listing=first.listing.name,
+        order="" if first.order is None else first.order.name,
+        shards=tuple(
+            (shard.name, shard.split, shard.start, shard.stop, shard.reference or "")
+            for shard in plan.shards
+        ),
+    )
+    file_at(plan.path / PLAN_NAME).write(canonical_json(asdict(shared)))
+
+
+def remove_plan(path: RootedPath) -> None:
+    """Remove the plan and the listings of a store that is packed."""
+    file_at(path / PLAN_NAME).remove()
+    remove_listings(path)
+
+
+def shared_plan(
+    path: RootedPath, config: PrecomputeConfig, origin_sha256: str, build: Callable[[], Source]
+) -> PackPlan | None:
+    """Read the plan that another process has made of the same data; None if there is none.
+
+    Args:
+        path: Folder of the store.
+        config: Options of the command.
+        origin_sha256: Digest of the data's origin.
+        build: Builds the source.
+
+    Raises:
+        StoreMismatchError: If a shard was packed with other options.
+    """
+    try:
+        values = json.loads(file_at(path / PLAN_NAME).read(_MAX_PLAN_BYTES))
+        shared = from_dict(SharedPlan, values)
+    except (FileNotFoundError, ValueError):
+        return None
+    listing, order = path / shared.listing, path / shared.order if shared.order else None
+    if shared.origin_sha256 != origin_sha256 or not file_at(listing).is_file():
+        return None
+    source = build()
+    packing = derive_packing(config, source)
+    shards = [
+        ShardPlan(position, name, split, start, stop, listing, order, reference or None)
+        for position, (name, split, start, stop, reference) in enumerate(shared.shards)
+    ]
+    return PackPlan(
+        path=path,
+        source=source,
+        classes=shared.classes,
+        dataset=shared.dataset,
+        packing=packing,
+        shards=shards,
+        missing=unpacked_shards(path, shards, shared.dataset, packing),
+    )
 
 
 def _check_damages(plan: PackPlan, damages: list[Damages]) -> None:

@@ -14,7 +14,7 @@ from permafrost.core.errors import FileError
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX
-from permafrost.storage.lock import LOCK_NAME
+from permafrost.storage.lock import CLAIM_SUFFIX, LOCK_NAME
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
@@ -98,7 +98,7 @@ def unknown_files(
             continue
         if name == FACTS_NAME:
             yield from _verify_facts(path)
-        elif name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
+        elif name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX, CLAIM_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
         elif (
             file_at(path).is_file() or not file_at(path).is_folder()

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,23 +30,32 @@ from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import Plan
 from permafrost.core.errors import require, shorten
 from permafrost.core.progress import say_if_slow
-from permafrost.core.tasks import Executor
+from permafrost.core.tasks import Executor, SerialExecutor
 from permafrost.models.network import Network
 from permafrost.models.resolve import resolve_precompute
-from permafrost.sources.data_preview import preview_source
+from permafrost.sources.data_preview import Preview, preview_source
 from permafrost.sources.findings import add_findings, check_findings, complete_facts
-from permafrost.sources.source import ListedData, digest_origin, list_data
-from permafrost.storage.files import file_at
-from permafrost.storage.lock import LOCK_NAME, folder_lock
+from permafrost.sources.source import ListedData, build_source, digest_origin, list_data
+from permafrost.storage.files import file_at, remove_partial_files
+from permafrost.storage.lock import CLAIM_SUFFIX, LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.byte_comparison import compare_bytes
-from permafrost.store.commit import find_finished, write_origin
+from permafrost.store.commit import find_finished, needs_commit, write_origin
 from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.facts import FactSheet, announce, read_data_facts
 from permafrost.store.generations import appended_store, packed_store, plan_append
-from permafrost.store.listing import ListingFiles, listing_files
-from permafrost.store.manifest import MANIFEST_NAME
-from permafrost.store.pack import PackPlan, pack, plan_pack
+from permafrost.store.listing import ListingFiles, listing_files, shared_listing
+from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER
+from permafrost.store.pack import (
+    PackPlan,
+    commit_packed,
+    pack,
+    pack_shards,
+    plan_pack,
+    remove_plan,
+    share_plan,
+    shared_plan,
+)
 from permafrost.store.reader import Store
 from permafrost.store.repair import plan_repair, restore_tables
 from permafrost.verbs.next_commands import NextCommands
@@ -130,6 +141,10 @@ def plan_precompute(config: PrecomputeConfig, *, is_run: bool = False) -> Precom
         f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
         "data=image_folder data.path=photos, or correct store.path",
     )
+    require(
+        not (config.executor == "array" and config.store.relist),
+        "store.relist=true reads all records in one process; run it once with executor=serial, and then the job array",
+    )
     if not isinstance(config.teacher, NoModelConfig) and not is_published(config.teacher.weights):
         Network(config.teacher, ()).require_weights(
             ", or teacher=none to pack the records without a pass"
@@ -190,14 +205,20 @@ class PrecomputePlan(Plan):
         self._listing = ExitStack()
         with ExitStack() as held:
             held.enter_context(self._listing)
+            is_array = options.executor == "array" and is_run
+            self._needs_packing = self._digest is not None and (
+                options.store.relist or find_finished(path, self._digest) is None
+            )
+            """False if the store is finished, as far as that shows without listing."""
+            self._share_store: Callable[[], None] = lambda: None
+            """Let other processes in that do not pack."""
             if is_run:
-                held.enter_context(folder_lock(path))
+                is_shared = is_array or not self._needs_packing
+                self._share_store = held.enter_context(folder_lock(path, is_shared=is_shared))
             self._choice = held.enter_context(ExecutorChoice(options.executor, options.cluster))
             self._packing = None
-            """Records and shards to pack; None if the store is finished, as far as that shows without listing."""
-            if self._digest is not None and (
-                options.store.relist or find_finished(path, self._digest) is None
-            ):
+            """Records and shards to pack, None where one task of a job array lists them for all."""
+            if self._needs_packing and not is_array:
                 if is_run:
                     restore_tables(path)
                 self._packing = self._plan_packing(self._open_listing(is_locked=is_run))
@@ -231,28 +252,54 @@ class PrecomputePlan(Plan):
         options = self.options
         packed, annotation = 0, None
         if self._packing is not None:
+            plan, listed = self._packing
+            executor = self._choice.for_records(plan.num_records)
             if options.store.relist:
-                plan, listed = self._packing
                 compare_bytes(options, listed.listing, plan, self._choice.for_records)
-            packed = self._pack(*self._packing)
+            packed = self._pack(plan, listed, executor)
+        elif self._needs_packing:
+            packed = self._pack_in_array(str(self._digest))
         elif self._digest is not None:
             logger.info(_UNCHANGED)
+        self._share_store()
         store = Store(self.path)
         executor = self._choice.for_records(store.num_records())
-        if self._packing is None:
+        if not self._needs_packing:
             self._announce(f"{store.num_records():,} records, finished", executor)
         if not isinstance(options.teacher, NoModelConfig):
             from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
             annotation = annotate_passes(resolve_precompute(options, store), store, executor)
+        if options.executor == "array":
+            passes = () if annotation is None else annotation.passes
+            for folder in (self.path, *(self.path / TEACHERS_FOLDER / name for name in passes)):
+                with executor.alone(folder, "ends"):
+                    remove_partial_files(folder / COMMITS_FOLDER, CLAIM_SUFFIX)  # of killed tasks
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - self._started)
 
-    def _pack(self, plan: PackPlan, listed: ListedData) -> int:
+    def _pack(self, plan: PackPlan, listed: ListedData, executor: Executor) -> int:
         """Pack the missing shards and commit; return the number of packed records."""
+        options, packed = self.options, 0
+        if plan.repairs:  # of a generation, before what follows it is compared
+            self._announce(plan.describe(), executor)
+            packed = pack(plan, options, executor)
+            self._listing.close()
+            plan, listed = self._plan_packing(self._open_listing(is_locked=True))
+            return packed + self._pack(plan, listed, executor)
+        preview = self._preview(plan, listed, executor)
+        packed = pack(plan, options, executor)
+        if (
+            preview is not None and plan.before is not None
+        ):  # before, they would be ahead of the store
+            preview.stored().write(self.path)
+        self._finish(plan)
+        return packed
+
+    def _preview(self, plan: PackPlan, listed: ListedData, executor: Executor) -> Preview | None:
+        """Check the teacher and the data before they are packed, and write the facts about the data of a new store."""
         options, teacher, columns = self.options, self.options.teacher, plan.packing.columns
-        executor = self._choice.for_records(plan.num_records)
         self._announce(plan.describe(), executor)
         if plan.missing and plan.before is None and not isinstance(teacher, NoModelConfig):
             Network(teacher, listed.classes).build(
@@ -260,33 +307,61 @@ class PrecomputePlan(Plan):
                 None if columns is None else len(columns),
                 reads_head=options.annotate.reads_head,
             )
-        if plan.repairs:  # of a generation, before what follows it is compared
-            packed = pack(plan, options, executor)
-            self._listing.close()
-            return packed + self._pack(*self._plan_packing(self._open_listing(is_locked=True)))
-        preview, is_append = None, plan.before is not None
-        if plan.missing or (is_append and plan.shards) or read_data_facts(self.path) is None:
-            preview = add_findings(
-                preview_source(
-                    options.data,
-                    listed,
-                    executor,
-                    self.path,
-                    files=options.preview.limit,
-                    is_packed_next=True,
-                )
+        has_facts = read_data_facts(self.path) is not None
+        if not plan.missing and not (plan.before is not None and plan.shards) and has_facts:
+            return None
+        preview = add_findings(
+            preview_source(
+                options.data,
+                listed,
+                executor,
+                self.path,
+                files=options.preview.limit,
+                is_packed_next=True,
             )
-            announce([preview.sheet()])
-            check_findings(preview)
-            is_first = not file_at(self.path / MANIFEST_NAME).exists()
-            if is_first or read_data_facts(self.path) is None:
-                preview.stored().write(self.path)
-        packed = pack(plan, options, executor)
-        if preview is not None and is_append:  # before, they would be ahead of the store
+        )
+        announce([preview.sheet()])
+        check_findings(preview)
+        if not has_facts or not file_at(self.path / MANIFEST_NAME).exists():
             preview.stored().write(self.path)
+        return preview
+
+    def _finish(self, plan: PackPlan) -> None:
+        """Write what describes a committed store, so that the next call need not list its data."""
         self._listing.close()
         complete_facts(Store(self.path))
         write_origin(self.path, str(self._digest), plan.dataset.fingerprint, self.options.data)
+
+    def _pack_in_array(self, digest: str) -> int:
+        """Pack with the other tasks of a job array, of which one lists the data and one commits.
+
+        What a finished store lacks, and what is appended to it, is packed by one of them.
+        """
+        options, path = self.options, self.path
+        executor = self._choice.for_records(0)
+        with executor.alone(path, "lists the data"):
+            if find_finished(path, digest) is not None:
+                return 0
+            build = partial(build_source, options.data)
+            if (plan := shared_plan(path, options, digest, build)) is None:
+                restore_tables(path)
+                files = shared_listing(path)
+                plan, listed = self._plan_packing(files)
+                if file_at(path / MANIFEST_NAME).exists():
+                    packed = self._pack(plan, listed, SerialExecutor())
+                    remove_plan(path)
+                    return packed
+                self._preview(plan, listed, executor)
+                share_plan(plan, digest)
+            else:
+                self._announce(plan.describe(), executor)
+        packed = pack_shards(plan, executor)
+        with executor.alone(path, "writes the manifest of the store"):
+            if find_finished(path, digest) is None:
+                if needs_commit(path):
+                    commit_packed(plan, options)
+                self._finish(plan)
+                remove_plan(path)
         return packed
 
     def describe_work(self) -> dict[str, str]:

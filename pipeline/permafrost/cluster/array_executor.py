@@ -1,0 +1,343 @@
+"""Executor of one task of a job array: processes that nobody connects divide the shards of a folder among them.
+
+Any two processes write the same bytes, and the commit marker of a shard says that it is done. A claim next to it only
+saves the other processes the work. A task number chooses the first shard, and a process that has none left takes what
+nobody works on, until all are done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import Any, ClassVar
+
+from permafrost.config.cluster import ClusterConfig
+from permafrost.core.errors import FileError
+from permafrost.core.interrupts import check_interrupted
+from permafrost.core.tasks import (
+    Report,
+    SerialExecutor,
+    ShardError,
+    ShardResult,
+    ShardTask,
+    SharedTask,
+    Task,
+    TaskOutcome,
+    run_task,
+)
+from permafrost.storage import lock
+from permafrost.storage.files import file_at
+from permafrost.storage.local_files import MAX_EXCHANGED_BYTES
+from permafrost.storage.lock import CLAIM_SUFFIX, CLAIMS, claim_of, claimed
+from permafrost.storage.rooted_paths import RootedPath
+
+logger = logging.getLogger("permafrost.precompute")
+
+FAILED_NAME = "failed.jsonl"
+"""File of the units that failed, a line for each time, in the folder of the store, pass or sweep."""
+_NUMBERS = ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX", "SGE_TASK_ID")
+"""Environment variables of the number of a task."""
+_GOLDEN = 0.6180339887498949
+"""Fraction whose multiples are spread evenly over [0, 1), however many there are."""
+_SCAN_SECONDS = 1.0
+"""Age from which the folder of the commit markers is listed again."""
+
+
+def start_of_task(part: str) -> float:
+    """Return where a task begins, as a fraction of the units, in [0, 1).
+
+    Args:
+        part: Option cluster.part, empty to take the number of the scheduler, or that of the process.
+    """
+    if part:
+        number, count = map(int, part.split("/"))
+        return (number - 1) / count
+    numbers = [os.environ.get(name, "") for name in _NUMBERS]
+    number = next((int(text) for text in numbers if text.isdigit()), os.getpid())
+    return number * _GOLDEN % 1
+
+
+class ArrayExecutor(SerialExecutor):
+    """Executor in this process that shares the work on a folder with others, on any machines.
+
+    An error ends this process, and leaves a line in FAILED_NAME. The others do not try that unit again.
+    """
+
+    name: ClassVar[str] = "array"
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        """Read the number of this task.
+
+        Args:
+            cluster: Options of `cluster=`.
+        """
+        self._start = start_of_task(cluster.part)
+        self._units: _SharedUnits | None = None
+
+    def alone(self, folder: Any, work: str) -> AbstractContextManager[None]:
+        """Do the work of the block in one process at a time; the others wait and say for whom."""
+        return claimed(claim_of(folder), work)
+
+    def pairs(self, task: ShardTask[Any], shards: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Iterate over the shards that this process claims, each with the next one as long as there are many."""
+        if (units := self._units) is None:
+            yield from super().pairs(task, shards)
+            return
+        shard = units.take()
+        while shard is not None:
+            following = units.take(is_ahead=True)
+            yield shard, following
+            shard = following or units.take()
+
+    def map_shards(
+        self, task: ShardTask[Report], shards: Sequence[Any], following: int = 0
+    ) -> Iterator[ShardResult[Report]]:
+        """Iterate over the results of the shards that this process does, until all are done by some process.
+
+        Raises:
+            ShardError: If shards failed in another process.
+        """
+        if not isinstance(task, SharedTask) or not shards:
+            yield from super().map_shards(task, shards)
+            return
+        self._units = units = _SharedShards(task, shards, self._start)
+        try:
+            is_ended = False
+            while not is_ended:
+                try:
+                    for result in super().map_shards(task, shards):
+                        units.end(result.name, "" if result.records else str(result.report))
+                        yield result
+                    is_ended = True
+                except Exception as error:
+                    if units.fail_current(str(error)):
+                        raise
+                    logger.info("another process has done the shard that failed here: %s", error)
+        finally:
+            self._units = None
+            units.release()
+        if failures := units.failures_of_others():
+            raise ShardError(
+                f"{len(failures)} of {len(shards)} shards failed in other processes ({units.failed_path}); the same "
+                "command tries them again: "
+                + "; ".join(f"{name}: {cause}" for name, cause in [*failures.items()][:3])
+            )
+        units.remove_leftovers()
+
+    def run_tasks(
+        self,
+        tasks: Sequence[Task],
+        on_report: Callable[[str, str], None],
+        at_once: int | None = None,
+    ) -> Iterator[TaskOutcome]:
+        """Iterate over the outcomes of all tasks, at last of those that other processes have ended."""
+        elsewhere: dict[str, Any] = {task.name: task for task in tasks}
+        folder = next(iter(elsewhere.values())).folder.parent
+        units = _SharedUnits(elsewhere, folder, self._start)
+        try:
+            while (task := units.take()) is not None:
+                outcome = run_task(task, partial(on_report, task.name))
+                units.end(task.name, outcome.error)
+                del elsewhere[task.name]
+                yield outcome
+        finally:
+            units.release()
+        failures = units.failures_of_others()
+        for name in elsewhere:
+            yield TaskOutcome(name=name, error=failures.get(name, ""), is_elsewhere=True)
+        units.remove_leftovers()
+
+
+class _SharedUnits:
+    """Independent units of work that processes share: those that are not done, and the claims of this process."""
+
+    def __init__(self, units: Mapping[str, Any], folder: RootedPath, start: float) -> None:
+        """Put the units in the order of this process.
+
+        Args:
+            units: Units by name: tasks with `folder`, `is_done()` and `after`, or shards.
+            folder: Folder of FAILED_NAME.
+            start: Where this process begins, as a fraction of the units.
+        """
+        self.failed_path = folder / FAILED_NAME
+        names, at = list(units), int(start * len(units))
+        self.waiting = {name: units[name] for name in [*names[at:], *names[:at]]}
+        """Units that are not known to be done, in the order of this process."""
+        self._held: dict[str, RootedPath] = {}
+        self._ahead = ""
+        self._free: deque[str] = deque()
+        self._claimed: list[str] = []
+        self._scanned_at = -math.inf
+        self._failed: dict[str, str] = {}
+        self._own: set[str] = set()
+        self._lines_before = len(self._read_lines())
+
+    # ---- what the units are --------------------------------------------------------------------------
+
+    def claim(self, name: str) -> RootedPath:
+        """Return the path of a unit's claim."""
+        return claim_of(self.waiting[name].folder)
+
+    def is_done(self, name: str) -> bool:
+        """Return whether a unit has its results."""
+        return bool(self.waiting[name].is_done())
+
+    def scan(self) -> tuple[list[str], set[str]]:
+        """Return the units that are done now, and those that are claimed, as far as one look at a folder shows it."""
+        return [name for name in self.waiting if self.is_done(name)], set()
+
+    def is_ready(self, name: str) -> bool:
+        """Return whether the units that must end before this one have ended."""
+        return not (self.waiting.keys() - self._failed.keys()) & set(self.waiting[name].after)
+
+    # ---- claims --------------------------------------------------------------------------------------
+
+    def take(self, *, is_ahead: bool = False) -> Any:
+        """Claim a unit, and wait as long as others have claimed all that are left.
+
+        Args:
+            is_ahead: Claim one to prepare it during the work on another, only if more are left than others work on.
+
+        Returns:
+            The unit, None if there is none.
+        """
+        said, self._ahead = "", ""
+        while True:
+            if not self._free or time.monotonic() - self._scanned_at > _SCAN_SECONDS:
+                self._scan()
+            if is_ahead and len(self._free) <= len(self._claimed):
+                return None
+            while self._free:
+                name = self._free.popleft()
+                if self._take(name):
+                    self._ahead = name if is_ahead else ""
+                    return self.waiting[name]
+            if is_ahead:
+                return None
+            if (old := next(filter(self._take, self._claimed), None)) is not None:
+                return self.waiting[old]
+            if not self._claimed:
+                return None
+            if (holder := CLAIMS.holder(self.claim(self._claimed[0]))) != said:
+                logger.info("waiting for %s, which works on %s", holder, self._claimed[0])
+                said = holder
+            check_interrupted()
+            time.sleep(min(1.0, lock.EXPIRY_SECONDS / 10))
+            self._scan()
+
+    def _scan(self) -> None:
+        done, claimed_now = self.scan()
+        for name in done:
+            self.waiting.pop(name, None)
+        for line in self._read_lines()[self._lines_before :]:
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self._failed.setdefault(entry["unit"], f"{entry['cause']} (on {entry['host']})")
+        left = [
+            name for name in self.waiting if name not in self._failed and name not in self._held
+        ]
+        self._claimed = [name for name in left if name in claimed_now or not self.is_ready(name)]
+        self._free = deque(name for name in left if name not in set(self._claimed))
+        self._scanned_at = time.monotonic()
+
+    def _take(self, name: str) -> bool:
+        path = self.claim(name)
+        if not self.is_ready(name) or not CLAIMS.take(path):
+            return False
+        if self.is_done(name):  # since the shards were listed
+            CLAIMS.release(path)
+            del self.waiting[name]
+            return False
+        self._held[name] = path
+        return True
+
+    def end(self, name: str, error: str = "") -> None:
+        """Release the claim of a unit on which this process has worked, and note why it is not done if it is not."""
+        if error and name in self.waiting and not self.is_done(name):
+            self._fail(name, error)
+        else:
+            self.waiting.pop(name, None)
+        CLAIMS.release(self._held.pop(name))
+
+    def release(self) -> None:
+        """Release all claims of this process."""
+        while self._held:
+            CLAIMS.release(self._held.popitem()[1])
+
+    def remove_leftovers(self) -> None:
+        """Remove what earlier failures have left if all units are done."""
+        if not self.waiting:
+            file_at(self.failed_path).remove()
+
+    # ---- failures ------------------------------------------------------------------------------------
+
+    def fail_current(self, error: str) -> bool:
+        """Note an error that ended the work on the claimed units; return False if others have done these."""
+        current = [name for name in self._held if name != self._ahead]
+        failed = [name for name in current if name in self.waiting and not self.is_done(name)]
+        for name in failed:
+            self._fail(name, error)
+        self.release()
+        return bool(failed) or not current
+
+    def _fail(self, name: str, cause: str) -> None:
+        self._own.add(name)
+        self._failed[name] = cause
+        entry = {"unit": name, "host": socket.gethostname(), "cause": cause}
+        try:
+            file_at(self.failed_path).append(json.dumps(entry).encode() + b"\n")
+        except FileError as error:
+            logger.warning("%s", error)
+
+    def _read_lines(self) -> list[bytes]:
+        try:
+            return file_at(self.failed_path).read(MAX_EXCHANGED_BYTES).splitlines()
+        except FileNotFoundError:
+            return []
+
+    def failures_of_others(self) -> dict[str, str]:
+        """Return the units that have failed in other processes, each with the cause and the host."""
+        return {
+            name: self._failed[name]
+            for name in self.waiting
+            if name in self._failed and name not in self._own
+        }
+
+
+class _SharedShards(_SharedUnits):
+    """Shards, whose commit markers and claims are in one folder."""
+
+    def __init__(self, task: SharedTask, shards: Sequence[Any], start: float) -> None:
+        self._task = task
+        self._folder: RootedPath = task.marker(shards[0]).parent
+        super().__init__({shard.name: shard for shard in shards}, self._folder.parent, start)
+        self._lost = self._folder_names() & {self._marker(name) for name in self.waiting}
+        """Commit markers of shards that have lost files, which do not show that these are done."""
+
+    def _marker(self, name: str) -> str:
+        return str(self._task.marker(self.waiting[name]).name)
+
+    def _folder_names(self) -> set[str]:
+        return {name for name, _ in file_at(self._folder).entries()}
+
+    def claim(self, name: str) -> RootedPath:
+        return self._folder / f".{name}{CLAIM_SUFFIX}"
+
+    def is_done(self, name: str) -> bool:
+        return self._task.is_done(self.waiting[name])
+
+    def scan(self) -> tuple[list[str], set[str]]:
+        names = self._folder_names()
+        done = [name for name in self.waiting if self._marker(name) in names - self._lost]
+        return done, {name for name in self.waiting if self.claim(name).name in names}
+
+    def is_ready(self, name: str) -> bool:
+        return True
