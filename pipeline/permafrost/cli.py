@@ -181,7 +181,10 @@ def run_typed_command(verb: str, arguments: Sequence[str], objects: Objects | No
         if composed["run"]:
             stack.enter_context(without_remains(composed["run"]))
         if described.locks_run:
-            stack.enter_context(folder_lock(RunFolder(composed["run"]).path, "run"))
+            is_array = composed["executor"] == "array"
+            stack.enter_context(
+                folder_lock(RunFolder(composed["run"]).path, "run", is_shared=is_array)
+            )
         _import_pandas()
         result = function(config, arguments) if described.swept else function(config)
         if described.saves_options and composed["run"]:

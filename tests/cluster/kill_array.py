@@ -110,10 +110,12 @@ def compare(folder, stores, expected):
     """Return whether the stores have the expected bytes, what verify says, and which files are left over."""
     names, same = set(), True
     for store, reference in zip(stores, expected, strict=True):
-        made, wanted = tree_bytes(store), tree_bytes(reference)
+        made, wanted = (
+            {name: data for name, data in tree_bytes(each).items() if not name.endswith(".lock")}
+            for each in (store, reference)
+        )
         names |= made.keys() - wanted.keys()
         same &= all(made.get(name) == data for name, data in wanted.items())
-    left = sorted(name for name in names if not name.endswith(".lock"))
     log = folder / "verify.log"
     codes = []
     for store in stores:
@@ -123,7 +125,7 @@ def compare(folder, stores, expected):
         process.start()
         process.join()
         codes.append(process.exitcode)
-    return same, codes, left
+    return same, codes, sorted(names)
 
 
 def photograph_words(data, folder):

@@ -220,6 +220,8 @@ class _SharedUnits:
                 if self._take(name):
                     self._ahead = name if is_ahead else ""
                     return self.waiting[name]
+                if name in self.waiting:
+                    self._claimed.append(name)  # by another process, since the scan
             if is_ahead:
                 return None
             if (old := next(filter(self._take, self._claimed), None)) is not None:

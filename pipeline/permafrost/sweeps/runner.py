@@ -256,8 +256,9 @@ class StudentRunner:
                     self.errors.append(f"{outcome.name}: {error}")
                     continue
                 finished += 1
-                self.done.add(outcome.name)
-                self.trained |= {outcome.name} & untrained
+                if not outcome.is_elsewhere:
+                    self.done.add(outcome.name)
+                    self.trained |= {outcome.name} & untrained
                 on_done(outcome.name)
                 bar.set_description(f"sweep {finished}/{len(missing)} students")
                 logger.info(

@@ -7,7 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from permafrost.evaluation.evaluate import evaluate_student
-from permafrost.runs.folder import mirrored_run
+from permafrost.runs.folder import RunFolder, mirrored_run
+from permafrost.runs.mirrors import RunFiles
+from permafrost.storage.addresses import is_address
+from permafrost.storage.rooted_paths import RootedPath, rooted
 from permafrost.sweeps.runner import StudentRun
 from permafrost.training.distill import distill_student
 
@@ -27,6 +30,18 @@ class StudentTask:
     def after(self) -> tuple[str, ...]:
         """Runs with which the student is compared."""
         return self.run.baselines
+
+    @property
+    def folder(self) -> RootedPath:
+        """Folder of the student, which a task of a job array claims."""
+        path = self.name if is_address(self.name) else str(RunFolder(self.name).path)
+        students, _, name = path.rpartition("/")
+        return rooted(students) / name
+
+    def is_done(self) -> bool:
+        """Return whether the student is evaluated, here or on another machine."""
+        RunFiles(self.name).fetch()
+        return self.run.is_done
 
     def __call__(self, report: Callable[[str], None]) -> None:
         from permafrost.models.compute import torch_threads  # imports torch

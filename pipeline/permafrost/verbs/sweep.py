@@ -31,6 +31,7 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
 from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
+from permafrost.storage.rooted_paths import rooted
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
 from permafrost.sweeps.runner import Student, StudentRun, StudentRunner, estimate_seconds
@@ -68,7 +69,7 @@ class SweepTable:
         students: Sequence[Student],
         selection: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Find the students that are finished.
+        """Name the table.
 
         Args:
             path: File of the table.
@@ -78,11 +79,13 @@ class SweepTable:
         """
         self._path, self._students = path, students
         self._values = {**selection, "students": total}
-        self._finished = {student.name for student in students if student.final_run().is_done}
+        self._finished: set[str] = set()
 
     def write(self, *names: str) -> None:
-        """Write the table with these students, which have finished."""
+        """Write the table with these students, which have finished, and with those that other processes have ended."""
         self._finished.update(names)
+        left = [student for student in self._students if student.name not in self._finished]
+        self._finished.update(each.name for each in left if each.final_run().is_done)
         listed = [student for student in self._students if student.name in self._finished]
         folders = {each.row["run"]: each.final_run().metrics_folder for each in listed}
         rows = [student.row for student in listed]
@@ -144,8 +147,9 @@ class SweepPlan(Plan):
                 executor.name,
                 f" ({reason})" if reason else "",
             )
-            for student in students:
-                student.record_reads()
+            with executor.alone(rooted(str(path.parent)), "writes what the students read"):
+                for student in students:
+                    student.record_reads()
             table = SweepTable(path, len(students), reported)
             table.write()
             # It reads the table as a report does, before any student is trained.
