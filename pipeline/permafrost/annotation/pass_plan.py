@@ -27,7 +27,7 @@ from permafrost.storage.files import file_at
 from permafrost.storage.local_files import PARTIAL_SUFFIX
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
-from permafrost.store.commit_markers import COMMITS_FOLDER
+from permafrost.store.commit_markers import COMMITS_FOLDER, MARKER_SUFFIX
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER, Agreement
 from permafrost.store.reader import Store
@@ -300,5 +300,5 @@ def _has_shards(folder: RootedPath) -> bool:
     return (
         file_at(folder / MANIFEST_NAME).exists()
         or file_at(folder / BEGUN_NAME).is_file()
-        or bool(file_at(folder / COMMITS_FOLDER).paths("*.parquet"))
+        or bool(file_at(folder / COMMITS_FOLDER).paths(f"*{MARKER_SUFFIX}"))
     )

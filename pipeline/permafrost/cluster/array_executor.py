@@ -38,6 +38,7 @@ from permafrost.storage.files import file_at
 from permafrost.storage.local_files import MAX_EXCHANGED_BYTES
 from permafrost.storage.lock import CLAIM_SUFFIX, CLAIMS, claim_of, claimed
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.commit_markers import MARKER_SUFFIX
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -108,29 +109,34 @@ class ArrayExecutor(SerialExecutor):
         if not isinstance(task, SharedTask) or not shards:
             yield from super().map_shards(task, shards)
             return
-        self._units = units = _SharedShards(task, shards, self._start)
+        folder: RootedPath = task.marker(shards[0]).parent
+        self._units = units = _SharedUnits(
+            {shard.name: shard for shard in shards},
+            folder.parent,
+            self._start,
+            lambda shard: folder / f".{shard.name}{CLAIM_SUFFIX}",
+            task.is_done,
+            folder,
+        )
         try:
-            is_ended = False
-            while not is_ended:
-                try:
-                    for result in super().map_shards(task, shards):
-                        units.end(result.name, "" if result.records else str(result.report))
-                        yield result
-                    is_ended = True
-                except Exception as error:
-                    if units.fail_current(str(error)):
-                        raise
-                    logger.info("another process has done the shard that failed here: %s", error)
+            for result in super().map_shards(task, shards):
+                units.end(result.name, "" if result.records else str(result.report))
+                yield result
+        except Exception as error:
+            if units.fail_current(str(error)):
+                raise
+            logger.info("another process has done the shard that failed here: %s", error)
+            yield from self.map_shards(task, list(units.waiting.values()))
         finally:
             self._units = None
             units.release()
         if failures := units.failures_of_others():
+            causes = "; ".join(f"{name}: {cause}" for name, cause in [*failures.items()][:3])
             raise ShardError(
                 f"{len(failures)} of {len(shards)} shards failed in other processes ({units.failed_path}); the same "
-                "command tries them again: "
-                + "; ".join(f"{name}: {cause}" for name, cause in [*failures.items()][:3])
+                f"command tries them again: {causes}"
             )
-        units.remove_leftovers()
+        units.remove_failures()
 
     def run_tasks(
         self,
@@ -140,8 +146,13 @@ class ArrayExecutor(SerialExecutor):
     ) -> Iterator[TaskOutcome]:
         """Iterate over the outcomes of all tasks, at last of those that other processes have ended."""
         elsewhere: dict[str, Any] = {task.name: task for task in tasks}
-        folder = next(iter(elsewhere.values())).folder.parent
-        units = _SharedUnits(elsewhere, folder, self._start)
+        units = _SharedUnits(
+            elsewhere,
+            next(iter(elsewhere.values())).folder.parent,
+            self._start,
+            lambda task: claim_of(task.folder),
+            lambda task: task.is_done(),
+        )
         try:
             while (task := units.take()) is not None:
                 outcome = run_task(task, partial(on_report, task.name))
@@ -153,21 +164,33 @@ class ArrayExecutor(SerialExecutor):
         failures = units.failures_of_others()
         for name in elsewhere:
             yield TaskOutcome(name=name, error=failures.get(name, ""), is_elsewhere=True)
-        units.remove_leftovers()
+        units.remove_failures()
 
 
 class _SharedUnits:
     """Independent units of work that processes share: those that are not done, and the claims of this process."""
 
-    def __init__(self, units: Mapping[str, Any], folder: RootedPath, start: float) -> None:
+    def __init__(
+        self,
+        units: Mapping[str, Any],
+        folder: RootedPath,
+        start: float,
+        claim: Callable[[Any], RootedPath],
+        is_done: Callable[[Any], bool],
+        markers: RootedPath | None = None,
+    ) -> None:
         """Put the units in the order of this process.
 
         Args:
-            units: Units by name: tasks with `folder`, `is_done()` and `after`, or shards.
+            units: Units by name, each perhaps with the names of those that must end before it in `after`.
             folder: Folder of FAILED_NAME.
             start: Where this process begins, as a fraction of the units.
+            claim: Function of a unit that returns the path of its claim.
+            is_done: Function of a unit that returns whether it has its results.
+            markers: Folder of the commit markers and claims of all units, which is listed in place of asking for each.
         """
-        self.failed_path = folder / FAILED_NAME
+        self.failed_path, self._markers = folder / FAILED_NAME, markers
+        self._claim, self._is_done = claim, is_done
         names, at = list(units), int(start * len(units))
         self.waiting = {name: units[name] for name in [*names[at:], *names[:at]]}
         """Units that are not known to be done, in the order of this process."""
@@ -177,28 +200,10 @@ class _SharedUnits:
         self._claimed: list[str] = []
         self._scanned_at = -math.inf
         self._failed: dict[str, str] = {}
-        self._own: set[str] = set()
-        self._lines_before = len(self._read_lines())
-
-    # ---- what the units are --------------------------------------------------------------------------
-
-    def claim(self, name: str) -> RootedPath:
-        """Return the path of a unit's claim."""
-        return claim_of(self.waiting[name].folder)
-
-    def is_done(self, name: str) -> bool:
-        """Return whether a unit has its results."""
-        return bool(self.waiting[name].is_done())
-
-    def scan(self) -> tuple[list[str], set[str]]:
-        """Return the units that are done now, and those that are claimed, as far as one look at a folder shows it."""
-        return [name for name in self.waiting if self.is_done(name)], set()
-
-    def is_ready(self, name: str) -> bool:
-        """Return whether the units that must end before this one have ended."""
-        return not (self.waiting.keys() - self._failed.keys()) & set(self.waiting[name].after)
-
-    # ---- claims --------------------------------------------------------------------------------------
+        """Causes of failures since this process began, empty for its own."""
+        self._lines_before = len(self._read_failures())
+        self._lost = self._list_markers()
+        """Commit markers of shards that have lost files, which do not show that these are done."""
 
     def take(self, *, is_ahead: bool = False) -> Any:
         """Claim a unit, and wait as long as others have claimed all that are left.
@@ -228,33 +233,49 @@ class _SharedUnits:
                 return self.waiting[old]
             if not self._claimed:
                 return None
-            if (holder := CLAIMS.holder(self.claim(self._claimed[0]))) != said:
-                logger.info("waiting for %s, which works on %s", holder, self._claimed[0])
+            name = self._claimed[0]
+            if (holder := CLAIMS.holder(self._claim(self.waiting[name]))) != said:
+                logger.info("waiting for %s, which works on %s", holder, name)
                 said = holder
             check_interrupted()
             time.sleep(min(1.0, lock.EXPIRY_SECONDS / 10))
             self._scan()
 
     def _scan(self) -> None:
-        done, claimed_now = self.scan()
-        for name in done:
-            self.waiting.pop(name, None)
-        for line in self._read_lines()[self._lines_before :]:
+        """Look which units are done, have failed, are claimed, and are free."""
+        names = self._list_markers()
+        done = {name.removesuffix(MARKER_SUFFIX) for name in names - self._lost}
+        for name, unit in list(self.waiting.items()):
+            if name in done or (self._markers is None and self._is_done(unit)):
+                del self.waiting[name]
+        for line in self._read_failures()[self._lines_before :]:
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._failed.setdefault(entry["unit"], f"{entry['cause']} (on {entry['host']})")
-        left = [
-            name for name in self.waiting if name not in self._failed and name not in self._held
-        ]
-        self._claimed = [name for name in left if name in claimed_now or not self.is_ready(name)]
-        self._free = deque(name for name in left if name not in set(self._claimed))
+        left = self.waiting.keys() - self._failed.keys() - self._held.keys()
+        busy = {
+            name for name in left if f".{name}{CLAIM_SUFFIX}" in names or not self._is_ready(name)
+        }
+        self._claimed = [name for name in self.waiting if name in busy]
+        free = left - busy
+        self._free = deque(name for name in self.waiting if name in free)
         self._scanned_at = time.monotonic()
 
+    def _list_markers(self) -> set[str]:
+        if self._markers is None:
+            return set()
+        return {name for name, _ in file_at(self._markers).entries()}
+
+    def _is_ready(self, name: str) -> bool:
+        """Return whether the units that must end before this one have ended."""
+        after = set(getattr(self.waiting[name], "after", ()))
+        return not after & (self.waiting.keys() - self._failed.keys())
+
     def _take(self, name: str) -> bool:
-        path = self.claim(name)
-        if not self.is_ready(name) or not CLAIMS.take(path):
+        path = self._claim(self.waiting[name])
+        if not self._is_ready(name) or not CLAIMS.take(path):
             return False
-        if self.is_done(name):  # since the shards were listed
+        if self._is_done(self.waiting[name]):  # since the scan
             CLAIMS.release(path)
             del self.waiting[name]
             return False
@@ -263,7 +284,7 @@ class _SharedUnits:
 
     def end(self, name: str, error: str = "") -> None:
         """Release the claim of a unit on which this process has worked, and note why it is not done if it is not."""
-        if error and name in self.waiting and not self.is_done(name):
+        if error and name in self.waiting and not self._is_done(self.waiting[name]):
             self._fail(name, error)
         else:
             self.waiting.pop(name, None)
@@ -274,32 +295,28 @@ class _SharedUnits:
         while self._held:
             CLAIMS.release(self._held.popitem()[1])
 
-    def remove_leftovers(self) -> None:
-        """Remove what earlier failures have left if all units are done."""
-        if not self.waiting:
-            file_at(self.failed_path).remove()
-
     # ---- failures ------------------------------------------------------------------------------------
 
     def fail_current(self, error: str) -> bool:
         """Note an error that ended the work on the claimed units; return False if others have done these."""
-        current = [name for name in self._held if name != self._ahead]
-        failed = [name for name in current if name in self.waiting and not self.is_done(name)]
+        current = self._held.keys() - {self._ahead}
+        failed = {
+            name for name in current & self.waiting.keys() if not self._is_done(self.waiting[name])
+        }
         for name in failed:
             self._fail(name, error)
         self.release()
         return bool(failed) or not current
 
     def _fail(self, name: str, cause: str) -> None:
-        self._own.add(name)
-        self._failed[name] = cause
+        self._failed[name] = ""
         entry = {"unit": name, "host": socket.gethostname(), "cause": cause}
         try:
             file_at(self.failed_path).append(json.dumps(entry).encode() + b"\n")
         except FileError as error:
             logger.warning("%s", error)
 
-    def _read_lines(self) -> list[bytes]:
+    def _read_failures(self) -> list[bytes]:
         try:
             return file_at(self.failed_path).read(MAX_EXCHANGED_BYTES).splitlines()
         except FileNotFoundError:
@@ -307,39 +324,9 @@ class _SharedUnits:
 
     def failures_of_others(self) -> dict[str, str]:
         """Return the units that have failed in other processes, each with the cause and the host."""
-        return {
-            name: self._failed[name]
-            for name in self.waiting
-            if name in self._failed and name not in self._own
-        }
+        return {name: self._failed[name] for name in self.waiting if self._failed.get(name)}
 
-
-class _SharedShards(_SharedUnits):
-    """Shards, whose commit markers and claims are in one folder."""
-
-    def __init__(self, task: SharedTask, shards: Sequence[Any], start: float) -> None:
-        self._task = task
-        self._folder: RootedPath = task.marker(shards[0]).parent
-        super().__init__({shard.name: shard for shard in shards}, self._folder.parent, start)
-        self._lost = self._folder_names() & {self._marker(name) for name in self.waiting}
-        """Commit markers of shards that have lost files, which do not show that these are done."""
-
-    def _marker(self, name: str) -> str:
-        return str(self._task.marker(self.waiting[name]).name)
-
-    def _folder_names(self) -> set[str]:
-        return {name for name, _ in file_at(self._folder).entries()}
-
-    def claim(self, name: str) -> RootedPath:
-        return self._folder / f".{name}{CLAIM_SUFFIX}"
-
-    def is_done(self, name: str) -> bool:
-        return self._task.is_done(self.waiting[name])
-
-    def scan(self) -> tuple[list[str], set[str]]:
-        names = self._folder_names()
-        done = [name for name in self.waiting if self._marker(name) in names - self._lost]
-        return done, {name for name in self.waiting if self.claim(name).name in names}
-
-    def is_ready(self, name: str) -> bool:
-        return True
+    def remove_failures(self) -> None:
+        """Remove the file of failures if all units are done."""
+        if not self.waiting:
+            file_at(self.failed_path).remove()

@@ -58,6 +58,7 @@ PASS_MARKER_SCHEMA = table_schema(
 chunks that contain it, view by view and field by field, for fields that are divided into inner chunks."""
 
 COMMITS_FOLDER = "commits"
+MARKER_SUFFIX = ".parquet"
 
 _METADATA_KEY = b"permafrost"
 _DIGEST_KEY = "content_sha256"
@@ -65,7 +66,7 @@ _DIGEST_KEY = "content_sha256"
 
 def marker_path(folder: RootedPath, shard: str) -> RootedPath:
     """Return the path of a shard's commit marker in a store or a pass."""
-    return folder / COMMITS_FOLDER / f"{shard}.parquet"
+    return folder / COMMITS_FOLDER / f"{shard}{MARKER_SUFFIX}"
 
 
 def marker_table(rows: list[dict[str, Any]]) -> pa.Table:
