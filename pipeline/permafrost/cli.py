@@ -233,7 +233,10 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
         options = (config, arguments) if VERBS[verb].swept else (config,)
         with closing(resolve_name(VERBS[verb].plan)(*options)) as plan:
             described: dict[str, str] = plan.describe_work()
-            return described
+        if verb == "precompute" and config.executor == "array" and "estimate" in VERBS:
+            measured = [*arguments, "run=", "estimate.rounds=1", "estimate.seconds=30"]
+            described["tasks"] = run_typed_command("estimate", measured).lines["tasks"]
+        return described
 
 
 def _configure(

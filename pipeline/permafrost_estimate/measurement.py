@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import resource
 from dataclasses import dataclass, replace
 from math import inf, isinf
 from pathlib import Path
@@ -337,6 +339,10 @@ def _device() -> str:
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
+_START_SECONDS, _MIN_STARTS = 10.0, 5
+"""Seconds of a task of a job array before its first shard, and the least work of one that pays, in such starts."""
+
+
 def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     """Return the values of an estimate by name. A range in parentheses is the lowest and the highest measurement."""
     lines = {
@@ -358,6 +364,8 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     lines |= {name: _work_line(work) for name, work in works.items() if work is not None}
     if estimate.teacher is not None:
         lines["decoding"] = _decoding_line(estimate.teacher, estimate.device)
+    if config.executor == "array":
+        lines["tasks"] = _tasks_line(estimate, config)
     if estimate.appended is not None:
         lines["append"] = _append_line(estimate, estimate.appended)
     if estimate.is_finished:
@@ -402,6 +410,20 @@ def _decoding_line(times: TeacherTimes, device: str) -> str:
     return (
         f"{_range(times.decoding.times(1e3))} ms of one core per record; {_number(times.cores)} cores decode for one "
         f"worker, whose teacher computes {_number(1 / times.teacher.median)} records/s{elsewhere}"
+    )
+
+
+def _tasks_line(estimate: Estimate, config: EstimateConfig) -> str:
+    """Describe how many tasks of a job array pay, and what one of them needs."""
+    works = (work for work in (estimate.packing, estimate.annotation) if work is not None)
+    seconds = sum(work.seconds.median for work in works)
+    most = max(1, min(estimate.shards, int(seconds / _START_SECONDS / _MIN_STARTS)))
+    cores = config.cluster.threads_per_actor + (estimate.teacher.cores if estimate.teacher else 0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        f"up to {most:,} pay, each with at least {_MIN_STARTS} times its start of about {_START_SECONDS:.0f} s to do, "
+        f"of {estimate.shards:,} shards of {_duration(seconds / estimate.shards)}; with {most:,} each takes "
+        f"{_duration(seconds / most + _START_SECONDS)}, {math.ceil(cores)} cores and {format_bytes(peak)} of memory"
     )
 
 

@@ -1,4 +1,4 @@
-"""Objects of a bucket: conditional writes, the lease, the cache of a node, and processes that may not use them."""
+"""Objects of a bucket: conditional writes, claims, the cache of a node, and processes that may not use them."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ from permafrost.storage import buckets, files, lock, object_cache
 from permafrost.storage.addresses import Bucket, parse_bucket
 from permafrost.storage.buckets import ReplacedError, create_object
 from permafrost.storage.files import file_at
-from permafrost.storage.lock import Lease, LockedError, folder_lock
+from permafrost.storage.lock import CLAIMS, LockedError, claim_of, folder_lock
 from permafrost.storage.object_cache import CacheError, ObjectCache
 from permafrost.storage.rooted_paths import RootedPath, rooted
 from tests.support.buckets import (
@@ -182,17 +182,17 @@ def test_a_commit_replaces_only_the_object_that_this_process_has_read(store):
     assert files.file_at(path).read() == b"three"
 
 
-# ---- lease ---------------------------------------------------------------------------------------
+# ---- claims --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def short_lease(monkeypatch):
+def short_claims(monkeypatch):
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.6)
     monkeypatch.setattr(lock, "RENEWAL_SECONDS", 0.05)
 
 
-def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_block(
-    stores, short_lease
+def test_a_second_writer_is_turned_away_by_name_and_the_claim_ends_with_the_block(
+    stores, short_claims
 ):
     with (
         folder_lock(FOLDER),
@@ -205,7 +205,7 @@ def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_bloc
     assert not file_at(FOLDER / ".lock").exists()
 
 
-def test_the_lease_of_a_process_that_died_is_taken_over(store, short_lease):
+def test_the_claim_of_a_process_that_died_is_taken_over(store, short_claims):
     create_object("s3://bucket/folder/.lock", b'{"holder": "process 1 on gone", "token": "t"}')
     started = time.monotonic()
     with folder_lock(FOLDER):
@@ -213,17 +213,16 @@ def test_the_lease_of_a_process_that_died_is_taken_over(store, short_lease):
     assert time.monotonic() - started >= lock.EXPIRY_SECONDS
 
 
-def test_a_lease_that_was_taken_over_is_not_removed_by_its_former_holder(
-    store, short_lease, monkeypatch
+def test_a_claim_that_was_taken_over_is_not_removed_by_its_former_holder(
+    store, short_claims, monkeypatch
 ):
     warnings = []
     monkeypatch.setattr(lock.logger, "warning", lambda text, *words: warnings.append(text % words))
-    lease = Lease("s3://bucket/folder/.lock")
-    assert lease.acquire() is None
+    assert CLAIMS.take(claim_of(FOLDER))
     obstore.put(store, "folder/.lock", b'{"holder": "another", "token": "other"}')
-    lease._thread.join(10)
+    wait_until(lambda: warnings)
     assert ["was taken over" in text for text in warnings] == [True]
-    lease.release()
+    CLAIMS.release(claim_of(FOLDER))
     assert b"another" in bytes(obstore.get(store, "folder/.lock").bytes())
 
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
+from posixpath import splitext
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -67,7 +68,7 @@ def photograph_of(record: Record, data: bytes) -> Photograph:
 
 def find_bursts(photographs: Sequence[Photograph]) -> list[int]:
     """Return for each photograph the row of its burst's first one."""
-    stems = [f"/{path.rpartition('.')[0]}" for path, *_ in photographs]
+    stems = [f"/{splitext(path)[0]}" for path, *_ in photographs]
     rows = sorted(range(len(stems)), key=lambda row: len(stems[row]))  # copies after originals
     firsts, places = list(range(len(stems))), dict[str, int]()
     for one, other in pairwise(sorted(rows, key=lambda row: photographs[row][1:])):
