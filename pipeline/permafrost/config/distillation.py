@@ -126,8 +126,7 @@ class DistillConfig(Options):
     command: Command = ()
     """Command that trained the student; of a student of a sweep, the sweep's."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         if self.mode != "replay":
             kind = self.method.live_views if self.mode == "live" else ""
             views = VIEWS[kind]() if kind else CanonicalViewsConfig()

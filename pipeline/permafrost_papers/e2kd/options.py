@@ -72,8 +72,8 @@ class GuidedTeachingConfig(LabelTeachingConfig):
     """Split to evaluate after every epoch for Pareto-optimal weights; null keeps the last epoch only. All
     weights that are optimal in F1 (accuracy), EPG and IoU are kept in pareto/ of the run."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         self.augment.refuse_mix(
             "teaching=guided guides explanations onto regions of one image; set teaching=labels",
             "teaching.augment",

@@ -51,8 +51,7 @@ class ComparedFeaturesOptions(EvaluatorOptions):
     """Run of another student, such as one trained on labels only; what the student has beyond it was distilled.
     In a sweep it may name a variant, whose student with the same seed is used."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         for one, given in self.pairs:
             require(
                 one != given,
@@ -116,8 +115,8 @@ class UnicamOptions(ComparedFeaturesOptions):
     reductions: tuple[Literal["cam", "hirescam"], ...] = ("cam", "hirescam")
     """Reductions of the gradient to a map; at depth 1 they are equal up to rounding."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         for name in ("depths", "reductions"):
             values = getattr(self, name)
             require(
