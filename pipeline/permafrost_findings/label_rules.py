@@ -366,19 +366,18 @@ def find_shared_groups(preview: Preview) -> Iterator[Remark]:
         return
     columns = getattr(preview.data, "group", ())
     is_of_classes = len(columns) > 1 or getattr(preview.data, "label", None) in columns
-    if is_of_classes or groups.records > MAX_SMALL_GROUP * groups.groups:
-        return
-    yield (
-        "warning",
-        f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "
-        f"{shorten(groups.examples, 3)}); if a group is a patient, a video or a burst, results on one split are partly "
-        "about pictures of another: "
-        + (
-            "correct data.split"
-            if getattr(preview.data, "split", None) or not preview.splits.startswith("drawn")
-            else "keep them whole with data.keep_groups=true"
-        ),
-    )
+    if groups.records <= MAX_SMALL_GROUP * groups.groups and not is_of_classes:
+        yield (
+            "warning",
+            f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "
+            f"{shorten(groups.examples, 3)}); if a group is a patient, a video or a burst, results on one split are "
+            "partly about pictures of another: "
+            + (
+                "correct data.split"
+                if getattr(preview.data, "split", None) or not preview.splits.startswith("drawn")
+                else "keep them whole with data.keep_groups=true"
+            ),
+        )
 
 
 def find_blank_groups(preview: Preview) -> Iterator[Remark]:
@@ -404,19 +403,16 @@ def _have_no_names(preview: Preview) -> bool:
 
 def find_label_gaps(preview: Preview) -> Iterator[Remark]:
     """Find numbers without records below the largest label."""
-    if not _have_no_names(preview):
-        return
     gaps = [label for label in range(len(preview.classes)) if not preview.has_records(label)]
-    if not gaps:
-        return
-    first = min((label for _, label in preview.counts.labeled), default=0)
-    begins = f", as they begin at {first}" if gaps == list(range(first)) else ""
-    yield (
-        "error",
-        f"labels are numbers up to {len(preview.classes) - 1}, but some have no records ({len(gaps):,}{begins}): "
-        f"{shorten([str(gap) for gap in gaps], 5)}. A network would have an output for each. Labels count from 0; list "
-        "the class names in a file and set data.classes to it",
-    )
+    if gaps and _have_no_names(preview):
+        first = min((label for _, label in preview.counts.labeled), default=0)
+        begins = f", as they begin at {first}" if gaps == list(range(first)) else ""
+        yield (
+            "error",
+            f"labels are numbers up to {len(preview.classes) - 1}, but some have no records ({len(gaps):,}{begins}): "
+            f"{shorten([str(gap) for gap in gaps], 5)}. A network would have an output for each. Labels count from 0; "
+            "list the class names in a file and set data.classes to it",
+        )
 
 
 def find_signed_labels(preview: Preview) -> Iterator[Remark]:
@@ -515,10 +511,10 @@ def find_unknown_cells(preview: Preview) -> Iterator[Remark]:
 
 def find_fractions(preview: Preview) -> Iterator[Remark]:
     """Find labels that are measurements rather than classes."""
-    names = preview.classes
-    if not names or not all(map(_NUMBER.fullmatch, names)):
-        return
-    fractions = [name for name in names if float(name.replace(",", ".")) % 1]
+    all_numbers = all(map(_NUMBER.fullmatch, preview.classes))
+    fractions = [
+        name for name in preview.classes if all_numbers and float(name.replace(",", ".")) % 1
+    ]
     if fractions:
         yield (
             "error",
