@@ -43,7 +43,7 @@ from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
 from permafrost.store.frames import ShardFrames
-from permafrost.store.image_decoding import picture_suffix
+from permafrost.store.image_decoding import picture_suffix, png_of
 from permafrost.store.manifest import PassManifest, check_files
 from permafrost.store.projections import open_projection
 from permafrost.store.reader import Store, TeacherPass
@@ -336,9 +336,7 @@ def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:
             from PIL import Image
 
             frame = ShardFrames(store, shard.entry, np.array([row])).read(0, 1).frames[0]
-            file = io.BytesIO()
-            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file, "png")
-            suffix, data = "png", file.getvalue()
+            suffix, data = "png", png_of(Image.fromarray(frame.permute(1, 2, 0).numpy()))
         yield suffix, data
 
 

@@ -147,17 +147,15 @@ class CRDConfig(FeatureKDConfig):
     """Momentum of each record's stored embedding: the weight of the old value when the record is visited again."""
 
     def check(self, setting: MethodSetting) -> None:
-        if self.lambda_crd == 0:
-            return
-        per_step = setting.views.per_step
-        require(
-            per_step == 1,
-            f"method=crd keeps one embedding per record, and views.per_step={per_step} puts each record several "
-            "times into a batch; set views.per_step=1",
-        )
-        setting.augment.refuse_mix(
-            "method=crd keeps one embedding per record, and a mixed image has two: set method=kd"
-        )
+        if self.lambda_crd > 0:
+            require(
+                setting.views.per_step == 1,
+                f"method=crd keeps one embedding per record, and views.per_step={setting.views.per_step} puts each "
+                "record several times into a batch; set views.per_step=1",
+            )
+            setting.augment.refuse_mix(
+                "method=crd keeps one embedding per record, and a mixed image has two: set method=kd"
+            )
 
 
 # ---- data ----------------------------------------------------------------------------------------
