@@ -21,6 +21,7 @@ import permafrost
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.sections import section_names, section_of
 from permafrost.models.providers import build_model
+from permafrost_papers.unicam.options import UnicamOptions
 from permafrost_papers.unicam.residual_maps import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_arguments
 from tests.support.image_sets import write_images
@@ -298,7 +299,8 @@ def test_class_embeddings_are_written_as_the_page_says(frozen, tmp_path, monkeyp
     exec(code, {})
 
     classes = frozen.store.manifest.classes
-    embeddings = load_class_embeddings("unicam", str(tmp_path / "names.npy"), len(classes))
+    options = UnicamOptions(embeddings=str(tmp_path / "names.npy"))
+    embeddings = load_class_embeddings(options, len(classes))
     assert embeddings[:, 0].tolist() == [len(name) for name in classes]
 
 

@@ -64,6 +64,12 @@ class ComparedFeaturesOptions(EvaluatorOptions):
         )
 
 
+def compared_networks(options: ComparedFeaturesOptions) -> list[str]:
+    """Return the networks that the pairs name, each once."""
+    pairs = wanted_pairs(options.pairs, options.baseline)
+    return list(dict.fromkeys(name for pair in pairs for name in pair))
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistanceCorrelationOptions(ComparedFeaturesOptions):
     """Distilled and residual features (UniCAM): FSS and RS by layer, on a fixed set of records."""
