@@ -454,18 +454,17 @@ def _table_of(
         columns["image"] = pa.array(images, kind)
         features["image"] = {"_type": "Image"}
     for spec in shared.manifest.fields:
-        if spec.name.endswith("_scale"):
-            continue
-        values = decode_scaled(shard.values[spec.name], shard.values.get(f"{spec.name}_scale"))
-        flat = values.reshape(len(values), -1)
-        columns[spec.name] = pa.FixedSizeListArray.from_arrays(
-            pa.array(flat.ravel()), flat.shape[1]
-        )
-        features[spec.name] = {
-            "feature": _value(flat.dtype.name),
-            "length": flat.shape[1],
-            "_type": "Sequence",
-        }
+        if not spec.name.endswith("_scale"):
+            values = decode_scaled(shard.values[spec.name], shard.values.get(f"{spec.name}_scale"))
+            flat = values.reshape(len(values), -1)
+            columns[spec.name] = pa.FixedSizeListArray.from_arrays(
+                pa.array(flat.ravel()), flat.shape[1]
+            )
+            features[spec.name] = {
+                "feature": _value(flat.dtype.name),
+                "length": flat.shape[1],
+                "_type": "Sequence",
+            }
     described = json.dumps({"info": {"features": features}})
     return pa.table(columns).replace_schema_metadata({"huggingface": described})
 

@@ -162,9 +162,10 @@ class TargetReader(ABC):
 
 
 class FileReader(TargetReader):
-    """Base of readers of torch files, one of each record."""
+    """Base of readers of torch files, one of each record, whose tools do not turn photographs."""
 
     suffix: ClassVar[str]
+    turns_photographs = False
 
     def files(self) -> Iterator[Path]:
         return walk(self.path, self.suffix)

@@ -249,9 +249,8 @@ def find_traits_of_classes(preview: Preview) -> Iterator[Remark]:
             by_trait[trait][preview.classes[label]][value] += count
     for trait, counts in by_trait.items():
         telling = _telling_values(counts)
-        if trait == "size" and len(telling) < len(counts):  # photographs of one camera, for example
-            continue
-        if telling:
+        is_of_some = trait == "size" and len(telling) < len(counts)  # photographs of one camera
+        if telling and not is_of_some:
             text = ", ".join(
                 f"{quote(name)} is {printable(value)}"
                 for name, value in list(telling.items())[:_NAMED]
