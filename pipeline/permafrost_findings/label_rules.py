@@ -64,8 +64,7 @@ _FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
 
 def find_empty_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes without images or records."""
-    empty = preview.tally[EMPTY_FOLDERS]
-    if empty:
+    if empty := preview.tally[EMPTY_FOLDERS]:
         yield (
             "warning",
             "class folders without images are left out "
@@ -313,8 +312,7 @@ def find_classes_like_splits(preview: Preview) -> Iterator[Remark]:
     """Find classes that are named like splits."""
     tokens = defaultdict(set)
     for name in preview.classes:
-        match = _SPLIT_WORD.search(name.lower())
-        if match is not None:
+        if (match := _SPLIT_WORD.search(name.lower())) is not None:
             tokens[name.lower().replace(match[0], "", 1).strip(" _.-")].add(match[0])
     if any(len(words) > 1 for words in tokens.values()):
         names = [name for name in preview.classes if _SPLIT_WORD.search(name.lower())]
@@ -525,8 +523,7 @@ def find_fractions(preview: Preview) -> Iterator[Remark]:
 
 def find_json_next_to_cls(preview: Preview) -> Iterator[Remark]:
     """Find .json members that were passed over because the record has a .cls."""
-    items = preview.tally[IGNORED_JSON]
-    if items:
+    if items := preview.tally[IGNORED_JSON]:
         yield (
             "warning",
             "a .json next to a .cls was skipped, because it has no boxes, labels and group of the form that is "
@@ -587,8 +584,7 @@ def find_flag_column(preview: Preview) -> Iterator[Remark]:
 
 def find_boxes_of_other_labels(preview: Preview) -> Iterator[Remark]:
     """Find boxes of classes that their records do not have, or of which that is unknown."""
-    number = preview.counts.others["boxes of other labels"]
-    if number:
+    if number := preview.counts.others["boxes of other labels"]:
         yield (
             "warning",
             f"records have boxes of classes that they do not have, or of which that is unknown ({number:,}); EPG and "
