@@ -177,8 +177,10 @@ def _compare(
         "largest_difference": float(differences.max()),
     }
     if facts["labels"] == "one" and (known := known_mask(labels)).any():
-        for name, classes in zip(outputs, predicted, strict=True):
-            values[f"accuracy_{name}"] = float((classes == labels)[known].double().mean())
+        values |= {
+            f"accuracy_{name}": float((classes == labels)[known].double().mean())
+            for name, classes in zip(outputs, predicted, strict=True)
+        }
     return values
 
 

@@ -293,15 +293,13 @@ def test_class_embeddings_are_written_as_the_page_says(frozen, tmp_path, monkeyp
     library.AutoTokenizer = SimpleNamespace(from_pretrained=lambda _: tokenizer)
     library.AutoModel = SimpleNamespace(from_pretrained=lambda _: Encoder())
     monkeypatch.setitem(sys.modules, "transformers", library)
-    code = block.code.replace("stores/unicam_cifar10", str(frozen.store.path))
-    code = code.replace("data/cifar10_names.npy", str(tmp_path / "names.npy"))
-
-    exec(code, {})
-
-    classes = frozen.store.manifest.classes
     options = UnicamOptions(embeddings=str(tmp_path / "names.npy"))
-    embeddings = load_class_embeddings(options, len(classes))
-    assert embeddings[:, 0].tolist() == [len(name) for name in classes]
+    code = block.code.replace("stores/unicam_cifar10", str(frozen.store.path))
+
+    exec(code.replace("data/cifar10_names.npy", options.embeddings), {})
+
+    lengths = [len(name) for name in frozen.store.manifest.classes]
+    assert load_class_embeddings(options, len(lengths))[:, 0].tolist() == lengths
 
 
 @for_each(

@@ -55,7 +55,7 @@ from permafrost_papers.unicam.options import (
     compared_networks,
     wanted_pairs,
 )
-from permafrost_papers.unicam.residual_maps import check_files, load_class_embeddings, student_of
+from permafrost_papers.unicam.residual_maps import check_compared, load_class_embeddings, student_of
 from permafrost_papers.unicam.teacher_artifact import teacher_artifact
 
 Form = Literal["plain", "unit"]
@@ -171,7 +171,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
         _artifact(context, _probes(context), form).exists for form in _forms(options)
     ):
         context.networks.check_teacher(NAME)
-    files = check_files(context, options)
+    files = check_compared(context, options)
     if options.layers:
         others = teacher_layers(context, _probes(context), _forms(options)[0])
         check_layers(f"evaluate.{NAME}.layers", options.layers, layer_names(context.model), others)

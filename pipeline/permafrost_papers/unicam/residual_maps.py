@@ -92,7 +92,7 @@ def load_class_embeddings(options: ComparedFeaturesOptions, num_classes: int) ->
     return torch.from_numpy(values.astype(np.float64))
 
 
-def check_files(context: EvaluationContext, options: ComparedFeaturesOptions) -> dict[str, str]:
+def check_compared(context: EvaluationContext, options: ComparedFeaturesOptions) -> dict[str, str]:
     """Check the baseline and the class embeddings, and return the SHA-256 of their files by path."""
     files: dict[str, str] = {}
     if options.baseline is not None:
@@ -142,7 +142,7 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
     ):
         context.networks.check_teacher(NAME)
         check_depths(option, context.networks.teacher, options.depths, "the teacher")
-    files = check_files(context, options)
+    files = check_compared(context, options)
     if options.baseline is not None:
         baseline = context.networks.student(options.baseline)
         check_depths(option, baseline, options.depths, "the baseline")
