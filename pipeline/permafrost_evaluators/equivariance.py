@@ -20,7 +20,7 @@ from torch import Tensor
 
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.config.augment import AnyOperation, AugmentOptions, MixConfig
-from permafrost.core.batches import Batch, MixedMapTargets, top_class
+from permafrost.core.batches import Batch, MixedMapTargets, StoredTargets, top_class
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.evaluation.context import EvaluationContext
@@ -226,7 +226,9 @@ def compare_mixtures(
         output = forward_to_explain(model.network, view_images(batch, model.input_size))
         grid = (output.features.shape[-2], output.features.shape[-1])
         request = TargetRequest(grid, with_maps=explainer is not None)
-        compared = tuple(replace(each, intermediates={}, scales={}) for each in batch.targets)
+        compared: tuple[StoredTargets, ...] = tuple(
+            replace(each, intermediates={}, scales={}) for each in batch.targets
+        )
         (stored, *_) = view_targets(replace(batch, targets=compared), request)
         paired = mixture.partners != torch.arange(len(mixture.partners), device=model.device)
         shares = mixture.shares
