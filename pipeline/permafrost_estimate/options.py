@@ -51,8 +51,7 @@ class EstimateOptions(Options):
     workers: tuple[int, ...] = (1, 4, 16)
     """Numbers of workers for which hours are printed. A worker is an actor on a machine like this one."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             len(self.workers) > 0 and min(self.workers) >= 1,
             f"estimate.workers={list(self.workers)} must list at least one number, each >= 1, as in "

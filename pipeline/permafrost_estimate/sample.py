@@ -164,15 +164,14 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
 
 
 def _check_same_data(config: EstimateConfig, store: Store) -> None:
-    if isinstance(config.data, NoDataConfig):
-        return
-    name, stored = build_source(config.data).name, store.manifest.dataset.name
-    require(
-        name == stored,
-        f"store.path={config.store.path} holds a finished store of {stored}, but data={config.data.kind}; leave "
-        "out data= to estimate for its own records, or choose another store.path",
-        StoreMismatchError,
-    )
+    if not isinstance(config.data, NoDataConfig):
+        name, stored = build_source(config.data).name, store.manifest.dataset.name
+        require(
+            name == stored,
+            f"store.path={config.store.path} holds a finished store of {stored}, but data={config.data.kind}; leave "
+            "out data= to estimate for its own records, or choose another store.path",
+            StoreMismatchError,
+        )
 
 
 def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:

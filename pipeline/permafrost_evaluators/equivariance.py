@@ -226,7 +226,10 @@ def compare_mixtures(
         output = forward_to_explain(model.network, view_images(batch, model.input_size))
         grid = (output.features.shape[-2], output.features.shape[-1])
         request = TargetRequest(grid, with_maps=explainer is not None)
-        (stored, *_) = view_targets(replace(batch, targets=_without_fields(batch)), request)
+        compared: tuple[StoredTargets, ...] = tuple(
+            replace(each, intermediates={}, scales={}) for each in batch.targets
+        )
+        (stored, *_) = view_targets(replace(batch, targets=compared), request)
         paired = mixture.partners != torch.arange(len(mixture.partners), device=model.device)
         shares = mixture.shares
         if isinstance(stored.logits, Tensor):
@@ -248,11 +251,6 @@ def compare_mixtures(
             counted = counted & paired[:, None]
             values.setdefault("mix_cosine", []).append((by_class[counted], cosine[counted]))
     return {metric: _means_of_shares(name, parts) for metric, parts in values.items()}
-
-
-def _without_fields(batch: Batch) -> tuple[StoredTargets, ...]:
-    """Return a batch's targets with logits and maps alone."""
-    return tuple(replace(targets, intermediates={}, scales={}) for targets in batch.targets)
 
 
 def _compare_maps(

@@ -60,8 +60,7 @@ class KNNOptions(FeatureProbeOptions):
     tau: Annotated[float, Gt(0)] = 0.07
     """Temperature of a neighbor's vote exp(cosine / tau)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             len(self.k) > 0 and min(self.k) >= 1 and len(set(self.k)) == len(self.k),
             f"evaluate.knn.k must list numbers of at least 1, each once, got {list(self.k)}",
@@ -80,8 +79,7 @@ class LinearProbeOptions(FeatureProbeOptions):
     """Weights of the squared norm, of which the best on a fifth of the training records is used. Features have
     variance 1."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             len(self.l2) > 0 and min(self.l2) > 0,
             f"evaluate.linear_probe.l2 must list numbers above 0, got {list(self.l2)}",

@@ -41,8 +41,7 @@ class TargetFormatConfig(Options):
     """Storage dtype of maps and features, relative to their largest value. Logits and embeddings keep the precision of
     the files: float16, or float32 for all others."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.join is None or self.join in self.joins,
             f"format.join={self.join} is not possible with format={self.kind}, whose targets are named by "

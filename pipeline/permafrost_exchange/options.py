@@ -63,8 +63,7 @@ class IngestConfig(Options):
     executor: ExecutorName = "auto"
     """Executor of the work, as in precompute."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         if self.name is not None:
             require_name("name", self.name, may_have_folders=True)
 

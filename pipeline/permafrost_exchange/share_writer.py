@@ -43,7 +43,7 @@ from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
 from permafrost.store.frames import ShardFrames
-from permafrost.store.image_decoding import picture_suffix
+from permafrost.store.image_decoding import picture_suffix, png_of
 from permafrost.store.manifest import PassManifest, check_files
 from permafrost.store.projections import open_projection
 from permafrost.store.reader import Store, TeacherPass
@@ -336,9 +336,7 @@ def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:
             from PIL import Image
 
             frame = ShardFrames(store, shard.entry, np.array([row])).read(0, 1).frames[0]
-            file = io.BytesIO()
-            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file, "png")
-            suffix, data = "png", file.getvalue()
+            suffix, data = "png", png_of(Image.fromarray(frame.permute(1, 2, 0).numpy()))
         yield suffix, data
 
 
@@ -456,18 +454,17 @@ def _table_of(
         columns["image"] = pa.array(images, kind)
         features["image"] = {"_type": "Image"}
     for spec in shared.manifest.fields:
-        if spec.name.endswith("_scale"):
-            continue
-        values = decode_scaled(shard.values[spec.name], shard.values.get(f"{spec.name}_scale"))
-        flat = values.reshape(len(values), -1)
-        columns[spec.name] = pa.FixedSizeListArray.from_arrays(
-            pa.array(flat.ravel()), flat.shape[1]
-        )
-        features[spec.name] = {
-            "feature": _value(flat.dtype.name),
-            "length": flat.shape[1],
-            "_type": "Sequence",
-        }
+        if not spec.name.endswith("_scale"):
+            values = decode_scaled(shard.values[spec.name], shard.values.get(f"{spec.name}_scale"))
+            flat = values.reshape(len(values), -1)
+            columns[spec.name] = pa.FixedSizeListArray.from_arrays(
+                pa.array(flat.ravel()), flat.shape[1]
+            )
+            features[spec.name] = {
+                "feature": _value(flat.dtype.name),
+                "length": flat.shape[1],
+                "_type": "Sequence",
+            }
     described = json.dumps({"info": {"features": features}})
     return pa.table(columns).replace_schema_metadata({"huggingface": described})
 

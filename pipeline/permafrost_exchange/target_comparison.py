@@ -308,9 +308,10 @@ def _distances(facts: TargetFacts, stored: Values, teacher: Values) -> dict[str,
         outputs = StoredOutputs.of(stored, facts.temperatures)
         logits = teacher["logits"][:, 0]
         distances = {"top1": logits.argmax(axis=1) == outputs.top, "kl": outputs.divergence(logits)}
-    for spec, one, other, _ in _fields_of_both(facts, stored, teacher):
-        distances[spec.name] = centered_cosines(one, other)
-    return distances
+    return distances | {
+        spec.name: centered_cosines(one, other)
+        for spec, one, other, _ in _fields_of_both(facts, stored, teacher)
+    }
 
 
 def _fields_of_both(

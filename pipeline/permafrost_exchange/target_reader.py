@@ -16,8 +16,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ Arrays = dict[str, "NDArray[Any]"]
 """Decoded values by what they are, [n, V, ...] each: `logits`, `probabilities`, `top_logits` with `top_class` and
 `rest_logits`, `pooled`, `map` with `target_class`, `class_maps`, `attention_<stage>`, `features_<stage>`,
 `features_pooled`, `canonical_from_view`, `pixel_values`."""
+Item = TypeVar("Item")
 NAMES_AT_ONCE = 65_536
 MAX_TARGET_BYTES = 2**27
 """Largest size of the file of one record, 128 MB."""
@@ -160,9 +162,10 @@ class TargetReader(ABC):
 
 
 class FileReader(TargetReader):
-    """Base of readers of torch files, one of each record."""
+    """Base of readers of torch files, one of each record, whose tools do not turn photographs."""
 
     suffix: ClassVar[str]
+    turns_photographs = False
 
     def files(self) -> Iterator[Path]:
         return walk(self.path, self.suffix)
@@ -305,15 +308,9 @@ def walk(folder: Path, suffix: str) -> Iterator[Path]:
     )
 
 
-def parts_of(names: Iterator[str]) -> Iterator[Sequence[str]]:
+def parts_of(names: Iterator[Item]) -> Iterator[Sequence[Item]]:
     """Divide names into parts of NAMES_AT_ONCE."""
-    part: list[str] = []
-    for name in names:
-        part.append(name)
-        if len(part) == NAMES_AT_ONCE:
-            yield part
-            part = []
-    if part:
+    while part := list(islice(names, NAMES_AT_ONCE)):
         yield part
 
 

@@ -40,8 +40,7 @@ class ExportOptions(Options):
     """Also write student.int8.onnx: weights and activations in 8 bits, calibrated on frames of the student's training
     split; needs export.input_size=fixed."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(len(self.formats) > 0, "export.formats is empty; name onnx, torch or both")
         require(
             not self.int8

@@ -61,9 +61,7 @@ class _Program(nn.Module):
         """Return the output for the network's inputs: logits f32 [B, K], or pooled features f32 [B, d]."""
         if self.output == "logits":
             return self.network(inputs).logits
-        pooled = self.network(inputs, Intermediates(pooled=True)).pooled
-        assert pooled is not None
-        return pooled
+        return self.network(inputs, Intermediates(pooled=True)).require("pooled")
 
 
 class ImageProgram(_Program):

@@ -155,11 +155,12 @@ def _compare(
     """
     splits = [name for name, records in store.manifest.records.items() if records]
     split = max(splits, key=lambda name: (name == "test", name != trained.split))
-    rows: list[tuple[Tensor, ...]] = []
     with torch.no_grad():
-        for images, records, truths in _evaluated_images(store, trained, split, most):
-            for image, row, label in zip(images[:, None], records, truths[:, None], strict=True):
-                rows.append((label, *(output(image, row) for output in outputs.values())))
+        rows = [
+            (label, *(output(image, row) for output in outputs.values()))
+            for images, records, truths in _evaluated_images(store, trained, split, most)
+            for image, row, label in zip(images[:, None], records, truths[:, None], strict=True)
+        ]
     labels, one, other = map(torch.cat, zip(*rows, strict=True))
     limits = torch.logit(torch.tensor(facts.get("thresholds", 0.5)))
     predicted = [
@@ -176,8 +177,10 @@ def _compare(
         "largest_difference": float(differences.max()),
     }
     if facts["labels"] == "one" and (known := known_mask(labels)).any():
-        for name, classes in zip(outputs, predicted, strict=True):
-            values[f"accuracy_{name}"] = float((classes == labels)[known].double().mean())
+        values |= {
+            f"accuracy_{name}": float((classes == labels)[known].double().mean())
+            for name, classes in zip(outputs, predicted, strict=True)
+        }
     return values
 
 

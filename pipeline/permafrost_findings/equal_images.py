@@ -285,15 +285,15 @@ def _have_equal_pixels(store: Store, *rows: int) -> bool:
 def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are in two splits."""
     pairs = equal.differ(_splits_of(equal.store, equal.rows))
-    if not pairs.num_images:
-        return
-    yield (
-        "warning"
-        if pairs.num_images > MIN_EQUAL_SHARE * _smallest_split(equal.store, pairs)
-        else "note",
-        f"images are in more than one split, with equal pixels ({pairs.num_images:,}; "
-        f"{_examples(equal.store, pairs)}), so that a result on one split is partly about images of another; {_REMEDY}",
-    )
+    if pairs.num_images:
+        yield (
+            "warning"
+            if pairs.num_images > MIN_EQUAL_SHARE * _smallest_split(equal.store, pairs)
+            else "note",
+            f"images are in more than one split, with equal pixels ({pairs.num_images:,}; "
+            f"{_examples(equal.store, pairs)}), so that a result on one split is partly about images of another; "
+            f"{_REMEDY}",
+        )
 
 
 def _smallest_split(store: Store, pairs: Pairs) -> int:
@@ -307,13 +307,12 @@ def _smallest_split(store: Store, pairs: Pairs) -> int:
 def find_similar_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images of a split that look like those of another one."""
     count = equal.similar.num_images
-    if count < _NAMED or count < MIN_SIMILAR_SHARE * _smallest_split(equal.store, equal.similar):
-        return
-    yield (
-        "warning",
-        f"images of different splits look alike ({count:,} pairs; {_examples(equal.store, equal.similar)}), as copies "
-        f"at another size or quality do, and frames of one video; {_REMEDY}",
-    )
+    if count >= _NAMED and count >= MIN_SIMILAR_SHARE * _smallest_split(equal.store, equal.similar):
+        yield (
+            "warning",
+            f"images of different splits look alike ({count:,} pairs; {_examples(equal.store, equal.similar)}), as "
+            f"copies at another size or quality do, and frames of one video; {_REMEDY}",
+        )
 
 
 def find_equal_in_classes(equal: EqualImages) -> Iterator[Remark]:
@@ -323,29 +322,27 @@ def find_equal_in_classes(equal: EqualImages) -> Iterator[Remark]:
         return
     labels = index.values("label", equal.rows)
     pairs = equal.differ(labels, labels != NO_LABEL)
-    if not pairs.num_images:
-        return
-    classes = equal.store.manifest.classes
-    examples = _examples(
-        equal.store, pairs, lambda row: quote(classes[index.values("label", row)[0]])
-    )
-    yield (
-        "warning" if pairs.num_images > MIN_EQUAL_SHARE * index.num_rows else "note",
-        f"images have several classes, with equal pixels ({pairs.num_images:,}; {examples}), of which one record has "
-        "one; correct the labels, or list all classes of an image in one record (data.labels)",
-    )
+    if pairs.num_images:
+        classes = equal.store.manifest.classes
+        examples = _examples(
+            equal.store, pairs, lambda row: quote(classes[index.values("label", row)[0]])
+        )
+        yield (
+            "warning" if pairs.num_images > MIN_EQUAL_SHARE * index.num_rows else "note",
+            f"images have several classes, with equal pixels ({pairs.num_images:,}; {examples}), of which one record "
+            "has one; correct the labels, or list all classes of an image in one record (data.labels)",
+        )
 
 
 def find_copies(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are stored several times, if there are many."""
     copies, total = equal.num_copies, equal.store.index.num_rows
-    if copies < MIN_COPIES_SHARE * total or copies < _NAMED:
-        return
-    yield (
-        "warning" if copies >= MOSTLY_COPIES_SHARE * total else "note",
-        f"records are copies of others, with equal pixels ({copies:,} of {total:,}; "
-        f"{_examples(equal.store, equal.differ(equal.rows))}), so that counts of records are not counts of images",
-    )
+    if copies >= max(_NAMED, MIN_COPIES_SHARE * total):
+        yield (
+            "warning" if copies >= MOSTLY_COPIES_SHARE * total else "note",
+            f"records are copies of others, with equal pixels ({copies:,} of {total:,}; "
+            f"{_examples(equal.store, equal.differ(equal.rows))}), so that counts of records are not counts of images",
+        )
 
 
 EQUAL_IMAGES: dict[str, Callable[[EqualImages], Iterator[Remark]]] = {

@@ -180,8 +180,7 @@ def find_other_things(preview: Preview) -> Iterator[Remark]:
             f"the folders {shorten(folders, 5)} are next to class folders and were therefore taken as classes; move "
             "them away, or choose classes with data.only_classes",
         )
-    companions = preview.tally[COMPANIONS]
-    if companions:
+    if companions := preview.tally[COMPANIONS]:
         word, (_, example) = next(iter(companions.items()))
         yield (
             "error",
@@ -197,8 +196,7 @@ def _plain(name: str) -> str:
 
 def find_same_names(preview: Preview) -> Iterator[Remark]:
     """Find images that differ from another one in their suffix only."""
-    same = preview.tally[SAME_STEMS]
-    if same:
+    if same := preview.tally[SAME_STEMS]:
         _, example = next(iter(same.values()))
         yield (
             "warning",
@@ -226,8 +224,7 @@ def find_members_left_out(preview: Preview) -> Iterator[Remark]:
 
 def find_files_left_out(preview: Preview) -> Iterator[Remark]:
     """Find files that are not images, are hidden, or were left by a program."""
-    folders = preview.tally[OTHER_FOLDERS]
-    if folders:
+    if folders := preview.tally[OTHER_FOLDERS]:
         first, (_, example) = next(iter(folders.items()))
         yield (
             "warning",
@@ -235,8 +232,7 @@ def find_files_left_out(preview: Preview) -> Iterator[Remark]:
             f"{describe_items(folders)}; "
             f"name all folders: 'data.path=<folder>/{{.,{first}}}/*.{example.rpartition('.')[2]}'",
         )
-    parts = preview.tally[ABSENT_PARTS]
-    if parts:
+    if parts := preview.tally[ABSENT_PARTS]:
         yield (
             "warning",
             f"the files that are read are only a part of the data, as their names say: {next(iter(parts))} is absent"
@@ -315,8 +311,7 @@ def find_damaged_files(preview: Preview) -> Iterator[Remark]:
 
 def find_split_spellings(preview: Preview) -> Iterator[Remark]:
     """Find splits that were recognized by another spelling."""
-    spellings = preview.tally[SPELLED_SPLITS]
-    if spellings:
+    if spellings := preview.tally[SPELLED_SPLITS]:
         text = ", ".join(
             f"{name} is split {split}" for name, (_, split) in list(spellings.items())[:5]
         )

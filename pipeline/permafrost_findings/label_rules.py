@@ -64,8 +64,7 @@ _FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
 
 def find_empty_classes(preview: Preview) -> Iterator[Remark]:
     """Find classes without images or records."""
-    empty = preview.tally[EMPTY_FOLDERS]
-    if empty:
+    if empty := preview.tally[EMPTY_FOLDERS]:
         yield (
             "warning",
             "class folders without images are left out "
@@ -313,8 +312,7 @@ def find_classes_like_splits(preview: Preview) -> Iterator[Remark]:
     """Find classes that are named like splits."""
     tokens = defaultdict(set)
     for name in preview.classes:
-        match = _SPLIT_WORD.search(name.lower())
-        if match is not None:
+        if (match := _SPLIT_WORD.search(name.lower())) is not None:
             tokens[name.lower().replace(match[0], "", 1).strip(" _.-")].add(match[0])
     if any(len(words) > 1 for words in tokens.values()):
         names = [name for name in preview.classes if _SPLIT_WORD.search(name.lower())]
@@ -366,19 +364,18 @@ def find_shared_groups(preview: Preview) -> Iterator[Remark]:
         return
     columns = getattr(preview.data, "group", ())
     is_of_classes = len(columns) > 1 or getattr(preview.data, "label", None) in columns
-    if is_of_classes or groups.records > MAX_SMALL_GROUP * groups.groups:
-        return
-    yield (
-        "warning",
-        f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "
-        f"{shorten(groups.examples, 3)}); if a group is a patient, a video or a burst, results on one split are partly "
-        "about pictures of another: "
-        + (
-            "correct data.split"
-            if getattr(preview.data, "split", None) or not preview.splits.startswith("drawn")
-            else "keep them whole with data.keep_groups=true"
-        ),
-    )
+    if groups.records <= MAX_SMALL_GROUP * groups.groups and not is_of_classes:
+        yield (
+            "warning",
+            f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "
+            f"{shorten(groups.examples, 3)}); if a group is a patient, a video or a burst, results on one split are "
+            "partly about pictures of another: "
+            + (
+                "correct data.split"
+                if getattr(preview.data, "split", None) or not preview.splits.startswith("drawn")
+                else "keep them whole with data.keep_groups=true"
+            ),
+        )
 
 
 def find_blank_groups(preview: Preview) -> Iterator[Remark]:
@@ -404,19 +401,16 @@ def _have_no_names(preview: Preview) -> bool:
 
 def find_label_gaps(preview: Preview) -> Iterator[Remark]:
     """Find numbers without records below the largest label."""
-    if not _have_no_names(preview):
-        return
     gaps = [label for label in range(len(preview.classes)) if not preview.has_records(label)]
-    if not gaps:
-        return
-    first = min((label for _, label in preview.counts.labeled), default=0)
-    begins = f", as they begin at {first}" if gaps == list(range(first)) else ""
-    yield (
-        "error",
-        f"labels are numbers up to {len(preview.classes) - 1}, but some have no records ({len(gaps):,}{begins}): "
-        f"{shorten([str(gap) for gap in gaps], 5)}. A network would have an output for each. Labels count from 0; list "
-        "the class names in a file and set data.classes to it",
-    )
+    if gaps and _have_no_names(preview):
+        first = min((label for _, label in preview.counts.labeled), default=0)
+        begins = f", as they begin at {first}" if gaps == list(range(first)) else ""
+        yield (
+            "error",
+            f"labels are numbers up to {len(preview.classes) - 1}, but some have no records ({len(gaps):,}{begins}): "
+            f"{shorten([str(gap) for gap in gaps], 5)}. A network would have an output for each. Labels count from 0; "
+            "list the class names in a file and set data.classes to it",
+        )
 
 
 def find_signed_labels(preview: Preview) -> Iterator[Remark]:
@@ -515,10 +509,10 @@ def find_unknown_cells(preview: Preview) -> Iterator[Remark]:
 
 def find_fractions(preview: Preview) -> Iterator[Remark]:
     """Find labels that are measurements rather than classes."""
-    names = preview.classes
-    if not names or not all(map(_NUMBER.fullmatch, names)):
-        return
-    fractions = [name for name in names if float(name.replace(",", ".")) % 1]
+    all_numbers = all(map(_NUMBER.fullmatch, preview.classes))
+    fractions = [
+        name for name in preview.classes if all_numbers and float(name.replace(",", ".")) % 1
+    ]
     if fractions:
         yield (
             "error",
@@ -529,8 +523,7 @@ def find_fractions(preview: Preview) -> Iterator[Remark]:
 
 def find_json_next_to_cls(preview: Preview) -> Iterator[Remark]:
     """Find .json members that were passed over because the record has a .cls."""
-    items = preview.tally[IGNORED_JSON]
-    if items:
+    if items := preview.tally[IGNORED_JSON]:
         yield (
             "warning",
             "a .json next to a .cls was skipped, because it has no boxes, labels and group of the form that is "
@@ -591,8 +584,7 @@ def find_flag_column(preview: Preview) -> Iterator[Remark]:
 
 def find_boxes_of_other_labels(preview: Preview) -> Iterator[Remark]:
     """Find boxes of classes that their records do not have, or of which that is unknown."""
-    number = preview.counts.others["boxes of other labels"]
-    if number:
+    if number := preview.counts.others["boxes of other labels"]:
         yield (
             "warning",
             f"records have boxes of classes that they do not have, or of which that is unknown ({number:,}); EPG and "

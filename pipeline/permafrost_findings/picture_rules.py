@@ -59,14 +59,13 @@ def find_blank_images(preview: Preview) -> Iterator[Remark]:
 def find_dim_images(preview: Preview) -> Iterator[Remark]:
     """Find images of 8 bits that are nearly black, as label maps are."""
     sample = preview.sample
-    if sample is None or sample.dim < max(MIN_TRAIT_FILES, MIN_SHARE_OF_MOST * sample.decoded):
-        return
-    yield (
-        "warning",
-        f"images of 8 bits are nearly black ({sample.dim:,} of {sample.decoded:,} that were decoded have no value "
-        "above 31), as maps of class numbers are; if they are masks, list images and masks in a table "
-        "(data=image_table data.mask=...), and if they are pictures, scale their values",
-    )
+    if sample and sample.dim >= max(MIN_TRAIT_FILES, MIN_SHARE_OF_MOST * sample.decoded):
+        yield (
+            "warning",
+            f"images of 8 bits are nearly black ({sample.dim:,} of {sample.decoded:,} that were decoded have no value "
+            "above 31), as maps of class numbers are; if they are masks, list images and masks in a table "
+            "(data=image_table data.mask=...), and if they are pictures, scale their values",
+        )
 
 
 def find_dropped_channels(preview: Preview) -> Iterator[Remark]:
@@ -142,13 +141,8 @@ def find_dark_images(preview: Preview) -> Iterator[Remark]:
 def find_turned_regions(preview: Preview) -> Iterator[Remark]:
     """Find boxes and masks of images that EXIF turns."""
     sample = preview.sample
-    if (
-        sample is None
-        or not sample.kinds["turned with regions"]
-        or not isinstance(preview.data, ImageFileDataConfig)
-    ):
-        return
-    if preview.data.boxes_of == "upright":
+    is_upright = getattr(preview.data, "boxes_of", "") == "upright"
+    if sample and sample.kinds["turned with regions"] and is_upright:
         yield (
             "warning",
             f"images with boxes or masks ({sample.kinds['turned with regions']:,}) are turned by their EXIF "
@@ -160,29 +154,29 @@ def find_turned_regions(preview: Preview) -> Iterator[Remark]:
 def find_regions_outside(preview: Preview) -> Iterator[Remark]:
     """Find boxes and masks that do not fit their images."""
     sample = preview.sample
-    if sample is None or not sample.num_regions:
-        return
-    examples = list(sample.regions.items())[:_NAMED]
-    text = "; ".join(f"{quote(name, 200)[1:-1]}: {reason}" for name, reason in examples)
-    yield (
-        "warning" if getattr(preview.data, "on_error", "") == "skip" else "error",
-        f"boxes or masks do not fit their images ({sample.num_regions:,} of {sample.files:,} that were read): {text}. "
-        "Boxes are x0, y0, x1, y1 in pixels of the image as it is stored here; correct them or set data.on_error=skip",
-    )
+    if sample and sample.num_regions:
+        examples = list(sample.regions.items())[:_NAMED]
+        text = "; ".join(f"{quote(name, 200)[1:-1]}: {reason}" for name, reason in examples)
+        yield (
+            "warning" if getattr(preview.data, "on_error", "") == "skip" else "error",
+            f"boxes or masks do not fit their images ({sample.num_regions:,} of {sample.files:,} that were read): "
+            f"{text}. Boxes are x0, y0, x1, y1 in pixels of the image as it is stored here; correct them or set "
+            "data.on_error=skip",
+        )
 
 
 def find_mask_values(preview: Preview) -> Iterator[Remark]:
     """Find masks of several classes with values above the number of classes."""
     sample = preview.sample
-    if sample is None or not sample.num_mask_values:
-        return
-    name, value = next(iter(sample.mask_values.items()))
-    yield (
-        "error",
-        f"masks of records with several labels have values above the number of classes ({sample.num_mask_values:,}, "
-        f"such as {value} in {quote(name, 200)[1:-1]}); a pixel of class c has the value c + 1 there, up to "
-        f"{len(preview.classes)}, and 0 is the background. Write the masks so, or leave data.mask out",
-    )
+    if sample and sample.num_mask_values:
+        name, value = next(iter(sample.mask_values.items()))
+        yield (
+            "error",
+            "masks of records with several labels have values above the number of classes "
+            f"({sample.num_mask_values:,}, such as {value} in {quote(name, 200)[1:-1]}); a pixel of class c has the "
+            f"value c + 1 there, up to {len(preview.classes)}, and 0 is the background. Write the masks so, or leave "
+            "data.mask out",
+        )
 
 
 def find_strips(preview: Preview) -> Iterator[Remark]:
@@ -255,9 +249,8 @@ def find_traits_of_classes(preview: Preview) -> Iterator[Remark]:
             by_trait[trait][preview.classes[label]][value] += count
     for trait, counts in by_trait.items():
         telling = _telling_values(counts)
-        if trait == "size" and len(telling) < len(counts):  # photographs of one camera, for example
-            continue
-        if telling:
+        is_of_some = trait == "size" and len(telling) < len(counts)  # photographs of one camera
+        if telling and not is_of_some:
             text = ", ".join(
                 f"{quote(name)} is {printable(value)}"
                 for name, value in list(telling.items())[:_NAMED]

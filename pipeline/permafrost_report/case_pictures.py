@@ -197,10 +197,11 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
             ]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
         draw = contributions if EXPLAINERS[variant.model.explainer].contribution else None
-        for title, images, maps in zip(
-            (variant.name, f"{variant.name}, moved"), frames, shifted.maps.numpy(), strict=True
-        ):
-            rows.append(PictureRow(title, draw(maps) if draw else overlays(images, maps)))
+        titles = (variant.name, f"{variant.name}, moved")
+        rows += [
+            PictureRow(title, draw(maps) if draw else overlays(images, maps))
+            for title, images, maps in zip(titles, frames, shifted.maps.numpy(), strict=True)
+        ]
         rows[-1] = rows[-1]._replace(
             notes=[_worth("cosine", value) for value in shifted.cosine.tolist()]
         )

@@ -234,12 +234,9 @@ def label_section(
     if not splits:
         return None
     split = min(splits, key=lambda name: (name != "test", name))
-    by_network: dict[str, list[Mapping[str, Mapping[str, float]]]] = {}
-    variants = set()
-    for name, is_variant, metrics in tables:
-        if PER_LABEL in metrics.get(split, {}):
-            by_network.setdefault(name, []).append(metrics[split][PER_LABEL])
-            variants |= {name} if is_variant else set()
+    tables = [table for table in tables if PER_LABEL in table[2].get(split, {})]
+    by_network = group_pairs((name, metrics[split][PER_LABEL]) for name, _, metrics in tables)
+    variants = {name for name, is_variant, _ in tables if is_variant}
     labels = list(next(iter(by_network.values()))[0])
     rows = [
         LabelRow(

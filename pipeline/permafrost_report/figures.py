@@ -149,25 +149,18 @@ def _epoch_plot(
     )
 
 
-def shift_plots(
-    split: str,
-    curves: Mapping[str, Mapping[str, list[list[float]]]],
-    colors: Mapping[str, str] = _NO_COLORS,
-) -> list[Plot]:
+@styled
+def shift_plot(
+    split: str, kind: str, variants: Mapping[str, list[list[float]]], colors: Mapping[str, str]
+) -> Plot:
     """Plot the shift-equivariance cosine over the shift, with one curve per variant (the mean over its seeds).
 
     Args:
         split: Split of the records, for the captions.
-        curves: By kind of map and variant, the cosine at 0, 1, 2, ... pixels of each of its students.
-        colors: Colors of the variants, by default in the order of each plot.
+        kind: Kind of map.
+        variants: By variant, the cosine at 0, 1, 2, ... pixels of each of its students.
+        colors: Colors of the variants.
     """
-    return [_shift_plot(split, kind, variants, colors) for kind, variants in curves.items()]
-
-
-@styled
-def _shift_plot(
-    split: str, kind: str, variants: Mapping[str, list[list[float]]], colors: Mapping[str, str]
-) -> Plot:
     figure, axis = new_axes()
     for variant, students in variants.items():
         axis.plot(

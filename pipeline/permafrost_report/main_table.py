@@ -170,10 +170,8 @@ def compared_column(name: str | None, columns: Sequence[Column]) -> Column | Non
 
 def pictures_in_words(results: Sequence[StudentResult]) -> list[str]:
     """Return what students were shown of an image, and which variants were shown it if there are several pictures."""
-    shown: dict[str, dict[str, None]] = {}
-    for result in results:
-        shown.setdefault(result.pictures[0], {})[result.label] = None
-    shown.pop("", None)
+    pairs = dict.fromkeys((result.pictures[0], result.label) for result in results)
+    shown = group_pairs(pair for pair in pairs if pair[0])
     if len(shown) == 1:
         return [f"Images were shown as: {next(iter(shown))}"]
     return [f"Images of {', '.join(names)} were shown as: {text}" for text, names in shown.items()]

@@ -180,13 +180,12 @@ def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
     """Write one sentence for each metric on a reported split that chose the epoch of students."""
     variants: dict[str, dict[str, None]] = {}
     for result in results:
-        if not (result.evaluation / CONFIG_NAME).exists():
-            continue
-        metric = TrainedStudent(result.folder / "distill").epoch_metric(
-            read_evaluation(result).inputs["store"]
-        )
-        if metric is not None and metric.partition(".")[0] in result.numbers:
-            variants.setdefault(metric, {})[result.label] = None
+        if (result.evaluation / CONFIG_NAME).exists():
+            metric = TrainedStudent(result.folder / "distill").epoch_metric(
+                read_evaluation(result).inputs["store"]
+            )
+            if metric is not None and metric.partition(".")[0] in result.numbers:
+                variants.setdefault(metric, {})[result.label] = None
     return [
         f"The epoch of {', '.join(labels)} was chosen by {metric}, so its values on {metric.partition('.')[0]} look "
         "better than they are."

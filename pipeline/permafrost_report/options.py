@@ -56,8 +56,7 @@ class ReportOptions(Options):
     """Shift in pixels along the diagonal at which the first cases are shown again; null omits this. It compares
     how the explanations move with the image (e2KD, Figure A5: 8)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         if self.columns:
             self.check_names(self.columns)
 
@@ -108,8 +107,7 @@ class ShowOptions(Options):
     output: str = "store.png"
     """File of the picture: .png, .svg or .pdf."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.output.endswith((".png", ".svg", ".pdf")),
             f"show.output={self.output} must end with .png, .svg or .pdf",

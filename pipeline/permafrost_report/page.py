@@ -29,7 +29,7 @@ from permafrost.training.metric_log import read_metrics
 from permafrost_report.class_results import label_section, pictured_keys
 from permafrost_report.comparison import ONE_SEED, excludes_zero
 from permafrost_report.evaluator_sections import evaluator_sections
-from permafrost_report.figures import Plot, epoch_plots, shift_plots, training_curves
+from permafrost_report.figures import Plot, epoch_plots, shift_plot, training_curves
 from permafrost_report.grid_figures import grid_plots, selection_plot
 from permafrost_report.main_table import (
     meanings,
@@ -131,7 +131,15 @@ def render_page(page: PageContent) -> str:
         style=style,
         script=script,
         **_store_sections(page),
-        **_evaluation_sections(page),
+        **_result_tables(page),
+        classes=page.classes,
+        labels=label_section(page.results, page.teacher),
+        evaluator_sections=evaluator_sections(
+            split_by_evaluation([*page.results, *([page.network] if page.network else [])]),
+            page.teacher,
+            page.store,
+            page.colors,
+        ),
         **(_student_sections(page) if page.results else {}),
     )
 
@@ -226,9 +234,9 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "curves": training_curves(_metric_lines(results), page.colors),
         "epochs": epoch_plots(values.get("curves", {}), page.colors),
         "shifts": [
-            plot
+            shift_plot(split, kind, variants, page.colors)
             for split, curves in _shift_curves(results).items()
-            for plot in shift_plots(split, curves, page.colors)
+            for kind, variants in curves.items()
         ],
         "selection": values.get("selection"),
         "selection_scale": page.selection and page.selection.metric.scale,
@@ -236,21 +244,6 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         and Plot(
             selection_plot(page.selection),
             "The selection metric over the grid points, one curve per variant",
-        ),
-    }
-
-
-def _evaluation_sections(page: PageContent) -> dict[str, Any]:
-    """Tables of results and sections of the evaluators, which a given network has without any student."""
-    return {
-        **_result_tables(page),
-        "classes": page.classes,
-        "labels": label_section(page.results, page.teacher),
-        "evaluator_sections": evaluator_sections(
-            split_by_evaluation([*page.results, *([page.network] if page.network else [])]),
-            page.teacher,
-            page.store,
-            page.colors,
         ),
     }
 

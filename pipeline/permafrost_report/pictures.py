@@ -429,14 +429,13 @@ def _rows(
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     shown = [PictureRow(title, list(pixels), captions, aspects=aspects, notes=notes)]
     for stored in batch.targets:
-        if stored.maps is None:
-            continue
-        maps = view_maps(batch, stored, VIEW_SIZE)
-        colors = picture_of(maps, lambda: images)
-        drawn = (
-            overlays(pixels, maps[:, 0].sum(dim=1).numpy())
-            if colors is None
-            else composite_on_white(colors.numpy())
-        )
-        shown.append(PictureRow(stored.teacher.rsplit("-", 1)[0], drawn, aspects=aspects))
+        if stored.maps is not None:
+            maps = view_maps(batch, stored, VIEW_SIZE)
+            colors = picture_of(maps, lambda: images)
+            drawn = (
+                overlays(pixels, maps[:, 0].sum(dim=1).numpy())
+                if colors is None
+                else composite_on_white(colors.numpy())
+            )
+            shown.append(PictureRow(stored.teacher.rsplit("-", 1)[0], drawn, aspects=aspects))
     return shown

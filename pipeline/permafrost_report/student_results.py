@@ -277,16 +277,16 @@ def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]
         if result.metrics or not result.against:
             metrics = {**result.metrics, **result.further}
             split.append(replace(result, metrics=metrics, further={}, against={}))
-        for teacher, metrics in result.against.items():
-            split.append(
-                replace(
-                    result,
-                    label=f"{result.label} against {teacher}",
-                    metrics=metrics,
-                    against={},
-                    evaluation_name=result.folders[teacher],
-                )
+        split += [
+            replace(
+                result,
+                label=f"{result.label} against {teacher}",
+                metrics=metrics,
+                against={},
+                evaluation_name=result.folders[teacher],
             )
+            for teacher, metrics in result.against.items()
+        ]
     return split
 
 

@@ -90,9 +90,8 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
         if _is_set(name, options)
     ]
     differing = [name for name in names if _differs(name, options)]
-    columns = [name for name in differing if name.startswith("method.")]
-    columns += [name for name in names if name.startswith("method.") and name not in columns]
-    columns += [name for name in differing if name not in columns]
+    of_method = [name for name in [*differing, *names] if name.startswith("method.")]
+    columns = list(dict.fromkeys([*of_method, *differing]))
     shared = {
         title: next(iter(options.values()))[name]
         for name, title in _SHARED.items()

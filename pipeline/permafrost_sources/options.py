@@ -43,8 +43,8 @@ class WebDatasetDataConfig(ImageFileDataConfig):
     cache: Annotated[str, Role.FILE, Role.CACHE, Role.OUTSIDE_DATASET] = "data"
     """Folder into which http(s) tars are downloaded."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         require(
             not self.path.startswith("pipe:"),
             f"data.path={self.path} would run a command; name files or http(s) addresses",
@@ -80,8 +80,7 @@ class DemoDataConfig(DataConfig):
     max_digit_size: int = 20
     """Largest side of a pasted digit in pixels."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.test_digits + max(self.train_digits, self.teacher_digits or 1) <= 1797,
             "data.test_digits leaves too few of the 1797 digits for data.train_digits or "
@@ -144,8 +143,8 @@ class HuggingFaceDataConfig(ImageFileDataConfig):
     """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
     classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         require(
             (self.path == "") != (self.name == ""),
             "data=huggingface needs data.path=, a folder, or data.name=, a data set on the hub, and not both",

@@ -21,6 +21,7 @@ import permafrost
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.sections import section_names, section_of
 from permafrost.models.providers import build_model
+from permafrost_papers.unicam.options import UnicamOptions
 from permafrost_papers.unicam.residual_maps import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_arguments
 from tests.support.image_sets import write_images
@@ -292,14 +293,13 @@ def test_class_embeddings_are_written_as_the_page_says(frozen, tmp_path, monkeyp
     library.AutoTokenizer = SimpleNamespace(from_pretrained=lambda _: tokenizer)
     library.AutoModel = SimpleNamespace(from_pretrained=lambda _: Encoder())
     monkeypatch.setitem(sys.modules, "transformers", library)
+    options = UnicamOptions(embeddings=str(tmp_path / "names.npy"))
     code = block.code.replace("stores/unicam_cifar10", str(frozen.store.path))
-    code = code.replace("data/cifar10_names.npy", str(tmp_path / "names.npy"))
 
-    exec(code, {})
+    exec(code.replace("data/cifar10_names.npy", options.embeddings), {})
 
-    classes = frozen.store.manifest.classes
-    embeddings = load_class_embeddings("unicam", str(tmp_path / "names.npy"), len(classes))
-    assert embeddings[:, 0].tolist() == [len(name) for name in classes]
+    lengths = [len(name) for name in frozen.store.manifest.classes]
+    assert load_class_embeddings(options, len(lengths))[:, 0].tolist() == lengths
 
 
 @for_each(

@@ -381,9 +381,10 @@ def _other_order(
     count = len(classes)
     orders = {
         "the outputs are in the order of the numbers that name the classes": _numeric_order(classes)
+    } | {
+        f"the outputs are shifted by {shift:+d}": (np.arange(count) + shift) % count
+        for shift in (1, -1)
     }
-    for shift in (1, -1):
-        orders[f"the outputs are shifted by {shift:+d}"] = (np.arange(count) + shift) % count
     for reason, order in orders.items():
         if order is not None and _fits_better(labels, predicted, order):
             return _describe_order(reason, labels, predicted, order, classes)

@@ -86,8 +86,7 @@ class OperationConfig(_Operation):
             self.kind == "affine" and translated > 0
         )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         if self.scale is not None:
             low, high = self.scale
             top = 1.0 if self.kind == "resized_crop" else float("inf")
@@ -160,8 +159,7 @@ class PixelOperationConfig(_Operation):
     def is_drawn(self) -> bool:
         return self.p > 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         for name, top in (("sigma", 0.1), ("scale", 1.0), ("ratio", float("inf"))):
             low, high = getattr(self, name)
             limit = "" if top == float("inf") else f" <= {top:g}"
@@ -406,8 +404,7 @@ class AugmentOptions(Options):
             for operation in self.operations
         )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             not self.mixes or not self.blanks_maps,
             "augment.mix shows two images where random_erasing has erased one, and maps: blank would blank both; set "
@@ -478,8 +475,7 @@ class CanonicalViewsConfig(ViewsConfig):
 
     kind: Literal["canonical"] = "canonical"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.count == 1,
             f"views.count={self.count} requires other views than the canonical one; choose "

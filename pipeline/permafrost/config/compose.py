@@ -275,12 +275,11 @@ def _options_of_members(
 def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
     """Merge the values of an experiment into those of all sections. Lists and scalars are replaced."""
     for name, change in changes.items():
-        if name == "kind" and (path in FAMILIES or path in GROUPS):
-            continue  # the member is chosen, perhaps by an argument
         value = values.get(name)
+        is_member = name == "kind" and (path in FAMILIES or path in GROUPS)
         if isinstance(value, dict) and isinstance(change, dict):
             _merge(value, change, name)
-        else:
+        elif not is_member:  # which is chosen, perhaps by an argument
             values[name] = copy.deepcopy(change)
 
 

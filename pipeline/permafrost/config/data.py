@@ -60,8 +60,7 @@ class FileDataConfig(DataConfig):
     accept: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
     """Names of findings of `preview` that are as you mean them: an error of this name is a warning."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             len(set(self.only_classes)) == len(self.only_classes),
             f"data.only_classes names a class twice: {list(self.only_classes)}",
@@ -83,8 +82,8 @@ class ImageFileDataConfig(FileDataConfig):
     """Image in whose pixels boxes and masks are measured: the upright one, as a viewer shows it, or the one that is
     stored in the file, before the EXIF orientation turns it."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         limits = self.bit_range
         require(
             not limits or (len(limits) == 2 and 0 <= limits[0] < limits[1] <= 65535),
@@ -202,8 +201,8 @@ class ImageTableDataConfig(ImageFileDataConfig):
     hashes, and as near to the fraction of the records as whole groups allow (of each class, if no group has several).
     New records of a packed group join its split."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         require(
             self.label_separator is None or self.labels is not None,
             f"data.label_separator={self.label_separator!r} separates the names of data.labels, which is null; set "

@@ -126,8 +126,7 @@ class DistillConfig(Options):
     command: Command = ()
     """Command that trained the student; of a student of a sweep, the sweep's."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         if self.mode != "replay":
             kind = self.method.live_views if self.mode == "live" else ""
             views = VIEWS[kind]() if kind else CanonicalViewsConfig()
@@ -189,14 +188,13 @@ class DistillConfig(Options):
     def _check_mix(self) -> None:
         check_pairs(self.augment, self.trainer, self.views.per_step)
         self.method.check_mix_rule(self.mode)
-        if self.mode != "live":
-            return
-        chosen = self.explainer.target_classes
-        require(
-            chosen in ("top1", "topk"),
-            f"explainer.target_classes={chosen} reads a record's labels, and augment.mix shows two records; set "
-            "explainer.target_classes=top1, or augment.mix=[]",
-        )
+        if self.mode == "live":
+            chosen = self.explainer.target_classes
+            require(
+                chosen in ("top1", "topk"),
+                f"explainer.target_classes={chosen} reads a record's labels, and augment.mix shows two records; set "
+                "explainer.target_classes=top1, or augment.mix=[]",
+            )
 
     def _check_live(self) -> None:
         require(

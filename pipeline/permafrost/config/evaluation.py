@@ -177,8 +177,7 @@ class EvaluateOptions(OpenOptions):
         section: E = getattr(self, evaluator.section.rpartition(".")[2])
         return section
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             not isinstance(self.threshold, float) or 0 < self.threshold < 1,
             f"evaluate.threshold={self.threshold} must be a probability between 0 and 1, or the name of a split",

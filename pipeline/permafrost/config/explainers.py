@@ -40,8 +40,7 @@ class ExplainerConfig(Options):
     seed: int = 0
     """Seed of sample_gt."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         several = self.target_classes in ("topk", "all_gt")
         require(
             self.max_classes is None or (several and self.max_classes >= 1),

@@ -120,8 +120,7 @@ class LabelsConfig(MethodConfig):
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Label smoothing of loss=ce."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         check_label_loss(self.loss, self.label_smoothing)
 
 
@@ -217,8 +216,7 @@ class E2KDConfig(KDConfig):
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
     (unaugmented; with mode=replay, that of the record's first stored view)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         for option, weight in (("max_classes", "lambda_map"), ("resolution", "lambda_cat")):
             value, default = getattr(self, option), getattr(type(self), option)
             require(
@@ -275,8 +273,7 @@ class FeatureKDConfig(SoftTargetsConfig):
     def trains_classifier(self) -> bool:
         return self.lambda_ce > 0 or self.lambda_kd > 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         options = " or ".join(f"method.{name}" for name in self.trained_by)
         without = "the last layer is not" if len(self.trained_by) == 2 else "nothing is"
         require(
@@ -352,8 +349,8 @@ class FeaturesConfig(FeatureKDConfig):
     """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
     without the view's warp (unaugmented; with mode=replay, those of the record's first stored view)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         require(len(self.stages) > 0, "method.stages=[] names no stage; name at least one")
         require(
             0 not in self.teacher_stages and len(self.teacher_stages) in (0, len(self.stages)),
@@ -460,8 +457,7 @@ class SeveralConfig(MethodConfig):
     def trains_classifier(self) -> bool:
         return any(term.method.trains_classifier for term in self.terms)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         for number, term in enumerate(self.terms):
             where, method = f"method.terms[{number}]", term.method
             allowed = ", ".join(kind for kind, cls in METHODS.items() if cls.is_term)

@@ -101,8 +101,7 @@ class ModelConfig(Options):
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Interpolation of the network's input; null is the provider's with frame=auto, and bilinear otherwise."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.crop_fraction is None or self.frame != "full",
             f"crop_fraction={self.crop_fraction} is an option of frame=center_crop; set that, or leave it at null",
@@ -190,8 +189,8 @@ class CifarModelConfig(ModelConfig):
     """Stride of the first convolution; 2 halves the resolution, for a quarter of the cost and half the map's
     grid."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         depth = self.name.removeprefix("resnet")
         require(
             self.name.startswith("resnet")

@@ -106,6 +106,10 @@ class Options:
         }
         for name, value in validated(type(self), given).items():
             object.__setattr__(self, name, value)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check options against each other once each alone is valid; classes with rules override it."""
 
 
 @dataclass(frozen=True, kw_only=True)

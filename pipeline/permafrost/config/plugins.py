@@ -210,13 +210,14 @@ def _check_implementations(installed: set[str]) -> None:
             defined = member.__module__ if isinstance(member, type) else ""
             module = str(getattr(member, "implementation", "")).partition(":")[0]
             named = not defined or defined.partition(".")[0] in _PLACES
-            if not named or module.partition(".")[0] in allowed:
-                continue
-            place = f"{sys.modules[defined].__file__}: {kind}" if defined else f"OUTPUTS[{kind!r}]"
-            raise ConfigError(
-                f"{place} has implementation={member.implementation!r}, but {module} is not a file of plugins=; write "
-                f"{defined or '<name of the file>'}:<name>"
-            )
+            if named and module.partition(".")[0] not in allowed:
+                place = (
+                    f"{sys.modules[defined].__file__}: {kind}" if defined else f"OUTPUTS[{kind!r}]"
+                )
+                raise ConfigError(
+                    f"{place} has implementation={member.implementation!r}, but {module} is not a file of plugins=; "
+                    f"write {defined or '<name of the file>'}:<name>"
+                )
 
 
 def resolve_factory(factory: str) -> Callable[..., Any]:

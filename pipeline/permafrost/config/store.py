@@ -73,8 +73,7 @@ class StoreOptions(Options):
     unknown_views: Annotated[bool, Role.IF_SET] = False
     """Accept passes that do not record which part of an image the teacher received, as if it was the whole image."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.path != "",
             "store.path is empty; name the folder of the store, as in store.path=stores/photos",
@@ -282,8 +281,7 @@ class PassOptions(OpenOptions):
         unset |= {"k", "temperatures", "logits"} if self.logits == "all" else set()
         return tuple(name for name in OUTPUTS[output_name].read_options if name not in unset)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         if self.name is not None:
             require_name("annotate.name", self.name, may_have_folders=True)
         require(
@@ -369,8 +367,7 @@ class PrecomputeConfig(Options):
     command: Command = ()
     """Command, which tells what was typed."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.views.kind == "canonical" or self.teacher.frame != "center_crop",
             f"views={self.views.kind} are views of the whole frame: set teacher.frame=full",

@@ -52,8 +52,7 @@ class LabelTeachingConfig(Options):
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         check_label_loss(self.loss, self.label_smoothing)
         check_pairs(self.augment, self.trainer)
 
@@ -111,8 +110,7 @@ class TeachConfig(Options):
     command: Command = ()
     """Command that trained the teacher."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         object.__setattr__(self, "teacher", whole_frame(self.teacher))
         object.__setattr__(self, "black_box", whole_frame(self.black_box))
         self.teaching.check(self.teacher, self.black_box)

@@ -118,8 +118,7 @@ class TrainerOptions(Options):
     log_every_steps: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 20
     """Steps between logged metrics."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.batch_size % self.ranks == 0,
             f"trainer.batch_size={self.batch_size} is not a multiple of trainer.ranks={self.ranks}",

@@ -355,7 +355,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         ]
         inputs = 2 if self._is_mixed else 1
         cutter = self._cutter
-        input_bytes = self.store.form.record_bytes if cutter is None else cutter.view_bytes
+        input_bytes = self.store.form.record_bytes if cutter is None else 3 * math.prod(cutter.size)
         return inputs * input_bytes + sum(map(_bytes_of, read))
 
     def __getitem__(self, position: int) -> Batch:
@@ -529,10 +529,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     ) -> None:
         """Decode records into `slots` of the memory; `numbers` are their rows of the columns and keys."""
 
-        def decode(number: int, data: bytes, where: str) -> None:
-            inputs.decode(slots[number], data, where)
-
-        self._read(columns, keys, numbers, decode)
+        self._read(
+            columns,
+            keys,
+            numbers,
+            lambda number, data, where: inputs.decode(slots[number], data, where),
+        )
 
     def _images(
         self,

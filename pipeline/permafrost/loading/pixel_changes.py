@@ -210,11 +210,10 @@ def blank_maps(maps: Tensor, pixel_augment: PixelAugment | None) -> Tensor:
         pixel_augment: Changes of the batch.
     """
     for change in () if pixel_augment is None else pixel_augment.changes:
-        if not change.blanks_maps:
-            continue
-        inside = box_fractions(change.values[:, :4], (maps.shape[-2], maps.shape[-1]))
-        kept = (1 - inside)[:, None, None]
-        maps = maps.index_copy(0, change.rows, maps.index_select(0, change.rows) * kept)
+        if change.blanks_maps:
+            inside = box_fractions(change.values[:, :4], (maps.shape[-2], maps.shape[-1]))
+            kept = (1 - inside)[:, None, None]
+            maps = maps.index_copy(0, change.rows, maps.index_select(0, change.rows) * kept)
     return maps
 
 

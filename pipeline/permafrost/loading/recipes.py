@@ -257,8 +257,10 @@ class Recipe:
             assert rows is not None
             values = rows.flatten(0, -2)[:, next(policies)].double()
             aspects = of_frames if any(crop < number for crop in self._crops) else of_images
-            for kinds, strengths in policy_turns(operation, values):
-                steps.append(policy_matrices(kinds, strengths, aspects).float())
+            steps += [
+                policy_matrices(kinds, strengths, aspects).float()
+                for kinds, strengths in policy_turns(operation, values)
+            ]
         return torch.stack(steps, dim=1).view(*shape, len(steps), 3, 3) if steps else None
 
     def changes(self, rows: Tensor, *, blanks_maps: bool = False) -> tuple[PixelChange, ...]:

@@ -291,11 +291,6 @@ class WindowCutter:
         self.size, self.border, self.scaled = size, border, scaled
         self._kept: list[NDArray[np.uint8] | None] = []
 
-    @property
-    def view_bytes(self) -> int:
-        """Size of a view in bytes."""
-        return 3 * self.size[0] * self.size[1]
-
     def keep(self, records: int) -> None:
         """Keep the decoded images of this number of records from now on, 0 for none."""
         self._kept = [None] * (0 if self.scaled else records)

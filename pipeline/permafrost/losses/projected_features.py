@@ -204,10 +204,9 @@ class EmbeddingLoss(FeatureKDLoss):
         return replace(specific_needs, labels=config.lambda_ce > 0, logits=config.lambda_kd > 0)
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        if self.weight == 0:
-            return
-        pooled, teacher = _embeddings(student, targets)
-        self.map = nn.Linear(pooled.shape[1], teacher.shape[1])
+        if self.weight > 0:
+            pooled, teacher = _embeddings(student, targets)
+            self.map = nn.Linear(pooled.shape[1], teacher.shape[1])
 
     def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:

@@ -58,11 +58,10 @@ def digests_of_reads(config: ModelConfig, outputs: int) -> dict[str, str]:
     weights = Path(str(config.weights or ""))
     digests: dict[str, str] = {}
     for path in _PATHS[key]:
-        if weights.is_file() and path.samefile(weights):
-            continue
-        name, digest = f"file {path.name}", file_at(path).sha256()
-        # Files of one name in several folders have one entry.
-        digests[name] = sha256_json([digests[name], digest]) if name in digests else digest
+        if not (weights.is_file() and path.samefile(weights)):
+            name, digest = f"file {path.name}", file_at(path).sha256()
+            # Files of one name in several folders have one entry.
+            digests[name] = sha256_json([digests[name], digest]) if name in digests else digest
     return digests
 
 

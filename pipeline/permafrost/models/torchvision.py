@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -186,10 +186,7 @@ class TorchvisionClassifier(Classifier):
         return tuple(stages), features, None
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
-        x = features
-        for layer in self.split.head_layers(self.inner):
-            x = layer(x)
-        return x
+        return _run(self.split.head_layers(self.inner), features)
 
     @property
     def pools_by_average(self) -> bool:
@@ -206,9 +203,7 @@ class TorchvisionClassifier(Classifier):
         *layers, last = self.split.head_layers(self.inner)
         if self.pools_by_average or not isinstance(last, nn.Linear):
             return super().forward_pooled(features, context)
-        x = features
-        for layer in layers:
-            x = layer(x)
+        x = _run(layers, features)
         return last(x), to_float32(x)
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,13 +215,18 @@ class TorchvisionClassifier(Classifier):
         }
 
 
+def _run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Run layers in sequence."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
 def _in_turn(*names: str) -> Callable[[Any, Tensor], Tensor]:
     """Build a trunk that runs these submodules in sequence."""
 
     def trunk(network: nn.Module, x: Tensor) -> Tensor:
-        for name in names:
-            x = network.get_submodule(name)(x)
-        return x
+        return _run([network.get_submodule(name) for name in names], x)
 
     return trunk
 
@@ -239,8 +239,7 @@ def _residual_stages(*names: str, stem: tuple[str, ...]) -> Callable[[Any, Tenso
         x, passed = before(network, x), []
         for name in names:
             *blocks, last = network.get_submodule(name).children()
-            for block in blocks:
-                x = block(x)
+            x = _run(blocks, x)
             residual_sum = _residual_sum(last, x)
             x = F.relu(residual_sum)
             passed.append(Stage(x, residual_sum))
@@ -297,13 +296,6 @@ def _vgg_stages(network: Any, x: Tensor) -> list[Stage]:
     return passed
 
 
-def _maxvit_trunk(network: Any, x: Tensor) -> Tensor:
-    x = network.stem(x)
-    for block in network.blocks:
-        x = block(x)
-    return x
-
-
 _googlenet_layers = _in_turn(
     *("conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
     *("inception3a", "inception3b", "maxpool3"),
@@ -349,7 +341,9 @@ NETWORK_SPLITS: dict[type[nn.Module], Split] = {
         lambda net, images: _inception_layers(net, net._transform_input(images)),
         _pooled("dropout", "fc"),
     ),
-    models.MaxVit: Split(_maxvit_trunk, lambda net: [*net.classifier]),
+    models.MaxVit: Split(
+        lambda net, images: _run(net.blocks, net.stem(images)), lambda net: [*net.classifier]
+    ),
     models.MNASNet: Split(_in_turn("layers"), _pooled("classifier")),
     models.MobileNetV2: Split(_features, _pooled("classifier")),
     models.MobileNetV3: Split(_features, _pooled("classifier")),

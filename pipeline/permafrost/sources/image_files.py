@@ -385,7 +385,11 @@ def read_file(root: AnyPath, path: str, size: int) -> bytes:
         ImageError: If it is larger than any image.
         SourceFileError: If it cannot be read, or has another size now.
     """
-    require_image_bytes(size)
+    require(
+        size <= MAX_IMAGE_BYTES,
+        f"its file has {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} of an image",
+        ImageError,
+    )
     try:
         data = file_at(root / path).read(MAX_IMAGE_BYTES)
     except FileError as error:
@@ -413,19 +417,6 @@ class FilesBelowRoot(ImageSource):
     def where(self, record: Record) -> str:
         """Return the image's file."""
         return str(self._root / record.content[0])
-
-
-def require_image_bytes(size: int) -> None:
-    """Check that an image's file is not larger than any image.
-
-    Raises:
-        ImageError: If it is larger.
-    """
-    require(
-        size <= MAX_IMAGE_BYTES,
-        f"its file has {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} of an image",
-        ImageError,
-    )
 
 
 def _iter_entries(folder: AnyPath) -> Iterator[FolderEntry]:

@@ -240,8 +240,7 @@ class ImageFolderSource(FilesBelowRoot):
         return names
 
     def _refuse_loose_images(self, folder: str) -> None:
-        image = first_image(self._root / folder)
-        if image is not None:
+        if (image := first_image(self._root / folder)) is not None:
             raise ConfigError(
                 f"data.path={self.config.path} has images outside of any class folder, such as "
                 f"{join_path(folder, image)}; move them into a folder named after their class, or list them in a table "

@@ -32,9 +32,8 @@ def restore_tables(path: RootedPath) -> None:
     Raises:
         ManifestError: If a commit marker is missing or damaged.
     """
-    if not file_at(path / MANIFEST_NAME).exists() or not needs_commit(path):
-        return
-    if (manifest := Store(path).manifest).generations:
+    is_lost = file_at(path / MANIFEST_NAME).exists() and needs_commit(path)
+    if is_lost and (manifest := Store(path).manifest).generations:
         commit_store(
             path,
             [],

@@ -161,12 +161,11 @@ def clip_by_unit(parameters: Sequence[nn.Parameter], factor: float) -> None:
         factor: Largest norm of a gradient relative to its weights, lambda in the paper.
     """
     for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        largest = _unit_norms(parameter).clamp(min=_LEAST_NORM) * factor
-        norms = _unit_norms(parameter.grad)
-        scaled = parameter.grad * (largest / norms.clamp(min=1e-6))
-        parameter.grad.copy_(torch.where(norms < largest, parameter.grad, scaled))
+        if parameter.grad is not None:
+            largest = _unit_norms(parameter).clamp(min=_LEAST_NORM) * factor
+            norms = _unit_norms(parameter.grad)
+            scaled = parameter.grad * (largest / norms.clamp(min=1e-6))
+            parameter.grad.copy_(torch.where(norms < largest, parameter.grad, scaled))
 
 
 def _unit_norms(values: Tensor) -> Tensor:

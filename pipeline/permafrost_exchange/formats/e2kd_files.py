@@ -35,7 +35,6 @@ class E2KDReader(FileReader):
     """Logits, and the map of the class with the largest one."""
 
     suffix = ".pt"
-    turns_photographs = False
 
     def files(self) -> Iterator[Path]:
         yield from super().files()

@@ -31,7 +31,6 @@ class FKDReader(FileReader):
     """Crops and flips as stored views, with the largest logits of each."""
 
     suffix = ".tar"
-    turns_photographs = False
 
     def form(self) -> TargetForm:
         return TargetForm(

@@ -39,7 +39,6 @@ class ReinforcedReader(FileReader):
     """Recipes as stored views, with the largest logits of each."""
 
     suffix = ".pth.tar"
-    turns_photographs = False
 
     def record_files(self) -> Iterator[Path]:
         return (path for path in self.files() if path.name != RECIPES_CONFIG)

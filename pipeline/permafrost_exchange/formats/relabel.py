@@ -39,7 +39,6 @@ class ReLabelReader(FileReader):
 
     suffix = ".pt"
     crops_targets = True
-    turns_photographs = False
 
     def form(self) -> TargetForm:
         return TargetForm(

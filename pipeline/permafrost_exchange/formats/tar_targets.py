@@ -14,12 +14,12 @@ from permafrost.core.errors import UserError
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath
 from permafrost_exchange.target_reader import (
-    NAMES_AT_ONCE,
     Arrays,
     ListedTargets,
     ReadRequest,
     TargetError,
     TargetReader,
+    parts_of,
     reading,
     stack_records,
     walk,
@@ -40,8 +40,12 @@ class TarReader(TargetReader):
         return walk(self.path, ".tar")
 
     def listing(self) -> Iterator[ListedTargets]:
-        names: list[str] = []
-        places: list[str] = []
+        for part in parts_of(self._listed()):
+            names, places = zip(*part, strict=True)
+            yield ListedTargets(names, places)
+
+    def _listed(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the place of each target."""
         endings = tuple(f".{member}" for member in self.members)
         for path in self.files():
             tar = path.relative_to(self.path).as_posix()
@@ -51,25 +55,11 @@ class TarReader(TargetReader):
                     for suffix, member in members.items()
                     if f".{suffix}".endswith(endings)
                 }
-                if not chosen:
-                    continue
-                names.append(self.name_of(path, key, chosen))
-                places.append(
-                    json.dumps(
-                        [
-                            tar,
-                            *(
-                                [suffix, member.offset, member.size]
-                                for suffix, member in chosen.items()
-                            ),
-                        ]
-                    )
-                )
-                if len(names) == NAMES_AT_ONCE:
-                    yield ListedTargets(names, places)
-                    names, places = [], []
-        if names:
-            yield ListedTargets(names, places)
+                if chosen:
+                    places = [
+                        [suffix, member.offset, member.size] for suffix, member in chosen.items()
+                    ]
+                    yield self.name_of(path, key, chosen), json.dumps([tar, *places])
 
     def name_of(self, path: Path, key: str, members: dict[str, Member]) -> str:
         """Return the name of a sample, by which it is joined.

@@ -52,8 +52,8 @@ class BcosModelConfig(ModelConfig):
     """Always null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalized."""
     std: tuple[float, ...] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         require(
             self.name in BCOS_NAMES or self.is_cifar_resnet,
             f"B-cos networks are named {', '.join(BCOS_NAMES)}, or resnet8, resnet14, resnet20, ... (depth "

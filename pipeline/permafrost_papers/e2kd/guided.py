@@ -64,7 +64,6 @@ def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
         [n].
     """
     require_same_shape("l1_loss", attributions, regions, 3)
-    attributions = to_float32(attributions)
     return (_unit(attributions.relu()) - regions.float()).abs().mean(dim=(1, 2))
 
 
@@ -81,7 +80,6 @@ def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
         [n].
     """
     require_same_shape("rrr_loss", attributions, regions, 3)
-    attributions = to_float32(attributions)
     return ((_unit(attributions) * ~regions) ** 2).sum(dim=(1, 2))
 
 
@@ -98,14 +96,14 @@ def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
         [n].
     """
     require_same_shape("ppce_loss", attributions, regions, 3)
-    attributions = to_float32(attributions)
     positive = _unit(attributions.relu())
     per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
     return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)
 
 
 def _unit(attributions: Tensor) -> Tensor:
-    """Divide attributions by their largest absolute value."""
+    """Divide attributions by their largest absolute value, in float32 or wider."""
+    attributions = to_float32(attributions)
     return attributions / attributions.abs().amax(dim=(1, 2), keepdim=True).clamp(min=_TINY)
 
 

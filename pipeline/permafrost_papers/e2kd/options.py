@@ -40,15 +40,14 @@ class ReviewKDConfig(FeatureKDConfig):
     without the view's warp (unaugmented; with mode=replay, those of the record's first stored view)."""
 
     def check(self, setting: MethodSetting) -> None:
-        if self.lambda_review == 0:
-            return
-        check_map_control(self.map_control, setting)
-        trainer = setting.trainer
-        require(
-            trainer.batch_size > trainer.ranks,
-            f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, for "
-            "which the batch norms of method=review_kd have no variance; raise it",
-        )
+        if self.lambda_review > 0:
+            check_map_control(self.map_control, setting)
+            trainer = setting.trainer
+            require(
+                trainer.batch_size > trainer.ranks,
+                f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, for "
+                "which the batch norms of method=review_kd have no variance; raise it",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,8 @@ class GuidedTeachingConfig(LabelTeachingConfig):
     """Split to evaluate after every epoch for Pareto-optimal weights; null keeps the last epoch only. All
     weights that are optimal in F1 (accuracy), EPG and IoU are kept in pareto/ of the run."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         self.augment.refuse_mix(
             "teaching=guided guides explanations onto regions of one image; set teaching=labels",
             "teaching.augment",

@@ -134,9 +134,10 @@ class DrawnConcepts:
         generator = np.random.default_rng([self.seed, number])
         scene = str(generator.choice(list(_SCENES)))
         picture = np.broadcast_to(np.array(_SCENES[scene]), (self.side, self.side, 3)).copy()
-        layers = []
-        for left in range(_SHAPES):
-            layers += self._add_shape(picture, generator, (left + 0.5) / _SHAPES)
+        centers = [(left + 0.5) / _SHAPES for left in range(_SHAPES)]
+        layers = [
+            layer for center in centers for layer in self._add_shape(picture, generator, center)
+        ]
         picture += generator.normal(scale=0.03, size=picture.shape)
         pixels = np.round(picture.clip(0, 1) * 255).astype(np.uint8)
         return ConceptImage(
@@ -293,10 +294,8 @@ def decode_labels(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def _read_labels(folder: Path, categories: tuple[str, ...]) -> Labels:
-    rows = _read_table(folder / LABELS)
-    names = [""] * (1 + max((int(row["number"]) for row in rows), default=0))
-    for row in rows:
-        names[int(row["number"])] = row["name"]
+    listed = {int(row["number"]): row["name"] for row in _read_table(folder / LABELS)}
+    names = [listed.get(number, "") for number in range(1 + max(listed, default=0))]
     coverage = np.full((len(names), len(categories)), -1.0)  # below any listed coverage
     for place, category in enumerate(categories):
         path = folder / f"c_{category}.csv"

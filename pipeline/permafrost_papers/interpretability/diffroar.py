@@ -178,13 +178,12 @@ def predictive_power(
             group["lr"] = options.lr * (1 - epoch / options.epochs)
         order = torch.randperm(len(train.labels), generator=generator).to(device)
         for rows in _cut(order, options.batch_size):
-            if len(rows) < 2:
-                continue  # batch norm cannot train on one record
-            with torch.enable_grad():
-                loss = F.cross_entropy(probe(inputs(train, rows)), train.labels[rows])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            if len(rows) > 1:  # batch norm cannot train on one record
+                with torch.enable_grad():
+                    loss = F.cross_entropy(probe(inputs(train, rows)), train.labels[rows])
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
     probe.eval()
     right = 0
     with torch.no_grad():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,10 @@ def evaluate_dissection(context: EvaluationContext) -> dict[str, Any]:
     labels = dissection.labels
     category = [labels.categories[labels.category_of[label]] for label in concept.tolist()]
     detects = (best >= options.iou).tolist()
-    by_category: dict[str, list[int]] = {name: [] for name in labels.categories}
-    for unit, label in enumerate(concept.tolist()):
-        if detects[unit]:
-            by_category[category[unit]].append(label)
+    detectors = list(compress(zip(category, concept.tolist(), strict=True), detects))
+    by_category = {
+        name: [label for kind, label in detectors if kind == name] for name in labels.categories
+    }
     return {
         "units": len(best),
         "images": dissection.images,

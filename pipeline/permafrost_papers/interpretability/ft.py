@@ -6,7 +6,7 @@ and is then frozen. The translator is trained with the student. Neither is expor
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +117,8 @@ def _encoder(channels: int, factor_channels: int) -> nn.Sequential:
 
 def _convolutions(*channels: int) -> nn.Sequential:
     """Build 3x3 convolutions, each followed by a leaky ReLU, without norms."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(channels):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(_SLOPE)]
-    return nn.Sequential(*layers)
+    pairs = (
+        (nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(_SLOPE))
+        for before, after in pairwise(channels)
+    )
+    return nn.Sequential(*chain.from_iterable(pairs))

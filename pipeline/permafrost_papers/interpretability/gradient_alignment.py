@@ -119,16 +119,15 @@ def _write_pictures(context: EvaluationContext, positions: list[int]) -> None:
         )
         frames.append((images * 255).round().to(torch.uint8))
         labels.append(batch.labels)
-    if not positions:
-        return
-    tensors = {
-        "rows": torch.from_numpy(np.asarray(context.dataset.rows_at(np.asarray(positions)))),
-        "frames": torch.cat(frames),
-        "labels": torch.cat(labels),
-        "gradients": torch.cat(gradients),
-    }
-    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    context.write(f"{NAME}-{context.split}.safetensors", data)
+    if positions:
+        tensors = {
+            "rows": torch.from_numpy(np.asarray(context.dataset.rows_at(np.asarray(positions)))),
+            "frames": torch.cat(frames),
+            "labels": torch.cat(labels),
+            "gradients": torch.cat(gradients),
+        }
+        data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        context.write(f"{NAME}-{context.split}.safetensors", data)
 
 
 # ---- quantities ----------------------------------------------------------------------------------

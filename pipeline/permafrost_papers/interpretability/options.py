@@ -30,8 +30,7 @@ class RotationsViewsConfig(ViewsConfig):
     kind: Literal["rotations"] = "rotations"
     count: int = NUM_ROTATIONS
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.count == NUM_ROTATIONS,
             f"views.count={self.count}: views=rotations has exactly {NUM_ROTATIONS}",
@@ -148,17 +147,15 @@ class CRDConfig(FeatureKDConfig):
     """Momentum of each record's stored embedding: the weight of the old value when the record is visited again."""
 
     def check(self, setting: MethodSetting) -> None:
-        if self.lambda_crd == 0:
-            return
-        per_step = setting.views.per_step
-        require(
-            per_step == 1,
-            f"method=crd keeps one embedding per record, and views.per_step={per_step} puts each record several "
-            "times into a batch; set views.per_step=1",
-        )
-        setting.augment.refuse_mix(
-            "method=crd keeps one embedding per record, and a mixed image has two: set method=kd"
-        )
+        if self.lambda_crd > 0:
+            require(
+                setting.views.per_step == 1,
+                f"method=crd keeps one embedding per record, and views.per_step={setting.views.per_step} puts each "
+                "record several times into a batch; set views.per_step=1",
+            )
+            setting.augment.refuse_mix(
+                "method=crd keeps one embedding per record, and a mixed image has two: set method=kd"
+            )
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -215,8 +212,7 @@ class ClassSimilarityOptions(EvaluatorOptions):
     """Known class similarity to compare with, instead of a file. cifar100_coarse: the 20 coarse classes of
     CIFAR-100, found by the names of the classes."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         section = "evaluate.class_similarity"
         require(
             self.similarity is None or self.reference is None,
@@ -302,8 +298,7 @@ class DiffroarOptions(EvaluatorOptions):
     width: Annotated[int, Ge(1)] = 16
     """Channels of a probe's first convolution."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         section = "evaluate.diffroar"
         require(
             len(self.keep) > 0 and all(0 <= fraction <= 1 for fraction in self.keep),

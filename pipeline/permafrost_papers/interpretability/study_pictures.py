@@ -29,8 +29,7 @@ def dissection_figures(
     results: Sequence[StudentResult], teacher: StudentResult | None, store: Store
 ) -> list[PictureFigure]:
     """Build a figure with one row per network: the teacher, if it was evaluated, and the first seed's students."""
-    networks = [teacher] if teacher else []
-    networks += select_first_seed(results)
+    networks = [*([teacher] if teacher else []), *select_first_seed(results)]
     rows = []
     for result in networks:
         for split, metrics in result.metrics.items():
@@ -77,8 +76,7 @@ def gradient_figures(
 
     A network whose pictures are of other records than the first one's is left out.
     """
-    networks = [teacher] if teacher else []
-    networks += select_first_seed(results)
+    networks = [*([teacher] if teacher else []), *select_first_seed(results)]
     figures = []
     for split in dict.fromkeys(split for result in networks for split in result.metrics):
         rows: list[PictureRow] = []

@@ -170,12 +170,6 @@ _SIDE_OF_UNKNOWN = 224
 """Side in pixels of the images on which a network without published weights is run once."""
 
 
-def build_trunk_network(config: AdditiveModelConfig, num_classes: int) -> AdditiveClassifier:
-    """Build the network of name=trunk."""
-    network = AdditiveChannels if config.trunk_features == "channels" else AdditiveTrunk
-    return network(config, num_classes)
-
-
 class _TrunkClassifier(AdditiveClassifier):
     """Base of networks with one shared trunk and M heads."""
 
@@ -310,13 +304,15 @@ def _remove_head(trunk: Classifier, name: str, side: int) -> int:
 
 def build_additive(config: AdditiveModelConfig, outputs: int) -> AdditiveClassifier:
     """Build the named network, newly initialized."""
-    return _NETWORKS[config.name](config, outputs)
+    kind = config.trunk_features if config.name == "trunk" else config.name
+    return _NETWORKS[kind](config, outputs)
 
 
 _NETWORKS: dict[str, Callable[[AdditiveModelConfig, int], AdditiveClassifier]] = {
     "mlp": AdditiveMlp,
     "conv": AdditiveConv,
-    "trunk": build_trunk_network,
+    "cells": AdditiveTrunk,
+    "channels": AdditiveChannels,
 }
 
 

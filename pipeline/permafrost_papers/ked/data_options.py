@@ -50,8 +50,8 @@ class TableDataConfig(FileDataConfig):
     """Fraction of split train that is moved to split test: the rows whose key has a hash below it, of small classes,
     too, so that published splits stay."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         for option, column in {"label": self.label, "split": self.split, "key": self.key}.items():
             require(
                 column is None or column not in (*self.features, *self.categorical),

@@ -95,8 +95,8 @@ class AdditiveModelConfig(ModelConfig):
     stem_stride: int = 1
     """Stride of the first convolution of a trunk of kind cifar, as its `stem_stride`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         for option in ("superfeatures", "width", "depth", *(["columns"] if self.columns else [])):
             value = getattr(self, option)
             require(value >= 1, f"{option} must be >= 1, got {value}")
@@ -268,8 +268,7 @@ class KEDConfig(SoftTargetsConfig):
     allow_view_mismatch: bool = False
     """Allow mode=frozen to warp images while their superfeatures stay fixed, which is an approximation."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         require(
             self.superfeature_control == "none" or self.lambda_ked * self.mu > 0,
             f"method.superfeature_control={self.superfeature_control} belongs to the explanation term, which "
@@ -350,8 +349,8 @@ class KEDTeachingConfig(LabelTeachingConfig):
     tau: Annotated[float, Gt(0)] = 4.0
     """Temperature of these soft targets."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         require(
             self.max_records >= self.records,
             f"teaching.max_records={self.max_records} is below teaching.records={self.records}; raise it",

@@ -78,9 +78,8 @@ class Partition:
     @property
     def sha256(self) -> str:
         """Hash of the partition, independent of its origin."""
-        digest = hashlib.sha256(f"{self.grid} {tuple(self.assignments.shape)}\n".encode())
-        digest.update(self.assignments.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        described = f"{self.grid} {tuple(self.assignments.shape)}\n".encode()
+        return hashlib.sha256(described + self.assignments.numpy().tobytes()).hexdigest()
 
 
 def random_partition(like: Partition, seed: int = 0) -> Partition:
@@ -313,6 +312,5 @@ def _sha256(partition: Partition, number: int) -> str:
         return hashlib.sha256(b"whole").hexdigest()
     if partition.of_channels:
         return hashlib.sha256(f"{number} groups of channels".encode()).hexdigest()
-    digest = hashlib.sha256(f"{partition.grid}\n".encode())
-    digest.update(partition.assignment(number).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    described = f"{partition.grid}\n".encode()
+    return hashlib.sha256(described + partition.assignment(number).numpy().tobytes()).hexdigest()

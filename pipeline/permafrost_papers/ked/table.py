@@ -44,13 +44,8 @@ ROW_KEY = "row-{:09d}"
 
 
 def row_content(values: NDArray[np.float32]) -> tuple[str, ...]:
-    """Return `Record.content` of a row [d]."""
+    """Return `Record.content` of a row [d]; that of a row that cannot be stored is empty, and the reason."""
     return (base64.b64encode(values.astype("<f4").tobytes()).decode(),)
-
-
-def bad_row_content(error_message: str) -> tuple[str, ...]:
-    """Return `Record.content` of a row that cannot be stored, with the reason."""
-    return ("", error_message)
 
 
 def read_row(record: Record) -> Content:
@@ -109,7 +104,7 @@ class TableSource:
         for row, record in enumerate(self._without_values(table, classes)):
             reason = features.complaints.get(row)
             values = features.values[row]
-            content = row_content(values) if reason is None else bad_row_content(reason)
+            content = row_content(values) if reason is None else ("", reason)
             yield replace(record, content=content)
 
     def read(self, record: Record) -> Content:

@@ -202,9 +202,7 @@ def _numeric_columns(
         return {name: _narrow(table, name, table.numbers(name)) for name in config.features}
     named = {config.label, config.split, config.key, *config.exclude, *config.categorical}
     columns, left_out = {}, []
-    for name in table.names:
-        if name in named:
-            continue
+    for name in [name for name in table.names if name not in named]:
         numbers = table.numbers(name)
         if np.isnan(numbers).all():
             left_out.append(name)

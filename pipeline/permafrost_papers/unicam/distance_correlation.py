@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,6 @@ from permafrost.core.errors import require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.storage.files import file_at
 from permafrost.store.artifacts import Artifact
 from permafrost_papers.probe_set import (
     ProbeSet,
@@ -52,8 +50,12 @@ from permafrost_papers.unicam.estimators import (
     label_features,
     merge_blocks,
 )
-from permafrost_papers.unicam.options import DistanceCorrelationOptions, wanted_pairs
-from permafrost_papers.unicam.residual_maps import load_class_embeddings
+from permafrost_papers.unicam.options import (
+    DistanceCorrelationOptions,
+    compared_networks,
+    wanted_pairs,
+)
+from permafrost_papers.unicam.residual_maps import check_compared, load_class_embeddings, student_of
 from permafrost_papers.unicam.teacher_artifact import teacher_artifact
 
 Form = Literal["plain", "unit"]
@@ -91,13 +93,6 @@ def network_distances(
 
 
 # ---- the teacher's -------------------------------------------------------------------------------
-
-
-def has_teacher_distances(
-    context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
-) -> bool:
-    """Return whether the store contains the teacher's distances of these records."""
-    return all(_artifact(context, probes, form).exists for form in forms)
 
 
 def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> list[str]:
@@ -172,16 +167,11 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
     options = context.options.of(DistanceCorrelationOptions)
     option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
-    if "teacher" in _networks(options) and not has_teacher_distances(
-        context, _probes(context), _forms(options)
+    if "teacher" in compared_networks(options) and not all(
+        _artifact(context, _probes(context), form).exists for form in _forms(options)
     ):
         context.networks.check_teacher(NAME)
-    files: dict[str, str] = {}
-    if options.baseline is not None:
-        files |= context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
-    if options.embeddings is not None:
-        _embeddings(context)
-        files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
+    files = check_compared(context, options)
     if options.layers:
         others = teacher_layers(context, _probes(context), _forms(options)[0])
         check_layers(f"evaluate.{NAME}.layers", options.layers, layer_names(context.model), others)
@@ -193,9 +183,8 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     options = context.options.of(DistanceCorrelationOptions)
     probes = _probes(context)
     forms = _forms(options)
-    distances_by_network = {
-        name: _distances_of(name, context, probes, forms) for name in _networks(options)
-    }
+    networks = dict.fromkeys(["student", *compared_networks(options)])
+    distances_by_network = {name: _distances_of(name, context, probes, forms) for name in networks}
     main = {name: by_form[forms[0]] for name, by_form in distances_by_network.items()}
     layers = _paired(main, options.layers)
     table = _table(main, _label_distances(context, probes), options.permutations, options.seed)
@@ -265,12 +254,6 @@ def _residuals(
 # ---- what is compared ----------------------------------------------------------------------------
 
 
-def _networks(options: DistanceCorrelationOptions) -> list[str]:
-    """Networks that the pairs name, always including the student, which comes first."""
-    pairs = wanted_pairs(options.pairs, options.baseline)
-    return list(dict.fromkeys(["student", *(name for pair in pairs for name in pair)]))
-
-
 def _forms(options: DistanceCorrelationOptions) -> list[Form]:
     """Forms of the features. All numbers except fss_biased use the first."""
     forms: list[Form] = ["unit" if options.l2norm else "plain"]
@@ -301,11 +284,7 @@ def _distances_of(
 ) -> dict[Form, Distances]:
     if name == "teacher":
         return teacher_distances(context, probes, forms)
-    model = context.model
-    if name == "baseline":
-        baseline = context.options.of(DistanceCorrelationOptions).baseline
-        assert baseline is not None
-        model = context.networks.student(baseline)
+    model = student_of(name, context, context.options.of(DistanceCorrelationOptions))
     return network_distances(context, model, probes, forms)
 
 
@@ -358,18 +337,14 @@ def _table(
 
 
 def _label_distances(context: EvaluationContext, probes: ProbeSet) -> list[Tensor]:
-    embeddings = _embeddings(context)
+    options = context.options.of(DistanceCorrelationOptions)
+    embeddings = load_class_embeddings(options, len(context.store.manifest.classes))
     return [
         feature_distances(
             label_features(multi_hot_labels(context.dataset, block.tolist()), embeddings)
         )
         for block in probes.blocks
     ]
-
-
-def _embeddings(context: EvaluationContext) -> Tensor | None:
-    path = context.options.of(DistanceCorrelationOptions).embeddings
-    return load_class_embeddings(NAME, path, len(context.store.manifest.classes))
 
 
 EVALUATOR = Evaluator(

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -381,10 +382,7 @@ def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
 
 def merge_blocks(parts: Sequence[InnerProducts]) -> InnerProducts:
     """Merge all blocks."""
-    first, *others = parts
-    for part in others:
-        first = first.merge(part)
-    return first
+    return reduce(InnerProducts.merge, parts)
 
 
 # ---- labels --------------------------------------------------------------------------------------

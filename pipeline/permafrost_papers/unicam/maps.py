@@ -144,18 +144,11 @@ def collect_activations(
 # ---- the teacher's -------------------------------------------------------------------------------
 
 
-def has_teacher_views(
-    context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
-) -> bool:
-    """Return whether the store contains the teacher's activations."""
-    return _artifact(context, probe_split, depths).exists
-
-
 def teacher_views(
     context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
 ) -> NetworkActivations:
     """Load the teacher's activations from the store, or compute them with the network and store them."""
-    if not (artifact := _artifact(context, probe_split, depths)).exists:
+    if not (artifact := activations_artifact(context, probe_split, depths)).exists:
         views = collect_activations(context, context.networks.teacher, probe_split, depths)
         tensors = {f"features/{depth}": values for depth, values in views.features.items()}
         tensors |= {f"grids/{depth}": values for depth, values in views.grids.items()}
@@ -168,9 +161,10 @@ def teacher_views(
     )
 
 
-def _artifact(
+def activations_artifact(
     context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
 ) -> Artifact:
+    """Return the place in the store of the teacher's activations."""
     return teacher_artifact(
         context,
         "activations",

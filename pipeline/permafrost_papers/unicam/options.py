@@ -51,8 +51,7 @@ class ComparedFeaturesOptions(EvaluatorOptions):
     """Run of another student, such as one trained on labels only; what the student has beyond it was distilled.
     In a sweep it may name a variant, whose student with the same seed is used."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
         for one, given in self.pairs:
             require(
                 one != given,
@@ -63,6 +62,12 @@ class ComparedFeaturesOptions(EvaluatorOptions):
             f"{self.section}.pairs names baseline, which is another run's student; also set that run, as in "
             f"{self.section}.baseline=kd-student",
         )
+
+
+def compared_networks(options: ComparedFeaturesOptions) -> list[str]:
+    """Return the networks that the pairs name, each once."""
+    pairs = wanted_pairs(options.pairs, options.baseline)
+    return list(dict.fromkeys(name for pair in pairs for name in pair))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +121,8 @@ class UnicamOptions(ComparedFeaturesOptions):
     reductions: tuple[Literal["cam", "hirescam"], ...] = ("cam", "hirescam")
     """Reductions of the gradient to a map; at depth 1 they are equal up to rounding."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_together(self) -> None:
+        super()._check_together()
         for name in ("depths", "reductions"):
             values = getattr(self, name)
             require(

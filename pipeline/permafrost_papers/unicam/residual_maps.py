@@ -29,6 +29,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
+from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost_papers.probe_set import (
@@ -47,44 +48,67 @@ from permafrost_papers.unicam.maps import (
     Bank,
     NetworkActivations,
     ProbeSplit,
+    activations_artifact,
     check_depths,
     collect_activations,
     explain_record,
     feature_of,
-    has_teacher_views,
     mean_of_depths,
     reliability,
     teacher_views,
 )
-from permafrost_papers.unicam.options import UnicamOptions, wanted_pairs
+from permafrost_papers.unicam.options import (
+    ComparedFeaturesOptions,
+    UnicamOptions,
+    compared_networks,
+    wanted_pairs,
+)
 
 
-def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) -> Tensor | None:
-    """Load class embeddings f64 [K, e] from a .npy file, None if there is no path.
+def load_class_embeddings(options: ComparedFeaturesOptions, num_classes: int) -> Tensor | None:
+    """Load the class embeddings f64 [K, e] of the options from a .npy file, None if they name none.
 
     Args:
-        evaluator: Name of the evaluator whose option `embeddings` is the path, for messages.
-        path: The file.
+        options: Options of the evaluator.
         num_classes: Number K of classes.
 
     Raises:
         ConfigError: If the file does not exist, or is not a matrix with a row for each class.
     """
-    if path is None:
+    if options.embeddings is None:
         return None
-    option = f"evaluate.{evaluator}.embeddings={path}"
+    option = f"{options.section}.embeddings={options.embeddings}"
+    path = Path(options.embeddings)
     require(
-        Path(path).is_file(),
-        f"{option} does not exist; correct the path, or set it to null for one-hot",
+        path.is_file(), f"{option} does not exist; correct the path, or set it to null for one-hot"
     )
     try:
-        values = parse_npy(file_at(Path(path)).read(), "fiu", (num_classes, None))
+        values = parse_npy(file_at(path).read(), "fiu", (num_classes, None))
     except FormatError as error:
         raise ConfigError(
             f"{option} is not a matrix of numbers with a row for each of the {num_classes} classes, in order: {error}; "
             "write it with numpy.save"
         ) from error
     return torch.from_numpy(values.astype(np.float64))
+
+
+def check_compared(context: EvaluationContext, options: ComparedFeaturesOptions) -> dict[str, str]:
+    """Check the baseline and the class embeddings, and return the SHA-256 of their files by path."""
+    files: dict[str, str] = {}
+    if options.baseline is not None:
+        files |= context.networks.check_student(f"{options.section}.baseline", options.baseline)
+    if options.embeddings is not None:
+        load_class_embeddings(options, len(context.store.manifest.classes))
+        files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
+    return files
+
+
+def student_of(
+    name: str, context: EvaluationContext, options: ComparedFeaturesOptions
+) -> EvaluatedModel:
+    """Return the baseline's network if it is named, the evaluated one otherwise."""
+    baseline = options.baseline if name == "baseline" else None
+    return context.model if baseline is None else context.networks.student(baseline)
 
 
 # ---- residual maps ---------------------------------------------------------------------------------
@@ -109,21 +133,19 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
     options = context.options.of(UnicamOptions)
     option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, option)
-    names = _networks(options)
     option = f"evaluate.{NAME}.depths"
     check_depths(option, context.model, options.depths, "the student")
     probe_split = _probe_split(context)
-    if "teacher" in names and not has_teacher_views(context, probe_split, options.depths):
+    if (
+        "teacher" in compared_networks(options)
+        and not activations_artifact(context, probe_split, options.depths).exists
+    ):
         context.networks.check_teacher(NAME)
         check_depths(option, context.networks.teacher, options.depths, "the teacher")
-    files: dict[str, str] = {}
+    files = check_compared(context, options)
     if options.baseline is not None:
-        files |= context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
         baseline = context.networks.student(options.baseline)
         check_depths(option, baseline, options.depths, "the baseline")
-    if options.embeddings is not None:
-        _embeddings(context)
-        files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
     return files
 
 
@@ -131,9 +153,10 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
     """Write the maps, and return means over the explained records by pair, depth and reduction."""
     options = context.options.of(UnicamOptions)
     probe_split = _probe_split(context)
-    views = {name: _views_of(name, context, probe_split) for name in _networks(options)}
+    views = {name: _views_of(name, context, probe_split) for name in compared_networks(options)}
     labels = label_features(
-        multi_hot_labels(context.dataset, probe_split.positions.tolist()), _embeddings(context)
+        multi_hot_labels(context.dataset, probe_split.positions.tolist()),
+        load_class_embeddings(options, len(context.store.manifest.classes)),
     )
     tensors: dict[str, Tensor] = {}
     for x, given in wanted_pairs(options.pairs, options.baseline):
@@ -216,11 +239,6 @@ def _pack(prefix: str, maps: Maps) -> dict[str, Tensor]:
 # ---- who and what --------------------------------------------------------------------------------
 
 
-def _networks(options: UnicamOptions) -> list[str]:
-    pairs = wanted_pairs(options.pairs, options.baseline)
-    return list(dict.fromkeys(name for pair in pairs for name in pair))
-
-
 def _probe_split(context: EvaluationContext) -> ProbeSplit:
     options = context.options.of(UnicamOptions)
     dataset = context.dataset
@@ -259,19 +277,11 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
     )
 
 
-def _embeddings(context: EvaluationContext) -> Tensor | None:
-    path = context.options.of(UnicamOptions).embeddings
-    return load_class_embeddings(NAME, path, len(context.store.manifest.classes))
-
-
 def _views_of(name: str, context: EvaluationContext, probe_split: ProbeSplit) -> NetworkActivations:
     options = context.options.of(UnicamOptions)
     if name == "teacher":
         return teacher_views(context, probe_split, options.depths)
-    model = context.model
-    if name == "baseline":
-        assert options.baseline is not None
-        model = context.networks.student(options.baseline)
+    model = student_of(name, context, options)
     return collect_activations(context, model, probe_split, options.depths)
 
 
@@ -286,7 +296,7 @@ def _write(
     options = context.options.of(UnicamOptions)
     compared = {"student": context.fingerprint}
     teacher = context.networks.described_teacher
-    if "teacher" in _networks(options):
+    if "teacher" in compared_networks(options):
         compared["teacher"] = teacher["weights_sha256"]
     if options.baseline is not None:
         (compared["baseline"],) = context.networks.check_student(

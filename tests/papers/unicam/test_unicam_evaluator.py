@@ -123,7 +123,7 @@ def test_files_that_are_no_embeddings_are_refused(tmp_path):
 
     for name, message in (("empty", "not an npy file"), ("several", "holds several arrays")):
         with pytest.raises(ConfigError, match=rf"unicam\.embeddings=.*{name}\.npy.* {message}"):
-            load_class_embeddings("unicam", str(tmp_path / f"{name}.npy"), 10)
+            load_class_embeddings(UnicamOptions(embeddings=str(tmp_path / f"{name}.npy")), 10)
 
 
 def test_the_same_command_elsewhere_gives_the_same_maps(own):
