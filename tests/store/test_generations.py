@@ -355,7 +355,7 @@ def test_an_append_to_a_bucket_that_was_killed_anywhere_ends_with_the_same_bytes
 ):
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.2)  # of the lease of a writer that was killed
     start, expected = begun
-    expected.pop(lock.LOCK_NAME)
+    expected = {name: data for name, data in expected.items() if not name.endswith(lock.LOCK_NAME)}
     words = {"teacher": TEACHER, "append": True, "shard_size": 8}
     call, is_killed = 0, True
     while is_killed:
@@ -411,7 +411,8 @@ def test_of_two_writers_that_append_to_a_bucket_the_second_one_stops(
         for name, data in tree_bytes(start).items():
             obstore.put(client, f"store/{name}", data)
         monkeypatch.setattr(commit, "write_manifest", after_another)
-        monkeypatch.setattr(precompute.module, "folder_lock", nullcontext)
+        no_lock = nullcontext(lambda: None)
+        monkeypatch.setattr(precompute.module, "folder_lock", lambda *_, **__: no_lock)
         with pytest.raises(UserError, match=r"was written by another process"):
             precompute.run(growing_options(pictures, store, append=True))
         assert labels_of(Store(rooted(store))) == pictures.labels

@@ -75,6 +75,7 @@ def folder_lock(
             CLAIMS.release(path)
         return
     _forget_in_children()
+    is_new = not file_at(folder).exists()
     file_at(folder).make_folder()
     if (file := _open_lock(folder, option)) is None:
         yield lambda: None
@@ -84,6 +85,9 @@ def folder_lock(
         _take(file, folder, option, is_shared=is_shared)
         yield lambda: _take(file, folder, option, is_shared=True)
     finally:
+        if is_new and file_at(folder).entries() == [(LOCK_NAME, "file")]:  # the block wrote nothing
+            file_at(folder / LOCK_NAME).remove()
+            file_at(folder).remove_folder()
         _files.discard(file)
         file.close()  # a forked child has closed it
 
