@@ -108,7 +108,12 @@ def complete_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: If several sections of the verb and its members have the option.
     """
-    arguments = [_without_synonym(verb, argument) for argument in arguments]
+    given = {argument.partition("=")[0] for argument in arguments}
+    unnamed = iter([option for option in VERBS[verb].positional if option not in given])
+    named = (
+        each if "=" in each else f"{next(unnamed, '')}={each}".lstrip("=") for each in arguments
+    )
+    arguments = [_without_synonym(verb, argument) for argument in named]
     names = [*section_names(verb), "experiment", "plugins"]
     short = {
         argument
