@@ -10,7 +10,7 @@ from typing import Any
 
 from permafrost.annotation.pass_identity import description_of, fingerprint_pass, pass_differences
 from permafrost.annotation.pass_plan import PassPlan
-from permafrost.config.differences import describe_differences
+from permafrost.config.differences import describe_nearest
 from permafrost.core.digests import SHORT, canonical_json
 from permafrost.core.errors import UserError
 from permafrost.runs.folder import RunFolder, read_cost
@@ -49,21 +49,17 @@ def describe_missing(plans: Sequence[PassPlan]) -> str:
     if plan.first is not None:
         return f"appended records, with the options of {plan.first.folder.name}; {text}"
     others = [path for path in file_at(plan.folder.parent).paths() if path != plan.folder]
-    weights = name_of_path(str(plan.teacher.weights))
     changed = {
-        folder.name: pass_differences(old, plan.description, [*file, weights])
+        folder.name: pass_differences(
+            old, plan.description, [*file, name_of_path(str(plan.teacher.weights))]
+        )
         for folder in others
         for old, *file in _described(plan.store, folder)
     }
-    if not changed:
-        return text
-    nearest = min(changed, key=lambda name: len(changed[name]))
     kind = "new" if len(plan.missing) == len(plan.shards) else "begun"
     finished = sum(file_at(folder / MANIFEST_NAME).exists() for folder in others)
-    return (
-        f"{kind}: {describe_differences(changed[nearest])} (nearest: {nearest}); {plan.store.form.noun} and "
-        f"{finished} other pass{'es' * (finished != 1)} stay; {text}"
-    )
+    stay = f"{plan.store.form.noun} and {finished} other pass{'es' * (finished != 1)} stay"
+    return f"{kind}: {describe_nearest(changed)}; {stay}; {text}" if changed else text
 
 
 def _described(store: Store, folder: RootedPath) -> Iterator[tuple[Any, ...]]:
@@ -74,5 +70,4 @@ def _described(store: Store, folder: RootedPath) -> Iterator[tuple[Any, ...]]:
                 yield description_of(made), made.made_with.get("weights", "")
         else:
             values = json.loads(file_at(folder / _DESCRIPTION).read())
-            if folder.name.endswith(fingerprint_pass(values)[:SHORT]):
-                yield (values,)
+            yield from [(values,)] * folder.name.endswith(fingerprint_pass(values)[:SHORT])

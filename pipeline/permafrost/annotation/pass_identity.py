@@ -39,7 +39,7 @@ _OPTIONS = {
     "views.interpolation": "augment.interpolation",
     "selection.split": "split",
     "selection.subset": "subset",
-    "projection.split": "split",
+    "projection": "annotate.features_channels",
     "dataset_fingerprint": "records",
     "store_fingerprint": "store",
     "backend": "store.backend",
@@ -123,17 +123,18 @@ def pass_differences(
         requested: Description of another one.
         weights: Names of the files of their weights, as far as they are known.
     """
-    is_known = "outputs" in existing
-    existing = {name: value for name, value in existing.items() if value is not None}
-    requested = {
-        name: value
-        for name, value in requested.items()
-        if value is not None and (is_known or name in existing)
+    old = {name: value for name, value in existing.items() if value is not None}
+    names = requested.keys() & (requested if "outputs" in old else old).keys()
+    new = {
+        name: requested[name] for name in requested if name in names and requested[name] is not None
     }
-    options = {"teacher.weights_sha256": f"teacher.weights ({' -> '.join(dict.fromkeys(weights))})"}
-    added = {**existing, **requested}.keys() - {*_OF_MANIFEST, "projection"}
-    options |= {name: f"annotate.{name}" for name in added}
-    return differences(existing, requested, options | _OPTIONS)
+    added = {
+        name: f"annotate.{name}"
+        for name in {**old, **new}
+        if name not in {*_OF_MANIFEST, *_OPTIONS}
+    }
+    files = {"teacher.weights_sha256": f"teacher.weights ({' -> '.join(dict.fromkeys(weights))})"}
+    return differences(old, new, files | _OPTIONS | added)
 
 
 def describe_network(

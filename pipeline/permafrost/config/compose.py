@@ -108,8 +108,11 @@ def complete_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: If several sections of the verb and its members have the option.
     """
-    given = {argument.partition("=")[0] for argument in arguments}
-    unnamed = iter([option for option in VERBS[verb].positional if option not in given])
+    unnamed = (
+        option
+        for option in VERBS[verb].positional
+        if not any(argument.startswith(f"{option}=") for argument in arguments)
+    )
     named = (
         each if "=" in each else f"{next(unnamed, '')}={each}".lstrip("=") for each in arguments
     )

@@ -37,8 +37,10 @@ def differences(
             by its file and function.
     """
     old, new = map(flatten_options, plain_values([existing, requested]))
-    factories = [str(each) for name, each in {**old, **new}.items() if name.endswith(".factory")]
-    places = {re.split("[.:]", PurePath(each).name)[0]: PurePath(each).name for each in factories}
+    named = (str(each) for name, each in {**old, **new}.items() if name.endswith(".factory"))
+    places = {
+        re.split("[.:]", place)[0]: place for place in (PurePath(each).name for each in named)
+    }
     code = {
         f"{section}plug-in {module}": f"code of {place}"
         for module, place in places.items()
@@ -76,6 +78,16 @@ def describe_differences(changed: Mapping[str, tuple[Any, Any]], most: int = 8) 
     )
 
 
+def describe_nearest(changed: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> str:
+    """Describe the fewest differences, with the name of what they are from.
+
+    Args:
+        changed: Results of `differences` by name, at least one.
+    """
+    nearest = min(changed, key=lambda name: len(changed[name]))
+    return f"{describe_differences(changed[nearest])} (nearest: {nearest})"
+
+
 def describe_difference(name: str, old: Any, new: Any) -> str:
     """Describe one entry of two descriptions, as in `method.tau 1 -> 4`."""
     return f"{name} {shown_value(old)} -> {shown_value(new)}"
@@ -84,7 +96,7 @@ def describe_difference(name: str, old: Any, new: Any) -> str:
 def shown_value(value: Any) -> str:
     """Return a value as it is typed on a command line, a digest by its first digits, and of a long text the start."""
     if isinstance(value, list):
-        value = f"[{', '.join(map(shown_value, value))}]"
+        return f"[{', '.join(map(shown_value, value))}]"[:_MAX_SHOWN]
     text = value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
     text = re.sub("[0-9a-f]{64}", lambda digest: f"sha256 {digest[0][:SHORT]}", text)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

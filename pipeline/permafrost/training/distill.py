@@ -161,8 +161,8 @@ class StudentPlan(TrainingJob):
         return TrainedStudent(self.folder).evaluate_command(self.run_name, self.store)
 
     def describe_work(self) -> dict[str, str]:
-        is_known = (self.folder / CONFIG_NAME).exists()
-        others = () if is_known else RunFolder(self.run_name).path.parent.glob("*/distill")
+        runs = RunFolder(self.run_name).path.parent
+        others = () if (self.folder / CONFIG_NAME).exists() else runs.glob("*/distill")
         new = nearest_run(self.options, self.inputs(), others)
         return self._work() | ({"new": new} if new else {})
 

@@ -99,25 +99,23 @@ def compare_two(config: DiffConfig) -> DiffResult:
         if kind == "pass"
         else differences(old, new, INPUT_OPTIONS)
     )
-    data, reasons = dict[str, Any](), list[str]()
-    if "store" in changed and store is not None and other_store is not None:
-        data, reasons = _compare_records(store, other_store)
-    elif "store" in changed:
-        reasons = ["the stores differ, and one of them is not at its place any more"]
-    is_evaluation = {name: name.startswith("evaluation.") for name in changed}
-    both = {
+    is_same = "store" not in changed
+    data, reasons = ({}, []) if is_same else _compare_records(store, other_store)
+    evaluated = {
         name: pair
         for name, pair in changed.items()
-        if not is_evaluation[name] or ABSENT not in pair
+        if name.startswith("evaluation.") and ABSENT not in pair
     }
-    reasons += [
-        describe_difference(name, *pair) for name, pair in both.items() if is_evaluation[name]
-    ]
     result = DiffResult(
         compared=f"two {'passes' if kind == 'pass' else f'{kind}s'}",
-        options=both,
+        options={
+            name: pair
+            for name, pair in changed.items()
+            if name in evaluated or not name.startswith("evaluation.")
+        },
         data=data,
-        incomparable=reasons,
+        incomparable=reasons
+        + [describe_difference(name, *pair) for name, pair in evaluated.items()],
     )
     if config.output:
         file_at(Path(config.output)).write(json.dumps(asdict(result), indent=1).encode())
@@ -141,8 +139,8 @@ def _described(name: str) -> tuple[Any, ...]:
             f"{folder} has {len(found) or 'no'} passes {last}; name one of: {', '.join(each.name for each in known)}",
         )
         made = store.pass_manifest(found[0])
-        part = _store_at(folder, made.store_fingerprint)
-        return "pass", description_of(made), part, made.made_with.get("weights", "")
+        weights = made.made_with.get("weights", "")
+        return "pass", description_of(made), _store_at(folder, made.store_fingerprint), weights
     for run, (verb, cls) in product((Path(name), RunFolder(name).path), _TRAININGS.items()):
         if (run / verb / CONFIG_NAME).is_file():
             values = read_config(run / verb / CONFIG_NAME, cls)
@@ -163,10 +161,11 @@ def _described(name: str) -> tuple[Any, ...]:
 def _store_at(path: str, fingerprint: str | None = None) -> Store | None:
     """Return the generations of a store that have a fingerprint, None if it is not there."""
     folder = StoreOptions(path=path or ".").folder
-    if not file_at(folder / MANIFEST_NAME).exists():
-        return None
-    store = Store(folder).part_with(fingerprint)
-    return store if fingerprint in (None, store.manifest.fingerprint) else None
+    store = (
+        Store(folder).part_with(fingerprint) if file_at(folder / MANIFEST_NAME).exists() else None
+    )
+    is_other = store is not None and fingerprint not in (None, store.manifest.fingerprint)
+    return None if is_other else store
 
 
 def _describe_store(store: Store) -> dict[str, Any]:
@@ -184,15 +183,20 @@ def _describe_store(store: Store) -> dict[str, Any]:
     }
 
 
-def _compare_records(old: Store, new: Store) -> tuple[dict[str, Any], list[str]]:
+def _compare_records(old: Store | None, new: Store | None) -> tuple[dict[str, Any], list[str]]:
     """Return `data` and `incomparable` of the result, without a Python object for each record."""
+    if old is None or new is None:
+        return {}, ["the stores differ, and one of them is not at its place any more"]
     joined = _records_of(old).join(
         _records_of(new), "key", join_type="full outer", right_suffix="_new"
     )
-    masks = {"added": joined["split"].is_null(), "removed": joined["split_new"].is_null()}
-    masks |= {
-        f"with other {name}": pc.not_equal(joined[name], joined[f"{name}_new"])
-        for name in ("bytes", "labels", "split")
+    masks = {
+        "added": joined["split"].is_null(),
+        "removed": joined["split_new"].is_null(),
+        **{
+            f"with other {name}": pc.not_equal(joined[name], joined[f"{name}_new"])
+            for name in ("bytes", "labels", "split")
+        },
     }
     parts = {name: joined.filter(mask).sort_by("key") for name, mask in masks.items()}
     data = {
@@ -200,8 +204,10 @@ def _compare_records(old: Store, new: Store) -> tuple[dict[str, Any], list[str]]
             "records": part.num_rows,
             "keys": part["key"][:_SHOWN].to_pylist(),
             "splits": sorted(
-                {*part["split"].unique().to_pylist(), *part["split_new"].unique().to_pylist()}
-                - {None}
+                split
+                for split in {*old.shards.splits, *new.shards.splits}
+                for column in ("split", "split_new")
+                if pc.index(part[column], split).as_py() >= 0
             ),
         }
         for name, part in parts.items()
@@ -213,31 +219,28 @@ def _compare_records(old: Store, new: Store) -> tuple[dict[str, Any], list[str]]
         for split in each["splits"]
         if split != "train"
     ]
-    named = {"classes": "classes", "canonical": "frames", "columns": "columns"}
-    pairs = {
-        text: (getattr(old.manifest, name), getattr(new.manifest, name))
-        for name, text in named.items()
-    }
-    return data, reasons + [
-        f"the {text} differ" for text, (one, other) in pairs.items() if one != other
-    ]
+    for name, text in (("classes", "classes"), ("canonical", "frames"), ("columns", "columns")):
+        is_other = getattr(old.manifest, name) != getattr(new.manifest, name)
+        reasons += [f"the {text} differ"] * is_other
+    return data, reasons
 
 
 def _records_of(store: Store) -> pa.Table:
     """Return the key, the digest of the bytes, that of the labels' names, and the split of each record."""
     index, rows = store.index, np.arange(store.index.num_rows)
-    labels, lengths = index.values("label", rows), np.ones_like(rows)
-    if store.manifest.multi_label:
-        labels, lengths = index.label_lists(rows)
+    labels, lengths = (
+        index.label_lists(rows)
+        if store.manifest.multi_label
+        else (index.values("label", rows), np.ones_like(rows))
+    )
     codes = np.array([*map(derive_seed, store.manifest.classes), 0], np.uint64)  # 0 for none
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes[labels])])
     ends = np.cumsum(lengths)
-    splits = store.shards.table["split"].take(pa.array(index.shard_numbers(rows)))
     return pa.table(
         {
             "key": index.key_column(rows),
             "bytes": index.image_digests(),
             "labels": sums[ends] - sums[ends - lengths],
-            "split": splits,
+            "split": store.shards.table["split"].take(pa.array(index.shard_numbers(rows))),
         }
     )

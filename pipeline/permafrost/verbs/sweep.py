@@ -121,13 +121,20 @@ class SweepPlan(Plan):
         """Say how many students are new, and beside others what differs from the nearest of each variant and point."""
         old = {*RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill")}
         new = [each for each in self.students if RunFolder(each.name).path / "distill" not in old]
-        changes = dict[str, None]()
-        for each in {f"{each.variant} {each.point}": each for each in new if old}.values():
-            alike, plan = f"{each.variant}-seed{each.seed}-", plan_student(each.distill)
-            near = [path for path in old if path.parent.name.startswith(alike)] or old
-            changes[nearest_run(plan.options, plan.inputs(), near)] = None
+        each_point = {f"{each.variant} {each.point}": each for each in new if old}.values()
+        plans = [
+            (f"{each.variant}-seed{each.seed}-", plan_student(each.distill)) for each in each_point
+        ]
+        changes = [
+            nearest_run(
+                plan.options,
+                plan.inputs(),
+                [path for path in old if path.parent.name.startswith(alike)] or old,
+            )
+            for alike, plan in plans
+        ]
         counted = f"{len(new)} of {len(self.students)} students are new"
-        return f"{counted}: {'; '.join(filter(None, changes))}" if any(changes) else counted
+        return ": ".join([counted, *filter(None, ["; ".join(dict.fromkeys(changes))])])
 
     def run(self) -> SweepResult:
         """Finish the students that are missing.
