@@ -243,7 +243,7 @@ def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student
 
     assert len(found["shift"]["map"]) == 3
     assert "accuracy" in found
-    with pytest.raises(ConfigError, match=r"shift\.pixels 2 -> 3"):
+    with pytest.raises(ConfigError, match=r"shift\.pixels=2, but this one has 3"):
         evaluation.evaluate_student(
             evaluation_of(frozen, **{**shifted, "shift": ShiftOptions(pixels=3, records=4)})
         )
@@ -339,7 +339,7 @@ def test_one_more_evaluator_of_a_sweep_trains_nobody_again_and_is_reported(froze
         ConfigError, match=r"no student has train\.unicam\.objective.*train\.accuracy"
     ):
         columns_of({"unicam": "train.unicam.objective"}, [result])
-    with pytest.raises(ConfigError, match=r"distance_correlation\.seed 0 -> 1"):
+    with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0, but this one has 1"):
         run_sweep([*more, "evaluate.distance_correlation.seed=1"])
 
 

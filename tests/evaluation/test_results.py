@@ -29,5 +29,5 @@ def write_results(folder, options):
 def test_results_of_other_options_are_refused(tmp_path):
     write_results(tmp_path, evaluator_options(NAME, config_of(records=16)))
 
-    with pytest.raises(ConfigError, match=r"records 16 -> .*delete .* again"):
+    with pytest.raises(ConfigError, match=r"records=16, but this one has .*delete .* again"):
         missing_evaluators(tmp_path, config_of())

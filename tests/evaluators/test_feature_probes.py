@@ -194,11 +194,11 @@ def test_results_of_the_whole_split_and_of_the_students_records_are_not_mixed(fr
 
     evaluate_student(plain)
     assert evaluate_student(plain).splits["test"]["knn"]["train_records"] == 40
-    with pytest.raises(ConfigError, match=r"knn\.train_subset all -> student"):
+    with pytest.raises(ConfigError, match=r"knn\.train_subset=all, but this one has student"):
         evaluate_student(own)
 
     evaluate_student(own, "of-the-student")
-    with pytest.raises(ConfigError, match=r"knn\.train_subset student -> all"):
+    with pytest.raises(ConfigError, match=r"knn\.train_subset=student, but this one has all"):
         evaluate_student(plain, "of-the-student")
 
 

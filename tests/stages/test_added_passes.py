@@ -179,7 +179,8 @@ def test_another_pass_makes_another_run(one_pass):
     another = names_in(one_pass.store)[0]
 
     with pytest.raises(
-        ConfigError, match=r"contains a run with other options .*store\.teacher .* -> \[resnet14-"
+        ConfigError,
+        match=r"contains a run with other options .*store\.teacher \[resnet14-\w+\] -> \[another-",
     ):
         distill.run(with_teacher(distill_config(one_pass), another))
 

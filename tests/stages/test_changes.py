@@ -1,12 +1,14 @@
-"""Which change makes a pass or a student new, said before it is computed, and `diff` of what exists."""
+"""Changes that make a pass or a student new, said before it is computed, and `diff` of what exists."""
 
 import json
 import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from permafrost.annotation import teacher_pass
@@ -16,6 +18,7 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
+from permafrost.runs.folder import RunFolder
 from permafrost.store.verification import verify_store
 from permafrost.training.distill import plan_student
 from permafrost.verbs.sweep import plan_sweep
@@ -242,13 +245,80 @@ def test_diff_compares_passes_by_folder_name_and_digits(here):
         )
 
 
+def test_diff_finds_records_of_other_bytes_labels_and_splits(tmp_path, monkeypatch):
+    """Row of old and new: name, label, split and seed of the pixels."""
+    monkeypatch.chdir(tmp_path)
+    rows = {
+        "old": [
+            "a.png,cat,train,1",
+            "b.png,cat,test,2",
+            "c.png,dog,train,3",
+            "d.png,dog,test,4",
+            "e.png,dog,test,5",
+        ],
+        "new": [
+            "a.png,cat,train,9",
+            "b.png,dog,test,2",
+            "c.png,dog,test,3",
+            "d.png,dog,test,4",
+            "f.png,dog,test,6",
+        ],
+    }
+    for name, lines in rows.items():
+        Path(name).mkdir()
+        for line in lines:
+            key, _, _, seed = line.split(",")
+            pixels = np.random.default_rng(int(seed)).integers(0, 255, (16, 16, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(f"{name}/{key}")
+        Path(f"{name}/table.csv").write_text("\n".join(["file,label,split,seed", *lines]))
+        words = (
+            "data=image_table",
+            f"data.path={name}/table.csv",
+            "data.image=file",
+            "data.split=split",
+            "data.accept=[classes_of_one_split]",
+            "data.label=label",
+            "teacher=none",
+        )
+        run_typed_command("precompute", [f"store.path=s-{name}", *words, "executor=serial"])
+
+    result = run_typed_command("diff", ["s-old", "s-new"])
+
+    found = {kind: (each["records"], each["splits"]) for kind, each in result.data.items()}
+    assert found == {
+        "added": (1, ["test"]),
+        "removed": (1, ["test"]),
+        "with other bytes": (1, ["train"]),
+        "with other labels": (1, ["test"]),
+        "with other split": (1, ["test", "train"]),
+    }
+    assert "test has records with other labels" in result.incomparable
+
+
+def test_diff_of_runs_reads_their_evaluations(here):
+    for run, frame, words in (("one", "full", ()), ("other", "center_crop", ("method.tau=4",))):
+        composed = compose("distill", ["store.path=store", f"run={run}", *STUDENT, *words])
+        with plan_student(build_verb_config("distill", composed)).open_folder():
+            pass
+        words = ["store.path=store", f"run={run}", f"evaluate.frame={frame}"]
+        shared = build_verb_config("evaluate", compose("evaluate", words)).shared
+        with RunFolder(run).open("evaluate", shared, {}):
+            pass
+    result = run_typed_command("diff", ["one", "runs/other"])
+    assert result.options["method.tau"] == (1, 4)
+    assert result.incomparable == ["evaluation.frame full -> center_crop"]
+    Path("runs/one/evaluate/config.yaml").unlink()
+    assert run_typed_command("diff", ["one", "other"]).incomparable == []
+    shutil.rmtree("runs/other")
+
+
 def test_diff_refuses_what_is_no_pair(here):
     refused = {
         ("store", "one"): "store is a store and one is a distill run; name two",
         ("store", "store/resnet8"): "store is a store and store/resnet8 is a pass; name two",
-        ("store", "nowhere"): "nowhere is no store, pass or run; name",
+        ("store", "nowhere"): "nowhere is not a store, a pass or a run; name",
         ("store/zzz", "store"): "store has no passes zzz; name one of: module-",
-        ("store",): " is no store, pass or run; name",
+        ("store",): " is not a store, a pass or a run; name",
         ("store", "larger", "third"): "cannot read 'third'",
     }
     for words, text in refused.items():

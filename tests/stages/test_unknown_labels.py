@@ -347,7 +347,9 @@ def test_a_later_call_keeps_the_thresholds_and_the_teacher_has_its_own(inside, c
     assert [row["teacher_threshold_logit"] for row in rows] == pytest.approx(expected.tolist())
     assert {row["threshold"] for row in more["labels"].values()} == {0.5}
     assert "has stored the thresholds of evaluate.threshold=val" in caplog.text
-    with pytest.raises(ConfigError, match=r"accuracy contains .* evaluate\.threshold val -> 0\.3"):
+    with pytest.raises(
+        ConfigError, match=r"accuracy with evaluate\.threshold=val, but this one has 0\.3"
+    ):
         permafrost.evaluate("evaluate.threshold=0.3", store="stores/findings", run="student")
     page = permafrost.report(store="stores/findings", run="student")
     assert "thresholds of val" in Path(page.html).read_text()

@@ -10,7 +10,7 @@ from typing import Any
 
 from permafrost.annotation.pass_identity import description_of, fingerprint_pass, pass_differences
 from permafrost.annotation.pass_plan import PassPlan
-from permafrost.config.differences import describe_nearest
+from permafrost.config.differences import describe_fewest
 from permafrost.core.digests import SHORT, canonical_json
 from permafrost.core.errors import UserError
 from permafrost.runs.folder import RunFolder, read_cost
@@ -59,7 +59,7 @@ def describe_missing(plans: Sequence[PassPlan]) -> str:
     kind = "new" if len(plan.missing) == len(plan.shards) else "begun"
     finished = sum(file_at(folder / MANIFEST_NAME).exists() for folder in others)
     stay = f"{plan.store.form.noun} and {finished} other pass{'es' * (finished != 1)} stay"
-    return f"{kind}: {describe_nearest(changed)}; {stay}; {text}" if changed else text
+    return f"{kind}: {describe_fewest(changed)}; {stay}; {text}" if changed else text
 
 
 def _described(store: Store, folder: RootedPath) -> Iterator[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from typing import Any
 from permafrost.config.builder import flatten_options
 from permafrost.core.digests import SHORT, plain_values
 
-ABSENT = "not set"
+NOT_SET = "not set"
 """Value of an entry that one of two descriptions does not have."""
 _MAX_SHOWN = 60
 """Largest number of characters of a value in a line."""
@@ -46,7 +46,7 @@ def differences(
         for module, place in places.items()
         for section in ("inputs.", "teacher.")
     }
-    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in {**old, **new}}
+    pairs = {name: (old.get(name, NOT_SET), new.get(name, NOT_SET)) for name in {**old, **new}}
     return {
         code.get(name, f"{options.get(start, '')}{name.removeprefix(start)}"): pair
         for name, pair in pairs.items()
@@ -65,20 +65,20 @@ def describe_differences(changed: Mapping[str, tuple[Any, Any]], most: int = 8) 
     chosen = tuple(
         f"{section}."
         for name, pair in changed.items()
-        if ABSENT not in pair
+        if NOT_SET not in pair
         for section in _CHOICES.get(name, (name.removesuffix(".kind"),))
     )
     texts = [
         describe_difference(name, *pair)
         for name, pair in changed.items()
-        if ABSENT not in pair or not f"{name}.".startswith(chosen)
+        if NOT_SET not in pair or not f"{name}.".startswith(chosen)
     ]
     return ", ".join(texts[:most] or ["no difference"]) + f" and {len(texts) - most} more" * (
         len(texts) > most
     )
 
 
-def describe_nearest(changed: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> str:
+def describe_fewest(changed: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> str:
     """Describe the fewest differences, with the name of what they are from.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import check_values, to_plain_dict
-from permafrost.config.differences import describe_differences, describe_nearest, differences
+from permafrost.config.differences import describe_differences, describe_fewest, differences
 from permafrost.config.families import element_class, section_class
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
@@ -229,7 +229,7 @@ def nearest_run(config: Options, inputs: dict[str, str], folders: Iterable[Path]
             old = describe_run(read_config(folder / CONFIG_NAME, type(config)), type(config))
             if old["inputs"]["store"] == inputs["store"]:
                 changed[folder.parent.name] = differences(old, new, INPUT_OPTIONS)
-    return describe_nearest(changed) if changed else ""
+    return describe_fewest(changed) if changed else ""
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:

@@ -219,7 +219,7 @@ def commit_pass(
     Args:
         folder: Folder of the pass, whose shards are all annotated.
         shards: Shards of the store that the pass covers, in the order of its arrays.
-        description: Entries that the fingerprint covers, by name; those that are no fields of the manifest are added.
+        description: Entries that the fingerprint covers, by name; others than fields of the manifest are added.
         fingerprint: Fingerprint of the pass.
         specs: Stored fields.
         shared_files: SHA-256 by path of the files that all shards share.

@@ -319,7 +319,7 @@ class PassManifest:
     follows: str | None = None
     """Fingerprint of the pass over the first generation whose options and measures this one has; None for that one."""
     added: dict[str, Any] = field(default_factory=dict)
-    """Entries of the description that are no fields, by name: outputs, the options that these read, and what they say
+    """Other entries of the description by name: outputs, the options that these read, and what they say
     of the teacher (OutputInfo.describe). Covered by the fingerprint; passes of earlier versions lack the options."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions, device, size of the network and name of the weights, for information only; not covered by the

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.annotation.pass_identity import description_of, pass_differences
-from permafrost.config.differences import ABSENT, describe_difference, differences
+from permafrost.config.differences import NOT_SET, describe_difference, differences
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.options import Options
 from permafrost.config.store import StoreOptions
@@ -83,7 +83,7 @@ def compare_two(config: DiffConfig) -> DiffResult:
     """Compare two stores, two passes or two runs.
 
     Raises:
-        ConfigError: If a name is none of them, or if their kinds differ.
+        ConfigError: If a name is of something else, or if their kinds differ.
     """
     (kind, old, store, *file), (other, new, other_store, *other_file) = (
         _described(config.old),
@@ -104,7 +104,7 @@ def compare_two(config: DiffConfig) -> DiffResult:
     evaluated = {
         name: pair
         for name, pair in changed.items()
-        if name.startswith("evaluation.") and ABSENT not in pair
+        if name.startswith("evaluation.") and NOT_SET not in pair
     }
     result = DiffResult(
         compared=f"two {'passes' if kind == 'pass' else f'{kind}s'}",
@@ -125,7 +125,7 @@ def compare_two(config: DiffConfig) -> DiffResult:
 def _described(name: str) -> tuple[Any, ...]:
     """Return the kind of what a name is of, its description, its store, and the file of a pass's weights if known.
 
-    The store is None if it is not at its place any more. Raises ConfigError if the name is of no store, pass or run.
+    The store is None if it is not at its place any more. Raises ConfigError if there is none of these.
     """
     parent, _, last = name.rstrip("/").rpartition("/")
     folder = parent.removesuffix(TEACHERS_FOLDER).rstrip("/") or "."
@@ -146,15 +146,16 @@ def _described(name: str) -> tuple[Any, ...]:
             values = read_config(run / verb / CONFIG_NAME, cls)
             described, evaluated = describe_run(values, cls), run / "evaluate" / CONFIG_NAME
             if evaluated.is_file():
-                options = identity(read_config(evaluated, EvaluationRun), EvaluationRun)
-                described["evaluation"] = options["evaluate"]
+                evaluation = read_config(evaluated, EvaluationRun)
+                options = identity(evaluation, EvaluationRun)["evaluate"]
+                described["evaluation"] = options | {"frame": evaluation["evaluate"]["frame"]}
             return (
                 f"{verb} run",
                 described,
                 _store_at(values["store"]["path"], values["inputs"]["store"]),
             )
     raise ConfigError(
-        f"{name} is no store, pass or run; name a store's folder, <store>/{TEACHERS_FOLDER}/<pass>, or a run as in run="
+        f"{name} is not a store, a pass or a run; name a store's folder, <store>/<pass>, or a run as in run="
     )
 
 
@@ -206,8 +207,8 @@ def _compare_records(old: Store | None, new: Store | None) -> tuple[dict[str, An
             "splits": sorted(
                 split
                 for split in {*old.shards.splits, *new.shards.splits}
-                for column in ("split", "split_new")
-                if pc.index(part[column], split).as_py() >= 0
+                if pc.index(part["split"], split).as_py() >= 0
+                or pc.index(part["split_new"], split).as_py() >= 0
             ),
         }
         for name, part in parts.items()

@@ -118,7 +118,7 @@ class SweepPlan(Plan):
         }
 
     def describe_new(self) -> str:
-        """Say how many students are new, and beside others what differs from the nearest of each variant and point."""
+        """Say how many students are new, and next to others what differs from the nearest of each variant and point."""
         old = {*RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill")}
         new = [each for each in self.students if RunFolder(each.name).path / "distill" not in old]
         each_point = {f"{each.variant} {each.point}": each for each in new if old}.values()

@@ -191,7 +191,7 @@ def test_what_cannot_be_meant_is_refused(own, options, message):
 def test_other_options_of_an_evaluator_that_is_done_are_refused_with_the_option(own):
     distance_results(own)
 
-    with pytest.raises(ConfigError, match=r"distance_correlation\.seed 0 -> 1"):
+    with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0, but this one has 1"):
         distance_results(own, seed=1)
 
 
