@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from permafrost.annotation import teacher_pass
 from permafrost.cli import describe_plan, run_typed_command
 from permafrost.config.compose import compose
+from permafrost.config.data import NoDataConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
@@ -22,6 +25,8 @@ from permafrost.runs.folder import RunFolder
 from permafrost.store.verification import verify_store
 from permafrost.training.distill import plan_student
 from permafrost.verbs.sweep import plan_sweep
+from tests.support.growing import TEACHER, Pictures, growing_options
+from tests.support.verbs import precompute
 
 DATA = (
     *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
@@ -146,7 +151,7 @@ STUDENTS = {
     "optimizer.lr=0.5": "optimizer.lr 0.003 -> 0.5",
     "optimizer=sgd": "optimizer.kind adamw -> sgd",
     "seed=3": "seed 0 -> 3",
-    "augment=none": "augment.",
+    "augment=none": "augment.operations.0.kind pad_crop -> not set, augment.operations not set -> [] (near",
     "trainer.batch_size=4": "trainer.batch_size 8 -> 4",
     "subset.shots=1": "subset.shots null -> 1",
     "store.teacher=[module]": "store.teacher [resnet8-",
@@ -215,6 +220,20 @@ def test_a_begun_pass_is_compared_with_and_its_description_goes_when_it_is_finis
 
 def stop(*arguments):
     raise InterruptedError
+
+
+def test_a_plan_of_a_pass_over_appended_records_names_the_one_that_it_follows(tmp_path):
+    pictures = Pictures(tmp_path / "pictures")
+    pictures.add_all("abcd")
+    store = tmp_path / "store"
+    precompute.run(growing_options(pictures, store, teacher=TEACHER))
+    pictures.add_all("ef")
+    precompute.run(growing_options(pictures, store, append=True))
+    options = replace(growing_options(pictures, store, teacher=TEACHER), data=NoDataConfig())
+    with closing(precompute.plan_precompute(options)) as plan:
+        *_, text = plan.describe_work().values()
+    assert text.startswith("appended records, with the options of resnet8-")
+    assert text.endswith("shards are missing, about 1 min at the rate of run=frozen")
 
 
 # ---- diff ----------------------------------------------------------------------------------------

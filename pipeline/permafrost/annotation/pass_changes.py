@@ -45,7 +45,7 @@ def describe_missing(plans: Sequence[PassPlan]) -> str:
         return text
     if plan.config.run and (cost := read_cost(RunFolder(plan.config.run).path / "precompute")):
         seconds = cost["seconds"] / cost["records"] * sum(shard.records for shard in missing)
-        text += f", about {seconds / 60:,.0f} min at the rate of run={plan.config.run}"
+        text += f", about {max(1, seconds / 60):,.0f} min at the rate of run={plan.config.run}"
     if plan.first is not None:
         return f"appended records, with the options of {plan.first.folder.name}; {text}"
     others = [path for path in file_at(plan.folder.parent).paths() if path != plan.folder]

@@ -62,16 +62,17 @@ def describe_differences(changed: Mapping[str, tuple[Any, Any]], most: int = 8) 
         changed: Result of `differences`.
         most: Largest number of entries.
     """
-    chosen = tuple(
-        f"{section}."
+    chosen = [
+        (name, f"{section}.")
         for name, pair in changed.items()
-        if NOT_SET not in pair
+        if NOT_SET not in pair or name.endswith(".kind")
         for section in _CHOICES.get(name, (name.removesuffix(".kind"),))
-    )
+    ]
     texts = [
         describe_difference(name, *pair)
         for name, pair in changed.items()
-        if NOT_SET not in pair or not f"{name}.".startswith(chosen)
+        if NOT_SET not in pair
+        or not any(name != each and f"{name}.".startswith(start) for each, start in chosen)
     ]
     return ", ".join(texts[:most] or ["no difference"]) + f" and {len(texts) - most} more" * (
         len(texts) > most
@@ -97,6 +98,6 @@ def shown_value(value: Any) -> str:
     """Return a value as it is typed on a command line, a digest by its first digits, and of a long text the start."""
     if isinstance(value, list):
         return f"[{', '.join(map(shown_value, value))}]"[:_MAX_SHOWN]
-    text = value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
+    text = value if isinstance(value, str) and value else json.dumps(value).removesuffix(".0")
     text = re.sub("[0-9a-f]{64}", lambda digest: f"sha256 {digest[0][:SHORT]}", text)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
