@@ -99,8 +99,9 @@ def compare_two(config: DiffConfig) -> DiffResult:
         if kind == "pass"
         else differences(old, new, INPUT_OPTIONS)
     )
-    is_same = "store" not in changed
-    data, reasons = ({}, []) if is_same else _compare_records(store, other_store)
+    data, reasons = (
+        _compare_records(store, other_store) if "store" in changed else ({}, list[str]())
+    )
     evaluated = {
         name: pair
         for name, pair in changed.items()
