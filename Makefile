@@ -52,13 +52,14 @@ preview: install ## say what is understood of the data; ARGS="data=image_folder 
 
 teach: install ## train a teacher
 verify: install ## check every byte of a store
+diff: install ## say what differs between two stores, passes or runs
 show: install ## draw a store and a pass, with maps and histograms, in one picture
 distill: install ## train a student from a store
 evaluate: install ## evaluate a student
 export: install ## write a student as ONNX and torch.export programs
 sweep: install ## train many students from one store
 report: install ## make an HTML page from a sweep
-teach verify show distill evaluate export sweep report:
+teach verify diff show distill evaluate export sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
 
 ingest: install ## make a pass of targets that another tool has written; ARGS="format=npz path=t.npz store.path=..."

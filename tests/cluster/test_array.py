@@ -82,7 +82,10 @@ def test_a_shard_that_fails_in_one_task_is_named_by_all_and_tried_by_the_next_st
 
 def test_two_teachers_fill_one_store_at_once(expected, tmp_path):
     other = [word.replace("=random", "=random,").rstrip(",") for word in WORDS]
-    lists = [[*words, f"store.path={tmp_path / 'store'}"] for words in (WORDS, [*other, "teacher.width=8"])]
+    lists = [
+        [*words, f"store.path={tmp_path / 'store'}"]
+        for words in (WORDS, [*other, "teacher.width=8"])
+    ]
     array = Array(tmp_path, lists, 4)
     for number in range(4):
         array.start(number)

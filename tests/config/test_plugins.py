@@ -338,7 +338,7 @@ def test_changed_code_is_another_run_and_is_said(plugin, frozen, tmp_path, monke
         run_stage("distill", *words, "student.name=resnet8", "student.width=4")
         file.write("CHANGED = True\n")
 
-    with pytest.raises(ConfigError, match=r"plug-in my_losses"):
+    with pytest.raises(ConfigError, match=r"code of my_losses"):
         run_stage("distill", *words, "student.name=resnet8", "student.width=4")
 
     assert "plug-in my_losses: " in config

@@ -107,7 +107,7 @@ def test_other_options_of_the_same_splits_are_still_refused(own):
     evaluated(own, splits=("train",))
 
     for splits in (("test",), ("train",)):
-        with pytest.raises(ConfigError, match=r"contains a run with evaluate\.iou_threshold"):
+        with pytest.raises(ConfigError, match=r"contains a run with .*: evaluate\.iou_threshold"):
             evaluated(own, splits=splits, iou_threshold=0.5)
 
 

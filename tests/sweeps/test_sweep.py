@@ -559,7 +559,9 @@ def test_other_options_of_an_evaluation_are_refused_before_anything_is_computed(
     run_sweep(base)
     before = evaluation_files()
 
-    with pytest.raises(ConfigError, match=r"contains a run with evaluate\.iou_threshold=0\.05"):
+    with pytest.raises(
+        ConfigError, match=r"contains a run with .*: evaluate\.iou_threshold 0\.05 -> 0\.5"
+    ):
         run_sweep([*base, "evaluate.iou_threshold=0.5"])
 
     assert evaluation_files() == before

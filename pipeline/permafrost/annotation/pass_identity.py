@@ -8,18 +8,44 @@ stored mixtures is part of it, since second records are drawn within a batch.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from permafrost.annotation.stored_views import StoredViews
+from permafrost.config.differences import differences
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import OUTPUTS, PassOptions
 from permafrost.core.digests import sha256_json
 from permafrost.models.providers import build_model
-from permafrost.store.manifest import CANONICAL_VIEW, StoreManifest
+from permafrost.store.manifest import CANONICAL_VIEW, PassManifest, StoreManifest
 
+_OF_MANIFEST = (
+    *("dataset_fingerprint", "store_fingerprint", "selection", "teacher", "views", "explainer"),
+    *("backend", "temperatures"),
+)
+"""Entries of a description that are fields of a manifest; all others are in `added`."""
+_OPTIONS = {
+    "teacher.architecture.": "teacher.",
+    "teacher.preprocessing.": "teacher.",
+    "teacher.dtype": "annotate.precision",
+    "teacher.plug-in ": "code of ",
+    "teacher.file ": "file ",
+    "teacher.format.": "format.",
+    "views.sampler": "views",
+    "views.mix_block": "annotate.batch_size",
+    **{f"views.{name}": f"augment.{name}" for name in ("operations", "edges", "border")},
+    "views.interpolation": "augment.interpolation",
+    "selection.split": "split",
+    "selection.subset": "subset",
+    "projection": "annotate.features_channels",
+    "dataset_fingerprint": "records",
+    "store_fingerprint": "store",
+    "backend": "store.backend",
+    "temperatures": "annotate.temperatures",
+}
+"""Option, or the start of its name, by the start of the name of an entry."""
 _CANONICAL: tuple[dict[str, Any], None] = (
     {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
     None,
@@ -79,6 +105,36 @@ def describe_pass(
 def fingerprint_pass(description: dict[str, Any]) -> str:
     """Compute the fingerprint of the result of `describe_pass`."""
     return sha256_json(description)
+
+
+def description_of(manifest: PassManifest) -> dict[str, Any]:
+    """Return the result of `describe_pass` from a manifest, of earlier versions without the options of outputs."""
+    known = {name: getattr(manifest, name) for name in _OF_MANIFEST}
+    return {name: value for name, value in known.items() if value != ()} | manifest.added
+
+
+def pass_differences(
+    existing: dict[str, Any], requested: dict[str, Any], weights: Iterable[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the options in which two passes differ, each with both values.
+
+    Args:
+        existing: Description of a pass, perhaps of an earlier version.
+        requested: Description of another one.
+        weights: Names of the files of their weights, as far as they are known.
+    """
+    old = {name: value for name, value in existing.items() if value is not None}
+    names = requested.keys() & (requested if "outputs" in old else old).keys()
+    new = {
+        name: requested[name] for name in requested if name in names and requested[name] is not None
+    }
+    added = {
+        name: f"annotate.{name}"
+        for name in {**old, **new}
+        if name not in {*_OF_MANIFEST, *_OPTIONS}
+    }
+    files = {"teacher.weights_sha256": f"teacher.weights ({' -> '.join(dict.fromkeys(weights))})"}
+    return differences(old, new, files | _OPTIONS | added)
 
 
 def describe_network(

@@ -17,6 +17,7 @@ from permafrost.annotation.moved_features import (
     describe_moved_features,
     measure_moved_features,
 )
+from permafrost.annotation.pass_changes import begin_pass
 from permafrost.annotation.pass_plan import (
     BEGUN_NAME,
     PassPlan,
@@ -254,6 +255,7 @@ def plan_passes(config: PrecomputeConfig, store: Store) -> list[list[PassPlan]]:
     request, plans = request_passes(config, store), [plan_pass(config, store)]
     if config.views.kind != "canonical":
         plans.append(plan_pass(config, store, requested_views(config, first)))
+    warn_of_kept_names([plan.folder.name for plan in plans], "annotate.name", config.annotate.name)
     return [[plan, *(request.following(plan, other) for other in others)] for plan in plans]
 
 
@@ -385,6 +387,7 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
             decode_threads=_decode_threads(plan.config.cluster, executor),
             views=plan.views,
         )
+        begin_pass(plan)
         counts: dict[str, Correct] = {}
 
         def count(result: ShardResult[Correct]) -> None:

@@ -147,7 +147,7 @@ def to_plain_dict(config: Any) -> dict[str, Any]:
 
 
 def flatten_options(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested sections by their dotted names.
+    """Return the values of nested sections, and of lists of sections by their places, by their dotted names.
 
     Args:
         values: Plain values of a config, as from `to_plain_dict` or its file.
@@ -155,8 +155,14 @@ def flatten_options(values: Mapping[str, Any], prefix: str = "") -> dict[str, An
     """
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        is_section = isinstance(value, Mapping)
-        flat |= flatten_options(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
+        is_list = isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
+        section = {str(place): each for place, each in enumerate(value)} if is_list else value
+        is_section = isinstance(section, Mapping)
+        flat |= (
+            flatten_options(section, f"{prefix}{name}.")
+            if is_section
+            else {f"{prefix}{name}": value}
+        )
     return flat
 
 

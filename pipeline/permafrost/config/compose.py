@@ -108,7 +108,15 @@ def complete_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: If several sections of the verb and its members have the option.
     """
-    arguments = [_without_synonym(verb, argument) for argument in arguments]
+    unnamed = (
+        option
+        for option in VERBS[verb].positional
+        if not any(argument.startswith(f"{option}=") for argument in arguments)
+    )
+    named = (
+        each if "=" in each else f"{next(unnamed, '')}={each}".lstrip("=") for each in arguments
+    )
+    arguments = [_without_synonym(verb, argument) for argument in named]
     names = [*section_names(verb), "experiment", "plugins"]
     short = {
         argument

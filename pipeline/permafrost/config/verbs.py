@@ -22,7 +22,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.families import FAMILIES
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
-from permafrost.config.options import Command, Options, options_of
+from permafrost.config.options import Command, Options, Role, options_of
 from permafrost.config.plugins import Family
 from permafrost.config.store import PrecomputeConfig, StoreOptions
 from permafrost.config.teaching import TeachConfig
@@ -37,6 +37,18 @@ class VerifyConfig(Options):
     """Sections that `verify` reads."""
 
     store: StoreOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffConfig(Options):
+    """Options that `diff` reads."""
+
+    old: str = ""
+    """Store's folder, folder of a pass, or run as in `run=`; the first argument of the command without a name."""
+    new: str = ""
+    """Store, pass or run that it is compared with; the second argument without a name."""
+    output: Annotated[str, Role.FILE] = ""
+    """File to which the differences are written as JSON; empty writes none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +304,8 @@ class Verb:
     """Prefixes of arguments that are kept where a verb suggests this one as the next command of its experiment."""
     typed_arguments: tuple[str, ...] = ("run=", "store.path=")
     """Prefixes of arguments of the earlier command that this one then takes over."""
+    positional: tuple[str, ...] = ()
+    """Options that arguments without a name set, in their order."""
     check_arguments: Callable[[Sequence[str], dict[str, Any], Any], None] | None = None
     """Function of the arguments, composed values and options. Raises ConfigError for an argument that is not read."""
 
@@ -408,6 +422,13 @@ VERBS: Family[Verb] = Family(
             order=40,
             group="data",
             common="store.path store.cache store.allow_links",
+        ),
+        "diff": Verb(
+            options=DiffConfig,
+            function="permafrost.verbs.diff:compare_two",
+            order=46,
+            common="old new output",
+            positional=("old", "new"),
         ),
         "distill": Verb(
             options=DistillConfig,

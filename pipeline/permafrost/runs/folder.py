@@ -6,17 +6,18 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import count, islice
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import check_values, to_plain_dict
+from permafrost.config.differences import describe_differences, describe_fewest, differences
 from permafrost.config.families import element_class, section_class
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
-from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.digests import SHORT, sha256_json
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.mirrors import RunFiles
 from permafrost.storage.files import remove_partial_files
@@ -46,7 +47,8 @@ SWEEP_NAME = "sweep.json"
 """File of a sweep that lists its students."""
 CHECKPOINT_NAME = "checkpoint.pt"
 COST_NAME = "cost.json"
-_SHOWN_DIFFERENCES = 8
+INPUT_OPTIONS = {"inputs.plug-in ": "code of ", "inputs.": ""}
+"""Names of what a run has read by the start of the names of its inputs."""
 _IDENTITY = "identity"
 """Entry of a run's config that its other files repeat, so that they are not taken for those of another run."""
 _OUTSIDE_IDENTITY = {Role.OUTSIDE_IDENTITY, Role.BY_FINGERPRINT}
@@ -140,17 +142,11 @@ def _require_same(folder: Path, verb: str, values: dict[str, Any], cls: type[Opt
     path = folder / CONFIG_NAME
     if not (path.exists() and any((folder / name).exists() for name in _RESULTS)):
         return False
-    existing, wanted = (
-        identity(config, cls) | {"run": None} for config in (read_config(path, cls), values)
-    )  # the folder may have been moved
-    order = [", ".join(one["inputs"]) for one in (existing, wanted)]
-    if existing != wanted or order[0] != order[1]:
-        inputs = existing["inputs"]
+    existing, wanted = (describe_run(config, cls) for config in (read_config(path, cls), values))
+    if existing != wanted:
         remedy = "choose another run=, or delete that folder"
         if verb == "distill":
-            plugin = (
-                " and its plugins=" if any(name.startswith("plug-in ") for name in inputs) else ""
-            )
+            plugin = " and its plugins=" if "plug-in " in "\n".join(existing["inputs"]) else ""
             remedy += (
                 ". For more epochs of this student, train another run with student=saved "
                 f"student.weights={folder}{plugin}"
@@ -159,12 +155,10 @@ def _require_same(folder: Path, verb: str, values: dict[str, Any], cls: type[Opt
             remedy = (
                 "delete that folder to evaluate again (the student is in another one and stays)"
             )
-        difference = (
-            f"the inputs {order[0]} in this order, but this one has {order[1]}"
-            if existing == wanted
-            else _shorten(_differences(existing, wanted))
+        changed = describe_differences(differences(existing, wanted, INPUT_OPTIONS))
+        raise ConfigError(
+            f"{folder} contains a run with other options (its own -> those of this one): {changed}; {remedy}"
         )
-        raise ConfigError(f"{folder} contains a run with {difference}; {remedy}")
     return True
 
 
@@ -202,6 +196,40 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
             ]
         kept[name] = value
     return kept
+
+
+def describe_run(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
+    """Return what determines the results of a run that may be moved, with its passes by the option that names them.
+
+    Args:
+        values: Plain values of a verb's config with its `inputs`.
+        cls: Class of the config.
+    """
+    inputs, passes = values["inputs"], passes_in(values["inputs"])
+    others = {name: each for name, each in inputs.items() if not name.startswith(_TEACHER)}
+    names = [
+        name if name.endswith(digest[:SHORT]) else f"{name} {digest}"
+        for name, digest in passes.items()
+    ]
+    return identity(values, cls) | {"run": None, "inputs": others, "store.teacher": names}
+
+
+def nearest_run(config: Options, inputs: dict[str, str], folders: Iterable[Path]) -> str:
+    """Describe the options that differ from those of the nearest training of the same store, empty without one.
+
+    Args:
+        config: Options of the new training, resolved.
+        inputs: Fingerprints of its inputs.
+        folders: Folders of the others.
+    """
+    values = to_plain_dict(config) | {"inputs": inputs | plugin_digests(config)}
+    new, changed = describe_run(values, type(config)), {}
+    for folder in folders:
+        with suppress(UserError, OSError):
+            old = describe_run(read_config(folder / CONFIG_NAME, type(config)), type(config))
+            if old["inputs"]["store"] == inputs["store"]:
+                changed[folder.parent.name] = differences(old, new, INPUT_OPTIONS)
+    return describe_fewest(changed) if changed else ""
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:
@@ -353,23 +381,6 @@ def _read_options(path: Path) -> dict[str, Any]:
     except DamagedFileError:
         return {}
     return {name: value for name, value in values.items() if name != "command"}
-
-
-def _differences(existing: Any, requested: Any, path: str = "") -> Iterator[str]:
-    """Describe the options in which two configs differ, each with both values."""
-    if not (isinstance(existing, dict) and isinstance(requested, dict)):
-        yield f"{path}={existing}, but this one has {requested}"
-        return
-    for name in dict.fromkeys([*existing, *requested]):
-        if existing.get(name) != requested.get(name):
-            below = f"{path}.{name}" if path else str(name)
-            yield from _differences(existing.get(name), requested.get(name), below)
-
-
-def _shorten(differences: Iterator[str]) -> str:
-    first = list(islice(differences, _SHOWN_DIFFERENCES))
-    more = sum(1 for _ in differences)
-    return "; ".join(first) + (f"; and {more} more differences" if more else "")
 
 
 def save_cost(folder: Path, seconds: float, records: int) -> None:

@@ -74,14 +74,14 @@ def write_origin(store: RootedPath, digest: str, fingerprint: str, data: DataCon
         "origin_sha256": digest,
         "options": _options_of(data),
     }
-    if _read(store) != origin:
+    if read_origin(store) != origin:
         with suppress(FileError):
             file_at(store / ORIGIN_NAME).write(canonical_json(origin) + b"\n")
 
 
 def describe_other_options(store: RootedPath, data: DataConfig) -> str:
     """Return the options of the data that a store was packed with, as far as these are others, or it is not known."""
-    packed, named = _read(store).get("options"), _options_of(data)
+    packed, named = read_origin(store).get("options"), _options_of(data)
     return " ".join(
         f"data.{name}={json.dumps(value)}"
         for name, value in (packed if isinstance(packed, dict) else {}).items()
@@ -117,13 +117,13 @@ def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     manifest = committed_store(store)
     fingerprint = None if manifest is None else manifest.dataset.fingerprint
     wanted = {"dataset_fingerprint": fingerprint, "origin_sha256": digest}
-    if manifest is None or not wanted.items() <= _read(store).items():
+    if manifest is None or not wanted.items() <= read_origin(store).items():
         return None
     with file_at(store).listing():
         return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None
 
 
-def _read(store: RootedPath) -> dict[str, Any]:
+def read_origin(store: RootedPath) -> dict[str, Any]:
     """Return the origin, empty if there is none, or if it is damaged."""
     try:
         origin = json.loads(file_at(store / ORIGIN_NAME).read(_MAX_BYTES))

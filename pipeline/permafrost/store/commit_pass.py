@@ -229,7 +229,7 @@ def commit_pass(
     Args:
         folder: Folder of the pass, whose shards are all annotated.
         shards: Shards of the store that the pass covers, in the order of its arrays.
-        description: Entries that the fingerprint covers, by name; those that are fields of the manifest are written.
+        description: Entries that the fingerprint covers, by name; others than fields of the manifest are added.
         fingerprint: Fingerprint of the pass.
         specs: Stored fields.
         shared_files: SHA-256 by path of the files that all shards share.
@@ -284,7 +284,7 @@ def commit_pass(
         files=dict(shared_files),
         fidelity=lowest if fidelity is None else dict(fidelity),
         made_with=made_with | _describe_devices(devices),
-        added=added,
+        added=added | {name: value for name, value in description.items() if name not in known},
         agreement=agreement,
         moved_features=moved_features,
         passport=passport,

@@ -319,7 +319,8 @@ class PassManifest:
     follows: str | None = None
     """Fingerprint of the pass over the first generation whose options and measures this one has; None for that one."""
     added: dict[str, Any] = field(default_factory=dict)
-    """Entries that outputs say of the teacher (OutputInfo.describe), by name; covered by the fingerprint."""
+    """Other entries of the description by name: outputs, the options that these read, and what they say
+    of the teacher (OutputInfo.describe). Covered by the fingerprint; passes of earlier versions lack the options."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions, device, size of the network and name of the weights, for information only; not covered by the
     fingerprint. It has no time, as a pass depends on its inputs alone."""

@@ -38,7 +38,7 @@ from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import SavedNetwork, TrainedModel
-from permafrost.runs.folder import PassRecords, RunFolder, pass_inputs
+from permafrost.runs.folder import CONFIG_NAME, PassRecords, RunFolder, nearest_run, pass_inputs
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.job import TrainingJob, fit_batch, records_of_steps
@@ -161,6 +161,12 @@ class StudentPlan(TrainingJob):
         return TrainedStudent(self.folder).evaluate_command(self.run_name, self.store)
 
     def describe_work(self) -> dict[str, str]:
+        runs = RunFolder(self.run_name).path.parent
+        others = () if (self.folder / CONFIG_NAME).exists() else runs.glob("*/distill")
+        new = nearest_run(self.options, self.inputs(), others)
+        return self._work() | ({"new": new} if new else {})
+
+    def _work(self) -> dict[str, str]:
         options = self.options
         teacher = "no teacher"
         if options.method.needs_teacher and options.mode == "live":
@@ -204,7 +210,7 @@ class StudentPlan(TrainingJob):
             logger.info(
                 "student %(student)s, method=%(method)s, %(targets)s: %(records)s, trainer.epochs=%(epochs)s, into "
                 "%(folder)s",
-                self.describe_work(),
+                self._work(),
             )
             with show_epochs("distill", self.trainer.epochs, self.records) as show:
                 progress = self.finish(show, announces=True)

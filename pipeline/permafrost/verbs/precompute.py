@@ -378,14 +378,13 @@ class PrecomputePlan(Plan):
         described["teacher"] = self._describe_teacher()
         if self._packing is not None:
             return described | {"pass": "named by the store, once it is packed"}
-        from permafrost.annotation.teacher_pass import plan_passes  # imports torch
+        from permafrost.annotation.pass_changes import describe_missing  # imports torch
+        from permafrost.annotation.teacher_pass import plan_passes
 
         store = Store(self.path)
         passes = plan_passes(resolve_precompute(options, store), store)
         return described | {
-            f"pass {plans[0].folder.name}": f"{sum(len(plan.missing) for plan in plans):,} of "
-            f"{sum(len(plan.shards) for plan in plans):,} shards are missing"
-            for plans in passes
+            f"pass {plans[0].folder.name}": describe_missing(plans) for plans in passes
         }
 
     def _describe_teacher(self) -> str:

@@ -30,7 +30,7 @@ from typing import Any
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
-from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
+from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder, nearest_run
 from permafrost.storage.rooted_paths import rooted
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
@@ -116,8 +116,28 @@ class SweepPlan(Plan):
             "students": f"{len(self.students)} (variants: {len(self.config.variants)}, seeds: "
             f"{len(self.config.seeds)}) from {self.students[0].distill.store.path}",
             "unfinished": str(self.count_missing()),
+            "new": self.describe_new(),
             "folder": str(RunFolder(self.config.run).path / STUDENTS),
         }
+
+    def describe_new(self) -> str:
+        """Say how many students are new, and next to others what differs from the nearest of each variant and point."""
+        old = {*RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill")}
+        new = [each for each in self.students if RunFolder(each.name).path / "distill" not in old]
+        each_point = {f"{each.variant} {each.point}": each for each in new if old}.values()
+        plans = [
+            (f"{each.variant}-seed{each.seed}-", plan_student(each.distill)) for each in each_point
+        ]
+        changes = [
+            nearest_run(
+                plan.options,
+                plan.inputs(),
+                [path for path in old if path.parent.name.startswith(alike)] or old,
+            )
+            for alike, plan in plans
+        ]
+        counted = f"{len(new)} of {len(self.students)} students are new"
+        return ": ".join([counted, *filter(None, ["; ".join(dict.fromkeys(changes))])])
 
     def run(self) -> SweepResult:
         """Finish the students that are missing.
@@ -147,6 +167,7 @@ class SweepPlan(Plan):
                 executor.name,
                 f" ({reason})" if reason else "",
             )
+            logger.info("%s", self.describe_new())
             with executor.alone(rooted(str(path.parent)), "writes what the students read"):
                 for student in students:
                     student.record_reads()
