@@ -12,7 +12,7 @@ import permafrost
 from permafrost.cluster.array_executor import FAILED_NAME, start_of_task
 from permafrost.core.errors import ConfigError
 from permafrost.storage import lock
-from permafrost.storage.lock import CLAIMS, LockedError, folder_lock
+from permafrost.storage.lock import LockedError, folder_lock
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store.verification import verify_store
 from tests.cluster.kill_array import Array, files_of
