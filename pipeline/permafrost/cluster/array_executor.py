@@ -231,11 +231,10 @@ class _SharedUnits:
                 return None
             if (old := next(filter(self._take, self._claimed), None)) is not None:
                 return self.waiting[old]
-            if not self._claimed:
+            if (busy := next(filter(self.waiting.__contains__, self._claimed), None)) is None:
                 return None
-            name = self._claimed[0]
-            if (holder := CLAIMS.holder(self._claim(self.waiting[name]))) != said:
-                logger.info("waiting for %s, which works on %s", holder, name)
+            if (holder := CLAIMS.holder(self._claim(self.waiting[busy]))) != said:
+                logger.info("waiting for %s, which works on %s", holder, busy)
                 said = holder
             check_interrupted()
             time.sleep(min(1.0, lock.EXPIRY_SECONDS / 10))
