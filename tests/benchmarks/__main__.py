@@ -44,6 +44,8 @@ from tests.benchmarks import (
     scale,
 )
 from tests.benchmarks.allocator import allocator_figure
+from tests.benchmarks.arrays import NAMES as ARRAY_NAMES
+from tests.benchmarks.arrays import array_figures
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.crops import crops_figures, crops_names
 from tests.benchmarks.figures import Figure
@@ -136,6 +138,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     twin_figures: ("ray_vs_serial", "gap_between_shards"),
     dataset_figures: tuple(map(dataset_name, DATASET_SIDES)),
     actors_figures: tuple(actors_name(actors) for actors in ACTORS[1:]),
+    array_figures: ARRAY_NAMES,
     sleeping_figures: sleeping_names(),
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),
 }

@@ -21,6 +21,8 @@ TITLES = {
     "ray_2_actors_vs_1": "precompute with a teacher that only waits, speed with 2 actors against twice that with 1",
     "ray_4_actors_vs_1": "the same, 4 actors",
     "ray_8_actors_vs_1": "the same, 8 actors",
+    "array_2_tasks_vs_1": "a pass by two tasks of a job array with that teacher, speed of the shards against one task",
+    "array_claims_of_2000_shards": "2,000 empty shards of a job array, cost against the serial executor",
     "pass_sleeping_logits": (
         "pass of logits whose teacher sleeps as long as an H100 computes, speed against the longest of computing, "
         "decoding (one thread) and writing, 224 px"

@@ -6,6 +6,7 @@ import torch
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import (
     allocator,
+    arrays,
     bcos,
     crops,
     figures,
@@ -27,6 +28,7 @@ from tests.support.slow import slow_except
 
 FEW = {
     allocator: {"RECORDS": 50, "ROUNDS": 1},
+    arrays: {"PASS_SHARDS": 2, "MANY_SHARDS": 5, "ROUNDS": 1},
     bcos: {"PASS_RECORDS": 50, "PASS_ROUNDS": 1, "STEP_ROUNDS": 1},
     crops: {"PHOTOGRAPHS": 2 * crops.BATCH, "ROUNDS": 1},
     inputs: {"SHARD_RECORDS": 50},

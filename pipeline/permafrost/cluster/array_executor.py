@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 
 from permafrost.config.cluster import ClusterConfig
 from permafrost.core.errors import FileError
-from permafrost.core.interrupts import check_interrupted
 from permafrost.core.tasks import (
     Report,
     SerialExecutor,
@@ -33,10 +32,16 @@ from permafrost.core.tasks import (
     TaskOutcome,
     run_task,
 )
-from permafrost.storage import lock
 from permafrost.storage.files import file_at
 from permafrost.storage.local_files import MAX_EXCHANGED_BYTES
-from permafrost.storage.lock import CLAIM_SUFFIX, CLAIMS, claim_of, claimed
+from permafrost.storage.lock import (
+    CLAIM_SUFFIX,
+    CLAIMS,
+    FIRST_PAUSE,
+    claim_of,
+    claimed,
+    sleep_longer,
+)
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_markers import MARKER_SUFFIX
 
@@ -214,7 +219,7 @@ class _SharedUnits:
         Returns:
             The unit, None if there is none.
         """
-        said, self._ahead = "", ""
+        said, self._ahead, pause = "", "", FIRST_PAUSE
         while True:
             if not self._free or time.monotonic() - self._scanned_at > _SCAN_SECONDS:
                 self._scan()
@@ -236,8 +241,7 @@ class _SharedUnits:
             if (holder := CLAIMS.holder(self._claim(self.waiting[busy]))) != said:
                 logger.info("waiting for %s, which works on %s", holder, busy)
                 said = holder
-            check_interrupted()
-            time.sleep(min(1.0, lock.EXPIRY_SECONDS / 10))
+            pause = sleep_longer(pause)
             self._scan()
 
     def _scan(self) -> None:

@@ -148,11 +148,20 @@ RENEWAL_SECONDS = 15.0
 EXPIRY_SECONDS = 60.0
 """Time without a change after which the claim of another process may be taken over."""
 _CLAIM_BYTES = 4096
+FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two looks at a claim: the first ones, and the longest, to which they are doubled."""
 
 
 def claim_of(folder: RootedPath) -> RootedPath:
     """Return the path of the claim of a whole folder, which in a bucket is its lock."""
     return folder / (LOCK_NAME if folder.is_remote else f"{LOCK_NAME}{CLAIM_SUFFIX}")
+
+
+def sleep_longer(pause: float) -> float:
+    """Sleep before the next look at a claim, and return the seconds of the pause that follows."""
+    check_interrupted()
+    time.sleep(pause)
+    return min(2 * pause, _LONGEST_PAUSE)
 
 
 class Claims:
@@ -214,23 +223,22 @@ class Claims:
 
     def take_if_dead(self, path: RootedPath) -> bool:
         """Take a claim, and wait for that of another process to change or expire; return whether this one has it."""
-        first = b""
+        first, pause = b"", FIRST_PAUSE
         while not self.take(path):
             first = first or self._seen[path][0]
             if first != self._seen[path][0]:
                 return False
-            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
+            pause = sleep_longer(pause)
         return True
 
     def wait(self, path: RootedPath, work: str) -> None:
         """Take a claim once no other process has it, and say for whom this one waits."""
-        said = ""
+        said, pause = "", FIRST_PAUSE
         while not self.take(path, work):
             if (holder := self.holder(path)) != said:
                 logger.info("waiting for %s (%s)", holder, path)
                 said = holder
-            check_interrupted()
-            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
+            pause = sleep_longer(pause)
 
     def holder(self, path: RootedPath) -> str:
         """Return the process that had a claim when this one tried to take it."""
