@@ -35,6 +35,7 @@ SERIAL = {
     "precompute": ("precompute", *MADE, "executor=serial"),
     "verify": ("verify", "store.path=stores/demo"),
     "show": ("show", "store.path=stores/demo"),
+    "diff": ("diff", "stores/demo", "stores/demo"),
     "estimate": ("estimate", *PACKED),
     "distill": ("distill", *STUDENT, "run=single"),
     "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),

@@ -419,7 +419,7 @@ def test_other_code_of_a_trained_network_is_noticed(session, photos, caplog):
     code.write_text(NETWORK_OF_ONES_OWN.replace("nn.ReLU()", "nn.GELU()"))
     status, _, errors = session.permafrost("evaluate", *evaluation)
     assert status == 2
-    assert "plug-in edited_nets" in errors
+    assert "code of edited_nets" in errors
 
     shutil.rmtree("runs/own/evaluate")
     session.type("evaluate", *evaluation)

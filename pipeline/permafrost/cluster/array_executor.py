@@ -1,8 +1,8 @@
-"""Executor of one task of a job array: processes that nobody connects divide the shards of a folder among them.
+"""Executor of one task of a job array: processes without a connection divide the shards of a folder among them.
 
 Any two processes write the same bytes, and the commit marker of a shard says that it is done. A claim next to it only
 saves the other processes the work. A task number chooses the first shard, and a process that has none left takes what
-nobody works on, until all are done.
+is free, until all are done.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from permafrost.core.tasks import (
     TaskOutcome,
     run_task,
 )
+from permafrost.storage.buckets import ReplacedError
 from permafrost.storage.files import file_at
 from permafrost.storage.local_files import MAX_EXCHANGED_BYTES
 from permafrost.storage.lock import (
@@ -206,7 +207,7 @@ class _SharedUnits:
         self._scanned_at = -math.inf
         self._failed: dict[str, str] = {}
         """Causes of failures since this process began, empty for its own."""
-        self._lines_before = len(self._read_failures())
+        self._failed_before = len(self._read_failures())
         self._lost = self._list_markers()
         """Commit markers of shards that have lost files, which do not show that these are done."""
 
@@ -251,7 +252,7 @@ class _SharedUnits:
         for name, unit in list(self.waiting.items()):
             if name in done or (self._markers is None and self._is_done(unit)):
                 del self.waiting[name]
-        for line in self._read_failures()[self._lines_before :]:
+        for line in self._read_failures()[self._failed_before :].splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._failed.setdefault(entry["unit"], f"{entry['cause']} (on {entry['host']})")
@@ -315,15 +316,19 @@ class _SharedUnits:
         self._failed[name] = ""
         entry = {"unit": name, "host": socket.gethostname(), "cause": cause}
         try:
-            file_at(self.failed_path).append(json.dumps(entry).encode() + b"\n")
+            before = self._read_failures()
+            line = json.dumps(entry).encode() + b"\n"
+            file_at(self.failed_path).exchange(before + line, before or None)
+        except ReplacedError:  # of a failure at the same time
+            self._fail(name, cause)
         except FileError as error:
             logger.warning("%s", error)
 
-    def _read_failures(self) -> list[bytes]:
+    def _read_failures(self) -> bytes:
         try:
-            return file_at(self.failed_path).read(MAX_EXCHANGED_BYTES).splitlines()
+            return file_at(self.failed_path).read(MAX_EXCHANGED_BYTES)
         except FileNotFoundError:
-            return []
+            return b""
 
     def failures_of_others(self) -> dict[str, str]:
         """Return the units that have failed in other processes, each with the cause and the host."""

@@ -205,15 +205,6 @@ class BucketFile(AnyFile):
             )
         buckets.create_object(self.address, data, e_tag)
 
-    def append(self, line: bytes) -> None:
-        while True:
-            try:
-                before = self.read(MAX_EXCHANGED_BYTES) if self.is_file() else None
-                self.exchange((before or b"") + line, before)
-                return
-            except buckets.ReplacedError:
-                continue
-
     def read_committed(self, most: int) -> bytes:
         data, facts = buckets.read_object(self.address, most)
         _versions[self.address] = facts.e_tag

@@ -555,20 +555,9 @@ class LocalFile(AnyFile):
                     self.write(data)
                     return
             raise ReplacedError(f"{self.path} was written by another process in the meantime")
-        self._write_new(os.O_EXCL, data)
-
-    def append(self, line: bytes) -> None:
-        """Append a line to a small file, which is created if it is missing.
-
-        Raises:
-            FileError: If it cannot be written.
-        """
-        self._write_new(os.O_APPEND, line)
-
-    def _write_new(self, flag: int, data: bytes) -> None:
         LocalFile(self.path.parent).make_folder()
         try:
-            descriptor = _open(self.path, os.O_WRONLY | os.O_CREAT | flag)
+            descriptor = _open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             raise ReplacedError(f"{self.path} was written by another process") from None
         except OSError as error:
@@ -577,8 +566,7 @@ class LocalFile(AnyFile):
             with NamedFile(descriptor, "wb", self.path) as file:
                 file.write(data)
         except FileError:
-            if flag == os.O_EXCL:
-                self.remove()
+            self.remove()
             raise
 
     def make_folder(self) -> None:

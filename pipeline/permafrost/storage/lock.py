@@ -148,7 +148,7 @@ RENEWAL_SECONDS = 15.0
 EXPIRY_SECONDS = 60.0
 """Time without a change after which the claim of another process may be taken over."""
 _CLAIM_BYTES = 4096
-FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+FIRST_PAUSE, _MAX_PAUSE = 0.05, 1.0
 """Seconds between two looks at a claim: the first ones, and the longest, to which they are doubled."""
 
 
@@ -161,7 +161,7 @@ def sleep_longer(pause: float) -> float:
     """Sleep before the next look at a claim, and return the seconds of the pause that follows."""
     check_interrupted()
     time.sleep(pause)
-    return min(2 * pause, _LONGEST_PAUSE)
+    return min(2 * pause, _MAX_PAUSE)
 
 
 class Claims:
@@ -277,8 +277,10 @@ class Claims:
         """Remove a claim if it is still this process's. Its failure is logged, as the work is done."""
         with self._lock:
             data = self._held.pop(path, None)
-            if not self._held:
-                self._is_idle.set()
+            thread = None if self._held else self._thread
+        if thread is not None:
+            self._is_idle.set()
+            thread.join(RENEWAL_SECONDS)
         try:
             if data is not None and file_at(path).read(_CLAIM_BYTES) == data:
                 file_at(path).remove()

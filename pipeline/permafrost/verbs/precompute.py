@@ -344,15 +344,15 @@ class PrecomputePlan(Plan):
                 return 0
             build = partial(build_source, options.data)
             if (plan := shared_plan(path, options, digest, build)) is None:
-                restore_tables(path)
-                files = shared_listing(path)
-                plan, listed = self._plan_packing(files)
-                if file_at(path / MANIFEST_NAME).exists():
-                    packed = self._pack(plan, listed, SerialExecutor())
-                    remove_plan(path)
-                    return packed
-                self._preview(plan, listed, executor)
-                share_plan(plan, digest)
+                with ExitStack() as stack:
+                    stack.callback(remove_plan, path)
+                    restore_tables(path)
+                    plan, listed = self._plan_packing(shared_listing(path))
+                    if file_at(path / MANIFEST_NAME).exists():
+                        return self._pack(plan, listed, SerialExecutor())
+                    self._preview(plan, listed, executor)
+                    share_plan(plan, digest)
+                    stack.pop_all()
             else:
                 self._announce(plan.describe(), executor)
         packed = pack_shards(plan, executor)
