@@ -37,6 +37,7 @@ from permafrost.sources.data_preview import Preview, preview_source
 from permafrost.sources.findings import add_findings, check_findings, complete_facts
 from permafrost.sources.source import ListedData, build_source, digest_origin, list_data
 from permafrost.storage.files import file_at, remove_partial_files
+from permafrost.storage.local_files import PARTIAL_SUFFIX
 from permafrost.storage.lock import CLAIM_SUFFIX, LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.byte_comparison import compare_bytes
@@ -273,8 +274,9 @@ class PrecomputePlan(Plan):
         if options.executor == "array":
             passes = () if annotation is None else annotation.passes
             for folder in (self.path, *(self.path / TEACHERS_FOLDER / name for name in passes)):
-                with executor.alone(folder, "ends"):
-                    remove_partial_files(folder / COMMITS_FOLDER, CLAIM_SUFFIX)  # of killed tasks
+                with executor.alone(folder, "removes what killed tasks have left"):
+                    for suffix in (PARTIAL_SUFFIX, CLAIM_SUFFIX):
+                        remove_partial_files(folder, suffix, ignored=(TEACHERS_FOLDER,))
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - self._started)
