@@ -60,6 +60,10 @@ class Damages(NamedTuple):
     reasons: Sequence[str]
     """Why the first ones cannot."""
 
+    def __str__(self) -> str:
+        """Return the reasons."""
+        return "; ".join(self.reasons)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackShard:

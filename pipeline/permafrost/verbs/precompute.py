@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from permafrost.cluster.array_executor import FAILED_NAME
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig, is_published
@@ -344,8 +345,10 @@ class PrecomputePlan(Plan):
         with executor.alone(path, "lists the data"):
             if find_finished(path, digest) is not None:
                 return 0
-            build = partial(build_source, options.data)
-            if (plan := shared_plan(path, options, digest, build)) is None:
+            build, failures = partial(build_source, options.data), file_at(path / FAILED_NAME)
+            plan = None if failures.is_file() else shared_plan(path, options, digest, build)
+            failures.remove()  # the data may have been repaired
+            if plan is None:
                 with ExitStack() as stack:
                     stack.callback(remove_plan, path)
                     restore_tables(path)
