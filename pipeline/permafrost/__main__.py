@@ -31,6 +31,9 @@ def _run(verb: str, arguments: list[str]) -> None:
     from permafrost.cli import attempt, stage_main
     from permafrost.config.experiments import plugin_names
     from permafrost.config.plugins import load_plugins
+    from permafrost.config.suggestions import suggest
+    from permafrost.config.verbs import VERBS
+    from permafrost.core.errors import printable, require
 
     is_help = verb in ("-h", "--help", "help")
 
@@ -39,7 +42,10 @@ def _run(verb: str, arguments: list[str]) -> None:
         if is_help:
             print(overview())
         else:
-            _require_verb(verb)
+            require(
+                verb in VERBS,
+                f"there is no verb {printable(verb)}{suggest(verb, VERBS)}; choose one of: {', '.join(VERBS)}",
+            )
 
     code, message = attempt("permafrost", prepare)
     if code:
@@ -48,17 +54,6 @@ def _run(verb: str, arguments: list[str]) -> None:
     if not is_help:
         sys.argv = [f"permafrost {verb}", *arguments]
         stage_main(verb)
-
-
-def _require_verb(verb: str) -> None:
-    from permafrost.config.suggestions import suggest
-    from permafrost.config.verbs import VERBS
-    from permafrost.core.errors import printable, require
-
-    require(
-        verb in VERBS,
-        f"there is no verb {printable(verb)}{suggest(verb, VERBS)}; choose one of: {', '.join(VERBS)}",
-    )
 
 
 VERB_GROUPS = {

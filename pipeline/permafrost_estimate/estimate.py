@@ -102,13 +102,13 @@ def _announce(config: EstimateConfig, finished: bool) -> None:
     """Log what this call will measure, and on what."""
     options = config.estimate
     most = "all" if options.shard_records is None else f"at most {options.shard_records:,}"
-    teacher = "no teacher"
-    if not isinstance(config.teacher, NoModelConfig):
-        teacher = (
-            f"teacher {config.teacher.label} ({', '.join(config.annotate.outputs)}), then "
-            f"{options.rounds} steps of student {config.student.label}, "
-            f"method={config.method.kind}, with stored and with live targets"
-        )
+    teacher = (
+        "no teacher"
+        if isinstance(config.teacher, NoModelConfig)
+        else f"teacher {config.teacher.label} ({', '.join(config.annotate.outputs)}), then "
+        f"{options.rounds} steps of student {config.student.label}, "
+        f"method={config.method.kind}, with stored and with live targets"
+    )
     logger.info(
         "measuring %d shards, %s records of each, of %s; %s; in a temporary folder",
         options.shards,

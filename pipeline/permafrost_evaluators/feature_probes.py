@@ -63,11 +63,12 @@ def _training_records(
     context: EvaluationContext, options: FeatureProbeOptions, evaluator: str
 ) -> StoreDataset:
     """Open at most `train_records` records of the training split that are not evaluated, drawn with a fixed seed."""
-    if options.train_subset == "student":
-        rows = np.asarray(_rows_of_student(context, options, evaluator))
-    else:
-        rows = np.asarray(rows_of_split(context.store.index, options.train_split))
-    rows = np.setdiff1d(rows, np.asarray(context.dataset.rows), assume_unique=True)
+    known = (
+        _rows_of_student(context, options, evaluator)
+        if options.train_subset == "student"
+        else rows_of_split(context.store.index, options.train_split)
+    )
+    rows = np.setdiff1d(np.asarray(known), np.asarray(context.dataset.rows), assume_unique=True)
     if len(rows) > options.train_records:
         generator = np.random.default_rng(derive_seed(0, "feature probes"))
         rows = np.sort(generator.choice(rows, options.train_records, replace=False))

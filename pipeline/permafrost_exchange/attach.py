@@ -54,8 +54,9 @@ def attach_targets(config: AttachConfig) -> AttachResult:
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         done = attach_pass(config, store, choice.for_records(store.num_records()))
-        has_views = store.passes_named(done.name, stored_views=True)
-        opened = store.open_pass(done.name, stored_views=bool(has_views))
+        opened = store.open_pass(
+            done.name, stored_views=bool(store.passes_named(done.name, stored_views=True))
+        )
     return AttachResult(
         attached_pass=done.name,
         records=done.records,

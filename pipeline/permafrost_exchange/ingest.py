@@ -77,8 +77,9 @@ def ingest_files(config: IngestConfig) -> IngestResult:
 
             check = partial(check_ingested, config, executor)
         done = ingest_targets(config, store, executor, check)
-        has_views = store.passes_named(done.name, stored_views=True)
-        opened = store.open_pass(done.name, stored_views=bool(has_views))
+        opened = store.open_pass(
+            done.name, stored_views=bool(store.passes_named(done.name, stored_views=True))
+        )
         passport = done.passport
         if isinstance(config.teacher, ModelConfig) and not done.written:  # of an earlier call
             from permafrost_exchange.passport import check_pass

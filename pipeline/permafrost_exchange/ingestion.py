@@ -389,7 +389,14 @@ def _describe_pass(
 ) -> dict[str, Any]:
     """Describe what the fingerprint covers, except what follows from it and the files."""
     frame: TargetFrame | None = targets.config.frame
-    described = _describe_format(targets.config)
+    described: dict[
+        str, Any
+    ] = {  # what determines what targets mean; named files are part of the digest
+        option.name: getattr(targets.config, option.name)
+        for option in options_of(type(targets.config))
+        if Role.FILE not in option.roles
+        and not is_left_out(option, getattr(targets.config, option.name))
+    }
     kind = described.pop("kind")
     views: dict[str, Any] = {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0}
     selection = selection_of(joined)

@@ -121,11 +121,8 @@ def _comparable(store: Store, names: pa.Array, kind: JoinKind) -> tuple[pa.Array
         return _image_digests(store, names)
     records = _without_suffix(_record_paths(store))
     targets = _without_suffix(pc.replace_substring(names, "\\", "/"))
-    depth = 1
-    if kind == "path":
-        depth = 1 + min(
-            pc.min(pc.count_substring(column, "/")).as_py() or 0 for column in (records, targets)
-        )
+    depths = (pc.min(pc.count_substring(column, "/")).as_py() for column in (records, targets))
+    depth = 1 + min(each or 0 for each in depths) if kind == "path" else 1
     return _tail(records, depth), _tail(targets, depth)
 
 

@@ -184,9 +184,8 @@ def sample_inputs(program: nn.Module, columns: int) -> Tensor:
         return torch.randn(PROBED_RECORDS + 1, columns, generator=generator)
     picture = cast("ImageProgram", program).picture
     # Of whole pixels, so that no rounding differs.
-    size = picture.frames or tuple(round(side / (picture.crop or 1)) for side in picture.size)
-    if cast("ImageProgram", program).takes_frames:
-        size = picture.size
+    whole = picture.frames or tuple(round(side / (picture.crop or 1)) for side in picture.size)
+    size = picture.size if cast("ImageProgram", program).takes_frames else whole
     return torch.randint(
         0, 256, (PROBED_RECORDS + 1, 3, *size), generator=generator, dtype=torch.uint8
     )

@@ -243,16 +243,12 @@ def find_files_left_out(preview: Preview) -> Iterator[Remark]:
             )
             + "; fetch the others, or name their folder in data.path",
         )
-    for topic in (
-        OTHER_FILES,
-        LEFT_OUT,
-        HIDDEN_FILES,
-        LEFTOVERS,
-        OTHER_MEMBERS,
-        OTHER_KEYS,
-    ):
-        if preview.tally[topic]:
-            yield "note", f"{topic}: {describe_items(preview.tally[topic])}"
+    topics = (OTHER_FILES, LEFT_OUT, HIDDEN_FILES, LEFTOVERS, OTHER_MEMBERS, OTHER_KEYS)
+    yield from (
+        ("note", f"{topic}: {describe_items(preview.tally[topic])}")
+        for topic in topics
+        if preview.tally[topic]
+    )
 
 
 def find_pictures_left_out(preview: Preview) -> Iterator[Remark]:

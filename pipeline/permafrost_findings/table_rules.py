@@ -69,12 +69,11 @@ def find_unread_split(preview: Preview) -> Iterator[Remark]:
         return
     with readable(table[0]):
         names = column_names(table[0])
-    for name in names:
-        if _may_be_split(name):
-            yield (
-                "warning",
-                f"column {name} is not read; if it has the splits, set data.split={name}",
-            )
+    yield from (
+        ("warning", f"column {name} is not read; if it has the splits, set data.split={name}")
+        for name in names
+        if _may_be_split(name)
+    )
 
 
 def _may_be_split(name: str) -> bool:
@@ -141,9 +140,8 @@ def _flags(column: pa.Array) -> NDArray[np.int64] | None:
     """Return the values of a column of 0 and 1, also as text or with fractions; None for any other column."""
     values = [int(value) if isinstance(value, bool) else value for value in column.to_pylist()]
     numbers = [to_number(to_text(value) or "") for value in values]
-    if not numbers or any(number not in (0, 1) for number in numbers):
-        return None
-    return np.array(numbers, np.int64)
+    are_flags = bool(numbers) and all(number in (0, 1) for number in numbers)
+    return np.array(numbers, np.int64) if are_flags else None
 
 
 def ordered_categories(path: Path, column: str) -> tuple[str, ...]:

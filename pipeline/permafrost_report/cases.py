@@ -167,9 +167,8 @@ def _kind(
 
     def order(case: Case) -> tuple[bool, float]:
         margin = None if measure is None else case.margin(measure)
-        if margin is None:
-            return True, 0.0
-        return False, -(sign * margin if sign else abs(margin))
+        lead = 0.0 if margin is None else sign * margin if sign else abs(margin)
+        return margin is None, -lead
 
     return CaseKind(title, len(cases), sorted(cases, key=order)[:num_cases])
 

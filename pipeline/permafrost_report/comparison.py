@@ -222,10 +222,13 @@ def leading_variants(rows: Sequence[StudentRow], column: str, higher_is_better: 
     """
     means = means_by_variant(rows, column)
     ranked = sorted(means, key=lambda variant: means[variant], reverse=higher_is_better)
-    for position, variant in enumerate(ranked[1:], start=1):
-        if excludes_zero(variant_difference(rows, ranked[0], variant, column)["interval"]):
-            return set(ranked[:position])
-    return set()
+    clear = (
+        position
+        for position, variant in enumerate(ranked)
+        if position
+        and excludes_zero(variant_difference(rows, ranked[0], variant, column)["interval"])
+    )
+    return set(ranked[: next(clear, 0)])
 
 
 def seeds_in_words(*numbers: int, images: int = 0) -> str:

@@ -112,11 +112,12 @@ def _interval(column: Column, difference: Mapping[str, Any]) -> str:
 def _levels(
     column: Column, teachers: Mapping[str, Mapping[str, float]], chance: Mapping[str, float]
 ) -> list[str]:
+    # For measures of maps it is not a lower limit: maps may mark a part of an object.
+    of_chance = "a uniform map has" if column.measure in ("epg", "iou") else f"{_MAJORITY} has"
     known = [
         f"{whose} {column.value(values[column.name])}"
         for whose, values in (
-            {f"the {name} has": values for name, values in teachers.items()}
-            | {_chance_of(column): chance}
+            {f"the {name} has": values for name, values in teachers.items()} | {of_chance: chance}
         ).items()
         if column.name in values
     ]
@@ -231,8 +232,3 @@ def remarks_in_words(
             (remark, variant) for variant, remark in remarks.items()
         ).items()
     ]
-
-
-def _chance_of(column: Column) -> str:
-    """Words for the chance level. For measures of maps it is not a lower limit: maps may mark a part of an object."""
-    return "a uniform map has" if column.measure in ("epg", "iou") else f"{_MAJORITY} has"

@@ -34,6 +34,8 @@ _MAX_POINTS = 300
 _MAX_NAME = 40
 _MAX_CLASS = 14
 _GRAY = "0.45"
+_SLANTED: dict[str, Any] = {"rotation": 30, "ha": "right"}
+"""Options of tick labels that would overlap if they were level."""
 _NO_COLORS: Mapping[str, str] = MappingProxyType({})
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -210,7 +212,8 @@ def variant_plot(
         else:
             places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
             axis.bar(places, of_variant, width, **look)
-    axis.set_xticks(range(len(names)), names, **_slanted(names))
+    is_long = max(map(len, names), default=0) > 8
+    axis.set_xticks(range(len(names)), names, **_SLANTED if is_long else {})
     axis.set_ylabel(ylabel)
     return finish(figure, axis)
 
@@ -284,11 +287,6 @@ def legend_name(name: str, longest: int = _MAX_NAME) -> str:
     line = " ".join(name.split())
     line = line if len(line) <= longest else f"{line[: longest - 2]}.."
     return f" {line}" if line.startswith("_") else line
-
-
-def _slanted(names: Sequence[str]) -> dict[str, Any]:
-    """Options of tick labels that would overlap if they were level."""
-    return {"rotation": 30, "ha": "right"} if max(map(len, names), default=0) > 8 else {}
 
 
 def new_axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:

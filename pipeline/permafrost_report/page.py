@@ -37,7 +37,6 @@ from permafrost_report.main_table import (
     pictures_in_words,
 )
 from permafrost_report.model_selection import optimistic_results
-from permafrost_report.options import ReportConfig
 from permafrost_report.page_content import PageContent
 from permafrost_report.pictures import (
     TileRow,
@@ -147,16 +146,20 @@ def render_page(page: PageContent) -> str:
 def _store_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the store and its passes."""
     config, store = page.config, page.store
-    passes = _open_passes(config, store)
-    sheet = None
-    if pictures := store.form.pictures(page.options.contact_records):
-        sheet = contact_sheet(
+    names = config.store.teacher or [folder.name for folder in store.pass_folders()]
+    passes = store.open_passes(names) if names else []
+    pictures = store.form.pictures(page.options.contact_records)
+    sheet = (
+        contact_sheet(
             store,
             passes,
             config.augment,
             num_records=pictures,
             num_views=page.options.contact_views,
         )
+        if pictures
+        else None
+    )
     return {
         "store": name_of_path(config.store.path),
         # When it is written is in the log, as the same inputs give the same page.
@@ -340,12 +343,6 @@ def _describe_stores(page: PageContent) -> dict[str, str]:
     if evaluated and not trained:
         facts["Evaluated on"] = f"{', '.join(sorted(evaluated))}, another store (evaluate.store)"
     return facts
-
-
-def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
-    """Open the passes that store.teacher names, or all passes of the store."""
-    names = config.store.teacher or [folder.name for folder in store.pass_folders()]
-    return store.open_passes(names) if names else []
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:

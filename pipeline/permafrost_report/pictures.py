@@ -122,15 +122,13 @@ def _alt(title: str, caption: str, name: str, is_wrong: bool, column: int) -> st
 
 
 def _image(picture: NDArray[Any], aspect: float | None) -> Image.Image:
-    pixels = picture
-    if picture.dtype != np.uint8:
-        pixels = (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    are_bytes = picture.dtype == np.uint8
+    pixels = picture if are_bytes else (picture.clip(0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if aspect is not None:
         side = min(max(*image.size, DISPLAYED_PIXELS), _MAX_PIXELS)
-        size = (side, max(1, round(side / aspect)))
-        if aspect < 1:
-            size = (max(1, round(side * aspect)), side)
+        shorter = max(1, round(side * aspect if aspect < 1 else side / aspect))
+        size = (shorter, side) if aspect < 1 else (side, shorter)
         shrinks = size[0] <= image.width and size[1] <= image.height
         return image.resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST)
     if max(image.size) > _MAX_PIXELS:
@@ -149,13 +147,11 @@ def encode_picture(image: Image.Image) -> tuple[str, tuple[int, int]]:
     lossless = _webp(image, lossless=True, quality=_LOSSLESS_EFFORT)
     if max(image.size) <= _LOSSLESS_PIXELS:
         return _uri(lossless), image.size
-    doubled = image
-    if max(image.size) <= _DOUBLED_PIXELS:
-        doubled = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
-    lossy = _webp(doubled, quality=_QUALITY)
-    if len(lossless) <= len(lossy):
-        return _uri(lossless), image.size
-    return _uri(lossy), doubled.size
+    factor = 2 if max(image.size) <= _DOUBLED_PIXELS else 1
+    size = (factor * image.width, factor * image.height)
+    lossy = _webp(image.resize(size, Image.Resampling.NEAREST), quality=_QUALITY)
+    is_smaller = len(lossy) < len(lossless)
+    return (_uri(lossy), size) if is_smaller else (_uri(lossless), image.size)
 
 
 def _webp(image: Image.Image, **options: Any) -> bytes:

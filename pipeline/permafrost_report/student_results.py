@@ -206,9 +206,8 @@ class StudentResult:
                 evaluation, which for <metric>@<pass> is the one against that pass.
         """
         split, _, name = source.partition(".")
-        splits: Iterable[str] = [split]
-        if split == ALL_SPLITS:
-            splits = self.against.get(name.partition("@")[2], self.metrics)
+        of_all: Iterable[str] = self.against.get(name.partition("@")[2], self.metrics)
+        splits = of_all if split == ALL_SPLITS else [split]
         in_frame = {f"{split}-{self.frame}": numbers for split, numbers in self.numbers.items()}
         chosen = [self.numbers.get(split, in_frame.get(split, {})) for split in splits]
         if not chosen or any(name not in metrics for metrics in chosen):

@@ -93,12 +93,11 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
 
 
 def _wrap(config: ModelConfig, network: nn.Module) -> Classifier:
-    mean, std = model_normalization(config)
-    if isinstance(network, VisionTransformer):
-        return TimmVit(config.name, Normalize(mean, std), network)
-    if isinstance(network, Eva):
-        return TimmEva(config.name, Normalize(mean, std), network)
-    return TimmClassifier(config.name, Normalize(mean, std), network)
+    kinds: list[type[_TimmNetwork]] = [
+        kind for kind in (TimmVit, TimmEva) if isinstance(network, kind.kind)
+    ]
+    normalize = Normalize(*model_normalization(config))
+    return (kinds or [TimmClassifier])[0](config.name, normalize, network)
 
 
 def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
@@ -360,11 +359,8 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
 
 def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
     named = dict(network.named_modules())
-    for name in ("head.norm", "fc_norm"):
-        norm = named.get(name)
-        if isinstance(norm, nn.LayerNorm):
-            return norm
-    return None
+    norms = map(named.get, ("head.norm", "fc_norm"))
+    return next((norm for norm in norms if isinstance(norm, nn.LayerNorm)), None)
 
 
 # ---- tokens --------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from torchvision import transforms
 
 import permafrost
 from permafrost.core.errors import ConfigError
+from permafrost.core.progress import log_once
 from permafrost.models.classifier import Normalize
 from permafrost.models.image_places import describe_wrong_places, read_input, replaced_parts
-from permafrost.models.module import ModuleClassifier, _log
+from permafrost.models.module import ModuleClassifier
 
 SIDE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -209,7 +210,7 @@ def test_a_grid_that_is_turned_after_the_convolutions_is_refused():
     ],
 )
 def test_a_normalization_within_one_is_a_loging(caplog, change, words):
-    _log.cache_clear()
+    log_once.cache_clear()
     images = torch.rand(2, 3, SIDE, SIDE)
 
     ModuleClassifier(Changed(change), "grid").eval()(images)

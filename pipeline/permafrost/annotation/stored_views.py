@@ -114,9 +114,8 @@ class DrawnViews:
 
     def changes(self, view: int) -> tuple[PixelChange, ...]:
         """Return the changes of the pixels of each record's view of this number."""
-        if self.recipe is None or self.pixels is None:
-            return ()
-        return self.recipe.changes(self.pixels[:, view])
+        recipe, pixels = self.recipe, self.pixels
+        return () if recipe is None or pixels is None else recipe.changes(pixels[:, view])
 
     def fields(self) -> dict[str, NDArray[np.generic]]:
         """Return the values of the fields of `StoredViews.fields` by name."""

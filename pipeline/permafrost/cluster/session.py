@@ -163,12 +163,12 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
             reason = one_line(error)[:200]
             failure = error
             logger.warning("Ray did not start: %s (after %.0f s)", reason, seconds)
-    advice = "Run the same command again on a less busy machine or with a larger /dev/shm"
-    if "AF_UNIX" in reason or "path length" in reason:
-        advice = (
-            f"The path of the folder for temporary files, {tempfile.gettempdir()}, is too long for Ray's sockets "
-            "in it: set TMPDIR to a shorter one, as in TMPDIR=/tmp"
-        )
+    advice = (
+        f"The path of the folder for temporary files, {tempfile.gettempdir()}, is too long for Ray's sockets "
+        "in it: set TMPDIR to a shorter one, as in TMPDIR=/tmp"
+        if "AF_UNIX" in reason or "path length" in reason
+        else "Run the same command again on a less busy machine or with a larger /dev/shm"
+    )
     raise ClusterError(
         f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. {advice}, or avoid Ray with "
         "executor=serial (precompute, sweep) or trainer.ranks=1 (teach, distill)"

@@ -396,15 +396,6 @@ def require_all_logits(logits: AnyLogits | None, what: str) -> Tensor:
     return logits
 
 
-def require_explained(targets: Targets) -> ExplainedTargets:
-    """Return targets of certain classes, which a pass without maps lacks.
-
-    Raises:
-        ConfigError: If they are of none.
-    """
-    return targets if isinstance(targets, ExplainedTargets) else require_maps(targets)
-
-
 def require_maps(targets: Targets) -> MapTargets:
     """Return targets with maps, which a pass may lack.
 

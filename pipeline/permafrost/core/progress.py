@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 from tqdm import tqdm
@@ -77,6 +78,12 @@ class ProgressLines:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Set the text that is logged after the count."""
         self.postfix = text
+
+
+@cache
+def log_once(logger: logging.Logger, level: int, text: str) -> None:
+    """Log a line about a file or a network once, as a process may read or build it several times."""
+    logger.log(level, "%s", text)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from permafrost.evaluation.results import (
     PER_LABEL,
     PICTURE,
     TEACHER_PICTURE,
+    folder_of_evaluation,
     label_rows,
     missing_evaluators,
     read_results,
@@ -145,7 +146,13 @@ def plan_evaluation(config: EvaluateConfig, name: str | None = None) -> Evaluati
         StoreMismatchError: If a pass does not fit the network.
     """
     inputs = open_inputs(config)
-    usual = inputs.folder_name
+    usual = folder_of_evaluation(
+        inputs.run_folder.path,
+        inputs.main,
+        inputs.config.evaluate,
+        inputs.trained.picture,
+        inputs.fingerprints,
+    )
     path = inputs.run_folder.path / (name or usual)
     return EvaluationPlan(
         inputs=inputs,

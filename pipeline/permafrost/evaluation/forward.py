@@ -159,15 +159,17 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
     epg_uniform is the EPG (and IoU) of a uniform map on the same regions: the chance level of both. With many labels
     epg_pairs is the number of pairs of a record and one of its classes with a region, over which EPG and IoU are means.
     """
-    metrics: dict[str, Any] = {}
-    for name, values in {
+    measured = {
         "epg": predictions.epg,
         "iou": predictions.iou,
         "epg_uniform": predictions.epg_uniform,
         "teacher_epg": predictions.teacher_epg,
-    }.items():
-        if values is not None and not values.isnan().all():
-            metrics[name] = float(values.double().nanmean())
+    }
+    metrics: dict[str, Any] = {
+        name: float(values.double().nanmean())
+        for name, values in measured.items()
+        if values is not None and not values.isnan().all()
+    }
     if has_many(predictions.labels) and "epg" in metrics:
         metrics["epg_pairs"] = int((~predictions.epg.isnan()).sum())
     if predictions.map_cosine is not None and predictions.target_class is not None:

@@ -24,7 +24,6 @@ from permafrost.evaluation.results import (
     TEACHER_EVALUATION,
     TEACHER_PICTURE,
     evaluation_folder,
-    folder_of_evaluation,
     place_beside,
 )
 from permafrost.loading.subset import HOLDOUT, rows_of_split
@@ -116,14 +115,6 @@ class EvaluationInputs:
             picture = Picture.from_manifest(teacher, self.store.size)
             pictures[TEACHER_PICTURE] = str(picture or teacher.get("frame", ""))
         return pictures
-
-    @property
-    def folder_name(self) -> str:
-        """Name of the folder of the evaluation in that of its run."""
-        options, picture = self.config.evaluate, self.trained.picture
-        return folder_of_evaluation(
-            self.run_folder.path, self.main, options, picture, self.fingerprints
-        )
 
 
 def open_inputs(config: EvaluateConfig) -> EvaluationInputs:

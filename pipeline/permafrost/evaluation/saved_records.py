@@ -96,13 +96,15 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
         sorted({*of_label, *of_teacher})
         for of_label, of_teacher in zip(columns["labels"], columns["target_classes"], strict=True)
     ]
-    for name, classes, values in (
-        ("epg", label_classes, predictions.epg),
-        ("iou", label_classes, predictions.iou),
-        ("teacher_epg", explained, predictions.teacher_epg),
-        ("map_cosine", explained, predictions.map_cosine),
-    ):
-        columns[name] = _aligned(columns["classes"], classes, values)
+    columns |= {
+        name: _aligned(columns["classes"], classes, values)
+        for name, classes, values in (
+            ("epg", label_classes, predictions.epg),
+            ("iou", label_classes, predictions.iou),
+            ("teacher_epg", explained, predictions.teacher_epg),
+            ("map_cosine", explained, predictions.map_cosine),
+        )
+    }
     return pa.table(columns, schema=RECORDS_SCHEMA)
 
 
@@ -183,7 +185,8 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
     }
     if batch.targets and batch.targets[0].maps is not None:
         chosen, explained = select_class_maps(batch.targets[0], classes)
-        shown = _picture_maps(stored_maps(batch, chosen), batch)
+        _, maps = chosen.require_maps()  # on their own grid
+        shown = _picture_maps(view_maps(batch, chosen, (maps.shape[-2], maps.shape[-1])), batch)
         pictures |= {f"teacher_{name}": tensor for name, tensor in shown.items()}
         pictures["teacher_classes"] = explained
         pictures["teacher_predictions"] = predict_labels(
@@ -209,12 +212,6 @@ def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTar
         target_class=explained.gather(1, place),
     )
     return one, explained.gather(1, place)[:, 0]
-
-
-def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
-    """Warp the stored maps to the batch's view, on their own grid: f32 [B, E, A, h, w]."""
-    _, maps = stored.require_maps()
-    return view_maps(batch, stored, (maps.shape[-2], maps.shape[-1]))
 
 
 def _picture_maps(maps: Tensor, batch: Batch) -> dict[str, Tensor]:

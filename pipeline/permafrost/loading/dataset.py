@@ -48,10 +48,11 @@ from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
 from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
-from permafrost.store.frames import InputMemory, decode_stored_mask
+from permafrost.store.frames import InputMemory, decode_mask
 from permafrost.store.index import RowNumbers
 from permafrost.store.manifest import ROWS_DIGEST
 from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.record_form import report_damage
 from permafrost.store.row_reader import Rows, SelectedRows
 from permafrost.store.tars import ShardBytes
 
@@ -661,7 +662,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             if offset >= 0:
                 file = self._bytes(shard)
                 data = file.read(offset, size, crc32c, key)
-                mask[:] = decode_stored_mask(data, self.store.size, f"{file.path}: {key}")
+                with report_damage(f"{file.path}: {key}: the mask"):
+                    mask[:] = decode_mask(data, self.store.size)
         return masks
 
     def _boxes(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:

@@ -58,7 +58,7 @@ class DecodeThreads:
                 work(number)
 
         size = -(-numbers // (self.count * _PARTS))
-        pool = self._started_pool()
+        self._pool = pool = self._pool or start_pool(self.count, "decode")
         parts = [
             pool.submit(work_through, range(start, min(start + size, numbers)))
             for start in range(0, numbers, size)
@@ -66,11 +66,6 @@ class DecodeThreads:
         wait(parts)
         for part in parts:
             part.result()
-
-    def _started_pool(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = start_pool(self.count, "decode")
-        return self._pool
 
     def __getstate__(self) -> dict[str, Any]:
         return {"count": self.count, "_pool": None}

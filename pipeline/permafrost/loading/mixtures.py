@@ -193,9 +193,8 @@ def labels_of(batch: Batch) -> AnyLabels:
 
 def mixture_of_targets(batch: Batch) -> Mixture | None:
     """Return the mixture of a batch whose stored targets are those of its unmixed images, None for any other batch."""
-    if batch.pixel_augment is None or batch.second is not None:
-        return None
-    return batch.pixel_augment.mixture
+    augment = batch.pixel_augment
+    return None if augment is None or batch.second is not None else augment.mixture
 
 
 def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
@@ -222,9 +221,11 @@ def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
         mixed = replace(
             mixed, logits=MixedLogits(first=first, second=second, shares=mixture.shares)
         )
-    if not isinstance(mixed, MapTargets):
-        return mixed
-    return _mix_maps(mixed, mixture, second_maps=second_maps)
+    return (
+        _mix_maps(mixed, mixture, second_maps=second_maps)
+        if isinstance(mixed, MapTargets)
+        else mixed
+    )
 
 
 def _rows_of(logits: Logits, rows: Tensor) -> Logits:

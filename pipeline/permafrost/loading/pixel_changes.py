@@ -60,19 +60,11 @@ def _contrast(images: Tensor, change: PixelChange) -> Tensor:
     return _blend(images, mean.to(images.dtype), change)
 
 
-def _saturation(images: Tensor, change: PixelChange) -> Tensor:
-    return _blend(images, _gray(images), change)
-
-
 def _hue(images: Tensor, change: PixelChange) -> Tensor:
     from kornia.enhance import adjust_hue
 
     adjusted: Tensor = adjust_hue(images, change.values[:, 0])
     return adjusted.clamp(0, 1)
-
-
-def _grayscale(images: Tensor, change: PixelChange) -> Tensor:
-    return _gray(images).expand_as(images)
 
 
 def _sharpness(images: Tensor, change: PixelChange) -> Tensor:
@@ -189,9 +181,9 @@ def _blend(images: Tensor, base: Tensor, change: PixelChange) -> Tensor:
 _CHANGES: dict[PixelChangeName, Callable[[Tensor, PixelChange], Tensor]] = {
     "brightness": _brightness,
     "contrast": _contrast,
-    "saturation": _saturation,
+    "saturation": lambda images, change: _blend(images, _gray(images), change),
     "hue": _hue,
-    "grayscale": _grayscale,
+    "grayscale": lambda images, change: _gray(images).expand_as(images),
     "sharpness": _sharpness,
     "posterize": _posterize,
     "solarize": _solarize,

@@ -261,7 +261,7 @@ class ViewSchedule:
             steps = self._compose(steps, width / height)
         if self.config.edges == "image":
             return Views(steps[0].float())
-        windows = _numbers_of(steps[0])
+        windows = steps[0][:, [0, 1, 0, 1], [0, 1, 2, 2]]  # numbers of upright matrices
         moves = torch.stack(steps[1:], dim=1).float() if len(steps) > 1 else None
         if self.whole_pixels:
             boxes = pixel_boxes(windows, sizes)
@@ -413,13 +413,6 @@ def trained_picture(
         frames=None if is_cut else store.size,
     )
     return store.picture_of(picture)
-
-
-def _numbers_of(matrices: Tensor) -> Tensor:
-    """Return the windows [n, 4] of upright matrices [n, 3, 3]."""
-    return torch.stack(
-        [matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 0, 2], matrices[:, 1, 2]], dim=1
-    )
 
 
 def _policy_steps(draws: Tensor, aspects: Tensor) -> list[Tensor]:

@@ -33,9 +33,9 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
     """
     many = has_many(batch.labels)
     frames = batch.masks if batch.has_windows and batch.masks is not None else batch.inputs
-    frame = (frames.shape[-2], frames.shape[-1])
-    if kind == "boxes" and batch.canonical_from_view is None:
-        frame = size  # without a transform, box corners are rounded to pixels of the evaluated size
+    # Without a transform, box corners are rounded to pixels of the evaluated size.
+    are_untransformed = kind == "boxes" and batch.canonical_from_view is None
+    frame = size if are_untransformed else (frames.shape[-2], frames.shape[-1])
     if kind == "masks":
         assert batch.masks is not None
         masks, classes = batch.masks[:, 0], copy_to(classes, batch.inputs.device)

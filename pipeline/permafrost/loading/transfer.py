@@ -68,7 +68,9 @@ def pack_batch(batch: Batch) -> Batch:
 
 def unpack_batch(batch: Batch) -> Batch:
     """Return the batch that `pack_batch` was given."""
-    unpacked: Batch = map_leaves(batch, _unpack)
+    unpacked: Batch = map_leaves(
+        batch, lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+    )
     return unpacked
 
 
@@ -79,10 +81,6 @@ def _pack(value: Any) -> Any:
     if value.is_contiguous() and value.nbytes <= _SMALL:
         return value.numpy()
     return value.share_memory_()  # type: ignore[no-untyped-call]
-
-
-def _unpack(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,9 @@ class Views:
         rows = numbers.argsort(descending=True, stable=True)[: int((numbers > 0).sum())]
         if not len(rows):
             return None
-        products: list[Tensor] = []
-        for step in reversed(self.steps[rows].double().unbind(dim=1)):
-            products.append(_product(step, products[-1]) if products else step)
-        after = torch.stack(products, dim=1).float()
+        steps = reversed(self.steps[rows].double().unbind(dim=1))
+        products = accumulate(steps, lambda product, step: _product(step, product))
+        after = torch.stack(list(products), dim=1).float()
         counted = is_moving[rows].cumsum(dim=1)
         between = []
         for number in range(1, int(numbers.max())):
@@ -186,15 +186,17 @@ def stored_views_of(
         record = f", record {keys[row]}" if keys else ""
         raise StoreMismatchError(f"{where}{record}: its window {problems[row]}")
     pixels = values.get(PIXEL_FIELD)
-    steps = None
-    if recipe is not None:
-        steps = recipe.steps(
+    steps = (
+        None
+        if recipe is None
+        else recipe.steps(
             windows.shape[:-1],
             None if pixels is None else torch.from_numpy(pixels),
             None if moves is None else complete_matrices(torch.from_numpy(moves)),
             sizes,
             frame_size,
         )
+    )
     return Views.of(torch.from_numpy(windows), steps)
 
 

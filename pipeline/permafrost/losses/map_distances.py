@@ -50,12 +50,11 @@ def map_cosine(
     teacher = unit_scale(teacher_maps.detach(), (2, 3, 4)).to(student.dtype)
     h, w = student.shape[-2:]
     height, width = (size, size) if isinstance(size, int) else size
-    grams = []
-    if (h, w) != (height, width):  # maps at the input's resolution are compared as they are
-        grams = [
-            _gram_on_device(length, full, student.device, student.dtype)
-            for length, full in ((h, height), (w, width))
-        ]
+    grams = [
+        _gram_on_device(length, full, student.device, student.dtype)
+        for length, full in ((h, height), (w, width))
+        if (h, w) != (height, width)  # maps at the input's resolution are compared as they are
+    ]
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
     valid = squared_norms != 0  # nan counts as valid, so that it appears in the loss

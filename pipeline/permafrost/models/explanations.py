@@ -66,14 +66,6 @@ def target_classes(
     return CLASS_CHOICES[config.target_classes](config, logits.detach(), labels, keys)
 
 
-def _top1(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    return logits.argmax(dim=1, keepdim=True)
-
-
-def _topk(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    return logits.sort(dim=1, descending=True, stable=True).indices[:, : config.max_classes]
-
-
 def _all_gt(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
     is_label = multi_hot(labels, logits.shape[1]) > 0
     scores = logits.masked_fill(~is_label, -torch.inf)
@@ -95,8 +87,10 @@ def _sample_gt(
 
 
 CLASS_CHOICES: dict[str, ClassChoice] = {
-    "top1": _top1,
-    "topk": _topk,
+    "top1": lambda config, logits, labels, keys: logits.argmax(dim=1, keepdim=True),
+    "topk": lambda config, logits, labels, keys: logits.sort(
+        dim=1, descending=True, stable=True
+    ).indices[:, : config.max_classes],
     "all_gt": _all_gt,
     "sample_gt": _sample_gt,
 }

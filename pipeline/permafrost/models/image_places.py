@@ -142,7 +142,8 @@ class InputReading(NamedTuple):
 
     def describe_geometry(self) -> str:
         """Say how the images are cropped, padded or turned, empty if they are not."""
-        (top, left), end = self.origin, self._place_at(1, 1)
+        (top, left), corner = self.origin, zip(self.origin, self.down, self.across, strict=True)
+        end = [sum(parts) for parts in corner]
         # Of two opposite corners, and of a turn.
         errors = map(abs, (top, left, end[0] - 1, end[1] - 1, self.down[1], self.across[0]))
         if max(errors) <= max(_SAME_PLACE, _SAME_PIXELS / min(self.size)):
@@ -155,16 +156,6 @@ class InputReading(NamedTuple):
             f"it {words} its images: what it looks at goes from {top:.1%} to {end[0]:.1%} of their height and from "
             f"{left:.1%} to {end[1]:.1%} of their width"
         )
-
-    def _place_at(self, down: float, across: float) -> tuple[float, float]:
-        """Return the place of the image at a place of what is convolved."""
-        row, column = (
-            origin + down * down_change + across * across_change
-            for origin, down_change, across_change in zip(
-                self.origin, self.down, self.across, strict=True
-            )
-        )
-        return row, column
 
 
 def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading | None:

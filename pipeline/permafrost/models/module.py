@@ -15,7 +15,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from permafrost.config.models import ModuleConfig, NetworkReturns, is_published
 from permafrost.config.plugins import resolve_factory
 from permafrost.core.errors import ConfigError, UserError, first_line, require
+from permafrost.core.progress import log_once
 from permafrost.core.records import IMPOSSIBLE_LOGIT
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
@@ -262,10 +262,11 @@ class ModuleClassifier(ProbedClassifier):
         ):
             self._probe_with(examples)
         if not self.layer:
-            _log(
+            log_once(
+                logger,
+                logging.INFO,
                 f"{type(self.inner).__name__} has no layer whose output is a grid [B, C, h, w] or [B, h, w, C], so its "
                 "logits are all that is known of it; name a layer that has one for maps",
-                logging.INFO,
             )
 
     @torch.no_grad()
@@ -289,9 +290,10 @@ class ModuleClassifier(ProbedClassifier):
         if not grids:
             return ""
         name, shape = grids[-1]
-        _log(
-            f"{type(network).__name__} is explained at layer={name} {shape}, its last grid",
+        log_once(
+            logger,
             logging.INFO,
+            f"{type(network).__name__} is explained at layer={name} {shape}, its last grid",
         )
         return name
 
@@ -306,7 +308,11 @@ class ModuleClassifier(ProbedClassifier):
             grids = self._to_grid(native)
             self._examine_input(examples, grids[:-1])
             require(
-                self._is_copied(probes, logits) or not logits.isfinite().all(),
+                not logits.isfinite().all()
+                or any(  # first in a small batch
+                    nearly_equal(self._run(batch)[1], logits[: len(batch)], _SAME_LOGITS)
+                    for batch in (probes[:2], probes)
+                ),
                 f"{name} gives other logits if the output of layer {self.layer} is copied: it is random in eval mode, "
                 "counts its passes, or changes this tensor elsewhere; name another layer",
             )
@@ -342,13 +348,6 @@ class ModuleClassifier(ProbedClassifier):
 
         require_no_memory(type(network).__name__, network, run, examples, examples.flip(0))
 
-    def _is_copied(self, probes: Tensor, logits: Tensor) -> bool:
-        """Return whether the logits are the same if the layer's output is a copy, first in a small batch."""
-        return any(
-            nearly_equal(self._run(batch)[1], logits[: len(batch)], _SAME_LOGITS)
-            for batch in (probes[:2], probes)
-        )
-
     def _examine_input(self, images: Tensor, parts: Tensor) -> None:
         """Find what the network does to its images, and where the cells of the grids of `replaced_parts` lie."""
         name = type(self.inner).__name__
@@ -357,10 +356,12 @@ class ModuleClassifier(ProbedClassifier):
         self.misplacement = geometry or describe_wrong_places(parts)
         scaling = "" if reading is None else reading.describe_scaling()
         if scaling and isinstance(self.normalize, Normalize) and not self.normalize.is_identity:
-            _log(
+            log_once(
+                logger,
+                logging.WARNING,
                 f"{name} normalizes its images itself, {scaling}, after mean= and std= have done so; if it was "
                 "trained on pixels in [0, 1], set mean=[0,0,0] std=[1,1,1], as in "
-                "teacher.mean=[0,0,0] teacher.std=[1,1,1]"
+                "teacher.mean=[0,0,0] teacher.std=[1,1,1]",
             )
 
     def _read(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -473,12 +474,6 @@ def _head_of(head: Head, network: nn.Module, other: nn.Module) -> Head:
         field.name: other.get_submodule(names[getattr(head, field.name)]) for field in fields(head)
     }
     return type(head)(**parts)  # type: ignore[arg-type]
-
-
-@cache
-def _log(message: str, level: int = logging.WARNING) -> None:
-    """Log a line about a network once, as a process may build it several times."""
-    logger.log(level, "%s", message)
 
 
 _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

@@ -101,12 +101,12 @@ def normalization_facts(network: Network, command: Sequence[str]) -> Iterator[Fa
     if None not in defaults and (config.mean, config.std) != defaults:
         stated = TYPED
     source = _source(network, ("mean", "std"), command, stated)
-    warning = ""
-    if source == ASSUMED and config.weights != RANDOM:
-        warning = (
-            f"{section}.mean= and {section}.std= were not typed, and the weights do not name them; a network that was "
-            "trained with others gives other outputs, often without a loss of accuracy"
-        )
+    warning = (
+        f"{section}.mean= and {section}.std= were not typed, and the weights do not name them; a network that was "
+        "trained with others gives other outputs, often without a loss of accuracy"
+        if source == ASSUMED and config.weights != RANDOM
+        else ""
+    )
     text = ", ".join(
         f"{name} {' '.join(f'{value:.4g}' for value in values)}"
         for name, values in (("mean", mean), ("std", std))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
@@ -23,6 +21,7 @@ from permafrost.config.options import resolve_implementation
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.generators import SeededDraws
+from permafrost.core.progress import log_once
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import AnyModule, Classifier, PretrainedInfo, Provider
 from permafrost.models.trained_weights import (
@@ -97,20 +96,14 @@ def build_model(
             key=None if is_described else config.weights_key,
         )
         if not is_described and config.kind != "module":
-            _announce_assumptions(file.path, f"{config.kind} {config.name}")
+            log_once(
+                logger,
+                logging.INFO,
+                f"{file.path} has tensors only: strides, dilations, pooling, activations and normalization are assumed "
+                f"to be those of {config.kind} {config.name} (as where a network for small images has no pooling after "
+                "its first layer); the accuracy on labeled records tells",
+            )
     return model
-
-
-@cache
-def _announce_assumptions(path: Path, name: str) -> None:
-    """Log once what a file of weights does not contain, as a process may build several networks of it."""
-    logger.info(
-        "%s has tensors only: strides, dilations, pooling, activations and normalization are assumed to be those of %s "
-        "(as where a network for small images has no pooling after its first layer); the accuracy on labeled records "
-        "tells",
-        path,
-        name,
-    )
 
 
 def _without_blank_layers(model: Classifier) -> Classifier:

@@ -40,7 +40,11 @@ def recorded_reads() -> Iterator[set[Path]]:
     finally:
         _RECORDER.paths = None
         collected.update(
-            path for path in map(Path, paths) if path.is_file() and not _is_of_system(str(path))
+            path
+            for path in map(Path, paths)
+            if path.is_file()
+            and not str(path).endswith(_OF_CODE)
+            and not os.path.realpath(path).startswith(_OF_SYSTEM)
         )
 
 
@@ -75,10 +79,6 @@ def _paths_read(config: ModelConfig, outputs: int) -> tuple[Path, ...]:
     except Exception:  # which the build that is used will say
         return ()
     return tuple(sorted(paths))
-
-
-def _is_of_system(path: str) -> bool:
-    return path.endswith(_OF_CODE) or os.path.realpath(path).startswith(_OF_SYSTEM)
 
 
 @cache

@@ -193,9 +193,8 @@ def _difference(reference: Tensor, output: Tensor, rows: list[int], precision: f
     variation = float((values - values.mean(dim=0)).abs().max())
     of_size = max(4 * precision, _OF_SIZE_ON_GPU if reference.is_cuda else _OF_SIZE)
     difference = float((actual - values[rows]).abs().max())
-    if difference <= _OF_VARIATION * variation + of_size * largest:
-        return ""
-    return f"by {difference:.2g}, where the largest is {largest:.2g}"
+    is_equal = difference <= _OF_VARIATION * variation + of_size * largest
+    return "" if is_equal else f"by {difference:.2g}, where the largest is {largest:.2g}"
 
 
 def _cause(network: nn.Module) -> str:

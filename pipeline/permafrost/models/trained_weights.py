@@ -13,7 +13,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
+from permafrost.core.progress import log_once
 from permafrost.core.records import are_numbers, describe_other_names
 from permafrost.models.file_kinds import describe_foreign_folder
 from permafrost.runs.folder import run_identity, saved_options
@@ -322,9 +323,14 @@ def describe_other_classes(
         are_published: True if the names are those of a provider, whose spelling may differ from that of the data: then
             only the order of equal names is compared, if most are equal.
     """
-    if isinstance(classes, int) or not (trained and classes) or list(trained) == list(classes):
-        return ""
-    if are_numbers(trained) and len(trained) == len(classes):  # which may have been named since
+    if (
+        isinstance(classes, int)
+        or not (trained and classes)
+        or list(trained) == list(classes)
+        or (
+            are_numbers(trained) and len(trained) == len(classes)
+        )  # which may have been named since
+    ):
         return ""
     common = {name for name, count in Counter(trained).items() if count == 1} & set(classes)
     if are_published and (len(trained) != len(classes) or 2 * len(common) <= len(classes)):
@@ -400,13 +406,8 @@ def _file_in(folder: Path) -> Path:
         require(not foreign, f"weights={folder} is {foreign}")
         listed = f"it has {shorten(names)}" if names else "it has no file of weights"
         raise ConfigError(f"weights={folder} is a folder; name a file in it ({listed})")
-    _announce_file(folder, names[0])
+    log_once(logger, logging.INFO, f"weights={folder} is a folder; reading {names[0]} in it")
     return folder / names[0]
-
-
-@cache
-def _announce_file(folder: Path, name: str) -> None:
-    logger.info("weights=%s is a folder; reading %s in it", folder, name)
 
 
 def _is_of_a_run(path: Path) -> bool:

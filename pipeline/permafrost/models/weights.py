@@ -9,7 +9,6 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy._core import multiarray
 from torch import Tensor
 
 from permafrost.core.errors import require, shorten
+from permafrost.core.progress import log_once
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.file_kinds import describe_foreign_file, describe_part, is_safetensors
 from permafrost.models.weights_fit import Fit, rank_fits, unexpected_layers, unused_tensors
@@ -145,15 +145,18 @@ def _announce(
     if alternatives:
         names = ", ".join(_name_of(one) for one in (fit, *alternatives))
         remedy = "" if key else ", and weights_key= chooses another"
-        _log_once(
+        log_once(
+            logger,
             logging.INFO if key else logging.WARNING,
             f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{remedy}",
         )
     elif fit.key:
-        _log_once(logging.INFO, f"{path}: the weights are those named {fit.key}.*")
+        log_once(logger, logging.INFO, f"{path}: the weights are those named {fit.key}.*")
     if left := unused_tensors(tensors, fit, alternatives):
         name = type(model.network).__name__
-        _log_once(logging.WARNING, f"{path}: passed over {shorten(left, 5)}, no part of {name}")
+        log_once(
+            logger, logging.WARNING, f"{path}: passed over {shorten(left, 5)}, no part of {name}"
+        )
     if resized := [
         f"{name} {tuple(raw.shape)} to {tuple(fit.state[name].shape)}"
         for name, raw in (
@@ -161,26 +164,22 @@ def _announce(
         )
         if raw is not None and raw.shape != fit.state[name].shape
     ]:
-        _log_once(
+        log_once(
+            logger,
             logging.WARNING,
             f"{path} is for another input size; resampled as timm does: {', '.join(resized[:3])}. With the "
             "input_size= that it was trained with, nothing is resampled",
         )
     if fit.moved_head:
         old, new = fit.moved_head
-        _log_once(
+        log_once(
+            logger,
             logging.WARNING,
             f"{path}: {old} is taken for the last layer, {new}; what else its last layer had without tensors (a "
             "dropout, an activation, a softmax) is not in the file",
         )
     if fit.head:
         logger.info("%s has other classes; not taken as it is: %s", path, ", ".join(fit.head))
-
-
-@cache
-def _log_once(level: int, message: str) -> None:
-    """Log a fact about a file once, as a process may build several networks of it."""
-    logger.log(level, "%s", message)
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import mmap
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, FileError, first_line, require
+from permafrost.core.progress import log_once
 from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import FormatError, iter_cells, open_parquet_file
 
@@ -41,16 +42,6 @@ _FOOTER = struct.Struct("<8sq32s")
 _MARK = b"PFROWS\x00\x02"
 _REVISION = 2
 """Revision of the form of copies, which is part of their names."""
-
-
-@cache
-def _announce(column: str, folder: Path) -> None:
-    logger.info(
-        "Parquet cannot read single rows: column %s is copied to %s (data.cache=), which may be deleted later and is "
-        "then written again",
-        column,
-        folder,
-    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +135,12 @@ class ColumnCopy:
         return data, np.frombuffer(table, _PLACE)
 
     def _write(self) -> None:
-        _announce(self.column, self.cache.absolute())
+        log_once(
+            logger,
+            logging.INFO,
+            f"Parquet cannot read single rows: column {self.column} is copied to {self.cache.absolute()} "
+            "(data.cache=), which may be deleted later and is then written again",
+        )
         tables, offset = [], 0
         with file_at(self._copy_path).open_atomically() as file:
             for values in self.values(self.path, self.column):

@@ -9,7 +9,7 @@ folder and store can be compared name by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from permafrost.config.data import ImageFolderDataConfig
@@ -88,9 +88,11 @@ class ImageFolderSource(FilesBelowRoot):
         unknown = sorted(name for name in folders if index.label(name) is None)
         if unknown:
             line = index.line_of(unknown[0])
-            remedy = "add its name or move the folder away"
-            if line is not None:
-                remedy = f"it has the line {quote(line)}; write the names of folders alone"
+            remedy = (
+                "add its name or move the folder away"
+                if line is None
+                else f"it has the line {quote(line)}; write the names of folders alone"
+            )
             raise ConfigError(
                 f"data.classes={self.config.classes} lacks the class folder {quote(unknown[0])} of "
                 f"data.path={self.config.path}; {remedy}"
@@ -172,7 +174,10 @@ class ImageFolderSource(FilesBelowRoot):
         top = sub_folders(self._root)
         splits = {name: split for name in top if (split := known_split(name)) is not None}
         others = [name for name in top if name not in splits]
-        are_splits = bool(splits) and self._are_folders_of_classes(splits)
+        are_splits = bool(splits) and all(  # folders of folders, without images of their own
+            first_image(folder) is None and sub_folders(folder)
+            for folder in (self._root / name for name in splits)
+        )
         if are_splits and not any(has_image(self._root / name) for name in others):
             others = []  # such as a folder of documents
         if not top or others:
@@ -187,14 +192,6 @@ class ImageFolderSource(FilesBelowRoot):
                 f"the splits: 'data.splits={{{names[0]}: {split}, ...}}'",
             )
         return splits
-
-    def _are_folders_of_classes(self, names: Iterable[str]) -> bool:
-        """Return whether folders contain folders and no images themselves."""
-        folders = [self._root / name for name in names]
-        return all(
-            first_image(class_folder) is None and bool(sub_folders(class_folder))
-            for class_folder in folders
-        )
 
     def _refuse_hidden_splits(self, top: list[str]) -> None:
         """Raise ConfigError if only some top-level folders are splits, by their names and with only folders inside."""

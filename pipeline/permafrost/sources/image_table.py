@@ -142,9 +142,8 @@ class ImageTableSource(ImageSource):
     def _files(self) -> list[Path]:
         """The table, or the files of a folder, a glob or a {00000..00003} range, in the order of their names."""
         is_pattern = not self._table.is_file() and set("*?[{") & set(self._table.name)
-        if self._table.is_dir() or is_pattern:
-            return find_files(self._table, ".parquet")
-        return [self._table]
+        is_folder = self._table.is_dir() or is_pattern
+        return find_files(self._table, ".parquet") if is_folder else [self._table]
 
     @cached_property
     def _root(self) -> Path:
@@ -407,9 +406,8 @@ class ImageTableSource(ImageSource):
     @cached_property
     def _group_columns(self) -> list[GroupColumn]:
         groups = [self._group_column((name,), numbered=True) for name in self.config.group]
-        if math.prod(group.radix for group in groups) <= MAX_GROUP:
-            return groups
-        return [self._group_column(self.config.group, numbered=False)]
+        fits = math.prod(group.radix for group in groups) <= MAX_GROUP
+        return groups if fits else [self._group_column(self.config.group, numbered=False)]
 
     def _group_column(self, columns: tuple[str, ...], *, numbered: bool) -> GroupColumn:
         """Number the values of columns: whole numbers from 0 as they are, others by their position in sorted order.

@@ -107,12 +107,8 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
 
 def write_yaml(path: Path, text: str) -> None:
     """Write YAML text with its digest, atomically."""
-    file_at(path).write(sign_yaml(text))
-
-
-def sign_yaml(text: str) -> bytes:
-    """Return YAML text that ends with a line feed, with its digest."""
-    return text.encode() + _YAML_START + hashlib.sha256(text.encode()).hexdigest().encode() + b"\n"
+    data = text.encode()
+    file_at(path).write(data + _YAML_START + hashlib.sha256(data).hexdigest().encode() + b"\n")
 
 
 def read_yaml(path: Path, advice: str) -> dict[str, Any]:

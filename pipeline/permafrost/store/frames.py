@@ -14,7 +14,7 @@ from permafrost.core.label_forms import multi_hot_of_lists
 from permafrost.store.image_decoding import open_image
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
-from permafrost.store.record_form import RecordForm, report_damage
+from permafrost.store.record_form import RecordForm
 from permafrost.store.shard_records import ShardRecords
 
 
@@ -56,21 +56,6 @@ class InputMemory:
     def tensor(self) -> Tensor:
         """Return the records without a copy: frames u8 [n, 3, H, W], or rows f32 [n, d]."""
         return self._form.tensor(self._values)
-
-
-def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor:
-    """Decode a mask of a store, as `decode_mask` does.
-
-    Args:
-        data: Stored bytes of the mask.
-        size: (height, width) of the canonical frame.
-        where: File and record, for messages.
-
-    Raises:
-        ManifestError: If the mask cannot be decoded.
-    """
-    with report_damage(f"{where}: the mask"):
-        return decode_mask(data, size)
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:

@@ -11,6 +11,7 @@ import io
 import math
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -220,13 +221,26 @@ class UprightImage(NamedTuple):
     """Means of the upright image in gray on a grid of 16x16, whatever its proportions, u8 [256]."""
 
 
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Raise ImageError for what Pillow raises in the block."""
+    try:
+        yield
+    except (MemoryError, ImageError):
+        raise
+    except UnidentifiedImageError:  # its text has a memory address, and manifests contain reasons
+        raise ImageError("cannot be decoded: not an image of a known kind") from None
+    except Exception as error:  # Pillow's parsers raise many types of exceptions
+        raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
+
+
 def inspect_image(data: bytes) -> UprightImage:
     """Decode an image to its last byte, and return its upright size and its thumbnail.
 
     Raises:
         ImageError: If it does not decode.
     """
-    try:
+    with _decoding():
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
@@ -236,14 +250,9 @@ def inspect_image(data: bytes) -> UprightImage:
             upright = _to_rgb(image)
             orientation = _orientation(image)
             if image.format == "PNG":
-                _check_png(data)
+                with open_image(data) as png:  # PIL's decoder would accept a truncated one
+                    png.verify()
             thumbnail = thumbnail_of(upright)
-    except (MemoryError, ImageError):
-        raise
-    except UnidentifiedImageError:  # its text has a memory address, and manifests contain reasons
-        raise ImageError("cannot be decoded: not an image of a known kind") from None
-    except Exception as error:  # Pillow's parsers raise many types of exceptions
-        raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
     return UprightImage(upright.height, upright.width, orientation, thumbnail)
 
 
@@ -383,18 +392,13 @@ def read_pixels(data: bytes, side: int) -> PictureFacts:
     Raises:
         ImageError: If it cannot be decoded.
     """
-    try:
-        with open_image(data) as image:
-            image.draft("RGB", (side, side))
-            upright = _to_rgb(image)
-            pixels, thumbnail = np.asarray(upright), thumbnail_of(upright)
-            alpha = np.asarray(
-                image.convert("RGBA").getchannel("A") if image.has_transparency_data else 255
-            )
-    except (MemoryError, ImageError):
-        raise
-    except Exception as error:  # Pillow's parsers raise many types of exceptions
-        raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
+    with _decoding(), open_image(data) as image:
+        image.draft("RGB", (side, side))
+        upright = _to_rgb(image)
+        pixels, thumbnail = np.asarray(upright), thumbnail_of(upright)
+        alpha = np.asarray(
+            image.convert("RGBA").getchannel("A") if image.has_transparency_data else 255
+        )
     return PictureFacts(
         smallest=int(pixels.min()),
         largest=int(pixels.max()),
@@ -432,12 +436,6 @@ def png_of(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _check_png(data: bytes) -> None:
-    """Raise SyntaxError if a checksum is wrong; PIL's decoder would accept a truncated image."""
-    with open_image(data) as image:
-        image.verify()
 
 
 def _is_rotated(jpeg: bytes) -> bool:
@@ -482,7 +480,7 @@ class ImageFacts:
     orientation: int
     """EXIF orientation, 1 for an upright file."""
     bands: int = 0
-    """Number of channels of a TIFF; 0 for other formats."""
+    """Number of channels of a TIFF, of which Pillow may read the first ones only; 0 for other formats."""
     is_animated: bool = False
     """True if the file has several pictures, of which the first one is read."""
     largest: int | None = None
@@ -500,46 +498,36 @@ def read_facts(data: bytes) -> ImageFacts:
     Raises:
         ImageError: If the header cannot be read, or the file was cut.
     """
-    try:
-        with open_image(data) as image:
-            # Of a PNG without such a chunk, Pillow would decode the pixels to look behind them.
-            may_turn = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION)
-            orientation = _orientation(image) if may_turn else 1
-            bits = _bits_of(image, data)
-            has_other_values = image.mode == "F" or (image.mode.startswith("I") and bits != 16)
-            if has_other_values or not _ends_whole(image.format, data):
-                inspect_image(data)
-            facts = ImageFacts(
-                format=image.format or "",
-                height=image.height,
-                width=image.width,
-                bits=bits,
-                channels=_channels_of(image, data),
-                has_alpha=image.has_transparency_data,
-                orientation=orientation,
-                bands=_bands_of(image),
-                is_animated=bool(getattr(image, "is_animated", False)),
-            )
-            if facts.orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
-                facts = replace(facts, height=image.width, width=image.height)
-            return facts if bits == 8 else replace(facts, largest=_largest_of(image, data))
-    except (MemoryError, ImageError):
-        raise
-    except UnidentifiedImageError:
-        raise ImageError("cannot be decoded: not an image of a known kind") from None
-    except Exception as error:  # Pillow's parsers raise many types of exceptions
-        raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
+    with _decoding(), open_image(data) as image:
+        # Of a PNG without such a chunk, Pillow would decode the pixels to look behind them.
+        may_turn = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION)
+        orientation = _orientation(image) if may_turn else 1
+        bits = _bits_of(image, data)
+        has_other_values = image.mode == "F" or (image.mode.startswith("I") and bits != 16)
+        if has_other_values or not _ends_whole(image.format, data):
+            inspect_image(data)
+        facts = ImageFacts(
+            format=image.format or "",
+            height=image.height,
+            width=image.width,
+            bits=bits,
+            channels=_channels_of(image, data),
+            has_alpha=image.has_transparency_data,
+            orientation=orientation,
+            bands=int(cast("Any", image).tag_v2.get(_TIFF_SAMPLES, 1))
+            if image.format == "TIFF"
+            else 0,
+            is_animated=bool(getattr(image, "is_animated", False)),
+        )
+        if facts.orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
+            facts = replace(facts, height=image.width, width=image.height)
+        return facts if bits == 8 else replace(facts, largest=_largest_of(image, data))
 
 
 def _ends_whole(form: str | None, data: bytes) -> bool:
     """Return whether a file has the mark at its end that its format requires; True for formats without one."""
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(form or "")
     return end is None or end in data[-_END_BYTES:]
-
-
-def _bands_of(image: Image.Image) -> int:
-    """Return the number of channels of a TIFF, of which Pillow may read the first ones only; 0 for other formats."""
-    return 0 if image.format != "TIFF" else int(cast("Any", image).tag_v2.get(_TIFF_SAMPLES, 1))
 
 
 def _bits_of(image: Image.Image, data: bytes) -> int:

@@ -114,8 +114,10 @@ def columns_of_marker(marker: pa.Table) -> dict[str, NDArray[Any]]:
     boxes = [part.to_numpy().astype(np.float32) for part in table["boxes"].flatten().flatten()]
     columns["boxes"] = np.stack(boxes, axis=1)
     lengths = {name: pc.list_value_length(table[name]) for name in ("labels", "boxes")}
-    for name, values in (lengths | {"key": pc.binary_length(table["key"])}).items():
-        columns[f"{name}{OFFSETS}"] = np.append(0, np.cumsum(values.to_numpy(), dtype=np.int64))
+    columns |= {
+        f"{name}{OFFSETS}": np.append(0, np.cumsum(values.to_numpy(), dtype=np.int64))
+        for name, values in (lengths | {"key": pc.binary_length(table["key"])}).items()
+    }
     return columns
 
 

@@ -160,10 +160,12 @@ class Store:
         for number, part in enumerate(parts):
             if part.fingerprint == fingerprint:
                 return self.part(number, number + 1)
-        for stop in range(2, len(parts)):
-            if joined_identity(parts[:stop])["fingerprint"] == fingerprint:
-                return self.part(0, stop)
-        return self
+        stops = (
+            stop
+            for stop in range(2, len(parts))
+            if joined_identity(parts[:stop])["fingerprint"] == fingerprint
+        )
+        return next((self.part(0, stop) for stop in stops), self)
 
     def known_classes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of classes that there were when each of these rows was packed, i64 [n]."""
@@ -659,9 +661,11 @@ class TeacherPass:
     @cached_property
     def fields(self) -> PassFields:
         """Backend that stores the fields."""
-        most = self.store.manifest.rows_per_shard
-        if self.manifest.selection is not None:
-            most = max(self.shards.most_rows, 1)
+        most = (
+            self.store.manifest.rows_per_shard
+            if self.manifest.selection is None
+            else max(self.shards.most_rows, 1)
+        )
         return BACKENDS[self.manifest.backend](
             self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )

@@ -243,6 +243,5 @@ class RowForm(RecordForm):
 
 def form_of(manifest: StoreManifest) -> RecordForm:
     """Return the form of a store's records."""
-    if manifest.canonical is None:
-        return RowForm(manifest.columns or ())
-    return ImageForm(manifest.canonical)
+    canonical = manifest.canonical
+    return RowForm(manifest.columns or ()) if canonical is None else ImageForm(canonical)

@@ -94,10 +94,11 @@ class ShardBytes:
         self.shard = shard
         self._file: io.FileIO | RangedFile
         try:
-            if reads_ranges:
-                self._file = file_at(self.path).open_ranges()
-            else:
-                self._file = file_at(self.path).open(shard.sha256)
+            self._file = (
+                file_at(self.path).open_ranges()
+                if reads_ranges
+                else file_at(self.path).open(shard.sha256)
+            )
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
         if (size := open_size(self._file)) != shard.bytes:

@@ -233,6 +233,7 @@ class ZarrFields(PassFields):
             }
             codecs = [{"name": "sharding_indexed", "configuration": inner}]
         padding = _padding(spec.dtype)
+        axes = spec.axes or tuple(f"axis_{number}" for number in range(len(spec.shape)))
         return {
             "shape": [self.num_shards * self.rows_per_shard, *tail],
             "data_type": spec.dtype,
@@ -241,7 +242,7 @@ class ZarrFields(PassFields):
             "fill_value": padding if isinstance(padding, int) else "NaN",
             "codecs": codecs,
             "attributes": _attributes(spec, self.fields),
-            "dimension_names": list(_dimension_names(spec)),
+            "dimension_names": ["array_row", "view", *axes],
             "zarr_format": 3,
             "node_type": "array",
             "storage_transformers": [],
@@ -305,11 +306,6 @@ def _padding(dtype: str) -> float | int:
     if dtype.startswith("float"):
         return float("nan")
     return int(np.iinfo(dtype).max) if dtype.startswith("uint") else -1
-
-
-def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
-    axes = spec.axes or tuple(f"axis_{number}" for number in range(len(spec.shape)))
-    return ("array_row", "view", *axes)
 
 
 def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:

@@ -73,9 +73,8 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
     trial = trial_copy(model).eval()  # what the first batch initializes is left to the first batch
     if (probes := _read_probes(spec, device)) is not None:
         _check_independence(spec, trial, probes)
-    targets: TargetSource = view_targets
-    if spec.live_teacher is not None:
-        targets = _build_live_teacher(spec, spec.live_teacher, device)
+    live = spec.live_teacher
+    targets = view_targets if live is None else _build_live_teacher(spec, live, device)
     if spec.target_source is not None:
         targets = spec.target_source(spec.num_classes, spec.input_size)
     if spec.loss.needs.maps_in(0):

@@ -80,9 +80,7 @@ class DistillResult:
     @property
     def model(self) -> nn.Module:
         """The program's own network, or the student's frozen one, from images in [0, 1] to `ModelOutput`."""
-        if self.network is not None:
-            return self.network
-        return SavedNetwork(Path(self.student)).load()[0]
+        return self.network or SavedNetwork(Path(self.student)).load()[0]
 
     def printed(self) -> dict[str, Any]:
         """Return the values for the terminal."""

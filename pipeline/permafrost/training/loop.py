@@ -141,7 +141,9 @@ def fit(
     metric_file = MetricWriter(tracked, training.global_step) if is_first else nullcontext()
     with metric_file as writer:
         log = StepLog(
-            write=_discard if writer is None else writer.write, every_steps=trainer.log_every_steps
+            # The first rank writes the mean over ranks.
+            write=(lambda line: None) if writer is None else writer.write,
+            every_steps=trainer.log_every_steps,
         )
 
         def save() -> None:
@@ -187,10 +189,6 @@ def fit(
 
 def _is_nth(count: int, interval: int | None) -> bool:
     return interval is not None and count % interval == 0
-
-
-def _discard(line: dict[str, float]) -> None:
-    """Ignore a line of metrics, because the first rank writes the mean over ranks."""
 
 
 # ---- run -------------------------------------------------------------------------------------------

@@ -53,9 +53,11 @@ def learning_rate(
         step: Step within the epoch, counted from 0.
         num_steps: Number of steps per epoch.
     """
-    at, warmup, end = float(epoch), config.warmup_epochs, config.epochs
-    if config.warmup_steps is not None:
-        at, warmup, end = epoch * num_steps + step, config.warmup_steps, end * num_steps
+    at, warmup, end = (
+        (float(epoch), config.warmup_epochs, config.epochs)
+        if config.warmup_steps is None
+        else (epoch * num_steps + step, config.warmup_steps, config.epochs * num_steps)
+    )
     if at < warmup:
         return lr * (_WARMUP_START + (1 - _WARMUP_START) * at / warmup)
     if config.schedule == "constant":

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from permafrost.core.batches import Batch, MixedLabels, Targets, require_explained, require_maps
+from permafrost.core.batches import Batch, ExplainedTargets, MixedLabels, Targets, require_maps
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.mixtures import mix_targets
@@ -117,8 +117,8 @@ def explain_targets(
     if needs.max_classes is not None:
         targets = require_maps(targets).first_classes(needs.max_classes)
     targets = mix_targets(targets, second_maps=needs.second_maps)
-    classes = require_explained(targets).target_class
-    maps = training.explain(training.model, student.output, classes)
+    explained = targets if isinstance(targets, ExplainedTargets) else require_maps(targets)
+    maps = training.explain(training.model, student.output, explained.target_class)
     return replace(student, maps=maps), targets
 
 
@@ -136,9 +136,12 @@ def _training_accuracy(
     Mixed images, images made of parts of several records, and records with many labels have none.
     """
     labels = inputs.labels
-    if not training.has_labels or isinstance(labels, MixedLabels) or inputs.on_targets:
-        return {}
-    if labels.dim() > 1:
+    if (
+        not training.has_labels
+        or isinstance(labels, MixedLabels)
+        or inputs.on_targets
+        or labels.dim() > 1
+    ):
         return {}
     known = labels != NO_LABEL
     right = (output.logits.detach().argmax(dim=1) == labels) & known

@@ -45,13 +45,9 @@ class E2KDReader(FileReader):
         return super().files()
 
     def listing(self) -> Iterator[ListedTargets]:
-        positions = []
-        if self.config.index_map is not None:
-            positions = [
-                position
-                for line in iter_lines(Path(self.config.index_map))
-                for position in line.split()
-            ]
+        index_map = self.config.index_map
+        lines = [] if index_map is None else iter_lines(Path(index_map))
+        positions = [position for line in lines for position in line.split()]
         for part in super().listing():
             if odd := [
                 name

@@ -197,9 +197,8 @@ def _given_similarity(context: EvaluationContext) -> Tensor | None:
     options, classes = context.options.of(ClassSimilarityOptions), context.store.manifest.classes
     if options.reference is not None:
         return coarse_similarity(classes, f"evaluate.{NAME}.reference={options.reference}")
-    if options.similarity is not None:
-        return read_similarity(Path(options.similarity), len(classes))
-    return None
+    path = options.similarity
+    return None if path is None else read_similarity(Path(path), len(classes))
 
 
 def read_similarity(path: Path, classes: int) -> Tensor:

@@ -173,9 +173,11 @@ _SIDE_OF_UNKNOWN = 224
 class _TrunkClassifier(AdditiveClassifier):
     """Base of networks with one shared trunk and M heads."""
 
-    def __init__(self, config: AdditiveModelConfig, trunk: Classifier, channels: int) -> None:
+    def __init__(self, config: AdditiveModelConfig, num_classes: int) -> None:
+        trunk, channels = build_trunk(config, num_classes)
         super().__init__(config, channels if config.trunk_features == "channels" else None)
-        self.trunk = trunk
+        self.trunk, self.channels = trunk, channels
+        self.width = subnet_width(config, num_classes, inputs=channels)
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         features, context = self.trunk.forward_trunk(images)
@@ -195,10 +197,9 @@ class AdditiveTrunk(_TrunkClassifier):
     """M heads on the cells of the trunk's last stage: 1x1 convolution, masked average, linear."""
 
     def __init__(self, config: AdditiveModelConfig, num_classes: int) -> None:
-        trunk, channels = build_trunk(config, num_classes)
-        super().__init__(config, trunk, channels)
-        subnets, width = config.superfeatures, subnet_width(config, num_classes, inputs=channels)
-        self.cells = SubnetLinear(subnets, channels, width)
+        super().__init__(config, num_classes)
+        subnets, width = config.superfeatures, self.width
+        self.cells = SubnetLinear(subnets, self.channels, width)
         self.tail = SubnetTail(subnets, width, config.depth - 1, num_classes)
 
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
@@ -227,10 +228,8 @@ class AdditiveChannels(_TrunkClassifier):
     """
 
     def __init__(self, config: AdditiveModelConfig, num_classes: int) -> None:
-        trunk, channels = build_trunk(config, num_classes)
-        super().__init__(config, trunk, channels)
-        subnets, width = config.superfeatures, subnet_width(config, num_classes, inputs=channels)
-        group = self.assignments[-1]
+        super().__init__(config, num_classes)
+        subnets, width, group = config.superfeatures, self.width, self.assignments[-1]
         self.weight = nn.Parameter(initial_weight(group, 1, width))
         self.bias = nn.Parameter(torch.zeros(subnets, width))
         self.tail = SubnetTail(subnets, width, config.depth - 1, num_classes)

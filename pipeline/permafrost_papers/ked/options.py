@@ -201,9 +201,8 @@ class AdditiveModelConfig(ModelConfig):
     @property
     def features(self) -> int | None:
         """Number d of features that are grouped, None for the channels of a trunk, which has to be built first."""
-        if self.trunk_features == "channels":
-            return None
-        return self.columns or self.grid[0] * self.grid[1]
+        are_channels = self.trunk_features == "channels"
+        return None if are_channels else self.columns or self.grid[0] * self.grid[1]
 
     @property
     def is_input_mode(self) -> bool:

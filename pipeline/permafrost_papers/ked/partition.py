@@ -149,9 +149,8 @@ def build_partition(config: AdditiveModelConfig, num_features: int | None = None
         partition = Partition(
             assignments=_read_assignments(Path(config.partition), config), grid=grid
         )
-    if config.partition_control == "random":
-        return random_partition(partition, config.partition_seed)
-    return partition
+    is_random = config.partition_control == "random"
+    return random_partition(partition, config.partition_seed) if is_random else partition
 
 
 def partition_digests(config: AdditiveModelConfig) -> dict[str, str]:

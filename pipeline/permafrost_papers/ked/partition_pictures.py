@@ -97,7 +97,11 @@ def group_picture(
     Returns:
         [h, w, 3], or [1, d, 3] for a table.
     """
-    colors = _palette(int(assignment.max()) + 1)[assignment]
+    palette = [
+        colorsys.hsv_to_rgb(group * _GOLDEN % 1, 0.75, 0.95 - 0.3 * (group // 2 % 2))
+        for group in range(int(assignment.max()) + 1)
+    ]
+    colors = np.array(palette)[assignment]
     return colors.reshape(*(grid or (1, len(assignment))), 3)
 
 
@@ -120,13 +124,3 @@ def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDA
     lines = (np.flatnonzero(np.diff(assignment[order])) + 1) * pixels
     picture = np.insert(picture, lines, _BORDER, axis=0)
     return np.insert(picture, lines, _BORDER, axis=1)
-
-
-def _palette(number: int) -> NDArray[np.float64]:
-    """Colors of the groups: [number, 3]."""
-    return np.array(
-        [
-            colorsys.hsv_to_rgb(group * _GOLDEN % 1, 0.75, 0.95 - 0.3 * (group // 2 % 2))
-            for group in range(number)
-        ]
-    )

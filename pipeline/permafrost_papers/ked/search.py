@@ -199,20 +199,15 @@ class PartitionSearch:
 
     @cached_property
     def _artifact(self) -> Artifact:
-        return partition_artifact(self.store.folder, self._made_from, self._options())
-
-    @cached_property
-    def _made_from(self) -> dict[str, Any]:
-        """Description of the inputs. Its computation reads the whole file of weights for the digest."""
-        return {
+        black_box = Network(self.black_box, self.store.manifest.classes, "black_box")
+        made_from = {
             "store": self.store.manifest.fingerprint,
             "split": self.teaching.split,
-            "black_box": Network(
-                self.black_box, self.store.manifest.classes, "black_box"
-            ).describe(),
+            "black_box": black_box.describe(),  # reads the whole file of weights for the digest
             "frame": self.teacher.frame,
             "input_size": list(self._probed_size()),
         }
+        return partition_artifact(self.store.folder, made_from, self._options())
 
     def _options(self) -> dict[str, Any]:
         teaching = asdict(self.teaching)

@@ -116,9 +116,7 @@ def teacher_distances(
         Condensed distances of each form, layer and block.
     """
     missing = [form for form in forms if not _artifact(context, probes, form).exists]
-    asked: dict[Form, Distances] = {}
-    if missing:
-        asked = network_distances(context, context.networks.teacher, probes, missing)
+    asked = network_distances(context, context.networks.teacher, probes, missing) if missing else {}
     for form, distances in asked.items():
         tensors = {
             f"{layer}/{number}": condensed

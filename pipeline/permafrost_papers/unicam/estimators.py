@@ -123,9 +123,8 @@ def u_centered(condensed: Tensor) -> Tensor:
     sums = square(condensed).sum(dim=1)
     total = sums.sum() / ((n - 1) * (n - 2))
     centered = condensed - (sums[rows] + sums[columns]) / (n - 2) + total
-    if centered.square().mean() <= DEGENERATE * condensed.square().mean():
-        return 0 * centered
-    return centered
+    is_degenerate = centered.square().mean() <= DEGENERATE * condensed.square().mean()
+    return 0 * centered if is_degenerate else centered
 
 
 def v_centered(condensed: Tensor) -> Tensor:
