@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from permafrost.storage.lock import LOCK_NAME
 from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.facts import FACTS_NAME
 from permafrost.store.manifest import TEACHERS_FOLDER
@@ -35,5 +36,5 @@ def all_files(folder: Path) -> list[Path]:
 
 
 def _is_of_pass(path: Path) -> bool:
-    """Return whether a file has the facts about a pass, which are also those of a machine."""
-    return path.name == FACTS_NAME and path.parent.parent.name == TEACHERS_FOLDER
+    """Return whether a file is the lock of a pass, or has the facts about one, which are also those of a machine."""
+    return path.name in (FACTS_NAME, LOCK_NAME) and path.parent.parent.name == TEACHERS_FOLDER
