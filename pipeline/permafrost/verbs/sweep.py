@@ -30,7 +30,7 @@ from typing import Any
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
-from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder, nearest_run
+from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
 from permafrost.storage.rooted_paths import rooted
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
@@ -121,21 +121,11 @@ class SweepPlan(Plan):
         }
 
     def describe_new(self) -> str:
-        """Say how many students are new, and next to others what differs from the nearest of each variant and point."""
-        old = {*RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill")}
+        """Say how many students are new, and what differs from the nearest student for each new variant and point."""
+        old = sorted(RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill"))
         new = [each for each in self.students if RunFolder(each.name).path / "distill" not in old]
         each_point = {f"{each.variant} {each.point}": each for each in new if old}.values()
-        plans = [
-            (f"{each.variant}-seed{each.seed}-", plan_student(each.distill)) for each in each_point
-        ]
-        changes = [
-            nearest_run(
-                plan.options,
-                plan.inputs(),
-                [path for path in old if path.parent.name.startswith(alike)] or old,
-            )
-            for alike, plan in plans
-        ]
+        changes = [plan_student(each.distill).describe_new(old) for each in each_point]
         counted = f"{len(new)} of {len(self.students)} students are new"
         return ": ".join([counted, *filter(None, ["; ".join(dict.fromkeys(changes))])])
 
