@@ -372,11 +372,9 @@ def save_options(path: Path, values: dict[str, Any], command: list[str]) -> None
 
 def _read_options(path: Path) -> dict[str, Any]:
     """Read the options of an earlier call, none from a damaged file."""
-    try:
-        values = read_yaml(path, "")
-    except DamagedFileError:
-        return {}
-    return {name: value for name, value in values.items() if name != "command"}
+    with suppress(DamagedFileError):
+        return {name: value for name, value in read_yaml(path, "").items() if name != "command"}
+    return {}
 
 
 def save_cost(folder: Path, seconds: float, records: int) -> None:

@@ -180,8 +180,7 @@ def _plan_student(
         records: Passes that the sweep's students have read, to which it keeps.
     """
     store = open_student_store(trained, records)
-    recorded = records.in_store(store.manifest.fingerprint, replays=trained.mode == "replay")
-    trained = with_named_passes(trained, store, recorded)
+    trained = with_named_passes(trained, store, records)
     plan = StudentPlan(resolve_distill(trained, store), RunFolder(trained.run).path, store)
     passes = plan.passes
     against, other = evaluate.evaluate.against, evaluate.evaluate.store

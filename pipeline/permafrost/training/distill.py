@@ -116,10 +116,9 @@ def plan_student(config: DistillConfig) -> StudentPlan:
     """
     check_logger(config.logger)
     folder = RunFolder(config.run).path / "distill"
-    replays, records = config.mode == "replay", PassRecords([folder])
+    records = PassRecords([folder])
     store = open_student_store(config, records)
-    recorded = records.in_store(store.manifest.fingerprint, replays=replays)
-    resolved = with_named_passes(resolve_distill(config, store), store, recorded)
+    resolved = with_named_passes(resolve_distill(config, store), store, records)
     return StudentPlan(resolved, folder, store).check_folder().check_contents()
 
 
