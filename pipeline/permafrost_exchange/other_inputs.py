@@ -85,7 +85,14 @@ def other_values(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
         OtherInput(annotator, f"they are those of {text}", change=change)
         for text, change in _CHANGES.items()
     )
-    stated = _statistics_of(annotator)
+    stated = next(
+        (
+            (module.mean.flatten().tolist(), module.std.flatten().tolist())
+            for module in annotator.model.modules()
+            if isinstance(module, Normalize)
+        ),
+        _NORMALIZATIONS["0 and 1"],
+    )
     normalizations = {"the teacher's": stated, **_NORMALIZATIONS}
     for name, largest in product(normalizations, (1, 255)):
         mean, std = ([value / largest for value in each] for each in normalizations[name])
@@ -109,18 +116,6 @@ def other_values(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
 
 def _numbers(values: Sequence[float]) -> str:
     return f"[{','.join(f'{value:.6g}' for value in values)}]"
-
-
-def _statistics_of(annotator: TeacherAnnotator) -> _Statistics:
-    """Return the mean and the standard deviation of the teacher's own normalization."""
-    return next(
-        (
-            (module.mean.flatten().tolist(), module.std.flatten().tolist())
-            for module in annotator.model.modules()
-            if isinstance(module, Normalize)
-        ),
-        _NORMALIZATIONS["0 and 1"],
-    )
 
 
 def _renormalized(images: Tensor, *, stated: _Statistics, other: _Statistics) -> Tensor:

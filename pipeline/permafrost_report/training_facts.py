@@ -87,7 +87,7 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
     names = [
         name
         for name in dict.fromkeys(name for own in options.values() for name in own)
-        if _is_set(name, options)
+        if any(own.get(name, "null") not in ("null", "[]") for own in options.values())
     ]
     differing = [name for name in names if _differs(name, options)]
     of_method = [name for name in [*differing, *names] if name.startswith("method.")]
@@ -141,10 +141,6 @@ def describe_data(store: Store) -> dict[str, str]:
         f"{store.form.noun} of {store.form.describe()}",
         "Splits": ", ".join(f"{split} {number:,}" for split, number in sorted(splits.items())),
     }
-
-
-def _is_set(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
-    return any(own.get(name, "null") not in ("null", "[]") for own in options.values())
 
 
 def _differs(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
