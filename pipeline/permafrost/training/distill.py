@@ -205,13 +205,13 @@ class StudentPlan(TrainingJob):
             **({"new": new} if new else {}),
         }
 
-    def describe_new(self, others: Iterable[Path]) -> str:
+    def describe_new(self, folders: Iterable[Path]) -> str:
         """Say what differs from the nearest student of the same store.
 
         Args:
-            others: Folders of other trainings.
+            folders: Folders of other trainings.
         """
-        return nearest_run(self.options, self.inputs(), others)
+        return nearest_run(self.options, self.inputs(), folders)
 
     def run(self, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
         """Train and export the student, unless it is finished.
