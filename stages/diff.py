@@ -6,6 +6,7 @@
     permafrost diff kd e2kd output=kd-e2kd.json
 
 A pass is named by its folder, or by the store's folder and the pass's name or digits. A run is named as in `run=`.
+Records are compared between two stores; passes and runs of different stores say that their stores differ.
 
 Reads   manifests and indexes of stores, manifests of passes, options of runs
 Writes  nothing; with `output=` the differences as JSON

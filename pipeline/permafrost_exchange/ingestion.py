@@ -33,7 +33,7 @@ from permafrost.store.manifest import CANONICAL_VIEW, INGESTED, ROWS_DIGEST, Pas
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 from permafrost_exchange.encoding import EncodedTargets, encode_targets
-from permafrost_exchange.format_options import TargetFormatConfig, TargetFrame
+from permafrost_exchange.format_options import TargetFormatConfig
 from permafrost_exchange.ingest_shards import (
     IngestShard,
     folder_of_pass,
@@ -151,15 +151,6 @@ def _views(config: IngestConfig, store: Store, reader: TargetReader) -> StoredVi
         "and horizontal flips; choose augment=resized_crop_flip",
     )
     return plan_stored_views(store, config.views, augment, config.split, config.subset, 1)
-
-
-def _describe_format(options: TargetFormatConfig) -> dict[str, Any]:
-    """Return the options that determine what targets mean. Files that are named are part of the digest."""
-    return {
-        option.name: getattr(options, option.name)
-        for option in options_of(type(options))
-        if Role.FILE not in option.roles and not is_left_out(option, getattr(options, option.name))
-    }
 
 
 # ---- identity of the files -----------------------------------------------------------------------
@@ -388,15 +379,12 @@ def _describe_pass(
     joined: JoinedTargets,
 ) -> dict[str, Any]:
     """Describe what the fingerprint covers, except what follows from it and the files."""
-    frame: TargetFrame | None = targets.config.frame
-    described: dict[
-        str, Any
-    ] = {  # what determines what targets mean; named files are part of the digest
-        option.name: getattr(targets.config, option.name)
-        for option in options_of(type(targets.config))
-        if Role.FILE not in option.roles
-        and not is_left_out(option, getattr(targets.config, option.name))
-    }
+    options, frame = targets.config, targets.config.frame
+    described = {
+        option.name: getattr(options, option.name)
+        for option in options_of(type(options))
+        if Role.FILE not in option.roles and not is_left_out(option, getattr(options, option.name))
+    }  # files that are named are part of the digest
     kind = described.pop("kind")
     views: dict[str, Any] = {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0}
     selection = selection_of(joined)

@@ -27,6 +27,7 @@ from permafrost.losses.restored_features import (
 )
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
+from permafrost.runs.folder import PassRecords
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.codecs import encode_npy
 from permafrost.store.entries import ManifestError
@@ -255,7 +256,9 @@ def test_restored_features_are_moved_alike(projected):
     ids=["features", "review_kd", "ft"],
 )
 def test_students_learn_from_components_or_from_restored_channels(projected, method, channels):
-    config = with_named_passes(distill_config(projected, method=method), projected.store, "one")
+    config = with_named_passes(
+        distill_config(projected, method=method), projected.store, PassRecords([])
+    )
     spec = StudentPlan(config, RUNS / "one" / "distill").spec()
     loss = build_training(spec, spec.loss.distributed).loss
     distill.run(distill_config(projected, method=method))

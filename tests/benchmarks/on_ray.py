@@ -118,9 +118,6 @@ def timed_pass(folder: Path, teacher: ModelConfig, shards: int) -> TimedPass:
     return TimedPass(store, precompute_config(tars, store, teacher=teacher))
 
 
-# ---- one actor -----------------------------------------------------------------------------------
-
-
 def twin_figures(folder: Path) -> list[Figure]:
     """Measure one actor against the serial executor, and its idle time between two shards.
 
@@ -149,9 +146,6 @@ def twin_figures(folder: Path) -> list[Figure]:
 def _gaps_and_works(times: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Seconds between each shard and the one before it, and seconds of the shard itself."""
     return [(start - before, end - start) for (_, before), (start, end) in pairwise(times)]
-
-
-# ---- a data set ----------------------------------------------------------------------------------
 
 
 DATASET_SIDES = {32: 20_000, 224: 2_000}
@@ -192,9 +186,6 @@ def dataset_figures(folder: Path) -> list[Figure]:
             scale = {"unit": "us/record", "scale": 1e6 / records}
             figures.append(figure(dataset_name(side), pairs, faster=True, aim="", **scale))
     return figures
-
-
-# ---- many actors ---------------------------------------------------------------------------------
 
 
 def actors_figures(folder: Path) -> list[Figure]:

@@ -68,9 +68,6 @@ def test_hosts_are_not_tried_where_there_are_none(monkeypatch, said):
     assert said == []
 
 
-# ---- with Ray --------------------------------------------------------------------------------------
-
-
 def values(path, number):
     """Return an array of 4 MB, and note the process."""
     with path.open("a") as file:

@@ -97,9 +97,6 @@ def test_an_error_that_is_described_already_is_kept():
         raise ConfigError("out of memory")
 
 
-# ---- passes ----------------------------------------------------------------------------------------
-
-
 class SmallDevice:
     """A forward pass that has room for so many records, and notes how many it was given."""
 
@@ -177,9 +174,6 @@ def test_on_ray_an_error_that_all_shards_share_ends_the_work(tmp_path, error, tr
     finally:
         executor.close()
     assert len(list(tmp_path.iterdir())) in tried
-
-
-# ---- trainings and evaluations ---------------------------------------------------------------------
 
 
 def test_a_training_without_room_names_its_batch_size(tmp_path, monkeypatch):

@@ -161,9 +161,6 @@ def test_modes_of_files_follow_the_umask(tmp_path, umask):
     assert stat.S_IMODE((tmp_path / "folder" / "file").stat().st_mode) == 0o666 & ~umask
 
 
-# ---- releasing and contributing ------------------------------------------------------------------
-
-
 def targets_of_the_makefile():
     text = (ROOT / "Makefile").read_text()
     stages = re.search(r"^STAGES := (.*)$", text, re.MULTILINE)[1].split()

@@ -139,9 +139,6 @@ def test_wrong_limits_are_one_line():
         EstimateOptions(max_distance=-0.1)
 
 
-# ---- the teacher's mean probability ----------------------------------------------------------------
-
-
 def test_the_spread_of_the_mean_probability_by_hand():
     order = torch.from_numpy(np.random.default_rng(0).permutation(70))
     probabilities = torch.zeros(70, 2, dtype=torch.float64)

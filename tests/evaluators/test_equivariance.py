@@ -144,9 +144,6 @@ def test_features_that_a_flip_changes_are_exact_only_with_the_mirror_image(
     assert lost < 1e-4 if mirror else lost > 0.2
 
 
-# ---- mixtures ------------------------------------------------------------------------------------
-
-
 def test_the_rules_for_mixtures_are_compared_with_the_teachers_answer_by_share(frozen):
     mix = (MixConfig(kind="mixup"), MixConfig(kind="cutmix", p=0.0))  # both always applied
 
@@ -162,9 +159,6 @@ def test_the_rules_for_mixtures_are_compared_with_the_teachers_answer_by_share(f
     assert max(metrics["mix_cosine"].values()) <= 1
     # The more of a record is shown, the nearer is its map to that of the whole image.
     assert metrics["mix_cosine"]["mixup_75_to_100"] > metrics["mix_cosine"]["mixup_0_to_25"]
-
-
-# ---- options and identity ------------------------------------------------------------------------
 
 
 def test_results_are_of_one_augmentation_and_other_evaluators_of_any(frozen):
@@ -201,9 +195,6 @@ def test_an_augmentation_that_is_typed_for_other_evaluators_is_refused(monkeypat
     assert "reads augment=pad_crop_flip with evaluators=[equivariance] only" in (
         capsys.readouterr().err
     )
-
-
-# ---- requirements and report ---------------------------------------------------------------------
 
 
 def test_a_student_is_refused(frozen):

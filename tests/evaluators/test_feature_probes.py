@@ -31,9 +31,6 @@ def measured(frozen, name, folder=None, **options):
     return evaluate_student(config, folder).splits["test"][name]
 
 
-# ---- nearest neighbors -----------------------------------------------------------------------------
-
-
 def test_votes_are_those_of_the_nearest_by_cosine():
     """Lengths do not count: the first training record is nearest although it is far away."""
     features = torch.tensor([[1.0, 0.0]])
@@ -61,9 +58,6 @@ def test_votes_do_not_overflow_at_a_low_temperature():
     assert torch.equal(votes.amax(dim=2), torch.ones(1, 4))
 
 
-# ---- linear probe ----------------------------------------------------------------------------------
-
-
 def test_a_fit_is_where_the_gradient_is_zero():
     features, labels = gaussian(0, 60, 5), torch.arange(60) % 3
 
@@ -82,9 +76,6 @@ def test_without_information_the_fit_answers_with_the_shares_of_the_classes():
 
     probabilities = linear_logits(torch.zeros(1, 4).double(), weights).softmax(dim=1)
     assert torch.allclose(probabilities, torch.tensor([[0.6, 0.3, 0.1]]).double(), atol=1e-6)
-
-
-# ---- evaluations -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["knn", "linear_probe"])

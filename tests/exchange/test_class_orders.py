@@ -85,9 +85,6 @@ def test_labels_of_a_hostile_share_are_ignored():
     assert order_classes(WORDS, WORDS, (there, np.zeros(4, np.int32)), "share") is None
 
 
-# ---- stores --------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     made = make_photographs(tmp_path_factory.mktemp("orders"))

@@ -100,9 +100,6 @@ def test_options_that_cannot_work_are_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-# ---- the budget ----------------------------------------------------------------------------------
-
-
 def test_what_no_longer_fits_is_skipped_with_its_reason(tmp_path):
     rows, outcomes = [], []
 
@@ -151,9 +148,6 @@ def test_a_run_that_hangs_writes_what_it_has_and_exits_with_an_error(tmp_path):
     ]
     assert [check["status"] for check in found["checks"]] == ["pass"] * len(checks.QUICK_CHECKS)
     assert not list(tmp_path.glob("gpu-*"))
-
-
-# ---- checks --------------------------------------------------------------------------------------
 
 
 def test_an_error_fails_its_check_and_not_the_others():
@@ -224,9 +218,6 @@ def test_two_ranks_on_the_cpu_have_the_gradient_of_one_process(tmp_path):
 @pytest.mark.ray
 def test_two_actors_on_the_cpu_have_the_logits_of_one_process():
     assert "two actors" in checks.compare_ray(gpus_per_actor=0.0)
-
-
-# ---- the table -----------------------------------------------------------------------------------
 
 
 def test_a_row_of_the_table_states_ratio_parts_and_utilization():

@@ -93,9 +93,6 @@ def test_first_views_of_14_million_records_are_one_byte_each_and_those_of_one_dr
     assert (sampler.starts == drawn).all()
 
 
-# ---- selections ----------------------------------------------------------------------------------
-
-
 def test_a_loader_process_receives_a_path_and_a_range_whatever_the_number_of_records(tmp_path):
     sizes = []
     for records in (1000, 20_000):

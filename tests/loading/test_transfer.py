@@ -79,9 +79,6 @@ def test_a_box_without_a_class_belongs_to_no_record_of_many_labels(batch):
     assert not regions.any()
 
 
-# ---- one batch ahead -----------------------------------------------------------------------------
-
-
 def numbered(batch, count, read, fails_at=None):
     for number in range(count):
         read.append(number)

@@ -27,9 +27,6 @@ def grid(*rows: list[float]) -> Tensor:
     return torch.tensor([list(rows)], dtype=torch.float64)
 
 
-# ---- attention transfer --------------------------------------------------------------------------
-
-
 def test_attention_is_the_mean_square_over_channels():
     features = torch.tensor([[[[3.0, 0.0], [-2.0, 1.0]], [[1.0, 0.0], [2.0, 1.0]]]])  # [1, 2, 2, 2]
 
@@ -120,9 +117,6 @@ def test_at_sums_its_stages():
     assert found[2,] == pytest.approx(single[1], abs=1e-12)
 
 
-# ---- class maps ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("resolution", "normalize", "expected"),
     [
@@ -161,9 +155,6 @@ def test_normalized_class_maps_ignore_their_magnitude():
     plain, scaled = (class_map_loss(student, s * teacher, 2, normalize=True) for s in (1, 1000))
 
     assert scaled.item() == pytest.approx(plain.item(), abs=1e-12)
-
-
-# ---- ReviewKD ------------------------------------------------------------------------------------
 
 
 def test_hierarchical_context_loss_of_2x2_features_matches_hand_computation():

@@ -28,6 +28,7 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
 from permafrost.models.saved import SavedNetwork
+from permafrost.runs.folder import PassRecords
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -89,7 +90,7 @@ def terms_of(store, method, state=None, teacher=()):
     named = StoreOptions(path=str(store.store.path), teacher=teacher)
     trainer = replace(TRAINER, device="cpu")
     config = distill_config(store, method=method, store=named, trainer=trainer)
-    config = with_named_passes(config, store.store, "one")
+    config = with_named_passes(config, store.store, PassRecords([]))
     spec = StudentPlan(config, RUNS / "one" / "distill").spec()
     training = build_training(spec, spec.loss.distributed)
     if state is not None:

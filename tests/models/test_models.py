@@ -30,8 +30,6 @@ def randomize_logits(model: Classifier) -> None:
             nn.init.normal_(parameter)
 
 
-# ---- one forward pass ----------------------------------------------------------------------------
-
 TORCHVISION_NAMES = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5"),
     *("mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5"),
@@ -116,9 +114,6 @@ def test_a_step_on_a_student_leaves_a_frozen_teacher_alone():
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert any(parameter.grad is not None for parameter in student.parameters())
     assert_equal_states(teacher.state_dict(), before)
-
-
-# ---- names and sizes -----------------------------------------------------------------------------
 
 
 def test_an_unknown_name_lists_close_ones():

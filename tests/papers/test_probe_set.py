@@ -43,9 +43,6 @@ def keys_at(dataset, positions):
     return dataset.keys_at(positions)
 
 
-# ---- records -------------------------------------------------------------------------------------
-
-
 def test_any_run_of_the_order_has_all_classes_alike(frozen):
     dataset = train_split(frozen)  # 40 records in 10 classes
     order = balanced_positions(dataset, 0, "probe")
@@ -110,8 +107,6 @@ def test_records_without_labels_or_of_one_class_are_refused_with_the_split(froze
         check_probes("x", dataset, "test", 4)
 
 
-# ---- layers --------------------------------------------------------------------------------------
-
 STAGES = ["layer1", "layer2", "layer3"]
 
 
@@ -150,9 +145,6 @@ def test_layers_are_paired_from_the_deepest():
     assert list(pair_layers(longer, longer)) == longer
     with pytest.raises(ConfigError, match="o names layer9, which the student does not have; its"):
         check_layers("o", {"layer9": "pooled"}, longer, longer)
-
-
-# ---- many classes --------------------------------------------------------------------------------
 
 
 def with_classes(frozen, labels):

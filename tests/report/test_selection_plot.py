@@ -55,8 +55,6 @@ def test_variants_without_a_grid_are_still_shown():
     assert "<!-- labels -->" in svg_of(LABELS, ("kd", {}))
 
 
-# ---- one figure for each numeric option ----------------------------------------------------------
-
 ACCURACY = Column(name="accuracy", source="test.accuracy")
 
 

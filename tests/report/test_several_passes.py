@@ -67,9 +67,6 @@ def page_of(frozen, run, **options):
     return html, json.loads(Path(result.json).read_text()), result
 
 
-# ---- several teachers ----------------------------------------------------------------------------
-
-
 def test_a_page_of_two_teachers_has_a_row_of_each_and_says_whose_agreement_it_is(two_passes):
     accuracies = {}
     for run in ("resnet8", "resnet14"):
@@ -135,9 +132,6 @@ def test_the_commands_that_repeat_a_page_have_those_of_the_other_runs():
     commands = commands_of("first", (), ("second",))
 
     assert commands == ["permafrost sweep run=second", "permafrost sweep run=first"]
-
-
-# ---- a last layer that was not trained -----------------------------------------------------------
 
 
 def test_a_last_layer_that_was_not_trained_has_no_accuracy_in_an_evaluation(two_passes):

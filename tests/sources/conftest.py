@@ -6,8 +6,6 @@ from tests.support.image_sets import WATERBIRDS, write_images, write_table
 from tests.support.images import write_tar
 from tests.support.tars import samples, tar_config
 
-# ---- tars and tables -----------------------------------------------------------------------------
-
 
 @pytest.fixture
 def tars(tmp_path):

@@ -91,9 +91,6 @@ def test_a_damaged_copy_has_no_other_values(tmp_path, count_trials):
     count_trials("damage of a copy of a column", {"named": 400})
 
 
-# ---- lists of targets ------------------------------------------------------------------------------
-
-
 def write_lists(path, lists, keys=None, name="logits", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = [f"k{row}" for row in range(len(lists))] if keys is None else keys

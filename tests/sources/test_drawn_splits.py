@@ -59,9 +59,6 @@ def test_whole_groups_come_as_near_as_they_can(sizes, count):
     assert not set(positions[is_test]) & set(positions[~is_test])
 
 
-# ---- stores ----------------------------------------------------------------------------------------
-
-
 CLASSES = [f"{name}/{number}.jpg" for name in "abcd" for number in range(12)]
 
 

@@ -34,8 +34,6 @@ from tests.support.listings import fingerprint_records, plan_records
 from tests.support.papers import needs_papers
 from tests.support.sources import code_blocks, documented_config, fingerprint, page_text
 
-# ---- properties of every source ------------------------------------------------------------------
-
 
 def make_folder(root):
     write_images(root, "cat/1.jpg", "dog/Ünï code.jpg", "dog/3.png")
@@ -148,9 +146,6 @@ def test_the_demo_is_known_by_all_its_options():
     assert fingerprint_records(config, 1, records) != fingerprint_records(
         replace(config, image_size=40), 1, records
     )
-
-
-# ---- the catalog -------------------------------------------------------------------------------
 
 
 @needs_papers

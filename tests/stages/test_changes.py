@@ -34,9 +34,7 @@ DATA = (
     *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
 )
 CIFAR = (
-    "teacher=cifar",
-    "teacher.name=resnet8",
-    "teacher.width=4",
+    *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4"),
     "teacher.weights=a.safetensors",
 )
 OWN = (
@@ -69,10 +67,17 @@ def folder(tmp_path_factory):
         run(["store.path=store", *DATA, *CIFAR, "executor=serial"])
         run(["store.path=store", *OWN, "executor=serial"])
         run(["store.path=larger", *DATA, "data.train_digits=45", "teacher=none", "executor=serial"])
-        words = ["store.path=store", "run=one", *STUDENT]
-        with plan_student(build_verb_config("distill", compose("distill", words))).open_folder():
-            pass
+        begin_student("run=one")
     return folder
+
+
+def configured(verb, *words):
+    return build_verb_config(verb, compose(verb, ["store.path=store", *words]))
+
+
+def begin_student(*words):
+    with plan_student(configured("distill", *STUDENT, *words)).open_folder():
+        pass
 
 
 @pytest.fixture
@@ -128,11 +133,7 @@ def changed_file(name, old, new):
     ("old", "new", "expected"),
     [
         ("        super", "        # a comment\n        super", SAME),
-        (
-            "nn.Flatten(), ",
-            "nn.Flatten(), nn.Identity(), ",
-            "code of nets_that_change.py:MyNet sha256 ",
-        ),
+        ("Flatten(), ", "Flatten(), nn.Identity(), ", "code of nets_that_change.py:MyNet sha256 "),
     ],
 )
 def test_code_of_an_own_network_counts_and_its_comments_do_not(here, old, new, expected):
@@ -176,17 +177,9 @@ def test_a_run_of_the_same_name_is_refused_with_the_same_words(here):
 
 def test_a_sweep_names_the_option_that_makes_its_students_new(here):
     words = ("run=sweep", "executor=serial", *STUDENT, "evaluate.splits=[test]")
-    assert planned("sweep", *words, "seeds=[0]", "grid={method.tau: [1]}")["new"] == (
-        "1 of 1 students are new"
-    )
-    (student,) = plan_sweep(
-        build_verb_config(
-            "sweep",
-            compose("sweep", ["store.path=store", *words, "seeds=[0]", "grid={method.tau: [1]}"]),
-        ),
-        ["store.path=store", *words],
-    ).students
-    student.record_reads()
+    first = (*words, "seeds=[0]", "grid={method.tau: [1]}")
+    assert planned("sweep", *first)["new"] == "1 of 1 students are new"
+    plan_sweep(configured("sweep", *first), ["store.path=store", *words]).students[0].record_reads()
     texts = {
         "seeds=[0] grid={method.tau: [1,4]}": "1 of 2 students are new: method.tau 1 -> 4 (nearest: student-seed0-",
         "seeds=[0,1] grid={method.tau: [1]}": "1 of 2 students are new: seed 0 -> 1 (nearest: student-seed0-",
@@ -268,36 +261,19 @@ def test_diff_finds_records_of_other_bytes_labels_and_splits(tmp_path, monkeypat
     """Row of old and new: name, label, split and seed of the pixels."""
     monkeypatch.chdir(tmp_path)
     rows = {
-        "old": [
-            "a.png,cat,train,1",
-            "b.png,cat,test,2",
-            "c.png,dog,train,3",
-            "d.png,dog,test,4",
-            "e.png,dog,test,5",
-        ],
-        "new": [
-            "a.png,cat,train,9",
-            "b.png,dog,test,2",
-            "c.png,dog,test,3",
-            "d.png,dog,test,4",
-            "f.png,dog,test,6",
-        ],
+        "old": "a.png,cat,train,1 b.png,cat,test,2 c.png,dog,train,3 d.png,dog,test,4 e.png,dog,test,5",
+        "new": "a.png,cat,train,9 b.png,dog,test,2 c.png,dog,test,3 d.png,dog,test,4 f.png,dog,test,6",
     }
-    for name, lines in rows.items():
+    for name, text in rows.items():
         Path(name).mkdir()
-        for line in lines:
+        for line in text.split():
             key, _, _, seed = line.split(",")
             pixels = np.random.default_rng(int(seed)).integers(0, 255, (16, 16, 3))
             Image.fromarray(pixels.astype(np.uint8)).save(f"{name}/{key}")
-        Path(f"{name}/table.csv").write_text("\n".join(["file,label,split,seed", *lines]))
+        Path(f"{name}/table.csv").write_text("\n".join(["file,label,split,seed", *text.split()]))
         words = (
-            "data=image_table",
-            f"data.path={name}/table.csv",
-            "data.image=file",
-            "data.split=split",
-            "data.accept=[classes_of_one_split]",
-            "data.label=label",
-            "teacher=none",
+            *("data=image_table", f"data.path={name}/table.csv", "data.image=file"),
+            *("data.split=split", "data.accept=[classes_of_one_split]", "teacher=none"),
         )
         run_typed_command("precompute", [f"store.path=s-{name}", *words, "executor=serial"])
 
@@ -316,12 +292,9 @@ def test_diff_finds_records_of_other_bytes_labels_and_splits(tmp_path, monkeypat
 
 def test_diff_of_runs_reads_their_evaluations(here):
     for run, frame, words in (("one", "full", ()), ("other", "center_crop", ("method.tau=4",))):
-        composed = compose("distill", ["store.path=store", f"run={run}", *STUDENT, *words])
-        with plan_student(build_verb_config("distill", composed)).open_folder():
-            pass
-        words = ["store.path=store", f"run={run}", f"evaluate.frame={frame}"]
-        shared = build_verb_config("evaluate", compose("evaluate", words)).shared
-        with RunFolder(run).open("evaluate", shared, {}):
+        begin_student(f"run={run}", *words)
+        config = configured("evaluate", f"run={run}", f"evaluate.frame={frame}")
+        with RunFolder(run).open("evaluate", config.shared, {}):
             pass
     result = run_typed_command("diff", ["one", "runs/other"])
     assert result.options["method.tau"] == (1, 4)

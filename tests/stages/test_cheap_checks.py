@@ -24,19 +24,13 @@ def photos(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        ("teacher=torchvision teacher.weights=no.pth", "teacher.weights=no.pth does not exist"),
-        ("teacher=torchvision", "teacher=none to pack the records without a pass"),
-        (
-            "teacher=torchvision teacher.name=resnet19 teacher.weights=random",
-            "no classifier 'resnet19'",
-        ),
-        (
-            "teacher=torchvision teacher.name=resnet18 teacher.weights=head.safetensors",
-            "does not fit ResNet",
-        ),
-        ("teacher=torchvision teacher.weights=pretrained", "has 1000 outputs, but 2 are needed"),
-    ],
+    {
+        "teacher=torchvision teacher.weights=no.pth": "teacher.weights=no.pth does not exist",
+        "teacher=torchvision": "teacher=none to pack the records without a pass",
+        "teacher=torchvision teacher.name=resnet19 teacher.weights=random": "no classifier 'resnet19'",
+        "teacher=torchvision teacher.name=resnet18 teacher.weights=head.safetensors": "does not fit ResNet",
+        "teacher=torchvision teacher.weights=pretrained": "has 1000 outputs, but 2 are needed",
+    }.items(),
 )
 def test_a_teacher_is_checked_before_the_first_record_is_packed(
     permafrost, photos, tmp_path, words, message

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,98 +83,51 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
     assert "mode=live" not in error_message(*NAMED, "teacher.name=resnet57", "mode=live")
 
 
+MISTAKES = {
+    "distill data=demo": "distill takes no data=.*it takes: store, student, method",
+    "distill methud=kd": r"distill takes no methud= \(did you mean method=kd\?\)",
+    "distill method=e2kdd": r"method=e2kdd does not exist \(did you mean e2kd\?\); choose one of: .*\bkd\b",
+    "distill method.tua=4": r"unknown option method\.tua \(did you mean method\.tau=\d\?\); available .*lambda_kd",
+    "distill trainer.epochs=many": "trainer.epochs must be a whole number, got 'many'",
+    "distill trainer.epochs=0": "trainer.epochs must be >= 1, got 0",
+    "distill method.tau=-1": "method.tau must be > 0, got -1",
+    "distill method=e2kd method.map_control=shufled": "method.map_control must be one of none, shuffled, unaugmented",
+    "distill optimizer=adamx": "choose one of: adam, adamw, sgd",
+    "distill student.name=resnet19": "resnet8, resnet14, resnet20",
+    "distill mode=livid": "mode must be one of frozen, replay, live",
+    "distill 'augment.operations=[{kind: wobble}]'": r"augment.operations\[0\].kind must be one of pad_crop",
+    "distill tau": "options are written key=value",
+    "distill lr=-1": r"optimizer\.lr must be > 0, got -1",
+    "distill epoch=5": r"did you mean trainer\.epochs=5\?",
+    "distill tua=5": r"did you mean method\.tau=5\?",
+    "distill trainer.lr=0.1": r"option trainer\.lr \(did you mean optimizer\.lr=0\.1\?\)",
+    "teach epochs=5": r"did you mean teaching\.trainer\.epochs=5 or ",
+    "distill teacher=cifar name=resnet8": r"name is an option of student, teacher; write student\.name= or ",
+    "sweep variants={kd: [method=kd]}": r"at spaces; quote it as a whole: 'variants=\{kd: \[method=kd\]\}'",
+    "distill method.tau=[1": "method.tau",
+    "distill experiment=demoo": r"\(did you mean demo\?\); choose one of \d+, such as: demo, (\w+, ){2}",
+    "precompute executor=spark": "executor must be one of auto, ray, serial",
+    "precompute store.path=ftp://host/x": "not the address of a bucket",
+    "precompute annotate.outputs=[maps]": "must contain logits",
+    "precompute data=demo data.test_digits=1790 data.train_digits=100": "1797 digits",
+    "distill student.frame=center_crop": "student.frame=center_crop is an option of teachers",
+    "distill student.weights=random": "the same initial weights",
+    "precompute data=image_folder": "data.path is empty; set it to the folder of the images",
+    "precompute data=webdataset 'data.path=pipe:cat x'": "would run a command",
+    "precompute store.format=jpeg": "original, jpeg95, raw",
+    "sweep": "variants is empty",
+    "sweep experiment=demo seeds=[]": "seeds is empty",
+    "sweep experiment=demo seeds=1,2": "seeds must be a list, got '1,2'",
+    "report 'report.columns={epg: test.epg}' report.compared_column=f1": "one of report.columns: epg",
+}
+"""Commands, and what their errors say."""
+
+
 @needs_papers
-@for_each(
-    "verb,words,message",
-    [
-        ("distill", ["data=demo"], "distill takes no data=.*it takes: store, student, method"),
-        ("distill", ["methud=kd"], r"distill takes no methud= \(did you mean method=kd\?\)"),
-        (
-            "distill",
-            ["method=e2kdd"],
-            r"method=e2kdd does not exist \(did you mean e2kd\?\); choose one of: .*\bkd\b",
-        ),
-        (
-            "distill",
-            ["method.tua=4"],
-            r"unknown option method\.tua \(did you mean method\.tau=\d\?\); available options: .*lambda_kd",
-        ),
-        ("distill", ["trainer.epochs=many"], "trainer.epochs must be a whole number, got 'many'"),
-        ("distill", ["trainer.epochs=0"], "trainer.epochs must be >= 1, got 0"),
-        ("distill", ["method.tau=-1"], "method.tau must be > 0, got -1"),
-        (
-            "distill",
-            ["method=e2kd", "method.map_control=shufled"],
-            "method.map_control must be one of none, shuffled, unaugmented",
-        ),
-        ("distill", ["optimizer=adamx"], "choose one of: adam, adamw, sgd"),
-        ("distill", ["student.name=resnet19"], "resnet8, resnet14, resnet20"),
-        ("distill", ["mode=livid"], "mode must be one of frozen, replay, live"),
-        (
-            "distill",
-            ["augment.operations=[{kind: wobble}]"],
-            r"augment.operations\[0\].kind must be one of pad_crop",
-        ),
-        ("distill", ["tau"], "options are written key=value"),
-        ("distill", ["lr=-1"], r"optimizer\.lr must be > 0, got -1"),
-        ("distill", ["epoch=5"], r"did you mean trainer\.epochs=5\?"),
-        ("distill", ["tua=5"], r"did you mean method\.tau=5\?"),
-        (
-            "distill",
-            ["trainer.lr=0.1"],
-            r"option trainer\.lr \(did you mean optimizer\.lr=0\.1\?\)",
-        ),
-        ("teach", ["epochs=5"], r"did you mean teaching\.trainer\.epochs=5 or "),
-        (
-            "distill",
-            ["teacher=cifar", "name=resnet8"],
-            r"name is an option of student, teacher; write student\.name= or ",
-        ),
-        (
-            "sweep",
-            ["variants={kd:", "[method=kd]}"],
-            r"splits arguments at spaces; quote it as a whole: 'variants=\{kd: \[method=kd\]\}'",
-        ),
-        ("distill", ["method.tau=[1"], "method.tau"),
-        (
-            "distill",
-            ["experiment=demoo"],
-            r"\(did you mean demo\?\); choose one of \d+, such as: demo, (\w+, ){2}",
-        ),
-        ("precompute", ["executor=spark"], "executor must be one of auto, ray, serial"),
-        ("precompute", ["store.path=ftp://host/x"], "not the address of a bucket"),
-        ("precompute", ["annotate.outputs=[maps]"], "must contain logits"),
-        (
-            "precompute",
-            ["data=demo", "data.test_digits=1790", "data.train_digits=100"],
-            "1797 digits",
-        ),
-        (
-            "distill",
-            ["student.frame=center_crop"],
-            "student.frame=center_crop is an option of teachers",
-        ),
-        ("distill", ["student.weights=random"], "the same initial weights"),
-        (
-            "precompute",
-            ["data=image_folder"],
-            "data.path is empty; set it to the folder of the images",
-        ),
-        ("precompute", ["data=webdataset", "data.path=pipe:cat x"], "would run a command"),
-        ("precompute", ["store.format=jpeg"], "original, jpeg95, raw"),
-        ("sweep", [], "variants is empty"),
-        ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
-        ("sweep", ["experiment=demo", "seeds=1,2"], "seeds must be a list, got '1,2'"),
-        (
-            "report",
-            ["report.columns={epg: test.epg}", "report.compared_column=f1"],
-            "one of report.columns: epg",
-        ),
-    ],
-)
-def test_a_mistake_says_what_is_allowed(verb, words, message):
+@for_each("command,message", MISTAKES.items())
+def test_a_mistake_says_what_is_allowed(command, message):
     with pytest.raises(ConfigError, match=message):
-        build_config(verb, *words)
+        build_config(*shlex.split(command))
 
 
 LIVE = ["mode=live", "teacher=cifar", "teacher.name=resnet8", "teacher.weights=w.pt"]

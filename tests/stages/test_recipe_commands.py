@@ -43,9 +43,6 @@ def commands(recipe: str) -> list[list[str]]:
     return [shlex.split(line) for line in re.findall(r"^#   permafrost (.*)$", joined, re.M)]
 
 
-# ---- stand-ins -----------------------------------------------------------------------------------
-
-
 def write_tiny_imagenet(root: Path) -> None:
     """Write four classes in the layout of tiny-imagenet-200.zip, whose test images have no labels."""
     names = [f"n{number:08d}" for number in range(4)]
@@ -123,9 +120,6 @@ def published_weights(monkeypatch):
         return getattr(torchvision.models, name)(weights=None).state_dict()
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", draw)
-
-
-# ---- words that reduce sizes ---------------------------------------------------------------------
 
 
 def reducing_arguments(verb: str, words: list[str]) -> list[str]:

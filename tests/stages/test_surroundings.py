@@ -157,9 +157,6 @@ def test_names_of_passes_are_names(frozen):
     assert np.isfinite(result.bytes_per_record).all()
 
 
-# ---- standard streams ------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_command_without_standard_streams_keeps_other_text_out_of_its_files(tmp_path):
     """As a daemon starts it. The next file that is opened would be number 2, to which libraries print."""

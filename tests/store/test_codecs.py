@@ -109,9 +109,6 @@ def test_a_map_with_one_high_peak_is_too_much_for_int8():
     assert lowest_cosine_of_arrays(values, encode_maxabs(values, "float16", AXES)[0]) > 0.99999
 
 
-# ---- files of others -------------------------------------------------------------------------------
-
-
 def with_shape(text):
     """An npy file of two rows of three numbers whose header declares another shape."""
     data = encode_npy(np.ones((2, 3), np.float32))

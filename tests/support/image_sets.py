@@ -43,14 +43,8 @@ def pixels_of(data):
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-# ---- image folders -------------------------------------------------------------------------------
-
-
 def folder_config(root, **options):
     return ImageFolderDataConfig(path=str(root), **options)
-
-
-# ---- tables --------------------------------------------------------------------------------------
 
 
 def csv_cell(value):
@@ -91,9 +85,6 @@ WATERBIRDS_OPTIONS = {
     "split_names": {"0": "train", "1": "val", "2": "test"},
     "group": ("y", "place"),
 }
-
-
-# ---- torchvision's sets --------------------------------------------------------------------------
 
 
 def downloaded_config(name, root):

@@ -53,9 +53,6 @@ def groups_of(assignment):
     }
 
 
-# ---- grouping ------------------------------------------------------------------------------------
-
-
 def dense(features=20, seed=0):
     weights = torch.rand(features, features, generator=torch.Generator().manual_seed(seed)).double()
     return weights + weights.T
@@ -67,8 +64,6 @@ def is_nested(partition):
         for coarse, fine in itertools.pairwise(partition.assignments)
     )
 
-
-# ---- on disk -------------------------------------------------------------------------------------
 
 MADE_FROM = {"teacher": {"weights_sha256": "ab" * 32}, "records": 24}
 

@@ -44,9 +44,7 @@ def describe_missing(plans: Sequence[PassPlan]) -> str:
     if not missing or file_at(plan.folder / MANIFEST_NAME).exists():
         return text
     if plan.config.run and (cost := read_cost(RunFolder(plan.config.run).path / "precompute")):
-        seconds = (
-            cost["seconds"] / max(cost["records"], 1) * sum(shard.records for shard in missing)
-        )
+        seconds = cost["seconds"] / max(cost["records"], 1) * sum(each.records for each in missing)
         text += f", about {max(1, seconds / 60):,.0f} min at the rate of run={plan.config.run}"
     if plan.first is not None:
         return f"appended records, with the options of {plan.first.folder.name}; {text}"

@@ -124,17 +124,13 @@ def pass_differences(
         weights: Names of the files of their weights, as far as they are known.
     """
     old = {name: value for name, value in existing.items() if value is not None}
-    names = requested.keys() & (requested if "outputs" in old else old).keys()
-    new = {
-        name: requested[name] for name in requested if name in names and requested[name] is not None
+    known = requested if "outputs" in old else old  # not all options of an earlier version
+    new = {name: value for name, value in requested.items() if name in known and value is not None}
+    options = {
+        "teacher.weights_sha256": f"teacher.weights ({' -> '.join(dict.fromkeys(weights))})",
+        **{name: f"annotate.{name}" for name in {**old, **new} if name not in _OF_MANIFEST},
     }
-    added = {
-        name: f"annotate.{name}"
-        for name in {**old, **new}
-        if name not in {*_OF_MANIFEST, *_OPTIONS}
-    }
-    files = {"teacher.weights_sha256": f"teacher.weights ({' -> '.join(dict.fromkeys(weights))})"}
-    return differences(old, new, files | _OPTIONS | added)
+    return differences(old, new, options | _OPTIONS)
 
 
 def describe_network(

@@ -37,13 +37,14 @@ def differences(
             by its file and function.
     """
     old, new = map(flatten_options, plain_values([existing, requested]))
-    named = (str(each) for name, each in {**old, **new}.items() if name.endswith(".factory"))
-    places = {
-        re.split("[.:]", place)[0]: place for place in (PurePath(each).name for each in named)
-    }
+    places = [
+        PurePath(str(each)).name
+        for name, each in {**old, **new}.items()
+        if name.endswith(".factory")
+    ]
     code = {
-        f"{section}plug-in {module}": f"code of {place}"
-        for module, place in places.items()
+        f"{section}plug-in {re.split('[.:]', place)[0]}": f"code of {place}"
+        for place in places
         for section in ("inputs.", "teacher.")
     }
     pairs = {name: (old.get(name, NOT_SET), new.get(name, NOT_SET)) for name in {**old, **new}}
@@ -80,13 +81,13 @@ def describe_differences(changed: Mapping[str, tuple[Any, Any]], most: int = 8) 
 
 
 def describe_fewest(changed: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> str:
-    """Describe the fewest differences, with the name of what they are from.
+    """Describe the fewest differences, with the name of what they are from; empty if there is none.
 
     Args:
-        changed: Results of `differences` by name, at least one.
+        changed: Results of `differences` by name.
     """
-    nearest = min(changed, key=lambda name: len(changed[name]))
-    return f"{describe_differences(changed[nearest])} (nearest: {nearest})"
+    nearest = min(changed, key=lambda name: len(changed[name]), default="")
+    return f"{describe_differences(changed[nearest])} (nearest: {nearest})" if nearest else ""
 
 
 def describe_difference(name: str, old: Any, new: Any) -> str:

@@ -85,11 +85,15 @@ class RunFolder:
         """
         folder = self.path / verb
         with folder_lock(folder, "run"), self.files.opened(verb):
-            _claim(folder, verb, config, inputs | plugin_digests(config))
+            remove_partial_files(folder)
+            if not self.check(verb, config, inputs):
+                values = _plain_run(config, inputs)
+                described = identity(values, type(config)) | {"run": None, "verb": verb}
+                save_config(folder / CONFIG_NAME, values | {_IDENTITY: sha256_json(described)[:32]})
             yield folder
 
-    def check(self, verb: str, config: Options, inputs: dict[str, str]) -> None:
-        """Check that the folder of a verb holds no results of other options, without writing to it.
+    def check(self, verb: str, config: Options, inputs: dict[str, str]) -> bool:
+        """Return whether the folder of a verb holds results of these options, without writing to it.
 
         Args:
             verb: Command of the work, which names the folder.
@@ -97,10 +101,32 @@ class RunFolder:
             inputs: Fingerprints of the inputs.
 
         Raises:
-            ConfigError: If it does.
+            ConfigError: If it holds results of other options.
         """
-        values = to_plain_dict(config) | {"inputs": inputs | plugin_digests(config)}
-        _require_same(self.path / verb, verb, values, type(config))
+        folder, cls = self.path / verb, type(config)
+        if not (
+            (folder / CONFIG_NAME).exists() and any((folder / name).exists() for name in _RESULTS)
+        ):
+            return False
+        existing = describe_run(read_config(folder / CONFIG_NAME, cls), cls)
+        wanted = describe_run(_plain_run(config, inputs), cls)
+        if existing == wanted:
+            return True
+        remedy = "choose another run=, or delete that folder"
+        if verb == "distill":
+            plugin = " and its plugins=" if "plug-in " in "\n".join(existing["inputs"]) else ""
+            remedy += (
+                ". For more epochs of this student, train another run with student=saved "
+                f"student.weights={folder}{plugin}"
+            )
+        if verb.startswith("evaluate") and not verb.endswith("-network"):
+            remedy = (
+                "delete that folder to evaluate again (the student is in another one and stays)"
+            )
+        changed = describe_differences(differences(existing, wanted, INPUT_OPTIONS))
+        raise ConfigError(
+            f"{folder} contains a run with other options (its own -> those of this one): {changed}; {remedy}"
+        )
 
 
 @contextmanager
@@ -128,38 +154,9 @@ def without_remains(run: str) -> Iterator[None]:
         raise
 
 
-def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:
-    """Write the config of a run to its folder. Raises ConfigError if the folder holds results of other options."""
-    values = to_plain_dict(config) | {"inputs": inputs}
-    remove_partial_files(folder)
-    if not _require_same(folder, verb, values, type(config)):
-        identity_values = identity(values, type(config)) | {"run": None, "verb": verb}
-        save_config(folder / CONFIG_NAME, values | {_IDENTITY: sha256_json(identity_values)[:32]})
-
-
-def _require_same(folder: Path, verb: str, values: dict[str, Any], cls: type[Options]) -> bool:
-    """Return whether a folder has results. Raises ConfigError if they are of other options."""
-    path = folder / CONFIG_NAME
-    if not (path.exists() and any((folder / name).exists() for name in _RESULTS)):
-        return False
-    existing, wanted = (describe_run(config, cls) for config in (read_config(path, cls), values))
-    if existing != wanted:
-        remedy = "choose another run=, or delete that folder"
-        if verb == "distill":
-            plugin = " and its plugins=" if "plug-in " in "\n".join(existing["inputs"]) else ""
-            remedy += (
-                ". For more epochs of this student, train another run with student=saved "
-                f"student.weights={folder}{plugin}"
-            )
-        if verb.startswith("evaluate") and not verb.endswith("-network"):
-            remedy = (
-                "delete that folder to evaluate again (the student is in another one and stays)"
-            )
-        changed = describe_differences(differences(existing, wanted, INPUT_OPTIONS))
-        raise ConfigError(
-            f"{folder} contains a run with other options (its own -> those of this one): {changed}; {remedy}"
-        )
-    return True
+def _plain_run(config: Options, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of a run as plain values, with the fingerprints of what it reads and of its plug-ins."""
+    return to_plain_dict(config) | {"inputs": {**inputs, **plugin_digests(config)}}
 
 
 def run_identity(folder: Path) -> str | None:
@@ -205,12 +202,12 @@ def describe_run(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any
         values: Plain values of a verb's config with its `inputs`.
         cls: Class of the config.
     """
-    inputs, passes = values["inputs"], passes_in(values["inputs"])
-    others = {name: each for name, each in inputs.items() if not name.startswith(_TEACHER)}
+    inputs = values["inputs"]
     names = [
         name if name.endswith(digest[:SHORT]) else f"{name} {digest}"
-        for name, digest in passes.items()
+        for name, digest in passes_in(inputs).items()
     ]
+    others = {name: inputs[name] for name in inputs if not name.startswith(_TEACHER)}
     return identity(values, cls) | {"run": None, "inputs": others, "store.teacher": names}
 
 
@@ -222,14 +219,13 @@ def nearest_run(config: Options, inputs: dict[str, str], folders: Iterable[Path]
         inputs: Fingerprints of its inputs.
         folders: Folders of the others.
     """
-    values = to_plain_dict(config) | {"inputs": inputs | plugin_digests(config)}
-    new, changed = describe_run(values, type(config)), {}
+    new, changed = describe_run(_plain_run(config, inputs), type(config)), {}
     for folder in folders:
         with suppress(UserError, OSError):
             old = describe_run(read_config(folder / CONFIG_NAME, type(config)), type(config))
             if old["inputs"]["store"] == inputs["store"]:
                 changed[folder.parent.name] = differences(old, new, INPUT_OPTIONS)
-    return describe_fewest(changed) if changed else ""
+    return describe_fewest(changed)
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:
@@ -376,11 +372,9 @@ def save_options(path: Path, values: dict[str, Any], command: list[str]) -> None
 
 def _read_options(path: Path) -> dict[str, Any]:
     """Read the options of an earlier call, none from a damaged file."""
-    try:
-        values = read_yaml(path, "")
-    except DamagedFileError:
-        return {}
-    return {name: value for name, value in values.items() if name != "command"}
+    with suppress(DamagedFileError):
+        return {name: value for name, value in read_yaml(path, "").items() if name != "command"}
+    return {}
 
 
 def save_cost(folder: Path, seconds: float, records: int) -> None:

@@ -23,8 +23,8 @@ from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, logits_first
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
-from permafrost.training.distill import records_of_epoch, student_inputs
-from permafrost.training.student_passes import open_passes, open_student_store, with_named_passes
+from permafrost.training.distill import StudentPlan
+from permafrost.training.student_passes import open_student_store, with_named_passes
 
 _ANY_RUN = "untitled"
 """Name that stands for the sweep's in the digests of its students."""
@@ -180,10 +180,9 @@ def _plan_student(
         records: Passes that the sweep's students have read, to which it keeps.
     """
     store = open_student_store(trained, records)
-    recorded = records.in_store(store.manifest.fingerprint, replays=trained.mode == "replay")
-    trained = with_named_passes(trained, store, recorded)
-    resolved = resolve_distill(trained, store)
-    passes = open_passes(resolved, store)
+    trained = with_named_passes(trained, store, records)
+    plan = StudentPlan(resolve_distill(trained, store), RunFolder(trained.run).path, store)
+    passes = plan.passes
     against, other = evaluate.evaluate.against, evaluate.evaluate.store
     if against is not None:
         evaluated, compared = open_against(evaluate, against, records)
@@ -197,8 +196,8 @@ def _plan_student(
         distill=trained,
         evaluate=evaluate,
         reads={"store": store.manifest.fingerprint, **pass_inputs(passes)},
-        fingerprints=tuple(student_inputs(resolved, store, passes).values()),
-        records=records_of_epoch(resolved, store),
+        fingerprints=tuple(plan.inputs().values()),
+        records=plan.records,
         evaluated=evaluated,
         compared=pass_inputs(logits_first(compared)) if is_named else {},
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -40,7 +40,7 @@ from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.runs.folder import CONFIG_NAME, PassRecords, RunFolder, nearest_run, pass_inputs
 from permafrost.runs.trackers import check_logger
-from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob, fit_batch, records_of_steps
 from permafrost.training.student_passes import (
     check_passes,
@@ -84,8 +84,7 @@ class DistillResult:
 
     def printed(self) -> dict[str, Any]:
         """Return the values for the terminal."""
-        names = [spec.name for spec in fields(self) if spec.repr]
-        return {name: getattr(self, name) for name in names}
+        return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.repr}
 
 
 def distill_student(
@@ -115,10 +114,9 @@ def plan_student(config: DistillConfig) -> StudentPlan:
     """
     check_logger(config.logger)
     folder = RunFolder(config.run).path / "distill"
-    replays, records = config.mode == "replay", PassRecords([folder])
+    records = PassRecords([folder])
     store = open_student_store(config, records)
-    recorded = records.in_store(store.manifest.fingerprint, replays=replays)
-    resolved = with_named_passes(resolve_distill(config, store), store, recorded)
+    resolved = with_named_passes(resolve_distill(config, store), store, records)
     return StudentPlan(resolved, folder, store).check_folder().check_contents()
 
 
@@ -149,23 +147,35 @@ class StudentPlan(TrainingJob):
 
     @property
     def records(self) -> int:
-        return records_of_epoch(self.options, self.store)
+        rows = select_training_rows(self.store.index, self.options.split, self.options.subset)
+        return records_of_steps(len(rows), self._fit_batch(len(rows)), self.options.views.per_step)
 
     def inputs(self) -> dict[str, str]:
-        return student_inputs(self.options, self.store, self.passes)
+        config, classes = self.options, self.store.manifest.classes
+        inputs = {"store": self.store.manifest.fingerprint, **pass_inputs(self.passes)}
+        if (live := live_teacher(config)) is not None:
+            from permafrost.losses.base import build_loss
+
+            reads_head = build_loss(config.method).needs.logits
+            inputs["live teacher"] = Network(live, classes).digest(reads_head=reads_head)
+        files = {
+            **config.student.fingerprint_files(),
+            **digests_of_reads(config.student, len(classes) or 1),
+        }
+        inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
+        if config.student.weights is not None:
+            student = Network(config.student, classes, "student")
+            inputs["student.weights"] = student.identify_start("student.weights")
+        return inputs
 
     def next_command(self) -> str:
         """Return the command that evaluates the student."""
         return TrainedStudent(self.folder).evaluate_command(self.run_name, self.store)
 
     def describe_work(self) -> dict[str, str]:
-        runs = RunFolder(self.run_name).path.parent
-        others = () if (self.folder / CONFIG_NAME).exists() else runs.glob("*/distill")
-        new = nearest_run(self.options, self.inputs(), others)
-        return self._work() | ({"new": new} if new else {})
-
-    def _work(self) -> dict[str, str]:
         options = self.options
+        others = RunFolder(self.run_name).path.parent.glob("*/distill")
+        new = "" if (self.folder / CONFIG_NAME).exists() else self.describe_new(others)
         teacher = "no teacher"
         if options.method.needs_teacher and options.mode == "live":
             teacher = f"live teacher {options.teacher.name}"
@@ -190,7 +200,16 @@ class StudentPlan(TrainingJob):
             f"in {options.store.path}",
             "epochs": str(options.trainer.epochs),
             "folder": self.describe_folder(),
+            **({"new": new} if new else {}),
         }
+
+    def describe_new(self, folders: Iterable[Path]) -> str:
+        """Say what differs from the nearest student of the same store.
+
+        Args:
+            folders: Folders of other trainings.
+        """
+        return nearest_run(self.options, self.inputs(), folders)
 
     def run(self, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
         """Train and export the student, unless it is finished.
@@ -208,7 +227,7 @@ class StudentPlan(TrainingJob):
             logger.info(
                 "student %(student)s, method=%(method)s, %(targets)s: %(records)s, trainer.epochs=%(epochs)s, into "
                 "%(folder)s",
-                self._work(),
+                self.describe_work(),
             )
             with show_epochs("distill", self.trainer.epochs, self.records) as show:
                 progress = self.finish(show, announces=True)
@@ -295,7 +314,7 @@ class StudentPlan(TrainingJob):
             loss=loss,
             augment=config.augment,
             optimizer=config.optimizer,
-            trainer=_trainer_of(config, len(rows)),
+            trainer=self._fit_batch(len(rows)),
             seed=config.seed,
             explainer=explainer_of(passes, loss) or DEFAULT_EXPLAINER
             if live is None
@@ -312,52 +331,20 @@ class StudentPlan(TrainingJob):
         )
 
     def describe(self, spec: TrainingSpec) -> TrainedModel:
-        from permafrost.models.saved import TrainedModel
-
+        store, passes = self.store, self.passes
+        compared = store.compared_with(passes) if spec.replays else passes
         return TrainedModel(
             config=with_absolute_paths(self.options).student,
             num_classes=spec.num_classes,
             classes=spec.class_names,
             input_size=spec.input_size,
             picture=spec.picture,
-            teachers=tuple(teacher.name for teacher in _evaluation_passes(spec)),
+            teachers=tuple(teacher.name for teacher in compared),
             split=self.options.split,
             subset=self.options.subset,
         )
 
-
-def records_of_epoch(config: DistillConfig, store: Store) -> int:
-    """Return the number of records that an epoch of a student reads, once for each view; all have targets."""
-    rows = select_training_rows(store.index, config.split, config.subset)
-    return records_of_steps(len(rows), _trainer_of(config, len(rows)), config.views.per_step)
-
-
-def _trainer_of(config: DistillConfig, rows: int) -> TrainerOptions:
-    """Return the trainer options with the batches of a selection."""
-    return fit_batch(config.trainer, rows, config.views.per_step, pairs=config.augment.mixes)
-
-
-def _evaluation_passes(spec: TrainingSpec) -> Sequence[TeacherPass]:
-    """Return the passes that an evaluation compares the student with."""
-    passes = spec.dataset.passes
-    return spec.dataset.store.compared_with(passes) if spec.replays else passes
-
-
-def student_inputs(
-    config: DistillConfig, store: Store, passes: Sequence[TeacherPass]
-) -> dict[str, str]:
-    """Compute the fingerprints of all inputs of a student in addition to its config, by name."""
-    inputs = {"store": store.manifest.fingerprint}
-    inputs |= pass_inputs(passes)
-    if (live := live_teacher(config)) is not None:
-        from permafrost.losses.base import build_loss
-
-        reads_head = build_loss(config.method).needs.logits
-        inputs["live teacher"] = Network(live, store.manifest.classes).digest(reads_head=reads_head)
-    files = config.student.fingerprint_files()
-    files |= digests_of_reads(config.student, len(store.manifest.classes) or 1)
-    inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
-    if config.student.weights is not None:
-        student = Network(config.student, store.manifest.classes, "student")
-        inputs["student.weights"] = student.identify_start("student.weights")
-    return inputs
+    def _fit_batch(self, rows: int) -> TrainerOptions:
+        """Return the trainer options with the batches of a selection."""
+        config = self.options
+        return fit_batch(config.trainer, rows, config.views.per_step, pairs=config.augment.mixes)

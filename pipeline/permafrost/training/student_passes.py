@@ -52,8 +52,7 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
     """
     if (store := records.part_of(Store(config.store.folder))).num_generations == 1:
         return store
-    recorded = records.in_store(store.manifest.fingerprint, replays=config.mode == "replay")
-    passes = open_passes(with_named_passes(config, store, recorded), store)
+    passes = open_passes(with_named_passes(config, store, records), store)
     if config.subset.rule == "auto" and (config.subset.shots or config.subset.holdout):
         logger.info(
             "subset.rule=auto: by_key, as records were appended to %s, so that others displace few of those selected",
@@ -84,9 +83,7 @@ def open_student_store(config: DistillConfig, records: PassRecords) -> Store:
     return store
 
 
-def with_named_passes(
-    config: DistillConfig, store: Store, recorded: Sequence[tuple[str, ...]]
-) -> DistillConfig:
+def with_named_passes(config: DistillConfig, store: Store, records: PassRecords) -> DistillConfig:
     """Return the options with store.teacher set to the full names of the passes that a run reads.
 
     The terms of method=several name them in full, too.
@@ -97,12 +94,14 @@ def with_named_passes(
     Args:
         config: Options of the command.
         store: The store.
-        recorded: Passes that the run has read before, from `PassRecords`.
+        records: Passes that the run has read before.
 
     Raises:
         StoreMismatchError: If a name fits no pass or several.
     """
-    views = config.views.count if config.mode == "replay" else None
+    replays = config.mode == "replay"
+    views = config.views.count if replays else None
+    recorded = records.in_store(store.manifest.fingerprint, replays=replays)
     method = config.method
     if isinstance(method, SeveralConfig):
         full = {name: _full_name(name, store, recorded, views) for name in method.pass_names}

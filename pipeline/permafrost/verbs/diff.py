@@ -6,6 +6,7 @@
     permafrost diff kd e2kd output=kd-e2kd.json
 
 A pass is named by its folder, or by the store's folder and the pass's name or digits. A run is named as in `run=`.
+Records are compared between two stores; passes and runs of different stores say that their stores differ.
 
 Reads   manifests and indexes of stores, manifests of passes, options of runs
 Writes  nothing; with `output=` the differences as JSON
@@ -14,6 +15,7 @@ Writes  nothing; with `output=` the differences as JSON
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -48,6 +50,8 @@ from permafrost.store.reader import Store
 _SHOWN = 5
 """Largest number of keys that are listed of each kind of difference."""
 _TRAININGS: dict[str, type[Options]] = {"distill": DistillConfig, "teach": TeachConfig}
+_OF_RESULTS = re.compile(r"evaluation\.|classes|columns|store\.frame|store$")
+"""Names of what results depend on besides the network; of stores, also the records outside of train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +70,17 @@ class DiffResult:
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
         options = [describe_difference(option, *pair) for option, pair in self.options.items()]
-        data = [
+        records = [
             f"{each['records']:,} {kind} ({', '.join(each['keys'])}{', ...' * (each['records'] > _SHOWN)})"
             for kind, each in self.data.items()
         ]
-        reasons = "; ".join(self.incomparable)
         return {
             "compared": self.compared,
             "options": "\n  ".join(["", *options]) or "the same",
-            "records": "\n  ".join(["", *data]) or "the same",
-            "results may be compared": f"no: {reasons}" if reasons else "yes",
+            "records": "\n  ".join(["", *records]) or "the same",
+            "results may be compared": f"no: {'; '.join(self.incomparable)}"
+            if self.incomparable
+            else "yes",
         }
 
 
@@ -85,54 +90,53 @@ def compare_two(config: DiffConfig) -> DiffResult:
     Raises:
         ConfigError: If a name is of something else, or if their kinds differ.
     """
-    (kind, old, store, *file), (other, new, other_store, *other_file) = (
-        _described(config.old),
-        _described(config.new),
-    )
+    (kind, old, read), (other, new, other_read) = map(_described, (config.old, config.new))
     require(
         kind == other,
         f"diff compares two of a kind, but {config.old} is a {kind} and {config.new} is a {other}; name two stores, "
         "two passes, or two runs of one verb",
     )
-    changed = (
-        pass_differences(old, new, file + other_file)
+    found = (
+        pass_differences(old, new, (read, other_read))
         if kind == "pass"
         else differences(old, new, INPUT_OPTIONS)
     )
-    data, reasons = (
-        _compare_records(store, other_store) if "store" in changed else ({}, list[str]())
-    )
-    evaluated = {
+    changed = {
         name: pair
-        for name, pair in changed.items()
-        if name.startswith("evaluation.") and NOT_SET not in pair
+        for name, pair in found.items()
+        if NOT_SET not in pair or not name.startswith("evaluation.")  # of one run only
     }
+    data = _compare_records(read, other_read) if kind == "store" else {}
+    tested = [
+        f"{split} has records {kind_of_records}"
+        for kind_of_records, each in data.items()
+        for split in each["splits"]
+        if split != "train"
+    ]
     result = DiffResult(
         compared=f"two {'passes' if kind == 'pass' else f'{kind}s'}",
-        options={
-            name: pair
-            for name, pair in changed.items()
-            if name in evaluated or not name.startswith("evaluation.")
-        },
+        options=changed,
         data=data,
-        incomparable=reasons
-        + [describe_difference(name, *pair) for name, pair in evaluated.items()],
+        incomparable=tested
+        + [
+            describe_difference(name, *pair)
+            for name, pair in changed.items()
+            if _OF_RESULTS.match(name)
+        ],
     )
     if config.output:
         file_at(Path(config.output)).write(json.dumps(asdict(result), indent=1).encode())
     return result
 
 
-def _described(name: str) -> tuple[Any, ...]:
-    """Return the kind of what a name is of, its description, its store, and the file of a pass's weights if known.
+def _described(name: str) -> tuple[str, dict[str, Any], Any]:
+    """Return the kind of what a name is of, its description, and the store or the file of the pass's weights.
 
-    The store is None if it is not at its place any more. Raises ConfigError if there is none of these.
+    Raises ConfigError if there is none of these.
     """
     parent, _, last = name.rstrip("/").rpartition("/")
-    folder = parent.removesuffix(TEACHERS_FOLDER).rstrip("/") or "."
-    if folder == (parent or ".") and (store := _store_at(name)) is not None:
-        return "store", _describe_store(store), store
-    if (store := _store_at(folder)) is not None:
+    folder = parent.removesuffix(TEACHERS_FOLDER).rstrip("/")
+    if parent and (store := _store_at(folder)) is not None:
         known = file_at(store.folder / TEACHERS_FOLDER).paths()
         found = [each for each in known if last in (each.name, *each.name.rsplit("-", 1))]
         require(
@@ -140,34 +144,26 @@ def _described(name: str) -> tuple[Any, ...]:
             f"{folder} has {len(found) or 'no'} passes {last}; name one of: {', '.join(each.name for each in known)}",
         )
         made = store.pass_manifest(found[0])
-        weights = made.made_with.get("weights", "")
-        return "pass", description_of(made), _store_at(folder, made.store_fingerprint), weights
+        return "pass", description_of(made), made.made_with.get("weights", "")
+    if (store := _store_at(name)) is not None:
+        return "store", _describe_store(store), store
     for run, (verb, cls) in product((Path(name), RunFolder(name).path), _TRAININGS.items()):
         if (run / verb / CONFIG_NAME).is_file():
-            values = read_config(run / verb / CONFIG_NAME, cls)
-            described, evaluated = describe_run(values, cls), run / "evaluate" / CONFIG_NAME
-            if evaluated.is_file():
-                evaluation = read_config(evaluated, EvaluationRun)
+            described = describe_run(read_config(run / verb / CONFIG_NAME, cls), cls)
+            if (run / "evaluate" / CONFIG_NAME).is_file():
+                evaluation = read_config(run / "evaluate" / CONFIG_NAME, EvaluationRun)
                 options = identity(evaluation, EvaluationRun)["evaluate"]
                 described["evaluation"] = options | {"frame": evaluation["evaluate"]["frame"]}
-            return (
-                f"{verb} run",
-                described,
-                _store_at(values["store"]["path"], values["inputs"]["store"]),
-            )
+            return f"{verb} run", described, None
     raise ConfigError(
         f"{name} is not a store, a pass or a run; name a store's folder, <store>/<pass>, or a run as in run="
     )
 
 
-def _store_at(path: str, fingerprint: str | None = None) -> Store | None:
-    """Return the generations of a store that have a fingerprint, None if it is not there."""
+def _store_at(path: str) -> Store | None:
+    """Return the store of a folder, None if there is none."""
     folder = StoreOptions(path=path or ".").folder
-    store = (
-        Store(folder).part_with(fingerprint) if file_at(folder / MANIFEST_NAME).exists() else None
-    )
-    is_other = store is not None and fingerprint not in (None, store.manifest.fingerprint)
-    return None if is_other else store
+    return Store(folder) if file_at(folder / MANIFEST_NAME).exists() else None
 
 
 def _describe_store(store: Store) -> dict[str, Any]:
@@ -181,14 +177,11 @@ def _describe_store(store: Store) -> dict[str, Any]:
         },
         **{name: getattr(manifest, name) for name in ("columns", "classes", "multi_label")},
         "generations": store.num_generations,
-        "inputs": {"store": manifest.fingerprint},
     }
 
 
-def _compare_records(old: Store | None, new: Store | None) -> tuple[dict[str, Any], list[str]]:
-    """Return `data` and `incomparable` of the result, without a Python object for each record."""
-    if old is None or new is None:
-        return {}, ["the stores differ, and one of them is not at its place any more"]
+def _compare_records(old: Store, new: Store) -> dict[str, Any]:
+    """Return `data` of the result, without a Python object for each record."""
     joined = _records_of(old).join(
         _records_of(new), "key", join_type="full outer", right_suffix="_new"
     )
@@ -201,30 +194,18 @@ def _compare_records(old: Store | None, new: Store | None) -> tuple[dict[str, An
         },
     }
     parts = {name: joined.filter(mask).sort_by("key") for name, mask in masks.items()}
-    data = {
+    return {
         name: {
             "records": part.num_rows,
             "keys": part["key"][:_SHOWN].to_pylist(),
             "splits": sorted(
-                split
-                for split in {*old.shards.splits, *new.shards.splits}
-                if pc.index(part["split"], split).as_py() >= 0
-                or pc.index(part["split_new"], split).as_py() >= 0
+                {*part["split"].unique().to_pylist(), *part["split_new"].unique().to_pylist()}
+                - {None}
             ),
         }
         for name, part in parts.items()
         if part.num_rows
     }
-    reasons = [
-        f"{split} has records {name}"
-        for name, each in data.items()
-        for split in each["splits"]
-        if split != "train"
-    ]
-    for name, text in (("classes", "classes"), ("canonical", "frames"), ("columns", "columns")):
-        is_other = getattr(old.manifest, name) != getattr(new.manifest, name)
-        reasons += [f"the {text} differ"] * is_other
-    return data, reasons
 
 
 def _records_of(store: Store) -> pa.Table:

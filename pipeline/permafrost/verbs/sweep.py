@@ -30,14 +30,14 @@ from typing import Any
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
-from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder, nearest_run
+from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
 from permafrost.storage.rooted_paths import rooted
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
 from permafrost.sweeps.runner import Student, StudentRun, StudentRunner, estimate_seconds
 from permafrost.sweeps.select import choose, split_and_metric
 from permafrost.sweeps.student_task import StudentTask
-from permafrost.training.distill import plan_student
+from permafrost.training.distill import StudentPlan, plan_student
 
 logger = logging.getLogger("permafrost.sweep")
 
@@ -121,21 +121,10 @@ class SweepPlan(Plan):
         }
 
     def describe_new(self) -> str:
-        """Say how many students are new, and next to others what differs from the nearest of each variant and point."""
-        old = {*RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill")}
+        """Say how many students are new, and what differs from the nearest student for each new variant and point."""
+        old = sorted(RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill"))
         new = [each for each in self.students if RunFolder(each.name).path / "distill" not in old]
-        each_point = {f"{each.variant} {each.point}": each for each in new if old}.values()
-        plans = [
-            (f"{each.variant}-seed{each.seed}-", plan_student(each.distill)) for each in each_point
-        ]
-        changes = [
-            nearest_run(
-                plan.options,
-                plan.inputs(),
-                [path for path in old if path.parent.name.startswith(alike)] or old,
-            )
-            for alike, plan in plans
-        ]
+        changes = [plan.describe_new(old) for plan in _plans_of_points(new if old else [])]
         counted = f"{len(new)} of {len(self.students)} students are new"
         return ": ".join([counted, *filter(None, ["; ".join(dict.fromkeys(changes))])])
 
@@ -147,9 +136,8 @@ class SweepPlan(Plan):
             SweepError: If students could not be finished. The others are in sweep.json.
         """
         config, students = self.config, self.students
-        untrained = [student for student in students if student.final_run().epochs]
-        for student in {f"{each.variant} {each.point}": each for each in untrained}.values():
-            plan_student(student.distill)  # of any seed, whose checks come before hours of others
+        # Its checks come before hours of others.
+        _plans_of_points([student for student in students if student.final_run().epochs])
         reported = students if config.select is None else []  # which are selected later
         missing = self.count_missing()
         path = RunFolder(config.run).path / SWEEP_NAME
@@ -198,6 +186,12 @@ class SweepPlan(Plan):
             summary=_summarize(config.run),
             next=report_command(students[0].distill.store.path, config.run),
         )
+
+
+def _plans_of_points(students: Sequence[Student]) -> list[StudentPlan]:
+    """Plan a student, of any seed, of each variant and point."""
+    of_points = {f"{each.variant} {each.point}": each for each in students}
+    return [plan_student(each.distill) for each in of_points.values()]
 
 
 def plan_sweep(config: SweepConfig, base: Sequence[str] = ()) -> SweepPlan:

@@ -33,9 +33,6 @@ def aligned(patches: torch.Tensor, weight: torch.Tensor, b: float = 2.0) -> torc
     return cosine.abs() ** (b - 1) * (patches @ unit.T)
 
 
-# ---- layers --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("b", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "groups"),
@@ -181,9 +178,6 @@ def test_squares_that_half_precision_cannot_hold_do_not_matter(precision):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == precision
         assert (one.float() - other).norm() < 0.02 * other.norm()
-
-
-# ---- the explanation mode ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,6 @@ from tests.support.verbs import teach
 INSIDE = torch.tensor([[[True, False], [False, False]]])
 
 
-# ---- losses --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "attributions", "expected"),
     [
@@ -104,9 +101,6 @@ def test_the_class_is_drawn_uniformly_among_a_records_own():
     assert (drawn[:, 0] == 1).float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert (drawn[:, 1] == 2).all()
     assert (drawn[:, 2] == NO_CLASS).all()
-
-
-# ---- epochs --------------------------------------------------------------------------------------
 
 
 def test_the_front_has_no_point_that_another_one_beats():

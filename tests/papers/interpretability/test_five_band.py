@@ -117,9 +117,6 @@ def test_tallies_of_parts_are_those_of_the_whole(truth):
     assert normalize(torch.zeros(1, 2, 2)).eq(0).all()
 
 
-# ---- cells ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def cell_source():
     source = CellsSource(CellsDataConfig(image_size=48, train_records=60, test_records=30))

@@ -37,8 +37,6 @@ from tests.support.additive import (
     scattered,
 )
 
-# ---- the partition -------------------------------------------------------------------------------
-
 
 def test_four_blocks_of_a_square_are_its_quarters():
     partition = build_partition(replace(CONV, superfeatures=4))
@@ -122,9 +120,6 @@ def test_where_a_partition_came_from_is_not_part_of_a_teachers_fingerprint(tmp_p
     assert Network(named, NUM_CLASSES).describe()["architecture"]["superfeatures"] == M
 
 
-# ---- explanations and cost -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("config", ON_IMAGES, ids=lambda config: config.name)
 def test_contributions_sum_to_the_class_centered_logit(config):
     model = additive_model(config)
@@ -166,9 +161,6 @@ def test_cost_counts_parameters_exactly_and_products_once():
     convolution = additive_model(replace(CONV, superfeatures=2, depth=1))
     macs = SIDE * SIDE * 2 * 4 * 3 * 9 + 2 * 4 * NUM_CLASSES
     assert measure_cost(convolution, torch.rand(1, 3, SIDE, SIDE)).macs == macs
-
-
-# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

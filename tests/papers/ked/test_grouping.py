@@ -133,9 +133,6 @@ def test_groups_of_very_unequal_sizes_are_warned_of(caplog):
     assert "1 of 2 superfeatures have fewer than 2.5 features (2)" in caplog.text
 
 
-# ---- controls ------------------------------------------------------------------------------------
-
-
 def test_a_random_partition_has_the_sizes_of_the_one_it_controls():
     like = group_features(dense(), 6).partition
 

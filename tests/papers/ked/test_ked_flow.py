@@ -38,9 +38,8 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.distill import StudentPlan, student_inputs
+from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
-from permafrost.training.student_passes import open_passes
 from permafrost.training.targets import LiveTeacher
 from permafrost_papers.ked.additive_network import describe_levels, network_partition
 from permafrost_papers.ked.options import (
@@ -336,7 +335,6 @@ def test_levels_are_those_of_the_teachers_own_partition(ked_store):
 
 def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(ked_store, tmp_path):
     config = still(ked_store)
-    passes = open_passes(config, ked_store.store)
     copy = tmp_path / "copy"
     copy.mkdir()
     assignments = load_file(Path(config.student.partition) / PARTITION_NAME)["assignments"]
@@ -346,7 +344,9 @@ def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(ked
         config, student=replace(config.student, partition_control="random", partition_seed=5)
     )
 
-    inputs = [student_inputs(c, ked_store.store, passes) for c in (config, moved, changed)]
+    inputs = [
+        StudentPlan(each, tmp_path, ked_store.store).inputs() for each in (config, moved, changed)
+    ]
 
     assert inputs[0] == inputs[1] != inputs[2]
 

@@ -134,9 +134,6 @@ def test_every_variant_of_a_ked_recipe_trains_and_is_evaluated(recipe):
             assert metrics.splits["test"]["superfeatures"]["kl"] >= 0
 
 
-# ---- equal terms ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "recipe",
     [recipe for recipe in RECIPES if recipe.endswith(("_levels", "_teachers", "_retrained"))],

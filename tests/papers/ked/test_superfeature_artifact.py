@@ -87,9 +87,6 @@ def test_any_flipped_byte_of_a_partition_is_found(kept, name):
     load_partition(folder)
 
 
-# ---- pictures ------------------------------------------------------------------------------------
-
-
 def test_groups_have_colors_of_their_own():
     assignment = torch.arange(16).view(4, 4).flatten().numpy() // 2
 
@@ -131,9 +128,6 @@ def test_symmetric_leaves_out_own_curvature():
     matrix = torch.tensor([[5.0, 1.0], [3.0, 7.0]])
 
     assert symmetric(matrix).tolist() == [[0, 2], [2, 0]]
-
-
-# ---- levels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 7])

@@ -62,9 +62,6 @@ def bank_of(grids, control, hot, depth, members):
 DEPTHS = pytest.mark.parametrize("depth", [1, 2])
 
 
-# ---- the objective -------------------------------------------------------------------------------
-
-
 @DEPTHS
 def test_the_objective_is_rs(depth):
     grids, control, hot = activations_of(20)
@@ -160,9 +157,6 @@ def test_a_network_has_nothing_beyond_itself(depth):
     assert all(not reduce(grids[0], found.gradient).any() for reduce in REDUCTIONS.values())
 
 
-# ---- maps ----------------------------------------------------------------------------------------
-
-
 def test_both_reductions_agree_where_only_the_average_counts_and_differ_elsewhere():
     grids, control, hot = activations_of(16)
     for depth, same in ((1, True), (2, False)):
@@ -204,9 +198,6 @@ def test_reliability_is_the_cosine_of_maps():
     assert reliability([one, other]) == pytest.approx(0.5**0.5)
     assert reliability([one, one, other]) == pytest.approx((1 + 2 * 0.5**0.5) / 3)
     assert torch.tensor([reliability([one]), reliability([one, 0 * one])]).isnan().all()
-
-
-# ---- several depths ------------------------------------------------------------------------------
 
 
 def test_the_mean_over_depths_gives_each_depth_the_same_weight_on_the_finest_grid():

@@ -104,9 +104,6 @@ def packed(recipe, tmp_path):
     return words
 
 
-# ---- the same terms ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_students_are_compared_with_labels_at_five_depths_and_reported(recipe):
     composed = composed_of("sweep", f"experiment=unicam/{recipe}")
@@ -150,9 +147,6 @@ def test_teacher_and_students_are_trained_as_in_the_released_code(recipe):
     )
     assert (teaching.trainer.epochs, student.trainer.epochs) == (20, 25)
     assert (teaching.trainer.batch_size, student.trainer.batch_size) == (32, 32)
-
-
-# ---- training ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
