@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import permafrost
+from permafrost.cli import describe_plan
 from permafrost.cluster.array_executor import FAILED_NAME, start_of_task
 from permafrost.core.errors import ConfigError
 from permafrost.storage import lock
@@ -112,6 +114,16 @@ def test_the_batch_file_of_the_page_starts_tasks_of_any_numbers(expected, tmp_pa
     done = run_program(words, cwd=tmp_path, env=environment() | {"PATH": path})
     assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "store") == files_of(expected)
+
+
+@pytest.mark.slow
+def test_a_plan_says_how_many_tasks_pay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = describe_plan("precompute", [*WORDS, "store.path=new", "executor=array"])
+    assert re.fullmatch(
+        r"up to 1 pay, .* of 6 shards of .* s; with 1 each .* memory", plan["tasks"]
+    )
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

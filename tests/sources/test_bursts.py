@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 
 from permafrost.core.records import NO_GROUP
 from permafrost.evaluation.metrics import group_scores
+from permafrost.sources.bursts import find_bursts
 from permafrost.sources.source import build_source
 from permafrost.store.facts import read_data_facts
 from permafrost.store.reader import Store
@@ -50,6 +51,10 @@ def test_photographs_of_one_camera_and_class_a_few_seconds_apart_are_a_burst(tmp
         ["IMG_0001.jpg", "IMG_0002.jpg", "IMG_0003.jpg"],
         ["IMG_0006.jpg", "IMG_0007.jpg"],
     ]
+
+
+def test_keys_without_a_suffix_are_not_copies_of_each_other():
+    assert find_bursts([(key, 0, "", -np.inf) for key in ("horse_0660", "dog_0119")]) == [0, 1]
 
 
 def test_the_time_of_heic_is_read(tmp_path):
