@@ -196,6 +196,7 @@ class _SharedUnits:
             markers: Folder of the commit markers and claims of all units, which is listed in place of asking for each.
         """
         self.failed_path, self._markers = folder / FAILED_NAME, markers
+        self._noun = "student" if markers is None else "shard"
         self._claim, self._is_done = claim, is_done
         names, at = list(units), int(start * len(units))
         self.waiting = {name: units[name] for name in [*names[at:], *names[:at]]}
@@ -255,7 +256,7 @@ class _SharedUnits:
         for line in self._read_failures()[self._failed_before :].splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                self._failed.setdefault(entry["unit"], f"{entry['cause']} (on {entry['host']})")
+                self._failed.setdefault(entry[self._noun], f"{entry['cause']} (on {entry['host']})")
         left = self.waiting.keys() - self._failed.keys() - self._held.keys()
         busy = {
             name for name in left if f".{name}{CLAIM_SUFFIX}" in names or not self._is_ready(name)
@@ -314,7 +315,7 @@ class _SharedUnits:
 
     def _fail(self, name: str, cause: str) -> None:
         self._failed[name] = ""
-        entry = {"unit": name, "host": socket.gethostname(), "cause": cause}
+        entry = {self._noun: name, "host": socket.gethostname(), "cause": cause}
         try:
             before = self._read_failures()
             line = json.dumps(entry).encode() + b"\n"
