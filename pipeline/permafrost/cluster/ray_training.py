@@ -171,12 +171,12 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
         import ray.train
 
         epochs, failure = open_queue(), open_queue(maxsize=1)
-        room = _Room(ranks, _request(job, cluster))
-        room.request.await_node()
-        wait = Wait(room.request, ranks, cluster.max_wait_seconds)
-        watcher = _Watcher(epochs, on_epoch, room, wait)
+        request = _request(job, cluster)
+        request.await_node()
+        wait = Wait(request, ranks, cluster.max_wait_seconds)
+        watcher = _Watcher(epochs, on_epoch, wait)
         try:
-            _trainer(_RankLoop(job, epochs, failure), cluster, room.request).fit()
+            _trainer(_RankLoop(job, epochs, failure), cluster, request).fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             (reason,) = take_items(failure) or [_reason(error, cluster, wait)]
             raise RanksError(reason) from error
@@ -282,35 +282,11 @@ def _reason(error: Exception, cluster: ClusterConfig, wait: Wait) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Room:
-    """Room of the cluster for the ranks of a training."""
-
-    ranks: int
-    request: Request
-    """Needs of each rank."""
-
-    def states(self) -> set[str]:
-        """Return the states of Ray's groups of such ranks: PENDING without room, CREATED with it."""
-        import ray.util
-
-        needs = self.request.resources.items()
-        return {
-            group["state"]
-            for group in ray.util.placement_group_table().values()
-            if len(group["bundles"]) == self.ranks
-            and all(needs <= bundle.items() for bundle in group["bundles"].values())
-        }
-
-
 class _Watcher:
     """Thread that reports the ranks' progress to the driver while `fit` blocks the main thread."""
 
-    def __init__(
-        self, epochs: Queue, on_epoch: Callable[[int, str], None], room: _Room, wait: Wait
-    ) -> None:
-        self.epochs, self.on_epoch = epochs, on_epoch
-        self.room, self.wait = room, wait
+    def __init__(self, epochs: Queue, on_epoch: Callable[[int, str], None], wait: Wait) -> None:
+        self.epochs, self.on_epoch, self.wait = epochs, on_epoch, wait
         self.started = 0
         """Number of ranks that have begun since there was room for all of them."""
         self.finished = threading.Event()
@@ -320,14 +296,26 @@ class _Watcher:
     def _watch(self) -> None:
         while not self.finished.wait(_POLL_SECONDS):
             self._report()
-            if "PENDING" in self.room.states():
+            if self._lacks_room():
                 self.started = 0
             self.wait.note(self.started)
+
+    def _lacks_room(self) -> bool:
+        """Return whether one of Ray's groups of such ranks waits for room."""
+        import ray.util
+
+        needs = self.wait.request.resources.items()
+        return any(
+            group["state"] == "PENDING"
+            and len(group["bundles"]) == self.wait.count
+            and all(needs <= bundle.items() for bundle in group["bundles"].values())
+            for group in ray.util.placement_group_table().values()
+        )
 
     def _report(self) -> None:
         for epoch, line in take_items(self.epochs):
             if epoch == _STARTED:
-                self.started = min(self.started + 1, self.room.ranks)
+                self.started = min(self.started + 1, self.wait.count)
             else:
                 self.on_epoch(epoch, line)
 

@@ -92,8 +92,27 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    with variables_set(_driver_environment(config)):
-        yield from _own_session(config, cpus)
+    environment = {"RAY_AUTH_MODE": config.auth, **_ENVIRONMENT}
+    if isinstance(config, LocalClusterConfig):
+        environment["RAY_AUTH_TOKEN"] = _token()  # Ray would write one to the home folder
+        environment["RAY_USAGE_STATS_ENABLED"] = str(int(config.usage_statistics))
+    with variables_set(environment):
+        import ray
+
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        if isinstance(config, LocalClusterConfig):
+            _start(config, cpus)
+            _watch_head()
+        else:
+            _connect(config)
+        ray._private.worker.print_to_stdstream = partial(_warn_of_cluster, set())
+        # Ray replaces the handler of SIGTERM with one that exits without a message.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -106,34 +125,6 @@ def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in absent:
             os.environ.pop(name, None)
-
-
-def _own_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
-    """Start or join Ray, and leave it after the only item."""
-    import ray
-
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    if isinstance(config, LocalClusterConfig):
-        _start(config, cpus)
-        _watch_head()
-    else:
-        _connect(config)
-    ray._private.worker.print_to_stdstream = partial(_warn_of_cluster, set())
-    # Ray replaces the handler of SIGTERM with one that exits without a message.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _driver_environment(config: ClusterConfig) -> dict[str, str]:
-    environment = {"RAY_AUTH_MODE": config.auth, **_ENVIRONMENT}
-    if isinstance(config, LocalClusterConfig):
-        environment["RAY_AUTH_TOKEN"] = _token()  # Ray would write one to the home folder
-        environment["RAY_USAGE_STATS_ENABLED"] = str(int(config.usage_statistics))
-    return environment
 
 
 @cache
@@ -275,7 +266,10 @@ def _connect(config: ClusterConfig) -> None:
 
     address = config.address if isinstance(config, ExistingClusterConfig) else "auto"
     try:
-        _check_reachable(address)
+        where = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+        if where != "auto":  # Ray would retry an address that is not reachable for many minutes
+            host, _, port = where.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         logger.info("joining the Ray cluster at %s ...", address)
         with _without_level_line():
             ray.init(
@@ -290,15 +284,6 @@ def _connect(config: ClusterConfig) -> None:
             f"no Ray cluster could be joined at cluster.address={address} ({one_line(error)}); "
             f"start one (ray start --head), or correct cluster.address. {TOKEN_ADVICE}"
         ) from error
-
-
-def _check_reachable(address: str) -> None:
-    """Raise OSError if the address is not reachable, because Ray would retry for many minutes."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "auto")
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:

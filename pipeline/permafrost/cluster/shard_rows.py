@@ -140,8 +140,12 @@ class Gate:
                 self._rows[row] = self._waiting.popleft(), actor
         number = self._rows[row][0]
         self._rows[row], self._holders[number] = (number, actor), actor
-        deaths = self._count_deaths(number)
-        if self._begun[number]:
+        deaths = 0
+        if hosts := self._begun[number]:
+            import ray
+
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            deaths = sum(host in alive for host in hosts)  # those of a lost host do not count
             self._deaths += deaths > 0
             self.restarts += 1
             now = time.monotonic()
@@ -164,15 +168,6 @@ class Gate:
             return False
         busy = set(self._holders.values())
         return actor not in busy or len(self._waiting) > self._actors - len(busy)
-
-    def _count_deaths(self, number: int) -> int:
-        """Return the number of processes that died at a shard, without those whose host was lost."""
-        import ray
-
-        if not self._begun[number]:
-            return 0
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return sum(host in alive for host in self._begun[number])
 
     async def begin(self, number: int, name: str, actor: str, host: str) -> None:
         """Note that an actor begins to work on a shard of that name."""

@@ -241,10 +241,8 @@ def inspect_image(data: bytes) -> UprightImage:
         ImageError: If it does not decode.
     """
     with _decoding():
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the check of open_image is stricter
+        # The check of open_image is stricter than Pillow's.
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             image = open_image(data)
         with image:
             upright = _to_rgb(image)

@@ -139,14 +139,15 @@ class StoreManifest:
         """Return the generations, of a store without entries the only one."""
         if self.generations:
             return self.generations
-        only = Generation(
-            dataset=self.dataset,
-            fingerprint=self.fingerprint,
-            shards=len(self.shards),
-            skipped=len(self.skipped),
-            classes=len(self.classes),
+        return (
+            Generation(
+                dataset=self.dataset,
+                fingerprint=self.fingerprint,
+                shards=len(self.shards),
+                skipped=len(self.skipped),
+                classes=len(self.classes),
+            ),
         )
-        return (only,)
 
     def classes_of(self, outputs: int) -> tuple[str, ...]:
         """Return the names of a network's outputs: the classes of a generation that has as many, none for others."""
@@ -340,7 +341,12 @@ class PassManifest:
                 min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}"
             )
         for section, kinds in _ENTRIES.items():
-            _require_kinds(section, getattr(self, section), kinds)
+            for name, (kind, is_required) in kinds.items():
+                value = getattr(self, section).get(name)
+                fits = type(value) is kind or (value is None and not is_required)
+                if kind is list and fits and value is not None:
+                    fits = all(isinstance(item, dict) for item in value)
+                require_entry(fits, f"{section}.{name} is {str(value)[:80]!r}")
         count, sampler = self.views["count"], self.views["sampler"]
         require_entry(count >= 1, f"views.count is {count}")
         for name in ("seed", "mix_block"):
@@ -460,17 +466,6 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
 """Type of each entry of a pass's sections that readers use, and whether it is required. Lists are of mappings."""
 
 
-def _require_kinds(
-    section: str, values: Mapping[str, Any], kinds: Mapping[str, tuple[type, bool]]
-) -> None:
-    for name, (kind, is_required) in kinds.items():
-        value = values.get(name)
-        fits = type(value) is kind or (value is None and not is_required)
-        if kind is list and fits and value is not None:
-            fits = all(isinstance(item, dict) for item in value)
-        require_entry(fits, f"{section}.{name} is {str(value)[:80]!r}")
-
-
 def check_files(files: Any) -> dict[str, str]:
     """Return a manifest's `files`: SHA-256 by path.
 
@@ -536,16 +531,10 @@ def read_pass_manifest(folder: RootedPath) -> PassManifest:
         ManifestError: If it is missing, damaged or of another version, or if the folder is named after another pass.
     """
     manifest = read_manifest(PassManifest, folder, tables={"shards": PassShardTable})
-    _require_own_folder(folder, manifest.fingerprint)
-    return manifest
-
-
-def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
-    """Raise ManifestError unless a pass's folder, which readers choose it by, is named after its fingerprint."""
-    digits = fingerprint[:SHORT]
+    digits = manifest.fingerprint[:SHORT]
     name, _, named = folder.name.rpartition("-")
-    if named == digits:
-        return
+    if named == digits:  # readers choose a pass by the name of its folder
+        return manifest
     remedy = (
         f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or delete it "
         "and run permafrost precompute with its teacher again"

@@ -507,13 +507,10 @@ class Store:
         Raises:
             StoreMismatchError: If the store has no canonical pass of a teacher that precompute has run.
         """
-        ingested = [
-            is_ingested(teacher) and not self._canonical_folders(teacher) for teacher in replayed
-        ]
         return [
-            self.canonical_of(each)
-            for each, is_alone in zip(replayed, ingested, strict=True)
-            if not is_alone
+            self.canonical_of(teacher)
+            for teacher in replayed
+            if not is_ingested(teacher) or self._canonical_folders(teacher)
         ]
 
     def _canonical_folders(self, replayed: TeacherPass) -> dict[RootedPath, PassManifest]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -97,7 +97,10 @@ def unknown_files(
         if name in known_files or name in (LOCK_NAME, ORIGIN_NAME) or is_earlier(name):
             continue
         if name == FACTS_NAME:
-            yield from _verify_facts(path)
+            try:
+                check_json(file_at(path).read(MAX_FACTS_BYTES))
+            except (DigestError, FileError) as error:
+                yield f"{path} is damaged: {error}; delete it, as it is not part of the store"
         elif name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX, CLAIM_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
         elif (
@@ -106,45 +109,12 @@ def unknown_files(
             yield f"{path} is not in any manifest"
 
 
-def _verify_facts(path: AnyPath) -> Iterator[str]:
-    """Compare the facts of data or of a pass with their own digest."""
-    try:
-        check_json(file_at(path).read(MAX_FACTS_BYTES))
-    except (DigestError, FileError) as error:
-        yield f"{path} is damaged: {error}; delete it, as it is not part of the store"
-
-
-# ---- unique keys -----------------------------------------------------------------------------------
-
-
-class UniqueHashes:
-    """128-bit hashes of keys, 16 bytes each in memory.
-
-    Two different keys have the same hash with a probability of 1e-24 among 14 million.
-    """
-
-    def __init__(self) -> None:
-        self._digests = bytearray()
-
-    def add(self, keys: Sequence[str]) -> None:
-        """Add keys."""
-        for key in keys:
-            self._digests += hashlib.blake2b(key.encode(), digest_size=16).digest()
-
-    def are_unique(self) -> bool:
-        """Return whether all keys differ."""
-        count = len(self._digests) // 16
-        digests = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(16), count, [None, pa.py_buffer(self._digests)]
-        )
-        distinct: int = pc.count_distinct(digests).as_py()
-        return distinct == count
-
-
 # ---- verification ----------------------------------------------------------------------------------
 
 
 _SHARDS_STEM = SHARDS_NAME.partition(".")[0]
+_KEY_BYTES = 16
+"""Size of a key's digest. Two of 14 million keys have the same one with a probability of 1e-24."""
 
 
 def verify_store(path: AnyPath) -> Iterator[str]:
@@ -325,7 +295,7 @@ def _verify_index(store: Store) -> Iterator[str]:
             yield f"{store.folder / MANIFEST_NAME}: its fingerprint is not that of its shards"
     if store.shards.records_of_splits() != manifest.records:
         yield f"{store.folder / MANIFEST_NAME}: its numbers of records are not those of its shards"
-    hashes = UniqueHashes()
+    digests = bytearray()
     many_labels = False
     for number, shard in enumerate(store.shards):
         try:
@@ -335,7 +305,8 @@ def _verify_index(store: Store) -> Iterator[str]:
         except ManifestError as error:
             yield str(error)
             continue
-        hashes.add(keys)
+        for key in keys:
+            digests += hashlib.blake2b(key.encode(), digest_size=_KEY_BYTES).digest()
         many_labels = many_labels or has_many_labels(marker)
         columns = index.columns_of_shard(number)
         if not (
@@ -347,7 +318,10 @@ def _verify_index(store: Store) -> Iterator[str]:
             )
         ):
             yield f"shard {shard.name}: commit marker and index differ"
-    if not hashes.are_unique():
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(_KEY_BYTES), len(digests) // _KEY_BYTES, [None, pa.py_buffer(digests)]
+    )
+    if pc.count_distinct(column).as_py() != len(column):
         yield f"{store.path}: the index contains a key twice"
     if many_labels != manifest.multi_label:
         yield f"{store.folder / MANIFEST_NAME}: multi_label is {manifest.multi_label}"

@@ -314,7 +314,7 @@ def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:
     `units` is an expression of NumPy, with the arrays by their names and `values` and `step` of this one.
     """
     described = asdict(spec)
-    attributes = {
+    attributes: dict[str, Any] = {
         name: described[name]
         for name in (
             "codec",
@@ -325,12 +325,11 @@ def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:
             "mirrored",
             "before_relu",
         )
+    } | {
+        "padding": str(_padding(spec.dtype)),
+        "array_row": "place of the shard * rows_per_shard + row in the shard, or column array_row of "
+        "commits/<shard>.parquet where the pass covers a selection",
     }
-    attributes["padding"] = str(_padding(spec.dtype))
-    attributes["array_row"] = (
-        "place of the shard * rows_per_shard + row in the shard, or column array_row of commits/<shard>.parquet where "
-        "the pass covers a selection"
-    )
     if spec.codec == "maxabs":
         attributes["units"] = "values * step"
         for scale in (other for other in fields if other.name == f"{spec.name}_scale"):

@@ -238,19 +238,6 @@ _MLP_WIDTH = 4
 _PERIOD = 10_000
 
 
-def position_embedding(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """Fixed 2-D sines and cosines, f32 [rows * columns, width]: a quarter each of sin x, cos x, sin y, cos y.
-
-    Args:
-        device: Device to compute on, because a copy would require a synchronization.
-    """
-    place = torch.arange(rows * columns, device=device)[:, None]
-    frequencies = _PERIOD ** -(torch.arange(width // 4, device=device) / (width // 4 - 1))
-    along_x = place % columns * frequencies
-    along_y = place // columns * frequencies
-    return torch.cat([along_x.sin(), along_x.cos(), along_y.sin(), along_y.cos()], dim=1)
-
-
 class Attention(nn.Module):
     """Attention x -> to_out(softmax(q k' / sqrt(64)) v), with the softmax as factor and linear values and output."""
 
@@ -359,9 +346,15 @@ class BcosSimpleVit(nn.Module):
         return self.classify(self.to_patch_embedding(x) + self.positions(x))
 
     def positions(self, x: Tensor) -> Tensor:
-        """Compute the position embedding [n, d] of images [B, 6, H, W]."""
+        """Compute the positions [n, d] of images [B, 6, H, W]: a quarter each of sin x, cos x, sin y and cos y."""
         rows, columns = self.to_patch_embedding.grid(x.shape[2], x.shape[3])
-        return position_embedding(rows, columns, self.width, x.device).to(x.dtype)
+        # On the device of the images, because a copy would require a synchronization.
+        place = torch.arange(rows * columns, device=x.device)[:, None]
+        quarter = self.width // 4
+        frequencies = _PERIOD ** -(torch.arange(quarter, device=x.device) / (quarter - 1))
+        along_x, along_y = place % columns * frequencies, place // columns * frequencies
+        waves = [along_x.sin(), along_x.cos(), along_y.sin(), along_y.cos()]
+        return torch.cat(waves, dim=1).to(x.dtype)
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Compute raw logits [B, K] from tokens [B, n, d]."""

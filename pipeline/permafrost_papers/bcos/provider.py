@@ -118,7 +118,15 @@ def _build_network(config: BcosModelConfig, outputs: int, shared: BcosSettings) 
     logit_layer = LogitLayer(config.logit_temperature, bias)
     if config.is_vit:
         # In the published names the network has the prefix "0.", and the logit layer has no parameters.
-        return nn.Sequential(BcosSimpleVit(shared, _vit_shape(config), outputs), logit_layer)
+        usual = _VITS[config.name]
+        width = config.width or usual.width
+        vit = VitShape(
+            width=width,
+            depth=config.depth or usual.depth,
+            patch=config.patch or usual.patch,
+            stem=tuple(channels * width // usual.width for channels in usual.stem),
+        )
+        return nn.Sequential(BcosSimpleVit(shared, vit, outputs), logit_layer)
     small_stem = config.is_cifar_resnet if config.stem is None else config.stem == "small"
     if config.name in _DENSENETS:
         dense = DenseNetShape(_DENSENETS[config.name], (config.width or _WIDTH) // 2, small_stem)
@@ -132,27 +140,14 @@ def _build_network(config: BcosModelConfig, outputs: int, shared: BcosSettings) 
     return BcosResNet(shared, shape, outputs, logit_layer)
 
 
-def _vit_shape(config: BcosModelConfig) -> VitShape:
-    shape = _VITS[config.name]
-    width = config.width or shape.width
-    return VitShape(
-        width=width,
-        depth=config.depth or shape.depth,
-        patch=config.patch or shape.patch,
-        stem=tuple(channels * width // shape.width for channels in shape.stem),
-    )
+_PUBLISHED = PretrainedInfo(
+    name="v2",
+    classes=1000,
+    input_size=224,
+    fixed_size=False,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+)
+"""Facts about the published B-cos v2 networks, which users download. Pixels are not normalized."""
 
-
-def _published(config: BcosModelConfig) -> PretrainedInfo:
-    """Return facts about the published B-cos v2 networks, which users download. Pixels are not normalized."""
-    return PretrainedInfo(
-        name="v2",
-        classes=1000,
-        input_size=224,
-        fixed_size=False,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-
-
-PROVIDER = Provider(build_bcos, _published)
+PROVIDER = Provider(build_bcos, lambda config: _PUBLISHED)

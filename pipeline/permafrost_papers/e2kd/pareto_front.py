@@ -41,16 +41,16 @@ def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[
         step: Width of the intervals in which values count as equal.
     """
     binned = [tuple(int(value / step + 1e-9) for value in point) for point in points]
-
-    def is_beaten(position: int, mine: tuple[int, ...]) -> bool:
-        return any(
+    return [
+        position
+        for position, mine in enumerate(binned)
+        if not any(
             all(first >= second for first, second in zip(other, mine, strict=True))
             and (other != mine or earlier < position)
             for earlier, other in enumerate(binned)
             if earlier != position
         )
-
-    return [position for position, mine in enumerate(binned) if not is_beaten(position, mine)]
+    ]
 
 
 class ParetoFront:

@@ -235,7 +235,9 @@ def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:
     """Run `compare` for the evaluated model on some of the split's records."""
     options = context.options.of(DiffroarOptions)
     train = _ranked(context, np.sort(_free_rows(context)[: options.train_records]))
-    test = _ranked(context, _test_rows(context))
+    rows = np.asarray(context.dataset.rows)[context.dataset.label_numbers != NO_LABEL]
+    drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
+    test = _ranked(context, np.sort(rows[drawn[: options.test_records]]))
     classes = len(context.store.manifest.classes)
     return compare(train, test, build_probe(options.width), options, classes)
 
@@ -272,7 +274,9 @@ def compare(
     Returns:
         The numbers by name, with train_records and test_records.
     """
-    fill = _mean(train.images) / 255
+    # The mean, without a copy of all images in another dtype.
+    sums = [images.sum() for images in torch.split(train.images, 256)]
+    fill = int(torch.stack(sums).sum()) / train.images.numel() / 255
     parts = ("top", "bottom")
     runs: dict[str, dict[str, list[float]]] = {part: {} for part in parts}
     mask_only: dict[str, float] = {}
@@ -310,12 +314,6 @@ def compare(
     }
 
 
-def _mean(images: Tensor) -> float:
-    """Mean of images u8 [N, ...], without a copy of all of them in another dtype."""
-    sums = [images[start : start + 256].sum() for start in range(0, len(images), 256)]
-    return int(torch.stack(sums).sum()) / images.numel()
-
-
 def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
     """Rows of the index to train on, in balanced order over classes: labeled, and not among the evaluated records."""
     rows = balanced_order(
@@ -325,13 +323,6 @@ def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
     free = ~np.isin(rows, np.asarray(context.dataset.rows)) & (labels != NO_LABEL)
     kept: NDArray[np.int64] = rows[free]
     return kept
-
-
-def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:
-    options, dataset = context.options.of(DiffroarOptions), context.dataset
-    rows = np.asarray(dataset.rows)[dataset.label_numbers != NO_LABEL]
-    drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
-    return np.sort(rows[drawn[: options.test_records]])
 
 
 def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages:

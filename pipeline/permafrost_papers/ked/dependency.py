@@ -85,7 +85,9 @@ class DependencySums:
     @property
     def split_half(self) -> float:
         """Spearman correlation of the off-diagonal entries of both halves, nan if they cannot be compared."""
-        first, second = (_off_diagonal(symmetric(half.sqrt())) for half in self.squares)
+        number = self.squares.shape[-1]
+        rows, columns = torch.triu_indices(number, number, offset=1)
+        first, second = (symmetric(half.sqrt())[rows, columns] for half in self.squares)
         if not self.records.all() or first.numel() < 2:
             return float("nan")
         ranks = torch.from_numpy(rankdata(torch.stack([first, second]), axis=1))
@@ -194,8 +196,3 @@ def _signs(shape: tuple[int, int], centered: bool, seed: int, key: str) -> Tenso
     generator = torch.Generator().manual_seed(derive_seed(seed, "class projection", key))
     signs = 2.0 * torch.randint(0, 2, shape, generator=generator).double() - 1
     return signs - signs.mean(dim=1, keepdim=True) if centered else signs
-
-
-def _off_diagonal(matrix: Tensor) -> Tensor:
-    rows, columns = torch.triu_indices(len(matrix), len(matrix), offset=1)
-    return matrix[rows, columns]

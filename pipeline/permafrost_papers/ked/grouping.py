@@ -92,7 +92,10 @@ def group_features(
         raise ValueError(f"the grid {grid} does not have the {len(weights)} features of the matrix")
     k = max(_MIN_NEIGHBORS, len(live) // 8) if neighbors is None else neighbors
     graph = sparsify((weights / weights.max())[np.ix_(live, live)].round(_DECIMALS), k)
-    communities, found_at = _communities(graph, number, seed, resolution)
+    communities = _louvain(graph, seed, resolution)
+    while communities.max() + 1 < number:
+        resolution *= _FINER
+        communities = _louvain(graph, seed, resolution)
     nested = _mergers(graph, communities)[:number]
     if most > number:
         nested += _splits(graph, nested[-1], most, seed)
@@ -110,7 +113,7 @@ def group_features(
         ),
         seed=seed,
         neighbors=k,
-        resolution=found_at,
+        resolution=resolution,
         communities=int(communities.max()) + 1,
         modularity=modularity,
         null_features=tuple(null.tolist()),
@@ -152,16 +155,6 @@ def _check(number: int, live: NDArray[np.int64], weights: NDArray[np.float64]) -
         f"{number} superfeatures are not possible with {len(live)} features that depend on others; choose 1 to "
         f"{len(live)}",
     )
-
-
-def _communities(
-    graph: NDArray[np.float64], number: int, seed: int, resolution: float
-) -> tuple[NDArray[np.int64], float]:
-    """Find at least `number` communities, i64 [n], and the resolution at which they were found."""
-    while True:
-        if (best := _louvain(graph, seed, resolution)).max() + 1 >= number:
-            return best, resolution
-        resolution *= _FINER
 
 
 def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArray[np.int64]:

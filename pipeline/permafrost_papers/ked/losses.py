@@ -136,7 +136,13 @@ class KEDLoss(DistillationLoss):
         number = method.superfeatures or student.most
         stored = [teacher for teacher in passes if isinstance(teacher, TeacherPass)]
         teachers = {teacher.name: pass_hierarchy(teacher) for teacher in stored}
-        in_input_mode = {teacher.name: _is_input_mode(teacher) for teacher in stored}
+        architectures = {
+            teacher.name: teacher.manifest.teacher["architecture"] for teacher in stored
+        }
+        in_input_mode = {
+            name: architecture["kind"] == "additive" and architecture["name"] != "trunk"
+            for name, architecture in architectures.items()
+        }
         if (live := live_teacher(config)) is not None:
             teachers[live.name] = hierarchy_of(network_partition(build_model(live, num_classes)))
             in_input_mode[live.name] = isinstance(live, AdditiveModelConfig) and live.is_input_mode
@@ -258,8 +264,3 @@ class ExplainingTeacherLoss(LabelsLoss):
                 config.lambda_kd,
                 lambda: kd_loss(student.logits, require_logits(teacher_logits), config.tau),
             )
-
-
-def _is_input_mode(teacher: TeacherPass) -> bool:
-    architecture = teacher.manifest.teacher["architecture"]
-    return bool(architecture["kind"] == "additive" and architecture["name"] != "trunk")

@@ -32,7 +32,6 @@ from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import view_images
 from permafrost.loading.transfer import iter_on_device
-from permafrost.models.classifier import Classifier
 from permafrost.models.compute import (
     deterministic_algorithms,
     device_name,
@@ -45,7 +44,7 @@ from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.reader import Store
-from permafrost_papers.ked.curvature import Probes, feature_scales, pixel_probes, table_probes
+from permafrost_papers.ked.curvature import feature_scales, pixel_probes, table_probes
 from permafrost_papers.ked.dependency import DependencySums, measure_dependency
 from permafrost_papers.ked.grouping import Grouping, count_dependent, group_features
 from permafrost_papers.ked.options import PARTITION_NAME, AdditiveModelConfig, KEDTeachingConfig
@@ -239,7 +238,17 @@ class PartitionSearch:
         total, start, stop = DependencySums.empty(probes.num_features), 0, len(first)
         while True:
             mine = order[start:stop][distributed.rank :: distributed.world_size]
-            part = self._measure_rows(model, mine, probes, device)
+            part = measure_dependency(
+                lambda inputs: model(inputs).logits,
+                self._inputs(mine, device),
+                probes,
+                seed=self.teaching.grouping_seed,
+                derivative=self.teaching.derivative,
+                step=self.teaching.step,
+                draws=self.teaching.draws,
+                centered=not self.store.manifest.multi_label,
+                modules=model,
+            )
             total = total + DependencySums(
                 squares=distributed.sum(part.squares), records=distributed.sum(part.records)
             )
@@ -261,26 +270,6 @@ class PartitionSearch:
                 total.split_half,
             )
         return total
-
-    def _measure_rows(
-        self,
-        model: Classifier,
-        rows: NDArray[np.int64],
-        probes: Probes,
-        device: torch.device,
-    ) -> DependencySums:
-        teaching = self.teaching
-        return measure_dependency(
-            lambda inputs: model(inputs).logits,
-            self._inputs(rows, device),
-            probes,
-            seed=teaching.grouping_seed,
-            derivative=teaching.derivative,
-            step=teaching.step,
-            draws=teaching.draws,
-            centered=not self.store.manifest.multi_label,
-            modules=model,
-        )
 
     def _inputs(
         self, rows: NDArray[np.int64], device: torch.device

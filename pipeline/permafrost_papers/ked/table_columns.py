@@ -185,12 +185,20 @@ def table_features(
     for name, numeric in numbers.items():
         for row in np.flatnonzero(~np.isfinite(numeric)).tolist():
             complaints.setdefault(row, table.error_message(row, name))
-        is_logged = config.log1p == ALL_COLUMNS or name in config.log1p
-        columns.append(_log1p(numeric) if is_logged else numeric)
+        if config.log1p == ALL_COLUMNS or name in config.log1p:
+            wide = numeric.astype(np.float64)
+            numeric = np.asarray(np.sign(wide) * np.log1p(np.abs(wide)), np.float32)
+        columns.append(numeric)
     for name in config.categorical:
-        categories = _categories(table, name, in_training)
-        names += [f"{name}={category}" for category in categories]
-        columns += categories.values()
+        texts = np.array(list(table.texts(name)), dtype=object)
+        known = sorted_names(text for text in texts[in_training] if text is not None)
+        require(
+            0 < len(known) <= MAX_CATEGORIES,
+            f"data.categorical names {name}, which has {len(known)} values in split {TRAIN} of {table.path} but "
+            f"must have 1 to {MAX_CATEGORIES}: leave the column out with data.exclude, or check the split",
+        )
+        names += [f"{name}={category}" for category in known]
+        columns += [(texts == category).astype(np.float32) for category in known]
     return Features(tuple(names), np.stack(columns, axis=1), complaints)
 
 
@@ -237,22 +245,3 @@ def _narrow(table: TableColumns, name: str, numbers: NDArray[np.float64]) -> NDA
             narrow[row],
         )
     return narrow
-
-
-def _log1p(column: NDArray[np.float32]) -> NDArray[np.float32]:
-    wide = column.astype(np.float64)
-    return np.asarray(np.sign(wide) * np.log1p(np.abs(wide)), np.float32)
-
-
-def _categories(
-    table: TableColumns, name: str, in_training: NDArray[np.bool_]
-) -> dict[str, NDArray[np.float32]]:
-    """Map each value of a categorical column to 0 or 1 per row, [N]."""
-    texts = np.array(list(table.texts(name)), dtype=object)
-    known = sorted_names(text for text in texts[in_training] if text is not None)
-    require(
-        0 < len(known) <= MAX_CATEGORIES,
-        f"data.categorical names {name}, which has {len(known)} values in split {TRAIN} of {table.path} but "
-        f"must have 1 to {MAX_CATEGORIES}: leave the column out with data.exclude, or check the split",
-    )
-    return {category: (texts == category).astype(np.float32) for category in known}

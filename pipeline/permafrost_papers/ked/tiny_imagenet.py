@@ -61,7 +61,11 @@ class TinyImageNetSource(FilesBelowRoot):
         """Yield every image; those of test/ have no label."""
         yield from self._train_records()
         yield from self._val_records()
-        yield from self._test_records()
+        if (self._root / "test" / "images").is_dir():
+            yield from (
+                _record("unlabeled_test", path, size, NO_LABEL, [])
+                for path, size in iter_images(self._root, "test/images")
+            )
 
     def _train_records(self) -> Iterator[Record]:
         for label, wnid in enumerate(self.classes):
@@ -100,13 +104,6 @@ class TinyImageNetSource(FilesBelowRoot):
                 wnid in label_of, f"{self._root / annotations} has no class of wnids.txt for {name}"
             )
             yield _record("val", path, size, label_of[wnid], corners)
-
-    def _test_records(self) -> Iterator[Record]:
-        if (self._root / "test" / "images").is_dir():
-            yield from (
-                _record("unlabeled_test", path, size, NO_LABEL, [])
-                for path, size in iter_images(self._root, "test/images")
-            )
 
     def _read_table(self, path: str, columns: int) -> Iterator[list[str]]:
         for number, line in enumerate(self._read_lines(path), start=1):

@@ -182,10 +182,22 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     probes = _probes(context)
     forms = _forms(options)
     networks = dict.fromkeys(["student", *compared_networks(options)])
-    distances_by_network = {name: _distances_of(name, context, probes, forms) for name in networks}
+    distances_by_network = {
+        name: teacher_distances(context, probes, forms)
+        if name == "teacher"
+        else network_distances(context, student_of(name, context, options), probes, forms)
+        for name in networks
+    }
     main = {name: by_form[forms[0]] for name, by_form in distances_by_network.items()}
     layers = _paired(main, options.layers)
-    table = _table(main, _label_distances(context, probes), options.permutations, options.seed)
+    embeddings = load_class_embeddings(options, len(context.store.manifest.classes))
+    labels = [
+        feature_distances(
+            label_features(multi_hot_labels(context.dataset, block.tolist()), embeddings)
+        )
+        for block in probes.blocks
+    ]
+    table = _table(main, labels, options.permutations, options.seed)
     numbers: dict[str, Any] = {
         "records": table.records,
         "blocks": table.blocks,
@@ -277,15 +289,6 @@ def _probes(context: EvaluationContext) -> ProbeSet:
     return probes
 
 
-def _distances_of(
-    name: str, context: EvaluationContext, probes: ProbeSet, forms: list[Form]
-) -> dict[Form, Distances]:
-    if name == "teacher":
-        return teacher_distances(context, probes, forms)
-    model = student_of(name, context, context.options.of(DistanceCorrelationOptions))
-    return network_distances(context, model, probes, forms)
-
-
 def _paired(
     networks: Mapping[str, Distances], explicit: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
@@ -293,8 +296,8 @@ def _paired(
     student_layers = list(networks["student"])
     layers = {layer: {"student": layer} for layer in student_layers}
     for name, distances in networks.items():
-        paired = dict(explicit) if name == "teacher" and explicit else None
-        paired = paired or pair_layers(student_layers, list(distances))
+        is_explicit = name == "teacher" and explicit
+        paired = explicit if is_explicit else pair_layers(student_layers, list(distances))
         layers = {
             layer: layer_of | {name: paired[layer]}
             for layer, layer_of in layers.items()
@@ -332,17 +335,6 @@ def _table(
             for block in range(len(next(iter(named.values()))))
         ]
     )
-
-
-def _label_distances(context: EvaluationContext, probes: ProbeSet) -> list[Tensor]:
-    options = context.options.of(DistanceCorrelationOptions)
-    embeddings = load_class_embeddings(options, len(context.store.manifest.classes))
-    return [
-        feature_distances(
-            label_features(multi_hot_labels(context.dataset, block.tolist()), embeddings)
-        )
-        for block in probes.blocks
-    ]
 
 
 EVALUATOR = Evaluator(
