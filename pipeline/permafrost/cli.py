@@ -234,9 +234,20 @@ def describe_plan(verb: str, arguments: Sequence[str]) -> dict[str, str]:
         with closing(resolve_name(VERBS[verb].plan)(*options)) as plan:
             described: dict[str, str] = plan.describe_work()
         if verb == "precompute" and config.executor == "array" and "estimate" in VERBS:
-            measured = [*arguments, "run=", "estimate.rounds=1", "estimate.seconds=30"]
-            described["tasks"] = run_typed_command("estimate", measured).lines["tasks"]
+            described["tasks"] = _tasks_that_pay(arguments, plan.missing_records)
         return described
+
+
+def _tasks_that_pay(arguments: Sequence[str], missing: int | None) -> str:
+    """Estimate how many tasks of a job array pay for this many records, or all if the number is None."""
+    if missing == 0:
+        return "none, as nothing is missing"
+    sample = ["run=", "estimate.rounds=1", "estimate.seconds=30"]
+    sample += [f"estimate.records={missing}"] * (missing is not None)
+    try:
+        return str(run_typed_command("estimate", [*arguments, *sample]).lines["tasks"])
+    except UserError as error:
+        return f"not estimated: {error}"
 
 
 def _configure(

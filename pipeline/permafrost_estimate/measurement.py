@@ -265,7 +265,11 @@ def _freezing(
     from permafrost_estimate.freezing import FreezingRow, freezing_rows, measure_views
 
     store, whole = sample.store, sample.whole
-    if not store.form.has_places or not config.augment.operations:
+    if (
+        not store.form.has_places
+        or not config.augment.operations
+        or config.teacher.frame == "center_crop"  # views are of the whole frame
+    ):
         return ()
     resolved = _for_sample(config, store)
     rows = freezing_rows(

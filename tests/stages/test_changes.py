@@ -179,7 +179,9 @@ def test_a_sweep_names_the_option_that_makes_its_students_new(here):
     words = ("run=sweep", "executor=serial", *STUDENT, "evaluate.splits=[test]")
     first = (*words, "seeds=[0]", "grid={method.tau: [1]}")
     assert planned("sweep", *first)["new"] == "1 of 1 students are new"
-    plan_sweep(configured("sweep", *first), ["store.path=store", *words]).students[0].record_reads()
+    (student,) = plan_sweep(configured("sweep", *first), ["store.path=store", *words]).students
+    student.record_reads()
+    (RunFolder(student.name).path / "distill/cost.json").touch()
     texts = {
         "seeds=[0] grid={method.tau: [1,4]}": "1 of 2 students are new: method.tau 1 -> 4 (nearest: student-seed0-",
         "seeds=[0,1] grid={method.tau: [1]}": "1 of 2 students are new: seed 0 -> 1 (nearest: student-seed0-",
@@ -310,7 +312,7 @@ def test_diff_refuses_what_is_no_pair(here):
         ("store", "store/resnet8"): "store is a store and store/resnet8 is a pass; name two",
         ("store", "nowhere"): "nowhere is not a store, a pass or a run; name",
         ("store/zzz", "store"): "store has no passes zzz; name one of: module-",
-        ("store",): " is not a store, a pass or a run; name",
+        ("store",): "diff compares two; type both",
         ("store", "larger", "third"): "cannot read 'third'",
     }
     for words, text in refused.items():

@@ -54,8 +54,8 @@ from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.lock import folder_lock
 from permafrost.storage.rooted_paths import name_of_path
-from permafrost.store.commit import needs_commit
-from permafrost.store.commit_pass import commit_pass
+from permafrost.store.commit import needs_commit, remove_shared_leftovers
+from permafrost.store.commit_pass import commit_pass, missing_pass_shards
 from permafrost.store.facts import FactSheet, announce, read_sheets, write_sheets
 from permafrost.store.fields import PassFields
 from permafrost.store.manifest import (
@@ -349,11 +349,19 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
     """
     is_array = executor.name == "array"
     with folder_lock(plan.folder, "annotate.name", is_shared=is_array):
+        if is_array and not needs_commit(plan.folder):  # since it was planned
+            plan = replace(plan, missing=missing_pass_shards(plan.folder, plan.shards))
         if not plan.is_unfinished:
             _announce_finished(plan)
+            with executor.alone(plan.folder, "ends"):
+                remove_shared_leftovers(plan.folder, executor)
             return 0, {}
-        with executor.alone(plan.folder, "fits components of the features"):
+        if not is_array:
+            remove_partial_files(plan.folder)
+        with executor.alone(plan.folder, "begins the pass"):
             _fit_projections(plan, executor)
+            if not is_array or needs_commit(plan.folder):
+                begin_pass(plan)
         # The driver builds the network once for the names and shapes of its fields, and leaves GPUs to the actors.
         annotator = TeacherAnnotator(
             plan.teacher,
@@ -363,8 +371,6 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
             plan.store.size,
             torch.device("cpu"),
         ).with_projections(read_projections(plan.folder))
-        if not is_array:
-            remove_partial_files(plan.folder)
         fields = _fields_of(plan, annotator)
         shared_files = fields.create()
         if (kind := unused_accelerator()) is not None:
@@ -387,7 +393,6 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
             decode_threads=_decode_threads(plan.config.cluster, executor),
             views=plan.views,
         )
-        begin_pass(plan)
         counts: dict[str, Correct] = {}
 
         def count(result: ShardResult[Correct]) -> None:
@@ -404,25 +409,25 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         with executor.alone(plan.folder, "writes the manifest of the pass"):
             if plan.config.run:
                 save_cost(RunFolder(plan.config.run).path / "precompute", seconds, annotated)
-            if is_array and not needs_commit(plan.folder):
-                return annotated * plan.num_views, {}
-            agreement = plan.agreement
-            if is_array and agreement is None:
-                agreement = _choose_precision(plan, plan.options, executor)[1]
-            commit_pass(
-                plan.folder,
-                plan.shards,
-                plan.description
-                | {"follows": None if plan.first is None else plan.first.fingerprint},
-                plan.fingerprint,
-                fields.fields,
-                shared_files,
-                _made_with(plan, annotator) | {"tensors_sha256": tensors},
-                plan.added,
-                agreement,
-                _measure_moved_features(plan, executor),
-            )
-    return annotated * plan.num_views, _accuracy(plan, counts)
+            is_first = not is_array or needs_commit(plan.folder)
+            if is_first:
+                agreement = plan.agreement
+                if is_array and agreement is None:
+                    agreement = _choose_precision(plan, plan.options, executor)[1]
+                commit_pass(
+                    plan.folder,
+                    plan.shards,
+                    plan.description | {"follows": plan.first and plan.first.fingerprint},
+                    plan.fingerprint,
+                    fields.fields,
+                    shared_files,
+                    _made_with(plan, annotator) | {"tensors_sha256": tensors},
+                    plan.added,
+                    agreement,
+                    _measure_moved_features(plan, executor),
+                )
+            remove_shared_leftovers(plan.folder, executor)
+    return annotated * plan.num_views, _accuracy(plan, counts) if is_first else {}
 
 
 def _decode_threads(cluster: WorkConfig, executor: Executor) -> int:

@@ -39,6 +39,7 @@ from permafrost.storage.lock import (
     CLAIM_SUFFIX,
     CLAIMS,
     FIRST_PAUSE,
+    TAKEN_OVER,
     claim_of,
     claimed,
     sleep_longer,
@@ -46,7 +47,7 @@ from permafrost.storage.lock import (
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit_markers import MARKER_SUFFIX
 
-logger = logging.getLogger("permafrost.precompute")
+logger = logging.getLogger("permafrost.array")
 
 FAILED_NAME = "failed.jsonl"
 """File of the units that failed, a line for each time, in the folder of the store, pass or sweep."""
@@ -67,9 +68,34 @@ def start_of_task(part: str) -> float:
     if part:
         number, count = map(int, part.split("/"))
         return (number - 1) / count
-    numbers = [os.environ.get(name, "") for name in _NUMBERS]
-    number = next((int(text) for text in numbers if text.isdigit()), os.getpid())
-    return number * _GOLDEN % 1
+    variables = (name for name in _NUMBERS if os.environ.get(name, "").isdigit())
+    return int(os.environ.get(next(variables, ""), os.getpid())) * _GOLDEN % 1
+
+
+def read_failures(path: RootedPath) -> bytes:
+    """Return the content of a file of failures, empty if there is none."""
+    try:
+        return file_at(path).read(MAX_EXCHANGED_BYTES)
+    except FileNotFoundError:
+        return b""
+
+
+def note_failure(path: RootedPath, unit: Mapping[str, str], cause: str) -> None:
+    """Add a line to a file of failures; if it cannot be written, that is logged.
+
+    Args:
+        path: File of failures.
+        unit: Name of the shard or student.
+        cause: Message of the error.
+    """
+    entry = {**unit, "host": socket.gethostname(), "cause": cause}
+    try:
+        before = read_failures(path)
+        file_at(path).exchange(before + json.dumps(entry).encode() + b"\n", before or None)
+    except ReplacedError:  # of a failure at the same time
+        note_failure(path, unit, cause)
+    except FileError as error:
+        logger.warning("%s", error)
 
 
 class ArrayExecutor(SerialExecutor):
@@ -139,8 +165,8 @@ class ArrayExecutor(SerialExecutor):
         if failures := units.failures_of_others():
             causes = "; ".join(f"{name}: {cause}" for name, cause in [*failures.items()][:3])
             raise ShardError(
-                f"{len(failures)} of {len(shards)} shards failed in other processes ({units.failed_path}); the same "
-                f"command tries them again: {causes}"
+                f"{len(failures)} shards failed in other processes ({units.failed_path}); the same command tries them "
+                f"again: {causes}"
             )
         units.remove_failures()
 
@@ -154,7 +180,7 @@ class ArrayExecutor(SerialExecutor):
         elsewhere: dict[str, Any] = {task.name: task for task in tasks}
         units = _SharedUnits(
             elsewhere,
-            next(iter(elsewhere.values())).folder.parent,
+            next(iter(elsewhere.values())).folder.parent.parent,
             self._start,
             lambda task: claim_of(task.folder),
             lambda task: task.is_done(),
@@ -208,7 +234,7 @@ class _SharedUnits:
         self._scanned_at = -math.inf
         self._failed: dict[str, str] = {}
         """Causes of failures since this process began, empty for its own."""
-        self._failed_before = len(self._read_failures())
+        self._failed_before = len(read_failures(self.failed_path))
         self._lost = self._list_markers()
         """Commit markers of shards that have lost files, which do not show that these are done."""
 
@@ -241,7 +267,7 @@ class _SharedUnits:
             if (busy := next(filter(self.waiting.__contains__, self._claimed), None)) is None:
                 return None
             if (holder := CLAIMS.holder(self._claim(self.waiting[busy]))) != said:
-                logger.info("waiting for %s, which works on %s", holder, busy)
+                logger.info("waiting for %s, which works on %s%s", holder, busy, TAKEN_OVER)
                 said = holder
             pause = sleep_longer(pause)
             self._scan()
@@ -253,7 +279,7 @@ class _SharedUnits:
         for name, unit in list(self.waiting.items()):
             if name in done or (self._markers is None and self._is_done(unit)):
                 del self.waiting[name]
-        for line in self._read_failures()[self._failed_before :].splitlines():
+        for line in read_failures(self.failed_path)[self._failed_before :].splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._failed.setdefault(entry[self._noun], f"{entry['cause']} (on {entry['host']})")
@@ -315,21 +341,7 @@ class _SharedUnits:
 
     def _fail(self, name: str, cause: str) -> None:
         self._failed[name] = ""
-        entry = {self._noun: name, "host": socket.gethostname(), "cause": cause}
-        try:
-            before = self._read_failures()
-            line = json.dumps(entry).encode() + b"\n"
-            file_at(self.failed_path).exchange(before + line, before or None)
-        except ReplacedError:  # of a failure at the same time
-            self._fail(name, cause)
-        except FileError as error:
-            logger.warning("%s", error)
-
-    def _read_failures(self) -> bytes:
-        try:
-            return file_at(self.failed_path).read(MAX_EXCHANGED_BYTES)
-        except FileNotFoundError:
-            return b""
+        note_failure(self.failed_path, {self._noun: name}, cause)
 
     def failures_of_others(self) -> dict[str, str]:
         """Return the units that have failed in other processes, each with the cause and the host."""

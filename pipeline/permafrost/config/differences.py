@@ -97,8 +97,8 @@ def describe_difference(name: str, old: Any, new: Any) -> str:
 
 def shown_value(value: Any) -> str:
     """Return a value as it is typed on a command line, a digest by its first digits, and of a long text the start."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown_value, value))}]"[:_MAX_SHOWN]
     text = value if isinstance(value, str) and value else json.dumps(value).removesuffix(".0")
+    if isinstance(value, list):
+        text = f"[{', '.join(map(shown_value, value))}]"
     text = re.sub("[0-9a-f]{64}", lambda digest: f"sha256 {digest[0][:SHORT]}", text)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

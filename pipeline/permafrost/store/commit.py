@@ -28,7 +28,10 @@ from permafrost.core.digests import SHORT, canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import are_numbers
+from permafrost.core.tasks import Executor
 from permafrost.storage.files import file_at, remove_partial_files
+from permafrost.storage.local_files import PARTIAL_SUFFIX
+from permafrost.storage.lock import CLAIM_SUFFIX
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.store.commit_markers import COMMITS_FOLDER, MARKER_SCHEMA, marker_path, read_marker
 from permafrost.store.deaths import DEATHS_SUFFIX
@@ -38,6 +41,7 @@ from permafrost.store.index_writer import StoreTablesWriter, remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     MAX_FRAME_PIXELS,
+    TEACHERS_FOLDER,
     CanonicalFrame,
     DatasetIdentity,
     Generation,
@@ -415,6 +419,12 @@ def remove_leftovers(folder: RootedPath) -> None:
     remove_partial_files(folder, DEATHS_SUFFIX)
 
 
+def remove_shared_leftovers(folder: RootedPath, executor: Executor) -> None:
+    """Remove what killed tasks of a job array have left in a finished store or pass; nothing for other executors."""
+    for suffix in (PARTIAL_SUFFIX, CLAIM_SUFFIX) if executor.name == "array" else ():
+        remove_partial_files(folder, suffix, ignored=(TEACHERS_FOLDER,))
+
+
 def committed_store(store: RootedPath) -> StoreManifest | None:
     """Return the manifest of a store that was committed before, or None for a new or unfinished one.
 
@@ -449,6 +459,12 @@ def _some_sizes(sizes: set[tuple[int, int]], rows: pa.Table) -> set[tuple[int, i
     return sizes | {(int(height), int(width)) for height, width in np.unique(pairs, axis=0)[:2]}
 
 
+_PLANNED = (
+    "other data",
+    "another plan (store.shard_size, store.seed)",
+    "another format (store.format, store.image_size)",
+)
+"""Causes of another commit marker, in the order of its entries."""
 _OTHER_DATA = (
     "leave out data= to use the store's own records, append what is new to it with store.append=true, or choose "
     "another store.path"
@@ -531,10 +547,14 @@ def _has_marker(
     described = [
         metadata.get(name) for name in ("dataset_fingerprint", "planned_keys_sha256", "packing")
     ]
+    wanted = [dataset.fingerprint, plan.keys_sha256, packing.describe()]
+    others = [
+        name for name, *pair in zip(_PLANNED, described, wanted, strict=True) if pair[0] != pair[1]
+    ]
     require(
-        described == [dataset.fingerprint, plan.keys_sha256, packing.describe()],
-        f"{path} belongs to an unfinished store with other data, another plan or another format; choose another "
-        "store.path or delete the folder",
+        not others,
+        f"{path} belongs to an unfinished store with {' and '.join(others)}; type these options again, choose another "
+        "store.path, or delete the folder if no other process works on it",
         StoreMismatchError,
     )
     entry = _marker_entry(path, metadata)

@@ -109,9 +109,15 @@ def listing_files(store: RootedPath, *, is_locked: bool = True) -> Iterator[List
         yield files
 
 
-def shared_listing(store: RootedPath) -> ListingFiles:
-    """Return paths for a listing that stays for other processes, until `remove_listings`."""
-    return ListingFiles(store, secrets.token_hex(8))
+@contextmanager
+def shared_listing(store: RootedPath) -> Iterator[ListingFiles]:
+    """Provide paths for a listing that stays for other processes, until `remove_listings`, unless the block fails."""
+    files = ListingFiles(store, secrets.token_hex(8))
+    try:
+        yield files
+    except BaseException:
+        _remove(store, f"{_NAME}.{files.token}*")
+        raise
 
 
 def remove_listings(store: RootedPath) -> None:

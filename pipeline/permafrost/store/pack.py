@@ -371,7 +371,10 @@ def remove_plan(path: RootedPath) -> None:
 
 
 def shared_plan(
-    path: RootedPath, config: PrecomputeConfig, origin_sha256: str, build: Callable[[], Source]
+    path: RootedPath,
+    config: PrecomputeConfig,
+    origin_sha256: str,
+    build: Callable[[DataConfig], Source],
 ) -> PackPlan | None:
     """Read the plan that another process has made of the same data; None if there is none.
 
@@ -379,7 +382,7 @@ def shared_plan(
         path: Folder of the store.
         config: Options of the command.
         origin_sha256: Digest of the data's origin.
-        build: Builds the source.
+        build: Builds the source of the options of data.
 
     Raises:
         StoreMismatchError: If a shard was packed with other options.
@@ -392,7 +395,7 @@ def shared_plan(
     listing, order = path / shared.listing, path / shared.order if shared.order else None
     if shared.origin_sha256 != origin_sha256 or not file_at(listing).is_file():
         return None
-    source = build()
+    source = build(config.data)
     packing = derive_packing(config, source)
     shards = [
         ShardPlan(position, name, split, start, stop, listing, order, reference or None)

@@ -35,8 +35,8 @@ class StudentTask:
     def folder(self) -> RootedPath:
         """Folder of the student, which a task of a job array claims."""
         path = self.name if is_address(self.name) else str(RunFolder(self.name).path)
-        students, _, name = path.rpartition("/")
-        return rooted(students) / name
+        run, students, name = path.rsplit("/", 2)
+        return rooted(run) / students / name
 
     def is_done(self) -> bool:
         """Return whether the student is evaluated, here or on another machine."""

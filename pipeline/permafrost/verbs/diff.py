@@ -77,7 +77,12 @@ class DiffResult:
         return {
             "compared": self.compared,
             "options": "\n  ".join(["", *options]) or "the same",
-            "records": "\n  ".join(["", *records]) or "the same",
+            "records": "\n  ".join(["", *records])
+            or (
+                "those of two stores, which permafrost diff compares"
+                if "store" in self.options
+                else "the same"
+            ),
             "results may be compared": f"no: {'; '.join(self.incomparable)}"
             if self.incomparable
             else "yes",
@@ -90,24 +95,27 @@ def compare_two(config: DiffConfig) -> DiffResult:
     Raises:
         ConfigError: If a name is of something else, or if their kinds differ.
     """
+    require(
+        bool(config.new), "diff compares two; type both, as in permafrost diff stores/a stores/b"
+    )
     (kind, old, read), (other, new, other_read) = map(_described, (config.old, config.new))
     require(
         kind == other,
         f"diff compares two of a kind, but {config.old} is a {kind} and {config.new} is a {other}; name two stores, "
         "two passes, or two runs of one verb",
     )
-    found = (
+    pairs = (
         pass_differences(old, new, (read, other_read))
         if kind == "pass"
         else differences(old, new, INPUT_OPTIONS)
     )
     changed = {
         name: pair
-        for name, pair in found.items()
+        for name, pair in pairs.items()
         if NOT_SET not in pair or not name.startswith("evaluation.")  # of one run only
     }
     data = _compare_records(read, other_read) if kind == "store" else {}
-    tested = [
+    reasons = [
         f"{split} has records {kind_of_records}"
         for kind_of_records, each in data.items()
         for split in each["splits"]
@@ -117,7 +125,7 @@ def compare_two(config: DiffConfig) -> DiffResult:
         compared=f"two {'passes' if kind == 'pass' else f'{kind}s'}",
         options=changed,
         data=data,
-        incomparable=tested
+        incomparable=reasons
         + [
             describe_difference(name, *pair)
             for name, pair in changed.items()
@@ -137,13 +145,14 @@ def _described(name: str) -> tuple[str, dict[str, Any], Any]:
     parent, _, last = name.rstrip("/").rpartition("/")
     folder = parent.removesuffix(TEACHERS_FOLDER).rstrip("/")
     if parent and (store := _store_at(folder)) is not None:
-        known = file_at(store.folder / TEACHERS_FOLDER).paths()
-        found = [each for each in known if last in (each.name, *each.name.rsplit("-", 1))]
+        folders = file_at(store.folder / TEACHERS_FOLDER).paths()
+        matches = [each for each in folders if last in (each.name, *each.name.rsplit("-", 1))]
         require(
-            len(found) == 1,
-            f"{folder} has {len(found) or 'no'} passes {last}; name one of: {', '.join(each.name for each in known)}",
+            len(matches) == 1,
+            f"{folder} has {len(matches) or 'no'} passes {last}; name one of: "
+            + ", ".join(each.name for each in folders),
         )
-        made = store.pass_manifest(found[0])
+        made = store.pass_manifest(matches[0])
         return "pass", description_of(made), made.made_with.get("weights", "")
     if (store := _store_at(name)) is not None:
         return "store", _describe_store(store), store
@@ -156,7 +165,8 @@ def _described(name: str) -> tuple[str, dict[str, Any], Any]:
                 described["evaluation"] = options | {"frame": evaluation["evaluate"]["frame"]}
             return f"{verb} run", described, None
     raise ConfigError(
-        f"{name} is not a store, a pass or a run; name a store's folder, <store>/<pass>, or a run as in run="
+        f"{name} is not a store, a pass or a run; name a store's folder, <store>/<pass>, or a run as in run=, of a "
+        "sweep <run>/students/<student>"
     )
 
 

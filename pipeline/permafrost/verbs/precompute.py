@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.cluster.array_executor import FAILED_NAME
+from permafrost.cluster.array_executor import FAILED_NAME, note_failure, read_failures
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig, is_published
@@ -31,23 +30,27 @@ from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import Plan
 from permafrost.core.errors import require, shorten
 from permafrost.core.progress import say_if_slow
-from permafrost.core.tasks import Executor, SerialExecutor
+from permafrost.core.tasks import Executor, SerialExecutor, ShardError
 from permafrost.models.network import Network
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import Preview, preview_source
 from permafrost.sources.findings import add_findings, check_findings, complete_facts
 from permafrost.sources.source import ListedData, build_source, digest_origin, list_data
-from permafrost.storage.files import file_at, remove_partial_files
-from permafrost.storage.local_files import PARTIAL_SUFFIX
-from permafrost.storage.lock import CLAIM_SUFFIX, LOCK_NAME, folder_lock
+from permafrost.storage.files import file_at
+from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.byte_comparison import compare_bytes
-from permafrost.store.commit import find_finished, needs_commit, write_origin
+from permafrost.store.commit import (
+    find_finished,
+    needs_commit,
+    remove_shared_leftovers,
+    write_origin,
+)
 from permafrost.store.commit_markers import COMMITS_FOLDER
 from permafrost.store.facts import FactSheet, announce, read_data_facts
 from permafrost.store.generations import appended_store, packed_store, plan_append
 from permafrost.store.listing import ListingFiles, listing_files, shared_listing
-from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER
+from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import (
     PackPlan,
     commit_packed,
@@ -199,6 +202,8 @@ class PrecomputePlan(Plan):
         self.options = options
         self.path = path
         self._started = time.monotonic()
+        self.missing_records: int | None = None
+        """Records of the shards of passes that are missing, None before these are known."""
         data = options.data
         self._digest = (
             None if isinstance(data, NoDataConfig) else digest_origin(data, options.store)
@@ -273,11 +278,8 @@ class PrecomputePlan(Plan):
 
             annotation = annotate_passes(resolve_precompute(options, store), store, executor)
         if options.executor == "array":
-            passes = () if annotation is None else annotation.passes
-            for folder in (self.path, *(self.path / TEACHERS_FOLDER / name for name in passes)):
-                with executor.alone(folder, "removes what killed tasks have left"):
-                    for suffix in (PARTIAL_SUFFIX, CLAIM_SUFFIX):
-                        remove_partial_files(folder, suffix, ignored=(TEACHERS_FOLDER,))
+            with executor.alone(self.path, "ends"):
+                remove_shared_leftovers(self.path, executor)
         if packed:
             _suggest_frames(store)
         return self._result(store, packed, annotation, time.monotonic() - self._started)
@@ -341,23 +343,28 @@ class PrecomputePlan(Plan):
         What a finished store lacks, and what is appended to it, is packed by one of them.
         """
         options, path = self.options, self.path
-        executor = self._choice.for_records(0)
+        executor, failed = self._choice.for_records(0), path / FAILED_NAME
+        before = read_failures(failed)
         with executor.alone(path, "lists the data"):
             if find_finished(path, digest) is not None:
                 return 0
-            build, failures = partial(build_source, options.data), file_at(path / FAILED_NAME)
-            plan = None if failures.is_file() else shared_plan(path, options, digest, build)
-            failures.remove()  # the data may have been repaired
+            failures = read_failures(failed)
+            require(
+                failures in (before, b""),
+                f"another task has failed: {failures.decode().strip()}",
+                ShardError,
+            )
+            file_at(failed).remove()
+            # After a failure, the data may have been repaired.
+            plan = None if failures else shared_plan(path, options, digest, build_source)
             if plan is None:
-                with ExitStack() as stack:
-                    stack.callback(remove_plan, path)
-                    restore_tables(path)
-                    plan, listed = self._plan_packing(shared_listing(path))
-                    if file_at(path / MANIFEST_NAME).exists():
-                        return self._pack(plan, listed, SerialExecutor())
-                    self._preview(plan, listed, executor)
-                    share_plan(plan, digest)
-                    stack.pop_all()
+                try:
+                    plan, packed = self._list_in_array(executor, digest)
+                except Exception as error:
+                    note_failure(failed, {}, str(error))
+                    raise
+                if plan is None:
+                    return packed
             else:
                 self._announce(plan.describe(), executor)
         packed = pack_shards(plan, executor)
@@ -368,6 +375,20 @@ class PrecomputePlan(Plan):
                 self._finish(plan)
                 remove_plan(path)
         return packed
+
+    def _list_in_array(self, executor: Executor, digest: str) -> tuple[PackPlan | None, int]:
+        """List the data for all tasks and return the plan, or pack what a finished store lacks, and return how much."""
+        path = self.path
+        with shared_listing(path) as files:
+            restore_tables(path)
+            plan, listed = self._plan_packing(files)
+            if not file_at(path / MANIFEST_NAME).exists():
+                self._preview(plan, listed, executor)
+                share_plan(plan, digest)
+                return plan, 0
+            packed = self._pack(plan, listed, SerialExecutor())
+            remove_plan(path)
+            return None, packed
 
     def describe_work(self) -> dict[str, str]:
         options = self.options
@@ -388,6 +409,9 @@ class PrecomputePlan(Plan):
 
         store = Store(self.path)
         passes = plan_passes(resolve_precompute(options, store), store)
+        self.missing_records = sum(
+            shard.records for plans in passes for plan in plans for shard in plan.missing
+        )
         return described | {
             f"pass {plans[0].folder.name}": describe_missing(plans) for plans in passes
         }

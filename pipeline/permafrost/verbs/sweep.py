@@ -30,7 +30,7 @@ from typing import Any
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
-from permafrost.runs.folder import STUDENTS, SWEEP_NAME, RunFolder
+from permafrost.runs.folder import COST_NAME, STUDENTS, SWEEP_NAME, RunFolder
 from permafrost.storage.rooted_paths import rooted
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import baselines_first, plan_students
@@ -122,9 +122,16 @@ class SweepPlan(Plan):
 
     def describe_new(self) -> str:
         """Say how many students are new, and what differs from the nearest student for each new variant and point."""
-        old = sorted(RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill"))
-        new = [each for each in self.students if RunFolder(each.name).path / "distill" not in old]
-        changes = [plan.describe_new(old) for plan in _plans_of_points(new if old else [])]
+        old = [*RunFolder(self.config.run).path.glob(f"{STUDENTS}/*/distill/{COST_NAME}")]
+        new = [
+            each
+            for each in self.students
+            if RunFolder(each.name).path / "distill" / COST_NAME not in old
+        ]
+        changes = [
+            plan.describe_new([path.parent for path in old])
+            for plan in _plans_of_points(new if old else [])
+        ]
         counted = f"{len(new)} of {len(self.students)} students are new"
         return ": ".join([counted, *filter(None, ["; ".join(dict.fromkeys(changes))])])
 

@@ -75,7 +75,7 @@ def verify_bytes(config: VerifyConfig) -> VerifyResult:
     for folder in unfinished:
         logger.warning(
             "%s is an unfinished pass, which readers ignore: finish it with permafrost precompute store.path=%s and "
-            "the options of its teacher, or delete its folder",
+            "the options of its teacher, or delete its folder if no process works on it",
             folder,
             config.store.path,
         )
