@@ -361,7 +361,9 @@ class PrecomputePlan(Plan):
                 try:
                     plan, packed = self._list_in_array(executor, digest)
                 except Exception as error:
-                    note_failure(failed, {}, str(error))
+                    # No task waits for what a finished store lacks.
+                    if not file_at(path / MANIFEST_NAME).exists():
+                        note_failure(failed, {}, str(error))
                     raise
                 if plan is None:
                     return packed
@@ -378,16 +380,15 @@ class PrecomputePlan(Plan):
 
     def _list_in_array(self, executor: Executor, digest: str) -> tuple[PackPlan | None, int]:
         """List the data for all tasks and return the plan, or pack what a finished store lacks, and return how much."""
-        path = self.path
-        with shared_listing(path) as files:
-            restore_tables(path)
+        with shared_listing(self.path) as files:
+            restore_tables(self.path)
             plan, listed = self._plan_packing(files)
-            if not file_at(path / MANIFEST_NAME).exists():
+            if not file_at(self.path / MANIFEST_NAME).exists():
                 self._preview(plan, listed, executor)
                 share_plan(plan, digest)
                 return plan, 0
             packed = self._pack(plan, listed, SerialExecutor())
-            remove_plan(path)
+            remove_plan(self.path)
             return None, packed
 
     def describe_work(self) -> dict[str, str]:
