@@ -245,7 +245,7 @@ def test_the_unfinished_shards_of_another_format_are_never_mixed(mixed, tmp_path
     (tmp_path / "store/manifest.json").unlink()
 
     for options in ({"format": "jpeg95", "image_size": 32}, {"format": "raw", "image_size": 64}):
-        with pytest.raises(StoreMismatchError, match=r"choose another store\.path or delete"):
+        with pytest.raises(StoreMismatchError, match=r"choose another store\.path, or delete"):
             pack_small(mixed, tmp_path / "store", **options)
 
     assert pack_small(mixed, tmp_path / "store", format="raw", image_size=32).packed_records == 0
@@ -339,7 +339,7 @@ def test_an_image_mended_at_another_length_is_other_data_and_the_way_out_is_name
     (tmp_path / "equal" / unquote(record.key)).write_bytes(sound + b"\0")
 
     with pytest.raises(
-        StoreMismatchError, match=r"choose another store\.path or delete the folder"
+        StoreMismatchError, match=r"choose another store\.path, or delete the folder"
     ):
         pack_small(equal_images, tmp_path / "store")
 

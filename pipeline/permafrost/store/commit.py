@@ -553,7 +553,7 @@ def _has_marker(
     ]
     require(
         not others,
-        f"{path} belongs to an unfinished store with {' and '.join(others)}; type these options again, choose another "
+        f"{path} belongs to an unfinished store with {' and '.join(others)}; restore these, choose another "
         "store.path, or delete the folder if no other process works on it",
         StoreMismatchError,
     )
