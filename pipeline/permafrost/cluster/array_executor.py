@@ -269,7 +269,7 @@ class _SharedUnits:
             if (holder := CLAIMS.holder(self._claim(self.waiting[busy]))) != said:
                 logger.info("waiting for %s, which works on %s%s", holder, busy, TAKEN_OVER)
                 said = holder
-            pause = sleep_longer(pause)
+            pause = sleep_longer(pause, self.failed_path)
             self._scan()
 
     def _scan(self) -> None:

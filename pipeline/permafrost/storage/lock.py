@@ -149,7 +149,7 @@ EXPIRY_SECONDS = 60.0
 """Time without a change after which the claim of another process may be taken over."""
 TAKEN_OVER = f" (at most {EXPIRY_SECONDS:.0f} s, if it is dead)"
 _CLAIM_BYTES = 4096
-FIRST_PAUSE, _MAX_PAUSE = 0.05, 1.0
+FIRST_PAUSE, _MAX_PAUSE, _MAX_PAUSE_OF_BUCKET = 0.05, 0.2, 1.0
 """Seconds between two looks at a claim: the first ones, and the longest, to which they are doubled."""
 
 
@@ -158,11 +158,11 @@ def claim_of(folder: RootedPath) -> RootedPath:
     return folder / (LOCK_NAME if folder.is_remote else f"{LOCK_NAME}{CLAIM_SUFFIX}")
 
 
-def sleep_longer(pause: float) -> float:
+def sleep_longer(pause: float, path: RootedPath) -> float:
     """Sleep before the next look at a claim, and return the seconds of the pause that follows."""
     check_interrupted()
     time.sleep(pause)
-    return min(2 * pause, _MAX_PAUSE)
+    return min(2 * pause, _MAX_PAUSE_OF_BUCKET if path.is_remote else _MAX_PAUSE)
 
 
 class Claims:
@@ -229,7 +229,7 @@ class Claims:
             first = first or self._seen[path][0]
             if first != self._seen[path][0]:
                 return False
-            pause = sleep_longer(pause)
+            pause = sleep_longer(pause, path)
         return True
 
     def wait(self, path: RootedPath, work: str) -> None:
@@ -239,7 +239,7 @@ class Claims:
             if (holder := self.holder(path)) != said:
                 logger.info("waiting for %s%s", holder, TAKEN_OVER)
                 said = holder
-            pause = sleep_longer(pause)
+            pause = sleep_longer(pause, path)
 
     def holder(self, path: RootedPath) -> str:
         """Return the process that had a claim when this one tried to take it."""
