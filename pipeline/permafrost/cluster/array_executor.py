@@ -38,8 +38,8 @@ from permafrost.storage.local_files import MAX_EXCHANGED_BYTES
 from permafrost.storage.lock import (
     CLAIM_SUFFIX,
     CLAIMS,
+    EXPIRY_NOTE,
     FIRST_PAUSE,
-    TAKEN_OVER,
     claim_of,
     claimed,
     sleep_longer,
@@ -267,7 +267,7 @@ class _SharedUnits:
             if (busy := next(filter(self.waiting.__contains__, self._claimed), None)) is None:
                 return None
             if (holder := CLAIMS.holder(self._claim(self.waiting[busy]))) != said:
-                logger.info("waiting for %s, which works on %s%s", holder, busy, TAKEN_OVER)
+                logger.info("waiting for %s, which works on %s%s", holder, busy, EXPIRY_NOTE)
                 said = holder
             pause = sleep_longer(pause, self.failed_path)
             self._scan()

@@ -147,7 +147,7 @@ CLAIM_SUFFIX = ".claim"
 RENEWAL_SECONDS = 15.0
 EXPIRY_SECONDS = 60.0
 """Time without a change after which the claim of another process may be taken over."""
-TAKEN_OVER = f" (at most {EXPIRY_SECONDS:.0f} s, if it is dead)"
+EXPIRY_NOTE = f" (at most {EXPIRY_SECONDS:.0f} s, if it is dead)"
 _CLAIM_BYTES = 4096
 FIRST_PAUSE, _MAX_PAUSE, _MAX_PAUSE_OF_BUCKET = 0.05, 0.2, 1.0
 """Seconds between two looks at a claim: the first ones, and the longest, to which they are doubled."""
@@ -237,7 +237,7 @@ class Claims:
         said, pause = "", FIRST_PAUSE
         while not self.take(path, work):
             if (holder := self.holder(path)) != said:
-                logger.info("waiting for %s%s", holder, TAKEN_OVER)
+                logger.info("waiting for %s%s", holder, EXPIRY_NOTE)
                 said = holder
             pause = sleep_longer(pause, path)
 
