@@ -196,12 +196,13 @@ def _begin_passes(
     if config.views.kind != "canonical":
         plans.append(request.plan(options, requested_views(config, first)))
     warn_of_kept_names([plan.folder.name for plan in plans], "annotate.name", config.annotate.name)
-    is_unfinished = any(plan.is_unfinished for plan in plans)
-    if begun is not None and executor.name != "array" and is_unfinished:
+    # The task of a job array that commits measures it.
+    if begun and executor.name != "array" and any(plan.is_unfinished for plan in plans):
         _, agreement = _choose_precision(request, begun, executor)
     for plan in plans:
-        if executor.name == "array" and plan.is_unfinished:
-            file_at(plan.folder / BEGUN_NAME).write(b"")
+        mark = file_at(plan.folder / BEGUN_NAME)
+        if executor.name == "array" and plan.is_unfinished and not mark.is_file():
+            mark.write(b"")
     return [replace(plan, agreement=agreement) for plan in plans], teacher
 
 

@@ -549,7 +549,7 @@ def _has_marker(
     ]
     wanted = [dataset.fingerprint, plan.keys_sha256, packing.describe()]
     others = [
-        name for name, *pair in zip(_PLANNED, described, wanted, strict=True) if pair[0] != pair[1]
+        name for name, old, new in zip(_PLANNED, described, wanted, strict=True) if old != new
     ]
     require(
         not others,
