@@ -69,10 +69,10 @@ def test_the_claim_of_a_dead_task_is_taken_over(expected, tmp_path, monkeypatch)
     assert files_of(tmp_path / "store") == files_of(expected)
 
 
-def test_a_shard_that_fails_in_one_task_is_named_by_all_and_tried_by_the_next_start(
+def test_a_task_that_fails_leaves_a_line_and_the_next_start_tries_its_shard_again(
     expected, tmp_path
 ):
-    """The first task may write no file as large as a shard, as on a full disk."""
+    """The task may write no file as large as a shard, as on a full disk."""
     array = start(tmp_path, 1, limit=50_000)
     assert array.wait() == [1]
     (line,) = (tmp_path / "store" / FAILED_NAME).read_text().splitlines()
@@ -96,8 +96,8 @@ def test_two_teachers_fill_one_store_at_once(expected, tmp_path):
     assert files_of(tmp_path / "store").items() >= files_of(expected).items()
 
 
-def test_another_writer_waits_until_the_tasks_have_ended(tmp_path):
-    with folder_lock(rooted(str(tmp_path)), is_shared=True) as _:
+def test_a_writer_that_wants_the_folder_for_itself_is_refused_beside_tasks(tmp_path):
+    with folder_lock(rooted(str(tmp_path)), is_shared=True):
         with folder_lock(rooted(str(tmp_path)), is_shared=True):
             pass
         with pytest.raises(LockedError), folder_lock(rooted(str(tmp_path))):
