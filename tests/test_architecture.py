@@ -108,7 +108,7 @@ ORDER = (
     {"verbs"},
     {"functions", "library"},
     {"permafrost_sources"},
-    {"permafrost_evaluators"},
+    {"permafrost_evaluators", "permafrost_explainers"},
     {
         "permafrost_estimate",
         "permafrost_export",

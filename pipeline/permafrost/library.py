@@ -297,11 +297,12 @@ def explain(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     batch_size: int = 64,
+    explainer: str | None = None,
 ) -> Explanation:
     """Explain the logits of a network by GradCAM, or by the weights of a B-cos network.
 
-    Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. The network is run in eval mode,
-    and each of its modules returns to the mode that it had.
+    Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. `explainer` names others. The
+    network is run in eval mode, and each of its modules returns to the mode that it had.
 
     Args:
         network: A network of permafrost, or any module from images to logits [B, K], then with its `layer`.
@@ -313,6 +314,8 @@ def explain(
             normalizes by itself.
         std: Standard deviation by channel; None divides by nothing.
         batch_size: Number of images of a tensor that are computed at once.
+        explainer: Explainer with its options, as in "integrated_gradients steps=8"; None is that of the network. Those
+            at the pixels read the images as the network receives them, after mean and std.
 
     Raises:
         ConfigError: If the layer has to be named, if there are no images, or if images or classes have another form.
@@ -331,6 +334,7 @@ def explain(
     from permafrost.models.explanations import explainer_named, forward_to_explain
 
     model = _explained_network(network, layer)
+    explain_by = explainer_named(explainer or model.explainer_of_training or model.explainer)
     batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     weights = next(
@@ -364,7 +368,7 @@ def explain(
             else:
                 _check_target_class(target_class, output.logits.shape[1], at_least=start)
                 classes = target_class[rows].to(weights.device)
-            maps = explainer_named(model.explainer)(model, output, classes)
+            maps = explain_by(model, output, classes)
             parts.append((output.logits.detach().float().cpu(), classes.cpu(), maps.detach().cpu()))
     require(bool(parts), "explain: there are no images")
     require(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.explainers import explainer_of_line
 from permafrost.core.batches import Batch
 from permafrost.core.records import NO_GROUP
 from permafrost.evaluation.saved_records import explained_pictures
@@ -196,7 +196,7 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
                 PictureRow(f"moved by {shift}", list(frames[1])),
             ]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
-        draw = contributions if EXPLAINERS[variant.model.explainer].contribution else None
+        draw = contributions if explainer_of_line(variant.model.explainer).contribution else None
         titles = (variant.name, f"{variant.name}, moved")
         rows += [
             PictureRow(title, draw(maps) if draw else overlays(images, maps))

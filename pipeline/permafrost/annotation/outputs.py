@@ -191,10 +191,11 @@ class MapsOutput:
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.dtype = config.map_dtype
         self.explainer = explainer
+        self.explain = explainer_named(explainer.line)
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         example = torch.zeros(1, self.explainer.max_classes or 1, dtype=torch.int64)
-        maps = explainer_named(self.explainer.kind)(model, output, example.to(output.logits.device))
+        maps = self.explain(model, output, example.to(output.logits.device))
         shape = tuple(maps.shape[1:])
         return [
             FieldSpec(
@@ -213,7 +214,7 @@ class MapsOutput:
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         labels = copy_to(records.labels, output.logits.device)
         classes = target_classes(self.explainer, output.logits, labels, records.keys)
-        maps = explainer_named(self.explainer.kind)(model, output, classes).detach()
+        maps = self.explain(model, output, classes).detach()
         stored, scale = encode_unit(maps, self.dtype, axes=(2, 3, 4))
         return EncodedFields(
             {"map": stored, "map_scale": scale, "target_class": classes.int()},

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from permafrost.annotation.stored_views import StoredViews
 from permafrost.config.differences import differences
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
+from permafrost.config.options import identifying_values
 from permafrost.config.store import OUTPUTS, PassOptions
 from permafrost.core.digests import sha256_json
 from permafrost.models.providers import build_model
@@ -54,7 +54,7 @@ _CANONICAL: tuple[dict[str, Any], None] = (
 
 def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
     """Describe the options that determine a pass's maps. Options that are not read are left out."""
-    options = asdict(config)
+    options = identifying_values(config)
     if config.max_classes is None:
         del options["max_classes"]
     if config.target_classes != "sample_gt":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
 
-from permafrost.config.options import Options
+from permafrost.config.options import Options, Role
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
+from permafrost.core.yaml_text import read_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,10 @@ class ExplainerConfig(Options):
     """Base class of the options of all explainers."""
 
     section: ClassVar[str] = "explainer"
+    reads: ClassVar[Literal["output", "images"]] = "output"
+    """Second argument of its function (network, ..., classes i64 [B, E]) -> maps [B, E, A, h, w]: the output of a
+    forward pass, whose features it explains, or the images f32 [B, 3, H, W] in [0, 1], with which it runs passes of its
+    own. The options that a class adds are further arguments by name."""
     attribution: ClassVar[str] = ""
     """`module:name` of maps that are contributions for or against a class; empty if those of `implementation` are."""
     contribution: ClassVar[str] = ""
@@ -52,6 +59,19 @@ class ExplainerConfig(Options):
             "explainer.target_classes=topk needs their number; set explainer.max_classes, as in max_classes=3",
         )
 
+    @property
+    def line(self) -> str:
+        """How maps are made, as `explainer_line` writes it."""
+        return explainer_line(asdict(self))
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Values of the options that its class adds, by name."""
+        return {name: value for name, value in asdict(self).items() if name not in _OF_ALL}
+
+
+_OF_ALL = {option.name for option in fields(ExplainerConfig)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradCamConfig(ExplainerConfig):
@@ -60,7 +80,71 @@ class GradCamConfig(ExplainerConfig):
     implementation: ClassVar[str] = "permafrost.models.explanations:gradcam"
 
     kind: Literal["gradcam"] = "gradcam"
+    sign: Annotated[Literal["rectified", "signed"], Role.IF_SET] = "rectified"
+    """rectified: evidence against the class is 0 (the paper). signed: it is negative, and the cells sum to the logit
+    minus its bias if the classifier is linear on the average of the features (CAM)."""
 
 
-EXPLAINERS: Family[type[ExplainerConfig]] = Family({"gradcam": GradCamConfig})
+@dataclass(frozen=True, kw_only=True)
+class OtherConfig(ExplainerConfig):
+    """Maps that only the teacher can make, such as people's, SHAP, attention rollout or a segmentation.
+
+    The pass's name says what they are. A student is explained by what method.explainer names.
+    """
+
+    implementation: ClassVar[str] = "permafrost.models.explanations:other"
+
+    kind: Literal["other"] = "other"
+
+
+EXPLAINERS: Family[type[ExplainerConfig]] = Family({"gradcam": GradCamConfig, "other": OtherConfig})
 """Explainers (`explainer=`) by name."""
+
+
+# ---- one line --------------------------------------------------------------------------------------
+
+
+def explainer_line(description: Mapping[str, Any]) -> str:
+    """Write how maps were made in one line, of which classes apart: `integrated_gradients steps=8`.
+
+    Args:
+        description: The entry `explainer` of a pass, or the values of options, with `kind`.
+
+    Returns:
+        The kind, and the options that its class adds, without those at their defaults.
+    """
+    kind = str(description["kind"])
+    defaults = EXPLAINERS.get(kind, ExplainerConfig)().own_options
+    changed = {
+        name: value
+        for name, value in description.items()
+        if name not in _OF_ALL and value != defaults.get(name)
+    }
+    words = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for name, value in changed.items()
+    ]
+    return " ".join([kind, *words])
+
+
+def explainer_of_line(line: str) -> ExplainerConfig:
+    """Return the options of what `explainer_line` has written, or a user (method.explainer).
+
+    Raises:
+        ConfigError: If the explainer or an option is unknown.
+    """
+    kind, *words = line.split()
+    require(
+        kind in EXPLAINERS,
+        f"explainer={kind} is not among {', '.join(EXPLAINERS)}; name its plug-in with plugins=",
+    )
+    values = {
+        name: read_values(value) for name, _, value in (word.partition("=") for word in words)
+    }
+    names = EXPLAINERS[kind]().own_options
+    unknown = ", ".join(values.keys() - names.keys())
+    require(
+        not unknown,
+        f"explainer={line}: {unknown} is not an option of {kind}, which has {', '.join(names) or 'none'}",
+    )
+    return EXPLAINERS[kind](**values)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt
 
 from permafrost.config.augment import AugmentOptions, ViewsConfig
+from permafrost.config.explainers import explainer_of_line
 from permafrost.config.models import ModelConfig
 from permafrost.config.options import Options, Role
 from permafrost.config.plugins import Family
@@ -215,9 +216,20 @@ class E2KDConfig(KDConfig):
     map_control: MapControl = "none"
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
     (unaugmented; with mode=replay, that of the record's first stored view)."""
+    map_distance: Annotated[Literal["cosine", "absolute"], Role.IF_SET] = "cosine"
+    """Distance of two maps s and t. cosine: 1 - cosine, whatever their size (the paper). absolute: |s - t|^2 / (2
+    |t|^2), which is the same for maps of equal norm, and compares the size, too; for signed maps."""
+    explainer: Annotated[str | None, Role.IF_SET] = None
+    """Explainer of the student, with its options, as in "integrated_gradients steps=8"; null takes that of the
+    teacher's maps. Maps that only the teacher can make (explainer=other) need one."""
 
     def _check_together(self) -> None:
-        for option, weight in (("max_classes", "lambda_map"), ("resolution", "lambda_cat")):
+        if self.explainer is not None:
+            explainer_of_line(self.explainer)
+        for option, weight in (
+            *(("max_classes", "lambda_map"), ("explainer", "lambda_map")),
+            *(("map_distance", "lambda_map"), ("resolution", "lambda_cat")),
+        ):
             value, default = getattr(self, option), getattr(type(self), option)
             require(
                 value == default or getattr(self, weight) > 0,

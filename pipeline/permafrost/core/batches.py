@@ -48,6 +48,8 @@ class StoredTargets:
     maps: Tensor | None = None
     """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
     max-abs 1 (or all zero). `geometry.decode_maps` decodes them on their device."""
+    map_scale: Tensor | None = None
+    """Largest absolute value of each map in the explainer's units, f32 [B, E]; None if it was not read."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Requested fields of other outputs as stored, which `geometry.decode_intermediates` decodes. Spatial fields on
     the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r], features_<stage> [B, C, h, w]. Fields

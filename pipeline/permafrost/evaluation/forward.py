@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.explainers import explainer_of_line
 from permafrost.core.batches import Batch, Logits, MapTargets, StoredTargets, Targets, TopLogits
 from permafrost.core.errors import ConfigError
 from permafrost.core.interrupts import check_interrupted
@@ -226,10 +227,15 @@ class EvaluatedModel:
     thresholds: Thresholds = AT_HALF
     """Logits from which a class is predicted where records have many labels, on the CPU."""
     explainer: str = ""
-    """Explainer of its maps; an empty one becomes the network's own."""
+    """Explainer of its maps; an empty one becomes that of its training, or else the network's own."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "explainer", self.explainer or self.network.explainer)
+        own = self.network.explainer_of_training or self.network.explainer
+        object.__setattr__(self, "explainer", self.explainer or own)
+
+    def is_compared_with(self, teacher: TeacherPass) -> bool:
+        """Return whether its maps are compared with those of a pass, by the same explainer or as its training did."""
+        return self.explainer in (teacher.explainer, self.network.explainer_of_training)
 
     @property
     def device(self) -> torch.device:
@@ -252,7 +258,7 @@ def explained_as(model: EvaluatedModel, passes: Sequence[TeacherPass]) -> Evalua
         passes: Passes that it is compared with, of which the first one counts.
     """
     kind = passes[0].explainer if passes else None
-    if kind is None or kind == model.explainer:
+    if kind is None or model.is_compared_with(passes[0]):
         return model
     trial = replace(model, network=trial_copy(model.network), explainer=kind)
     with suppress(ConfigError):
@@ -377,7 +383,7 @@ def predict_records(
                 batch,
                 options,
                 localize=localize,
-                compares_maps=model.explainer in [first.explainer for first in dataset.passes[:1]],
+                compares_maps=any(map(model.is_compared_with, dataset.passes[:1])),
             )
             for batch in iter_on_device(iter_batches(dataset, options.batch_size), model.device)
         ]
@@ -455,7 +461,8 @@ def _predict_batch(
         if batch.targets[0].maps is not None and localize:
             teacher_epg = _teacher_epg(batch, batch.targets[0], options.region, size).cpu()
             explained = batch.targets[0].target_class
-        grid = (output.features.shape[-2], output.features.shape[-1])
+        reads_images = explainer_of_line(model.explainer).reads == "images"
+        grid = size if reads_images else (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, TargetRequest(grid, with_maps=localize))[0]
         if targets.logits is not None:
             teacher_logits = move_values(targets.logits, torch.device("cpu"))

@@ -126,7 +126,7 @@ def _add_results(
 def _warn_of_other_explainer(inputs: EvaluationInputs, model: EvaluatedModel) -> None:
     """Warn that maps are not compared if those of the pass are of an explainer that cannot explain the network."""
     kind = inputs.passes[0].explainer if inputs.passes else None
-    if kind not in (None, model.explainer):
+    if kind is not None and not model.is_compared_with(inputs.passes[0]):
         logger.warning(
             "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
             "and pictures use the network's own explainer=%s; to compare maps, name %s",
@@ -135,7 +135,7 @@ def _warn_of_other_explainer(inputs: EvaluationInputs, model: EvaluatedModel) ->
             type(model.network.network).__name__,
             model.explainer,
             f"a pass of explainer={model.explainer} with evaluate.against="
-            if kind in EXPLAINERS
+            if kind.split()[0] in EXPLAINERS
             else f"the plug-in of explainer={kind} with plugins=",
         )
 

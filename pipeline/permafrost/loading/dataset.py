@@ -210,6 +210,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         keep_bytes: int = _KEPT_BYTES,
         blanks_maps: bool = False,
         still_maps: bool = False,
+        scaled_maps: bool = False,
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
@@ -223,6 +224,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             decode_threads: Number of threads that decode a batch, in each process that loads batches.
             blanks_maps: True if maps of replayed views are 0 where an erasing has set the pixels.
             still_maps: True if maps and features of replayed views are those of the record's first stored view.
+            scaled_maps: Also read the scale of maps.
             keep_bytes: Maximum total bytes of decoded inputs to decode each once and keep it in memory.
 
         Raises:
@@ -244,7 +246,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         ]
         for teacher in self.passes:
             self._require_covered(teacher)
-        self._blanks_maps = blanks_maps
+        self._blanks_maps, self._scaled_maps = blanks_maps, scaled_maps
         self._first_view_fields = _MAP_FIELDS if still_maps else ()
         self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
         self._is_mixed = bool(self.passes) and mixes_of_pass(self.passes[0])
@@ -608,6 +610,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             targets,
             target_class=torch.from_numpy(values["target_class"].astype(np.int64)),
             maps=torch.from_numpy(values["map"]),
+            map_scale=torch.from_numpy(values["map_scale"]) if "map_scale" in values else None,
         )
 
     def _map_from_canonical(self, spec: FieldSpec, columns: Columns) -> torch.Tensor:
@@ -705,7 +708,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _wanted_fields(self, number: int) -> set[str]:
         """Return the names of the fields that are read from a pass."""
         names = self.intermediate_fields[number]
-        return {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
+        scaled = [*names, "map"] if self._scaled_maps else names
+        return {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in scaled)}
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """Open a shard's fields: large ones stay on disk, of the others only this selection's rows are kept."""

@@ -30,6 +30,7 @@ from permafrost.core.batches import (
     StoredTargets,
     Targets,
 )
+from permafrost.core.errors import ConfigError
 from permafrost.core.records import FEATURES, FieldSpec
 from permafrost.loading.mixtures import mix_images, mixture_of_targets, own_weights
 from permafrost.loading.pixel_changes import blank_maps, change_rows
@@ -374,6 +375,8 @@ class TargetRequest:
     transform a stored map with the image. Features are treated alike, and class maps and attention are not changed."""
     with_maps: bool = True
     """False omits the maps if the loss does not need them."""
+    scaled: bool = False
+    """True for maps in the explainer's units, False for maps relative to the maximum of each."""
 
 
 def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
@@ -415,6 +418,13 @@ def _with_maps(
 ) -> MapTargets:
     is_warped = request.map_control != "unaugmented"
     maps = view_maps(batch, stored, request.grid, is_warped=is_warped)
+    if request.scaled:
+        if stored.map_scale is None:
+            raise ConfigError(
+                f"{stored.teacher} stores no scale of its maps, which method.map_distance=absolute compares; set "
+                "method.map_distance=cosine, or make the pass again"
+            )
+        maps = maps * stored.map_scale[:, :, None, None, None]
     if is_warped:
         maps = blank_maps(maps, batch.pixel_augment)
     if request.map_control == "shuffled":

@@ -168,7 +168,7 @@ class ViewBatch:
 
     @property
     def maps(self) -> Tensor:
-        """Explanation maps of the first teacher on their own grid, f32 [B, E, A, h, w].
+        """Explanation maps of the first teacher on their own grid, f32 [B, E, A, h, w], relative to `map_scale`.
 
         Raises:
             ConfigError: If the loader reads no pass, the pass has no maps, or the images are mixtures.
@@ -177,6 +177,14 @@ class ViewBatch:
             "maps", "targets()[0].maps with its class_weights and cell_weights"
         )
         return require_maps(self._first).maps
+
+    @property
+    def map_scale(self) -> Tensor | None:
+        """Scales f32 [B, E] that give `maps` the explainer's units, as maps * map_scale[:, :, None, None, None].
+
+        None if the pass stores none.
+        """
+        return self.stored.targets[0].map_scale if self.stored.targets else None
 
     def to(self, device: torch.device | str) -> ViewBatch:
         """Return the batch on `device`. The copy is asynchronous if the loader pins memory (pin_memory=True).
@@ -279,6 +287,7 @@ class RecordLoader(TrainLoader):
             output=output,
             decode_threads=decode_threads,
             blanks_maps=augment is not None and augment.blanks_maps,
+            scaled_maps=True,
         )
         size, views, pixels = records.store.size, None, None
         if augment is not None:

@@ -130,6 +130,10 @@ class Needs:
     """Interval in steps at which the student's and the teacher's maps are needed, None for never."""
     map_control: str = "none"
     """Perturbation of the teacher's maps for a negative control."""
+    scaled_maps: bool = False
+    """True if it compares the size of maps, too, which are then not relative to their maximum."""
+    explainer: str | None = None
+    """Explainer of the student's maps, None for that of the teacher's."""
     second_maps: bool = True
     """False to leave out the maps of the second record of a mixture, whose targets are stored."""
     max_classes: int | None = None

@@ -13,11 +13,13 @@ from permafrost.core.batches import AnyLabels, MapTargets, MixedMapTargets, Targ
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.feature_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
 from permafrost.losses.kd import KDLoss
-from permafrost.losses.map_distances import map_cosine
+from permafrost.losses.map_distances import map_cosine, map_error
 
 
 class E2KDLoss(KDLoss):
     """Loss lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3) + lambda_cat * CAT-KD's.
+
+    With `map_distance=absolute`, |s - t|^2 / (2 |t|^2) takes the place of 1 - cosine, which compares the size, too.
 
     Pairs in which either map is zero contribute 0. The authors' code counts 1 for each of them, a constant, so its
     logged value is higher by 1 / N per record with a zero map, with the same gradient.
@@ -43,6 +45,8 @@ class E2KDLoss(KDLoss):
             labels=config.lambda_ce > 0,
             maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
             map_control=config.map_control,
+            scaled_maps=config.map_distance == "absolute",
+            explainer=config.explainer,
             max_classes=config.max_classes,
             second_maps=config.second_maps,
         )
@@ -78,9 +82,13 @@ class E2KDLoss(KDLoss):
             pair = (maps * cells, targets.maps * cells)
         else:
             weights = explained / explained.sum(dim=1, keepdim=True).clamp(min=1)
-        cosine, nonzero = map_cosine(*pair, input_size)
+        if self.config.map_distance == "absolute":
+            distance, nonzero = map_error(*pair, input_size)
+        else:
+            cosine, nonzero = map_cosine(*pair, input_size)
+            distance = 1 - cosine
         valid = nonzero & targets.map_valid
-        of_records = (weights * torch.where(valid, 1 - cosine, 0.0)).sum(dim=1)  # [B]
+        of_records = (weights * torch.where(valid, distance, 0.0)).sum(dim=1)  # [B]
         count = torch.tensor(len(valid))
         if self.config.normalize_by == "valid":
             counted = (weights * valid).sum(dim=1)

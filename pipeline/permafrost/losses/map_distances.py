@@ -48,19 +48,57 @@ def map_cosine(
     require_same_shape("map_cosine", student_maps, teacher_maps, 5)
     student = unit_scale(student_maps, (2, 3, 4))
     teacher = unit_scale(teacher_maps.detach(), (2, 3, 4)).to(student.dtype)
-    h, w = student.shape[-2:]
-    height, width = (size, size) if isinstance(size, int) else size
-    grams = [
-        _gram_on_device(length, full, student.device, student.dtype)
-        for length, full in ((h, height), (w, width))
-        if (h, w) != (height, width)  # maps at the input's resolution are compared as they are
-    ]
+    grams = _grams(student, size)
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
     valid = squared_norms != 0  # nan counts as valid, so that it appears in the loss
     # The double `where` keeps an invalid pair from back-propagating 0 * infinity through the root.
     norms = torch.where(valid, squared_norms, 1.0).sqrt()
     return torch.where(valid, product / norms, 0.0), valid
+
+
+def map_error(
+    student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int] | int
+) -> tuple[Tensor, Tensor]:
+    """Compute |s - t|^2 / (2 |t|^2) of each pair of maps s, t at (height, width) `size`, and its validity.
+
+    It is 1 - cosine for maps of equal norm, so a weight of the map term means the same for both distances. A pair is
+    valid if the teacher's map is not zero.
+
+    Args:
+        student_maps: [B, E, A, h, w]. Gradients flow here.
+        teacher_maps: [B, E, A, h, w], constant, on the same grid and in the same units.
+        size: (height, width), or the side of a square, to which the maps are upsampled.
+
+    Returns:
+        The errors [B, E], 0 where invalid, and their validity, bool [B, E].
+
+    Raises:
+        ConfigError: If the shapes differ.
+    """
+    require_same_shape("map_error", student_maps, teacher_maps, 5)
+    teacher = to_float32(teacher_maps.detach())
+    scale = teacher.abs().amax(dim=(2, 3, 4), keepdim=True)
+    valid = (scale > 0).flatten(1)
+    scale = torch.where(scale > 0, scale.clamp(min=_TINY), 1.0)
+    teacher, student = teacher / scale, to_float32(student_maps) / scale
+    grams = _grams(student, size)
+    difference = student - teacher
+    squared_norm = torch.where(valid, _inner(teacher, teacher, grams), 1.0)
+    return torch.where(
+        valid, _inner(difference, difference, grams) / (2 * squared_norm), 0.0
+    ), valid
+
+
+def _grams(maps: Tensor, size: tuple[int, int] | int) -> list[Tensor]:
+    """Gram matrices of the upsampling of maps to a size, none for maps of that size, which are compared as they are."""
+    h, w = maps.shape[-2:]
+    height, width = (size, size) if isinstance(size, int) else size
+    return [
+        _gram_on_device(length, full, maps.device, maps.dtype)
+        for length, full in ((h, height), (w, width))
+        if (h, w) != (height, width)
+    ]
 
 
 @lru_cache(maxsize=64)

@@ -90,6 +90,8 @@ class ModelOutput(NamedTuple):
     starts with it, otherwise the input of its last linear layer."""
     extras: Mapping[str, Tensor] = _NONE
     """Tensors by name that only this kind of network computes."""
+    images: Tensor | None = None
+    """Images [B, 3, H, W] or rows of a table that the network received, if ComputeSettings ran it."""
 
     def require(self, name: Literal["class_maps", "pooled"]) -> Tensor:
         """Return an intermediate that the forward pass was asked for.
@@ -116,6 +118,7 @@ class ModelOutput(NamedTuple):
             cut(self.class_maps),
             cut(self.pooled),
             {name: tensor[:count] for name, tensor in self.extras.items()},
+            cut(self.images),
         )
 
 
@@ -273,6 +276,8 @@ class Classifier(nn.Module, ABC):
 
     explainer: ClassVar[str] = "gradcam"
     """Name of the explainer of the network."""
+    explainer_of_training: str = ""
+    """Explainer by which it was trained if it is not that of its teacher (method.explainer), else empty."""
     returns: NetworkReturns = "logits"
     """Values that the network itself returns. Others than logits are converted, and have no explanations."""
     inner: nn.Module

@@ -77,7 +77,7 @@ class ComputeSettings:
             float32_products(tf32=self.tf32),
             torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed),
         ):
-            return network(inputs, intermediates)
+            return network(inputs, intermediates)._replace(images=inputs)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ needs no second backward pass: h is W[c] for a linear head, and a function of g 
 other head is differentiated by autograd. Only the head is differentiated, so the trunk's graph is used only for the
 gradients of a student.
 
-Not here: explanations that need several passes of the network (SmoothGrad, RISE, occlusion), and those of B-cos
+Explainers that read the images run passes of their own (permafrost_explainers). Not here: explanations of B-cos
 networks (permafrost_papers/bcos).
 """
 
@@ -24,16 +24,18 @@ import logging
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, explainer_of_line
 from permafrost.config.options import resolve_implementation
 from permafrost.config.store import PassOptions
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import require
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS
 from permafrost.models.classifier import (
@@ -137,16 +139,12 @@ _MAX_TIMES_COARSER = 4
 
 
 @torch.no_grad()
-def map_grid(model: Classifier, input_size: Grid) -> Grid:
-    """Grid of a network's explanations for images of (height, width) `input_size`.
-
-    It is the grid of the features for GradCAM, and that of the input for B-cos weights.
-    """
-    if model.explainer != "gradcam":
-        return input_size
+def map_grid(model: Classifier, input_size: Grid, explain: Explainer) -> Grid:
+    """Return the grid of a network's explanations for images of (height, width) `input_size`."""
     with eval_mode(model):
-        features = model(torch.zeros(1, 3, *input_size, device=model.device)).features
-    return features.shape[-2], features.shape[-1]
+        output = forward_to_explain(model, torch.zeros(1, 3, *input_size, device=model.device))
+        maps = explain(model, output, torch.zeros(1, 1, dtype=torch.int64, device=model.device))
+    return maps.shape[-2], maps.shape[-1]
 
 
 def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str) -> None:
@@ -201,20 +199,91 @@ DEFAULT_EXPLAINER = "gradcam"
 """Explainer of a student that is trained on labels only and not compared with a teacher."""
 
 
-def explainer_named(kind: str) -> Explainer:
-    """Return the explainer of that name in config.explainers.EXPLAINERS. Raises ConfigError if it has none."""
-    require(
-        kind in EXPLAINERS,
-        f"explainer={kind} is not among {', '.join(EXPLAINERS)}; name its plug-in with plugins=",
-    )
-    explainer: Explainer = resolve_implementation(EXPLAINERS[kind])
-    return explainer
+def explainer_named(line: str) -> Explainer:
+    """Return the explainer of a line such as `integrated_gradients steps=8` (config.explainers.explainer_of_line).
+
+    Raises:
+        ConfigError: If the explainer or an option is unknown.
+    """
+    options = explainer_of_line(line)
+    function = partial(resolve_implementation(type(options)), **options.own_options)
+    return function if options.reads == "output" else partial(_explain_images, function, line)
 
 
 def attribution_named(kind: str) -> Explainer:
     """Return an explainer's maps [B, E, 1, h, w] of contributions to a class, which are comparable with a region."""
     name = EXPLAINERS[kind].attribution
     return pkgutil.resolve_name(name) if name else explainer_named(kind)
+
+
+def other(model: Classifier, output: ModelOutput, target_class: Tensor) -> Tensor:
+    """Raise ConfigError, as no network makes these maps."""
+    raise ConfigError(
+        "explainer=other: only the teacher can make these maps; name the explainer of the student with "
+        "method.explainer=, such as method.explainer=gradcam"
+    )
+
+
+# ---- gradients at the images -----------------------------------------------------------------------
+
+
+def _explain_images(
+    function: Callable[[Classifier, Tensor, Tensor], Tensor],
+    line: str,
+    model: Classifier,
+    output: ModelOutput,
+    target_class: Tensor,
+) -> Tensor:
+    """Explain the images of a forward pass with a function (network, images, classes) that runs passes of its own.
+
+    They are in float32 and in eval mode, so that a map does not depend on the other records of its batch, and a student
+    is explained in training as it is evaluated.
+    """
+    images = output.images
+    if images is None or images.ndim != 4:
+        raise ConfigError(
+            f"explainer={line} explains the pixels of images, and {type(model.network).__name__} receives rows of "
+            "numbers; choose another explainer"
+        )
+    _require_logits(model)
+    require(
+        not torch.is_inference_mode_enabled(),
+        f"explainer={line} computes a gradient, which inference_mode forbids; use torch.no_grad()",
+        RuntimeError,
+    )
+    # The fused kernels of attention have no second derivative.
+    with eval_mode(model), exact_float32(images.device), sdpa_kernel(SDPBackend.MATH):
+        maps = function(model, images, target_class.clamp(min=0))
+    return maps * (target_class >= 0)[:, :, None, None, None]
+
+
+def input_gradients(model: Classifier, images: Tensor, target_class: Tensor) -> Tensor:
+    """Compute dz_c / dx at the pixels, differentiable in the parameters where a graph is recorded.
+
+    Args:
+        model: The network, run once for all classes.
+        images: x, f32 [B, 3, H, W] in [0, 1].
+        target_class: c, i64 [B, E], >= 0.
+
+    Returns:
+        [B, E, 3, H, W].
+    """
+    is_trained = torch.is_grad_enabled() and any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        logits = model(images).logits
+        gradients = [
+            torch.autograd.grad(
+                logits.gather(1, classes[:, None]).sum(),
+                images,
+                create_graph=is_trained,
+                retain_graph=True,
+            )[0]
+            for classes in target_class.T
+        ]
+    return torch.stack(gradients, dim=1)
 
 
 def explainer_of_maps(maps: Tensor) -> type[ExplainerConfig]:
@@ -290,42 +359,51 @@ def forward_to_explain(
 # ---- gradcam ---------------------------------------------------------------------------------------
 
 
-def gradcam(model: Classifier, output: ModelOutput, target_class: Tensor) -> Tensor:
+def gradcam(
+    model: Classifier, output: ModelOutput, target_class: Tensor, *, sign: str = "rectified"
+) -> Tensor:
     """Compute maps of the given classes on the features' grid, in float32 or wider.
 
     Args:
         output: Output of `model`, with or without its graph.
         target_class: i64 [B, E], where a negative entry results in a zero map.
+        sign: Option of that name (GradCamConfig).
 
     Returns:
-        [B, E, 1, h, w], >= 0.
+        [B, E, 1, h, w], >= 0 if rectified.
     """
     require(
         model.explainer == "gradcam",
         f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
         f"input; set explainer={model.explainer}",
     )
-    require(
-        model.returns == "logits",
-        f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
-        "no maps; remove the softmax at its end",
-    )
+    _require_logits(model)
     require_image_places(model, "its maps")
     with exact_float32(output.features.device):
         features = to_float32(output.features)
         match model.head:
             case GapLinear(linear):
-                return gradcam_from_head(features, to_float32(linear.weight), target_class)
+                return gradcam_from_head(features, to_float32(linear.weight), target_class, sign)
             case GapNormLinear(norm, linear):
                 class_weight = norm_class_weight(features, norm, linear, target_class)
-                return _weighted_maps(features, class_weight, target_class)
-        class_weight = _autograd_class_weight(model, output, target_class)
-        return _weighted_maps(features, class_weight, target_class)
+            case _:
+                class_weight = _autograd_class_weight(model, output, target_class)
+        return _weighted_maps(features, class_weight, target_class, sign)
 
 
-def gradcam_from_head(features: Tensor, weight: Tensor, target_class: Tensor) -> Tensor:
+def _require_logits(model: Classifier) -> None:
+    require(
+        model.returns == "logits",
+        f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
+        "no maps; remove the softmax at its end",
+    )
+
+
+def gradcam_from_head(
+    features: Tensor, weight: Tensor, target_class: Tensor, sign: str = "rectified"
+) -> Tensor:
     """Compute the closed form for a linear head from features [B, C, h, w], weight [K, C] and classes [B, E]."""
-    return _weighted_maps(features, weight[target_class.clamp(min=0)], target_class)
+    return _weighted_maps(features, weight[target_class.clamp(min=0)], target_class, sign)
 
 
 def norm_class_weight(
@@ -370,8 +448,11 @@ def _autograd_class_weight(model: Classifier, output: ModelOutput, target_class:
     return torch.stack(weights, dim=1)
 
 
-def _weighted_maps(features: Tensor, class_weight: Tensor, target_class: Tensor) -> Tensor:
+def _weighted_maps(
+    features: Tensor, class_weight: Tensor, target_class: Tensor, sign: str
+) -> Tensor:
     """Compute relu(sum_k class_weight_k features_k) / (h w) [B, E, 1, h, w], zero where a class is negative."""
     h, w = features.shape[-2:]
-    maps = torch.einsum("bec,bchw->behw", class_weight, features).relu() / (h * w)
+    maps = torch.einsum("bec,bchw->behw", class_weight, features)
+    maps = (maps if sign == "signed" else maps.relu()) / (h * w)
     return (maps * (target_class >= 0)[:, :, None, None]).unsqueeze(2)

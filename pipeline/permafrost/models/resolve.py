@@ -35,7 +35,9 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
         "annotate.logits=topk keeps what a softmax needs, but records of this store have many labels; set "
         "annotate.logits=all",
     )
-    takes_graph = config.explainer.needs_graph and "maps" in config.annotate.outputs
+    explainer = config.explainer
+    takes_graph = explainer.needs_graph or explainer.reads == "images"
+    takes_graph &= "maps" in config.annotate.outputs
     require(
         not (config.annotate.compile and takes_graph),
         f"annotate.compile=true: maps of explainer={config.explainer.kind} need gradients of the whole network, which "

@@ -59,6 +59,8 @@ class TrainedModel:
     """Precision of the forward passes of its training, None if it was not trained by a run."""
     picture: Picture | None = None
     """Picture that it receives outside of random views; None for a table, or if that is not known."""
+    explainer: str = ""
+    """Value of method.explainer in its training, empty if it is explained as its teacher is."""
 
     def in_frame(self, frame: str, store: Store) -> TrainedModel:
         """Return it with the picture that evaluate.frame means for it in a store; that of a table stays None.
@@ -108,6 +110,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "steps": trained.steps,
         "precision": trained.precision,
         "picture": None if trained.picture is None else asdict(trained.picture),
+        **({"explainer": trained.explainer} if trained.explainer else {}),
         "parameters": cost.parameters,
         "macs": cost.macs,
         "weights_sha256": weights_sha256,
@@ -176,6 +179,7 @@ class SavedNetwork:
         with limited_construction(self.folder / MODEL_NAME), SeededDraws(0):
             model = build_model(trained.config, trained.num_classes)
         load_weights(model, self.folder / MODEL_NAME)
+        model.explainer_of_training = trained.explainer
         return freeze(model), trained
 
     def _others_like(self) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from permafrost.config.explainers import explainer_line
 from permafrost.config.models import Picture
 from permafrost.core.errors import FileError, UserError, quote, require
 from permafrost.storage.addresses import Bucket
@@ -642,8 +643,9 @@ class TeacherPass:
 
     @property
     def explainer(self) -> str | None:
-        """Kind of the explainer that produced its maps; None without maps."""
-        return self.manifest.explainer.get("kind")
+        """Explainer that produced its maps, with its options, as `explainer_line` writes it; None without maps."""
+        explained = self.manifest.explainer
+        return explainer_line(explained) if "kind" in explained else None
 
     @property
     def views(self) -> dict[str, Any]:

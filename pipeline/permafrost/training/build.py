@@ -33,6 +33,8 @@ from permafrost.models.compute import (
     resolve_device,
 )
 from permafrost.models.explanations import (
+    Explainer,
+    Grid,
     attribution_named,
     explainer_named,
     map_grid,
@@ -77,8 +79,13 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
     targets = view_targets if live is None else _build_live_teacher(spec, live, device)
     if spec.target_source is not None:
         targets = spec.target_source(spec.num_classes, spec.input_size)
-    if spec.loss.needs.maps_in(0):
-        _check_map_grids(spec, trial, targets)
+    explain = (
+        explainer_named(spec.explainer)
+        if spec.target_source is None
+        else attribution_named(model.explainer)
+    )
+    needs_maps = spec.loss.needs.maps_in(0)
+    student_grid = _check_map_grids(spec, trial, targets, explain) if needs_maps else None
     if probes is not None:
         _warn_of_flat_temperature(spec, targets, probes)
     needs = spec.loss.needs
@@ -95,9 +102,8 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
             [*model.parameters(), *loss.parameters()],
             fused=device.type == "cuda" or compute_settings.precision == torch.float16,
         ),
-        explain=explainer_named(spec.explainer)
-        if spec.target_source is None
-        else attribution_named(model.explainer),
+        explain=explain,
+        map_grid=student_grid,
         targets=targets,
         sums_teachers=spec.sums_teachers,
         seed=spec.seed,
@@ -188,9 +194,15 @@ def _warn_of_flat_temperature(spec: TrainingSpec, targets: TargetSource, batch: 
             logger.warning("%s", warning)
 
 
-def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
-    """Raise ConfigError if the explanations of the student or of a teacher have only one cell."""
-    student_grid = map_grid(model, spec.input_size)
+def _check_map_grids(
+    spec: TrainingSpec, model: Classifier, targets: TargetSource, explain: Explainer
+) -> Grid:
+    """Return the grid of the student's explanations.
+
+    Raises:
+        ConfigError: If they, or those of a teacher, have only one cell.
+    """
+    student_grid = map_grid(model, spec.input_size, explain)
     require_places(
         student_grid,
         spec.input_size,
@@ -207,10 +219,12 @@ def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSourc
     ]
     if isinstance(targets, LiveTeacher):
         size = targets.input_size
-        teacher_grids = [(map_grid(targets.model, size), size, "the teacher's explanations")]
+        grid = map_grid(targets.model, size, targets.explain)
+        teacher_grids = [(grid, size, "the teacher's explanations")]
     for grid, size, whose in teacher_grids:
         require_places(grid, size, whose, "raise teacher.input_size or choose another teacher")
         warn_of_coarse_grid(student_grid, grid)
+    return student_grid
 
 
 _BATCH = 4096
@@ -256,7 +270,7 @@ def _build_live_teacher(
     return LiveTeacher(
         config.name,
         freeze(build_model(config, classes, may_replace_head=not reads_head)).to(device),
-        explainer_named(spec.explainer),
+        explainer_named(spec.live_explainer.line),
         spec.input_size if side is None else (side, side),
         replace(_compute_settings(spec.trainer, config, device), compile=False),
         spec.live_explainer,

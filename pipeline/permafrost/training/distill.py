@@ -318,7 +318,7 @@ class StudentPlan(TrainingJob):
             seed=config.seed,
             explainer=explainer_of(passes, loss) or DEFAULT_EXPLAINER
             if live is None
-            else live_explainer.kind,
+            else loss.needs.explainer or live_explainer.line,
             sums_teachers=isinstance(config.method, SeveralConfig),
             replays=config.mode == "replay",
             views_per_step=config.views.per_step,
@@ -342,6 +342,7 @@ class StudentPlan(TrainingJob):
             teachers=tuple(teacher.name for teacher in compared),
             split=self.options.split,
             subset=self.options.subset,
+            explainer=getattr(self.options.method, "explainer", None) or "",
         )
 
     def _fit_batch(self, rows: int) -> TrainerOptions:

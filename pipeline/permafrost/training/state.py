@@ -47,7 +47,10 @@ class Training:
     loss: DistillationLoss
     optimizer: torch.optim.Optimizer
     explain: Explainer = field(default_factory=lambda: explainer_named(DEFAULT_EXPLAINER))
-    """Explainer of the teacher, so that equal maps mean equal explanations. It is not part of a checkpoint."""
+    """Explainer of the teacher, so that equal maps mean equal explanations, or method.explainer. It is not part of a
+    checkpoint."""
+    map_grid: tuple[int, int] | None = None
+    """(h, w) of the student's maps, None if the loss needs none."""
     targets: TargetSource = view_targets
     """Source of the teachers' targets, before what the loss changes of them."""
     sums_teachers: bool = False

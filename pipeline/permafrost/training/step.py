@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.core.batches import Batch, ExplainedTargets, MixedLabels, Targets, require_maps
+from permafrost.core.errors import require
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.mixtures import mix_targets
@@ -101,10 +102,14 @@ def run_student(
 
 
 def target_request(training: Training, student: StudentOutput) -> TargetRequest:
-    """Request targets on the student's grid, with maps if the loss reads them in the next step."""
+    """Request targets on the grid of the student's maps, with maps if the loss reads them in the next step."""
     needs, features = training.loss.needs, student.output.features
-    grid = (features.shape[-2], features.shape[-1])
-    return TargetRequest(grid, needs.map_control, with_maps=needs.maps_in(training.global_step))
+    return TargetRequest(
+        training.map_grid or (features.shape[-2], features.shape[-1]),
+        needs.map_control,
+        with_maps=needs.maps_in(training.global_step),
+        scaled=needs.scaled_maps,
+    )
 
 
 def explain_targets(
@@ -119,6 +124,11 @@ def explain_targets(
     targets = mix_targets(targets, second_maps=needs.second_maps)
     explained = targets if isinstance(targets, ExplainedTargets) else require_maps(targets)
     maps = training.explain(training.model, student.output, explained.target_class)
+    require(
+        maps.requires_grad,
+        "the student's maps have no gradient to its parameters, so it cannot learn from the teacher's; name an "
+        "explainer that torch differentiates with method.explainer=, such as gradcam",
+    )
     return replace(student, maps=maps), targets
 
 

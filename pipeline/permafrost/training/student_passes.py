@@ -319,7 +319,9 @@ def _with_maps(passes: Sequence[TeacherPass], loss: DistillationLoss) -> list[Te
 
 def explainer_of(passes: Sequence[TeacherPass], loss: DistillationLoss) -> str | None:
     """Return the explainer of the maps that the loss reads, or that of the first pass if it reads none."""
-    return next((teacher.explainer for teacher in [*_with_maps(passes, loss), *passes]), None)
+    named = [needs.explainer for teacher in passes for needs in loss.needs_of(teacher.name)]
+    of_passes = [teacher.explainer for teacher in [*_with_maps(passes, loss), *passes]]
+    return next((line for line in [*named, *of_passes] if line is not None), None)
 
 
 def _methods_of(method: MethodConfig, teacher: TeacherPass) -> list[MethodConfig]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.explainers import explainer_of_line
 from permafrost.config.models import CifarModelConfig, table_arguments
 from permafrost.config.store import OUTPUTS
 from permafrost.core.records import NO_LABEL
@@ -231,7 +231,7 @@ def _method_arguments(
             arguments.append("method.lambda_kd=1")
     student: tuple[str, ...] = ()
     if method == "e2kd" and teacher.explainer is not None:
-        student = EXPLAINERS[teacher.explainer].student_arguments
+        student = explainer_of_line(teacher.explainer).student_arguments
     if needs_large:  # B-cos networks have the same names
         kind = student[0] if student else "student=torchvision"
         student = kind, "student.name=resnet18"
