@@ -169,12 +169,21 @@ def compared_column(name: str | None, columns: Sequence[Column]) -> Column | Non
 
 
 def pictures_in_words(results: Sequence[StudentResult]) -> list[str]:
-    """Return what students were shown of an image, and which variants were shown it if there are several pictures."""
+    """Return what students were shown of an image, and which variants were shown it if there are several pictures.
+
+    Comparisons of maps by different explainers follow.
+    """
+    compared = {
+        result.label: f"{result.label}: {result.pictures[2]}"
+        for result in results
+        if result.pictures[2]
+    }
     pairs = dict.fromkeys((result.pictures[0], result.label) for result in results)
     shown = group_pairs(pair for pair in pairs if pair[0])
     if len(shown) == 1:
-        return [f"Images were shown as: {next(iter(shown))}"]
-    return [f"Images of {', '.join(names)} were shown as: {text}" for text, names in shown.items()]
+        return [f"Images were shown as: {next(iter(shown))}", *compared.values()]
+    lines = [f"Images of {', '.join(names)} were shown as: {text}" for text, names in shown.items()]
+    return [*lines, *compared.values()]
 
 
 def student_rows(
@@ -232,7 +241,7 @@ def teacher_rows(
 def _teacher_name(name: str, learners: Sequence[StudentResult]) -> str:
     """Return the name of a teacher's row, with what it was shown of an image if that is not what students were."""
     pictures = {learner.pictures for learner in learners}
-    shown = sorted({teacher for student, teacher in pictures if teacher not in (student, "")})
+    shown = sorted({teacher for student, teacher, _ in pictures if teacher not in (student, "")})
     return f"{name} ({', '.join(shown)})" if shown else name
 
 

@@ -16,6 +16,7 @@ from permafrost.core.errors import UserError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_inside
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import (
+    MAPS,
     METRICS_NAME,
     NETWORK_EVALUATION,
     PICTURE,
@@ -160,10 +161,10 @@ class StudentResult:
         return self.seed is None or TrainedStudent(self.training_folder).trains_classifier
 
     @cached_property
-    def pictures(self) -> tuple[str, str]:
-        """Pictures that the student and the teacher of its pass received; empty where there is none."""
+    def pictures(self) -> tuple[str, str, str]:
+        """Pictures that the student and the teacher of its pass received, and their explainers if these differ."""
         results = read_results(self.evaluation)
-        return results[PICTURE], results[TEACHER_PICTURE]
+        return results[PICTURE], results[TEACHER_PICTURE], results[MAPS]
 
     @cached_property
     def compared_pass(self) -> str | None:

@@ -33,6 +33,7 @@ from permafrost.config.verbs import EvaluateConfig, Plan, report_command
 from permafrost.evaluation.evaluator import align_columns, numbers_of
 from permafrost.evaluation.inputs import EvaluationInputs, open_inputs, without_unknown_variants
 from permafrost.evaluation.results import (
+    MAPS,
     METRICS_NAME,
     PER_LABEL,
     PICTURE,
@@ -60,6 +61,8 @@ class EvaluateResult:
     """Picture of an image that the network received, empty for a table."""
     teacher_picture: str = ""
     """Picture that its teacher received for the compared pass, whose numbers are among the results."""
+    maps: str = ""
+    """Explainers of the two maps that map_cosine compares, empty if they are the same."""
     classifier: str = ""
     """Fault of the last layer of a student, whose logits and maps mean nothing then."""
     next: str = ""
@@ -91,6 +94,7 @@ class EvaluateResult:
             "metrics": self.metrics,
             "picture": self.picture,
             "teacher_picture": "" if self.teacher_picture == self.picture else self.teacher_picture,
+            "maps": self.maps,
             "classifier": self.classifier,
             "results": "\n" + align_columns(rows),
             **{
@@ -225,6 +229,7 @@ def _describe_results(
         splits=results["splits"],
         picture=results[PICTURE],
         teacher_picture=results[TEACHER_PICTURE],
+        maps=results[MAPS],
         classifier=UNTRAINED if is_untrained else "",
         next=after,
     )

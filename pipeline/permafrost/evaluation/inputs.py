@@ -19,6 +19,7 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.evaluation.results import (
+    MAPS,
     NETWORK_EVALUATION,
     PICTURE,
     TEACHER_EVALUATION,
@@ -106,7 +107,10 @@ class EvaluationInputs:
 
     @property
     def pictures(self) -> dict[str, str]:
-        """Pictures that the network receives, and that the teacher received for the pass that it is compared with."""
+        """Pictures that the network receives, and that the teacher received for the pass that it is compared with.
+
+        Where their explainers differ, both are named.
+        """
         if self.trained.picture is None:
             return {}
         pictures = {PICTURE: str(self.trained.picture)}
@@ -114,6 +118,9 @@ class EvaluationInputs:
             teacher = self.passes[0].manifest.teacher
             picture = Picture.from_manifest(teacher, self.store.size)
             pictures[TEACHER_PICTURE] = str(picture or teacher.get("frame", ""))
+            if (own := self.trained.explainer) and self.passes[0].explainer not in (None, own):
+                theirs = f"{self.passes[0].explainer} ({self.passes[0].name})"
+                pictures[MAPS] = f"map_cosine compares {own} of the student with {theirs}"
         return pictures
 
 

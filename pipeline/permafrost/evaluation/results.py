@@ -47,7 +47,9 @@ TEACHER_EVALUATION = "evaluate-teacher"
 """Name of the folder of a teacher's evaluation."""
 PICTURE, TEACHER_PICTURE = "picture", "teacher_picture"
 """Name of the picture of an evaluation among its inputs and in metrics.json, and that of the compared pass there."""
-_NO_PICTURES = {PICTURE: "", TEACHER_PICTURE: ""}
+MAPS = "maps"
+"""Name of the explainers whose maps are compared, where they differ, as PICTURE is of pictures."""
+_NO_PICTURES = {PICTURE: "", TEACHER_PICTURE: "", MAPS: ""}
 NETWORK_EVALUATION = "evaluate-network"
 """Name of the folder of a given network's evaluation."""
 _AGAINST, _ON = "-against-", "-on-"
@@ -322,6 +324,7 @@ class _MetricsFile:
     written: dict[str, str]
     picture: str
     teacher_picture: str
+    maps: str
 
 
 def check_written(folder: Path, name: str) -> Path:

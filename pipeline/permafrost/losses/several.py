@@ -50,10 +50,17 @@ class SeveralLoss(DistillationLoss):
             labels=any(needs.labels for needs in parts),
             logits=any(needs.logits for needs in parts),
             maps_every=math.gcd(*intervals) if intervals else None,
+            scaled_maps=any(needs.scaled_maps for needs in parts),
+            explainer=next(iter(self._explainers()), None),
             intermediates=Intermediates(
                 *map(any, zip(*(needs.intermediates for needs in parts), strict=True))
             ),
         )
+
+    def _explainers(self) -> set[str | None]:
+        """Return the explainers that the terms on maps name, None for that of the teacher's maps."""
+        parts = [loss.needs for _, loss in self._parts()]
+        return {needs.explainer for needs in parts if needs.maps_every is not None}
 
     def needs_of(self, teacher: str) -> tuple[Needs, ...]:
         return tuple(loss.needs for term, loss in self._parts() if term.reads(teacher))
@@ -61,6 +68,10 @@ class SeveralLoss(DistillationLoss):
     def plan(
         self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
     ) -> None:
+        require(
+            len(self._explainers()) <= 1,
+            f"method.terms name the explainers {self._explainers()}, but a student has one; name the same in each term",
+        )
         for teacher in passes:
             readers = [needs for needs in self.needs_of(teacher.name) if needs.maps_every]
             require(

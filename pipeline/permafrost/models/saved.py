@@ -230,4 +230,5 @@ class SavedNetwork:
             steps=values.steps,
             precision=values.precision,
             picture=values.picture,
+            explainer=values.explainer,
         )

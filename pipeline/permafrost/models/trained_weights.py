@@ -80,6 +80,8 @@ class ModelDescription:
     """Precision of the forward passes of its training, None if it was not trained by a run."""
     picture: Picture | None = None
     """Picture that it receives outside of random views; None if that is not known."""
+    explainer: str = ""
+    """Value of method.explainer in its training, empty if it is explained as its teacher is."""
     run: str | None = None
     """Identity of the run that trained it, as its config has it; None if it was not trained by one."""
 
@@ -104,7 +106,8 @@ def read_entries(folder: Path) -> ModelDescription:
     path = folder / DESCRIPTION_NAME
     try:
         described = from_dict(
-            ModelDescription, {"run": None, "picture": None} | check_json(file_at(path).read())
+            ModelDescription,
+            {"run": None, "picture": None, "explainer": ""} | check_json(file_at(path).read()),
         )
         run = described.run and run_identity(folder)
         require_entry(run in (None, described.run), "it is that of another run")

@@ -308,6 +308,7 @@ class StudentPlan(TrainingJob):
                     for teacher in passes
                     for needs in loss.needs_of(teacher.name)
                 ),
+                scaled_maps=loss.needs.scaled_maps,
             ),
             model=config.student,
             num_classes=num_classes,
@@ -342,7 +343,7 @@ class StudentPlan(TrainingJob):
             teachers=tuple(teacher.name for teacher in compared),
             split=self.options.split,
             subset=self.options.subset,
-            explainer=getattr(self.options.method, "explainer", None) or "",
+            explainer=spec.loss.needs.explainer or "",
         )
 
     def _fit_batch(self, rows: int) -> TrainerOptions:

@@ -198,7 +198,8 @@ def check_passes(
             f"student.classes={config.student.classes}, but the logits of {teacher.name} are of {teacher.num_classes} "
             "classes; leave out student.classes",
         )
-    _check_alike("explainer", _with_maps(passes, loss))
+    if loss.needs.explainer is None:
+        _check_alike("explainer", _with_maps(passes, loss))
 
 
 def _check_mixtures(config: DistillConfig, teacher: TeacherPass) -> None:
@@ -318,10 +319,9 @@ def _with_maps(passes: Sequence[TeacherPass], loss: DistillationLoss) -> list[Te
 
 
 def explainer_of(passes: Sequence[TeacherPass], loss: DistillationLoss) -> str | None:
-    """Return the explainer of the maps that the loss reads, or that of the first pass if it reads none."""
-    named = [needs.explainer for teacher in passes for needs in loss.needs_of(teacher.name)]
-    of_passes = [teacher.explainer for teacher in [*_with_maps(passes, loss), *passes]]
-    return next((line for line in [*named, *of_passes] if line is not None), None)
+    """Return method.explainer, or the explainer of the maps that the loss reads, or that of the first pass."""
+    of_passes = (teacher.explainer for teacher in [*_with_maps(passes, loss), *passes])
+    return loss.needs.explainer or next(of_passes, None)
 
 
 def _methods_of(method: MethodConfig, teacher: TeacherPass) -> list[MethodConfig]:
