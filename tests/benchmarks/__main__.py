@@ -78,8 +78,10 @@ from tests.benchmarks.replaying import replay_figure
 from tests.benchmarks.settings import pass_figure, step_settings_figures
 from tests.benchmarks.sleeping import sleeping_figures, sleeping_names
 from tests.benchmarks.steps import (
+    EXPLAINED_STEPS,
     FEATURES_STEPS,
     MIXED_STEPS,
+    explained_step_figures,
     features_step_figures,
     mixed_step_figures,
     step_figures,
@@ -117,6 +119,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     step_figures: ("frozen_e2kd_step_vs_labels", "frozen_vs_live_e2kd_step"),
     features_step_figures: FEATURES_STEPS,
     mixed_step_figures: MIXED_STEPS,
+    explained_step_figures: EXPLAINED_STEPS,
     bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
     students_figures: (NAME, SHARING, SHARING_LONG, REPLAYED),
     pass_figure: ("pass_resnet50_224px_vs_plain",),

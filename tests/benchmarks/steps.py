@@ -25,7 +25,7 @@ from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.models.compute import ComputeSettings
-from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named, gradcam
+from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named, gradcam, map_grid
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.optim import build_optimizer
@@ -116,6 +116,46 @@ def mixed_step_figures(folder: Path) -> list[Figure]:
         )
         for name, (method, plain) in zip(MIXED_STEPS, pairs, strict=True)
     ]
+
+
+EXPLAINED = {
+    "gradcam": "gradcam",
+    "gradient": "gradient",
+    "input_x_gradient": "input_x_gradient",
+    "integrated_gradients": "integrated_gradients steps=4",
+    "smoothgrad": "smoothgrad samples=4",
+}
+"""Explainers of the student by the last word of their figures' names."""
+EXPLAINED_STEPS = tuple(
+    f"explained_{what}_vs_kd_{name}" for what in ("step", "graph") for name in EXPLAINED
+)
+
+
+def explained_step_figures(folder: Path) -> list[Figure]:
+    """Measure what a student's own maps cost: the time of an e2KD step, and the tensors kept for its backward pass."""
+    batches = read_batches(folder, TINY, GradCamConfig())
+    kd = Steps(KDConfig(), batches)
+    explained = [Steps(E2KDConfig(), batches, explainer=line) for line in EXPLAINED.values()]
+    times = ((in_turn(steps, kd, ROUNDS // 3, warm_up=2), "ms/step", 1e3) for steps in explained)
+    sizes = (([(_kept_bytes(steps), _kept_bytes(kd))], "MB", 1e-6) for steps in explained)
+    return [
+        figure(name, pairs, faster=False, unit=unit, scale=scale, aim="")
+        for name, (pairs, unit, scale) in zip(EXPLAINED_STEPS, chain(times, sizes), strict=True)
+    ]
+
+
+def _kept_bytes(step: Steps) -> float:
+    """Return the bytes of the tensors that a step keeps for its backward pass, each once."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return float(sum(kept.values()))
 
 
 FEATURES_STEPS = (
@@ -261,6 +301,9 @@ class Steps:
             loss=build_loss(method),
             optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
             explain=explainer_named(explainer),
+            map_grid=None
+            if explainer == DEFAULT_EXPLAINER
+            else map_grid(model, SIZE, explainer_named(explainer)),
             compute_settings=settings,
         )
         if teacher is not None:

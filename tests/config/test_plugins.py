@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from permafrost import explain
 from permafrost.config.compose import compose
 from permafrost.config.data import SOURCES
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.experiments import plugin_names
-from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.explainers import EXPLAINERS, explainer_of_line
 from permafrost.config.help_text import describe_verb
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, ModuleConfig
@@ -38,6 +39,7 @@ from tests.support.pages import blocks_of
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 from tests.support.processes import environment
+from tests.support.stores import precompute_config
 from tests.support.verbs import distill, evaluate, precompute, report, sweep, teach
 
 STAGES = {
@@ -73,7 +75,7 @@ def permafrost_test_network(pretrained=False, **options):
 
 def modules_of_the_page():
     """The modules of the page, by the name under which their options find them."""
-    networks, losses, members, measures = blocks_of(
+    networks, losses, members, measures, occlusion = blocks_of(
         ROOT / "docs" / "howto" / "plug-ins.md", "python"
     )
     return {
@@ -81,6 +83,7 @@ def modules_of_the_page():
         "my_losses": losses.code,
         "my_members": members.code,
         "my_measures": measures.code,
+        "my_occlusion": occlusion.code,
     }
 
 
@@ -221,6 +224,27 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     page = (RUNS / "plugged" / "report.html").read_text()
     assert "three_layers" in page
     assert "squared_error" in page
+
+
+def test_an_explainer_of_images_makes_maps_of_teacher_and_student(plugin, tiny_teacher):
+    options = explainer_of_line("occlusion patch=4")
+    precompute.run(precompute_config(Path("store"), tiny_teacher, explainer=options))
+    words = ["store.path=store", "run=covered", "method=e2kd", "student=cifar"]
+    run_stage("distill", *words, "student.name=resnet8", "student.width=4", *EPOCH)
+
+    (teacher,) = Store(Path("store")).open_passes()
+    images, classes = torch.rand(2, 3, 16, 16), torch.tensor([[1, 2], [3, 4]])
+    network = build_model(tiny_teacher, 10).eval()
+    explained = explain(network, images, target_class=classes, explainer="occlusion patch=4")
+    covered = images.clone()
+    covered[:, :, 4:8, 8:12] = 0
+    fall = network(images).logits - network(covered).logits
+
+    assert teacher.explainer == "occlusion patch=4"
+    assert teacher.map_cells == "4x4"
+    terms = [line["map"] for line in read_metrics(RUNS / "covered" / "distill") if "map" in line]
+    assert 0 < terms[-1] < 2
+    assert torch.allclose(explained.maps[:, :, 0, 1, 2], fall.gather(1, classes), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_every_python_block_is_executed():
             "own-data.md",
             *["own-loop.md"] * 13,
             *["package.md"] * 6,
-            *["plug-ins.md"] * 4,
+            *["plug-ins.md"] * 5,
             "ray-data.md",
             *["store-format.md"] * 2,
         )

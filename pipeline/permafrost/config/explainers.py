@@ -61,7 +61,7 @@ class ExplainerConfig(Options):
 
     @property
     def line(self) -> str:
-        """How maps are made, as `explainer_line` writes it."""
+        """Explainer and options in one line, as `explainer_line` writes them."""
         return explainer_line(asdict(self))
 
     @property
