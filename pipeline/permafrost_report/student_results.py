@@ -47,7 +47,10 @@ from permafrost_report.options import ReportConfig
 
 logger = logging.getLogger("permafrost.report")
 
-_OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv", "times.json")}
+_OWN_FILES = {
+    f"report.{kind}"
+    for kind in ("yaml", "html", "json", "csv", "variants.csv", "tex", "times.json")
+}
 """Files of a run that the report itself writes."""
 _NAMED = 20
 """Largest number of runs that a message names."""
