@@ -30,7 +30,8 @@ class ReportOptions(Options):
     split, as far as they were measured. A metric is <split>.<metric> of evaluate, <split>.<evaluator>.<metric>, or
     all.<metric> for the mean over splits."""
     runs: tuple[str, ...] = ()
-    """Other runs to compare with `run`: sweeps, or runs of one student."""
+    """Other runs to compare with `run`: sweeps, or runs of one student. Students of sweeps that differ in the seed
+    only are seeds of one variant."""
     baseline: str = "kd"
     """Variant of the sweep that the candidate is compared with."""
     candidate: str = "e2kd"

@@ -35,6 +35,7 @@ from permafrost.runs.folder import (
     CONFIG_NAME,
     SWEEP_NAME,
     RunFolder,
+    describe_run,
     passes_in,
     read_config,
 )
@@ -228,8 +229,8 @@ def load_results(
 
     Args:
         run: Name of the run, or its address in a bucket.
-        other_runs: Sweeps, or runs of one student each. Variants of several runs that are called alike are all prefixed
-            with the names of their runs.
+        other_runs: Sweeps, or runs of one student each. Variants of several runs that are called alike are one variant
+            if their students differ in the seed only; else all are prefixed with the names of their runs.
         store: Store of the page. Of a student that was trained on another one the evaluations on this one are loaded;
             None loads those on the store of its training.
 
@@ -254,13 +255,27 @@ def load_results(
     runs_of = group_pairs(
         (result.label, name) for name, members in by_run.items() for result in members
     )
+    by_label = group_pairs((result.label, result) for each in by_run.values() for result in each)
+    gathered = {label for label, members in by_label.items() if _differ_in_seed_only(members)}
     return [
         replace(result, label=f"{names[name]}: {result.label}")
-        if len(set(runs_of[result.label])) > 1
+        if len(set(runs_of[result.label])) > 1 and result.label not in gathered
         else replace(result, label=names.get(result.label, result.label))
         for name, members in by_run.items()
         for result in members
     ]
+
+
+def _differ_in_seed_only(results: Sequence[StudentResult]) -> bool:
+    """Return whether students of several runs, as the tasks of a job array have, are the seeds of one variant."""
+    options = [
+        describe_run(result.training, DistillConfig) | {"seed": None}
+        for result in results
+        if "inputs" in result.training
+    ]
+    return len({result.seed for result in results}) == len(options) == len(results) and all(
+        each == options[0] for each in options
+    )
 
 
 def names_of_runs(runs: Sequence[str]) -> dict[str, str]:

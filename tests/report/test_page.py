@@ -24,7 +24,7 @@ from permafrost_report import provenance
 from permafrost_report.main_table import Column, variant_summary
 from permafrost_report.number_files import latex_table
 from permafrost_report.options import ReportConfig, ReportOptions
-from permafrost_report.student_results import StudentResult
+from permafrost_report.student_results import StudentResult, load_results
 from tests.support import run_files
 from tests.support.html_page import Page
 from tests.support.papers import needs_papers
@@ -42,11 +42,13 @@ CLEAR = {
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxyType({})):
+def write_sweep(
+    run="sweep", methods=METHODS, evaluator=True, extra=MappingProxyType({}), first=0, options=""
+):
     """Write the results of two students per variant as a sweep does, without their networks."""
     rows = []
     for variant, values in methods.items():
-        for seed, value in enumerate(values):
+        for seed, value in enumerate(values, first):
             student = f"{run}/students/{variant}-{seed}"
             folder = RUNS / student
             (folder / "distill").mkdir(parents=True)
@@ -57,7 +59,7 @@ def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxy
             run_files.write_metrics(folder / "evaluate", {"test": metrics})
             lines = [{"step": step, "total": 1 / step} for step in (1, 2)]
             run_files.write_lines(folder / "distill", lines)
-            run_files.write_config(folder / "distill/config.yaml", f"seed: {seed}\n")
+            run_files.write_config(folder / "distill/config.yaml", f"seed: {seed}\n{options}")
             name = student.removeprefix(f"{run}/")
             rows.append({"variant": variant, "point": {}, "seed": seed, "run": name})
     run_files.write_table(RUNS / run, rows)
@@ -465,6 +467,25 @@ def test_the_numbers_of_students_and_variants_are_csv_files(page):
     assert list(labels[["method", "seeds"]]) == ["labels", 2]
     expected = [0.25, 0.05 * 2**0.5, 0.25 - half, 0.25 + half]
     assert list(labels[["mean", "sd", "low", "high"]]) == pytest.approx(expected)
+
+
+def test_runs_that_differ_in_the_seed_only_are_seeds_of_one_variant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = "inputs: {store: abc}\n"
+    for task, seed, options in (
+        ("0", 0, inputs),
+        ("1", 1, inputs),
+        ("again", 1, inputs),
+        ("other", 2, f"{inputs}split: other\n"),
+    ):
+        write_sweep(f"array/{task}", {"kd": (0.5,)}, first=seed, options=options)
+
+    def labels(*others):
+        return [each.label for each in load_results("array/0", [f"array/{o}" for o in others])]
+
+    assert labels("1") == ["kd", "kd"]
+    assert labels("again", "1") == ["array/0: kd", "array/again: kd", "array/1: kd"]
+    assert labels("other") == ["array/0: kd", "array/other: kd"]
 
 
 NAMES = ["b_1 & {50%}", "other"]
