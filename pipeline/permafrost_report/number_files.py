@@ -33,9 +33,10 @@ def number_tables(
     facts = {row["run"]: row for row in networks}
     for split in dict.fromkeys(split for result in results for split in result.numbers):
         members = [result for result in results if split in result.numbers]
-        metrics = dict.fromkeys(name for result in members for name in result.numbers[split])
         columns = [
-            Column(name=name, source=f"{split}.{name}") for name in metrics if name != "records"
+            Column(name=name, source=f"{split}.{name}")
+            for name in dict.fromkeys(name for result in members for name in result.numbers[split])
+            if name != "records"
         ]
         scored = score_rows(student_rows(members, columns), members, columns)
         keys = {

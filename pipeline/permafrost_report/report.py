@@ -67,8 +67,9 @@ def report_run(config: ReportConfig) -> ReportResult:
     if page.compared:
         students = [result for result in page.results if result.is_evaluated]
         evaluated = students or list(filter(None, [page.network]))
-        tables = number_tables(evaluated, values.get("networks", []))
-        contents["csv"], contents["variants.csv"] = tables
+        contents["csv"], contents["variants.csv"] = number_tables(
+            evaluated, values.get("networks", [])
+        )
         if config.report.format == "latex":
             contents["tex"] = latex_table(evaluated, values["variants"], page.columns, config.run)
     place = next(

@@ -252,14 +252,18 @@ def load_results(
         )
     names = names_of_runs([run, *other_runs])
     by_run = {run: results} | {other: _read_run(other, store) for other in other_runs}
-    runs_of = group_pairs(
-        (result.label, name) for name, members in by_run.items() for result in members
+    by_label = group_pairs(
+        (result.label, (name, result)) for name, members in by_run.items() for result in members
     )
-    by_label = group_pairs((result.label, result) for each in by_run.values() for result in each)
-    gathered = {label for label, members in by_label.items() if _differ_in_seed_only(members)}
+    ambiguous = {
+        label
+        for label, pairs in by_label.items()
+        if len({name for name, _ in pairs}) > 1
+        and not _differ_in_seed_only([result for _, result in pairs])
+    }
     return [
         replace(result, label=f"{names[name]}: {result.label}")
-        if len(set(runs_of[result.label])) > 1 and result.label not in gathered
+        if result.label in ambiguous
         else replace(result, label=names.get(result.label, result.label))
         for name, members in by_run.items()
         for result in members

@@ -178,8 +178,11 @@ def fit(
             numbers = curve(training.model, epochs_done) if curve is not None and is_first else {}
             log.flush(training, numbers)
             training.epoch, training.step = epochs_done, 0
-            maps = curve.maps_after(training.epoch) if isinstance(curve, AccuracyCurve) else None
-            if maps is not None and writer is not None:
+            if (
+                writer is not None
+                and isinstance(curve, AccuracyCurve)
+                and (maps := curve.maps_after(epochs_done)) is not None
+            ):
                 draw_maps(maps, training, input_size, writer.tracker, folder)
             is_wanted = False
             if is_first:

@@ -241,9 +241,11 @@ def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, st
     """Describe a sweep over stores that do not exist; empty if all of them do."""
     stores = [trained.store for _, _, trained, _ in compose_students(config, base)]
     missing = {each.path for each in stores if not file_at(each.folder / MANIFEST_NAME).exists()}
+    if not missing:
+        return {}
     packing = [word for word in base if word.startswith(_PACKING_ARGUMENTS)]
     count = len(stores) * len(config.seeds)
-    described = {
+    return {
         "students": f"{count} (variants: {len(config.variants)}, seeds: {len(config.seeds)})"
         + _committed_time(base, count),
         "store": f"{', '.join(sorted(missing))} does not exist; make it first with: "
@@ -251,7 +253,6 @@ def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, st
         "executor": _describe_executor(config, count, lambda: math.inf),
         "folder": str(RunFolder(config.run).path / STUDENTS),
     }
-    return described if missing else {}
 
 
 _PACKING_ARGUMENTS = ("experiment=", "plugins=", "store.path=", "store=", "data", "teacher")
@@ -263,12 +264,10 @@ def _committed_time(base: Sequence[str], students: int) -> str:
     if not (name := dict(word.partition("=")[::2] for word in base).get("experiment")):
         return ""
     results = (experiment_file(name) or Path(name)).with_suffix(".results.json")
-    rows = json.loads(results.read_text())["runs"] if results.is_file() else []
+    rows = json.loads(results.read_text()).get("runs", []) if results.is_file() else []
     if seconds := [row["seconds"] for row in rows if "seconds" in row]:
-        minutes = f"about {students * mean(seconds) / 60:.0f} min of one thread"
-        return f"; {minutes} on the machine of the committed results"
-    lines = read_experiment(name)[-1].text.splitlines()
-    header = " ".join(line[1:].strip() for line in lines if line.startswith("#"))
+        return f"; about {students * mean(seconds) / 60:.0f} min of one thread on the machine of the committed results"
+    header = re.sub(r"\n#? *", " ", read_experiment(name)[-1].text.partition("\n#   ")[0])
     sentence = re.search(r"(?<=[.:;] )[^.:;]*\b(hours?|minutes?)\b[^.:;]*", header)
     return f"; its file says: {sentence[0]}" if sentence else ""
 
