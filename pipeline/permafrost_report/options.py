@@ -132,7 +132,7 @@ VERBS["report"] = Verb(
     common=(
         "run store.path report.title report.columns report.baseline report.candidate "
         "report.compared_column report.plotted report.runs report.cases report.contact_records "
-        "report.contact_views report.format augment augment.size store.teacher"
+        "report.format augment augment.size store.teacher"
     ),
     needs_run=False,
     takes_store_of_run=True,
