@@ -7,8 +7,9 @@
 Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>/distill and evaluate of one student;
         runs/<run>/evaluate-teacher and evaluate-network;
         for the cases, the weights and records.parquet of two students
-Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student; a report on
-        another store than that of the training is report-in-<store>.html
+Writes  runs/<run>/report.html, report.json with its numbers, report.csv with one row per student and split, and
+        report.variants.csv with one per variant, split and metric; report.tex with format=latex; a report on another
+        store than that of the training is report-in-<store>.html
 Rerun   the same command writes the same files while options, store and runs are the same
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from permafrost.config.explainers import explainer_of_line
 from permafrost.core.batches import Batch
 from permafrost.core.records import NO_GROUP
+from permafrost.evaluation.map_colors import contributions, overlays
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.regions import regions_of
@@ -33,10 +34,8 @@ from permafrost_report.pictures import (
     PictureRow,
     TileRow,
     class_names,
-    contributions,
     draw_outline,
     explained_rows,
-    overlays,
     picture_grid,
     shown_name,
 )

@@ -57,6 +57,20 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
 
 
+def mean_interval(summary: Mapping[str, Any], seeds: int) -> Sequence[float]:
+    """Return the 95 % interval of a mean, empty without known images for one seed or for equal values.
+
+    Args:
+        summary: Mean and deviation from `summarize`, and the `interval` over images and seeds if it is known; without
+            one, the interval is Student's over seeds.
+        seeds: Number of seeds.
+    """
+    if "interval" in summary or not summary["sd"]:
+        return tuple(summary.get("interval", ()))
+    half = _student_t(seeds - 1) * summary["sd"] / sqrt(seeds)
+    return summary["mean"] - half, summary["mean"] + half
+
+
 def right_images(rows: Sequence[StudentRow], column: str) -> NDArray[np.float64]:
     """Return which images each student got right, [students, images], of no images if they are not the same of all."""
     known = [row.right.get(column, {}) if isinstance(row, ScoredRow) else {} for row in rows]

@@ -1,9 +1,7 @@
-"""The main table of a page: its columns, their meanings, one row for each variant, and the same as CSV."""
+"""The main table of a page: its columns, their meanings, and one row for each variant."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -433,20 +431,6 @@ def _evaluator_sentence(metric: str, column: Column) -> str:
     )
 
 
-# ---- csv file --------------------------------------------------------------------------------------
-
-
-def student_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format the rows of the students as CSV, with fractions as they are and no value as an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 # ---- summary ---------------------------------------------------------------------------------------
 
 
@@ -494,6 +478,11 @@ def summary_table(run: str) -> str:
         [
             align_columns(table),
             *pictures_in_words(results),
+            *(
+                ["+- is the standard deviation over seeds"]
+                if any(variant["seeds"] > 1 for variant in variants)
+                else []
+            ),
             *([f"({ONE_SEED})"] if any(variant["seeds"] == 1 for variant in variants) else []),
             *reservations(run, results, selection),
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
@@ -30,7 +30,8 @@ class ReportOptions(Options):
     split, as far as they were measured. A metric is <split>.<metric> of evaluate, <split>.<evaluator>.<metric>, or
     all.<metric> for the mean over splits."""
     runs: tuple[str, ...] = ()
-    """Other runs to compare with `run`: sweeps, or runs of one student."""
+    """Other runs to compare with `run`: sweeps, or runs of one student. Students of sweeps that differ in the seed
+    only are seeds of one variant."""
     baseline: str = "kd"
     """Variant of the sweep that the candidate is compared with."""
     candidate: str = "e2kd"
@@ -43,6 +44,8 @@ class ReportOptions(Options):
     and the first column otherwise."""
     plotted: tuple[str, ...] = ()
     """Columns that are plotted over each numeric option of the sweep's grid; empty takes compared_column."""
+    format: Literal["page", "latex"] = "page"
+    """latex also prints the table of the variants for a paper (booktabs), and writes it to report.tex."""
     next_command: str = ""
     """Command to suggest as the next step, printed last."""
     contact_records: Annotated[int, Ge(0)] = 8
@@ -129,7 +132,7 @@ VERBS["report"] = Verb(
     common=(
         "run store.path report.title report.columns report.baseline report.candidate "
         "report.compared_column report.plotted report.runs report.cases report.contact_records "
-        "report.contact_views augment augment.size store.teacher"
+        "report.format augment augment.size store.teacher"
     ),
     needs_run=False,
     takes_store_of_run=True,

@@ -23,6 +23,7 @@ from PIL import Image
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.core.batches import Batch
+from permafrost.evaluation.map_colors import contributions, overlays
 from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import schedule_views
@@ -167,10 +168,6 @@ def _uri(data: bytes) -> str:
 # ---- pictures --------------------------------------------------------------------------------------
 
 
-_STRONG_QUANTILE = 0.995
-"""Quantile of the absolute contributions at and above which a position is fully red or blue."""
-
-
 MAX_CHARACTERS = 300
 """Largest number of characters of a class or of a column of a table on the page."""
 _WORDNET = re.compile(r"n\d{8}")
@@ -287,44 +284,6 @@ def readable_classes(classes: Sequence[str]) -> list[str]:
     return [
         f"{nouns[name].partition(',')[0]} ({name})" if name in nouns else name for name in classes
     ]
-
-
-def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Draw maps in red over a pale gray image, each scaled to its highest value and upsampled.
-
-    Args:
-        images: u8 [n, H, W, 3].
-        maps: f32 [n, h, w].
-
-    Returns:
-        Pictures [H, W, 3] in [0, 1].
-    """
-    import torch
-
-    from permafrost.evaluation.metrics import upsample
-
-    heat = upsample(torch.from_numpy(maps), (images.shape[1], images.shape[2])).clamp(min=0).numpy()
-    heat = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
-    gray = 0.5 + 0.5 * images.mean(axis=3, keepdims=True) / 255
-    red = np.array([0.85, 0.05, 0.1])
-    alpha = 0.8 * heat[..., None]
-    return list(gray * (1 - alpha) + red * alpha)
-
-
-def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Draw signed maps: red is for the class, blue against it, white neutral.
-
-    Args:
-        maps: f32 [n, h, w].
-
-    Returns:
-        Pictures [h, w, 3] in [0, 1].
-    """
-    strong = np.quantile(np.abs(maps), _STRONG_QUANTILE, axis=(1, 2), keepdims=True)
-    value = (maps / np.maximum(strong, np.finfo(np.float32).tiny)).clip(-1, 1)[..., None]
-    fades = 1 - np.abs(value)
-    red, blue = np.where(value > 0, 1.0, fades), np.where(value < 0, 1.0, fades)
-    return list(np.concatenate([red, fades, blue], axis=3))
 
 
 def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np.float64]:

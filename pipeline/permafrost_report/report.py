@@ -7,8 +7,9 @@
 Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>/distill and evaluate of one student;
         runs/<run>/evaluate-teacher and evaluate-network;
         for the cases, the weights and records.parquet of two students
-Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student; a report on
-        another store than that of the training is report-in-<store>.html
+Writes  runs/<run>/report.html, report.json with its numbers, report.csv with one row per student and split, and
+        report.variants.csv with one per variant, split and metric; report.tex with format=latex; a report on another
+        store than that of the training is report-in-<store>.html
 Rerun   the same command writes the same files while options, store and runs are the same
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from permafrost.core.digests import plain_values
+from permafrost.core.errors import require
 from permafrost.runs.folder import RunFolder
 from permafrost.storage.files import file_at
 from permafrost_report.options import ReportConfig
@@ -35,24 +37,41 @@ class ReportResult:
     json: str
     csv: str
     """Numbers of every student, empty if none was evaluated."""
+    variants: str
+    """Mean, deviation and interval of every variant, as CSV."""
     candidate_minus_baseline: str
     summary: str
     """Sentences at the top of the page."""
     next: str
     """Suggested next command, `PageContent.next_command`."""
+    latex: str = ""
+    """Table of the variants with report.format=latex."""
 
 
 def report_run(config: ReportConfig) -> ReportResult:
     """Write the files from finished runs, without training or evaluating anything."""
-    from permafrost_report.main_table import student_csv  # these import torch and matplotlib
+    from permafrost_report.number_files import (  # these import torch and matplotlib
+        latex_table,
+        number_tables,
+    )
     from permafrost_report.page import render_page
     from permafrost_report.page_content import gather_page
 
     page = gather_page(config)
     values = page.values
     contents = {"html": render_page(page), "json": json.dumps(plain_values(values), indent=1)}
+    require(
+        bool(page.compared) or config.report.format == "page",
+        f"report.format=latex prints evaluated students, and run={config.run} has none; run permafrost evaluate first",
+    )
     if page.compared:
-        contents["csv"] = student_csv(values["runs"])
+        students = [result for result in page.results if result.is_evaluated]
+        evaluated = students or list(filter(None, [page.network]))
+        contents["csv"], contents["variants.csv"] = number_tables(
+            evaluated, values.get("networks", [])
+        )
+        if config.report.format == "latex":
+            contents["tex"] = latex_table(evaluated, values["variants"], page.columns, config.run)
     place = next(
         (result.place for result in [*page.results, *filter(None, [page.network])] if result.place),
         "",
@@ -66,7 +85,9 @@ def report_run(config: ReportConfig) -> ReportResult:
         html=str(files["html"]),
         json=str(files["json"]),
         csv=str(files.get("csv", "")),
+        variants=str(files.get("variants.csv", "")),
         candidate_minus_baseline=page.headline,
         summary=" ".join(values.get("summary", [])),
         next=page.next_command,
+        latex="\n" * ("tex" in contents) + contents.get("tex", ""),
     )

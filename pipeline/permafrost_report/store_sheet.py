@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from permafrost.core.batches import Logits, TopLogits
 from permafrost.core.errors import printable
 from permafrost.core.label_forms import classes_of, has_many, predict_labels
+from permafrost.evaluation.map_colors import overlays
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
 from permafrost.loading.target_sheet import sheets_of
@@ -26,7 +27,7 @@ from permafrost.models.explanations import explainer_of_maps
 from permafrost.store.facts import FactSheet
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_report.figures import styled
-from permafrost_report.pictures import overlays, readable_classes
+from permafrost_report.pictures import readable_classes
 
 _DRAWN = ("data", "teacher", "targets")
 """Subjects of the facts that are drawn."""

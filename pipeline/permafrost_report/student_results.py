@@ -36,6 +36,7 @@ from permafrost.runs.folder import (
     CONFIG_NAME,
     SWEEP_NAME,
     RunFolder,
+    describe_run,
     passes_in,
     read_config,
 )
@@ -48,7 +49,10 @@ from permafrost_report.options import ReportConfig
 
 logger = logging.getLogger("permafrost.report")
 
-_OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv", "times.json")}
+_OWN_FILES = {
+    f"report.{kind}"
+    for kind in ("yaml", "html", "json", "csv", "variants.csv", "tex", "times.json")
+}
 """Files of a run that the report itself writes."""
 _NAMED = 20
 """Largest number of runs that a message names."""
@@ -226,8 +230,8 @@ def load_results(
 
     Args:
         run: Name of the run, or its address in a bucket.
-        other_runs: Sweeps, or runs of one student each. Variants of several runs that are called alike are all prefixed
-            with the names of their runs.
+        other_runs: Sweeps, or runs of one student each. Variants of several runs that are called alike are one variant
+            if their students differ in the seed only; else all are prefixed with the names of their runs.
         store: Store of the page. Of a student that was trained on another one the evaluations on this one are loaded;
             None loads those on the store of its training.
 
@@ -249,16 +253,34 @@ def load_results(
         )
     names = names_of_runs([run, *other_runs])
     by_run = {run: results} | {other: _read_run(other, store) for other in other_runs}
-    runs_of = group_pairs(
-        (result.label, name) for name, members in by_run.items() for result in members
+    by_label = group_pairs(
+        (result.label, (name, result)) for name, members in by_run.items() for result in members
     )
+    ambiguous = {
+        label
+        for label, pairs in by_label.items()
+        if len({name for name, _ in pairs}) > 1
+        and not _differ_in_seed_only([result for _, result in pairs])
+    }
     return [
         replace(result, label=f"{names[name]}: {result.label}")
-        if len(set(runs_of[result.label])) > 1
+        if result.label in ambiguous
         else replace(result, label=names.get(result.label, result.label))
         for name, members in by_run.items()
         for result in members
     ]
+
+
+def _differ_in_seed_only(results: Sequence[StudentResult]) -> bool:
+    """Return whether students of several runs, as the tasks of a job array have, are the seeds of one variant."""
+    options = [
+        describe_run(result.training, DistillConfig) | {"seed": None}
+        for result in results
+        if "inputs" in result.training
+    ]
+    return len({result.seed for result in results}) == len(options) == len(results) and all(
+        each == options[0] for each in options
+    )
 
 
 def names_of_runs(runs: Sequence[str]) -> dict[str, str]:

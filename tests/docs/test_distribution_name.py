@@ -3,8 +3,10 @@
 import ast
 import re
 import tomllib
+from datetime import date
 
 import pytest
+import yaml
 
 from permafrost.config.version import __version__
 from tests.support.pages import PAGES
@@ -75,7 +77,10 @@ def test_the_distribution_has_a_name_of_its_own_and_the_command_does_not_change(
 
 
 def test_the_version_is_one_number():
-    heading = re.search(r"^## (\S+) \(", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    heading = re.search(r"^## (\S+) \((\S+)\)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 
-    assert heading[1] == cited[1] == __version__
+    assert heading[1] == cited["version"] == __version__
+    assert heading[2] in ("unreleased", str(cited["date-released"]))
+    assert isinstance(cited["date-released"], date)
+    assert re.fullmatch("[0-9a-f]{40}", cited["commit"])

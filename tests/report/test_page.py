@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import json
 import re
 import shutil
 import subprocess
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import unquote
 
+import pandas as pd
 import pytest
 
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.runs.mirrors import RUNS
 from permafrost_report import provenance
+from permafrost_report.main_table import Column, variant_summary
+from permafrost_report.number_files import latex_table
 from permafrost_report.options import ReportConfig, ReportOptions
+from permafrost_report.student_results import StudentResult, load_results
 from tests.support import run_files
 from tests.support.html_page import Page
 from tests.support.papers import needs_papers
@@ -38,11 +42,13 @@ CLEAR = {
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxyType({})):
+def write_sweep(
+    run="sweep", methods=METHODS, evaluator=True, extra=MappingProxyType({}), first=0, options=""
+):
     """Write the results of two students per variant as a sweep does, without their networks."""
     rows = []
     for variant, values in methods.items():
-        for seed, value in enumerate(values):
+        for seed, value in enumerate(values, first):
             student = f"{run}/students/{variant}-{seed}"
             folder = RUNS / student
             (folder / "distill").mkdir(parents=True)
@@ -53,7 +59,7 @@ def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxy
             run_files.write_metrics(folder / "evaluate", {"test": metrics})
             lines = [{"step": step, "total": 1 / step} for step in (1, 2)]
             run_files.write_lines(folder / "distill", lines)
-            run_files.write_config(folder / "distill/config.yaml", f"seed: {seed}\n")
+            run_files.write_config(folder / "distill/config.yaml", f"seed: {seed}\n{options}")
             name = student.removeprefix(f"{run}/")
             rows.append({"variant": variant, "point": {}, "seed": seed, "run": name})
     run_files.write_table(RUNS / run, rows)
@@ -449,12 +455,61 @@ def test_epg_alone_is_the_compared_column_and_its_chance_level_is_stated(frozen)
         page_and_values(frozen, compared_column="f1")
 
 
-def test_the_numbers_of_every_student_are_a_csv_file(page):
-    with page.with_name("report.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def test_the_numbers_of_students_and_variants_are_csv_files(page):
+    rows, variants = (
+        pd.read_csv(page.with_name(f"report.{kind}csv")) for kind in ("", "variants.")
+    )
 
-    assert [(row["method"], row["seed"]) for row in rows[:2]] == [("labels", "0"), ("labels", "1")]
-    assert [float(row["accuracy"]) for row in rows] == [0.2, 0.3, 0.5, 0.7, 0.6, 0.9]
+    assert list(rows.accuracy[rows.split == "test"]) == [0.2, 0.3, 0.5, 0.7, 0.6, 0.9]
+    assert list(rows)[:4] == ["method", "seed", "split", "records"]
+    labels = variants[(variants.metric == "accuracy") & (variants.split == "test")].iloc[0]
+    half = 0.05 * 12.706204736432095  # of Student's t with one degree of freedom
+    assert list(labels[["method", "seeds"]]) == ["labels", 2]
+    expected = [0.25, 0.05 * 2**0.5, 0.25 - half, 0.25 + half]
+    assert list(labels[["mean", "sd", "low", "high"]]) == pytest.approx(expected)
+
+
+def test_runs_that_differ_in_the_seed_only_are_seeds_of_one_variant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = "inputs: {store: abc}\n"
+    for task, seed, options in (
+        ("0", 0, inputs),
+        ("1", 1, inputs),
+        ("again", 1, inputs),
+        ("other", 2, f"{inputs}split: other\n"),
+    ):
+        write_sweep(f"array/{task}", {"kd": (0.5,)}, first=seed, options=options)
+
+    def labels(*others):
+        return [each.label for each in load_results("array/0", [f"array/{o}" for o in others])]
+
+    assert labels("1") == ["kd", "kd"]
+    assert labels("again", "1") == ["array/0: kd", "array/again: kd", "array/1: kd"]
+    assert labels("other") == ["array/0: kd", "array/other: kd"]
+
+
+NAMES = ["b_1 & {50%}", "other"]
+
+
+def test_a_latex_table_says_what_its_numbers_are(tmp_path):
+    shared = {"folder": tmp_path, "metrics": {"test": {"records": 1000, "accuracy": 0.5}}}
+    results = [StudentResult(variant=n, label=n, seed=s, **shared) for n in NAMES for s in range(3)]
+    columns = [
+        Column(name="accuracy", source="test.accuracy"),
+        Column(name="epg", source="test.epg"),
+    ]
+    values = {NAMES[0]: [0.5, 0.51, 0.52], NAMES[1]: [0.2, 0.21, 0.22]}
+    rows = [
+        {"method": each.label, "accuracy": values[each.label][each.seed], "epg": None}
+        for each in results
+    ]
+    text = latex_table(results, variant_summary(rows, columns), columns, "one_run")
+
+    assert r"b\_1 \& \{50\%\} & 3 & \textbf{51.0 $\pm$ 1.0} [48.5, 53.5] & -- \\" in text
+    assert r"other & 3 & 21.0 $\pm$ 1.0 [18.5, 23.5] & -- \\" in text
+    assert r"variant & seeds & accuracy, \% & epg, \% \\" in text
+    assert r"Evaluated on test (1,000 records). $\pm$ is the standard deviation over seeds" in text
+    assert r"Students in runs/one\_run." in text
 
 
 # ---- in a browser --------------------------------------------------------------------------------
@@ -583,8 +638,13 @@ def test_a_student_has_its_folder_its_costs_and_the_command_that_exports_it(
     assert result.next == f"permafrost export run={best}"
     for text in (result.next, '<span class="note" dir="auto">test_'):  # a key below its image
         assert text in Path(result.html).read_text()
-    with Path(result.csv).open() as file:
-        assert csv.DictReader(file).fieldnames == list(rows[0])
+    table = pd.read_csv(result.csv)
+    assert list(table.split) == ["test", "test", "test_swapped", "test_swapped"]
+    assert list(table.bytes[:2]) == [row["bytes"] for row in rows]
+    assert all((Path(folder) / "metrics.json").exists() for folder in table.folder)
+    assert {"map_cosine", "accuracy_low", "run", "milliseconds"} <= set(table)
+    printed = report.run(replace(config, report=replace(config.report, format="latex")))
+    assert printed.latex[1:] == (RUNS / "grid/report.tex").read_text()
     report.run(config)
     assert [Path(path).read_bytes() for path in (result.html, result.json, result.csv)] == written
     assert [time > 0 for time in times] == [True]  # of two students and of both reports

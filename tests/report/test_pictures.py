@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from permafrost.evaluation.map_colors import contributions, overlays
 from permafrost_report.pictures import (
     class_names,
     composite_on_white,
-    contributions,
     draw_outline,
     map_rows,
-    overlays,
     readable_classes,
 )
 

@@ -6,7 +6,7 @@ import pytest
 
 from permafrost.cli import describe_plan, run_typed_command
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.store.entries import StoreMismatchError
+from permafrost.store.entries import ManifestError, StoreMismatchError
 
 DATA = (
     *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
@@ -105,6 +105,31 @@ def test_a_plan_of_a_sweep_counts_its_students_and_those_that_are_not_finished(h
     )
     described = plan("sweep", *words)
     assert described["students"] == "2 (variants: 2, seeds: 1) from store"
+    assert described["executor"] == "serial"
+    by_ray = plan("sweep", *words, "executor=ray")["executor"]
+    assert by_ray == "ray; this starts or joins Ray, set executor=serial to stay in this process"
     assert (described["unfinished"], described["folder"]) == ("2", "runs/two/students")
     run("sweep", *words)
     assert plan("sweep", *words)["unfinished"] == "0"
+
+
+def test_a_plan_of_a_sweep_counts_students_before_their_store_exists(here):
+    shots, baselines = (
+        describe_plan("sweep", [f"experiment=cifar10_{name}", "seeds=[0,1]", "executor=ray"])
+        for name in ("50shots", "baselines")
+    )
+    assert "10 (variants: 5, seeds: 2); its file says: About an hour on two" in shots["students"]
+    assert baselines["students"].startswith("6 (variants: 3, seeds: 2); about 42 min of one thread")
+    assert shots["store"].endswith("with: permafrost precompute experiment=cifar10_50shots")
+    assert "executor=serial to stay in this process" in shots["executor"]
+    grid = ("run=x", "seeds=[0]", "variants={kd: [method=kd]}", "grid={method.tau: [1, 2, 4]}")
+    assert plan("sweep", *grid)["students"] == "3 (variants: 1, seeds: 1)"
+    with pytest.raises(ManifestError, match="does not exist; run permafrost precompute"):
+        run("sweep", *grid)
+
+
+def test_a_damaged_store_is_no_store_to_make(here):
+    Path("store").mkdir()
+    Path("store/manifest.json").write_text("{}")
+    with pytest.raises(ManifestError, match="is damaged"):
+        plan("sweep", "run=x", "seeds=[0]", "variants={kd: [method=kd]}")

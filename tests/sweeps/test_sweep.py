@@ -215,7 +215,9 @@ def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(fro
         r["run"] for r in table["runs"]
     ]
     assert (result.students, result.finished_now) == (8, 8)
-    assert [line.split() for line in result.summary.splitlines()[1:]] == [
+    *table, remark = result.summary.splitlines()[1:]
+    assert remark == "+- is the standard deviation over seeds"
+    assert [line.split() for line in table] == [
         ["variant", "seeds", "holdout.accuracy", "test.accuracy"],
         ["kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],
         ["e2kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],

@@ -1,16 +1,29 @@
 """Curves of accuracy over the epochs: their last point is the evaluation, and the training does not notice them."""
 
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from permafrost.config.distillation import CurveOptions
 from permafrost.config.methods import LabelsConfig
+from permafrost.core.errors import ConfigError
 from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop
-from permafrost.training.epoch_selection import read_curve
+from permafrost.training.epoch_maps import side_by_side
+from permafrost.training.epoch_selection import plan_curve, read_curve
 from tests.support.kills import killed_at
-from tests.support.runs import assert_equal_states, distill_config, evaluate_config, weights_of
+from tests.support.runs import (
+    assert_equal_states,
+    distill_config,
+    evaluate_config,
+    logged_lines,
+    weights_of,
+)
 from tests.support.verbs import distill, evaluate
 
 SPLITS = ("test", "test_swapped")
@@ -69,3 +82,82 @@ def test_a_student_of_labels_is_compared_with_the_only_pass(frozen):
 def test_a_split_that_the_store_lacks_is_named(frozen):
     with pytest.raises(Exception, match="no split 'nowhere'"):
         distill.run(distill_config(frozen, curve=CurveOptions(splits=("nowhere",))))
+
+
+# ---- pictures of maps ------------------------------------------------------------------------------
+
+
+def pictures_of(run):
+    paths = sorted((RUNS / run / "distill/maps").glob("*"))
+    return {path.name: np.asarray(Image.open(path)) for path in paths}
+
+
+def test_maps_are_drawn_every_nth_epoch_and_at_the_last_and_change_no_bit(frozen):
+    distill.run(distill_config(frozen))
+    distill.run(distill_config(frozen, run="maps", curve=CurveOptions(maps=4, maps_every=2)))
+
+    drawn = pictures_of("maps")
+    assert list(drawn) == ["epoch-0002.png", "epoch-0003.png"]
+    (height, width, _), side = drawn["epoch-0002.png"].shape, 112
+    assert (height, width) == (4 * side, 3 * side)
+    columns = [np.split(picture, 3, axis=1) for picture in drawn.values()]
+    same = [np.array_equal(first, last) for first, last in zip(*columns, strict=True)]
+    assert same == [True, True, False]  # image, the teacher's map, the student's map
+    assert_equal_states(weights_of("one"), weights_of("maps"))
+    assert logged_lines("one") == logged_lines("maps")
+    assert pictures_of("one") == {}
+    events = EventAccumulator(str(RUNS / "maps/distill/tensorboard")).Reload()
+    ends = {line["epoch"] + 1: line["step"] for line in logged_lines("maps")}
+    assert [event.step for event in events.Images("maps")] == [ends[2], ends[3]]
+
+
+@pytest.mark.parametrize(("passes", "columns"), [(True, 3), (False, 2)])
+def test_a_student_of_labels_is_drawn_next_to_the_only_pass_if_there_is_one(
+    frozen, passes, columns, monkeypatch
+):
+    if not passes:
+        monkeypatch.setattr("permafrost.training.epoch_selection.compared_passes", lambda *_: [])
+    curve = CurveOptions(maps=1, maps_every=5)
+    distill.run(distill_config(frozen, method=LabelsConfig(), curve=curve))
+
+    assert [picture.shape[1] for picture in pictures_of("one").values()] == [columns * 112]
+
+
+def test_signed_maps_have_two_colors():
+    arrays = {
+        "frames": np.full((1, 3, 2, 2), 255, np.uint8),
+        "maps": np.array([[[1.0, -1.0], [1.0, -1.0]]], np.float32),
+    }
+    row = side_by_side(arrays)[0]
+    assert (row[112].tolist(), row[-1].tolist()) == ([255, 0, 0], [0, 0, 255])
+    unsigned = side_by_side(arrays | {"maps": abs(arrays["maps"])})[0]
+    assert row[112:].tolist() != unsigned[112:].tolist()
+
+
+BUILD, EVALUATION = (
+    f"permafrost.{module}.explainer_named" for module in ("training.build", "evaluation.forward")
+)
+
+
+@pytest.mark.parametrize(("refusing", "count"), [([BUILD], 1), ([BUILD, EVALUATION], 0)])
+def test_a_network_without_these_maps_shows_its_own_or_is_one_warning(
+    frozen, refusing, count, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise ConfigError("no grid")
+
+    for name in refusing:
+        monkeypatch.setattr(name, lambda kind: refuse)
+    curve = CurveOptions(maps=1, maps_every=1)
+    with caplog.at_level(logging.WARNING, "permafrost.training"):
+        distill.run(distill_config(frozen, method=LabelsConfig(), curve=curve))
+
+    assert len(pictures_of("one")) == 3 * count
+    assert caplog.messages == ["curve.maps draws nothing: no grid"] * (1 - count)
+
+
+def test_maps_of_a_table_are_refused_before_the_training(frozen):
+    config = distill_config(frozen, curve=CurveOptions(maps=1))
+    table = SimpleNamespace(form=SimpleNamespace(has_places=False), path="table")
+    with pytest.raises(ConfigError, match=r"curve\.maps=1 draws images, but table holds a table"):
+        plan_curve(config, table, (), 10)

@@ -148,7 +148,11 @@ def complete_arguments(verb: str, arguments: Sequence[str]) -> list[str]:
     ]
 
 
-_SYNONYMS = {("share", "pass"): "store.teacher", ("attach", "from"): "path"}
+_SYNONYMS = {
+    ("share", "pass"): "store.teacher",
+    ("attach", "from"): "path",
+    ("report", "format"): "report.format",
+}
 """Options named like Python keywords, which cannot be field names, by verb and keyword."""
 
 
@@ -319,7 +323,8 @@ def _typed(verb: str, argument: str, arguments: Sequence[str]) -> _Typed:
     )
     require(
         equals != "",
-        f"cannot read {argument!r}; options are written key=value, as in {option}={argument}, see --help",
+        f"cannot read {argument!r}; options are written key=value, as in "
+        f"{f'{argument[2:]}=...' if argument.startswith('--') else f'{option}={argument}'}, see --help",
     )
     section = section_of(argument)
     hint = suggest_argument(verb, path, text)

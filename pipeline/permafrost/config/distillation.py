@@ -77,6 +77,11 @@ class CurveOptions(Options):
     """Splits of the store on which accuracy and agreement are computed; empty computes none."""
     every_epochs: Annotated[int, Ge(1)] = 1
     """Epochs between two of them; the last epoch is always one."""
+    maps: Annotated[int, Ge(0)] = 0
+    """Number of records of the training split, the first ones of the store, that are drawn with the teacher's map and
+    the student's, for `logger` and as maps/epoch-<n>.png in the folder of the training; 0 draws none."""
+    maps_every: Annotated[int, Ge(1)] = 10
+    """Epochs between two of these pictures; the last epoch always has one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,8 @@ _WORDS = {
     "num_workers": "trainer.loader_processes",
     "gpus": "trainer.ranks",
     "devices": "trainer.ranks",
+    "logger_maps": "curve.maps",
+    "logger_maps_every": "curve.maps_every",
 }
 """Options by their names in other programs."""
 

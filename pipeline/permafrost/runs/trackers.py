@@ -21,6 +21,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from permafrost.config.builder import flatten_options
 from permafrost.config.environment import report_nothing
 from permafrost.config.training import TRACKERS
@@ -153,6 +156,12 @@ class Tracker:
             with self._giving_up():
                 self._client.log_results(numbers)
 
+    def add_picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Add a picture [H, W, 3] at a step, if the tracker shows pictures."""
+        if self._client is not None:
+            with self._giving_up():
+                self._client.log_picture(name, pixels, step)
+
     def close(self, is_finished: bool = True) -> None:
         """End the tracked run, as finished or as failed."""
         if self._client is not None:
@@ -194,6 +203,9 @@ class TrackerClient(ABC):
         """Add the numbers of an evaluation."""
         self.log(numbers, 0)  # a training has no step 0
 
+    def log_picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:  # noqa: B027
+        """Add a picture [H, W, 3] at a step. A tracker without pictures leaves it out."""
+
     @abstractmethod
     def close(self, is_finished: bool) -> None:
         """End the run, as finished or as failed."""
@@ -211,6 +223,9 @@ class TensorBoard(TrackerClient):
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+
+    def log_picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self, is_finished: bool) -> None:
         self._writer.close()

@@ -41,14 +41,50 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     Raises:
         ConfigError: If variants, grid or options do not fit.
     """
-    shared = [argument for argument in base if section_of(argument) not in _OWN_SECTIONS]
     records = PassRecords(sorted(RunFolder(config.run).path.glob(f"{STUDENTS}/*/distill")))
     known: set[str] = set()
     planned: list[Student] = []
+    for variant, point, trained, evaluate in compose_students(config, base):
+        known |= set(point)
+        evaluate = _with_splits(evaluate)
+        check_reported_epochs(trained, evaluate)
+        if config.select is not None:
+            check_selection(config.select, trained, evaluate)
+        planned.append(_plan_student(variant, point, trained, evaluate, records))
+    for option in config.grid:
+        require(
+            option in known, f"grid: no variant has the option {option}; correct it or leave it out"
+        )
+    # Seeds are outermost, so that the students that finish first are comparable.
+    students = [
+        _with_seed(student, config.run, seed) for seed in config.seeds for student in planned
+    ]
+    names = [student.name for student in students]
+    for student in students:
+        require(
+            names.count(student.name) == 1,
+            f"grid: two points result in the same student of variant {student.variant}, one of them "
+            f"{point_label(student.point)}; name each value once, and an option of only some variants in `variants`",
+        )
+    return [_with_baselines(student, students) for student in students]
+
+
+def compose_students(
+    config: SweepConfig, base: Sequence[str]
+) -> Iterator[tuple[str, Point, DistillConfig, EvaluateConfig]]:
+    """Iterate over each variant and point with its options, without reading a store.
+
+    Args:
+        config: Options of the sweep.
+        base: As for `plan_students`.
+
+    Raises:
+        ConfigError: If variants or options do not fit.
+    """
+    shared = [argument for argument in base if section_of(argument) not in _OWN_SECTIONS]
     for variant, overrides in config.variants.items():
         arguments = [*shared, "trainer.num_threads=1", *overrides]
         for point in _points(arguments, config.grid):
-            known |= set(point)
             composed = compose("sweep", [*arguments, *point_arguments(point)])
             composed |= {"command": ["sweep", *base], "run": config.run}
             trained: DistillConfig = place_paths(build_verb_config("distill", composed))
@@ -67,27 +103,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
                 f"permafrost evaluate model={evaluate.model}",
             )
             check_logger(trained.logger)
-            evaluate = _with_splits(evaluate)
-            check_reported_epochs(trained, evaluate)
-            if config.select is not None:
-                check_selection(config.select, trained, evaluate)
-            planned.append(_plan_student(variant, point, trained, evaluate, records))
-    for option in config.grid:
-        require(
-            option in known, f"grid: no variant has the option {option}; correct it or leave it out"
-        )
-    # Seeds are outermost, so that the students that finish first are comparable.
-    students = [
-        _with_seed(student, config.run, seed) for seed in config.seeds for student in planned
-    ]
-    names = [student.name for student in students]
-    for student in students:
-        require(
-            names.count(student.name) == 1,
-            f"grid: two points result in the same student of variant {student.variant}, one of them "
-            f"{point_label(student.point)}; name each value once, and an option of only some variants in `variants`",
-        )
-    return [_with_baselines(student, students) for student in students]
+            yield variant, point, trained, evaluate
 
 
 def _limit_threads(

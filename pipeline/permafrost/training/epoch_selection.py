@@ -21,8 +21,10 @@ from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.core.json_entries import from_dict
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import evaluate_training, open_split
+from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.random_views import trained_picture
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
@@ -48,6 +50,13 @@ class AccuracyCurve:
     """Function that returns a network's metrics on a split, by split."""
     every_epochs: int
     last_epoch: int
+    maps: StoreDataset | None = None
+    """Records whose maps are drawn, None for none."""
+    maps_every: int = 1
+
+    def maps_after(self, epoch: int) -> StoreDataset | None:
+        """Return the records whose maps are drawn after an epoch, None for none."""
+        return self.maps if epoch % self.maps_every == 0 or epoch == self.last_epoch else None
 
     def __call__(self, model: Classifier, epoch: int) -> dict[str, float]:
         """Return the metrics as curve/<split>/<metric>, none after an epoch that is not one of the curve's."""
@@ -86,7 +95,7 @@ def plan_curve(
     passes: Sequence[TeacherPass],
     num_classes: int,
 ) -> AccuracyCurve | None:
-    """Return the curve of the options, None if they name no split.
+    """Return the curve of the options, None if they name no split and no maps.
 
     Args:
         config: Options of the student.
@@ -95,9 +104,13 @@ def plan_curve(
         num_classes: Number of the student's classes.
 
     Raises:
-        ConfigError: If a split does not exist.
+        ConfigError: If a split does not exist, or if maps of a table are to be drawn.
     """
-    if not config.curve.splits:
+    require(
+        not config.curve.maps or store.form.has_places,
+        f"curve.maps={config.curve.maps} draws images, but {store.path} holds a table; set curve.maps=0",
+    )
+    if not (config.curve.splits or config.curve.maps):
         return None
     compared = compared_passes(config, store, passes, num_classes)
     picture = _picture(config, store, passes)
@@ -105,7 +118,21 @@ def plan_curve(
         split: split_evaluator(config, store, compared, split, num_classes, picture, localize=False)
         for split in config.curve.splits
     }
-    return AccuracyCurve(evaluators, config.curve.every_epochs, config.trainer.epochs)
+    rows = rows_of_split(store.index, config.split)[: config.curve.maps]
+    maps = (
+        StoreDataset(
+            store, rows, covering_passes(store, rows, compared), num_classes=num_classes
+        ).in_picture(picture)
+        if config.curve.maps
+        else None
+    )
+    return AccuracyCurve(
+        evaluators,
+        config.curve.every_epochs,
+        config.trainer.epochs,
+        maps,
+        config.curve.maps_every,
+    )
 
 
 # ---- epoch selection -------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ from permafrost.runs.mirrors import upload_mirror
 from permafrost.runs.trackers import TrackedRun
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
+from permafrost.training.epoch_maps import draw_maps
+from permafrost.training.epoch_selection import AccuracyCurve
 from permafrost.training.metric_log import MetricWriter, StepLog
 from permafrost.training.optim import check_warmup, learning_rate
 from permafrost.training.spec import TrainingSpec
@@ -176,6 +178,12 @@ def fit(
             numbers = curve(training.model, epochs_done) if curve is not None and is_first else {}
             log.flush(training, numbers)
             training.epoch, training.step = epochs_done, 0
+            if (
+                writer is not None
+                and isinstance(curve, AccuracyCurve)
+                and (maps := curve.maps_after(epochs_done)) is not None
+            ):
+                draw_maps(maps, training, input_size, writer.tracker, folder)
             is_wanted = False
             if is_first:
                 answers = [callback(training.model, training.epoch) for callback in after_epoch]

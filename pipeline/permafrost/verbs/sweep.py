@@ -19,21 +19,31 @@ Rerun   a student's id is the hash of the options and inputs of its training, so
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
+from statistics import mean
 from types import MappingProxyType
 from typing import Any
 
 from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.experiments import read_experiment
+from permafrost.config.sections import experiment_file
 from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
 from permafrost.runs.folder import COST_NAME, STUDENTS, SWEEP_NAME, RunFolder
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import rooted
 from permafrost.storage.signed_files import write_json
-from permafrost.sweeps.plan import baselines_first, plan_students
+from permafrost.store.entries import ManifestError
+from permafrost.store.manifest import MANIFEST_NAME
+from permafrost.sweeps.plan import baselines_first, compose_students, plan_students
 from permafrost.sweeps.runner import Student, StudentRun, StudentRunner, estimate_seconds
 from permafrost.sweeps.select import choose, split_and_metric
 from permafrost.sweeps.student_task import StudentTask
@@ -98,6 +108,8 @@ class SweepPlan(Plan):
 
     config: SweepConfig
     students: list[Student]
+    unpacked: dict[str, str] = field(default_factory=dict)
+    """Description of a sweep whose store does not exist yet; it has no students here."""
 
     def first_runs(self, students: Sequence[Student]) -> list[StudentRun]:
         """Return the runs of students that precede a selection of points, or else their final ones."""
@@ -112,10 +124,16 @@ class SweepPlan(Plan):
         return sum(not run.is_done for run in self.first_runs(self.students))
 
     def describe_work(self) -> dict[str, str]:
+        if self.unpacked:
+            return self.unpacked
+        missing = self.count_missing()
         return {
             "students": f"{len(self.students)} (variants: {len(self.config.variants)}, seeds: "
             f"{len(self.config.seeds)}) from {self.students[0].distill.store.path}",
-            "unfinished": str(self.count_missing()),
+            "unfinished": str(missing),
+            "executor": _describe_executor(
+                self.config, missing, lambda: estimate_seconds(self.first_runs(self.students))
+            ),
             "new": self.describe_new(),
             "folder": str(RunFolder(self.config.run).path / STUDENTS),
         }
@@ -202,7 +220,7 @@ def _plans_of_points(students: Sequence[Student]) -> list[StudentPlan]:
 
 
 def plan_sweep(config: SweepConfig, base: Sequence[str] = ()) -> SweepPlan:
-    """Plan every student of a sweep.
+    """Plan every student of a sweep, or count them if their store does not exist yet.
 
     Args:
         config: Options of the sweep.
@@ -211,7 +229,56 @@ def plan_sweep(config: SweepConfig, base: Sequence[str] = ()) -> SweepPlan:
     Raises:
         ConfigError: If variants, grid or options do not fit.
     """
-    return SweepPlan(config, plan_students(config, base))
+    try:
+        return SweepPlan(config, plan_students(config, base))
+    except ManifestError:
+        if not (unpacked := _describe_unpacked(config, base)):
+            raise
+        return SweepPlan(config, [], unpacked)
+
+
+def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, str]:
+    """Describe a sweep over stores that do not exist; empty if all of them do."""
+    stores = [trained.store for _, _, trained, _ in compose_students(config, base)]
+    missing = {each.path for each in stores if not file_at(each.folder / MANIFEST_NAME).exists()}
+    if not missing:
+        return {}
+    packing = [word for word in base if word.startswith(_PACKING_ARGUMENTS)]
+    count = len(stores) * len(config.seeds)
+    return {
+        "students": f"{count} (variants: {len(config.variants)}, seeds: {len(config.seeds)})"
+        + _committed_time(base, count),
+        "store": f"{', '.join(sorted(missing))} does not exist; make it first with: "
+        + shlex.join(["permafrost", "precompute", *packing]),
+        "executor": _describe_executor(config, count, lambda: math.inf),
+        "folder": str(RunFolder(config.run).path / STUDENTS),
+    }
+
+
+_PACKING_ARGUMENTS = ("experiment=", "plugins=", "store.path=", "store=", "data", "teacher")
+"""Beginnings of the arguments of a sweep that precompute takes, too."""
+
+
+def _committed_time(base: Sequence[str], students: int) -> str:
+    """Say how long students take by the committed results of the experiment, or by the header of its file."""
+    if not (name := dict(word.partition("=")[::2] for word in base).get("experiment")):
+        return ""
+    results = (experiment_file(name) or Path(name)).with_suffix(".results.json")
+    rows = json.loads(results.read_text()).get("runs", []) if results.is_file() else []
+    if seconds := [row["seconds"] for row in rows if "seconds" in row]:
+        return f"; about {students * mean(seconds) / 60:.0f} min of one thread on the machine of the committed results"
+    header = re.sub(r"\n#? *", " ", read_experiment(name)[-1].text.partition("\n#   ")[0])
+    sentence = re.search(r"(?<=[.:;] )[^.:;]*\b(hours?|minutes?)\b[^.:;]*", header)
+    return f"; its file says: {sentence[0]}" if sentence else ""
+
+
+def _describe_executor(config: SweepConfig, missing: int, estimate: Callable[[], float]) -> str:
+    """Say where students are trained, and how to do without Ray."""
+    executor, reason = ExecutorChoice(config.executor, config.cluster).for_tasks(
+        missing, config.parallel, estimate
+    )
+    hint = "; this starts or joins Ray, set executor=serial to stay in this process"
+    return executor.name + f" ({reason})" * bool(reason) + hint * (executor.name == "ray")
 
 
 def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
@@ -225,7 +292,7 @@ def sweep_students(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult
         ConfigError: If variants, grid or options do not fit.
         SweepError: If students could not be finished. The others are in sweep.json.
     """
-    return plan_sweep(config, base).run()
+    return SweepPlan(config, plan_students(config, base)).run()
 
 
 def _summarize(run: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from permafrost.config.models import usual_picture
 from permafrost.core.errors import first_line
 from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split
+from permafrost.evaluation.map_colors import overlays
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset
@@ -32,7 +33,6 @@ from permafrost_report.model_selection import read_evaluation
 from permafrost_report.pictures import (
     PictureRow,
     class_names,
-    overlays,
     picture_grid,
     readable_classes,
 )

@@ -1,0 +1,46 @@
+"""Colors of explanation maps, the same in every picture: red over a gray image, or red and blue for signed maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from permafrost.evaluation.metrics import upsample
+
+_STRONG_QUANTILE = 0.995
+"""Quantile of the absolute contributions at and above which a position is fully red or blue."""
+
+
+def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+    """Draw maps in red over a pale gray image, each scaled to its highest value and upsampled.
+
+    Args:
+        images: u8 [n, H, W, 3].
+        maps: f32 [n, h, w].
+
+    Returns:
+        Pictures [H, W, 3] in [0, 1].
+    """
+    heat = upsample(torch.from_numpy(maps), (images.shape[1], images.shape[2])).clamp(min=0).numpy()
+    heat = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    gray = 0.5 + 0.5 * images.mean(axis=3, keepdims=True) / 255
+    red = np.array([0.85, 0.05, 0.1])
+    alpha = 0.8 * heat[..., None]
+    return list(gray * (1 - alpha) + red * alpha)
+
+
+def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+    """Draw signed maps: red is for the class, blue against it, white neutral.
+
+    Args:
+        maps: f32 [n, h, w].
+
+    Returns:
+        Pictures [h, w, 3] in [0, 1].
+    """
+    strong = np.quantile(np.abs(maps), _STRONG_QUANTILE, axis=(1, 2), keepdims=True)
+    value = (maps / np.maximum(strong, np.finfo(np.float32).tiny)).clip(-1, 1)[..., None]
+    fades = 1 - np.abs(value)
+    red, blue = np.where(value > 0, 1.0, fades), np.where(value < 0, 1.0, fades)
+    return list(np.concatenate([red, fades, blue], axis=3))
