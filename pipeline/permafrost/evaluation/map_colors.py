@@ -1,4 +1,4 @@
-"""Colors of explanation maps, the same in every picture: red over a gray image, or red and blue for signed maps."""
+"""Colors of explanation maps, the same in every picture: red is for the class, blue against it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STRONG_QUANTILE = 0.995
 
 
 def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Draw maps in red over a pale gray image, each scaled to its highest value and upsampled.
+    """Draw maps over a pale gray image, red for the class and blue against it, each scaled to its largest value.
 
     Args:
         images: u8 [n, H, W, 3].
@@ -22,12 +22,13 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
     Returns:
         Pictures [H, W, 3] in [0, 1].
     """
-    heat = upsample(torch.from_numpy(maps), (images.shape[1], images.shape[2])).clamp(min=0).numpy()
-    heat = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    heat = upsample(torch.from_numpy(maps), (images.shape[1], images.shape[2])).numpy()
+    largest = np.abs(heat).max(axis=(1, 2), keepdims=True)
+    heat = (heat / np.maximum(largest, np.finfo(np.float32).tiny))[..., None]
     gray = 0.5 + 0.5 * images.mean(axis=3, keepdims=True) / 255
-    red = np.array([0.85, 0.05, 0.1])
-    alpha = 0.8 * heat[..., None]
-    return list(gray * (1 - alpha) + red * alpha)
+    color = np.where(heat < 0, [0.1, 0.2, 0.85], [0.85, 0.05, 0.1])
+    alpha = 0.8 * np.abs(heat)
+    return list(gray * (1 - alpha) + color * alpha)
 
 
 def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:

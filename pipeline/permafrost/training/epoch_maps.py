@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -18,8 +17,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.generators import kept_generators
 from permafrost.core.progress import log_once
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.evaluation.map_colors import contributions, overlays
-from permafrost.evaluation.metrics import upsample
+from permafrost.evaluation.map_colors import overlays
 from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset
 from permafrost.models.classifier import ModelOutput, eval_mode
@@ -86,16 +84,7 @@ def side_by_side(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """
     frames = arrays["frames"].transpose(0, 2, 3, 1)
     maps = [arrays[name] for name in ("teacher_maps", "maps") if name in arrays]
-    columns = [list(frames / 255), *(_color_maps(frames, each) for each in maps)]
+    columns = [list(frames / 255), *(overlays(frames, each) for each in maps)]
     table = np.concatenate([np.concatenate(column) for column in columns], axis=1)
     factor = max(1, _WIDTH // frames.shape[2])
     return (table * 255).round().astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _color_maps(frames: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Draw maps at the size of the images, in two colors if any value is negative."""
-    return (
-        overlays(frames, maps)
-        if (maps >= 0).all()
-        else contributions(upsample(torch.from_numpy(maps), frames.shape[1:3]).numpy())
-    )
