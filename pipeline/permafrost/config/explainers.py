@@ -62,5 +62,14 @@ class GradCamConfig(ExplainerConfig):
     kind: Literal["gradcam"] = "gradcam"
 
 
-EXPLAINERS: Family[type[ExplainerConfig]] = Family({"gradcam": GradCamConfig})
+@dataclass(frozen=True, kw_only=True)
+class OtherConfig(ExplainerConfig):
+    """Maps that only the teacher can make: people's maps, SHAP, attention rollout."""
+
+    implementation: ClassVar[str] = "permafrost.models.explanations:other"
+
+    kind: Literal["other"] = "other"
+
+
+EXPLAINERS: Family[type[ExplainerConfig]] = Family({"gradcam": GradCamConfig, "other": OtherConfig})
 """Explainers (`explainer=`) by name."""

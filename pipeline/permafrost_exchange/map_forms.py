@@ -1,0 +1,70 @@
+"""Forms of maps that an explainer makes impossible: another grid, or values below 0.
+
+GradCAM is rectified, so maps with negative values were made by something else, whatever their network. Other forms are
+compared with the maps that the named explainer makes of the named network.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permafrost.core.errors import require
+from permafrost.store.codecs import decode_unit
+from permafrost.store.fields import Values
+from permafrost_exchange.target_reader import TargetError
+
+OTHER = "other"
+"""Explainer of maps that only the teacher can make."""
+NAME_MAKER = (
+    "name what made them: an explainer of yours with plugins=, or format.explainer=other with name="
+)
+_ROUNDING = 1e-3
+"""Size of a negative value, relative to the map's largest one, that rounding explains."""
+_SIGNED = 0.05
+"""Fraction of negative values from which an explainer's maps are signed."""
+
+
+class MapForm(NamedTuple):
+    """What maps of one kind have in common."""
+
+    shape: tuple[int, ...]
+    """(channels, rows, columns)."""
+    below: float
+    """Fraction of values below 0."""
+
+    @classmethod
+    def of(cls, maps: NDArray[np.generic]) -> MapForm:
+        """Return the form of stored maps [n, V, E, channels, rows, columns]."""
+        return cls(maps.shape[-3:], float((decode_unit(maps) < -_ROUNDING).mean()))
+
+    def __str__(self) -> str:
+        channels, rows, columns = self.shape
+        grid = f"{rows}x{columns}" + f" with {channels} channels" * (channels > 1)
+        return f"{grid}, {f'{self.below:.0%}' if self.below else 'none'} of their values negative"
+
+    def differs(self, other: MapForm) -> bool:
+        """Return whether maps of this form cannot be among those of another form."""
+        signs = self.below and not other.below, other.below > _SIGNED and not self.below
+        return self.shape != other.shape or any(signs)
+
+
+def require_possible(values: Values, explainer: dict[str, Any], where: str) -> None:
+    """Check that maps are not negative where their explainer's are never.
+
+    Args:
+        values: Stored fields of some records.
+        explainer: Entry of a manifest about the maps.
+        where: Path of the targets, for the message.
+
+    Raises:
+        TargetError: If they are.
+    """
+    if explainer.get("kind") == "gradcam" and explainer.get("sign") != "signed" and "map" in values:
+        require(
+            not (form := MapForm.of(values["map"])).below,
+            f"{where}: format.explainer=gradcam: the maps are {form}, but GradCAM gives none below 0; {NAME_MAKER}",
+            TargetError,
+        )
