@@ -21,6 +21,7 @@ OTHER = "other"
 NAME_MAKER = (
     "name what made them: an explainer of yours with plugins=, or format.explainer=other with name="
 )
+NEGATIVE = "of their values are negative"
 _ROUNDING = 1e-3
 """Size of a negative value, relative to the map's largest one, that rounding explains."""
 _SIGNED = 0.05
@@ -28,7 +29,7 @@ _SIGNED = 0.05
 
 
 class MapForm(NamedTuple):
-    """What maps of one kind have in common."""
+    """Form that maps of one kind have in common."""
 
     shape: tuple[int, ...]
     """(channels, rows, columns)."""
@@ -40,10 +41,11 @@ class MapForm(NamedTuple):
         """Return the form of stored maps [n, V, E, channels, rows, columns]."""
         return cls(maps.shape[-3:], float((decode_unit(maps) < -_ROUNDING).mean()))
 
-    def __str__(self) -> str:
+    def describe(self, below: str) -> str:
+        """Describe the grid and the values, as in "8x8 and none below 0"; `below` says what these are."""
         channels, rows, columns = self.shape
         grid = f"{rows}x{columns}" + f" with {channels} channels" * (channels > 1)
-        return f"{grid}, {f'{self.below:.0%}' if self.below else 'none'} of their values negative"
+        return f"{grid} and {f'{self.below:.0%}' if self.below else 'none'} {below}"
 
     def differs(self, other: MapForm) -> bool:
         """Return whether maps of this form cannot be among those of another form."""
@@ -65,6 +67,7 @@ def require_possible(values: Values, explainer: dict[str, Any], where: str) -> N
     if explainer.get("kind") == "gradcam" and explainer.get("sign") != "signed" and "map" in values:
         require(
             not (form := MapForm.of(values["map"])).below,
-            f"{where}: format.explainer=gradcam: the maps are {form}, but GradCAM gives none below 0; {NAME_MAKER}",
+            f"{where}: format.explainer=gradcam: the maps are {form.describe(NEGATIVE)}, but GradCAM gives none below "
+            f"0; {NAME_MAKER}",
             TargetError,
         )

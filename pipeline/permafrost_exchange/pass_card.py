@@ -49,10 +49,8 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig, plugin:
     name, dataset, files = described.get("name") or shared.name, dataset_name(store), {}
     if described.get("kind") == INGESTED:
         name = shared.name.rpartition("-")[0]
-        digest = made_with.get("targets_sha256")
-        files["targets from"] = (
-            f"{made_with.get('targets')}, {f'sha256 {digest}' if digest else weights}"
-        )
+        digest = made_with.get("targets_sha256", teacher.get("weights_sha256"))
+        files["targets from"] = f"{made_with.get('targets')}, sha256 {digest}"
         weights = made_with.get(TEACHER_WEIGHTS, "not named")
     rows = {
         "data set": f"{dataset}, {shared.shards.num_rows:,} records",

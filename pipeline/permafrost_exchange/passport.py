@@ -41,7 +41,6 @@ from permafrost_exchange.ingestion import IngestedTargets
 from permafrost_exchange.map_forms import OTHER
 from permafrost_exchange.options import IngestConfig, PassportOptions
 from permafrost_exchange.target_comparison import (
-    Compared,
     ComparePassport,
     TargetFacts,
     closest,
@@ -110,16 +109,15 @@ def check_ingested(
         cluster=config.cluster,
         executor=executor,
     )
-    passport, compared = compare(source=task)
+    passport, causes, maps = compare(source=task)
     distance = distance_of(passport.agreement)
     for option, reader in targets.reader.alternatives().items() if distance > CLOSE_NATS else ():
         other = replace(task, targets=targets._replace(reader=reader))
         if (left := distance_of(compare(source=other)[0].agreement)) < _HALF * distance:
             text = f"they are closer with {option}"
-            cause = Cause("preprocessing", text, f"set {option}", left)
-            compared = compared._replace(causes=[cause])
-    passport = _judged(passport, compared, config.passport, facts, config.path)
-    return passport, _made_with(config.teacher, compared)
+            causes = [Cause("preprocessing", text, f"set {option}", left)]
+    passport = _judged(passport, causes, maps, config.passport, facts, config.path)
+    return passport, _made_with(config.teacher, maps)
 
 
 def check_pass(
@@ -152,12 +150,12 @@ def check_pass(
         manifest.temperatures,
     )
     covered = [shard for shard in store.shards if teacher_pass.shards.number_of(shard.name) >= 0]
-    passport, compared = _compare(
+    passport, causes, maps = _compare(
         store, teacher, facts, teacher_pass.folder, covered, options, cluster, executor
     )
     where = f"pass {teacher_pass.name}, whose manifest is as it was"
-    passport = _judged(passport, compared, options, facts, where)
-    made_with = manifest.made_with | _made_with(teacher, compared)
+    passport = _judged(passport, causes, maps, options, facts, where)
+    made_with = manifest.made_with | _made_with(teacher, maps)
     changed = replace(manifest, passport=passport, made_with=made_with)
     write_manifest(teacher_pass.folder, changed)
     return changed
@@ -171,11 +169,11 @@ def describe_passport(manifest: PassManifest) -> str:
     return f"{passport.teacher}: {'; '.join(filter(None, parts))}"
 
 
-def _made_with(teacher: ModelConfig, compared: Compared) -> dict[str, str]:
+def _made_with(teacher: ModelConfig, maps: str) -> dict[str, str]:
     """Return entries of a manifest about the comparison: the maps, and the weights that were named."""
     file = Path(str(teacher.weights))
     weights = f"{file.name}, sha256 {file_at(file).sha256()}" if file.is_file() else "not a file"
-    return {_MAPS: compared.maps, TEACHER_WEIGHTS: weights}
+    return {_MAPS: maps, TEACHER_WEIGHTS: weights}
 
 
 def _facts_of(
@@ -204,7 +202,8 @@ def _facts_of(
 
 def _judged(
     passport: Passport,
-    compared: Compared,
+    causes: Sequence[Cause],
+    maps: str,
     options: PassportOptions,
     facts: TargetFacts,
     where: str,
@@ -216,8 +215,8 @@ def _judged(
     """
     agreement = passport.agreement
     stated = f"(by the options: {describe_agreement(agreement)})"
-    nearest = "".join(f"; {cause.text}" for cause in compared.causes if cause.kind == "unknown")
-    causes = [cause for cause in compared.causes if cause.kind != "unknown"]
+    nearest = "".join(f"; {cause.text}" for cause in causes if cause.kind == "unknown")
+    causes = [cause for cause in causes if cause.kind != "unknown"]
     for cause in sorted(causes, key=lambda cause: _LAST.get(cause.kind, 0)):
         require(cause.kind != "explainer", f"{where}: {cause.text}; {cause.advice}", TargetError)
         unit = "of a cosine" if agreement.kl_mean is None or cause.kind == "maps" else "nats"
@@ -250,7 +249,7 @@ def _judged(
         "teacher=%s: %s%s%s%s",
         passport.teacher,
         describe_agreement(agreement),
-        f"; {compared.maps}" if compared.maps else "",
+        f"; {maps}" if maps else "",
         "" if key is None else f"; worst {key}",
         f"; they differ, cause unknown{nearest}" if differs else "",
     )
@@ -275,8 +274,12 @@ def _compare(
     options: PassportOptions,
     cluster: ClusterConfig,
     executor: Executor,
-) -> tuple[Passport, Compared]:
-    """Run the teacher on a sample, compare, and look for the causes of differences."""
+) -> tuple[Passport, list[Cause], str]:
+    """Run the teacher on a sample, compare, and look for the causes of differences.
+
+    Returns:
+        The passport, the causes, and the agreement of the maps as text (empty without maps).
+    """
     config = resolve_network(teacher, store, "teacher")
     outputs = facts.classes or len(store.manifest.classes)
     names = store.manifest.classes_of(outputs)
@@ -322,14 +325,14 @@ def _compare(
     sample = [(shard, shard.records) for shard in shards]
     if options.records is not None and options.records < count:
         sample = list(select_sample(shards, options.records))
-    compared = measure_sample(executor, task, sample, ())
+    agreement, causes, maps = measure_sample(executor, task, sample, ())
     passport = Passport(
         teacher=f"{config.kind} {config.name}, {config.interpolation or 'bilinear'}, "
         f"{config.input_size or max(store.size)} pixels",
         weights_sha256=described["weights_sha256"],
-        agreement=compared.agreement,
+        agreement=agreement,
     )
-    return passport, compared
+    return passport, causes, maps
 
 
 def _outputs(fields: Sequence[FieldSpec]) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ from permafrost_exchange.diagnosis import (
     find_noise,
 )
 from permafrost_exchange.ingest_shards import IngestShard
-from permafrost_exchange.map_forms import NAME_MAKER, MapForm
+from permafrost_exchange.map_forms import NAME_MAKER, NEGATIVE, MapForm
 from permafrost_exchange.other_inputs import (
     OtherInput,
     center_cropped,
@@ -84,15 +84,6 @@ def distance_of(agreement: Agreement) -> float:
 def closest(agreement: Agreement) -> float:
     """Return the distance that rounding explains."""
     return CLOSE_COSINE if agreement.kl_mean is None else CLOSE_NATS
-
-
-class Compared(NamedTuple):
-    """Comparison of targets with a teacher."""
-
-    agreement: Agreement
-    causes: list[Cause]
-    maps: str
-    """Agreement of the maps as text, or why they were not compared; empty without maps."""
 
 
 class TargetFacts(NamedTuple):
@@ -148,7 +139,7 @@ class _Batch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparePassport(SampleTask[Compared]):
+class ComparePassport(SampleTask[tuple[Agreement, list[Cause], str]]):
     """Task that compares a sample of stored targets with the outputs of a teacher, and writes nothing."""
 
     facts: TargetFacts
@@ -160,7 +151,7 @@ class ComparePassport(SampleTask[Compared]):
     unexplained: str
     """Why the teacher is not explained, empty if it is."""
 
-    def measure(self, sample: Sample) -> tuple[int, Compared]:
+    def measure(self, sample: Sample) -> tuple[int, tuple[Agreement, list[Cause], str]]:
         try:
             return self._measure(sample)
         except Exception as error:  # any error of the user's explainer
@@ -171,7 +162,7 @@ class ComparePassport(SampleTask[Compared]):
             failed = f"explainer={self.explainer.kind} fails: {first_line(error)}"
             return replace(self, config=left, unexplained=failed).measure(sample)
 
-    def _measure(self, sample: Sample) -> tuple[int, Compared]:
+    def _measure(self, sample: Sample) -> tuple[int, tuple[Agreement, list[Cause], str]]:
         annotator = self.build_annotator()
         if self.facts.operations is None:
             annotator = annotator.with_changes(crop_fraction=self.facts.crop_fraction)
@@ -216,7 +207,7 @@ class ComparePassport(SampleTask[Compared]):
                 causes = self._find_causes(agreement, stored, teacher, keys, search)
         if misfit is not None and all(cause.kind != "preprocessing" for cause in causes):
             causes.append(misfit)
-        return records, Compared(agreement, causes, maps)
+        return records, (agreement, causes, maps)
 
     def _compare_maps(
         self,
@@ -232,8 +223,8 @@ class ComparePassport(SampleTask[Compared]):
             theirs := MapForm.of(teacher["map"])
         ):
             reason = (
-                f"format.explainer={self.explainer.kind}: the maps are {form}, but those that it makes of "
-                f"{self.teacher.name} are {theirs}"
+                f"format.explainer={self.explainer.kind}: the maps are {form.describe(NEGATIVE)}, but "
+                f"{self.explainer.kind} of {self.teacher.name} gives {theirs.describe('below 0')}"
             )
             advice = f"{NAME_MAKER}, or the network with teacher="
             cause = Cause("explainer", reason, advice, 0.0)

@@ -207,9 +207,9 @@ class Bench:
                 text = str(error)
                 if not results:
                     raise
-        made, compared = results[0]
-        if compared.causes:
-            return compared.causes[0].kind, compared.causes[0].text
+        made, causes, _ = results[0]
+        if causes:
+            return causes[0].kind, causes[0].text
         agrees = distance_of(made.agreement) < closest(made.agreement)
         cosines = made.agreement.cosine_mean.values()
         return ("agrees" if agrees and min([1, *cosines]) > 0.98 and not text else "unknown"), text

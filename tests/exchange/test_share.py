@@ -433,6 +433,11 @@ def test_parquet_of_a_hub_folder_has_a_column_per_field(photographs, names, tmp_
             np.array(table["logits"][row], "float16"), values["logits"][key].ravel()
         )
         assert table["image"][row]["bytes"][:4] == b"\x89PNG"
+    if kind == "whole":  # its maps are flat lists
+        words = ["format=parquet", f"path={tmp_path / 'h/data'}", f"format.cache={tmp_path}"]
+        result = run_ingest(photographs.store, *words, "format.frame=full", "name=again")
+        again = values_by_key(photographs.open(), result.ingested_pass.partition(" ")[0])
+        assert again.keys() == {"logits", "pooled"}
 
 
 def test_the_hub_gets_a_folder_and_its_kind(photographs, names, tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from permafrost_exchange.target_reader import (
 )
 
 _KINDS = ("logits", "probabilities", "pooled", "map", "target_class")
+_OF_MAPS = ("map", "target_class")
 _ROWS_AT_ONCE = 8192
 
 
@@ -122,10 +123,18 @@ class ListColumnReader(RowReader):
         require(bool(nonempty), f"{self.path} has no rows; correct path=", TargetError)
         return nonempty
 
-    def _columns_of(self, existing: list[str]) -> list[str]:
-        """Return the columns that are read, of those of the first file."""
-        fields = self.config.fields or {kind: kind for kind in _KINDS if kind in existing}
-        return [self.config.column, *fields.values()]
+    def _fields(self) -> dict[str, str]:
+        """Return the column of each kind of target: those of the options, or those of the first file.
+
+        Maps are nested lists. Flat ones, as in a share of form=huggingface, have lost their shape and are left out.
+        """
+        types = {
+            field.name: field.type
+            for field in next(iter(self._opened.values())).schema.to_arrow_schema()
+        }
+        has_maps = _is_list(getattr(types.get("map"), "value_type", pa.null()))
+        kinds = (kind for kind in _KINDS if kind in types and (has_maps or kind not in _OF_MAPS))
+        return self.config.fields or {kind: kind for kind in kinds}
 
     @cached_property
     def _columns(self) -> dict[str, str]:
@@ -134,11 +143,14 @@ class ListColumnReader(RowReader):
         for path, metadata in self._opened.items():
             names = metadata.schema.to_arrow_schema().names
             for name in known:
-                if names.count(name) != 1 and name in self._columns_of(known):
+                if names.count(name) != 1 and name in (
+                    self.config.column,
+                    *self._fields().values(),
+                ):
                     raise TargetError(
                         f"{path} has {names.count(name)} columns {name}; all files have one"
                     )
-        columns = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
+        columns = self._fields()
         odd = [kind for kind in columns if kind not in _KINDS]
         require(not odd, f"format.fields names {', '.join(odd)}; Parquet has {', '.join(_KINDS)}")
         absent = [
