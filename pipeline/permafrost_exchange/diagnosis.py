@@ -9,7 +9,7 @@ record are compared with the targets of the others. Other inputs of the teacher 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,8 @@ _SHOWN = 3
 class Cause(NamedTuple):
     """Explanation of a difference."""
 
-    kind: CauseKind
+    kind: CauseKind | Literal["explainer"]
+    """Kind of the difference; maps that the named explainer cannot have made are not accepted by any option."""
     text: str
     """Meaning of the targets, as in "they are at temperature 4"."""
     advice: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ class _StoredArray(NamedTuple):
 
 
 _STORED_ARRAYS = (
-    _StoredArray("logits", ("class",)),
+    _StoredArray("logits|probabilities", ("class",)),
     _StoredArray(TOP_LOGITS, ("rank",)),
     _StoredArray(TOP_CLASS, ("rank",)),
     _StoredArray(REST_LOGITS, ("temperature",)),
@@ -100,16 +100,9 @@ def encode_targets(
     specs: list[FieldSpec] = []
     values: dict[str, NDArray[np.generic]] = {}
     fidelity: dict[str, float] = {}
+    kinds = require_axes({name: array.shape[2:] for name, array in arrays.items()}, where)
     for name, array in arrays.items():
-        kind = next((kind for kind in _STORED_ARRAYS if re.fullmatch(kind.pattern, name)), None)
-        if kind is None:
-            raise TargetError(f"{where}: there is no kind of target called {name!r}")
-        require(
-            array.ndim == 2 + len(kind.axes),
-            f"{where}: {name} has shape {list(array.shape[2:])} per record, in place of "
-            f"[{', '.join(kind.axes)}]",
-            TargetError,
-        )
+        kind = kinds[name]
         _require_finite(name, array, names, where)
         if name in (TOP_CLASS, "target_class"):
             _require_classes(name, array, classes, names, where)
@@ -129,6 +122,29 @@ def encode_targets(
                 )
             )
     return EncodedTargets(tuple(specs), values, fidelity)
+
+
+def require_axes(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, _StoredArray]:
+    """Check the number of axes of a record's targets, all of them at once, and return the form of each.
+
+    Args:
+        shapes: Shape of a record's targets by what they are.
+        where: Path of the targets, for messages.
+
+    Raises:
+        TargetError: If one has another number of axes, or there is no such kind of target.
+    """
+    kinds = {
+        name: kind for name in shapes for kind in _STORED_ARRAYS if re.fullmatch(kind.pattern, name)
+    }
+    odd = [f"there is no kind of target called {name!r}" for name in shapes.keys() - kinds.keys()]
+    odd += [
+        f"{name} has shape {list(shapes[name])} per record, in place of [{', '.join(kind.axes)}]"
+        for name, kind in kinds.items()
+        if len(shapes[name]) != len(kind.axes)
+    ]
+    require(not odd, f"{where}: {'; '.join(odd)}", TargetError)
+    return kinds
 
 
 def _logits_of(

@@ -85,7 +85,7 @@ class ArraysConfig(TargetFormatConfig):
     features_<stage>, features_pooled) to the names of arrays; empty takes all arrays of these names, and pooled for an
     .npy file."""
     explainer: str | None = None
-    """Explainer of the array `map`, such as gradcam."""
+    """Explainer of the array `map`: gradcam, that of a plug-in, or other for maps that only the teacher can make."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,10 @@ class ListColumnsConfig(TargetFormatConfig):
     column: str = "key"
     """Column with the name of each row."""
     fields: dict[str, str] = field(default_factory=dict)
-    """Mapping from what is stored (logits, probabilities, pooled) to columns of lists; empty takes all columns of these
-    names."""
+    """Mapping from what is stored (logits, probabilities, pooled, map, target_class) to columns of lists, which are
+    nested for maps; empty takes all columns of these names."""
+    explainer: str | None = None
+    """Explainer of the column `map`, as for format=npz."""
     cache: Annotated[str, Role.FILE, Role.CACHE] = "data"
     """Folder into which the columns are copied once, from which they are read."""
 

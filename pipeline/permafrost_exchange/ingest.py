@@ -59,9 +59,9 @@ def ingest_files(config: IngestConfig) -> IngestResult:
     Raises:
         UserError: If the targets cannot be read, or do not fit the store. Finished shards are kept.
     """
-    from permafrost.annotation.precision import describe_agreement
     from permafrost.loading.target_sheet import target_sheet
     from permafrost_exchange.ingestion import ingest_targets  # imports torch
+    from permafrost_exchange.passport import check_ingested, check_pass, describe_passport
 
     require(config.path != "", "path is empty; set it to the file or folder of the targets")
     path = config.store.folder.absolute()
@@ -73,19 +73,15 @@ def ingest_files(config: IngestConfig) -> IngestResult:
         executor = choice.for_records(store.num_records())
         check = None
         if isinstance(config.teacher, ModelConfig):
-            from permafrost_exchange.passport import check_ingested
-
             check = partial(check_ingested, config, executor)
         done = ingest_targets(config, store, executor, check)
         opened = store.open_pass(
             done.name, stored_views=bool(store.passes_named(done.name, stored_views=True))
         )
-        passport = done.passport
+        manifest = opened.manifest
         if isinstance(config.teacher, ModelConfig) and not done.written:  # of an earlier call
-            from permafrost_exchange.passport import check_pass
-
             options = (config.passport, config.cluster, executor)
-            passport = check_pass(store, opened, config.teacher, *options)
+            manifest = check_pass(store, opened, config.teacher, *options)
     sheets = {"teacher": sheet_of_targets(opened), "targets": target_sheet(opened)}
     write_sheets(opened.folder, sheets)
     return IngestResult(
@@ -94,9 +90,7 @@ def ingest_files(config: IngestConfig) -> IngestResult:
         records=done.records,
         ingested_records=done.written,
         targets_without_record=done.without_record,
-        agreement=""
-        if passport is None
-        else f"{passport.teacher}: {describe_agreement(passport.agreement)}",
+        agreement=describe_passport(manifest),
         next=NextCommands(store, config.store.folder.root).distill("my-student", opened),
     )
 

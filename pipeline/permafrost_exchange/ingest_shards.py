@@ -32,6 +32,7 @@ from permafrost.store.reader import BACKENDS, Store
 from permafrost.store.shards import ShardEntry
 from permafrost_exchange.encoding import EncodedTargets
 from permafrost_exchange.joining import JoinedTargets
+from permafrost_exchange.map_forms import require_possible
 from permafrost_exchange.target_reader import ReadRequest, TargetError
 
 logger = logging.getLogger("permafrost.ingest")
@@ -71,6 +72,8 @@ class IngestShard:
     store_path: RootedPath
     folder: RootedPath
     targets: TargetsOfRecords
+    explainer: dict[str, Any]
+    """Entry of the manifest about the maps, empty without maps."""
     fields: PassFields | None = None
     """Fields of the pass, None for a task that only reads."""
     numbers: NDArray[np.int64] | None = None
@@ -103,6 +106,7 @@ class IngestShard:
             )
         names = [spec.name for spec in self.fields.fields]
         values = {name: np.concatenate([part.values[name] for part in parts]) for name in names}
+        require_possible(values, self.explainer, str(self.targets.path))
         fidelity = {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity}
         if (views := values[names[0]].shape[1]) != self.fields.num_views:
             raise TargetError(
@@ -153,6 +157,9 @@ class IngestShard:
             heights=sizes["height"].astype(np.int64),
             widths=sizes["width"].astype(np.int64),
             orientations=sizes["orientation"],
+            labels=None
+            if self.store.index.has_many_labels
+            else self.store.index.values("label", first + rows),
             views=views,
         )
         return self.targets.encode(request)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.options import Role, is_left_out, options_of, resolve_implementation
 from permafrost.config.version import __version__
 from permafrost.core.batches import Rendering
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
 from permafrost.storage.files import file_at
@@ -111,13 +111,27 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
     if (options := config.format).kind == "npz":
         require_arrays(config.path)
     reader = resolve_implementation(type(options))(options, Path(config.path).absolute())
-    with reading(config.path):
-        form = reader.form()
-    if (frame := options.frame or form.frame) is None:
-        raise ConfigError(
+    errors: list[UserError] = []
+    form: Any = None
+    for check in (*(checks := reader.checks()), reader.form):
+        try:
+            with reading(config.path):
+                form = check()
+        except UserError as error:
+            errors.append(error)
+    if (frame := options.frame or (None if errors else form.frame)) is None and (
+        checks or not errors
+    ):
+        text = (
             f"format.frame is not set, and files of format={options.kind} do not say which part of each image the "
             "teacher received; set it to full, or to center_crop with format.crop_fraction=, or to unknown"
         )
+        errors.append(ConfigError(text))
+    if errors:
+        _refuse(errors, reader)
+    assert frame is not None
+    if form.has_classes_of_data:
+        form = replace(form, classes=len(store.manifest.classes))
     require(
         form.operations is None or frame == "full",
         f"format.frame={frame}: the views of format={options.kind} are views of whole images; leave it out",
@@ -127,6 +141,16 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
     return IngestedTargets(
         replace(options, frame=frame), reader, form, _views(config, store, reader)
     )
+
+
+def _refuse(errors: list[UserError], reader: TargetReader) -> NoReturn:
+    """Raise one error with all that is wrong with targets, after what their files have."""
+    with reading(str(reader.path)):
+        described = reader.describe()
+    if len(texts := list(dict.fromkeys(map(str, errors)))) == 1:
+        raise type(errors[0])(described + texts[0])
+    numbered = "; ".join(f"({number}) {text}" for number, text in enumerate(texts, 1))
+    raise TargetError(f"{described}{len(texts)} things are missing or wrong: {numbered}")
 
 
 def _views(config: IngestConfig, store: Store, reader: TargetReader) -> StoredViews | None:
@@ -156,13 +180,15 @@ def _views(config: IngestConfig, store: Store, reader: TargetReader) -> StoredVi
 # ---- identity of the files -----------------------------------------------------------------------
 
 
-def digest_files(reader: TargetReader) -> str:
-    """Return the digest of all files of targets by name and bytes. They are read, as sizes and times prove nothing."""
-    digest = hashlib.sha256()
+def digest_files(reader: TargetReader) -> tuple[str, str]:
+    """Return the digest of all files of targets by name and bytes, and that of the first file alone.
+
+    They are read, as sizes and times prove nothing.
+    """
     with say_if_slow(logger, f"reading {reader.path} for its digest ..."):
-        for path in reader.files():
-            digest.update(f"{_name_of(path, reader)}\n{reader.sha256_of(path)}\n".encode())
-    return digest.hexdigest()
+        pairs = [(_name_of(path, reader), reader.sha256_of(path)) for path in reader.files()]
+    text = "".join(f"{name}\n{digest}\n" for name, digest in pairs)
+    return hashlib.sha256(text.encode()).hexdigest(), pairs[0][1]
 
 
 def _name_of(path: Path, reader: TargetReader) -> str:
@@ -184,10 +210,13 @@ class IngestedPass:
     """Number of those that this call has written."""
     without_record: int
     """Number of targets that are of no record."""
-    passport: Passport | None
 
 
-_Check = Callable[[IngestShard, IngestedTargets, Sequence[ShardEntry], dict[str, Any]], Passport]
+_Check = Callable[
+    [IngestShard, IngestedTargets, Sequence[ShardEntry], dict[str, Any]],
+    tuple[Passport, dict[str, str]],
+]
+"""Comparison with a teacher: the passport, and entries of the manifest's `made_with`."""
 
 
 def ingest_targets(
@@ -209,7 +238,7 @@ def ingest_targets(
         TargetError: If the files are not what their format says, or do not fit the records.
     """
     targets = open_targets(config, store)
-    digest = digest_files(targets.reader)
+    digest, file_digest = digest_files(targets.reader)
     with say_if_slow(logger, "joining the names of targets with the records ..."):
         kind = config.format.join or type(config.format).joins[0]
         with reading(config.path):
@@ -231,19 +260,20 @@ def ingest_targets(
     missing = missing_pass_shards(folder, shards)
     records = int((joined.numbers >= 0).sum())
     if not missing and not needs_commit(folder):
-        passport = store.open_pass(
-            folder.name, stored_views=description["views"]["sampler"] != CANONICAL_VIEW
-        ).manifest.passport
         logger.info("pass %s is complete", folder.name)
         return IngestedPass(
             name=folder.name,
             records=records,
             written=0,
             without_record=joined.without_record,
-            passport=passport,
         )
     with prepared(folder, joined):
-        task = IngestShard(store_path=store.folder, folder=folder, targets=targets)
+        task = IngestShard(
+            store_path=store.folder,
+            folder=folder,
+            targets=targets,
+            explainer=description["explainer"],
+        )
         first = task.read(shards[0], task.rows_of(shards[0])[:1])
         description = _complete(description, targets, first)
         _say_if_other_classes(description["teacher"]["classes"], store)
@@ -256,7 +286,8 @@ def ingest_targets(
             fingerprint,
             is_selection=description["selection"] is not None,
         )
-        passport = None if check is None else check(task, targets, shards, description)
+        compared = None if check is None else check(task, targets, shards, description)
+    passport, made_with = (None, {}) if compared is None else compared
     written = store_targets(
         task,
         store,
@@ -264,7 +295,12 @@ def ingest_targets(
         shards,
         missing,
         description,
-        {"permafrost": __version__, "targets": Path(config.path).name},
+        {
+            "permafrost": __version__,
+            "targets": Path(config.path).name,
+            "targets_sha256": file_digest if targets.path.is_file() else digest,
+            **made_with,
+        },
         passport=passport,
     )
     return IngestedPass(
@@ -272,7 +308,6 @@ def ingest_targets(
         records=records,
         written=written,
         without_record=joined.without_record,
-        passport=passport,
     )
 
 

@@ -6,6 +6,7 @@ Names are compared as Arrow columns, without an object per record, in one proces
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -91,6 +92,21 @@ def _keys(store: Store) -> pa.Array:
     return store.index.key_column(np.arange(store.index.num_rows))
 
 
+def _keys_as_named(store: Store, names: pa.Array) -> pa.Array:
+    """Return the key of each record, without its split before it where the names of targets leave that out."""
+    keys = _keys(store)
+    bare = pa.concat_arrays(
+        pc.replace_substring_regex(
+            keys.slice(store.rows_of_shard(number).start, shard.records),
+            f"^{re.escape(shard.split)}(-|_|%2F)",
+            "",
+        )
+        for number, shard in enumerate(store.shards)
+    )
+    is_bare = pc.and_(pc.invert(pc.is_in(keys, names)), pc.is_in(bare, names))
+    return pc.if_else(is_bare, bare, keys)
+
+
 def _record_paths(store: Store) -> pa.Array:
     """Return the path of each record, which its key escapes."""
     keys = _keys(store)
@@ -116,7 +132,7 @@ def _without_suffix(paths: pa.Array) -> pa.Array:
 def _comparable(store: Store, names: pa.Array, kind: JoinKind) -> tuple[pa.Array, pa.Array]:
     """Return texts of records and of targets that are equal where a target is of a record."""
     if kind == "key":
-        return _keys(store), names
+        return _keys_as_named(store, names), names
     if kind == "image":
         return _image_digests(store, names)
     records = _without_suffix(_record_paths(store))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -69,6 +70,10 @@ class IngestConfig(Options):
 
 
 _LICENSED = ("images", "weights", "targets")
+_NO_LICENSE = re.compile(
+    r"(?i)\W*((is |was )?not (found|known|stated|specified|available)|unknown|none|null|n/?a|tbd|todo|\?+)?\W*"
+)
+"""Texts that say no license."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,9 @@ class ShareConfig(Options):
             ConfigError: If one is missing.
         """
         require(self.to != "", "to is empty; set it to a new folder, or to hf://<user>/<name>")
-        missing = [name for name in _LICENSED if not self.licenses.get(name)]
+        missing = [
+            name for name in _LICENSED if _NO_LICENSE.fullmatch(self.licenses.get(name) or "")
+        ]
         odd = sorted(self.licenses.keys() - set(_LICENSED))
         require(
             not odd,

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from permafrost.annotation.precision import describe_agreement
@@ -29,13 +30,15 @@ from permafrost.models.network import Network
 from permafrost.models.providers import with_preprocessing
 from permafrost.models.resolve import resolve_network
 from permafrost.models.trained_weights import DataClasses
+from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.manifest import Agreement, Passport, write_manifest
+from permafrost.store.manifest import Agreement, PassManifest, Passport, write_manifest
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
 from permafrost_exchange.diagnosis import CLOSE_NATS, Cause
 from permafrost_exchange.ingest_shards import IngestShard
 from permafrost_exchange.ingestion import IngestedTargets
+from permafrost_exchange.map_forms import OTHER
 from permafrost_exchange.options import IngestConfig, PassportOptions
 from permafrost_exchange.target_comparison import (
     ComparePassport,
@@ -53,6 +56,12 @@ _DOUBTFUL = 0.9
 """Agreement below which a difference without an explanation is a warning."""
 _DOUBTFUL_NATS = 0.1
 """Divergence above which it is."""
+_LAST = {"explainer": 1, "maps": 2}
+"""Kinds of causes that are told after all others, as other outputs of the teacher explain other maps."""
+_MAPS, TEACHER_WEIGHTS = "maps", "teacher_weights"
+"""Entries of a manifest's `made_with`."""
+_SAME_MAPS = 0.99
+"""Mean cosine of maps below which a difference without an explanation is a warning."""
 _HALF = 0.5
 """Fraction of the distance below which another reading of the same files is named."""
 
@@ -64,7 +73,7 @@ def check_ingested(
     targets: IngestedTargets,
     shards: Sequence[ShardEntry],
     description: dict[str, Any],
-) -> Passport:
+) -> tuple[Passport, dict[str, str]]:
     """Compare targets with the teacher of the options before they are stored.
 
     Args:
@@ -74,6 +83,9 @@ def check_ingested(
         targets: The targets.
         shards: Shards of the pass.
         description: Entries of the pass's manifest.
+
+    Returns:
+        The passport, and entries of the manifest's `made_with`.
 
     Raises:
         TargetError: If another meaning of the targets fits much better than that of the options.
@@ -97,14 +109,15 @@ def check_ingested(
         cluster=config.cluster,
         executor=executor,
     )
-    passport, causes = compare(source=task)
+    passport, causes, maps = compare(source=task)
     distance = distance_of(passport.agreement)
     for option, reader in targets.reader.alternatives().items() if distance > CLOSE_NATS else ():
         other = replace(task, targets=targets._replace(reader=reader))
         if (left := distance_of(compare(source=other)[0].agreement)) < _HALF * distance:
             text = f"they are closer with {option}"
             causes = [Cause("preprocessing", text, f"set {option}", left)]
-    return _judged(passport, causes, config.passport, facts, config.path)
+    passport = _judged(passport, causes, maps, config.passport, facts, config.path)
+    return passport, _made_with(config.teacher, maps)
 
 
 def check_pass(
@@ -114,8 +127,11 @@ def check_pass(
     options: PassportOptions,
     cluster: ClusterConfig,
     executor: Executor,
-) -> Passport:
+) -> PassManifest:
     """Compare a pass with a teacher, and write the passport into its manifest.
+
+    Returns:
+        The manifest as it is now.
 
     Raises:
         TargetError: If another meaning of its targets fits much better, or they are of another network.
@@ -134,13 +150,30 @@ def check_pass(
         manifest.temperatures,
     )
     covered = [shard for shard in store.shards if teacher_pass.shards.number_of(shard.name) >= 0]
-    passport, causes = _compare(
+    passport, causes, maps = _compare(
         store, teacher, facts, teacher_pass.folder, covered, options, cluster, executor
     )
     where = f"pass {teacher_pass.name}, whose manifest is as it was"
-    passport = _judged(passport, causes, options, facts, where)
-    write_manifest(teacher_pass.folder, replace(manifest, passport=passport))
-    return passport
+    passport = _judged(passport, causes, maps, options, facts, where)
+    made_with = manifest.made_with | _made_with(teacher, maps)
+    changed = replace(manifest, passport=passport, made_with=made_with)
+    write_manifest(teacher_pass.folder, changed)
+    return changed
+
+
+def describe_passport(manifest: PassManifest) -> str:
+    """Describe the agreement of a pass with its teacher, and that of its maps; empty without a passport."""
+    if (passport := manifest.passport) is None:
+        return ""
+    parts = [describe_agreement(passport.agreement), manifest.made_with.get(_MAPS, "")]
+    return f"{passport.teacher}: {'; '.join(filter(None, parts))}"
+
+
+def _made_with(teacher: ModelConfig, maps: str) -> dict[str, str]:
+    """Return entries of a manifest about the comparison: the maps, and the weights that were named."""
+    file = Path(str(teacher.weights))
+    weights = f"{file.name}, sha256 {file_at(file).sha256()}" if file.is_file() else "not a file"
+    return {_MAPS: maps, TEACHER_WEIGHTS: weights}
 
 
 def _facts_of(
@@ -170,6 +203,7 @@ def _facts_of(
 def _judged(
     passport: Passport,
     causes: Sequence[Cause],
+    maps: str,
     options: PassportOptions,
     facts: TargetFacts,
     where: str,
@@ -183,7 +217,8 @@ def _judged(
     stated = f"(by the options: {describe_agreement(agreement)})"
     nearest = "".join(f"; {cause.text}" for cause in causes if cause.kind == "unknown")
     causes = [cause for cause in causes if cause.kind != "unknown"]
-    for cause in causes:
+    for cause in sorted(causes, key=lambda cause: _LAST.get(cause.kind, 0)):
+        require(cause.kind != "explainer", f"{where}: {cause.text}; {cause.advice}", TargetError)
         unit = "of a cosine" if agreement.kl_mean is None or cause.kind == "maps" else "nats"
         is_severe = cause.kind != "noise" or not _resembles(agreement, _DOUBTFUL, _DOUBTFUL_NATS)
         if cause.kind not in options.accept and is_severe:
@@ -206,13 +241,15 @@ def _judged(
         )
         accepted["unknown"] = "they differ, and the cause is unknown"
     key = agreement.kl_largest_key
-    is_doubtful = not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)
+    has_odd_maps = facts.frame != "unknown" and rest.cosine_mean.get("map", 1.0) < _SAME_MAPS
+    is_doubtful = has_odd_maps or not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)
     differs = is_doubtful or distance_of(rest) > closest(rest)
     logger.log(
         logging.WARNING if is_doubtful else logging.INFO,
-        "teacher=%s: %s%s%s",
+        "teacher=%s: %s%s%s%s",
         passport.teacher,
         describe_agreement(agreement),
+        f"; {maps}" if maps else "",
         "" if key is None else f"; worst {key}",
         f"; they differ, cause unknown{nearest}" if differs else "",
     )
@@ -237,8 +274,12 @@ def _compare(
     options: PassportOptions,
     cluster: ClusterConfig,
     executor: Executor,
-) -> tuple[Passport, list[Cause]]:
-    """Run the teacher on a sample, compare, and look for the causes of differences."""
+) -> tuple[Passport, list[Cause], str]:
+    """Run the teacher on a sample, compare, and look for the causes of differences.
+
+    Returns:
+        The passport, the causes, and the agreement of the maps as text (empty without maps).
+    """
     config = resolve_network(teacher, store, "teacher")
     outputs = facts.classes or len(store.manifest.classes)
     names = store.manifest.classes_of(outputs)
@@ -253,8 +294,15 @@ def _compare(
         f"{described['classes']}; name the network that made the targets",
     )
     explained = {name: value for name, value in facts.explainer.items() if name != "seed"}
-    explainer = EXPLAINERS[explained.pop("kind", "gradcam")](**explained)
+    kind, unexplained = explained.pop("kind", "gradcam"), ""
+    if kind == OTHER or kind not in EXPLAINERS:
+        unexplained = f"explainer={kind}" + ", whose plug-in is not named" * (kind != OTHER)
+        kind, explained = "gradcam", {}
+        stored = tuple(name for name in stored if name != "maps")
+    explainer = EXPLAINERS[kind](**explained)
     sizes = {spec.name: spec.shape for spec in facts.fields}
+    if sizes.get("map", (0,))[0] == 1:  # the teacher explains the stored class
+        explainer = replace(explainer, target_classes="sample_gt", max_classes=None)
     task = ComparePassport(
         store_path=store.folder,
         teacher=config,
@@ -271,19 +319,20 @@ def _compare(
         source=source,
         most_views=options.views,
         class_names=names,
+        unexplained=unexplained,
     )
     count = sum(shard.records for shard in shards)
     sample = [(shard, shard.records) for shard in shards]
     if options.records is not None and options.records < count:
         sample = list(select_sample(shards, options.records))
-    agreement, causes = measure_sample(executor, task, sample, ())
+    agreement, causes, maps = measure_sample(executor, task, sample, ())
     passport = Passport(
         teacher=f"{config.kind} {config.name}, {config.interpolation or 'bilinear'}, "
         f"{config.input_size or max(store.size)} pixels",
         weights_sha256=described["weights_sha256"],
         agreement=agreement,
     )
-    return passport, causes
+    return passport, causes, maps
 
 
 def _outputs(fields: Sequence[FieldSpec]) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from permafrost_exchange.options import ShareConfig
 
@@ -38,6 +37,7 @@ def share_targets(config: ShareConfig) -> ShareResult:
     Raises:
         UserError: If the pass, the folder or the licenses cannot be used.
     """
+    from permafrost_exchange.pass_card import attach_command
     from permafrost_exchange.share_writer import open_shared_pass, share_pass  # imports torch
     from permafrost_export.hub import is_hub, repository_of, require_hub, upload_to_hub
 
@@ -54,7 +54,7 @@ def share_targets(config: ShareConfig) -> ShareResult:
         records=done.records,
         files=done.files,
         bytes=done.bytes,
-        next=f"permafrost attach {quote(f'from={folder}')} store.path=ANOTHER-STORE"
+        next=attach_command(str(folder), "ANOTHER-STORE", done.plugin)
         if config.form == "webdataset"
         else "",
     )

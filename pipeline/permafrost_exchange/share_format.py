@@ -4,6 +4,7 @@
     records.parquet            key, split, label, shard, SHA-256 of the image's file and of its pixels
     targets/<shard>.tar        <key>.<field>.npy, and with images=true <key>.<suffix>
     projections/<field>.npy    components of features, where a field has some
+    plugins/<name>.py          code of an explainer of the user's, which attach does not run
 
 That is form=webdataset, which `attach` reads. The other forms (share_writer.py) have a share.json, too.
 """
@@ -44,6 +45,10 @@ SHARE_NAME = "share.json"
 SHARED_RECORDS = "records.parquet"
 SHARE_SCHEMA = 1
 TARGETS_FOLDER = "targets"
+PLUGINS_FOLDER = "plugins"
+"""Code that adds the explainer of the maps. It is run only where `plugins=` names it."""
+EXPLAINER_PACKAGE = "explainer_package"
+"""Entry of `made_with`: name and version of the installed package that adds the explainer."""
 SHARED_RECORDS_SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("key", "split")),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import FileError, quote, require
+from permafrost.core.errors import FileError, printable, quote, require
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec, describe_other_names
 from permafrost.core.tasks import Executor
@@ -52,6 +52,8 @@ from permafrost_exchange.ingestion import expected_records, require_covered, sel
 from permafrost_exchange.joining import JoinedTargets, hex_column
 from permafrost_exchange.options import AttachConfig
 from permafrost_exchange.share_format import (
+    EXPLAINER_PACKAGE,
+    PLUGINS_FOLDER,
     SHARE_NAME,
     TARGETS_FOLDER,
     Share,
@@ -178,9 +180,13 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         "Targets belong to the pixels of an image; attach them to a store of the same images",
     )
     if (kind := shared.explainer.get("kind")) is not None and kind not in EXPLAINERS:
+        code = next((path for path in shared.files if path.startswith(f"{PLUGINS_FOLDER}/")), "")
+        advice = f"install {shared.made_with.get(EXPLAINER_PACKAGE, 'the plug-in that adds it')}"
+        if code:
+            advice = f"read {code}, and name it with 'plugins=[{folder / code}]'"
         raise TargetError(
             f"{folder}: its maps were made by explainer {quote(kind)}, which is not among {', '.join(EXPLAINERS)}; "
-            "install the plug-in that adds it, as students are explained in the same way"
+            f"{printable(advice)}, as students are explained in the same way"
         )
     order = _order_of(folder, shared, joined, labels, store)
     same_store = (shared.dataset_fingerprint, shared.store_fingerprint) == (
@@ -218,7 +224,13 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         folder, shared.fields, shared.num_views, int(shared.teacher["classes"]), order
     )
     with prepared(target, joined):
-        task = IngestShard(store_path=store.folder, folder=target, targets=source, origin=origin)
+        task = IngestShard(
+            store_path=store.folder,
+            folder=target,
+            targets=source,
+            explainer=shared.explainer,
+            origin=origin,
+        )
         task = with_fields(
             task,
             config.store.backend,

@@ -4,6 +4,7 @@
     records.parquet, targets/  form=webdataset
     img_emb/, metadata/        form=embeddings
     data/<split>-*.parquet     form=huggingface
+    plugins/                   code of an explainer of the user's
     README.md                  a card: teacher, weights, outputs, views, fidelity, licenses
 
 The files are written into a hidden folder inside of `to` and moved to their places once all are there, share.json last.
@@ -21,6 +22,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -30,6 +32,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.plugins import plugin_places
 from permafrost.config.version import __version__
 from permafrost.core.digests import SHORT, sha256_json
 from permafrost.core.errors import ConfigError, FileError, require
@@ -50,8 +54,10 @@ from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes, TarShard
 from permafrost_exchange.options import ShareConfig
-from permafrost_exchange.pass_card import card_of_pass
+from permafrost_exchange.pass_card import card_of_pass, dataset_name
 from permafrost_exchange.share_format import (
+    EXPLAINER_PACKAGE,
+    PLUGINS_FOLDER,
     SHARE_NAME,
     SHARE_SCHEMA,
     SHARED_RECORDS,
@@ -75,6 +81,8 @@ class SharedPass:
     records: int
     bytes: int
     files: int
+    plugin: str
+    """Path of the code of its explainer in the folder, empty for an installed one."""
 
 
 def open_shared_pass(config: ShareConfig) -> tuple[Store, TeacherPass]:
@@ -120,14 +128,17 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
     with folder_lock(staging, "to"):
         _remove_interrupted(staging, folder)
         try:
+            plugin, package = _copy_explainer(shared, staging)
             count = sum(_parts(config, store, shared, write(config, store, shared, staging)))
-            file_at(staging / "README.md").write(card_of_pass(store, shared, config).encode())
+            text = card_of_pass(store, shared, config, plugin)
+            file_at(staging / "README.md").write(text.encode())
             paths = sorted(
                 path for path in staging.rglob("*") if path.is_file() and path.name != LOCK_NAME
             )
             files = {path.relative_to(staging).as_posix(): file_at(path).sha256() for path in paths}
             size = sum(path.stat().st_size for path in paths)
             described = _describe(config, store, shared, files)
+            described["made_with"] |= package
             file_at(staging / SHARE_NAME).commit(sign_json(described, sort_keys=True))
         except Exception:
             _remove_interrupted(staging, folder)
@@ -138,7 +149,37 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         _check_folder(folder, shared)
         _publish(staging, folder, [*files, SHARE_NAME])
         shutil.rmtree(staging)
-    return SharedPass(folder=folder, records=count, bytes=size, files=len(files) + 1)
+    return SharedPass(
+        folder=folder,
+        records=count,
+        bytes=size,
+        files=len(files) + 1,
+        plugin=plugin,
+    )
+
+
+def _copy_explainer(shared: TeacherPass, folder: Path) -> tuple[str, dict[str, str]]:
+    """Copy the code of an explainer of the user's, or name the installed package that has it.
+
+    Returns:
+        Path of the code in the folder, empty for installed ones, and entries of `made_with`.
+
+    Raises:
+        ConfigError: If the explainer is not known here.
+    """
+    kind = shared.explainer
+    if kind is None:
+        return "", {}
+    require(
+        kind in EXPLAINERS,
+        f"pass {shared.name} has maps of explainer {kind}; name its plug-in with plugins=, whose code is shared, too",
+    )
+    top = EXPLAINERS[kind].implementation.partition(":")[0].partition(".")[0]
+    if (place := plugin_places().get(top)) is None or place.is_dir():
+        names = [] if top.startswith("permafrost") else packages_distributions().get(top, [])
+        return "", {EXPLAINER_PACKAGE: f"{names[0]} {version(names[0])}"} if names else {}
+    file_at(folder / PLUGINS_FOLDER / place.name).write(file_at(place).read())
+    return f"{PLUGINS_FOLDER}/{place.name}", {}
 
 
 def _listed_files(folder: Path) -> list[str]:
@@ -256,7 +297,7 @@ def _describe(
         name=f"{name}-{fingerprint[:SHORT]}",
         **{**of_pass, "fingerprint": fingerprint},
         classes=store.manifest.classes,
-        dataset=store.manifest.dataset.name,
+        dataset=dataset_name(store),
         frame=store.size,
         licenses=dict(config.licenses),
         made_by=f"permafrost {__version__}",

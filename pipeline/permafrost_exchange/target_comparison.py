@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from permafrost.annotation.precision import agreement_of, in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
 from permafrost.annotation.stored_views import DrawnViews, read_inputs
 from permafrost.core.batches import Rendering
+from permafrost.core.errors import UserError, first_line
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, FieldSpec
 from permafrost.loading.recipes import recipe_from
@@ -47,6 +48,7 @@ from permafrost_exchange.diagnosis import (
     find_noise,
 )
 from permafrost_exchange.ingest_shards import IngestShard
+from permafrost_exchange.map_forms import NAME_MAKER, NEGATIVE, MapForm
 from permafrost_exchange.other_inputs import (
     OtherInput,
     center_cropped,
@@ -118,6 +120,13 @@ class _Batch(NamedTuple):
         num_views = next(iter(self.stored.values())).shape[1]
         return [key for key in self.keys for _ in range(num_views)]
 
+    def explained_in(self, view: int) -> Tensor:
+        """Return the class that each map of a view explains, as the label of its record; without maps the labels."""
+        classes = self.stored.get("target_class")
+        if classes is None or classes.shape[-1] > 1:
+            return self.frames.labels
+        return torch.from_numpy(classes[:, view, 0].astype(np.int64))
+
     def first(self, count: int) -> _Batch:
         """Return the first records."""
         rows = slice(0, count)
@@ -130,7 +139,7 @@ class _Batch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
+class ComparePassport(SampleTask[tuple[Agreement, list[Cause], str]]):
     """Task that compares a sample of stored targets with the outputs of a teacher, and writes nothing."""
 
     facts: TargetFacts
@@ -139,8 +148,21 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
     most_views: int
     class_names: tuple[str, ...]
     """Names of the teacher's classes, empty if they are not those of the data."""
+    unexplained: str
+    """Why the teacher is not explained, empty if it is."""
 
-    def measure(self, sample: Sample) -> tuple[int, tuple[Agreement, list[Cause]]]:
+    def measure(self, sample: Sample) -> tuple[int, tuple[Agreement, list[Cause], str]]:
+        try:
+            return self._measure(sample)
+        except Exception as error:  # any error of the user's explainer
+            is_known = isinstance(error, (UserError, torch.OutOfMemoryError))
+            if is_known or "maps" not in (outputs := self.config.outputs):
+                raise
+            left = replace(self.config, outputs=tuple(name for name in outputs if name != "maps"))
+            failed = f"explainer={self.explainer.kind} fails: {first_line(error)}"
+            return replace(self, config=left, unexplained=failed).measure(sample)
+
+    def _measure(self, sample: Sample) -> tuple[int, tuple[Agreement, list[Cause], str]]:
         annotator = self.build_annotator()
         if self.facts.operations is None:
             annotator = annotator.with_changes(crop_fraction=self.facts.crop_fraction)
@@ -164,8 +186,16 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
                 "EXIF turns all photographs of the sample, and targets of whole images are not compared for these; set "
                 "passport.records=null to compare all records, or remove teacher="
             )
+        stored, teacher = (
+            _joined((name, [values[name] for values in batches]) for name in batches[0])
+            for batches in zip(*compared, strict=True)
+        )
+        if len(keys) <= _MAX_DIAGNOSED:  # centered on all of them, as a shard may have few
+            together = _distances(self.facts, stored, teacher)
+            columns.update({name: [column] for name, column in together.items()})
         agreement = agreement_of("float32", records, keys, _joined(columns.items()))
-        if agreement.kl_mean is None and not agreement.cosine_mean:
+        misfit, maps = self._compare_maps(stored, teacher, columns)
+        if agreement.kl_mean is None and not agreement.cosine_mean and not maps:
             raise TargetError(
                 "teacher= has no output of the kinds and shapes of these targets, so nothing was compared; name the "
                 "network that made them, and with format.fields= what the arrays are (logits, pooled, ...)"
@@ -174,13 +204,44 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
         if self.facts.frame != "unknown":
             search = _Search(annotator, largest, self.facts, closest(agreement))
             with say_if_slow(logger, "looking for what explains the difference ..."):
-                causes = self._find_causes(agreement, compared, keys, search)
-        return records, (agreement, causes)
+                causes = self._find_causes(agreement, stored, teacher, keys, search)
+        if misfit is not None and all(cause.kind != "preprocessing" for cause in causes):
+            causes.append(misfit)
+        return records, (agreement, causes, maps)
+
+    def _compare_maps(
+        self,
+        stored: Values,
+        teacher: Values,
+        columns: dict[str, list[NDArray[Any]]],
+    ) -> tuple[Cause | None, str]:
+        """Return why the explainer cannot have made the maps, and the agreement of the maps as text."""
+        if "map" not in stored:
+            return None, ""
+        cause, reason = None, self.unexplained
+        if not reason and (form := MapForm.of(stored["map"])).differs(
+            theirs := MapForm.of(teacher["map"])
+        ):
+            reason = (
+                f"format.explainer={self.explainer.kind}: the maps are {form.describe(NEGATIVE)}, but "
+                f"{self.explainer.kind} of {self.teacher.name} gives {theirs.describe('below 0')}"
+            )
+            advice = f"{NAME_MAKER}, or the network with teacher="
+            cause = Cause("explainer", reason, advice, 0.0)
+        if not reason and self.facts.frame == "unknown":
+            reason = "format.frame=unknown"
+        if reason or "map" not in columns:
+            return cause, f"maps: not compared ({reason or 'the teacher explains other classes'})"
+        cosines = np.concatenate(columns["map"])
+        return None, (
+            f"maps: cosine {np.median(cosines):.3f} (median), lowest {cosines.min():.3f} over {len(cosines)} records"
+        )
 
     def _find_causes(
         self,
         agreement: Agreement,
-        compared: Sequence[tuple[Values, Values]],
+        stored: Values,
+        teacher: Values,
         keys: Sequence[str],
         search: _Search,
     ) -> list[Cause]:
@@ -188,14 +249,11 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause]]]):
 
         Args:
             agreement: Agreement of the whole sample.
-            compared: Stored fields and the teacher's, of each of the first batches.
+            stored: Stored fields of the first views.
+            teacher: The teacher's.
             keys: Keys of the views.
             search: Search of other inputs.
         """
-        stored, teacher = (
-            _joined((name, [values[name] for values in batches]) for name in batches[0])
-            for batches in zip(*compared, strict=True)
-        )
         cause = None
         if distance_of(agreement) > closest(agreement):
             if agreement.kl_mean is None:
@@ -286,13 +344,17 @@ def _joined(parts: Iterable[tuple[str, Sequence[NDArray[Any]]]]) -> dict[str, ND
 
 def _compared_values(way: OtherInput, batch: _Batch) -> tuple[Values, Values]:
     """Return the stored fields of a batch and those of a teacher that is run in some way, [n V, 1, ...] each."""
-    info = BatchInfo(batch.keys, batch.frames.labels)
     inputs = (
         [way.annotator.inputs_of(batch.frames)]
         if batch.views is None
         else way.annotator.inputs_of_views(batch.frames, batch.views)
     )
-    views = [way.annotator.stored_fields(way.change(images), info) for images in inputs]
+    views = [
+        way.annotator.stored_fields(
+            way.change(images), BatchInfo(batch.keys, batch.explained_in(view))
+        )
+        for view, images in enumerate(inputs)
+    ]
     teacher = {name: np.stack([view[name] for view in views], axis=1) for name in views[0]}
     stored, teacher = (
         {name: each.reshape(-1, 1, *each.shape[2:]) for name, each in values.items()}

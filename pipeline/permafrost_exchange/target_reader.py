@@ -13,7 +13,7 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -92,6 +92,8 @@ class ReadRequest(NamedTuple):
     widths: NDArray[np.int64]
     orientations: NDArray[np.int8]
     """EXIF orientations of the original images, i8 [n]."""
+    labels: NDArray[np.int32] | None = None
+    """Labels of the records, i32 [n], -1 for none; None in a store of many labels."""
     views: Arrays | None = None
     """Fields of the views that are asked for, windows f32 [n, V, 4] and moves f32 [n, V, 1, 2, 3]; None for those that
     the format stores."""
@@ -109,6 +111,8 @@ class TargetForm:
     """Recipe of the stored views as a manifest describes it, None for targets of the canonical view."""
     explainer: dict[str, Any] | None = None
     """Entry of a manifest about the maps, None without maps."""
+    has_classes_of_data: bool = False
+    """True for maps without logits, whose classes are those of the data."""
     temperatures: tuple[float, ...] = ()
     repeats: bool = False
     """True if a name may be listed several times, of which the first target is taken."""
@@ -147,6 +151,14 @@ class TargetReader(ABC):
     @abstractmethod
     def form(self) -> TargetForm:
         """Return the facts about all targets."""
+
+    def describe(self) -> str:
+        """Describe the files for a message about them; empty where nothing is worth it."""
+        return ""
+
+    def checks(self) -> list[Callable[[], Any]]:
+        """Return checks of the files besides those of `form`, whose errors are told at once."""
+        return []
 
     @abstractmethod
     def read(self, request: ReadRequest) -> Arrays:

@@ -52,8 +52,7 @@ def verify_teacher(config: VerifyTeacherConfig) -> VerifyTeacherResult:
 
 def _compare(config: VerifyTeacherConfig, teacher: ModelConfig) -> dict[str, str]:
     """Compare passes with a teacher, and note the agreement in their manifests."""
-    from permafrost.annotation.precision import describe_agreement  # imports torch
-    from permafrost_exchange.passport import check_pass
+    from permafrost_exchange.passport import check_pass, describe_passport  # imports torch
 
     store = Store(config.store.folder)
     names = config.store.teacher
@@ -62,7 +61,6 @@ def _compare(config: VerifyTeacherConfig, teacher: ModelConfig) -> dict[str, str
     with folder_lock(store.folder):
         for teacher_pass in store.open_passes(names, stored_views=has_views):
             options = (config.passport, LocalClusterConfig(), SerialExecutor())
-            passport = check_pass(store, teacher_pass, teacher, *options)
-            agreement = describe_agreement(passport.agreement)
-            texts[teacher_pass.name] = f"{passport.teacher}: {agreement}"
+            manifest = check_pass(store, teacher_pass, teacher, *options)
+            texts[teacher_pass.name] = describe_passport(manifest)
     return texts

@@ -14,6 +14,7 @@ _WRITTEN = [
     "img_emb/*",
     "metadata/*",
     "projections/*",
+    "plugins/*",
     "*.parquet",
     "share.json",
 ]

@@ -207,7 +207,7 @@ class Bench:
                 text = str(error)
                 if not results:
                     raise
-        made, causes = results[0]
+        made, causes, _ = results[0]
         if causes:
             return causes[0].kind, causes[0].text
         agrees = distance_of(made.agreement) < closest(made.agreement)

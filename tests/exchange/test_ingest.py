@@ -147,6 +147,18 @@ def test_a_key_that_is_there_twice_stops(photographs, random, tmp_path):
         run_ingest(photographs.store, path, *FULL)
 
 
+def test_keys_without_their_split_mean_one_record_or_stop(tmp_path, random):
+    photographs = make_photographs(tmp_path)
+    shutil.copytree(photographs.folder / "train/n0", photographs.folder / "test/n0")
+    words = ["data=image_folder", f"data.path={photographs.folder}", "store.image_size=32"]
+    run_precompute(tmp_path / "both", *words, "teacher=none")
+    names = [key_of(path).removeprefix("train%2F") for path in photographs.paths]
+    path = arrays(photographs, tmp_path / "t.npz", random, names)
+
+    with pytest.raises(TargetError, match=r"6 names mean several records, such as 'test%2Fn0%2Fph"):
+        run_ingest(tmp_path / "both", path, *FULL)
+
+
 def test_stems_that_are_in_several_folders_need_more_of_the_path(tmp_path, random):
     photographs = make_photographs(tmp_path)
     stems = ["photo_00"] * 2
@@ -218,7 +230,7 @@ def test_an_index_map_says_which_record_a_number_is(photographs, random, tmp_pat
 
 
 def test_a_frame_that_nobody_states_is_asked_for(photographs, random, tmp_path):
-    with pytest.raises(ConfigError, match=r"format\.frame is not set"):
+    with pytest.raises(ConfigError, match=r"t\.npz is format=npz, .*\. format\.frame is not set"):
         run_ingest(photographs.store, arrays(photographs, tmp_path / "t.npz", random))
 
 

@@ -20,6 +20,7 @@ from tests.exchange.test_readers import CLASSES, key_of
 from tests.support import target_files
 from tests.support.exchange import (
     PHOTOS,
+    loaded_plugin,
     make_photographs,
     run_ingest,
     run_precompute,
@@ -189,7 +190,7 @@ def test_targets_of_another_network_are_refused(photographs, tmp_path):
     random = np.random.default_rng(5)
     values = {
         "logits": 9 * random.normal(size=(PHOTOS, CLASSES)).astype("float32"),
-        "map": random.random((PHOTOS, 1, 1, 4, 4)),
+        "map": random.random((PHOTOS, 1, 1, 8, 8)),
         "target_class": np.full((PHOTOS, 1), 2),
     }
     words = write(photographs, tmp_path / "t.npz", values)
@@ -212,6 +213,101 @@ def test_an_experiment_names_no_teacher_for_verify():
     config = build_verb_config("verify", compose("verify", ["experiment=demo"]))
 
     assert config.teacher.kind == "none"
+
+
+# ---- maps ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    with loaded_plugin(tmp_path / "signed_maps.py"):
+        yield
+
+
+CHANGES = {
+    "8 bits": lambda maps: np.round(255 * maps / maps.max()).astype("uint8"),
+    "cut to 0 and 1": lambda maps: (maps / maps.max()).astype("uint8"),
+    "negative": lambda maps: -maps,
+    "signed pixels": lambda maps: np.kron(maps - maps.mean(), np.ones((4, 4))),
+    "enlarged": lambda maps: np.kron(maps, np.ones((4, 4))),
+    "mirrored": lambda maps: maps[..., ::-1],
+    "transposed": lambda maps: maps.swapaxes(-1, -2),
+    "of the record before": lambda maps: np.roll(maps, 1, 0),
+    "constant": np.ones_like,
+    "zeros": np.zeros_like,
+    "of another network": lambda maps: np.random.default_rng(0).random(maps.shape),
+    "not finite": lambda maps: np.where(maps > 0, np.nan, maps),
+    "of another contrast": lambda maps: maps**1.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "explainer", "said"),
+    [
+        ("", "gradcam", "maps: cosine 1.000 (median), lowest 1.000 over 24"),
+        ("8 bits", "gradcam", "maps: cosine 1.000"),
+        ("of another contrast", "gradcam", "they differ, cause unknown"),
+        ("negative", "other", "maps: not compared (explainer=other)"),
+        (
+            "",
+            "broken_maps",
+            "maps: not compared (explainer=broken_maps fails: RuntimeError: no gradient)",
+        ),
+        ("negative", "gradcam", r"8x8 and \d+% of their values are negative, but .* 8x8 and none"),
+        (
+            "signed pixels",
+            "gradcam",
+            r"32x32 and \d+% .* but gradcam of resnet8 gives 8x8 and none below 0; name",
+        ),
+        ("enlarged", "gradcam", "32x32 and none .* but .* 8x8 and none"),
+        (
+            "",
+            "signed_maps",
+            r"8x8 and none of their values are negative, but .* 8x8 and \d\d% below",
+        ),
+        ("mirrored", "gradcam", "map is mirrored"),
+        ("transposed", "gradcam", "map is transposed"),
+        ("of the record before", "gradcam", "24 of 24 rows are not those of their records"),
+        ("of another class", "gradcam", "not those of teacher="),
+        ("constant", "gradcam", "not those of teacher="),
+        ("zeros", "gradcam", "not those of teacher="),
+        ("cut to 0 and 1", "gradcam", "not those of teacher="),
+        ("of another network", "gradcam", "not those of teacher="),
+        ("not finite", "gradcam", "has values that are not finite"),
+    ],
+)
+def test_maps_of_another_explainer_are_refused_or_told(
+    photographs, outputs, plugin, tmp_path, caplog, change, explainer, said
+):
+    values = dict(outputs["full"])
+    if change == "of another class":
+        values["target_class"] = (values["target_class"] + 1) % CLASSES
+    elif change:
+        values["map"] = CHANGES[change](values["map"].astype("float32"))
+    path, names = tmp_path / "t.npz", [key_of(each) for each in photographs.paths]
+    del values["map_scale"]
+    target_files.write_npz(path, names, **values)
+    words = [f"path={path}", "format.frame=full", f"format.explainer={explainer}", "name=doctored"]
+    before = {folder.name for folder in photographs.open().pass_folders()}
+
+    if said.startswith(("maps:", "they differ")):
+        result = run_ingest(photographs.store, *words, *TEACHER)
+        assert said in result.agreement + caplog.text
+    else:
+        with pytest.raises(TargetError, match=said):
+            run_ingest(photographs.store, *words, *TEACHER)
+        assert {folder.name for folder in photographs.open().pass_folders()} == before
+
+
+def test_negative_gradcam_is_refused_without_a_network(photographs, outputs, tmp_path):
+    words = write(
+        photographs, tmp_path / "t.npz", outputs["full"] | {"map": -outputs["full"]["map"]}
+    )
+
+    with pytest.raises(TargetError, match="but GradCAM gives none below 0; name what made them"):
+        run_ingest(photographs.store, *words, "format.frame=full", "name=negative")
+
+    assert not list((photographs.store / "teachers").glob("negative-*"))
 
 
 # ---- what is accepted ------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Readers of other tools' formats, against files that are written from the descriptions of these formats."""
 
+import logging
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -149,6 +152,50 @@ def test_a_column_of_lists(photographs, random, tmp_path):
     assert np.array_equal(values["logits"][:, 0], logits)
 
 
+@pytest.mark.parametrize("axes", ["n h w", "n c h w", "n E c h w"])
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_maps_come_in_every_shape_and_without_the_split_in_their_keys(
+    photographs, random, tmp_path, caplog, kind, axes
+):
+    maps = random.random((PHOTOS, 1, 1, 5, 6)).astype("float32")
+    written = maps.reshape(PHOTOS, *(1,) * (len(axes.split()) - 3), 5, 6)
+    keys = [key_of(path).removeprefix("train%2F") for path in photographs.paths]
+    classes = np.arange(PHOTOS) % CLASSES
+    words = ["format.frame=full", "format.explainer=other", "format.dtype=float32"]
+    if kind == "npz":
+        target_files.write_npz(tmp_path / "t.npz", keys, map=written, target_class=classes)
+    else:
+        columns = {"key": keys, "map": written.tolist(), "target_class": classes}
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        words.append(f"format.cache={tmp_path}")
+
+    with caplog.at_level(logging.INFO):
+        path = f"path={tmp_path / f't.{kind}'}"
+        _, values = ingested(photographs, f"format={kind}", path, *words)
+
+    units = values["map"] * values["map_scale"][..., None, None, None]
+    assert np.allclose(units[:, 0], maps, atol=1e-6)
+    assert values["target_class"][:, 0, 0].tolist() == classes.tolist()
+    said = f"map {list(written.shape[1:])} is read as [1, 1, 5, 6] of a record (class, channel"
+    assert said in caplog.text
+
+
+def test_peoples_maps_without_logits_are_of_the_labels(photographs, random, tmp_path):
+    target_files.write_npz(
+        tmp_path / "t.npz",
+        [key_of(path) for path in photographs.paths],
+        map=random.random((PHOTOS, 5, 5)).astype("float32"),
+    )
+
+    words = [f"path={tmp_path / 't.npz'}", "format.frame=full", "format.explainer=other"]
+    manifest, values = ingested(photographs, *words)
+
+    labels = [int(path.split("/")[1].removeprefix("n")) for path in photographs.paths]
+    assert values["target_class"][:, 0, 0].tolist() == labels
+    assert manifest.teacher["classes"] == CLASSES
+    assert manifest.explainer == {"kind": "other", "target_classes": "sample_gt"}
+
+
 # ---- files of e2KD, FKD, ImageNet+ and others -----------------------------------------------------
 
 
@@ -156,6 +203,7 @@ def test_a_column_of_lists(photographs, random, tmp_path):
 def test_frozen_maps_of_e2kd_come_by_position(photographs, random, tmp_path, kind, channels):
     logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
     maps = random.normal(size=(PHOTOS, channels, 6, 6)).astype("float32")
+    maps = maps if kind == "weight" else abs(maps)  # GradCAM is rectified
     target_files.write_e2kd(tmp_path / "fit", range(PHOTOS), logits, maps, kind)
 
     words = ["format=e2kd", f"path={tmp_path / 'fit'}", "format.frame=full", "format.dtype=float32"]

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, UserError
 from permafrost_exchange.recognition import recognize, require_arrays
 from tests.exchange.conformance.make_files import CLASSES, unpack
 from tests.support.exchange import make_photographs, run_ingest, run_precompute
@@ -70,6 +70,26 @@ def test_other_things_are_no_targets(unpacked, tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=re.escape(said)):
             require_arrays(str(path))
+
+
+def test_all_that_an_npz_lacks_is_said_at_once(tmp_path):
+    made = make_photographs(tmp_path / "made")
+    maps = {"map": np.ones((24, 7, 2, 2, 5, 5)), "logits": np.ones((20, 4)), "notes": np.ones(2)}
+    np.savez(tmp_path / "t.npz", **maps)
+
+    with pytest.raises(UserError) as error:
+        run_ingest(made.store, f"path={tmp_path / 't.npz'}")
+
+    for said in (
+        "is format=npz, logits [20, 4], map [24, 7, 2, 2, 5, 5], notes. 4 things are missing or wrong: (1) ",
+        "format.explainer=None must say what made the maps, among (",
+        "; other: Maps that only the teacher can make: people's maps",
+        "or an explainer of yours with 'plugins=[<its file>.py]'",
+        "map has shape [7, 2, 2, 5, 5] per record, in place of [target, channel, y, x]",
+        "has no array keys; name a text file",
+        "format.frame is not set",
+    ):
+        assert said in str(error.value)
 
 
 def test_the_options_that_are_said_ingest_the_files(unpacked, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 import types
@@ -15,13 +16,17 @@ import pytest
 import webdataset
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from permafrost import open_store
 from permafrost.config.compose import compose
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
+from permafrost.models.providers import build_model
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
+from permafrost.storage.signed_files import sign_json
 from permafrost.store.arrow_files import read_table
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
@@ -30,8 +35,11 @@ from permafrost_exchange.share_format import _ROW_BYTES, SHARED_RECORDS_SCHEMA
 from permafrost_exchange.target_reader import TargetError
 from tests.exchange.test_ingest import run_distill
 from tests.exchange.test_readers import key_of
+from tests.support import target_files
 from tests.support.exchange import (
+    CLASSES,
     PHOTOS,
+    loaded_plugin,
     make_photographs,
     run_ingest,
     run_precompute,
@@ -277,14 +285,68 @@ def test_a_path_that_leaves_the_folder_is_refused(photographs, shared, tmp_path)
         run_attach(photographs.store, tmp_path / "copy")
 
 
-def test_licenses_are_asked_for(photographs, names, tmp_path):
+@pytest.mark.parametrize(
+    "said", ["", "weights: not found,", "weights: Unknown, ", "weights: '', ", "weights: n/a,"]
+)
+def test_licenses_are_asked_for(photographs, names, tmp_path, said):
     with pytest.raises(ConfigError, match=r"licenses=.* must say under which license weights"):
         run_share(
             photographs.store,
             tmp_path / "s",
             f"pass={names['whole']}",
-            licenses="licenses={images: MIT, targets: MIT}",
+            licenses=f"licenses={{images: MIT, {said} targets: MIT}}",
         )
+
+
+def test_maps_of_a_users_explainer_keep_their_name_their_files_and_its_code(
+    photographs, names, tmp_path
+):
+    values = values_by_key(photographs.open(), names["whole"])
+    keys = sorted(values["logits"])
+    network = build_model(CifarModelConfig(name="resnet8", weights="random"), CLASSES).network
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    logits = np.stack([values["logits"][key][0] for key in keys])
+    maps = np.random.default_rng(0).normal(size=(PHOTOS, 8, 8)).astype("float32")
+    target_files.write_npz(tmp_path / "ig.npz", keys, logits=logits, map=maps)
+    digests = {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        for name in ("ig.npz", "mine.safetensors")
+    }
+    words = ["name=ig", f"path={tmp_path / 'ig.npz'}", "format.frame=full"]
+    teacher = [*TEACHER[:2], f"teacher.weights={tmp_path / 'mine.safetensors'}"]
+    accept = "passport.accept=[unknown,temperature,classes,rows,preprocessing,maps,noise]"
+    with loaded_plugin(tmp_path / "signed_maps.py"):
+        explained = "format.explainer=signed_maps"
+        made = run_ingest(photographs.store, *words, explained, *teacher, accept)
+        name = made.ingested_pass.partition(" ")[0]
+        result = run_share(photographs.store, tmp_path / "s", f"pass={name}")
+    card = (tmp_path / "s/README.md").read_text()
+    for line in (
+        "# Targets of ig on store (image\\_folder)",
+        f"| targets from | ig.npz, sha256 {digests['ig.npz']} |",
+        f"| weights | mine.safetensors, sha256 {digests['mine.safetensors']} |",
+        "'plugins=[<this folder>/plugins/signed_maps.py]'",
+    ):
+        assert line in card
+    code = tmp_path / "s/plugins/signed_maps.py"
+    assert f"'plugins=[{code}]'" in result.next
+
+    pack(photographs, tmp_path / "other", "store.shard_size=7")
+    with pytest.raises(TargetError, match=re.escape(f"and name it with 'plugins=[{code}]'")):
+        run_attach(tmp_path / "other", tmp_path / "s")
+    assert "signed_maps" not in sys.modules  # nothing was run
+    with loaded_plugin(code):
+        assert run_attach(tmp_path / "other", tmp_path / "s").attached_pass == name
+    described = json.loads((tmp_path / "s/share.json").read_text())
+    del described["self_sha256"]
+    described["explainer"]["kind"] = "gradcam"
+    (tmp_path / "s/share.json").write_bytes(sign_json(described))
+    pack(photographs, tmp_path / "third", "store.shard_size=7")
+    with pytest.raises(TargetError, match="but GradCAM gives none below 0"):
+        run_attach(tmp_path / "third", tmp_path / "s")
+    assert not (tmp_path / "third/teachers").exists()
+    with pytest.raises(ConfigError, match="maps of explainer signed_maps; name its plug-in"):
+        run_share(photographs.store, tmp_path / "again", f"pass={name}")
 
 
 def test_a_folder_with_other_files_is_left_alone(photographs, names, tmp_path):
@@ -371,6 +433,11 @@ def test_parquet_of_a_hub_folder_has_a_column_per_field(photographs, names, tmp_
             np.array(table["logits"][row], "float16"), values["logits"][key].ravel()
         )
         assert table["image"][row]["bytes"][:4] == b"\x89PNG"
+    if kind == "whole":  # its maps are flat lists
+        words = ["format=parquet", f"path={tmp_path / 'h/data'}", f"format.cache={tmp_path}"]
+        result = run_ingest(photographs.store, *words, "format.frame=full", "name=again")
+        again = values_by_key(photographs.open(), result.ingested_pass.partition(" ")[0])
+        assert again.keys() == {"logits", "pooled"}
 
 
 def test_the_hub_gets_a_folder_and_its_kind(photographs, names, tmp_path, monkeypatch):

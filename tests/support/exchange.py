@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from permafrost.config.compose import compose
+from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.plugins import load_plugins
 from permafrost.config.verbs import build_verb_config
 from permafrost.store.reader import Store
 from tests.support.verbs import ingest, precompute
@@ -88,3 +93,53 @@ def values_by_key(store, name, *, stored_views=False):
         for field, array in opened.read_shard(shard).items():
             values[field] |= dict(zip(keys, array, strict=True))
     return values
+
+
+EXPLAINERS_OF_A_USER = """
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedConfig(ExplainerConfig):
+    implementation: ClassVar[str] = "signed_maps:signed"
+    kind: Literal["signed_maps"] = "signed_maps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenConfig(ExplainerConfig):
+    implementation: ClassVar[str] = "signed_maps:broken"
+    kind: Literal["broken_maps"] = "broken_maps"
+
+
+def signed(model, output, target_class):
+    maps = output.features.mean(dim=1)[:, None, None]
+    return (maps - maps.mean(dim=(-1, -2), keepdim=True)).expand(-1, target_class.shape[1], -1, -1, -1)
+
+
+def broken(model, output, target_class):
+    raise RuntimeError("no gradient")
+
+
+EXPLAINERS["signed_maps"] = SignedConfig
+EXPLAINERS["broken_maps"] = BrokenConfig
+"""
+
+
+@contextmanager
+def loaded_plugin(path: Path) -> Iterator[None]:
+    """Load the explainers signed_maps and broken_maps of a file signed_maps.py, which is written if there is none."""
+    if not path.exists():
+        path.write_text(EXPLAINERS_OF_A_USER)
+    load_plugins([str(path)])
+    try:
+        yield
+    finally:
+        for name in ("signed_maps", "broken_maps"):
+            del EXPLAINERS[name]
+        sys.modules.pop("signed_maps")
+        sys.path.remove(str(path.parent))

@@ -61,7 +61,7 @@ def describe_agreement(agreement: Agreement) -> str:
     if agreement.top1 is not None:
         parts.insert(0, f"largest logit equal for {agreement.top1:.1%}")
         parts.insert(1, f"divergence {agreement.kl_mean:.2g} nats")
-    return f"{', '.join(parts)}, in a sample of {agreement.records} records"
+    return f"{', '.join(parts) or 'nothing compared'}, in a sample of {agreement.records} records"
 
 
 def compare_precision(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.config.explainers import EXPLAINERS
 from permafrost.core.errors import ConfigError, require
 from permafrost_exchange.formats.npy_files import map_npy, member_names, open_member
+from permafrost_exchange.formats.row_reader import RowReader
 from permafrost_exchange.target_reader import (
     NAMES_AT_ONCE,
     Arrays,
     ListedTargets,
     ReadRequest,
     TargetError,
-    TargetForm,
-    TargetReader,
     iter_lines,
 )
 
@@ -31,7 +29,7 @@ _KINDS = re.compile(
 _KEYS = "keys"
 
 
-class ArrayReader(TargetReader):
+class ArrayReader(RowReader):
     """Arrays of an .npz file, or of an .npy file with a list of names."""
 
     def files(self) -> Iterator[Path]:
@@ -41,18 +39,26 @@ class ArrayReader(TargetReader):
             yield Path(self.config.names)
 
     def listing(self) -> Iterator[ListedTargets]:
-        names: Any = self._keys() if self.config.names is None else None
-        if names is None:
-            names = np.array(list(iter_lines(Path(self.config.names))))
-        for name, array in self._arrays.items():
-            require(
-                len(array) == len(names),
-                f"{self.path}: {name} has {len(array):,} rows, and there are {len(names):,} names",
-                TargetError,
-            )
+        names = self._names()
         for start in range(0, len(names), NAMES_AT_ONCE):
             part = names[start : start + NAMES_AT_ONCE].astype(str).tolist()
             yield ListedTargets(part, part)
+
+    def _names(self) -> NDArray[Any]:
+        """Return the name of each row, once it is sure that all arrays have as many rows."""
+        listed = self.config.names
+        names = self._keys() if listed is None else np.array(list(iter_lines(Path(listed))))
+        odd = [
+            f"{name} has {len(array):,} rows"
+            for name, array in self._arrays.items()
+            if len(array) != len(names)
+        ]
+        require(
+            not odd,
+            f"{self.path}: {', '.join(odd)}, and there are {len(names):,} names",
+            TargetError,
+        )
+        return names
 
     def _keys(self) -> NDArray[Any]:
         """Return the array of names, without unpickling it."""
@@ -71,33 +77,25 @@ class ArrayReader(TargetReader):
         )
         return keys
 
-    def form(self) -> TargetForm:
-        has_map, kind = "map" in self._arrays, self.config.explainer
-        require(
-            not has_map or kind in EXPLAINERS,
-            f"format.explainer={kind} must say what made the array map, among {', '.join(EXPLAINERS)}: students are "
-            "explained in the same way",
-        )
-        if not has_map:
-            return TargetForm()
-        classes = "target_class" in self._arrays
-        require(
-            classes or "logits" in self._arrays or "probabilities" in self._arrays,
-            f"{self.path} has maps, and neither target_class nor logits, which say what they explain",
-        )
-        return TargetForm(explainer={"kind": kind, "target_classes": "top1"})
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {kind: array.shape[1:] for kind, array in self._arrays.items()}
 
-    def read(self, request: ReadRequest) -> Arrays:
+    def checks(self) -> list[Callable[[], Any]]:
+        return [*super().checks(), self._names]
+
+    def describe(self) -> str:
+        fields = self.config.fields or {kind: kind for kind in self._arrays}
+        shapes = [f"{fields[kind]} {list(array.shape)}" for kind, array in self._arrays.items()]
+        others = {Path(name).stem for name in member_names(self.path)} - {*fields.values()}
+        return f"{self.path} is format=npz, {', '.join([*shapes, *sorted(others)])}. "
+
+    def rows(self, request: ReadRequest) -> Arrays:
         order = np.argsort(request.numbers)
         arrays = {}
         for name, array in self._arrays.items():
             rows = np.empty((len(order), *array.shape[1:]), array.dtype)
             rows[order] = array[request.numbers[order]]
             arrays[name] = rows[:, None]
-        if "map" in arrays and "target_class" not in arrays:
-            scores = arrays.get("logits", arrays.get("probabilities"))
-            assert scores is not None
-            arrays["target_class"] = scores.argmax(axis=2)[..., None].astype(np.int32)
         return arrays
 
     @cached_property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +20,41 @@ from permafrost.core.errors import require
 from permafrost.sources.column_copies import ColumnCopy
 from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import MAX_NAMES_BYTES, iter_column, open_parquet_file
+from permafrost_exchange.formats.row_reader import RowReader
 from permafrost_exchange.target_reader import (
     NAMES_AT_ONCE,
     Arrays,
     ListedTargets,
     ReadRequest,
     TargetError,
-    TargetForm,
-    TargetReader,
     reading,
     rows_of_parts,
     walk,
 )
 
-_KINDS = ("logits", "probabilities", "pooled")
+_KINDS = ("logits", "probabilities", "pooled", "map", "target_class")
+_OF_MAPS = ("map", "target_class")
 _ROWS_AT_ONCE = 8192
 
 
 class _Lists:
     """Lists of equal length of one file, as rows."""
 
-    def __init__(self, copy: ColumnCopy, dtype: np.dtype[Any]) -> None:
+    def __init__(self, copy: ColumnCopy, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._copy = copy
-        first = copy.peek(0)
-        assert first is not None  # which _rows_of refuses
         self.dtype = dtype
-        self.shape = (copy.num_rows, len(first) // dtype.itemsize)
+        self.shape = (copy.num_rows, *shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return rows [n, length]."""
+        """Return rows [n, *shape]."""
         data = b"".join(self._copy.read(row) or b"" for row in rows.tolist())
-        return np.frombuffer(data, self.dtype).reshape(len(rows), self.shape[1])
+        return np.frombuffer(data, self.dtype).reshape(len(rows), *self.shape[1:])
 
 
-class ListColumnReader(TargetReader):
+class ListColumnReader(RowReader):
     """Lists of equal length, of one or several Parquet files."""
 
     def files(self) -> Iterator[Path]:
@@ -65,8 +64,8 @@ class ListColumnReader(TargetReader):
         copies = next(iter(self._copies.values()))
         return copies[path].sha256 if path in copies else file_at(path).sha256()
 
-    def form(self) -> TargetForm:
-        return TargetForm()
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {kind: parts[0].shape[1:] for kind, parts in self._parts.items()}
 
     def listing(self) -> Iterator[ListedTargets]:
         for path in self._opened:
@@ -77,7 +76,7 @@ class ListColumnReader(TargetReader):
                 yield ListedTargets(texts, texts)
             next(iter(self._copies.values()))[path].require_unchanged()
 
-    def read(self, request: ReadRequest) -> Arrays:
+    def rows(self, request: ReadRequest) -> Arrays:
         return {kind: rows_of_parts(parts, request.numbers) for kind, parts in self._parts.items()}
 
     @cached_property
@@ -86,10 +85,12 @@ class ListColumnReader(TargetReader):
         parts = {}
         for kind, copies in self._copies.items():
             parts[kind] = [
-                _Lists(copy, _dtype_of(self._opened[path], copy.column))
+                _Lists(
+                    copy, _dtype_of(self._opened[path], copy.column), _shape_of(path, copy.column)
+                )
                 for path, copy in copies.items()
             ]
-            forms = {(part.shape[1], part.dtype.str) for part in parts[kind]}
+            forms = {(part.shape[1:], part.dtype.str) for part in parts[kind]}
             if len(forms) > 1:
                 raise TargetError(
                     f"{self.path}: {kind} has rows of several forms: {', '.join(sorted(map(str, forms)))}"
@@ -122,10 +123,18 @@ class ListColumnReader(TargetReader):
         require(bool(nonempty), f"{self.path} has no rows; correct path=", TargetError)
         return nonempty
 
-    def _columns_of(self, existing: list[str]) -> list[str]:
-        """Return the columns that are read, of those of the first file."""
-        fields = self.config.fields or {kind: kind for kind in _KINDS if kind in existing}
-        return [self.config.column, *fields.values()]
+    def _fields(self) -> dict[str, str]:
+        """Return the column of each kind of target: those of the options, or those of the first file.
+
+        Maps are nested lists. Flat ones, as in a share of form=huggingface, have lost their shape and are left out.
+        """
+        types = {
+            field.name: field.type
+            for field in next(iter(self._opened.values())).schema.to_arrow_schema()
+        }
+        has_maps = _is_list(getattr(types.get("map"), "value_type", pa.null()))
+        kinds = (kind for kind in _KINDS if kind in types and (has_maps or kind not in _OF_MAPS))
+        return self.config.fields or {kind: kind for kind in kinds}
 
     @cached_property
     def _columns(self) -> dict[str, str]:
@@ -134,11 +143,14 @@ class ListColumnReader(TargetReader):
         for path, metadata in self._opened.items():
             names = metadata.schema.to_arrow_schema().names
             for name in known:
-                if names.count(name) != 1 and name in self._columns_of(known):
+                if names.count(name) != 1 and name in (
+                    self.config.column,
+                    *self._fields().values(),
+                ):
                     raise TargetError(
                         f"{path} has {names.count(name)} columns {name}; all files have one"
                     )
-        columns = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
+        columns = self._fields()
         odd = [kind for kind in columns if kind not in _KINDS]
         require(not odd, f"format.fields names {', '.join(odd)}; Parquet has {', '.join(_KINDS)}")
         absent = [
@@ -154,41 +166,60 @@ class ListColumnReader(TargetReader):
 
 def _dtype_of(metadata: pq.FileMetaData, column: str) -> np.dtype[Any]:
     """Return the type in which the numbers of a column are copied: their own if they are floats, else float32."""
-    kind = getattr(metadata.schema.to_arrow_schema().field(column).type, "value_type", None)
-    if kind is None:
-        return np.dtype(np.float32)  # which is refused when the column is copied
+    kind = metadata.schema.to_arrow_schema().field(column).type
+    while _is_list(kind):
+        kind = kind.value_type
     return np.dtype(kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float32)
 
 
 def _rows_of(path: Path, column: str) -> Iterator[pa.Array]:
     """Iterate over the lists of a column as bytes; errors are those of reading, although it is copied."""
-    where, length = f"{path}: column {column}", None
+    where, shape = f"{path}: column {column}", None
     with reading(where):
         for cells in iter_column(path, column, _ROWS_AT_ONCE):
             rows = _lists(cells, where)
-            length = rows.shape[1] if length is None else length
-            require(bool(length), f"{where} has lists without a number", TargetError)
-            if rows.shape[1] != length:
-                raise TargetError(f"{where} has rows of {length} and of {rows.shape[1]} numbers")
-            width = length * rows.dtype.itemsize
+            shape = rows.shape[1:] if shape is None else shape
+            require(0 not in shape, f"{where} has lists without a number", TargetError)
+            if rows.shape[1:] != shape:
+                rows_of = " and of ".join(
+                    " x ".join(map(str, each)) for each in (shape, rows.shape[1:])
+                )
+                raise TargetError(f"{where} has rows of {rows_of} numbers")
+            width = prod(shape) * rows.dtype.itemsize
             yield pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
             ).cast(pa.large_binary())
 
 
-def _lists(column: pa.Array, where: str) -> NDArray[Any]:
-    """Return lists of numbers as [rows, length]."""
+def _shape_of(path: Path, column: str) -> tuple[int, ...]:
+    """Return the shape of a row of a column."""
+    where = f"{path}: column {column}"
+    with reading(where):
+        return _lists(next(iter_column(path, column, 1)), where).shape[1:]
+
+
+def _is_list(kind: pa.DataType) -> bool:
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    is_list = any(is_kind(column.type) for is_kind in kinds)
-    values = column.flatten() if is_list else column
-    is_number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
-    if not is_list or not is_number or column.null_count or values.null_count:
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _lists(column: pa.Array, where: str) -> NDArray[Any]:
+    """Return numbers, or lists of them which may be nested, as [rows, *shape]."""
+    values, shape, has_nulls = column, [len(column)], bool(column.null_count)
+    while _is_list(values.type):
+        if not pa.types.is_fixed_size_list(values.type):
+            lengths = np.diff(values.offsets.to_numpy())
+            if len(lengths) and lengths.min() != lengths.max():
+                raise TargetError(
+                    f"{where} has lists of {lengths.min()} to {lengths.max()} numbers"
+                )
+        count, values = len(values), values.flatten()
+        shape.append(len(values) // max(count, 1))
+        has_nulls = has_nulls or bool(values.null_count)
+    is_list = pa.types.is_floating(values.type) and len(shape) > 1
+    if has_nulls or not (is_list or pa.types.is_integer(values.type)):
         raise TargetError(f"{where} is {column.type} in place of a list of numbers in each row")
-    if not pa.types.is_fixed_size_list(column.type):
-        lengths = np.diff(column.offsets.to_numpy())
-        if len(lengths) and lengths.min() != lengths.max():
-            raise TargetError(f"{where} has lists of {lengths.min()} to {lengths.max()} numbers")
     numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     if numbers.dtype.kind != "f":
         numbers = numbers.astype(np.float32)
-    return numbers.reshape(len(column), -1)
+    return numbers.reshape(shape)
