@@ -85,7 +85,8 @@ class ArraysConfig(TargetFormatConfig):
     features_<stage>, features_pooled) to the names of arrays; empty takes all arrays of these names, and pooled for an
     .npy file."""
     explainer: str | None = None
-    """Explainer of the array `map`: gradcam, that of a plug-in, or other for maps that only the teacher can make."""
+    """Explainer of the array `map`, with its options as in "gradcam sign=signed", that of a plug-in, or other for maps
+    that only the teacher can make."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from permafrost.config.explainers import EXPLAINERS
+from permafrost.annotation.pass_identity import describe_explainer
+from permafrost.config.explainers import EXPLAINERS, explainer_of_line
 from permafrost.core.errors import require
 from permafrost_exchange.encoding import require_axes
 from permafrost_exchange.map_forms import OTHER
@@ -41,7 +42,7 @@ class RowReader(TargetReader):
         """Read rows [n, 1, *shape] of each kind."""
 
     def form(self) -> TargetForm:
-        shapes, kind = self.shapes(), self.config.explainer
+        shapes, line = self.shapes(), self.config.explainer
         if "map" not in shapes:
             return TargetForm()
         known = "; ".join(
@@ -49,20 +50,22 @@ class RowReader(TargetReader):
             for name, cls in EXPLAINERS.items()
         )
         require(
-            kind in EXPLAINERS,
-            f"format.explainer={kind} must say what made the maps, among ({known}), or an explainer of yours with "
+            str(line).partition(" ")[0] in EXPLAINERS,
+            f"format.explainer={line} must say what made the maps, among ({known}), or an explainer of yours with "
             "'plugins=[<its file>.py]'",
         )
+        options = explainer_of_line(str(line))
         has_scores = bool({"logits", "probabilities"} & shapes.keys())
         says_class = has_scores or "target_class" in shapes
         require(
-            says_class or kind == OTHER,
+            says_class or options.kind == OTHER,
             f"{self.path} has maps, and neither target_class nor logits, which say what they explain",
         )
         stored = list(_as_stored("map", shapes["map"]))
         remark = f"map {list(shapes['map'])} is read as {stored} of a record (class, channel, y, x)"
         return TargetForm(
-            explainer={"kind": kind, "target_classes": "top1" if says_class else "sample_gt"},
+            explainer=describe_explainer(options)
+            | {"target_classes": "top1" if says_class else "sample_gt"},
             has_classes_of_data=not has_scores,
             remarks=(remark + ", whose label it explains" * (not says_class),),
         )
