@@ -24,8 +24,10 @@ from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
+from tests.support.exchange import run_ingest
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
+from tests.support.target_files import write_npz
 from tests.support.verbs import distill, evaluate, precompute
 
 LINES = (
@@ -178,6 +180,31 @@ def test_maps_that_only_the_teacher_can_make_need_a_named_explainer(stores):
     assert -1 <= result.splits["test"]["map_cosine"] <= 1
     network, _ = SavedNetwork(RUNS / "named" / "distill").load()
     assert network.explainer_of_training == "gradcam"
+
+
+def test_peoples_maps_without_logits_train_a_student_that_is_explained_by_name(stores, tmp_path):
+    store = stores[0].store
+    keys = store.index.keys(range(store.index.num_rows))
+    maps = np.random.default_rng(0).random((len(keys), 5, 5)).astype(np.float32)
+    write_npz(tmp_path / "people.npz", keys, map=maps)
+    done = run_ingest(
+        store.path, f"path={tmp_path / 'people.npz'}", "format.frame=full", "format.explainer=other"
+    )
+    name = done.ingested_pass.partition(" ")[0]
+    assert "method=e2kd method.lambda_kd=0 method.lambda_ce=1 method.explainer=gradcam" in done.next
+    people = StoreOptions(path=str(store.path), teacher=(name,))
+    method = E2KDConfig(lambda_kd=0, lambda_ce=1)
+
+    with pytest.raises(ConfigError, match=r"only the teacher can make.*method\.explainer="):
+        distill.run(distill_config(stores[0], store=people, method=method, run="unnamed"))
+    named = replace(method, explainer="gradcam")
+    distill.run(distill_config(stores[0], store=people, method=named, run="people"))
+    result = evaluate.run(
+        replace(evaluate_config(stores[0], "people", splits=("test",)), store=people)
+    )
+
+    assert result.maps == f"map_cosine compares gradcam of the student with other ({name})"
+    assert result.splits["test"]["map_cosine"] > 0
 
 
 def test_a_live_teacher_explains_as_a_stored_one(stores):

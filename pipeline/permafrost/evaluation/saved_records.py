@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from permafrost.core.batches import Batch, StoredTargets, require_logits
+from permafrost.core.batches import Batch, StoredTargets
 from permafrost.core.label_forms import (
     classes_of,
     has_many,
@@ -163,7 +163,7 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
     - classes: i64 [n], the class of each map;
     - colors: for B-cos networks only, the weights as RGBA, u8 [n, h, w, 4];
     - teacher_predictions, teacher_maps and teacher_colors: the same for the stored targets, if there are maps: those of
-      the class, or of the class that the teacher explains first;
+      the class, or of the class that the teacher explains first, which a pass without logits says to predict;
     - teacher_classes: i64 [n], the class of each stored map.
 
     Args:
@@ -189,10 +189,10 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
         shown = _picture_maps(view_maps(batch, chosen, (maps.shape[-2], maps.shape[-1])), batch)
         pictures |= {f"teacher_{name}": tensor for name, tensor in shown.items()}
         pictures["teacher_classes"] = explained
-        pictures["teacher_predictions"] = predict_labels(
-            require_logits(chosen.logits),
-            many=many,
-            threshold=model.thresholds.teacher,
+        pictures["teacher_predictions"] = (
+            explained
+            if chosen.logits is None
+            else predict_labels(chosen.logits, many=many, threshold=model.thresholds.teacher)
         )
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 

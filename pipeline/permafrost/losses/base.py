@@ -146,6 +146,11 @@ class Needs:
     outputs: tuple[str, ...] = ()
     """Outputs that store the fields of `Targets.intermediates`."""
 
+    @property
+    def reads_head(self) -> bool:
+        """True if it reads what a teacher's last layer makes: logits, or maps of its classes."""
+        return self.logits or self.maps_every is not None
+
     def maps_in(self, step: int) -> bool:
         """Return whether maps are needed in this step."""
         return self.maps_every is not None and step % self.maps_every == 0

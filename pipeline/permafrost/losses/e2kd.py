@@ -43,6 +43,7 @@ class E2KDLoss(KDLoss):
         return replace(
             CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs(),
             labels=config.lambda_ce > 0,
+            logits=config.lambda_kd > 0,
             maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
             map_control=config.map_control,
             scaled_maps=config.map_distance == "absolute",

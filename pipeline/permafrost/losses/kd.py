@@ -25,7 +25,7 @@ class KDLoss(DistillationLoss):
 
     @property
     def needs(self) -> Needs:
-        return Needs(labels=self.config.lambda_ce > 0)
+        return Needs(labels=self.config.lambda_ce > 0, logits=self.config.lambda_kd > 0)
 
     def check_labels(self, *, many: bool) -> None:
         require(

@@ -265,7 +265,7 @@ def _build_live_teacher(
     spec: TrainingSpec, config: ModelConfig, device: torch.device
 ) -> LiveTeacher:
     side = teacher_input_size(config)
-    reads_head = spec.loss.needs.logits
+    reads_head = spec.loss.needs.reads_head
     classes = spec.data_classes if reads_head else spec.num_classes
     return LiveTeacher(
         config.name,

@@ -156,7 +156,7 @@ class StudentPlan(TrainingJob):
         if (live := live_teacher(config)) is not None:
             from permafrost.losses.base import build_loss
 
-            reads_head = build_loss(config.method).needs.logits
+            reads_head = build_loss(config.method).needs.reads_head
             inputs["live teacher"] = Network(live, classes).digest(reads_head=reads_head)
         files = {
             **config.student.fingerprint_files(),

@@ -216,6 +216,8 @@ def _method_arguments(
         served = [name for name in served if name not in ("cat_kd", "at")]
     if many and teacher.manifest.temperatures:  # mld needs the logits of all classes
         served = [name for name in served if name not in ("e2kd", "kd")]
+    if teacher.explainer is not None and not has_logits and has_labels:
+        served = ["e2kd"]
     method = next((name for name in _METHODS if name in served), "labels")
     arguments = [f"method={method}"]
     if method in ("e2kd", "kd"):
@@ -231,6 +233,8 @@ def _method_arguments(
             arguments.append("method.lambda_kd=1")
     student: tuple[str, ...] = ()
     if method == "e2kd" and teacher.explainer is not None:
+        arguments += [] if has_logits else ["method.lambda_kd=0", "method.lambda_ce=1"]
+        arguments += ["method.explainer=gradcam"] if teacher.explainer == "other" else []
         student = explainer_of_line(teacher.explainer).student_arguments
     if needs_large:  # B-cos networks have the same names
         kind = student[0] if student else "student=torchvision"
