@@ -390,8 +390,11 @@ def top_outcomes(
             f"it has class {numbers.max():g} of {num_classes}; format.classes= is the number of the teacher's classes"
         )
     total = values.sum(axis=-1)
-    if not np.isfinite(values).all() or values.min() < -1e-3 or total.max() > 1.02:
-        raise ValueError(f"its probabilities are invalid: their sum is {total.max():.3g}")
+    require(
+        bool(np.isfinite(values).all()) and values.min() >= -1e-3 and total.max() <= 1.02,
+        f"its probabilities are invalid: their sum is {total.max():.3g}",
+        ValueError,
+    )
     ordered = np.sort(numbers, axis=-1)
     require(
         not (ordered[..., 1:] == ordered[..., :-1]).any(),

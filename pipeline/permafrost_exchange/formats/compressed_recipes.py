@@ -122,11 +122,12 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
         ValueError,
     )
     count = int(active["rand_augment"].get("num_ops", 2)) if "rand_augment" in active else 0
-    if count and not crops and isinstance(active.get("resize", {}).get("size"), list):
-        raise ValueError(
-            "its RandAugment moves images that were resized to other proportions, which views of this project cannot "
-            "show"
-        )
+    require(
+        not count or bool(crops) or not isinstance(active.get("resize", {}).get("size"), list),
+        "its RandAugment moves images that were resized to other proportions, which views of this project cannot "
+        "show",
+        ValueError,
+    )
     require(
         count <= _MAX_OPERATIONS,
         f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}",
@@ -254,8 +255,11 @@ def _policy(
         )
         for turn, (kind, magnitude) in enumerate(drawn):
             number = _NAMES.index(kind) if kind in _NAMES else kind
-            if isinstance(number, str) or not 0 <= int(number) < len(SPACE):
-                raise ValueError(f"there is no operation {kind} of RandAugment")
+            require(
+                not isinstance(number, str) and 0 <= int(number) < len(SPACE),
+                f"there is no operation {kind} of RandAugment",
+                ValueError,
+            )
             kinds[row, turn] = int(number)
             strengths[row, turn] = _strength(SPACE[int(number)], float(magnitude), height, width)
     return kinds, strengths
