@@ -134,7 +134,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         try:
             plugin, package = _copy_explainer(shared, staging)
             with progress(f"share {shared.name}", total=records, unit="record") as display:
-                write(config, store, shared, staging, display.update)
+                write(config, store, shared, staging, display)
             text = card_of_pass(store, shared, config, plugin)
             file_at(staging / "README.md").write(text.encode())
             paths = sorted(
@@ -323,7 +323,7 @@ class _SharedShard(NamedTuple):
 
 
 def _iter_shards(
-    config: ShareConfig, store: Store, shared: TeacherPass, update: Callable[[int], object]
+    config: ShareConfig, store: Store, shared: TeacherPass, display: Any
 ) -> Iterator[_SharedShard]:
     for entry in store.shards:
         places = shared.rows_of(entry)
@@ -351,7 +351,7 @@ def _iter_shards(
             "pixels_sha256": pixels,
         }
         yield _SharedShard(entry, columns, rows, values)
-        update(len(rows))
+        display.update(len(rows))
 
 
 def pixel_digests(store: Store, entry: ShardEntry, rows: NDArray[np.int64]) -> list[str]:
@@ -383,11 +383,7 @@ def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:
 
 
 def _write_tars(
-    config: ShareConfig,
-    store: Store,
-    shared: TeacherPass,
-    folder: Path,
-    update: Callable[[int], object],
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
 ) -> None:
     """Write a tar of each shard, and the table of all records."""
     for name, entry in shared.manifest.projections.items():
@@ -398,19 +394,15 @@ def _write_tars(
         file_at(folder / SHARED_RECORDS).open_atomically() as table,
         pq.ParquetWriter(pa.PythonFile(table, "w"), SHARED_RECORDS_SCHEMA) as writer,
     ):
-        for part in _in_parts(_written_tars(config, store, shared, folder, update), len):
+        for part in _in_parts(_written_tars(config, store, shared, folder, display), len):
             writer.write_table(pa.concat_tables(part))
 
 
 def _written_tars(
-    config: ShareConfig,
-    store: Store,
-    shared: TeacherPass,
-    folder: Path,
-    update: Callable[[int], object],
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
 ) -> Iterator[pa.Table]:
     """Write the tar of each shard, and iterate over the tables of their records."""
-    for shard in _iter_shards(config, store, shared, update):
+    for shard in _iter_shards(config, store, shared, display):
         with (
             file_at(folder / TARGETS_FOLDER / f"{shard.entry.name}.tar").open_atomically() as file,
             TarShard(file) as tar,
@@ -437,14 +429,10 @@ def _in_parts(shards: Iterable[Item], rows_of: Callable[[Item], int]) -> Iterato
 
 
 def _write_embeddings(
-    config: ShareConfig,
-    store: Store,
-    shared: TeacherPass,
-    folder: Path,
-    update: Callable[[int], object],
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
 ) -> None:
     """Write parts of embeddings and of their metadata, in the form of clip-retrieval."""
-    parts = _in_parts(_iter_shards(config, store, shared, update), lambda shard: len(shard.rows))
+    parts = _in_parts(_iter_shards(config, store, shared, display), lambda shard: len(shard.rows))
     for number, part in enumerate(parts):
         _write_part(folder, number, part)
 
@@ -469,15 +457,11 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def _write_tables(
-    config: ShareConfig,
-    store: Store,
-    shared: TeacherPass,
-    folder: Path,
-    update: Callable[[int], object],
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
 ) -> None:
     """Write Parquet files of each split, a column per field."""
     numbers: Counter[str] = Counter()
-    shards = _iter_shards(config, store, shared, update)
+    shards = _iter_shards(config, store, shared, display)
     for split, of_split in groupby(shards, lambda shard: shard.entry.split):
         tables = (_table_of(config, store, shared, shard) for shard in of_split)
         for part in _in_parts(tables, len):

@@ -26,12 +26,12 @@ def build_optimizer(
         fused: Use the fused implementation, which is one launch on a GPU, and skips steps with infinite gradients
             without a GradScaler synchronization.
     """
-    # On a CPU torch would update one parameter after the other, which takes longer and has the same bits.
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": partial(torch.optim.SGD, momentum=config.momentum),
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
     }
+    # On a CPU torch would update one parameter after the other, which takes longer and has the same bits.
     return kinds[config.kind](
         parameters, config.lr, weight_decay=config.weight_decay, fused=fused, foreach=not fused
     )
