@@ -175,8 +175,11 @@ def _require_logits(logits: NDArray[Any], names: Sequence[str], where: str) -> N
 
 
 def _require_finite(name: str, array: NDArray[Any], names: Sequence[str], where: str) -> None:
-    if array.dtype.kind not in ("fiu" if name != TOP_CLASS else "iu"):
-        raise TargetError(f"{where}: {name} has values of type {array.dtype}")
+    require(
+        array.dtype.kind in ("fiu" if name != TOP_CLASS else "iu"),
+        f"{where}: {name} has values of type {array.dtype}",
+        TargetError,
+    )
     finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
     if not finite.all():
         row = int((~finite).argmax())

@@ -71,9 +71,8 @@ def ingest_files(config: IngestConfig) -> IngestResult:
         ExecutorChoice(config.executor, config.cluster) as choice,
     ):
         executor = choice.for_records(store.num_records())
-        check = None
-        if isinstance(config.teacher, ModelConfig):
-            check = partial(check_ingested, config, executor)
+        has_teacher = isinstance(config.teacher, ModelConfig)
+        check = partial(check_ingested, config, executor) if has_teacher else None
         done = ingest_targets(config, store, executor, check)
         opened = store.open_pass(
             done.name, stored_views=bool(store.passes_named(done.name, stored_views=True))

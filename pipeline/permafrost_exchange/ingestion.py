@@ -373,15 +373,14 @@ def require_covered(
         TargetError: If there are records without targets, and no file to list them.
     """
     lacking = np.flatnonzero(expected & (joined.numbers < 0))
-    if len(lacking) and missing is None:
-        raise TargetError(
-            f"{len(lacking):,} of {int(expected.sum()):,} records have no target, {how}: "
-            f"{', '.join(store.index.keys(lacking[:_SHOWN]))}; {joined.without_record:,} of {len(joined.names):,} "
-            f"targets are of no record. {advice}, or set missing=missing.txt to list these records there and go on "
-            "without them"
-        )
     if len(lacking):
-        assert missing is not None
+        if missing is None:
+            raise TargetError(
+                f"{len(lacking):,} of {int(expected.sum()):,} records have no target, {how}: "
+                f"{', '.join(store.index.keys(lacking[:_SHOWN]))}; {joined.without_record:,} of {len(joined.names):,} "
+                f"targets are of no record. {advice}, or set missing=missing.txt to list these records there and go on "
+                "without them"
+            )
         text = "".join(f"{key}\n" for key in store.index.keys(lacking))
         file_at(Path(missing)).write(text.encode())
         logger.warning(

@@ -224,12 +224,13 @@ def _join_positions(
             f"format.join=position: number {odd} is {'below 0' if odd < 0 else 'named twice'}; a number means one "
             "record, from 0"
         )
-    if positions.max(initial=0) >= len(covered):
-        raise TargetError(
-            f"format.join=position: there are targets up to number {positions.max():,}, and split {split} has "
-            f"{len(covered):,} records, so a number does not mean the same record here and there; pack all records "
-            "that the numbers were counted on, or set format.split="
-        )
+    require(
+        positions.max(initial=0) < len(covered),
+        f"format.join=position: there are targets up to number {positions.max():,}, and split {split} has "
+        f"{len(covered):,} records, so a number does not mean the same record here and there; pack all records "
+        "that the numbers were counted on, or set format.split=",
+        TargetError,
+    )
     numbers = np.full(store.index.num_rows, -1, np.int64)
     numbers[covered[order][different]] = firsts
     return numbers

@@ -73,9 +73,12 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig, plugin:
             + ("" if agreement.top1 is None else f", same first class for {agreement.top1:.1%}")
             + f"; {made_with['maps']}" * bool(made_with.get("maps"))
         )
-    for subject, sheet in sheets_of(store, shared).items():
-        if subject != "machine":
-            rows |= {f"{subject}: {name}": text for name, text in sheet.rows().items()}
+    rows |= {
+        f"{subject}: {name}": text
+        for subject, sheet in sheets_of(store, shared).items()
+        if subject != "machine"
+        for name, text in sheet.rows().items()
+    }
     fields = [
         f"| `{spec.name}` | {spec.dtype} | {' x '.join(map(str, spec.shape)) or '1'} | {_fidelity(shared, spec.name)} |"
         for spec in manifest.fields

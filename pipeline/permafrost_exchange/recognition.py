@@ -140,12 +140,12 @@ def _recognize_tar(path: Path) -> Recognition:
     _, members = next(iter(list_samples(path)), ("", {}))
     suffixes = {name.rpartition(".")[2] if "." in name else name for name in members}
     if "paug.json" in members:
-        lacks = []
-        if not {"npz", "pth.gz"} & members.keys():
-            lacks.append("embeddings (.npz or .pth.gz)")
-        if "json" not in members:
-            lacks.append(".json with the SHA-256 of each image: set format.join=key or stem")
-        return Recognition("datacompdr", "views of DataCompDR", (), tuple(lacks))
+        parts = {
+            "embeddings (.npz or .pth.gz)": {"npz", "pth.gz"},
+            ".json with the SHA-256 of each image: set format.join=key or stem": {"json"},
+        }
+        lacks = tuple(text for text, kinds in parts.items() if not kinds & members.keys())
+        return Recognition("datacompdr", "views of DataCompDR", (), lacks)
     if "safetensors" in suffixes:
         return Recognition("theia", "features of Theia")
     shown = ", ".join(sorted(members)[:4])

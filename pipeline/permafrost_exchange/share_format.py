@@ -169,11 +169,12 @@ def read_share(folder: RootedPath) -> Share:
         raise _link_error(error, folder) from None
     except FileError as error:
         raise TargetError(str(error)) from error
-    if values.get("schema") != SHARE_SCHEMA or values.get("form") != "webdataset":
-        raise TargetError(
-            f"{path} has schema {values.get('schema')!r:.80} and form {values.get('form')!r:.80}; attach reads schema "
-            f"{SHARE_SCHEMA} of form=webdataset, and permafrost ingest other forms"
-        )
+    require(
+        values.get("schema") == SHARE_SCHEMA and values.get("form") == "webdataset",
+        f"{path} has schema {values.get('schema')!r:.80} and form {values.get('form')!r:.80}; attach reads schema "
+        f"{SHARE_SCHEMA} of form=webdataset, and permafrost ingest other forms",
+        TargetError,
+    )
     values.pop(SIGNATURE, None)
     try:
         share = from_dict(Share, values)
@@ -192,10 +193,11 @@ def read_share(folder: RootedPath) -> Share:
                 raise _link_error(error, folder) from None
             except FileError as error:
                 raise TargetError(str(error)) from error
-            if actual != digest:
-                raise TargetError(
-                    f"{folder / name} is damaged: its SHA-256 is not the one in {path}"
-                )
+            require(
+                actual == digest,
+                f"{folder / name} is damaged: its SHA-256 is not the one in {path}",
+                TargetError,
+            )
     return share
 
 

@@ -19,10 +19,12 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import packages_distributions, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -65,6 +67,7 @@ from permafrost_exchange.share_format import (
     TARGETS_FOLDER,
     Share,
 )
+from permafrost_exchange.target_reader import Item
 
 logger = logging.getLogger("permafrost.share")
 
@@ -119,6 +122,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         "embeddings": _write_embeddings,
         "huggingface": _write_tables,
     }[config.form]
+    records = shared.shards.num_rows
     staging = folder / _STAGING
     is_new = not folder.exists()
     try:
@@ -129,7 +133,8 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         _remove_interrupted(staging, folder)
         try:
             plugin, package = _copy_explainer(shared, staging)
-            count = sum(_parts(config, store, shared, write(config, store, shared, staging)))
+            with progress(f"share {shared.name}", total=records, unit="record") as display:
+                write(config, store, shared, staging, display)
             text = card_of_pass(store, shared, config, plugin)
             file_at(staging / "README.md").write(text.encode())
             paths = sorted(
@@ -151,7 +156,7 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         shutil.rmtree(staging)
     return SharedPass(
         folder=folder,
-        records=count,
+        records=records,
         bytes=size,
         files=len(files) + 1,
         plugin=plugin,
@@ -221,16 +226,6 @@ def _publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
             file_at(folder / name).commit(file_at(staging / name).read())
         else:
             (staging / name).rename(folder / name)
-
-
-def _parts(
-    config: ShareConfig, store: Store, shared: TeacherPass, written: Iterator[int]
-) -> Iterator[int]:
-    """Iterate over the records of each part, with a progress display."""
-    with progress(f"share {shared.name}", total=shared.shards.num_rows, unit="record") as display:
-        for count in written:
-            display.update(count)
-            yield count
 
 
 def _check_folder(folder: Path, shared: TeacherPass) -> None:
@@ -327,7 +322,9 @@ class _SharedShard(NamedTuple):
     values: Values
 
 
-def _iter_shards(config: ShareConfig, store: Store, shared: TeacherPass) -> Iterator[_SharedShard]:
+def _iter_shards(
+    config: ShareConfig, store: Store, shared: TeacherPass, display: Any
+) -> Iterator[_SharedShard]:
     for entry in store.shards:
         places = shared.rows_of(entry)
         rows = np.flatnonzero(places >= 0)
@@ -354,6 +351,7 @@ def _iter_shards(config: ShareConfig, store: Store, shared: TeacherPass) -> Iter
             "pixels_sha256": pixels,
         }
         yield _SharedShard(entry, columns, rows, values)
+        display.update(len(rows))
 
 
 def pixel_digests(store: Store, entry: ShardEntry, rows: NDArray[np.int64]) -> list[str]:
@@ -385,8 +383,8 @@ def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:
 
 
 def _write_tars(
-    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path
-) -> Iterator[int]:
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
+) -> None:
     """Write a tar of each shard, and the table of all records."""
     for name, entry in shared.manifest.projections.items():
         open_projection(shared.folder, shared.manifest, name)  # compares its bytes
@@ -396,43 +394,47 @@ def _write_tars(
         file_at(folder / SHARED_RECORDS).open_atomically() as table,
         pq.ParquetWriter(pa.PythonFile(table, "w"), SHARED_RECORDS_SCHEMA) as writer,
     ):
-        waiting: list[pa.Table] = []
-        for shard in _iter_shards(config, store, shared):
-            with (
-                file_at(
-                    folder / TARGETS_FOLDER / f"{shard.entry.name}.tar"
-                ).open_atomically() as file,
-                TarShard(file) as tar,
-            ):
-                images = _images(store, shard) if config.images else iter(())
-                for row, key in enumerate(shard.columns["key"]):
-                    for suffix, data in [next(images)] if config.images else []:
-                        tar.add(key, suffix, data)
-                    for spec in shared.manifest.fields:
-                        tar.add(key, f"{spec.name}.npy", encode_npy(shard.values[spec.name][row]))
-            waiting.append(pa.Table.from_pydict(shard.columns, SHARED_RECORDS_SCHEMA))
-            if sum(map(len, waiting)) >= _PARTS_ROWS:
-                writer.write_table(pa.concat_tables(waiting))
-                waiting = []
-            yield len(shard.rows)
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))
+        for part in _in_parts(_written_tars(config, store, shared, folder, display), len):
+            writer.write_table(pa.concat_tables(part))
+
+
+def _written_tars(
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
+) -> Iterator[pa.Table]:
+    """Write the tar of each shard, and iterate over the tables of their records."""
+    for shard in _iter_shards(config, store, shared, display):
+        with (
+            file_at(folder / TARGETS_FOLDER / f"{shard.entry.name}.tar").open_atomically() as file,
+            TarShard(file) as tar,
+        ):
+            images = _images(store, shard) if config.images else iter(())
+            for row, key in enumerate(shard.columns["key"]):
+                for suffix, data in [next(images)] if config.images else []:
+                    tar.add(key, suffix, data)
+                for spec in shared.manifest.fields:
+                    tar.add(key, f"{spec.name}.npy", encode_npy(shard.values[spec.name][row]))
+        yield pa.Table.from_pydict(shard.columns, SHARED_RECORDS_SCHEMA)
+
+
+def _in_parts(shards: Iterable[Item], rows_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Join shards, or what was made of them, to parts of _PARTS_ROWS rows or more; the last has the rest."""
+    waiting: list[Item] = []
+    for shard in shards:
+        waiting.append(shard)
+        if sum(map(rows_of, waiting)) >= _PARTS_ROWS:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def _write_embeddings(
-    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path
-) -> Iterator[int]:
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
+) -> None:
     """Write parts of embeddings and of their metadata, in the form of clip-retrieval."""
-    waiting: list[_SharedShard] = []
-    part = 0
-    for shard in _iter_shards(config, store, shared):
-        waiting.append(shard)
-        if sum(len(part.rows) for part in waiting) >= _PARTS_ROWS:
-            _write_part(folder, part, waiting)
-            waiting, part = [], part + 1
-        yield len(shard.rows)
-    if waiting:
-        _write_part(folder, part, waiting)
+    parts = _in_parts(_iter_shards(config, store, shared, display), lambda shard: len(shard.rows))
+    for number, part in enumerate(parts):
+        _write_part(folder, number, part)
 
 
 def _write_part(folder: Path, part: int, shards: list[_SharedShard]) -> None:
@@ -455,26 +457,17 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def _write_tables(
-    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path
-) -> Iterator[int]:
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path, display: Any
+) -> None:
     """Write Parquet files of each split, a column per field."""
-    waiting: list[pa.Table] = []
-    numbers: dict[str, int] = {}
-    split = ""
-    for shard in _iter_shards(config, store, shared):
-        if waiting and (shard.entry.split != split or sum(map(len, waiting)) >= _PARTS_ROWS):
-            _write_table(folder, split, numbers, waiting)
-            waiting = []
-        split = shard.entry.split
-        waiting.append(_table_of(config, store, shared, shard))
-        yield len(shard.rows)
-    if waiting:
-        _write_table(folder, split, numbers, waiting)
-
-
-def _write_table(folder: Path, split: str, numbers: dict[str, int], tables: list[pa.Table]) -> None:
-    number = numbers[split] = numbers.get(split, -1) + 1
-    _write_parquet(folder / "data" / f"{split}-{number:05d}.parquet", pa.concat_tables(tables))
+    numbers: Counter[str] = Counter()
+    shards = _iter_shards(config, store, shared, display)
+    for split, of_split in groupby(shards, lambda shard: shard.entry.split):
+        tables = (_table_of(config, store, shared, shard) for shard in of_split)
+        for part in _in_parts(tables, len):
+            path = folder / "data" / f"{split}-{numbers[split]:05d}.parquet"
+            _write_parquet(path, pa.concat_tables(part))
+            numbers[split] += 1
 
 
 def _table_of(

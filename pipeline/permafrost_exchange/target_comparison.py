@@ -26,7 +26,7 @@ from permafrost.annotation.precision import agreement_of, in_network_units
 from permafrost.annotation.samples import Sample, SampleTask
 from permafrost.annotation.stored_views import DrawnViews, read_inputs
 from permafrost.core.batches import Rendering
-from permafrost.core.errors import UserError, first_line
+from permafrost.core.errors import UserError, first_line, require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import PIXEL_FIELD, TOP_LOGITS, FieldSpec
 from permafrost.loading.recipes import recipe_from
@@ -36,7 +36,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.fields import Values
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.manifest import Agreement
-from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.reader import TeacherPass
 from permafrost.store.shards import ShardEntry
 from permafrost_exchange.diagnosis import (
     CLOSE_NATS,
@@ -195,11 +195,12 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause], str]]):
             columns.update({name: [column] for name, column in together.items()})
         agreement = agreement_of("float32", records, keys, _joined(columns.items()))
         misfit, maps = self._compare_maps(stored, teacher, columns)
-        if agreement.kl_mean is None and not agreement.cosine_mean and not maps:
-            raise TargetError(
-                "teacher= has no output of the kinds and shapes of these targets, so nothing was compared; name the "
-                "network that made them, and with format.fields= what the arrays are (logits, pooled, ...)"
-            )
+        require(
+            agreement.kl_mean is not None or bool(agreement.cosine_mean or maps),
+            "teacher= has no output of the kinds and shapes of these targets, so nothing was compared; name the "
+            "network that made them, and with format.fields= what the arrays are (logits, pooled, ...)",
+            TargetError,
+        )
         causes: list[Cause] = []
         if self.facts.frame != "unknown":
             search = _Search(annotator, largest, self.facts, closest(agreement))
@@ -324,10 +325,6 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause], str]]):
             name: np.stack([each[places, view] for view in views], axis=1)
             for name, each in opened.items()
         }
-
-    @cached_property
-    def _store(self) -> Store:
-        return Store(self.store_path)
 
     @cached_property
     def _pass(self) -> TeacherPass:

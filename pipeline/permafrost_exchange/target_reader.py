@@ -390,11 +390,17 @@ def top_outcomes(
             f"it has class {numbers.max():g} of {num_classes}; format.classes= is the number of the teacher's classes"
         )
     total = values.sum(axis=-1)
-    if not np.isfinite(values).all() or values.min() < -1e-3 or total.max() > 1.02:
-        raise ValueError(f"its probabilities are invalid: their sum is {total.max():.3g}")
+    require(
+        bool(np.isfinite(values).all()) and values.min() >= -1e-3 and total.max() <= 1.02,
+        f"its probabilities are invalid: their sum is {total.max():.3g}",
+        ValueError,
+    )
     ordered = np.sort(numbers, axis=-1)
-    if (ordered[..., 1:] == ordered[..., :-1]).any():
-        raise ValueError("it lists a class twice for one view")
+    require(
+        not (ordered[..., 1:] == ordered[..., :-1]).any(),
+        "it lists a class twice for one view",
+        ValueError,
+    )
     order = np.argsort(-values, axis=-1, kind="stable")
     values = np.take_along_axis(values, order, -1)
     remaining = 1 - total if rest is None else rest

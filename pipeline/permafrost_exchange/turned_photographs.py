@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.core.records import MOVE_FIELD, WINDOW_FIELD
 from permafrost.store.image_decoding import STORED_FROM_UPRIGHT
 from permafrost_exchange.encoding import has_places
@@ -70,11 +71,12 @@ def _turn_views(views: Arrays, turns: NDArray[np.float64]) -> Arrays:
 
 def _turn_maps(name: str, maps: NDArray[Any], orientations: NDArray[np.int8]) -> NDArray[Any]:
     """Turn maps [n, V, ..., h, w] upright."""
-    if maps.shape[-1] != maps.shape[-2] and (orientations >= _FIRST_ON_ITS_SIDE).any():
-        raise ValueError(
-            f"{name} has {maps.shape[-2]}x{maps.shape[-1]} cells, and photographs that EXIF turns by 90 degrees would "
-            f"have {maps.shape[-1]}x{maps.shape[-2]}; leave them out of the files and set missing=missing.txt"
-        )
+    require(
+        maps.shape[-1] == maps.shape[-2] or not (orientations >= _FIRST_ON_ITS_SIDE).any(),
+        f"{name} has {maps.shape[-2]}x{maps.shape[-1]} cells, and photographs that EXIF turns by 90 degrees would "
+        f"have {maps.shape[-1]}x{maps.shape[-2]}; leave them out of the files and set missing=missing.txt",
+        ValueError,
+    )
     result = maps.copy()
     for row in np.flatnonzero(orientations != 1):
         (a, b), (c, d) = STORED_FROM_UPRIGHT[int(orientations[row])]

@@ -27,7 +27,7 @@ from permafrost.store.facts import read_data_facts, read_sheets
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
 from permafrost_report.class_results import label_section, pictured_keys
-from permafrost_report.comparison import ONE_SEED, excludes_zero
+from permafrost_report.comparison import ONE_SEED, excludes_zero, group_pairs
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.figures import Plot, epoch_plots, shift_plot, training_curves
 from permafrost_report.grid_figures import grid_plots, selection_plot
@@ -358,13 +358,16 @@ def _shift_curves(
     results: list[StudentResult],
 ) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
     """Shift curves: split -> kind of map -> variant -> one curve per student. Splits without curves are left out."""
-    curves: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
-    for result in results:
-        for split, metrics in result.metrics.items():
-            for kind, curve in metrics.get("shift", {}).items():
-                variants = curves.setdefault(split, {}).setdefault(kind, {})
-                variants.setdefault(result.label, []).append(curve)
-    return curves
+    by_split = group_pairs(
+        (split, (kind, (result.label, curve)))
+        for result in results
+        for split, metrics in result.metrics.items()
+        for kind, curve in metrics.get("shift", {}).items()
+    )
+    return {
+        split: {kind: group_pairs(curves) for kind, curves in group_pairs(of_split).items()}
+        for split, of_split in by_split.items()
+    }
 
 
 def _ledger(

@@ -180,11 +180,11 @@ def gather_page(config: ReportConfig) -> PageContent:
     ):
         sentence = f"The last layer of {', '.join(untrained)} was {UNTRAINED}."
         values["summary"] = [*values.get("summary", []), sentence]
-        values["remarks"] = {
-            **values.get("remarks", {}),
-            **dict.fromkeys(untrained, "last layer not trained"),
-        }
-    values["remarks"] = {**values.get("remarks", {}), **_threshold_remarks(students)}
+    values["remarks"] = {
+        **values.get("remarks", {}),
+        **dict.fromkeys(untrained, "last layer not trained"),
+        **_threshold_remarks(students),
+    }
     if network:
         values["network"] = network.numbers
     if cases:

@@ -229,9 +229,12 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
     if teacher.explainer is not None:
         explained = teacher.manifest.explainer.get("target_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"
-    for subject, sheet in read_sheets(teacher.folder).items():
-        if subject != "machine":
-            facts |= {f"{subject}: {name}": text for name, text in sheet.rows().items()}
+    facts |= {
+        f"{subject}: {name}": text
+        for subject, sheet in read_sheets(teacher.folder).items()
+        if subject != "machine"
+        for name, text in sheet.rows().items()
+    }
     if made_with:
         facts["Computed with"] = ", ".join(f"{name} {value}" for name, value in made_with.items())
     return facts

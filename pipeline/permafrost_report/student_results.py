@@ -155,9 +155,7 @@ class StudentResult:
     @cached_property
     def other_store(self) -> str:
         """Path of the store of evaluate.store, empty if the evaluation is on the store of the page."""
-        path = self.evaluation / CONFIG_NAME
-        options = read_config(path, EvaluationRun).get("evaluate", {}) if path.exists() else {}
-        return options.get("store") or ""
+        return self._evaluated_by.get("evaluate", {}).get("store") or ""
 
     @cached_property
     def trains_classifier(self) -> bool:
@@ -173,9 +171,13 @@ class StudentResult:
     @cached_property
     def compared_pass(self) -> str | None:
         """Name of the pass with which its evaluation compares it, None without one."""
+        return next(iter(passes_in(self._evaluated_by.get("inputs", {}))), None)
+
+    @cached_property
+    def _evaluated_by(self) -> dict[str, Any]:
+        """Config of the evaluation, empty if there is none."""
         path = self.evaluation / CONFIG_NAME
-        inputs = read_config(path, EvaluationRun).get("inputs", {}) if path.exists() else {}
-        return next(iter(passes_in(inputs)), None)
+        return read_config(path, EvaluationRun) if path.exists() else {}
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:
@@ -526,8 +528,9 @@ def epoch_curves(
     """
     from permafrost.training.epoch_selection import read_curve
 
-    curves: dict[str, dict[str, list[dict[int, float]]]] = {}
-    for result in results:
-        for name, values in read_curve(result.training_folder).items():
-            curves.setdefault(name, {}).setdefault(result.label, []).append(values)
-    return curves
+    by_metric = group_pairs(
+        (name, (result.label, values))
+        for result in results
+        for name, values in read_curve(result.training_folder).items()
+    )
+    return {name: group_pairs(curves) for name, curves in by_metric.items()}

@@ -289,10 +289,11 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
     asked = options.logits_dtype
     dtypes: tuple[LogitsDtype, ...] = ("float16", "float32") if asked == "auto" else (asked,)
     precisions = _AUTOMATIC if options.precision == "auto" else (options.precision,)
-    for dtype in dtypes:
-        yield from (
-            replace(options, precision=precision, logits_dtype=dtype) for precision in precisions
-        )
+    yield from (
+        replace(options, precision=precision, logits_dtype=dtype)
+        for dtype in dtypes
+        for precision in precisions
+    )
 
 
 def _has_shards(folder: RootedPath) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from time import monotonic
 from typing import Any, ClassVar, Generic
 
@@ -110,16 +111,20 @@ class SampleTask(ABC, Generic[Report]):
             changes: Options of the pass to replace, by name.
         """
         options = replace(self.config, compile=False, min_fidelity=0.0, **changes)
-        size = Store(self.store_path).size
-        return TeacherAnnotator(self.teacher, self.classes, self.explainer, options, size)
+        return TeacherAnnotator(
+            self.teacher, self.classes, self.explainer, options, self._store.size
+        )
 
     def iter_batches(self, sample: Sample) -> Iterator[tuple[FrameBatch, list[str]]]:
         """Iterate over the frames of the sample and their keys, a batch of the pass in memory at a time."""
-        store = Store(self.store_path)
         for shard, count in sample:
-            keys = store.index.shard_keys(store.shards.number_of(shard.name))
-            frames = ShardFrames(store, shard, np.arange(count))
+            keys = self._store.index.shard_keys(self._store.shards.number_of(shard.name))
+            frames = ShardFrames(self._store, shard, np.arange(count))
             for start in range(0, count, self.config.records_per_batch):
                 check_interrupted()
                 stop = min(start + self.config.records_per_batch, count)
                 yield frames.read(start, stop), list(keys[start:stop])
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.store_path)

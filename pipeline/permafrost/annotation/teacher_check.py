@@ -20,7 +20,7 @@ from torch import Tensor
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.label_forms import has_many
 from permafrost.core.records import IMPOSSIBLE_LOGIT, NO_LABEL
 from permafrost.core.tasks import Executor
@@ -120,8 +120,11 @@ class TeacherCheck:
             TeacherError: If the outputs are not what teacher.returns says, the labels are those of another order of
                 classes, or all maps are constant.
         """
-        if self.is_constant and self.records >= _MIN_RECORDS:
-            raise ConstantLogitsError(CONSTANT_LOGITS)
+        require(
+            not self.is_constant or self.records < _MIN_RECORDS,
+            CONSTANT_LOGITS,
+            ConstantLogitsError,
+        )
         for message in self._errors(classes):
             raise TeacherError(message)
         if self.is_within_unit and self.form == "logits" and self.records >= _MIN_RECORDS:

@@ -116,8 +116,7 @@ def _built(hint: Any, value: Any, where: str) -> Any:
         value = {"kind": value} if isinstance(value, str) else value
         if isinstance(value, dict):
             return _build_kind(family, hint, value, where)
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} must be a section of options, got {value!r}")
+    require(isinstance(value, dict), f"{where} must be a section of options, got {value!r}")
     if len(classes) > 1:
         return build_config(class_of_kind(hint, value.get("kind"), f"{where}.kind"), value, where)
     return build_config(classes[0], value, where)

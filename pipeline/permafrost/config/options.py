@@ -38,7 +38,7 @@ from typing import (
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 
 
 class Role(Enum):
@@ -248,8 +248,10 @@ def class_of_kind(hint: Any, kind: Any, where: str) -> type[Any]:
         ConfigError: If no class has this kind.
     """
     kinds = classes_by_kind(get_args(hint) or (hint,))
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ConfigError(f"{where} must be one of {', '.join(kinds)}; got {kind!r}")
+    require(
+        isinstance(kind, str) and kind in kinds,
+        f"{where} must be one of {', '.join(kinds)}; got {kind!r}",
+    )
     return kinds[kind]
 
 

@@ -116,12 +116,11 @@ def no_member(group: str, kind: str, path: str = "") -> ConfigError:
         path: Place of the section in the config; empty is `group` itself.
     """
     allowed = group_members(group)
-    network = ""
-    if group in ("teacher", "student", "black_box") and not suggest(kind, allowed):
-        network = (
-            f"; a network is named by its provider and its name, as in {group}=torchvision {group}.name=resnet18 or "
-            f"{group}=timm {group}.name=resnet18.a1_in1k"
-        )
+    is_network = group in ("teacher", "student", "black_box") and not suggest(kind, allowed)
+    network = (
+        f"; a network is named by its provider and its name, as in {group}=torchvision {group}.name=resnet18 or "
+        f"{group}=timm {group}.name=resnet18.a1_in1k"
+    ) * is_network
     return ConfigError(
         f"{path or group}={printable(kind)[:SHOWN]} does not exist{suggest(kind, allowed)}; {choices(kind, allowed)}"
         f"{network}"

@@ -547,9 +547,9 @@ def images_at(maps: Tensor, batch: Batch) -> Callable[[], Tensor]:
 
 def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> Tensor | None:
     """Cosine [n, P] of the model's maps with the stored ones of its explainer, nan where invalid, None without any."""
-    if not isinstance(targets, MapTargets):
-        return None
-    if (maps := model.maps(output, targets.target_class)).shape[-2:] == (1, 1):
+    if not isinstance(targets, MapTargets) or (
+        (maps := model.maps(output, targets.target_class)).shape[-2:] == (1, 1)
+    ):
         return None  # as maps of one cell are all equal
     cosine, nonzero = map_cosine(
         place_on_grid(maps, (targets.maps.shape[-2], targets.maps.shape[-1])),

@@ -194,9 +194,8 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Logits, *, many: bool 
     if many:
         every = require_all_logits(teacher_logits, "a record with many labels")
         return float(mld_loss(student_logits.double(), every.double(), tau=1.0))
-    if isinstance(teacher_logits, TopLogits):
-        return float(kd_loss(student_logits.double(), teacher_logits, tau=1.0))
-    return float(kd_loss(student_logits.double(), teacher_logits.double(), tau=1.0))
+    exact = teacher_logits if isinstance(teacher_logits, TopLogits) else teacher_logits.double()
+    return float(kd_loss(student_logits.double(), exact, tau=1.0))
 
 
 # ---- localization ----------------------------------------------------------------------------------

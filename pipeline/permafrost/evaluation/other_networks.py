@@ -133,12 +133,13 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
         }
     for name, value in asked.items():
         # Evaluators run in float32, independent of the pass.
-        if name != "dtype" and sha256_json(entry.get(name)) != sha256_json(value):
-            raise StoreMismatchError(
-                f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
-                f"pass is {_short(entry.get(name))}; correct teacher= and teacher.weights=, or choose the pass with "
-                "store.teacher="
-            )
+        require(
+            name == "dtype" or sha256_json(entry.get(name)) == sha256_json(value),
+            f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
+            f"pass is {_short(entry.get(name))}; correct teacher= and teacher.weights=, or choose the pass with "
+            "store.teacher=",
+            StoreMismatchError,
+        )
 
 
 def first_made_pass(

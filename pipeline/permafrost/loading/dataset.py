@@ -483,11 +483,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         rows = starts[columns["shard"]] + partners
         at = self.find_rows(rows)
         in_shard = (partners >= 0) & (rows < starts[columns["shard"] + 1])
-        if not (in_shard & (at >= 0) & are_mixtures(values[MIXTURE_FIELD.name])).all():
-            raise StoreMismatchError(
-                f"{self.passes[0].folder} has mixtures with invalid shares or with records outside of the selection; "
-                "run permafrost verify"
-            )
+        require(
+            bool((in_shard & (at >= 0) & are_mixtures(values[MIXTURE_FIELD.name])).all()),
+            f"{self.passes[0].folder} has mixtures with invalid shares or with records outside of the selection; "
+            "run permafrost verify",
+            StoreMismatchError,
+        )
         return at
 
     def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:

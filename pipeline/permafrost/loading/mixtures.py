@@ -135,11 +135,14 @@ def mixes_of_pass(teacher: TeacherPass) -> bool:
     stored = [fields.get(spec.name) for spec in (MIXTURE_FIELD, PARTNER_FIELD)]
     if described is None and stored == [None, None]:
         return False
-    if not isinstance(described, list) or not described or stored != [MIXTURE_FIELD, PARTNER_FIELD]:
-        raise ManifestError(
-            f"{teacher.folder / MANIFEST_NAME}: views.mix and the fields {MIXTURE_FIELD.name} and {PARTNER_FIELD.name} "
-            "do not describe stored mixtures"
-        )
+    require(
+        isinstance(described, list)
+        and bool(described)
+        and stored == [MIXTURE_FIELD, PARTNER_FIELD],
+        f"{teacher.folder / MANIFEST_NAME}: views.mix and the fields {MIXTURE_FIELD.name} and {PARTNER_FIELD.name} "
+        "do not describe stored mixtures",
+        ManifestError,
+    )
     return True
 
 

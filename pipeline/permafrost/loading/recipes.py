@@ -369,15 +369,16 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
     Raises:
         ManifestError: If the manifest describes no recipe of the stored values.
     """
-    described = teacher.manifest.views.get("operations")
+    described: Any = teacher.manifest.views.get("operations")
     spec = next((spec for spec in teacher.manifest.fields if spec.name == PIXEL_FIELD), None)
     if spec is None and described is None:
         return None
     path = teacher.folder / MANIFEST_NAME
-    if not isinstance(described, list) or not all(
-        isinstance(operation, dict) for operation in described
-    ):
-        raise ManifestError(f"{path}: views.operations is not a list of operations")
+    require(
+        isinstance(described, list) and all(isinstance(operation, dict) for operation in described),
+        f"{path}: views.operations is not a list of operations",
+        ManifestError,
+    )
     try:
         recipe = recipe_from(described)
     except ConfigError as error:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.store.frames import labels_of_rows
@@ -80,8 +81,11 @@ class SelectedRecords:
         starts = self.store.shards.starts
         if isinstance(self.rows, range):
             return np.clip(starts, self.rows.start, self.rows.stop) - self.rows.start
-        if self._ascending_rows is not self.rows:
-            raise ValueError("the rows of a training must be ascending")
+        require(
+            self._ascending_rows is self.rows,
+            "the rows of a training must be ascending",
+            ValueError,
+        )
         return np.searchsorted(self.rows, starts)
 
     @property

@@ -97,8 +97,7 @@ class StoreSamples(Dataset[StoreSample]):
 
     def __getitem__(self, number: int) -> StoreSample:
         count = len(self)
-        if not -count <= number < count:
-            raise IndexError(f"record {number} of {count}")
+        require(-count <= number < count, f"record {number} of {count}", IndexError)
         return self.__getitems__([number % count])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[StoreSample]:

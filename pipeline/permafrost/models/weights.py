@@ -201,8 +201,11 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
             f"{path} contains values that are not finite, in {', '.join(broken[:3])}; its training diverged or it is "
             "damaged, so use another file"
         )
-    if floating and not any(tensor.any() for tensor in floating.values()):
-        raise WeightsError(f"{path} contains only zeros; use the weights of a trained network")
+    require(
+        not floating or any(tensor.any() for tensor in floating.values()),
+        f"{path} contains only zeros; use the weights of a trained network",
+        WeightsError,
+    )
 
 
 # ---- errors --------------------------------------------------------------------------------------

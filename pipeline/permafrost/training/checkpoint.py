@@ -37,8 +37,11 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     torch.save(training.state(), buffer)
     archive = buffer.getbuffer()
     end = bytes(archive[-_END_BYTES:])
-    if not end.startswith(_END_OF_ARCHIVE) or not end.endswith(b"\0\0"):
-        raise RuntimeError("torch.save did not write a ZIP archive without a comment")
+    require(
+        end.startswith(_END_OF_ARCHIVE) and end.endswith(b"\0\0"),
+        "torch.save did not write a ZIP archive without a comment",
+        RuntimeError,
+    )
     with file_at(folder / CHECKPOINT_NAME).open_atomically() as file:
         for start in range(0, len(archive) - 2, _BLOCK_BYTES):
             file.write(bytes(archive[start : min(start + _BLOCK_BYTES, len(archive) - 2)]))
@@ -83,10 +86,11 @@ def _check_digest(path: Path) -> None:
             digest.update(block)
             remaining -= len(block)
         claimed = file.read(_DIGITS)
-    if claimed != digest.hexdigest().encode():
-        raise DigestError(
-            f"it has sha256 {digest.hexdigest()[:12]}, but lists {claimed[:12].decode(errors='replace')!r}"
-        )
+    require(
+        claimed == digest.hexdigest().encode(),
+        f"it has sha256 {digest.hexdigest()[:12]}, but lists {claimed[:12].decode(errors='replace')!r}",
+        DigestError,
+    )
 
 
 def _restore(training: Training, path: Path) -> None:
@@ -96,8 +100,11 @@ def _restore(training: Training, path: Path) -> None:
             path, map_location=training.model.device, weights_only=True
         )
         position = state["position"]
-        if [type(count) for count in position] != [int] * 3 or min(position) < 0:
-            raise ValueError(f"its position is {position}")
+        require(
+            [type(count) for count in position] == [int] * 3 and min(position) >= 0,
+            f"its position is {position}",
+            ValueError,
+        )
         training.load_state(state)
     except (OSError, MemoryError):
         raise

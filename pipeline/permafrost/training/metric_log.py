@@ -97,11 +97,12 @@ class StepLog:
             name: total / self.counts[name]
             for name, total in zip(self.sums, training.distributed.mean(sums).tolist(), strict=True)
         }
-        if not math.isfinite(line["total"]):
-            raise DivergedError(
-                f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
-                "lower optimizer.lr or set trainer.clip_norm"
-            )
+        require(
+            math.isfinite(line["total"]),
+            f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
+            "lower optimizer.lr or set trainer.clip_norm",
+            DivergedError,
+        )
         seconds = time.monotonic() - self.started
         line |= {
             "step": training.global_step,
@@ -243,11 +244,12 @@ def _iter_lines(raw: bytes, digest: str) -> Iterator[_Line]:
         end += len(text) + 1
         body, start, claimed = text.rpartition(_DIGEST_START.encode())
         digest = _chain(digest, body)
-        if not start or claimed != f'{digest}"}}'.encode():
-            raise DigestError(
-                f"line {number} does not have the digest of its text and the lines before"
-                + (", so it is damaged or that of another run" if number == 1 else "")
-            )
+        require(
+            start != b"" and claimed == f'{digest}"}}'.encode(),
+            f"line {number} does not have the digest of its text and the lines before"
+            + (", so it is damaged or that of another run" if number == 1 else ""),
+            DigestError,
+        )
         try:
             values = json.loads(body + b"}")
         except (ValueError, RecursionError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,17 +26,15 @@ def build_optimizer(
         fused: Use the fused implementation, which is one launch on a GPU, and skips steps with infinite gradients
             without a GradScaler synchronization.
     """
-    # On a CPU torch would update one parameter after the other, which takes longer and has the same bits.
-    common: dict[str, Any] = {
-        "weight_decay": config.weight_decay,
-        "fused": fused,
-        "foreach": not fused,
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=config.momentum),
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
     }
-    if config.kind == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, **common)
-    if config.kind == "adam":
-        return torch.optim.Adam(parameters, config.lr, **common)
-    return torch.optim.AdamW(parameters, config.lr, **common)
+    # On a CPU torch would update one parameter after the other, which takes longer and has the same bits.
+    return kinds[config.kind](
+        parameters, config.lr, weight_decay=config.weight_decay, fused=fused, foreach=not fused
+    )
 
 
 def learning_rate(

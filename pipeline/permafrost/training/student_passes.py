@@ -302,11 +302,12 @@ def _check_contents(
 def _check_alike(what: str, passes: Sequence[TeacherPass]) -> None:
     """Raise StoreMismatchError if the teachers of one student differ in an attribute."""
     for teacher in passes:
-        if getattr(teacher, what) != getattr(passes[0], what):
-            raise StoreMismatchError(
-                f"the teachers of one student differ in {what}: {passes[0].name} has "
-                f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
-            )
+        require(
+            getattr(teacher, what) == getattr(passes[0], what),
+            f"the teachers of one student differ in {what}: {passes[0].name} has "
+            f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes",
+            StoreMismatchError,
+        )
 
 
 def _with_maps(passes: Sequence[TeacherPass], loss: DistillationLoss) -> list[TeacherPass]:

@@ -243,12 +243,12 @@ class TeacherPlan(TrainingJob):
     def _after_epoch(
         self, store: Store, decode_threads: int
     ) -> Callable[[Classifier, int], bool | None] | None:
-        if not (function := self.config.teaching.after_epoch):
-            return None
-        callback: Callable[[Classifier, int], bool | None] | None = pkgutil.resolve_name(function)(
-            self.config, self.folder, store, decode_threads
+        function = self.config.teaching.after_epoch
+        return (
+            pkgutil.resolve_name(function)(self.config, self.folder, store, decode_threads)
+            if function
+            else None
         )
-        return callback
 
     def describe(self, spec: TrainingSpec) -> TrainedModel:
         return TrainedModel(

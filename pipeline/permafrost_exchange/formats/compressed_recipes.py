@@ -102,25 +102,37 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
         for name, options in augmentation.items()
         if not isinstance(options, dict) or options.get("enable", True)
     }
-    odd = [name for name in _OTHERS if name in active]
     crops = [name for name in _CROPS if name in active]
-    for name in crops:
-        odd += [f"{name}.{option}" for option in active[name].keys() - _CROPS[name] - {"enable"}]
+    odd = [
+        *(name for name in _OTHERS if name in active),
+        *(
+            f"{each}.{name}"
+            for each in crops
+            for name in active[each].keys() - _CROPS[each] - {"enable"}
+        ),
+    ]
     require(
         not odd,
         f"its views are made by {', '.join(odd)}, which views of this project cannot show",
         ValueError,
     )
-    if len(crops) > 1 or any(not isinstance(active[name].get("size"), int) for name in crops):
-        raise ValueError("its views are not made by one crop of a size")
+    require(
+        len(crops) <= 1 and all(isinstance(active[name].get("size"), int) for name in crops),
+        "its views are not made by one crop of a size",
+        ValueError,
+    )
     count = int(active["rand_augment"].get("num_ops", 2)) if "rand_augment" in active else 0
-    if count and not crops and isinstance(active.get("resize", {}).get("size"), list):
-        raise ValueError(
-            "its RandAugment moves images that were resized to other proportions, which views of this project cannot "
-            "show"
-        )
-    if count > _MAX_OPERATIONS:
-        raise ValueError(f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}")
+    require(
+        not count or bool(crops) or not isinstance(active.get("resize", {}).get("size"), list),
+        "its RandAugment moves images that were resized to other proportions, which views of this project cannot "
+        "show",
+        ValueError,
+    )
+    require(
+        count <= _MAX_OPERATIONS,
+        f"its RandAugment has {count} operations, more than {_MAX_OPERATIONS}",
+        ValueError,
+    )
     crop = active[crops[0]] if crops else {}
     return RecipeLayout(
         names=tuple(name for name in _WITH_VALUES if name in active),
@@ -181,14 +193,12 @@ def convert_recipes(
 def _values_of(recipe: Any, layout: RecipeLayout) -> dict[str, Any]:
     """Return the values of each operation by name; one that was not drawn is None."""
     if isinstance(recipe, dict):
-        if recipe.get("mixup") is not None or recipe.get("cutmix") is not None:
-            raise ValueError(_MIXED)
+        require(recipe.get("mixup") is None and recipe.get("cutmix") is None, _MIXED, ValueError)
         firsts = {name: recipe.get(name) for name in layout.names}
         return {name: each[0] if each is not None else None for name, each in firsts.items()}
     values = list(recipe)
     if layout.num_mixing:
-        if values[0] is not None:
-            raise ValueError(_MIXED)
+        require(values[0] is None, _MIXED, ValueError)
         values = values[1 : len(values) - layout.num_mixing]
     require(
         len(values) == len(layout.names),
@@ -245,8 +255,11 @@ def _policy(
         )
         for turn, (kind, magnitude) in enumerate(drawn):
             number = _NAMES.index(kind) if kind in _NAMES else kind
-            if isinstance(number, str) or not 0 <= int(number) < len(SPACE):
-                raise ValueError(f"there is no operation {kind} of RandAugment")
+            require(
+                not isinstance(number, str) and 0 <= int(number) < len(SPACE),
+                f"there is no operation {kind} of RandAugment",
+                ValueError,
+            )
             kinds[row, turn] = int(number)
             strengths[row, turn] = _strength(SPACE[int(number)], float(magnitude), height, width)
     return kinds, strengths

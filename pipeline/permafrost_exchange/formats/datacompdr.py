@@ -49,8 +49,11 @@ class DataCompDRReader(TarReader):
     def name_of(self, path: Path, key: str, members: dict[str, Member]) -> str:
         if self.config.join in ("key", "stem"):
             return key
-        if "json" not in members:
-            raise TargetError(f"{path}: {key} has no .json with the SHA-256 of its image")
+        require(
+            "json" in members,
+            f"{path}: {key} has no .json with the SHA-256 of its image",
+            TargetError,
+        )
         values = _parse(member_bytes(path, members["json"], f"{key}.json"), f"{path}: {key}.json")
         digest = values.get("sha256")
         if not isinstance(digest, str):
@@ -81,8 +84,11 @@ class DataCompDRReader(TarReader):
                 f"it has {len(recipes)} recipes, and embeddings {list(embeddings.shape)}"
             )
         count = self.config.views or len(recipes)
-        if len(recipes) < count:
-            raise ValueError(f"it has {len(recipes)} views, and format.views={count}")
+        require(
+            len(recipes) >= count,
+            f"it has {len(recipes)} views, and format.views={count}",
+            ValueError,
+        )
         views = convert_recipes(
             recipes[:count],
             self._layout,
@@ -114,6 +120,9 @@ def _embeddings(members: dict[str, bytes], where: str) -> NDArray[Any]:
     require("pth.gz" in members, "it has neither .npz nor .pth.gz", ValueError)
     with gzip.open(io.BytesIO(members["pth.gz"])) as file:
         data = file.read(MAX_TARGET_BYTES + 1)
-    if len(data) > MAX_TARGET_BYTES:
-        raise ValueError(f"its .pth.gz unpacks to more than {MAX_TARGET_BYTES:,} bytes")
+    require(
+        len(data) <= MAX_TARGET_BYTES,
+        f"its .pth.gz unpacks to more than {MAX_TARGET_BYTES:,} bytes",
+        ValueError,
+    )
     return np.asarray(unpickled(data, f"{where}.pth.gz")[_EMBEDDING])

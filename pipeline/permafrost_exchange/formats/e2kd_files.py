@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.config.explainers import EXPLAINERS
+from permafrost.core.errors import require
 from permafrost_exchange.target_reader import (
     Arrays,
     FileReader,
@@ -76,8 +77,7 @@ class E2KDReader(FileReader):
         return TargetForm(explainer={"kind": name, "target_classes": "top1"})
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
-        if not isinstance(content, dict):
-            raise ValueError("it has no mapping")
+        require(isinstance(content, dict), "it has no mapping", ValueError)
         if (name := next((name for name in _LOGITS if name in content), None)) is None:
             raise ValueError(f"it has {', '.join(content)}, and no output")
         logits = self._one_teacher(np.atleast_2d(content[name]))
@@ -92,11 +92,15 @@ class E2KDReader(FileReader):
     def _one_teacher(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the values of one teacher."""
         member = self.config.member
-        if len(values) > 1 and member is None:
-            raise ValueError(
-                f"it has those of {len(values)} teachers; set format.member= to the number of one, from 0"
-            )
-        if (member or 0) >= len(values):
-            raise ValueError(f"format.member={member}: it has those of {len(values)} teachers")
+        require(
+            len(values) <= 1 or member is not None,
+            f"it has those of {len(values)} teachers; set format.member= to the number of one, from 0",
+            ValueError,
+        )
+        require(
+            (member or 0) < len(values),
+            f"format.member={member}: it has those of {len(values)} teachers",
+            ValueError,
+        )
         one: NDArray[Any] = values[member or 0]
         return one

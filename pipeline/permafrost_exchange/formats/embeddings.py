@@ -57,10 +57,11 @@ class EmbeddingReader(TargetReader):
         """Mapped embeddings of each part."""
         arrays = [map_npy(path) for path, _ in self._pairs]
         forms = {(array.ndim, array.shape[1:], array.dtype.str) for array in arrays}
-        if len(forms) > 1 or arrays[0].ndim != 2:
-            raise TargetError(
-                f"{self.path}: img_emb has rows of several forms: {', '.join(sorted(map(str, forms)))}"
-            )
+        require(
+            len(forms) == 1 and arrays[0].ndim == 2,
+            f"{self.path}: img_emb has rows of several forms: {', '.join(sorted(map(str, forms)))}",
+            TargetError,
+        )
         return arrays
 
     def form(self) -> TargetForm:
@@ -76,8 +77,11 @@ class EmbeddingReader(TargetReader):
                 count += len(names) - names.null_count
                 texts = names.cast(pa.large_string()).to_pylist()
                 yield ListedTargets(texts, texts)
-            if count != len(array):
-                raise TargetError(f"{table} has {count:,} names for {len(array):,} embeddings")
+            require(
+                count == len(array),
+                f"{table} has {count:,} names for {len(array):,} embeddings",
+                TargetError,
+            )
 
     def _names(self, table: Path) -> Iterator[pa.Array]:
         column = self.config.column

@@ -64,14 +64,18 @@ class FKDReader(FileReader):
         )
         boxes = coordinates[:count].astype(np.float64)
         ends = boxes[:, :2] + boxes[:, 2:]
-        if boxes.min() < -1e-3 or boxes[:, 2:].min() <= 0 or ends.max() > 1.01:
-            raise ValueError("a crop reaches beyond the image; these are not coordinates of FKD")
+        require(
+            not (boxes.min() < -1e-3 or boxes[:, 2:].min() <= 0 or ends.max() > 1.01),
+            "a crop reaches beyond the image; these are not coordinates of FKD",
+            ValueError,
+        )
         probabilities, classes = self._outcomes(labels[:count])
-        if labels.dtype == np.float16 and self.config.classes > _EXACT_HALVES:
-            raise ValueError(
-                f"it has classes in float16, which does not tell {self.config.classes} classes apart; make it without "
-                "use_fp16"
-            )
+        require(
+            labels.dtype != np.float16 or self.config.classes <= _EXACT_HALVES,
+            f"it has classes in float16, which does not tell {self.config.classes} classes apart; make it without "
+            "use_fp16",
+            ValueError,
+        )
         rest = np.zeros(count) if self.config.renormalized else None
         if self.config.renormalized:
             probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)

@@ -70,8 +70,11 @@ class ListColumnReader(RowReader):
     def listing(self) -> Iterator[ListedTargets]:
         for path in self._opened:
             for names in iter_column(path, self.config.column, NAMES_AT_ONCE, MAX_NAMES_BYTES):
-                if names.null_count:
-                    raise TargetError(f"{path}: column {self.config.column} has empty cells")
+                require(
+                    not names.null_count,
+                    f"{path}: column {self.config.column} has empty cells",
+                    TargetError,
+                )
                 texts = names.cast(pa.large_string()).to_pylist()
                 yield ListedTargets(texts, texts)
             next(iter(self._copies.values()))[path].require_unchanged()
@@ -91,10 +94,11 @@ class ListColumnReader(RowReader):
                 for path, copy in copies.items()
             ]
             forms = {(part.shape[1:], part.dtype.str) for part in parts[kind]}
-            if len(forms) > 1:
-                raise TargetError(
-                    f"{self.path}: {kind} has rows of several forms: {', '.join(sorted(map(str, forms)))}"
-                )
+            require(
+                len(forms) == 1,
+                f"{self.path}: {kind} has rows of several forms: {', '.join(sorted(map(str, forms)))}",
+                TargetError,
+            )
         return parts
 
     @cached_property
@@ -217,8 +221,11 @@ def _lists(column: pa.Array, where: str) -> NDArray[Any]:
         shape.append(len(values) // max(count, 1))
         has_nulls = has_nulls or bool(values.null_count)
     is_list = pa.types.is_floating(values.type) and len(shape) > 1
-    if has_nulls or not (is_list or pa.types.is_integer(values.type)):
-        raise TargetError(f"{where} is {column.type} in place of a list of numbers in each row")
+    require(
+        not has_nulls and (is_list or pa.types.is_integer(values.type)),
+        f"{where} is {column.type} in place of a list of numbers in each row",
+        TargetError,
+    )
     numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     if numbers.dtype.kind != "f":
         numbers = numbers.astype(np.float32)

@@ -63,8 +63,11 @@ def _checked_header(head: bytes, size: int, where: str) -> NpyHeader:
         TargetError,
     )
     expected = header.end + header.dtype.itemsize * math.prod(header.shape)
-    if expected != size or not header.shape:
-        raise TargetError(f"{where} has {size:,} bytes, and its header promises {expected:,}")
+    require(
+        expected == size and header.shape != (),
+        f"{where} has {size:,} bytes, and its header promises {expected:,}",
+        TargetError,
+    )
     return header
 
 

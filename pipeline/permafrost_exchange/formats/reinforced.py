@@ -77,8 +77,11 @@ class ReinforcedReader(FileReader):
             str(number) == request.places[row], f"it says that it is of image {number}", ValueError
         )
         count = self.config.views or len(samples)
-        if len(samples) < count:
-            raise ValueError(f"it has {len(samples)} views, and format.views={count}")
+        require(
+            len(samples) >= count,
+            f"it has {len(samples)} views, and format.views={count}",
+            ValueError,
+        )
         samples = samples[:count]
         views = convert_recipes(
             [sample["params"] for sample in samples],

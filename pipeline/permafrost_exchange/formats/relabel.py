@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import roi_align
 
+from permafrost.core.errors import require
 from permafrost.core.records import MOVE_FIELD, WINDOW_FIELD
 from permafrost.loading.windows import Views, complete_matrices
 from permafrost_exchange.target_reader import (
@@ -52,8 +53,13 @@ class ReLabelReader(FileReader):
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         scores, classes = (np.asarray(column) for column in content)
-        if scores.ndim != 3 or scores.shape != classes.shape or scores.shape[1] != scores.shape[2]:
-            raise ValueError(f"its scores are {list(scores.shape)}, in place of [k, h, h]")
+        require(
+            scores.ndim == 3
+            and scores.shape == classes.shape
+            and scores.shape[1] == scores.shape[2],
+            f"its scores are {list(scores.shape)}, in place of [k, h, h]",
+            ValueError,
+        )
         is_class = (classes >= 0) & (classes < self.config.classes) & (classes == np.rint(classes))
         if not is_class.all():
             raise ValueError(

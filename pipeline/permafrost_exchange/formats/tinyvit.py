@@ -82,17 +82,21 @@ class TinyViTReader(TargetReader):
         for keys, values in self._pairs:
             count, size = sum(1 for _ in iter_lines(keys)), values.stat().st_size
             outcomes, odd = divmod(size - _SEED_BYTES * count, _OUTCOME_BYTES * max(count, 1))
-            if odd or outcomes < 1:
-                raise TargetError(
-                    f"{values} has {size:,} bytes, which do not divide into {count:,} records of equal size"
-                )
+            require(
+                not odd and outcomes >= 1,
+                f"{values} has {size:,} bytes, which do not divide into {count:,} records of equal size",
+                TargetError,
+            )
             dtype = np.dtype(
                 [("seed", "<i4"), ("classes", "<i2", (outcomes,)), ("values", "<f2", (outcomes,))]
             )
             with file_at(values).open() as file:
                 arrays.append(np.memmap(file, dtype, "r"))
-        if len({array.dtype for array in arrays}) > 1:
-            raise TargetError(f"{self.path}: the ranks have saved different numbers of classes")
+        require(
+            len({array.dtype for array in arrays}) == 1,
+            f"{self.path}: the ranks have saved different numbers of classes",
+            TargetError,
+        )
         return arrays
 
     def read(self, request: ReadRequest) -> Arrays:

@@ -95,8 +95,7 @@ class _Worker:
         number, parts = self.process.stdout.fileno(), bytearray()
         while len(parts) < size:
             ready, _, _ = select.select([number], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise _EndedError(f"it was not read in {seconds:.0f} seconds")
+            require(bool(ready), f"it was not read in {seconds:.0f} seconds", _EndedError)
             if not (data := os.read(number, min(size - len(parts), 2**20))):
                 raise _EndedError(
                     f"the process that reads it has ended; it may need more than {MEMORY_BYTES >> 20:,} MiB"
@@ -225,8 +224,7 @@ def _load(data: bytes) -> Any:
     except pickle.UnpicklingError as error:
         if "Unsupported operand" not in str(error):
             raise
-    if not data.startswith(b"PK"):
-        raise pickle.UnpicklingError("Unsupported protocol of pickle")
+    require(data.startswith(b"PK"), "Unsupported protocol of pickle", pickle.UnpicklingError)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         return _PlainUnpickler(io.BytesIO(archive.read(name))).load()
