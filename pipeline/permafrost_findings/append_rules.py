@@ -46,7 +46,7 @@ def find_new_classes(preview: Preview) -> Iterator[Remark]:
 def find_other_sizes(preview: Preview) -> Iterator[Remark]:
     """Find new images whose sizes are far from those of the store."""
     sample = preview.sample
-    if preview.comparison is None or sample is None or len(sample.sides) < MIN_COMPARED_FILES:
+    if preview.comparison is None or len(sample.sides) < MIN_COMPARED_FILES:
         return
     store = preview.comparison.store
     if store.manifest.canonical is None or store.manifest.canonical.format != "original":
@@ -68,10 +68,9 @@ def find_other_sizes(preview: Preview) -> Iterator[Remark]:
 
 def find_other_brightness(preview: Preview) -> Iterator[Remark]:
     """Find new images that are darker or brighter than those of the store."""
-    sample = preview.sample
-    if preview.comparison is None or sample is None:
+    if preview.comparison is None:
         return
-    new = np.array([mean for means in sample.means.values() for mean in means])
+    new = np.array([mean for means in preview.sample.means.values() for mean in means])
     described = describe_brightness(new, _brightness(preview.comparison.store))
     if described:
         yield (
@@ -84,7 +83,7 @@ def find_other_brightness(preview: Preview) -> Iterator[Remark]:
 def find_packed_copies(preview: Preview) -> Iterator[Remark]:
     """Find new files that the store has under other keys, with the same bytes or the same thumbnail."""
     sample = preview.sample
-    if preview.comparison is None or sample is None or not sample.digests:
+    if preview.comparison is None or not sample.digests:
         return
     store = preview.comparison.store
     packed = store.index.image_digests()

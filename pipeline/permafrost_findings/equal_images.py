@@ -384,7 +384,7 @@ def find_equal_images(store: Store) -> tuple[Finding | Fact, ...]:
 def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
     """Find images of different splits that look alike among those that a preview has decoded."""
     sample = preview.sample
-    if sample is None or preview.is_packed_next or len(sample.thumbnails) < _NAMED:
+    if preview.is_packed_next or len(sample.thumbnails) < _NAMED:
         return
     keys, splits, data = zip(*sample.thumbnails, strict=True)
     thumbnails = np.frombuffer(b"".join(data), np.uint8).reshape(len(keys), -1)
@@ -412,11 +412,7 @@ def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
 
 def find_bursts_in_splits(preview: Preview) -> Iterator[Remark]:
     """Find photographs of split test whose burst split train has, too, among those whose headers were read."""
-    read = (
-        []
-        if preview.sample is None or bool(getattr(preview.data, "group", None))
-        else preview.sample.photographs
-    )
+    read = [] if getattr(preview.data, "group", None) else preview.sample.photographs
     rows = list(zip(find_bursts([photograph for photograph, _ in read]), read, strict=True))
     trained = {first: path for first, ((path, *_), split) in rows if split == TRAIN}
     tested = [(first, path) for first, ((path, *_), split) in rows if split == TEST]

@@ -273,8 +273,8 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Remark]:
 
 def find_damaged_files(preview: Preview) -> Iterator[Remark]:
     """Find files that are empty, missing or cannot be decoded."""
-    reasons = dict(preview.sample.damaged) if preview.sample is not None else {}
-    count = preview.sample.num_damaged if preview.sample is not None else 0
+    reasons = dict(preview.sample.notes["damaged"])
+    count = preview.sample.counts["damaged"]
     for topic, reason in (
         (EMPTY_FILES, "has no bytes"),
         (BROKEN_LINKS, "is a link to a missing file"),
