@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import numpy as np
@@ -13,14 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.errors import quote, shorten
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.store.frames import ShardFrames
+from permafrost.store.reader import Store
 from permafrost_findings.equal_images import hash_thumbnails, hashes_of
 from permafrost_findings.picture_rules import describe_brightness
 from permafrost_findings.thresholds import MIN_COMPARED_FILES, MIN_SIZE_RATIO
-
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
-    from permafrost.store.reader import Store
 
 _SHARDS, _ROWS_OF_SHARD = 4, 64
 """Number of shards of the store, and of records of each, that new files are compared with."""

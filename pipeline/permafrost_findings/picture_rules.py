@@ -6,7 +6,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from statistics import median_low
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from permafrost.config.data import ImageFileDataConfig
 from permafrost.core.errors import printable, quote, shorten
 from permafrost.core.records import NO_LABEL
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.sources.splits import TRAIN
 from permafrost_findings.thresholds import (
     MAX_SHARE_OF_FEW,
@@ -26,9 +26,6 @@ from permafrost_findings.thresholds import (
     MIN_SHARE_OF_MOST,
     MIN_TRAIT_FILES,
 )
-
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
 
 _FULL_RANGE = 65_535
 """Largest value of 16 bits."""
