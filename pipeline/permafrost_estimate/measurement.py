@@ -145,6 +145,8 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
     Raises:
         UserError: If the data, the teacher or the store cannot be used, as in precompute.
     """
+    import torch
+
     sample = _sample(config, RootedPath(folder / "store"))
     budget = TimeBudget(config.estimate.seconds)  # of teacher and students
     teacher = config.teacher
@@ -196,7 +198,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         in_place=sample.in_place,
         sample_shards=len(measured),
         sample_records=sum(shard.records for shard in measured),
-        device=_device(),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         parts=tuple(parts),
         bytes=sum(part.bytes for part in parts if part.name != "images" or not sample.in_place),
         packing=None
@@ -329,12 +331,6 @@ def _compare(
         students=config.estimate.students,
     )
     return training, ""
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 # ---- lines -----------------------------------------------------------------------------------------

@@ -131,8 +131,14 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
         StoreMismatchError: If `data=` names a source of another kind, whose records are not listed.
         ConfigError: If a shard has a single record.
     """
-    _check_same_data(config, store)
     shards, manifest = list(store.shards), store.manifest
+    if not isinstance(config.data, NoDataConfig):
+        require(
+            build_source(config.data).name == manifest.dataset.name,
+            f"store.path={config.store.path} holds a finished store of {manifest.dataset.name}, but "
+            f"data={config.data.kind}; leave out data= to estimate for its own records, or choose another store.path",
+            StoreMismatchError,
+        )
     sizes = [(shard.split, shard.records) for shard in shards]
     row = MARKER_SCHEMA.get_field_index("row")
     with StoreTablesWriter(folder) as writer:
@@ -161,17 +167,6 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
         in_place=any(shard.referenced for shard in shards),
         images=tuple((shard.records, shard.bytes) for shard in shards),
     )
-
-
-def _check_same_data(config: EstimateConfig, store: Store) -> None:
-    if not isinstance(config.data, NoDataConfig):
-        name, stored = build_source(config.data).name, store.manifest.dataset.name
-        require(
-            name == stored,
-            f"store.path={config.store.path} holds a finished store of {stored}, but data={config.data.kind}; leave "
-            "out data= to estimate for its own records, or choose another store.path",
-            StoreMismatchError,
-        )
 
 
 def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:

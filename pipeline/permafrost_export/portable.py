@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,7 @@ from permafrost.config.models import Picture
 from permafrost.core.errors import ConfigError, UserError, first_line, require
 from permafrost.models.classifier import Classifier, Intermediates, trial_copy
 from permafrost.models.record_independence import PROBED_RECORDS, require_independent_records
-
-if TYPE_CHECKING:
-    from permafrost_export.options import ExportOptions
+from permafrost_export.options import ExportOptions
 
 Format = Literal["onnx", "torch"]
 ProgramOutput = Literal["logits", "pooled"]
@@ -75,7 +73,6 @@ class ImageProgram(_Program):
     """
 
     inputs = "decoded RGB images u8 [B, 3, H, W]"
-    takes_frames: bool
 
     def __init__(
         self,

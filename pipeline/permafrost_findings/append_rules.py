@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import numpy as np
@@ -13,14 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.errors import quote, shorten
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.store.frames import ShardFrames
+from permafrost.store.reader import Store
 from permafrost_findings.equal_images import hash_thumbnails, hashes_of
 from permafrost_findings.picture_rules import describe_brightness
 from permafrost_findings.thresholds import MIN_COMPARED_FILES, MIN_SIZE_RATIO
-
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
-    from permafrost.store.reader import Store
 
 _SHARDS, _ROWS_OF_SHARD = 4, 64
 """Number of shards of the store, and of records of each, that new files are compared with."""
@@ -46,7 +43,7 @@ def find_new_classes(preview: Preview) -> Iterator[Remark]:
 def find_other_sizes(preview: Preview) -> Iterator[Remark]:
     """Find new images whose sizes are far from those of the store."""
     sample = preview.sample
-    if preview.comparison is None or sample is None or len(sample.sides) < MIN_COMPARED_FILES:
+    if preview.comparison is None or len(sample.sides) < MIN_COMPARED_FILES:
         return
     store = preview.comparison.store
     if store.manifest.canonical is None or store.manifest.canonical.format != "original":
@@ -68,10 +65,9 @@ def find_other_sizes(preview: Preview) -> Iterator[Remark]:
 
 def find_other_brightness(preview: Preview) -> Iterator[Remark]:
     """Find new images that are darker or brighter than those of the store."""
-    sample = preview.sample
-    if preview.comparison is None or sample is None:
+    if preview.comparison is None:
         return
-    new = np.array([mean for means in sample.means.values() for mean in means])
+    new = np.array([mean for means in preview.sample.means.values() for mean in means])
     described = describe_brightness(new, _brightness(preview.comparison.store))
     if described:
         yield (
@@ -84,7 +80,7 @@ def find_other_brightness(preview: Preview) -> Iterator[Remark]:
 def find_packed_copies(preview: Preview) -> Iterator[Remark]:
     """Find new files that the store has under other keys, with the same bytes or the same thumbnail."""
     sample = preview.sample
-    if preview.comparison is None or sample is None or not sample.digests:
+    if preview.comparison is None or not sample.digests:
         return
     store = preview.comparison.store
     packed = store.index.image_digests()

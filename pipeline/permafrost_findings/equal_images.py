@@ -9,10 +9,10 @@ quality has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from permafrost.core.errors import UserError, quote
 from permafrost.core.records import NO_LABEL
 from permafrost.sources.bursts import GAP, find_bursts
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.sources.splits import TEST, TRAIN
 from permafrost.store.facts import UNKNOWN, Fact, Finding
 from permafrost.store.image_decoding import THUMBNAIL_SIDE, decode_pixels
+from permafrost.store.reader import Store
 from permafrost.store.shard_records import ShardRecords
 from permafrost.store.thumbnails import read_thumbnails
 from permafrost_findings.thresholds import (
@@ -36,10 +38,6 @@ from permafrost_findings.thresholds import (
     MOSTLY_COPIES_SHARE,
 )
 
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
-    from permafrost.store.reader import Store
-
 _BLOCK_ROWS, _BLOCK_PAIRS = 65_536, 4096
 _NAMED = 3
 _ROTATIONS = (0, 16, 32, 48)
@@ -51,6 +49,7 @@ _REMEDY = (
     "groups (data.group)"
 )
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_Rows: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,8 @@ class EqualImages:
     """Rows with a copy, i64 [n]: one image after another."""
     images: NDArray[np.int32]
     """Number of the image of each of these rows, ascending, i32 [n]."""
-    similar: Pairs
-    """Rows of different splits with similar images that are not equal."""
+    similar: NDArray[np.int64]
+    """Pairs of rows of different splits with similar images that are not equal, i64 [pairs, 2]."""
     has_thumbnails: bool = True
     """False if images were compared by their bytes alone."""
 
@@ -75,8 +74,8 @@ class EqualImages:
         """Number of records beyond the first one of each image."""
         return int((self.images[1:] == self.images[:-1]).sum())
 
-    def differ(self, values: NDArray[Any], keep: NDArray[np.bool_] | None = None) -> Pairs:
-        """Return pairs of neighbors that are one image and have different values.
+    def differ(self, values: NDArray[Any], keep: NDArray[np.bool_] | None = None) -> _Rows:
+        """Return two neighbors of each image that has different values, i64 [images, 2].
 
         Args:
             values: A whole number for each of the rows, [n].
@@ -87,21 +86,7 @@ class EqualImages:
             rows, images, values = rows[keep], images[keep], values[keep]
         at = np.flatnonzero((images[1:] == images[:-1]) & (values[1:] != values[:-1]))
         _, first = np.unique(images[at], return_index=True)
-        return Pairs(num_images=len(first), rows=np.stack([rows[at], rows[at + 1]], 1)[first])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Two rows for each image that is found under two values."""
-
-    num_images: int
-    rows: NDArray[np.int64]
-    """i64 [images, 2]."""
-
-    @classmethod
-    def of(cls, pairs: Sequence[Sequence[int]]) -> Pairs:
-        """Return pairs of rows."""
-        return cls(num_images=len(pairs), rows=np.array(pairs, np.int64).reshape(-1, 2))
+        return np.stack([rows[at], rows[at + 1]], 1)[first]
 
 
 def equal_images(store: Store) -> EqualImages:
@@ -130,7 +115,11 @@ def equal_images(store: Store) -> EqualImages:
     hashes = hashes_of(store)
     if hashes is None:
         return EqualImages(
-            store=store, rows=rows, images=images, similar=Pairs.of([]), has_thumbnails=False
+            store=store,
+            rows=rows,
+            images=images,
+            similar=np.empty((0, 2), np.int64),
+            has_thumbnails=False,
         )
     exact, means = hashes
     candidates = neighbor_pairs(exact, lambda a, b: (exact[a] == exact[b]) & (heads[a] != heads[b]))
@@ -148,7 +137,9 @@ def equal_images(store: Store) -> EqualImages:
         for one, other in pairs.tolist()
         if image_of.get(one, one) != image_of.get(other, -1)
     ]
-    return EqualImages(store=store, rows=rows, images=images, similar=Pairs.of(similar))
+    return EqualImages(
+        store=store, rows=rows, images=images, similar=np.array(similar, np.int64).reshape(-1, 2)
+    )
 
 
 def _joined(
@@ -169,9 +160,6 @@ def _joined(
     images = groups[images]
     order = np.argsort(images, kind="stable")
     return rows[order], images[order]
-
-
-_Rows: TypeAlias = NDArray[np.int64]
 
 
 def neighbor_pairs(
@@ -285,28 +273,26 @@ def _have_equal_pixels(store: Store, *rows: int) -> bool:
 def find_equal_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images that are in two splits."""
     pairs = equal.differ(_splits_of(equal.store, equal.rows))
-    if pairs.num_images:
+    if len(pairs):
         yield (
             "warning"
-            if pairs.num_images > MIN_EQUAL_SHARE * _smallest_split(equal.store, pairs)
+            if len(pairs) > MIN_EQUAL_SHARE * _smallest_split(equal.store, pairs)
             else "note",
-            f"images are in more than one split, with equal pixels ({pairs.num_images:,}; "
+            f"images are in more than one split, with equal pixels ({len(pairs):,}; "
             f"{_examples(equal.store, pairs)}), so that a result on one split is partly about images of another; "
             f"{_REMEDY}",
         )
 
 
-def _smallest_split(store: Store, pairs: Pairs) -> int:
+def _smallest_split(store: Store, pairs: _Rows) -> int:
     """Return the number of records of the smallest split that has a row of the pairs."""
     sizes = list(store.manifest.records.values())
-    return min(
-        int(sizes[code]) for code in np.unique(_splits_of(store, pairs.rows.ravel())).tolist()
-    )
+    return min(int(sizes[code]) for code in np.unique(_splits_of(store, pairs.ravel())).tolist())
 
 
 def find_similar_in_splits(equal: EqualImages) -> Iterator[Remark]:
     """Find images of a split that look like those of another one."""
-    count = equal.similar.num_images
+    count = len(equal.similar)
     if count >= _NAMED and count >= MIN_SIMILAR_SHARE * _smallest_split(equal.store, equal.similar):
         yield (
             "warning",
@@ -322,14 +308,14 @@ def find_equal_in_classes(equal: EqualImages) -> Iterator[Remark]:
         return
     labels = index.values("label", equal.rows)
     pairs = equal.differ(labels, labels != NO_LABEL)
-    if pairs.num_images:
+    if len(pairs):
         classes = equal.store.manifest.classes
         examples = _examples(
             equal.store, pairs, lambda row: quote(classes[index.values("label", row)[0]])
         )
         yield (
-            "warning" if pairs.num_images > MIN_EQUAL_SHARE * index.num_rows else "note",
-            f"images have several classes, with equal pixels ({pairs.num_images:,}; {examples}), of which one record "
+            "warning" if len(pairs) > MIN_EQUAL_SHARE * index.num_rows else "note",
+            f"images have several classes, with equal pixels ({len(pairs):,}; {examples}), of which one record "
             "has one; correct the labels, or list all classes of an image in one record (data.labels)",
         )
 
@@ -363,8 +349,8 @@ def find_equal_images(store: Store) -> tuple[Finding | Fact, ...]:
     if not store.form.has_places:
         return ()
     equal = equal_images(store)
-    shared = equal.differ(_splits_of(store, equal.rows)).num_images
-    similar = f"{equal.similar.num_images:,}" if equal.has_thumbnails else UNKNOWN
+    shared = len(equal.differ(_splits_of(store, equal.rows)))
+    similar = f"{len(equal.similar):,}" if equal.has_thumbnails else UNKNOWN
     fact = Fact(
         name="equal images",
         value=f"in several splits {shared:,}, similar {similar}; copies in all {equal.num_copies:,}",
@@ -384,7 +370,7 @@ def find_equal_images(store: Store) -> tuple[Finding | Fact, ...]:
 def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
     """Find images of different splits that look alike among those that a preview has decoded."""
     sample = preview.sample
-    if sample is None or preview.is_packed_next or len(sample.thumbnails) < _NAMED:
+    if preview.is_packed_next or len(sample.thumbnails) < _NAMED:
         return
     keys, splits, data = zip(*sample.thumbnails, strict=True)
     thumbnails = np.frombuffer(b"".join(data), np.uint8).reshape(len(keys), -1)
@@ -412,11 +398,7 @@ def find_equal_in_sample(preview: Preview) -> Iterator[Remark | Fact]:
 
 def find_bursts_in_splits(preview: Preview) -> Iterator[Remark]:
     """Find photographs of split test whose burst split train has, too, among those whose headers were read."""
-    read = (
-        []
-        if preview.sample is None or bool(getattr(preview.data, "group", None))
-        else preview.sample.photographs
-    )
+    read = [] if getattr(preview.data, "group", None) else preview.sample.photographs
     rows = list(zip(find_bursts([photograph for photograph, _ in read]), read, strict=True))
     trained = {first: path for first, ((path, *_), split) in rows if split == TRAIN}
     tested = [(first, path) for first, ((path, *_), split) in rows if split == TEST]
@@ -442,11 +424,11 @@ def _splits_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int16]:
 _Word: TypeAlias = Callable[[NDArray[np.int64]], str]
 
 
-def _examples(store: Store, pairs: Pairs, word: _Word | None = None) -> str:
+def _examples(store: Store, pairs: _Rows, word: _Word | None = None) -> str:
     """Name the first pairs, each record with a word about it: its split, if none is given."""
     splits, texts = list(store.manifest.records), []
     say = word or (lambda row: splits[_splits_of(store, row)[0]])
-    for rows in pairs.rows[:_NAMED]:
+    for rows in pairs[:_NAMED]:
         keys = [quote(unquote(key), 200)[1:-1] for key in store.index.keys(rows)]
         keys = [f"{key} ({say(rows[place : place + 1])})" for place, key in enumerate(keys)]
         texts.append(" and ".join(keys))

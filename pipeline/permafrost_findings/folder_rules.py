@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from permafrost.config.data import FileDataConfig
 from permafrost.core.errors import quote, shorten
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.sources.image_files import (
     BROKEN_LINKS,
     COMPANIONS,
@@ -23,13 +23,10 @@ from permafrost.sources.image_folder import CLASS_FOLDERS, FOLDERS_ONLY, NESTED_
 from permafrost.sources.several_files import ABSENT_PARTS, OTHER_FILES, OTHER_FOLDERS
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST
+from permafrost.store.facts import Level
 from permafrost_findings.thresholds import MIN_LEFT_OUT, MIN_LEFT_OUT_SHARE, MIN_REPEATING_SHARE
 from permafrost_sources.tar_members import LINK_MEMBER, PASSED_OVER_MEMBERS, UNNAMED_MEMBER
 from permafrost_sources.webdataset import OTHER_KEYS, OTHER_MEMBERS
-
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
-    from permafrost.store.facts import Level
 
 _OTHER_THINGS = re.compile(
     "(image|seg)?masks|.*segmentation.*|.*annotations?|annotations?.*|.*groundtruth.*|gt|labels|thumbnails|thumbs|"
@@ -273,8 +270,8 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Remark]:
 
 def find_damaged_files(preview: Preview) -> Iterator[Remark]:
     """Find files that are empty, missing or cannot be decoded."""
-    reasons = dict(preview.sample.damaged) if preview.sample is not None else {}
-    count = preview.sample.num_damaged if preview.sample is not None else 0
+    reasons = dict(preview.sample.notes["damaged"])
+    count = preview.sample.counts["damaged"]
     for topic, reason in (
         (EMPTY_FILES, "has no bytes"),
         (BROKEN_LINKS, "is a link to a missing file"),

@@ -6,11 +6,11 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from permafrost.core.errors import quote, shorten
 from permafrost.core.records import are_numbers
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.sources.image_folder import EMPTY_FOLDERS
 from permafrost.sources.image_table import JOINED, NUMBERED, SEPARATED
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
@@ -18,6 +18,7 @@ from permafrost.sources.several_files import absent_parts
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.table_files import UNKNOWN_CELLS
 from permafrost.sources.tally import BOXES, REST
+from permafrost.store.facts import Level
 from permafrost_findings.folder_rules import describe_items
 from permafrost_findings.thresholds import (
     MAX_SMALL_GROUP,
@@ -38,10 +39,6 @@ from permafrost_sources.webdataset import (
     UNKNOWN_LABELS,
     UNLABELED_MEMBERS,
 )
-
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
-    from permafrost.store.facts import Level
 
 _UNKNOWN_CLASSES = re.compile(
     r"\?+|-+|none|null|nil|unknown|undefined|missing|unlabell?ed|n\.a\.|na|not available|tbd|todo|no ?label|"

@@ -6,7 +6,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from statistics import median_low
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from permafrost.config.data import ImageFileDataConfig
 from permafrost.core.errors import printable, quote, shorten
 from permafrost.core.records import NO_LABEL
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.sources.splits import TRAIN
 from permafrost_findings.thresholds import (
     MAX_SHARE_OF_FEW,
@@ -27,9 +27,6 @@ from permafrost_findings.thresholds import (
     MIN_TRAIT_FILES,
 )
 
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
-
 _FULL_RANGE = 65_535
 """Largest value of 16 bits."""
 _NAMED = 3
@@ -42,27 +39,28 @@ _WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits"
 def find_blank_images(preview: Preview) -> Iterator[Remark]:
     """Find images whose pixels all have one value, such as drawings on transparency."""
     sample = preview.sample
-    if sample is None or not sample.num_blank:
+    if not (blank := sample.counts["blank"]):
         return
-    share = sample.num_blank / sample.decoded
-    if share < MAX_SHARE_OF_FEW and sample.num_blank < MIN_TRAIT_FILES:
+    decoded = sample.counts["decoded"]
+    share = blank / decoded
+    if share < MAX_SHARE_OF_FEW and blank < MIN_TRAIT_FILES:
         return
-    values = Counter(sample.blank.values()).most_common(1)[0][0]
+    values = Counter(sample.notes["blank"].values()).most_common(1)[0][0]
     alpha = "; transparency is blended onto white" if values == "255" else ""
     yield (
-        "error" if share >= MIN_SHARE_OF_MOST and sample.decoded >= MIN_FILES else "warning",
-        f"images have one value everywhere ({sample.num_blank:,} of {sample.decoded:,} that were decoded), mostly "
-        f"{values}, such as {shorten(list(sample.blank), _NAMED)}, so there is no picture in them{alpha}",
+        "error" if share >= MIN_SHARE_OF_MOST and decoded >= MIN_FILES else "warning",
+        f"images have one value everywhere ({blank:,} of {decoded:,} that were decoded), mostly "
+        f"{values}, such as {shorten(list(sample.notes['blank']), _NAMED)}, so there is no picture in them{alpha}",
     )
 
 
 def find_dim_images(preview: Preview) -> Iterator[Remark]:
     """Find images of 8 bits that are nearly black, as label maps are."""
-    sample = preview.sample
-    if sample and sample.dim >= max(MIN_TRAIT_FILES, MIN_SHARE_OF_MOST * sample.decoded):
+    dim, decoded = (preview.sample.counts[name] for name in ("dim", "decoded"))
+    if dim >= max(MIN_TRAIT_FILES, MIN_SHARE_OF_MOST * decoded):
         yield (
             "warning",
-            f"images of 8 bits are nearly black ({sample.dim:,} of {sample.decoded:,} that were decoded have no value "
+            f"images of 8 bits are nearly black ({dim:,} of {decoded:,} that were decoded have no value "
             "above 31), as maps of class numbers are; if they are masks, list images and masks in a table "
             "(data=image_table data.mask=...), and if they are pictures, scale their values",
         )
@@ -71,21 +69,19 @@ def find_dim_images(preview: Preview) -> Iterator[Remark]:
 def find_dropped_channels(preview: Preview) -> Iterator[Remark]:
     """Find files that are only partly read: the first channels, or the first picture."""
     sample = preview.sample
-    if sample is None:
-        return
     if sample.kinds["further channels"]:
         yield (
             "warning",
             f"files have further channels besides their colors ({sample.kinds['further channels']:,}), of which the "
             "first three are read; write those that you mean as RGB",
         )
-    translucent = sample.kinds["translucent"]
-    if translucent > MAX_SHARE_OF_FEW * sample.decoded and (
-        translucent >= min(MIN_TRAIT_FILES, sample.decoded / 2)
+    translucent, decoded = sample.kinds["translucent"], sample.counts["decoded"]
+    if translucent > MAX_SHARE_OF_FEW * decoded and (
+        translucent >= min(MIN_TRAIT_FILES, decoded / 2)
     ):
         yield (
             "warning",
-            f"the last channel of images ({translucent:,} of {sample.decoded:,} that were decoded) is read as "
+            f"the last channel of images ({translucent:,} of {decoded:,} that were decoded) is read as "
             "transparency, and the colors are blended onto white by it, but most of its values are neither 0 nor the "
             "largest; if it is near infrared, depth or the like, save the files without it",
         )
@@ -100,7 +96,7 @@ def find_dropped_channels(preview: Preview) -> Iterator[Remark]:
 def find_dark_images(preview: Preview) -> Iterator[Remark]:
     """Find images of 16 bits that use a small part of their range."""
     sample = preview.sample
-    if sample is None or not isinstance(preview.data, ImageFileDataConfig):
+    if not isinstance(preview.data, ImageFileDataConfig):
         return
     if preview.data.bit_range:
         white = preview.data.bit_range[1]
@@ -140,12 +136,11 @@ def find_dark_images(preview: Preview) -> Iterator[Remark]:
 
 def find_turned_regions(preview: Preview) -> Iterator[Remark]:
     """Find boxes and masks of images that EXIF turns."""
-    sample = preview.sample
-    is_upright = getattr(preview.data, "boxes_of", "") == "upright"
-    if sample and sample.kinds["turned with regions"] and is_upright:
+    turned = preview.sample.kinds["turned with regions"]
+    if turned and getattr(preview.data, "boxes_of", "") == "upright":
         yield (
             "warning",
-            f"images with boxes or masks ({sample.kinds['turned with regions']:,}) are turned by their EXIF "
+            f"images with boxes or masks ({turned:,}) are turned by their EXIF "
             "orientation; their regions are taken as those of the upright image. If they count the stored pixels, as "
             "COCO's and OpenCV's without EXIF do: data.boxes_of=stored",
         )
@@ -153,13 +148,12 @@ def find_turned_regions(preview: Preview) -> Iterator[Remark]:
 
 def find_regions_outside(preview: Preview) -> Iterator[Remark]:
     """Find boxes and masks that do not fit their images."""
-    sample = preview.sample
-    if sample and sample.num_regions:
-        examples = list(sample.regions.items())[:_NAMED]
+    if number := preview.sample.counts["regions"]:
+        examples = list(preview.sample.notes["regions"].items())[:_NAMED]
         text = "; ".join(f"{quote(name, 200)[1:-1]}: {reason}" for name, reason in examples)
         yield (
             "warning" if getattr(preview.data, "on_error", "") == "skip" else "error",
-            f"boxes or masks do not fit their images ({sample.num_regions:,} of {sample.files:,} that were read): "
+            f"boxes or masks do not fit their images ({number:,} of {preview.sample.files:,} that were read): "
             f"{text}. Boxes are x0, y0, x1, y1 in pixels of the image as it is stored here; correct them or set "
             "data.on_error=skip",
         )
@@ -167,13 +161,12 @@ def find_regions_outside(preview: Preview) -> Iterator[Remark]:
 
 def find_mask_values(preview: Preview) -> Iterator[Remark]:
     """Find masks of several classes with values above the number of classes."""
-    sample = preview.sample
-    if sample and sample.num_mask_values:
-        name, value = next(iter(sample.mask_values.items()))
+    if number := preview.sample.counts["mask_values"]:
+        name, value = next(iter(preview.sample.notes["mask_values"].items()))
         yield (
             "error",
             "masks of records with several labels have values above the number of classes "
-            f"({sample.num_mask_values:,}, such as {value} in {quote(name, 200)[1:-1]}); a pixel of class c has the "
+            f"({number:,}, such as {value} in {quote(name, 200)[1:-1]}); a pixel of class c has the "
             f"value c + 1 there, up to {len(preview.classes)}, and 0 is the background. Write the masks so, or leave "
             "data.mask out",
         )
@@ -181,10 +174,9 @@ def find_mask_values(preview: Preview) -> Iterator[Remark]:
 
 def find_strips(preview: Preview) -> Iterator[Remark]:
     """Find images that are much longer than wide, or the reverse."""
-    sample = preview.sample
-    if sample is None or len(sample.sides) < MIN_FILES:
+    sides = np.array(preview.sample.sides)
+    if len(sides) < MIN_FILES:
         return
-    sides = np.array(sample.sides)
     ratio = float(np.median(sides.max(axis=1) / sides.min(axis=1)))
     if ratio >= MAX_SIDE_RATIO:
         yield (
@@ -215,10 +207,9 @@ def describe_brightness(one: NDArray[np.float64], other: NDArray[np.float64]) ->
 
 def _counts_of_traits(preview: Preview) -> Iterator[tuple[str, str, str, int, int]]:
     """Iterate over trait, value, split, label and number of the files that were decoded."""
-    if preview.sample is not None:
-        for key, count in preview.sample.traits.items():
-            trait, value, split, label = json.loads(key)
-            yield trait, value, split, label, count
+    for key, count in preview.sample.traits.items():
+        trait, value, split, label = json.loads(key)
+        yield trait, value, split, label, count
 
 
 def _telling_values(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
@@ -264,7 +255,7 @@ def find_traits_of_classes(preview: Preview) -> Iterator[Remark]:
 
 def find_brightness_of_splits(preview: Preview) -> Iterator[Remark]:
     """Find splits whose images are darker or brighter than those of the training split."""
-    means = {} if preview.sample is None else preview.sample.means
+    means = preview.sample.means
     trained = np.array(means.get(TRAIN, ()))
     for split in sorted(means.keys() - {TRAIN}):
         described = describe_brightness(np.array(means[split]), trained)

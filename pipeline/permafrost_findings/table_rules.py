@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +12,11 @@ from numpy.typing import NDArray
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import quote
 from permafrost.sources.classes import to_number
+from permafrost.sources.data_preview import Preview, Remark
 from permafrost.sources.parquet_images import holds_images
 from permafrost.sources.several_files import find_files, inner_folder
 from permafrost.sources.table_files import column_names, iter_parts, readable, to_text
 from permafrost.storage.untrusted import open_parquet_file
-
-if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Preview, Remark
 
 _LOOKED_AT_ROWS = 1000
 _SPLIT_COLUMNS = frozenset({"split", "subset", "partition", "fold", "phase"})

@@ -82,6 +82,19 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     return png_of(Image.fromarray(pixels))
 
 
+def box_around(mask: NDArray[np.bool_], label: int) -> Box:
+    """Return the box around the pixels of a mask [side, side] that has any."""
+    rows, columns = np.nonzero(mask)
+    scale = 2.0 / len(mask)
+    return Box(
+        label=label,
+        x0=float(columns.min() * scale - 1),
+        y0=float(rows.min() * scale - 1),
+        x1=float((columns.max() + 1) * scale - 1),
+        y1=float((rows.max() + 1) * scale - 1),
+    )
+
+
 # ---- demo ------------------------------------------------------------------------------------------
 
 
@@ -133,11 +146,15 @@ class DemoSource(ImageSource):
             "train": order[num_test : num_test + num_train],
             "teacher": order[num_test:][: self.config.teacher_digits],
         }
+        placements = {
+            "teacher": self.config.teacher_placements,
+            "train": self.config.train_placements,
+        }
         return (
             self._record(split, int(digit), placement, int(labels[digit]))
             for split in SPLITS
             for digit in digits[split]
-            for placement in range(self._placements(split))
+            for placement in range(placements.get(split, self.config.test_placements))
         )
 
     def read(self, record: Record) -> Content:
@@ -151,13 +168,6 @@ class DemoSource(ImageSource):
         """Return a fixed phrase, because the demo set is drawn and not read."""
         return "of the demo set"
 
-    def _placements(self, split: str) -> int:
-        by_split = {
-            "teacher": self.config.teacher_placements,
-            "train": self.config.train_placements,
-        }
-        return by_split.get(split, self.config.test_placements)
-
     def _record(self, split: str, digit: int, placement: int, label: int) -> Record:
         odd = label % 2
         photograph = {"teacher": (digit + placement) % 2, "test_swapped": 1 - odd}.get(split, odd)
@@ -167,19 +177,8 @@ class DemoSource(ImageSource):
             split=split,
             label=label,
             group=2 * odd + photograph,
-            boxes=(self._box(paste, label),),
+            boxes=(box_around(self._ink(digit, self._placement(*paste)) > INK, label),),
             content=(*paste, photograph),
-        )
-
-    def _box(self, paste: tuple[int, int, int], label: int) -> Box:
-        rows, columns = np.nonzero(self._ink(paste[1], self._placement(*paste)) > INK)
-        scale = 2.0 / self.config.image_size
-        return Box(
-            label=label,
-            x0=float(columns.min() * scale - 1),
-            y0=float(rows.min() * scale - 1),
-            x1=float((columns.max() + 1) * scale - 1),
-            y1=float((rows.max() + 1) * scale - 1),
         )
 
     def _placement(self, series: int, digit: int, number: int) -> Placement:

@@ -10,7 +10,7 @@ from pathlib import Path
 from permafrost.config.store import StoreOptions
 from permafrost.core.records import Content, Record
 from permafrost.core.tasks import SerialExecutor
-from permafrost.sources.source import list_source, plan_source
+from permafrost.sources.source import ListedData, list_source, tally_of
 from permafrost.store.listing import listing_files
 from permafrost.store.pack import fingerprint_dataset
 from permafrost_sources.options import DemoDataConfig
@@ -60,7 +60,7 @@ def plan_records(folder: Path, count: int) -> None:
     options, source = StoreOptions(path=str(folder)), NamedImages(count)
     with listing_files(folder) as files:
         listing, _ = list_source(source, files, 0, SerialExecutor())
-        plans = plan_source(source, listing, options)
+        plans = ListedData(source, listing, tally_of(source)).plan_shards(options)
         fingerprint_dataset(DemoDataConfig(), 1, listing)
         for plan in plans:
             _ = plan.keys_sha256

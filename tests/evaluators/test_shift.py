@@ -12,7 +12,13 @@ from permafrost.loading.geometry import warp
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model, freeze
-from permafrost_evaluators.shift import overlap_cosine, shift_curves, window, window_view
+from permafrost_evaluators.shift import (
+    check_shift,
+    overlap_cosine,
+    shift_curves,
+    window,
+    window_view,
+)
 from tests.support.stores import TINY_DATA
 
 SIDE = 48
@@ -123,7 +129,7 @@ def test_a_student_is_measured_on_its_store(frozen, tiny_teacher):
     assert all(0 <= value < 1 for value in curve[1:])
     assert curve == again
     with pytest.raises(ConfigError, match=r"evaluate\.shift\.pixels=16"):
-        shift_curves(model, dataset, max_shift=16, records=8)
+        check_shift("evaluate.shift.pixels", 16, size)
 
 
 @pytest.mark.parametrize("side", [SIDE + 32, SIDE + 5, SIDE])

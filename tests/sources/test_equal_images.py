@@ -12,7 +12,7 @@ from PIL import Image
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.store.facts import read_data_facts
 from permafrost.store.reader import Store
-from permafrost_findings.equal_images import EqualImages, Pairs, equal_images, find_equal_images
+from permafrost_findings.equal_images import EqualImages, equal_images, find_equal_images
 from tests.support.image_sets import folder_config, image_bytes
 from tests.support.previews import preview_of
 from tests.support.stores import precompute_config
@@ -239,16 +239,14 @@ def test_a_difference_between_two_of_three_copies_is_one_image():
         store=None,
         rows=np.array([4, 5, 6, 8, 9]),
         images=np.array([0, 0, 0, 1, 1], np.int32),
-        similar=Pairs.of([]),
+        similar=np.empty((0, 2), np.int64),
     )
 
     pairs = equal.differ(np.array([0, 1, 0, 1, 1]))
 
-    assert pairs.num_images == 1
-    assert pairs.rows.tolist() == [[4, 5]]
-    assert equal.differ(
-        np.array([0, -1, 1, 1, 1]), np.array([1, 0, 1, 1, 1], bool)
-    ).rows.tolist() == [[4, 6]]
+    assert pairs.tolist() == [[4, 5]]
+    known = np.array([1, 0, 1, 1, 1], bool)
+    assert equal.differ(np.array([0, -1, 1, 1, 1]), known).tolist() == [[4, 6]]
 
 
 @pytest.mark.parametrize("copies", [1, 4])
@@ -263,5 +261,5 @@ def test_memory_is_32_bytes_a_record(copies):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert pairs.num_images == (count // copies if copies > 1 else 0)
+    assert len(pairs) == (count // copies if copies > 1 else 0)
     assert peak < 32 * count + 8_000_000

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from permafrost.core.tasks import SerialExecutor
-from permafrost.sources.source import list_source, plan_source
+from permafrost.sources.source import ListedData, list_source, tally_of
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.pack import fingerprint_dataset
 from permafrost.store.shard_plan import plan_shards
@@ -32,7 +32,8 @@ def list_parts(source, store_options) -> Listing:
 
 
 def plan_whole(source, store_options):
-    return plan_source(source, list_parts(source, store_options), store_options)
+    listed = ListedData(source, list_parts(source, store_options), tally_of(source))
+    return listed.plan_shards(store_options)
 
 
 def fingerprint_records(config, revision, records):

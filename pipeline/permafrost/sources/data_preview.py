@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,8 +53,8 @@ _TASK_RECORDS = 2048
 """Records of a task that reads headers."""
 _MEDIAN_FILES = 16_384
 """Maximum number of files to compute medians from."""
-_NAMED_DAMAGES = 50
-"""Largest number of damaged files that are named; the others are counted."""
+_NAMED_FILES = 50
+"""Largest number of files of a topic, such as damaged ones, that are named; the others are counted."""
 _LEFT_OUT = (
     *(OTHER_FILES, LEFT_OUT, HIDDEN_FILES, LEFTOVERS, OTHER_PICTURES, EMPTY_FILES, BROKEN_LINKS),
 )
@@ -95,13 +95,13 @@ class ImageSample:
     """Largest width and largest height."""
     largest_values: list[int] = field(default_factory=list)
     """Largest value of each file of 16 bits, of many files of the first ones."""
-    decoded: int = 0
-    """Number of files whose pixels were examined, among the first ones of the sample."""
-    blank: dict[str, str] = field(default_factory=dict)
-    """Files whose pixels all have one value, which is the text, for the first ones."""
-    num_blank: int = 0
-    dim: int = 0
-    """Number of decoded files of 8 bits whose largest value is below DIM."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Number of files whose pixels were examined, among the first ones of the sample (decoded), of those of them that
+    have 8 bits and no value from DIM on (dim), and of the files of each topic of `notes`."""
+    notes: dict[str, dict[str, str]] = field(default_factory=partial(defaultdict, dict))
+    """Text about each of the first files of a topic: the value that all pixels have (blank), the reason why boxes or
+    the mask do not fit the image (regions), the largest value of a mask of a record with several labels that has no
+    such class (mask_values), and the reason why a file cannot be read (damaged)."""
     means: dict[str, list[float]] = field(default_factory=dict)
     """Mean values of the decoded files of 8 bits, by split."""
     thumbnails: list[tuple[str, str, bytes]] = field(default_factory=list)
@@ -112,15 +112,6 @@ class ImageSample:
     """Key of each decoded file by its SHA-256."""
     traits: Counter[str] = field(default_factory=Counter)
     """Decoded files by trait, value, split and label, as JSON lists: what else may tell classes and splits apart."""
-    regions: dict[str, str] = field(default_factory=dict)
-    """Reason by record whose boxes or mask do not fit its image, for the first ones."""
-    num_regions: int = 0
-    mask_values: dict[str, str] = field(default_factory=dict)
-    """Largest value of the mask by record with several labels that has no such class, for the first ones."""
-    num_mask_values: int = 0
-    damaged: dict[str, str] = field(default_factory=dict)
-    """Reason by file, for the first ones."""
-    num_damaged: int = 0
 
     def add(self, record: Record, content: Content, options: RegionOptions) -> ImageFacts | None:
         """Add the header of one record's file, and whether its boxes and its mask fit it.
@@ -138,7 +129,7 @@ class ImageSample:
         try:
             facts = read_facts(data)
         except UserError as error:
-            self.add_damage(record, str(error))
+            self.note("damaged", record, str(error))
             return None
         self.photographs.append((photograph_of(record, data), record.split))
         self.formats[facts.format] += 1
@@ -167,17 +158,16 @@ class ImageSample:
             ImageError: If it cannot be decoded.
         """
         pixels = read_pixels(data, _DECODED_SIDE)
-        self.decoded += 1
+        self.counts["decoded"] += 1
         self.digests[hashlib.sha256(data).digest()] = record.key
         self.kinds["translucent"] += pixels.translucent > _MOSTLY_TRANSLUCENT
         if facts.bits == 8:
             self.means.setdefault(record.split, []).append(pixels.mean)
         self.thumbnails.append((record.key, record.split, pixels.thumbnail))
         if pixels.smallest == pixels.largest:
-            self.num_blank += 1
-            _keep_first(self.blank, record, str(pixels.largest))
+            self.note("blank", record, str(pixels.largest))
         elif facts.bits == 8 and pixels.largest < DIM:
-            self.dim += 1
+            self.counts["dim"] += 1
         traits = {
             "format": facts.format,
             "color": f"{facts.channels} with alpha" if facts.has_alpha else facts.channels,
@@ -198,14 +188,12 @@ class ImageSample:
                 record, content, options.boxes_of, facts.height, facts.width
             )
         except UserError as error:
-            self.num_regions += 1
-            _keep_first(self.regions, record, str(error))
+            self.note("regions", record, str(error))
             return
         if upright.mask is not None and record.labels:
             largest = largest_value(upright.mask)
             if largest > options.classes:  # 0 is the background
-                self.num_mask_values += 1
-                _keep_first(self.mask_values, record, str(largest))
+                self.note("mask_values", record, str(largest))
 
     def _add_sides(self, sides: Iterable[tuple[int, int]]) -> None:
         """Add the width and height of images to the extremes and to the medians' values."""
@@ -216,10 +204,11 @@ class ImageSample:
             if len(self.sides) < _MEDIAN_FILES:
                 self.sides.append((width, height))
 
-    def add_damage(self, record: Record, reason: str) -> None:
-        """Add a file that cannot be read."""
-        self.num_damaged += 1
-        _keep_first(self.damaged, record, reason)
+    def note(self, topic: str, record: Record, text: str) -> None:
+        """Count a file of a topic, and keep the text about it if it is one of the first."""
+        self.counts[topic] += 1
+        if len(self.notes[topic]) < _NAMED_FILES:
+            self.notes[topic][unquote(record.key)] = text
 
     def merge(self, sample: ImageSample) -> None:
         """Add another sample."""
@@ -239,13 +228,12 @@ class ImageSample:
             self.means.setdefault(split, []).extend(means)
         self.thumbnails += sample.thumbnails
         self.digests |= sample.digests
-        for name in ("decoded", "dim", "photographs", *(f"num_{topic}" for topic in _NAMED)):
-            setattr(self, name, getattr(self, name) + getattr(sample, name))
-        for topic in _NAMED:
-            reasons: dict[str, str] = getattr(self, topic)
-            for name, reason in getattr(sample, topic).items():
-                if len(reasons) < _NAMED_DAMAGES:
-                    reasons[name] = reason
+        self.photographs += sample.photographs
+        self.counts.update(sample.counts)
+        for topic, texts in sample.notes.items():
+            for name, text in texts.items():
+                if len(self.notes[topic]) < _NAMED_FILES:
+                    self.notes[topic][name] = text
 
     @property
     def typical_largest(self) -> int:
@@ -261,9 +249,9 @@ class ImageSample:
         """
         read = f"{self.files:,} of {records:,} headers" if self.files < records else "all headers"
         read += which
-        pixels = f"{self.decoded:,} decoded{which}"
+        pixels = f"{self.counts['decoded']:,} decoded{which}"
         words = [_counts_in_words(self.formats), _counts_in_words(self.kinds)]
-        words += [f"damaged {self.num_damaged:,}"] if self.num_damaged else []
+        words += [f"damaged {self.counts['damaged']:,}"] if self.counts["damaged"] else []
         yield Fact(
             name="images",
             value="; ".join(filter(None, words)),
@@ -294,7 +282,7 @@ class ImageSample:
             if most > self.typical_largest:
                 value += f" (in some files {most:,})"
             yield Fact(name="depth", value=f"{value} of 65,535", source=read)
-        elif self.files > self.num_damaged:
+        elif self.files > self.counts["damaged"]:
             yield Fact(name="depth", value="8 bits", source=read)
         if self.means:
             by_split = ", ".join(
@@ -307,15 +295,6 @@ class ImageSample:
                 value=f"{by_split} of 255, between images {between:.0f}",
                 source=pixels,
             )
-
-
-_NAMED = ("damaged", "blank", "regions", "mask_values")
-"""Topics of a sample that name the first records."""
-
-
-def _keep_first(reasons: dict[str, str], record: Record, reason: str) -> None:
-    if len(reasons) < _NAMED_DAMAGES:
-        reasons[unquote(record.key)] = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,8 +356,8 @@ class Preview:
     classes: tuple[str, ...]
     counts: RecordCounts
     tally: Tally
-    sample: ImageSample | None
-    """None for rows of a table."""
+    sample: ImageSample
+    """Sums over the image files; empty for rows of a table."""
     data: DataConfig
     comparison: StoreComparison | None = None
     """Records that a store has to which the others are to be appended; the sample is then of the others alone."""
@@ -494,7 +473,7 @@ class Preview:
             yield Fact(
                 name="new", value=f"{sampled:,} records that the store does not have", source="keys"
             )
-        if self.sample is not None and self.sample.files:
+        if self.sample.files:
             yield from self.sample.facts(
                 sampled, "" if self.comparison is None else " of new records"
             )
@@ -589,7 +568,7 @@ class ReadHeaders:
             content = self.source.read(record)
         except (UserError, OSError) as error:
             sample.files += 1
-            sample.add_damage(record, self._without_place(str(error), record))
+            sample.note("damaged", record, self._without_place(str(error), record))
             return 0
         facts = sample.add(record, content, self.regions)
         if facts is None or not is_decoded:
@@ -597,7 +576,7 @@ class ReadHeaders:
         try:
             sample.add_pixels(record, content.image, facts)
         except UserError as error:
-            sample.add_damage(record, str(error))
+            sample.note("damaged", record, str(error))
         return facts.height * facts.width
 
     def _without_place(self, text: str, record: Record) -> str:
@@ -638,9 +617,8 @@ def preview_source(
     Returns:
         The preview, still without findings.
     """
-    source, listing, sample = listed.source, listed.listing, None
+    source, listing, sample = listed.source, listed.listing, ImageSample()
     if source.columns is None:
-        sample = ImageSample()
         new = None if listed.comparison is None else listed.comparison.new
         rows = _sampled_rows(listing, files, new)
         starts = range(0, len(rows), _TASK_RECORDS)

@@ -12,16 +12,13 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
 
 from permafrost.config.data import FACTS_OF_FINDINGS, FINDINGS, STORE_FINDINGS, FileDataConfig
 from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
 from permafrost.sources.data_preview import Preview
 from permafrost.store.facts import Fact, Finding, read_data_facts
-
-if TYPE_CHECKING:
-    from permafrost.store.reader import Store
+from permafrost.store.reader import Store
 
 logger = logging.getLogger("permafrost.precompute")
 

@@ -26,7 +26,7 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.suggestions import suggest
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.core.records import NO_LABEL, Content, Record, Source
+from permafrost.core.records import NO_LABEL, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, Subject, run_shards
 from permafrost.sources.classes import composed
 from permafrost.sources.drawn_splits import with_drawn_splits
@@ -149,18 +149,9 @@ class ClassSubset:
                 )
         self.source = source
         self.classes = classes
-        self.name = source.name
-        self.revision = source.revision
-
-    @property
-    def frame_size(self) -> tuple[int, int] | None:
-        """(height, width) of all images; None where sizes differ or are unknown."""
-        return self.source.frame_size
-
-    @property
-    def columns(self) -> tuple[str, ...] | None:
-        """Names of a table's columns; None where records are images."""
-        return self.source.columns
+        self.name, self.revision = source.name, source.revision
+        self.frame_size, self.columns = source.frame_size, source.columns
+        self.read, self.where = source.read, source.where
 
     @property
     def tally(self) -> Tally:
@@ -194,14 +185,6 @@ class ClassSubset:
                     if box.label in new_labels
                 )
                 yield replace(record, label=new_labels[record.label], boxes=boxes)
-
-    def read(self, record: Record) -> Content:
-        """Return the bytes of a record."""
-        return self.source.read(record)
-
-    def where(self, record: Record) -> str:
-        """Return the location of a record for messages."""
-        return self.source.where(record)
 
 
 class PartedClassSubset(ClassSubset):
@@ -276,13 +259,6 @@ class ListPart:
         )
 
 
-def guess_records(source: Source) -> int:
-    """Guess the number of records from the bytes of a source in parts; 0 for one that is listed at once."""
-    if not isinstance(source, PartedSource):
-        return 0
-    return sum(source.parts().values()) // BYTES_PER_RECORD
-
-
 def list_source(
     source: Source, files: ListingFiles, seed: int, executor: Executor
 ) -> tuple[Listing, Tally]:
@@ -337,35 +313,6 @@ def classes_of_source(source: Source, listing: Listing) -> tuple[str, ...]:
     return source.classes
 
 
-def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[ShardPlan]:
-    """Plan the source's shards: its own tars if they can be used in place, new ones otherwise.
-
-    Args:
-        source: The source.
-        listing: Its records, as `list_source` has listed them.
-        config: Options of the store.
-
-    Raises:
-        ConfigError: If there are no records, if several have the same key, or if the tars cannot be used in place
-            although the options ask for it.
-    """
-    with named_repeats(source, listing):
-        in_place = (
-            source.plan_in_place(config.format, listing)
-            if isinstance(source, InPlaceSource)
-            else None
-        )
-        if in_place is None:
-            return plan_shards(listing, config.shard_size)
-        check_keys(listing)
-        require(
-            config.shard_size is None,
-            f"store.shard_size={config.shard_size} has no effect on tars that are used in place, one shard each; leave "
-            "it out, or set data.reference=never, which packs copies",
-        )
-        return in_place
-
-
 @dataclass(frozen=True)
 class ListedData:
     """Records of data that were listed, and what was met besides them."""
@@ -395,8 +342,31 @@ class ListedData:
         return replace(self, listing=listing, comparison=compare_listing(store, classes, listing))
 
     def plan_shards(self, options: StoreOptions) -> list[ShardPlan]:
-        """Return `plan_source` of the records."""
-        return plan_source(self.source, self.listing, options)
+        """Plan the source's shards: its own tars if they can be used in place, new ones otherwise.
+
+        Args:
+            options: Options of the store.
+
+        Raises:
+            ConfigError: If there are no records, if several have the same key, or if the tars cannot be used in place
+                although the options ask for it.
+        """
+        source, listing = self.source, self.listing
+        with named_repeats(source, listing):
+            in_place = (
+                source.plan_in_place(options.format, listing)
+                if isinstance(source, InPlaceSource)
+                else None
+            )
+            if in_place is None:
+                return plan_shards(listing, options.shard_size)
+            check_keys(listing)
+            require(
+                options.shard_size is None,
+                f"store.shard_size={options.shard_size} has no effect on tars that are used in place, one shard each; "
+                "leave it out, or set data.reference=never, which packs copies",
+            )
+            return in_place
 
 
 def list_data(
@@ -419,7 +389,8 @@ def list_data(
         ConfigError: If the source cannot be listed, or if a key is malformed.
     """
     source = build_source(config)
-    listing, tally = list_source(source, files, seed, choose(guess_records(source)))
+    size = sum(source.parts().values()) if isinstance(source, PartedSource) else 0
+    listing, tally = list_source(source, files, seed, choose(size // BYTES_PER_RECORD))
     listing = with_drawn_splits(listing, config, files, store)
     return ListedData(source, listing, tally)
 

@@ -37,13 +37,12 @@ from permafrost.storage.buckets import (
     read_again,
     wait_seconds,
 )
-from permafrost.storage.local_files import described_errors
+from permafrost.storage.local_files import PARTIAL_SUFFIX, described_errors
 
 logger = logging.getLogger("permafrost.cache")
 
 VARIABLE = "PERMAFROST_CACHE"
 """Environment variable of the cache folder, where no option names one."""
-_PARTIAL = ".partial"
 _ROOM = ".room"
 """Name of the file whose lock allows to make room."""
 WAIT_SECONDS = 120.0
@@ -126,7 +125,7 @@ class ObjectCache:
         """Download an object to its path, or wait until another process has."""
         _make_folder(path.parent)
         _remove_leftovers(self.folder)
-        partial = path.with_name(f".{path.name}{_PARTIAL}")
+        partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
         with _made_alone(partial, address) as descriptor:
             if descriptor is None or path.exists():
                 return
@@ -252,7 +251,7 @@ def local_copy(address: str, sibling: str = "") -> Path:
 def _copy(file: io.FileIO, path: Path) -> None:
     """Write an open file to a path, whole."""
     _make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
     file.seek(0)
     try:
         with partial.open("wb") as copy:
@@ -414,5 +413,5 @@ def _locked(path: Path) -> Iterator[None]:
 def _remove_leftovers(folder: Path) -> None:
     """Remove the files in the making of processes that have died, once per process."""
     for path in _files(folder):
-        if path.name.startswith(".") and path.name.endswith(_PARTIAL):
+        if path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX):
             _remove_unused(path)

@@ -703,7 +703,7 @@ class TeacherPass:
         Raises:
             ManifestError: If a file is missing or damaged.
         """
-        return self.fields.read_shard(self.stored_shard(shard))
+        return self.pass_of_shard(shard).fields.read_shard(self.stored_shard(shard))
 
     def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
         """Open the given fields of one shard, large ones as rows that are read on demand.
@@ -711,7 +711,7 @@ class TeacherPass:
         Raises:
             ManifestError: If a file is missing or damaged.
         """
-        return self.fields.open_shard(self.stored_shard(shard), fields)
+        return self.pass_of_shard(shard).fields.open_shard(self.stored_shard(shard), fields)
 
     @property
     def map_cells(self) -> str:
@@ -829,12 +829,6 @@ class JoinedPass(TeacherPass):
     def _is_later(self, shard: ShardEntry) -> bool:
         """Return whether a shard is of a generation after those that the pass covers."""
         return self.store.shards.number_of(shard.name) >= int(self._ends[-1])
-
-    def read_shard(self, shard: ShardEntry) -> Values:
-        return self.pass_of_shard(shard).read_shard(shard)
-
-    def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
-        return self.pass_of_shard(shard).open_shard(shard, fields)
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
         return self.pass_of_shard(shard).stored_shard(shard)

@@ -135,7 +135,7 @@ def _next_command(config: PreviewConfig, preview: Preview) -> str:
         and {split for split, _ in labeled} == {TRAIN}
         and max(labeled.values()) > 1
     ):
-        photographs = [each for each, _ in preview.sample.photographs] if preview.sample else []
+        photographs = [each for each, _ in preview.sample.photographs]
         typed.append("data.test_fraction=0.2")
         if isinstance(config.data, ImageFolderDataConfig) and len(
             set(find_bursts(photographs))

@@ -151,8 +151,8 @@ def _align(out: Tensor, norm: Tensor, shared: BcosSettings) -> Tensor:
 class BcosConv2d(nn.Module):
     """Convolution with unit-norm kernels, each output scaled by its cosine with the patch.
 
-    [B, in_channels, H, W] -> [B, out_channels, h, w], without a bias. The norm of a patch is that of the group's
-    channels, and includes the zeros of the padding.
+    [B, in_channels, H, W] -> [B, out_channels, h, w], without a bias. The norm of a patch includes the zeros of the
+    padding.
     """
 
     def __init__(
@@ -163,26 +163,22 @@ class BcosConv2d(nn.Module):
         kernel_size: int,
         stride: int = 1,
         padding: int = 0,
-        groups: int = 1,
     ) -> None:
         super().__init__()
         self.shared, self.padding = shared, padding
-        self.linear = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
-        )
+        self.linear = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         nn.init.kaiming_normal_(self.linear.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.linear
         unit = conv.weight / conv.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        out = F.conv2d(x, unit, None, conv.stride, self.padding, groups=conv.groups)
+        out = F.conv2d(x, unit, None, conv.stride, self.padding)
         return _align(out, self._patch_norm(x), self.shared)
 
     def _patch_norm(self, x: Tensor) -> Tensor:
-        """Norms of the patches, [B, 1, h, w], or [B, out_channels, h, w] with groups."""
+        """Norms of the patches, [B, 1, h, w]."""
         conv = self.linear
-        by_group = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:])
-        squares = by_group.sum(dim=2)
+        squares = to_float32(x).square().sum(dim=1, keepdim=True)
         if torch.compiler.is_exporting():  # torch.onnx leaves the divisor out
             area = conv.kernel_size[0] * conv.kernel_size[1]
             sums = area * F.avg_pool2d(squares, conv.kernel_size, conv.stride, self.padding)
@@ -190,10 +186,7 @@ class BcosConv2d(nn.Module):
             sums = F.avg_pool2d(
                 squares, conv.kernel_size, conv.stride, self.padding, divisor_override=1
             )
-        norm = (sums + _CONV_EPS).sqrt()
-        if conv.groups == 1:
-            return norm
-        return norm.repeat_interleave(conv.out_channels // conv.groups, dim=1)
+        return (sums + _CONV_EPS).sqrt()
 
 
 class BcosLinear(nn.Module):
@@ -258,7 +251,6 @@ class CenteredNorm(nn.Module):
         super().__init__()
         self.mode = shared.mode
         self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = None
         self.is_spatial = is_spatial
 
     def forward(self, x: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ class BcosClassifier(Classifier):
     """
 
     explainer = "bcos_weights"
+    head = None
+    """None, because the head must be differentiated by autograd."""
 
     def __init__(self, network: nn.Module, mode: ExplanationMode) -> None:
         """Wrap a network.
@@ -65,11 +67,6 @@ class BcosClassifier(Classifier):
         self.inner = network
         self.explanation_mode: ExplanationMode = mode
         mode.guard(network)
-
-    @property
-    def head(self) -> None:
-        """None, because the head must be differentiated by autograd."""
-        return None
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         """Compute the explained input, which requires a gradient if gradients are enabled."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.records import Box, Content, ImageSource, Record
 from permafrost_papers.interpretability.options import CellsDataConfig
-from permafrost_sources.demo import encode_png
+from permafrost_sources.demo import box_around, encode_png
 
 CLASSES = (
     "plain",
@@ -99,13 +99,8 @@ class CellsSource(ImageSource):
 
     def _boxes(self, split: str, number: int, label: int) -> tuple[Box, ...]:
         cell = draw_cell(np.random.default_rng([self.config.seed, SERIES[split], number]))
-        rows, columns = np.nonzero(cell_levels(cell, CLASSES[label], self.config.image_size))
-        if len(rows) == 0:
-            return ()
-        scale = 2.0 / self.config.image_size
-        x0, x1, y0, y1 = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
-        x0, y0, x1, y1 = (float(edge * scale - 1) for edge in (x0, y0, x1, y1))
-        return (Box(label=label, x0=x0, y0=y0, x1=x1, y1=y1),)
+        levels = cell_levels(cell, CLASSES[label], self.config.image_size)
+        return (box_around(levels > 0, label),) if levels.any() else ()
 
     def _draw(self, series: int, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         generator = np.random.default_rng([self.config.seed, series, number])

@@ -24,7 +24,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -66,24 +66,6 @@ class Labels:
     categories: tuple[str, ...]
     category_of: tuple[int, ...]
     """Index [C] into `categories` of the category in which the label's coverage is highest."""
-
-
-class ConceptSet(Protocol):
-    """Pictures by their number. A picture depends only on its number."""
-
-    @property
-    def labels(self) -> Labels:
-        """Concepts of the set."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
-        """Read one picture.
-
-        Args:
-            number: Number of the picture.
-            with_labels: False does not read separate label files.
-        """
 
 
 # ---- drawn concepts --------------------------------------------------------------------------------
@@ -231,6 +213,10 @@ class BrodenFolder:
     def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
         """Read one picture.
 
+        Args:
+            number: Number of the picture.
+            with_labels: False does not read separate label files.
+
         Raises:
             RecordError: If a file is missing or does not match its row.
         """
@@ -285,6 +271,10 @@ class BrodenFolder:
             ) from None
         except FileError as error:
             raise RecordError(f"{self.folder / INDEX}: {error}") from error
+
+
+ConceptSet: TypeAlias = DrawnConcepts | BrodenFolder
+"""Pictures by their number. A picture depends only on its number."""
 
 
 def decode_labels(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:

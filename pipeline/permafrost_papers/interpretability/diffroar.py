@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -93,58 +94,53 @@ def rank_quantiles(attributions: Tensor) -> Tensor:
     return ranks.to(torch.uint8)
 
 
-def keep_part(part: Part, fraction: float, fill: float) -> Callable[[RankedImages, Tensor], Tensor]:
-    """Build a function to images in which all other coordinates are set to `fill`: f32 [rows, C, H, W].
+def keep_part(
+    ranked: RankedImages, rows: Tensor, part: Part, fraction: float, fill: float
+) -> Tensor:
+    """Return images in which all other coordinates are set to `fill`: f32 [rows, C, H, W].
 
     Args:
+        ranked: The images.
+        rows: Numbers of those that are returned, i64 [rows].
         part: Part of the coordinates that is kept.
         fraction: Fraction that is kept.
         fill: Value of all others, in [0, 1].
     """
-
-    def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
-        kept = ranked.select(rows, part, fraction)
-        return torch.where(kept, ranked.images[rows].float() / 255, fill)
-
-    return inputs
+    kept = ranked.select(rows, part, fraction)
+    return torch.where(kept, ranked.images[rows].float() / 255, fill)
 
 
-def mask_of_part(part: Part, fraction: float) -> Callable[[RankedImages, Tensor], Tensor]:
-    """Build a function to the positions of a part as 0 and 1, without the image: f32 [rows, C, H, W].
+def mask_of_part(ranked: RankedImages, rows: Tensor, part: Part, fraction: float) -> Tensor:
+    """Return the positions of a part as 0 and 1, without the images: f32 [rows, C, H, W].
 
     Args:
+        ranked: The images.
+        rows: Numbers of those whose positions are returned, i64 [rows].
         part: Part of the coordinates.
         fraction: Fraction of the coordinates.
     """
-
-    def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
-        kept = ranked.select(rows, part, fraction).float()
-        return kept.expand(-1, ranked.images.shape[1], -1, -1)
-
-    return inputs
+    kept = ranked.select(rows, part, fraction).float()
+    return kept.expand(-1, ranked.images.shape[1], -1, -1)
 
 
-def build_probe(width: int) -> BuildProbe:
+def build_probe(classes: int, width: int) -> nn.Module:
     """Build three convolutions that each halve the image, and a linear layer on their spatial average.
 
     Args:
+        classes: Number of classes.
         width: Number of channels of the first convolution; the others have twice and four times as many.
     """
-
-    def build(classes: int) -> nn.Module:
-        layers: list[nn.Module] = []
-        channels = 3
-        for factor in (1, 2, 4):
-            layers += [
-                nn.Conv2d(channels, factor * width, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(factor * width),
-                nn.ReLU(),
-            ]
-            channels = factor * width
-        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
-        return nn.Sequential(*layers, *head)
-
-    return build
+    layers: list[nn.Module] = []
+    channels = 3
+    for factor in (1, 2, 4):
+        layers += [
+            nn.Conv2d(channels, factor * width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(factor * width),
+            nn.ReLU(),
+        ]
+        channels = factor * width
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return nn.Sequential(*layers, *head)
 
 
 def predictive_power(
@@ -162,7 +158,7 @@ def predictive_power(
     Args:
         train: Images to train on.
         test: Images to test on.
-        inputs: Function that transforms both, as of `keep_part` or `mask_of_part`.
+        inputs: Function that transforms both, such as `keep_part` or `mask_of_part` of a part.
         build: Function that builds the untrained probe.
         options: Options of the probe's training.
         seed: Seed of the probe's initialization and of the order of its batches.
@@ -239,7 +235,7 @@ def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:
     drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
     test = _ranked(context, np.sort(rows[drawn[: options.test_records]]))
     classes = len(context.store.manifest.classes)
-    return compare(train, test, build_probe(options.width), options, classes)
+    return compare(train, test, partial(build_probe, width=options.width), options, classes)
 
 
 def compare(
@@ -277,7 +273,7 @@ def compare(
     # The mean, without a copy of all images in another dtype.
     sums = [images.sum() for images in torch.split(train.images, 256)]
     fill = int(torch.stack(sums).sum()) / train.images.numel() / 255
-    parts = ("top", "bottom")
+    parts: tuple[Part, ...] = ("top", "bottom")
     runs: dict[str, dict[str, list[float]]] = {part: {} for part in parts}
     mask_only: dict[str, float] = {}
 
@@ -289,11 +285,13 @@ def compare(
     with progress(NAME, total=total, unit="probe") as bar:
         for fraction in options.keep:
             name = f"{100 * fraction:g}%"
-            for part in ("top", "bottom"):
-                masked_inputs = keep_part(part, fraction, fill)
+            for part in parts:
+                masked_inputs = partial(keep_part, part=part, fraction=fraction, fill=fill)
                 runs[part][name] = [power(masked_inputs, seed) for seed in options.seeds]
-            mask_only[name] = power(mask_of_part("top", fraction), options.seeds[0])
-        unmasked = power(keep_part("top", 1.0, fill), options.seeds[0])
+            mask_only[name] = power(
+                partial(mask_of_part, part="top", fraction=fraction), options.seeds[0]
+            )
+        unmasked = power(partial(keep_part, part="top", fraction=1.0, fill=fill), options.seeds[0])
     pairs = {
         name: np.subtract.outer(top, runs["bottom"][name]) for name, top in runs["top"].items()
     }

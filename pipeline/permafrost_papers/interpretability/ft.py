@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from permafrost.core.batches import Targets
 from permafrost.core.records import FEATURES
 from permafrost.losses.base import Needs, StudentOutput
-from permafrost.losses.feature_kd import FeatureKDLoss, covered_mse, pool_cells, stored_stages
+from permafrost.losses.feature_kd import covered_mse, pool_cells, stored_stages
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost_papers.interpretability.options import FTConfig
 from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining, PretrainedLoss
@@ -64,7 +64,7 @@ def last_stage(targets: Targets) -> tuple[Tensor, Tensor | None]:
     return values, targets.coverage.get(name)
 
 
-class FTLoss(PretrainedLoss, FeatureKDLoss):
+class FTLoss(PretrainedLoss):
     """Loss `factor_loss` of the last stages, in addition to labels and logits."""
 
     term = "ft"
@@ -84,9 +84,7 @@ class FTLoss(PretrainedLoss, FeatureKDLoss):
         self.reconstruction = _convolutions(channels, channels, teacher_channels, teacher_channels)
 
     @property
-    def pretraining(self) -> AuxiliaryPretraining | None:
-        if self.weight == 0:
-            return None
+    def pretraining(self) -> AuxiliaryPretraining:
         epochs = self.config.paraphraser_epochs
         return AuxiliaryPretraining(
             parameters=[*self.paraphraser.parameters(), *self.reconstruction.parameters()],

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from permafrost.core.batches import Targets
 from permafrost.core.distributed import DistributedContext
-from permafrost.losses.base import LossCallbacks, TeacherBatches
+from permafrost.losses.base import TeacherBatches
+from permafrost.losses.feature_kd import FeatureKDLoss
 
 logger = logging.getLogger("permafrost.training")
 
@@ -64,17 +65,15 @@ class AuxiliaryPretraining:
             parameter.grad = None
 
 
-class PretrainedLoss(LossCallbacks):
-    """Base of losses with auxiliary modules that are trained before the student."""
-
-    distributed: DistributedContext
+class PretrainedLoss(FeatureKDLoss):
+    """Base of losses with auxiliary modules that are trained before the student, unless nothing reads them."""
 
     @property
     @abstractmethod
-    def pretraining(self) -> AuxiliaryPretraining | None:
-        """Training of the auxiliary modules, None if nothing reads them."""
+    def pretraining(self) -> AuxiliaryPretraining:
+        """Training of the auxiliary modules."""
 
     def before_first_step(self, batches: TeacherBatches) -> bool:
-        if (phase := self.pretraining) is not None:
-            phase.run(batches, self.distributed)
-        return phase is not None
+        if self.weight > 0:
+            self.pretraining.run(batches, self.distributed)
+        return self.weight > 0

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from permafrost.core.batches import AnyLabels, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
-from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
 from permafrost_papers.interpretability.options import NUM_ROTATIONS, SSKDConfig
 from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining, PretrainedLoss
@@ -80,7 +79,7 @@ def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, mask: Tensor) -> 
     return tau**2 * torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-class SSKDLoss(PretrainedLoss, FeatureKDLoss):
+class SSKDLoss(PretrainedLoss):
     """Loss lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of rotated ones."""
 
     term = "ss"
@@ -119,9 +118,7 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
             )
 
     @property
-    def pretraining(self) -> AuxiliaryPretraining | None:
-        if self.weight == 0:
-            return None
+    def pretraining(self) -> AuxiliaryPretraining:
         epochs = self.config.head_epochs
         return AuxiliaryPretraining(
             parameters=list(self.teacher_head.parameters()),

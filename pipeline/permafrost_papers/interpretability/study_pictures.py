@@ -11,6 +11,7 @@ from torch import Tensor
 
 from permafrost.evaluation.results import load_written
 from permafrost.store.reader import Store
+from permafrost_papers.interpretability import dissection, gradient_alignment
 from permafrost_report.evaluator_sections import PictureFigure
 from permafrost_report.pictures import (
     PictureRow,
@@ -21,7 +22,6 @@ from permafrost_report.pictures import (
 )
 from permafrost_report.student_results import StudentResult, select_first_seed
 
-_DISSECTION = "dissection"
 _UNITS = 6
 
 
@@ -33,10 +33,12 @@ def dissection_figures(
     rows = []
     for result in networks:
         for split, metrics in result.metrics.items():
-            name = f"{_DISSECTION}-{split}.safetensors"
-            if _DISSECTION in metrics and (result.evaluation / name).exists():
+            name = f"{dissection.NAME}-{split}.safetensors"
+            if dissection.NAME in metrics and (result.evaluation / name).exists():
                 tensors = load_written(result.evaluation, name)
-                rows.append(_row(result.label, tensors, metrics[_DISSECTION]["top_units"][:_UNITS]))
+                rows.append(
+                    _row(result.label, tensors, metrics[dissection.NAME]["top_units"][:_UNITS])
+                )
                 break  # results do not depend on the split
     if not rows:
         return []
@@ -64,7 +66,6 @@ def _row(
 # ---- gradient pictures -----------------------------------------------------------------------------
 
 
-_GRADIENTS = "gradient_alignment"
 _DEVIATIONS = 3.0
 """Standard deviations from 0 at which a value of a gradient is black or full."""
 
@@ -82,9 +83,9 @@ def gradient_figures(
         rows: list[PictureRow] = []
         records = None
         for result in networks:
-            name = f"{_GRADIENTS}-{split}.safetensors"
+            name = f"{gradient_alignment.NAME}-{split}.safetensors"
             is_there = (result.evaluation / name).exists()
-            if _GRADIENTS not in result.metrics.get(split, {}) or not is_there:
+            if gradient_alignment.NAME not in result.metrics.get(split, {}) or not is_there:
                 continue
             tensors = load_written(result.evaluation, name)
             if records is None:

@@ -25,11 +25,8 @@ class Probes:
 
     feature_of: Tensor
     """Feature, 0 to d - 1, of each value of an input, i64 [*shape]."""
-    amplitude: Tensor | None
-    """Displacement of each value by one step, f64 [*shape]. None moves each value by its own amount, so a step back
-    removes a feature and a step forward doubles it."""
-    grid: tuple[int, int] | None = None
-    """(rows, columns) of the features, None for a table."""
+    amplitude: Tensor
+    """Displacement of each value by one step, f64 [*shape]."""
 
     @cached_property
     def num_features(self) -> int:
@@ -47,18 +44,11 @@ class Probes:
             f"probes for inputs {tuple(self.feature_of.shape)} do not fit an input {tuple(record.shape)}",
             ValueError,
         )
-        return record.detach() if self.amplitude is None else self.amplitude.to(record)
-
-    def members(self, like: Tensor) -> Tensor:
-        """Return the membership of flattened values in features, 0 or 1 in [values, d].
-
-        Args:
-            like: Tensor whose dtype and device the result has.
-        """
-        return self._members.to(like)
+        return self.amplitude.to(record)
 
     @cached_property
-    def _members(self) -> Tensor:
+    def members(self) -> Tensor:
+        """Membership of flattened values in features, bool [values, d]."""
         return self.feature_of.flatten()[:, None] == torch.arange(self.num_features)
 
     def scale_amplitudes(self, scales: Tensor) -> Probes:
@@ -66,12 +56,7 @@ class Probes:
 
         Args:
             scales: [d].
-
-        Raises:
-            ValueError: If the probes have no amplitude.
         """
-        if self.amplitude is None:
-            raise ValueError("probes without an amplitude cannot be scaled")
         return replace(self, amplitude=self.amplitude * scales.double()[self.feature_of])
 
 
@@ -107,9 +92,7 @@ def pixel_probes(size: tuple[int, int], grid: tuple[int, int], channels: int = 3
     )
     feature_of = (row[:, None] * grid[1] + column).expand(channels, *size).contiguous()
     num_values = torch.bincount(feature_of.flatten())
-    return Probes(
-        feature_of=feature_of, amplitude=num_values.double().rsqrt()[feature_of], grid=grid
-    )
+    return Probes(feature_of=feature_of, amplitude=num_values.double().rsqrt()[feature_of])
 
 
 def feature_scales(batches: Iterable[Tensor], probes: Probes) -> Tensor:
@@ -117,14 +100,9 @@ def feature_scales(batches: Iterable[Tensor], probes: Probes) -> Tensor:
 
     Args:
         batches: Inputs [B, *shape].
-        probes: Probes with an amplitude.
-
-    Raises:
-        ValueError: If the probes have no amplitude.
+        probes: Directions of the features.
     """
-    if probes.amplitude is None:
-        raise ValueError("probes without an amplitude have no separate scale")
-    members, amplitude = probes.members(probes.amplitude), probes.amplitude
+    members, amplitude = probes.members.to(probes.amplitude), probes.amplitude
     places = torch.cat([(batch.cpu() * amplitude).flatten(1) @ members for batch in batches])
     # Sorting makes the sum independent of the order of the records, down to the last bit.
     return places.sort(dim=0).values.std(dim=0, correction=0)
@@ -187,7 +165,7 @@ def squared_curvature(
         step: Step of central differences of gradients, None for the exact second derivative.
         directions_per_pass: Number of inputs per forward pass (twice as many with a step), which limits the memory.
     """
-    steps, members = probes.steps(record), probes.members(record)
+    steps, members = probes.steps(record), probes.members.to(record)
     num_features = probes.num_features
     second = torch.empty(len(signs) * num_features, num_features, dtype=torch.float64)
     for rows in torch.arange(len(second)).chunk(_passes(len(second), directions_per_pass)):
@@ -265,7 +243,7 @@ def squared_ablations(
     Returns:
         f64 [d, d] on the CPU.
     """
-    steps, members = probes.steps(record), probes.members(record)
+    steps, members = probes.steps(record), probes.members.to(record)
     first, second = torch.combinations(torch.arange(probes.num_features)).T
 
     def without(*features: Tensor) -> Tensor:
@@ -293,16 +271,15 @@ def squared_ablations(
 
 
 def refuse_piecewise_linear(
-    network: LogitFunction, record: Tensor, modules: nn.Module | None = None
+    network: LogitFunction, record: Tensor, owner: nn.Module | None
 ) -> None:
     """Raise ConfigError if a part of the network is piecewise linear, with zero or undefined second derivatives.
 
     Args:
         network: Frozen network.
         record: Input [*shape], on which it is run if no module tells.
-        modules: Module that `network` calls, for the names of its parts, or None if `network` is a module itself.
+        owner: Module that `network` calls or is, for the names of its parts; None if it is not known.
     """
-    owner = network if modules is None and isinstance(network, nn.Module) else modules
     parts = [
         f"{name} ({type(module).__name__})"
         for name, module in (owner.named_modules() if owner is not None else ())

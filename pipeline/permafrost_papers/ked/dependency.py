@@ -149,7 +149,7 @@ def measure_dependency(
                 if num_classes == 0:
                     num_classes = _num_classes(network, record, centered)
                     if derivative == "hvp":
-                        refuse_piecewise_linear(network, record, modules)
+                        refuse_piecewise_linear(network, record, owner)
                 if derivative == "ablate":
                     squares = squared_ablations(
                         network,

@@ -79,17 +79,23 @@ def group_features(
 
     Raises:
         ConfigError: If no feature depends on another, or fewer do than superfeatures are asked for.
-        ValueError: If the arguments do not fit each other.
+        ValueError: If a table has null features, and no correlation is given.
     """
     weights = symmetric(dependency.double().cpu()).numpy()
     live = _live(weights)
     null = np.setdiff1d(np.arange(len(weights)), live)
     most = number if levels is None else levels
-    _check(number, live, weights)
-    _check(most, live, weights)
-    require(most >= number, f"levels={most} must be >= number={number}", ValueError)
-    if grid is not None and grid[0] * grid[1] != len(weights):
-        raise ValueError(f"the grid {grid} does not have the {len(weights)} features of the matrix")
+    require(
+        len(live) != 0,
+        f"none of the {len(weights)} features depends on another, so they cannot be grouped; if a global average "
+        "pooling makes logits linear in the cells, probe pixel blocks or cut the trunk earlier; if the network "
+        "has ReLUs, use derivative=fd, because its exact second derivatives are zero",
+    )
+    require(
+        1 <= most <= len(live),
+        f"{most} superfeatures are not possible with {len(live)} features that depend on others; choose 1 to "
+        f"{len(live)}",
+    )
     k = max(_MIN_NEIGHBORS, len(live) // 8) if neighbors is None else neighbors
     graph = sparsify((weights / weights.max())[np.ix_(live, live)].round(_DECIMALS), k)
     communities = _louvain(graph, seed, resolution)
@@ -141,20 +147,6 @@ def sparsify(weights: NDArray[np.float64], neighbors: int) -> NDArray[np.float64
     kept = np.zeros(weights.shape, dtype=bool)
     np.put_along_axis(kept, strongest, True, axis=1)
     return np.where(kept | kept.T, weights, 0.0)
-
-
-def _check(number: int, live: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
-    require(
-        len(live) != 0,
-        f"none of the {len(weights)} features depends on another, so they cannot be grouped; if a global average "
-        "pooling makes logits linear in the cells, probe pixel blocks or cut the trunk earlier; if the network "
-        "has ReLUs, use derivative=fd, because its exact second derivatives are zero",
-    )
-    require(
-        1 <= number <= len(live),
-        f"{number} superfeatures are not possible with {len(live)} features that depend on others; choose 1 to "
-        f"{len(live)}",
-    )
 
 
 def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArray[np.int64]:

@@ -213,13 +213,10 @@ class PartitionSearch:
         return {
             **{name: teaching[name] for name in _MEASURED_BY},
             "superfeatures": self.teacher.superfeatures,
-            "levels": self._levels(),
+            "levels": max(self.teacher.superfeatures, self.teaching.levels),
             "grid": list(self.teacher.grid) if self.teacher.columns is None else None,
             **({} if self.device == "cpu" else {"device": self.device}),
         }
-
-    def _levels(self) -> int:
-        return max(self.teacher.superfeatures, self.teaching.levels)
 
     def _probed_size(self) -> tuple[int, int]:
         side = teacher_input_size(self.black_box)
@@ -305,7 +302,7 @@ class PartitionSearch:
         grouping = group_features(
             measured.matrix,
             teacher.superfeatures,
-            levels=max(teacher.superfeatures, min(self._levels(), dependent)),
+            levels=max(teacher.superfeatures, min(teaching.levels, dependent)),
             seed=teaching.grouping_seed,
             grid=teacher.grid if teacher.columns is None else None,
             correlation=self._correlation() if teacher.columns else None,

@@ -37,6 +37,8 @@ class AdditiveClassifier(Classifier):
     """Base of additive networks."""
 
     assignments: Tensor
+    head = None
+    """None, because a mask is applied before the average."""
 
     def __init__(self, config: AdditiveModelConfig, num_features: int | None = None) -> None:
         """Build the partition.
@@ -55,11 +57,6 @@ class AdditiveClassifier(Classifier):
     def network(self) -> AdditiveClassifier:
         """The network itself."""
         return self
-
-    @property
-    def head(self) -> None:
-        """None, because a mask is applied before the average."""
-        return None
 
     @property
     def partition(self) -> Partition:

@@ -48,16 +48,24 @@ def row_content(values: NDArray[np.float32]) -> tuple[str, ...]:
     return (base64.b64encode(values.astype("<f4").tobytes()).decode(),)
 
 
-def read_row(record: Record) -> Content:
-    """Return the row as it is stored.
+class _RowSource:
+    """Base of sources of rows, which records contain."""
 
-    Raises:
-        RowError: If it cannot be stored.
-    """
-    encoded, *complaints = record.content
-    if complaints:
-        raise RowError(complaints[0])
-    return Content(image=encode_row(np.frombuffer(base64.b64decode(encoded), "<f4")), suffix=SUFFIX)
+    revision = 1
+    frame_size = None
+
+    def read(self, record: Record) -> Content:
+        """Return the row as it is stored.
+
+        Raises:
+            RowError: If it cannot be stored, as a cell is not a finite number (data.on_error=skip).
+        """
+        encoded, *complaints = record.content
+        if complaints:
+            raise RowError(complaints[0])
+        return Content(
+            image=encode_row(np.frombuffer(base64.b64decode(encoded), "<f4")), suffix=SUFFIX
+        )
 
 
 # ---- table -----------------------------------------------------------------------------------------
@@ -71,15 +79,13 @@ class _Contents(NamedTuple):
     features: Features
 
 
-class TableSource:
+class TableSource(_RowSource):
     """Source of a table's rows; records contain their values, so only the listing process reads the file.
 
     That process holds the columns of the whole table, but no object for each row.
     """
 
     name = "table"
-    revision = 1
-    frame_size = None
 
     def __init__(self, config: TableDataConfig) -> None:
         self.config = config
@@ -106,14 +112,6 @@ class TableSource:
             values = features.values[row]
             content = row_content(values) if reason is None else ("", reason)
             yield replace(record, content=content)
-
-    def read(self, record: Record) -> Content:
-        """Return the row.
-
-        Raises:
-            RowError: If a cell is not a finite number (data.on_error=skip).
-        """
-        return read_row(record)
 
     def where(self, record: Record) -> str:
         """Return the table's file."""
@@ -211,11 +209,8 @@ class TableSource:
 # ---- sklearn table ---------------------------------------------------------------------------------
 
 
-class SklearnTableSource:
+class SklearnTableSource(_RowSource):
     """Source of one such table, in its own order of rows, columns and classes."""
-
-    revision = 1
-    frame_size = None
 
     def __init__(self, config: SklearnTableDataConfig) -> None:
         self.config = config
@@ -246,10 +241,6 @@ class SklearnTableSource:
             )
         )
         return split_off_test(records, self.config.test_fraction)
-
-    def read(self, record: Record) -> Content:
-        """Return the row."""
-        return read_row(record)
 
     def where(self, record: Record) -> str:
         """Return the name of the data set."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,6 @@ from permafrost_papers.unicam.estimators import (
     InnerProducts,
     feature_distances,
     label_features,
-    merge_blocks,
 )
 from permafrost_papers.unicam.options import (
     DistanceCorrelationOptions,
@@ -324,17 +324,16 @@ def _table(
     }
     if labels:
         named[_LABELS] = labels
-    return merge_blocks(
-        [
-            InnerProducts.from_distances(
-                {name: blocks[block] for name, blocks in named.items()},
-                biased=not labels,
-                permutations=permutations,
-                seed=derive_seed(seed, "permutations", block),
-            )
-            for block in range(len(next(iter(named.values()))))
-        ]
+    of_blocks = (
+        InnerProducts.from_distances(
+            {name: blocks[block] for name, blocks in named.items()},
+            biased=not labels,
+            permutations=permutations,
+            seed=derive_seed(seed, "permutations", block),
+        )
+        for block in range(len(next(iter(named.values()))))
     )
+    return reduce(InnerProducts.merge, of_blocks)
 
 
 EVALUATOR = Evaluator(

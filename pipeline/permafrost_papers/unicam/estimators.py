@@ -18,9 +18,8 @@ Shape letters: n records, p values of a feature, m named distance matrices.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -377,11 +376,6 @@ def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
         shuffled = last[orders[:, rows], orders[:, columns]]
         parts.append(2 * (stacked @ shuffled.T) / (n * (n - 3)))
     return torch.cat(parts, dim=1)
-
-
-def merge_blocks(parts: Sequence[InnerProducts]) -> InnerProducts:
-    """Merge all blocks."""
-    return reduce(InnerProducts.merge, parts)
 
 
 # ---- labels --------------------------------------------------------------------------------------

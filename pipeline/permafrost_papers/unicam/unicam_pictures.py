@@ -28,6 +28,8 @@ from permafrost.models.saved import SavedNetwork
 from permafrost.storage.signed_files import damaged
 from permafrost.storage.untrusted import FormatError, load_tensors, tensor_metadata
 from permafrost.store.reader import Store
+from permafrost_papers.unicam.maps import REDUCTIONS
+from permafrost_papers.unicam.residual_maps import NAME
 from permafrost_report.evaluator_sections import PictureFigure
 from permafrost_report.model_selection import read_evaluation
 from permafrost_report.pictures import (
@@ -38,14 +40,12 @@ from permafrost_report.pictures import (
 )
 from permafrost_report.student_results import StudentResult, select_first_seed
 
-EVALUATOR_NAME = "unicam"
 _PAIRS = {
     "student_given_baseline": "distilled",
     "student_given_teacher": "beyond teacher",
     "teacher_given_student": "only teacher",
     "baseline_given_student": "lost",
 }
-_REDUCTIONS = ("cam", "hirescam")
 _THROUGH_DEPTHS = ("student_given_baseline", "teacher_given_student")
 """Pairs whose maps are shown depth by depth: distilled and residual features."""
 
@@ -65,7 +65,7 @@ class _Maps(NamedTuple):
 
     def row(self, title: str, pair: str, depth: str) -> list[PictureRow]:
         """Return the row of a pair at a depth, with the first available reduction, or [] if there is none."""
-        names = (f"{pair}/{depth}/{reduction}/map" for reduction in _REDUCTIONS)
+        names = (f"{pair}/{depth}/{reduction}/map" for reduction in REDUCTIONS)
         maps = next((self.tensors[name] for name in names if name in self.tensors), None)
         return (
             [] if maps is None else [PictureRow(title, overlays(self.frames, maps.float().numpy()))]
@@ -86,7 +86,7 @@ def unicam_figures(
         students: list[_Maps] = []
         records = None
         for result in select_first_seed(results):
-            name = f"{EVALUATOR_NAME}-{split}.safetensors"
+            name = f"{NAME}-{split}.safetensors"
             if not (result.evaluation / name).exists():
                 continue
             tensors, header = _read(check_written(result.evaluation, name))

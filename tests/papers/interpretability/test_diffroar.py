@@ -1,6 +1,7 @@
 """DiffROAR of rankings with a known value: the truth, its inverse, a random one and one that leaks the label."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_no_part_is_empty_and_a_whole_part_is_the_image(side):
         assert not whole.select(rows, part, 0).any()
         assert whole.select(rows, part, 1).all()
         assert whole.select(rows, part, 0.25).float().mean() == 0.25
-        assert torch.equal(keep_part(part, 1, 0.5)(whole, rows), images / 255)
+        assert torch.equal(keep_part(whole, rows, part, 1, 0.5), images / 255)
 
 
 @pytest.mark.slow
@@ -187,8 +188,8 @@ def test_what_is_not_kept_is_filled_and_a_pixel_is_kept_whole():
     train = RankedImages(images, rank_quantiles(attributions), torch.zeros(2, dtype=torch.int64))
     rows = torch.tensor([1])
 
-    top, bottom = (keep_part(part, 0.5, -1.0)(train, rows) for part in ("top", "bottom"))
-    places = mask_of_part("top", 0.5)(train, rows)
+    top, bottom = (keep_part(train, rows, part, 0.5, -1.0) for part in ("top", "bottom"))
+    places = mask_of_part(train, rows, "top", 0.5)
 
     assert places[0].flatten(1).tolist() == [[1, 0, 1, 0]] * 3
     assert torch.equal(top == -1, places == 0)
@@ -206,7 +207,11 @@ def test_the_probe_of_images_learns_a_color():
     train = RankedImages(images.to(torch.uint8), order, labels)
 
     found = compare(
-        train, train, build_probe(4), DiffroarOptions(keep=(0.5,), seeds=(0,), epochs=30), 3
+        train,
+        train,
+        partial(build_probe, width=4),
+        DiffroarOptions(keep=(0.5,), seeds=(0,), epochs=30),
+        3,
     )
 
     assert found["unmasked"] == 1

@@ -98,11 +98,8 @@ def test_the_paraphraser_learns_to_give_features_back_and_the_student_never_move
 def test_without_weight_there_is_nothing_to_train_or_to_ask():
     loss = build_loss(FTConfig(lambda_ft=0.0))
 
-    assert (loss.needs.intermediates, loss.needs.outputs, loss.pretraining) == (
-        NO_INTERMEDIATES,
-        (),
-        None,
-    )
+    assert (loss.needs.intermediates, loss.needs.outputs) == (NO_INTERMEDIATES, ())
+    assert not loss.before_first_step(None)
 
 
 def test_options_out_of_range_are_refused():

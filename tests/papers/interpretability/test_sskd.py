@@ -192,11 +192,8 @@ def test_the_teachers_head_learns_the_task_and_the_student_never_moves_it():
 def test_without_similarities_no_feature_is_read_and_no_head_trained():
     loss = build_loss(SSKDConfig(lambda_ss=0.0))
 
-    assert (loss.needs.intermediates, loss.needs.outputs, loss.pretraining) == (
-        NO_INTERMEDIATES,
-        (),
-        None,
-    )
+    assert (loss.needs.intermediates, loss.needs.outputs) == (NO_INTERMEDIATES, ())
+    assert not loss.before_first_step(None)
 
 
 def test_options_out_of_range_are_refused():

@@ -11,23 +11,12 @@ from torch import nn
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import freeze
-from permafrost_papers.ked.curvature import (
-    Probes,
-    feature_scales,
-    pixel_probes,
-    table_probes,
-)
+from permafrost_papers.ked.curvature import feature_scales, pixel_probes, table_probes
 from permafrost_papers.ked.dependency import DependencySums, measure_dependency
 from permafrost_papers.ked.grouping import group_features
 from tests.support.superfeatures import GROUPS, Additive, groups_of, keyed_rows, measured
 
 INSIDE = torch.zeros(9, 9, dtype=torch.bool)
-
-CELLS = Probes(
-    feature_of=torch.arange(64).view(8, 8).expand(3, 8, 8).contiguous(), amplitude=None, grid=(8, 8)
-)
-"""Cells of a trunk's features [3, 8, 8], each along its own activation."""
-
 
 for members in GROUPS:
     INSIDE[np.ix_(members, members)] = True
@@ -236,7 +225,7 @@ def test_equal_values_share_their_rank():
     assert total.split_half == pytest.approx(1.5 / math.sqrt(1.5 * 2))
 
 
-# ---- images and trunks ---------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 
 class Quadrants(Classifier):
@@ -287,34 +276,18 @@ def test_the_quadrants_that_a_network_of_images_keeps_apart_are_found(derivative
         modules=model,
         directions_per_pass=5,
     )
-    grouping = group_features(total.matrix, 4, grid=probes.grid)
+    grouping = group_features(total.matrix, 4, grid=(4, 4))
 
     assert groups_of(grouping.partition.assignment(4)) == QUADRANTS
     assert grouping.partition.grid == (4, 4)
 
 
-def test_the_cells_of_a_trunk_are_probed_along_their_own_activation():
-    model, (keys, features) = freeze(Quadrants().double()), keyed_images()
-
-    total = measure_dependency(
-        lambda x: model.forward_head(x, None), [(keys, features.double())], CELLS
-    )
-
-    cell = torch.arange(64).view(8, 8)
-    w = total.matrix
-    assert w[cell[:4, :4].flatten()][:, cell[:4, 4:].flatten()].max() < 1e-12
-    assert w[0, 1] > 0
-    quiet = features.double().clone()
-    quiet[:, :, 0, 0] = 0  # a cell without activation has no direction
-    w = measure_dependency(lambda x: model.forward_head(x, None), [(keys, quiet)], CELLS).matrix
-    assert w[0].max() == w[:, 0].max() == 0
-
-
 def test_a_head_that_averages_its_features_is_told_so():
     linear = freeze(nn.Linear(3, 5))
     keys, features = keyed_images(2)
+    probes = pixel_probes((8, 8), (8, 8))
 
-    total = measure_dependency(lambda x: linear(x.mean(dim=(2, 3))), [(keys, features)], CELLS)
+    total = measure_dependency(lambda x: linear(x.mean(dim=(2, 3))), [(keys, features)], probes)
 
     with pytest.raises(ConfigError, match=r"global average pooling .*, probe pixel blocks"):
         group_features(total.matrix, 2, grid=(8, 8))

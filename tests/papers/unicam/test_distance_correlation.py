@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,6 @@ from permafrost_papers.unicam.estimators import (
     feature_distances,
     inner,
     label_features,
-    merge_blocks,
     num_records,
     semi_partial,
     square,
@@ -246,7 +247,9 @@ def test_a_ratio_of_sums_is_not_biased_by_small_blocks_and_a_mean_of_ratios_is()
     ratios = torch.stack([block.correlation("x", "y") for block in blocks])
     error = float(ratios.std() / len(ratios) ** 0.5)
 
-    assert float(merge_blocks(blocks).correlation("x", "y")) == pytest.approx(truth, abs=3 * error)
+    assert float(reduce(InnerProducts.merge, blocks).correlation("x", "y")) == pytest.approx(
+        truth, abs=3 * error
+    )
     assert float(ratios.mean()) < truth - 3 * error
 
 
@@ -257,8 +260,11 @@ def test_blocks_add_up_to_the_same_numbers_however_they_are_shared_out(ranks):
         products(a=a, b=a[:, :5], g=g) for a, g in zip(x.split(32), hot.split(32), strict=True)
     ]
 
-    whole = merge_blocks(blocks)
-    shared = merge_blocks([merge_blocks(blocks[rank::ranks]) for rank in range(ranks)])
+    whole = reduce(InnerProducts.merge, blocks)
+    shared = reduce(
+        InnerProducts.merge,
+        [reduce(InnerProducts.merge, blocks[rank::ranks]) for rank in range(ranks)],
+    )
 
     torch.testing.assert_close(shared.sums, whole.sums, rtol=1e-12, atol=0)
     assert (shared.records, shared.blocks, shared.freedom) == (384, 12, 12 * 32 * 29 // 2)
@@ -381,8 +387,8 @@ def test_permutations_add_up_over_blocks_and_need_to_be_asked_for():
     x, hot = labeled(60)
     parts = [permuted(s, hot[s::2], x=x[s::2]) for s in range(2)]
 
-    assert merge_blocks(parts).permuted.shape == (2, 199)
-    assert merge_blocks(parts).permutation_p("x") == 1 / 200
+    assert reduce(InnerProducts.merge, parts).permuted.shape == (2, 199)
+    assert reduce(InnerProducts.merge, parts).permutation_p("x") == 1 / 200
     with pytest.raises(ValueError, match="without permutations"):
         products(x=x, labels=hot).permutation_p("x")
 
