@@ -83,7 +83,7 @@ def test_all_that_an_npz_lacks_is_said_at_once(tmp_path):
     for said in (
         "is format=npz, logits [20, 4], map [24, 7, 2, 2, 5, 5], notes. 4 things are missing or wrong: (1) ",
         "format.explainer=None must say what made the maps, among (",
-        "; other: Maps that only the teacher can make: people's maps",
+        "; other: Maps that only the teacher can make, such as people's",
         "or an explainer of yours with 'plugins=[<its file>.py]'",
         "map has shape [7, 2, 2, 5, 5] per record, in place of [target, channel, y, x]",
         "has no array keys; name a text file",

@@ -22,7 +22,7 @@ from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
-from permafrost.models.explanations import map_grid, require_places, warn_of_coarse_grid
+from permafrost.models.explanations import gradcam, map_grid, require_places, warn_of_coarse_grid
 from permafrost.models.providers import build_model, name_weights, provider_of
 from permafrost.models.saved import TrainedModel
 from permafrost.models.weights import load_weights, read_state_dict
@@ -294,8 +294,8 @@ def test_a_student_whose_explanation_has_one_cell_is_refused_with_the_way_out(fr
 
     with pytest.raises(ConfigError, match=message):
         distill.run(config)
-    assert map_grid(build_model(student, 10), (16, 16)) == (1, 1)
-    assert map_grid(build_model(student, 10), (64, 64)) == (2, 2)
+    assert map_grid(build_model(student, 10), (16, 16), gradcam) == (1, 1)
+    assert map_grid(build_model(student, 10), (64, 64), gradcam) == (2, 2)
 
 
 def test_a_teacher_of_one_cell_is_refused_and_a_coarse_one_is_warned_of(caplog):
