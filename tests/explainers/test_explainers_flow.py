@@ -20,7 +20,7 @@ from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.explanations import explainer_named, forward_to_explain
 from permafrost.models.providers import build_model, freeze
-from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
@@ -64,28 +64,13 @@ def of_pass(stores, line):
     return StoreOptions(path=str(frozen.store.path), teacher=(names[line],))
 
 
-def save_copy_of_teacher(frozen, run, passes):
-    """Save a student with the teacher's weights."""
-    folder = RUNS / run / "distill"
-    folder.mkdir(parents=True)
-    config = replace(frozen.config.teacher, weights=None)
-    trained = TrainedModel(
-        config=config,
-        num_classes=10,
-        input_size=(16, 16),
-        classes=tuple(frozen.store.manifest.classes),
-        teachers=passes,
-    )
-    save_model(folder, build_model(frozen.config.teacher, 10), trained)
-
-
 @pytest.mark.parametrize("line", LINES)
 def test_a_student_with_its_teachers_weights_has_its_maps(stores, line):
-    frozen, names = stores
-    save_copy_of_teacher(frozen, "copy", (names[line],))
+    frozen, _ = stores
     options = evaluate_config(frozen, "copy", splits=("test",))
+    copy = {"model": "teacher", "teacher": frozen.config.teacher}
 
-    result = evaluate.run(replace(options, store=of_pass(stores, line)))
+    result = evaluate.run(replace(options, store=of_pass(stores, line), **copy))
 
     assert result.splits["test"]["map_cosine"] == pytest.approx(1, abs=1e-4)
     assert result.splits["test"]["valid_map_fraction"] > 0.5
