@@ -13,10 +13,7 @@ import pytest
 
 from permafrost.cluster.placement import ClusterError
 from permafrost.cluster.session import _warn_of_cluster, ray_session
-from permafrost.config.cluster import (
-    ExistingClusterConfig,
-    LocalClusterConfig,
-)
+from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.compose import compose
 from permafrost.config.environment import THREAD_ENVIRONMENT
 from permafrost.config.paths import place_paths, with_absolute_paths

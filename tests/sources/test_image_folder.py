@@ -14,11 +14,7 @@ from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import MAX_KEY_BYTES, escape_key
 from permafrost.sources.image_files import BROKEN_LINKS, LEFT_OUT, LEFTOVERS
 from permafrost.sources.source import build_source
-from tests.support.image_sets import (
-    by_key,
-    folder_config,
-    write_images,
-)
+from tests.support.image_sets import by_key, folder_config, write_images
 from tests.support.items import for_each
 from tests.support.listings import plan_records
 from tests.support.paths import ROOT

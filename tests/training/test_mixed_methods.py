@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from permafrost.config.augment import (
-    AugmentOptions,
-    MixConfig,
-    OperationConfig,
-    RandomViewsConfig,
-)
+from permafrost.config.augment import AugmentOptions, MixConfig, OperationConfig, RandomViewsConfig
 from permafrost.config.families import FAMILIES
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError

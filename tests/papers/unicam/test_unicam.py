@@ -6,10 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost_papers.unicam.estimators import (
-    InnerProducts,
-    feature_distances,
-)
+from permafrost_papers.unicam.estimators import InnerProducts, feature_distances
 from permafrost_papers.unicam.maps import (
     REDUCTIONS,
     Bank,
