@@ -388,7 +388,7 @@ def test_a_link_to_another_folder_is_followed(tmp_path):
     (tmp_path / "set/cat/more").symlink_to(tmp_path / "more")
 
     assert set(by_key(build_source(folder_config(tmp_path / "set")))) == {
-        *("cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg"),
+        *("cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg")
     }
 
 

@@ -98,10 +98,7 @@ def test_a_split_may_be_given(tmp_path):
 
 @pytest.mark.parametrize(
     ("prefix", "keys"),
-    [
-        ("split", ["train-0000", "val-0000"]),
-        ("shard", ["train-000000-0000", "val-000003-0000"]),
-    ],
+    [("split", ["train-0000", "val-0000"]), ("shard", ["train-000000-0000", "val-000003-0000"])],
 )
 def test_a_key_prefix_makes_keys_unique(tmp_path, prefix, keys):
     write_tar(tmp_path / "train-000000.tar", samples(1))

@@ -458,7 +458,7 @@ def test_the_console_command_lists_every_verb_and_runs_it(console):
     verbs = re.findall(r"^  (?!permafrost )(\w+) ", overview, re.MULTILINE)
     assert verbs == sorted(VERBS, key=lambda verb: [*VERB_GROUPS].index(VERBS[verb].group))
     assert [line.split()[1] for line in overview.splitlines()[-3:]] == [
-        *("preview", "precompute", "distill"),
+        *("preview", "precompute", "distill")
     ]
     assert code == 0
     assert yaml.safe_load(shown)["method"]["tau"] == 3
@@ -573,8 +573,7 @@ def write_experiment(path, text):
 
 def test_an_experiment_may_be_any_file(tmp_path):
     word = write_experiment(
-        tmp_path / "mine.yaml",
-        "method: {kind: kd, tau: 7}\nstudent: {name: resnet14}\n",
+        tmp_path / "mine.yaml", "method: {kind: kd, tau: 7}\nstudent: {name: resnet14}\n"
     )
 
     config = build_config("distill", word, "method.lambda_ce=0.5")

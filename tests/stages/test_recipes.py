@@ -412,10 +412,7 @@ def test_every_variant_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe,
             run=variant,
         )
         result = distill.run(student)
-        evaluated = replace(
-            build_verb_config("evaluate", composed),
-            run=variant,
-        )
+        evaluated = replace(build_verb_config("evaluate", composed), run=variant)
         shift = evaluated.evaluate.shift
         shift = replace(shift, pixels=shift.pixels and 4)
         options = replace(evaluated.evaluate, added=evaluated.evaluate.added | {"shift": shift})
@@ -434,8 +431,7 @@ def test_every_variant_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe",
-    [*TEACHERS, "table4_epg", "table4_iou", "waterbirds", "waterbirds_bcos"],
+    "recipe", [*TEACHERS, "table4_epg", "table4_iou", "waterbirds", "waterbirds_bcos"]
 )
 def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path):
     start = tmp_path / "imagenet.safetensors"
@@ -498,10 +494,7 @@ def test_every_variant_of_the_study_trains_on_images_of_its_shape_and_is_dissect
         if isinstance(method, SSKDConfig):
             method = replace(method, head_epochs=1)
         trainer = replace(
-            student.trainer,
-            epochs=1,
-            batch_size=6 * student.views.per_step,
-            loader_processes=0,
+            student.trainer, epochs=1, batch_size=6 * student.views.per_step, loader_processes=0
         )
         distill.run(replace(student, method=method, trainer=trainer, run=variant))
         metrics = evaluate.run(

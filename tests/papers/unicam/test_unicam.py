@@ -44,11 +44,7 @@ def batch_gradient(grids, control, hot, depth):
 
 def explained(grids, control, hot, depth, place, bank):
     return explain_record(
-        grids[place],
-        lambda values: feature_of(depth, values),
-        control[place],
-        hot[place],
-        bank,
+        grids[place], lambda values: feature_of(depth, values), control[place], hot[place], bank
     )
 
 
