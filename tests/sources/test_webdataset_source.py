@@ -306,7 +306,6 @@ UNREADABLE_JSON = [
     *("{", "[1, 2]", "7", {"boxes": [{"x0": 1}]}, {"boxes": 3}),
     *({"labels": 3}, {"group": "a"}, {"group": None}),
 ]
-PICKLES = ["pyd", "pickle", "pkl", "pth", "pt", "PKL", "logits.pth"]
 IMAGES, LABELS = {f"{n}.png": png(n) for n in range(3)}, {f"{n}.cls": "0" for n in range(3)}
 NOT_SORTED = r"not sorted.*tar --sort=name"
 
@@ -324,10 +323,6 @@ NOT_SORTED = r"not sorted.*tar --sort=name"
         ),
         (labeled("2", json={"label": 1}), r"label 2 in its \.cls and 1 as 'label' in its \.json"),
         (labeled("0", json={"boxes": [{"x0": 5, "y0": 1, "x1": 2, "y1": 3}]}), "has no area"),
-        *(
-            (labeled("0", **{end: b"cos\nsystem\n"}), rf"a\.tar contains s\.{end}, which only pick")
-            for end in PICKLES
-        ),
         (samples(1) | {"s.cls": "1"}, "sample 's' has 0 images among its members cls"),
         (
             samples(1) | {"s.png": b"", "s.jpg": b""},
@@ -346,6 +341,16 @@ def test_a_tar_that_cannot_be_understood_is_refused_with_the_reason(tmp_path, me
     write_tar(tmp_path / "a.tar", members)
 
     with pytest.raises(ConfigError, match=message):
+        list(build_source(tar_config(tmp_path)).records())
+
+
+@pytest.mark.parametrize("suffix", ["pyd", "pickle", "pkl", "pth", "pt", "PKL", "logits.pth"])
+def test_pickled_members_are_refused_by_name(tmp_path, suffix):
+    write_tar(tmp_path / "a.tar", {"s.png": png(), f"s.{suffix}": b"cos\nsystem\n"})
+
+    with pytest.raises(
+        ConfigError, match=rf"a\.tar contains s\.{re.escape(suffix)}, which only pickle"
+    ):
         list(build_source(tar_config(tmp_path)).records())
 
 
