@@ -120,8 +120,7 @@ CONDITIONS = {
     "c-locale": Condition("LC_ALL=C", lambda _: locale.setlocale(locale.LC_ALL, "") == "C"),
     "turkish": Condition("LC_ALL=tr_TR.UTF-8, also for numbers and dates", lambda _: is_turkish()),
     "time-zone": Condition(
-        "a time zone 5:45 hours east of Greenwich",
-        lambda _: time.localtime().tm_gmtoff == 20700,
+        "a time zone 5:45 hours east of Greenwich", lambda _: time.localtime().tm_gmtoff == 20700
     ),
     "umask": Condition("umask 077", lambda _: umask() == 0o077),
     "user": Condition(
@@ -156,8 +155,7 @@ CONDITIONS = {
     "busy-1": Condition("one process beside two busy ones", lambda _: True),
     "busy-4": Condition("four processes beside two busy ones", lambda _: True),
     "few-files": Condition(
-        "256 open files per process",
-        lambda _: resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256,
+        "256 open files per process", lambda _: resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256
     ),
     "proxy": Condition(
         "a proxy that does not answer",

@@ -79,11 +79,7 @@ def test_the_files_that_are_copied_make_the_command(tmp_path):
             text=True,
             check=True,
         ).stdout
-        for words in (
-            [*entry, "distill", "--help"],
-            ["python", "-c", code],
-            [*job, "--cfg", "job"],
-        )
+        for words in ([*entry, "distill", "--help"], ["python", "-c", code], [*job, "--cfg", "job"])
     )
 
     assert len(ran) == 3

@@ -274,8 +274,5 @@ def test_a_network_computes_what_it_did_and_the_same_bytes_twice(tmp_path: Path)
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        values = {
-            "bytes": golden_bytes(Path(place)),
-            "numbers": golden_run(Path(place) / "run")[0],
-        }
+        values = {"bytes": golden_bytes(Path(place)), "numbers": golden_run(Path(place) / "run")[0]}
     GOLDEN.write_text(json.dumps(values, indent=1) + "\n")

@@ -163,10 +163,7 @@ def test_explain_normalizes_as_a_network_that_does_it_first():
         ({"store": Path("a b/s"), "run": "x"}, ['store.path="a b/s"', "run=x"]),
         ({"method": "e2kd", "tau": 4}, ["method=e2kd", "method.tau=4"]),
         ({"trainer__epochs": 3}, ["trainer.epochs=3"]),
-        (
-            {"trainer": {"epochs": 3, "clip_norm": None}},
-            ["trainer={epochs: 3, clip_norm: null}"],
-        ),
+        ({"trainer": {"epochs": 3, "clip_norm": None}}, ["trainer={epochs: 3, clip_norm: null}"]),
         (
             {"student": {"kind": "cifar", "name": "resnet8", "width": 4}},
             ["student={kind: cifar, name: resnet8, width: 4}"],
@@ -203,8 +200,7 @@ def test_held_out_records_are_those_that_a_training_leaves_out(frozen):
 @needs_papers
 def test_a_name_that_no_section_or_several_have_is_an_error_that_says_so():
     with pytest.raises(
-        ConfigError,
-        match=r"distill takes no temperature= \(did you mean method\.tau=4\?\)",
+        ConfigError, match=r"distill takes no temperature= \(did you mean method\.tau=4\?\)"
     ):
         compose("distill", arguments_of_options("distill", [], {"temperature": 4}))
     with pytest.raises(

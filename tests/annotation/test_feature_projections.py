@@ -21,10 +21,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp_covered
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import build_loss
-from permafrost.losses.restored_features import (
-    RestoredFeatures,
-    restore_features,
-)
+from permafrost.losses.restored_features import RestoredFeatures, restore_features
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.runs.folder import PassRecords

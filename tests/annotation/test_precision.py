@@ -22,11 +22,7 @@ from permafrost.annotation.precision import (
     describe_shortfall,
 )
 from permafrost.config.explainers import GradCamConfig
-from permafrost.config.models import (
-    CifarModelConfig,
-    ModuleConfig,
-    TorchvisionModelConfig,
-)
+from permafrost.config.models import CifarModelConfig, ModuleConfig, TorchvisionModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec

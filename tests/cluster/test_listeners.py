@@ -125,9 +125,7 @@ def test_a_socket_that_listens_is_noticed(tmp_path):
     code = "import socket, sys; s = socket.create_server((sys.argv[1], 0)); print(1, flush=True); input()"
     for address, reach in (("0.0.0.0", "all interfaces"), ("127.0.0.1", "this machine")):
         child = subprocess.Popen(
-            [sys.executable, "-c", code, address],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [sys.executable, "-c", code, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert child.stdout.readline().strip() == b"1"
         found = wait_until(partial(listeners_of, child.pid))

@@ -180,10 +180,7 @@ print(sum(map(len, blocks)), "torch" in sys.modules)
 """
     printed = [
         subprocess.run(
-            [sys.executable, "-c", program, str(path)],
-            capture_output=True,
-            text=True,
-            check=True,
+            [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
         ).stdout.split()
         for path in (frozen.store.path, tmp_path / "larger")
     ]

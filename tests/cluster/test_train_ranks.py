@@ -295,9 +295,7 @@ def test_a_killed_driver_is_taken_up_again_by_any_number_of_ranks(frozen, tmp_pa
 
     for run, ranks in (("killed", then), ("whole", 2)):
         subprocess.run(
-            distill_command(frozen, run, f"trainer.ranks={ranks}"),
-            check=True,
-            **options,
+            distill_command(frozen, run, f"trainer.ranks={ranks}"), check=True, **options
         )
     killed, whole = (
         [line["step"] for line in read_lines(tmp_path, run)] for run in ("killed", "whole")

@@ -59,14 +59,8 @@ WORDS = {
         "sweep",
         ["subset.shots=null", "select=null", "augment.size=null", "store.cache=null"],
     ),
-    "quoted texts": (
-        "sweep",
-        ["store.path='/a b/c'", 'run="x y"', "select='holdout.accuracy'"],
-    ),
-    "odd paths": (
-        "sweep",
-        ["store.path=/a (b)/c,d#e=f", "run=ü/日本", "store.cache=C:\\x\\"],
-    ),
+    "quoted texts": ("sweep", ["store.path='/a b/c'", 'run="x y"', "select='holdout.accuracy'"]),
+    "odd paths": ("sweep", ["store.path=/a (b)/c,d#e=f", "run=ü/日本", "store.cache=C:\\x\\"]),
     "numbers": (
         "sweep",
         [

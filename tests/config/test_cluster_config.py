@@ -13,10 +13,7 @@ import pytest
 
 from permafrost.cluster.placement import ClusterError
 from permafrost.cluster.session import _warn_of_cluster, ray_session
-from permafrost.config.cluster import (
-    ExistingClusterConfig,
-    LocalClusterConfig,
-)
+from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.compose import compose
 from permafrost.config.environment import THREAD_ENVIRONMENT
 from permafrost.config.paths import place_paths, with_absolute_paths
@@ -186,10 +183,7 @@ def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_package
     assert set(joined) == {"address", "namespace", "logging_level", "log_to_driver", "runtime_env"}
     assert joined["address"] == "auto"
     runtime = joined["runtime_env"]
-    packages = [
-        "permafrost",
-        *(f"permafrost_{name}" for name in sorted(PACKAGES)),
-    ]
+    packages = ["permafrost", *(f"permafrost_{name}" for name in sorted(PACKAGES))]
     assert runtime["py_modules"] == [str(ROOT / "pipeline" / name) for name in packages]
     entries = json.loads(runtime["env_vars"]["PERMAFROST_ENTRY_POINTS"])
     assert ("ked" in entries) == HAS_PAPERS

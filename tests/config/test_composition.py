@@ -128,8 +128,7 @@ def test_an_option_without_its_section_is_that_of_the_only_section_that_has_it()
         "distill", ["optimizer.lr=0.5", "method.tau=3"]
     )
     with pytest.raises(
-        ConfigError,
-        match=r"name is an option of student, teacher; write student\.name= or",
+        ConfigError, match=r"name is an option of student, teacher; write student\.name= or"
     ):
         compose("distill", ["teacher=cifar", "name=resnet8"])
     with pytest.raises(

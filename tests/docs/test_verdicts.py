@@ -82,8 +82,7 @@ def test_a_comparison_over_teachers_has_their_spread(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("differs", "verdict"),
-    [(("method.kind",), OPEN), (("method.kind", "optimizer.lr"), SUPPORTS)],
+    ("differs", "verdict"), [(("method.kind",), OPEN), (("method.kind", "optimizer.lr"), SUPPORTS)]
 )
 def test_a_difference_that_a_comparison_does_not_name_leaves_it_open(monkeypatch, differs, verdict):
     results(monkeypatch, own=(0.50, 0.51, 0.52), other=(0.40, 0.412, 0.419))

@@ -316,10 +316,7 @@ def test_records_that_are_not_here_are_scaled_from_the_sample(made):
 @pytest.mark.slow
 def test_stored_views_cover_the_split_and_are_replayed(tmp_path, tiny_teacher):
     config = precompute_config(
-        tmp_path / "store",
-        tiny_teacher,
-        views=RandomViewsConfig(count=2),
-        augment=PAD_CROP,
+        tmp_path / "store", tiny_teacher, views=RandomViewsConfig(count=2), augment=PAD_CROP
     )
     found = estimate.run(estimate_config(config, mode="replay")).estimate
     precompute.run(config)

@@ -127,8 +127,7 @@ def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, studen
     assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
-        "permafrost_evaluators.shift.shift_curves",
-        lambda *_, **__: pytest.fail("evaluated again"),
+        "permafrost_evaluators.shift.shift_curves", lambda *_, **__: pytest.fail("evaluated again")
     )
     second = evaluation.evaluate_student(
         evaluation_of(frozen, ("localization", "shift"), **options)

@@ -156,12 +156,7 @@ def test_a_report_shows_a_pair_without_a_student(unpassed, tmp_path):
 def test_a_report_of_a_student_shows_a_given_network_beside_it(own, tmp_path):
     distill.run(distill_config(own, run="taught"))
     config = evaluation_of(
-        own,
-        FEATURES,
-        run="taught",
-        splits=("train",),
-        teacher=own.config.teacher,
-        **SMALL,
+        own, FEATURES, run="taught", splits=("train",), teacher=own.config.teacher, **SMALL
     )
     evaluate.run(config)
     evaluated(own, network_of(own, tmp_path / "student.safetensors"), run=config.run)

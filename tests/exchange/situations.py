@@ -262,10 +262,8 @@ def sound(bench: Bench) -> Iterator[Situation]:
                 name = f"{form}, {precision}, {'whole image' if fraction is None else fraction}"
                 yield Situation(name, None, stored, words)
                 maps = rounded(outputs["map"] * random.uniform(0.1, 9, (RECORDS, 1, 1, 1, 1)))
-                maps = maps.astype(np.float32)
-                yield Situation(
-                    f"{name}, maps", None, with_maps(outputs, **stored, map=maps), words
-                )
+                arrays = with_maps(outputs, **stored, map=maps.astype(np.float32))
+                yield Situation(f"{name}, maps", None, arrays, words)
     outputs = bench.outputs()
     order = random.permutation(RECORDS)
     shuffled = with_maps({n: a[order] for n, a in outputs.items()}, logits=outputs["logits"][order])
@@ -314,10 +312,9 @@ def orders(bench: Bench) -> Iterator[Situation]:
         says = f"class {moved[0]} is the teacher's {order[moved[0]]}"
         yield Situation(f"classes {name}", "classes", arrays, says=says)
     order = np.roll(np.arange(CLASSES), -3)
-    logits = outputs["logits"][:, order] / 4
-    yield Situation(
-        "classes shifted by 3 at temperature 4", "classes", {"logits": logits}, says="temperature 4"
-    )
+    arrays = {"logits": outputs["logits"][:, order] / 4}
+    name = "classes shifted by 3 at temperature 4"
+    yield Situation(name, "classes", arrays, says="temperature 4")
 
 
 def other_rows(bench: Bench) -> Iterator[Situation]:
@@ -331,27 +328,19 @@ def other_rows(bench: Bench) -> Iterator[Situation]:
             arrays = {"logits": logits}
             if seed:
                 arrays = with_maps({n: a[order] for n, a in outputs.items()}, logits=logits)
-            yield Situation(
-                f"{count} rows of other records ({seed})", "rows", arrays, says="rows are not"
-            )
+            name = f"{count} rows of other records ({seed})"
+            yield Situation(name, "rows", arrays, says="rows are not")
     for name, order in {
         "shifted by one": np.roll(np.arange(RECORDS), 1),
         "shuffled": random.permutation(RECORDS),
     }.items():
         logits = outputs["logits"][order]
-        yield Situation(f"rows {name}", "rows", {"logits": logits}, says=" has those of ")
-        yield Situation(
-            f"rows {name}, probabilities",
-            "rows",
-            {"probabilities": softmax(logits)},
-            says=" has those of ",
-        )
-        yield Situation(
-            f"embeddings {name}",
-            "rows",
-            {"pooled": outputs["pooled"][order]},
-            says=" has those of ",
-        )
+        for title, arrays in {
+            f"rows {name}": {"logits": logits},
+            f"rows {name}, probabilities": {"probabilities": softmax(logits)},
+            f"embeddings {name}": {"pooled": outputs["pooled"][order]},
+        }.items():
+            yield Situation(title, "rows", arrays, says=" has those of ")
 
 
 def other_inputs(bench: Bench) -> Iterator[Situation]:
@@ -363,20 +352,13 @@ def other_inputs(bench: Bench) -> Iterator[Situation]:
         return Situation(name, "preprocessing", arrays, words, says)
 
     for fraction in (0.9, 0.875, 0.8, 0.75, 0.9375, 0.6, 0.5, 0.966):
-        yield made(
-            f"crop {fraction}, said to be full",
-            cropped(pixels, fraction),
-            f"crop_fraction={fraction:g}",
-        )
+        says = f"crop_fraction={fraction:g}"
+        yield made(f"crop {fraction}, said to be full", cropped(pixels, fraction), says)
     declared = ("format.frame=center_crop", "format.crop_fraction=0.875")
     yield made("full, said to be a crop", pixels, "format.frame=", declared)
     for fraction in (0.7, 0.95):
-        yield made(
-            f"crop {fraction}, said to be .875",
-            cropped(pixels, fraction),
-            f"crop_fraction={fraction:g}",
-            declared,
-        )
+        says = f"crop_fraction={fraction:g}"
+        yield made(f"crop {fraction}, said to be .875", cropped(pixels, fraction), says, declared)
     yield made("BGR", pixels.flip(1), "BGR")
     yield made("mirrored images", pixels.flip(3), "mirrored")
     yield made("images upside down", pixels.flip(2), "upside down")
@@ -388,25 +370,15 @@ def other_inputs(bench: Bench) -> Iterator[Situation]:
     for side in (16, 24, 48, 64):
         for mode, antialias in (("bilinear", True), ("bicubic", False)):
             small = resized(resized(pixels, side, mode, antialias), SIDE, mode, antialias)
-            yield made(
-                f"resized to {side} before ({mode})", small.clamp(0, 1), f"resized to {side}"
-            )
+            name = f"resized to {side} before ({mode})"
+            yield made(name, small.clamp(0, 1), f"resized to {side}")
     for side in (24, 48, 64):
         large = F.interpolate(pixels, (side, side), mode="bilinear", antialias=False)
-        outputs = bench.outputs(large)
-        yield Situation(
-            f"inputs of {side} pixels",
-            "preprocessing",
-            {"logits": outputs["logits"]},
-            says=f"{side} pixels",
-        )
-    outputs = bench.outputs(cropped(pixels, 0.8))
-    yield Situation(
-        "embeddings of a crop, said to be full",
-        "preprocessing",
-        {"pooled": outputs["pooled"]},
-        says="=0.8",
-    )
+        arrays, size = {"logits": bench.outputs(large)["logits"]}, f"{side} pixels"
+        yield Situation(f"inputs of {size}", "preprocessing", arrays, says=size)
+    arrays = {"pooled": bench.outputs(cropped(pixels, 0.8))["pooled"]}
+    name = "embeddings of a crop, said to be full"
+    yield Situation(name, "preprocessing", arrays, says="=0.8")
 
 
 def other_maps(bench: Bench) -> Iterator[Situation]:
@@ -425,30 +397,18 @@ def other_maps(bench: Bench) -> Iterator[Situation]:
         for form in ({"logits": outputs["logits"]}, {"logits": outputs["logits"] / 4}):
             at = "" if form["logits"] is outputs["logits"] else " at temperature 4"
             kind, says = ("temperature", "temperature 4") if at else ("maps", name)
-            yield Situation(
-                f"maps {name}{at}",
-                kind,
-                with_maps(outputs, **form, map=np.ascontiguousarray(turned)),
-                says=says,
-            )
-    yield Situation(
-        "maps with negative values",
-        "maps",
-        with_maps(outputs, logits=outputs["logits"], map=outputs["whole_map"]),
-        says="negative values",
-    )
+            arrays = with_maps(outputs, **form, map=np.ascontiguousarray(turned))
+            yield Situation(f"maps {name}{at}", kind, arrays, says=says)
+    arrays = with_maps(outputs, logits=outputs["logits"], map=outputs["whole_map"])
+    yield Situation("maps with negative values", "maps", arrays, says="negative values")
     top = outputs["target_class"][:, 0]
     for seed in range(3):  # maps of other records of the same class
         random, order = np.random.default_rng(seed), np.arange(RECORDS)
         for number in range(CLASSES):
             rows = np.flatnonzero(top == number)
             order[rows] = random.permutation(rows)
-        yield Situation(
-            f"maps of other records ({seed})",
-            "maps",
-            with_maps(outputs, logits=outputs["logits"], map=maps[order]),
-            says="rows are not",
-        )
+        arrays = with_maps(outputs, logits=outputs["logits"], map=maps[order])
+        yield Situation(f"maps of other records ({seed})", "maps", arrays, says="rows are not")
 
 
 def noises(bench: Bench) -> Iterator[Situation]:
@@ -457,9 +417,8 @@ def noises(bench: Bench) -> Iterator[Situation]:
         for seed in range(2):
             random = np.random.default_rng(seed)
             logits = outputs["logits"] + random.normal(0, size, outputs["logits"].shape)
-            yield Situation(
-                f"noise of {size} ({seed})", "noise", {"logits": logits.astype("f4")}, says="noise"
-            )
+            arrays = {"logits": logits.astype("f4")}
+            yield Situation(f"noise of {size} ({seed})", "noise", arrays, says="noise")
 
 
 def unexplained(bench: Bench) -> Iterator[Situation]:
@@ -493,11 +452,8 @@ def unexplained(bench: Bench) -> Iterator[Situation]:
     yield made("higher contrast", bench.outputs(((pixels - 0.5) * 1.4 + 0.5).clamp(0, 1)))
     yield made("gray images", bench.outputs(pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)))
     random = np.random.default_rng(5)
-    yield Situation(
-        "random numbers",
-        "unknown",
-        {"logits": random.normal(0, 4, (RECORDS, CLASSES)).astype("f4")},
-    )
+    numbers = random.normal(0, 4, (RECORDS, CLASSES)).astype("f4")
+    yield Situation("random numbers", "unknown", {"logits": numbers})
     constant = np.repeat(outputs["logits"][:1], RECORDS, axis=0)
     constant[1::2] += random.normal(0, 0.5, (RECORDS // 2, CLASSES))
     yield Situation("nearly the same for all", "unknown", {"logits": constant})

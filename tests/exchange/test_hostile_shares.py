@@ -401,7 +401,7 @@ def test_an_interrupted_share_of_another_pass_leaves_nothing(photographs, tmp_pa
     run_share(store, folder, "pass=other")
 
     assert {path.name for path in folder.iterdir()} == {
-        *("README.md", "records.parquet", "share.json", "targets"),
+        *("README.md", "records.parquet", "share.json", "targets")
     }
 
 

@@ -52,10 +52,10 @@ def random():
     return np.random.default_rng(2)
 
 
-def arrays(photographs, path, random, names=None, count=PHOTOS, **others):
+def arrays(photographs, path, random, names=None, count=PHOTOS, **values):
     names = [key_of(each) for each in photographs.paths][:count] if names is None else names
-    logits = random.normal(size=(len(names), CLASSES)).astype("float32")
-    target_files.write_npz(path, names, logits=logits, **others)
+    values = values or {"logits": random.normal(size=(len(names), CLASSES)).astype("float32")}
+    target_files.write_npz(path, names, **values)
     return f"path={path}"
 
 
@@ -130,21 +130,30 @@ def test_targets_of_no_record_are_counted(photographs, random, tmp_path):
     assert run_ingest(photographs.store, path, *FULL).targets_without_record == 1
 
 
-def test_names_that_fit_nothing_are_shown_beside_those_of_the_store(photographs, random, tmp_path):
-    path = arrays(photographs, tmp_path / "t.npz", random, [f"img{n}" for n in range(PHOTOS)])
+@pytest.mark.parametrize(
+    ("names_of", "words", "message"),
+    [
+        (
+            lambda keys: [f"img{n}" for n in range(PHOTOS)],
+            (),
+            r"none of 24 targets .*'img0', .*the store has 'train%2F",
+        ),
+        (lambda keys: [*keys, keys[3]], (), "1 names mean several targets, such as"),
+        (  # a stem that is in several folders
+            lambda keys: ["x/0/photo_00.jpg", "x/1/photo_00.jpg"],
+            ("format.join=stem",),
+            r"1 names mean several targets, such as 'x/0/photo_00\.jpg'",
+        ),
+    ],
+)
+def test_names_that_mean_no_record_or_several_targets_stop(
+    photographs, random, tmp_path, names_of, words, message
+):
+    names = names_of([key_of(p) for p in photographs.paths])
+    path = arrays(photographs, tmp_path / "t.npz", random, names)
 
-    with pytest.raises(
-        TargetError, match=r"none of 24 targets .*'img0', .*the store has 'train%2F"
-    ):
-        run_ingest(photographs.store, path, *FULL)
-
-
-def test_a_key_that_is_there_twice_stops(photographs, random, tmp_path):
-    names = [key_of(p) for p in photographs.paths]
-    path = arrays(photographs, tmp_path / "t.npz", random, [*names, names[3]])
-
-    with pytest.raises(TargetError, match="1 names mean several targets, such as"):
-        run_ingest(photographs.store, path, *FULL)
+    with pytest.raises(TargetError, match=message):
+        run_ingest(photographs.store, path, *FULL, *words)
 
 
 def test_keys_without_their_split_mean_one_record_or_stop(tmp_path, random):
@@ -157,18 +166,6 @@ def test_keys_without_their_split_mean_one_record_or_stop(tmp_path, random):
 
     with pytest.raises(TargetError, match=r"6 names mean several records, such as 'test%2Fn0%2Fph"):
         run_ingest(tmp_path / "both", path, *FULL)
-
-
-def test_stems_that_are_in_several_folders_need_more_of_the_path(tmp_path, random):
-    photographs = make_photographs(tmp_path)
-    stems = ["photo_00"] * 2
-    names = [f"x/{n}/{stem}.jpg" for n, stem in enumerate(stems)]
-    path = arrays(photographs, tmp_path / "t.npz", random, names)
-
-    with pytest.raises(
-        TargetError, match=r"1 names mean several targets, such as 'x/0/photo_00\.jpg'"
-    ):
-        run_ingest(photographs.store, path, *FULL, "format.join=stem")
 
 
 def test_accents_are_the_same_in_both_forms_of_unicode(tmp_path, random):
@@ -314,13 +311,12 @@ def test_soft_labels_of_another_shape_stop_at_their_file(
 
 
 def test_values_that_are_not_finite_name_their_record(photographs, random, tmp_path):
-    names = [key_of(p) for p in photographs.paths]
     logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
     logits[7, 1] = np.inf
-    target_files.write_npz(tmp_path / "t.npz", names, logits=logits)
+    path, key = arrays(photographs, tmp_path / "t.npz", random, logits=logits), photographs.paths[7]
 
-    with pytest.raises(TargetError, match=f"logits of {names[7]} has values that are not finite"):
-        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+    with pytest.raises(TargetError, match=f"of {key_of(key)} has values that are not finite"):
+        run_ingest(photographs.store, path, *FULL)
 
 
 @pytest.mark.parametrize(
@@ -342,13 +338,12 @@ def test_values_that_are_not_finite_name_their_record(photographs, random, tmp_p
 def test_values_that_cannot_be_what_they_are_called_are_refused(
     photographs, random, tmp_path, field, values_of, message
 ):
-    names = [key_of(p) for p in photographs.paths]
-    target_files.write_npz(
-        tmp_path / "t.npz", names, **{field: values_of(random).astype("float32")}
-    )
+    values = {field: values_of(random).astype("float32")}
 
     with pytest.raises(TargetError, match=message):
-        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+        run_ingest(
+            photographs.store, arrays(photographs, tmp_path / "t.npz", random, **values), *FULL
+        )
 
 
 def test_votes_with_zeros_have_the_right_softmax_at_every_temperature(
@@ -384,19 +379,14 @@ def test_votes_with_zeros_have_the_right_softmax_at_every_temperature(
             assert all(loss.isfinite().all() for loss in [*losses, gradient])
 
 
-def lying_npz(path, claimed):
-    """Write an .npz whose array promises more rows than it has."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, shape in (("keys", (2,)), ("logits", claimed)):
+def test_an_array_that_promises_more_than_it_has_stops_before_memory(photographs, tmp_path):
+    with zipfile.ZipFile(tmp_path / "t.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, shape in (("keys", (2,)), ("logits", (2**40, CLASSES))):
             data = io.BytesIO()
             values = np.zeros(2, "U4") if name == "keys" else np.zeros((2, CLASSES), "float32")
             header = {"descr": values.dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(data, header)
             archive.writestr(f"{name}.npy", data.getvalue() + values.tobytes())
-
-
-def test_an_array_that_promises_more_than_it_has_stops_before_memory(photographs, tmp_path):
-    lying_npz(tmp_path / "t.npz", (2**40, CLASSES))
 
     with pytest.raises(TargetError, match=r"its shape is \(1099511627776, 4\)"):
         run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
@@ -584,11 +574,8 @@ def test_targets_of_one_split_are_compared_with_there_alone(tmp_path, random):
 
     assert "agreement" in splits["train"]
     assert "agreement" not in splits["test"]
-    report.run(
-        build_verb_config(
-            "report", compose("report", [f"store.path={tmp_path / 'two'}", "run=one_split"])
-        )
-    )
+    words = [f"store.path={tmp_path / 'two'}", "run=one_split"]
+    report.run(build_verb_config("report", compose("report", words)))
 
 
 def test_a_temperature_that_the_labels_do_not_have_is_refused(photographs, random, tmp_path):
@@ -635,12 +622,11 @@ def test_a_student_is_trained_on_the_records_that_have_targets(
 
 
 def test_targets_of_other_classes_are_a_warning(photographs, random, tmp_path, caplog):
-    names = [key_of(p) for p in photographs.paths]
     logits = random.normal(size=(PHOTOS, CLASSES + 3)).astype("float32")
-    target_files.write_npz(tmp_path / "t.npz", names, logits=logits)
+    path = arrays(photographs, tmp_path / "t.npz", random, logits=logits)
 
     with caplog.at_level("WARNING"):
-        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+        run_ingest(photographs.store, path, *FULL)
 
     assert f"the targets are of {CLASSES + 3} classes, and the data of {CLASSES}" in caplog.text
 

@@ -462,10 +462,7 @@ def test_the_hub_gets_a_folder_and_its_kind(photographs, names, tmp_path, monkey
     words = [f"pass={names['whole']}", "form=huggingface"]
     result = run_share(tmp_path / "store", "hf://me/targets", *words)
 
-    assert calls == [
-        ("create", "me/targets", "dataset", True),
-        ("upload", "me/targets", "dataset"),
-    ]
+    assert calls == [("create", "me/targets", "dataset", True), ("upload", "me/targets", "dataset")]
     assert result.shared == "hf://datasets/me/targets"
     with pytest.raises(ConfigError, match="must be hf://<user>/<name>"):
         run_share(tmp_path / "store", "hf://targets", *words)

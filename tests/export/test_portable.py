@@ -527,8 +527,7 @@ def test_the_number_of_images_of_a_program_is_free(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size"),
-    [("resnet8", (16, 16)), ("vitc_ti", (64, 64)), ("simple_vit_ti", (64, 64))],
+    ("name", "size"), [("resnet8", (16, 16)), ("vitc_ti", (64, 64)), ("simple_vit_ti", (64, 64))]
 )
 def test_a_bcos_network_has_a_program_of_each_format(name, size):
     """The norms of patches are sums, whose divisor torch.onnx would leave out."""

@@ -22,11 +22,7 @@ from permafrost.core.batches import Batch
 from permafrost.loading.geometry import view_images
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
-from permafrost.models.compute import (
-    ComputeSettings,
-    deterministic_algorithms,
-    float32_products,
-)
+from permafrost.models.compute import ComputeSettings, deterministic_algorithms, float32_products
 from permafrost.training.state import Training
 from permafrost.training.step import train_step
 from tests.gpu.budget import Budget, SkippedError

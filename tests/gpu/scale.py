@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from permafrost.config.models import (
-    CifarModelConfig,
-    ModelConfig,
-    TorchvisionModelConfig,
-)
+from permafrost.config.models import CifarModelConfig, ModelConfig, TorchvisionModelConfig
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_timm.options import TimmModelConfig
 

@@ -78,9 +78,7 @@ def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, mon
     decoded = []
     decode = InputMemory.decode
     monkeypatch.setattr(
-        InputMemory,
-        "decode",
-        lambda self, *read: decoded.append(read[-1]) or decode(self, *read),
+        InputMemory, "decode", lambda self, *read: decoded.append(read[-1]) or decode(self, *read)
     )
 
     whole_dataset(frozen.store, threads).__getitems__(POSITIONS)
@@ -95,9 +93,7 @@ def test_a_small_selection_is_decoded_in_the_first_epoch_only(
     decoded = []
     decode = InputMemory.decode
     monkeypatch.setattr(
-        InputMemory,
-        "decode",
-        lambda self, *read: decoded.append(read[-1]) or decode(self, *read),
+        InputMemory, "decode", lambda self, *read: decoded.append(read[-1]) or decode(self, *read)
     )
     dataset = whole_dataset(frozen.store, 2, keep_bytes=kept)
     batches = [POSITIONS, list(range(40, len(dataset))), list(range(45))]

@@ -18,11 +18,7 @@ from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
-from permafrost.loading.subset import (
-    rows_of_split,
-    select_holdout_rows,
-    select_training_rows,
-)
+from permafrost.loading.subset import rows_of_split, select_holdout_rows, select_training_rows
 from permafrost.runs.folder import identity
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_report.training_facts import count_training_rows

@@ -231,9 +231,7 @@ def test_a_step_augments_its_images_once_for_both_networks_of_one_size(size, cal
     counted = []
     augment = geometry.change_rows
     monkeypatch.setattr(
-        geometry,
-        "change_rows",
-        lambda images, *rest: counted.append(1) or augment(images, *rest),
+        geometry, "change_rows", lambda images, *rest: counted.append(1) or augment(images, *rest)
     )
 
     terms = batch_loss(training, batch, FRAME)

@@ -46,10 +46,7 @@ def test_a_view_depends_on_seed_epoch_and_number_alone(path, views):
         assert sample.image.equal(alone.image)
         assert sample.maps.equal(alone.maps)
 
-    others = [
-        permafrost.load_store(path, augment=views, seed=4),
-        deepcopy(samples),
-    ]
+    others = [permafrost.load_store(path, augment=views, seed=4), deepcopy(samples)]
     others[1].set_epoch(1)
     for other in others:
         assert any(not other[n].image.equal(samples[n].image) for n in range(8))
@@ -86,11 +83,7 @@ def test_views_are_those_of_places_in_any_order(path):
 def test_worker_processes_give_the_same_samples_and_see_the_epoch(path, start):
     samples = permafrost.load_store(path, augment=VIEWS)
     loader = DataLoader(
-        samples,
-        batch_size=8,
-        num_workers=2,
-        multiprocessing_context=start,
-        persistent_workers=True,
+        samples, batch_size=8, num_workers=2, multiprocessing_context=start, persistent_workers=True
     )
     for epoch in range(2):
         samples.set_epoch(epoch)

@@ -13,8 +13,7 @@ from tests.support.view_matrices import matrices_of
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["pad_crop", "resized_crop", "horizontal_flip", "vertical_flip", "rotation", "affine"],
+    "kind", ["pad_crop", "resized_crop", "horizontal_flip", "vertical_flip", "rotation", "affine"]
 )
 def test_every_kind_of_operation_draws_with_its_default_options(kind):
     views = draw(OperationConfig(kind=kind), count=8, size=(32, 48))

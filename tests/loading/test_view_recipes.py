@@ -251,10 +251,7 @@ def test_translations_are_whole_pixels_of_the_view_as_in_torchvision():
 
 
 def test_a_policy_after_geometry_leaves_the_draws_of_geometry_as_they_were():
-    geometry = (
-        OperationConfig(kind="pad_crop"),
-        OperationConfig(kind="horizontal_flip"),
-    )
+    geometry = (OperationConfig(kind="pad_crop"), OperationConfig(kind="horizontal_flip"))
     still = replace(RANDAUGMENT, p=0.0)
     alone, beside = (
         ViewSchedule(AugmentOptions(operations=operations), (32, 32), 1)

@@ -12,13 +12,7 @@ from kornia.geometry.transform import homography_warp
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.loading import geometry
-from permafrost.loading.geometry import (
-    covered_share,
-    downscale,
-    fetch_points,
-    view_images,
-    warp,
-)
+from permafrost.loading.geometry import covered_share, downscale, fetch_points, view_images, warp
 from permafrost.loading.random_views import build_operations
 from tests.support.geometry import (
     AFFINE,

@@ -15,10 +15,7 @@ from permafrost.losses.feature_kd import attention_loss, class_map_loss
 from permafrost.models.classifier import Stage, attention_map
 from permafrost_papers.e2kd.options import ReviewKDConfig
 from permafrost_papers.e2kd.review_kd import Fusion, hierarchical_context_loss, review_levels
-from tests.support.live_trainings import (
-    gaussian_maps,
-    training_with_live_teacher,
-)
+from tests.support.live_trainings import gaussian_maps, training_with_live_teacher
 from tests.support.outputs import student_output
 
 

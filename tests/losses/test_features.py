@@ -239,10 +239,7 @@ def test_a_border_is_cut_off_in_the_canonical_view_and_covers_a_shift(framed):
         whole = stored[name][:, 0]
         assert whole.shape[-1] == width + 2 * cells
         torch.testing.assert_close(
-            still.intermediates[name],
-            whole[..., cells:-cells, cells:-cells],
-            rtol=1e-4,
-            atol=1e-4,
+            still.intermediates[name], whole[..., cells:-cells, cells:-cells], rtol=1e-4, atol=1e-4
         )
         torch.testing.assert_close(
             moved.intermediates[name], whole[..., :width, 2 * cells :], rtol=1e-4, atol=1e-4

@@ -28,12 +28,7 @@ from permafrost.config.models import Picture
 from permafrost.core.errors import UserError
 from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier
-from permafrost_export.portable import (
-    ImageProgram,
-    check_program,
-    encode_model,
-    trace,
-)
+from permafrost_export.portable import ImageProgram, check_program, encode_model, trace
 from tests.support.gradcam import gradcam_of_layer
 
 RESULTS = Path(__file__).with_name("network_layers.results.json")

@@ -166,10 +166,7 @@ DOORS = {
     ),
     "evaluate model=network, its teacher": lambda frozen, weights, store: evaluate.run(
         replace(
-            evaluate_config(frozen),
-            model="network",
-            student=frozen.config.teacher,
-            teacher=weights,
+            evaluate_config(frozen), model="network", student=frozen.config.teacher, teacher=weights
         )
     ),
     "evaluate a student": lambda frozen, weights, store: evaluate.run(

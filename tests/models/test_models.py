@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from permafrost.config.models import (
-    CifarModelConfig,
-    TorchvisionModelConfig,
-)
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.cifar import BasicBlock
 from permafrost.models.classifier import Classifier

@@ -512,8 +512,7 @@ def write_folder(folder, *names, state):
 
 
 @pytest.mark.parametrize(
-    "names",
-    [["pytorch_model.bin"], ["best.pth"], ["model.safetensors", "pytorch_model.bin"]],
+    "names", [["pytorch_model.bin"], ["best.pth"], ["model.safetensors", "pytorch_model.bin"]]
 )
 def test_the_only_weights_in_a_folder_are_read_and_said(tmp_path, good, names, caplog):
     caplog.set_level(logging.INFO)

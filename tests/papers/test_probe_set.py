@@ -24,10 +24,7 @@ from permafrost_papers.probe_set import (
     pair_layers,
     probe_set,
 )
-from permafrost_papers.unicam.estimators import (
-    InnerProducts,
-    feature_distances,
-)
+from permafrost_papers.unicam.estimators import InnerProducts, feature_distances
 from permafrost_timm.options import TimmModelConfig
 from tests.support.synthetic import store_of_rows
 

@@ -90,7 +90,7 @@ def test_an_augmentation_states_the_options_that_its_operations_read():
     }
     assert describe_augmentation(mixed) == "rotation p 0.5 degrees 15, mixup alpha 1 p 1"
     pixels = {
-        "operations": [{"kind": "gaussian_blur", "p": 0.5, "sigma": [0.001, 0.01], "hue": 0.1}],
+        "operations": [{"kind": "gaussian_blur", "p": 0.5, "sigma": [0.001, 0.01], "hue": 0.1}]
     }
     assert describe_augmentation(pixels) == "gaussian blur p 0.5 sigma [0.001, 0.01]"
 

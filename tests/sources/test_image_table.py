@@ -28,6 +28,8 @@ from tests.support.image_sets import (
 )
 from tests.support.listings import plan_whole
 
+NFC, NFD = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
+
 
 def test_the_metadata_of_waterbirds_is_read_unchanged(waterbirds):
     root, written = waterbirds
@@ -91,6 +93,9 @@ def labels_by_path(source):
         (["dog", None, "cat"], None, ("cat", "dog"), [1, -1, 0]),
         ([1, None, 0], None, ("0", "1"), [1, -1, 0]),
         ([1, -1, 0], None, ("0", "1"), [1, -1, 0]),
+        (["cat", "NA", ""], ["cat", "NA"], ("cat", "NA"), [0, 1, -1]),
+        ([f" {NFC}", f"{NFD} ", "cat "], None, ("cat", NFC), [1, 1, 0]),
+        (["007", "008", "007"], None, ("007", "008"), [0, 1, 0]),
     ],
 )
 def test_labels_are_names_or_numbers(make_table, values, classes, names, labels):
@@ -107,21 +112,21 @@ def test_a_table_without_labels(make_table):
     assert set(labels_by_path(source).values()) == {NO_LABEL}
 
 
-def test_many_labels_a_record(make_table):
-    tags = [["dog", "cat"], None, ["dog", "dog"]]
+@pytest.mark.parametrize(
+    ("tags", "classes", "labels"),
+    [
+        ([["dog", "cat"], None, ["dog", "dog"]], ("cat", "dog"), [(0, 1), (), (1,)]),
+        ([["dog"], None, []], ("dog",), [(0,), (), NONE]),
+    ],
+)
+def test_many_labels_a_record(make_table, tags, classes, labels):
     source = make_table({"tags": tags}, label=None, labels="tags")
     records = by_key(source).values()
 
-    assert source.classes == ("cat", "dog")
-    assert [record.label for record in records] == [NO_LABEL] * 3
-    assert [record.labels for record in records] == [(0, 1), (), (1,)]
-
-
-def test_a_list_without_a_label_says_that_the_record_has_none(make_table):
-    tags = [["dog"], None, []]
-    records = by_key(make_table({"tags": tags}, label=None, labels="tags")).values()
-
-    assert [record.labels for record in records] == [(0,), (), NONE]
+    assert source.classes == classes
+    assert [(record.label, record.labels) for record in records] == [
+        (NO_LABEL, each) for each in labels
+    ]
 
 
 def test_groups_number_the_combinations_the_first_column_slowest(make_table):
@@ -279,6 +284,7 @@ def test_absolute_paths_are_below_a_root_that_is_written_with_dots(tmp_path):
         ("table.parquet", "no parquet", "cannot be read"),
         ("table.csv", "path,label\n", "has no rows"),
         ("table.csv", "path,label\na.jpg\n", r"Row #2: Expected 2 columns, got 1"),
+        ("table.csv", "path,label,label\na.jpg,cat,dog\n", "the name of two columns"),
     ],
 )
 def test_a_file_that_is_no_table_is_named(tmp_path, name, text, message):
@@ -311,6 +317,12 @@ def test_a_table_can_be_split(tmp_path):
     assert {record.split for record in records} == {"train", "test"}
 
 
+def encoded_as(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("mode", ["1", "LA", "RGB", "RGBA", "I;16"])
 def test_a_mask_of_any_kind_keeps_its_values(mode):
     values = np.array([[0, 255], [255, 0]], dtype=np.uint8)
@@ -318,24 +330,28 @@ def test_a_mask_of_any_kind_keeps_its_values(mode):
         mask = Image.fromarray(values.astype(np.uint16))
     else:
         mask = Image.fromarray(values).convert("RGB" if mode == "RGBA" else mode).convert(mode)
-    buffer = io.BytesIO()
-    mask.save(buffer, format="PNG")
-    png = to_mask_png(buffer.getvalue(), "m.png")
+    png = to_mask_png(encoded_as(mask), "m.png")
 
     assert np.array_equal(pixels_of(png), values)
     assert Image.open(io.BytesIO(png)).mode == "L"
 
 
-def test_a_mask_that_would_lose_something_is_refused():
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([[0, 300]], dtype=np.uint16)).save(buffer, format="PNG")
+LARGE = Image.fromarray(np.array([[0, 300]], dtype=np.uint16))
+NOISY = Image.fromarray(np.random.default_rng(0).integers(0, 3, (16, 16)).astype(np.uint8) * 90)
 
-    with pytest.raises(ImageError, match=r"m\.png cannot be used: it has colors"):
-        to_mask_png(image_bytes(kind="PNG"), "m.png")
-    with pytest.raises(ImageError, match="do not fit into one byte"):
-        to_mask_png(buffer.getvalue(), "m.png")
-    with pytest.raises(ImageError, match=r"m\.png cannot be used"):
-        to_mask_png(b"no image", "m.png")
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (image_bytes(kind="PNG"), r"m\.png cannot be used: it has colors"),
+        (encoded_as(LARGE), "do not fit into one byte"),
+        (b"no image", r"m\.png cannot be used"),
+        (encoded_as(NOISY, "JPEG"), "it is a JPEG"),
+    ],
+)
+def test_a_mask_that_would_lose_something_is_refused(data, message):
+    with pytest.raises(ImageError, match=message):
+        to_mask_png(data, "m.png")
 
 
 # ---- cells that mean something else than their text ----------------------------------------------
@@ -348,20 +364,6 @@ def test_a_word_for_nothing_is_an_unknown_label_in_csv_and_parquet(make_table, w
 
         assert source.classes == classes
         assert list(labels_by_path(source).values()) == [0, NO_LABEL, 1]
-
-
-def test_a_word_for_nothing_that_is_listed_is_a_class(make_table):
-    source = make_table({"label": ["cat", "NA", ""]}, classes=["cat", "NA"])
-
-    assert list(labels_by_path(source).values()) == [0, 1, NO_LABEL]
-
-
-def test_blanks_and_forms_of_unicode_make_no_classes(make_table):
-    nfc, nfd = "chèvre", unicodedata.normalize("NFD", "chèvre")
-    source = make_table({"label": [f" {nfc}", f"{nfd} ", "cat "]})
-
-    assert source.classes == ("cat", nfc)
-    assert list(labels_by_path(source).values()) == [1, 1, 0]
 
 
 @pytest.mark.parametrize(("of_table", "of_files"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -380,10 +382,6 @@ def test_a_table_names_files_in_another_form_of_unicode(tmp_path, monkeypatch, o
     assert [record.content[0] for record in records] == [*stored, "plain.png"]
     assert records[0].content[2] == stored[0]
     assert len(scanned) == 2  # the root and the folder, once
-
-
-def test_numbers_with_leading_zeros_are_names(make_table):
-    assert make_table({"label": ["007", "008", "007"]}).classes == ("007", "008")
 
 
 @pytest.mark.parametrize(
@@ -450,22 +448,3 @@ def test_a_split_that_is_unknown_is_refused_or_drawn(make_table):
 
     assert (splits[0], splits[2]) == ("train", "test")
     assert splits[1] in ("train", "test")
-
-
-def test_two_columns_of_one_name_are_refused(tmp_path):
-    (tmp_path / "t.csv").write_text("path,label,label\na.jpg,cat,dog\n")
-
-    with pytest.raises(ConfigError, match="the name of two columns"):
-        list(build_source(image_table_config(tmp_path / "t.csv")).records())
-
-
-def test_a_mask_that_jpeg_has_changed_is_refused():
-    noisy = np.random.default_rng(0).integers(0, 3, (16, 16)).astype(np.uint8) * 90
-    with pytest.raises(ImageError, match="it is a JPEG"):
-        to_mask_png(encoded_as(noisy, "JPEG"), "m.jpg")
-
-
-def encoded_as(pixels, kind):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()

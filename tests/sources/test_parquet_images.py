@@ -37,10 +37,7 @@ def write_parquet(path, count=10, *, names=NAMES, paths=True, first=0, row_group
     labels = pa.array([i % len(NAMES) for i in range(count)], pa.int64())
     table = pa.table({"image": pa.array(cells, kind), "label": labels})
     if names:
-        features = {
-            "image": {"_type": "Image"},
-            "label": {"names": names, "_type": "ClassLabel"},
-        }
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
         text = json.dumps({"info": {"features": features}})
         table = table.replace_schema_metadata({"huggingface": text})
     path.parent.mkdir(parents=True, exist_ok=True)

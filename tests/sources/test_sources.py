@@ -150,8 +150,7 @@ def test_the_demo_is_known_by_all_its_options():
 
 @needs_papers
 @for_each(
-    "command",
-    [c for c in "".join(code_blocks("bash")).splitlines() if not c.startswith("kaggle ")],
+    "command", [c for c in "".join(code_blocks("bash")).splitlines() if not c.startswith("kaggle ")]
 )
 def test_every_command_of_the_catalog_has_a_store_of_its_own(command):
     program, verb, *words = shlex.split(command)

@@ -31,11 +31,7 @@ SMALL = {
 WORK = {
     "torch": ("torch.nn.modules.conv", "Conv2d.forward", "annotation/annotator.py"),
     "torch, training": ("torch.nn.modules.conv", "Conv2d.forward", "training/step.py"),
-    "torchvision": (
-        "torchvision.models.resnet",
-        "BasicBlock.forward",
-        "annotation/annotator.py",
-    ),
+    "torchvision": ("torchvision.models.resnet", "BasicBlock.forward", "annotation/annotator.py"),
     "webdataset": ("webdataset.writer", "TarWriter.write", "store/tars.py"),
     "zarr": ("zarr.codecs", "Crc32cCodec._encode_sync", "store/zarr_fields.py"),
     "kornia": (
@@ -94,7 +90,7 @@ def noting(function, modules):
 
 def test_the_recipe_of_the_demo_is_read():
     assert [verb for verb, _ in demo_commands()] == [
-        *("precompute", "teach", "precompute", "verify", "sweep", "report"),
+        *("precompute", "teach", "precompute", "verify", "sweep", "report")
     ]
 
 

@@ -64,7 +64,7 @@ def test_a_trunk_without_a_last_layer_gives_a_pass_without_logits(store, tiny_te
 
     assert not teacher.manifest.has_logits
     assert [s.name for s in teacher.manifest.fields if not s.name.endswith("_scale")] == [
-        *("pooled", "attention_1", "attention_2", "attention_3"),
+        *("pooled", "attention_1", "attention_2", "attention_3")
     ]
     assert (
         batch["pooled"].shape[-1]

@@ -9,7 +9,9 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ TRAINED = [recipe for recipe in RECIPES if recipe not in TEACHERS]
 SIDE = 64
 """Side of the views in pixels, which five stages of stride 2 reduce to 2x2 cells."""
 FRAME = 72
+SHORT = {"epochs": 1, "batch_size": 6, "warmup_epochs": 0, "loader_processes": 0}
+"""Options of a training of two steps."""
 
 
 def header(recipe: str) -> str:
@@ -56,6 +60,15 @@ def commands(recipe: str) -> list[list[str]]:
     """Words after `permafrost` of each command in a recipe's header."""
     joined = re.sub(r" \\\n# +", " ", header(recipe))
     return [shlex.split(line) for line in re.findall(r"^#   permafrost (.*)$", joined, re.M)]
+
+
+def student_of(paper, recipe, variant):
+    experiment = f"experiment={paper}/{recipe}"
+    overrides = composed_of("sweep", experiment)["variants"][variant]
+    return build_verb_config("distill", composed_of("sweep", experiment, *overrides))
+
+
+OPTIMIZER = attrgetter("optimizer.kind", "optimizer.lr", "optimizer.weight_decay")
 
 
 # ---- commands and options ------------------------------------------------------------------------
@@ -166,43 +179,25 @@ def test_the_grids_are_the_papers():
 def test_the_optimizers_are_the_papers():
     """Compare the optimizers with those of the supplement and the released code."""
 
-    def student(recipe, variant):
-        experiment = f"experiment=e2kd/{recipe}"
-        overrides = composed_of("sweep", experiment)["variants"][variant]
-        return build_verb_config("distill", composed_of("sweep", experiment, *overrides))
-
+    student = partial(student_of, "e2kd")
     standard, bcos = student("table1", "e2kd_50"), student("table2", "e2kd_200")
-    assert (standard.optimizer.kind, standard.optimizer.lr, standard.optimizer.weight_decay) == (
-        "adamw",
-        0.01,
-        1e-4,
-    )
+    assert OPTIMIZER(standard) == ("adamw", 0.01, 1e-4)
     assert (standard.trainer.clip_norm, standard.trainer.agc) == (1.0, None)
     assert (standard.trainer.batch_size, standard.trainer.epochs) == (32, 250)
-    assert (bcos.optimizer.kind, bcos.optimizer.lr, bcos.optimizer.weight_decay) == (
-        "adam",
-        1e-3,
-        0,
-    )
+    assert OPTIMIZER(bcos) == ("adam", 1e-3, 0)
     assert (bcos.trainer.clip_norm, bcos.trainer.agc) == (None, 0.01)
     assert (bcos.trainer.batch_size, bcos.trainer.epochs) == (64, 125)
     sgd = student("tableb1", "kd")
     assert (sgd.optimizer.kind, sgd.optimizer.lr, sgd.optimizer.momentum) == ("sgd", 0.1, 0.9)
-    assert (sgd.trainer.schedule, sgd.trainer.decay, sgd.trainer.decay_every_epochs) == (
-        "decay",
-        0.1,
-        30,
-    )
+    assert attrgetter("schedule", "decay", "decay_every_epochs")(sgd.trainer) == ("decay", 0.1, 30)
     vit = student("figure5", "kd_tau1")
     assert (vit.trainer.warmup_steps, vit.trainer.epochs) == (10_000, 150)
     (policy,) = vit.augment.on_pixels
     assert (policy.kind, policy.count, policy.magnitude) == ("randaugment", 2, 10)
     assert student("figure5", "e2kd_frozen").augment.operations == vit.augment.operations[:2]
     patient = student("waterbirds", "e2kd_patient")
-    assert (patient.trainer.epochs, [each.kind for each in patient.augment.mix]) == (
-        3500,
-        ["mixup"],
-    )
+    assert patient.trainer.epochs == 3500
+    assert [each.kind for each in patient.augment.mix] == ["mixup"]
 
 
 STUDY = sorted(n for n in EVERY_RECIPE if n.startswith(("interpretability/", "unicam/")))
@@ -212,13 +207,10 @@ STUDY = sorted(n for n in EVERY_RECIPE if n.startswith(("interpretability/", "un
 @for_each("recipe", STUDY)
 def test_every_variant_of_a_study_composes(recipe):
     """Check that modes and views fit the methods."""
-    experiment = f"experiment={recipe}"
-    composed = composed_of("sweep", experiment)
-
-    kinds = {variant.rstrip("0123456789"): variant for variant in composed["variants"]}
+    variants = composed_of("sweep", f"experiment={recipe}")["variants"]
+    kinds = {variant.rstrip("0123456789"): variant for variant in variants}
     for variant in kinds.values():  # students of one kind differ only in their network or tau
-        overrides = composed["variants"][variant]
-        student = build_verb_config("distill", composed_of("sweep", experiment, *overrides))
+        student = student_of(*recipe.split("/"), variant)
         assert (student.mode == "live") == (student.teacher.kind != "none")
 
 
@@ -246,18 +238,10 @@ def test_the_fourteen_variants_have_a_common_baseline_and_columns_in_every_recip
 
 
 def test_the_studys_schedules_and_weights_are_those_of_its_code():
-    def student(recipe, variant):
-        experiment = f"experiment=interpretability/{recipe}"
-        overrides = composed_of("sweep", experiment)["variants"][variant]
-        return build_verb_config("distill", composed_of("sweep", experiment, *overrides))
-
+    student = partial(student_of, "interpretability")
     at, ft, crd = (student("imagenet_variants", variant) for variant in ("at", "ft", "crd"))
-    assert (at.optimizer.kind, at.optimizer.lr, at.optimizer.weight_decay) == ("sgd", 0.1, 1e-4)
-    assert (at.trainer.epochs, at.trainer.decay_every_epochs, at.trainer.batch_size) == (
-        100,
-        30,
-        512,
-    )
+    assert OPTIMIZER(at) == ("sgd", 0.1, 1e-4)
+    assert attrgetter("epochs", "decay_every_epochs", "batch_size")(at.trainer) == (100, 30, 512)
     assert (at.method.stages, at.method.lambda_at, at.method.lambda_ce) == ((3, 4), 1000, 0.1)
     assert (ft.trainer.epochs, ft.method.paraphraser_epochs, ft.method.lambda_ft) == (90, 1, 1000)
     assert (crd.method.lambda_ce, crd.method.lambda_crd, crd.trainer.batch_size) == (0, 1, 85)
@@ -269,10 +253,8 @@ def test_the_studys_schedules_and_weights_are_those_of_its_code():
     live = student("imagenet_variants", "sskd_logits")
     assert (live.mode, live.views.kind, live.views.per_step) == ("live", "rotations", 4)
     assert (live.trainer.batch_size, live.optimizer.weight_decay) == (340, 5e-4)
-    assert (live.method, live.trainer.epochs) == (
-        student("imagenet_variants_sskd", "sskd_logits").method,
-        100,
-    )
+    assert live.method == student("imagenet_variants_sskd", "sskd_logits").method
+    assert live.trainer.epochs == 100
     taus = [student("imagenet_variants", f"kd_tau{tau}").method.tau for tau in (1, 2, 4, 8)]
     assert taus == [1, 2, 4, 8]
 
@@ -396,26 +378,11 @@ def test_every_variant_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe,
         )
         student = build_verb_config("distill", composed)
         assert (student.mode == "live") == (student.teacher.kind != "none")
-        trainer = replace(
-            student.trainer,
-            epochs=1,
-            batch_size=6,
-            warmup_epochs=0,
-            warmup_steps=None,
-            loader_processes=0,
-        )
+        trainer = replace(student.trainer, **SHORT, warmup_steps=None)
         held_out = 0 if student.select_epoch is None else 1
-        student = replace(
-            student,
-            trainer=trainer,
-            subset=replace(student.subset, shots=None, holdout=held_out),
-            run=variant,
-        )
-        result = distill.run(student)
-        evaluated = replace(
-            build_verb_config("evaluate", composed),
-            run=variant,
-        )
+        subset = replace(student.subset, shots=None, holdout=held_out)
+        result = distill.run(replace(student, trainer=trainer, subset=subset, run=variant))
+        evaluated = replace(build_verb_config("evaluate", composed), run=variant)
         shift = evaluated.evaluate.shift
         shift = replace(shift, pixels=shift.pixels and 4)
         options = replace(evaluated.evaluate, added=evaluated.evaluate.added | {"shift": shift})
@@ -434,8 +401,7 @@ def test_every_variant_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe",
-    [*TEACHERS, "table4_epg", "table4_iou", "waterbirds", "waterbirds_bcos"],
+    "recipe", [*TEACHERS, "table4_epg", "table4_iou", "waterbirds", "waterbirds_bcos"]
 )
 def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path):
     start = tmp_path / "imagenet.safetensors"
@@ -448,16 +414,11 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
     teaching = replace(
         taught.teaching,
         start=str(start) if taught.teaching.start else None,
-        trainer=replace(
-            taught.teaching.trainer, epochs=1, batch_size=6, warmup_epochs=0, loader_processes=0
-        ),
+        trainer=replace(taught.teaching.trainer, **SHORT),
         augment=replace(taught.teaching.augment, size=SIDE),
     )
-    result = teach.run(
-        replace(
-            taught, teaching=teaching, evaluate=replace(taught.evaluate, splits=(evaluated_on,))
-        )
-    )
+    evaluation = replace(taught.evaluate, splits=(evaluated_on,))
+    result = teach.run(replace(taught, teaching=teaching, evaluate=evaluation))
 
     assert Path(result.weights).exists()
     evaluated = result.f1 if recipe.startswith("table4") else result.accuracy
@@ -469,12 +430,7 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [
-        "imagenet_variants",
-        "imagenet_variants_frozen",
-        "imagenet_variants_ls_teacher",
-        "imagenet_variants_sskd",
-    ],
+    [f"imagenet_variants{suffix}" for suffix in ("", "_frozen", "_ls_teacher", "_sskd")],
 )
 def test_every_variant_of_the_study_trains_on_images_of_its_shape_and_is_dissected(
     recipe, tmp_path
@@ -498,15 +454,11 @@ def test_every_variant_of_the_study_trains_on_images_of_its_shape_and_is_dissect
         if isinstance(method, SSKDConfig):
             method = replace(method, head_epochs=1)
         trainer = replace(
-            student.trainer,
-            epochs=1,
-            batch_size=6 * student.views.per_step,
-            loader_processes=0,
+            student.trainer, epochs=1, batch_size=6 * student.views.per_step, loader_processes=0
         )
         distill.run(replace(student, method=method, trainer=trainer, run=variant))
-        metrics = evaluate.run(
-            replace(build_verb_config("evaluate", composed), run=variant)
-        ).splits["val"]
+        evaluated = replace(build_verb_config("evaluate", composed), run=variant)
+        metrics = evaluate.run(evaluated).splits["val"]
 
         assert 0 <= metrics["accuracy"] <= 1
         assert (metrics["dissection"]["units"], metrics["dissection"]["images"]) == (512, 8)

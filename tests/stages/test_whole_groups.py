@@ -9,11 +9,7 @@ from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP
-from permafrost.loading.subset import (
-    rows_of_split,
-    select_holdout_rows,
-    select_training_rows,
-)
+from permafrost.loading.subset import rows_of_split, select_holdout_rows, select_training_rows
 from permafrost.sources.source import build_source
 from permafrost.store.reader import Store
 from permafrost_report.training_facts import count_training_rows

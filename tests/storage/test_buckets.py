@@ -229,10 +229,7 @@ def test_a_claim_that_was_taken_over_is_not_removed_by_its_former_holder(
 def test_an_endpoint_that_ignores_conditions_is_refused_at_the_first_write(store, monkeypatch):
     put = obstore.put
     monkeypatch.setattr(obstore, "put", lambda *words, mode=None, **options: put(*words, **options))
-    with (
-        pytest.raises(FileError, match="does not support conditional puts"),
-        folder_lock(FOLDER),
-    ):
+    with pytest.raises(FileError, match="does not support conditional puts"), folder_lock(FOLDER):
         pass
     assert not file_at(FOLDER / ".lock").exists()
 

@@ -16,8 +16,7 @@ def sound(tmp_path_factory, frozen):
 
 
 @pytest.mark.parametrize(
-    "bomb",
-    [(slow if bomb.takes_seconds else pytest.param)(bomb, id=bomb.name) for bomb in BOMBS],
+    "bomb", [(slow if bomb.takes_seconds else pytest.param)(bomb, id=bomb.name) for bomb in BOMBS]
 )
 def test_a_bomb_is_refused_before_it_takes_memory(bomb, sound, tmp_path, count_trials):
     outcome = explode(bomb, sound, tmp_path)

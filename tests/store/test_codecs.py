@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 
 from permafrost.storage.untrusted import FormatError, parse_npy
-from permafrost.store.codecs import (
-    cosines,
-    decode_unit,
-    encode_npy,
-    lowest_cosine_of_arrays,
-)
+from permafrost.store.codecs import cosines, decode_unit, encode_npy, lowest_cosine_of_arrays
 from tests.support.items import for_each
 from tests.support.tensors import encode_maxabs
 

@@ -1,9 +1,9 @@
 """Packing of image folders: all images, upright sizes in the index, and images that cannot be decoded."""
 
 import gc
-import io
 import json
 import logging
+import os
 import sys
 import textwrap
 from dataclasses import replace
@@ -133,17 +133,15 @@ def test_the_index_has_the_originals_upright_sizes_in_every_format(mixed, tmp_pa
     assert pack_small(mixed, store.path, format=form).packed_records == 0
 
 
-def test_images_of_one_size_keep_it(equal_images, tmp_path):
+@pytest.mark.parametrize(("other", "size"), [(False, (12, 10)), (True, (256, 256))])
+def test_images_of_one_size_keep_it_and_one_that_differs_makes_all_frames_square(
+    equal_images, tmp_path, other, size
+):
+    if other:
+        write_image(tmp_path / "equal/a/other.png", smooth_image(12, 11))
     pack_small(equal_images, tmp_path / "store")
 
-    assert Store(tmp_path / "store").size == (12, 10)
-
-
-def test_one_image_that_differs_makes_all_frames_square(equal_images, tmp_path):
-    write_image(tmp_path / "equal/a/other.png", smooth_image(12, 11))
-    pack_small(equal_images, tmp_path / "store")
-
-    assert Store(tmp_path / "store").size == (256, 256)
+    assert Store(tmp_path / "store").size == size
 
 
 @pytest.mark.parametrize("form", ["original", "jpeg95", "raw"])
@@ -277,9 +275,8 @@ def test_boxes_in_pixels_are_normalized_by_the_upright_size(tmp_path, form):
 
 def test_a_mask_that_cannot_be_decoded_names_its_record(tmp_path):
     write_image(tmp_path / "a.png", smooth_image(8, 8))
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(buffer, "PNG")
-    (tmp_path / "mask.png").write_bytes(buffer.getvalue()[:45])
+    write_image(tmp_path / "mask.png", np.zeros((8, 8), np.uint8))
+    os.truncate(tmp_path / "mask.png", 45)
     (tmp_path / "table.csv").write_text("path,label,mask\na.png,0,mask.png\n")
     table = ImageTableDataConfig(path=str(tmp_path / "table.csv"), mask="mask")
 

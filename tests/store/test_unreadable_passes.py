@@ -19,11 +19,7 @@ def photographs(tmp_path_factory):
     photographs = make_photographs(tmp_path_factory.mktemp("passes"))
     run_precompute(photographs.store, "data=none", *TEACHER, "annotate.name=sound")
     run_precompute(
-        photographs.store,
-        "data=none",
-        *TEACHER,
-        "annotate.name=other",
-        "annotate.outputs=[logits]",
+        photographs.store, "data=none", *TEACHER, "annotate.name=other", "annotate.outputs=[logits]"
     )
     return photographs
 

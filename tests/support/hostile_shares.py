@@ -283,9 +283,7 @@ FILES: dict[str, Change] = {
     "a projection that is missing": _projection_that_is_missing,
     "a shard in a folder": _shard_in_a_folder,
 }
-HARMLESS: dict[str, Change] = {
-    "a linked projection that nothing lists": _linked_projection,
-}
+HARMLESS: dict[str, Change] = {"a linked projection that nothing lists": _linked_projection}
 
 
 def random_changes(seed: int, count: int) -> Iterator[tuple[str, Change]]:

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permafrost.config.methods import (
-    MethodConfig,
-)
+from permafrost.config.methods import MethodConfig
 from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.loading.geometry import TargetRequest, view_images

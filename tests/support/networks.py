@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from permafrost.config.models import (
-    CifarModelConfig,
-    TorchvisionModelConfig,
-)
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.models.providers import build_model
 from permafrost_timm.options import TimmModelConfig
 

@@ -13,9 +13,7 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import (
-    EvaluateConfig,
-)
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.models.providers import build_model
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.runs.mirrors import RUNS

@@ -91,10 +91,7 @@ PASSES: dict[str, dict[str, Any]] = {
     "frozen": {},
     "bfloat16": {"precision": "bfloat16"},
     "topk": {**MAPS, "logits": "topk", "k": 3},
-    "several_classes": {
-        **MAPS,
-        "explainer": GradCamConfig(target_classes="topk", max_classes=2),
-    },
+    "several_classes": {**MAPS, "explainer": GradCamConfig(target_classes="topk", max_classes=2)},
     "margin": {"outputs": ("logits", "features"), "features_margin": 0.25, "features_channels": 4},
     "views": {"views": VIEWS, "augment": CROPS},
     "strong_views": {**MAPS, "views": VIEWS, "augment": STRONG},
@@ -191,10 +188,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     },
     "e2kd.topk": {"method": E2KD, "teacher": "topk"},
     "e2kd.several_classes": {"method": E2KD, "teacher": "several_classes"},
-    "e2kd.two_teachers": {
-        "method": E2KDConfig(tau=4.0),
-        "teacher": ("frozen", "several_classes"),
-    },
+    "e2kd.two_teachers": {"method": E2KDConfig(tau=4.0), "teacher": ("frozen", "several_classes")},
     "several": {
         "method": SeveralConfig(
             terms=(

@@ -77,9 +77,7 @@ def build_store(kind: str, folder: Path, teacher) -> Path:
         )
     if kind == "referenced tars":
         config = replace(
-            config,
-            data=write_tars(folder / "tars"),
-            store=replace(config.store, shard_size=None),
+            config, data=write_tars(folder / "tars"), store=replace(config.store, shard_size=None)
         )
     precompute.run(config)
     return folder / "store"

@@ -6,9 +6,7 @@ import torch
 from torch import nn
 
 from permafrost.models.providers import freeze
-from permafrost_papers.ked.curvature import (
-    table_probes,
-)
+from permafrost_papers.ked.curvature import table_probes
 from permafrost_papers.ked.dependency import measure_dependency
 
 GROUPS = ([0, 3, 6], [1, 4, 7], [2, 5, 8])

@@ -13,11 +13,7 @@ from permafrost.losses.base import build_loss
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import train_step
-from tests.support.batches import (
-    FRAME,
-    random_batch,
-    tiny_model,
-)
+from tests.support.batches import FRAME, random_batch, tiny_model
 
 
 def build_training(seed: int, method: MethodConfig, **optimizer: Any) -> Training:

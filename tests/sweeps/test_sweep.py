@@ -45,12 +45,7 @@ def planned(frozen, *more):
 @pytest.fixture
 def evaluations(monkeypatch):
     """Replace training and evaluation by a table of values by (split, tau), and return the evaluated (split, run)."""
-    values = {
-        ("holdout", 1): 0.9,
-        ("holdout", 5): 0.6,
-        ("test", 1): 0.2,
-        ("test", 5): 0.8,
-    }
+    values = {("holdout", 1): 0.9, ("holdout", 5): 0.6, ("test", 1): 0.2, ("test", 5): 0.8}
     taus, evaluated = {}, []
 
     def train(config, on_epoch):

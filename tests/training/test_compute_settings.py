@@ -15,11 +15,7 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
-from permafrost.models.compute import (
-    ComputeSettings,
-    deterministic_algorithms,
-    float32_products,
-)
+from permafrost.models.compute import ComputeSettings, deterministic_algorithms, float32_products
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import SavedNetwork

@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from permafrost.config.augment import (
-    AugmentOptions,
-    MixConfig,
-    OperationConfig,
-    RandomViewsConfig,
-)
+from permafrost.config.augment import AugmentOptions, MixConfig, OperationConfig, RandomViewsConfig
 from permafrost.config.families import FAMILIES
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
@@ -24,10 +19,7 @@ from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import distill, precompute
 
-MIXES = {
-    "mixup": (MixConfig(kind="mixup", alpha=0.4),),
-    "cutmix": (MixConfig(kind="cutmix"),),
-}
+MIXES = {"mixup": (MixConfig(kind="mixup", alpha=0.4),), "cutmix": (MixConfig(kind="cutmix"),)}
 CROP = (OperationConfig(kind="pad_crop", padding=3), OperationConfig(kind="horizontal_flip"))
 LIVE = ["teacher=cifar", "teacher.name=resnet8", "teacher.weights=w.pt"]
 REFUSED = {

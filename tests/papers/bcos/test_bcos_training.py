@@ -24,9 +24,7 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
-from permafrost_papers.bcos.layers import (
-    add_inverse,
-)
+from permafrost_papers.bcos.layers import add_inverse
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from permafrost_papers.bcos.provider import BcosClassifier
 from permafrost_papers.bcos.weight_maps import bcos_weights, color_picture, contribution_map

@@ -35,10 +35,7 @@ FAMILIES = [
 ]
 
 
-VITS = [
-    BcosModelConfig(name="simple_vit_ti", width=64),
-    BcosModelConfig(name="vitc_ti", width=64),
-]
+VITS = [BcosModelConfig(name="simple_vit_ti", width=64), BcosModelConfig(name="vitc_ti", width=64)]
 
 
 class ThreeLayers(nn.Module):

@@ -182,12 +182,30 @@ def test_crd_learns_from_replayed_and_live_teachers(featured, tmp_path, tiny_tea
     assert next(read_metrics(RUNS / "one" / "distill"))["crd"] > 0
 
 
+def built_loss(method):
+    """Loss with the layers that it builds for pooled features of 16 channels."""
+    torch.manual_seed(2)
+    loss, pooled = build_loss(method), torch.zeros(1, 16)
+    example = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
+    loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), example)
+    return loss
+
+
+def gradient_of(loss, student, of_loss, targets, batch, term=None):
+    """Gradient of a term, or of the whole loss, with respect to the student and layers of the loss."""
+    parameters = [*student.parameters(), *of_loss.parameters()]
+    optimizer = build_optimizer(OptimizerOptions(), parameters)
+    training = Training(model=student, loss=loss, optimizer=optimizer, targets=targets)
+    torch.manual_seed(3)
+    found = batch_loss(training, batch, SIZE)
+    value = found.terms[term] if term else found.total
+    parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([each.flatten() for each in parts])
+
+
 def test_the_teachers_bank_starts_from_its_stored_features(featured):
     dataset = train_dataset(featured)
-    loss = build_loss(CRD)
-    pooled = torch.zeros(1, 16)
-    targets = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
-    loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), targets)
+    loss = built_loss(CRD)
     loss.on_train_start(dataset)
     batch = dataset.__getitems__([7, 31])
 
@@ -211,23 +229,9 @@ def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(fea
         view_targets,
         LiveTeacher("t", model, gradcam, SIZE, needs=build_loss(CRD).needs),
     ):
-        loss = build_loss(CRD)
-        torch.manual_seed(2)
-        pooled = torch.zeros(1, 16)
-        example = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
-        loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), example)
+        loss = built_loss(CRD)
         loss.on_train_start(dataset)
-        parameters = [*student.parameters(), *loss.parameters()]
-        part = Training(
-            model=student,
-            loss=loss,
-            optimizer=build_optimizer(OptimizerOptions(), parameters),
-            targets=targets,
-        )
-        torch.manual_seed(3)
-        term = batch_loss(part, batch, SIZE).terms["crd"]
-        found = torch.autograd.grad(term, parameters, allow_unused=True, materialize_grads=True)
-        gradients.append(torch.cat([each.flatten() for each in found]))
+        gradients.append(gradient_of(loss, student, loss, targets, batch, "crd"))
 
     assert gradients[1].norm() > 0
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
@@ -283,21 +287,8 @@ def test_a_live_and_a_replayed_sskd_step_on_still_images_have_the_same_gradient(
     exact = LiveTeacher("t", teacher, gradcam, SIZE, needs=needs)
     gradients = []
     for batch, targets in ((live, exact), (replayed, exact), (replayed, view_targets)):
-        loss = build_loss(method)
-        torch.manual_seed(2)
-        pooled = torch.zeros(1, 16)
-        example = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
-        loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), example)
-        parameters = [*student.parameters(), *loss.student_head.parameters()]
-        part = Training(
-            model=student,
-            loss=loss,
-            optimizer=build_optimizer(OptimizerOptions(), parameters),
-            targets=targets,
-        )
-        total = batch_loss(part, batch, SIZE).total
-        found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-        gradients.append(torch.cat([each.flatten() for each in found]))
+        loss = built_loss(method)
+        gradients.append(gradient_of(loss, student, loss.student_head, targets, batch))
 
     of_live, of_order, of_store = gradients
     assert of_live.norm() > 0

@@ -4,10 +4,7 @@ import pytest
 from torch import nn
 
 from permafrost_papers.ked.grouping import group_features
-from permafrost_papers.ked.search import (
-    partition_artifact,
-    save_partition,
-)
+from permafrost_papers.ked.search import partition_artifact, save_partition
 from tests.support.superfeatures import MADE_FROM, OPTIONS, Additive, measured
 
 

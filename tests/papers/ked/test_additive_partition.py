@@ -83,9 +83,7 @@ def test_a_saved_run_is_rebuilt_without_the_partitions_file(name, tmp_path):
     model = additive_model(config)
     size = tuple(inputs_of(config).shape[-2:])
     save_model(
-        tmp_path,
-        model,
-        TrainedModel(config=config, num_classes=NUM_CLASSES, input_size=size),
+        tmp_path, model, TrainedModel(config=config, num_classes=NUM_CLASSES, input_size=size)
     )
     (path / PARTITION_NAME).unlink()
 

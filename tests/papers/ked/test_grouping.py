@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from permafrost.core.errors import ConfigError
-from permafrost_papers.ked.curvature import (
-    table_probes,
-)
+from permafrost_papers.ked.curvature import table_probes
 from permafrost_papers.ked.dependency import measure_dependency
 from permafrost_papers.ked.grouping import group_features, sparsify
 from permafrost_papers.ked.partition import contiguous_partition, random_partition

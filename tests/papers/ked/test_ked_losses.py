@@ -333,12 +333,7 @@ def ked_training(method):
     loss.build(student, targets(batch, TargetRequest((4, 4), with_maps=False))[0])
     parameters = [*model.parameters(), *loss.parameters()]
     optimizer = build_optimizer(OptimizerOptions(), parameters)
-    training = Training(
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        targets=targets,
-    )
+    training = Training(model=model, loss=loss, optimizer=optimizer, targets=targets)
     return training, batch, size
 
 
@@ -378,9 +373,7 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
     asked = teacher(mixed)
     assert len(mixed) == len(images) + len(images) // 2
     assert torch.allclose(
-        taught.intermediates["superfeature_logits"],
-        class_centered(asked.extras[LOGITS]),
-        atol=1e-5,
+        taught.intermediates["superfeature_logits"], class_centered(asked.extras[LOGITS]), atol=1e-5
     )
     said, would_say = (t.softmax(dim=1) for t in (taught.logits, asked.logits))
     assert torch.allclose(said, would_say, atol=1e-5)
@@ -465,8 +458,7 @@ def test_many_labels_are_refused():
 def test_hidden_layers_of_other_levels_are_refused():
     hidden = torch.zeros(B, M, 3)
     student = student_output(
-        logits=torch.zeros(B, K),
-        extras={LOGITS: superfeature_values(0), HIDDEN: hidden},
+        logits=torch.zeros(B, K), extras={LOGITS: superfeature_values(0), HIDDEN: hidden}
     )
     targets = targets_of(superfeature_values(1, B, 2, K))
     targets = replace(

@@ -16,11 +16,7 @@ from permafrost_papers.ked.partition_pictures import (
     group_picture,
     superfeature_figure,
 )
-from permafrost_papers.ked.search import (
-    load_partition,
-    partition_artifact,
-    save_partition,
-)
+from permafrost_papers.ked.search import load_partition, partition_artifact, save_partition
 from tests.support.html_page import pixels_of_uri
 from tests.support.superfeatures import (
     MADE_FROM,

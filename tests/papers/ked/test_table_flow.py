@@ -108,13 +108,8 @@ def taught_table(tmp_path_factory):
         majority = np.bincount(index["label"].to_numpy()[test_rows]).max() / test_rows.sum()
         # Closer to every label than to the more frequent one for all.
         assert min(box.accuracy["test"], parts.accuracy["test"]) > (1 + majority) / 2
-        config = precompute_config(
-            path,
-            replace(teacher, weights=str(folder / parts.weights)),
-            data=DATA,
-            shard_size=128,
-            annotate=PASS,
-        )
+        teacher = replace(teacher, weights=str(folder / parts.weights))
+        config = precompute_config(path, teacher, data=DATA, shard_size=128, annotate=PASS)
         result = precompute.run(config)
         assert (result.packed_records, result.teacher_records) == (0, 569)
         return Frozen(Store(path), config)
@@ -145,12 +140,8 @@ def teacher_model(taught_table):
 
 def row_batch(taught_table, records=64):
     store = taught_table.store
-    dataset = StoreDataset(
-        store,
-        rows_of_split(store.index, "train"),
-        store.open_passes(),
-        output="superfeature_logits",
-    )
+    rows = rows_of_split(store.index, "train")
+    dataset = StoreDataset(store, rows, store.open_passes(), output="superfeature_logits")
     return dataset.__getitems__(list(range(records)))
 
 
@@ -166,17 +157,13 @@ def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught_table
     assert teacher.manifest.teacher["architecture"]["columns"] == 30
     assert teacher.manifest.teacher["preprocessing"] == {}
     assert [spec.name for spec in teacher.manifest.fields] == [
-        "logits",
-        "superfeature_logits",
-        "superfeature_logits_scale",
+        *("logits", "superfeature_logits", "superfeature_logits_scale")
     ]
 
 
 def test_a_network_keeps_the_moments_of_its_training_split(taught_table):
-    in_training = np.array(
-        [s == "train" for s in index_table(taught_table.store)["split"].to_pylist()]
-    )
-    keys = np.array(index_table(taught_table.store)["key"].to_pylist())[in_training]
+    index = index_table(taught_table.store).to_pylist()
+    keys = [row["key"] for row in index if row["split"] == "train"]
     rows = load_breast_cancer().data[[int(key.removeprefix("row-")) for key in keys]]
     weights = load_file(taught_table.config.teacher.weights)
 
@@ -299,11 +286,7 @@ def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught_table):
     half = replace(whole, run="half", trainer=replace(SHORT, epochs=1, schedule="constant"))
     distill.run(replace(whole, trainer=replace(SHORT, schedule="constant")))
     distill.run(half)
-    for path in (
-        "model.json",
-        "config.yaml",
-        "metrics.jsonl",
-    ):  # which are of a run of other options
+    for path in ("model.json", "config.yaml", "metrics.jsonl"):  # of a run of other options
         (RUNS / "half" / "distill" / path).unlink()
 
     distill.run(replace(half, trainer=replace(SHORT, schedule="constant")))
@@ -316,7 +299,10 @@ def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught_table):
 
 def test_scaled_rows_are_what_the_networks_learn_from(taught_table):
     """Negative control: on unscaled rows the same network is inaccurate."""
-    rows = torch.cat([b.inputs for b in iter_batches(batch_dataset(taught_table), 256)])
+    store = taught_table.store
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"))
+    batches = list(iter_batches(dataset, 256))
+    rows, labels = (torch.cat([getattr(b, n) for b in batches]) for n in ("inputs", "labels"))
     model = teacher_model(taught_table)
 
     scaled = model.normalize(rows)
@@ -325,16 +311,8 @@ def test_scaled_rows_are_what_the_networks_learn_from(taught_table):
     assert scaled.mean(dim=0).abs().max() < 1e-3
     assert torch.allclose(scaled.std(dim=0, correction=0), torch.ones(30), atol=1e-3)
     model.normalize.set_moments(torch.zeros(30), torch.ones(30))
-    right = (model(rows).logits.argmax(dim=1) == batch_labels(taught_table)).float().mean()
+    right = (model(rows).logits.argmax(dim=1) == labels).float().mean()
     assert right < 0.9
-
-
-def batch_dataset(taught_table):
-    return StoreDataset(taught_table.store, rows_of_split(taught_table.store.index, "train"))
-
-
-def batch_labels(taught_table):
-    return torch.cat([batch.labels for batch in iter_batches(batch_dataset(taught_table), 256)])
 
 
 @pytest.mark.slow
@@ -485,10 +463,7 @@ def test_a_perceptron_on_images_needs_their_size(frozen):
 
     for columns, message in (
         (None, r"student.name=mlp needs the size of its images.*input_size"),
-        (
-            30,
-            r"student.columns=30 is for rows of a table, but .*store holds images; set it to null",
-        ),
+        (30, r"student.columns=30 is for rows of a table.*store holds images; set it to null"),
     ):
         with pytest.raises(ConfigError, match=message):
             distill.run(replace(config, student=replace(BOX, columns=columns)))

@@ -6,10 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost_papers.unicam.estimators import (
-    InnerProducts,
-    feature_distances,
-)
+from permafrost_papers.unicam.estimators import InnerProducts, feature_distances
 from permafrost_papers.unicam.maps import (
     REDUCTIONS,
     Bank,
@@ -47,11 +44,7 @@ def batch_gradient(grids, control, hot, depth):
 
 def explained(grids, control, hot, depth, place, bank):
     return explain_record(
-        grids[place],
-        lambda values: feature_of(depth, values),
-        control[place],
-        hot[place],
-        bank,
+        grids[place], lambda values: feature_of(depth, values), control[place], hot[place], bank
     )
 
 

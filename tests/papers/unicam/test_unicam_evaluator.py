@@ -207,10 +207,7 @@ def test_a_bcos_student_is_explained_at_its_last_stage(own):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"depths": (9,)},
-            r"unicam\.depths=\[9\]: the student has 4 depths: pooled, layer3",
-        ),
+        ({"depths": (9,)}, r"unicam\.depths=\[9\]: the student has 4 depths: pooled, layer3"),
         ({"depths": (0,)}, r"unicam\.depths must be >= 1"),
         ({"depths": (1, 1)}, r"unicam\.depths must list at least one value, each once"),
         ({"reductions": ()}, r"unicam\.reductions must list at least one value"),
