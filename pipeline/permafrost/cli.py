@@ -341,7 +341,8 @@ def next_command(command: str, arguments: Sequence[str]) -> str:
     pairs = [word.partition("=")[::2] for word in arguments]
     factories = [value.rpartition(":")[0] for name, value in pairs if name.endswith(".factory")]
     plugins = list(dict.fromkeys([*typed, *factories]))
-    more += [f"plugins=[{','.join(plugins)}]"] if plugins else []
+    if plugins and not any(word.startswith("plugins=") for word in more):
+        more.append(f"plugins=[{','.join(plugins)}]")
     if not experiment:
         return shlex.join([program, verb, *more]) if plugins else command
     # The command has found out which pass was made, or which network was trained.

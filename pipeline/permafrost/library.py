@@ -329,10 +329,16 @@ def explain(
         (torch.Size([6, 5]), torch.Size([6, 1, 1, 7, 7]))
     """
     import torch
+    from torch.nn import Conv2d
 
-    from permafrost.models.classifier import Normalize, eval_mode
+    from permafrost.config.explainers import explainer_of_line
+    from permafrost.models.classifier import Classifier, Normalize, eval_mode
     from permafrost.models.explanations import explainer_named, forward_to_explain
 
+    reads_images = explainer and explainer_of_line(explainer).reads == "images"
+    if reads_images and layer is None and not isinstance(network, Classifier):
+        convolutions = (n for n, module in network.named_modules() if isinstance(module, Conv2d))
+        layer = next(convolutions, None)  # any will do, as its output is not explained
     model = _explained_network(network, layer)
     explain_by = explainer_named(explainer or model.explainer_of_training or model.explainer)
     batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images

@@ -106,7 +106,7 @@ class IngestShard:
             )
         names = [spec.name for spec in self.fields.fields]
         values = {name: np.concatenate([part.values[name] for part in parts]) for name in names}
-        require_possible(values, self.explainer, str(self.targets.path))
+        require_possible(values, self.explainer, str(self.targets.path), self.store.size)
         fidelity = {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity}
         if (views := values[names[0]].shape[1]) != self.fields.num_views:
             raise TargetError(

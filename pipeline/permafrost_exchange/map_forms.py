@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.config.explainers import EXPLAINERS
 from permafrost.core.errors import require
 from permafrost.store.codecs import decode_unit
 from permafrost.store.fields import Values
@@ -26,6 +27,10 @@ _ROUNDING = 1e-3
 """Size of a negative value, relative to the map's largest one, that rounding explains."""
 _SIGNED = 0.05
 """Fraction of negative values from which an explainer's maps are signed."""
+
+
+_MOST_COARSER = 4
+"""Pixels of the frame per cell from which a map is not one at the pixels of a teacher's input."""
 
 
 class MapForm(NamedTuple):
@@ -53,18 +58,36 @@ class MapForm(NamedTuple):
         return self.shape != other.shape or any(signs)
 
 
-def require_possible(values: Values, explainer: dict[str, Any], where: str) -> None:
-    """Check that maps are not negative where their explainer's are never.
+def require_possible(
+    values: Values, explainer: dict[str, Any], where: str, frame: tuple[int, int]
+) -> None:
+    """Check that maps have a form that their explainer can give.
+
+    GradCAM is never negative, and explainers at the pixels have one channel and no coarse grid.
 
     Args:
         values: Stored fields of some records.
         explainer: Entry of a manifest about the maps.
         where: Path of the targets, for the message.
+        frame: (height, width) of the store's frames.
 
     Raises:
-        TargetError: If they are.
+        TargetError: If they have not.
     """
-    if explainer.get("kind") == "gradcam" and explainer.get("sign") != "signed" and "map" in values:
+    if "map" not in values or (kind := explainer["kind"]) not in EXPLAINERS:
+        return
+    options = EXPLAINERS[kind]
+    channels, rows, columns = values["map"].shape[-3:]
+    if options.implementation.startswith("permafrost") and kind != OTHER:
+        at_pixels = ", and a value for each pixel" if options.reads == "images" else ""
+        is_fine = not at_pixels or _MOST_COARSER * min(rows, columns) > min(frame)
+        require(
+            channels == options.channels and is_fine,
+            f"{where}: format.explainer={kind}: the maps are {rows}x{columns} with {channels} channels on images of "
+            f"{frame[0]}x{frame[1]}, but {kind} gives {options.channels} channels{at_pixels}; {NAME_MAKER}",
+            TargetError,
+        )
+    if kind == "gradcam" and explainer.get("sign") != "signed":
         require(
             not (form := MapForm.of(values["map"])).below,
             f"{where}: format.explainer=gradcam: the maps are {form.describe(NEGATIVE)}, but GradCAM gives none below "

@@ -64,7 +64,8 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig, plugin:
         else "numbers, in place of names of files",
         "views": f"{shared.num_views} ({manifest.views['sampler']})",
         "explainer": shared.explainer or "none",
-        "temperatures": ", ".join(map(str, manifest.temperatures)) or "all logits are stored",
+        "temperatures": ", ".join(map(str, manifest.temperatures))
+        or ("all logits are stored" if manifest.has_logits else "no logits"),
     }
     if manifest.passport is not None:
         agreement = manifest.passport.agreement

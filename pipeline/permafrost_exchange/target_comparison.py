@@ -234,8 +234,12 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause], str]]):
         if reason or "map" not in columns:
             return cause, f"maps: not compared ({reason or 'the teacher explains other classes'})"
         cosines = np.concatenate(columns["map"])
+        tiny = np.finfo(np.float32).tiny
+        sizes = stored["map_scale"] / np.maximum(teacher["map_scale"], tiny)
+        low, middle, high = np.quantile(sizes, (0.05, 0.5, 0.95))
         return None, (
-            f"maps: cosine {np.median(cosines):.3f} (median), lowest {cosines.min():.3f} over {len(cosines)} records"
+            f"maps: cosine {np.median(cosines):.3f} (median), lowest {cosines.min():.3f} over {len(cosines)} records; "
+            f"size {middle:.3g} times the explainer's ({low:.3g} to {high:.3g})"
         )
 
     def _find_causes(

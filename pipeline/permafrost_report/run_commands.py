@@ -53,8 +53,9 @@ def commands_of(
         path, values = next((call for call in calls if _makes(call[1], teacher)), (None, {}))
         weights = values.get("teacher", teacher.manifest.made_with).get("weights")
         teaching += _teaching_commands(teacher, Path(str(weights)).parent)
+        made_by = "ingest" if "targets" in teacher.manifest.made_with else "precompute"
         commands.append(
-            f"permafrost precompute  # pass {teacher.name}: {name_of_path(str(teacher.folder / MANIFEST_NAME), 4)}"
+            f"permafrost {made_by}  # pass {teacher.name}: {name_of_path(str(teacher.folder / MANIFEST_NAME), 4)}"
             if path is None
             else _command("precompute", path)
         )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from permafrost.config.methods import E2KDConfig
+from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.forward import (
@@ -483,13 +484,13 @@ def test_a_student_is_explained_as_the_pass_was_and_as_its_training_explains_it(
     assert measured(other) < 0.99
 
 
-def test_a_pass_of_an_explainer_that_is_not_installed_is_not_compared(own, monkeypatch, caplog):
+def test_a_pass_of_an_explainer_that_is_not_installed_is_not_compared(own, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(EXPLAINERS, "energy", EnergyConfig)
         name = frozen_by(own, EnergyConfig()).name
 
-    result = evaluate_student(evaluation_of(own, against=name))
+    with pytest.raises(ConfigError, match=r"explainer=energy, whose plug-in.*\[accuracy\]"):
+        evaluate_student(evaluation_of(own, against=name))
 
-    assert "map_cosine" not in result.splits["test"]
+    result = evaluate_student(evaluation_of(own, ["accuracy"], against=name))
     assert "agreement" in result.splits["test"]
-    assert "to compare maps, name the plug-in of explainer=energy with plugins=" in caplog.text

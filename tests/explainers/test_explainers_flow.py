@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from permafrost import RecordLoader, open_store
 from permafrost import explain as explain_images
-from permafrost.config.explainers import OtherConfig, explainer_of_line
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, OtherConfig, explainer_of_line
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.core.errors import ConfigError
@@ -24,6 +26,7 @@ from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
+from permafrost_exchange.target_reader import TargetError
 from tests.support.exchange import run_ingest
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
@@ -190,6 +193,60 @@ def test_peoples_maps_without_logits_train_a_student_that_is_explained_by_name(s
 
     assert result.maps == f"map_cosine compares gradcam of the student with other ({name})"
     assert result.splits["test"]["map_cosine"] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyConfig(ExplainerConfig):
+    """Explainer of a user with a fault."""
+
+    implementation: ClassVar[str] = "tests.explainers.test_explainers_flow:faulty"
+    reads: ClassVar[Literal["output", "images"]] = "images"
+
+    kind: Literal["faulty"] = "faulty"
+    fault: str = ""
+
+
+def faulty(model, images, target_class, *, fault):
+    maps = images.sum(dim=1)[:, None, None]
+    faults = {"shape": maps[:, 0], "batch": maps - maps.mean(dim=0), "infinite": maps / 0}
+    return faults.get(fault, maps)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "shape",
+            r"explainer=faulty fault=shape gives maps \[\d+, 1, 16, 16\] of \[\d+, 1\] classes",
+        ),
+        ("batch", r"fault=batch gives \S+ another map among other records than alone"),
+        ("infinite", "fault=infinite gives maps with values that are not finite"),
+        ("", ""),
+    ],
+)
+def test_faults_of_an_explainer_are_named(tmp_path, tiny_teacher, monkeypatch, fault, message):
+    monkeypatch.setitem(EXPLAINERS, "faulty", FaultyConfig)
+    config = precompute_config(
+        tmp_path / "store", tiny_teacher, explainer=FaultyConfig(fault=fault)
+    )
+    with pytest.raises(ConfigError, match=message) if fault else nullcontext():
+        precompute.run(config)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 16, 16)])
+def test_maps_that_pixel_gradients_cannot_be_are_refused_without_a_network(stores, tmp_path, shape):
+    store = stores[0].store
+    keys = store.index.keys(range(store.index.num_rows))
+    maps = np.random.default_rng(0).random((len(keys), *shape)).astype(np.float32)
+    write_npz(
+        tmp_path / "lie.npz",
+        keys,
+        map=maps,
+        logits=np.random.default_rng(1).normal(size=(len(keys), 10)),
+    )
+    words = [f"path={tmp_path / 'lie.npz'}", "format.frame=full", "format.explainer=gradient"]
+    with pytest.raises(TargetError, match="but gradient gives 1 channels, and a value for each"):
+        run_ingest(store.path, *words)
 
 
 def test_a_live_teacher_explains_as_a_stored_one(stores):

@@ -21,6 +21,7 @@ from permafrost.annotation.teacher_fields import (
 )
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import OUTPUTS, PassOptions
+from permafrost.core.errors import require
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.loading.transfer import copy_to
 from permafrost.models.classifier import (
@@ -195,7 +196,7 @@ class MapsOutput:
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         example = torch.zeros(1, self.explainer.max_classes or 1, dtype=torch.int64)
-        maps = self.explain(model, output, example.to(output.logits.device))
+        maps = self._maps(model, output, example.to(output.logits.device))
         shape = tuple(maps.shape[1:])
         return [
             FieldSpec(
@@ -211,10 +212,20 @@ class MapsOutput:
             FieldSpec(name="target_class", shape=shape[:1], dtype="int32", axes=("target",)),
         ]
 
+    def _maps(self, model: Classifier, output: ModelOutput, classes: Tensor) -> Tensor:
+        """Explain classes [B, E], by a function that may be a user's: [B, E, A, h, w]."""
+        maps = self.explain(model, output, classes).detach()
+        require(
+            maps.ndim == 5 and maps.shape[:2] == classes.shape,
+            f"explainer={self.explainer.line} gives maps {list(maps.shape)} of {list(classes.shape)} classes, in place "
+            "of [record, class, channel, y, x]; correct its function",
+        )
+        return maps
+
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         labels = copy_to(records.labels, output.logits.device)
         classes = target_classes(self.explainer, output.logits, labels, records.keys)
-        maps = self.explain(model, output, classes).detach()
+        maps = self._maps(model, output, classes)
         stored, scale = encode_unit(maps, self.dtype, axes=(2, 3, 4))
         return EncodedFields(
             {"map": stored, "map_scale": scale, "target_class": classes.int()},

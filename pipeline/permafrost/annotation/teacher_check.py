@@ -31,7 +31,7 @@ from permafrost.loading.target_sheet import (
     entropy_and_peak,
 )
 from permafrost.models.classifier import ModelOutput, has_proportions
-from permafrost.models.record_independence import require_independent_records
+from permafrost.models.record_independence import DependentRecordsError, require_independent_records
 from permafrost.models.trained_weights import count_classes
 from permafrost.store.codecs import decode_unit
 from permafrost.store.commit_pass import CONSTANT_LOGITS, ConstantLogitsError
@@ -41,6 +41,8 @@ logger = logging.getLogger("permafrost.precompute")
 
 CHECKED_RECORDS = (64, 256)
 """Minimum and maximum sample size, or all records if there are fewer; in between a twentieth of the records."""
+_MAP_ROUNDING = 0.1
+"""Largest change of a map, relative to its maximum, by the other records of its batch."""
 _SAMPLE_SHARE = 20
 COARSEST_SPACING = 0.02
 """Largest spacing of float16 at the largest logit of a record, in standard deviations of its logits."""
@@ -251,9 +253,26 @@ class CheckTeacher(SampleTask[TeacherCheck]):
             logits.append(output.logits.detach().double().cpu().numpy())
             labels.append(frames.labels)
             for kind in maps:
-                stored = kind.encode(annotator.model, output, BatchInfo(keys, frames.labels))
+                with np.errstate(invalid="ignore"):  # values that are not finite are refused below
+                    stored = kind.encode(annotator.model, output, BatchInfo(keys, frames.labels))
                 classes, values = (
                     stored.values[field].cpu().numpy() for field in ("target_class", "map")
+                )
+                explainer = f"explainer={self.explainer.line}"
+                require(
+                    np.isfinite(values).all(),
+                    f"{explainer} gives maps with values that are not finite; correct its function, or choose another",
+                )
+                first = BatchInfo(keys[:1], frames.labels[:1])
+                alone = kind.encode(annotator.model, annotator.run_inputs(inputs[:1]), first)
+                change = np.abs(
+                    decode_unit(alone.values["map"].cpu().numpy()) - decode_unit(values[:1])
+                )
+                require(
+                    change.max() <= _MAP_ROUNDING,
+                    f"{explainer} gives {keys[0]} another map among other records than alone, so students would learn "
+                    "their batches; compute each record's map from that record",
+                    DependentRecordsError,
                 )
                 explained = decode_unit(values[classes >= 0])
                 constant += int((np.ptp(explained, axis=(1, 2, 3)) == 0).sum())

@@ -124,19 +124,27 @@ def _add_results(
 
 
 def _warn_of_other_explainer(inputs: EvaluationInputs, model: EvaluatedModel) -> None:
-    """Warn that maps are not compared if those of the pass are of an explainer that cannot explain the network."""
+    """Warn that maps are not compared if those of the pass are of an explainer that cannot explain the network.
+
+    Raises:
+        ConfigError: If they are of a plug-in that is not named.
+    """
     kind = inputs.passes[0].explainer if inputs.passes else None
     if kind is not None and not model.is_compared_with(inputs.passes[0]):
+        require(
+            kind.split()[0] in EXPLAINERS,
+            f"the maps of {inputs.passes[0].name} are of explainer={kind}, whose plug-in is not named; name it with "
+            "plugins=, or leave maps out with evaluators=[accuracy]",
+        )
         logger.warning(
             "map_cosine is not measured: the maps of %s are of explainer=%s, by which %s cannot be explained. EPG, IoU "
-            "and pictures use the network's own explainer=%s; to compare maps, name %s",
+            "and pictures use the network's own explainer=%s; to compare maps, name a pass of explainer=%s with "
+            "evaluate.against=",
             inputs.passes[0].name,
             kind,
             type(model.network.network).__name__,
             model.explainer,
-            f"a pass of explainer={model.explainer} with evaluate.against="
-            if kind.split()[0] in EXPLAINERS
-            else f"the plug-in of explainer={kind} with plugins=",
+            model.explainer,
         )
 
 

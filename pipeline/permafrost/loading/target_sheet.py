@@ -84,7 +84,7 @@ def describe_empty(share: float, maps: int) -> str:
     return (
         f"{share:.0%} of the maps are empty, and teach nothing: the class is not visible in the explained layer, or "
         "its evidence is negative. Choose another layer or explainer, or explain the label "
-        "(explainer.target_classes=label)"
+        "(explainer.target_classes=all_gt)"
     )
 
 

@@ -254,7 +254,7 @@ def _explain_images(
     # The fused kernels of attention have no second derivative.
     with eval_mode(model), exact_float32(images.device), sdpa_kernel(SDPBackend.MATH):
         maps = function(model, images, target_class.clamp(min=0))
-    return maps * (target_class >= 0)[:, :, None, None, None]
+    return maps * (target_class >= 0)[:, :, None, None, None] if maps.ndim == 5 else maps
 
 
 def input_gradients(model: Classifier, images: Tensor, target_class: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from permafrost.config.explainers import explainer_of_line
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.models import CifarModelConfig, table_arguments
 from permafrost.config.store import OUTPUTS
 from permafrost.core.records import NO_LABEL
@@ -235,7 +235,8 @@ def _method_arguments(
     if method == "e2kd" and teacher.explainer is not None:
         arguments += [] if has_logits else ["method.lambda_kd=0", "method.lambda_ce=1"]
         arguments += ["method.explainer=gradcam"] if teacher.explainer == "other" else []
-        student = explainer_of_line(teacher.explainer).student_arguments
+        kind = teacher.explainer.split()[0]
+        student = EXPLAINERS.get(kind, ExplainerConfig).student_arguments
     if needs_large:  # B-cos networks have the same names
         kind = student[0] if student else "student=torchvision"
         student = kind, "student.name=resnet18"
