@@ -29,7 +29,7 @@ _SIGNED = 0.05
 """Fraction of negative values from which an explainer's maps are signed."""
 
 
-_MOST_COARSER = 4
+_MAX_COARSER = 4
 """Pixels of the frame per cell from which a map is not one at the pixels of a teacher's input."""
 
 
@@ -80,7 +80,7 @@ def require_possible(
     channels, rows, columns = values["map"].shape[-3:]
     if options.implementation.startswith("permafrost") and kind != OTHER:
         at_pixels = ", and a value for each pixel" if options.reads == "images" else ""
-        is_fine = not at_pixels or _MOST_COARSER * min(rows, columns) > min(frame)
+        is_fine = not at_pixels or _MAX_COARSER * min(rows, columns) > min(frame)
         require(
             channels == options.channels and is_fine,
             f"{where}: format.explainer={kind}: the maps are {rows}x{columns} with {channels} channels on images of "
