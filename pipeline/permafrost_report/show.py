@@ -42,11 +42,11 @@ def show_store(config: ShowConfig) -> ShowResult:
     from permafrost_report.store_sheet import show_records  # imports matplotlib
 
     options = config.show
-    store = Store(config.store.folder)
+    store, teacher = Store(config.store.folder), next(iter(config.store.teacher), None)
     sheet = show_records(
         store,
         options.split,
-        teacher=next(iter(config.store.teacher), None),
+        teacher=teacher,
         records=options.records,
     )
     path = Path(config.show.output)
@@ -55,5 +55,5 @@ def show_store(config: ShowConfig) -> ShowResult:
         facts=sheet.facts,
         sheets=sheet.sheets,
         picture=str(path),
-        next=NextCommands(store, config.store.folder.root).after_packing(""),
+        next=NextCommands(store, config.store.folder.root).after_packing("", teacher or ""),
     )
