@@ -249,7 +249,12 @@ def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, st
         "students": f"{count} (variants: {len(config.variants)}, seeds: {len(config.seeds)})"
         + _committed_time(base, count),
         "store": f"{', '.join(sorted(missing))} does not exist; make it first with: "
-        + shlex.join(["permafrost", "precompute", *packing]),
+        + shlex.join(["permafrost", "precompute", *packing])
+        + (
+            ""
+            if any(word.startswith("experiment=") for word in packing)
+            else ", and your data= and teacher="
+        ),
         "executor": _describe_executor(config, count, lambda: math.inf),
         "folder": str(RunFolder(config.run).path / STUDENTS),
     }
