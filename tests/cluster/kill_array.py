@@ -30,10 +30,10 @@ COLUMNS = "data store tasks teachers kills all_killed starts seconds same_bytes 
 EXPIRY_SECONDS = 1.0
 
 
-def run_task(words, part, output, limit=None):
+def run_task(words, part, output, limit=None, expiry=EXPIRY_SECONDS):
     """Run precompute as a task of an array, or alone without a part, in a process of its own."""
     os.setsid()
-    lock.EXPIRY_SECONDS, lock.RENEWAL_SECONDS = EXPIRY_SECONDS, EXPIRY_SECONDS / 5
+    lock.EXPIRY_SECONDS, lock.RENEWAL_SECONDS = expiry, expiry / 5
     opened = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(opened, 1)
     os.dup2(opened, 2)
@@ -50,16 +50,17 @@ def run_task(words, part, output, limit=None):
 class Array:
     """Tasks of a job array, each with one of several lists of options."""
 
-    def __init__(self, folder, lists, tasks):
+    def __init__(self, folder, lists, tasks, expiry=EXPIRY_SECONDS):
         self.folder, self.lists, self.tasks = folder, lists, tasks
-        self.processes = {}
+        self.processes, self.expiry = {}, expiry
         self.starts = 0
 
     def start(self, number, limit=None):
         words = self.lists[number % len(self.lists)]
         part = f"{number // len(self.lists) + 1}/{-(-self.tasks // len(self.lists))}"
         output = self.folder / f"task-{number}.log"
-        process = fork_server().Process(target=run_task, args=(words, part, output, limit))
+        arguments = words, part, output, limit, self.expiry
+        process = fork_server().Process(target=run_task, args=arguments)
         process.start()
         self.processes[number] = process
         self.starts += 1

@@ -88,7 +88,7 @@ def test_two_teachers_fill_one_store_at_once(expected, tmp_path):
         [*words, f"store.path={tmp_path / 'store'}"]
         for words in (WORDS, [*other, "teacher.width=8"])
     ]
-    array = Array(tmp_path, lists, 4)
+    array = Array(tmp_path, lists, 4, expiry=60)  # nobody is killed, and a busy machine may stall
     for number in range(4):
         array.start(number)
     assert array.wait() == [0] * 4

@@ -29,7 +29,7 @@ TEACHINGS = {
 NOT_OF_A_PAPER = {
     *("kind", "label_smoothing", "distance", "teacher_stages", "terms"),
     *("lambda_features", "lambda_embedding", "lambda_distance", "lambda_angle"),
-    *("lambda_target", "lambda_others"),
+    *("lambda_target", "lambda_others", "map_distance", "explainer"),
 }
 OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
 

@@ -216,7 +216,7 @@ class MapsOutput:
         """Explain classes [B, E], by a function that may be a user's: [B, E, A, h, w]."""
         maps = self.explain(model, output, classes).detach()
         require(
-            maps.ndim == 5 and maps.shape[:2] == classes.shape,
+            maps.ndim == 5 and maps.shape[1] == classes.shape[1],
             f"explainer={self.explainer.line} gives maps {list(maps.shape)} of {list(classes.shape)} classes, in place "
             "of [record, class, channel, y, x]; correct its function",
         )
