@@ -263,9 +263,7 @@ class CheckTeacher(SampleTask[TeacherCheck]):
                     np.isfinite(values).all(),
                     f"{explainer} gives maps with values that are not finite; correct its function, or choose another",
                 )
-                if (
-                    self.explainer.reads == "images"
-                ):  # passes of its own, which nobody else compares
+                if self.explainer.reads == "images":  # passes of its own, which no other check runs
                     first = BatchInfo(keys[:1], frames.labels[:1])
                     alone = kind.encode(annotator.model, annotator.run_inputs(inputs[:1]), first)
                     map_alone = decode_unit(alone.values["map"].cpu().numpy())
