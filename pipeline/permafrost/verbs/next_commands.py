@@ -51,10 +51,10 @@ class NextCommands:
         self.store = store
         self.path = path
 
-    def after_packing(self, run: str, chosen: str = "") -> str:
+    def after_packing(self, run: str, teacher: str = "") -> str:
         """Return a command that completes a pass that lacks appended records, or else one that trains a student.
 
-        The student learns from the chosen pass, named by its folder or by the part before its last hyphen, if any.
+        The student learns from the pass `teacher`, named by its folder or by the part before its last hyphen, if any.
         Without a pass it is one that trains a teacher. It is empty if only the commands that made passes would
         complete them, which is logged.
         """
@@ -66,7 +66,7 @@ class NextCommands:
         most = max((known for _, known in numbers), default=0)
         # Of passes of classes, those whose teacher knows the most.
         passes = [made for made, known in numbers if known in (0, most)]
-        passes.sort(key=lambda made: chosen not in (made.name, made.name.rpartition("-")[0]))
+        passes.sort(key=lambda made: teacher not in (made.name, made.name.rpartition("-")[0]))
         incomplete = [made for made in passes if made.num_generations < generations]
         if not incomplete:
             return self.distill(run, passes[0]) if passes else self.teach(run)
