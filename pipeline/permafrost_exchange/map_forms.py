@@ -27,8 +27,6 @@ _ROUNDING = 1e-3
 """Size of a negative value, relative to the map's largest one, that rounding explains."""
 _SIGNED = 0.05
 """Fraction of negative values from which an explainer's maps are signed."""
-
-
 _MAX_COARSER = 4
 """Pixels of the frame per cell from which a map is not one at the pixels of a teacher's input."""
 

@@ -172,8 +172,7 @@ def _copy_explainer(shared: TeacherPass, folder: Path) -> tuple[str, dict[str, s
     Raises:
         ConfigError: If the explainer is not known here.
     """
-    kind = shared.explainer
-    if kind is None:
+    if (kind := shared.manifest.explainer.get("kind")) is None:
         return "", {}
     require(
         kind in EXPLAINERS,

@@ -13,9 +13,11 @@ import torch
 
 from permafrost import RecordLoader, open_store
 from permafrost import explain as explain_images
+from permafrost.config.compose import compose
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, OtherConfig, explainer_of_line
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
@@ -26,12 +28,13 @@ from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
+from permafrost.verbs.next_commands import _arguments_of_pass
 from permafrost_exchange.target_reader import TargetError
 from tests.support.exchange import run_ingest
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.target_files import write_npz
-from tests.support.verbs import distill, evaluate, precompute
+from tests.support.verbs import distill, evaluate, precompute, share
 
 LINES = (
     "gradcam",
@@ -247,6 +250,20 @@ def test_maps_that_pixel_gradients_cannot_be_are_refused_without_a_network(store
     words = [f"path={tmp_path / 'lie.npz'}", "format.frame=full", "format.explainer=gradient"]
     with pytest.raises(TargetError, match="but gradient gives 1 channels, and a value for each"):
         run_ingest(store.path, *words)
+
+
+def test_a_pass_by_an_explainer_with_options_is_shared_and_repeated(stores, tmp_path):
+    frozen, names = stores
+    made = frozen.store.open_pass(names["integrated_gradients steps=2"])
+    words = [f"store.path={frozen.store.path}", f"pass={made.name}", f"to={tmp_path / 'shared'}"]
+    words.append("licenses={images: MIT, targets: MIT, weights: MIT}")
+
+    done = share.run(build_verb_config("share", compose("share", words)))
+
+    assert done.records == made.shards.num_rows
+    assert "plugins=" not in done.next
+    repeated = _arguments_of_pass(made, tmp_path)
+    assert repeated[-2:] == ["explainer=integrated_gradients", "explainer.steps=2"]
 
 
 def test_a_live_teacher_explains_as_a_stored_one(stores):

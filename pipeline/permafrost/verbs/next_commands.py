@@ -32,6 +32,8 @@ logger = logging.getLogger("permafrost.precompute")
 
 _METHODS = ("e2kd", "cat_kd", "at", "features", "embedding", "kd")
 """Methods that are suggested for a pass, in order of preference: those that read most of what it stores first."""
+_OF_CLASSES = ("target_classes", "max_classes")
+"""Entries of a manifest that say which classes are explained."""
 _STUDENT_STAGES = 3
 """Number of stages of the default student, one fewer than that of a student for photographs."""
 _PHOTOGRAPHS = "teacher=torchvision", "teacher.name=resnet18"
@@ -196,10 +198,13 @@ def is_large(size: tuple[int, int]) -> bool:
 def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
     """Return arguments that repeat a pass of a network of a run."""
     outputs = ",".join(name for name in OUTPUTS if made.fields_of(name))
-    chosen = made.manifest.explainer.get("target_classes", "top1")
+    explained = made.manifest.explainer
+    kind, *options = (made.explainer or "gradcam").split()
+    options += [f"{name}={explained[name]}" for name in _OF_CLASSES if name in explained]
     return [
         *("teacher=saved", f"teacher.weights={network}", f"annotate.outputs=[{outputs}]"),
-        *([] if chosen == "top1" else [f"explainer.target_classes={chosen}"]),
+        *([] if kind == "gradcam" else [f"explainer={kind}"]),
+        *(f"explainer.{option}" for option in options if option != "target_classes=top1"),
     ]
 
 
