@@ -282,7 +282,7 @@ UNSOUND = {
         "heads",
         r"returns \[B, 1, 64, 64\] for images of 64x64 pixels, and no two",
     ),
-    "attention": (Tokens(), "attention", r"\[B, 1, 64, 64\].*no two neighboring axes"),
+    "attention": (Tokens(), "attention", r"\[B, 1, 64, 64\].*weights of an attention"),
     "a tuple": (Returning(lambda z: (z, z)), "conv", "returns tuple. Wrap it in a module"),
     "a dict": (Returning(lambda z: OrderedDict(out=z)), "conv", "returns OrderedDict. Wrap it"),
     "no batch axis": (Returning(lambda z: z[:, 0]), "conv", r"returns \[B\]. Wrap it"),

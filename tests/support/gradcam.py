@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -58,11 +61,18 @@ def largest_relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def gradcam_of_layer(
-    network: nn.Module, layer: str, images: Tensor, *, channels_last: bool = False
+    network: nn.Module,
+    layer: str,
+    images: Tensor,
+    *,
+    channels_last: bool = False,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    rectified: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return logits [B, K] of any network, and GradCAM [B, h, w] of the highest one at a layer, by autograd.
 
-    The rest of the network is differentiated with respect to a copy of the layer's output.
+    The rest of the network is differentiated with respect to a copy of the layer's output, whose grid [B, C, h, w]
+    `reshape` returns.
     """
     network.eval()
     outputs: list[Tensor] = []
@@ -72,11 +82,15 @@ def gradcam_of_layer(
         return outputs[0].clone()
 
     handle = network.get_submodule(layer).register_forward_hook(replace)
-    logits = network(images)
+    returned = network(images)
     handle.remove()
+    logits = getattr(returned, "logits", returned)
     (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), outputs)
     features = outputs[0].detach()
     if channels_last:
-        features, gradient = features.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
+        reshape = partial(torch.permute, dims=(0, 3, 1, 2))
+    if reshape is not None:
+        features, gradient = reshape(features), reshape(gradient)
     alpha = gradient.mean(dim=(2, 3))
-    return logits.detach(), torch.einsum("bc,bchw->bhw", alpha, features).relu()
+    maps = torch.einsum("bc,bchw->bhw", alpha, features)
+    return logits.detach(), maps.relu() if rectified else maps

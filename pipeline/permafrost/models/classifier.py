@@ -284,6 +284,8 @@ class Classifier(nn.Module, ABC):
     """Network that this module wraps; one that is a network itself overrides `network`."""
     misplacement: str = ""
     """Why the cells of the features lie in other places of the images than those of a grid do, empty if they do not."""
+    no_grid: str = ""
+    """Why the network has no features, maps and stages, empty if it has them."""
     picture: Picture | None = None
     """Picture that a student receives outside of random views (`permafrost.load_student`)."""
     explanation_mode: Callable[[], AbstractContextManager[None]] | None = None

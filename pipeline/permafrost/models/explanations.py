@@ -168,6 +168,10 @@ def require_image_places(model: Classifier, what: str) -> None:
         what: What would lie in another place, for the message.
     """
     require(
+        not model.no_grid,
+        f"{type(model.network).__name__} has no features for {what}: {model.no_grid}",
+    )
+    require(
         not model.misplacement,
         f"{type(model.network).__name__}: {what} would not match the image, because {model.misplacement}; remove this "
         "from the network and set teacher.frame, teacher.crop_fraction and teacher.input_size, which crop and resize "

@@ -32,7 +32,7 @@ _RIM = 32
 _LOW, _HIGH = 64.1 / 255, 192.1 / 255
 """Values of the probes; a network that converts to bytes keeps their difference."""
 
-_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 def replaced_parts(images: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def replaced_parts(images: Tensor) -> Tensor:
     image, other = images[:2]
     corners: Tensor = image.repeat(6, 1, 1, 1)
     rows, columns = (max(1, side // 4) for side in images.shape[2:])
-    for number, (bottom, right) in enumerate(_CORNERS, start=1):
+    for number, (bottom, right) in enumerate(CORNERS, start=1):
         down = slice(-rows, None) if bottom else slice(rows)
         across = slice(-columns, None) if right else slice(columns)
         corners[number, :, down, across] = other[:, down, across]
@@ -95,11 +95,11 @@ def describe_wrong_places(output: Tensor) -> str:
     if min(output.shape[2:]) < _MIN_CELLS:  # a wide receptive field decides
         return ""
     if places.isnan().any():
-        corner = _CORNERS[int(places.isnan().any(dim=1).nonzero()[0])]
+        corner = CORNERS[int(places.isnan().any(dim=1).nonzero()[0])]
         return f"it does not depend on {_name_corner(corner)} quarter of the image"
     if order_of_axes(output) < _CLEAR_DISTANCE:
         return ""
-    for corner, place in zip(_CORNERS, places.tolist(), strict=True):
+    for corner, place in zip(CORNERS, places.tolist(), strict=True):
         actual = (int(place[0] > 0.5), int(place[1] > 0.5))
         if all(abs(side - 0.5) > _CLEAR_DISTANCE / 2 for side in place) and actual != corner:
             return f"{_name_corner(corner)} quarter of the image is in {_name_corner(actual)} quarter of it"

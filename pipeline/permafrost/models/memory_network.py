@@ -27,7 +27,7 @@ from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import Classifier, Normalize, Provider
 from permafrost.models.cost import sha256_tensors
-from permafrost.models.module import ModuleClassifier, unwrapped
+from permafrost.models.module import ModuleClassifier, logits_in, unwrapped
 from permafrost.models.providers import model_normalization, provider_of
 
 logger = logging.getLogger("permafrost.models")
@@ -97,8 +97,7 @@ def _count_outputs(network: nn.Module, sides: Iterable[int]) -> int | None:
     for side in sides:
         with suppress(Exception):  # which the pass will say
             returned: Any = deepcopy(network)(torch.zeros(2, 3, side, side).to(weights))
-            logits: Any = returned["logits"] if isinstance(returned, dict) else returned
-            return int(logits.shape[1])
+            return int(logits_in(returned).shape[1])
     return None
 
 

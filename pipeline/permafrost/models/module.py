@@ -13,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import fields
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,19 +40,31 @@ from permafrost.models.classifier import (
     Normalize,
     ProbedClassifier,
     Provider,
+    Stage,
     apply_norm,
     eval_mode,
-    has_proportions,
     nearly_equal,
     to_float32,
     trial_copy,
 )
 from permafrost.models.compute import exact_float32
 from permafrost.models.image_places import (
+    CORNERS,
     describe_wrong_places,
-    order_of_axes,
     read_input,
     replaced_parts,
+)
+from permafrost.models.layouts import (
+    LayerGrid,
+    Layout,
+    Shape,
+    describe_output,
+    grid_layout,
+    is_attention,
+    layer_grids,
+    stage_ends,
+    tensors_of,
+    token_layouts,
 )
 from permafrost.models.providers import model_normalization
 from permafrost.models.record_independence import require_independent_records, require_no_memory
@@ -59,6 +74,22 @@ logger = logging.getLogger("permafrost.models")
 _MIN_PROBABILITY = torch.finfo(torch.float32).tiny
 _SAME_LOGITS = 1e-3
 """Largest difference of two passes of the same images, in units of the largest logit."""
+
+
+_MAX_TRIED = 3
+"""Maximum number of layers that are examined if none is named."""
+_REMEDIES = {
+    r"required positional|required keyword": "it takes more than images, so wrap it in a module that adds the rest",
+    r"same device": "let it keep its tensors as buffers, or create them on the device of the images",
+    r"same dtype|scalar type": "let it create tensors of the precision of the images",
+    r"\.grad\(\)|use_reentrant": "its activation checkpointing needs use_reentrant=False",
+    r"size|shape|channel|dimension|divisible": "correct the size and channels of the images",
+}
+"""Remedies by what the errors of a network say."""
+_OWN = "its own code raises this"
+_NO_LAYERS: Mapping[str, Layout] = {}
+
+AnyResult = TypeVar("AnyResult")
 
 
 class _LayerRead(BaseException):
@@ -84,6 +115,7 @@ class ModuleClassifier(ProbedClassifier):
         normalize: Normalize | None = None,
         returns: NetworkReturns = "logits",
         *,
+        layout: str = "",
         may_initialize: bool = False,
     ) -> None:
         """Open the wrappers of a network.
@@ -94,6 +126,7 @@ class ModuleClassifier(ProbedClassifier):
                 output is a grid.
             normalize: Normalization of the images, None for none.
             returns: What the network returns; this module returns the logits in it.
+            layout: Layout of the layer's output as text (Layout), empty if it is to be measured.
             may_initialize: Whether its first batch may initialize it, as that of a training may.
 
         Raises:
@@ -114,13 +147,14 @@ class ModuleClassifier(ProbedClassifier):
         self.layer = layer
         self.normalize = normalize or nn.Identity()
         self.returns, self.may_initialize = returns, may_initialize
+        self.layout = Layout.parse(layout) if layout else None
         self._is_probed = False
-        self._is_channels_last = False
+        self._classifier = ""
+        self._stages: dict[str, Layout] | None = None
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the whole network, and return the features and the images, from which the head is run."""
-        features, _ = self._run(images)
-        return features, images
+        return self._run(images).features, images
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Run the network on the images of `context` with these features in the place of the layer's output."""
@@ -128,12 +162,12 @@ class ModuleClassifier(ProbedClassifier):
         if not self.layer:
             return features[:, :, 0, 0]
 
-        def replace(output: Tensor) -> Tensor:
-            return self._to_native(features.to(output.dtype)).clone()
+        def replace(output: Any) -> Any:
+            assert self.layout is not None
+            return self.layout.with_grid(output, features)
 
-        with self._hook(replace), sdpa_kernel(SDPBackend.MATH):
-            outputs: Tensor = self.inner(self._input(context))
-        return self._to_logits(outputs)
+        with self._hook(self.layer, replace), sdpa_kernel(SDPBackend.MATH):
+            return self._to_logits(self.inner(self._input(context)))
 
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
@@ -141,39 +175,80 @@ class ModuleClassifier(ProbedClassifier):
         """Compute logits, features and the requested intermediates in one pass of the network.
 
         Raises:
-            ConfigError: If the network cannot be explained at the layer, or does not have a requested intermediate.
+            ConfigError: If the network cannot be run, or does not have a requested intermediate.
         """
-        if intermediates.stages:
-            self.forward_stages(images)  # raises
         if not self._is_probed:
             self._probe(images.detach())
-        features, logits = self._run(images)
-        class_maps = self.class_maps(features) if intermediates.class_maps else None
-        pooled = None
-        if intermediates.pooled:
-            if not self.pools_by_average:
-                self.forward_pooled(features, images)  # raises
-            pooled = to_float32(features).mean(dim=(2, 3))
-        return ModelOutput(logits, features, images, (), class_maps, pooled)
+        stages = self._stage_layers(images) if intermediates.stages else {}
+        has_pooled = self.pools_by_average or self._classifier
+        if intermediates.pooled and not has_pooled:
+            self.forward_pooled(*self.forward_trunk(images))  # raises
+        output = self._run(images, stages, is_pooled=intermediates.pooled)
+        if not intermediates.class_maps:
+            return output
+        return output._replace(class_maps=self.class_maps(output.features))
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the layer's output [B, C, h, w], of none the logits [B, K, 1, 1], and the logits of one pass."""
-        if not self.layer:
-            logits = self._to_logits(self.inner(self._input(images)))
-            return logits[:, :, None, None], logits
-        outputs: list[Tensor] = []
+    def _run(
+        self, images: Tensor, stages: Mapping[str, Layout] = _NO_LAYERS, *, is_pooled: bool = False
+    ) -> ModelOutput:
+        """Run the network once.
 
-        def read(output: Tensor) -> Tensor:
+        Args:
+            images: [B, 3, H, W].
+            stages: Layouts of the layers that end a stage, by their names.
+            is_pooled: Whether to return the pooled features.
+
+        Returns:
+            The logits, the layer's features [B, C, h, w], of no layer the logits [B, K, 1, 1], and the others.
+        """
+        size = (images.shape[2], images.shape[3])
+        grids: dict[str, Tensor] = {}
+        pooled: list[Tensor] = []
+
+        def read(name: str, layout: Layout, output: Any) -> Any:
             # One copy is kept, because the layer may return a view of what the network changes later. The network gets
             # another one, which it may change.
-            outputs.append(self._to_grid(output).clone())
-            return self._to_native(outputs[-1]).clone()
+            grids[name] = layout.grid(output, size).clone()
+            return layout.with_grid(output, grids[name]) if name == self.layer else None
 
-        # An explanation is differentiated twice, which only this implementation of attention supports.
-        attention = sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else _NO_CONTEXT
-        with self._hook(read), attention:
-            returned: Tensor = self.inner(self._input(images))
-        return outputs[0], self._to_logits(returned)
+        layers = {self.layer: self.layout} if self.layout and self.layer else {}
+        with ExitStack() as hooks:
+            for name, layout in {**stages, **layers}.items():
+                hooks.enter_context(self._hook(name, partial(read, name, layout)))
+            if is_pooled and not self.pools_by_average:
+                classifier = self.inner.get_submodule(self._classifier)
+                handle = classifier.register_forward_pre_hook(
+                    lambda module, inputs: pooled.append(to_float32(inputs[0]))
+                )
+                hooks.callback(handle.remove)
+            if layers and torch.is_grad_enabled():
+                # An explanation is differentiated twice, which only this implementation of attention supports.
+                hooks.enter_context(sdpa_kernel(SDPBackend.MATH))
+            logits = self._to_logits(self.inner(self._input(images)))
+        features = grids[self.layer] if self.layer else logits[:, :, None, None]
+        if is_pooled and self.pools_by_average:
+            pooled.append(to_float32(features).mean(dim=(2, 3)))
+        return ModelOutput(
+            logits,
+            features,
+            images,
+            tuple(Stage(grids[name], grids[name]) for name in stages),
+            pooled=pooled[0] if pooled else None,
+        )
+
+    def _stage_layers(self, images: Tensor) -> Mapping[str, Layout]:
+        """Return the layouts of the layers that end a stage, which are measured once."""
+        if self._stages is None:
+            self._stages = {grid.name: grid.layout for grid in stage_ends(self._grids(images))}
+            if self._stages:
+                logger.info(
+                    "the stages of %s are the outputs of %s",
+                    type(self.inner).__name__,
+                    ", ".join(self._stages),
+                )
+        if not self._stages:
+            super().forward_stages(images)  # raises
+        return self._stages
 
     def _input(self, images: Tensor) -> Tensor:
         """Return the network's input, which it may change in place."""
@@ -183,12 +258,11 @@ class ModuleClassifier(ProbedClassifier):
     def _to_logits(self, outputs: Any) -> Tensor:
         """Return logits whose softmax the outputs are: their logarithms, which differ from others by a constant."""
         name = type(self.inner).__name__
-        if isinstance(outputs, dict) and "logits" in outputs:  # of transformers
-            outputs = outputs["logits"]
+        outputs = logits_in(outputs)
         require(
             isinstance(outputs, Tensor) and outputs.ndim == 2,
             f"{name} must return logits [B, K]; {'in training ' if self.training else ''}it returns "
-            f"{_described(outputs)}. Wrap it in a module that returns them",
+            f"{describe_output(outputs)}. Wrap it in a module that returns them",
         )
         values = to_float32(outputs)  # of a network with autocast inside
         if self.returns == "probabilities":
@@ -196,16 +270,10 @@ class ModuleClassifier(ProbedClassifier):
             return torch.where(values > 0, logs, IMPOSSIBLE_LOGIT)
         return values.clamp(min=IMPOSSIBLE_LOGIT) if self.returns == "log_probabilities" else values
 
-    def _to_grid(self, output: Tensor) -> Tensor:
-        return output.permute(0, 3, 1, 2) if self._is_channels_last else output
-
-    def _to_native(self, features: Tensor) -> Tensor:
-        return features.permute(0, 2, 3, 1) if self._is_channels_last else features
-
     @contextlib.contextmanager
-    def _hook(self, change: Callable[[Any], Any]) -> Iterator[None]:
-        """Call `change` with the output of the layer, whose result replaces it unless it is None."""
-        handle = self.inner.get_submodule(self.layer).register_forward_hook(
+    def _hook(self, layer: str, change: Callable[[Any], Any]) -> Iterator[None]:
+        """Call `change` with the output of a layer, whose result replaces it unless it is None."""
+        handle = self.inner.get_submodule(layer).register_forward_hook(
             lambda module, inputs, output: change(output)
         )
         try:
@@ -216,40 +284,66 @@ class ModuleClassifier(ProbedClassifier):
     # ---- the first pass ------------------------------------------------------------------------
 
     def _probe(self, images: Tensor) -> None:
-        """Determine the layout of the layer's output, and the closed form of what follows the layer.
+        """Determine the layer if none is named, the layout of its output, and the closed form of what follows it.
+
+        A network without a layer that can be explained has logits and an embedding, and `no_grid` says why.
 
         Args:
             images: [B, 3, H, W]; only shape, dtype and device are used.
 
         Raises:
-            ConfigError: If the network cannot be run or differentiated, or the output is not a grid of the image.
+            ConfigError: If the network cannot be run.
         """
-        generator = torch.Generator().manual_seed(0)
-        examples = torch.rand(2, *images.shape[1:], generator=generator).to(images)
-        is_chosen = not self.layer
-        try:
-            if is_chosen:
-                self.layer = self._last_grid(examples)
-            try:
-                self._examine(examples)
-            except ConfigError:
-                if not (is_chosen and self.layer):
-                    raise
-                self.layer, self.closed_form, self._is_channels_last = "", None, False
-                self._examine(examples)
-        except UserError:
-            raise
-        except Exception as error:  # a network of somebody's own may raise anything
-            raise ConfigError(
-                f"{type(self.inner).__name__} cannot be run on images {str(images.dtype).removeprefix('torch.')} "
-                f"{[*images.shape]} and explained at layer {self.layer} ({first_line(error)}); correct the size and "
-                "channels of the images"
-            ) from error
+        examples, layer, layout = _examples_like(images), self.layer, self.layout
+        names = [layer] if layer else self._last_grids(examples)
+        error = None
+        for self.layer in names:
+            error = self._error_of(layout, examples)
+            if error is None and (self.layer == names[-1] or not self.misplacement):
+                break
+        else:
+            self.layer, self.no_grid = "", str(error or "no layer returns a grid, or its tokens")
+            if (without := self._error_of(None, examples)) is not None:
+                raise without if error is None or not layer else error
         self._is_probed = True
+        name = type(self.inner).__name__
+        if not self.layer:
+            text = (
+                f"{name} has no maps, because {self.no_grid}; its logits and its embedding are read"
+            )
+            log_once(logger, logging.WARNING if layer else logging.INFO, text)
+        elif not layer or (self.layout and "n" in self.layout.axes):
+            text = f"{name} is explained at layer={self.layer} layout='{self.layout}'"
+            log_once(logger, logging.INFO, text if layer else f"{text}, its last grid")
         self.has_dropout = any(
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.inner.modules()
         )
+
+    def _error_of(self, layout: Layout | None, examples: Tensor) -> ConfigError | None:
+        """Examine the network at the layer, or without any, and return the error, None if it can be explained there."""
+        self.layout, self.closed_form, self.misplacement = layout, None, ""
+        try:
+            self._run_safely(self._examine, examples)
+        except ConfigError as error:
+            return error
+        return None
+
+    def _run_safely(self, run: Callable[[Tensor], AnyResult], images: Tensor) -> AnyResult:
+        """Run the network for the first time, and raise ConfigError in place of its own errors, by their kind."""
+        try:
+            return run(images)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a network of somebody's own may raise anything
+            remedy = next(
+                (text for words, text in _REMEDIES.items() if re.search(words, str(error))), _OWN
+            )
+            at = f" and explained at layer {self.layer}" if self.layer else ""
+            raise ConfigError(
+                f"{type(self.inner).__name__} cannot be run on images {str(images.dtype).removeprefix('torch.')} "
+                f"{[*images.shape]}{at} ({first_line(error)}); {remedy}"
+            ) from error
 
     def _examine(self, examples: Tensor) -> None:
         """Run a copy of the network as a frozen one, and compare what it gives."""
@@ -261,70 +355,73 @@ class ModuleClassifier(ProbedClassifier):
             exact_float32(examples.device),
         ):
             self._probe_with(examples)
-        if not self.layer:
-            log_once(
-                logger,
-                logging.INFO,
-                f"{type(self.inner).__name__} has no layer whose output is a grid [B, C, h, w] or [B, h, w, C], so its "
-                "logits are all that is known of it; name a layer that has one for maps",
-            )
 
-    @torch.no_grad()
-    def _last_grid(self, examples: Tensor) -> str:
-        """Return the name of the last module whose output has rows and columns, empty if none has."""
-        network, grids = trial_copy(self.inner), []
+    def _grids(self, examples: Tensor) -> list[LayerGrid]:
+        """Return the grids of the layers of a copy of the network."""
+        network = trial_copy(self.inner)
 
-        def read(name: str, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-                grids.append((name, _described(output)))
+        def run(images: Tensor) -> Tensor:
+            return self._to_logits(network(self._input(images)))
 
-        handles = [
-            module.register_forward_hook(lambda _, inputs, output, name=name: read(name, output))
-            for name, module in network.named_modules()
-            if name
-        ]
-        with eval_mode(network):
-            network(self._input(examples))
-        for handle in handles:
-            handle.remove()
-        if not grids:
-            return ""
-        name, shape = grids[-1]
-        log_once(
-            logger,
-            logging.INFO,
-            f"{type(network).__name__} is explained at layer={name} {shape}, its last grid",
-        )
-        return name
+        with eval_mode(network), torch.inference_mode(mode=False), exact_float32(examples.device):
+            return layer_grids(network, run, examples)
+
+    def _last_grids(self, examples: Tensor) -> list[str]:
+        """Return the last layers whose output is a grid that the logits depend on, the last one first."""
+        grids = [grid for grid in self._run_safely(self._grids, examples) if grid.is_read]
+        return [grid.name for grid in grids[::-1] if not grid.layout.part][:_MAX_TRIED]
 
     def _probe_with(self, examples: Tensor) -> None:
         """Run the network on variants of two images, and compare what it gives."""
         # The first and the last of these differ from both others in every pixel, or in the rim only.
         probes = torch.cat([replaced_parts(examples), examples[1:2]])
         name = type(self.inner).__name__
+        with self._outputs_of_linear() as outputs:
+            if self.layer:
+                native, logits = self._read(probes)
+            else:
+                grids, logits = self._run_both(probes)
+        self._classifier = next(
+            (name for name, output in outputs[::-1] if nearly_equal(to_float32(output), logits)), ""
+        )
         if self.layer:
-            native, logits = self._read(probes)
-            self._is_channels_last = self._layout(native[:-1], examples) == "last"
-            grids = self._to_grid(native)
+            self.layout = self.layout or self._measure_layout(native, examples)
+            grids = self.layout.grid(native, (examples.shape[2], examples.shape[3]))
             self._examine_input(examples, grids[:-1])
             require(
                 not logits.isfinite().all()
                 or any(  # first in a small batch
-                    nearly_equal(self._run(batch)[1], logits[: len(batch)], _SAME_LOGITS)
+                    nearly_equal(self._run(batch).logits, logits[: len(batch)], _SAME_LOGITS)
                     for batch in (probes[:2], probes)
                 ),
                 f"{name} gives other logits if the output of layer {self.layer} is copied: it is random in eval mode, "
                 "counts its passes, or changes this tensor elsewhere; name another layer",
             )
-        else:
-            grids, logits = self._run(probes)
         records = [len(probes) - 1, 1, 0]
-        outputs = (grids[records], logits[records])
         require_independent_records(
-            name, self.inner, self._run, probes[records], probes[5:6], outputs
+            name,
+            self.inner,
+            self._run_both,
+            probes[records],
+            probes[5:6],
+            (grids[records], logits[records]),
         )
         if self.layer:
             self._match_head(examples[:1].clone())
+
+    def _run_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = self._run(images)
+        return output.features, output.logits
+
+    @contextlib.contextmanager
+    def _outputs_of_linear(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """Yield a list that receives the names and the outputs of linear layers in the order in which they run."""
+        outputs: list[tuple[str, Tensor]] = []
+        with ExitStack() as hooks:
+            for name, module in self.inner.named_modules():
+                if isinstance(module, nn.Linear):
+                    hooks.enter_context(self._hook(name, partial(_keep, outputs, name)))
+            yield outputs
 
     @contextlib.contextmanager
     def _on_copy(self, examples: Tensor) -> Iterator[None]:
@@ -372,7 +469,7 @@ class ModuleClassifier(ProbedClassifier):
             # The network may change what the layer returns, as it may be a view.
             outputs.append(output.clone() if isinstance(output, Tensor) else output)
 
-        with self._hook(keep):
+        with self._hook(self.layer, keep):
             logits = self.inner(self._input(images))
         name = f"layer {self.layer} of {type(self.inner).__name__}"
         require(
@@ -382,50 +479,64 @@ class ModuleClassifier(ProbedClassifier):
         require(
             len(outputs) == 1, f"{name} runs {len(outputs)} times in a forward pass; name another"
         )
-        (output,) = outputs
-        require(
-            isinstance(output, Tensor) and output.ndim == 4 and len(output) == len(images),
-            f"{name} returns {_described(output)} instead of features [B, C, h, w] or [B, h, w, C]; name a layer whose "
-            "output is a grid",
-        )
-        return output, self._to_logits(logits)
+        return outputs[0], self._to_logits(logits)
 
-    def _layout(self, parts: Tensor, images: Tensor) -> str:
-        """Return the place of the channels in the layer's output: "first" or "last".
+    def _measure_layout(self, output: Any, images: Tensor) -> Layout:
+        """Return the layout of the layer's output, or raise ConfigError if it is no grid of the image.
 
         Args:
-            parts: The layer's output for `replaced_parts` of the images.
+            output: The layer's output for `replaced_parts` of the images and one more.
             images: Images of the network.
         """
-        height, width = images.shape[2:]
-        taller, wider = (self._shape_for(images, *scale) for scale in ((2, 1), (1, 2)))
-        layout = _layout_by_sizes(parts.shape, taller, wider) if taller and wider else None
-        if layout is None:
-            layout = _layout_by_places(parts, (height, width))
-        require(
-            layout != "none",
-            f"layer {self.layer} of {type(self.inner).__name__} returns {_described(parts)} for images of "
-            f"{height}x{width} pixels, and no two neighboring axes of it are the rows and columns of the image; name a "
-            "layer whose output is a grid",
+        size = (images.shape[2], images.shape[3])
+        layouts: list[Layout] = []
+        reason = "no two neighboring axes of it are the rows and columns of the image"
+        for part, tensor in tensors_of(output):
+            if is_attention(tensor):
+                reason = "these are weights of an attention, which are shares of tokens"
+            elif tensor.ndim == 3:
+                reason = "no axis of it is the patches of the image"
+                layouts += [
+                    layout._replace(part=part)
+                    for layout in token_layouts(tensor, size, len(CORNERS) + 3)
+                ]
+            elif len(tensor) == len(CORNERS) + 3:
+                shapes = (self._shape_for(images, part, *scale) for scale in ((2, 1), (1, 2)))
+                if layout := grid_layout(tensor[:-1], size, *shapes):
+                    layouts.append(layout._replace(part=part))
+            else:
+                reason = "it has no axis of the batch, as a bias"
+            if layouts:
+                break
+        name = (
+            f"layer {self.layer} of {type(self.inner).__name__} returns {describe_output(output)}"
         )
-        return layout
+        require(
+            len(layouts) < 2,
+            f"{name}, whose layout may be {' or '.join(repr(str(layout)) for layout in layouts)}; set layout= to one",
+        )
+        require(
+            bool(layouts),
+            f"{name} for images of {size[0]}x{size[1]} pixels, and {reason}; name a layer whose output is a grid",
+        )
+        return layouts[0]
 
-    def _shape_for(self, images: Tensor, rows: int, columns: int) -> _Shape | None:
+    def _shape_for(self, images: Tensor, part: str, rows: int, columns: int) -> Shape | None:
         """Return the shape of the layer's output for images of that many times the size, None if they do not fit."""
-        shapes: list[_Shape] = []
+        shapes: list[Shape] = []
 
         def stop(output: Any) -> None:
-            shapes.append(tuple(getattr(output, "shape", ())))
+            shapes.append(tuple(getattr(dict(tensors_of(output)).get(part), "shape", ())))
             raise _LayerRead
 
         enlarged = images[:1].repeat(1, 1, rows, columns)
-        with self._hook(stop), contextlib.suppress(Exception, _LayerRead):
+        with self._hook(self.layer, stop), contextlib.suppress(Exception, _LayerRead):
             self.inner(self._input(enlarged))
         return shapes[0] if shapes and len(shapes[0]) == 4 else None
 
     def _match_head(self, images: Tensor) -> None:
         """Find the closed form of what follows the layer, and require a gradient if there is none."""
-        features, _ = self._run(images)
+        features = self._run(images).features
         drawn = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
         logits = to_float32(self.forward_head(drawn, images))
         self.closed_form = self._match(to_float32(drawn).mean(dim=(2, 3)), logits)
@@ -436,11 +547,18 @@ class ModuleClassifier(ProbedClassifier):
             logits = self.forward_head(leaf, images)
             gradient = None
             if logits.requires_grad:
-                (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+                weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape).to(logits)
+                (gradient,) = torch.autograd.grad(logits, leaf, weights, allow_unused=True)
         require(
             gradient is not None,
             f"the logits of {type(self.inner).__name__} have no gradient with respect to layer {self.layer}: they do "
             "not depend on it, or the network detaches them; name another layer",
+        )
+        require(
+            "n" not in str(self.layout and self.layout.axes)
+            or (gradient is not None and bool(gradient.any())),
+            f"the logits of {type(self.inner).__name__} depend on no patch at layer {self.layer}, but on a class "
+            "token; name a layer before the last attention, such as its norm",
         )
 
     @torch.no_grad()
@@ -476,9 +594,6 @@ def _head_of(head: Head, network: nn.Module, other: nn.Module) -> Head:
     return type(head)(**parts)  # type: ignore[arg-type]
 
 
-_NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-
-
 def unwrapped(network: nn.Module, layer: str) -> tuple[nn.Module, str]:
     """Return the network inside of torch.compile, DataParallel and DistributedDataParallel, and its layer's name."""
     for attribute in ("_orig_mod", "module"):
@@ -491,42 +606,29 @@ def unwrapped(network: nn.Module, layer: str) -> tuple[nn.Module, str]:
     return network, layer
 
 
-def _described(output: Any) -> str:
-    """Return the shape of a batch's output, or its type."""
-    if not isinstance(output, Tensor):
-        return type(output).__name__
-    return f"[{', '.join(['B', *map(str, output.shape[1:])])}]"
+def _examples_like(images: Tensor) -> Tensor:
+    """Return two images [2, 3, H, W] of random pixels."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, *images.shape[1:], generator=generator).to(images)
 
 
-# ---- the layout of a grid --------------------------------------------------------------------------
+def _keep(outputs: list[tuple[str, Tensor]], name: str, output: Tensor) -> None:
+    outputs.append((name, output))
 
-_Shape = tuple[int, ...]
 
+def logits_in(returned: Any) -> Any:
+    """Return the logits of what a network returns: of a dict, a dataclass or a tuple with such an entry, or itself.
 
-def _layout_by_sizes(shape: _Shape, taller: _Shape, wider: _Shape) -> str | None:
-    """Return the layout of a grid from its shapes for an image, one of twice its height, and one of twice its width.
-
-    Returns:
-        "first", "last" or "none", the place of the channels; None if the shape does not depend on the image.
+    A tuple without names has them as its only tensor of two axes.
     """
-    rows = [axis for axis in (1, 2, 3) if taller[axis] != shape[axis]]
-    columns = [axis for axis in (1, 2, 3) if wider[axis] != shape[axis]]
-    known = {((2,), (3,)): "first", ((1,), (2,)): "last", ((), ()): None}
-    return known.get((tuple(rows), tuple(columns)), "none")
-
-
-def _layout_by_places(output: Tensor, size: tuple[int, int]) -> str:
-    """Return the layout of a grid whose shape is the same for all images: "first", "last" or "none".
-
-    Args:
-        output: [6, C, h, w] or [6, h, w, C] for `replaced_parts` of images of (height, width) `size`.
-    """
-    orders = {
-        layout: order_of_axes(grid)
-        for layout, grid in {"first": output, "last": output.permute(0, 3, 1, 2)}.items()
-        if has_proportions((grid.shape[2], grid.shape[3]), size)
-    }
-    return max(orders, key=lambda layout: orders[layout], default="none")
+    if isinstance(returned, Mapping):
+        return returned.get("logits", returned)
+    if hasattr(returned, "logits"):
+        return returned.logits
+    if isinstance(returned, (tuple, list)):
+        tables = [entry for entry in returned if isinstance(entry, Tensor) and entry.ndim == 2]
+        return tables[0] if len(tables) == 1 else returned
+    return returned
 
 
 # ---- provider --------------------------------------------------------------------------------------

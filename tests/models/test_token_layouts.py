@@ -1,0 +1,308 @@
+"""Grids in the tokens of a layer, laid out without a reshape, against GradCAM with one written by hand."""
+
+from collections import OrderedDict, namedtuple
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+import transformers
+from timm.models import beit, cait, mlp_mixer, vision_transformer, xcit
+from torch import nn
+
+import permafrost
+from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import Intermediates
+from permafrost.models.explanations import gradcam
+from permafrost.models.layouts import Layout
+from permafrost.models.module import ModuleClassifier
+from tests.support.gradcam import gradcam_of_layer
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64}
+OF_HUGGING_FACE = SIZES | {"intermediate_size": 64, "patch_size": 16, "num_labels": 5}
+OF_TIMM = {"img_size": 64, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
+
+
+class Encoder(nn.Module):
+    """Transformer of torch alone, which keeps the tokens on its first axis or on its second."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 16, 16)
+        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(32)
+        self.head = nn.Linear(32, 5)
+        self.axis = 1 if batch_first else 0
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2)
+        tokens = tokens.transpose(1, 2) if self.axis else tokens.permute(2, 0, 1)
+        return self.head(self.norm(self.encoder(tokens)).mean(dim=self.axis).tanh())
+
+
+def hugging_face(name, **options):
+    config = getattr(transformers, f"{name}Config")
+    network = getattr(transformers, f"{name}ForImageClassification")
+    return network(config(**OF_HUGGING_FACE | options))
+
+
+def swin():
+    sizes = {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 2, 2], "window_size": 4}
+    config = transformers.SwinConfig(image_size=64, patch_size=4, num_labels=5, **sizes)
+    return transformers.SwinForImageClassification(config)
+
+
+NETWORKS = {
+    "timm ViT": lambda: vision_transformer.VisionTransformer(**OF_TIMM, num_classes=5),
+    "timm BEiT": lambda: beit.Beit(**OF_TIMM, num_classes=5, init_values=1.0),
+    "timm CaiT": lambda: cait.Cait(**OF_TIMM, num_classes=5, init_values=1.0),
+    "timm XCiT": lambda: xcit.Xcit(**OF_TIMM, num_classes=5, eta=1.0),
+    "timm MLP-Mixer": lambda: mlp_mixer.MlpMixer(5, 64, patch_size=16, num_blocks=2, embed_dim=32),
+    "torchvision ViT": lambda: torchvision.models.VisionTransformer(
+        64, 16, 2, 2, 32, 64, num_classes=5
+    ),
+    "torch, batch first": lambda: Encoder(True),
+    "torch, tokens first": lambda: Encoder(False),
+    "Hugging Face ViT": lambda: hugging_face("ViT"),
+    "Hugging Face DINOv2 with registers": lambda: hugging_face("Dinov2WithRegisters"),
+    "Hugging Face Swin": swin,
+}
+
+
+@cache
+def network_of(name):
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    for module in network.modules():
+        if isinstance(
+            module, nn.Linear
+        ):  # an untrained transformer gives nearly the same logits to all images
+            nn.init.normal_(module.weight, std=0.2)
+    return network
+
+
+def after(prefix, side=4):
+    """Return the reshape that is written by hand: without the first tokens, with the channels first."""
+    return lambda tokens: tokens[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+
+
+LAYERS = [
+    ("timm ViT", "blocks.1.norm1", "b 1+hw c", after(1)),
+    ("timm ViT", "blocks.0", "b 1+hw c", after(1)),
+    ("timm ViT", "patch_embed", "b hw c", after(0)),
+    ("timm BEiT", "norm", "b 1+hw c", after(1)),
+    ("timm BEiT", "blocks.0.mlp.act", "b 1+hw c", after(1)),
+    ("timm CaiT", "blocks.1", "b hw c", after(0)),
+    ("timm CaiT", "blocks_token_only.0.norm1", "b 1+hw c", after(1)),
+    ("timm XCiT", "blocks.1", "b hw c", after(0)),
+    ("timm XCiT", "cls_attn_blocks.0.norm1", "b 1+hw c", after(1)),
+    ("timm MLP-Mixer", "norm", "b hw c", after(0)),
+    ("timm MLP-Mixer", "blocks.0.norm2", "b hw c", after(0)),
+    ("torchvision ViT", "encoder.layers.encoder_layer_1.ln_1", "b 1+hw c", after(1)),
+    ("torchvision ViT", "encoder.layers.encoder_layer_0", "b 1+hw c", after(1)),
+    ("torch, batch first", "encoder.layers.1", "b hw c", after(0)),
+    ("torch, batch first", "encoder.layers.0.norm2", "b hw c", after(0)),
+    (
+        "torch, tokens first",
+        "encoder.layers.1",
+        "hw b c",
+        lambda tokens: after(0)(tokens.transpose(0, 1)),
+    ),
+    ("torch, tokens first", "norm", "hw b c", lambda tokens: after(0)(tokens.transpose(0, 1))),
+    ("Hugging Face ViT", "vit.layers.1.layernorm_before", "b 1+hw c", after(1)),
+    ("Hugging Face ViT", "vit.embeddings", "b 1+hw c", after(1)),
+    ("Hugging Face DINOv2 with registers", "dinov2_with_registers.layernorm", "b 5+hw c", after(5)),
+    ("Hugging Face Swin", "swin.layernorm", "b hw c", after(0)),
+    ("Hugging Face Swin", "swin.embeddings.norm", "b hw c", after(0, 16)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "layout", "reshape"), LAYERS, ids=[" ".join(each[:2]) for each in LAYERS]
+)
+def test_maps_at_tokens_are_those_of_a_reshape_by_hand(name, layer, layout, reshape):
+    network, images = network_of(name), torch.rand(3, 3, 64, 64)
+
+    explained = permafrost.explain(network, images, layer=layer, explainer="gradcam sign=signed")
+    logits, maps = gradcam_of_layer(network, layer, images, reshape=reshape, rectified=False)
+
+    torch.testing.assert_close(explained.logits, logits, rtol=1e-5, atol=1e-6)
+    largest = float(maps.abs().max())
+    assert largest > 1e-4
+    torch.testing.assert_close(explained.maps[:, 0, 0], maps, rtol=0, atol=1e-5 * largest)
+    model = ModuleClassifier(network, layer)
+    model(images)
+    assert str(model.layout) == layout
+    assert Layout.parse(layout) == model.layout
+
+
+LAST = {
+    "timm ViT": "blocks.1.norm1",
+    "timm BEiT": "norm",
+    "timm CaiT": "blocks_token_only.1.norm1",
+    "timm XCiT": "cls_attn_blocks.1.norm1",
+    "timm MLP-Mixer": "norm",
+    "torchvision ViT": "encoder.layers.encoder_layer_1.ln_1",
+    "torch, batch first": "norm",
+    "torch, tokens first": "norm",
+    "Hugging Face ViT": "vit.layers.1.layernorm_before",
+    "Hugging Face DINOv2 with registers": "dinov2_with_registers.layernorm",
+    "Hugging Face Swin": "swin.layernorm",
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_without_a_layer_it_is_the_last_grid_that_the_logits_depend_on(name, caplog):
+    network, images = network_of(name), torch.rand(2, 3, 64, 64)
+    model = ModuleClassifier(network, "")
+    output = model(images, Intermediates(stages=True, pooled=True))
+
+    assert model.layer == LAST[name]
+    maps = gradcam(model, output, output.logits.argmax(dim=1, keepdim=True), sign="signed")
+    assert (maps.flatten(1).abs().amax(dim=1) > 1e-4).all()
+    assert [stage.output.shape[2] for stage in output.stages][-1] == 4
+    if model.closed_form is None:  # otherwise the average of the features
+        linear = network.get_submodule(model._classifier)
+        torch.testing.assert_close(linear(output.pooled), output.logits)
+
+
+def test_stages_of_a_transformer_are_its_hidden_states():
+    network, images = network_of("Hugging Face ViT"), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        output = ModuleClassifier(network, "")(images, Intermediates(stages=True))
+        expected = network.vit(images, output_hidden_states=True)
+
+    states = [expected.hidden_states[1], expected.last_hidden_state]
+    assert len(output.stages) == 2
+    for stage, tokens in zip(output.stages, states, strict=True):
+        torch.testing.assert_close(stage.output, after(1)(tokens), rtol=0, atol=0)
+
+
+# ---- layouts that no library has -------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    """Network whose layer `form` returns tokens in some form, and whose logits are read from `tokens(form(...))`."""
+
+    def __init__(self, form, tokens, *, channels=8, stride=(8, 8)):
+        super().__init__()
+        self.patches = nn.Conv2d(3, channels, stride, stride)
+        self.extra = nn.Parameter(torch.randn(1, 6, channels))
+        self.form = Form(form)
+        self.tokens = tokens
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, images):
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        extra = self.extra.expand(len(images), -1, -1)
+        return self.head(self.tokens(self.form(patches, extra)).mean(dim=1).tanh())
+
+
+class Form(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+Named = namedtuple("Named", "state weights")
+
+FORMS: dict[str, tuple[Any, Any]] = {
+    "b hw c": (lambda p, e: p, lambda out: out),
+    "b 2+hw c": (lambda p, e: torch.cat([e[:, :2], p], 1), lambda out: out),
+    "b hw+1 c": (lambda p, e: torch.cat([p, e[:, :1]], 1), lambda out: out),
+    "b 1+hw+5 c": (lambda p, e: torch.cat([e[:, :1], p, e[:, 1:]], 1), lambda out: out),
+    "hw b c": (lambda p, e: p.transpose(0, 1), lambda out: out.transpose(0, 1)),
+    "b c hw": (lambda p, e: p.mT, lambda out: out.mT),
+    "b c 1+hw": (lambda p, e: torch.cat([e[:, :1], p], 1).mT, lambda out: out.mT),
+    "0: b hw c": (lambda p, e: (p, e), lambda out: out[0]),
+    "1: b 1+hw c": (lambda p, e: [e, torch.cat([e[:, :1], p], 1)], lambda out: out[1]),
+    "state: b hw c": (lambda p, e: OrderedDict(a=e, state=p), lambda out: out["state"]),
+}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 64), (72, 48), (16, 16)])
+@pytest.mark.parametrize("channels", [4, 16, 32])
+@pytest.mark.parametrize("layout", FORMS)
+def test_the_layout_of_tokens_is_measured(layout, channels, size):
+    """Also where there are as many channels as tokens, and of four patches."""
+    torch.manual_seed(0)
+    network = Tokens(*FORMS[layout], channels=channels).eval()
+    images = torch.rand(2, 3, *size)
+
+    model = ModuleClassifier(network, "form")
+    features = model(images).features
+
+    assert str(model.layout) == layout
+    torch.testing.assert_close(features, network.patches(images), rtol=0, atol=0)
+    leaf = features.detach().requires_grad_()
+    torch.testing.assert_close(model.forward_head(leaf, images), network(images))
+
+
+def test_a_named_tuple_stays_one():
+    network = Tokens(lambda p, e: Named(p, e), lambda out: out.state).eval()
+    assert str(ModuleClassifier(network, "form")(torch.rand(2, 3, 32, 32)).features.shape[2:]) != ""
+    with pytest.raises(ConfigError, match="layout=b h c is none; write the axes"):
+        Layout.parse("b h c")
+
+
+def test_a_layout_that_is_set_is_not_measured(monkeypatch):
+    network, images = Tokens(*FORMS["b 1+hw+5 c"]).eval(), torch.rand(2, 3, 32, 32)
+    monkeypatch.setattr("permafrost.models.module.token_layouts", None)
+    model = ModuleClassifier(network, "form", layout="b 1+hw+5 c")
+    torch.testing.assert_close(model(images).features, network.patches(images), rtol=0, atol=0)
+
+
+def products(patches, extra):
+    values = patches[..., :1]
+    return values * values.mT
+
+
+def shares(patches, extra):
+    return (patches @ patches.mT).softmax(dim=-1)
+
+
+REFUSED = {
+    "two layouts": (products, "whose layout may be 'b hw c' or 'b c hw'; set layout= to one"),
+    "weights of an attention": (shares, "weights of an attention, which are shares of tokens"),
+    "several heads": (
+        lambda p, e: shares(p, e)[:, None],
+        r"\[B, 1, 16, 16\].*weights of an attention",
+    ),
+    "a bias": (lambda p, e: p[:1] * 0 + e[:1, :1], "no axis of it is the patches"),
+    "a bias of heads": (
+        lambda p, e: p[None, :1, :4].expand(1, 2, 4, -1) * 0,
+        "no axis of the batch",
+    ),
+    "one token": (lambda p, e: p.mean(1, keepdim=True), "no axis of it is the patches"),
+    "an average": (lambda p, e: p.mean(1), r"returns \[B, 16\]"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_grid_is_refused_for_maps_only(name):
+    """A network whose branch returns something else still has its logits and its embedding."""
+    torch.manual_seed(0)
+    form, message = REFUSED[name]
+    network = Branch(form).eval()
+    images = torch.rand(2, 3, 32, 32)
+
+    with pytest.raises(ConfigError, match=message):
+        permafrost.explain(network, images, layer="form")
+    output = ModuleClassifier(network, "form")(images, Intermediates(pooled=True))
+    torch.testing.assert_close(output.logits, network(images))
+    torch.testing.assert_close(network.head(output.pooled), network(images))
+
+
+class Branch(Tokens):
+    def __init__(self, form):
+        super().__init__(form, None, channels=16)
+
+    def forward(self, images):
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        scale = self.form(patches, self.extra).square().mean()
+        return self.head(patches.mean(dim=1) * (1 + 0 * scale))
