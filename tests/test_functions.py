@@ -496,5 +496,5 @@ def test_a_network_without_a_grid_has_logits_and_no_maps():
     permafrost.distill(student=student, run="mine", **TRAINING)
     measured = permafrost.evaluate(store="s", run="mine", splits=["train"])
     assert 0 <= measured.splits["train"]["accuracy"] <= 1
-    with pytest.raises(permafrost.UserError, match="maps of a sample are constant on their grid"):
+    with pytest.raises(permafrost.UserError, match="has no features for its maps: no layer"):
         fill("s", teacher=network, dataset=RECORDS, layer=None)

@@ -293,6 +293,7 @@ def explain(
     images: Tensor | Iterable[Tensor],
     *,
     layer: str | None = None,
+    layout: str | None = None,
     target_class: Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -305,10 +306,12 @@ def explain(
     network is run in eval mode, and each of its modules returns to the mode that it had.
 
     Args:
-        network: A network of permafrost, or any module from images to logits [B, K], then with its `layer`.
+        network: A network of permafrost, or any module from images to logits [B, K].
         images: f32 [N, 3, H, W] in the form that the network takes, or in [0, 1] with `mean` and `std`; or batches of
             them. They are converted to the dtype of its weights.
-        layer: Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules().
+        layer: Name of the module whose output is explained, a grid or tokens, as in network.named_modules(). None takes
+            the last one that the logits depend on, and logs its name.
+        layout: Layout of its output, such as "b 1+hw c" for patches after a class token; None measures it.
         target_class: i64 [N, E], where -1 results in a zero map; None explains the class of the highest logit.
         mean: Mean of the network's normalization by channel; None subtracts nothing, as of a permafrost network, which
             normalizes by itself.
@@ -318,7 +321,7 @@ def explain(
             at the pixels read the images as the network receives them, after mean and std.
 
     Raises:
-        ConfigError: If the layer has to be named, if there are no images, or if images or classes have another form.
+        ConfigError: If no layer can be explained, if there are no images, or if images or classes have another form.
 
     Example:
         >>> import torch
@@ -329,17 +332,14 @@ def explain(
         (torch.Size([6, 5]), torch.Size([6, 1, 1, 7, 7]))
     """
     import torch
-    from torch.nn import Conv2d
 
-    from permafrost.config.explainers import explainer_of_line
     from permafrost.models.classifier import Classifier, Normalize, eval_mode
     from permafrost.models.explanations import explainer_named, forward_to_explain
+    from permafrost.models.module import ModuleClassifier
 
-    reads_images = explainer and explainer_of_line(explainer).reads == "images"
-    if reads_images and layer is None and not isinstance(network, Classifier):
-        convolutions = (n for n, module in network.named_modules() if isinstance(module, Conv2d))
-        layer = next(convolutions, None)  # any will do, as its output is not explained
-    model = _explained_network(network, layer)
+    model = network
+    if layer is not None or not isinstance(model, Classifier):
+        model = ModuleClassifier(network, layer or "", layout=layout or "")
     explain_by = explainer_named(explainer or model.explainer_of_training or model.explainer)
     batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -383,20 +383,6 @@ def explain(
         f"are {start}",
     )
     return Explanation(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-def _explained_network(network: nn.Module, layer: str | None) -> Classifier:
-    """Return a network with the layer that is explained. Raises ConfigError if no layer is known."""
-    from permafrost.models.classifier import Classifier
-    from permafrost.models.module import ModuleClassifier
-
-    model = network if layer is None else ModuleClassifier(network, layer)
-    if not isinstance(model, Classifier):
-        raise ConfigError(
-            f"explain({type(network).__name__}): name the layer that is explained, layer=...; its modules are "
-            f"{', '.join(name for name, _ in network.named_modules() if name)[:300]}"
-        )
-    return model
 
 
 def _check_target_class(classes: Tensor, outputs: int, at_least: int) -> None:

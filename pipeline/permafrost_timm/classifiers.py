@@ -3,6 +3,7 @@
 Networks with a grid of features are split at timm's forward_features and forward_head. The explained layer of a
 VisionTransformer is the last block's output if all tokens are pooled. If a class token is read, it is the input of
 that block's attention, after its norm. An Eva (DINOv3, EVA-02) is treated as a VisionTransformer that pools its tokens.
+Others are explained as any module is, at the last grid that their logits depend on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -26,6 +26,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import ModelConfig, is_published
@@ -48,18 +49,14 @@ from permafrost.models.classifier import (
     require_size,
     to_float32,
 )
+from permafrost.models.layouts import stage_blocks
+from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import model_normalization
 from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import file_at
 from permafrost_timm.options import TimmModelConfig
 
 logger = logging.getLogger("permafrost.models")
-
-_SUPPORTED = (
-    "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "
-    "networks, Swin), a VisionTransformer (ViT, DeiT, DINOv2) or an Eva that pools its tokens (DINOv3)"
-)
-
 
 _MAX_STAGES = 4
 
@@ -92,12 +89,30 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     return _wrap(config, network)
 
 
-def _wrap(config: ModelConfig, network: nn.Module) -> Classifier:
-    kinds: list[type[_TimmNetwork]] = [
-        kind for kind in (TimmVit, TimmEva) if isinstance(network, kind.kind)
-    ]
+def _wrap(config: ModelConfig, network: Any) -> Classifier:
     normalize = Normalize(*model_normalization(config))
-    return (kinds or [TimmClassifier])[0](config.name, normalize, network)
+    for kind in (TimmVit, TimmEva):
+        if isinstance(network, kind.kind):
+            return (kind if kind.can_split(network) else TimmModule)(
+                config.name, normalize, network
+            )
+    return (TimmClassifier if _returns_grid(network) else TimmModule)(
+        config.name, normalize, network
+    )
+
+
+def _returns_grid(network: Any) -> bool:
+    """Return whether forward_features returns a grid, computed without values if no pooling of a grid shows it."""
+    if any(isinstance(module, SelectAdaptivePool2d) for module in network.modules()):
+        return True
+    size = network.pretrained_cfg.get("input_size", (3, 224, 224))
+    # In train mode, because some keep tensors in eval mode.
+    with eval_mode(network), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        try:
+            features = network.train().forward_features(torch.empty(2, *size))
+        except Exception:  # a network of somebody's own may raise anything
+            return False
+    return isinstance(features, Tensor) and features.ndim == 4
 
 
 def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
@@ -156,7 +171,8 @@ def save_for_hub(folder: Path, model: Classifier, trained: TrainedModel) -> None
     Raises:
         FileError: If the folder cannot be written.
     """
-    assert isinstance(model, _TimmNetwork)
+    assert isinstance(model, (_TimmNetwork, TimmModule))
+    assert isinstance(model.normalize, Normalize)
     config, run = trained.config, folder.parent
     assert isinstance(config, TimmModelConfig)
     num_classes = config.classes or trained.num_classes
@@ -279,6 +295,16 @@ class _TimmNetwork(ProbedClassifier):
         return {**converted, **kernels}
 
 
+class TimmModule(ModuleClassifier):
+    """A network of any other kind, explained at its last grid."""
+
+    rename_keys = _TimmNetwork.rename_keys
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        super().__init__(network, "", normalize, may_initialize=True)
+        self.name = name
+
+
 # ---- a grid of features --------------------------------------------------------------------------
 
 
@@ -294,10 +320,6 @@ class TimmClassifier(_TimmNetwork):
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         features = self.inner.forward_features(self.normalize(images))
-        require(
-            isinstance(features, Tensor) and features.ndim == 4,
-            f"timm's {self.name} is not supported; {_SUPPORTED}",
-        )
         return (features.permute(0, 3, 1, 2) if self.channels_last else features), None
 
     def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
@@ -366,16 +388,6 @@ def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
 # ---- tokens --------------------------------------------------------------------------------------
 
 
-def stage_blocks(depth: int) -> list[int]:
-    """Return the numbers of the blocks that end a stage of a transformer: the last one of each quarter.
-
-    >>> stage_blocks(12), stage_blocks(2)
-    ([2, 5, 8, 11], [0, 1])
-    """
-    count = min(_MAX_STAGES, depth)
-    return [math.ceil(depth * number / count) - 1 for number in range(1, count + 1)]
-
-
 class TimmVit(_TimmNetwork):
     """A VisionTransformer, whose features are its patch tokens as a grid [B, C, h, w].
 
@@ -390,17 +402,15 @@ class TimmVit(_TimmNetwork):
         super().__init__(name, normalize, network)
         self.reads_class_token = network.global_pool == "token" and network.attn_pool is None
         self.num_prefix = network.num_prefix_tokens
-        require(
-            type(network).forward_features is self.kind.forward_features,
-            f"timm's {name} is not supported; {_SUPPORTED}",
-        )
-        require(
-            not self.reads_class_token or type(network.blocks[-1]) is Block,
-            f"timm's {name} is not supported, because the attention of its blocks "
-            f"({type(network.blocks[-1]).__name__}) cannot be called after its norm; {_SUPPORTED}",
-        )
         if network.global_pool == "avg":
             self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)
+
+    @classmethod
+    def can_split(cls, network: Any) -> bool:
+        """Return whether the network can be run up to its explained layer: the last block, or its attention."""
+        reads_class_token = network.global_pool == "token" and network.attn_pool is None
+        is_original = type(network).forward_features is cls.kind.forward_features
+        return is_original and (not reads_class_token or type(network.blocks[-1]) is Block)
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
         _, features, context = self._run(images, ())
@@ -501,13 +511,6 @@ class TimmEva(TimmVit):
     """An Eva that pools its tokens (DINOv3, EVA-02), whose blocks rotate queries and keys by their positions."""
 
     kind = Eva
-
-    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
-        require(
-            network.global_pool != "token" or network.attn_pool is not None,
-            f"timm's {name} is not supported, as it reads a class token; {_SUPPORTED}",
-        )
-        super().__init__(name, normalize, network)
 
     def _enter(self, images: Tensor) -> tuple[Tensor, Sequence[Callable[[Tensor], Tensor]]]:
         net = self.inner

@@ -127,11 +127,23 @@ def test_a_detector_of_torchvision_is_no_classifier():
         build_model(TorchvisionModelConfig(name="fasterrcnn_resnet50_fpn"), NUM_CLASSES)
 
 
-def test_a_token_model_that_cannot_be_explained_says_what_can():
-    model = build_model(timm_config("levit_128s"), NUM_CLASSES)
-
-    with pytest.raises(ConfigError, match=r"levit_128s is not supported.*VisionTransformer"):
-        model(random_images(224))
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("mixer_s32_224", "norm"),
+        ("cait_xxs24_224", "blocks_token_only.1.norm1"),
+        ("mvitv2_tiny", "norm"),
+        ("eva02_tiny_patch14_224", "norm"),
+    ],
+)
+def test_networks_of_tokens_are_explained_at_their_last_grid(name, layer):
+    model = build_model(timm_config(name), NUM_CLASSES).eval()
+    with torch.no_grad():
+        images = random_images(224)
+        output = model(images)
+        expected = model.network(model.normalize(images))
+    assert model.layer == layer
+    torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_images_of_a_size_that_a_transformer_does_not_take_are_refused():

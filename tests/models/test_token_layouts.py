@@ -79,7 +79,7 @@ def network_of(name):
         if isinstance(
             module, nn.Linear
         ):  # an untrained transformer gives nearly the same logits to all images
-            nn.init.normal_(module.weight, std=0.2)
+            nn.init.normal_(module.weight, std=0.1)
     return network
 
 

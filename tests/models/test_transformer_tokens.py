@@ -107,12 +107,13 @@ def test_gradcam_of_pooled_tokens_is_in_closed_form_and_that_of_autograd():
     torch.testing.assert_close(closed, by_autograd, rtol=1e-4, atol=1e-6)
 
 
-def test_images_that_are_no_whole_patches_and_class_tokens_of_eva_are_refused():
+def test_images_that_are_no_whole_patches_are_refused_and_one_that_reads_a_class_token_is_laid_out():
     model = tiny("vit_small_patch16_dinov3", (32, 32))
     with pytest.raises(ConfigError, match=r"patches of 16x16 pixels, got images of 40x32; set"):
         model(torch.rand(1, 3, 40, 32))
-    with pytest.raises(ConfigError, match=r"reads a class token.* an Eva that pools its tokens"):
-        tiny("vit_small_patch16_rope_224", (32, 32))
+    model = tiny("vit_small_patch16_rope_224", (32, 32))
+    model(torch.rand(1, 3, 32, 32))
+    assert str(model.layout) == "b 1+hw c"
 
 
 @pytest.mark.slow

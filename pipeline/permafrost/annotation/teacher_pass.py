@@ -50,6 +50,7 @@ from permafrost.models.compute import unused_accelerator
 from permafrost.models.cost import count_parameters, sha256_tensors
 from permafrost.models.explanations import pass_precision
 from permafrost.models.network_sheet import machine_sheet, network_facts, trained_on
+from permafrost.models.providers import with_recorded_layer
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.lock import folder_lock
@@ -378,6 +379,12 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
             logger.warning(
                 "passes run on CUDA devices and on CPUs, so %s of this machine is not used", kind
             )
+        # Other processes need not measure its layout again.
+        teacher = (
+            plan.teacher
+            if executor.name == "serial"
+            else with_recorded_layer(plan.teacher, _made_with(plan, annotator))
+        )
         tensors = sha256_tensors(annotator.model.network)
         _announce_equal(plan, tensors)
         task = AnnotateShard(
@@ -386,7 +393,7 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
             folder=plan.folder,
             fields=fields,
             fingerprint=plan.fingerprint,
-            teacher=plan.teacher,
+            teacher=teacher,
             classes=plan.classes,
             explainer=plan.explainer,
             config=plan.options,
@@ -569,12 +576,14 @@ def _announce_equal(plan: PassPlan, tensors: str) -> None:
 
 
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator) -> dict[str, str]:
-    """Versions, size and weights, without the folders of a file elsewhere."""
+    """Versions, size and weights, without the folders of a file elsewhere, and the layer of a network of one's own."""
+    layout = getattr(annotator.model, "layout", None)
     return {
         "permafrost": __version__,
         "torch": torch.__version__,
         "weights": name_of_path(str(plan.teacher.weights)),
         "parameters": f"{count_parameters(annotator.model.network):,}",
+        **({"layer": str(annotator.model.layer), "layout": str(layout)} if layout else {}),
         **({"memory_format": "channels_last"} if annotator.settings.channels_last else {}),
         **({"compiler": "torch.compile"} if plan.options.compile else {}),
     }

@@ -251,9 +251,13 @@ class ModuleConfig(ModelConfig):
     """Function (number of classes, **arguments) -> torch.nn.Module, which returns logits [B, K] for normalized images:
     my_package.networks:build, or my_networks.py:build."""
     layer: str = ""
-    """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
-    features.7. Empty takes the last one whose output is a grid, and logs its name; a network without any has logits
-    and no maps."""
+    """Name of the module whose output is explained, a grid or tokens, as in network.named_modules(): features.7.
+    Empty takes the last one that the logits depend on, and logs its name; a network without any has logits and no
+    maps."""
+    layout: Annotated[str, Role.IF_SET] = ""
+    """Layout of its output, as a pass records it: `b c h w`, `b h w c`, or of tokens `b 1+hw c` for patches after a
+    class token, `hw b c`, `0: b hw c` in a tuple. Empty measures it: a corner of an image is replaced, and the cells
+    that change most are those of the corner."""
     returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
     """Values that the network returns. Of probabilities the logarithm is stored, which is -65504 for 0, and of
     log-probabilities the values themselves: both are logits up to a constant. A pass with maps needs logits, because
@@ -283,6 +287,8 @@ class MemoryModelConfig(ModelConfig):
     std: tuple[float, ...] | None = None
     layer: str = ""
     """Name of the module that is explained, as with kind=module."""
+    layout: Annotated[str, Role.IF_SET] = ""
+    """Layout of its output, as with kind=module."""
     returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
     """Outputs of the network, as with kind=module."""
     code: Annotated[str | None, Role.IF_SET] = None

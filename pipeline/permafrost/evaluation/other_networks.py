@@ -14,7 +14,13 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.models.compute import resolve_device
 from permafrost.models.network import Network
-from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
+from permafrost.models.providers import (
+    build_model,
+    freeze,
+    teacher_input_size,
+    with_preprocessing,
+    with_recorded_layer,
+)
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
@@ -60,6 +66,8 @@ class Networks:
         """Network of `teacher`. Call `check_teacher` first."""
         teacher = _name_network(self.config)
         assert teacher is not None
+        if self.passes:
+            teacher = with_recorded_layer(teacher, self.passes[0].manifest.made_with)
         return build_teacher(teacher, self.store, self.config.evaluate.device)
 
     def check_student(self, option: str, run: str) -> dict[str, str]:

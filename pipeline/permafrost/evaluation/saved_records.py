@@ -159,7 +159,7 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
 
     - frames: u8 [n, 3, H, W], in the batch's view;
     - labels and predictions: in the form of the labels;
-    - maps: f32 [n, h, w], for a B-cos network its contributions;
+    - maps: f32 [n, h, w], for a B-cos network its contributions, and a single zero for one without a grid;
     - classes: i64 [n], the class of each map;
     - colors: for B-cos networks only, the weights as RGBA, u8 [n, h, w, 4];
     - teacher_predictions, teacher_maps and teacher_colors: the same for the stored targets, if there are maps: those of
@@ -180,7 +180,12 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
         "predictions": predict_labels(
             output.logits.cpu(), many=many, threshold=model.thresholds.model
         ),
-        **_picture_maps(maps_of(model, output, classes), batch),
+        **_picture_maps(
+            output.features.new_zeros(len(images), 1, 1, 1, 1)
+            if model.network.no_grid
+            else maps_of(model, output, classes),
+            batch,
+        ),
         "classes": torch.where(classes < 0, output.logits.argmax(dim=1), classes),
     }
     if batch.targets and batch.targets[0].maps is not None:

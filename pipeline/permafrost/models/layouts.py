@@ -28,7 +28,7 @@ _MAX_OTHERS = 16
 """Maximum number of tokens that are no patches, such as class tokens and registers."""
 _CLEAR_FIT = 0.5
 """Minimum correlation between the tokens that change and those of the replaced corners."""
-_SAME_FIT = 0.98
+_SAME_FIT = 0.97
 """Correlation relative to the best layout's above which another one is as possible."""
 _SAME_SUM = 1e-3
 _CELLS_OF_TOKENS = 0.5
@@ -162,13 +162,19 @@ def describe_output(output: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _cells_of(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the rows and columns of so many cells of an image, None if they are not a grid of its proportions."""
-    shapes = [
-        (rows, count // rows)
-        for rows in range(2, count // 2 + 1)
-        if count % rows == 0 and has_proportions((rows, count // rows), size)
-    ]
-    return min(shapes, key=lambda shape: abs(shape[0] * size[1] - shape[1] * size[0]), default=None)
+    """Return the rows and columns of so many cells of an image, None if they are no square patches of it."""
+    height, width = size
+    for rows in range(2, count // 2 + 1):
+        columns = count // rows
+        # The sides of square patches that divide both sides of the image into so many, rounded down or up.
+        down = max(height / (rows + 1), width / (columns + 1)), min(height / rows, width / columns)
+        up = (
+            max(height / rows, width / columns),
+            min(height / (rows - 1), width / (columns - 1 or 0.5)),
+        )
+        if count % rows == 0 and columns > 1 and (down[0] < down[1] or up[0] < up[1]):
+            return rows, columns
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -141,7 +141,7 @@ def build_memory(config: MemoryModelConfig, outputs: int) -> Classifier:
             with suppress(KeyError, ConfigError):
                 return wrap(config, copied)
     normalize = Normalize(*model_normalization(config))
-    return ModuleClassifier(copied, config.layer, normalize, config.returns)
+    return ModuleClassifier(copied, config.layer, normalize, config.returns, layout=config.layout)
 
 
 PROVIDER = Provider(build_memory, lambda config: None)

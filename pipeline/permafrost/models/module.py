@@ -670,6 +670,7 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
         config.layer,
         Normalize(*model_normalization(config)),
         config.returns,
+        layout=config.layout,
         may_initialize=config.weights is None,
     )
 

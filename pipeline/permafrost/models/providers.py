@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -127,6 +128,21 @@ def name_weights(config: AnyConfig) -> AnyConfig:
     ):  # the name of a hub model or folder identifies its weights
         return config
     return config if not source.name else replace(config, weights=f"{PRETRAINED}:{source.name}")
+
+
+def with_recorded_layer(config: AnyConfig, made_with: Mapping[str, str]) -> AnyConfig:
+    """Return the options with the layer and the layout that a pass records, so that they are not measured again.
+
+    Args:
+        config: Options of the teacher, which keep a layer of their own.
+        made_with: Entry of the manifest of its pass.
+    """
+    recorded: dict[str, Any] = {
+        name: made_with[name] for name in ("layer", "layout") if name in made_with
+    }
+    if not recorded or getattr(config, "layer", None) not in ("", recorded["layer"]):
+        return config
+    return config if getattr(config, "layout", "") else replace(config, **recorded)
 
 
 def freeze(model: AnyModule) -> AnyModule:
