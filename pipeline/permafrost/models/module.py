@@ -167,7 +167,7 @@ class ModuleClassifier(ProbedClassifier):
             return self.layout.with_grid(output, features)
 
         with self._hook(self.layer, replace), sdpa_kernel(SDPBackend.MATH):
-            return self._to_logits(self.inner(self._input(context)))
+            return self._to_logits(self._call(context))
 
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
@@ -224,7 +224,7 @@ class ModuleClassifier(ProbedClassifier):
             if layers and torch.is_grad_enabled():
                 # An explanation is differentiated twice, which only this implementation of attention supports.
                 hooks.enter_context(sdpa_kernel(SDPBackend.MATH))
-            logits = self._to_logits(self.inner(self._input(images)))
+            logits = self._to_logits(self._call(images))
         features = grids[self.layer] if self.layer else logits[:, :, None, None]
         if is_pooled and self.pools_by_average:
             pooled.append(to_float32(features).mean(dim=(2, 3)))
@@ -250,10 +250,15 @@ class ModuleClassifier(ProbedClassifier):
             super().forward_stages(images)  # raises
         return self._stages
 
-    def _input(self, images: Tensor) -> Tensor:
-        """Return the network's input, which it may change in place."""
+    def call_options(self, images: Tensor) -> dict[str, Any]:
+        """Return arguments of the network besides the images."""
+        return {}
+
+    def _call(self, images: Tensor, network: nn.Module | None = None) -> Any:
+        """Run the network, or a copy of it, on its input, which it may change in place."""
         normalized: Tensor = self.normalize(images)
-        return normalized.clone() if normalized is images else normalized
+        inputs = normalized.clone() if normalized is images else normalized
+        return (network or self.inner)(inputs, **self.call_options(images))
 
     def _to_logits(self, outputs: Any) -> Tensor:
         """Return logits whose softmax the outputs are: their logarithms, which differ from others by a constant."""
@@ -361,7 +366,7 @@ class ModuleClassifier(ProbedClassifier):
         network = trial_copy(self.inner)
 
         def run(images: Tensor) -> Tensor:
-            return self._to_logits(network(self._input(images)))
+            return self._to_logits(self._call(images, network))
 
         with eval_mode(network), torch.inference_mode(mode=False), exact_float32(examples.device):
             return layer_grids(network, run, examples)
@@ -441,14 +446,14 @@ class ModuleClassifier(ProbedClassifier):
         """Raise DependentRecordsError if a network that has not run keeps something of the images that it runs on."""
 
         def run(model: nn.Module, images: Tensor) -> list[Tensor]:
-            return [self._to_logits(model(self._input(images)))]
+            return [self._to_logits(self._call(images, model))]
 
         require_no_memory(type(network).__name__, network, run, examples, examples.flip(0))
 
     def _examine_input(self, images: Tensor, parts: Tensor) -> None:
         """Find what the network does to its images, and where the cells of the grids of `replaced_parts` lie."""
         name = type(self.inner).__name__
-        reading = read_input(self.inner, images)
+        reading = read_input(lambda pixels: self.inner(pixels, **self.call_options(pixels)), images)
         geometry = "" if reading is None else reading.describe_geometry()
         self.misplacement = geometry or describe_wrong_places(parts)
         scaling = "" if reading is None else reading.describe_scaling()
@@ -470,7 +475,7 @@ class ModuleClassifier(ProbedClassifier):
             outputs.append(output.clone() if isinstance(output, Tensor) else output)
 
         with self._hook(self.layer, keep):
-            logits = self.inner(self._input(images))
+            logits = self._call(images)
         name = f"layer {self.layer} of {type(self.inner).__name__}"
         require(
             len(outputs) > 0,
@@ -531,7 +536,7 @@ class ModuleClassifier(ProbedClassifier):
 
         enlarged = images[:1].repeat(1, 1, rows, columns)
         with self._hook(self.layer, stop), contextlib.suppress(Exception, _LayerRead):
-            self.inner(self._input(enlarged))
+            self._call(enlarged)
         return shapes[0] if shapes and len(shapes[0]) == 4 else None
 
     def _match_head(self, images: Tensor) -> None:

@@ -1,0 +1,1 @@
+"""Image networks of Hugging Face transformers, with their weights, image processor and class names."""
