@@ -12,7 +12,7 @@ import difflib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from permafrost.config.models import ModelConfig, is_published
+from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.core.errors import ConfigError, FileError, first_line, require
 from permafrost.core.generators import SeededDraws
 from permafrost.models.classifier import (
@@ -126,6 +126,7 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
         if (pretrained_cfg := timm.get_pretrained_cfg(name)) is None:
             return None
         values = pretrained_cfg.to_dict()  # type: ignore[no-untyped-call]
+    crop_fraction = values["crop_pct"] or CENTER_CROP_FRACTION
     return PretrainedInfo(
         name=values.get("tag") or name,
         classes=values["num_classes"],
@@ -133,10 +134,25 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
         fixed_size=values["fixed_input_size"],
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
-        crop_fraction=None if values.get("crop_mode") == "squash" else values["crop_pct"],
-        interpolation="bicubic" if values["interpolation"] == "bicubic" else "bilinear",
+        crop_fraction=None if values.get("crop_mode") == "squash" else crop_fraction,
+        interpolation="bilinear" if values["interpolation"] == "bilinear" else "bicubic",
         labels=tuple(values.get("label_names") or ()),
+        unsupported=tuple(_unsupported(values, crop_fraction)),
     )
+
+
+def _unsupported(values: Mapping[str, Any], crop_fraction: float) -> Iterator[tuple[str, str, str]]:
+    """Iterate over what timm's evaluation transform does that a teacher's input cannot have."""
+    mode, interpolation = values.get("crop_mode") or "center", values["interpolation"] or "bicubic"
+    if mode == "squash" and crop_fraction < 1:  # timm squashes the image, then crops the square
+        mode = f"squash and crop_pct={crop_fraction:g}"
+    if mode not in ("center", "squash"):
+        yield "frame", f"crop_mode={mode}", "teacher.frame=full or teacher.frame=center_crop"
+    if interpolation not in ("bicubic", "bilinear"):
+        yield "interpolation", f"interpolation={interpolation}", "teacher.interpolation=bilinear"
+    height, width = values["input_size"][-2:]
+    if height != width:
+        yield "input_size", f"input_size={height}x{width}", f"teacher.input_size={width}"
 
 
 def _tagged(config: TimmModelConfig) -> str:

@@ -40,7 +40,7 @@ logger = logging.getLogger("permafrost.models")
 
 _TWO_TOWERS = ("clip", "siglip", "siglip2")
 """Types of networks for images and texts whose logits are their scaled cosines."""
-_SAME_PIXELS = 0.02
+_SAME_PIXELS = 0.03
 """Largest difference of an image processor's pixels in [0, 1] from those of its options."""
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _REMEDIES = {
@@ -228,9 +228,10 @@ def _picture_of(processor: Any) -> dict[str, Any]:
 
 def _difference(processor: Any, picture: Mapping[str, Any]) -> float:
     """Return the largest difference in [0, 1] between a processor's pixels of an image and those of its picture."""
-    rows = torch.linspace(0, 1, 320)[:, None] * torch.tensor([1.0, 0.6, 0.3])[:, None, None]
-    waves = 0.25 + 0.25 * torch.sin(torch.linspace(0, 25, 400)) * torch.ones(3, 1, 1)
-    image = ((rows * 0.5 + waves) * 255).round().to(torch.uint8)
+    down, across = torch.linspace(0, 1, 300)[:, None], torch.linspace(0, 1, 400)
+    # Smooth, so that libraries may round the place of a crop differently.
+    channels = [0.3 * down + 0.7 * across, 0.9 * down + 0.1 * across, 1 - 0.5 * down - 0.5 * across]
+    image = (torch.stack(channels) * 255).round().to(torch.uint8)
     side, fraction = picture["input_size"], picture["crop_fraction"]
     shape = [side, side] if fraction is None else [round(side / fraction)]
     mode = transforms.InterpolationMode(picture["interpolation"])
@@ -369,14 +370,11 @@ def _image_tower(config: TransformersModelConfig, network: Any, outputs: int) ->
     tower = Headed(network.vision_model, outputs, projection)
     tokenizer = _load(config, AutoTokenizer)
     is_clip = network.config.model_type == "clip"
-    tokens = tokenizer(
-        prompts, padding=True if is_clip else "max_length", truncation=True, return_tensors="pt"
-    )
-    names = inspect.signature(network.get_text_features).parameters
+    padding = True if is_clip else "max_length"  # as in their trainings
+    tokens = tokenizer(prompts, padding=padding, truncation=True, return_tensors="pt")
+    mask = {"attention_mask": tokens["attention_mask"]} if is_clip else {}
     with torch.no_grad():
-        texts = network.eval().get_text_features(
-            **{key: value for key, value in tokens.items() if key in names}
-        )
+        texts = network.eval().get_text_features(input_ids=tokens["input_ids"], **mask)
         texts = normalize(getattr(texts, "pooler_output", texts), dim=1)
         tower.head.weight.copy_(network.logit_scale.exp() * texts)
         tower.head.bias.copy_(getattr(network, "logit_bias", torch.zeros(1)).expand(outputs))

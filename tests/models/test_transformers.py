@@ -1,4 +1,4 @@
-"""Networks of transformers from folders: outputs, pictures and class names as the library has them (teacher=transformers)."""
+"""Networks of transformers from folders: outputs, pictures and class names as the library has them."""
 
 import json
 
@@ -29,6 +29,7 @@ TEXTS = {
     "intermediate_size": 48,
 }
 STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+PYRAMID = STAGES | {"num_attention_heads": [1, 2, 2, 4]}
 SWIN = {
     "image_size": 32,
     "patch_size": 2,
@@ -49,17 +50,8 @@ CLASSIFIERS = {
     "ConvNeXt": ("ConvNext", STAGES | {"patch_size": 2}),
     "ConvNeXt v2": ("ConvNextV2", STAGES | {"patch_size": 2}),
     "ResNet": ("ResNet", STAGES | {"embedding_size": 8}),
-    "PVT": (
-        "Pvt",
-        STAGES
-        | {
-            "image_size": 32,
-            "num_attention_heads": [1, 2, 2, 4],
-            "patch_sizes": [2, 2, 2, 2],
-            "strides": [2, 2, 2, 2],
-        },
-    ),
-    "SegFormer": ("Segformer", STAGES | {"num_attention_heads": [1, 2, 2, 4]}),
+    "PVT": ("Pvt", PYRAMID | {"image_size": 64}),
+    "SegFormer": ("Segformer", PYRAMID),
     "MobileNetV2": ("MobileNetV2", {}),
 }
 
@@ -73,6 +65,8 @@ def randomize(network):
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.1)
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return network.eval()
@@ -97,7 +91,8 @@ def built(folder, classes=CLASSES, **options):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_has_the_outputs_of_the_library_and_maps(tmp_path, name):
     network = saved(tmp_path, *CLASSIFIERS[name])
-    images = torch.rand(3, 3, 32, 32)
+    side = CLASSIFIERS[name][1].get("image_size", 64)
+    images = torch.rand(3, 3, side, side)
 
     model = built(tmp_path)
     with torch.no_grad():
@@ -105,7 +100,7 @@ def test_a_classifier_has_the_outputs_of_the_library_and_maps(tmp_path, name):
         expected = network((images - 0.5) / 0.5).logits
 
     torch.testing.assert_close(output.logits, expected, rtol=0, atol=1e-5)
-    assert output.logits.std(dim=0).max() > 1e-4
+    assert output.logits.std(dim=0).max() > 1e-4  # random weights that tell images apart
     maps = gradcam(model, output, output.logits.argmax(dim=1, keepdim=True), sign="signed")
     assert maps.isfinite().all()
     assert maps.abs().amax() > 0
@@ -135,12 +130,13 @@ def test_both_heads_of_a_distilled_deit_are_averaged(tmp_path):
         ("DINOv3ConvNext", STAGES),
         ("Aimv2Vision", TOKENS),
         ("SiglipVision", TOKENS),
-        ("PvtV2", STAGES | {"num_attention_heads": [1, 2, 2, 4], "image_size": 32}),
+        ("PvtV2", PYRAMID | {"image_size": 64}),
     ],
 )
 def test_a_trunk_without_a_head_has_its_embedding_and_no_logits(tmp_path, name, sizes):
     network = saved(tmp_path, name, sizes, head="")
-    images = torch.rand(2, 3, 32, 32)
+    side = sizes.get("image_size", 64)
+    images = torch.rand(2, 3, side, side)
     config = TransformersModelConfig(name=str(tmp_path), weights="pretrained")
     assert published(config).classes == 0
 
@@ -267,7 +263,8 @@ def test_the_picture_is_that_of_the_image_processor(tmp_path, name):
     config = TransformersModelConfig(name=str(tmp_path), weights="pretrained")
     frame = with_preprocessing(config, len(CLASSES))
     side = frame.input_size
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    rows, columns = np.mgrid[0:240, 0:320]
+    pixels = np.stack([rows, columns * 0.75, 240 - rows], axis=-1).astype(np.uint8)
 
     image = Image.fromarray(pixels)
     if frame.frame == "center_crop":

@@ -1,17 +1,21 @@
 """The teacher that was meant: its own options, classes and preprocessing, and its accuracy as a check of them."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from permafrost.annotation import shard_tasks
 from permafrost.config.data import ImageFolderDataConfig
-from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, Picture, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
+from permafrost.evaluation.other_networks import build_teacher
+from permafrost.library import open_store
 from permafrost.models.network import Network
 from permafrost.models.providers import build_model, published, with_preprocessing
 from permafrost.models.saved import TrainedModel, save_model
@@ -25,6 +29,7 @@ from tests.support.stores import precompute_config
 from tests.support.verbs import distill, evaluate, precompute
 
 SMALL = CifarModelConfig(name="resnet8", width=4)
+SQUARE = TimmModelConfig(name="test_resnet", weights="pretrained")
 
 
 def save_teacher(folder, config=SMALL, classes=(), seed=0, num_classes=10):
@@ -166,6 +171,75 @@ def test_published_weights_receive_what_their_provider_states(config, expected):
     own = replace(config, input_size=160, crop_fraction=0.5, interpolation="bilinear")
     assert with_preprocessing(own, 1000) == replace(own, frame="center_crop")
     assert with_preprocessing(replace(config, frame="full"), 1000).frame == "full"
+
+
+BOTH = "teacher.frame=full or teacher.frame=center_crop"
+SQUASH = {"crop_mode": "squash", "crop_pct": 1.0, "input_size": (3, 64, 64)}
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Function that changes what timm publishes of test_resnet, and returns the arguments of timm's transform."""
+
+    def change(values):
+        published = replace(timm.get_pretrained_cfg("test_resnet"), **values)
+        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: published)
+        return timm.data.resolve_data_config(pretrained_cfg=published.to_dict())
+
+    return change
+
+
+def test_a_published_squash_gives_the_logits_of_timms_transform(tmp_path, publish):
+    """Images of one color, whose resizing is exact; by its padding, the network answers otherwise at another size."""
+    transform = timm.data.create_transform(**publish(SQUASH | {"interpolation": "bicubic"}))
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet").eval()
+    teacher = replace(SQUARE, weights=str(tmp_path / "published.safetensors"), classes=1000)
+    save_file(network.state_dict(), teacher.weights)
+    images = [Image.new("RGB", (200, 120), color) for color in ("red", "green", "orange")]
+    for number, image in enumerate(images):
+        (tmp_path / f"photos/{number}").mkdir(parents=True)
+        image.save(tmp_path / f"photos/{number}/one.png")
+    data = ImageFolderDataConfig(path=str(tmp_path / "photos"))
+    precompute.run(precompute_config(tmp_path / "store", teacher, data=data, image_size=160))
+    store = open_store(tmp_path / "store")
+    table, described = store.arrays(), store.open_passes([])[0].manifest.teacher
+
+    inputs = torch.stack([transform(image) for image in images])
+    with torch.no_grad():
+        theirs, larger = network(inputs), network(inputs[:, :, :1, :1].expand(-1, -1, 160, 160))
+    ours = torch.tensor(table["logits"][np.argsort(table["label"])])
+    assert (ours - theirs).abs().max() < 0.1 * (larger - theirs).abs().max()
+    picture = "whole image at 64x64, bicubic from frames of 160x160"
+    assert str(Picture.from_manifest(described, store.size)) == picture
+    assert build_teacher(teacher, store, "cpu").input_size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("published", "stated", "remedy", "options"),
+    [
+        ({"crop_mode": "border"}, "crop_mode=border", BOTH, {"frame": "full"}),
+        (SQUASH | {"crop_pct": 0.9}, "crop_mode=squash and crop_pct=0.9", BOTH, {"frame": "full"}),
+        ({"crop_mode": "corner"}, "crop_mode=corner", BOTH, {"frame": "center_crop"}),
+        (
+            {"interpolation": "box"},
+            "interpolation=box",
+            "teacher.interpolation=bilinear",
+            {"interpolation": "bilinear"},
+        ),
+        ({"input_size": (3, 9, 8)}, "input_size=9x8", "teacher.input_size=8", {"input_size": 8}),
+    ],
+)
+def test_what_an_input_cannot_have_is_refused_until_an_option_replaces_it(
+    publish, published, stated, remedy, options
+):
+    publish(published)
+    message = f"timm test_resnet was published with {stated}, which is not supported; set {remedy}"
+
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        with_preprocessing(SQUARE, 1000)
+    resolved = with_preprocessing(replace(SQUARE, **options), 1000)
+    assert {name: getattr(resolved, name) for name in options} == options
 
 
 def test_a_file_of_published_classes_is_taken_for_published_weights(tmp_path):

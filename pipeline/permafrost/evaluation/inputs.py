@@ -518,9 +518,9 @@ def _described(
     picture: Picture | None = None,
 ) -> TrainedModel:
     """Describe a given network as the one of a training is described; without a picture, in the usual one."""
-    from permafrost.models.providers import teacher_input_size, with_preprocessing
+    from permafrost.models.network import Network
 
-    side = teacher_input_size(with_preprocessing(network, len(store.manifest.classes)))
+    side = Network(network, store.manifest.classes).input_size
     size = store.size if side is None else (side, side)
     return TrainedModel(
         config=network, num_classes=num_classes, input_size=size, picture=picture

@@ -14,13 +14,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.models.compute import resolve_device
 from permafrost.models.network import Network
-from permafrost.models.providers import (
-    build_model,
-    freeze,
-    teacher_input_size,
-    with_preprocessing,
-    with_recorded_layer,
-)
+from permafrost.models.providers import build_model, freeze, with_recorded_layer
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import MODEL_NAME
@@ -110,7 +104,7 @@ def build_teacher(
         device: Value of evaluate.device.
         reads_head: False if its last layer is not read, which its weights file need not have then.
     """
-    side = teacher_input_size(with_preprocessing(teacher, len(store.manifest.classes)))
+    side = Network(teacher, store.manifest.classes).input_size
     model = freeze(
         build_model(
             teacher,

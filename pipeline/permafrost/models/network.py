@@ -65,9 +65,9 @@ class Network:
     @property
     def input_size(self) -> int | None:
         """Side of the input images in pixels; None for the frame of the store."""
-        from permafrost.models.providers import teacher_input_size
+        from permafrost.models.providers import teacher_input_size, with_preprocessing
 
-        return teacher_input_size(self.config)
+        return teacher_input_size(with_preprocessing(self.config, count_classes(self.classes)))
 
     def check(self, *, reads_head: bool = True) -> None:
         """Check that the options are those that a run has trained the weights with, on the classes of the data.

@@ -56,7 +56,7 @@ def network_facts(
                 network,
                 ("input_size", "frame", "crop_fraction", "interpolation"),
                 command,
-                "frame of the store" if shown.frame == "full" else PUBLISHED,
+                "frame of the store" if shown.interpolation is None else PUBLISHED,
             ),
         )
     yield from normalization_facts(network, command)

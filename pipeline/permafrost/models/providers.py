@@ -161,6 +161,9 @@ def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
     Args:
         config: Options of the teacher.
         num_classes: Number of outputs, unless the config sets `classes`.
+
+    Raises:
+        ConfigError: If the provider states something that has no equivalent here, and no option replaces it.
     """
     if config.frame != "auto":
         return config
@@ -169,30 +172,42 @@ def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
         config.weights not in (None, RANDOM) if file is None else file.description is None
     )
     source = published(config) if may_be_published else None
-    if (
-        source is None
-        or source.crop_fraction is None
-        or not (is_published(config.weights) or source.classes == (config.classes or num_classes))
+    if source is None or not (
+        is_published(config.weights) or source.classes == (config.classes or num_classes)
     ):
         return replace(config, frame="full")  # refuses the options of a crop
-    return replace(
+    _refuse_unsupported(source, config, "frame", "interpolation", "input_size")
+    return replace(  # refuses the options of a crop where the whole image is shown
         config,
-        frame="center_crop",
+        frame="full" if source.crop_fraction is None else "center_crop",
         input_size=config.input_size or source.input_size,
         crop_fraction=config.crop_fraction or source.crop_fraction,
         interpolation=config.interpolation or source.interpolation,
     )
 
 
+def _refuse_unsupported(source: PretrainedInfo, config: ModelConfig, *options: str) -> None:
+    """Raise ConfigError if an option is left to the provider, whose value for it has no equivalent here."""
+    for option, value, remedy in source.unsupported:
+        require(
+            option not in options or getattr(config, option) not in ("auto", None),
+            f"{config.kind} {config.name} was published with {value}, which is not supported; set {remedy}",
+        )
+
+
 def teacher_input_size(config: ModelConfig) -> int | None:
     """Return the side in pixels of a teacher's input images, or None for the frame of the store.
 
     Published weights use their published size, and networks with a fixed size use that size.
+
+    Raises:
+        ConfigError: If that size is not a square's.
     """
     if config.input_size is not None:
         return config.input_size
     source = published(config)
     if source is not None and (is_published(config.weights) or source.fixed_size):
+        _refuse_unsupported(source, config, "input_size")
         return source.input_size
     return None
 

@@ -41,7 +41,8 @@ from permafrost.models.explanations import (
     require_places,
     warn_of_coarse_grid,
 )
-from permafrost.models.providers import build_model, freeze, teacher_input_size
+from permafrost.models.network import Network
+from permafrost.models.providers import build_model, freeze
 from permafrost.models.record_independence import probe_positions, require_independent_network
 from permafrost.store.frames import ShardFrames
 from permafrost.training.optim import build_optimizer
@@ -116,8 +117,8 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
 def build_loader(spec: TrainingSpec, distributed: DistributedContext) -> TrainLoader:
     """Build the loader of a rank's batches."""
     sizes = [spec.input_size]
-    if spec.live_teacher is not None and (side := teacher_input_size(spec.live_teacher)):
-        sizes.append((side, side))
+    if spec.live_teacher is not None:
+        sizes.append(_live_size(spec, spec.live_teacher))
     return TrainLoader(
         spec.dataset,
         None if spec.replays else _build_views(spec),
@@ -264,18 +265,23 @@ def _build_loss_parameters(
 def _build_live_teacher(
     spec: TrainingSpec, config: ModelConfig, device: torch.device
 ) -> LiveTeacher:
-    side = teacher_input_size(config)
     reads_head = spec.loss.needs.reads_head
     classes = spec.data_classes if reads_head else spec.num_classes
     return LiveTeacher(
         config.name,
         freeze(build_model(config, classes, may_replace_head=not reads_head)).to(device),
         explainer_named(spec.live_explainer.line),
-        spec.input_size if side is None else (side, side),
+        _live_size(spec, config),
         replace(_compute_settings(spec.trainer, config, device), compile=False),
         spec.live_explainer,
         spec.loss.needs,
     )
+
+
+def _live_size(spec: TrainingSpec, config: ModelConfig) -> tuple[int, int]:
+    """Return the (height, width) of a live teacher's inputs, that of a pass of the same views."""
+    side = Network(config, spec.num_classes).input_size
+    return spec.input_size if side is None else (side, side)
 
 
 def _compute_settings(

@@ -39,7 +39,7 @@ from permafrost.models.compute import (
     torch_threads,
 )
 from permafrost.models.network import Network
-from permafrost.models.providers import build_model, freeze, teacher_input_size
+from permafrost.models.providers import build_model, freeze
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact
@@ -219,7 +219,7 @@ class PartitionSearch:
         }
 
     def _probed_size(self) -> tuple[int, int]:
-        side = teacher_input_size(self.black_box)
+        side = Network(self.black_box, self.store.manifest.classes).input_size
         return self.input_size if side is None else (side, side)
 
     def _measure(self, distributed: DistributedContext, device: torch.device) -> DependencySums:
