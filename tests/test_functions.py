@@ -484,6 +484,38 @@ def test_lists_have_what_options_take():
     assert {"accuracy", "localization"} <= set(permafrost.list_evaluators())
 
 
+class Encoder(nn.Module):
+    """Transformer whose class is read from a token, so that no layer returns a grid [B, C, h, w] after its patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), tokens], dim=1)
+        return self.head(self.encoder(tokens)[:, 0])
+
+
+def test_transformers_teach_and_learn_maps_without_a_reshape():
+    torch.manual_seed(0)
+    teacher = Encoder().eval()
+    fill("s", teacher=teacher, dataset=RECORDS, layer=None, outputs=[*OUTPUTS, "features"])
+
+    (made,) = permafrost.open_store("s").open_passes()
+    assert made.manifest.made_with["layer"] == "encoder.layers.1.norm1"
+    assert made.manifest.made_with["layout"] == "b 1+hw c"
+    shapes = {field.name: field.shape for field in made.manifest.fields}
+    assert shapes["map"][-2:] == shapes["features_1"][-2:] == shapes["features_2"][-2:] == (4, 4)
+    permafrost.distill(student=Encoder(), run="mine", **TRAINING | {"method": "e2kd"})
+    measured = permafrost.evaluate(store="s", run="mine", splits=["train"])
+    assert -1 <= measured.splits["train"]["map_cosine"] <= 1
+
+
 def test_a_network_without_a_grid_has_logits_and_no_maps():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
     options = {"layer": None, "outputs": ["logits"]}

@@ -1,6 +1,7 @@
 """Grids in the tokens of a layer, laid out without a reshape, against GradCAM with one written by hand."""
 
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ import torchvision
 import transformers
 from timm.models import beit, cait, mlp_mixer, vision_transformer, xcit
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import permafrost
 from permafrost.core.errors import ConfigError
@@ -243,9 +245,13 @@ def test_the_layout_of_tokens_is_measured(layout, channels, size):
     torch.testing.assert_close(model.forward_head(leaf, images), network(images))
 
 
-def test_a_named_tuple_stays_one():
-    network = Tokens(lambda p, e: Named(p, e), lambda out: out.state).eval()
-    assert str(ModuleClassifier(network, "form")(torch.rand(2, 3, 32, 32)).features.shape[2:]) != ""
+def test_a_named_tuple_stays_one_and_a_text_of_other_axes_is_refused():
+    network, images = (
+        Tokens(lambda p, e: Named(p, e), lambda out: out.state).eval(),
+        torch.rand(2, 3, 32, 32),
+    )
+    model = ModuleClassifier(network, "form")
+    torch.testing.assert_close(model.forward_head(model(images).features, images), network(images))
     with pytest.raises(ConfigError, match="layout=b h c is none; write the axes"):
         Layout.parse("b h c")
 
@@ -306,3 +312,121 @@ class Branch(Tokens):
         patches = self.patches(images).flatten(2).transpose(1, 2)
         scale = self.form(patches, self.extra).square().mean()
         return self.head(patches.mean(dim=1) * (1 + 0 * scale))
+
+
+# ---- what networks return, and errors by their kind ------------------------------------------------
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    features: torch.Tensor | None = None
+
+
+RETURNS = {
+    "a dataclass": lambda logits, features: Output(logits, features),
+    "a dict": lambda logits, features: {"features": features, "logits": logits},
+    "a named tuple": lambda logits, features: namedtuple("Returned", "features logits")(
+        features, logits
+    ),
+    "a tuple": lambda logits, features: (logits, features),
+    "a list": lambda logits, features: [features, logits],
+}
+
+
+class Convolutions(nn.Module):
+    """Small network, whose middle runs as `run(block, tensor)` says and whose output has some form."""
+
+    def __init__(self, run=None, returned=None):
+        super().__init__()
+        self.stem, self.block = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()),
+        )
+        self.last, self.head = nn.Conv2d(8, 8, 3, 1, 1), nn.Linear(8, 5)
+        self.run = run or (lambda block, x: block(x))
+        self.returned = returned or (lambda logits, features: logits)
+
+    def forward(self, images):
+        features = self.last(self.run(self.block, self.stem(images)).tanh())
+        return self.returned(self.head(features.tanh().mean(dim=(2, 3))), features)
+
+
+@pytest.mark.parametrize("form", RETURNS)
+def test_logits_are_read_from_what_a_network_returns(form):
+    torch.manual_seed(0)
+    network, images = Convolutions(returned=RETURNS[form]).eval(), torch.rand(2, 3, 32, 32)
+    explained = permafrost.explain(network, images)
+    network.returned = lambda logits, features: logits
+    torch.testing.assert_close(explained.logits, network(images))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("layer", ["last", "block"])
+def test_checkpointed_activations_are_explained_where_torch_allows_it(layer, reentrant):
+    """A layer after a reentrant checkpoint is; one inside of it has no gradient of its own, and the logits remain."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 32)
+    network = Convolutions(lambda block, x: checkpoint(block, x, use_reentrant=reentrant)).eval()
+    plain = Convolutions().eval()
+    plain.load_state_dict(network.state_dict())
+    expected = permafrost.explain(plain, images, layer=layer)
+
+    model = ModuleClassifier(network, layer)
+    torch.testing.assert_close(model(images).logits, expected.logits)
+    if reentrant and layer == "block":
+        with pytest.raises(ConfigError, match="has no features for its maps"):
+            permafrost.explain(network, images, layer=layer)
+    else:
+        torch.testing.assert_close(
+            permafrost.explain(network, images, layer=layer).maps, expected.maps
+        )
+
+
+class NeedsAge(nn.Module):
+    def forward(self, images, age):
+        return images.mean(dim=(1, 2, 3))[:, None] * age
+
+
+def raising(error):
+    def run(block, x):
+        raise error
+
+    return Convolutions(run).eval()
+
+
+ERRORS = {
+    "another input": (
+        NeedsAge(),
+        r"missing 1 required positional argument: 'age'\); it takes more than images",
+    ),
+    "another size": (
+        nn.Sequential(nn.Flatten(), nn.Linear(7, 5)),
+        r"\); correct the size and channels of the images",
+    ),
+    "its own error": (raising(KeyError("fold")), r"KeyError: 'fold'\); its own code raises this"),
+    "another device": (
+        raising(RuntimeError("Expected all tensors to be on the same device, but got cuda:0")),
+        "create them on the device of the images",
+    ),
+    "another precision": (
+        raising(RuntimeError("mat1 and mat2 must have the same dtype, but got Float and Half")),
+        "let it create tensors of the precision of the images",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_of_the_first_pass_are_said_by_their_kind(kind):
+    network, message = ERRORS[kind]
+    with pytest.raises(ConfigError, match=message) as caught:
+        ModuleClassifier(network, "")(torch.rand(2, 3, 32, 32))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lack_of_memory_is_left_to_the_batch_size():
+    with pytest.raises(torch.OutOfMemoryError):
+        ModuleClassifier(raising(torch.OutOfMemoryError("CUDA out of memory")), "")(
+            torch.rand(1, 3, 32, 32)
+        )

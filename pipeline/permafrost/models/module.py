@@ -239,7 +239,9 @@ class ModuleClassifier(ProbedClassifier):
     def _stage_layers(self, images: Tensor) -> Mapping[str, Layout]:
         """Return the layouts of the layers that end a stage, which are measured once."""
         if self._stages is None:
-            self._stages = {grid.name: grid.layout for grid in stage_ends(self._grids(images))}
+            self._stages = {
+                grid.name: grid.layout for grid in stage_ends(self._grids(_examples_like(images)))
+            }
             if self._stages:
                 logger.info(
                     "the stages of %s are the outputs of %s",
