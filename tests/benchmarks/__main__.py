@@ -75,7 +75,7 @@ from tests.benchmarks.reading import (
     stream_224_figure,
 )
 from tests.benchmarks.replaying import replay_figure
-from tests.benchmarks.settings import pass_figure, step_settings_figures
+from tests.benchmarks.settings import pass_figure, step_settings_figures, transformer_pass_figure
 from tests.benchmarks.sleeping import sleeping_figures, sleeping_names
 from tests.benchmarks.steps import (
     EXPLAINED_STEPS,
@@ -123,6 +123,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
     students_figures: (NAME, SHARING, SHARING_LONG, REPLAYED),
     pass_figure: ("pass_resnet50_224px_vs_plain",),
+    transformer_pass_figure: ("pass_vit_b_224px_vs_library",),
     step_settings_figures: ("step_resnet18_224px_vs_plain", "step_resnet20_32px_vs_plain"),
     replay_figure: ("replay_4_views_vs_1",),
     strong_replay_figure: ("replay_strong_vs_plain_views",),

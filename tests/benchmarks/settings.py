@@ -5,12 +5,14 @@ Ours is the precision of `fastest_precision` in channels-last format, the baseli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.explainers import GradCamConfig
@@ -21,9 +23,11 @@ from permafrost.core.batches import Batch
 from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
+from permafrost_transformers.options import TransformersModelConfig
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, TINY, pack, write_tars
 from tests.benchmarks.steps import BATCH, STUDENT, Steps, read_batches
+from tests.support.images import decode_frame
 
 SIDE = 224
 PASS_TEACHER = TorchvisionModelConfig(name="resnet50", classes=CLASSES, weights="random")
@@ -47,8 +51,42 @@ def pass_figure(folder: Path) -> list[Figure]:
     return [figure("pass_resnet50_224px_vs_plain", pairs, faster=True, aim=">= 2.5", **unit)]
 
 
-def _annotation(store: Store, options: PassOptions) -> Callable[[], object]:
-    annotator = TeacherAnnotator(PASS_TEACHER, CLASSES, GradCamConfig(), options, store.size)
+def transformer_pass_figure(folder: Path) -> list[Figure]:
+    """Measure the work of an actor with a ViT-B of transformers, against decoding and the library's forward pass."""
+    torch.set_num_threads(1)
+    tars = write_tars(folder / "tars", PASS_RECORDS, SIDE)
+    store = pack(tars, folder / "store")
+    config = transformers.ViTConfig(num_labels=CLASSES, architectures=["ViTForImageClassification"])
+    network = transformers.ViTForImageClassification(config).eval()
+    network.save_pretrained(folder / "vit")
+    transformers.ViTImageProcessor().save_pretrained(folder / "vit")
+    teacher = TransformersModelConfig(name=str(folder / "vit"), weights="pretrained")
+    options = PassOptions(
+        precision="float32", batch_size=PASS_RECORDS, outputs=("logits", "pooled")
+    )
+
+    @torch.no_grad()
+    def bare_loop() -> object:
+        frames = torch.stack([decode_frame(data, (SIDE, SIDE)) for data in _images(tars)])
+        return network((frames.float() / 255 - 0.5) / 0.5).logits.half()
+
+    pairs = in_turn(_annotation(store, options, teacher), bare_loop, PASS_ROUNDS, warm_up=1)
+    unit = {"unit": "ms/record", "scale": 1e3 / PASS_RECORDS}
+    return [figure("pass_vit_b_224px_vs_library", pairs, faster=True, aim=">= 0.95", **unit)]
+
+
+def _images(tars: Path) -> Iterator[bytes]:
+    for path in sorted(tars.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    yield tar.extractfile(member).read()  # type: ignore[union-attr]
+
+
+def _annotation(
+    store: Store, options: PassOptions, teacher: ModelConfig = PASS_TEACHER
+) -> Callable[[], object]:
+    annotator = TeacherAnnotator(teacher, CLASSES, GradCamConfig(), options, store.size)
     shard = store.shards[0]
     keys = store.index.shard_keys(0)
 

@@ -57,6 +57,8 @@ TITLES = {
     "replayed_vs_live_epoch": "epoch of e2KD on one of 16 stored views, speed against a live ResNet-56 (ResNet-20)",
     "pass_resnet50_224px_vs_plain": "work of an actor with a ResNet-50 at 224 px, fastest precision and channels-last, "
     "speed against float32 and channels-first",
+    "pass_vit_b_224px_vs_library": "work of an actor with a ViT-B of transformers at 224 px, logits and embedding, "
+    "speed against decoding and the library's own forward pass",
     "step_resnet18_224px_vs_plain": "frozen e2KD step of a ResNet-18 at 224 px, the same",
     "step_resnet20_32px_vs_plain": "frozen e2KD step of a ResNet-20 at 32 px, the same",
     "replay_4_views_vs_1": "replay of 4 stored views per decoded image, speed per view against one view",

@@ -105,7 +105,7 @@ class Layout(NamedTuple):
         shape = _cells_of(cells.shape[2], size)
         if shape is None:
             raise ConfigError(
-                f"layout={self}: {cells.shape[2]} tokens are no grid of {size[0]}x{size[1]} pixels; leave it out"
+                f"layout={self}: {cells.shape[2]} tokens do not fit {size[0]}x{size[1]} pixels; leave it out"
             )
         return cells.reshape(*cells.shape[:2], *shape)
 
@@ -162,11 +162,11 @@ def describe_output(output: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _cells_of(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the rows and columns of so many cells of an image, None if they are no square patches of it."""
+    """Return the (rows, columns) of `count` square patches of an image, None if they do not divide it."""
     height, width = size
     for rows in range(2, count // 2 + 1):
         columns = count // rows
-        # The sides of square patches that divide both sides of the image into so many, rounded down or up.
+        # The sides of patches that divide both sides of the image into these, rounded down or up.
         down = max(height / (rows + 1), width / (columns + 1)), min(height / rows, width / columns)
         up = (
             max(height / rows, width / columns),
@@ -179,7 +179,7 @@ def _cells_of(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=64)
 def _corners_of(count: int, size: tuple[int, int]) -> tuple[list[tuple[int, int]], Tensor]:
-    """Return the layouts (before, after) of so many tokens, and each token's part of the four corners.
+    """Return the layouts (before, after) of `count` tokens, and each token's part of the four corners.
 
     Returns:
         The layouts, and f32 [n, 4, tokens] with mean 0 and norm 1 along the tokens.
@@ -249,7 +249,7 @@ def grid_layout(
     taller: Shape | None = None,
     wider: Shape | None = None,
 ) -> Layout | None:
-    """Return the layout of a grid [6, C, h, w] or [6, h, w, C] of `replaced_parts` of images, None if it is none.
+    """Return the layout of a grid [6, C, h, w] or [6, h, w, C] of `replaced_parts` of images, None if it has none.
 
     The rows and columns are the axes that grow with the image. If the network takes images of one size only, or pools
     them to one, the proportions of the axes decide, and where the output changes if a corner is replaced.

@@ -489,7 +489,7 @@ class ModuleClassifier(ProbedClassifier):
         return outputs[0], self._to_logits(logits)
 
     def _measure_layout(self, output: Any, images: Tensor) -> Layout:
-        """Return the layout of the layer's output, or raise ConfigError if it is no grid of the image.
+        """Return the layout of the layer's output, or raise ConfigError if the image has no grid in it.
 
         Args:
             output: The layer's output for `replaced_parts` of the images and one more.
