@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, cast
 
 from permafrost.annotation.pass_identity import describe_network, describe_pass, fingerprint_pass
@@ -170,7 +171,7 @@ class PassRequest:
         fingerprint = fingerprint_pass(description)
         # A pass keeps the name that it was given when it was begun.
         folders = file_at(store.folder / TEACHERS_FOLDER).paths(f"*-{fingerprint[:SHORT]}")
-        name = escape_key(config.annotate.name or config.teacher.name)
+        name = escape_key(config.annotate.name or PurePath(config.teacher.name).name)
         new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
         folder = folders[0] if folders else new
         shards = (

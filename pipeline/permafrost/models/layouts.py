@@ -356,7 +356,7 @@ def layer_grids(
         image = images[:1].clone().requires_grad_()
         logits = logits_of(image)
         # Weights that differ, because the sum of what a softmax returns has no gradient.
-        weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape).to(logits)
+        weights = torch.linspace(0.5, 1.5, logits.numel()).reshape(logits.shape).to(logits)
         torch.autograd.grad(logits, image, weights)
     single = (grids[0] for grids in layers.values() if len(grids) == 1)
     return [

@@ -554,7 +554,7 @@ class ModuleClassifier(ProbedClassifier):
             logits = self.forward_head(leaf, images)
             gradient = None
             if logits.requires_grad:
-                weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape).to(logits)
+                weights = torch.linspace(0.5, 1.5, logits.numel()).reshape(logits.shape).to(logits)
                 (gradient,) = torch.autograd.grad(logits, leaf, weights, allow_unused=True)
         require(
             gradient is not None,
