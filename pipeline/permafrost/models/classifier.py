@@ -269,6 +269,8 @@ class PretrainedInfo(NamedTuple):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     labels: tuple[str, ...] = ()
     """Names of the outputs in their order, empty if the provider has none."""
+    prompts: tuple[str, ...] = ()
+    """Texts of the outputs in their order, of a network that compares images with texts."""
 
 
 class Classifier(nn.Module, ABC):

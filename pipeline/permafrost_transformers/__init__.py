@@ -1,0 +1,4 @@
+"""Networks of transformers (`teacher=transformers`, `student=transformers`).
+
+Read first: classifiers.py.
+"""
