@@ -116,6 +116,7 @@ ORDER = (
         "permafrost_findings",
         "permafrost_timm",
         "permafrost_trackers",
+        "permafrost_transformers",
     },
     {"permafrost_exchange", "permafrost_report"},
     {"probe_set"},  # shared by papers

@@ -194,10 +194,10 @@ def run_typed_command(verb: str, arguments: Sequence[str], objects: Objects | No
 
 
 _PACKAGES = {
-    **{name: name for name in ("matplotlib", "jinja2", "networkx", "timm")},
+    **{name: name for name in ("matplotlib", "jinja2", "networkx", "timm", "transformers")},
     "sklearn": "scikit-learn",
 }
-"""Packages of the extras report, papers, timm and demo, by the name of their module."""
+"""Packages of the extras report, papers, timm, transformers and demo, by the name of their module."""
 
 
 @contextmanager

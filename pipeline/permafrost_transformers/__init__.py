@@ -1,1 +1,4 @@
-"""Image networks of Hugging Face transformers, with their weights, image processor and class names."""
+"""Networks of transformers (`teacher=transformers`, `student=transformers`).
+
+Read first: classifiers.py.
+"""

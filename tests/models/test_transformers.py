@@ -1,414 +1,352 @@
-"""Networks of transformers from folders: outputs, pictures and class names as the library has them."""
+"""Networks of transformers: the library's outputs and pixels, and what is refused."""
 
 import json
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
 
-import huggingface_hub.errors
-import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
+from huggingface_hub import errors as hub_errors
+from safetensors.torch import save_file
 
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.models.classifier import Intermediates
-from permafrost.models.explanations import gradcam
-from permafrost.models.providers import build_model, freeze, published, with_preprocessing
-from permafrost_transformers import networks as provider
+from permafrost.models.network import Network
+from permafrost.models.providers import build_model, freeze, name_weights, published
+from permafrost.models.trained_weights import require_texts
+from permafrost_transformers import classifiers as provider
 from permafrost_transformers.options import TransformersModelConfig
+from permafrost_transformers.processors import prepare
+from tests.models.transformers_families import (
+    CLASSES,
+    FAMILIES,
+    SIDE,
+    TEXTS,
+    difference_of_family,
+    options_of_family,
+    save_family,
+    save_processor,
+)
 
-CLASSES = ("cat", "dog", "owl", "yak")
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
-TOKENS = SIZES | {"intermediate_size": 48, "patch_size": 8}
-TEXTS = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-}
-STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
-PYRAMID = STAGES | {"num_attention_heads": [1, 2, 2, 4]}
-SWIN = {
-    "image_size": 32,
-    "patch_size": 2,
-    "embed_dim": 16,
-    "depths": [1, 1],
-    "num_heads": [2, 2],
-    "window_size": 4,
-}
-
-CLASSIFIERS = {
-    "ViT": ("ViT", TOKENS),
-    "DeiT": ("DeiT", TOKENS),
-    "BEiT": ("Beit", TOKENS),
-    "DINOv2": ("Dinov2", TOKENS),
-    "DINOv2 with registers": ("Dinov2WithRegisters", TOKENS),
-    "Swin": ("Swin", SWIN),
-    "Swin v2": ("Swinv2", SWIN),
-    "ConvNeXt": ("ConvNext", STAGES | {"patch_size": 2}),
-    "ConvNeXt v2": ("ConvNextV2", STAGES | {"patch_size": 2}),
-    "ResNet": ("ResNet", STAGES | {"embedding_size": 8}),
-    "PVT": ("Pvt", PYRAMID | {"image_size": 64}),
-    "SegFormer": ("Segformer", PYRAMID),
-    "MobileNetV2": ("MobileNetV2", {}),
-}
+_NOT_FOLLOWED = {"SigLIP 2, NaFlex", "ViT-MAE", "Perceiver", "TimmWrapper"}
 
 
-def class_names(names=CLASSES):
-    return {"id2label": dict(enumerate(names)), "label2id": {n: k for k, n in enumerate(names)}}
+@pytest.fixture(autouse=True)
+def _quiet():
+    transformers.logging.disable_progress_bar()
 
 
-def randomize(network):
-    """Give a network weights with which its outputs differ between images, and statistics of its layers."""
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.1)
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return network.eval()
+@pytest.fixture
+def vit(tmp_path):
+    save_family("ViT", tmp_path)
+    return TransformersModelConfig(name=str(tmp_path), weights="pretrained")
 
 
-def saved(folder, name, sizes, *, head="ForImageClassification", processor=True):
-    """Save a network with random weights and its processor to a folder, and return it."""
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**sizes, **(class_names() if head else {}))
-    network = randomize(getattr(transformers, f"{name}{head or 'Model'}")(config))
-    network.save_pretrained(folder)
-    if processor:
-        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return network
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def built(folder, classes=CLASSES, **options):
-    config = TransformersModelConfig(name=str(folder), weights="pretrained", **options)
-    return freeze(build_model(config, classes))
+# ---- outputs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
-def test_a_classifier_has_the_outputs_of_the_library_and_maps(tmp_path, name):
-    network = saved(tmp_path, *CLASSIFIERS[name])
-    side = CLASSIFIERS[name][1].get("image_size", 64)
-    images = torch.rand(3, 3, side, side)
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - _NOT_FOLLOWED))
+def test_outputs_are_those_of_the_library(name, tmp_path):
+    difference, model = difference_of_family(name, tmp_path)
 
-    model = built(tmp_path)
-    with torch.no_grad():
-        output = model(images, Intermediates(pooled=True))
-        expected = network((images - 0.5) / 0.5).logits
-
-    torch.testing.assert_close(output.logits, expected, rtol=0, atol=1e-5)
-    assert output.logits.std(dim=0).max() > 1e-4  # random weights that tell images apart
-    maps = gradcam(model, output, output.logits.argmax(dim=1, keepdim=True), sign="signed")
-    assert maps.isfinite().all()
-    assert maps.abs().amax() > 0
-    assert (
-        published(TransformersModelConfig(name=str(tmp_path), weights="pretrained")).labels
-        == CLASSES
-    )
+    assert difference < 1e-5
+    assert isinstance(model.network, torch.nn.Module)
 
 
-def test_both_heads_of_a_distilled_deit_are_averaged(tmp_path):
-    head = "ForImageClassificationWithTeacher"
-    network = saved(tmp_path, "DeiT", TOKENS, head=head)
-    images = torch.rand(3, 3, 32, 32)
-    with torch.no_grad():
-        expected = network((images - 0.5) / 0.5)
-        logits = built(tmp_path)(images).logits
-    torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
-    assert not torch.allclose(expected.cls_logits, expected.distillation_logits)
+@pytest.mark.parametrize("name", sorted(_NOT_FOLLOWED))
+def test_families_that_cannot_be_followed_are_refused_in_one_line(name, tmp_path):
+    save_family(name, tmp_path)
+
+    with pytest.raises(UserError, match=r"(name|name=)\b") as refusal:
+        build_model(options_of_family(name, tmp_path), CLASSES)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_pass_through_the_classifier_gives_the_logits_and_the_grid_of_a_convolutional_network(
+    tmp_path,
+):
+    network = save_family("ConvNeXt", tmp_path)
+    model = freeze(build_model(options_of_family("ConvNeXt", tmp_path), CLASSES))
+    images = torch.rand(2, 3, SIDE, SIDE)
+
+    output = model(images)
+
+    torch.testing.assert_close(output.logits, network((images - 0.5) / 0.5).logits)
+    assert output.features.shape == (2, 16, 2, 2)
+    assert model.pools_by_average
+
+
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "BEiT", "CLIP", "SigLIP 2"])
+def test_positions_are_interpolated_for_images_of_another_size(name, tmp_path):
+    save_family(name, tmp_path)
+    model = freeze(build_model(options_of_family(name, tmp_path), CLASSES))
+
+    assert model(torch.rand(2, 3, 96, 96)).logits.shape == (2, CLASSES)
+
+
+def test_a_size_that_a_network_does_not_take_is_its_own_error(tmp_path):
+    save_family("LeViT", tmp_path)
+    model = freeze(build_model(options_of_family("LeViT", tmp_path), CLASSES))
+
+    with pytest.raises(ConfigError, match=r"Levit.* cannot be run on images .*96, 96"):
+        model(torch.rand(2, 3, 96, 96))
+
+
+# ---- heads and weights ---------------------------------------------------------------------------
+
+
+def test_other_classes_get_a_new_head_on_the_same_trunk(vit):
+    other = build_model(vit, 5, may_replace_head=True).network
+    same = build_model(vit, CLASSES).network
+
+    assert other.classifier.weight.shape == (5, 16)
+    trunks = (network.vit.state_dict() for network in (other, same))
+    for (name, tensor), expected in zip(next(trunks).items(), next(trunks).values(), strict=True):
+        assert torch.equal(tensor, expected), name
+    with pytest.raises(ConfigError, match=r"has 3 outputs, but 5 are needed"):
+        Network(vit, 5).describe()
+
+
+def test_logits_of_a_network_without_a_head_are_refused_and_its_embedding_is_not(tmp_path):
+    save_family("DINOv2", tmp_path)
+    config = options_of_family("DINOv2", tmp_path)
+
+    assert published(config).classes == 0
+    with pytest.raises(ConfigError, match=r"has 0 outputs, .*annotate.outputs=\[pooled\]"):
+        Network(config, 5).describe()
+    network = Network(config, 5)
+    assert network.digest(reads_head=False) == network.digest(reads_head=False)
+
+
+def test_random_weights_have_the_architecture_of_the_folder_and_a_file_of_a_run_is_read(
+    vit, tmp_path
+):
+    trained = build_model(replace(vit, weights="random"), 5)
+    save_file(trained.network.state_dict(), tmp_path / "trained.safetensors")
+    config = replace(vit, weights=str(tmp_path / "trained.safetensors"))
+    images = torch.rand(2, 3, SIDE, SIDE)
+
+    expected = freeze(trained)(images).logits
+    assert expected.shape == (2, 5)
+    assert torch.equal(freeze(build_model(config, 5))(images).logits, expected)
+
+
+def test_a_pooler_without_weights_is_left_out(tmp_path):
+    network = save_family("ViT", tmp_path)
+    network.vit.save_pretrained(tmp_path)  # which has no pooler
+    model = build_model(TransformersModelConfig(name=str(tmp_path), weights="pretrained"), CLASSES)
+    pixels = torch.rand(2, 3, SIDE, SIDE)
+    model.network.head = torch.nn.Identity()
+
+    expected = network.vit.eval()(pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(model.eval().network(pixels), expected)
+
+
+def test_weights_that_lack_tensors_are_refused(vit, tmp_path):
+    change_json(tmp_path / "config.json", num_hidden_layers=3)
+
+    with pytest.raises(ConfigError, match=r"lacks 16 tensors of ViTForImageClassification.*save"):
+        build_model(vit, CLASSES)
+
+
+def test_names_of_classes_are_compared_and_generic_ones_are_none(vit, tmp_path):
+    assert published(vit).labels == ()
+    change_json(tmp_path / "config.json", id2label={"0": "cat", "1": "dog", "2": "car"})
+
+    assert published(vit).labels == ("cat", "dog", "car")
+    with pytest.raises(ConfigError, match=r"output 0 is cat, and class 0 of the store is dog"):
+        Network(vit, ("dog", "cat", "car")).describe()
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+def test_texts_are_part_of_the_identity_and_name_their_classes(tmp_path, caplog):
+    save_family("CLIP, texts", tmp_path)
+    config = options_of_family("CLIP, texts", tmp_path)
+    digest = Network(config, ("cat", "dog", "car")).digest()
+    files = config.fingerprint_files()
+
+    with pytest.raises(
+        ConfigError,
+        match=r"teacher.prompts: 2 lines .* of dog, .*photo of a cat.*name another class",
+    ):
+        Network(config, ("dog", "cat", "car")).digest()
+    with caplog.at_level(logging.WARNING):
+        require_texts(TEXTS, ("cat", "dog", "automobile"), "prompts")
+    assert "1 lines do not name their class, such as that of automobile" in caplog.text
+    (tmp_path / "prompts.txt").write_text("cat\ndog\na blue car\n")
+    other = replace(
+        config, crop_fraction=0.5
+    )  # the weights of one config are digested once a process
+    assert Network(other, ("cat", "dog", "car")).weights_sha256 not in digest
+    assert config.fingerprint_files() != files
+    save_family("DINOv2", tmp_path)
+    with pytest.raises(ConfigError, match=r"needs CLIP or SigLIP, and .* is Dinov2Model"):
+        build_model(config, CLASSES)
+
+
+# ---- processors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"),
+    ("kind", "options", "expected"),
     [
-        ("Dinov2", TOKENS),
-        ("ViT", TOKENS),
-        ("DINOv3ViT", TOKENS | {"num_register_tokens": 4}),
-        ("DINOv3ConvNext", STAGES),
-        ("Aimv2Vision", TOKENS),
-        ("SiglipVision", TOKENS),
-        ("PvtV2", PYRAMID | {"image_size": 64}),
+        ("ViT", {}, (SIDE, None, "bilinear")),
+        ("DINOv3ViT", {}, (SIDE, None, "bilinear")),
+        ("CLIP", {"size": {"shortest_edge": 224}}, (224, 1.0, "bicubic")),
+        ("Bit", {"size": {"shortest_edge": 256}}, (224, 0.875, "bicubic")),
+        ("ConvNext", {"size": {"shortest_edge": 224}}, (224, 0.875, "bicubic")),
+        ("ConvNext", {"size": {"shortest_edge": 384}}, (384, None, "bicubic")),
+        (
+            "PoolFormer",
+            {"size": {"shortest_edge": 224}, "crop_pct": 0.9},
+            (224, 224 / 248, "bicubic"),
+        ),
     ],
 )
-def test_a_trunk_without_a_head_has_its_embedding_and_no_logits(tmp_path, name, sizes):
-    network = saved(tmp_path, name, sizes, head="")
-    side = sizes.get("image_size", 64)
-    images = torch.rand(2, 3, side, side)
-    config = TransformersModelConfig(name=str(tmp_path), weights="pretrained")
-    assert published(config).classes == 0
+def test_pixels_are_those_of_the_processor(vit, tmp_path, kind, options, expected, caplog):
+    processor = save_processor(tmp_path, kind, **options)
+    with caplog.at_level(logging.INFO):
+        info = published(vit)
 
-    model = freeze(build_model(config, 4, may_replace_head=True))
-    with torch.no_grad():
-        output = model(images, Intermediates(pooled=True, stages=True))
-        expected = network((images - 0.5) / 0.5)
-    embedding = getattr(expected, "pooler_output", None)
-    if embedding is None:
-        last = expected.last_hidden_state
-        embedding = last[:, 0] if last.ndim == 3 else last.mean(dim=(2, 3))
-    torch.testing.assert_close(output.pooled, embedding.flatten(1), rtol=0, atol=1e-5)
-    assert output.logits.shape == (2, 4)
+    assert (info.input_size, info.crop_fraction, info.interpolation) == expected
+    assert f"{kind}ImageProcessor (torchvision)" in caplog.text
+    image = torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8)
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    assert (prepare(image, info) - pixels).abs().max() < 2 / 255 / min(info.std)
 
 
-def test_a_pooler_that_the_weights_lack_is_left_out(tmp_path):
-    saved(tmp_path, "ViT", TOKENS)
-    described = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(described | {"architectures": ["ViTModel"]}))
-    images = torch.rand(2, 3, 32, 32)
-    config = TransformersModelConfig(name=str(tmp_path), weights="pretrained")
-    model = freeze(build_model(config, 4, may_replace_head=True))
-    with torch.no_grad():
-        output = model(images, Intermediates(pooled=True))
-        tokens = model.network.trunk((images - 0.5) / 0.5).last_hidden_state
-    torch.testing.assert_close(output.pooled, tokens[:, 0])
+@pytest.mark.parametrize(
+    ("options", "mean", "std"),
+    [
+        ({}, 0.5, 0.5),
+        ({"do_normalize": False}, 0, 1),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 0.5, 0.5),
+        ({"do_rescale": False, "image_mean": [51] * 3, "image_std": [102] * 3}, 0.2, 0.4),
+    ],
+)
+def test_scales_of_pixels_are_folded_into_mean_and_std(vit, tmp_path, options, mean, std):
+    save_processor(tmp_path, **options)
+    info = published(vit)
+
+    assert info.mean == pytest.approx((mean,) * 3, abs=1e-6)
+    assert info.std == pytest.approx((std,) * 3, abs=1e-6)
 
 
-# ---- CLIP and SigLIP -------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("ViT", {"size": {"height": 64, "width": 32}}, r"has size=.*64.*32"),
+        ("ViT", {"size": {"longest_edge": 64, "shortest_edge": 32}}, r"has size=.*longest_edge"),
+        ("ViT", {"size": {"shortest_edge": 64}}, r"has size=.*shortest_edge"),
+        ("ViT", {"resample": 1}, r"has resample=1"),
+        ("ViT", {"resample": 0}, r"has resample=0"),
+        ("ViT", {"resample": 4}, r"has resample=4"),
+        ("ViT", {"do_resize": False}, r"has do_resize=False"),
+        ("ViT", {"do_pad": True}, r"has do_pad=True"),
+        ("CLIP", {"size": {"shortest_edge": 128}}, r"has crop_size=.*224"),
+        ("CLIP", {"size": {"height": 256, "width": 256}}, r"has crop_size=.*224"),
+        ("Siglip2", {"size": None}, r"has max_num_patches=256"),
+        ("MobileViT", {"size": {"shortest_edge": 256}}, r"has do_flip_channel_order=True"),
+        ("Beit", {"do_reduce_labels": True}, r"has do_reduce_labels=True"),
+        ("Levit", {"size": {"shortest_edge": 224}}, r"computes other pixels than its fields say"),
+    ],
+)
+def test_a_processor_that_no_option_follows_is_refused(vit, tmp_path, kind, options, message):
+    save_processor(tmp_path, kind, **options)
+
+    with pytest.raises(ConfigError, match=f"{kind}ImageProcessor {message}.*set mean=, std="):
+        published(vit)
 
 
-def two_towers(folder, name):
-    words = {word: n for n, word in enumerate(["<pad>", "<eos>", "a", "photo", "of", *CLASSES])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=8
-    ).save_pretrained(folder)
-    texts = TEXTS | {"vocab_size": len(words), "max_position_embeddings": 8, "eos_token_id": 1}
-    config = getattr(transformers, f"{name}Config")(
-        vision_config=TOKENS,
-        text_config=texts | ({"projection_size": 32} if name == "Siglip" else {}),
-    )
-    torch.manual_seed(0)
-    network = randomize(getattr(transformers, f"{name}Model")(config))
-    with torch.no_grad():
-        network.logit_scale.fill_(2.5)
-        if name == "Siglip":
-            network.logit_bias.fill_(-3.0)
-    network.save_pretrained(folder)
-    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(
-        folder
-    )
-    return network
+def test_options_take_the_place_of_a_missing_processor(vit, tmp_path):
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ConfigError, match=r"has no preprocessor_config.json.*set mean=, std="):
+        published(vit)
+
+    moments = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
+    info = published(replace(vit, input_size=SIDE, frame="full", **moments))
+    assert (info.input_size, info.mean, info.std) == (SIDE, (0.1,) * 3, (0.2,) * 3)
+    build_model(replace(vit, weights="random", **moments), 5)
 
 
-@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
-def test_prompts_make_a_classifier_of_two_towers(tmp_path, name):
-    network = two_towers(tmp_path, name)
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"a photo of a {each}\n" for each in CLASSES))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    padding = "max_length" if name == "Siglip" else True
-    tokens = tokenizer(prompts.read_text().splitlines(), padding=padding, return_tensors="pt")
-    images = torch.rand(3, 3, 32, 32)
-
-    model = built(tmp_path, prompts=str(prompts))
-    picture = published(TransformersModelConfig(name=str(tmp_path), prompts=str(prompts)))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (picture.mean, picture.std))
-    with torch.no_grad():
-        logits = model(images).logits
-        expected = network(
-            input_ids=tokens["input_ids"],
-            attention_mask=tokens["attention_mask"] if name == "CLIP" else None,
-            pixel_values=(images - mean) / std,
-        ).logits_per_image
-
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    assert logits.std() > 1e-3
-    prompts.write_text("a photo of a cat\n")
-    with pytest.raises(ConfigError, match="has 1 lines, and there are 4 classes"):
-        build_model(
-            TransformersModelConfig(name=str(tmp_path), prompts=str(prompts), classes=4), CLASSES
-        )
+# ---- the hub -------------------------------------------------------------------------------------
 
 
-# ---- image processors ------------------------------------------------------------------------------
+def test_the_commit_of_the_hub_is_the_name_of_its_weights(tmp_path, monkeypatch):
+    commit, asked = "0" * 40, []
+    save_family("ViT", tmp_path / commit)
 
-PROCESSORS = {
-    "squash": (transformers.ViTImageProcessor, {"size": {"height": 48, "width": 48}}),
-    "bicubic crop": (
-        transformers.CLIPImageProcessor,
-        {"size": {"shortest_edge": 56}, "crop_size": 48},
-    ),
-    "ConvNeXt": (
-        transformers.ConvNextImageProcessor,
-        {"size": {"shortest_edge": 48}, "crop_pct": 0.875},
-    ),
-    "large ConvNeXt": (transformers.ConvNextImageProcessor, {"size": {"shortest_edge": 384}}),
-    "BiT": (transformers.BitImageProcessor, {"size": {"shortest_edge": 64}, "crop_size": 48}),
-    "not normalized": (
-        transformers.ViTImageProcessor,
-        {"do_normalize": False, "size": {"height": 48, "width": 48}},
-    ),
-    "in [-1, 1]": (
-        transformers.ViTImageProcessor,
-        {
-            "rescale_factor": 1 / 127.5,
-            "size": {"height": 48, "width": 48},
-            "image_mean": [1.0] * 3,
-            "image_std": [1.0] * 3,
-        },
-    ),
-}
+    def snapshot(name, *, revision, allow_patterns):
+        asked.append((revision, "model.safetensors" in allow_patterns))
+        return str(tmp_path / commit)
+
+    monkeypatch.setattr(provider, "snapshot_download", snapshot)
+    provider._fetch.cache_clear()
+    config = name_weights(TransformersModelConfig(name="owner/vit", weights="pretrained"))
+    build_model(config, CLASSES)
+
+    assert config.weights == f"pretrained:{commit}"
+    assert asked == [(None, False), (commit, True), (commit, False)]
+    with pytest.raises(ConfigError, match="only an id has revisions"):
+        build_model(replace(config, name=str(tmp_path / commit)), CLASSES)
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
-def test_the_picture_is_that_of_the_image_processor(tmp_path, name):
-    """The same pixels, from an image that is resized as the options say."""
-    kind, options = PROCESSORS[name]
-    saved(tmp_path, "ResNet", STAGES | {"embedding_size": 8}, processor=False)
-    processor = kind(**options)
-    processor.save_pretrained(tmp_path)
-    config = TransformersModelConfig(name=str(tmp_path), weights="pretrained")
-    frame = with_preprocessing(config, len(CLASSES))
-    side = frame.input_size
-    rows, columns = np.mgrid[0:240, 0:320]
-    pixels = np.stack([rows, columns * 0.75, 240 - rows], axis=-1).astype(np.uint8)
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("GatedRepoError", r"is gated; .*HF_TOKEN"),
+        ("RepositoryNotFoundError", r"is neither a folder nor an id .*HF_TOKEN if it is private"),
+        ("RevisionNotFoundError", r"has no such revision; correct weights="),
+        ("LocalEntryNotFoundError", r"is not in the local cache, .*HF_HUB_OFFLINE=1.*folder"),
+        ("OfflineModeIsEnabled", r"cannot be fetched with HF_HUB_OFFLINE=1; unset it"),
+        ("HFValidationError", r"is neither a folder nor an id of the Hugging Face hub"),
+    ],
+)
+def test_answers_of_the_hub_are_one_line_with_a_remedy(monkeypatch, error, message):
+    kind = getattr(hub_errors, error)
 
-    image = Image.fromarray(pixels)
-    if frame.frame == "center_crop":
-        short = round(side / frame.crop_fraction)
-        image = image.resize(
-            (round(short * 4 / 3), short), Image.Resampling[frame.interpolation.upper()]
-        )
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    else:
-        image = image.resize((side, side), Image.Resampling[frame.interpolation.upper()])
-    model = built(tmp_path)
-    values = model.normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255)
-    expected = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(values, expected, rtol=0, atol=0.03)
+    def fail(*args, **options):
+        raise kind.__new__(kind, "several\nlines")  # without the response of the hub
+
+    monkeypatch.setattr(provider, "snapshot_download", fail)
+    with pytest.raises(UserError, match=f"name=owner/{error} {message}") as refusal:
+        published(TransformersModelConfig(name=f"owner/{error}", weights="pretrained"))
+    assert "\n" not in str(refusal.value)
 
 
-UNFOLLOWED = {
-    "a strip": (
-        transformers.ViTImageProcessor,
-        {"size": {"height": 32, "width": 64}},
-        "too many values to unpack",
-    ),
-    "lanczos": (
-        transformers.ViTImageProcessor,
-        {"resample": 1},
-        r"resample=1 is neither bilinear \(2\)",
-    ),
-    "a crop of a square": (
-        transformers.DeiTImageProcessor,
-        {},
-        "crops an image that it has made square",
-    ),
-    "flipped channels": (
-        transformers.MobileViTImageProcessor,
-        {"crop_size": 224},
-        "do_flip_channel_order.*its pixels differ",
-    ),
-    "patches of any size": (transformers.Siglip2ImageProcessor, {}, "is not followed"),
-}
+def test_code_of_a_hub_and_pickled_weights_are_refused(vit, tmp_path):
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"does not read pickled weights; .*save_pretrained"):
+        build_model(vit, CLASSES)
+
+    (tmp_path / "own.py").write_text("raise SystemExit('this code has run')\n")
+    change_json(tmp_path / "config.json", model_type="own", auto_map={"AutoConfig": "own.Settings"})
+    with pytest.raises(ConfigError, match=r"runs code of its own \(auto_map in config.json\)"):
+        build_model(vit, CLASSES)
 
 
-@pytest.mark.parametrize("name", UNFOLLOWED)
-def test_a_processor_that_cannot_be_followed_is_named(tmp_path, name):
-    kind, options, message = UNFOLLOWED[name]
-    saved(tmp_path, "ResNet", STAGES | {"embedding_size": 8}, processor=False)
-    kind(**options).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=rf"{kind.__name__}.*{message}.*set mean=") as caught:
-        built(tmp_path)
-    assert "\n" not in str(caught.value)
-    enough = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": 32, "frame": "full"}
-    assert built(tmp_path, **enough)(torch.rand(1, 3, 32, 32)).logits.shape == (1, 4)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "of_tomorrow"}, r"cannot be read .*of_tomorrow.*name another"),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, r"cannot be read|lacks"),
+    ],
+)
+def test_what_the_library_cannot_read_is_one_line(vit, tmp_path, changes, message):
+    change_json(tmp_path / "config.json", **changes)
 
-
-# ---- bad input -------------------------------------------------------------------------------------
-
-
-def without_processor(folder):
-    (folder / "preprocessor_config.json").unlink()
-
-
-def with_pickled_weights(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def with_code(folder):
-    path = folder / "config.json"
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | own))
-    (folder / "own.py").write_text("raise SystemExit('this code was run')")
-
-
-def with_other_weights(folder):
-    saved(folder, "ResNet", STAGES | {"embedding_size": 8}, processor=False)
-    config = transformers.ViTConfig(
-        **TOKENS, **class_names(), architectures=["ViTForImageClassification"]
-    )
-    config.save_pretrained(folder)
-
-
-BAD_FOLDERS = {
-    without_processor: "has no image processor that can be read.*preprocessor_config.json, or set mean=",
-    with_pickled_weights: "no file named model.safetensors.*convert its pickled weights",
-    with_code: "custom code.*load it in a function of yours",
-    with_other_weights: "lacks weights of ViTForImageClassification",
-}
-
-
-@pytest.mark.parametrize("spoil", BAD_FOLDERS)
-def test_a_folder_that_cannot_be_read_is_one_sentence(tmp_path, spoil):
-    saved(tmp_path, "ViT", TOKENS)
-    spoil(tmp_path)
-    with pytest.raises(UserError, match=BAD_FOLDERS[spoil]) as caught:
-        built(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-HUB = {
-    "gated": (
-        huggingface_hub.errors.GatedRepoError,
-        "You are trying to access a gated repo.",
-        "set HF_TOKEN",
-    ),
-    "missing": (
-        huggingface_hub.errors.RepositoryNotFoundError,
-        "404: Repository Not Found",
-        "correct the folder or the id; a private one needs HF_TOKEN",
-    ),
-    "offline": (
-        huggingface_hub.errors.OfflineModeIsEnabled,
-        "Cannot reach the hub: offline mode is enabled.",
-        "unset HF_HUB_OFFLINE",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HUB)
-def test_what_the_hub_answers_is_one_sentence_with_a_remedy(monkeypatch, name):
-    kind, text, remedy = HUB[name]
-
-    def fetch(*args, **options):
-        raise OSError(f"{text}\nmore lines") from kind.__new__(kind)
-
-    monkeypatch.setattr(provider.AutoConfig, "from_pretrained", fetch)
-    with pytest.raises(UserError, match=remedy) as caught:
-        built("someone/network")
-    assert "\n" not in str(caught.value)
-
-
-def test_other_classes_are_refused_and_a_student_gets_a_new_head(tmp_path):
-    saved(tmp_path, "ViT", TOKENS)
-    config = TransformersModelConfig(name=str(tmp_path), weights="pretrained")
-    student = build_model(config, ("a", "b"), may_replace_head=True)
-    assert student(torch.rand(2, 3, 32, 32)).logits.shape == (2, 2)
-    small = build_model(TransformersModelConfig(name=str(tmp_path), input_size=16), CLASSES)
-    assert small(torch.rand(2, 3, 16, 16)).logits.shape == (2, 4)
-
-
-def test_images_of_another_size_have_interpolated_positions(tmp_path):
-    network = saved(tmp_path, "ViT", TOKENS)
-    images = torch.rand(2, 3, 48, 48)
-    with torch.no_grad():
-        output = built(tmp_path)(images)
-        expected = network((images - 0.5) / 0.5, interpolate_pos_encoding=True).logits
-    torch.testing.assert_close(output.logits, expected, rtol=0, atol=1e-5)
-    assert output.features.shape[2:] == (6, 6)
+    with pytest.raises(UserError, match=message) as refusal:
+        build_model(vit, CLASSES)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ConfigError, match=re.escape("name=, weights=None: name a folder")):
+        build_model(TransformersModelConfig(), CLASSES)
+    assert Path(vit.name).is_dir()

@@ -272,6 +272,8 @@ class PretrainedInfo(NamedTuple):
     unsupported: tuple[tuple[str, str, str], ...] = ()
     """What the provider's evaluation does that a teacher's input cannot have: the option that replaces it (frame,
     interpolation or input_size), the provider's field with its value, and what to set instead."""
+    prompts: tuple[str, ...] = ()
+    """Texts of the outputs in their order, of a network that compares images with texts."""
 
 
 class Classifier(nn.Module, ABC):

@@ -252,15 +252,11 @@ class ModuleClassifier(ProbedClassifier):
             super().forward_stages(images)  # raises
         return self._stages
 
-    def call_options(self, images: Tensor) -> dict[str, Any]:
-        """Return arguments of the network besides the images."""
-        return {}
-
     def _call(self, images: Tensor, network: nn.Module | None = None) -> Any:
         """Run the network, or a copy of it, on its input, which it may change in place."""
         normalized: Tensor = self.normalize(images)
         inputs = normalized.clone() if normalized is images else normalized
-        return (network or self.inner)(inputs, **self.call_options(images))
+        return (network or self.inner)(inputs)
 
     def _to_logits(self, outputs: Any) -> Tensor:
         """Return logits whose softmax the outputs are: their logarithms, which differ from others by a constant."""
@@ -455,7 +451,7 @@ class ModuleClassifier(ProbedClassifier):
     def _examine_input(self, images: Tensor, parts: Tensor) -> None:
         """Find what the network does to its images, and where the cells of the grids of `replaced_parts` lie."""
         name = type(self.inner).__name__
-        reading = read_input(lambda pixels: self.inner(pixels, **self.call_options(pixels)), images)
+        reading = read_input(self.inner, images)
         geometry = "" if reading is None else reading.describe_geometry()
         self.misplacement = geometry or describe_wrong_places(parts)
         scaling = "" if reading is None else reading.describe_scaling()

@@ -17,6 +17,7 @@ from permafrost.models.trained_weights import (
     WeightsFile,
     count_classes,
     require_classes,
+    require_texts,
 )
 
 _BUILT: dict[str, str] = {}
@@ -195,6 +196,7 @@ class Network:
             )
         if source is not None:
             require_classes(source.labels, self.classes, f"{weights} are", are_published=True)
+            require_texts(source.prompts, self.classes, f"{self.section}.prompts")
 
     def identify_start(self, option: str) -> str:
         """Return what identifies weights that a training starts from: their published name, or their file and key.

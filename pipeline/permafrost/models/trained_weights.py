@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,38 @@ def require_classes(
         reason += "; name weights, or a store, of the same classes"
     other_number = len(trained) != count_classes(classes)
     require(not reason, f"{subject} trained on {reason}{remedy if other_number else ''}")
+
+
+def require_texts(texts: Sequence[str], classes: DataClasses, option: str) -> None:
+    """Require that no text of a class names another class instead, and warn of texts that name none.
+
+    Args:
+        texts: Texts in the order of the classes, empty if there are none.
+        classes: Classes of the data.
+        option: Option that has the texts, for messages.
+
+    Raises:
+        ConfigError: If a text names another class instead of its own.
+    """
+    names = () if isinstance(classes, int) else classes
+    silent = [
+        pair for pair in zip(names, texts, strict=False) if _words(pair[0]) not in _words(pair[1])
+    ]
+    wrong = [pair for pair in silent if any(_words(name) in _words(pair[1]) for name in names)]
+    for name, text in wrong[:1] or silent[:1]:
+        message = (
+            f"{option}: {len(silent)} lines do not name their class, such as that of {name}, {text!r}; write the lines "
+            "in the order of the store's classes"
+        )
+        require(not wrong, f"{message}, as some name another class")
+        logger.warning(message)
+
+
+@cache
+def _words(text: str) -> str:
+    """Return the words of a text in lower case between spaces."""
+    words = " ".join(re.findall(r"[^\W_]+", text.lower()))
+    return f" {words} "
 
 
 def _text_of(value: Any) -> str:
