@@ -22,7 +22,9 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as _CLASSIFIERS,
+)
 from transformers.utils import logging as library_logging
 
 from permafrost.config.models import is_published
@@ -129,9 +131,8 @@ def published_transformers(config: TransformersModelConfig) -> PretrainedInfo:
 
 def _has_head(settings: Any) -> bool:
     """Return whether the network has a head for classes: by the class that saved it, where this is known."""
-    names = settings.architectures or ["ForImageClassification"]
-    is_named = any("ForImageClassification" in name for name in names)
-    return is_named and type(settings) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    names = " ".join(settings.architectures or ["ForImageClassification"])
+    return "ForImageClassification" in names and type(settings) in _CLASSIFIERS
 
 
 # ---- files ---------------------------------------------------------------------------------------

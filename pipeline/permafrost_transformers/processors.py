@@ -63,9 +63,8 @@ def read_processor(folder: Path, info: PretrainedInfo, name: str) -> PretrainedI
             f"{name}: its {kind} has {field}={fields.get(field)}, which no option follows; choose another "
             f"network, or set {OPTIONS}, which replace the processor",
         )
-    resized = int(shorter / (percent or 1)) if shorter else None
-    if percent and not crop and shorter >= 384:  # ConvNeXt squashes larger images
-        resized = None
+    is_squashed = not shorter or (percent and not crop and shorter >= 384)  # ConvNeXt squashes
+    resized = None if is_squashed else int(shorter / (percent or 1))
     # Mean and std are those of pixels in [0, 1].
     scale = round(255 * processor.rescale_factor, 6) if processor.do_rescale else 255
     moments = (
@@ -90,8 +89,12 @@ def read_processor(folder: Path, info: PretrainedInfo, name: str) -> PretrainedI
         "which replace the processor",
     )
     part = "whole image" if resized is None else f"center crop of {info.crop_fraction:g}"
-    message = f"images of {name} are prepared as by its {kind} ({processor.backend}): {part} at {side}x{side}"
-    log_once(logger, logging.INFO, f"{message}, {info.interpolation}")
+    log_once(
+        logger,
+        logging.INFO,
+        f"images of {name} are prepared as by its {kind} ({processor.backend}): {part} at {side}x{side}, "
+        f"{info.interpolation}",
+    )
     return info
 
 

@@ -595,6 +595,11 @@ MADE = "precompute", "executor=serial"
         ("jinja2", "jinja2", ("report", "run=one")),
         ("sklearn", "scikit-learn", (*MADE, "data=demo", "teacher=none")),
         slow("timm", "timm", (*MADE, "data=digits", "teacher=timm", "teacher.weights=random")),
+        (
+            "transformers",
+            "transformers",
+            (*MADE, "data=digits", "teacher=transformers", "teacher.weights=random"),
+        ),
     ],
 )
 def test_a_package_of_an_extra_that_is_missing_is_named_with_its_command(
