@@ -125,16 +125,16 @@ class TorchvisionSource(ImageSource):
 
     def _list(self, split: str) -> Iterator[Record]:
         if self.frame_size is not None:
-            return self._array_records(split)
+            labels = enumerate(self._open(split).targets)
+            return (
+                Record(
+                    key=f"{split}-{row:06d}", split=split, label=int(label), content=(split, row)
+                )
+                for row, label in labels
+            )
         if self.name == "imagenet":
             return self._imagenet_records(split)
         return self._sun397_records(split) if self.name == "sun397" else self._voc_records(split)
-
-    def _array_records(self, split: str) -> Iterator[Record]:
-        yield from (
-            Record(key=f"{split}-{row:06d}", split=split, label=int(label), content=(split, row))
-            for row, label in enumerate(self._open(split).targets)
-        )
 
     def _voc_records(self, split: str) -> Iterator[Record]:
         dataset = self._open(split)

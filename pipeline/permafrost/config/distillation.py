@@ -177,9 +177,6 @@ class DistillConfig(Options):
                 f"({', '.join(self.method.pass_names)}); leave store.teacher empty",
             )
         object.__setattr__(self, "student", whole_frame(self.student))
-        self._check_student()
-
-    def _check_student(self) -> None:
         require(
             self.student.frame == "full",
             "student.frame=center_crop is an option of teachers; a student's views are augment.operations",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import ModelConfig, NoModelConfig, Picture
@@ -386,16 +386,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     from permafrost.evaluation.other_networks import passes_of_teacher
     from permafrost.models.network import Network
 
-    teacher = config.teacher
-    if isinstance(teacher, NoModelConfig) or teacher.weights is None:
-        raise ConfigError(
-            "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
-        )
-    store = open_record_store(config)
-    teacher = resolve_network(teacher, store, "teacher")
-    store = _known_store(
-        config, store, Network(teacher, ()).own_classes, f"the teacher in {teacher.weights}"
-    )
+    teacher, store = _open_given(config, "teacher", "the network of the teacher")
     described = Network(teacher, store.manifest.classes).describe(reads_head=config.reads_outputs)
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     run = RunFolder(config.run).path
@@ -437,21 +428,9 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     from permafrost.models.network import Network
     from permafrost.models.network_sheet import normalization_facts
 
-    student = config.student
+    student, store = _open_given(config, "student", "the network to evaluate")
     run = RunFolder(config.run).path
-    if isinstance(student, NoModelConfig) or student.weights is None:
-        raise ConfigError(
-            "model=network needs the network to evaluate; name it with student= and student.weights="
-        )
-    store = open_record_store(config)
     main = NETWORK_EVALUATION + place_beside(run / NETWORK_EVALUATION, store)
-    student = resolve_network(student, store, "student")
-    store = _known_store(
-        config,
-        store,
-        Network(student, (), "student").own_classes,
-        f"the network in {student.weights}",
-    )
     num_classes = len(store.manifest.classes)
     network = Network(student, store.manifest.classes, "student")
     described = network.describe()
@@ -480,6 +459,32 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         build=partial(_build_given, config, trained, store),
         others={"teacher network": sha256_json(of_teacher)} if alone else {},
     )
+
+
+def _open_given(
+    config: EvaluateConfig, section: Literal["teacher", "student"], needed: str
+) -> tuple[ModelConfig, Store]:
+    """Return the options of the network that is evaluated, and the records of the classes that it knows.
+
+    Args:
+        config: Options of the command.
+        section: Section of the network.
+        needed: The network in a message on its absence.
+
+    Raises:
+        ConfigError: If the network or its weights are not named.
+    """
+    from permafrost.models.network import Network
+
+    network = config.teacher if section == "teacher" else config.student
+    if isinstance(network, NoModelConfig) or network.weights is None:
+        raise ConfigError(
+            f"model={config.model} needs {needed}; name it with {section}= and {section}.weights="
+        )
+    store = open_record_store(config)
+    network = resolve_network(network, store, section)
+    trained = Network(network, (), section).own_classes
+    return network, _known_store(config, store, trained, f"the {config.model} in {network.weights}")
 
 
 def _passes_of_pair(

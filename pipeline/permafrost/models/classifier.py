@@ -270,7 +270,7 @@ class PretrainedInfo(NamedTuple):
     labels: tuple[str, ...] = ()
     """Names of the outputs in their order, empty if the provider has none."""
     unsupported: tuple[tuple[str, str, str], ...] = ()
-    """What the provider's evaluation does that a teacher's input cannot have: the option that replaces it (frame,
+    """Parts of the provider's evaluation that a teacher's input cannot have: the option that replaces each (frame,
     interpolation or input_size), the provider's field with its value, and what to set instead."""
     prompts: tuple[str, ...] = ()
     """Texts of the outputs in their order, of a network that compares images with texts."""

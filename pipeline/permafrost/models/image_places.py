@@ -68,7 +68,7 @@ def corner_places(output: Tensor) -> Tensor:
 def order_of_axes(output: Tensor) -> float:
     """Return how clearly both axes of grids [6, C, h, w] of `replaced_parts` are sides of the image.
 
-    It is the smaller distance of the places along an axis, and 0 for a grid of one cell, or of axes of which only one
+    It is the smaller distance of the places along an axis, 0 for a grid of one cell, and -1 for axes of which only one
     has an order.
     """
     places = corner_places(output).nan_to_num(0.5)
@@ -78,7 +78,7 @@ def order_of_axes(output: Tensor) -> float:
         if output.shape[2 + axis] > 1
     ]
     low, high = (min(distances), max(distances)) if distances else (0.0, 0.0)
-    return 0.0 if high > _CLEAR_DISTANCE and low < high / 4 else low
+    return -1.0 if high > _CLEAR_DISTANCE and low < high / 4 else low
 
 
 def describe_wrong_places(output: Tensor) -> str:

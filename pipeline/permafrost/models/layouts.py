@@ -334,7 +334,7 @@ def layer_grids(
                 continue
             grid = layouts[0].grid(tensor, size)
             _, channels, *cells = grid.shape
-            if min(cells) > 1 and order_of_axes(grid) > 0:
+            if min(cells) > 1 and order_of_axes(grid) >= 0:
                 layout = layouts[0]._replace(part=part)
                 shape = channels, (cells[0], cells[1]), _size_of(module) / total
                 grids[-1] = LayerGrid(name, type(module), layout, *shape, is_read=True)
@@ -343,7 +343,7 @@ def layer_grids(
     def follow(name: str, module: nn.Module, output: Any) -> None:
         for _, tensor in tensors_of(output):
             if tensor.requires_grad:
-                least = 0.0 if tensor.ndim == 4 else _CELLS_OF_TOKENS
+                least = -1.0 if tensor.ndim == 4 else _CELLS_OF_TOKENS
                 tensor.register_hook(partial(note, name, least))  # type: ignore[no-untyped-call]
 
     def note(name: str, least: float, gradient: Tensor) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from typing import IO, Any, NamedTuple, TypeVar
 
 from permafrost.core.errors import ConfigError, FileError, UserError, require
@@ -97,7 +97,6 @@ def _client(container: str) -> Any:
         )
     if container not in _clients:
         _clients[container] = connect(container)
-        _refuse_in_children()
     return _clients[container]
 
 
@@ -126,15 +125,13 @@ def connect(container: str) -> Any:
     return from_url(container, client_options=options, retry_config=_RETRIES)
 
 
-@cache
-def _refuse_in_children() -> None:
-    """Have forked children refuse to use buckets."""
-    os.register_at_fork(after_in_child=_mark_forked)
-
-
 def _mark_forked() -> None:
+    """Have a forked child refuse to use buckets if its parent has used one."""
     global _is_forked
     _is_forked = bool(_clients)
+
+
+os.register_at_fork(after_in_child=_mark_forked)
 
 
 def _split(address: str) -> tuple[Any, str]:

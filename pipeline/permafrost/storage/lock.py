@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 from permafrost.core.errors import FileError, UserError
 from permafrost.core.interrupts import check_interrupted
@@ -74,7 +73,6 @@ def folder_lock(
         finally:
             CLAIMS.release(path)
         return
-    _forget_in_children()
     is_new = not file_at(folder).exists()
     file_at(folder).make_folder()
     if (file := _open_lock(folder, option)) is None:
@@ -108,15 +106,13 @@ def _take(file: io.FileIO, folder: AnyPath, option: str, *, is_shared: bool) -> 
         )
 
 
-@cache
-def _forget_in_children() -> None:
-    """Have forked children close the locks of their parent, or they would hold them after it was killed."""
-    os.register_at_fork(after_in_child=_close_inherited)
-
-
 def _close_inherited() -> None:
+    """Close the locks of the parent in a forked child, which would hold them after the parent was killed."""
     while _files:
         _files.pop().close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _open_lock(folder: AnyPath, option: str) -> io.FileIO | None:

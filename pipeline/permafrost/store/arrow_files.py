@@ -184,8 +184,12 @@ def read_table(
         data = file_at(path).read(most, sha256)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {advice[0]}") from None
-    if sha256 is not None:
-        check_sha256(path, hashlib.sha256(data).hexdigest(), sha256, advice[1])
+    if sha256 is not None and (actual := hashlib.sha256(data).hexdigest()) != sha256:
+        raise damage_error(
+            path,
+            sha256,
+            f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {sha256[:12]}; {advice[1]}",
+        )
     try:
         file = open_parquet(data)
         if not file.schema_arrow.equals(schema, check_metadata=False):
@@ -204,27 +208,6 @@ def read_table(
     if any(_null_count(chunk) for name in required for chunk in table[name].chunks):
         raise ManifestError(f"{path} has empty cells")
     return table.combine_chunks()
-
-
-def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRITE) -> None:
-    """Compare the SHA-256 of a file with the one that its manifest lists.
-
-    Args:
-        path: The file, for messages.
-        actual: SHA-256 of the file's bytes.
-        expected: SHA-256 in the manifest.
-        advice: What to do about a damaged file.
-
-    Raises:
-        ManifestError: If they differ.
-        FileError: If they differ because the local copy of a file in a bucket is damaged.
-    """
-    if actual != expected:
-        raise damage_error(
-            path,
-            expected,
-            f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {expected[:12]}; {advice}",
-        )
 
 
 def _null_count(array: pa.Array) -> int:
