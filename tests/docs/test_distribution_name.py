@@ -71,7 +71,7 @@ def test_the_distribution_has_a_name_of_its_own_and_the_command_does_not_change(
     assert project["name"] == "permafrost-kd"
     assert project["scripts"]["permafrost"] == "permafrost.__main__:main"
     assert [r for r in requirements if r.startswith("permafrost")] == [
-        "permafrost-kd[report,papers,timm,demo,onnx,cloud,heic]",
+        "permafrost-kd[report,papers,timm,transformers,demo,onnx,cloud,heic]",
         "permafrost-kd[all]",
     ]
 

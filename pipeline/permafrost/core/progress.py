@@ -82,7 +82,13 @@ class ProgressLines:
 
 @cache
 def log_once(logger: logging.Logger, level: int, text: str) -> None:
-    """Log a line about a file or a network once, as a process may read or build it several times."""
+    """Log a line about a file or a network once, as a process may read or build it several times.
+
+    Args:
+        logger: Logger of the line.
+        level: Level of the logging module.
+        text: The line.
+    """
     logger.log(level, "%s", text)
 
 
