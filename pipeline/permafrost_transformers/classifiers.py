@@ -285,9 +285,13 @@ def _read_prompts(config: TransformersModelConfig) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def prompt_digests(config: TransformersModelConfig) -> dict[str, str]:
-    """Return the SHA-256 of the file of texts, if the options name one."""
-    return {} if config.prompts is None else {"prompts": file_at(Path(config.prompts)).sha256()}
+def digest_files(config: TransformersModelConfig) -> dict[str, str]:
+    """Return the SHA-256 of the file of texts and of a folder's configuration, by option and name."""
+    files = {
+        "prompts": Path(config.prompts or ""),
+        "config.json": Path(config.name) / "config.json",
+    }
+    return {name: file_at(path).sha256() for name, path in files.items() if path.is_file()}
 
 
 def _read_texts(network: Any, folder: Path, prompts: tuple[str, ...]) -> Tensor:

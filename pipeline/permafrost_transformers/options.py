@@ -14,7 +14,8 @@ class TransformersModelConfig(ModelConfig):
     """Network of transformers by its folder, or its id at the Hugging Face hub: google/vit-base-patch16-224."""
 
     implementation: ClassVar[str] = "permafrost_transformers.classifiers:PROVIDER"
-    digests: ClassVar[str] = "permafrost_transformers.classifiers:prompt_digests"
+    digests: ClassVar[str] = "permafrost_transformers.classifiers:digest_files"
+    digests_in_passes: ClassVar[bool] = True
 
     kind: Literal["transformers"] = "transformers"
     mean: tuple[float, ...] | None = None

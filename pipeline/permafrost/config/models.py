@@ -68,6 +68,9 @@ class ModelConfig(Options):
     """`module:name` of a function (config) -> SHA-256 by option of the files that a network is built from besides its
     weights."""
 
+    digests_in_passes: ClassVar[bool] = False
+    """True if these digests are part of what a teacher's pass is, unless its weights contain the files."""
+
     kind: str = ""
     name: str = ""
     """Name of the network."""

@@ -176,6 +176,7 @@ class Network:
             "dtype": precision,
             **plugin_digests(config),
             **digests_of_reads(config, self.num_classes or 1),
+            **(config.fingerprint_files() if config.digests_in_passes else {}),
         }
 
     def digest(self, *, reads_head: bool = True) -> str:
