@@ -252,7 +252,7 @@ def test_a_named_tuple_stays_one_and_a_text_of_other_axes_is_refused():
     )
     model = ModuleClassifier(network, "form")
     torch.testing.assert_close(model.forward_head(model(images).features, images), network(images))
-    with pytest.raises(ConfigError, match="layout=b h c is none; write the axes"):
+    with pytest.raises(ConfigError, match="layout=b h c names other axes; write those"):
         Layout.parse("b h c")
 
 

@@ -25,7 +25,7 @@ from permafrost.models.image_places import CORNERS, order_of_axes, replaced_part
 _ORDERS = ("bnc", "nbc", "bcn")
 """Orders of the axes of tokens: batch, tokens, channels."""
 _MAX_OTHERS = 16
-"""Maximum number of tokens that are no patches, such as class tokens and registers."""
+"""Maximum number of other tokens than patches, such as class tokens and registers."""
 _CLEAR_FIT = 0.5
 """Minimum correlation between the tokens that change and those of the replaced corners."""
 _SAME_FIT = 0.97
@@ -66,7 +66,7 @@ class Layout(NamedTuple):
         """Return the layout of a text.
 
         Raises:
-            ConfigError: If it is none.
+            ConfigError: If it names other axes.
         """
         part, _, axes = text.rpartition(":")
         tokens = re.search(r"(?:(\d+)\+)?hw(?:\+(\d+))?", axes)
@@ -75,7 +75,7 @@ class Layout(NamedTuple):
         layout = cls(names, int(before or 0), int(after or 0), part.strip())
         require(
             layout.axes in ("bchw", "bhwc", *_ORDERS) and str(layout).split() == text.split(),
-            f"layout={text} is none; write the axes of the layer's output, such as 'b c h w', 'b h w c', 'b 1+hw c'",
+            f"layout={text} names other axes; write those of the layer's output, such as 'b c h w', 'b h w c', 'b 1+hw c'",
         )
         return layout
 
@@ -349,10 +349,10 @@ def layer_grids(
     def note(name: str, least: float, gradient: Tensor) -> None:
         reads[name] = reads.get(name, False) or float((gradient != 0).double().mean()) > least
 
-    with _watched(network, measure), torch.no_grad():
+    with watched(network, measure), torch.no_grad():
         logits_of(replaced_parts(images))
     # Not every network can be differentiated.
-    with suppress(Exception), _watched(network, follow), torch.enable_grad():
+    with suppress(Exception), watched(network, follow), torch.enable_grad():
         image = images[:1].clone().requires_grad_()
         logits = logits_of(image)
         # Weights that differ, because the sum of what a softmax returns has no gradient.
@@ -371,7 +371,7 @@ def _size_of(module: nn.Module) -> int:
 
 
 @contextmanager
-def _watched(network: nn.Module, watch: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+def watched(network: nn.Module, watch: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
     """Call a function with the name, the module and the output of each layer that runs."""
     handles = [
         module.register_forward_hook(

@@ -65,6 +65,7 @@ from permafrost.models.layouts import (
     stage_ends,
     tensors_of,
     token_layouts,
+    watched,
 )
 from permafrost.models.providers import model_normalization
 from permafrost.models.record_independence import require_independent_records, require_no_memory
@@ -379,18 +380,21 @@ class ModuleClassifier(ProbedClassifier):
         # The first and the last of these differ from both others in every pixel, or in the rim only.
         probes = torch.cat([replaced_parts(examples), examples[1:2]])
         name = type(self.inner).__name__
-        with self._outputs_of_linear() as outputs:
-            if self.layer:
-                native, logits = self._read(probes)
-            else:
-                grids, logits = self._run_both(probes)
+        outputs: list[tuple[str, Tensor]] = []
+
+        def note(layer: str, module: nn.Module, output: Any) -> None:
+            if isinstance(module, nn.Linear):
+                outputs.append((layer, output))
+
+        with watched(self.inner, note):
+            values, logits = (self._read if self.layer else self._run_both)(probes)
         self._classifier = next(
-            (name for name, output in outputs[::-1] if nearly_equal(to_float32(output), logits)), ""
+            (each for each, output in outputs[::-1] if nearly_equal(to_float32(output), logits)), ""
         )
         if self.layer:
-            self.layout = self.layout or self._measure_layout(native, examples)
-            grids = self.layout.grid(native, (examples.shape[2], examples.shape[3]))
-            self._examine_input(examples, grids[:-1])
+            self.layout = self.layout or self._measure_layout(values, examples)
+            values = self.layout.grid(values, (examples.shape[2], examples.shape[3]))
+            self._examine_input(examples, values[:-1])
             require(
                 not logits.isfinite().all()
                 or any(  # first in a small batch
@@ -407,7 +411,7 @@ class ModuleClassifier(ProbedClassifier):
             self._run_both,
             probes[records],
             probes[5:6],
-            (grids[records], logits[records]),
+            (values[records], logits[records]),
         )
         if self.layer:
             self._match_head(examples[:1].clone())
@@ -415,16 +419,6 @@ class ModuleClassifier(ProbedClassifier):
     def _run_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         output = self._run(images)
         return output.features, output.logits
-
-    @contextlib.contextmanager
-    def _outputs_of_linear(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """Yield a list that receives the names and the outputs of linear layers in the order in which they run."""
-        outputs: list[tuple[str, Tensor]] = []
-        with ExitStack() as hooks:
-            for name, module in self.inner.named_modules():
-                if isinstance(module, nn.Linear):
-                    hooks.enter_context(self._hook(name, partial(_keep, outputs, name)))
-            yield outputs
 
     @contextlib.contextmanager
     def _on_copy(self, examples: Tensor) -> Iterator[None]:
@@ -613,10 +607,6 @@ def _examples_like(images: Tensor) -> Tensor:
     """Return two images [2, 3, H, W] of random pixels."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(2, *images.shape[1:], generator=generator).to(images)
-
-
-def _keep(outputs: list[tuple[str, Tensor]], name: str, output: Tensor) -> None:
-    outputs.append((name, output))
 
 
 def logits_in(returned: Any) -> Any:
