@@ -75,7 +75,7 @@ class Layout(NamedTuple):
         layout = cls(names, int(before or 0), int(after or 0), part.strip())
         require(
             layout.axes in ("bchw", "bhwc", *_ORDERS) and str(layout).split() == text.split(),
-            f"layout={text} names other axes; write those of the layer's output, such as 'b c h w', 'b h w c', 'b 1+hw c'",
+            f"layout={text} names other axes; write those of the output, as in 'b c h w', 'b h w c', 'b 1+hw c'",
         )
         return layout
 
