@@ -1,5 +1,6 @@
 """Grids in the tokens of a layer, laid out without a reshape, against GradCAM with one written by hand."""
 
+import math
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from functools import cache
@@ -85,59 +86,54 @@ def network_of(name):
     return network
 
 
-def after(prefix, side=4):
+def after(prefix):
     """Return the reshape that is written by hand: without the first tokens, with the channels first."""
-    return lambda tokens: tokens[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+
+    def reshape(tokens):
+        patches = tokens[:, prefix:].transpose(1, 2)
+        return patches.unflatten(2, (math.isqrt(patches.shape[2]),) * 2)
+
+    return reshape
 
 
-LAYERS = [
-    ("timm ViT", "blocks.1.norm1", "b 1+hw c", after(1)),
-    ("timm ViT", "blocks.0", "b 1+hw c", after(1)),
-    ("timm ViT", "patch_embed", "b hw c", after(0)),
-    ("timm BEiT", "norm", "b 1+hw c", after(1)),
-    ("timm BEiT", "blocks.0.mlp.act", "b 1+hw c", after(1)),
-    ("timm CaiT", "blocks.1", "b hw c", after(0)),
-    ("timm CaiT", "blocks_token_only.0.norm1", "b 1+hw c", after(1)),
-    ("timm XCiT", "blocks.1", "b hw c", after(0)),
-    ("timm XCiT", "cls_attn_blocks.0.norm1", "b 1+hw c", after(1)),
-    ("timm MLP-Mixer", "norm", "b hw c", after(0)),
-    ("timm MLP-Mixer", "blocks.0.norm2", "b hw c", after(0)),
-    ("torchvision ViT", "encoder.layers.encoder_layer_1.ln_1", "b 1+hw c", after(1)),
-    ("torchvision ViT", "encoder.layers.encoder_layer_0", "b 1+hw c", after(1)),
-    ("torch, batch first", "encoder.layers.1", "b hw c", after(0)),
-    ("torch, batch first", "encoder.layers.0.norm2", "b hw c", after(0)),
-    (
-        "torch, tokens first",
-        "encoder.layers.1",
-        "hw b c",
-        lambda tokens: after(0)(tokens.transpose(0, 1)),
-    ),
-    ("torch, tokens first", "norm", "hw b c", lambda tokens: after(0)(tokens.transpose(0, 1))),
-    ("Hugging Face ViT", "vit.layers.1.layernorm_before", "b 1+hw c", after(1)),
-    ("Hugging Face ViT", "vit.embeddings", "b 1+hw c", after(1)),
-    ("Hugging Face DINOv2 with registers", "dinov2_with_registers.layernorm", "b 5+hw c", after(5)),
-    ("Hugging Face Swin", "swin.layernorm", "b hw c", after(0)),
-    ("Hugging Face Swin", "swin.embeddings.norm", "b hw c", after(0, 16)),
-]
+LAYERS = """
+timm ViT: blocks.1.norm1 1, blocks.0 1, patch_embed 0
+timm BEiT: norm 1, blocks.0.mlp.act 1
+timm CaiT: blocks.1 0, blocks_token_only.0.norm1 1
+timm XCiT: blocks.1 0, cls_attn_blocks.0.norm1 1
+timm MLP-Mixer: norm 0, blocks.0.norm2 0
+torchvision ViT: encoder.layers.encoder_layer_1.ln_1 1, encoder.layers.encoder_layer_0 1
+torch, batch first: encoder.layers.1 0, encoder.layers.0.norm2 0
+torch, tokens first: encoder.layers.1 0, norm 0
+Hugging Face ViT: vit.layers.1.layernorm_before 1, vit.embeddings 1
+Hugging Face DINOv2 with registers: dinov2_with_registers.layernorm 5
+Hugging Face Swin: swin.layernorm 0, swin.embeddings.norm 0
+"""
+"""Layers, and how many tokens are before the patches."""
 
 
-@pytest.mark.parametrize(
-    ("name", "layer", "layout", "reshape"), LAYERS, ids=[" ".join(each[:2]) for each in LAYERS]
-)
-def test_maps_at_tokens_are_those_of_a_reshape_by_hand(name, layer, layout, reshape):
+@pytest.mark.parametrize("line", LAYERS.strip().splitlines())
+def test_maps_at_tokens_are_those_of_a_reshape_by_hand(line):
+    name, _, layers = line.rpartition(": ")
     network, images = network_of(name), torch.rand(3, 3, 64, 64)
+    for layer, prefix in (each.split() for each in layers.split(", ")):
+        reshape, layout = after(int(prefix)), f"b {prefix}+hw c".replace("0+", "")
+        if name == "torch, tokens first":
+            reshape, layout = lambda tokens: after(0)(tokens.transpose(0, 1)), "hw b c"
 
-    explained = permafrost.explain(network, images, layer=layer, explainer="gradcam sign=signed")
-    logits, maps = gradcam_of_layer(network, layer, images, reshape=reshape, rectified=False)
+        signed = "gradcam sign=signed"
+        explained = permafrost.explain(network, images, layer=layer, explainer=signed)
+        logits, maps = gradcam_of_layer(network, layer, images, reshape=reshape, rectified=False)
 
-    torch.testing.assert_close(explained.logits, logits, rtol=1e-5, atol=1e-6)
-    largest = float(maps.abs().max())
-    assert largest > 1e-4
-    torch.testing.assert_close(explained.maps[:, 0, 0], maps, rtol=0, atol=1e-5 * largest)
-    model = ModuleClassifier(network, layer)
-    model(images)
-    assert str(model.layout) == layout
-    assert Layout.parse(layout) == model.layout
+        torch.testing.assert_close(explained.logits, logits, rtol=1e-5, atol=1e-6)
+        largest = float(maps.abs().max())
+        assert largest > 1e-4
+        actual = explained.maps[:, 0, 0]
+        torch.testing.assert_close(actual, maps, rtol=0, atol=1e-5 * largest)
+        model = ModuleClassifier(network, layer)
+        model(images)
+        assert str(model.layout) == layout
+        assert Layout.parse(layout) == model.layout
 
 
 LAST = {
