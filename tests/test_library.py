@@ -131,7 +131,7 @@ def test_explain_gives_gradcam_of_a_network_in_batches(tiny_teacher):
     assert torch.equal(whole.target_class, classes)
     torch.testing.assert_close(whole.maps, gradcam(model, output, classes))
     torch.testing.assert_close(parts.maps, whole.maps)
-    with pytest.raises(ConfigError, match="layer="):
+    with pytest.raises(ConfigError, match=r"must return logits \[B, K\]"):
         permafrost.explain(nn.Sequential(nn.Conv2d(3, 4, 3)), images)
     with pytest.raises(ConfigError, match=r"images are torch\.float32 \[3, 16, 16\] instead of"):
         permafrost.explain(model, images[0])

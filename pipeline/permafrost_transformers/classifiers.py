@@ -285,7 +285,7 @@ def _read_prompts(config: TransformersModelConfig) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def digest_files(config: TransformersModelConfig) -> dict[str, str]:
+def file_digests(config: TransformersModelConfig) -> dict[str, str]:
     """Return the SHA-256 of the file of texts and of a folder's configuration, by option and name."""
     files = {
         "prompts": Path(config.prompts or ""),

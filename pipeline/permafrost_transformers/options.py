@@ -14,7 +14,7 @@ class TransformersModelConfig(ModelConfig):
     """Network of transformers by its folder, or its id at the Hugging Face hub: google/vit-base-patch16-224."""
 
     implementation: ClassVar[str] = "permafrost_transformers.classifiers:PROVIDER"
-    digests: ClassVar[str] = "permafrost_transformers.classifiers:digest_files"
+    digests: ClassVar[str] = "permafrost_transformers.classifiers:file_digests"
     digests_in_passes: ClassVar[bool] = True
 
     kind: Literal["transformers"] = "transformers"

@@ -133,7 +133,6 @@ def test_a_detector_of_torchvision_is_no_classifier():
         ("mixer_s32_224", "norm"),
         ("cait_xxs24_224", "blocks_token_only.1.norm1"),
         ("mvitv2_tiny", "norm"),
-        ("eva02_tiny_patch14_224", "norm"),
     ],
 )
 def test_networks_of_tokens_are_explained_at_their_last_grid(name, layer):

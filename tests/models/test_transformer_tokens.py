@@ -12,13 +12,13 @@ from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.methods import FeaturesConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.models.classifier import Intermediates, Normalize
+from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import explainer_named, forward_to_explain
 from permafrost.models.providers import build_model, freeze
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
-from permafrost_timm.classifiers import TimmEva, TimmVit
+from permafrost_timm.classifiers import PROVIDER
 from permafrost_timm.options import TimmModelConfig
 from tests.support.runs import distill_config
 from tests.support.stores import Frozen, precompute_config
@@ -48,8 +48,8 @@ def tiny(name, size, **options):
     with torch.no_grad():  # timm's initial weights leave class tokens and biases zero
         for parameter in network.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    kind = TimmEva if "dinov3" in name or "rope" in name else TimmVit
-    return freeze(kind(name, Normalize((0.5,) * 3, (0.25,) * 3), network))
+    config = TimmModelConfig(name=name, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return freeze(PROVIDER.wrap(config, network))
 
 
 @pytest.mark.parametrize("name", NAMES)
