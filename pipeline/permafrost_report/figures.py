@@ -50,14 +50,6 @@ class Plot(NamedTuple):
     caption: str = ""
 
 
-class Measured(NamedTuple):
-    """A variant's mean of a quantity at a place of the x axis."""
-
-    x: float
-    mean: float
-    sd: float | None
-
-
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Make a function draw with the report's sizes and without formulas, whatever the settings of the process are."""
 
@@ -215,41 +207,6 @@ def variant_plot(
     is_long = max(map(len, names), default=0) > 8
     axis.set_xticks(range(len(names)), names, **_SLANTED if is_long else {})
     axis.set_ylabel(ylabel)
-    return finish(figure, axis)
-
-
-@styled
-def measured_plot(
-    variants: Mapping[str, Measured],
-    xlabel: str,
-    ylabel: str,
-    colors: Mapping[str, str] = _NO_COLORS,
-) -> str:
-    """Plot one point per variant with its standard deviation, if it is known.
-
-    Args:
-        variants: Point of each variant.
-        xlabel: Label of the x axis.
-        ylabel: Label of the y axis.
-        colors: Colors of the variants, by default in their order.
-
-    Returns:
-        The plot as a data URI.
-    """
-    figure, axis = new_axes()
-    for variant, point in variants.items():
-        axis.errorbar(
-            [point.x],
-            [point.mean],
-            yerr=point.sd,
-            label=legend_name(variant),
-            color=colors.get(variant),
-            marker="o",
-            ms=5,
-            capsize=3,
-        )
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.margins(x=0.1)
     return finish(figure, axis)
 
 

@@ -45,7 +45,7 @@ from permafrost_report.pictures import (
     readable_classes,
     shown_name,
 )
-from permafrost_report.provenance import bytes_by_variant, bytes_plot, describe_teachers
+from permafrost_report.provenance import describe_teachers
 from permafrost_report.run_commands import commands_of, shown_command
 from permafrost_report.student_results import StudentResult, split_by_evaluation
 from permafrost_report.training_facts import describe_data, describe_variants, training_facts
@@ -283,16 +283,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "remarks": values.get("remarks", {}),
         "summary": summary,
         "rows": values["runs"],
-        "result_plots": [
-            plot
-            for plot in [
-                *grid_plots(page.results, plotted),
-                bytes_plot(
-                    summary, page.compared, bytes_by_variant(page.results, page.store), page.colors
-                ),
-            ]
-            if plot is not None
-        ],
+        "result_plots": grid_plots(page.results, plotted),
     }
 
 
