@@ -78,7 +78,10 @@ def training_curves(
         lines: By variant, the lines of metrics.jsonl of each of its students.
         colors: Colors of the variants, by default in the order of each plot.
     """
-    return [_loss_curve(lines, name, colors) for name in _TERMS if _has(lines, name)]
+    logged = {
+        name for students in lines.values() for run in students for line in run for name in line
+    }
+    return [_loss_curve(lines, name, colors) for name in _TERMS if name in logged]
 
 
 @styled
@@ -233,10 +236,6 @@ def confusion_plot(names: Sequence[str], shares: NDArray[np.float64]) -> str:
     axis.set_yticks(range(len(names)), labels)
     axis.set(xlabel="predicted class", ylabel="class")
     return finish(figure, axis)
-
-
-def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
-    return any(name in line for students in lines.values() for run in students for line in run)
 
 
 def legend_name(name: str, longest: int = _MAX_NAME) -> str:
