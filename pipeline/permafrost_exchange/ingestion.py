@@ -276,7 +276,13 @@ def ingest_targets(
         )
         first = task.read(shards[0], task.rows_of(shards[0])[:1])
         description = _complete(description, targets, first)
-        _say_if_other_classes(description["teacher"]["classes"], store)
+        classes = description["teacher"]["classes"]
+        if classes and not store.manifest.classes_of(classes):
+            logger.warning(
+                "the targets are of %d classes, and the data of %d, so labels apply to no student of these targets",
+                classes,
+                len(store.manifest.classes),
+            )
         task = with_fields(
             task,
             config.store.backend,
@@ -481,15 +487,6 @@ def _say_if_softer(targets: IngestedTargets, store: Store, joined: JoinedTargets
             frame,
             side,
             min(side, 2 * frame),
-        )
-
-
-def _say_if_other_classes(classes: int, store: Store) -> None:
-    if classes and not store.manifest.classes_of(classes):
-        logger.warning(
-            "the targets are of %d classes, and the data of %d, so labels apply to no student of these targets",
-            classes,
-            len(store.manifest.classes),
         )
 
 

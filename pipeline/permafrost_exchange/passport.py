@@ -10,7 +10,7 @@ its kind; a difference that nothing explains is a warning, or stops where the ta
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -230,7 +230,11 @@ def _judged(
             )
         logger.warning("teacher=%s: %s", passport.teacher, cause.text)
     accepted: dict[str, str] = {cause.kind: cause.text for cause in causes}
-    rest = _unexplained(agreement, accepted.keys())
+    rest = agreement  # without what these causes explain
+    if accepted.keys() & {"temperature", "classes", "rows", "preprocessing", "noise"}:
+        rest = replace(rest, top1=None, kl_mean=None)
+    if accepted.keys() & {"maps", "rows", "preprocessing"}:
+        rest = replace(rest, cosine_mean={})
     if facts.frame != "unknown" and not _resembles(rest, _WRONG, float("inf")):
         require(
             "unknown" in options.accept,
@@ -254,15 +258,6 @@ def _judged(
         f"; they differ, cause unknown{nearest}" if differs else "",
     )
     return replace(passport, accepted=accepted)
-
-
-def _unexplained(agreement: Agreement, causes: Collection[str]) -> Agreement:
-    """Return the agreement without what causes of these kinds explain."""
-    if {"temperature", "classes", "rows", "preprocessing", "noise"} & set(causes):
-        agreement = replace(agreement, top1=None, kl_mean=None)
-    if {"maps", "rows", "preprocessing"} & set(causes):
-        agreement = replace(agreement, cosine_mean={})
-    return agreement
 
 
 def _compare(

@@ -433,20 +433,16 @@ def _write_embeddings(
     """Write parts of embeddings and of their metadata, in the form of clip-retrieval."""
     parts = _in_parts(_iter_shards(config, store, shared, display), lambda shard: len(shard.rows))
     for number, part in enumerate(parts):
-        _write_part(folder, number, part)
-
-
-def _write_part(folder: Path, part: int, shards: list[_SharedShard]) -> None:
-    embeddings = np.concatenate([shard.values["pooled"][:, 0] for shard in shards])
-    file_at(folder / "img_emb" / f"img_emb_{part}.npy").write(encode_npy(embeddings))
-    columns = {
-        "image_path": [unquote(key) for shard in shards for key in shard.columns["key"]],
-        **{
-            name: [value for shard in shards for value in shard.columns[name]]
-            for name in ("split", "label", "image_sha256")
-        },
-    }
-    _write_parquet(folder / "metadata" / f"metadata_{part}.parquet", pa.table(columns))
+        embeddings = np.concatenate([shard.values["pooled"][:, 0] for shard in part])
+        file_at(folder / "img_emb" / f"img_emb_{number}.npy").write(encode_npy(embeddings))
+        columns = {
+            "image_path": [unquote(key) for shard in part for key in shard.columns["key"]],
+            **{
+                name: [value for shard in part for value in shard.columns[name]]
+                for name in ("split", "label", "image_sha256")
+            },
+        }
+        _write_parquet(folder / "metadata" / f"metadata_{number}.parquet", pa.table(columns))
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:

@@ -113,7 +113,12 @@ def one_hot_columns(path: Path) -> list[str]:
             names = column_names(path)
         else:
             with open_parquet_file(path) as file:
-                names = [column.name for column in file.schema_arrow if _is_numeric(column.type)]
+                kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+                names = [
+                    column.name
+                    for column in file.schema_arrow
+                    if any(is_kind(column.type) for is_kind in kinds)
+                ]
         batch = next(iter_parts(path, [name for name in names if names.count(name) == 1]), None)
     if batch is None:
         return []
@@ -124,13 +129,6 @@ def one_hot_columns(path: Path) -> list[str]:
             flags[name] = values
     is_one_hot = len(flags) > 2 and bool((np.sum(list(flags.values()), axis=0) == 1).all())
     return list(flags) if is_one_hot else []
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    )
 
 
 def _flags(column: pa.Array) -> NDArray[np.int64] | None:

@@ -163,7 +163,15 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
     )
     rows = [images._replace(notes=[_name(case) for case in cases])]
     if candidate.teacher_arrays:
-        notes = _teacher_notes(pair, cases, candidate.teacher_arrays["classes"])
+        explained = candidate.teacher_arrays["classes"]
+        notes = [
+            _worth("EPG", value_of(case.candidate, "teacher_epg", case.label))
+            if label == case.label
+            else f"map of {name}"
+            for case, label, name in zip(
+                cases, explained.tolist(), class_names(explained, pair.class_names), strict=True
+            )
+        ]
         rows += _explained(pair, "teacher", candidate, candidate.teacher_arrays, notes)
     for variant, views, of_variant in (
         (pair.baseline, baseline, [case.baseline for case in cases]),
@@ -255,19 +263,6 @@ def _draw_outline(
 def _name(case: Case) -> str:
     group = case.candidate["group"]
     return shown_name(unquote(case.key)) + (f"\ngroup {group}" if group > NO_GROUP else "")
-
-
-def _teacher_notes(
-    pair: CasePair, cases: Sequence[Case], explained: NDArray[np.int64]
-) -> list[str]:
-    """EPG of each of the teacher's maps, or the name of its class if that is another one."""
-    others = class_names(explained, pair.class_names)
-    return [
-        _worth("EPG", value_of(case.candidate, "teacher_epg", case.label))
-        if label == case.label
-        else f"map of {other}"
-        for case, label, other in zip(cases, explained.tolist(), others, strict=True)
-    ]
 
 
 def _note(row: RecordRow, label: int) -> str:

@@ -50,14 +50,6 @@ class Plot(NamedTuple):
     caption: str = ""
 
 
-class Measured(NamedTuple):
-    """A variant's mean of a quantity at a place of the x axis."""
-
-    x: float
-    mean: float
-    sd: float | None
-
-
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Make a function draw with the report's sizes and without formulas, whatever the settings of the process are."""
 
@@ -86,7 +78,10 @@ def training_curves(
         lines: By variant, the lines of metrics.jsonl of each of its students.
         colors: Colors of the variants, by default in the order of each plot.
     """
-    return [_loss_curve(lines, name, colors) for name in _TERMS if _has(lines, name)]
+    logged = {
+        name for students in lines.values() for run in students for line in run for name in line
+    }
+    return [_loss_curve(lines, name, colors) for name in _TERMS if name in logged]
 
 
 @styled
@@ -219,41 +214,6 @@ def variant_plot(
 
 
 @styled
-def measured_plot(
-    variants: Mapping[str, Measured],
-    xlabel: str,
-    ylabel: str,
-    colors: Mapping[str, str] = _NO_COLORS,
-) -> str:
-    """Plot one point per variant with its standard deviation, if it is known.
-
-    Args:
-        variants: Point of each variant.
-        xlabel: Label of the x axis.
-        ylabel: Label of the y axis.
-        colors: Colors of the variants, by default in their order.
-
-    Returns:
-        The plot as a data URI.
-    """
-    figure, axis = new_axes()
-    for variant, point in variants.items():
-        axis.errorbar(
-            [point.x],
-            [point.mean],
-            yerr=point.sd,
-            label=legend_name(variant),
-            color=colors.get(variant),
-            marker="o",
-            ms=5,
-            capsize=3,
-        )
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.margins(x=0.1)
-    return finish(figure, axis)
-
-
-@styled
 def confusion_plot(names: Sequence[str], shares: NDArray[np.float64]) -> str:
     """Plot a confusion matrix as a heat map with its numbers, leaving out those below 0.5.
 
@@ -276,10 +236,6 @@ def confusion_plot(names: Sequence[str], shares: NDArray[np.float64]) -> str:
     axis.set_yticks(range(len(names)), labels)
     axis.set(xlabel="predicted class", ylabel="class")
     return finish(figure, axis)
-
-
-def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
-    return any(name in line for students in lines.values() for run in students for line in run)
 
 
 def legend_name(name: str, longest: int = _MAX_NAME) -> str:

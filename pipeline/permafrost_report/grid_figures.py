@@ -18,32 +18,35 @@ _WIDEST = 10
 
 
 def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> list[Plot]:
-    """Plot each column over each numeric option of the grid, or over all points if none is numeric.
+    """Plot each column over each numeric option of the grid.
 
     Variants without a value of the column are left out. The list is empty if every variant has a single point.
     """
-    plots = []
-    for column in columns:
-        if (grid := over_the_grid(results, column.source)) is None:
-            continue
-        options = numeric_options(grid.candidates)
-        plots += [
-            Plot(
-                option_plot(grid, option, column.title),
-                f"{column.words} over {option}, one curve per variant",
-                f"{column.title} over {option}, mean and standard deviation over seeds",
-            )
-            for option in options
-        ]
-        if not options:
-            plots.append(
-                Plot(
-                    selection_plot(grid),
-                    f"{column.words} over the grid points, one curve per variant",
-                    f"{column.title} over the grid points, mean and standard deviation over seeds",
-                )
-            )
-    return plots
+    grids = [(over_the_grid(results, column.source), column) for column in columns]
+    return [
+        plot
+        for grid, column in grids
+        if grid is not None
+        for plot in option_plots(grid, column.title, column.words)
+    ]
+
+
+def option_plots(grid: ModelSelection, title: str, words: str) -> list[Plot]:
+    """Plot a quantity over each numeric option of its candidates.
+
+    Args:
+        grid: Candidates with their values.
+        title: Name of the quantity with its unit.
+        words: Name of the quantity.
+    """
+    return [
+        Plot(
+            option_plot(grid, option, title),
+            f"{words} over {option}, one curve per variant",
+            f"{title} over {option}, mean and standard deviation over seeds",
+        )
+        for option in numeric_options(grid.candidates)
+    ]
 
 
 def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
@@ -98,32 +101,6 @@ def _label_of(point: Mapping[str, object], grid: ModelSelection) -> str:
     return point_label(varied)
 
 
-@styled
-def selection_plot(selection: ModelSelection) -> str:
-    """Plot the metric of every candidate over its points, with one curve per variant and standard deviations.
-
-    A single numeric option is the x axis. Otherwise each point has a separate position.
-
-    Returns:
-        The plot as a data URI.
-    """
-    candidates, scale = selection.candidates, selection.metric.scale
-    x_of, option = _axis_positions(candidates)
-    figure, axis = new_axes(max(1.6 * WIDTH, 0.5 * len(x_of)), 1.25 * HEIGHT)
-    for number, variant in enumerate(dict.fromkeys(candidate.variant for candidate in candidates)):
-        points = [candidate for candidate in candidates if candidate.variant == variant]
-        at = [
-            x_of[label] for candidate in points if (label := point_label(candidate.point)) in x_of
-        ]
-        _draw_curve(axis, variant, points, at, scale, f"C{number % 10}")
-    if option is None:
-        axis.set_xticks(list(x_of.values()), list(map(legend_name, x_of)), rotation=30, ha="right")
-    else:
-        _scale(axis, option, sorted(x_of.values()))
-    axis.set_ylabel(selection.select + (", %" if scale == 100 else ""))
-    return finish(figure, axis)
-
-
 def _draw_curve(
     axis: Axes,
     name: str,
@@ -163,17 +140,3 @@ def _scale(axis: Axes, option: str, positions: Sequence[float]) -> None:
         axis.set_xscale("log")
     axis.set_xticks(positions, [f"{place:g}" for place in positions])
     axis.minorticks_off()
-
-
-def _axis_positions(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
-    """Position of each point on the x axis by its label, and the option of this axis, if it is a single one."""
-    points = {
-        point_label(candidate.point): candidate.point for candidate in candidates if candidate.point
-    }
-    options = {option for point in points.values() for option in point}
-    if len(options) == 1 and all(
-        type(value) in (int, float)
-        for value in [value for point in points.values() for value in point.values()]
-    ):
-        return {label: float(*point.values()) for label, point in points.items()}, options.pop()
-    return {label: float(position) for position, label in enumerate(points or {"": {}})}, None

@@ -53,11 +53,6 @@ class Column:
         return self.source.partition(".")[2].partition("@")[0]
 
     @property
-    def depends_on_pass(self) -> bool:
-        """True if a student is compared with its own teacher, which need not be that of another student."""
-        return self.measure in _OF_OWN_PASS and "@" not in self.source
-
-    @property
     def words(self) -> str:
         """Name as text."""
         return self.name.replace("_", " ")
@@ -342,7 +337,9 @@ def variant_summary(
         leading = set()
         if direction is not None and all(variant["seeds"] > 2 for variant in compared):
             labels = [str(variant["method"]) for variant in compared]
-            groups = list((variants_by_pass or {}).values()) if column.depends_on_pass else []
+            # Of a student and its own teacher, which need not be that of another student.
+            is_of_own = column.measure in _OF_OWN_PASS and "@" not in column.source
+            groups = list((variants_by_pass or {}).values()) if is_of_own else []
             for group in groups if len(groups) > 1 else [labels]:
                 members = [row for label in labels if label in group for row in by_variant[label]]
                 leading |= leading_variants(members, column.name, higher_is_better=direction)

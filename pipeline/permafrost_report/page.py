@@ -29,8 +29,8 @@ from permafrost.training.metric_log import read_metrics
 from permafrost_report.class_results import label_section, pictured_keys
 from permafrost_report.comparison import ONE_SEED, excludes_zero, group_pairs
 from permafrost_report.evaluator_sections import evaluator_sections
-from permafrost_report.figures import Plot, epoch_plots, shift_plot, training_curves
-from permafrost_report.grid_figures import grid_plots, selection_plot
+from permafrost_report.figures import epoch_plots, shift_plot, training_curves
+from permafrost_report.grid_figures import grid_plots, option_plots
 from permafrost_report.main_table import (
     meanings,
     passes_of_variants,
@@ -45,7 +45,7 @@ from permafrost_report.pictures import (
     readable_classes,
     shown_name,
 )
-from permafrost_report.provenance import bytes_by_variant, bytes_plot, describe_teachers
+from permafrost_report.provenance import describe_teachers
 from permafrost_report.run_commands import commands_of, shown_command
 from permafrost_report.student_results import StudentResult, split_by_evaluation
 from permafrost_report.training_facts import describe_data, describe_variants, training_facts
@@ -243,11 +243,13 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         ],
         "selection": values.get("selection"),
         "selection_scale": page.selection and page.selection.metric.scale,
-        "selection_plot": page.selection
-        and Plot(
-            selection_plot(page.selection),
-            "The selection metric over the grid points, one curve per variant",
-        ),
+        "selection_plots": option_plots(
+            page.selection,
+            page.selection.select + (", %" if page.selection.metric.scale == 100 else ""),
+            page.selection.select,
+        )
+        if page.selection
+        else [],
     }
 
 
@@ -283,16 +285,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "remarks": values.get("remarks", {}),
         "summary": summary,
         "rows": values["runs"],
-        "result_plots": [
-            plot
-            for plot in [
-                *grid_plots(page.results, plotted),
-                bytes_plot(
-                    summary, page.compared, bytes_by_variant(page.results, page.store), page.colors
-                ),
-            ]
-            if plot is not None
-        ],
+        "result_plots": grid_plots(page.results, plotted),
     }
 
 

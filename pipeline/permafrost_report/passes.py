@@ -6,15 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.core.records import VIEW_FIELDS
 from permafrost.runs.folder import CONFIG_NAME, passes_in, read_config
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.store.zarr_fields import FIELDS_FOLDER
 from permafrost_report.comparison import group_pairs
 from permafrost_report.student_results import StudentResult
 
@@ -102,16 +99,14 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
 
     Returns:
         For every pass, its name, views, records and bytes. If fields besides logits and maps are stored, `others` names
-        them, without their scales. If maps are stored, there are explainer, map, fidelity and raw_bytes, their size as
-        float32, and also map_bytes if the backend stores them in separate files.
+        them, without their scales. If maps are stored, there are explainer, map and fidelity.
     """
     manifest = teacher.manifest
-    records = teacher.shards.num_rows
     row = {
         "name": teacher.name,
         "views": f"{teacher.num_views} {teacher.views['sampler']}"
         + (", mixed" if teacher.views.get("mix") else ""),
-        "records": records,
+        "records": teacher.shards.num_rows,
         "bytes": teacher.bytes_per_record,
     }
     specs = {spec.name: spec for spec in manifest.fields}
@@ -123,7 +118,6 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         row["others"] = ", ".join(others)
     if (spec := specs.get("map")) is None:
         return row
-    of_maps = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{spec.name}/")
     shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]
     explained = manifest.explainer["target_classes"]
     row |= {
@@ -131,8 +125,7 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         if explained == "top1"
         else f"{teacher.explainer}, {explained}",
         "map": f"{'x'.join(map(str, shape))} {spec.dtype}",
-        "raw_bytes": int(teacher.num_views * np.prod(spec.shape) * np.dtype(np.float32).itemsize),
     }
     if spec.name in manifest.fidelity:
         row["fidelity"] = manifest.fidelity[spec.name]
-    return row | ({"map_bytes": of_maps / records} if of_maps else {})
+    return row

@@ -149,7 +149,15 @@ def draw_store(
     if lines:
         _draw_pairs(figure, grid, store, rows, passes)
     if teacher is not None:
-        _draw_histograms(figure, grid, store, _measure(store, teacher, chosen))
+        sample = _measure(store, teacher, chosen)
+        for column, values, title in (
+            (0, sample.confidence, f"confidence: {_CONFIDENCE[store.manifest.multi_label]}"),
+            (_COLUMNS + 1, sample.coverage, "energy of the map: mean of |map| / max |map|"),
+        ):
+            axis = figure.add_subplot(grid[-1, column : column + _COLUMNS - 1])
+            axis.hist(values, bins=40, range=(0, 1))
+            axis.set_title(f"{title} ({len(values):,} records)", fontsize=8, loc="left")
+            axis.set_yticks([])
     return StoreSheet(figure, facts, sheets)
 
 
@@ -257,14 +265,3 @@ _CONFIDENCE = {
     True: "mean over labels of the teacher's max(p, 1 - p)",
 }
 """Meaning of the confidence, by whether records have many labels."""
-
-
-def _draw_histograms(figure: Figure, grid: object, store: Store, sample: _Sample) -> None:
-    for column, values, title in (
-        (0, sample.confidence, f"confidence: {_CONFIDENCE[store.manifest.multi_label]}"),
-        (_COLUMNS + 1, sample.coverage, "energy of the map: mean of |map| / max |map|"),
-    ):
-        axis = figure.add_subplot(grid[-1, column : column + _COLUMNS - 1])  # type: ignore[index]
-        axis.hist(values, bins=40, range=(0, 1))
-        axis.set_title(f"{title} ({len(values):,} records)", fontsize=8, loc="left")
-        axis.set_yticks([])

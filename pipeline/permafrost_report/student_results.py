@@ -68,27 +68,24 @@ def check_run(run: str) -> None:
     Raises:
         UnknownRunError: If it has none.
     """
-    if run == ReportConfig.run or _has_output(RunFolder(run).path):
+    folder = RunFolder(run).path
+    if run == ReportConfig.run or _has_output(folder):
         return
-    _remove_own(RunFolder(run).path)
+    # What the command line has already written for a misspelled run.
+    for name in _OWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir():
+        folder.rmdir()
     known = sorted(path.name for path in RUNS.glob("*") if _has_output(path))
     named = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
     raise UnknownRunError(
-        f"{RunFolder(run).path} does not exist; the runs in {Path.cwd()} are: {named or 'none'}; correct run=, or "
+        f"{folder} does not exist; the runs in {Path.cwd()} are: {named or 'none'}; correct run=, or "
         "leave it out for a report of the store alone"
     )
 
 
 def _has_output(folder: Path) -> bool:
     return folder.is_dir() and any(path.name not in _OWN_FILES for path in folder.iterdir())
-
-
-def _remove_own(folder: Path) -> None:
-    """Remove what the command line has already written for a misspelled run."""
-    for name in _OWN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir():
-        folder.rmdir()
 
 
 # ---- results ---------------------------------------------------------------------------------------

@@ -6,27 +6,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from permafrost.config.augment import READ_BY
 from permafrost.config.builder import build_config, flatten_options, to_plain_dict
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import UserError
-from permafrost.core.records import NO_LABEL
-from permafrost.loading.subset import rows_of_split, select_training_rows
+from permafrost.loading.subset import select_training_rows
 from permafrost.runs.folder import identity
 from permafrost.storage.rooted_paths import names_in
-from permafrost.store.index import RecordIndex
 from permafrost.store.reader import Store
 from permafrost_report.comparison import group_pairs, seeds_in_words
 from permafrost_report.model_selection import curve_of
 from permafrost_report.student_results import StudentResult
 
 _RECORDS = "training records"
-_BLOCK = 2**20
-"""Records whose labels are counted at once."""
 _UNUSED = ("inputs", "run", "seed", "store", "trainer.num_threads", "trainer.device")
 """Options that every student has for itself, or that do not concern its training."""
 _SHARED = {
@@ -186,42 +180,10 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     return options | {name: value for name, value in flat.items() if name not in _UNUSED}
 
 
-def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> int:
-    """Return the number of rows of `select_training_rows`, without selecting them where the class sizes suffice.
-
-    Args:
-        index: Index of the store.
-        split: Name of the split.
-        subset: Options of the selection.
-
-    Raises:
-        ConfigError: As `select_training_rows`.
-    """
-    rows = rows_of_split(index, split)
-    if subset.shots is None and subset.holdout == 0:
-        return len(rows)
-    sizes = np.zeros(0, np.int64)
-    for start in range(0, len(rows), _BLOCK):
-        labels = index.values("label", rows[start : start + _BLOCK])
-        block_sizes = np.bincount(labels[labels != NO_LABEL], minlength=len(sizes))
-        block_sizes[: len(sizes)] += sizes
-        sizes = block_sizes
-    sizes = sizes[sizes > 0]
-    least = subset.holdout + (subset.shots or 1)
-    is_simple = not (index.has_many_labels or subset.keep_groups)
-    if not is_simple or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
-        return len(select_training_rows(index, split, subset))
-    return int(
-        len(rows) - subset.holdout * len(sizes)
-        if subset.shots is None
-        else subset.shots * len(sizes)
-    )
-
-
 def _training_records(store: Store, split: str, subset: Mapping[str, Any]) -> str:
     try:
         options = build_config(SubsetOptions, dict(subset), "subset")
-        chosen = count_training_rows(store.index, split, options)
+        chosen = len(select_training_rows(store.index, split, options))
         whole = store.num_records(split)
     except UserError:
         return f"split {split}"

@@ -206,7 +206,10 @@ class DemoSource(ImageSource):
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         ink = self._ink(digit, placement)
         candidates = self._backgrounds(photograph, placement.crops)
-        colors = _contrasting_colors(candidates, ink, placement.hue)
+        # Dark ink for a bright position, and bright ink for a dark one, [candidates, 3].
+        behind = (candidates * ink).sum(axis=(1, 2)) / ink.sum()
+        hue = 0.3 * placement.hue
+        colors = np.where(behind[:, None] > 0.5, hue, 1 - hue)
         best = int(np.argmax(_contrasts(candidates, colors, ink)))
         alpha = ink[:, :, None]
         frame = candidates[best][:, :, None] * (1 - alpha) + colors[best] * alpha
@@ -226,14 +229,6 @@ class DemoSource(ImageSource):
         exposed = 0.5 + CONTRAST * (gray - gray.mean(axis=1, keepdims=True)) / spread
         backgrounds: NDArray[np.float64] = exposed.clip(0, 1).reshape(len(crops), *size)
         return backgrounds
-
-
-def _contrasting_colors(
-    backgrounds: NDArray[np.float64], ink: NDArray[np.float64], hue: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return dark ink for a bright position and bright ink for a dark one: [candidates, 3]."""
-    behind = (backgrounds * ink).sum(axis=(1, 2)) / ink.sum()
-    return np.where(behind[:, None] > 0.5, 0.3 * hue, 1 - 0.3 * hue)
 
 
 def _contrasts(

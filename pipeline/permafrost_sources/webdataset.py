@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -238,7 +238,11 @@ class WebDatasetSource(ImageSource):
         }
         file = self._open(name)
         for sample, members in list_samples(self.tars[name], self.tally):
-            images = _images_of(members)
+            suffixes = [each for each in members if not f".{each}".endswith(f".{MASK_SUFFIX}")]
+            # Or, if there is none, those that end with one after another dot: input.jpg.
+            images = list(filter(is_image_suffix, suffixes)) or [
+                suffix for suffix in suffixes if is_image_suffix(suffix.rpartition(".")[2])
+            ]
             if len(images) != 1:
                 raise ConfigError(self._describe_sample(name, sample, members, images))
             # Members may be named after their image, as in s.input.jpg and s.input.json.
@@ -262,7 +266,8 @@ class WebDatasetSource(ImageSource):
                 self.tally.add(OTHER_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
             labeled = self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
             if labeled.label == NO_LABEL and not labeled.labels:
-                self._tally_unlabeled(sample, members, images[0])
+                for suffix in sorted(members.keys() - {images[0], MASK_SUFFIX}):
+                    self.tally.add(UNLABELED_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
             yield labeled
 
     def _describe_sample(
@@ -284,11 +289,6 @@ class WebDatasetSource(ImageSource):
             f"{text}. Members of other samples stand between those of this one, so the tar is not sorted; sort it: "
             "mkdir sorted && tar -xf NAME.tar -C sorted && tar --sort=name -cf NAME-sorted.tar -C sorted ."
         )
-
-    def _tally_unlabeled(self, sample: str, members: dict[str, Member], image: str) -> None:
-        """Count the other members of a sample without a label, so that a message can name them."""
-        for suffix in sorted(members.keys() - {image, MASK_SUFFIX}):
-            self.tally.add(UNLABELED_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
 
     def _labeled(
         self, record: Record, members: dict[str, Member], file: io.FileIO, where: str
@@ -514,7 +514,7 @@ class WebDatasetSource(ImageSource):
             wanted != "always" or form == "original",
             f"data.reference=always keeps the images' bytes; store.format={form} does not",
         )
-        if self.config.repacks:
+        if self.config.bit_range or self.config.boxes_of == "stored":
             require(
                 wanted != "always",
                 "data.reference=always keeps the images' bytes; data.bit_range and data.boxes_of=stored do not",
@@ -545,13 +545,6 @@ class WebDatasetSource(ImageSource):
             "student's batches: pack it again with data.reference=never",
         )
         return None
-
-
-def _images_of(members: Iterable[str]) -> list[str]:
-    """Return the suffixes of images, or, if there is none, those that end with one after another dot: input.jpg."""
-    suffixes = [suffix for suffix in members if not f".{suffix}".endswith(f".{MASK_SUFFIX}")]
-    images = list(filter(is_image_suffix, suffixes))
-    return images or [suffix for suffix in suffixes if is_image_suffix(suffix.rpartition(".")[2])]
 
 
 def _is_downloaded(path: str) -> bool:

@@ -21,7 +21,6 @@ from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
 from permafrost.loading.subset import rows_of_split, select_holdout_rows, select_training_rows
 from permafrost.runs.folder import identity
 from permafrost.store.reader import Store, TeacherPass
-from permafrost_report.training_facts import count_training_rows
 from tests.support.index_table import index_table
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config
 from tests.support.synthetic import store_of_rows
@@ -174,7 +173,7 @@ def test_a_holdout_that_leaves_no_record_of_a_class_is_refused(
     ]
     index, subset = index_of(rows), SubsetOptions(holdout=holdout, shots=shots)
 
-    for select in (select_training_rows, select_holdout_rows, count_training_rows):
+    for select in (select_training_rows, select_holdout_rows):
         with pytest.raises(
             ConfigError, match=rf"{holdout} holds out all 4 .* subset\.holdout={fits} or less"
         ):
@@ -195,22 +194,6 @@ def test_a_class_that_any_holdout_empties_is_named(index_of, caplog):
         "no training record of 1 small classes of split train, whatever its value: '1'"
         in caplog.text
     )
-
-
-@pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize(("holdout", "shots"), [(0, None), (2, None), (0, 3), (1, 2)])
-def test_the_number_of_selected_rows_is_known_without_selecting_them(
-    index_of, many, holdout, shots
-):
-    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(4), 5)).tolist()
-    rows = [(f"k{n}", -1 if many else label, [label] * many) for n, label in enumerate(labels)]
-    index, subset = index_of(rows), SubsetOptions(holdout=holdout, shots=shots)
-
-    chosen = select_training_rows(index, "train", subset)
-
-    assert count_training_rows(index, "train", subset) == len(chosen)
-    with pytest.raises(ConfigError, match="shots=50"):
-        count_training_rows(index, "train", SubsetOptions(shots=50))
 
 
 def test_sets_of_one_label_are_chosen_as_single_labels_are(index_of):

@@ -6,10 +6,8 @@ import base64
 import re
 
 from permafrost_report.figures import (
-    Measured,
     colors_of,
     epoch_plots,
-    measured_plot,
     training_curves,
     variant_plot,
 )
@@ -39,7 +37,6 @@ def test_a_variant_has_the_same_color_in_all_plots_of_a_page():
     others = [
         svg_of(variant_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors)),
         svg_of(variant_plot(["a", "b"], {"e2kd": [1, 2]}, colors=colors, kind="bar")),
-        svg_of(measured_plot({"e2kd": Measured(1, 2, None)}, "x", "y", colors)),
     ]
 
     assert all(color in total for color in (BLUE, ORANGE, GREEN))

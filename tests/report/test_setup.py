@@ -1,4 +1,4 @@
-"""Section on what was trained on what: options by variant, commands, teachers, and the bytes that a variant needs."""
+"""Section on what was trained on what: options by variant, commands and teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.passes import UsedPass
-from permafrost_report.provenance import bytes_by_variant, bytes_plot, describe_teachers
+from permafrost_report.provenance import describe_teachers
 from permafrost_report.run_commands import commands_of
 from permafrost_report.student_results import UnknownRunError, load_results
 from permafrost_report.training_facts import describe_augmentation, describe_data, training_facts
@@ -93,41 +93,6 @@ def test_an_augmentation_states_the_options_that_its_operations_read():
         "operations": [{"kind": "gaussian_blur", "p": 0.5, "sigma": [0.001, 0.01], "hue": 0.1}]
     }
     assert describe_augmentation(pixels) == "gaussian blur p 0.5 sigma [0.001, 0.01]"
-
-
-def test_a_variant_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept, monkeypatch):
-    monkeypatch.chdir(swept)
-    results = load_results("grid")
-
-    needed = bytes_by_variant(results, frozen.store)
-
-    (teacher,) = frozen.store.open_passes()
-    sizes = {}
-    for shard in teacher.manifest.shards:
-        for entry in shard.files:
-            field = entry.path.split("/")[1]
-            sizes[field] = sizes.get(field, 0) + entry.bytes / 72
-    maps = sum(sizes[field] for field in sizes if field in ("map", "map_scale", "target_class"))
-    assert needed["kd"] == pytest.approx(sizes["logits"])
-    assert needed["e2kd"] == pytest.approx(sizes["logits"] + maps)
-    assert maps > 0
-
-
-def test_accuracy_is_plotted_against_bytes_only_where_variants_need_different_ones():
-    from permafrost_report.main_table import Column
-
-    column = Column(name="accuracy", source="test.accuracy")
-    summary = [
-        {"method": variant, "accuracy": {"mean": 0.5, "sd": None}}
-        for variant in ("labels", "kd", "other")
-    ]
-
-    plot = bytes_plot(summary, column, {"labels": 0.0, "kd": 40.0})
-
-    assert plot is not None
-    assert plot.alt == "accuracy over the bytes of stored targets per record, one point per variant"
-    assert bytes_plot(summary, column, {"labels": 40.0, "kd": 40.0}) is None
-    assert bytes_plot(summary, column, {}) is None
 
 
 # ---- the passes that students learned from -------------------------------------------------------

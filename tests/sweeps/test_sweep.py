@@ -458,7 +458,7 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
     assert [row["variant"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
     assert ">Selection</h2>" in html
     assert html.count("<td>chosen</td>") == 2
-    assert 'aria-label="The selection metric over the grid points' in html
+    assert 'aria-label="holdout.accuracy over ' in html
     assert 'aria-label="Explanation maps"' in html
 
 

@@ -354,7 +354,14 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
         if is_array and not needs_commit(plan.folder):  # since it was planned
             plan = replace(plan, missing=missing_pass_shards(plan.folder, plan.shards))
         if not plan.is_unfinished:
-            _announce_finished(plan)
+            agreement = read_pass_manifest(plan.folder).agreement
+            logger.info(
+                "pass %s is complete%s: weights, network files and options match",
+                plan.folder.name,
+                ""
+                if agreement is None
+                else f" ({plan.precision}: {describe_agreement(agreement)})",
+            )
             with executor.alone(plan.folder, "ends"):
                 remove_shared_leftovers(plan.folder, executor)
             return 0, {}
@@ -386,7 +393,18 @@ def annotate_pass(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, fl
             else with_recorded_layer(plan.teacher, _made_with(plan, annotator))
         )
         tensors = sha256_tensors(annotator.model.network)
-        _announce_equal(plan, tensors)
+        if equal := [
+            f"{made.name} ({made.manifest.made_with['weights']})"
+            for made in plan.store.usable_passes()
+            if made.manifest.made_with.get("tensors_sha256") == tensors
+            and made.manifest.teacher["weights_sha256"]
+            != plan.description["teacher"]["weights_sha256"]
+        ]:
+            logger.warning(
+                "the weights are equal, tensor for tensor, to those of %s, but are another file, so this is another "
+                "pass",
+                ", ".join(equal),
+            )
         task = AnnotateShard(
             store_path=plan.store.folder,
             store_fingerprint=plan.store.manifest.fingerprint,
@@ -443,16 +461,6 @@ def _decode_threads(cluster: WorkConfig, executor: Executor) -> int:
     if cluster.decode_threads is None and executor.name == "ray":
         return max(1, int(cluster.cpus_per_actor))
     return resolve_decode_threads(cluster.decode_threads)
-
-
-def _announce_finished(plan: PassPlan) -> None:
-    """Log that a pass is complete, and how its precision was chosen."""
-    agreement = read_pass_manifest(plan.folder).agreement
-    logger.info(
-        "pass %s is complete%s: weights, network files and options match",
-        plan.folder.name,
-        "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})",
-    )
 
 
 def _fields_of(plan: PassPlan, annotator: TeacherAnnotator) -> PassFields:
@@ -559,20 +567,6 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
         before = sums.get(shard.split, Correct(0, 0))
         sums[shard.split] = Correct(*map(sum, zip(before, shard_counts, strict=True)))
     return {split: total.correct / total.labeled for split, total in sums.items() if total.labeled}
-
-
-def _announce_equal(plan: PassPlan, tensors: str) -> None:
-    """Log the passes of the same tensors, whose weights are another file."""
-    if equal := [
-        f"{made.name} ({made.manifest.made_with['weights']})"
-        for made in plan.store.usable_passes()
-        if made.manifest.made_with.get("tensors_sha256") == tensors
-        and made.manifest.teacher["weights_sha256"] != plan.description["teacher"]["weights_sha256"]
-    ]:
-        logger.warning(
-            "the weights are equal, tensor for tensor, to those of %s, but are another file, so this is another pass",
-            ", ".join(equal),
-        )
 
 
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator) -> dict[str, str]:

@@ -96,11 +96,6 @@ class ImageFileDataConfig(FileDataConfig):
             "burst) and the fraction, as in 'data.group=[patient] data.test_fraction=0.2'",
         )
 
-    @property
-    def repacks(self) -> bool:
-        """True if the options change what a file has, so that it cannot be used in place."""
-        return bool(self.bit_range) or self.boxes_of == "stored"
-
 
 def require_one_form(label: str | None, labels: str | tuple[str, ...]) -> None:
     """Raise ConfigError unless data.labels is all that names labels, and its columns are two or more, each once."""

@@ -17,19 +17,6 @@ from permafrost.storage.addresses import is_address
 C = TypeVar("C", bound=Options)
 
 
-def _require_absolute_paths(config: Options) -> None:
-    """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes."""
-    named = list(_paths(config))
-    if (run := getattr(config, "run", "")) and not is_address(run):
-        named.append(("run", run))
-    for option, path in named:
-        require(
-            PurePosixPath(path).is_absolute(),
-            f"{option}={path} is relative, and a job runs in a temporary copy of the code on one node; "
-            "set an absolute path on storage that all nodes share",
-        )
-
-
 def with_absolute_paths(config: C) -> C:
     """Return a verb's config with relative paths made absolute from the current folder of this process."""
     for name, path in _paths(config):
@@ -71,6 +58,14 @@ def place_paths(config: C) -> C:
         ConfigError: If a path is relative in a submitted job, whose driver runs in a temporary folder.
     """
     if in_submitted_job():
-        _require_absolute_paths(config)
+        named = list(_paths(config))
+        if (run := getattr(config, "run", "")) and not is_address(run):
+            named.append(("run", run))
+        for option, path in named:
+            require(
+                PurePosixPath(path).is_absolute(),
+                f"{option}={path} is relative, and a job runs in a temporary copy of the code on one node; "
+                "set an absolute path on storage that all nodes share",
+            )
     is_joined = isinstance(getattr(config, "cluster", None), ExistingClusterConfig)
     return with_absolute_paths(config) if is_joined else config

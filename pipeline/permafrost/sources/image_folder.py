@@ -9,7 +9,7 @@ folder and store can be compared name by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 
 from permafrost.config.data import ImageFolderDataConfig
@@ -169,7 +169,17 @@ class ImageFolderSource(FilesBelowRoot):
                 path_as_stored(self._root, folder, {}): split
                 for folder, split in self.config.splits.items()
             }
-            self._check_splits(splits)
+            for folder, chosen in splits.items():
+                if not file_at(self._root / folder).is_folder():
+                    there = ", ".join(sub_folders(self._root)) or "no folders"
+                    raise ConfigError(
+                        f"data.splits names the folder {folder!r}, but data.path={self.config.path} "
+                        f"contains: {there}"
+                    )
+                require(
+                    is_split_name(chosen),
+                    f"data.splits.{folder}={chosen!r} must have only letters, digits, - and _",
+                )
             return splits
         top = sub_folders(self._root)
         splits = {name: split for name in top if (split := known_split(name)) is not None}
@@ -208,19 +218,6 @@ class ImageFolderSource(FilesBelowRoot):
             raise ConfigError(
                 f"data.path={self.config.path} contains folders of splits ({', '.join(splits)}) and others "
                 f"({rest}); name the splits: 'data.splits={{{pairs}}}'"
-            )
-
-    def _check_splits(self, splits: Mapping[str, str]) -> None:
-        for folder, split in splits.items():
-            if not file_at(self._root / folder).is_folder():
-                there = ", ".join(sub_folders(self._root)) or "no folders"
-                raise ConfigError(
-                    f"data.splits names the folder {folder!r}, but data.path={self.config.path} "
-                    f"contains: {there}"
-                )
-            require(
-                is_split_name(split),
-                f"data.splits.{folder}={split!r} must have only letters, digits, - and _",
             )
 
     def _class_folders(self, folder: str) -> list[str]:

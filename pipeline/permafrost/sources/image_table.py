@@ -605,7 +605,11 @@ class ImageTableSource(ImageSource):
         value = row.cells[column]
         try:
             parsed = [
-                _parse_box(box) for box in (json.loads(value) if isinstance(value, str) else value)
+                (
+                    [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")],
+                    to_text(box.get("label")),
+                )
+                for box in (json.loads(value) if isinstance(value, str) else value)
             ]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise row.error(
@@ -636,11 +640,6 @@ def _is_empty_list(value: Any) -> bool:
 
 
 # ---- cells ---------------------------------------------------------------------------------------
-
-
-def _parse_box(box: dict[str, Any]) -> tuple[list[float], str | None]:
-    """Return the corners and the label's text."""
-    return [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")], to_text(box.get("label"))
 
 
 def _check_class_text(row: ListedRow, column: str, text: str, *, is_named: bool) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -130,6 +130,8 @@ def _stamp(path: Path) -> list[int | str] | None:
 class ClassSubset:
     """The records of some classes of a source. Records without a label and boxes of other classes are left out.
 
+    One process lists them, also of a source in parts: what is chosen is packed, which takes far longer.
+
     Args:
         source: The source of all records.
         classes: Names of the classes, in the order of the new labels.
@@ -164,15 +166,12 @@ class ClassSubset:
         Raises:
             ConfigError: If records have several labels.
         """
-        return self._selected(self.source.records())
-
-    def _selected(self, records: Iterable[Record]) -> Iterator[Record]:
         new_labels = {
             label: self.classes.index(name)
             for label, name in enumerate(self.source.classes)
             if name in self.classes
         }
-        for record in records:
+        for record in self.source.records():
             require(
                 not record.labels,
                 f"data.only_classes={list(self.classes)} needs records with one label, but {record.key} has several; "
@@ -185,31 +184,6 @@ class ClassSubset:
                     if box.label in new_labels
                 )
                 yield replace(record, label=new_labels[record.label], boxes=boxes)
-
-
-class PartedClassSubset(ClassSubset):
-    """The same for a source in parts, which stay parts."""
-
-    @property
-    def unique_keys_option(self) -> str:
-        """Option that makes equal keys in several parts different."""
-        return self._parted.unique_keys_option
-
-    def parts(self) -> dict[str, int]:
-        """Return the bytes of each part by its name."""
-        return self._parted.parts()
-
-    def part_records(self, part: str) -> Iterator[Record]:
-        """Yield the records of the classes in one part."""
-        return self._selected(self._parted.part_records(part))
-
-    def classes_up_to(self, largest_label: int) -> tuple[str, ...]:
-        """Return the chosen classes."""
-        return self.classes
-
-    @property
-    def _parted(self) -> PartedSource:
-        return cast("PartedSource", self.source)
 
 
 # ---- build -----------------------------------------------------------------------------------------
@@ -427,6 +401,5 @@ def build_source(config: DataConfig) -> Source:
     """
     source: Source = resolve_implementation(type(config))(config)
     if isinstance(config, FileDataConfig) and config.only_classes:
-        subset = PartedClassSubset if isinstance(source, PartedSource) else ClassSubset
-        return subset(source, config.only_classes)
+        return ClassSubset(source, config.only_classes)
     return source

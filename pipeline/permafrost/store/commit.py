@@ -53,7 +53,7 @@ from permafrost.store.manifest import (
     write_manifest,
 )
 from permafrost.store.shard_plan import ShardPlan
-from permafrost.store.shards import ShardEntry, ShardTable
+from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.store")
 
@@ -333,7 +333,12 @@ def commit_store(
     )
     write_manifest(store, manifest)
     if before is not None and plans:
-        _remove_abandoned(store, tables.shards)
+        # Shards of appends that were killed, and whose records were appended with others later.
+        for folder in (IMAGES_FOLDER, COMMITS_FOLDER):
+            for path in file_at(store / folder).paths():
+                name = path.name.partition(".")[0]
+                if _APPENDED_SHARD.fullmatch(name) and tables.shards.number_of(name) < 0:
+                    file_at(path).remove()
     # Readers of the store before an append still read them.
     remove_other_tables(store, manifest, *(() if before is None else (before,)))
     return manifest
@@ -402,15 +407,6 @@ def _marker_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
 
 def _other_marker(path: RootedPath, error: Exception) -> ManifestError:
     return ManifestError(f"{path} is not a commit marker of this version ({error}); {REWRITE}")
-
-
-def _remove_abandoned(store: RootedPath, shards: ShardTable) -> None:
-    """Remove the shards of appends that were killed, and whose records were appended with others later."""
-    for folder in (IMAGES_FOLDER, COMMITS_FOLDER):
-        for path in file_at(store / folder).paths():
-            name = path.name.partition(".")[0]
-            if _APPENDED_SHARD.fullmatch(name) and shards.number_of(name) < 0:
-                file_at(path).remove()
 
 
 def remove_leftovers(folder: RootedPath) -> None:

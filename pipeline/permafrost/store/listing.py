@@ -180,14 +180,6 @@ def rank_of(key: str, seed: int) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=_RANK_BYTES, salt=salt).digest()
 
 
-def _check_key(key: str) -> None:
-    """Raise ConfigError unless a key can be the name of a tar's member."""
-    if not key or len(key.encode()) > MAX_KEY_BYTES or "." in key or "/" in key or "\\" in key:
-        raise ConfigError(
-            f"record key {key!r} must have 1 to {MAX_KEY_BYTES} bytes and no dots or slashes"
-        )
-
-
 # ---- writing -------------------------------------------------------------------------------------
 
 
@@ -294,7 +286,17 @@ def _batches(
     rows: list[tuple[Any, ...]] = []
     size = 0
     for record in records:
-        _check_key(record.key)
+        # A key is the name of a member of a tar.
+        if (
+            not (key := record.key)
+            or len(key.encode()) > MAX_KEY_BYTES
+            or "." in key
+            or "/" in key
+            or "\\" in key
+        ):
+            raise ConfigError(
+                f"record key {key!r} must have 1 to {MAX_KEY_BYTES} bytes and no dots or slashes"
+            )
         counts.add(record)
         text = record_json(record)
         largest = max(record.label, *record.labels) if record.labels else record.label

@@ -226,14 +226,6 @@ def plan_pack(
     )
 
 
-def _name_classes(path: RootedPath, classes: tuple[str, ...]) -> None:
-    """Give names to the classes of a finished store that are numbers. Neither its records nor its passes change."""
-    manifest = read_store_manifest(path)
-    if (named := named_classes(manifest, classes)) != manifest.classes:
-        write_manifest(path, replace(manifest, classes=named))
-        logger.info("the %d classes of %s have names now: %s", len(named), path, shorten(named, 3))
-
-
 def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     """Write the shards that the store lacks and commit it.
 
@@ -252,7 +244,12 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     path = plan.path
     appends = plan.before is not None and bool(plan.shards) and not plan.repairs
     if not appends and not plan.missing and not needs_commit(path):
-        _name_classes(path, plan.classes)
+        manifest = read_store_manifest(path)
+        if (named := named_classes(manifest, plan.classes)) != manifest.classes:
+            write_manifest(path, replace(manifest, classes=named))
+            logger.info(
+                "the %d classes of %s have names now: %s", len(named), path, shorten(named, 3)
+            )
         return 0
     in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
     remove_partial_files(path, keep=in_use, ignored=(TEACHERS_FOLDER,))

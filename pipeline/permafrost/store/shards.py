@@ -308,12 +308,6 @@ class PassShardTable(NamedShards[PassShard]):
         """Number of bytes of all files."""
         return pc.sum(self.table["files"].combine_chunks().flatten().field("bytes")).as_py() or 0
 
-    def bytes_below(self, folder: str) -> int:
-        """Return the number of bytes of the files whose paths begin with `folder`."""
-        files = self.table["files"].combine_chunks().flatten()
-        inside = pc.starts_with(files.field("path"), folder)
-        return pc.sum(files.field("bytes").filter(inside)).as_py() or 0
-
     def names(self) -> list[str]:
         """Return the names of the shards."""
         names: list[str] = self.table["name"].to_pylist()

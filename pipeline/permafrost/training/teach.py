@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import pkgutil
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -152,7 +152,17 @@ class TeacherPlan(TrainingJob):
                 measured = {"splits": self._evaluate(), PICTURE: picture}
                 write_json(path, measured)
         splits = measured["splits"]
-        _warn_of_chance(splits)
+        for split, metrics in splits.items():
+            value, chance = metrics.get("accuracy", 1), metrics.get("majority_accuracy", 0)
+            if value <= chance < 1:
+                logger.warning(
+                    "accuracy on %s is %.3f, and that of the most frequent class alone would be %.3f: the teacher has "
+                    "hardly learned; train it longer (teaching.trainer.epochs=) or with another "
+                    "teaching.optimizer.lr=, or look at the labels",
+                    split,
+                    value,
+                    chance,
+                )
         accuracy, f1 = (
             {split: metrics[name] for split, metrics in splits.items() if name in metrics}
             for name in ("accuracy", "f1")
@@ -259,21 +269,6 @@ class TeacherPlan(TrainingJob):
             picture=spec.picture,
             split=self.config.teaching.split,
         )
-
-
-def _warn_of_chance(splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warn of splits on which the teacher is not better than its most frequent class."""
-    for split, metrics in splits.items():
-        value, chance = metrics.get("accuracy", 1), metrics.get("majority_accuracy", 0)
-        if value <= chance < 1:
-            logger.warning(
-                "accuracy on %s is %.3f, and that of the most frequent class alone would be %.3f: the teacher has "
-                "hardly learned; train it longer (teaching.trainer.epochs=) or with another teaching.optimizer.lr=, or "
-                "look at the labels",
-                split,
-                value,
-                chance,
-            )
 
 
 def check_splits(config: TeachConfig, store: Store) -> None:

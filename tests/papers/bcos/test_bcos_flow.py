@@ -218,8 +218,6 @@ def test_the_report_shows_contributions_and_colors(bcos_store):
     assert figures[-1].startswith("Images and maps, as stored")
     stored = json.loads(Path(result.json).read_text())["passes"]
     assert [entry["map"] for entry in stored] == ["6x16x16 float16"]
-    assert stored[0]["raw_bytes"] == 6 * 16 * 16 * 4
-    assert 0 < stored[0]["map_bytes"] < 2 * 6 * 16 * 16 * 2
     assert stored[0]["fidelity"] > 0.99999
 
 
