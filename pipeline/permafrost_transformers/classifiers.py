@@ -109,8 +109,13 @@ def published_transformers(config: TransformersModelConfig) -> PretrainedInfo:
         WeightsError: If they cannot be fetched.
     """
     folder, settings = _open(config, _FILES)
-    names, prompts = tuple(map(str, (settings.id2label or {}).values())), _read_prompts(config)
+    outputs = settings.id2label or {}
+    names, prompts = tuple(str(outputs[key]) for key in sorted(outputs)), _read_prompts(config)
     has_head = _has_head(settings)
+    require(
+        not (has_head and prompts),
+        f"prompts={config.prompts}: {config.name} is a classifier, which reads no texts; leave the option out",
+    )
     info = PretrainedInfo(
         name="" if Path(config.name).is_dir() else folder.name,
         classes=settings.num_labels if has_head else len(prompts),
@@ -143,6 +148,7 @@ def _reading(config: TransformersModelConfig) -> Iterator[None]:
     """Say in one line why a network cannot be fetched, read or run, without the library's own reports."""
     verbosity = library_logging.get_verbosity()
     library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
     try:
         yield
     except UserError:
@@ -281,8 +287,19 @@ def _with_head(
 
 
 def _read_prompts(config: TransformersModelConfig) -> tuple[str, ...]:
-    text = "" if config.prompts is None else file_at(Path(config.prompts)).read().decode()
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    if config.prompts is None:
+        return ()
+    path = Path(config.prompts)
+    require(
+        path.is_file(),
+        f"prompts={path} does not exist; name a text file with a line for each class",
+    )
+    prompts = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    require(
+        len(set(prompts)) == len(prompts),
+        f"prompts={path} has equal lines; write a line for each class",
+    )
+    return prompts
 
 
 def file_digests(config: TransformersModelConfig) -> dict[str, str]:

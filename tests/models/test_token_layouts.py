@@ -252,11 +252,17 @@ def test_a_named_tuple_stays_one_and_a_text_of_other_axes_is_refused():
         Layout.parse("b h c")
 
 
-def test_a_layout_that_is_set_is_not_measured(monkeypatch):
+def test_a_layout_that_is_set_is_taken_unless_the_tokens_have_another_one():
+    torch.manual_seed(0)
     network, images = Tokens(*FORMS["b 1+hw+5 c"]).eval(), torch.rand(2, 3, 32, 32)
-    monkeypatch.setattr("permafrost.models.module.token_layouts", None)
-    model = ModuleClassifier(network, "form", layout="b 1+hw+5 c")
-    torch.testing.assert_close(model(images).features, network.patches(images), rtol=0, atol=0)
+    with pytest.raises(
+        ConfigError, match=r"layout=b 2\+hw\+4 c .* move the tokens of 'b 1\+hw\+5 c'"
+    ):
+        permafrost.explain(network, images, layer="form", layout="b 2+hw+4 c")
+    network = Tokens(products, lambda out: out, channels=16).eval()  # of two layouts
+    model = ModuleClassifier(network, "form", layout="b c hw")
+    assert model(images).features.shape == (2, 16, 4, 4)
+    assert model.layer == "form"
 
 
 def products(patches, extra):
@@ -275,12 +281,12 @@ REFUSED = {
         lambda p, e: shares(p, e)[:, None],
         r"\[B, 1, 16, 16\].*weights of an attention",
     ),
-    "a bias": (lambda p, e: p[:1] * 0 + e[:1, :1], "no axis of it is the patches"),
+    "a bias": (lambda p, e: p[:1] * 0 + e[:1, :1], "no axis of it is clearly the patches"),
     "a bias of heads": (
         lambda p, e: p[None, :1, :4].expand(1, 2, 4, -1) * 0,
         "no axis of the batch",
     ),
-    "one token": (lambda p, e: p.mean(1, keepdim=True), "no axis of it is the patches"),
+    "one token": (lambda p, e: p.mean(1, keepdim=True), "no axis of it is clearly the patches"),
     "an average": (lambda p, e: p.mean(1), r"returns \[B, 16\]"),
 }
 

@@ -31,6 +31,8 @@ _CLEAR_FIT = 0.5
 _SAME_FIT = 0.97
 """Correlation relative to the best layout's above which another one is as possible."""
 _SAME_SUM = 1e-3
+_PROJECTIONS = re.compile(r"(^|\.)([qkv]+|query|queries|keys?|values?)(_proj)?(\.|$)")
+"""Names of the projections of an attention."""
 _CELLS_OF_TOKENS = 0.5
 """Minimum fraction of the values of tokens with a gradient, if the logits depend on the patches."""
 _MAX_STAGES = 4
@@ -307,7 +309,7 @@ def layer_grids(
 ) -> list[LayerGrid]:
     """Return the grids of more than one row and column of a network, in the order in which its layers finish.
 
-    Layers that run more than once are left out, and linear ones on tokens, such as the projections of an attention.
+    Layers that run more than once are left out, and of tokens linear ones and the projections of an attention.
 
     Args:
         network: The network in eval mode, or a copy of it.
@@ -323,7 +325,8 @@ def layer_grids(
         grids = layers.setdefault(name, [])
         grids.append(None)
         for part, tensor in tensors_of(output):
-            if is_attention(tensor) or (isinstance(module, nn.Linear) and tensor.ndim == 3):
+            is_projection = isinstance(module, nn.Linear) or _PROJECTIONS.search(name)
+            if is_attention(tensor) or (is_projection and tensor.ndim == 3):
                 continue
             if tensor.ndim == 3:
                 layouts = token_layouts(tensor, size, _PARTS)

@@ -77,6 +77,8 @@ _SAME_LOGITS = 1e-3
 """Largest difference of two passes of the same images, in units of the largest logit."""
 
 
+_PROBES = len(CORNERS) + 3
+"""Number of images on which a network is examined."""
 _MAX_TRIED = 3
 """Maximum number of layers that are examined if none is named."""
 _REMEDIES = {
@@ -84,7 +86,8 @@ _REMEDIES = {
     r"same device": "let it keep its tensors as buffers, or create them on the device of the images",
     r"same dtype|scalar type": "let it create tensors of the precision of the images",
     r"\.grad\(\)|use_reentrant": "its activation checkpointing needs use_reentrant=False",
-    r"size|shape|channel|dimension|divisible": "correct the size and channels of the images",
+    r"size|shape|channel|dimension|divisible": "correct the size and channels of the images "
+    "(input_size=, augment.size=)",
 }
 """Remedies by what the errors of a network say."""
 _OWN = "its own code raises this"
@@ -138,7 +141,8 @@ class ModuleClassifier(ProbedClassifier):
         named = dict(network.named_modules())
         name = type(network).__name__
         if layer not in named:
-            known = ", ".join(name for name in named if name)
+            close = [each for each in named if each.endswith(layer.rpartition(".")[2])]
+            known = ", ".join(name for name in close or named if name)
             raise ConfigError(f"{name} has no layer {layer!r}; its modules are {known[:500]}")
         require(
             not isinstance(network, torch.jit.ScriptModule),
@@ -392,7 +396,7 @@ class ModuleClassifier(ProbedClassifier):
             (each for each, output in outputs[::-1] if nearly_equal(to_float32(output), logits)), ""
         )
         if self.layer:
-            self.layout = self.layout or self._measure_layout(values, examples)
+            self.layout = self._layout_of(values, examples)
             values = self.layout.grid(values, (examples.shape[2], examples.shape[3]))
             self._examine_input(examples, values[:-1])
             require(
@@ -478,6 +482,21 @@ class ModuleClassifier(ProbedClassifier):
         )
         return outputs[0], self._to_logits(logits)
 
+    def _layout_of(self, output: Any, images: Tensor) -> Layout:
+        """Return the layout that is set, unless tokens clearly have another one, or measure it."""
+        layout = self.layout
+        if layout is None:
+            return self._measure_layout(output, images)
+        size, tensor = (images.shape[2], images.shape[3]), layout.tensor(output)
+        if isinstance(tensor, Tensor) and tensor.ndim == 3:
+            measured = token_layouts(tensor, size, _PROBES)
+            require(
+                len(measured) != 1 or measured[0]._replace(part=layout.part) == layout,
+                f"layout={layout} of layer {self.layer}: replaced corners of an image move the tokens of "
+                f"'{measured[0] if measured else ''}'; correct the option, or leave it out",
+            )
+        return layout
+
     def _measure_layout(self, output: Any, images: Tensor) -> Layout:
         """Return the layout of the layer's output, or raise ConfigError if the image has no grid in it.
 
@@ -492,12 +511,11 @@ class ModuleClassifier(ProbedClassifier):
             if is_attention(tensor):
                 reason = "these are weights of an attention, which are shares of tokens"
             elif tensor.ndim == 3:
-                reason = "no axis of it is the patches of the image"
+                reason = "no axis of it is clearly the patches of the image; set layout=, as in 'b hw c', if one is"
                 layouts += [
-                    layout._replace(part=part)
-                    for layout in token_layouts(tensor, size, len(CORNERS) + 3)
+                    layout._replace(part=part) for layout in token_layouts(tensor, size, _PROBES)
                 ]
-            elif len(tensor) == len(CORNERS) + 3:
+            elif len(tensor) == _PROBES:
                 shapes = (self._shape_for(images, part, *scale) for scale in ((2, 1), (1, 2)))
                 if layout := grid_layout(tensor[:-1], size, *shapes):
                     layouts.append(layout._replace(part=part))
@@ -549,7 +567,8 @@ class ModuleClassifier(ProbedClassifier):
         require(
             gradient is not None,
             f"the logits of {type(self.inner).__name__} have no gradient with respect to layer {self.layer}: they do "
-            "not depend on it, or the network detaches them; name another layer",
+            "not depend on it, the network detaches them, or the layer is inside of a reentrant checkpoint "
+            "(use_reentrant=True); name another layer",
         )
         require(
             "n" not in str(self.layout and self.layout.axes)

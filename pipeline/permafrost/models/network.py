@@ -190,6 +190,8 @@ class Network:
         source, weights = published(self.config), f"{self.section}.weights={self.config.weights}"
         if source is not None and source.classes != self.num_classes:
             advice = f"set {self.section}.classes={source.classes}, or " if source.classes else ""
+            if source.prompts:
+                weights, advice = f"{self.section}.prompts", "write a line for each class, or "
             raise ConfigError(
                 f"{weights} has {source.classes} outputs, but {self.num_classes} are needed, and a new head would be "
                 f"untrained; {advice}name weights for your classes, or store what needs no head, as in "

@@ -389,6 +389,14 @@ def require_classes(
             len(trained) - 1,
             shorten(classes, 3),
         )
+    names = set() if isinstance(classes, int) else set(classes)
+    if are_published and len(trained) == len(names) and names.isdisjoint(trained):
+        logger.warning(
+            "%s trained on %s, none of which is a class of the data by name; they are taken as %s in this order",
+            subject,
+            shorten(list(trained), 3),
+            shorten(list(names and classes), 3),  # type: ignore[arg-type]
+        )
     if reason.startswith("other"):
         reason += "; name weights, or a store, of the same classes"
     other_number = len(trained) != count_classes(classes)
