@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -91,27 +92,25 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
 
 def _wrap(config: ModelConfig, network: Any) -> Classifier:
     normalize = Normalize(*model_normalization(config))
-    for kind in (TimmVit, TimmEva):
-        if isinstance(network, kind.kind):
-            return (kind if kind.can_split(network) else TimmModule)(
-                config.name, normalize, network
-            )
-    return (TimmClassifier if _returns_grid(network) else TimmModule)(
-        config.name, normalize, network
-    )
+    split = next((kind for kind in (TimmVit, TimmEva) if isinstance(network, kind.kind)), None)
+    if not (split.can_split(network) if split else _returns_grid(network)):
+        return TimmModule(network, "", normalize, may_initialize=True)
+    return (split or TimmClassifier)(config.name, normalize, network)
 
 
 def _returns_grid(network: Any) -> bool:
     """Return whether forward_features returns a grid, computed without values if no pooling of a grid shows it."""
     if any(isinstance(module, SelectAdaptivePool2d) for module in network.modules()):
         return True
-    size = network.pretrained_cfg.get("input_size", (3, 224, 224))
-    # In train mode, because some keep tensors in eval mode.
-    with eval_mode(network), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        try:
-            features = network.train().forward_features(torch.empty(2, *size))
-        except Exception:  # a network of somebody's own may raise anything
-            return False
+    size, features = network.pretrained_cfg.get("input_size", (3, 224, 224)), None
+    # In train mode, because some keep tensors in eval mode. A network of somebody's own may raise anything.
+    with (
+        eval_mode(network),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.no_grad(),
+        suppress(Exception),
+    ):
+        features = network.train().forward_features(torch.empty(2, *size))
     return isinstance(features, Tensor) and features.ndim == 4
 
 
@@ -315,10 +314,6 @@ class TimmModule(ModuleClassifier):
     """A network of any other kind, explained at its last grid."""
 
     rename_keys = _TimmNetwork.rename_keys
-
-    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
-        super().__init__(network, "", normalize, may_initialize=True)
-        self.name = name
 
 
 # ---- a grid of features --------------------------------------------------------------------------

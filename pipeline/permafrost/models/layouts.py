@@ -58,8 +58,7 @@ class Layout(NamedTuple):
     """Place in a tuple, or key of a dict; empty for a tensor."""
 
     def __str__(self) -> str:
-        sides = ([self.before] if self.before else [], [self.after] if self.after else [])
-        tokens = "+".join(map(str, [*sides[0], "hw", *sides[1]]))
+        tokens = "+".join(str(part) for part in (self.before, "hw", self.after) if part)
         axes = " ".join(tokens if axis == "n" else axis for axis in self.axes)
         return f"{self.part}: {axes}" if self.part else axes
 
@@ -83,7 +82,7 @@ class Layout(NamedTuple):
 
     def tensor(self, output: Any) -> Any:
         """Return the tensor of a layer's output that has the grid, None if there is no such part."""
-        return dict(tensors_of(output)).get(self.part)
+        return tensors_of(output).get(self.part)
 
     def grid(self, output: Any, size: tuple[int, int]) -> Tensor:
         """Return the grid [B, C, h, w] of a layer's output.
@@ -139,17 +138,16 @@ def _ordered(tensor: Tensor, axes: str, order: str) -> Tensor:
     return tensor if axes == order else tensor.permute([axes.index(axis) for axis in order])
 
 
-def tensors_of(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of three or four axes in a layer's output, with their part (`Layout.part`)."""
-    if isinstance(output, Mapping):
-        parts = [(str(key), value) for key, value in output.items()]
-    elif isinstance(output, (tuple, list)):
-        parts = [(str(number), value) for number, value in enumerate(output)]
-    else:
-        parts = [("", output)]
-    yield from (
-        (p, value) for p, value in parts if isinstance(value, Tensor) and value.ndim in (3, 4)
-    )
+def tensors_of(output: Any) -> dict[str, Tensor]:
+    """Return the tensors of three or four axes in a layer's output, by their part (`Layout.part`)."""
+    parts: dict[Any, Any] = {"": output}
+    if isinstance(output, (Mapping, tuple, list)):
+        parts = dict(output if isinstance(output, Mapping) else enumerate(output))
+    return {
+        str(part): value
+        for part, value in parts.items()
+        if isinstance(value, Tensor) and value.ndim in (3, 4)
+    }
 
 
 def describe_output(output: Any) -> str:
@@ -324,7 +322,7 @@ def layer_grids(
     def measure(name: str, module: nn.Module, output: Any) -> None:
         grids = layers.setdefault(name, [])
         grids.append(None)
-        for part, tensor in tensors_of(output):
+        for part, tensor in tensors_of(output).items():
             is_projection = isinstance(module, nn.Linear) or _PROJECTIONS.search(name)
             if is_attention(tensor) or (is_projection and tensor.ndim == 3):
                 continue
@@ -344,7 +342,7 @@ def layer_grids(
                 return
 
     def follow(name: str, module: nn.Module, output: Any) -> None:
-        for _, tensor in tensors_of(output):
+        for tensor in tensors_of(output).values():
             if tensor.requires_grad:
                 least = -1.0 if tensor.ndim == 4 else _CELLS_OF_TOKENS
                 tensor.register_hook(partial(note, name, least))  # type: ignore[no-untyped-call]

@@ -185,13 +185,11 @@ class ModuleClassifier(ProbedClassifier):
         if not self._is_probed:
             self._probe(images.detach())
         stages = self._stage_layers(images) if intermediates.stages else {}
-        has_pooled = self.pools_by_average or self._classifier
-        if intermediates.pooled and not has_pooled:
+        if intermediates.pooled and not (self.pools_by_average or self._classifier):
             self.forward_pooled(*self.forward_trunk(images))  # raises
         output = self._run(images, stages, is_pooled=intermediates.pooled)
-        if not intermediates.class_maps:
-            return output
-        return output._replace(class_maps=self.class_maps(output.features))
+        class_maps = self.class_maps(output.features) if intermediates.class_maps else None
+        return output._replace(class_maps=class_maps)
 
     def _run(
         self, images: Tensor, stages: Mapping[str, Layout] = _NO_LAYERS, *, is_pooled: bool = False
@@ -391,7 +389,7 @@ class ModuleClassifier(ProbedClassifier):
                 outputs.append((layer, output))
 
         with watched(self.inner, note):
-            values, logits = (self._read if self.layer else self._run_both)(probes)
+            logits, values = self._read(probes) if self.layer else self._run(probes)[:2]
         self._classifier = next(
             (each for each, output in outputs[::-1] if nearly_equal(to_float32(output), logits)), ""
         )
@@ -412,17 +410,13 @@ class ModuleClassifier(ProbedClassifier):
         require_independent_records(
             name,
             self.inner,
-            self._run_both,
+            lambda images: self._run(images)[:2],
             probes[records],
             probes[5:6],
-            (values[records], logits[records]),
+            (logits[records], values[records]),
         )
         if self.layer:
             self._match_head(examples[:1].clone())
-
-    def _run_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        output = self._run(images)
-        return output.features, output.logits
 
     @contextlib.contextmanager
     def _on_copy(self, examples: Tensor) -> Iterator[None]:
@@ -462,8 +456,8 @@ class ModuleClassifier(ProbedClassifier):
                 "teacher.mean=[0,0,0] teacher.std=[1,1,1]",
             )
 
-    def _read(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the layer's output as it is and the logits, or raise ConfigError for what they are."""
+    def _read(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Return the logits and the layer's output as it is, or raise ConfigError for what they are."""
         outputs: list[Any] = []
 
         def keep(output: Any) -> None:
@@ -480,7 +474,7 @@ class ModuleClassifier(ProbedClassifier):
         require(
             len(outputs) == 1, f"{name} runs {len(outputs)} times in a forward pass; name another"
         )
-        return outputs[0], self._to_logits(logits)
+        return self._to_logits(logits), outputs[0]
 
     def _layout_of(self, output: Any, images: Tensor) -> Layout:
         """Return the layout that is set, unless tokens clearly have another one, or measure it."""
@@ -507,7 +501,7 @@ class ModuleClassifier(ProbedClassifier):
         size = (images.shape[2], images.shape[3])
         layouts: list[Layout] = []
         reason = "no two neighboring axes of it are the rows and columns of the image"
-        for part, tensor in tensors_of(output):
+        for part, tensor in tensors_of(output).items():
             if is_attention(tensor):
                 reason = "these are weights of an attention, which are shares of tokens"
             elif tensor.ndim == 3:
@@ -541,7 +535,7 @@ class ModuleClassifier(ProbedClassifier):
         shapes: list[Shape] = []
 
         def stop(output: Any) -> None:
-            shapes.append(tuple(getattr(dict(tensors_of(output)).get(part), "shape", ())))
+            shapes.append(tuple(getattr(tensors_of(output).get(part), "shape", ())))
             raise _LayerRead
 
         enlarged = images[:1].repeat(1, 1, rows, columns)

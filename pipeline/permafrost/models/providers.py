@@ -140,9 +140,8 @@ def with_recorded_layer(config: AnyConfig, made_with: Mapping[str, str]) -> AnyC
     recorded: dict[str, Any] = {
         name: made_with[name] for name in ("layer", "layout") if name in made_with
     }
-    if not recorded or getattr(config, "layer", None) not in ("", recorded["layer"]):
-        return config
-    return config if getattr(config, "layout", "") else replace(config, **recorded)
+    fits = getattr(config, "layer", None) in ("", recorded.get("layer"))
+    return replace(config, **recorded) if fits and not getattr(config, "layout", "") else config
 
 
 def freeze(model: AnyModule) -> AnyModule:
