@@ -1,11 +1,10 @@
-"""Networks of one's own: any module from images to logits, explained at a layer that is named.
+"""Networks of one's own: any module from images to logits, explained at a layer that is named or at its last grid.
 
 A forward hook reads the layer's output, so the network needs no base class and no division into trunk and head. The
 network continues with a copy of what was read, so operations in place, before or after, do not change the features.
 
-The axes of the layer's output that are the rows and columns of the image are measured: they are those that grow with
-it. If the network takes images of one size only, or pools them to one, the proportions of the axes decide, and where
-the output changes if a corner of the image is replaced.
+The first pass measures which axes of the layer's output, or which of its tokens, are those of the image (layouts.py), and
+examines the network on a copy. What makes a layer unfit leaves the network its logits and its embedding.
 """
 
 from __future__ import annotations
