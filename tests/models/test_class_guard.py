@@ -261,3 +261,12 @@ def test_a_number_of_classes_does_not_hide_other_names_of_as_many(tmp_path, swap
 
     with pytest.raises(ConfigError, match="the same classes in another order"):
         precompute.run(config)
+
+
+def test_published_names_that_are_none_of_the_classes_are_said(caplog):
+    require_classes(("thing", "other"), ("cat", "dog"), "weights are", are_published=True)
+    require_classes((), (), "weights are", are_published=True)
+    assert caplog.messages == [
+        "weights are trained on 'thing', 'other', none of which is a class of the data by name; they are taken as "
+        "'cat', 'dog' in this order"
+    ]

@@ -3,8 +3,8 @@
 A forward hook reads the layer's output, so the network needs no base class and no division into trunk and head. The
 network continues with a copy of what was read, so operations in place, before or after, do not change the features.
 
-The first pass examines a copy of the network: which axes of the layer's output, or which of its tokens, are those of the
-image (layouts.py), and what follows the layer. Without a layer that fits it has logits and an embedding.
+The first pass examines a copy of the network: which axes of the layer's output, or which of its tokens, are the image's
+(layouts.py), and what follows the layer. Without a layer that fits it has logits and an embedding.
 """
 
 from __future__ import annotations

@@ -389,13 +389,14 @@ def require_classes(
             len(trained) - 1,
             shorten(classes, 3),
         )
-    names = set() if isinstance(classes, int) else set(classes)
-    if are_published and len(trained) == len(names) and names.isdisjoint(trained):
-        logger.warning(
-            "%s trained on %s, none of which is a class of the data by name; they are taken as %s in this order",
-            subject,
-            shorten(list(trained), 3),
-            shorten(list(names and classes), 3),  # type: ignore[arg-type]
+    names = () if isinstance(classes, int) else tuple(classes)
+    is_named = are_published and 0 < len(trained) == len(names) and not are_numbers(trained)
+    if is_named and set(names).isdisjoint(trained):
+        log_once(
+            logger,
+            logging.WARNING,
+            f"{subject} trained on {shorten(list(trained), 3)}, none of which is a class of the data by name; they are "
+            f"taken as {shorten(list(names), 3)} in this order",
         )
     if reason.startswith("other"):
         reason += "; name weights, or a store, of the same classes"
